@@ -1,0 +1,99 @@
+"""Make Invoke tasks whose errors are caught, told and given an exit code in this one place."""
+
+from __future__ import annotations
+
+import functools
+import json as jsonlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from invoke import Exit, Task, task
+
+from macd.errors import ExitCode, MacdError
+
+Verb = Callable[..., Any]
+
+
+def verb(
+    *,
+    name: str | None = None,
+    help: dict[str, str] | None = None,
+    default: bool = False,
+    positional: list[str] | None = None,
+    iterable: list[str] | None = None,
+    incrementable: list[str] | None = None,
+) -> Callable[[Verb], Task]:
+    """Make an Invoke task: a MacdError becomes one message and its exit code, Ctrl-C a word and 1.
+
+    The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
+    """
+
+    def decorate(body: Verb) -> Task:
+        @functools.wraps(body)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            code = _run(body, args, kwargs)
+            if code:
+                raise Exit(code=int(code))
+
+        made: Task = task(
+            name=name,
+            help=help or {},
+            default=default,
+            positional=positional if positional is not None else [],
+            iterable=iterable,
+            incrementable=incrementable,
+        )(guarded)
+        return made
+
+    return decorate
+
+
+def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    try:
+        result = body(*args, **kwargs)
+    except MacdError as error:
+        return _tell(error, as_json=bool(kwargs.get("json")))
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: nothing more is started from here; what a host was doing already goes on"
+            "\n  do: invoke status, or invoke train.status, shows how it ended",
+            file=sys.stderr,
+        )
+        return ExitCode.FAILED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - `| head` closed us; stay silent
+        return ExitCode.DONE
+    return int(result or 0)
+
+
+def _tell(error: MacdError, *, as_json: bool) -> int:
+    if debugging():
+        traceback.print_exception(error)
+    if as_json:
+        fields = {k: getattr(error, k) for k in ("what", "why", "live", "hint")}
+        emit({"error": fields, "exit_code": int(error.exit_code)})
+    else:
+        print(f"✗ {error}", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def debugging() -> bool:
+    """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
+    return "--debug" in sys.argv or os.environ.get("MACD_DEBUG", "") not in ("", "0")
+
+
+def emit(data: Any) -> None:
+    """Print one JSON document for machines."""
+    print(jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Ask on the terminal; `--yes` answers it; without a terminal the answer is no."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,73 @@
+"""The one error users see: what happened, why, what is live now, what to do; and the exit codes."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means; scripts rely on these numbers."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    INCONCLUSIVE = 3
+    REVERTED = 4
+    CONTACT_LOST = 5
+    REFUSED = 6
+
+
+class MacdError(Exception):
+    """A failure told to a person. Raise it (or a subclass) wherever the caller can do nothing more.
+
+    Args:
+        what: what happened, one line, no trailing full stop.
+        why: the cause as far as it is known; may span lines.
+        hint: the next thing to do, best a command to type.
+        live: what is live (or what state things are in) now, where that could be in doubt.
+        exit_code: the status the command ends with.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        hint: str = "",
+        live: str = "",
+        exit_code: ExitCode = ExitCode.FAILED,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+        self.live = live
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        for label, text in (("why", self.why), ("now", self.live), ("do", self.hint)):
+            if text:
+                parts.append(f"  {label}: " + text.replace("\n", "\n       "))
+        return "\n".join(parts)
+
+
+class UsageError(MacdError):
+    """Wrong arguments or configuration (exit 2)."""
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", live: str = "") -> None:
+        super().__init__(what, why=why, hint=hint, live=live, exit_code=ExitCode.USAGE)
+
+
+class ContactLostError(MacdError):
+    """The link died and the outcome on the host is unknown (exit 5)."""
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", live: str = "") -> None:
+        super().__init__(what, why=why, hint=hint, live=live, exit_code=ExitCode.CONTACT_LOST)
+
+
+class RefusedError(MacdError):
+    """Nothing was done on purpose: lock, signature, evidence, host key (exit 6)."""
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", live: str = "") -> None:
+        super().__init__(what, why=why, hint=hint, live=live, exit_code=ExitCode.REFUSED)

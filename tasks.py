@@ -1,0 +1,7 @@
+"""What users type: `invoke --list`. Each verb lives in macd/cli, one file per noun."""
+
+from __future__ import annotations
+
+from invoke import Collection
+
+namespace = Collection()
