@@ -4,4 +4,7 @@ from __future__ import annotations
 
 from invoke import Collection
 
+from macd.cli import usage
+
+usage.install()
 namespace = Collection()

@@ -1,0 +1,90 @@
+"""Errors end in one message and the contract's exit code, through the real `invoke`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TASKS = """
+from invoke import Collection
+from macd.cli import usage
+from macd.cli.verb import verb, emit
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
+
+ERRORS = {"failed": MacdError, "usage": UsageError, "lost": ContactLostError, "refused": RefusedError}
+
+@verb(help={"kind": "which way to end"})
+def end(c, kind="done", json=False):
+    "End in the way that is asked for."
+    if kind == "inconclusive":
+        return ExitCode.INCONCLUSIVE
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind in ERRORS:
+        raise ERRORS[kind]("it broke", why="a reason\\nin two lines", live="release A serves", hint="invoke status")
+    emit({"ok": True}) if json else print("fine")
+
+usage.install()
+namespace = Collection(end)
+"""
+
+
+def _invoke(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    (root / "tasks.py").write_text(TASKS)
+    invoke = Path(sys.executable).with_name("invoke")
+    return subprocess.run(
+        [invoke, *argv], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("done", 0), ("failed", 1), ("usage", 2), ("inconclusive", 3), ("lost", 5), ("refused", 6)],
+)
+def test_exit_codes_are_the_contract(tmp_path: Path, kind: str, code: int) -> None:
+    ended = _invoke(tmp_path, "end", "--kind", kind)
+    assert ended.returncode == code
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_message_says_what_why_live_and_what_to_do(tmp_path: Path) -> None:
+    told = _invoke(tmp_path, "end", "--kind", "failed").stderr
+    assert told == (
+        "✗ it broke\n  why: a reason\n       in two lines\n"
+        "  now: release A serves\n  do: invoke status\n"
+    )
+
+
+def test_json_errors_are_one_document(tmp_path: Path) -> None:
+    ended = _invoke(tmp_path, "end", "--kind", "refused", "--json")
+    document = json.loads(ended.stdout)
+    assert document["exit_code"] == 6
+    assert document["error"]["live"] == "release A serves"
+
+
+def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
+    assert "Traceback" in _invoke(tmp_path, "--debug", "end", "--kind", "failed").stderr
+
+
+def test_ctrl_c_is_told_without_a_traceback(tmp_path: Path) -> None:
+    ended = _invoke(tmp_path, "end", "--kind", "interrupt")
+    assert ended.returncode == 1
+    assert "interrupted" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("argv", [("end", "--nope"), ("nope",)])
+def test_unknown_words_are_usage_errors(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    ended = _invoke(tmp_path, *argv)
+    assert ended.returncode == 2
+    assert "invoke --list" in ended.stderr
+
+
+def test_help_shows_the_line_and_the_options(tmp_path: Path) -> None:
+    shown = _invoke(tmp_path, "--help", "end").stdout
+    assert "End in the way that is asked for." in shown
+    assert "which way to end" in shown
