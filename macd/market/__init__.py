@@ -1,0 +1,1 @@
+"""Bars and what is computed from them: one code for training and for the live service."""
