@@ -1,0 +1,242 @@
+"""One strict reader of release manifests, the same here and on the host, so both mean one thing.
+
+Pure: bytes in, values or ManifestError out. It does not check signatures, disks or clocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Dict, List, Tuple
+
+MAX_BYTES = 4 * 1024 * 1024
+SCHEMA = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_RELEASE_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+# No control characters, no leading dash or dot: nothing hidden, nothing taken for an option.
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,127}\Z")
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+class ManifestError(ValueError):
+    """The bytes are not a manifest we accept; the message says what is wrong with them."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a release: relative POSIX path, size in bytes, SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a release says of itself. Times are UTC; `details` holds what no decision is made on."""
+
+    app: str
+    env: str
+    serial: int
+    created: datetime
+    expires: datetime
+    files: Tuple[File, ...]
+    lock: str
+    details: Dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+
+def canonical(document: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8, finite numbers only, one newline at the end.
+
+    Raises:
+        ManifestError: the document holds NaN, infinities or values JSON has no form for.
+    """
+    try:
+        text = json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode("utf-8") + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ManifestError("no canonical JSON for this: %s" % error) from error
+
+
+def render(manifest: Manifest) -> bytes:
+    """The canonical bytes of a manifest: what is signed, hashed and sent.
+
+    Raises:
+        ManifestError: the values would not be accepted back.
+    """
+    raw = canonical(
+        {
+            "schema": SCHEMA,
+            "app": manifest.app,
+            "env": manifest.env,
+            "serial": manifest.serial,
+            "created": manifest.created.strftime(_TIME),
+            "expires": manifest.expires.strftime(_TIME),
+            "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files],
+            "lock": manifest.lock,
+            "details": manifest.details,
+        }
+    )
+    parse(raw)
+    return raw
+
+
+def release_id(raw: bytes) -> str:
+    """`YYYYMMDDTHHMMSSZ-<8 hex of the manifest hash>` of these exact bytes."""
+    created = parse(raw).created.strftime("%Y%m%dT%H%M%SZ")
+    return "%s-%s" % (created, hashlib.sha256(raw).hexdigest()[:8])
+
+
+def check_release_id(text: Any) -> str:
+    """Return a well-formed release id unchanged.
+
+    Raises:
+        ManifestError: it is not one, and so must never become a path.
+    """
+    if not isinstance(text, str) or not _RELEASE_ID.match(text):
+        raise ManifestError("not a release id: %.80r" % (text,))
+    return text
+
+
+def check_path(path: Any) -> str:
+    """Return a relative POSIX path that stays inside its directory, unchanged.
+
+    Raises:
+        ManifestError: absolute, empty, with `..`, hidden, or with characters no file here needs.
+    """
+    if not isinstance(path, str) or len(path) > 512:
+        raise ManifestError("not a usable path: %.80r" % (path,))
+    if not all(_PART.match(part) for part in path.split("/")):
+        raise ManifestError("unsafe path: %r" % path)
+    return path
+
+
+def parse(raw: bytes) -> Manifest:
+    """Read canonical manifest bytes.
+
+    Raises:
+        ManifestError: too large, not canonical, unknown or missing fields, unsafe paths,
+            duplicates, impossible numbers or times.
+    """
+    document = _load(raw)
+    fields = {"schema", "app", "env", "serial", "created", "expires", "files", "lock", "details"}
+    if not isinstance(document, dict) or set(document) != fields:
+        found = sorted(document) if isinstance(document, dict) else type(document).__name__
+        raise ManifestError("fields are not %s: %.200s" % (sorted(fields), found))
+    if type(document["schema"]) is not int or document["schema"] != SCHEMA:
+        raise ManifestError("schema %.80r; this code reads %d" % (document["schema"], SCHEMA))
+    manifest = Manifest(
+        app=_text(document, "app", _NAME),
+        env=_text(document, "env", _NAME),
+        serial=_count(document["serial"], "serial", least=1),
+        created=_time(document, "created"),
+        expires=_time(document, "expires"),
+        files=_files(document["files"]),
+        lock=_text(document, "lock", _SHA256),
+        details=_details(document["details"]),
+    )
+    if manifest.expires <= manifest.created:
+        raise ManifestError("expires before it was created")
+    return manifest
+
+
+def _load(raw: bytes) -> Any:
+    if len(raw) > MAX_BYTES:
+        raise ManifestError("%d bytes; at most %d" % (len(raw), MAX_BYTES))
+    try:
+        document = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_no_repeats, parse_constant=_no_constant
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ManifestError("not JSON: %s" % error) from error
+    if canonical(document) != raw:
+        raise ManifestError("JSON, but not in canonical form")
+    return document
+
+
+def _no_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ManifestError("a key stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ManifestError("%s is not a number" % name)
+
+
+def _text(document: Dict[str, Any], key: str, shape: "re.Pattern[str]") -> str:
+    value = document[key]
+    if not isinstance(value, str) or not shape.match(value):
+        raise ManifestError("%s: %.80r" % (key, value))
+    return value
+
+
+def _count(value: Any, what: str, *, least: int = 0) -> int:
+    if type(value) is not int or not least <= value < 2**53:
+        raise ManifestError("%s: %.80r" % (what, value))
+    return value
+
+
+def _time(document: Dict[str, Any], key: str) -> datetime:
+    try:
+        found = datetime.strptime(document[key], _TIME).replace(tzinfo=timezone.utc)
+    except (TypeError, ValueError) as error:
+        raise ManifestError("%s: %s" % (key, error)) from error
+    if found.strftime(_TIME) != document[key]:
+        raise ManifestError("%s: %.80r" % (key, document[key]))
+    return found
+
+
+def _files(value: Any) -> Tuple[File, ...]:
+    if not isinstance(value, list) or not value:
+        raise ManifestError("files: an empty release")
+    files = []
+    for entry in value:
+        if not isinstance(entry, dict) or set(entry) != {"path", "size", "sha256"}:
+            raise ManifestError("files: not {path, size, sha256}: %.80r" % (entry,))
+        path = check_path(entry["path"])
+        files.append(File(path, _count(entry["size"], path), _text(entry, "sha256", _SHA256)))
+    paths = [f.path for f in files]
+    if paths != sorted(paths):
+        raise ManifestError("files: not sorted by path")
+    _no_clashes(paths)
+    return tuple(files)
+
+
+def _no_clashes(paths: List[str]) -> None:
+    # Two names that fold to one on a case-insensitive disk would overwrite each other there.
+    folded = [p.casefold() for p in paths]
+    if len(set(folded)) != len(folded):
+        raise ManifestError("files: a path stands twice")
+    directories = {"/".join(p.split("/")[:n]) for p in folded for n in range(1, p.count("/") + 1)}
+    clash = sorted(directories & set(folded))
+    if clash:
+        raise ManifestError("files: %r is a file and a directory" % clash[0])
+
+
+def _details(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ManifestError("details: not an object")
+    if not _finite(value):
+        raise ManifestError("details: a number that is not finite")
+    return value
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_finite(inner) for inner in value.values())
+    return all(_finite(inner) for inner in value) if isinstance(value, list) else True

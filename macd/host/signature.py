@@ -1,0 +1,59 @@
+"""Say who signed these bytes, by OpenSSH's own `ssh-keygen -Y verify`, before anything parses them.
+
+Needs nothing but the standard library and ssh-keygen: the verifier never comes out of the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from typing import Optional
+
+RELEASE_NAMESPACE = "release-manifest@macd"
+GATE_NAMESPACE = "gate-report@macd"
+_TIMEOUT_S = 30
+
+
+class SignatureError(ValueError):
+    """Not signed by somebody we allow, for this purpose; the message says why."""
+
+
+def verify(
+    signed: bytes,
+    signature: bytes,
+    *,
+    allowed_signers: str,
+    identity: str,
+    namespace: str = RELEASE_NAMESPACE,
+    revoked: Optional[str] = None,
+) -> None:
+    """Return if `signature` is `identity`'s over exactly `signed`, in `namespace`, now.
+
+    Args:
+        allowed_signers: path of an OpenSSH allowed_signers file (see ssh-keygen(1)).
+        revoked: path of a key revocation list; a missing file revokes nothing.
+
+    Raises:
+        SignatureError: anything else, a missing ssh-keygen or allowed_signers included.
+    """
+    if not os.path.isfile(allowed_signers):
+        raise SignatureError("no allowed_signers at %s" % allowed_signers)
+    with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
+        held.write(signature)
+        held.flush()
+        argv = ["ssh-keygen", "-Y", "verify", "-f", allowed_signers, "-I", identity]
+        argv += ["-n", namespace, "-s", held.name]
+        if revoked and os.path.isfile(revoked):
+            argv += ["-r", revoked]
+        try:
+            done = subprocess.run(
+                argv, input=signed, capture_output=True, timeout=_TIMEOUT_S, check=False
+            )
+        except FileNotFoundError as error:
+            raise SignatureError("ssh-keygen is not installed (package openssh-client)") from error
+        except subprocess.TimeoutExpired as error:
+            raise SignatureError("ssh-keygen gave no answer in %d s" % _TIMEOUT_S) from error
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
+        raise SignatureError(said or "ssh-keygen refused it with %d" % done.returncode)

@@ -1,0 +1,129 @@
+"""A manifest is accepted in one form only, and its id follows from its bytes."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macd.host.manifest import (
+    File,
+    Manifest,
+    ManifestError,
+    canonical,
+    check_path,
+    check_release_id,
+    parse,
+    release_id,
+    render,
+)
+
+CREATED = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
+
+
+def _manifest(**changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "app": "macd-analysis",
+        "env": "prod",
+        "serial": 3,
+        "created": CREATED,
+        "expires": CREATED + timedelta(days=30),
+        "files": (File("a/b.json", 2, "0" * 64), File("c.txt", 0, "1" * 64)),
+        "lock": "f" * 64,
+        "details": {"auc": 0.58},
+    }
+    return Manifest(**{**values, **changes})
+
+
+def _document(**changes: Any) -> bytes:
+    return canonical({**json.loads(render(_manifest())), **changes})
+
+
+def test_round_trip_and_id() -> None:
+    raw = render(_manifest())
+    assert parse(raw) == _manifest()
+    assert release_id(raw).startswith("20260301T120005Z-")
+    assert release_id(raw) != release_id(render(_manifest(serial=4)))
+    assert check_release_id(release_id(raw)) == release_id(raw)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"serial": 0},
+        {"serial": True},
+        {"serial": 1.0},
+        {"serial": 2**60},
+        {"schema": 2},
+        {"schema": True},
+        {"app": "../app"},
+        {"env": ""},
+        {"lock": "F" * 64},
+        {"created": "2026-03-01T12:00:05+00:00"},
+        {"created": "2026-3-1T12:00:05Z"},
+        {"expires": "2026-03-01T12:00:05Z"},
+        {"files": []},
+        {"files": [{"path": "/etc/passwd", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a/../../b", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": -1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 63}]},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 64, "mode": 511}]},
+        {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("b", "a")]},
+        {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a")]},
+        {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("A", "a")]},
+        {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a/b")]},
+        {"details": []},
+        {"extra": 1},
+    ],
+)
+def test_what_is_not_exactly_a_manifest_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError):
+        parse(_document(**changes))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]\n",
+        b"\xff\xfe",
+        b"{}",
+        b'{"a":1,"a":1}\n',
+        b'{"a":NaN}\n',
+        b'{"a":1e999}\n',
+        b"[" * 100_000,
+        b" " * (5 * 1024 * 1024),
+    ],
+)
+def test_bytes_that_are_no_manifest(raw: bytes) -> None:
+    with pytest.raises(ManifestError):
+        parse(raw)
+
+
+def test_any_other_spelling_of_the_same_json_is_refused() -> None:
+    raw = render(_manifest())
+    for other in (raw + b" ", raw[:-1], json.dumps(json.loads(raw)).encode() + b"\n"):
+        with pytest.raises(ManifestError, match="canonical"):
+            parse(other)
+
+
+@given(st.text(max_size=40))
+def test_no_path_leaves_its_directory(path: str) -> None:
+    try:
+        checked = check_path(path)
+    except ManifestError:
+        return
+    assert checked == path
+    assert not path.startswith(("/", ".", "-"))
+    assert ".." not in path.split("/")
+    assert path.isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "20260301T120005Z-000000", "../20260301T120005Z-0000000a", 5])
+def test_release_ids_never_become_other_paths(text: Any) -> None:
+    with pytest.raises(ManifestError):
+        check_release_id(text)

@@ -1,0 +1,93 @@
+"""Only the allowed key, for this purpose, over exactly these bytes, and still valid."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError, UsageError
+from macd.host.signature import GATE_NAMESPACE, SignatureError, verify
+from macd.release.signing import sign
+from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_release(tmp_path_factory.mktemp("signed"))
+
+
+def _verify(made: Made, **changes: object) -> None:
+    values: dict[str, object] = {
+        "signed": made.raw,
+        "signature": made.signature,
+        "allowed_signers": str(made.allowed_signers),
+        "identity": IDENTITY,
+    }
+    values.update(changes)
+    verify(values.pop("signed"), values.pop("signature"), **values)  # type: ignore[arg-type]
+
+
+def test_the_real_one_passes(made: Made) -> None:
+    _verify(made)
+
+
+def test_every_changed_byte_of_the_manifest_is_refused(made: Made) -> None:
+    for position in range(0, len(made.raw), 7):
+        changed = bytearray(made.raw)
+        changed[position] ^= 0x01
+        with pytest.raises(SignatureError):
+            _verify(made, signed=bytes(changed))
+
+
+def test_every_changed_byte_of_the_signature_is_refused_or_means_the_same(made: Made) -> None:
+    body = made.signature.splitlines()
+    payload = b"".join(body[1:-1])
+    for position in range(0, len(payload) - 2, 5):
+        letter = b"B" if payload[position : position + 1] == b"A" else b"A"
+        changed = payload[:position] + letter + payload[position + 1 :]
+        armoured = b"\n".join([body[0], changed, body[-1], b""])
+        with pytest.raises(SignatureError):
+            _verify(made, signature=armoured)
+
+
+def test_other_keys_names_and_purposes_are_refused(made: Made, tmp_path: Path) -> None:
+    stranger = make_key(tmp_path, "stranger")
+    public = made.key.with_suffix(".pub").read_text().strip()
+    expired = tmp_path / "expired"
+    expired.write_text(f'{IDENTITY} valid-before="20200101" {public}\n')
+    bad = [
+        {"signature": sign(made.raw, key=stranger)},
+        {"signature": sign(made.raw, key=made.key, namespace=GATE_NAMESPACE)},
+        {"signature": sign(made.raw, key=made.key, namespace="file")},
+        {"signature": b""},
+        {"signature": b"-----BEGIN SSH SIGNATURE-----\n-----END SSH SIGNATURE-----\n"},
+        {"signed": made.raw + b"\n"},
+        {"identity": "somebody@else"},
+        {"namespace": GATE_NAMESPACE},
+        {"allowed_signers": str(expired)},
+        {"allowed_signers": str(tmp_path / "missing")},
+    ]
+    for changes in bad:
+        with pytest.raises(SignatureError):
+            _verify(made, **changes)
+
+
+def test_a_revoked_key_is_refused(made: Made, tmp_path: Path) -> None:
+    krl = tmp_path / "revoked.krl"
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", krl, f"{made.key}.pub"], check=True)
+    with pytest.raises(SignatureError):
+        _verify(made, revoked=str(krl))
+    _verify(made, revoked=str(tmp_path / "none.krl"))
+
+
+def test_a_missing_or_locked_key_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no signing key"):
+        sign(b"x", key=tmp_path / "nothing")
+    locked = tmp_path / "locked"
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret words", "-f", locked], check=True
+    )
+    with pytest.raises(MacdError, match="did not sign"):
+        sign(b"x", key=locked)
