@@ -6,8 +6,7 @@ attention pooling, the window including the bar predicted from, few epochs (docs
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from macd.train import nets
-from macd.train.checkpoint import pack, unpack, write_whole
 from macd.train.fitdata import HEADS, Facts, FitData, Floats, Report, Rows, silent
-from macd.train.meta import meta_json
+from macd.train.loop import Loop, train
+from macd.train.netfile import read_net, run_facts, write_net
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,18 @@ class Params:
     layers: int
     projection: int
     dropout: float
-    loop: nets.Loop
+    loop: Loop
 
     @classmethod
     def demo(cls) -> Params:
         """Seconds on one core."""
-        loop = nets.Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
+        loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
         return cls(hidden=64, layers=1, projection=48, dropout=0.2, loop=loop)
 
     @classmethod
     def full(cls) -> Params:
         """For a GPU: 26 s an epoch on one core."""
-        loop = nets.Loop(epochs=12, batch=256, lr=1e-3, weight_decay=0.05)
+        loop = Loop(epochs=12, batch=256, lr=1e-3, weight_decay=0.05)
         return cls(hidden=192, layers=2, projection=48, dropout=0.3, loop=loop)
 
 
@@ -80,13 +79,12 @@ class LstmNet(nn.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted net and how it came about."""
+    """A fitted net; `loop` tells how the training went (history, optimizer state ...)."""
 
     net: LstmNet
     params: Params
     features: tuple[str, ...]
-    history: list[dict[str, Any]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any]
 
 
 def fit(
@@ -102,7 +100,7 @@ def fit(
     with nets.reproducible(torch.device("cpu")):
         torch.manual_seed(seed)
         net = LstmNet(data.X.shape[1], params)
-    state = nets.train(
+    loop = train(
         net,
         data,
         params.loop,
@@ -113,14 +111,7 @@ def fit(
         checkpoint=checkpoint,
         report=report,
     )
-    facts = {
-        "seed": seed,
-        "training_digest": data.digest(),
-        "epochs": state.epoch,
-        "best_epoch": state.best_epoch or state.epoch,
-        "batch_that_fit": state.micro,
-    }
-    return Model(net, params, data.features, state.history, facts)
+    return Model(net, params, data.features, loop)
 
 
 def predict(model: Model, X: Floats, rows: Rows) -> Floats:
@@ -130,41 +121,25 @@ def predict(model: Model, X: Floats, rows: Rows) -> Floats:
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
     """Write lstm_{tf}.pt and lstm_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    width = model.net.scale.center.numel()
-    config = {
-        "params": dataclasses.asdict(model.params),
-        "features": list(model.features),
-        "width": width,
-        "facts": model.facts,
-    }
-    weights = {k: v.cpu() for k, v in model.net.state_dict().items()}
-    state = {
-        "format": "macd-lstm/1",
-        "weights": weights,
-        "config": config,
-        "loop": {"history": model.history},
-    }
-    meta = meta_json(
+    told = {**run_facts(model.loop), **(facts or {})}
+    return write_net(
         "lstm",
-        tf,
-        model.params,
-        model.features,
-        {"history": model.history, **model.facts, **(facts or {})},
+        model.net,
+        params=model.params,
+        features=model.features,
+        loop=model.loop,
+        directory=directory,
+        tf=tf,
+        facts=told,
     )
-    return [
-        write_whole(directory / f"lstm_{tf}.pt", pack(state)),
-        write_whole(directory / f"lstm_{tf}_meta.json", meta),
-    ]
 
 
 def load(directory: Path, tf: str) -> Model:
     """Read what `save` wrote (weights_only: nothing in the file is run)."""
-    state = unpack((directory / f"lstm_{tf}.pt").read_bytes())
-    config = state["config"]
-    given = dict(config["params"])
-    params = Params(**{**given, "loop": nets.Loop(**given["loop"])})
-    net = LstmNet(config["width"], params)
+    state = read_net("lstm", directory, tf)
+    config = state["config"]["params"]
+    params = Params(**{**config, "loop": Loop(**config["loop"])})
+    net = LstmNet(state["weights"]["scale.center"].numel(), params)
     net.load_state_dict(state["weights"])
     net.eval()
-    history: list[dict[str, Any]] = state["loop"]["history"]
-    return Model(net, params, tuple(config["features"]), history, dict(config["facts"]))
+    return Model(net, params, tuple(state["config"]["features"]), state["loop"])

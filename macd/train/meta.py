@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from macd.train.fitdata import HEADS, HORIZONS, Facts
+from macd.market.labels import HORIZONS
+from macd.train.fitdata import HEADS, Facts
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
