@@ -1,0 +1,167 @@
+"""The three hosts of the team's guide on real systemd, with the files a client needs to reach them.
+
+`root` is laid out like a project: `inventory/systemd-test.yml`, an ssh_config and a known_hosts
+beside it, so the product's own commands run against these hosts with `--inventory systemd-test`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.hosts import claim as claims
+from tests.hosts import network, rootfs
+from tests.hosts.inventory import inventory_text
+from tests.hosts.machine import Machine
+
+NAMES = ("jump", "h800", "prod")
+USERS = {"jump": "jumper", "h800": "quant", "prod": "root"}
+PORTS = {"jump": 22, "h800": 22, "prod": 22222}
+ALIASES = {"jump": "jumphost", "h800": "h800", "prod": "prod"}
+
+
+@dataclass(frozen=True)
+class TestHost:
+    """One host twice over: as SSH sees it, and as the machine that a test may reboot or cut off."""
+
+    __test__ = False  # pytest: not a test class
+
+    name: str
+    alias: str
+    address: str
+    port: int
+    user: str
+    key: Path
+    host_key: str
+    machine: Machine
+    ssh_config: Path
+
+    def ssh(
+        self, command: str, *, user: str = "", input: str | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command by the plain OpenSSH client, through the jump host where there is one."""
+        login = ["-l", user] if user else []
+        return subprocess.run(
+            ["ssh", "-F", str(self.ssh_config), *login, self.alias, command],
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def exec(self, *argv: str, input: str | None = None, check: bool = True) -> str:
+        """Run a command as root around SSH and return its stdout."""
+        return self.machine.exec(*argv, input=input, check=check)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The three hosts and the project directory that knows them."""
+
+    jump: TestHost
+    h800: TestHost
+    prod: TestHost
+    root: Path
+    inventory: str
+    ssh_config: Path
+    known_hosts: Path
+
+    def each(self) -> tuple[TestHost, TestHost, TestHost]:
+        """Return the hosts in the order they are reached."""
+        return self.jump, self.h800, self.prod
+
+
+@contextmanager
+def booted(cache: Path, root: Path) -> Iterator[Hosts]:
+    """Boot the three hosts side by side; everything of theirs is removed at the end.
+
+    `cache` holds the built root (made if missing) and the running hosts' disks; `root` is an empty
+    directory for the client's files. Raises RuntimeError when a host does not come up.
+    """
+    lower = rootfs.ensure(cache)
+    claim = claims.take(cache)
+    try:
+        hosts = _lay_out(claim, lower, root)
+        for host in hosts.each():
+            host.machine.start()
+        for host in hosts.each():
+            host.machine.wait()
+        yield hosts
+    finally:
+        claim.release()
+
+
+def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
+    wired = network.wire(claim)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "tasks.py").touch()
+    (root / "inventory").mkdir()
+    key = root / "id_ed25519"
+    _generate_key(key, "macd test user")
+    ssh_config, known_hosts = root / "ssh_config", root / "known_hosts"
+    hosts = []
+    for name in NAMES:
+        address, port = getattr(wired, name), PORTS[name]
+        host_key = root / f"host_{name}"
+        _generate_key(host_key, claim.name(name))
+        machine = Machine(
+            claim.name(name), claim.directory / name, lower, _files(name, claim, key, host_key)
+        )
+        public = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
+        hosts.append(
+            TestHost(
+                name, ALIASES[name], address, port, USERS[name], key, public, machine, ssh_config
+            )
+        )
+    ssh_config.write_text("".join(_ssh_block(h, known_hosts) for h in hosts))
+    known_hosts.write_text("".join(_known_line(h) for h in hosts))
+    name = "systemd-test"
+    (root / "inventory" / f"{name}.yml").write_text(inventory_text(ssh_config, known_hosts))
+    return Hosts(*hosts, root=root, inventory=name, ssh_config=ssh_config, known_hosts=known_hosts)
+
+
+def _files(name: str, claim: claims.Claim, key: Path, host_key: Path) -> dict[str, str]:
+    """Return what tells this host from its twins on the shared root."""
+    return {
+        "etc/hostname": claim.name(name) + "\n",
+        "etc/ssh/sshd_config.d/20-port.conf": f"Port {PORTS[name]}\n",
+        "etc/ssh/authorized_keys": key.with_suffix(".pub").read_text(),
+        "etc/ssh/ssh_host_ed25519_key": host_key.read_text(),
+    }
+
+
+def _ssh_block(host: TestHost, known_hosts: Path) -> str:
+    jump = f"  ProxyJump {ALIASES['jump']}\n" if host.name == "h800" else ""
+    return f"""\
+Host {host.alias}
+  HostName {host.address}
+  Port {host.port}
+  User {host.user}
+{jump}  IdentityFile {host.key}
+  IdentitiesOnly yes
+  UserKnownHostsFile {known_hosts}
+  GlobalKnownHostsFile /dev/null
+  StrictHostKeyChecking yes
+  BatchMode yes
+  ConnectTimeout 20
+
+"""
+
+
+def _known_line(host: TestHost) -> str:
+    where = host.address if host.port == 22 else f"[{host.address}]:{host.port}"
+    return f"{where} {host.host_key}\n"
+
+
+def _generate_key(path: Path, comment: str) -> None:
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
+        check=True,
+        env={"PATH": os.environ["PATH"]},
+    )
