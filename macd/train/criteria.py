@@ -1,0 +1,124 @@
+"""Hold a training against the agreed criteria and say, for each, whether it is met.
+
+A criterion that is not met is a result, not an error. Whether it blocks a release or only warns is
+the inventory's decision; the training itself ends well either way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LEVELS = ("block", "warn")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A threshold and what missing it means: `block` stops a release, `warn` is only told."""
+
+    threshold: float
+    level: str = "block"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One criterion as it came out; `value` is None where it could not be measured."""
+
+    name: str
+    title: str
+    value: float | None
+    threshold: float
+    ok: bool
+    level: str
+    detail: str = ""
+
+    def line(self) -> str:
+        """One line for people."""
+        mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
+        shown = "not measured" if self.value is None else f"{self.value:.4g}"
+        rest = f"  {self.detail}" if self.detail else ""
+        missed = (
+            "" if self.ok else ("  (blocks a release)" if self.level == "block" else "  (warns)")
+        )
+        return f"{mark} {self.title}: {shown}{missed}{rest}"
+
+
+# The team's guide. Names are the keys in the inventory.
+DEFAULTS: dict[str, Criterion] = {
+    "lstm_val_auc": Criterion(0.57),
+    "test_val_gap": Criterion(0.02),
+    "stacking_oof_auc": Criterion(0.58),
+    "n_oof": Criterion(10000),
+    "files_exist": Criterion(1.0),
+    "onnx_test": Criterion(1.0),
+    "leak_audit": Criterion(1.0),
+}
+_TITLES = {
+    "lstm_val_auc": "best LSTM head, validation AUC >= {t:g}",
+    "test_val_gap": "|test AUC - validation AUC| of that head < {t:g}",
+    "stacking_oof_auc": "stacking, out-of-fold AUC >= {t:g}",
+    "n_oof": "out-of-fold samples >= {t:,.0f}",
+    "files_exist": "all model files exist",
+    "onnx_test": "ONNX models agree with torch on real bars",
+    "leak_audit": "leak audit passed",
+}
+_BELOW = frozenset({"test_val_gap"})  # met when strictly below; the others when at or above
+
+
+def parse_criteria(raw: Any) -> dict[str, Criterion]:
+    """Criteria from plain values, on top of the defaults; a bare number keeps the level.
+
+    Raises ValueError naming every unknown name and wrong value.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError('must look like {"lstm_val_auc": {"threshold": 0.57, "level": "warn"}}')
+    made, problems = dict(DEFAULTS), []
+    for name, value in raw.items():
+        if name not in DEFAULTS:
+            problems.append(f"{name} is unknown (known: {', '.join(DEFAULTS)})")
+            continue
+        given = value if isinstance(value, Mapping) else {"threshold": value}
+        threshold = given.get("threshold", DEFAULTS[name].threshold)
+        level = given.get("level", DEFAULTS[name].level)
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            problems.append(f"{name}: threshold {threshold!r} is not a number")
+        elif level not in LEVELS:
+            problems.append(f"{name}: level {level!r} is none of {', '.join(LEVELS)}")
+        elif set(given) - {"threshold", "level"}:
+            problems.append(f"{name}: only threshold and level, not {', '.join(given)}")
+        else:
+            made[name] = Criterion(float(threshold), str(level))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return made
+
+
+def evaluate(
+    criteria: Mapping[str, Criterion],
+    values: Mapping[str, float | None],
+    details: Mapping[str, str],
+) -> list[Outcome]:
+    """Each criterion against its measured value; what was not measured is not met."""
+    outcomes = []
+    for name, criterion in criteria.items():
+        value = values.get(name)
+        known = value is not None and math.isfinite(value)
+        met = known and _meets(name, float(value or 0.0), criterion.threshold)
+        outcomes.append(
+            Outcome(
+                name=name,
+                title=_TITLES[name].format(t=criterion.threshold),
+                value=float(value) if known and value is not None else None,
+                threshold=criterion.threshold,
+                ok=met,
+                level=criterion.level,
+                detail=details.get(name, ""),
+            )
+        )
+    return outcomes
+
+
+def _meets(name: str, value: float, threshold: float) -> bool:
+    return value < threshold if name in _BELOW else value >= threshold

@@ -1,0 +1,161 @@
+"""Run independent fits side by side, on this machine or on a Ray cluster, with the same numbers.
+
+Each fit runs on one thread with its own seed, so neither the number of workers nor the order in
+which they finish changes a result. With several CUDA devices fits are dealt out in turn. Results
+come back as they finish; the caller stores each at once, so a killed run loses only what ran.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from joblib import Parallel, delayed
+
+from macd.errors import MacdError
+
+J = TypeVar("J")
+S = TypeVar("S")
+R = TypeVar("R")
+
+# Several small fits share one GPU; a single one leaves most of it idle.
+FITS_PER_DEVICE = 2
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the fits may use: worker processes, and devices dealt out in turn."""
+
+    workers: int
+    devices: tuple[str, ...] = ("cpu",)
+
+
+def resources(device: str, workers: int) -> Resources:
+    """What this machine offers.
+
+    `device` is auto, cpu or cuda; `workers` 0 means all cores, or two fits a GPU. Raises MacdError
+    when cuda is asked for and there is none.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = _cuda_devices() if device != "cpu" else ()
+    if device == "cuda" and not devices:
+        raise MacdError(
+            "no CUDA device can be used",
+            why="torch.cuda.is_available() is false: no GPU, no driver, or a CPU build of torch",
+            hint="nvidia-smi shows the GPU; --device cpu trains without one",
+        )
+    if devices:
+        return Resources(workers or FITS_PER_DEVICE * len(devices), devices)
+    return Resources(workers or cores or 1)
+
+
+def run(
+    function: Callable[[J, S, str], R],
+    jobs: Sequence[J],
+    shared: S,
+    *,
+    engine: str,
+    use: Resources,
+) -> Iterator[tuple[int, R]]:
+    """Yield (position, function(job, shared, device)) for every job, as they finish.
+
+    `function` must be importable, `shared` picklable; it is sent once and not copied per job where
+    the engine can share memory. An error in a job is raised here and ends the iteration.
+    """
+    numbered = [
+        (position, job, use.devices[position % len(use.devices)])
+        for position, job in enumerate(jobs)
+    ]
+    if not numbered:
+        return iter(())
+    if engine == "ray":
+        return _with_ray(function, numbered, shared, use)
+    if use.workers == 1 or len(numbered) == 1:
+        return ((at, _one_thread(function, job, shared, device)) for at, job, device in numbered)
+    return _with_joblib(function, numbered, shared, use)
+
+
+def _numbered(
+    function: Callable[[J, S, str], R], position: int, job: J, shared: S, device: str
+) -> tuple[int, R]:
+    return position, _one_thread(function, job, shared, device)
+
+
+def _one_thread(function: Callable[[J, S, str], R], job: J, shared: S, device: str) -> R:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on how they are split, and fits run side by side
+    try:
+        return function(job, shared, device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _with_joblib(
+    function: Callable[[J, S, str], R],
+    numbered: Sequence[tuple[int, J, str]],
+    shared: S,
+    use: Resources,
+) -> Iterator[tuple[int, R]]:
+    parallel = Parallel(
+        n_jobs=min(use.workers, len(numbered)),
+        backend="loky",
+        return_as="generator_unordered",
+        max_nbytes="1M",
+        mmap_mode="r",
+        inner_max_num_threads=1,
+    )
+    results: Iterator[tuple[int, R]] = parallel(
+        delayed(_numbered)(function, at, job, shared, device) for at, job, device in numbered
+    )
+    return results
+
+
+def _with_ray(
+    function: Callable[[J, S, str], R],
+    numbered: Sequence[tuple[int, J, str]],
+    shared: S,
+    use: Resources,
+) -> Iterator[tuple[int, R]]:
+    try:
+        import ray  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise MacdError(
+            "the engine ray needs the package ray",
+            why=str(error),
+            hint='pip install "macd[ray]", or --engine local',
+        ) from error
+    if not ray.is_initialized():
+        # RAY_ADDRESS names a cluster; without it a local one with our workers is started.
+        cluster = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {} if cluster else {"num_cpus": use.workers}
+        ray.init(
+            address=cluster or "local",
+            include_dashboard=False,
+            log_to_driver=True,
+            runtime_env={"env_vars": dict.fromkeys(_THREAD_LIMITS, "1")},
+            **options,
+        )
+    gpu = any(device.startswith("cuda") for device in use.devices)
+    task = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_numbered)
+    # Ray shows each task only its own GPU, as number 0.
+    device = "cuda:0" if gpu else "cpu"
+    stored = ray.put(shared)
+    waiting = [task.remote(function, at, job, stored, device) for at, job, _ in numbered]
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1)
+        yield ray.get(done[0])
+
+
+def _cuda_devices() -> tuple[str, ...]:
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
