@@ -1,0 +1,154 @@
+"""The files a lab stands on: homes, tools, host keys; the operator's key and SSH configuration."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from macd.errors import MacdError
+from macd.lab.processes import MARKER
+from macd.lab.state import HOSTS, USERS, write_atomically
+
+_NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where one host's things are, and what commands there see as their environment."""
+
+    name: str
+    user: str
+    directory: Path
+    run: Path
+    lab_id: str
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home"
+
+    @property
+    def bin(self) -> Path:
+        return self.directory / "bin"
+
+    @property
+    def host_key(self) -> Path:
+        return self.directory / "etc" / "ssh_host_ed25519_key"
+
+    @property
+    def authorized_keys(self) -> Path:
+        return self.directory / "etc" / "authorized_keys"
+
+    def environment(self) -> dict[str, str]:
+        """Only what a fresh login has: nothing of the operator's environment gets in."""
+        return {
+            "HOME": str(self.home),
+            "USER": self.user,
+            "LOGNAME": self.user,
+            "SHELL": "/bin/sh",
+            "LANG": "C.UTF-8",
+            "PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "XDG_RUNTIME_DIR": str(self.run),
+            MARKER: self.lab_id,
+        }
+
+
+def lay(root: Path, private: Path, lab_id: str) -> dict[str, Ground]:
+    """Make what is missing, keep what is there; returns the hosts by name."""
+    lab = root / ".lab"
+    refuse_unspeakable(lab)
+    try:
+        (lab / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
+        operator = _key(lab / "keys" / "operator", "operator@lab")
+        grounds = {}
+        for name in HOSTS:
+            ground = Ground(name, USERS[name], lab / "hosts" / name, private / name, lab_id)
+            for directory in (ground.home, ground.bin, ground.host_key.parent, ground.run):
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _key(ground.host_key, f"{name}@lab")
+            write_atomically(ground.authorized_keys, operator)
+            _tools(ground)
+            grounds[name] = ground
+    except OSError as error:
+        raise MacdError(
+            f"the lab can't be laid out in {lab}",
+            why=str(error),
+            hint="make the directory writable, or work in a clone that belongs to you",
+        ) from error
+    return grounds
+
+
+def write_client_files(root: Path, grounds: Mapping[str, Ground], ports: Mapping[str, int]) -> None:
+    """ssh_config and known_hosts: all an SSH client needs to reach the three hosts."""
+    lab = root / ".lab"
+    known, key = _quoted(lab / "known_hosts"), _quoted(lab / "keys" / "operator")
+    blocks = ["# Made by `invoke lab.up`; try: ssh -F .lab/ssh_config lab-prod"]
+    lines = []
+    for name, ground in grounds.items():
+        direct = name in ports
+        address = "127.0.0.1" if direct else name
+        port = ports.get(name, 22)
+        blocks.append(
+            f"Host lab-{name}\n"
+            f"    HostName {address}\n"
+            f"    Port {port}\n"
+            f"    User {ground.user}\n"
+            + ("" if direct else "    ProxyJump lab-jump\n")
+            + f"    IdentityFile {key}\n"
+            "    IdentitiesOnly yes\n"
+            "    IdentityAgent none\n"
+            "    ForwardAgent no\n"
+            f"    UserKnownHostsFile {known}\n"
+            "    GlobalKnownHostsFile /dev/null\n"
+            "    StrictHostKeyChecking yes\n"
+        )
+        public = ground.host_key.with_suffix(".pub").read_text().split()
+        spoken = f"[{address}]:{port}" if port != 22 else address
+        lines.append(f"{spoken} {public[0]} {public[1]}\n")
+    write_atomically(lab / "known_hosts", "".join(lines))
+    write_atomically(lab / "ssh_config", "\n".join(blocks))
+
+
+def refuse_unspeakable(path: Path) -> None:
+    """ssh_config has no way to write these characters in a path."""
+    if any(bad in str(path) for bad in ('"', "\n", "${")):
+        raise MacdError(
+            f"a lab can't live in {path}",
+            why='ssh_config can\'t name a path with a quote, a line break or "${" in it',
+            hint="move the clone to another directory",
+        )
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("%", "%%") + '"'
+
+
+def _key(path: Path, comment: str) -> str:
+    """The public half of the key at `path`, which is made when missing."""
+    public = path.with_suffix(".pub")
+    if not (path.exists() and public.exists()):
+        made = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
+        write_atomically(path, made.export_private_key("openssh").decode())
+        write_atomically(public, made.export_public_key("openssh").decode(), mode=0o644)
+    return public.read_text()
+
+
+def _tools(ground: Ground) -> None:
+    """python3 is the lab's own interpreter; systemctl never reaches the real machine's systemd."""
+    python = shlex.quote(sys.executable)
+    _script(ground.bin / "python3", f'exec {python} "$@"')
+    absent = f"echo {shlex.quote(_NO_SYSTEMD)} >&2\nexit 1"
+    for tool in ("systemctl", "systemd-run", "loginctl", "journalctl"):
+        _script(ground.bin / tool, absent)
+    if ground.name == "prod":
+        # By file and isolated: what lies in the caller's directory must not be imported.
+        program = shlex.quote(str(Path(__file__).with_name("systemctl.py")))
+        _script(ground.bin / "systemctl", f'exec {python} -I {program} "$@"')
+
+
+def _script(path: Path, body: str) -> None:
+    write_atomically(path, f"#!/bin/sh\n{body}\n", mode=0o755)
