@@ -1,0 +1,29 @@
+"""Typed, validated configuration: hosts, the way to them, and every threshold people decide."""
+
+from macd.inventory.load import available, load, project_root
+from macd.inventory.models import (
+    Criterion,
+    GateSettings,
+    GuardSettings,
+    Host,
+    Inventory,
+    LinkSettings,
+    ReleaseSettings,
+    SoakSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "Criterion",
+    "GateSettings",
+    "GuardSettings",
+    "Host",
+    "Inventory",
+    "LinkSettings",
+    "ReleaseSettings",
+    "SoakSettings",
+    "TrainSettings",
+    "available",
+    "load",
+    "project_root",
+]

@@ -1,0 +1,221 @@
+"""What an inventory holds, as frozen values whose defaults are the team's guide.
+
+Each field is documented by a comment in inventory/production.example.yml, which a test holds to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from macd.errors import UsageError
+from macd.inventory.names import (
+    HostName,
+    Jump,
+    LocalPath,
+    NotifyUrl,
+    Port,
+    Python,
+    RemotePath,
+    SshAlias,
+    Symbol,
+    Timeframe,
+    Unit,
+    User,
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Count = Annotated[int, Field(ge=1)]
+Stage = Literal["verify", "lgbm", "lstm", "tft", "onnx", "stacking"]
+CriterionName = Literal[
+    "lstm_val_auc",
+    "test_val_gap",
+    "stacking_oof_auc",
+    "n_oof",
+    "files_exist",
+    "onnx_test",
+    "leak_audit",
+]
+
+
+_GUIDE: dict[str, float] = {
+    "lstm_val_auc": 0.57,  # best head, validation AUC, at least
+    "test_val_gap": 0.02,  # |test - validation| of that head, below
+    "stacking_oof_auc": 0.58,  # at least
+    "n_oof": 10000,  # at least
+    "files_exist": 1,  # the last three hold or don't
+    "onnx_test": 1,
+    "leak_audit": 1,
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Host(_Model):
+    """One machine: its part in the work, how ssh reaches it, and where things stand on it."""
+
+    name: HostName
+    role: Literal["jump", "train", "serve"]
+    env: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,31})?$")
+    ssh: SshAlias
+    user: User | None = None
+    port: Port | None = None
+    jump: tuple[Jump, ...] | None = None
+    identity: LocalPath | None = None
+    work_dir: RemotePath = ""
+    app_dir: RemotePath = ""
+    python: Python = "python3"
+    unit: Unit = "macd-analysis"
+    scope: Literal["system", "user"] = "system"
+
+    @model_validator(mode="after")
+    def _complete_for_role(self) -> Host:
+        needed = {"jump": (), "train": ("work_dir",), "serve": ("app_dir", "env")}[self.role]
+        missing = [key for key in needed if not getattr(self, key)]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} set, because role is {self.role}")
+        return self
+
+
+class LinkSettings(_Model):
+    """How long to wait for a peer, in seconds; a dead link is told within a minute."""
+
+    connect_s: Annotated[float, Field(gt=0, le=60)] = 10
+    login_s: Annotated[float, Field(gt=0, le=60)] = 20
+    keepalive_s: Annotated[float, Field(gt=0, le=20)] = 10
+    dead_after_s: Annotated[float, Field(gt=0, le=55)] = 40
+
+    @model_validator(mode="after")
+    def _several_probes(self) -> LinkSettings:
+        if self.dead_after_s < 2 * self.keepalive_s:
+            raise ValueError("dead_after_s at least twice keepalive_s, or one lost probe is death")
+        return self
+
+
+class Criterion(_Model):
+    """A threshold a training has to meet, and whether missing it blocks a release or warns."""
+
+    threshold: float
+    level: Literal["block", "warn"] = "block"
+
+
+class TrainSettings(_Model):
+    """What is trained, from which bars, in which stages, and what counts as success."""
+
+    profile: Literal["demo", "full"] = "full"
+    symbol: Symbol = "BTCUSD"
+    tf: Timeframe = "1h"
+    cross: tuple[Symbol, ...] = ()
+    data_dir: LocalPath
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
+    engine: Literal["local", "ray"] = "local"
+    require_gpu: bool = True
+    min_free_gb: Annotated[float, Field(ge=0)] = 20
+    min_move: Annotated[float, Field(ge=0, lt=1)] = 0.003
+    stages: tuple[Stage, ...] = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
+    criteria: dict[CriterionName, Criterion] = Field(default={}, validate_default=True)
+
+    @field_validator("criteria", mode="before")
+    @classmethod
+    def _on_top_of_the_guide(cls, given: Any) -> Any:
+        """A file may name some criteria, or only their level: the rest stays as the guide says."""
+        if not isinstance(given, dict):
+            return given
+        guide = {name: {"threshold": value} for name, value in _GUIDE.items()}
+        for name, value in given.items():
+            guide[name] = {**guide.get(name, {}), **value} if isinstance(value, dict) else value
+        return guide
+
+
+class GateSettings(_Model):
+    """When shadow evidence is good enough to let stacking decide; shares from 0 to 1."""
+
+    ml_coverage: Share = 0.80
+    stacking_activation: Share = 0.90
+    tft_normal: Share = 0.80
+    lstm_normal: Share = 0.95
+    min_bars: Count = 20
+    days: Annotated[float, Field(gt=0)] = 2
+    rule: Literal["point", "sequential"] = "point"
+    expires_hours: Annotated[float, Field(gt=0)] = 24
+
+
+class GuardSettings(_Model):
+    """How long the host itself watches stacking after it was enabled, and how often."""
+
+    every_hours: Annotated[float, Field(gt=0)] = 2
+    for_hours: Annotated[float, Field(gt=0)] = 24
+
+
+class SoakSettings(_Model):
+    """The times of an activation, in seconds; when one runs out the host reverts by itself."""
+
+    ready_s: Seconds = 60
+    soak_s: Seconds = 60
+    confirm_s: Seconds = 180
+
+
+class ReleaseSettings(_Model):
+    """What a release is called, who signs it, how long it may be deployed, how many stay."""
+
+    app: HostName = "macd-analysis"
+    keep: Count = 5
+    sign_key: LocalPath | None = None
+    gate_key: LocalPath | None = None
+    allowed_signers: LocalPath | None = None
+    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release"
+    expires_days: Annotated[float, Field(gt=0)] = 30
+
+
+class Inventory(_Model):
+    """One inventory/NAME.yml, read and checked."""
+
+    name: str
+    path: Path
+    root: Path
+    ssh_config: LocalPath | None = None
+    known_hosts: LocalPath
+    link: LinkSettings = LinkSettings()
+    hosts: dict[HostName, Host] = Field(min_length=1)
+    train: TrainSettings
+    gate: GateSettings = GateSettings()
+    guard: GuardSettings = GuardSettings()
+    soak: SoakSettings = SoakSettings()
+    release: ReleaseSettings = ReleaseSettings()
+    notify: tuple[NotifyUrl, ...] = Field(default=(), repr=False)  # URLs carry tokens
+
+    @property
+    def state_dir(self) -> Path:
+        """Where this inventory's journal and other local state live."""
+        return self.root / ".macd" / self.name
+
+    def host(self, name: str) -> Host:
+        """The host of that name. Raises UsageError naming the known ones."""
+        if name in self.hosts:
+            return self.hosts[name]
+        raise UsageError(
+            f"inventory {self.name} has no host {name!r}",
+            why=f"it has: {', '.join(self.hosts)}",
+            hint="invoke host.list shows them; --inventory NAME chooses another inventory",
+        )
+
+    def env_hosts(self, env: str) -> list[Host]:
+        """The hosts that serve an environment such as "prod", in the file's order, at least one.
+
+        Raises UsageError naming the known environments.
+        """
+        serving = [host for host in self.hosts.values() if host.role == "serve"]
+        found = [host for host in serving if host.env == env]
+        if found:
+            return found
+        known = ", ".join(dict.fromkeys(host.env for host in serving)) or "none"
+        raise UsageError(
+            f"inventory {self.name} has no host that serves env {env!r}",
+            why=f"environments with a serving host: {known}",
+            hint=f"give --env one of these, or a host role: serve and env: {env} in {self.path}",
+        )

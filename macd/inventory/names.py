@@ -1,0 +1,123 @@
+"""The words an inventory may use for hosts, users, paths and units, so that none can reach a shell.
+
+Everything here ends up near a command line, a remote shell or a file that another program parses.
+The sets of characters are what those names need, not what the receiving program would bear.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_JUMP = re.compile(
+    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
+)
+_PATH_PART = re.compile(r"[A-Za-z0-9._@+][A-Za-z0-9._@+-]{0,254}")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
+_UNIT = re.compile(r"(?!.*\.service$)[A-Za-z0-9](?:[A-Za-z0-9:_.@-]{0,126}[A-Za-z0-9])?")
+_PYTHON = re.compile(r"(?:/[A-Za-z0-9._+-]+)+|[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SYMBOL = re.compile(r"[A-Z0-9]{1,20}")
+_TIMEFRAME = re.compile(r"[1-9][0-9]?[mhd]")
+
+
+def is_host(text: str) -> bool:
+    """True for a DNS name, an ssh alias, an IPv4 or an IPv6 address (with a zone, without [])."""
+    return _HOST.fullmatch(text) is not None or _is_ipv6(text)
+
+
+def is_user(text: str) -> bool:
+    """True for a login name without characters that any shell, path or URL treats specially."""
+    return _USER.fullmatch(text) is not None
+
+
+def split_jump(text: str) -> tuple[str | None, str, int | None] | None:
+    """User, host and port of `[user@]host[:port]` as in ProxyJump; None where it isn't one."""
+    match = _JUMP.fullmatch(text)
+    if match is None:
+        return None
+    user, port = match["user"], int(match["port"]) if match["port"] else None
+    host = match["host"] if match["v6"] is None else match["v6"]
+    good_host = _is_ipv6(host) if match["v6"] is not None else is_host(host)
+    if not good_host or (user is not None and not is_user(user)):
+        return None
+    if port is not None and not 1 <= port <= 65535:
+        return None
+    return user, host, port
+
+
+def _is_ipv6(text: str) -> bool:
+    address, _, zone = text.partition("%")
+    if zone and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", zone):
+        return False
+    try:
+        return bool(ipaddress.IPv6Address(address)) or True
+    except ValueError:
+        return False
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if pattern.fullmatch(text) is None:
+            raise ValueError(expected)
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_host(text: str) -> str:
+    if not is_host(text):
+        raise ValueError("an ssh alias, host name or address (letters, digits, . _ -; no - first)")
+    return text
+
+
+def _check_jump(text: str) -> str:
+    if split_jump(text) is None:
+        raise ValueError("a jump as ssh takes it: [user@]host[:port]")
+    return text
+
+
+def _check_notify(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", text):
+        raise ValueError("an Apprise URL such as mailto://... or slack://...")
+    return text
+
+
+def _check_remote_path(text: str) -> str:
+    start, _, rest = text.partition("/")
+    parts = rest.removesuffix("/").split("/")
+    sound = all(_PATH_PART.fullmatch(part) and part not in (".", "..") for part in parts)
+    if start not in ("", "~") or not sound:
+        raise ValueError("an absolute path or ~/... there (letters, digits, . _ @ + -; no ..)")
+    return text.removesuffix("/")
+
+
+def _local_path(value: Any, info: ValidationInfo) -> Path:
+    text = str(value) if isinstance(value, str | Path) else ""
+    if not text or text.startswith("-") or not text.isprintable():
+        raise ValueError("a path on this machine (~ and relative to this file are allowed)")
+    base = (info.context or {}).get("base", Path.cwd())
+    return Path(base, Path(text).expanduser()).resolve()
+
+
+HostName = Annotated[
+    str, _matching(_NAME, "a short name in small letters, digits, - or _ (at most 32)")
+]
+SshAlias = Annotated[str, AfterValidator(_check_host)]
+Jump = Annotated[str, AfterValidator(_check_jump)]
+User = Annotated[str, _matching(_USER, "a login name (letters, digits, . _ + -; no leading -)")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+RemotePath = Annotated[str, AfterValidator(_check_remote_path)]
+Python = Annotated[str, _matching(_PYTHON, "python3, python3.12 or an absolute path to one")]
+Unit = Annotated[
+    str, _matching(_UNIT, "a systemd unit name without .service (letters, digits, : _ . @ -)")
+]
+Symbol = Annotated[str, _matching(_SYMBOL, "a symbol in capitals such as BTCUSD")]
+Timeframe = Annotated[str, _matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
+NotifyUrl = Annotated[str, AfterValidator(_check_notify)]
+LocalPath = Annotated[Path, BeforeValidator(_local_path)]

@@ -1,0 +1,223 @@
+"""An inventory is found, read, and every problem in it is told at once with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macd.errors import ExitCode, UsageError
+from macd.inventory import available, load, project_root
+
+GOOD = """
+hosts:
+  jump: {role: jump, ssh: j}
+  prod: {role: serve, env: prod, ssh: p, app_dir: /opt/macd-analysis}
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "tasks.py").touch()
+    monkeypatch.delenv("MACD_INVENTORY", raising=False)
+    monkeypatch.delenv("MACD_ROOT", raising=False)
+    return tmp_path
+
+
+def write(root: Path, text: str, name: str = "one") -> None:
+    (root / "inventory" / f"{name}.yml").write_text(text, encoding="utf-8")
+
+
+def told(root: Path, text: str) -> str:
+    write(root, text)
+    with pytest.raises(UsageError) as caught:
+        load("one", root=root)
+    assert caught.value.exit_code == ExitCode.USAGE
+    return str(caught.value)
+
+
+def test_relative_paths_start_at_the_file_and_home_is_expanded(root: Path) -> None:
+    write(root, GOOD + "ssh_config: ../x/ssh_config\nknown_hosts: ~/kh\n")
+    inventory = load("one", root=root)
+    assert inventory.ssh_config == root / "x" / "ssh_config"
+    assert inventory.known_hosts == Path.home() / "kh"
+    assert inventory.train.data_dir == root / "data"
+    assert inventory.state_dir == root / ".macd" / "one"
+    assert (inventory.name, inventory.root) == ("one", root)
+
+
+def test_known_hosts_stand_with_the_inventory_by_default(root: Path) -> None:
+    write(root, GOOD)
+    inventory = load("one", root=root)
+    assert inventory.known_hosts == root / "inventory" / "known_hosts.one"
+    assert inventory.ssh_config is None  # what ssh itself reads
+
+
+def test_every_problem_is_told_at_once_with_line_and_key(root: Path) -> None:
+    text = told(
+        root,
+        """\
+ssh_confg: x
+hosts:
+  a: {role: trian, ssh: "-oProxyCommand=x", port: 70000, user: "a;b"}
+  b:
+    role: serve
+    ssh: x
+    app_dir: /opt/$(rm -rf x)
+  c: {role: train, ssh: x, name: q}
+gate: {ml_coverage: 80, min_bars: x}
+train: {criteria: {n_oof: {level: blck}}, stages: [foo]}
+""",
+    )
+    for place in (
+        "line 1: ssh_confg",
+        "did you mean ssh_config?",
+        "line 3: hosts.a.role",
+        "line 3: hosts.a.ssh",
+        "line 3: hosts.a.port",
+        "line 3: hosts.a.user",
+        "line 7: hosts.b.app_dir",
+        "line 8: hosts.c",
+        "expected work_dir set, because role is train",
+        "line 8: hosts.c.name",
+        "line 9: gate.ml_coverage",
+        "line 9: gate.min_bars",
+        "line 10: train.criteria.n_oof.level",
+        "line 10: train.stages.0",
+    ):
+        assert place in text, place
+    assert "found 70000" in text and "'blck'" in text
+
+
+def test_variables_come_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T_HOST", "box.example")
+    monkeypatch.setenv("T_PORT", "2200")
+    write(root, GOOD + "  x: {role: jump, ssh: '${T_HOST}', port: '${T_PORT}'}\n")
+    host = load("one", root=root).host("x")
+    assert (host.ssh, host.port) == ("box.example", 2200)
+
+
+def test_all_unset_variables_are_told_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("T_ONE", "T_TWO"):
+        monkeypatch.delenv(name, raising=False)
+    text = told(root, GOOD + "  x: {role: jump, ssh: '${T_ONE}', user: '${T_TWO}', port: 0}\n")
+    assert "the environment variable T_ONE" in text
+    assert "the environment variable T_TWO" in text
+    assert "hosts.x.port" in text  # other problems too
+    assert text.count("hosts.x.ssh") == 1  # not a second time for the value it doesn't have
+
+
+def test_the_value_of_a_variable_is_never_shown(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T_SECRET", "hunter2 hunter2")
+    text = told(root, GOOD + "notify: ['${T_SECRET}']\n")
+    assert "notify.0" in text and "${T_SECRET}" in text
+    assert "hunter2" not in text
+
+
+def test_a_doubled_dollar_is_a_plain_one(root: Path) -> None:
+    write(root, GOOD + "notify: ['json://h/$${x}']\n")
+    assert load("one", root=root).notify == ("json://h/${x}",)
+
+
+@pytest.mark.parametrize("broken", ["${", "${}", "${A B}", "${1A}"])
+def test_a_malformed_variable_is_told(root: Path, broken: str) -> None:
+    assert "${NAME}" in told(root, GOOD + f"notify: ['json://h/{broken}']\n")
+
+
+def test_a_key_written_twice_is_refused(root: Path) -> None:
+    text = told(root, GOOD + "gate: {days: 1}\ngate: {days: 2}\n")
+    assert "line 6: gate" in text and "after line 5" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("hosts: [", "line 1"),
+        ("a: 1\n  b: 2\n", "line 2"),
+        ("", "found nothing"),
+        ("- 1\n", "expected keys such as hosts:"),
+        ("hosts: {}\ntrain:\n", "hosts"),
+        ("1: x\n", "keys that are text"),
+        ("hosts: !!python/object:os.system x\n", "line 1"),
+        ("hosts: &a {b: *a}\n", "contains itself"),
+        ("a: 1\n---\nb: 1\n", "expected YAML"),
+    ],
+)
+def test_files_that_are_no_inventory_get_one_clear_message(
+    root: Path, text: str, part: str
+) -> None:
+    assert part in told(root, text)
+
+
+def test_a_binary_file_is_told(root: Path) -> None:
+    (root / "inventory" / "one.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="can't be read"):
+        load("one", root=root)
+
+
+@pytest.mark.parametrize("name", ["nope", "../one", "/etc/passwd", "-x", "a/b"])
+def test_a_missing_inventory_names_the_ones_there_are(root: Path, name: str) -> None:
+    write(root, GOOD)
+    with pytest.raises(UsageError) as caught:
+        load(name, root=root)
+    assert "one" in caught.value.hint or "has: one" in caught.value.why
+
+
+def test_a_missing_production_says_how_to_make_it(root: Path) -> None:
+    write(root, GOOD, "production.example")
+    with pytest.raises(UsageError) as caught:
+        load("production", root=root)
+    assert "cp inventory/production.example.yml" in caught.value.hint
+
+
+def test_the_environment_chooses_the_inventory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(root, GOOD, "lab")
+    write(root, GOOD, "other")
+    assert load(root=root).name == "lab"
+    monkeypatch.setenv("MACD_INVENTORY", "other")
+    assert load(root=root).name == "other"
+    assert available(root) == ["lab", "other"]
+
+
+def test_the_project_is_found_upwards_or_by_its_variable(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    deep = root / "a" / "b"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert project_root() == root
+    outside = tmp_path_factory.mktemp("outside")
+    monkeypatch.chdir(outside)
+    with pytest.raises(UsageError, match="not inside the project"):
+        project_root()
+    monkeypatch.setenv("MACD_ROOT", str(root))
+    assert project_root() == root
+
+
+def test_hosts_are_found_by_name_and_by_environment(root: Path) -> None:
+    write(root, GOOD + "  p2: {role: serve, env: prod, ssh: q, app_dir: ~/x}\n")
+    inventory = load("one", root=root)
+    assert [host.name for host in inventory.env_hosts("prod")] == ["prod", "p2"]
+    assert inventory.host("jump").role == "jump"
+    with pytest.raises(UsageError, match="no host 'x'"):
+        inventory.host("x")
+    with pytest.raises(UsageError) as caught:
+        inventory.env_hosts("test")
+    assert "prod" in caught.value.why
+
+
+@pytest.mark.parametrize("chain", ["[a]", "[x, a]", "[b]"])
+def test_jump_chains_that_come_back_are_refused(root: Path, chain: str) -> None:
+    hosts = f"hosts:\n  a: {{role: jump, ssh: a, jump: {chain}}}\n"
+    hosts += "  b: {role: jump, ssh: b, jump: [a]}\n"
+    assert "a loop: a -> " in told(root, hosts)
+
+
+def test_a_file_may_change_only_a_criterions_level(root: Path) -> None:
+    write(root, GOOD + "train: {criteria: {n_oof: {level: warn}}}\n")
+    criteria = load("one", root=root).train.criteria
+    assert (criteria["n_oof"].threshold, criteria["n_oof"].level) == (10000, "warn")
+    assert (criteria["lstm_val_auc"].threshold, criteria["lstm_val_auc"].level) == (0.57, "block")
