@@ -99,7 +99,7 @@ def keys_of(value: Any) -> Iterator[str]:
 
 
 def test_every_key_is_explained_where_it_first_appears() -> None:
-    """A comment beside the key or above it; keys of the guard explain themselves by their section."""
+    """A comment beside the key or above it; a section may explain its keys."""
     explained, above = set[str](), False
     bare = []
     for line in EXAMPLE.read_text().splitlines():
