@@ -111,6 +111,16 @@ class Lab:
             "prod": await self.hosts["prod"].listen(PROD_PORTS),
         }
 
+    async def boot(self, reaper: Reaper) -> None:
+        """Start prod's user manager, which starts the services enabled there, as a boot does."""
+        prod = self.hosts["prod"].ground
+        await reaper.start(
+            [str(prod.bin / "systemctl"), "--user", "keep"],
+            cwd=prod.home,
+            env=prod.environment(),
+            start_new_session=True,
+        )
+
     def _from_jump(self, host: str, port: int) -> Carry | None:
         h800 = self.hosts["h800"]
         if host not in ("h800", h800.ground.name, "lab-h800") or port != 22 or not h800.up:
@@ -156,6 +166,7 @@ async def serve(root: Path, ready: int) -> None:
         ports = await lab.listen()
         ground.write_client_files(root, places, ports)
         await control.listen(private / "control", lab.answer)
+        await lab.boot(reaper)
         started = started_at(os.getpid()) or ""
         write_record(root, Record(lab_id, os.getpid(), started, str(private), ports))
         _say(ready, {"ready": True})

@@ -1,4 +1,4 @@
-"""One lab host's SSH server: who may log in, what a command sees and how it ends, what is forwarded."""
+"""One lab host's SSH server: who may log in, how a command runs and ends, what is forwarded."""
 
 from __future__ import annotations
 

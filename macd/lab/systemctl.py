@@ -1,0 +1,145 @@
+"""`systemctl --user` on the lab's prod: docker-systemctl-replacement kept inside the lab host.
+
+Run by file from hosts/prod/bin/systemctl. Units are read from the host's home and runtime directory
+only, so nothing here reaches the machine's own systemd. Added to the replacement: InvocationID and
+NRestarts, `--value`, reset-failed as systemd has it, and `keep`: start what is enabled, as a boot
+does, then honour Restart= until killed. The limits stand in docs/lab.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from systemctl2 import systemctl3
+
+_UNIT_FOLDERS = [
+    "{XDG_CONFIG_HOME}/systemd/user",
+    "{XDG_RUNTIME_DIR}/systemd/user",
+    "{XDG_DATA_HOME}/systemd/user",
+]
+_TICK = 0.5
+_OURS = ("InvocationID", "NRestarts", "ExecMainStartTimestamp")
+
+
+class LabSystemctl(systemctl3.Systemctl):
+    """The replacement with what deploying reads beyond it."""
+
+    only_values = False
+    restarts = 0  # of the unit being started; a start by hand counts from zero, as systemd's does
+
+    def do_start_service_from(self, conf: systemctl3.SystemctlConf) -> bool:
+        if not self.is_active_pid(self.read_mainpid_from(conf)):
+            invocation = uuid.uuid4().hex
+            os.environ["INVOCATION_ID"] = invocation  # what is started inherits it
+            self.set_status_from(conf, "InvocationID", invocation)
+            self.set_status_from(conf, "NRestarts", str(self.restarts))
+            moment = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime())
+            self.set_status_from(conf, "ExecMainStartTimestamp", moment)
+        return super().do_start_service_from(conf)
+
+    def each_unit_items(
+        self, unit: str, conf: systemctl3.SystemctlConf
+    ) -> Iterable[tuple[str, str]]:
+        for name, value in super().each_unit_items(unit, conf):
+            if name == "MainPID":
+                yield name, value or "0"
+            elif name == "ActiveState":
+                yield name, "inactive" if value == "unknown" else value
+            else:
+                yield name, value
+        for name in _OURS:
+            yield name, self.get_status_from(conf, name) or ("0" if name == "NRestarts" else "")
+
+    def get_active_from(self, conf: systemctl3.SystemctlConf) -> str:
+        state = super().get_active_from(conf)
+        return "failed" if state == "error" else state  # "error": its word for a start limit hit
+
+    def reset_failed_from(self, conf: systemctl3.SystemctlConf) -> bool:
+        return super().reset_failed_from(conf) if self.is_failed_from(conf) else True
+
+    def show_units(self, units: list[str]) -> list[str]:
+        lines = super().show_units(units)
+        return [line.partition("=")[2] for line in lines] if self.only_values else lines
+
+    def get_boottime(self) -> float:
+        return 0.0  # the runtime directory is new at each lab.up, so no status is of an older boot
+
+
+class _Keeper(LabSystemctl):
+    """Restarts what failed, unless somebody stopped or started it meanwhile."""
+
+    def restart_unit(self, unit: str) -> bool:
+        conf = self.unitfiles.load_conf(unit)
+        if conf is None:
+            return False
+        with systemctl3.waitlock(conf):
+            conf.status = None  # read anew, now that nobody else is at it
+            if self.get_active_from(conf) != "failed":
+                return False
+            self.restarts = int(self.get_status_from(conf, "NRestarts") or 0) + 1
+            return self.do_start_unit_from(conf)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; systemctl's exit codes."""
+    if "--user" not in arguments and "--version" not in arguments:
+        return _no_system_manager(arguments)
+    _confine()
+    if "--value" in arguments:
+        arguments = [word for word in arguments if word != "--value"]
+        LabSystemctl.only_values = True
+    if arguments[-1:] == ["keep"]:
+        _keep()
+    sys.argv = ["systemctl", *arguments]
+    return int(systemctl3.main() or 0)
+
+
+def _no_system_manager(arguments: list[str]) -> int:
+    if "is-system-running" in arguments:
+        print("offline")  # noqa: T201 - a command's answer
+    else:
+        text = "this lab host has a user manager only: say systemctl --user"
+        print(f"System has not been booted with systemd ({text})", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _confine() -> None:
+    """Every path the replacement reads or writes lies in the lab host's home or runtime dir."""
+    runtime = os.environ["XDG_RUNTIME_DIR"]
+    systemctl3.get_RUN = lambda root=False: runtime
+    systemctl3._user_folders = _UNIT_FOLDERS
+    systemctl3._system_folders = []
+    systemctl3._init_folders = []
+    systemctl3._preset_folders = []
+    systemctl3.Systemctl = LabSystemctl  # type: ignore[misc]
+
+
+def _keep() -> None:
+    """The part of a user manager that is always there; ends only by a signal."""
+    systemctl3._user_mode = True
+    boot = LabSystemctl()
+    boot.sysinit_status(ActiveState="active", SubState="running")
+    enabled = boot.default_services_modules()
+    boot.start_units(enabled)
+    scheduled: dict[str, float] = {}
+    restarted: dict[str, list[float]] = {}
+    while True:
+        keeper = _Keeper()  # a new one has read nothing yet: unit and status files change
+        keeper.loop_sleep = 1
+        keeper._restart_failed_units, keeper._restarted_unit = scheduled, restarted
+        keeper.restart_failed_units(_units())
+        time.sleep(_TICK)
+
+
+def _units() -> list[str]:
+    folders = [Path(systemctl3.expand_path(folder)) for folder in _UNIT_FOLDERS]
+    return sorted({path.name for folder in folders for path in folder.glob("*.service")})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
