@@ -7,6 +7,7 @@ number whose lock is held belongs to somebody else and is not touched.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -97,21 +98,24 @@ def _clear(number: int, directory: Path) -> None:
         shutil.rmtree(directory)
 
 
+def processes_in(group: Path) -> list[int]:
+    """Return the PIDs in a cgroup and all below it; groups may vanish while we look."""
+    found: list[int] = []
+    for directory, _, _ in os.walk(group):
+        with contextlib.suppress(OSError):
+            found += map(int, Path(directory, "cgroup.procs").read_text().split())
+    return found
+
+
 def _end_cgroup(group: Path) -> None:
     """Kill what still runs in a group and remove it with its children."""
     deadline = time.monotonic() + 20
-    while True:
-        groups = [group, *(p for p in group.rglob("*") if p.is_dir())]
-        pids = [int(p) for g in groups for p in (g / "cgroup.procs").read_text().split()]
-        if not pids:
-            break
+    while pids := processes_in(group):
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes {pids} of {group} do not die")
         time.sleep(0.05)
-    for leaf in sorted(groups, key=lambda p: len(p.parts), reverse=True):
-        leaf.rmdir()
+    for directory, _, _ in os.walk(group, topdown=False):
+        Path(directory).rmdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,22 @@ class TestHost:
     ssh_config: Path
 
     def ssh(
-        self, command: str, *, user: str = "", input: str | None = None, timeout: float = 60
+        self,
+        command: str,
+        *,
+        user: str = "",
+        options: Sequence[str] = (),
+        input: str | None = None,
+        timeout: float = 60,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command by the plain OpenSSH client, through the jump host where there is one."""
+        """Run a command by the plain OpenSSH client, through the jump host where there is one.
+
+        `options` are ssh_config settings that win over the generated file, e.g. ProxyJump=none.
+        """
+        extra = [word for option in options for word in ("-o", option)]
         login = ["-l", user] if user else []
         return subprocess.run(
-            ["ssh", "-F", str(self.ssh_config), *login, self.alias, command],
+            ["ssh", "-F", str(self.ssh_config), *extra, *login, self.alias, command],
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             capture_output=True,
@@ -86,6 +96,7 @@ def booted(cache: Path, root: Path) -> Iterator[Hosts]:
     """
     lower = rootfs.ensure(cache)
     claim = claims.take(cache)
+    hosts: Hosts | None = None
     try:
         hosts = _lay_out(claim, lower, root)
         for host in hosts.each():
@@ -94,6 +105,8 @@ def booted(cache: Path, root: Path) -> Iterator[Hosts]:
             host.machine.wait()
         yield hosts
     finally:
+        for host in hosts.each() if hosts else ():
+            host.machine.power_cut()
         claim.release()
 
 
@@ -105,7 +118,7 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
     key = root / "id_ed25519"
     _generate_key(key, "macd test user")
     ssh_config, known_hosts = root / "ssh_config", root / "known_hosts"
-    hosts = []
+    hosts: dict[str, TestHost] = {}
     for name in NAMES:
         address, port = getattr(wired, name), PORTS[name]
         host_key = root / f"host_{name}"
@@ -114,16 +127,14 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
             claim.name(name), claim.directory / name, lower, _files(name, claim, key, host_key)
         )
         public = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
-        hosts.append(
-            TestHost(
-                name, ALIASES[name], address, port, USERS[name], key, public, machine, ssh_config
-            )
+        hosts[name] = TestHost(
+            name, ALIASES[name], address, port, USERS[name], key, public, machine, ssh_config
         )
-    ssh_config.write_text("".join(_ssh_block(h, known_hosts) for h in hosts))
-    known_hosts.write_text("".join(_known_line(h) for h in hosts))
+    ssh_config.write_text("".join(_ssh_block(h, known_hosts) for h in hosts.values()))
+    known_hosts.write_text("".join(_known_line(h) for h in hosts.values()))
     name = "systemd-test"
     (root / "inventory" / f"{name}.yml").write_text(inventory_text(ssh_config, known_hosts))
-    return Hosts(*hosts, root=root, inventory=name, ssh_config=ssh_config, known_hosts=known_hosts)
+    return Hosts(**hosts, root=root, inventory=name, ssh_config=ssh_config, known_hosts=known_hosts)
 
 
 def _files(name: str, claim: claims.Claim, key: Path, host_key: Path) -> dict[str, str]:

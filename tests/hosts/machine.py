@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.hosts.claim import CGROUPS, cgroup_parents
+from tests.hosts.claim import CGROUPS, cgroup_parents, processes_in
 
 BOOT_S = 60
 _BOOT = """
@@ -32,6 +32,11 @@ while :; do
   [ "$rc" = 133 ] || exit "$rc"  # 133: it asked to be rebooted
 done
 """
+# setpriv: die with pytest. unshare: one SIGKILL ends all, nothing stays mounted.
+_LEASH = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 _ENVIRONMENT = (
     "env",
     "-i",
@@ -59,10 +64,8 @@ class Machine:
         if not (self.directory / "upper").exists():
             self._prepare()
         groups = [str(parent / CGROUPS / self.name) for parent in cgroup_parents()]
-        # setpriv: die with pytest. unshare: one SIGKILL ends all, nothing stays mounted.
         self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"]
-            + ["--mount-proc", "sh", "-c", _BOOT, "sh", str(self.lower), self.name, *groups],
+            [*_LEASH, "sh", "-c", _BOOT, "sh", str(self.lower), self.name, *groups],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=self._console.open("ab"),
@@ -156,10 +159,7 @@ class Machine:
             return False
 
     def _dead(self) -> bool:
-        groups = [parent / CGROUPS / self.name for parent in cgroup_parents()]
-        return not any(
-            (g / "cgroup.procs").read_text() for top in groups for g in (top, *_below(top))
-        )
+        return not any(processes_in(p / CGROUPS / self.name) for p in cgroup_parents())
 
     def _until(self, complaint: str, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + BOOT_S
@@ -172,10 +172,6 @@ class Machine:
         if not self._console.exists():
             return "it was never started"
         return "its console ends: ..." + self._console.read_text(errors="replace")[-1500:]
-
-
-def _below(group: Path) -> Sequence[Path]:
-    return [path for path in group.rglob("*") if path.is_dir()]
 
 
 def _command(pid: int) -> str:

@@ -50,7 +50,6 @@ MaxSessions 50
 """,
     "etc/sudoers.d/deploy": "deploy ALL=(ALL) NOPASSWD: ALL\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    # tmpfs on /tmp would be sized by the machine's memory; the root has room.
     "etc/systemd/journald.conf.d/10-macd-test.conf": "[Journal]\nSystemMaxUse=50M\n",
 }
 COMMANDS = (
@@ -114,11 +113,8 @@ def _build(root: Path, lock: int) -> None:
     stage = Path(tempfile.mkdtemp(prefix=".building-", dir=root.parent))
     stage.chmod(0o755)
     mirror = os.environ.get("MACD_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
-    _logged(
-        ["debootstrap", "--variant=minbase", "--include=" + ",".join(PACKAGES)]
-        + [SUITE, str(stage), mirror],
-        lock,
-    )
+    wanted = ["--variant=minbase", "--include=" + ",".join(PACKAGES)]
+    _logged(["debootstrap", *wanted, SUITE, str(stage), mirror], lock)
     for name, text in FILES.items():
         target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +129,7 @@ def _logged(argv: list[str], lock: int) -> None:
     # The child inherits the lock, so a killed pytest does not let a second build start beside it.
     done = subprocess.run(
         ["unshare", "--mount", *argv],
+        check=False,
         pass_fds=[lock],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -23,12 +23,7 @@ def test_systemd_is_pid_1_and_up(hosts: Hosts) -> None:
 def test_h800_has_no_way_in_but_jump(hosts: Hosts) -> None:
     with pytest.raises(OSError):
         socket.create_connection((hosts.h800.address, hosts.h800.port), timeout=20)
-    direct = subprocess.run(
-        ["ssh", "-F", str(hosts.ssh_config), "-o", "ProxyJump=none", "h800", "true"],
-        capture_output=True,
-        text=True,
-    )
-    assert direct.returncode == 255
+    assert hosts.h800.ssh("true", options=["ProxyJump=none"]).returncode == 255
     assert hosts.h800.ssh("true").returncode == 0
     # Nor is there a detour: jump does not forward and h800 knows no other network.
     assert hosts.jump.exec("cat", "/proc/sys/net/ipv4/ip_forward").strip() == "0"
@@ -44,15 +39,11 @@ def test_prod_listens_on_22222_only(hosts: Hosts) -> None:
         socket.create_connection((hosts.prod.address, 22), timeout=20)
 
 
-def test_a_wrong_host_key_is_noticed(hosts: Hosts, tmp_path) -> None:
+def test_a_wrong_host_key_is_noticed(hosts: Hosts, tmp_path: Path) -> None:
     wrong = tmp_path / "known_hosts"
     text = hosts.known_hosts.read_text()
     wrong.write_text(text.replace(hosts.prod.host_key, hosts.jump.host_key))
-    done = subprocess.run(
-        ["ssh", "-F", str(hosts.ssh_config), "-o", f"UserKnownHostsFile={wrong}", "prod", "true"],
-        capture_output=True,
-        text=True,
-    )
+    done = hosts.prod.ssh("true", options=[f"UserKnownHostsFile={wrong}"])
     assert done.returncode == 255
     assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in done.stderr
 
