@@ -1,0 +1,96 @@
+"""Turn our own sources into what a bare `python3` on a host needs to become an agent.
+
+The command is one line that bash, dash, zsh, fish and csh all read alike (single quotes, and in
+them no quote, no "!", no backslash, no newline; short enough for csh) and that every Python since
+2.7 can parse, so that one too old says so instead of failing in some other way. Everything else
+travels on stdin, together with the first request.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shlex
+import zlib
+from collections.abc import Iterable
+from importlib import resources
+
+from macd.errors import UsageError
+
+TOO_OLD = "macd-agent: python too old: "
+BASE_MODULES = ("agent", "files", "commands", "blobs", "facts")
+
+_PREAMBLE = 64
+_MAGIC = b"MACD1"
+_PACKAGE = "macd.host"
+# E, s, S: no PYTHON* variables, no site directories; B: no bytecode. The first entry of sys.path
+# would be the home directory, where a stray json.py must not become ours. Stdin is duplicated so
+# that the agent can give its children an empty one.
+_LOADER = (
+    "import sys;"
+    "sys.path[:]=[p for p in sys.path if p];"
+    "v=sys.version_info;"
+    f'v<(3,9)and(sys.stdout.write("{TOO_OLD}%d.%d "%v[:2]),sys.stdout.flush(),sys.exit(78));'
+    "import json,os,zlib;"
+    'f=os.fdopen(os.dup(0),"rb");'
+    f"h=f.read({_PREAMBLE}).split();"
+    f'h[:1]==[b"{_MAGIC.decode()}"]or sys.exit("macd-agent: stdin was read by something else");'
+    "m=json.loads(zlib.decompress(f.read(int(h[2]))).decode());"
+    'g={"__name__":"boot"};'
+    'exec(m["macd.host.boot"],g);'
+    'sys.exit(g["start"](f,bytes.fromhex(h[1].decode()),m))'
+)
+
+
+def command(python: str = "python3") -> str:
+    """What to exec on the host. Raises UsageError for a `python` no shell could be given safely."""
+    if not python.strip() or any(not c.isprintable() or c in "\\!" for c in python):
+        raise UsageError(
+            f"the inventory key `python` is no path of a program: {python!r}",
+            hint="give a name on the host's PATH, or an absolute path, or one under ~/",
+        )
+    home, path = ("~/", python[2:]) if python.startswith("~/") else ("", python)
+    return f"exec {home}{shlex.quote(path)} -EsSBc '{_LOADER}'"
+
+
+def opening(tag: bytes, modules: Iterable[str] = ()) -> bytes:
+    """The first bytes for the host's stdin: preamble and compressed sources. Deterministic."""
+    body = zlib.compress(json.dumps(sources(modules), sort_keys=True).encode(), 9)
+    preamble = b"%s %s %d" % (_MAGIC, tag.hex().encode(), len(body))
+    return preamble.ljust(_PREAMBLE - 1) + b"\n" + body
+
+
+def sources(modules: Iterable[str] = ()) -> dict[str, str]:
+    """Module name -> source of the base modules, `modules`, and all of macd.host they import.
+
+    Raises UsageError for a module that isn't in macd/host.
+    """
+    found = {"macd": "", _PACKAGE: "", f"{_PACKAGE}.boot": _source("boot")}
+    waiting = [*BASE_MODULES, *modules]
+    while waiting:
+        name = waiting.pop()
+        if f"{_PACKAGE}.{name}" not in found:
+            text = _source(name)
+            found[f"{_PACKAGE}.{name}"] = text
+            waiting += _siblings(text)
+    return found
+
+
+def _source(name: str) -> str:
+    try:
+        return (resources.files(_PACKAGE) / f"{name}.py").read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"macd/host has no module {name!r}") from error
+
+
+def _siblings(source: str) -> list[str]:
+    """Names of the modules of macd.host that `source` imports, at any depth of nesting."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == _PACKAGE:
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE + "."):
+            names.append(str(node.module).removeprefix(_PACKAGE + ".").split(".")[0])
+        elif isinstance(node, ast.Import):
+            names += [a.name.split(".")[2] for a in node.names if a.name.startswith(_PACKAGE + ".")]
+    return names

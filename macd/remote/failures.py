@@ -1,0 +1,124 @@
+"""What went wrong over there, as errors a caller can tell apart and a person can act on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from macd.errors import MacdError, RefusedError
+from macd.remote import assembler
+
+
+class RemoteError(MacdError):
+    """An operation failed on a host. `kind` is the host's exception type or HostError's kind."""
+
+    def __init__(self, host: str, op: str, told: Mapping[str, Any]) -> None:
+        what = told.get("what") or _worded(told)
+        path = str(told.get("path") or "")
+        super().__init__(
+            f"{host}: {op}: {what}" + (f": {path}" if path else ""),
+            why=str(told.get("why") or ""),
+            hint=str(told.get("hint") or ""),
+            live=str(told.get("live") or ""),
+        )
+        self.host = host
+        self.op = op
+        self.kind = str(told.get("kind") or told.get("type") or "")
+        self.errno = told.get("errno")
+        self.path = path
+        if told.get("traceback"):  # shown where ours is: with --debug only
+            self.add_note(f"on {host}: {told['traceback']}")
+
+
+def _worded(told: Mapping[str, Any]) -> str:
+    """The system's words for an OSError; another exception's need its type to make sense."""
+    message = str(told.get("message") or "")
+    return message if told.get("errno") else f"{told.get('type', 'error')}: {message}"
+
+
+class RemoteFileNotFoundError(RemoteError):
+    """No such file or directory on the host (or no such program)."""
+
+
+class RemotePermissionError(RemoteError):
+    """The user macd logs in as may not do that."""
+
+
+class RemoteDiskFullError(RemoteError):
+    """The host has no room (or no quota) left."""
+
+
+class RemoteMismatchError(RemoteError):
+    """What arrived isn't what was declared; the host has thrown it away."""
+
+
+class RemoteRefusedError(RemoteError, RefusedError):
+    """The host did nothing, on purpose (exit 6)."""
+
+    def __init__(self, host: str, op: str, told: Mapping[str, Any]) -> None:
+        super().__init__(host, op, told)
+        self.exit_code = RefusedError("").exit_code
+
+
+_BY_ERRNO: dict[int, type[RemoteError]] = {
+    errno.ENOENT: RemoteFileNotFoundError,
+    errno.EACCES: RemotePermissionError,
+    errno.EPERM: RemotePermissionError,
+    errno.EROFS: RemotePermissionError,
+    errno.ENOSPC: RemoteDiskFullError,
+    errno.EDQUOT: RemoteDiskFullError,
+}
+_BY_KIND: dict[str, type[RemoteError]] = {
+    "disk full": RemoteDiskFullError,
+    "mismatch": RemoteMismatchError,
+    "refused": RemoteRefusedError,
+}
+
+
+def from_host(host: str, op: str, told: Mapping[str, Any]) -> RemoteError:
+    """The error for what the agent told."""
+    number = told.get("errno")
+    made = _BY_KIND.get(str(told.get("kind"))) or (
+        _BY_ERRNO.get(number) if isinstance(number, int) else None
+    )
+    return (made or RemoteError)(host, op, told)
+
+
+def not_started(
+    host: str, python: str, *, noise: bytes, stderr: bytes, status: int | None, cause: str
+) -> MacdError:
+    """Why there is no agent, read from what the host printed instead of speaking."""
+    too_old = noise.partition(assembler.TOO_OLD.encode())[2].split()
+    if too_old:
+        return MacdError(
+            f"{host}: {python} is Python {_shown(too_old[0])}; the agent needs 3.9 or newer",
+            hint=f"set the key `python` of host {host} in the inventory to a newer one there",
+        )
+    if status == 127 or b"not found" in stderr or b"No such file" in stderr:
+        return MacdError(
+            f"{host}: there is no {python}",
+            why=_shown(stderr),
+            hint=f"install Python 3.9 or newer there, or set the key `python` of host {host} in the"
+            " inventory to where it is",
+        )
+    printed = [
+        f"{name} begins: {_shown(text)}"
+        for name, text in (("stdout", noise), ("stderr", stderr))
+        if text
+    ]
+    ended = f"the login shell ended with status {status}" if status is not None else cause
+    return MacdError(
+        f"{host}: the agent did not start",
+        why="\n".join([ended, *printed]),
+        hint=f"ssh to {host} and run `{python} -c 'print(1)'`; a login shell must stay silent and"
+        " leave stdin alone when it isn't interactive",
+    )
+
+
+def _shown(text: bytes, limit: int = 300) -> str:
+    """The beginning of foreign output, harmless to a terminal."""
+    decoded = text[: limit * 4].decode("utf-8", "replace").strip()[:limit]
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in decoded
+    )

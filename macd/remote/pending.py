@@ -1,0 +1,113 @@
+"""A request on its way: what the caller holds until the answer is there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from macd.errors import ContactLostError, MacdError
+
+if TYPE_CHECKING:
+    from macd.remote.channel import Channel
+
+Progress = Callable[[Any], None]
+
+_RECEIVE = 256 << 10
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program run on the host ended; `exit` is negative for a signal."""
+
+    exit: int
+    stdout: bytes
+    stderr: bytes
+    dropped: int
+    timed_out: bool
+    seconds: float
+
+
+class _Conversation(Protocol):
+    name: str
+
+    def await_start(self) -> None: ...
+
+
+class Pending:
+    """The promise of one answer; `sent` is the epoch second the request was made."""
+
+    def __init__(
+        self, session: _Conversation, op: str, number: int, progress: Progress | None = None
+    ) -> None:
+        self.op = op
+        self.id = number
+        self.sent = time.time()
+        self._session = session
+        self._progress = progress
+        self._finishing = threading.Lock()
+        self._done = threading.Event()
+        self._callback: Callable[[], None] | None = None
+        self._result: Any = None
+        self._error: MacdError | None = None
+
+    def result(self, wait: float | None = None) -> Any:
+        """The operation's result. Raises what went wrong; ContactLostError after `wait` seconds."""
+        self._session.await_start()
+        if not self._done.wait(wait):
+            raise ContactLostError(
+                f"{self._session.name} has not answered {self.op} within {wait:.0f} s"
+            )
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer (or an error) is there."""
+        return self._done.is_set()
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, now or later, from whichever thread finishes the request."""
+        with self._finishing:
+            self._callback = callback
+            finished = self._done.is_set()
+        if finished:
+            callback()
+
+    def told(self, value: Any) -> None:
+        """Progress has arrived (called by the session)."""
+        if self._progress is not None:
+            self._progress(value)
+
+    def finish(self, result: Any = None, error: MacdError | None = None) -> None:
+        """The answer has arrived (called by the session); the first one counts."""
+        with self._finishing:
+            if self._done.is_set():
+                return
+            self._result, self._error = result, error
+            self._done.set()
+            callback = self._callback
+        if callback is not None:
+            callback()
+
+
+class Received:
+    """read(n) with exactly n bytes, from a channel that gives what it has."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._data = bytearray()
+
+    def read(self, count: int) -> bytes:
+        """`count` bytes, or fewer at the end of the stream only."""
+        while len(self._data) < count:
+            chunk = self._channel.recv(_RECEIVE)
+            if not chunk:
+                break
+            self._data += chunk
+        taken = bytes(self._data[:count])
+        del self._data[:count]
+        return taken
