@@ -64,18 +64,22 @@ def put(
     RemoteMismatchError for a wrong hash, ContactLostError after a cut: calling again resumes.
     """
     wanted = {blob.sha256: blob for blob in blobs}
+    resumed: set[str] = set()
     try:
-        return _attempt(session, root, wanted, progress)
+        return _attempt(session, root, wanted, resumed, progress)
     except RemoteMismatchError:
-        # What an earlier, interrupted attempt left may be rotten (a power cut): it is deleted by
-        # now, so a second attempt sends that blob whole. A wrong source fails again.
-        return _attempt(session, root, wanted, progress)
+        # What an earlier, interrupted attempt left may be rotten (a power cut). It is deleted by
+        # now, so a second attempt sends that blob whole; a wrong source fails again.
+        if not resumed:
+            raise
+        return _attempt(session, root, wanted, resumed, progress)
 
 
 def _attempt(
     session: Session,
     root: str,
     wanted: Mapping[str, Blob],
+    resumed: set[str],
     progress: Callable[[int, int], None] | None,
 ) -> PutReport:
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -85,6 +89,7 @@ def _attempt(
     session.await_start()
     first = answers.get()
     if first is not None:
+        resumed.update(sha256 for sha256, offset in first["missing"] if offset)
         _send(session, pending, wanted, first["missing"], progress)
     told = pending.result()
     return PutReport(landed=told["landed"], present=told["present"], sent=told["received"])

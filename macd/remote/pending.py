@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Progress = Callable[[Any], None]
 
 _RECEIVE = 256 << 10
+_BEGINNING = 4096
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Pending:
 
     def result(self, wait: float | None = None) -> Any:
         """The operation's result. Raises what went wrong; ContactLostError after `wait` seconds."""
-        self._session.await_start()
+        if not self._done.is_set():
+            self._session.await_start()
         if not self._done.wait(wait):
             raise ContactLostError(
                 f"{self._session.name} has not answered {self.op} within {wait:.0f} s"
@@ -100,6 +102,15 @@ class Received:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._data = bytearray()
+        self._beginning: bytearray | None = bytearray()
+
+    def beginning(self) -> bytes:
+        """The first bytes that came, for telling what was printed instead of a message."""
+        return bytes(self._beginning or b"")
+
+    def forget_beginning(self) -> None:
+        """Whatever came first was fine."""
+        self._beginning = None
 
     def read(self, count: int) -> bytes:
         """`count` bytes, or fewer at the end of the stream only."""
@@ -108,6 +119,8 @@ class Received:
             if not chunk:
                 break
             self._data += chunk
+            if self._beginning is not None and len(self._beginning) < _BEGINNING:
+                self._beginning += chunk[:_BEGINNING]
         taken = bytes(self._data[:count])
         del self._data[:count]
         return taken
