@@ -172,6 +172,8 @@ def _start(root: Path) -> None:
     path = str(Path(macd.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     reading, writing = os.pipe()
+    if log.exists():
+        log.replace(log.with_suffix(".log.old"))
     with log.open("ab") as output:
         daemon = subprocess.Popen(
             [sys.executable, "-m", "macd.lab.daemon", str(root), str(writing)],

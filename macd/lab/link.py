@@ -13,10 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import asyncssh
+
 from macd.lab.state import Counters, Fault
 
 Direction = Literal["up", "down"]
 CHUNK = 64 * 1024
+_GONE = (OSError, asyncssh.Error)  # how a socket and how an SSH channel say that the peer is gone
 _OPEN_WINDOW = 8 * 1024 * 1024  # bytes on the way when only a delay is set
 
 
@@ -209,7 +212,7 @@ class Link:
                 line.drained.set()
                 if not line.size:
                     line.empty.set()
-        except OSError:
+        except _GONE:
             connection.task.cancel()  # the receiver is gone: as a TCP reset does, end both ways
 
     def _arrival(self, way: Direction, size: int, sent: float) -> float:
@@ -255,10 +258,10 @@ async def _read(reader: Reader, limit: int) -> bytes:
     """A reset by the peer ends the stream like a close does."""
     try:
         return await reader.read(limit)
-    except OSError:
+    except _GONE:
         return b""
 
 
 def _close(writer: Writer) -> None:
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(*_GONE, RuntimeError):
         writer.close()

@@ -46,9 +46,9 @@ class Reaper:
         return child
 
     async def hang_up(self, child: asyncio.subprocess.Process, *, after: float) -> None:
-        """The connection is gone: the command has seen its streams close; then its group gets HUP.
+        """Give a command whose streams were closed `after` seconds to end; then its group gets HUP.
 
-        What left the group with setsid stays, as on a real host.
+        What left the group with setsid stays, and so does what ignores HUP, as on a real host.
         """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(child.wait()), after)
