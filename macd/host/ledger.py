@@ -1,0 +1,176 @@
+"""The host's own record of what it committed, what is under way and what failed, under one lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Iterator, List, Optional
+
+from macd.host.failure import HostError
+from macd.host.layout import Layout, discard, load, save
+
+Snapshot = Dict[str, Optional[str]]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A change of the live release that is under way; durable before anything is touched.
+
+    `before` and `after` map what is switched together with the release to its text: unit files by
+    name, ".env" and "service.json"; None means the file is not there.
+    """
+
+    number: int
+    kind: str  # deploy | rollback
+    to: str
+    origin: Optional[str]
+    token: str
+    who: str
+    started: float
+    state: str
+    unit: str
+    scope: str
+    endpoint: str
+    serial: int
+    manifest_sha256: str
+    check_argv: List[str] = field(default_factory=list)
+    health_s: float = 60.0
+    soak_s: float = 10.0
+    confirm_s: float = 60.0
+    keep: int = 5
+    reason: str = ""
+    before: Snapshot = field(default_factory=dict)
+    after: Snapshot = field(default_factory=dict)
+
+
+def read_pending(layout: Layout) -> Optional[Pending]:
+    document = load(layout.state("pending.json"), None)
+    return None if document is None else Pending(**document)
+
+
+def write_pending(layout: Layout, pending: Pending) -> None:
+    # It holds the flags file's text, so nobody else may read it.
+    save(layout.state("pending.json"), asdict(pending), mode=0o600)
+
+
+def clear_pending(layout: Layout) -> None:
+    discard(layout.state("confirmed.json"))
+    discard(layout.state("pending.json"))
+
+
+def history(layout: Layout) -> List[Dict[str, Any]]:
+    """What was committed here, oldest first: number, release, serial, at, kind, who, flags."""
+    return list(load(layout.state("committed.json"), []))
+
+
+def save_history(layout: Layout, entries: List[Dict[str, Any]]) -> None:
+    save(layout.state("committed.json"), entries)
+
+
+def bad_releases(layout: Layout) -> List[Dict[str, Any]]:
+    return list(load(layout.state("bad.json"), []))
+
+
+def mark_bad(layout: Layout, release: str, reason: str, number: int) -> None:
+    """Remember that a release failed on this host; the newest failure stands last."""
+    kept = [entry for entry in bad_releases(layout) if entry["release"] != release]
+    entry = {"release": release, "reason": reason, "activation": number, "at": time.time()}
+    save(layout.state("bad.json"), [*kept, entry])
+
+
+def next_number(layout: Layout) -> int:
+    """Number of the next activation: one above every log that was ever begun here."""
+    directory = layout.state("activations")
+    begun = [int(n.split(".")[0]) for n in os.listdir(directory) if n.split(".")[0].isdigit()]
+    return max(begun, default=0) + 1
+
+
+class EventLog:
+    """The states of one activation as they happen: JSON lines a client follows by offset."""
+
+    def __init__(self, layout: Layout, number: int) -> None:
+        self.path = layout.state("activations", f"{number}.jsonl")
+
+    def add(self, state: str, **fields: Any) -> None:
+        line = json.dumps({"at": time.time(), "state": state, **fields}, ensure_ascii=False)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, line.encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read(self) -> List[Dict[str, Any]]:
+        """Whole lines only; one torn by a power cut is left out."""
+        try:
+            with open(self.path, "rb") as file:
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+
+@contextlib.contextmanager
+def locked(layout: Layout, name: str, holder: Dict[str, Any]) -> Iterator[None]:
+    """Hold the kernel lock `name` of this application, or refuse and say who has it.
+
+    The kernel frees it when the holder's process ends, however it ends; the text in the file only
+    tells who it is, so a stale text locks nobody out and no loser can remove a winner's lock.
+    """
+    path = layout.state(name)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _held(path) from error
+        text = json.dumps({**holder, "pid": os.getpid(), "since": time.time()})
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def holder_of(layout: Layout, name: str) -> Optional[Dict[str, Any]]:
+    """Who holds the lock now; None when it is free."""
+    path = layout.state(name)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _holder_text(path)
+    finally:
+        os.close(descriptor)
+
+
+def _holder_text(path: str) -> Dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
+        document = json.load(file)
+        if isinstance(document, dict):
+            return document
+    return {"who": "somebody", "since": time.time()}
+
+
+def _held(path: str) -> HostError:
+    holder = _holder_text(path)
+    age = max(0, round(time.time() - float(holder.get("since", time.time()))))
+    return HostError(
+        "another deploy is at work on this host",
+        why=f"{holder.get('who')} has held the lock for {age} s ({holder.get('doing', 'deploy')})",
+        live="unchanged by this command",
+        hint="wait for it: invoke deploy --attach; it frees itself when its holder ends",
+        kind="refused",
+    )

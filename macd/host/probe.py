@@ -1,0 +1,78 @@
+"""Ask the service how it is, and say exactly why an answer does not prove the new release."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import Any, Dict, List
+
+from macd.host.supervisor import Process
+
+_LIMIT = 1 << 20
+
+
+class ProbeError(Exception):
+    """No usable answer came from the service's health endpoint."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[str, Any]:
+    """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
+
+    Raises:
+        ProbeError: nobody answers, not in time, or not with a JSON object.
+    """
+    connection: http.client.HTTPConnection
+    if endpoint.startswith("unix:"):
+        connection = _UnixConnection(endpoint[len("unix:") :], timeout)
+    else:
+        host, _, port = endpoint.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout)
+    try:
+        connection.request("GET", path)
+        raw = connection.getresponse().read(_LIMIT)
+        answer = json.loads(raw)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ProbeError(f"{type(error).__name__}: {error}") from error
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        raise ProbeError("the answer is not a JSON object")
+    return answer
+
+
+def problems(
+    answer: Dict[str, Any], *, release: str, manifest_sha256: str, process: Process
+) -> List[str]:
+    """Why this answer does not prove that `process` serves `release` well; empty when it does.
+
+    A release id alone proves little: an old process that still answers is the classic false
+    "healthy". The manifest's hash, the pid systemd started and the golden predictions count too.
+    """
+    found = []
+    if answer.get("release") != release:
+        found.append(f"release {answer.get('release')} answers, not {release}")
+    elif answer.get("manifest_sha256") != manifest_sha256:
+        found.append("the manifest it runs has another hash than the one that was signed")
+    if process.pid and answer.get("pid") != process.pid:
+        found.append(f"pid {answer.get('pid')} answers, but systemd started {process.pid}")
+    if process.active != "active":
+        found.append(f"the unit is {process.active or 'unknown'} ({process.sub}, {process.result})")
+    golden = answer.get("golden")
+    if not isinstance(golden, dict) or golden.get("ok") is not True:
+        detail = golden.get("detail") if isinstance(golden, dict) else golden
+        found.append(f"golden predictions do not come out right here: {detail}")
+    if answer.get("status") != "ok":
+        found.append(f"its status is {answer.get('status')}: {answer.get('last_error')}")
+    return found

@@ -1,0 +1,283 @@
+"""Take a signed release in, check it to the last byte, keep the right ones: never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from macd.host import blobs, durable, signature
+from macd.host.failure import HostError
+from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.manifest import Manifest, ManifestError, check_release_id, parse, release_id
+
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+RUNTIME_LINK = "runtime"
+_OURS = {MANIFEST, SIGNATURE, RUNTIME_LINK}
+_STAGE, _TRASH = ".stage-", ".trash-"
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What this host takes: for which application and environment, signed by whom."""
+
+    app: str
+    env: str
+    identity: str
+
+
+def _refused(what: str, why: str, hint: str) -> HostError:
+    return HostError(what, why=why, hint=hint, kind="refused", live="unchanged")
+
+
+def accept(
+    layout: Layout, raw: bytes, signed: bytes, accepts: Accepts, *, now: float
+) -> Tuple[str, Manifest]:
+    """Verify, then parse, then judge a manifest; returns its release id and its values.
+
+    Raises:
+        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed.
+    """
+    try:
+        signature.verify(
+            raw,
+            signed,
+            allowed_signers=layout.state("allowed_signers"),
+            identity=accepts.identity,
+            revoked=layout.state("revoked.krl"),
+        )
+        manifest = parse(raw)
+    except signature.SignatureError as error:
+        hint = "sign with the key provisioned here, or provision the new key"
+        raise _refused("the release's signature was refused", str(error), hint) from error
+    except ManifestError as error:
+        raise _refused("the manifest was refused", str(error), "invoke release") from error
+    for field, wanted in (("app", accepts.app), ("env", accepts.env)):
+        found = getattr(manifest, field)
+        if found != wanted:
+            why = f"it was made for {field} {found}, this host is {wanted}"
+            raise _refused("the release is not for this host", why, "invoke release for this env")
+    if now > manifest.expires.timestamp():
+        why = f"it expired {manifest.expires:%Y-%m-%d %H:%M} UTC"
+        raise _refused("the release has expired", why, "invoke release makes a new one")
+    identifier = release_id(raw)
+    highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
+    replayed = manifest.serial < highest["serial"]
+    if replayed or (manifest.serial == highest["serial"] and identifier != highest["release"]):
+        why = f"its serial {manifest.serial} is not above {highest['serial']}, seen here before"
+        hint = "older releases come back by invoke rollback only"
+        raise _refused("an older release was offered as a new one", why, hint)
+    return identifier, manifest
+
+
+def remember_serial(layout: Layout, identifier: str, serial: int) -> None:
+    """Never again take a lower serial. Durable before the release can become live."""
+    highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
+    if serial > highest["serial"]:
+        save(layout.state("serial.json"), {"serial": serial, "release": identifier})
+
+
+def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
+    """Build releases/<id> from the blobs that have landed; whole and durable, or not there.
+
+    Raises:
+        HostError: a blob is missing or not what its name says (it is dropped, to be sent again).
+    """
+    target = layout.release(identifier)
+    manifest = parse(raw)
+    if os.path.isdir(target):
+        damage = differences(layout, identifier)
+        if not any(damage.values()):
+            return
+        if live_release(layout) == identifier:
+            raise HostError(
+                f"the live release {identifier} was changed on the host",
+                why=tell_differences(damage),
+                hint="deploy a new release, or roll back",
+                kind="refused",
+            )
+        remove(layout, identifier)
+    building = os.path.join(layout.releases, _STAGE + identifier)
+    shutil.rmtree(building, ignore_errors=True)
+    os.mkdir(building)
+    directories = {building}
+    for file in manifest.files:
+        path = os.path.join(building, file.path)
+        directories |= _make_parents(building, file.path)
+        _link(blobs.path_of(layout.app, file.sha256), path, file.sha256)
+    os.symlink(os.path.join("..", "..", "runtimes", manifest.lock), f"{building}/{RUNTIME_LINK}")
+    durable.replace_file(os.path.join(building, SIGNATURE), signed)
+    durable.replace_file(os.path.join(building, MANIFEST), raw)
+    for directory in sorted(directories, key=len, reverse=True):
+        durable.sync_directory(directory)
+    os.rename(building, target)
+    durable.sync_directory(layout.releases)
+
+
+def _make_parents(top: str, relative: str) -> Set[str]:
+    made = set()
+    directory = os.path.dirname(os.path.join(top, relative))
+    while directory != top:
+        made.add(directory)
+        directory = os.path.dirname(directory)
+    os.makedirs(os.path.dirname(os.path.join(top, relative)), exist_ok=True)
+    return made
+
+
+def _link(blob: str, path: str, sha256: str) -> None:
+    if not os.path.exists(blob):
+        raise HostError(f"blob {sha256} is not on the host", hint="deploy again; it is sent then")
+    if _sha256(blob) != sha256:
+        discard(blob)
+        raise HostError(
+            f"blob {sha256} was damaged on the host's disk",
+            why="its content no longer has its hash; the blob was removed",
+            live="unchanged",
+            hint="deploy again; the blob is sent anew",
+        )
+    os.link(blob, path)
+
+
+def read_manifest(layout: Layout, identifier: str) -> Manifest:
+    """The manifest of a release on this host.
+
+    Raises:
+        HostError: there is none, or it is not the one the id names.
+    """
+    path = os.path.join(layout.release(identifier), MANIFEST)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+        if release_id(raw) != identifier:
+            raise ManifestError("its hash is not the one in the release's name")
+        return parse(raw)
+    except FileNotFoundError as error:
+        raise HostError(f"release {identifier} is not on this host") from error
+    except ManifestError as error:
+        raise HostError(f"the manifest of {identifier} was changed", why=str(error)) from error
+
+
+def manifest_sha256(layout: Layout, identifier: str) -> str:
+    """The SHA-256 of the manifest as it stands in the release."""
+    return _sha256(os.path.join(layout.release(identifier), MANIFEST))
+
+
+def differences(layout: Layout, identifier: str) -> Dict[str, List[str]]:
+    """How a release on disk differs from its manifest: extra, missing and changed paths."""
+    top = layout.release(identifier)
+    manifest = read_manifest(layout, identifier)
+    found = _plain_files(top)
+    declared = {file.path: file for file in manifest.files}
+    changed = [
+        path
+        for path, file in declared.items()
+        if path in found and not _is_intact(os.path.join(top, path), file.size, file.sha256)
+    ]
+    return {
+        "extra": sorted(found - set(declared) - _OURS),
+        "missing": sorted(set(declared) - found),
+        "changed": sorted(changed),
+    }
+
+
+def tell_differences(damage: Dict[str, List[str]]) -> str:
+    return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in damage.items() if paths)
+
+
+def _plain_files(top: str) -> Set[str]:
+    found = set()
+    for directory, _, names in os.walk(top):
+        for name in names:
+            found.add(os.path.relpath(os.path.join(directory, name), top))
+    return found
+
+
+def _is_intact(path: str, size: int, sha256: str) -> bool:
+    status = os.lstat(path)
+    return stat.S_ISREG(status.st_mode) and status.st_size == size and _sha256(path) == sha256
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while True:
+            piece = file.read(_PIECE)
+            if not piece:
+                return digest.hexdigest()
+            digest.update(piece)
+
+
+def on_host(layout: Layout) -> List[str]:
+    """Ids of the releases that stand here, oldest first."""
+    found = []
+    for name in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
+        with contextlib.suppress(ManifestError):
+            found.append(check_release_id(name))
+    return sorted(found)
+
+
+def remove(layout: Layout, identifier: str) -> None:
+    """Take a release away: renamed out of sight first, so no half of it can ever be chosen."""
+    if live_release(layout) == identifier:
+        raise HostError(f"{identifier} is live and is not removed", kind="refused")
+    trash = os.path.join(layout.releases, _TRASH + identifier)
+    shutil.rmtree(trash, ignore_errors=True)
+    os.rename(layout.release(identifier), trash)
+    durable.sync_directory(layout.releases)
+    shutil.rmtree(trash)
+
+
+def retire(layout: Layout, keep: Set[str], runtimes: Set[str]) -> List[str]:
+    """Remove releases, runtimes and blobs nothing needs any more; the ids removed.
+
+    A failed or unfinished release never counts against the good ones: the caller names what stays.
+    """
+    removed = []
+    for identifier in on_host(layout):
+        if identifier not in keep and identifier != live_release(layout):
+            remove(layout, identifier)
+            removed.append(identifier)
+    for name in os.listdir(layout.releases):
+        if name.startswith((_STAGE, _TRASH)):
+            shutil.rmtree(os.path.join(layout.releases, name), ignore_errors=True)
+    for name in os.listdir(layout.runtimes) if os.path.isdir(layout.runtimes) else []:
+        if name not in runtimes:
+            shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
+    _drop_unlinked_blobs(layout, _wheels_of(layout, keep))
+    return removed
+
+
+def _wheels_of(layout: Layout, keep: Set[str]) -> Set[str]:
+    needed: Set[str] = set()
+    for identifier in keep:
+        lock = load(os.path.join(layout.release(identifier), "lock.json"), {"wheels": []})
+        needed |= {wheel["sha256"] for wheel in lock["wheels"]}
+    return needed
+
+
+def _drop_unlinked_blobs(layout: Layout, needed: Set[str]) -> None:
+    top = os.path.join(layout.app, "blobs", "sha256")
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            if name not in needed and os.lstat(path).st_nlink == 1:
+                os.unlink(path)
+
+
+def rollback_target(history: List[Dict[str, Any]], live: Optional[str]) -> Optional[str]:
+    """The last good release before the live one: from what this host itself committed, never by
+    name or time. Releases that were rolled back from (abandoned) or marked bad don't count.
+
+    Args:
+        history: the entries of committed.json, oldest first.
+    """
+    for entry in reversed(history):
+        if entry["release"] != live and not entry.get("abandoned") and not entry.get("bad"):
+            return str(entry["release"])
+    return None

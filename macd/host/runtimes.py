@@ -1,0 +1,118 @@
+"""One virtualenv per dependency lock, built offline from verified wheels; there whole, or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any, Dict, List
+
+from macd.host import blobs, durable
+from macd.host.failure import HostError
+from macd.host.layout import Layout
+
+_BUILDING = ".building-"
+_PIP_TIMEOUT_S = 900
+_IMPORT_TIMEOUT_S = 120
+
+
+def install(
+    layout: Layout, raw_lock: bytes, imports: List[str], *, python: str = "", index: bool = False
+) -> Dict[str, Any]:
+    """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
+
+    The wheels come from the blobs that landed before (`index`: from the host's package index, the
+    same hashes required). pip itself is one of the wheels, so the host needs only Python's venv.
+
+    Args:
+        raw_lock: the bytes of lock.json; their SHA-256 is the runtime's name.
+        imports: modules that must import in the finished runtime.
+
+    Raises:
+        HostError: a wheel is missing, pip refused, or an import failed; nothing is left behind.
+    """
+    lock = hashlib.sha256(raw_lock).hexdigest()
+    target = layout.runtime(lock)
+    if os.path.isdir(target):
+        check_imports(target, imports)
+        return {"lock": lock, "built": False}
+    document = json.loads(raw_lock)
+    building = os.path.join(layout.runtimes, _BUILDING + lock)
+    shutil.rmtree(building, ignore_errors=True)
+    durable.make_directories(layout.runtimes)
+    try:
+        base = python or sys.executable
+        _run([base, "-I", "-m", "venv", "--without-pip", building], "making the virtualenv")
+        _install_wheels(layout, building, document["wheels"], index=index)
+        check_imports(building, imports)
+        shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
+        os.sync()
+        os.rename(building, target)
+        durable.sync_directory(layout.runtimes)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return {"lock": lock, "built": True}
+
+
+def _install_wheels(
+    layout: Layout, building: str, wheels: List[Dict[str, Any]], *, index: bool
+) -> None:
+    shelf = os.path.join(building, "wheels")
+    os.mkdir(shelf)
+    requirements = os.path.join(shelf, "requirements.txt")
+    lines = []
+    pip = ""
+    for wheel in wheels:
+        name = os.path.basename(wheel["file"])
+        if wheel["name"] == "pip" or not index:
+            blob = blobs.path_of(layout.app, wheel["sha256"])
+            if not os.path.exists(blob):
+                raise HostError(f"the wheel {name} is not on the host", hint="deploy again")
+            os.link(blob, os.path.join(shelf, name))
+        if wheel["name"] == "pip":
+            pip = os.path.join(shelf, name, "pip")
+        else:
+            lines.append("%(name)s==%(version)s --hash=sha256:%(sha256)s\n" % wheel)
+    if not pip:
+        raise HostError("the lock holds no pip to install with", hint="invoke release")
+    with open(requirements, "w", encoding="utf-8") as file:
+        file.writelines(lines)
+    source = [] if index else ["--no-index", "--find-links", shelf]
+    argv = [os.path.join(building, "bin", "python"), "-I", pip, "install", "--no-deps", "--quiet"]
+    argv += ["--no-cache-dir", "--disable-pip-version-check", "--require-hashes", "--no-input"]
+    argv += ["--only-binary", ":all:", *source, "-r", requirements]
+    _run(argv, "installing the wheels", index=index)
+
+
+def check_imports(runtime: str, imports: List[str]) -> None:
+    """Import each module in a fresh process of the runtime.
+
+    Raises:
+        HostError: one does not import, with the end of what Python said.
+    """
+    code = "import importlib,sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    python = os.path.join(runtime, "bin", "python")
+    _run([python, "-I", "-c", code, *imports], "importing the packages", timeout=_IMPORT_TIMEOUT_S)
+
+
+def _run(
+    argv: List[str], doing: str, *, index: bool = False, timeout: float = _PIP_TIMEOUT_S
+) -> None:
+    # The host's own pip settings name its index; offline they could only lead astray.
+    stray = ("PYTHON",) if index else ("PYTHON", "PIP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(stray)}
+    environment["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
+    if done.returncode != 0:
+        why = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
+        hint = "check the host's Python and libraries, or lock for them: invoke release"
+        raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)

@@ -1,0 +1,157 @@
+"""What we ask of systemd: install a unit, restart it and say which process answers for it now."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+from macd.host import durable
+from macd.host.failure import HostError
+
+_TIMEOUT_S = 60
+_PROPERTIES = "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One life of a service. Unknown to this systemd: empty or 0."""
+
+    active: str
+    sub: str
+    pid: int
+    invocation: str
+    restarts: int
+    result: str
+    enabled: str
+    loaded: str
+
+    def is_same_life(self, other: "Process") -> bool:
+        """True while the very process goes on that `other` described."""
+        return self.pid == other.pid and self.invocation == other.invocation and self.pid != 0
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """systemctl of one scope: "system", or "user" (the embedded lab, or a user manager)."""
+
+    scope: str
+
+    def _argv(self, *words: str) -> List[str]:
+        return ["systemctl", *(["--user"] if self.scope == "user" else []), *words]
+
+    def _call(self, *words: str, check: bool = True) -> str:
+        argv = self._argv(*words)
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except FileNotFoundError as error:
+            raise HostError("this host has no systemctl", hint="it needs systemd") from error
+        except subprocess.TimeoutExpired as error:
+            raise HostError(f"{' '.join(argv)} gave no answer in {_TIMEOUT_S} s") from error
+        if check and done.returncode != 0:
+            raise HostError(f"{' '.join(argv)} failed", why=(done.stderr or done.stdout).strip())
+        return done.stdout
+
+    @property
+    def unit_directory(self) -> str:
+        if self.scope == "user":
+            return os.path.expanduser("~/.config/systemd/user")
+        return "/etc/systemd/system"
+
+    def unit_text(self, unit: str) -> Optional[str]:
+        try:
+            with open(os.path.join(self.unit_directory, unit), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def install(self, units: Dict[str, Optional[str]]) -> List[str]:
+        """Write unit files (None removes one), reload if any changed; the names that changed."""
+        changed = []
+        for unit, text in sorted(units.items()):
+            if self.unit_text(unit) == text:
+                continue
+            path = os.path.join(self.unit_directory, unit)
+            durable.make_directories(self.unit_directory)
+            if text is None:
+                os.unlink(path)
+                durable.sync_directory(self.unit_directory)
+            else:
+                durable.replace_file(path, text.encode())
+            changed.append(unit)
+        if changed:
+            self._call("daemon-reload")
+        return changed
+
+    def show(self, unit: str) -> Process:
+        """The unit's process as it is now; an unknown unit is simply not active."""
+        told = self._call("show", unit, "--property", _PROPERTIES, check=False)
+        found = dict(line.partition("=")[::2] for line in told.splitlines())
+        return Process(
+            active=found.get("ActiveState", ""),
+            sub=found.get("SubState", ""),
+            pid=_number(found.get("MainPID", "")),
+            invocation=found.get("InvocationID", ""),
+            restarts=_number(found.get("NRestarts", "")),
+            result=found.get("Result", ""),
+            enabled=found.get("UnitFileState", ""),
+            loaded=found.get("LoadState", ""),
+        )
+
+    def enable(self, unit: str) -> None:
+        self._call("enable", unit)
+
+    def restart(self, unit: str) -> "subprocess.Popen[bytes]":
+        """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
+
+        A start limit left by a crash loop is cleared first, so the way back is never blocked.
+        """
+        self._call("reset-failed", unit, check=False)
+        return subprocess.Popen(
+            self._argv("restart", unit),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self, unit: str) -> None:
+        self._call("start", unit)
+
+    def stop(self, unit: str) -> None:
+        self._call("stop", unit)
+
+    def run_detached(self, name: str, argv: List[str], log: str) -> None:
+        """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
+
+        A transient unit is started again when it is killed, so an activation always ends.
+        """
+        if self._has_systemd_run():
+            words = ["systemd-run", *(["--user"] if self.scope == "user" else [])]
+            words += [f"--unit={name}", "--collect", "--quiet", "--property=Restart=on-failure"]
+            words += ["--property=RestartSec=1", "--property=StartLimitIntervalSec=0"]
+            words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
+            done = subprocess.run(
+                [*words, "--", *argv], capture_output=True, text=True, timeout=60, check=False
+            )
+            if done.returncode != 0:
+                raise HostError("systemd-run refused the activation", why=done.stderr.strip())
+            return
+        with open(log, "ab") as out:
+            subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def _has_systemd_run(self) -> bool:
+        booted = os.path.isdir("/run/systemd/system")
+        if self.scope == "user":
+            bus = os.path.join(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"), "systemd", "private")
+            return booted and os.path.exists(bus)
+        return booted
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0

@@ -1,0 +1,71 @@
+"""The flags file means one thing to a reader and to systemd, whatever is asked of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macd.host.envfile import EnvFileError, masked, parse, with_values
+
+TEXT = "# flags\nML_ENABLE_STACKING=0\n\nEXCHANGE_API_KEY=abc123\nML_ENABLE_STACKING=1\n"
+
+
+def test_duplicates_collapse_comments_stay() -> None:
+    assert parse(TEXT)["ML_ENABLE_STACKING"] == "1"
+    rewritten = with_values(TEXT, {"ML_ENABLE_STACKING": "0", "ML_STACKING_MIN_SAMPLES": "500"})
+    assert rewritten == (
+        "# flags\nML_ENABLE_STACKING=0\n\nEXCHANGE_API_KEY=abc123\nML_STACKING_MIN_SAMPLES=500\n"
+    )
+    assert with_values(rewritten, {"ML_ENABLE_STACKING": "0"}) == rewritten
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ML_ENABLE_STACKING=1\\\nNEXT=2",
+        "# comment \\\nML_ENABLE_STACKING=1",
+        'A="open\nML_ENABLE_STACKING=1\n',
+        "A='x\n",
+        "A=a b\n",
+        "A=$HOME\n",
+        "A=`id`\n",
+        "A=\x00\n",
+        "A=1\rB=2\n",
+        "A=\x85\n",
+        "no assignment\n",
+        "export A=1\n",
+        "a=1\n",
+        "LD_PRELOAD=/tmp/x.so\n",
+        "PYTHONPATH=/tmp\n",
+        "PATH=/tmp\n",
+        "ML_ENABLE_STACKING=yes\n",
+        "ML_ENABLE_STACKING=2\n",
+    ],
+)
+def test_lines_with_two_meanings_are_refused(text: str) -> None:
+    with pytest.raises(EnvFileError):
+        with_values(text, {"ML_ENABLE_STACKING": "0"})
+
+
+@pytest.mark.parametrize("value", ["1\nLD_PRELOAD=x", '1"', "1'", "1\\", "1 ", "１", ""])
+def test_no_value_can_inject(value: str) -> None:
+    with pytest.raises(EnvFileError):
+        with_values("", {"ML_ENABLE_STACKING": value})
+
+
+def test_secrets_are_covered() -> None:
+    shown = masked(TEXT)
+    assert "abc123" not in shown
+    assert "ML_ENABLE_STACKING=1" in shown
+
+
+@given(st.text(), st.text(max_size=20))
+def test_whatever_comes_out_reads_back_the_same(text: str, value: str) -> None:
+    try:
+        written = with_values(text, {"MODE": value})
+    except EnvFileError:
+        return
+    assert parse(written)["MODE"] == value
+    keys = [line.partition("=")[0] for line in written.splitlines() if line[:1].isupper()]
+    assert len(keys) == len(set(keys))
