@@ -1,0 +1,117 @@
+"""`invoke history`: what was done from here, in order, or from which record it is not known."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from macd.cli.verb import confirm, emit, verb
+from macd.errors import ExitCode, UsageError
+from macd.journal import Journal, JournalError, Record
+
+
+@verb(
+    name="history",
+    help={
+        "limit": "print the newest N records; 0 prints all",
+        "kind": "only records whose kind begins so, e.g. deploy",
+        "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
+        "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
+        "dry-run": "with --repair-torn: only show what would be moved",
+        "yes": "do not ask",
+        "json": "print one JSON document for machines",
+    },
+)
+def history(
+    _: object,
+    limit: int = 20,
+    kind: str = "",
+    repair_torn: bool = False,
+    inventory: str = "",
+    dry_run: bool = False,
+    yes: bool = False,
+    json: bool = False,
+) -> ExitCode | None:
+    """Print the journal: every run, release, deploy, gate, flag and rollback, newest last."""
+    from macd.inventory import load
+
+    if limit < 0:
+        raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
+    journal = Journal(load(inventory).state_dir / "journal.jsonl")
+    if repair_torn:
+        return _repair(journal, dry_run=dry_run, yes=yes, json=json)
+    try:
+        records = journal.records()
+    except JournalError as error:
+        if not json:  # show what can still be trusted, then fail
+            _print(error.intact, limit, kind)
+        raise
+    if json:
+        chosen = _chosen(records, limit, kind)
+        emit({"journal": journal.path, "records": [_fields(r) for r in chosen]})
+    elif not records:
+        print(f"nothing has been recorded yet\n  journal: {journal.path}")
+    else:
+        _print(records, limit, kind)
+    return None
+
+
+def _repair(journal: Journal, *, dry_run: bool, yes: bool, json: bool) -> ExitCode | None:
+    torn = _torn(journal)
+    if torn and not json:
+        print(f"record {torn.record} was never finished; its {len(torn.torn)} bytes are:\n")
+        print(f"  {torn.torn.decode('utf-8', 'backslashreplace')!r}\n")
+    wanted = torn is not None and not dry_run
+    agreed = wanted and confirm("move them to a file beside the journal?", yes=yes)
+    moved = journal.repair_torn(now=datetime.now(UTC)) if agreed else None
+    if json:
+        emit({"torn_at": torn and torn.record, "moved_to": moved, "dry_run": dry_run})
+    elif moved:
+        print(f"moved to {moved}; the journal goes on with a record of that\n  next: invoke status")
+    elif torn is None:
+        print("the journal is whole; nothing to repair")
+    else:
+        print("nothing was changed\n  do: invoke history --repair-torn --yes")
+    return ExitCode.FAILED if wanted and not agreed else None
+
+
+def _torn(journal: Journal) -> JournalError | None:
+    try:
+        journal.records()
+    except JournalError as error:
+        if error.torn:
+            return error
+        raise
+    return None
+
+
+def _chosen(records: list[Record], limit: int, kind: str) -> list[Record]:
+    wanted = [record for record in records if record.kind.startswith(kind)]
+    return wanted[-limit:] if limit else wanted
+
+
+def _print(records: list[Record], limit: int, kind: str) -> None:
+    chosen = _chosen(records, limit, kind)
+    for record in chosen:
+        print(f"{record.seq:>5}  {record.time:%Y-%m-%d %H:%M:%SZ}  {record.kind}")
+        for name, value in record.fields.items():
+            print(f"{'':7}{name}: {_shown(value)}")
+    if len(chosen) < len(records):
+        print(f"{len(chosen)} of {len(records)} records\n  more: invoke history --limit 0")
+
+
+def _shown(value: object) -> str:
+    # JSON's escapes also keep control characters in a value from reaching the terminal.
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return jsonlib.dumps(value, ensure_ascii=not _printable(value))
+
+
+def _printable(value: object) -> bool:
+    return jsonlib.dumps(value, ensure_ascii=False).isprintable()
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    return asdict(record) | {"time": record.time.isoformat().replace("+00:00", "Z")}

@@ -1,0 +1,117 @@
+"""`invoke history` shows the journal, and ends with 1 at the record that can't be trusted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from macd.journal import Journal
+
+TASKS = """
+from invoke import Collection
+from macd.cli import history
+namespace = Collection(history.history)
+"""
+INVENTORY = "hosts:\n  jump: {role: jump, ssh: somewhere}\n"
+NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "inventory" / "lab.yml").write_text(INVENTORY)
+    return Journal(tmp_path / ".macd" / "lab" / "journal.jsonl")
+
+
+def history(journal: Journal, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("invoke")), "history", *argv],
+        cwd=journal.path.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def filled(journal: Journal) -> bytes:
+    journal.append("release", {"id": "A"}, now=NOW)
+    journal.append("deploy", {"env": "prod", "evil": "\x1b[31mred"}, now=NOW)
+    journal.append("deploy.reverted", {"hosts": ["prod", "größer"]}, now=NOW)
+    return journal.path.read_bytes()
+
+
+def test_an_empty_journal_is_said_to_be_empty(journal: Journal) -> None:
+    done = history(journal)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing has been recorded yet" in done.stdout
+    assert json.loads(history(journal, "--json").stdout)["records"] == []
+
+
+def test_newest_last_and_escapes_do_not_reach_the_terminal(journal: Journal) -> None:
+    filled(journal)
+    done = history(journal)
+    assert done.returncode == 0
+    assert done.stdout == (
+        "    1  2025-03-01 12:00:00Z  release\n"
+        "       id: A\n"
+        "    2  2025-03-01 12:00:00Z  deploy\n"
+        "       env: prod\n"
+        '       evil: "\\u001b[31mred"\n'
+        "    3  2025-03-01 12:00:00Z  deploy.reverted\n"
+        '       hosts: ["prod", "größer"]\n'
+    )
+
+
+def test_limit_and_kind_choose_and_say_that_there_is_more(journal: Journal) -> None:
+    filled(journal)
+    told = history(journal, "--limit", "1").stdout
+    assert told.startswith("    3  ")
+    assert "1 of 3 records" in told
+    chosen = json.loads(history(journal, "--kind", "deploy", "--limit", "0", "--json").stdout)
+    assert [record["seq"] for record in chosen["records"]] == [2, 3]
+    assert chosen["records"][0]["time"] == "2025-03-01T12:00:00Z"
+    assert history(journal, "--limit=-1").returncode == 2
+
+
+def test_tampering_ends_with_1_and_names_the_record(journal: Journal) -> None:
+    journal.path.parent.mkdir(parents=True, exist_ok=True)
+    data = filled(journal).replace(b'"prod","evil"', b'"test","evil"').replace(b'"A"', b'"B"')
+    journal.path.write_bytes(data)
+    done = history(journal)
+    assert done.returncode == 1
+    assert "damaged at record 1" in done.stderr
+    document = json.loads(history(journal, "--json").stdout)
+    assert (document["exit_code"], "record 1" in document["error"]["what"]) == (1, True)
+    repair = history(journal, "--repair-torn", "--yes")
+    assert repair.returncode == 1
+    assert "damaged at record 1" in repair.stderr
+    assert journal.path.read_bytes() == data
+
+
+def test_a_torn_journal_is_shown_asked_about_and_repaired(journal: Journal) -> None:
+    data = filled(journal)[:-10]
+    journal.path.write_bytes(data)
+    done = history(journal)
+    assert done.returncode == 1
+    assert "    2  2025" in done.stdout  # what can be trusted is shown
+    assert "torn at record 3" in done.stderr
+    assert "invoke history --repair-torn" in done.stderr
+    for argv in (["--dry-run", "--yes"], []):  # neither a dry run nor silence is a yes
+        asked = history(journal, "--repair-torn", *argv)
+        assert "deploy.reverted" in asked.stdout
+        assert asked.returncode == (0 if argv else 1)
+        assert journal.path.read_bytes() == data
+    repaired = history(journal, "--repair-torn", "--yes", "--json")
+    document = json.loads(repaired.stdout)
+    assert document["torn_at"] == 3
+    assert Path(document["moved_to"]).read_bytes() == data[data[:-1].rfind(b"\n") + 1 :]
+    assert history(journal).returncode == 0
+    assert "nothing to repair" in history(journal, "--repair-torn").stdout
