@@ -44,7 +44,7 @@ class Events:
             append_line(self.path, json.dumps(record, ensure_ascii=False, default=str))
         if self.echo:
             text = human_line(record)
-            if text:
+            if text or event == "summary":
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
 
@@ -122,6 +122,12 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "stage_done": lambda r: f"[{r.get('stage')}] done in {r.get('seconds', 0):.1f} s",
     "epoch": _epoch_line,
     "fit_done": _fit_line,
+    "head_fixed": lambda r: f"  best head on validation: {r.get('head')}",
+    "oom": lambda r: f"  ! {_fit_name(r)}: out of memory, batch now {r.get('batch')}",
+    "resumed": lambda r: f"  {_fit_name(r)} goes on after epoch {r.get('epoch')}",
+    "checkpoint-ignored": lambda r: f"  ! {_fit_name(r)}: checkpoint not used, {r.get('why')}",
+    "eager": lambda r: f"  ! {_fit_name(r)}: not compiled, {r.get('why')}",
+    "summary": lambda r: f"{r.get('note', '')}",
     "note": lambda r: f"  {r.get('note', '')}",
     "warning": lambda r: f"  ! {r.get('note', '')}",
     "run_failed": lambda r: f"✗ {r.get('stage', 'run')} failed: {r.get('what', '')}",

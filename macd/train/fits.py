@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,6 +35,12 @@ FINAL = -1  # the fold index of a fit on everything before the holdout
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
 # How long a fit takes per training row, relative to LightGBM: only for progress and ETA.
 _WEIGHT = {"lgbm": 1.0, "lstm": 4.0, "tft": 8.0}
+
+
+class Progress(Protocol):
+    """Counts a finished fit of that cost; returns progress (0..1) and eta_s for its event."""
+
+    def __call__(self, cost: float, *, cached: bool) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def fit_all(
     engine_name: str,
     use: engine.Resources,
     embargo: int,
-    progress: Callable[[float], dict[str, float]],
+    progress: Progress,
 ) -> list[Entry]:
     """All tasks' entries in order: from the cache where the key is known, else fitted now.
 
@@ -226,7 +232,7 @@ def _accept(
     entry: Entry,
     inputs: Inputs,
     embargo: int,
-    progress: Callable[[float], dict[str, float]],
+    progress: Progress,
     *,
     cached: bool,
 ) -> None:
@@ -243,7 +249,7 @@ def _accept(
         cached=cached,
         seconds=entry.facts["seconds"],
         auc=scores,
-        **progress(task.cost),
+        **progress(task.cost, cached=cached),
     )
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from macd.errors import UsageError
 from macd.train.criteria import DEFAULTS, Criterion, parse_criteria
 
-MODES = ("all", "verify", "lgbm", "lstm", "tft", "onnx", "stacking")
+STAGES = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
+MODES = ("all", *STAGES)
 PROFILES = ("demo", "full")
 ENGINES = ("local", "ray")
 DEVICES = ("auto", "cpu", "cuda")
@@ -27,9 +28,9 @@ DEVICES = ("auto", "cpu", "cuda")
 class Settings:
     """One training. Paths are absolute; 0 in a number means "as the profile says".
 
+    stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
     min_move: fraction; training and headline use bars with |return| above it.
-    refit: fit the shipped models again on every known label; their figures stay those of the
-        models fitted before the holdout, so they then belong to the recipe, not to the weights.
+    inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
     edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
     """
 
@@ -40,6 +41,7 @@ class Settings:
     out: Path = Path("runs/local")
     cache: Path | None = None
     mode: str = "all"
+    stages: tuple[str, ...] = STAGES
     profile: str = "demo"
     seed: int = 7
     seeds: int = 1
@@ -53,7 +55,7 @@ class Settings:
     embargo: int = 48
     surrogates: int = 0
     edge_cap: float = 0.10
-    refit: bool = False
+    inner_stop: float = 0.0
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
 
@@ -77,7 +79,7 @@ class Settings:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
-        plain["cross"] = list(self.cross)
+        plain |= {name: list(plain[name]) for name in ("cross", "stages")}
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
         return plain
 
@@ -129,7 +131,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
 def _convert(name: str, value: Any) -> Any:
     if name == "criteria":
         return parse_criteria(value)
-    if name == "cross":
+    if name in ("cross", "stages"):
         parts = value.split(",") if isinstance(value, str) else list(value)
         return tuple(part.strip() for part in parts if part.strip())
     if name in ("data", "out", "cache"):
@@ -161,12 +163,14 @@ def _range_problems(s: Settings) -> list[str]:
         (0 < s.initial < 0.9, "initial: between 0 and 0.9"),
         (0 < s.holdout < 0.5, "holdout: between 0 and 0.5"),
         (s.embargo >= 48, "embargo: at least 48 bars, twice the longest horizon"),
+        (0 <= s.inner_stop <= 0.5, "inner_stop: from 0 to 0.5"),
         (0 <= s.surrogates <= 100, "surrogates: 1 to 100, or 0 for the profile's"),
         (1 <= s.seeds <= 10, "seeds: 1 to 10"),
         (0 <= s.seed < 2**31, "seed: from 0 to 2147483647"),
         (s.workers >= 0, "workers: 1 or more, or 0 for all cores"),
         (0 < s.edge_cap < 0.5, "edge_cap: between 0 and 0.5"),
         (not set(s.params) - {"lgbm", "lstm", "tft"}, "params: only for lgbm, lstm, tft"),
+        (not set(s.stages) - set(STAGES), f"stages: only {', '.join(STAGES)}"),
         (s.symbol not in s.cross, f"cross: {s.symbol} is the symbol itself"),
     ]
     return [text for good, text in checks if not good]
