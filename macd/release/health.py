@@ -1,0 +1,197 @@
+"""Is this release fit to serve? Every model really loaded and run; one line per item, with remedy.
+
+The successor of the guide's hand-run check script. A failed item is a result, not an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from macd.market.features import FEATURE_VERSION, feature_names, schema_hash
+from macd.release import golden
+from macd.release.scoring import FAMILIES, HEADS, MODELS, Floats, ModelError, Scorer
+
+GOLDEN = Path("golden/golden.json")
+_STUCK = 1e-6  # a spread below it over different windows means the model says always the same
+_BATCH_TOLERANCE = 1e-5
+_NAMES = {"lgbm": "LightGBM", "lstm": "LSTM", "tft": "TFT"}
+_RETRAIN = "train that model again: python -m macd.train --mode {family}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was checked. `cause` and `remedy` are empty when it is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    cause: str = ""
+    remedy: str = ""
+
+    def line(self) -> str:
+        """One line for people, with the guide's tick; two more when it failed."""
+        text = f"{'✓' if self.ok else '✗'} {self.name}: {self.detail}"
+        if self.ok:
+            return text
+        return f"{text}\n    likely cause: {self.cause}\n    remedy: {self.remedy}"
+
+
+def check(top: Path, *, tf: str = "1h", lock: Mapping[str, str] | None = None) -> list[Item]:
+    """Check the release (or run) in `top`.
+
+    Args:
+        lock: package -> version that must be installed; None leaves that out.
+    """
+    items = [_dependencies(lock)] if lock is not None else []
+    try:
+        scorer = Scorer.load(top / MODELS, tf)
+    except ModelError as error:
+        cause = "the files are not there, cut short, or not models"
+        remedy = "invoke release.verify names changed files; else train again"
+        return [*items, Item("models", False, str(error), cause, remedy)]
+    items.append(_features(scorer))
+    document = _document(top)
+    windows = _windows(document, scorer)
+    items += [_family(family, scorer, windows) for family in FAMILIES]
+    items.append(_stacking(scorer))
+    if windows is not None:
+        items.append(_batches(scorer, windows))
+    items.append(_golden(document, scorer))
+    return items
+
+
+def _dependencies(lock: Mapping[str, str]) -> Item:
+    wrong = []
+    for name, version in sorted(lock.items()):
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "nothing"
+        if found.partition("+")[0] != version.partition("+")[0]:
+            wrong.append(f"{name} {version} is locked, {found} is installed")
+    if not wrong:
+        return Item("dependencies", True, f"{len(lock)} packages in the versions of the lock")
+    cause = "the environment was changed after the lock was made"
+    return Item("dependencies", False, "; ".join(wrong), cause, "make setup")
+
+
+def _features(scorer: Scorer) -> Item:
+    symbols = _cross_symbols(scorer.features)
+    ours = feature_names(symbols)
+    if scorer.features == ours and scorer.schema == schema_hash(ours):
+        detail = f"{len(ours)} features, order and formulas as the code computes them"
+        return Item("features", True, detail)
+    extra, missing = set(scorer.features) - set(ours), set(ours) - set(scorer.features)
+    what = "; ".join(
+        f"{word}: {', '.join(sorted(names)[:3])}"
+        for word, names in (("unknown", extra), ("not used", missing))
+        if names
+    )
+    detail = what or f"the order or the formulas differ (code has version {FEATURE_VERSION})"
+    return Item(
+        "features",
+        False,
+        detail,
+        "the models were trained by other code than this",
+        "train again with this code, or release with the code of the run",
+    )
+
+
+def _cross_symbols(names: tuple[str, ...]) -> list[str]:
+    own = set(feature_names())
+    marked = {name.split("_")[1] for name in names if name not in own and name.count("_") >= 2}
+    return sorted(symbol for symbol in marked if set(feature_names([symbol])) & set(names) - own)
+
+
+def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
+    name = _NAMES[family]
+    remedy = _RETRAIN.format(family=family)
+    if family in scorer.errors:
+        cause = "the file is missing, damaged, or from another version"
+        return Item(name, False, scorer.errors[family], cause, remedy)
+    if windows is None:
+        return Item(
+            name, False, "not run", "there are no golden bars to run it on", "invoke release"
+        )
+    found, errors = scorer.score_batch(windows)
+    if family in errors:
+        cause = "its weights or its graph are broken"
+        return Item(name, False, errors[family], cause, remedy)
+    p = found[family]
+    stuck = [head for k, head in enumerate(HEADS) if np.ptp(p[:, k]) < _STUCK]
+    if stuck:
+        return Item(
+            name,
+            False,
+            f"says {p[0, HEADS.index(stuck[0])]:.3f} whatever it sees ({', '.join(stuck)})",
+            "it learnt nothing, or its export lost the weights",
+            remedy,
+        )
+    best = f", best head {scorer.best_head}" if family == "lstm" else ""
+    detail = f"{len(p)} windows, outputs {p.min():.3f} to {p.max():.3f}{best}"
+    return Item(name, True, detail)
+
+
+def _stacking(scorer: Scorer) -> Item:
+    if scorer.stacking is None:
+        return Item(
+            "stacking meta",
+            False,
+            scorer.errors.get("stacking", "there is none"),
+            "stacking was not trained, or had too few out-of-fold samples",
+            "python -m macd.train --mode stacking",
+        )
+    n = scorer.stacking.facts.get("n_oof_samples")
+    return Item("stacking meta", True, f"n_oof_samples {n}, headline {scorer.stacking.headline}")
+
+
+def _batches(scorer: Scorer, windows: Floats) -> Item:
+    name = "batch 1 and N agree"
+    together, _ = scorer.score_batch(windows)
+    worst = 0.0
+    for n in range(len(windows)):
+        alone, _ = scorer.score_batch(windows[n : n + 1])
+        if set(alone) != set(together):
+            worst = np.inf
+            break
+        worst = max([worst, *(float(np.abs(alone[f][0] - together[f][n]).max()) for f in alone)])
+    if worst <= _BATCH_TOLERANCE:
+        return Item(name, True, f"largest difference {worst:.1e}")
+    cause = "the graph is locked to the batch size of its export"
+    return Item(name, False, f"off by {worst:.3g}", cause, _RETRAIN.format(family="onnx"))
+
+
+def _golden(document: Mapping[str, Any] | None, scorer: Scorer) -> Item:
+    if document is None:
+        cause = "this is a run, not a release, or the file is damaged"
+        return Item("golden predictions", False, "there are none", cause, "invoke release")
+    outcome = golden.check(document, scorer)
+    if outcome.ok:
+        return Item("golden predictions", True, f"{outcome.detail} ({outcome.max_diff:.1e})")
+    cause = "models, features or a library differ from those of the training"
+    remedy = "invoke release.verify, then invoke health: the item before this one may say more"
+    return Item("golden predictions", False, outcome.detail, cause, remedy)
+
+
+def _document(top: Path) -> Mapping[str, Any] | None:
+    try:
+        document = json.loads((top / GOLDEN).read_bytes())
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _windows(document: Mapping[str, Any] | None, scorer: Scorer) -> Floats | None:
+    if document is None:
+        return None
+    try:
+        return golden.windows(document, scorer)
+    except Exception:  # the golden item says what is wrong with it
+        return None
