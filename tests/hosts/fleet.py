@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.hosts import claim as claims
-from tests.hosts import network, rootfs
-from tests.hosts.inventory import inventory_text
+from tests.hosts import inventory, network, rootfs
 from tests.hosts.machine import Machine
 
 NAMES = ("jump", "h800", "prod")
@@ -114,7 +113,6 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
     wired = network.wire(claim)
     root.mkdir(parents=True, exist_ok=True)
     (root / "tasks.py").touch()
-    (root / "inventory").mkdir()
     key = root / "id_ed25519"
     _generate_key(key, "macd test user")
     ssh_config, known_hosts = root / "ssh_config", root / "known_hosts"
@@ -132,9 +130,14 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
         )
     ssh_config.write_text("".join(_ssh_block(h, known_hosts) for h in hosts.values()))
     known_hosts.write_text("".join(_known_line(h) for h in hosts.values()))
-    name = "systemd-test"
-    (root / "inventory" / f"{name}.yml").write_text(inventory_text(ssh_config, known_hosts))
-    return Hosts(**hosts, root=root, inventory=name, ssh_config=ssh_config, known_hosts=known_hosts)
+    inventory.write(root, ssh_config, known_hosts)
+    return Hosts(
+        **hosts,
+        root=root,
+        inventory=inventory.NAME,
+        ssh_config=ssh_config,
+        known_hosts=known_hosts,
+    )
 
 
 def _files(name: str, claim: claims.Claim, key: Path, host_key: Path) -> dict[str, str]:

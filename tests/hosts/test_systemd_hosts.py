@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from macd.inventory import load
 from tests.hosts import network
 from tests.hosts.fleet import Hosts
 
@@ -120,3 +121,10 @@ def test_what_later_tests_need_is_there(hosts: Hosts) -> None:
         " && ldconfig -p | grep libgomp.so.1"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_product_can_load_the_inventory_of_these_hosts(hosts: Hosts) -> None:
+    loaded = load(hosts.inventory, root=hosts.root)
+    assert loaded.known_hosts == hosts.known_hosts
+    assert [host.ssh for host in loaded.hosts.values()] == [host.alias for host in hosts.each()]
+    assert loaded.env_hosts("prod")[0].app_dir == "/opt/macd-analysis"

@@ -165,6 +165,16 @@ def test_a_record_forged_with_a_fitting_hash_breaks_the_chain(
     assert "replaced" in error.reason
 
 
+@pytest.mark.parametrize("said_otherwise", [b'{ "fields"', b'{"kind":"other","fields"'])
+def test_the_same_content_in_other_bytes_is_a_change(
+    journal: Journal, said_otherwise: bytes
+) -> None:
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'{"fields"', said_otherwise)
+    journal.path.write_bytes(b"".join(lines))
+    assert damage(journal).record == 2
+
+
 @pytest.mark.parametrize(
     "line",
     [b"", b"null", b"{}", b"\x00" * 80, b"\xff", b"[" * 5000, b'{"seq":1}', b'{"seq":NaN}'],
