@@ -1,0 +1,36 @@
+"""OpenSSH's own client as a witness: the lab must look right to it, not only to our libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def ssh(
+    config: Path, host: str, command: str, *, options: tuple[str, ...] = (), data: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command on lab-HOST; never asks for anything, never waits for longer than a minute."""
+    return subprocess.run(
+        argv(config, host, command, options=options), input=data, capture_output=True, timeout=60
+    )
+
+
+def argv(config: Path, host: str, command: str, *, options: tuple[str, ...] = ()) -> list[str]:
+    return ["ssh", "-F", str(config), "-o", "BatchMode=yes", *options, f"lab-{host}", command]
+
+
+def text(config: Path, host: str, command: str) -> str:
+    """The command's output; it must have succeeded."""
+    done = ssh(config, host, command)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def eventually(true: Callable[[], object], *, within: float = 30.0) -> None:
+    """Wait for something that happens in another process; the limit only ends a broken test."""
+    deadline = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
