@@ -121,11 +121,13 @@ def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
 def _inflate(payload: bytes, raw_length: Any) -> bytes:
     if not isinstance(raw_length, int) or not 0 < raw_length <= MAX_PAYLOAD:
         raise FrameError("a frame claims more bytes than allowed")
+    inflater = zlib.decompressobj()
     try:
-        data = zlib.decompressobj().decompress(payload, raw_length)
+        data = inflater.decompress(payload, raw_length)
+        more = inflater.decompress(inflater.unconsumed_tail, 1)
     except zlib.error as error:
         raise FrameError(f"a payload does not decompress: {error}") from error
-    if len(data) != raw_length:
+    if len(data) != raw_length or more or not inflater.eof:
         raise FrameError("a payload is not as long as it says")
     return data
 

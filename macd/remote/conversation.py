@@ -199,7 +199,7 @@ class Conversation:
         return self._broken or ContactLostError(f"the session with {self.name} is closed")
 
     def await_start(self) -> None:
-        """Return once the agent has spoken, or has failed to in time: then every call has failed."""
+        """Return once the agent has spoken, or every call has failed because it did not."""
         if not self._hello.wait(max(0.0, self._deadline - time.monotonic())):
             self._end(frames.FrameError(f"no message came within {self._start_seconds:.0f} s"))
             self._channel.close()

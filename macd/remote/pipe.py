@@ -72,7 +72,7 @@ class PipeChannel:
         """End the process; the pipes stay open until the reading thread has seen the end."""
         self.shutdown_write()
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -1,0 +1,112 @@
+"""A file is replaced whole or not at all: on kills, on a full disk, on a failing fsync."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from macd.host import durable
+
+# Tells each completed replacement, so that a kill lands somewhere inside a later one.
+WRITER = """
+import sys
+from macd.host import durable
+path, size = sys.argv[1], 1 << 20
+for turn in range(1000000):
+    durable.replace_file(path, bytes([65 + turn % 2]) * size)
+    print(turn, flush=True)
+"""
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def temporaries(directory: Path) -> list[str]:
+    return [name for name in names(directory) if name.endswith(".macd-tmp")]
+
+
+def test_content_mode_and_no_leftover(tmp_path: Path) -> None:
+    target = tmp_path / "a file"
+    target.write_bytes(b"old")
+    durable.replace_file(str(target), b"new", mode=0o640)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert names(tmp_path) == ["a file"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_kill_leaves_the_old_content_or_the_new(tmp_path: Path, turns: int) -> None:
+    target = tmp_path / "file"
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        for _ in range(turns + 1):
+            writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+    content = target.read_bytes()
+    assert content in (b"A" * (1 << 20), b"B" * (1 << 20))
+    assert len(temporaries(tmp_path)) <= 1
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename", "fchmod"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_failing_system_call_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            durable.replace_file(str(target), b"new")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_write_left_is_swept_only_when_it_is_old(tmp_path: Path) -> None:
+    stale = tmp_path / ".file.0a1b2c.macd-tmp"
+    fresh = tmp_path / ".file.3d4e5f.macd-tmp"
+    other = tmp_path / ".other.0a1b2c.macd-tmp"
+    for path in (stale, fresh, other):
+        path.write_bytes(b"half")
+    os.utime(stale, (1, 1))
+    os.utime(other, (1, 1))
+    durable.replace_file(str(tmp_path / "file"), b"new")
+    assert temporaries(tmp_path) == [fresh.name, other.name]
+
+
+def test_a_symbolic_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"untouched")
+    (tmp_path / "link").symlink_to("target")
+    durable.replace_file(str(tmp_path / "link"), b"new")
+    assert (tmp_path / "target").read_bytes() == b"untouched"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_directories_are_made_with_all_their_parents(tmp_path: Path) -> None:
+    durable.make_directories(str(tmp_path / "a/b/c"))
+    durable.make_directories(str(tmp_path / "a/b/c"))
+    assert (tmp_path / "a/b/c").is_dir()
+
+
+def test_a_file_where_a_directory_should_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        durable.make_directories(str(tmp_path / "a/b"))
+
+
+def test_home_is_the_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert durable.expand("~/work") == f"{tmp_path}/work"
+    assert durable.expand("/opt/$HOME/*") == "/opt/$HOME/*"  # nothing else means anything

@@ -1,0 +1,215 @@
+"""An agent starts under every login shell, through noise, or the operator is told why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError, UsageError
+from macd.host import frames
+from macd.remote import assembler
+from macd.remote.session import Session
+
+StartAgent = Callable[..., Session]
+
+SHELLS = {
+    "bash": ("bash", "--norc", "-c"),
+    "dash": ("dash", "-c"),
+    "zsh": ("zsh", "-f", "-c"),
+    "fish": ("fish", "--no-config", "-c"),
+    "tcsh": ("tcsh", "-f", "-c"),
+    "csh": ("csh", "-f", "-c"),
+    "busybox": ("busybox", "sh", "-c"),
+    "ksh": ("ksh", "-c"),
+}
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(body)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_every_login_shell_starts_it(start_agent: StartAgent, tmp_path: Path, name: str) -> None:
+    if shutil.which(SHELLS[name][0]) is None:
+        pytest.skip(f"{name} is not installed")
+    python = tmp_path / "a dir with 'quotes' & $(touch owned) `x` *" / "python"
+    python.parent.mkdir()
+    script(python, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    session = start_agent(str(python), shell=SHELLS[name], cwd=tmp_path)
+    assert session.call("ping")["pid"] > 0
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_command_is_readable_by_every_shell() -> None:
+    command = assembler.command("python3")
+    assert command.count("'") == 2
+    assert not set("!\\\n") & set(command)
+    assert len(command) < 1000  # csh refuses longer words
+
+
+@pytest.mark.parametrize("python", ["", " ", "py\nthon", "a\\b", "wow!", "\x1b[31m"])
+def test_a_python_no_shell_can_be_given_is_refused(python: str) -> None:
+    with pytest.raises(UsageError, match="`python`"):
+        assembler.command(python)
+
+
+def test_home_in_the_path_of_python_is_the_hosts(start_agent: StartAgent, tmp_path: Path) -> None:
+    script(tmp_path / "py thon", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    session = start_agent("~/py thon", env={**os.environ, "HOME": str(tmp_path)})
+    assert session.call("ping")["pid"] > 0
+
+
+def test_what_is_shipped_is_the_same_each_time() -> None:
+    tag = bytes(16)
+    assert assembler.opening(tag) == assembler.opening(tag)
+    assert assembler.opening(tag, ["frames"]) == assembler.opening(tag)
+
+
+def test_a_module_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UsageError, match="no module 'nothing'"):
+        assembler.sources(["nothing"])
+
+
+def test_what_a_module_imports_is_shipped_with_it() -> None:
+    assert {"macd.host.frames", "macd.host.failure"} <= set(assembler.sources())
+
+
+def test_no_file_is_left_and_none_is_read_from_the_directory(
+    start_agent: StartAgent, tmp_path: Path
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a stray json.py was imported')")
+    (tmp_path / "macd").mkdir()
+    (tmp_path / "macd" / "__init__.py").write_text("raise SystemExit('a stray macd')")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    before = sorted(tmp_path.rglob("*"))
+    session = start_agent(cwd=tmp_path, env=environment)
+    assert session.facts().user.home == str(tmp_path)
+    session.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- noise ----------------------------------------------------------------------------------
+
+
+def noisy(path: Path, prelude: str) -> tuple[str, ...]:
+    """A login shell that prints before (and while) it runs the command."""
+    return (script(path / "noisy", f'#!/bin/sh\n{prelude}\nexec /bin/sh -c "$1"\n'),)
+
+
+def test_noise_before_the_agent_is_skipped(start_agent: StartAgent, tmp_path: Path) -> None:
+    shell = noisy(tmp_path, "echo 'Welcome to h800!'; printf '\\377\\000\\033[2J'; echo more >&2")
+    assert start_agent(shell=shell).call("ping")
+
+
+def test_as_much_noise_as_allowed_is_skipped(start_agent: StartAgent, tmp_path: Path) -> None:
+    shell = noisy(tmp_path, f"head -c {frames.MAX_NOISE} /dev/zero")
+    assert start_agent(shell=shell).call("ping")
+
+
+def test_too_much_noise_is_an_error_that_shows_its_beginning(
+    start_agent: StartAgent, tmp_path: Path
+) -> None:
+    shell = noisy(tmp_path, "echo 'Message of the day'; head -c 200000 /dev/zero")
+    with pytest.raises(MacdError, match="here: the agent did not start") as caught:
+        start_agent(shell=shell).call("ping")
+    assert "Message of the day" in caught.value.why
+    assert "\0" not in caught.value.why
+
+
+def test_a_shell_that_says_no_is_quoted(start_agent: StartAgent, tmp_path: Path) -> None:
+    shell = (script(tmp_path / "nologin", "#!/bin/sh\necho Account not available\nexit 1\n"),)
+    with pytest.raises(MacdError, match="did not start") as caught:
+        start_agent(shell=shell).call("ping")
+    assert "status 1" in caught.value.why
+    assert "Account not available" in caught.value.why
+
+
+def test_a_shell_that_never_gets_there_is_given_up(start_agent: StartAgent, tmp_path: Path) -> None:
+    shell = (script(tmp_path / "menu", "#!/bin/sh\necho Press 1 for help\nexec sleep 1000\n"),)
+    session = start_agent(shell=shell, start_seconds=0.5)
+    with pytest.raises(MacdError, match="did not start") as caught:
+        session.call("ping")
+    assert "no message came" in caught.value.why
+    assert "Press 1 for help" in caught.value.why
+
+
+def test_a_shell_that_reads_our_input_is_an_error(start_agent: StartAgent, tmp_path: Path) -> None:
+    with pytest.raises(MacdError, match="did not start") as caught:
+        start_agent(shell=noisy(tmp_path, "head -c 100 > /dev/null")).call("ping")
+    assert "stdin was read by something else" in caught.value.why
+
+
+# -- the wrong Python -----------------------------------------------------------------------
+
+
+def test_no_python_names_the_host_and_the_key(start_agent: StartAgent) -> None:
+    with pytest.raises(MacdError, match="here: there is no /no/such/python3") as caught:
+        start_agent("/no/such/python3").call("ping")
+    assert "the key `python` of host here" in caught.value.hint
+
+
+def old_pythons() -> list[str]:
+    versions = Path("~/.pyenv/versions").expanduser()
+    found = [
+        str(path) for old in ("2.7", "3.6", "3.8") for path in versions.glob(f"{old}.*/bin/python")
+    ]
+    found += filter(None, map(shutil.which, ("python2", "python3.6", "python3.8")))
+    return [path for path in found if os.system(f"{path} -c 1 2>/dev/null") == 0]
+
+
+def test_a_python_too_old_says_so(start_agent: StartAgent, tmp_path: Path) -> None:
+    """A real interpreter that believes to be 3.8: the loader must notice before anything else."""
+    pretend = (
+        "import sys\n"
+        "sys.version_info = (3, 8, 18, 'final', 0)\n"
+        "exec(compile(sys.argv[-1], '<loader>', 'exec'))\n"
+    )
+    (tmp_path / "pretend.py").write_text(pretend)
+    python = script(
+        tmp_path / "python3", f'#!/bin/sh\nexec {sys.executable} {tmp_path}/pretend.py "$2"\n'
+    )
+    with pytest.raises(MacdError, match=r"is Python 3\.8; the agent needs 3\.9 or newer") as caught:
+        start_agent(python).call("ping")
+    assert "the key `python` of host here" in caught.value.hint
+
+
+@pytest.mark.parametrize("python", old_pythons() or [None])
+def test_a_really_old_python_says_so(start_agent: StartAgent, python: str | None) -> None:
+    if python is None:
+        pytest.skip("no Python older than 3.9 here")
+    with pytest.raises(MacdError, match=r"the agent needs 3\.9 or newer"):
+        start_agent(python).call("ping")
+
+
+@pytest.mark.parametrize("minor", range(9, 15))
+def test_every_supported_python_runs_every_operation(
+    start_agent: StartAgent, tmp_path: Path, minor: int
+) -> None:
+    python = interpreter(minor)
+    if python is None:
+        pytest.skip(f"no Python 3.{minor} here")
+    session = start_agent(python)
+    facts = session.facts([str(tmp_path)])
+    assert facts.python.version.startswith(f"3.{minor}.")
+    assert session.run(["echo", "hello"]).stdout == b"hello\n"
+    session.write(str(tmp_path / "f"), b"data")
+    assert session.read(str(tmp_path / "f")) == b"data"
+    json.dumps(session.tail(str(tmp_path / "f"))["inode"])
+
+
+def interpreter(minor: int) -> str | None:
+    name = f"python3.{minor}"
+    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/{name}"))
+    for path in [*map(str, pyenv), shutil.which(name)]:
+        if path and os.system(f"{path} -c 1 2>/dev/null") == 0:
+            return path
+    return None
