@@ -85,8 +85,8 @@ class Host(_Model):
 class LinkSettings(_Model):
     """How long to wait for a peer, in seconds; a dead link is told within a minute."""
 
-    connect_s: Annotated[float, Field(gt=0, le=60)] = 10
-    login_s: Annotated[float, Field(gt=0, le=60)] = 20
+    connect_s: Annotated[float, Field(gt=0, le=20)] = 10
+    login_s: Annotated[float, Field(gt=0, le=30)] = 20
     keepalive_s: Annotated[float, Field(gt=0, le=20)] = 10
     dead_after_s: Annotated[float, Field(gt=0, le=55)] = 40
 

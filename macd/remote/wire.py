@@ -1,0 +1,163 @@
+"""Notice that a peer has fallen silent, on any hop, and wake everything that waits for it.
+
+SSH over a stalled link blocks for as long as TCP retries (a quarter of an hour), and keepalives
+that nobody must answer prove nothing. So each hop's bytes pass through a Wire that remembers when
+the peer last gave a sign of life, and a Watch asks for one when there was none and closes the wire
+when none came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_HEAD = 200
+
+
+class Socket(Protocol):
+    """What paramiko asks of a socket; a channel through another host offers the same."""
+
+    def send(self, data: bytes, /) -> int: ...
+    def recv(self, limit: int, /) -> bytes: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Wire:
+    """A socket that knows how long its peer has been silent, and how it greeted (`head`)."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.head = b""
+        self.ended = False
+        self._heard = time.monotonic()
+        self._blocked: float | None = None
+        self._socket = socket
+        self._closed = False  # the name paramiko looks at while it waits for its thread
+
+    def silent_for(self, now: float) -> float:
+        """Seconds at `now` (of time.monotonic) without a sign of life: nothing heard, or nothing
+        taken of what we send."""
+        return now - min(self._heard, self._blocked or self._heard)
+
+    def send(self, data: bytes) -> int:
+        """As a socket does. Room in a full buffer means that the peer took something."""
+        if self._closed:
+            raise ConnectionAbortedError("the link was given up")
+        try:
+            sent = self._socket.send(data)
+        except TimeoutError:
+            self._blocked = self._blocked or time.monotonic()
+            raise
+        if self._blocked is not None and sent:
+            self._blocked, self._heard = None, time.monotonic()
+        return sent
+
+    def recv(self, limit: int) -> bytes:
+        """As a socket does; b"" once closed here."""
+        try:
+            data = b"" if self._closed else self._socket.recv(limit)
+        except TimeoutError:
+            raise
+        except OSError:
+            if not self._closed:
+                raise
+            data = b""
+        if not data:
+            self.ended = True
+            return b""
+        self._heard = time.monotonic()
+        if len(self.head) < _HEAD:
+            self.head += data[:_HEAD]
+        return data
+
+    def settimeout(self, seconds: float | None) -> None:
+        """As a socket does."""
+        self._socket.settimeout(seconds)
+
+    def getpeername(self) -> Any:
+        """As a socket does; paramiko shows it."""
+        return getattr(self._socket, "getpeername", lambda: ("", 0))()
+
+    def close(self) -> None:
+        """As a socket does; whoever sends or receives at this moment is woken."""
+        self._closed = True
+        with contextlib.suppress(Exception):  # a channel's close talks to a peer that may be gone
+            self._socket.close()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One hop under watch; `probe` asks its peer for any answer and may block."""
+
+    name: str
+    wire: Wire
+    probe: Callable[[], None]
+
+
+class Watch:
+    """Looks after the hops of one link until it is stopped; the nearest hop is blamed first.
+
+    A peer silent for `keepalive_s` is asked for a sign of life; when there is none `dead_after_s`
+    after the last one, `on_death` is told (the hop, seconds) and all wires are closed.
+    """
+
+    def __init__(
+        self,
+        hops: Sequence[Watched],
+        *,
+        keepalive_s: float,
+        dead_after_s: float,
+        on_death: Callable[[Watched, float], None],
+    ) -> None:
+        self._hops = hops
+        self._keepalive_s = keepalive_s
+        self._dead_after_s = dead_after_s
+        self._on_death = on_death
+        self._asked: dict[Wire, float] = {}
+        self._probes: dict[Wire, threading.Thread] = {}
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ssh watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; nobody is declared dead afterwards."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(1.0, self._keepalive_s / 4)):
+            for hop in self._hops:
+                if not self._lives(hop, time.monotonic()):
+                    self._on_death(hop, hop.wire.silent_for(time.monotonic()))
+                    for each in self._hops:
+                        each.wire.close()
+                    return
+
+    def _lives(self, hop: Watched, now: float) -> bool:
+        if hop.wire.silent_for(now) < self._keepalive_s:
+            self._asked.pop(hop.wire, None)
+            return True
+        # A machine that slept has been silent too: only silence after a question counts.
+        since = self._asked.setdefault(hop.wire, now)
+        if now - since >= self._dead_after_s - self._keepalive_s:
+            return False
+        self._ask(hop)
+        return True
+
+    def _ask(self, hop: Watched) -> None:
+        """Probe in a thread of its own: a probe that can't get out must not stop the clock."""
+        running = self._probes.get(hop.wire)
+        if running is None or not running.is_alive():
+            self._probes[hop.wire] = threading.Thread(
+                target=self._probe, args=(hop,), name="ssh probe", daemon=True
+            )
+            self._probes[hop.wire].start()
+
+    def _probe(self, hop: Watched) -> None:
+        # Whatever a probe runs into, the watch finds out by the silence that follows.
+        with contextlib.suppress(Exception):
+            hop.probe()
+        self._stopped.wait(self._keepalive_s)  # one question at a time
