@@ -124,21 +124,28 @@ class Supervisor:
     def stop(self, unit: str) -> None:
         self._call("stop", unit)
 
-    def run_detached(self, name: str, argv: List[str], log: str) -> None:
+    def run_detached(
+        self, name: str, argv: List[str], log: str, *, keep_alive: bool = True
+    ) -> None:
         """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
 
-        A transient unit is started again when it is killed, so an activation always ends.
+        `keep_alive`: a transient unit is started again when it is killed, so that it always ends
+        what it began. In the user scope lingering is asked for, or logging out would end it.
         """
         if self._has_systemd_run():
+            if self.scope == "user":
+                subprocess.run(["loginctl", "enable-linger"], capture_output=True, check=False)
             words = ["systemd-run", *(["--user"] if self.scope == "user" else [])]
-            words += [f"--unit={name}", "--collect", "--quiet", "--property=Restart=on-failure"]
-            words += ["--property=RestartSec=1", "--property=StartLimitIntervalSec=0"]
+            words += [f"--unit={name}", "--collect", "--quiet"]
+            if keep_alive:
+                words += ["--property=Restart=on-failure", "--property=RestartSec=1"]
+                words += ["--property=StartLimitIntervalSec=0"]
             words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
             done = subprocess.run(
                 [*words, "--", *argv], capture_output=True, text=True, timeout=60, check=False
             )
             if done.returncode != 0:
-                raise HostError("systemd-run refused the activation", why=done.stderr.strip())
+                raise HostError(f"systemd-run refused {name}", why=done.stderr.strip())
             return
         with open(log, "ab") as out:
             subprocess.Popen(
