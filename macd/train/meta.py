@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from macd.market.features import schema_hash
 from macd.market.labels import HORIZONS
 from macd.train.fitdata import HEADS, Facts
 
@@ -24,6 +25,7 @@ def meta_json(
         "heads": list(HEADS),
         "horizons": list(HORIZONS),
         "features": list(features),
+        "schema_hash": schema_hash(features),
         "params": dataclasses.asdict(params),
     }
     text = json.dumps({**known, **facts}, indent=1, sort_keys=True, allow_nan=False)

@@ -114,6 +114,6 @@ def compiled(
     except torch.OutOfMemoryError:
         return faster  # the loop halves the batch
     except Exception as error:  # any of many: no triton, no gcc, an unsupported op
-        report({"event": "eager", "why": str(error).splitlines()[0][:200]})
+        report({"event": "eager", "why": " ".join(str(error).split())[:300]})
         return body
     return faster
