@@ -185,7 +185,7 @@ class Link:
         line.arrives.set()
 
     def _fire(self, cut: _Cut) -> None:
-        self._fault = replace(self._fault, cut_after=None)
+        self._fault = replace(self._fault, cut_after=None, cut_direction="both", cut_on="next")
         for task, armed in self._open.items():
             if armed is cut:
                 self._add(cuts=1)

@@ -124,7 +124,7 @@ def _keep() -> None:
     systemctl3._user_mode = True
     boot = LabSystemctl()
     boot.sysinit_status(ActiveState="active", SubState="running")
-    enabled = boot.default_services_modules()
+    enabled = boot.default_services_modules("default.target", "multi-user.target")
     boot.start_units(enabled)
     scheduled: dict[str, float] = {}
     restarted: dict[str, list[float]] = {}

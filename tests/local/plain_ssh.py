@@ -11,9 +11,18 @@ from pathlib import Path
 def ssh(
     config: Path, host: str, command: str, *, options: tuple[str, ...] = (), data: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command on lab-HOST; never asks for anything, never waits for longer than a minute."""
+    """Run a command on lab-HOST; never asks for anything, never waits for longer than a minute.
+
+    The configuration is named relative to the clone, as a user types it: OpenSSH's ProxyJump does
+    not quote the path after -F, so an absolute one with a blank in it would not work.
+    """
     return subprocess.run(
-        argv(config, host, command, options=options), input=data, capture_output=True, timeout=60
+        argv(Path(*config.parts[-2:]), host, command, options=options),
+        input=data,
+        capture_output=True,
+        timeout=60,
+        cwd=config.parents[1],
+        check=False,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import asyncssh
@@ -25,7 +25,7 @@ def test_every_host_answers_plain_ssh_as_its_own_user(lab: LabState) -> None:
 
 
 def test_h800_has_no_address_of_its_own(lab: LabState) -> None:
-    """A direct attempt fails by name and at every port the lab listens on; through jump it works."""
+    """A direct attempt fails by name and at every port the lab has; through jump it works."""
     assert lab.hosts["h800"].port is None
     direct = ssh(lab.ssh_config, "h800", "true", options=("-o", "ProxyJump=none"))
     assert direct.returncode == 255
@@ -46,7 +46,7 @@ def _listening_ports(pid: int) -> set[int]:
         pytest.skip("listening sockets are read from /proc")
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if (target := os.readlink(entry)).startswith("socket:["):
+        if (target := str(entry.readlink())).startswith("socket:["):
             inodes.add(target[8:-1])
     ports = set()
     for table in ("tcp", "tcp6"):
@@ -64,6 +64,7 @@ def test_jump_leads_to_h800_and_nowhere_else(lab: LabState) -> None:
             ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-W", target, "lab-jump"],
             capture_output=True,
             timeout=60,
+            check=False,
         )
         assert refused.returncode != 0
         assert b"no route from here" in refused.stderr
@@ -72,6 +73,7 @@ def test_jump_leads_to_h800_and_nowhere_else(lab: LabState) -> None:
             ["ssh", "-F", str(lab.ssh_config), "-W", "h800:22", f"lab-{host}"],
             capture_output=True,
             timeout=60,
+            check=False,
         )
         assert b"no route from here" in refused.stderr
 
@@ -103,8 +105,6 @@ def test_nothing_of_the_operator_leaks_in(lab: LabState) -> None:
 
 def test_python3_is_the_labs_own_interpreter(lab: LabState) -> None:
     shown = text(lab.ssh_config, "h800", "python3 -c 'import asyncssh, sys; print(sys.prefix)'")
-    import sys
-
     assert shown.strip() == sys.prefix
 
 
@@ -205,7 +205,9 @@ def test_when_the_client_is_gone_its_command_ends_and_what_is_detached_stays(
     client = subprocess.Popen(argv(lab.ssh_config, "h800", command), stdin=subprocess.DEVNULL)
 
     def left() -> set[str]:
-        shown = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True).stdout
+        shown = subprocess.run(
+            ["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True
+        ).stdout
         return {line.split()[1] for line in shown.splitlines() if line.startswith(f"sleep {name}")}
 
     eventually(lambda: len(left()) == 3)

@@ -45,7 +45,7 @@ def test_no_lab_host_reaches_the_machines_own_systemd(tmp_path: Path) -> None:
         for tool in ("systemctl", "systemd-run", "loginctl", "journalctl"):
             found = shutil.which(tool, path=places[name].environment()["PATH"])
             assert found == str(places[name].bin / tool)
-            ran = subprocess.run([found, "--user", "status"], capture_output=True, text=True)
+            ran = subprocess.run([found, "status"], capture_output=True, text=True, check=False)
             assert ran.returncode == 1
             assert "not been booted with systemd" in ran.stderr
 

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer, so that tests of delays are exact and quick."""
+"""An event loop whose clock jumps to the next timer: tests of delays become exact and quick."""
 
 from __future__ import annotations
 

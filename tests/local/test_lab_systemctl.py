@@ -1,0 +1,181 @@
+"""User services on prod: started, restarted, counted, kept alive, started again at the next up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from macd import lab as lab_room
+from macd.lab import LabState, processes
+from tests.local.plain_ssh import eventually, ssh, text
+
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write_unit(lab: LabState) -> Iterator[Write]:
+    """Writes a unit file into prod's home; stops and removes it afterwards."""
+    home = lab.hosts["prod"].home
+    folder = home / ".config/systemd/user"
+    written: list[str] = []
+
+    def write(name: str, service: str, install: str = "WantedBy=default.target") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.service").write_text(
+            f"[Unit]\nDescription=test\n[Service]\n{service}\n[Install]\n{install}\n"
+        )
+        written.append(name)
+
+    yield write
+    for name in written:
+        ssh(lab.ssh_config, "prod", f"systemctl --user disable {name}")
+        ssh(lab.ssh_config, "prod", f"systemctl --user stop {name}")
+        (folder / f"{name}.service").unlink()
+
+
+def show(lab: LabState, name: str) -> dict[str, str]:
+    lines = text(
+        lab.ssh_config,
+        "prod",
+        f"systemctl --user show {name} -p MainPID,NRestarts,InvocationID -p ActiveState,LoadState",
+    ).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def systemctl(lab: LabState, words: str) -> tuple[int, str]:
+    done = ssh(lab.ssh_config, "prod", f"systemctl --user {words}")
+    return done.returncode, done.stdout.decode().strip()
+
+
+def test_a_service_starts_restarts_and_stops(lab: LabState, write_unit: Write) -> None:
+    home = lab.hosts["prod"].home
+    (home / "flags.env").write_text("FLAG=one\n")
+    write_unit(
+        "story",
+        "EnvironmentFile=%h/flags.env\n"
+        'ExecStart=/bin/sh -c "echo $FLAG $INVOCATION_ID > seen; exec sleep 600"',
+    )
+    assert systemctl(lab, "daemon-reload")[0] == 0
+    assert systemctl(lab, "is-active story") == (3, "inactive")
+    assert show(lab, "story")["MainPID"] == "0"
+
+    assert systemctl(lab, "start story")[0] == 0
+    first = show(lab, "story")
+    assert first["ActiveState"] == "active"
+    assert processes.started_at(int(first["MainPID"]))
+    assert (home / "seen").read_text().split() == ["one", first["InvocationID"]]
+    assert systemctl(lab, "show --value -p MainPID story") == (0, first["MainPID"])
+
+    (home / "flags.env").write_text("FLAG=two\n")
+    assert systemctl(lab, "restart story")[0] == 0
+    second = show(lab, "story")
+    assert second["MainPID"] != first["MainPID"]
+    assert second["InvocationID"] != first["InvocationID"]
+    assert second["NRestarts"] == "0"  # by hand: not one of Restart='s
+    assert (home / "seen").read_text().split() == ["two", second["InvocationID"]]
+    assert processes.started_at(int(first["MainPID"])) is None
+
+    assert systemctl(lab, "stop story")[0] == 0
+    assert processes.started_at(int(second["MainPID"])) is None
+    assert show(lab, "story")["ActiveState"] == "inactive"
+
+
+def test_starting_what_runs_changes_nothing(lab: LabState, write_unit: Write) -> None:
+    write_unit("steady", "ExecStart=/bin/sleep 600")
+    systemctl(lab, "start steady")
+    before = show(lab, "steady")
+    assert systemctl(lab, "start steady")[0] == 0
+    assert show(lab, "steady") == before
+
+
+def test_a_killed_service_is_restarted_and_counted(lab: LabState, write_unit: Write) -> None:
+    write_unit("phoenix", "ExecStart=/bin/sleep 600\nRestart=on-failure\nRestartSec=100ms")
+    systemctl(lab, "start phoenix")
+    before = show(lab, "phoenix")
+    text(lab.ssh_config, "prod", f"kill -9 {before['MainPID']}")
+    eventually(lambda: show(lab, "phoenix")["NRestarts"] == "1")
+    after = show(lab, "phoenix")
+    assert after["ActiveState"] == "active"
+    assert after["MainPID"] != before["MainPID"]
+    assert after["InvocationID"] != before["InvocationID"]
+
+
+def test_a_killed_service_without_restart_has_failed_until_reset(
+    lab: LabState, write_unit: Write
+) -> None:
+    write_unit("mortal", "ExecStart=/bin/sleep 600")
+    systemctl(lab, "start mortal")
+    text(lab.ssh_config, "prod", f"kill -9 {show(lab, 'mortal')['MainPID']}")
+    eventually(lambda: show(lab, "mortal")["ActiveState"] == "failed")
+    assert systemctl(lab, "is-active mortal") == (3, "failed")
+    assert systemctl(lab, "reset-failed mortal")[0] == 0
+    assert show(lab, "mortal")["ActiveState"] == "inactive"
+    assert systemctl(lab, "reset-failed mortal")[0] == 0  # nothing to reset is no error
+
+
+def test_a_service_that_keeps_dying_is_given_up(lab: LabState, write_unit: Write) -> None:
+    write_unit(
+        "doomed",
+        "ExecStart=/bin/sh -c 'echo run >> runs; exit 1'\nRestart=on-failure\nRestartSec=50ms\n"
+        "StartLimitBurst=2\nStartLimitIntervalSec=600",
+    )
+    runs = lab.hosts["prod"].home / "runs"
+    runs.unlink(missing_ok=True)
+    assert systemctl(lab, "start doomed")[0] != 0
+    eventually(lambda: runs.read_text().count("run") >= 3)
+    eventually(lambda: show(lab, "doomed")["ActiveState"] == "failed")
+
+
+def test_notify_waits_for_ready(lab: LabState, write_unit: Write) -> None:
+    home = lab.hosts["prod"].home
+    (home / "ready.py").write_text(
+        "import os, socket, time\n"
+        "time.sleep(1)\n"
+        "open('served', 'w').close()\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n"
+        "time.sleep(600)\n"
+    )
+    (home / "served").unlink(missing_ok=True)
+    python = home.parent / "bin/python3"
+    write_unit("notifier", f"Type=notify\nExecStart={python} {home}/ready.py")
+    assert systemctl(lab, "start notifier")[0] == 0
+    assert (home / "served").exists()
+    assert show(lab, "notifier")["ActiveState"] == "active"
+
+
+def test_unknown_units_and_the_system_manager_are_refused(lab: LabState) -> None:
+    assert systemctl(lab, "start no-such-unit")[0] != 0
+    assert show(lab, "no-such-unit")["LoadState"] == "not-found"
+    assert show(lab, "no-such-unit")["ActiveState"] == "inactive"
+    system = ssh(lab.ssh_config, "prod", "systemctl start story")
+    assert system.returncode == 1
+    assert b"systemctl --user" in system.stderr
+    assert ssh(lab.ssh_config, "prod", "systemctl is-system-running").stdout == b"offline\n"
+    assert systemctl(lab, "is-system-running") == (0, "running")
+
+
+def test_a_detached_service_is_stopped_with_the_lab_and_an_enabled_one_is_back_after_up(
+    tmp_path: Path,
+) -> None:
+    state = lab_room.up(tmp_path)
+    try:
+        folder = state.hosts["prod"].home / ".config/systemd/user"
+        folder.mkdir(parents=True)
+        for name in ("enabled", "other"):
+            (folder / f"{name}.service").write_text(
+                "[Service]\nExecStart=/bin/sleep 600\nRestart=always\n"
+                "[Install]\nWantedBy=default.target\n"
+            )
+            systemctl(state, f"start {name}")
+        systemctl(state, "enable enabled")
+        pids = [int(show(state, name)["MainPID"]) for name in ("enabled", "other")]
+        lab_room.down(tmp_path)
+        assert [processes.started_at(pid) for pid in pids] == [None, None]
+        state = lab_room.up(tmp_path)
+        eventually(lambda: show(state, "enabled")["ActiveState"] == "active")
+        assert show(state, "other")["ActiveState"] == "inactive"
+    finally:
+        lab_room.down(tmp_path)
