@@ -1,0 +1,110 @@
+"""`invoke facts`: what a host is and has, as it says itself over a fresh connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from macd.cli.verb import emit, verb
+from macd.errors import UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Host, Inventory
+    from macd.remote.facts import Disk, Facts, Gpu
+
+
+@verb(
+    name="facts",
+    help={
+        "host": "the host's name in the inventory; any hop of the chain may be asked",
+        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "json": "print one JSON document for machines",
+    },
+)
+def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
+    """Show a host's system, Python, disks, service manager, GPUs and clock (changes nothing)."""
+    from macd.inventory import load
+    from macd.remote.session import open_session
+
+    known = load(inventory)
+    chosen = _choose(known, host)
+    with open_session(chosen, known) as session:
+        told = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
+        session.ping()  # the first answer's way was long: the agent had to start
+    if json:
+        emit({"host": chosen.name, **asdict(told), "clock": asdict(session.clock)})
+        return
+    for name, value in _lines(told):
+        print(f"{name:<10}{value}")
+    clock = session.clock
+    print(f"{'clock':<10}{clock.offset * 1e3:+.1f} ms against here, ± {clock.error * 1e3:.1f} ms")
+
+
+def _choose(inventory: Inventory, name: str) -> Host:
+    if not name:
+        names = ", ".join(inventory.hosts)
+        raise UsageError(
+            f"which host? {inventory.name} has: {names}",
+            hint=f"invoke facts --host {next(iter(inventory.hosts))}",
+        )
+    return inventory.host(name)
+
+
+def _places(host: Host) -> tuple[str, ...]:
+    return (host.work_dir, host.app_dir, "~", "/tmp")  # noqa: S108 - looked at, not used
+
+
+def _lines(told: Facts) -> Iterator[tuple[str, str]]:
+    libc = " ".join(filter(None, told.os.libc.values()))
+    yield "host", f"{told.hostname}, user {told.user.name} ({told.user.uid}), {told.user.home}"
+    yield "system", f"{told.os.pretty}, {told.os.system} {told.os.kernel}, {told.os.arch}, {libc}"
+    yield (
+        "up",
+        f"{told.os.uptime / 86400:.1f} days, load {', '.join(f'{x:.2f}' for x in told.load)}",
+    )
+    venv = "" if told.python.venv else ", without venv"
+    yield "python", f"{told.python.version}, {told.python.executable}{venv}"
+    free = f"{_size(told.memory['available'])} free of " if told.memory["available"] else ""
+    yield "cpu", f"{told.cpus}, memory {free}{_size(told.memory['total'])}"
+    for disk in told.disks:
+        yield "disk", _disk(disk)
+    yield "services", _services(told)
+    for gpu in told.gpus:
+        yield "gpu", _gpu(gpu)
+    if not told.gpus:
+        yield "gpu", "none seen by nvidia-smi" if told.tools["nvidia-smi"] else "none"
+    missing = [name for name, path in told.tools.items() if not path and name != "nvidia-smi"]
+    if missing:
+        yield "missing", ", ".join(missing)
+
+
+def _disk(disk: Disk) -> str:
+    notes = [] if disk.exists else ["not there yet"]
+    notes += [] if disk.writable else ["not writable"]
+    shown = f"{disk.path}: {_size(disk.free)} free of {_size(disk.total)}"
+    return f"{shown} ({', '.join(notes)})" if notes else shown
+
+
+def _services(told: Facts) -> str:
+    systemd = told.systemd
+    if not systemd.scope:
+        return "no systemd that this user can reach"
+    booted = "" if systemd.booted else ", not booted by systemd"
+    return f"systemd {systemd.version}, scope {systemd.scope}, {systemd.state}{booted}"
+
+
+def _gpu(gpu: Gpu) -> str:
+    parts = [gpu.name, f"driver {gpu.driver}"]
+    if gpu.memory_total:
+        free = "" if gpu.memory_free is None else f"{_size(gpu.memory_free)} free of "
+        parts.insert(1, free + _size(gpu.memory_total))
+    return ", ".join(parts)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
