@@ -40,7 +40,7 @@ async def listen(control: Path, answer: Answer) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             reply = await answer(json.loads(await reader.readline()))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (MacdError, ValueError, KeyError, TypeError, OSError) as error:
             reply = {"error": str(error)}
         try:
             writer.write(json.dumps(reply).encode() + b"\n")

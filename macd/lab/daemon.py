@@ -112,14 +112,21 @@ class Lab:
         }
 
     async def boot(self, reaper: Reaper) -> None:
-        """Start prod's user manager, which starts the services enabled there, as a boot does."""
+        """Start prod's user manager, which starts the services enabled there, as a boot does.
+
+        Returns once the manager answers, not once the services are up.
+        """
         prod = self.hosts["prod"].ground
-        await reaper.start(
+        manager = await reaper.start(
             [str(prod.bin / "systemctl"), "--user", "keep"],
             cwd=prod.home,
             env=prod.environment(),
+            stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
+        assert manager.stdout is not None  # noqa: S101 - asked for above
+        if not await manager.stdout.readline():
+            raise MacdError("prod's service manager didn't start", hint="see .lab/daemon.log")
 
     def _from_jump(self, host: str, port: int) -> Carry | None:
         h800 = self.hosts["h800"]

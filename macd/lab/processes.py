@@ -48,14 +48,13 @@ def marked(lab_id: str) -> list[int]:
 
 
 def descendants(root: int) -> list[int]:
-    """The pids of everything started by `root`, directly or not (Linux; elsewhere empty)."""
-    if sys.platform != "linux":
-        return []
+    """The pids of everything below `root`, zombies left out.
+
+    On Linux the daemon adopts its hosts' orphans, so that these stay below it.
+    """
     children: dict[int, list[int]] = {}
-    for pid in _pids():
-        fields = _stat(pid)
-        if fields and fields[0] != "Z":
-            children.setdefault(int(fields[1]), []).append(pid)
+    for pid, parent in _parents():
+        children.setdefault(parent, []).append(pid)
     found: list[int] = []
     todo = [root]
     while todo:
@@ -99,6 +98,14 @@ def _pids() -> list[int]:
     return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
 
 
+def _parents() -> list[tuple[int, int]]:
+    if sys.platform == "linux":
+        stats = ((pid, _stat(pid)) for pid in _pids())
+        return [(pid, int(stat[1])) for pid, stat in stats if stat and stat[0] != "Z"]
+    rows = (line.split() for line in _ps("-A", "-o", "pid=,ppid=,stat=").splitlines())
+    return [(int(pid), int(parent)) for pid, parent, state in rows if not state.startswith("Z")]
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat from the state on: the name before may hold blanks and ')'."""
     try:
@@ -121,6 +128,11 @@ def _has_mark(pid: int, mark: str) -> bool:
 
 
 def _ps(*arguments: str) -> str:
-    return subprocess.run(
-        ["ps", *arguments], capture_output=True, text=True, check=False, errors="replace"
-    ).stdout
+    """What ps prints, the line about itself left out where lines begin with a pid."""
+    with subprocess.Popen(
+        ["ps", *arguments], stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as ps:
+        shown, _ = ps.communicate()
+    return "".join(
+        line for line in shown.splitlines(keepends=True) if line.split()[:1] != [str(ps.pid)]
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -63,7 +62,6 @@ def test_marked_finds_what_left_its_session_and_not_its_neighbour(mark: str) -> 
         other.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a process tree is read from /proc")
 def test_descendants_are_found_without_a_mark() -> None:
     child = subprocess.Popen(
         ["/bin/sh", "-c", "env -i sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True
