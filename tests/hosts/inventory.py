@@ -16,7 +16,7 @@ ssh_config: {ssh_config}
 known_hosts: {known_hosts}
 hosts:
   jump: {{role: jump, ssh: jumphost}}
-  h800: {{role: train, ssh: h800, work_dir: ~/work/macd-analysis}}
+  h800: {{role: train, ssh: h800, work_dir: ~/work/macd-analysis, scope: user}}
   prod: {{role: serve, env: prod, ssh: prod, app_dir: /opt/macd-analysis, unit: macd-analysis}}
 train: {{profile: demo, require_gpu: false, min_free_gb: 1}}
 """)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hosts.claim import CGROUPS, cgroup_parents, processes_in
+from tests.hosts.rootfs import LEASH
 
 BOOT_S = 60
 _BOOT = """
@@ -32,11 +33,6 @@ while :; do
   [ "$rc" = 133 ] || exit "$rc"  # 133: it asked to be rebooted
 done
 """
-# setpriv: die with pytest. unshare: one SIGKILL ends all, nothing stays mounted.
-_LEASH = (
-    *("setpriv", "--pdeathsig", "KILL"),
-    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-)
 _ENVIRONMENT = (
     "env",
     "-i",
@@ -65,7 +61,7 @@ class Machine:
             self._prepare()
         groups = [str(parent / CGROUPS / self.name) for parent in cgroup_parents()]
         self._process = subprocess.Popen(
-            [*_LEASH, "sh", "-c", _BOOT, "sh", str(self.lower), self.name, *groups],
+            [*LEASH, "sh", "-c", _BOOT, "sh", str(self.lower), self.name, *groups],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=self._console.open("ab"),

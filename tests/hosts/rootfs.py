@@ -67,6 +67,11 @@ COMMANDS = (
     "rm -rf /var/cache/apt/archives/*.deb /var/lib/apt/lists/* /usr/share/doc /usr/share/man "
     "/usr/share/locale",
 )
+# setpriv: die with pytest. unshare: one SIGKILL ends every process, and nothing stays mounted.
+LEASH = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 KEEP_UNUSED_S = 14 * 24 * 3600
 
 
@@ -125,10 +130,9 @@ def _build(root: Path, lock: int) -> None:
 
 
 def _logged(argv: list[str], lock: int) -> None:
-    # A mount namespace of its own: what debootstrap mounts goes away with it, however it ends.
-    # The child inherits the lock, so a killed pytest does not let a second build start beside it.
+    # The build inherits the lock and its leash: it ends with pytest, with all it has mounted.
     done = subprocess.run(
-        ["unshare", "--mount", *argv],
+        [*LEASH, *argv],
         check=False,
         pass_fds=[lock],
         stdin=subprocess.DEVNULL,
