@@ -37,7 +37,9 @@ class Outcome:
     def line(self) -> str:
         """One line for people."""
         mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
-        shown = "not measured" if self.value is None else f"{self.value:.4g}"
+        shown = "not measured"
+        if self.value is not None:
+            shown = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
         rest = f"  {self.detail}" if self.detail else ""
         missed = (
             "" if self.ok else ("  (blocks a release)" if self.level == "block" else "  (warns)")

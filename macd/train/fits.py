@@ -33,8 +33,8 @@ from macd.train.provenance import Provenance, observe, verify
 FAMILIES = ("lgbm", "lstm", "tft")
 FINAL = -1  # the fold index of a fit on everything before the holdout
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
-# How long a fit takes per training row, relative to LightGBM: only for progress and ETA.
-_WEIGHT = {"lgbm": 1.0, "lstm": 4.0, "tft": 8.0}
+# Seconds per thousand samples on one core, roughly: only for progress and ETA.
+_WEIGHT = {"lgbm": 0.4, "lstm": 0.8, "tft": 0.9}
 
 
 class Progress(Protocol):
@@ -80,7 +80,11 @@ class Task:
     @property
     def cost(self) -> float:
         """A guess at the relative time, for progress."""
-        return _WEIGHT[self.family] * len(self.rows)
+        loop = getattr(self.params, "loop", None)
+        samples = len(self.rows)
+        if loop is not None:
+            samples = loop.epochs * min(samples, loop.rows_per_epoch or samples)
+        return _WEIGHT[self.family] * samples / 1000
 
 
 def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -> FitData:
@@ -91,7 +95,7 @@ def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -
     visible[used] = y[used]
     labelled = task.rows[~np.isnan(visible[task.rows]).all(axis=1)]
     return FitData(
-        X=np.ascontiguousarray(X[:end]),
+        X=np.array(X[:end]),  # a copy: workers share X read-only
         rows=labelled,
         y=visible,
         stop_rows=task.stop,
@@ -128,7 +132,7 @@ def codes_of(families: Sequence[str]) -> dict[str, str]:
 
 def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     """Fit, predict the fold's test rows, and return predictions, files and the fit's record."""
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     family = import_module(f"macd.train.{task.family}")
     events = inputs.events.within(model=task.family, fold=task.label)
     events.emit("fit_started", rows=len(task.rows))
@@ -147,7 +151,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     )
     test = task.fold.test
     end = int(test.max()) + 1
-    p = np.asarray(family.predict(model, np.ascontiguousarray(inputs.X[:end]), test))
+    p = np.asarray(family.predict(model, np.array(inputs.X[:end]), test))
     files, extra = _files_of(family, model, inputs.tf) if task.keep else ({}, {})
     return Entry(
         arrays={"p": p.astype(np.float32), "rows": test},
@@ -158,6 +162,8 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
             "seed": task.seed,
             "params": dataclasses.asdict(task.params),
             "seconds": round(time.monotonic() - started, 3),
+            "cpu_s": round(time.process_time() - worked, 3),
+            "samples": len(data.rows),
             "peak_mb": peak_mb(),
             "device": device,
             "history": history,

@@ -87,7 +87,7 @@ class Flip:
 def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     """Flip the bars and run the walk-forward on them with the pipeline's own code."""
     bars, events = shared
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     made = dataset.build(sign_flipped(bars, flip.seed), flip.min_move)
     split = dataset.plan_rows(
         len(made),
@@ -112,7 +112,14 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
             events.emit("audit_fit", stage="audit", model=name, fold=fold.index, flip=flip.seed)
         arrays[name] = np.concatenate(parts)
     facts = {name: _aucs(made.y[rows], p) for name, p in arrays.items()}
-    return Entry({}, facts={"auc": facts, "seconds": round(time.monotonic() - started, 3)})
+    return Entry(
+        {},
+        facts={
+            "auc": facts,
+            "seconds": round(time.monotonic() - started, 3),
+            "cpu_s": round(time.process_time() - worked, 3),
+        },
+    )
 
 
 def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str, Any]]]:

@@ -24,6 +24,7 @@ from macd.train.settings import Settings
 from macd.train.training import Meter, Training
 from macd.train.verify import verify
 
+_FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
 _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "TA-Lib")
 
 
@@ -60,9 +61,7 @@ def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) 
     if mode == "verify":
         return _finish(training, started, {})
     entries: dict[str, list[Entry]] = {}
-    training.meter.total = sum(
-        task.cost for family in FAMILIES if family in wanted for task in training.tasks(family)
-    )
+    training.meter.total = stages.planned_cost(training, wanted)
     for family in FAMILIES:
         if family in wanted:
             entries[family] = stages.fit_family(training, family)
@@ -179,7 +178,7 @@ def _metrics(
             if (importance := stages.final(training, family, fits).facts.get("importance"))
         },
         "fits": [
-            {name: entry.facts[name] for name in ("family", "fold", "seed", "seconds", "peak_mb")}
+            {name: entry.facts[name] for name in _FIT_FACTS}
             for fits in entries.values()
             for entry in fits
         ],
@@ -217,7 +216,8 @@ def _criteria(
         head = models["stacking"][best["stacking"]]
         values["stacking_oof_auc"] = head["val"]["value"]
         details["stacking_oof_auc"] = f"at {best['stacking']}"
-        values["n_oof"] = metrics["n_oof"] if "n_oof" in metrics else head["val_all"]["n"]
+        values["n_oof"] = head["val_all"]["n"]
+        details["n_oof"] = "bars judged by a meta-model that had not seen them"
     if differences:
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"

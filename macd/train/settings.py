@@ -54,7 +54,7 @@ class Settings:
     holdout: float = 0.15
     embargo: int = 48
     surrogates: int = 0
-    edge_cap: float = 0.10
+    edge_cap: float = 0.12
     inner_stop: float = 0.0
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))

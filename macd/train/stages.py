@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from macd.train.engine import run as run_engine
 from macd.train.evaluate import validation_aucs
 from macd.train.fitdata import HEADS
 from macd.train.fits import FAMILIES, Task
+from macd.train.settings import Settings
 from macd.train.training import Training, params_of
 
 Entries = Mapping[str, list[Entry]]
@@ -104,9 +105,9 @@ def export_onnx(training: Training, entries: Entries) -> dict[str, float]:
 def audit(training: Training, entries: Entries, lows: Mapping[str, Mapping[str, float]]) -> Any:
     """The leak audit of this training, written to leak_audit.json."""
     s = training.settings
-    families = ("lgbm",) if s.profile == "demo" else ("lgbm", "lstm")
     with training.stage("audit", f"{s.surrogate_count} sign-flipped series"):
-        flips = _run_flips(training, families)
+        with training.meter.running():
+            flips = _run_flips(training, audit_families(s))
         checks, told = leak_audit.judge_flips(flips)
         fits: list[tuple[Task, Entry]] = [
             pair
@@ -158,6 +159,29 @@ def stack(training: Training, entries: Entries, environment: Mapping[str, str]) 
         )
         oof.write(frame, out / artefacts.oof_path(tf))
     return frame
+
+
+def audit_families(settings: Settings) -> tuple[str, ...]:
+    """The models fitted on sign-flipped bars: LightGBM, and in full the LSTM too."""
+    return ("lgbm",) if settings.profile == "demo" else ("lgbm", "lstm")
+
+
+def planned_cost(training: Training, wanted: Sequence[str]) -> float:
+    """What the fits of these stages cost, the audit's included, in the meter's unit."""
+    fits = {name: [task.cost for task in training.tasks(name)] for name in FAMILIES}
+    total = sum(sum(costs) for name, costs in fits.items() if name in wanted)
+    if "stacking" in wanted:
+        total += training.settings.surrogate_count * _flip_cost(training)
+    return total
+
+
+def _flip_cost(training: Training) -> float:
+    return sum(
+        task.cost
+        for name in audit_families(training.settings)
+        for task in training.tasks(name)
+        if not task.keep
+    )
 
 
 def lineage(training: Training) -> dict[str, Any]:
@@ -255,11 +279,15 @@ def _run_flips(training: Training, families: tuple[str, ...]) -> list[Entry]:
         for flip in flips
     ]
     found = {i: entry for i, key in enumerate(keys) if (entry := training.cache.get(key))}
+    for _ in found:
+        training.meter.add(_flip_cost(training), cached=True)
     todo = [i for i in range(len(flips)) if i not in found]
     shared = (training.bars, training.events)
     for position, entry in run_engine(
         leak_audit.run_flip, [flips[i] for i in todo], shared, engine=s.engine, use=use
     ):
         found[todo[position]] = entry
+        told = training.meter.add(_flip_cost(training), cached=False)
+        training.events.emit("flip_done", stage="audit", **entry.facts, **told)
         training.cache.put(keys[todo[position]], entry)
     return [found[i] for i in range(len(flips))]
