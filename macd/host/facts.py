@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, List, Optional, Sequence
 
 from macd.host import durable
@@ -25,6 +26,8 @@ _TOOLS = ("systemctl", "systemd-run", "journalctl", "ssh-keygen", "rsync", "tar"
 
 def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> Dict[str, Any]:  # noqa: S108
     """Everything below in one answer; `disks` are paths whose file systems are looked at."""
+    with ThreadPoolExecutor(2) as pool:  # both wait for programs that take their time
+        services, cards = pool.submit(systemd), pool.submit(gpus)
     return {
         "hostname": socket.gethostname(),
         "user": user(),
@@ -34,8 +37,8 @@ def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> Dict[str, Any]:  # noqa:
         "load": list(os.getloadavg()),
         "memory": memory(),
         "disks": [disk(path) for path in disks],
-        "systemd": systemd(),
-        "gpus": gpus(),
+        "systemd": services.result(),
+        "gpus": cards.result(),
         "tools": {name: shutil.which(name) for name in _TOOLS},
         "time": time.time(),
     }
@@ -129,12 +132,15 @@ def systemd() -> Dict[str, Any]:
     }
     if not found["systemctl"]:
         return found
-    version = re.match(r"systemd (\S+)", _output(["systemctl", "--version"]))
-    found["version"] = version.group(1) if version else ""
-    for scope in ("system", "user") if os.getuid() == 0 else ("user",):
-        state = _output(["systemctl", f"--{scope}", "is-system-running"]).strip()
-        if state not in ("", "offline", "unknown"):
-            found.update(scope=scope, state=state)
+    scopes = ("system", "user") if os.getuid() == 0 else ("user",)
+    questions = [["--version"], *([f"--{scope}", "is-system-running"] for scope in scopes)]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        version, *states = pool.map(_output, (["systemctl", *words] for words in questions))
+    named = re.match(r"systemd (\S+)", version)
+    found["version"] = named.group(1) if named else ""
+    for scope, state in zip(scopes, states):  # noqa: B905 - Python 3.9 has no strict=
+        if state.strip() not in ("", "offline", "unknown"):
+            found.update(scope=scope, state=state.strip())
             break
     return found
 

@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -143,15 +143,16 @@ class Conversation:
             pending.told(message["progress"])
             return
         del self._waiting[pending.id]
-        self._set_clock(pending.sent, message["clock"], arrived)
+        received, answered = message["clock"]
+        pending.worked = answered - received
+        self._set_clock(pending.sent, received, answered, arrived)
         if "error" in message:
             pending.finish(error=failures.from_host(self.name, pending.op, message["error"]))
         else:
             pending.finish(result=message.get("result"))
 
-    def _set_clock(self, sent: float, host: Sequence[float], arrived: float) -> None:
+    def _set_clock(self, sent: float, received: float, answered: float, arrived: float) -> None:
         """NTP's arithmetic (RFC 5905, section 8); the answer with the shortest way counts."""
-        received, answered = host
         error = max(0.0, (arrived - sent) - (answered - received)) / 2
         if error <= self.clock.error:
             offset = ((received - sent) + (answered - arrived)) / 2

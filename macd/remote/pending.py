@@ -38,7 +38,11 @@ class _Conversation(Protocol):
 
 
 class Pending:
-    """The promise of one answer; `sent` is the epoch second the request was made."""
+    """The promise of one answer.
+
+    `sent` is the epoch second the request was made, `worked` the seconds the host took for it: the
+    rest of the time went into the link.
+    """
 
     def __init__(
         self, session: _Conversation, op: str, number: int, progress: Progress | None = None
@@ -46,6 +50,7 @@ class Pending:
         self.op = op
         self.id = number
         self.sent = time.time()
+        self.worked = 0.0
         self._session = session
         self._progress = progress
         self._finishing = threading.Lock()

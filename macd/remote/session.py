@@ -6,19 +6,23 @@ new session costs no round trip of its own and every call costs one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from macd.errors import MacdError
 from macd.remote import assembler
 from macd.remote.conversation import Conversation
 from macd.remote.facts import Clock, Facts
-from macd.remote.pending import Finished
+from macd.remote.pending import Finished, Pending
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.remote.blobs import Blob, PutReport
     from macd.remote.channel import Channel
+
+_PIECE = 1 << 20
+_AHEAD = 8  # pieces in flight: more than a fast link holds over a long way
 
 
 def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = ()) -> Session:
@@ -26,9 +30,9 @@ def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = (
 
     Use it as a context manager. A host without a usable Python is reported by the first call.
     """
-    from macd.remote import ssh  # noqa: PLC0415 - paramiko is slow to import and tests go without
+    from macd.remote.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
-    link = ssh.connect(host, inventory)
+    link = connect(host, inventory)
     try:
         channel = link.open_channel(assembler.command(host.python))
         return Session(channel, name=host.name, python=host.python, modules=modules, link=link)
@@ -62,18 +66,32 @@ class Session(Conversation):
         told = self.call("facts", disks=list(disks))
         return Facts.of(told, self.clock)
 
+    def pieces(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
+        """A file from `offset` to the end it has now, the next pieces already on their way.
+
+        Raises RemoteFileNotFoundError. After a cut, call again with what has come as the offset.
+        """
+        first = self.call("read", path=path, offset=offset, limit=_PIECE)
+        yield first["data"]
+        if first["eof"]:
+            return
+        coming: deque[Pending] = deque()
+        asked = range(offset + len(first["data"]), first["size"], _PIECE)
+        for start in asked:
+            coming.append(self.submit("read", path=path, offset=start, limit=_PIECE))
+            if len(coming) > _AHEAD:
+                yield coming.popleft().result()["data"]
+        for pending in coming:
+            yield pending.result()["data"]
+
     def read(self, path: str, *, limit: int = 64 << 20) -> bytes:
         """A whole file. Raises RemoteFileNotFoundError; MacdError when longer than `limit`."""
-        chunks: list[bytes] = []
-        got = 0
-        while True:
-            piece = self.call("read", path=path, offset=got)
-            chunks.append(piece["data"])
-            got += len(piece["data"])
-            if max(got, piece["size"]) > limit:
+        data = bytearray()
+        for piece in self.pieces(path):
+            data += piece
+            if len(data) > limit:
                 raise MacdError(f"{self.name}: {path} is larger than the {limit} bytes expected")
-            if piece["eof"]:
-                return b"".join(chunks)
+        return bytes(data)
 
     def write(
         self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = False, owner: str = ""

@@ -52,9 +52,10 @@ def test_large_answers_pile_up_nowhere(agent: Session, tmp_path: Path) -> None:
 
 
 def test_a_file_larger_than_a_message_is_read_whole(agent: Session, tmp_path: Path) -> None:
-    data = os.urandom(frames.MAX_PAYLOAD + 12345)
+    data = os.urandom(2 * frames.MAX_PAYLOAD + 12345)
     (tmp_path / "big").write_bytes(data)
     assert agent.read(f"{tmp_path}/big") == data
+    assert b"".join(agent.pieces(f"{tmp_path}/big", offset=1_234_567)) == data[1_234_567:]
     with pytest.raises(MacdError, match="larger than the 1000 bytes expected"):
         agent.read(f"{tmp_path}/big", limit=1000)
 
