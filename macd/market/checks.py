@@ -7,6 +7,7 @@ that is not the market; a `warn` is odd but happens in real markets, and a perso
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -17,7 +18,7 @@ from macd.market.bars import COLUMNS, step_ms
 from macd.market.findings import Finding, Level, Limits, Mask, moment, runs
 from macd.market.timeline import check_timeline
 
-__all__ = ["Finding", "Limits", "check_bars", "check_together"]
+__all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
 
 _PRICES = COLUMNS[1:5]
 _SCALE_BARS = 168  # a week of hourly bars around a bar tells how restless the market was
@@ -49,6 +50,23 @@ def check_bars(
         *_spikes(series, limits),
     ]
     return sorted(found, key=lambda finding: (finding.row, finding.check))
+
+
+def check_all(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    main: str,
+    tf: str,
+    now: datetime,
+    limits: Limits | None = None,
+) -> list[Finding]:
+    """`check_bars` of every asset and `check_together` of all, each finding with its symbol."""
+    found = [
+        replace(finding, symbol=symbol)
+        for symbol, rows in frames.items()
+        for finding in check_bars(rows, tf=tf, now=now, limits=limits)
+    ]
+    return found + check_together(frames, main=main, tf=tf, limits=limits)
 
 
 def check_together(

@@ -81,6 +81,14 @@ def fetch_bars(
     return Fetched(path, held, added=held.height - before, requests=ask.requests)
 
 
+def lacking(wanted: Wanted, path: Path) -> list[tuple[int, int]]:
+    """What `fetch_bars` would ask for: inclusive ranges of bar opens, epoch milliseconds."""
+    held = read_bars(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
+    step = step_ms(wanted.tf)
+    first, last = _bounds(wanted, held, step, path, now=wanted.now)
+    return missing(held["timestamp"].to_physical().to_list(), first, last, step)
+
+
 def missing(stamps: Sequence[int], first: int, last: int, step: int) -> list[tuple[int, int]]:
     """Inclusive ranges of bar opens between first and last that `stamps` (sorted) doesn't have."""
     inside = [first - step, *(ms for ms in stamps if first <= ms <= last), last + step]

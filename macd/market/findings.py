@@ -72,6 +72,28 @@ class Limits:
         return Limits(**given)
 
 
+def remedy(check: str) -> str:
+    """What to do about a finding of this kind; "" where only a person can judge."""
+    return _REMEDIES.get(check, "")
+
+
+_AGAIN = "invoke data.import THAT-FILE --overwrite"
+_ORIGINAL = "invoke data.import ORIGINAL-FILE --overwrite"
+_REMEDIES = {
+    "duplicate": f"{_AGAIN}: it leaves exact repeats out, and names those that differ",
+    "empty": "invoke data.import FILE, or invoke data.fetch --symbol BTC/USDT --since 2023-01-01",
+    "future": f"{_ORIGINAL} --timezone ZONE; if they are no real bars, --until TIME",
+    "gap": "invoke data.fetch asks the exchange for what is missing; shorter ones are let pass",
+    "local-time": f"{_ORIGINAL} --timezone ZONE",
+    "misaligned": f"{_ORIGINAL} --timezone OFFSET, or --time-is close",
+    "missing": f"{_ORIGINAL} --tf TIMEFRAME, or invoke data.fetch for what is missing",
+    "overlap": "bring the other asset's bars of the same time, or leave it out of train.cross",
+    "shifted": f"{_ORIGINAL} --timezone OFFSET for the one that isn't UTC",
+    "unfinished": f"{_AGAIN}: it leaves a bar out that is still open",
+    "unsorted": f"{_AGAIN}: it sorts",
+}
+
+
 def moment(ms: int | np.int64) -> datetime:
     """UTC time of epoch milliseconds."""
     return datetime.fromtimestamp(int(ms) / 1000, tz=UTC)

@@ -5,9 +5,11 @@ Says everything it did and assumed; what it can't tell for certain it asks, with
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +91,40 @@ def read_file(path: Path, answers: Answers | None = None) -> Imported:
         ordered = _opens(ordered, step_ms(tf))
         notes += (f"times were those of bar closes: moved back by {tf}",)
     return Imported(ordered, symbol, tf, str(mapped), times.notes + notes)
+
+
+def between(found: Imported, since: datetime | None, until: datetime | None) -> Imported:
+    """Only the bars that open at or after `since` and before `until`; said in the notes."""
+    stamp = pl.col("timestamp")
+    bars = found.bars.filter(stamp >= since) if since else found.bars
+    bars = bars.filter(stamp < until) if until else bars
+    cut = found.bars.height - bars.height
+    if bars.is_empty():
+        raise UsageError(
+            "no bar is between --since and --until",
+            why=f"the file runs from {found.bars['timestamp'][0]} to {found.bars['timestamp'][-1]}",
+            hint="an earlier --since, or a later --until",
+        )
+    note = (f"{cut:,} bars outside --since and --until: left out",) if cut else ()
+    return dataclasses.replace(found, bars=bars, notes=found.notes + note)
+
+
+def closed(found: Imported, now: datetime) -> Imported:
+    """Without a last bar that is still open (said in the notes); bars of the future are refused."""
+    stamp = pl.col("timestamp")
+    late = found.bars.filter(stamp > now)
+    if late.height:
+        raise UsageError(
+            f"{late.height:,} bars are in the future",
+            why=f"the last opens at {late['timestamp'][-1]:%Y-%m-%d %H:%M}, and now it is "
+            f"{now:%Y-%m-%d %H:%M} UTC: the file's clock is not UTC",
+            hint="--timezone +08:00 (where that clock hung), or --until TIME to leave them out",
+        )
+    bars = found.bars.filter(stamp <= now - timedelta(milliseconds=step_ms(found.tf)))
+    if bars.height == found.bars.height:
+        return found
+    note = f"the bar of {found.bars['timestamp'][-1]:%Y-%m-%d %H:%M} is not closed yet: left out"
+    return dataclasses.replace(found, bars=bars, notes=(*found.notes, note))
 
 
 def merge(

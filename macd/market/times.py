@@ -60,12 +60,15 @@ def read_times(
         row = int(cells.is_null().arg_true()[0])
         raise table.unclear(f"{table.where(row)} has no time", why=f"the row: {table.sample(row)}")
     if isinstance(cells.dtype, pl.Datetime) and cells.dtype.time_zone:
+        _refuse_zone(table, zone, f"column {column} is in {cells.dtype.time_zone}")
         return Times(cells.dt.convert_time_zone("UTC").dt.cast_time_unit("ms"))
-    if not zone and re.search("utc|gmt", column, re.IGNORECASE):
+    if re.search("utc|gmt", column, re.IGNORECASE):
+        _refuse_zone(table, zone, f"column {column} says so by its name")
         zone = "+00:00"
     if cells.dtype.is_temporal():
         return _in_zone(table, cells.cast(pl.Datetime("ms")), zone)
     if cells.dtype.is_float() or _looks_epoch(cells):
+        _refuse_zone(table, zone, f"column {column} counts from 1970-01-01 UTC")
         return Times(_epoch(table, cells))
     return _text(table, cells.cast(pl.String), zone=zone, dates=dates)
 
@@ -117,6 +120,7 @@ def _text(table: Table, cells: pl.Series, *, zone: str, dates: str) -> Times:
         )
     zoned = parts["z"].is_not_null()
     if zoned.all():
+        _refuse_zone(table, zone, f"each names its zone, as {cells[0]}")
         return Times((local - _offsets(parts["z"])).dt.replace_time_zone("UTC"))
     if zoned.any():
         rows = [int(mask.arg_true()[0]) for mask in (zoned, ~zoned)]
@@ -202,6 +206,15 @@ def _offsets(zones: pl.Series) -> pl.Series:
     return frame.select(
         pl.duration(minutes=sign * (hours * 60 + minutes), time_unit="ms")
     ).to_series()
+
+
+def _refuse_zone(table: Table, zone: str, why: str) -> None:
+    if zone:
+        raise table.unclear(
+            "--timezone is for times that don't say their zone, and these do",
+            why=why,
+            example="without --timezone",
+        )
 
 
 def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:

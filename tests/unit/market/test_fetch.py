@@ -19,7 +19,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke import Collection, Program
 
+from macd.cli import data
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.market import bars
 from macd.market.exchange import open_exchange
@@ -334,6 +336,21 @@ def test_an_exchange_that_is_not_there(tmp_path: Path) -> None:
     assert "can't be reached for the list of markets" in caught.value.what
     assert "HTTPS_PROXY" in caught.value.hint
     assert len(waits) == 6
+
+
+def test_the_command_itself(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("MACD_ROOT", str(tmp_path))
+    verbs = Collection(data=Collection("data", data.fetch))
+    command = ["invoke", "data.fetch", "--symbol", "ETH/USDT", "--api-url", server.url]
+    for since in (["--since", "2024-01-01"], []):
+        Program(namespace=verbs).run([*command, *since, "--json"], exit=False)
+        told = json.loads(capsys.readouterr().out)
+    path = tmp_path / "data" / "bars" / "ETHUSDT_1h.parquet"
+    assert stamps(bars.read_bars(path)) == whole()
+    assert (told["added"], told["bars"]) == (0, 2470)
+    assert told["digest"] == bars.digest(bars.read_bars(path))
 
 
 @given(st.sets(st.integers(0, 40)), st.integers(0, 40), st.integers(0, 40))

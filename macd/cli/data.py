@@ -1,0 +1,298 @@
+"""`invoke data.*`: bring bars in from a file or an exchange, and check them before all else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macd.cli.bars_shown import SHOWN, next_step, short, span, tell
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode, MacdError, UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Inventory
+
+_COMMON = {
+    "symbol": "the market, as BTCUSD or BTC/USD",
+    "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
+    "dry-run": "say what would be done, write nothing",
+    "replace": "where a bar is there already with other values, the new values win",
+    "json": "print one JSON document for machines",
+}
+_DATA = {"data": "directory of canonical files (default: data/bars)"}
+
+
+@verb(
+    name="import",
+    positional=["file"],
+    help=_COMMON
+    | _DATA
+    | {
+        "file": "CSV (also .gz, .zip) or parquet",
+        "columns": 'which is which, as "time=Date,open=Open"; by number if nameless',
+        "timezone": "where the file's clock hung, if not UTC: +02:00, or America/New_York",
+        "time-is": "open or close: what a bar's time means in the file",
+        "dates": "dmy or mdy, where 03/04/2020 could be either",
+        "decimal": "the sign before decimals, . or , where 1,234 could be either",
+        "since": "only bars from this time on (UTC)",
+        "until": "only bars that open before this time (UTC)",
+        "overwrite": "these bars take the place of all that are there, instead of joining them",
+    },
+)
+def import_(
+    _: object,
+    file: str,
+    symbol: str = "",
+    tf: str = "",
+    data: str = "",
+    columns: str = "",
+    timezone: str = "",
+    time_is: str = "open",
+    dates: str = "",
+    decimal: str = "",
+    since: str = "",
+    until: str = "",
+    replace: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Read a CSV or parquet file of bars into the canonical form; asks where it can't tell."""
+    from macd.market.bars import bars_path, digest, read_bars, write_bars
+    from macd.market.columns import parse_mapping
+    from macd.market.importing import Answers, between, closed, merge, read_file
+
+    answers = Answers(
+        symbol=symbol,
+        tf=tf,
+        columns=parse_mapping(columns),
+        timezone=timezone,
+        time_is="close" if _one_of("time-is", time_is, "open", "close") == "close" else "open",
+        dates=_one_of("dates", dates, "", "dmy", "mdy"),
+        decimal=_one_of("decimal", decimal, "", ".", ","),
+    )
+    found = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
+    found = closed(found, datetime.now(UTC))
+    path = bars_path(_directory(data), found.symbol, found.tf)
+    there = read_bars(path) if path.exists() and not overwrite else None
+    merged = merge(there, found.bars, replace=replace)
+    if not dry_run and (there is None or merged.added or merged.replaced):
+        source = f"import {Path(file).name}"
+        write_bars(
+            merged.bars,
+            path,
+            metadata={"symbol": found.symbol, "tf": found.tf, "source": source},
+        )
+    fields = {
+        "path": str(path),
+        "symbol": found.symbol,
+        "tf": found.tf,
+        "columns": found.columns,
+        "notes": found.notes,
+        "rows": found.bars.height,
+        "added": merged.added,
+        "same": merged.same,
+        "replaced": merged.replaced,
+        "bars": merged.bars.height,
+        "digest": digest(merged.bars),
+        "dry_run": dry_run,
+    }
+    if json:
+        emit(fields)
+        return
+    print(f"{found.symbol} {found.tf} from {file}: {span(found.bars)}")
+    print(f"  read as: {found.columns}")
+    for note in found.notes:
+        print(f"  ! {note}")
+    print(
+        f"{'would be' if dry_run else 'now'} in {short(path)}: {merged.bars.height:,} bars "
+        f"({merged.added:,} new, {merged.same:,} there already, {merged.replaced:,} replaced)"
+    )
+    if not dry_run:
+        next_step(path.parent, found.symbol, found.tf)
+
+
+@verb(
+    name="fetch",
+    help=_COMMON
+    | _DATA
+    | {
+        "symbol": "the market as the exchange calls it: BTC/USDT; BTC/USDT:USDT is the future",
+        "exchange": "an exchange ccxt knows",
+        "since": "from this time on (UTC); without it, go on from the last bar there is",
+        "until": "up to this time (UTC; default: now)",
+        "api-url": "another server with the exchange's API: a mirror, a reverse proxy",
+    },
+)
+def fetch(
+    _: object,
+    symbol: str = "",
+    tf: str = "1h",
+    exchange: str = "binance",
+    since: str = "",
+    until: str = "",
+    data: str = "",
+    api_url: str = "",
+    replace: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Bring what is missing from an exchange, page by page; interrupted, run it again."""
+    import sys
+    import time
+
+    from macd.market.bars import bars_path, digest, symbol_name
+    from macd.market.exchange import open_exchange
+    from macd.market.fetch import Wanted, fetch_bars, lacking
+    from macd.market.findings import moment
+
+    if not symbol:
+        raise UsageError("which market?", hint="--symbol BTC/USDT --since 2023-01-01")
+    path = bars_path(_directory(data), symbol, tf)
+    wanted = Wanted(
+        symbol, tf, since=_time("since", since), until=_time("until", until), now=datetime.now(UTC)
+    )
+    if dry_run:
+        ranges = [(moment(first), moment(last)) for first, last in lacking(wanted, path)]
+        if json:
+            emit({"path": str(path), "lacking": ranges, "dry_run": True})
+            return
+        print(f"would ask {exchange} for {symbol} {tf}, into {short(path)}:")
+        for first, last in ranges:
+            print(f"  {first:%Y-%m-%d %H:%M} .. {last:%Y-%m-%d %H:%M} UTC")
+        if not ranges:
+            print("  nothing: all closed bars are there")
+        return
+
+    def report(line: str) -> None:
+        print(f"  {line}", file=sys.stderr)
+
+    opened = open_exchange(exchange, symbol=symbol, api_url=api_url)
+    fetched = fetch_bars(opened, wanted, path, sleep=time.sleep, report=report, replace=replace)
+    if json:
+        emit(
+            {
+                "path": str(path),
+                "added": fetched.added,
+                "bars": fetched.bars.height,
+                "requests": fetched.requests,
+                "digest": digest(fetched.bars),
+            }
+        )
+        return
+    print(f"{symbol} {tf} from {exchange}: {fetched.added:,} new bars")
+    if fetched.bars.height:
+        print(f"now in {short(path)}: {span(fetched.bars)}")
+        next_step(path.parent, symbol_name(symbol), tf)
+
+
+@verb(
+    name="verify",
+    help={
+        "symbol": "one or more, BTCUSD,ETHUSD: the first is set against the others "
+        "(default: those of the inventory's training)",
+        "tf": "timeframe (default: the inventory's)",
+        "data": "directory of canonical files (default: the inventory's train.data_dir)",
+        "limits": "other thresholds, as frozen_warn=12,spike_z=20; a wrong name lists them all",
+        "now": "the time taken for now (UTC), for files that are to be judged as of then",
+        "all": f"show every finding, not the first {SHOWN} of a kind",
+        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "json": _COMMON["json"],
+    },
+)
+def verify(
+    _: object,
+    symbol: str = "",
+    tf: str = "",
+    data: str = "",
+    limits: str = "",
+    now: str = "",
+    all: bool = False,
+    inventory: str = "",
+    json: bool = False,
+) -> ExitCode | None:
+    """Name every gap, duplicate, impossible or suspicious bar; exit 1 on errors; repair nothing."""
+    from macd.inventory import load
+    from macd.market.bars import bars_path, digest, read_rows, symbol_name
+    from macd.market.checks import Limits, check_all
+
+    settings = load(inventory)
+    directory = Path(data) if data else settings.train.data_dir
+    tf = tf or settings.train.tf
+    symbols = [symbol_name(name) for name in symbol.split(",") if name.strip()]
+    symbols = symbols or _trained(settings, directory, tf, given=bool(data))
+    frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
+    found = check_all(
+        frames,
+        main=symbols[0],
+        tf=tf,
+        now=_time("now", now) or datetime.now(UTC),
+        limits=Limits().changed(limits),
+    )
+    errors = sum(finding.level == "error" for finding in found)
+    if json:
+        emit(
+            {
+                "data": str(directory),
+                "tf": tf,
+                "errors": errors,
+                "warnings": len(found) - errors,
+                "symbols": {
+                    name: {"bars": rows.height, "digest": digest(rows)}
+                    for name, rows in frames.items()
+                },
+                "findings": [asdict(finding) for finding in found],
+            }
+        )
+    else:
+        tell(frames, found, heading=f"{tf} in {short(directory)}", every=all)
+    return ExitCode.FAILED if errors else None
+
+
+def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
+    """The inventory's symbols; for another directory, the symbols it has bars of."""
+    from macd.market.bars import symbol_name
+
+    wanted = [symbol_name(name) for name in (settings.train.symbol, *settings.train.cross)]
+    if not given:
+        return wanted
+    pattern = re.compile(rf"([A-Z0-9.]+)_{re.escape(tf)}(_.*)?\.parquet")
+    names = sorted(path.name for path in directory.glob("*.parquet"))
+    there = sorted({match[1] for name in names if (match := pattern.fullmatch(name))})
+    if not there:
+        raise MacdError(
+            f"no {tf} bars in {directory}",
+            why=f"there is {', '.join(names[:10])}" if names else "no parquet file is in it",
+            hint=f"invoke data.import FILE --data {directory}",
+        )
+    return [name for name in wanted if name in there] or there[:1]
+
+
+def _directory(data: str) -> Path:
+    from macd.inventory import project_root
+
+    return Path(data) if data else project_root() / "data" / "bars"
+
+
+def _time(option: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--{option} {text!r} is not a time", hint=f"--{option} 2024-01-31, or 2024-01-31T13:00"
+        ) from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _one_of(option: str, value: str, *known: str) -> str:
+    if value not in known:
+        raise UsageError(
+            f"--{option} {value!r} is not known",
+            hint=f"--{option} {' or '.join(filter(None, known))}",
+        )
+    return value
