@@ -1,7 +1,7 @@
 """Which column is which: by name where the name says so, by a question where it doesn't.
 
-Only names decide, and the shape of Binance's nameless dumps; a wrong guess between open and close
-would train a model on nonsense without anybody noticing, so what is not certain is asked.
+Only names decide, and the shape of nameless dumps (Binance, Kraken, ccxt); a wrong guess between
+open and close would train a model on nonsense without anybody noticing: what isn't certain is asked.
 """
 
 from __future__ import annotations
@@ -193,13 +193,14 @@ def _shape_names(table: Table) -> dict[str, str]:
     """Names for a headerless file whose shape says what it is, by its column numbers."""
     frame = table.frame
     width = frame.width
-    if width not in (6, 12) or frame.is_empty():
+    if width not in (6, 7, 12) or frame.is_empty():
         return {}
+    names = (*_BINANCE[:6], "trades") if width == 7 else _BINANCE[:width]
     cells = frame.select(
         pl.col(str(at)).cast(pl.Float64, strict=False).alias(name)
-        for at, name in enumerate(_BINANCE[: min(width, 7)], start=1)
+        for at, name in enumerate(names[:7], start=1)
     )
-    if width == 6 and cells["open_time"].null_count() == cells.height:
+    if width < 12 and cells["open_time"].null_count() == cells.height:
         cells = cells.drop("open_time")  # written as text; read later
     if any(cells.null_count().row(0)):
         return {}
@@ -207,9 +208,11 @@ def _shape_names(table: Table) -> dict[str, str]:
     fits = (pl.col("high") >= body[0]) & (pl.col("low") <= body[1])
     if width == 12:
         fits &= pl.col("close_time") > pl.col("open_time")
+    if width == 7:
+        fits &= pl.col("trades") == pl.col("trades").floor()
     if not cells.select(fits.all()).item():
         return {}
-    return {str(at): name for at, name in enumerate(_BINANCE[:width], start=1)}
+    return {str(at): name for at, name in enumerate(names, start=1)}
 
 
 def _example(missing: list[str]) -> str:

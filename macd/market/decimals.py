@@ -36,6 +36,7 @@ def read_numbers(table: Table, columns: Mapping[str, str], *, decimal: str = "")
         if comma
         else pl.all().str.replace_all(",", "", literal=True)
     )
+    text = text.select(_multiplied(name) for name in text.columns)
     _refuse_words(table, text, columns)
     numbers = pl.DataFrame([(frame if role in typed else text)[role] for role in columns])
     return numbers.cast(pl.Float64).fill_null(float("nan"))
@@ -56,6 +57,14 @@ def _comma_decimals(table: Table, text: pl.DataFrame) -> bool:
         why="every comma in the file stands before exactly three digits",
         example="--decimal .    (or --decimal ,)",
     )
+
+
+def _multiplied(name: str) -> pl.Expr:
+    """12.5K is 12500: some sites round volumes so."""
+    size = pl.col(name).str.extract("(?i)[0-9]([kmb])$").str.to_lowercase()
+    power = size.replace_strict({"k": "e3", "m": "e6", "b": "e9"}, default="")
+    plain = pl.when(size.is_null()).then(pl.col(name)).otherwise(pl.col(name).str.head(-1))
+    return plain + power.fill_null("")
 
 
 def _refuse_words(table: Table, text: pl.DataFrame, columns: Mapping[str, str]) -> None:

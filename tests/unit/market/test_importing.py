@@ -143,6 +143,14 @@ def test_columns_without_names_in_another_order_are_asked(tmp_path: Path) -> Non
     assert read_file(path, Answers(columns=given)).bars.equals(truth())
 
 
+def test_a_price_without_the_name_close_is_asked_and_12k_is_read(tmp_path: Path) -> None:
+    path = DIALECTS.parent / "investing_BTCUSD.csv"
+    assert asked(path).what == "which column is close?"
+    assert asked(path).hint.endswith('--columns "close=Close"')
+    found = read_file(path, Answers(columns={"close": "Price"}))
+    assert bars.digest(found.bars) == bars.digest(truth())
+
+
 def test_two_volumes_nobody_can_tell_apart_are_asked(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     frame = truth().with_columns(
@@ -183,6 +191,9 @@ def test_local_time_with_an_offset_or_a_zone(tmp_path: Path) -> None:
         assert found.bars.equals(truth()), zone
         assert found.notes == ()
     assert read_file(path).bars["timestamp"][0].hour == 6
+    for name in ("iso_offset_BTCUSD", "BTCUSD-1h-2019-10", "gmt_time_BTCUSD"):
+        error = asked(DIALECTS / f"{name}.csv", Answers(timezone="+02:00"))
+        assert "these do" in error.what
     for zone in ("Berlin", "+2h", "CEST"):
         assert "no time zone" in asked(path, Answers(timezone=zone)).what
 
