@@ -19,7 +19,7 @@ from macd.inventory import LinkSettings
 from macd.remote import credentials
 from macd.remote.hostkeys import HostKey, KnownHosts, Verdict
 from macd.remote.sshconfig import Hop
-from macd.remote.transport import LinkTransport, quietly_closed
+from macd.remote.transport import WINDOW, LinkTransport, quietly_closed
 from macd.remote.wire import Wire
 
 _FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
@@ -125,7 +125,7 @@ class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
             self.wire.close()
 
     def _dial(self) -> Wire:
-        made = Wire(self.open_gateway() if self.gateway else self._tcp())
+        made = Wire(self.open_gateway(), WINDOW) if self.gateway else Wire(self._tcp())
         self._set(wire=made)
         return made
 

@@ -18,7 +18,13 @@ from macd.remote.connection import HopConnection
 from macd.remote.hostkeys import KnownHosts
 from macd.remote.refusals import Way, explain, other_failure
 from macd.remote.sshconfig import Hop, resolve
-from macd.remote.transport import LinkTransport, command_refused, ended_well, start_command
+from macd.remote.transport import (
+    WINDOW,
+    LinkTransport,
+    command_refused,
+    ended_well,
+    start_command,
+)
 from macd.remote.wire import Watch, Watched
 
 __all__ = ["Channel", "Link", "SshChannel", "connect"]
@@ -137,6 +143,7 @@ class SshChannel:
         channel.settimeout(_LOOK_UP_S)
         self._link = link
         self._channel = channel
+        self._ahead = memoryview(b"")
         self._errors = bytearray()
         self._errors_lock = threading.Lock()
 
@@ -158,15 +165,20 @@ class SshChannel:
     def recv(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes of stdout; b"" once it is closed. Raises ContactLostError."""
         while True:
+            if self._ahead:
+                taken = bytes(self._ahead[:limit])
+                self._ahead = self._ahead[limit:]
+                return taken
             try:
                 self._collect_stderr()
-                data = self._channel.recv(limit)
+                # All there is: paramiko moves up what it keeps with every read.
+                self._ahead = memoryview(self._channel.recv(WINDOW))
             except TimeoutError:
                 continue
             except (OSError, SSHException, EOFError) as error:
                 raise self._link.lost(error) from error
-            if data:
-                return data
+            if self._ahead:
+                continue
             self._collect_stderr()
             if self._connected() and command_refused(self._channel):
                 raise MacdError(

@@ -28,14 +28,19 @@ class Socket(Protocol):
 
 
 class Wire:
-    """A socket that knows how long its peer has been silent, and how it greeted (`head`)."""
+    """A socket that knows how long its peer has been silent, and how it greeted (`head`).
 
-    def __init__(self, socket: Socket) -> None:
+    It reads up to `at_once` bytes at a time, whatever it is asked for.
+    """
+
+    def __init__(self, socket: Socket, at_once: int = 1 << 18) -> None:
         self.head = b""
         self.ended = False
         self._heard = time.monotonic()
         self._blocked: float | None = None
         self._socket = socket
+        self._at_once = at_once
+        self._ahead = memoryview(b"")
         self._closed = False  # the name paramiko looks at while it waits for its thread
 
     def silent_for(self, now: float) -> float:
@@ -57,9 +62,18 @@ class Wire:
         return sent
 
     def recv(self, limit: int) -> bytes:
-        """As a socket does; b"" once closed here."""
+        """As a socket does; b"" once closed here. For one thread at a time."""
+        if not self._ahead:
+            self._ahead = memoryview(self._fetch())
+        taken = bytes(self._ahead[:limit])
+        self._ahead = self._ahead[limit:]
+        return taken
+
+    def _fetch(self) -> bytes:
+        # All there is: paramiko asks for 16 bytes and then for the rest of each packet, and each
+        # time a channel under us would move up everything it holds.
         try:
-            data = b"" if self._closed else self._socket.recv(limit)
+            data = b"" if self._closed else self._socket.recv(self._at_once)
         except TimeoutError:
             raise
         except OSError:

@@ -75,6 +75,9 @@ class _Behaviour(asyncssh.SSHServer):
         allowed = self._options.get("allowed", self._world.client_key)
         return bool(key.public_data == allowed.public_data)
 
+    def session_requested(self) -> Any:
+        return asyncssh.SSHServerSession()  # only asked where there is no process factory: says no
+
     async def connection_requested(self, host: str, port: int, *_: Any) -> Any:  # type: ignore[override]
         if self._options.get("no_forwarding"):
             raise asyncssh.ChannelOpenError(
@@ -91,7 +94,7 @@ class _Behaviour(asyncssh.SSHServer):
         return await self._connection.forward_connection("127.0.0.1", target.pipe.port)
 
 
-async def _pump(reader: Any, writer: Any, pipe: Pipe | None) -> None:
+async def _pump(reader: Any, writer: Any, pipe: Pipe | None, *, close: bool = True) -> None:
     with contextlib.suppress(OSError, asyncssh.Error):
         while data := await reader.read(65536):
             while pipe is not None and pipe.stalled:
@@ -99,7 +102,8 @@ async def _pump(reader: Any, writer: Any, pipe: Pipe | None) -> None:
             writer.write(data)
             await writer.drain()
     with contextlib.suppress(OSError, asyncssh.Error):
-        writer.close()
+        if close:
+            writer.close()
 
 
 async def _run(process: asyncssh.SSHServerProcess[bytes], server: Server) -> None:
@@ -111,9 +115,17 @@ async def _run(process: asyncssh.SSHServerProcess[bytes], server: Server) -> Non
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    await process.redirect(stdin=running.stdin, stdout=running.stdout, stderr=running.stderr)
-    await process.stdout.drain()
-    process.exit(await running.wait())
+    fed = asyncio.create_task(_pump(process.stdin, running.stdin, None))
+    try:
+        await asyncio.gather(
+            _pump(running.stdout, process.stdout, None, close=False),
+            _pump(running.stderr, process.stderr, None, close=False),
+        )
+        process.exit(await running.wait())
+    finally:
+        fed.cancel()
+        with contextlib.suppress(ProcessLookupError):
+            running.kill()
 
 
 class World:
@@ -122,7 +134,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.servers: dict[str, Server] = {}
-        self.client_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.client_key = asyncssh.generate_private_key("ssh-ed25519", comment="me@here")
         self.identity = directory / "client key"  # a space: quoting is part of the work
         self.identity.write_bytes(self.client_key.export_private_key())
         self.identity.chmod(0o600)
@@ -160,7 +172,8 @@ class World:
             pipe.opened += 1
             near, far = await asyncio.open_connection("127.0.0.1", server.port)
             pipe.writers += [writer, far]
-            await asyncio.gather(_pump(reader, far, pipe), _pump(near, writer, pipe))
+            with contextlib.suppress(asyncio.CancelledError):  # asyncio.streams would print it
+                await asyncio.gather(_pump(reader, far, pipe), _pump(near, writer, pipe))
 
         front = await asyncio.start_server(relay, "127.0.0.1", 0)
         pipe.port = front.sockets[0].getsockname()[1]
@@ -184,8 +197,8 @@ class World:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(greeting)
-            if hold:
-                await asyncio.sleep(3600)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600 if hold else 0)
             writer.close()
 
         async def listen() -> int:
@@ -197,7 +210,7 @@ class World:
         return self.do(listen())
 
     def chain(self, *names: str, trust: bool = True, **limits: float) -> Inventory:
-        """ssh_config, known_hosts and an inventory that lead through `names`, the last one's host."""
+        """ssh_config, known_hosts and an inventory that lead through `names`."""
         blocks, lines = [], []
         for number, name in enumerate(names):
             server = self.servers[name]
@@ -240,6 +253,7 @@ class World:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # killed commands are waited for
 
 
 @contextlib.contextmanager

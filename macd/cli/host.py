@@ -1,0 +1,156 @@
+"""host.list and host.trust: where the inventory's hosts lead, and whose keys are trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from macd.cli.verb import confirm, emit, verb
+from macd.errors import ExitCode, MacdError, RefusedError
+
+if TYPE_CHECKING:
+    from macd.inventory import Host, Inventory
+    from macd.remote.trust import Shown
+
+_INVENTORY = "inventory to use (default: MACD_INVENTORY, or lab)"
+
+
+@verb(name="list", help={"inventory": _INVENTORY, "json": "print JSON"})
+def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
+    """Show every host of the inventory with the hops that lead to it; connects to nothing."""
+    from macd.inventory import load  # noqa: PLC0415
+
+    book = load(inventory)
+    rows = [_row(host, book) for host in book.hosts.values()]
+    if json:
+        emit({"inventory": book.name, "known_hosts": str(book.known_hosts), "hosts": rows})
+    else:
+        for row in rows:
+            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {_told(row)}")
+    return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
+
+
+def _row(host: Host, book: Inventory) -> dict[str, Any]:
+    from macd.remote.hostkeys import KnownHosts  # noqa: PLC0415
+    from macd.remote.sshconfig import resolve  # noqa: PLC0415
+
+    row: dict[str, Any] = {"name": host.name, "role": host.role, "env": host.env}
+    try:
+        known_hosts = KnownHosts.read(book.known_hosts)
+        hops = [
+            {
+                "name": hop.name,
+                "user": hop.user,
+                "address": hop.address,
+                "known_as": hop.known_as,
+                "pinned": [str(key) for key in known_hosts.pinned(hop.known_as)],
+                "identities": [str(path) for path in hop.identities if path.exists()],
+            }
+            for hop in resolve(host, book)
+        ]
+    except MacdError as error:
+        return {**row, "hops": [], "problem": str(error)}
+    return {**row, "hops": hops, "problem": ""}
+
+
+def _told(row: dict[str, Any]) -> str:
+    if row["problem"]:
+        return f"✗ {row['problem']}"
+    way = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
+    unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
+    hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']})"
+    return way + (hint if unknown else "")
+
+
+@verb(
+    positional=["name"],
+    iterable=["fingerprint"],
+    help={
+        "name": "host of the inventory",
+        "fingerprint": "SHA256:... accept exactly this key; may be repeated, one for each hop",
+        "yes": "pin keys seen for the first time without asking (never a changed one)",
+        "dry-run": "show the keys and pin nothing",
+        "inventory": _INVENTORY,
+        "json": "print JSON",
+    },
+)
+def trust(
+    c: Any,
+    name: str,
+    fingerprint: list[str] | None = None,
+    yes: bool = False,
+    dry_run: bool = False,
+    inventory: str = "",
+    json: bool = False,
+) -> ExitCode:
+    """Show the host keys on the way to a host, ask, and pin them in the inventory's known_hosts."""
+    from macd.inventory import load  # noqa: PLC0415
+    from macd.remote.trust import trust as walk  # noqa: PLC0415
+
+    book = load(inventory)
+    wanted = [
+        text if text.startswith("SHA256:") else f"SHA256:{text}" for text in fingerprint or []
+    ]
+
+    def accept(shown: Shown) -> bool:
+        if not json:
+            print(_offer(shown))
+        return not dry_run and _accepted(shown, wanted, yes=yes)
+
+    keys = walk(book.host(name), book, accept)
+    if json:
+        emit({"known_hosts": str(book.known_hosts), "keys": [_key(shown) for shown in keys]})
+    for shown in () if json else keys:
+        state = "pinned" if shown.accepted else "NOT pinned"
+        state = "already pinned" if shown.verdict.value == "known" else state
+        print(f"{shown.hop.name:<12} {shown.hop.address:<24} {state:<15} {shown.key}")
+    if keys[-1].accepted or dry_run:
+        return ExitCode.DONE
+    raise RefusedError(
+        f"the host key of {keys[-1].hop.name} was not pinned",
+        why="the answer was no (without a terminal it is no; --yes never takes a changed key)",
+        live=f"{book.known_hosts} does not vouch for it",
+        hint=f"compare it with one from a safe source: invoke host.trust {name}"
+        f" --fingerprint {keys[-1].key.fingerprint}",
+    )
+
+
+def _offer(shown: Shown) -> str:
+    hop, key = shown.hop, shown.key
+    lines = [f"{hop.name} ({hop.address}, known as {hop.known_as}) shows {key}"]
+    if shown.pinned:
+        old = "\n".join(f"  pinned before: {each}" for each in shown.pinned)
+        lines = [
+            "!! THIS KEY HAS CHANGED. Somebody may be listening between you and the host.",
+            f"!! Go on only if whoever runs {hop.name} told you this fingerprint.",
+            *lines,
+            old,
+        ]
+    return "\n".join(lines)
+
+
+def _accepted(shown: Shown, wanted: list[str], *, yes: bool) -> bool:
+    key = shown.key
+    if wanted:
+        if key.fingerprint in wanted:
+            return True
+        raise RefusedError(
+            f"{shown.hop.name} shows another key than the one you named",
+            why=f"it shows {key}\nyou named {', '.join(wanted)}",
+            live="nothing was pinned for it",
+            hint="find out which of the two is right before you connect",
+        )
+    sure = f"replace the pinned key of {shown.hop.name}" if shown.pinned else "pin this key"
+    return confirm(f"{sure}?", yes=yes and not shown.pinned)
+
+
+def _key(shown: Shown) -> dict[str, Any]:
+    return {
+        "hop": shown.hop.name,
+        "address": shown.hop.address,
+        "known_as": shown.hop.known_as,
+        "verdict": shown.verdict.value,
+        "accepted": shown.accepted,
+        "type": shown.key.type,
+        "fingerprint": shown.key.fingerprint,
+        "pinned_before": [key.fingerprint for key in shown.pinned],
+    }
