@@ -110,7 +110,8 @@ def _not_spoken(
         hint = "update the SSH server; ssh -Q kex, ssh -Q cipher and ssh -Q key show what we know"
         what = f"{way.who} speaks SSH, but no algorithm that we do"
         return _unreachable(what, way, "algorithms", said, hint)
-    if isinstance(error, SilentPeerError):
+    silent = isinstance(error, EOFError) and connection.wire and not connection.wire.ended
+    if silent or isinstance(error, SilentPeerError):
         what = f"{way.who} fell silent while keys were exchanged"
         return _unreachable(what, way, "timeout", "the link stalls, or the host is overloaded")
     return _unreachable(f"{way.who} ended the connection while we logged in", way, "lost", said)
