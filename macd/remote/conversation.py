@@ -59,6 +59,7 @@ class Conversation:
         self._received = Received(channel)
         self._link = link
         self._tag = secrets.token_bytes(frames.TAG_LENGTH)
+        opening = assembler.opening(self._tag, modules)
         self._sending = threading.Lock()
         self._waiting: dict[int, Pending] = {}
         self._last_id = 0
@@ -72,7 +73,7 @@ class Conversation:
         self._reader = threading.Thread(target=self._receive, name=f"agent {name}", daemon=True)
         self._reader.start()
         with contextlib.suppress(ContactLostError):  # the reader learns why, the first call tells
-            channel.send(assembler.opening(self._tag, modules))
+            channel.send(opening)
 
     def call(self, op: str, /, **args: Any) -> Any:
         """Run one operation and return its result: one round trip. Raises RemoteError."""

@@ -32,9 +32,10 @@ def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = (
     """
     from macd.remote.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
+    command = assembler.command(host.python)
     link = connect(host, inventory)
     try:
-        channel = link.open_channel(assembler.command(host.python))
+        channel = link.open_channel(command)
         return Session(channel, name=host.name, python=host.python, modules=modules, link=link)
     except BaseException:
         link.close()
