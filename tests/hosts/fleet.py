@@ -19,6 +19,7 @@ from tests.hosts.machine import Machine
 
 NAMES = ("jump", "h800", "prod")
 USERS = {"jump": "jumper", "h800": "quant", "prod": "root"}
+MAY_LOG_IN = {"jump": ("jumper",), "h800": ("quant", "root"), "prod": ("root", "deploy")}
 PORTS = {"jump": 22, "h800": 22, "prod": 22222}
 ALIASES = {"jump": "jumphost", "h800": "h800", "prod": "prod"}
 
@@ -142,12 +143,12 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
 
 def _files(name: str, claim: claims.Claim, key: Path, host_key: Path) -> dict[str, str]:
     """Return what tells this host from its twins on the shared root."""
+    public = key.with_suffix(".pub").read_text()
     return {
         "etc/hostname": claim.name(name) + "\n",
         "etc/ssh/sshd_config.d/20-port.conf": f"Port {PORTS[name]}\n",
-        "etc/ssh/authorized_keys": key.with_suffix(".pub").read_text(),
         "etc/ssh/ssh_host_ed25519_key": host_key.read_text(),
-    }
+    } | {f"etc/ssh/authorized_keys.d/{user}": public for user in MAY_LOG_IN[name]}
 
 
 def _ssh_block(host: TestHost, known_hosts: Path) -> str:

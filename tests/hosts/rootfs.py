@@ -33,6 +33,7 @@ PACKAGES = (
     "python3",
     "python3-pip",
     "python3-venv",
+    "rsync",  # what deploys are compared with
     "strace",  # kill and fault tests of the activation
     "sudo",
     "systemd",
@@ -41,7 +42,7 @@ PACKAGES = (
 FILES = {
     "etc/ssh/sshd_config.d/10-macd-test.conf": """\
 HostKey /etc/ssh/ssh_host_ed25519_key
-AuthorizedKeysFile /etc/ssh/authorized_keys .ssh/authorized_keys
+AuthorizedKeysFile /etc/ssh/authorized_keys.d/%u .ssh/authorized_keys
 PasswordAuthentication no
 PermitRootLogin prohibit-password
 UseDNS no
