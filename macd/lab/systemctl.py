@@ -52,6 +52,8 @@ class LabSystemctl(systemctl3.Systemctl):
                 yield name, "inactive" if value == "unknown" else value
             else:
                 yield name, value
+        failed = self.get_active_from(conf) == "failed"
+        yield "Result", "exit-code" if failed else "success"  # of which kind, nobody here knows
         for name in _OURS:
             yield name, self.get_status_from(conf, name) or ("0" if name == "NRestarts" else "")
 
@@ -97,7 +99,7 @@ def main(arguments: list[str]) -> int:
         arguments = [word for word in arguments if word != "--value"]
         LabSystemctl.only_values = True
     if arguments[-1:] == ["keep"]:
-        _keep()
+        return _keep()
     sys.argv = ["systemctl", *arguments]
     return int(systemctl3.main() or 0)
 
@@ -122,8 +124,8 @@ def _confine() -> None:
     systemctl3.Systemctl = LabSystemctl  # type: ignore[misc]
 
 
-def _keep() -> None:
-    """The part of a user manager that is always there; ends only by a signal."""
+def _keep() -> int:
+    """The part of a user manager that is always there, until the lab's daemon is gone."""
     systemctl3._user_mode = True
     boot = LabSystemctl()
     boot.sysinit_status(ActiveState="active", SubState="running")
@@ -133,12 +135,14 @@ def _keep() -> None:
     boot.start_units(enabled)
     scheduled: dict[str, float] = {}
     restarted: dict[str, list[float]] = {}
-    while True:
+    daemon = os.getppid()
+    while os.getppid() == daemon:  # a daemon that was killed leaves no manager behind
         keeper = _Keeper()  # a new one has read nothing yet: unit and status files change
         keeper.loop_sleep = 1
         keeper._restart_failed_units, keeper._restarted_unit = scheduled, restarted
         keeper.restart_failed_units(_units())
         time.sleep(_TICK)
+    return 0
 
 
 def _units() -> list[str]:
