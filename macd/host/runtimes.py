@@ -46,7 +46,8 @@ def install(
     try:
         base = python or sys.executable
         _run([base, "-I", "-m", "venv", "--without-pip", building], "making the virtualenv")
-        _install_wheels(layout, building, document["wheels"], index=index)
+        if document["wheels"]:
+            _install_wheels(layout, building, document["wheels"], index=index)
         check_imports(building, imports)
         shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
         os.sync()

@@ -1,0 +1,327 @@
+"""A production host in a directory: the real agent, a real systemctl in user mode, real releases.
+
+Releases here carry a small real service that answers /healthz, in variants that fail in the ways
+releases fail. What deploys them is the product's own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from macd.host.manifest import File, Manifest, release_id, render
+from macd.release.signing import sign
+from macd.remote.assembler import command
+from macd.remote.blobs import Blob, put
+from macd.remote.pipe import PipeChannel
+from macd.remote.session import Session
+from tests.unit.release.releases import IDENTITY, make_key
+
+ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
+UNIT = "macd-analysis.service"
+EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
+
+SERVICE = """
+import hashlib, http.server, json, os, socket, sys, time
+VARIANT = {variant!r}
+root = sys.argv[sys.argv.index("--root") + 1]
+release = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+if "--check" in sys.argv:
+    print(json.dumps({{"ok": VARIANT != "check fails"}}))
+    sys.exit(VARIANT == "check fails")
+if VARIANT == "exits":
+    sys.exit(3)
+if VARIANT == "hangs":
+    time.sleep(600)
+manifest = open(os.path.join(release, "manifest.json"), "rb").read()
+name = os.path.basename(release)
+answer = {{
+    "status": "ok",
+    "release": "20200101T000000Z-00000000" if VARIANT == "old id" else name,
+    "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+    "pid": os.getpid(),
+    "golden": {{"ok": VARIANT != "wrong golden", "max_diff": 0.0, "detail": VARIANT}},
+    "flags": {{k: v for k, v in os.environ.items() if k.startswith("ML_")}},
+    "last_error": None,
+}}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *words):
+        pass
+    def address_string(self):
+        return "local"
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+    def server_bind(self):
+        path = self.server_address
+        if os.path.exists(path):
+            os.unlink(path)
+        self.socket.bind(path)
+        self.server_name, self.server_port = "local", 0
+def bound():
+    if os.environ.get("LISTEN_FDS"):
+        server = Server("unused", Handler, bind_and_activate=False)
+        server.socket = socket.socket(fileno=3)
+        return server
+    return Server({endpoint!r}, Handler)
+if VARIANT == "slow":
+    time.sleep(1.5)
+server = bound()
+if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    target = os.environ["NOTIFY_SOCKET"]
+    notify.connect("\\0" + target[1:] if target.startswith("@") else target)
+    notify.send(b"READY=1")
+if VARIANT == "crashes soon":
+    import threading
+    threading.Timer(2.0, lambda: os._exit(9)).start()
+server.serve_forever()
+"""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A signed release, its files by path."""
+
+    id: str
+    raw: bytes
+    signature: bytes
+    files: dict[str, bytes]
+
+    def blobs(self) -> list[Blob]:
+        return [Blob.of_bytes(data) for data in self.files.values()]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One pretended host: its own home, runtime directory and systemctl."""
+
+    top: Path
+    app: Path
+    key: Path
+
+    @property
+    def endpoint(self) -> str:
+        return f"unix:{self.top}/h.sock"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.top / "home"),
+            "PATH": f"{self.top}/bin:/usr/bin:/bin",
+            "XDG_RUNTIME_DIR": str(self.top / "run"),
+            "LANG": "C.UTF-8",
+        }
+
+    def session(self) -> Session:
+        channel = PipeChannel(command(), env=self.environment, cwd=self.top)
+        return Session.over(channel, modules=("deploying",))
+
+    def release(
+        self, serial: int, variant: str = "good", *, extra: bytes = b"", env: str = "prod"
+    ) -> Signed:
+        """A release that was made `serial` minutes after the first one."""
+        code = SERVICE.format(variant=variant, endpoint=self.endpoint.removeprefix("unix:"))
+        files = {
+            "app/serve.py": code.encode(),
+            "lock.json": EMPTY_LOCK,
+            "data/ml_models/model.txt": f"model {serial}".encode() * 40 + extra,
+            "data/ml_models/shared.txt": b"the same in every release\n" * 100,
+        }
+        created = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=serial)
+        manifest = Manifest(
+            app="macd-analysis",
+            env=env,
+            serial=serial,
+            created=created,
+            expires=datetime(2100, 1, 1, tzinfo=UTC),
+            files=tuple(
+                File(path, len(data), hashlib.sha256(data).hexdigest())
+                for path, data in sorted(files.items())
+            ),
+            lock=hashlib.sha256(EMPTY_LOCK).hexdigest(),
+            details={"variant": variant},
+        )
+        raw = render(manifest)
+        return Signed(release_id(raw), raw, sign(raw, key=self.key), files)
+
+    def service(self) -> dict[str, Any]:
+        return {
+            "unit": UNIT,
+            "units": [UNIT],
+            "scope": "user",
+            "endpoint": self.endpoint,
+            "check": [
+                "{release}/runtime/bin/python", "-I", "{release}/app/serve.py",
+                "--root", str(self.app), "--check",
+            ],
+        }  # fmt: skip
+
+    def unit_text(self) -> str:
+        return (
+            f"[Service]\nType=simple\nEnvironmentFile=-{self.app}/.env\n"
+            f"ExecStart={self.app}/current/runtime/bin/python -I "
+            f"{self.app}/current/app/serve.py --root {self.app}\n"
+        )
+
+    def stage(self, session: Session, signed: Signed) -> dict[str, Any]:
+        put(session, str(self.app), signed.blobs())
+        staged: dict[str, Any] = session.call(
+            "stage",
+            app=str(self.app),
+            manifest=signed.raw,
+            signature=signed.signature,
+            accepts=ACCEPTS,
+            imports=[],
+        )
+        return staged
+
+    def begin(
+        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 10.0,
+        health_s: float = 6.0, soak_s: float = 0.3, keep: int = 3,
+    ) -> dict[str, Any]:  # fmt: skip
+        begun: dict[str, Any] = session.call(
+            "activate",
+            app=str(self.app),
+            kind=kind,
+            to=to,
+            token="t0ken",
+            who="tester",
+            service=self.service(),
+            times={"health_s": health_s, "soak_s": soak_s, "confirm_s": confirm_s},
+            keep=keep,
+            after={UNIT: self.unit_text()},
+            accepts=ACCEPTS,
+        )
+        return begun
+
+    def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
+        """Follow an activation to its end, confirming over a new session; its events."""
+        deadline = time.monotonic() + 60
+        confirmed = False
+        with self.session() as session:
+            while time.monotonic() < deadline:
+                told = session.call("follow", app=str(self.app), number=number, wait=0.2)
+                states = [event["state"] for event in told["events"]]
+                if confirm and not confirmed and "soaking" in states:
+                    with self.session() as fresh:
+                        fresh.call("confirm", app=str(self.app), number=number, token="t0ken")
+                    confirmed = True
+                if told["over"]:
+                    return list(told["events"])
+        raise AssertionError(f"activation {number} did not end: {states}")
+
+    def deploy(self, signed: Signed, *, confirm: bool = True, **times: float) -> str:
+        """The whole way; how it ended: committed or reverted."""
+        with self.session() as session:
+            session.call("lock", app=str(self.app), who="tester", doing="deploy")
+            session.call("recover", app=str(self.app))
+            self.stage(session, signed)
+            begun = self.begin(session, "deploy", signed.id, **times)
+        return str(self.finish(begun["number"], confirm=confirm)[-1]["state"])
+
+    def rollback(self, to: str | None = None) -> str:
+        with self.session() as session:
+            session.call("lock", app=str(self.app), who="tester", doing="rollback")
+            session.call("recover", app=str(self.app))
+            begun = self.begin(session, "rollback", to)
+        return str(self.finish(begun["number"])[-1]["state"])
+
+    def facts(self) -> dict[str, Any]:
+        with self.session() as session:
+            found: dict[str, Any] = session.call(
+                "deploy_facts",
+                app=str(self.app),
+                unit=UNIT,
+                units=[UNIT],
+                scope="user",
+                endpoint=self.endpoint,
+            )
+        return found
+
+    @property
+    def live(self) -> str | None:
+        link = self.app / "current"
+        return os.readlink(link).removeprefix("releases/") if link.is_symlink() else None
+
+    def state(self, name: str, default: Any = None) -> Any:
+        path = self.app / "state" / name
+        return json.loads(path.read_text()) if path.exists() else default
+
+
+def build_archive(target: Path) -> None:
+    """macd-host.pyz as provision puts it on a host."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("macd/__init__.py", "")
+        for source in resources.files("macd.host").iterdir():
+            if source.name.endswith(".py"):
+                archive.writestr(f"macd/host/{source.name}", source.read_text())
+        archive.writestr(
+            "__main__.py", "import sys\nfrom macd.host.__main__ import main\nsys.exit(main())\n"
+        )
+
+
+@contextmanager
+def place() -> Iterator[Place]:
+    """A fresh host; everything it started is ended with it."""
+    top = Path(tempfile.mkdtemp(prefix="macd-h-"))  # short: socket paths are limited
+    try:
+        for name in ("home", "bin", "run"):
+            (top / name).mkdir()
+        program = Path(str(resources.files("macd.lab"))) / "systemctl.py"
+        scripts = {
+            "systemctl": f'exec {sys.executable} -I {program} "$@"',
+            "systemd-run": "exit 1",
+            "loginctl": "exit 1",
+            "python3": f'exec {sys.executable} "$@"',
+        }
+        for name, body in scripts.items():
+            path = top / "bin" / name
+            path.write_text(f"#!/bin/sh\n{body}\n")
+            path.chmod(0o755)
+        app = top / "app"
+        for name in ("state", "data/live", "releases", "runtimes"):
+            (app / name).mkdir(parents=True)
+        key = make_key(top)
+        public = key.with_suffix(".pub").read_text().strip()
+        signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
+        (app / "state" / "allowed_signers").write_text(signers)
+        build_archive(app / "bin" / "macd-host.pyz")
+        yield Place(top, app, key)
+    finally:
+        _end_all(top)
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def _end_all(top: Path) -> None:
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    for line in listed.splitlines():
+        pid, _, arguments = line.strip().partition(" ")
+        if str(top) in arguments and int(pid) != os.getpid():
+            try:
+                os.kill(int(pid), signal.SIGKILL)
+            except ProcessLookupError:
+                continue

@@ -1,0 +1,63 @@
+"""The host carries a deploy on by itself: commits what proves itself, reverts all else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from macd.journal import Journal
+from macd.remote.failures import RemoteError
+from tests.deployment import Place, place
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Place]:
+    with place() as made:
+        yield made
+
+
+def test_first_second_and_rollback(host: Place) -> None:
+    first, second = host.release(1), host.release(2)
+    assert host.deploy(first) == "committed"
+    assert host.live == first.id
+    facts = host.facts()
+    assert facts["health"]["release"] == first.id
+    assert facts["health"]["flags"]["ML_ENABLE_STACKING"] == "0"
+    assert host.deploy(second) == "committed"
+    assert host.facts()["rollback"] == {"release": first.id, "ready": True, "why": ""}
+    assert host.rollback() == "committed"
+    assert host.live == first.id
+    assert host.facts()["health"]["release"] == first.id
+    kinds = [record.kind for record in Journal(host.app / "state/journal.jsonl").records()]
+    assert kinds.count("committed") == 3
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["exits", "hangs", "wrong golden", "old id", "check fails", "crashes soon"],
+)
+def test_a_bad_release_is_reverted_and_the_old_one_serves(host: Place, variant: str) -> None:
+    before = host.live
+    assert before is not None
+    serial = 10 + len(host.state("bad.json", []))
+    bad = host.release(serial, variant)
+    assert host.deploy(bad, soak_s=3.0) == "reverted"
+    assert host.live == before
+    assert host.facts()["health"]["release"] == before
+    assert host.state("bad.json")[-1]["release"] == bad.id
+    assert host.state("pending.json") is None
+    assert host.facts()["rollback"]["release"] != bad.id
+
+
+def test_nobody_confirms(host: Place) -> None:
+    before = host.live
+    release = host.release(30)
+    assert host.deploy(release, confirm=False, confirm_s=1.0) == "reverted"
+    assert host.live == before
+    assert release.id not in [entry["release"] for entry in host.state("bad.json")]
+
+
+def test_an_older_release_is_refused(host: Place) -> None:
+    with pytest.raises(RemoteError, match="older release"):
+        host.deploy(host.release(5))
