@@ -262,7 +262,7 @@ class Place:
     @property
     def live(self) -> str | None:
         link = self.app / "current"
-        return os.readlink(link).removeprefix("releases/") if link.is_symlink() else None
+        return str(link.readlink()).removeprefix("releases/") if link.is_symlink() else None
 
     def state(self, name: str, default: Any = None) -> Any:
         path = self.app / "state" / name
