@@ -221,6 +221,10 @@ def test_early_stopping_keeps_the_best_epoch_of_the_inner_slice() -> None:
     assert len(history) < 40
     assert model.loop["best_epoch"] == int(np.argmin(losses)) + 1 == len(history) - 3
     assert {e["on"] for e in history} == {"inner slice"}
+    stop = np.arange(340, N)
+    p, y = lstm.predict(model, noise.X, stop).astype(np.float64), shuffled[stop]
+    kept = -np.mean(y * np.log(p) + (1 - y) * np.log1p(-p))
+    assert kept == pytest.approx(min(losses), abs=1e-5)  # not the last epoch's weights
 
 
 def test_events_tell_epoch_loss_and_auc_of_each_head() -> None:
