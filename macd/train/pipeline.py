@@ -20,8 +20,9 @@ from macd.train.criteria import Outcome, evaluate
 from macd.train.evaluate import figures
 from macd.train.events import Clock, Events
 from macd.train.fits import FAMILIES, peak_mb
+from macd.train.holdout import open_holdout
 from macd.train.settings import Settings
-from macd.train.training import Meter, Training
+from macd.train.training import Meter, Training, stage
 from macd.train.verify import verify
 
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -88,24 +89,19 @@ def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) 
 
 
 def _prepare(settings: Settings, events: Events) -> Training:
-    started = events.clock()
-    events.emit("stage_started", stage="verify")
-    now = datetime.fromtimestamp(started, UTC)
-    findings = verify(settings, now, settings.out / "verify.json")
-    bars = dataset.read(settings)
-    warned = f", {len(findings)} warnings (verify.json)" if findings else ""
-    events.emit(
-        "note", stage="verify", note=f"{bars.symbol} {len(bars.main):,} bars, no errors{warned}"
-    )
-    verified = events.clock()
-    events.emit("stage_done", stage="verify", seconds=round(verified - started, 3))
-    events.emit("stage_started", stage="features")
-    data = dataset.build(bars, settings.min_move)
-    plan = dataset.plan(data, settings)
-    (settings.out / "data_digest").write_text(bars.digest() + "\n")
-    seconds = round(events.clock() - verified, 3)
-    events.emit("stage_done", stage="features", seconds=seconds)
-    training = Training(
+    spent: dict[str, dict[str, float]] = {}
+    with stage(events, spent, "verify"):
+        now = datetime.fromtimestamp(events.clock(), UTC)
+        findings = verify(settings, now, settings.out / "verify.json")
+        bars = dataset.read(settings)
+        warned = f", {len(findings)} warnings (verify.json)" if findings else ""
+        told = f"{bars.symbol} {len(bars.main):,} bars, no errors{warned}"
+        events.emit("note", stage="verify", note=told)
+        (settings.out / "data_digest").write_text(bars.digest() + "\n")
+    with stage(events, spent, "features"):
+        data = dataset.build(bars, settings.min_move)
+        plan = dataset.plan(data, settings)
+    return Training(
         settings=settings,
         bars=bars,
         data=data,
@@ -113,10 +109,8 @@ def _prepare(settings: Settings, events: Events) -> Training:
         cache=Cache(settings.cache_dir),
         events=events,
         meter=Meter(events.clock),
+        spent=spent,
     )
-    training.spent["verify"] = {"seconds": round(verified - started, 3), "peak_mb": peak_mb()}
-    training.spent["features"] = {"seconds": seconds, "peak_mb": peak_mb()}
-    return training
 
 
 def _metrics(
@@ -132,7 +126,12 @@ def _metrics(
             model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
             for model, heads in told.items()
         }
-        openings = stages.open_holdout(training, entries)
+        openings = open_holdout(
+            training.cache.root / "holdout.jsonl",
+            training.bars.digest(),
+            {family: stages.final(training, family, fits) for family, fits in entries.items()},
+            training.events.clock(),
+        )
 
     def when(row: int) -> str:
         return datetime.fromtimestamp(int(data.times_ms[row]) / 1000, UTC).isoformat()

@@ -197,28 +197,6 @@ def lineage(training: Training) -> dict[str, Any]:
     }
 
 
-def open_holdout(training: Training, entries: Entries) -> int:
-    """Note that the holdout is looked at now; returns how many different recipes have done so.
-
-    The ledger lies with the cache. A second recipe judged on the same bars makes the test figures
-    a choice among several, and the report has to say so.
-    """
-    keys = sorted(
-        key_of({"p": final(training, family, fits).arrays["p"]}) for family, fits in entries.items()
-    )
-    recipe = key_of({"fits": keys, "holdout": training.plan.holdout.test})
-    ledger = training.cache.root / "holdout.jsonl"
-    digest = training.bars.digest()
-    lines = ledger.read_text().splitlines() if ledger.exists() else []
-    seen = {line["recipe"] for line in map(json.loads, lines) if line["data"] == digest}
-    if recipe not in seen:
-        line = {"t": training.events.clock(), "data": digest, "recipe": recipe}
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        with ledger.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-    return len(seen | {recipe})
-
-
 def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
     rows = frame["row"].to_numpy()
     names = training.data.features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -125,20 +125,9 @@ class Training:
         device = "cpu" if family == "lgbm" else self.settings.device
         return engine.resources(device, self.settings.workers)
 
-    @contextmanager
-    def stage(self, name: str, note: str = "") -> Iterator[None]:
-        """Announce a stage, and record its seconds and this process's peak memory."""
-        clock = self.events.clock
-        started = clock()
-        self.events.emit("stage_started", stage=name, note=note)
-        try:
-            yield
-        except MacdError as error:
-            error.add_note(name)
-            raise
-        seconds = round(clock() - started, 3)
-        self.spent[name] = {"seconds": seconds, "peak_mb": peak_mb()}
-        self.events.emit("stage_done", stage=name, seconds=seconds)
+    def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
+        """Announce a stage; see `stage`."""
+        return stage(self.events, self.spent, name, note)
 
     def _task(self, family: str, fold: splits.Fold, params: Any, seed: int, *, keep: bool) -> Task:
         rows, stop = fold.train, None
@@ -147,6 +136,23 @@ class Training:
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
         return Task(family, fold, rows, params, seed, stop=stop, keep=keep)
+
+
+@contextmanager
+def stage(
+    events: Events, spent: dict[str, dict[str, float]], name: str, note: str = ""
+) -> Iterator[None]:
+    """Announce a stage, record its seconds and this process's peak memory, name it in an error."""
+    started = events.clock()
+    events.emit("stage_started", stage=name, note=note)
+    try:
+        yield
+    except MacdError as error:
+        error.add_note(name)
+        raise
+    seconds = round(events.clock() - started, 3)
+    spent[name] = {"seconds": seconds, "peak_mb": peak_mb()}
+    events.emit("stage_done", stage=name, seconds=seconds)
 
 
 def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,6 @@ def test_an_interrupted_write_leaves_the_old_file(
 
 
 def test_prune_keeps_the_newest(cache: Cache) -> None:
-    import os
-
     for i, key in enumerate(("a" * 64, "b" * 64, "c" * 64)):
         cache.put(key, _entry())
         os.utime(cache.path(key), (i, i))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_mutant_without_embargo_is_caught(
         edges = np.linspace(first + 300, n - 400, folds + 1).astype(int)
         return [
             Fold(i, np.arange(first, a), np.arange(a, b))
-            for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(edges))
         ]
 
     monkeypatch.setattr(splits, "walk_forward", leaky)
