@@ -23,6 +23,7 @@ _UNIT_FOLDERS = [
     "{XDG_DATA_HOME}/systemd/user",
 ]
 _TICK = 0.5
+_GIVEN_UP = "error"  # the replacement's word for a start limit that was hit
 _OURS = ("InvocationID", "NRestarts", "ExecMainStartTimestamp")
 
 
@@ -33,6 +34,12 @@ class LabSystemctl(systemctl3.Systemctl):
     restarts = 0  # of the unit being started; a start by hand counts from zero, as systemd's does
 
     def do_start_service_from(self, conf: systemctl3.SystemctlConf) -> bool:
+        if self.get_status_from(conf, "ActiveState") == _GIVEN_UP:
+            systemctl3.logg.error(
+                "%s: Start request repeated too quickly. Try: systemctl --user reset-failed %s",
+                *[conf.name()] * 2,
+            )
+            return False
         if not self.is_active_pid(self.read_mainpid_from(conf)):
             invocation = uuid.uuid4().hex
             os.environ["INVOCATION_ID"] = invocation  # what is started inherits it
@@ -59,7 +66,7 @@ class LabSystemctl(systemctl3.Systemctl):
 
     def get_active_from(self, conf: systemctl3.SystemctlConf) -> str:
         state = super().get_active_from(conf)
-        return "failed" if state == "error" else state  # "error": its word for a start limit hit
+        return "failed" if state == _GIVEN_UP else state
 
     def reset_failed_from(self, conf: systemctl3.SystemctlConf) -> bool:
         return super().reset_failed_from(conf) if self.is_failed_from(conf) else True
@@ -74,6 +81,9 @@ class LabSystemctl(systemctl3.Systemctl):
 
 class _Keeper(LabSystemctl):
     """Restarts what failed, unless somebody stopped or started it meanwhile."""
+
+    def restarts_of(self, unit: str) -> int:
+        return int(self.get_status_from(self.unitfiles.get_conf(unit), "NRestarts") or 0)
 
     def restart_unit(self, unit: str) -> bool:
         conf = self.unitfiles.load_conf(unit)
@@ -139,6 +149,8 @@ def _keep() -> int:
     while os.getppid() == daemon:  # a daemon that was killed leaves no manager behind
         keeper = _Keeper()  # a new one has read nothing yet: unit and status files change
         keeper.loop_sleep = 1
+        for unit in [unit for unit in restarted if not keeper.restarts_of(unit)]:
+            del restarted[unit]  # started or reset by hand since: its start limit counts anew
         keeper._restart_failed_units, keeper._restarted_unit = scheduled, restarted
         keeper.restart_failed_units(_units())
         time.sleep(_TICK)

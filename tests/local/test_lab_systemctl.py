@@ -115,17 +115,32 @@ def test_a_killed_service_without_restart_has_failed_until_reset(
     assert systemctl(lab, "reset-failed mortal")[0] == 0  # nothing to reset is no error
 
 
-def test_a_service_that_keeps_dying_is_given_up(lab: LabState, write_unit: Write) -> None:
+def test_a_service_that_keeps_dying_is_given_up_until_reset(
+    lab: LabState, write_unit: Write
+) -> None:
     write_unit(
         "doomed",
-        "ExecStart=/bin/sh -c 'echo run >> runs; exit 1'\nRestart=on-failure\nRestartSec=50ms\n"
+        "ExecStart=/bin/sh -c 'echo run >> runs; test -e cured && exec sleep 600; exit 1'\n"
+        "Restart=on-failure\nRestartSec=50ms\n"
         "StartLimitBurst=2\nStartLimitIntervalSec=600",
     )
     runs = lab.hosts["prod"].home / "runs"
-    runs.unlink(missing_ok=True)
+    cured = lab.hosts["prod"].home / "cured"
+    for old in (runs, cured):
+        old.unlink(missing_ok=True)
+    status = "$XDG_RUNTIME_DIR/run/doomed.service.status"
     assert systemctl(lab, "start doomed")[0] != 0
     eventually(lambda: runs.read_text().count("run") >= 3)
-    eventually(lambda: show(lab, "doomed")["ActiveState"] == "failed")
+    eventually(lambda: ssh(lab.ssh_config, "prod", f"grep error {status}").returncode == 0)
+    assert show(lab, "doomed")["ActiveState"] == "failed"
+    cured.touch()
+    for word in ("start", "restart"):
+        refused = ssh(lab.ssh_config, "prod", f"systemctl --user {word} doomed")
+        assert refused.returncode != 0
+        assert b"reset-failed doomed" in refused.stderr
+    assert systemctl(lab, "reset-failed doomed")[0] == 0
+    assert systemctl(lab, "restart doomed")[0] == 0
+    assert show(lab, "doomed")["ActiveState"] == "active"
 
 
 def test_notify_waits_for_ready(lab: LabState, write_unit: Write) -> None:
