@@ -1,7 +1,8 @@
 """Which column is which: by name where the name says so, by a question where it doesn't.
 
 Only names decide, and the shape of nameless dumps (Binance, Kraken, ccxt); a wrong guess between
-open and close would train a model on nonsense without anybody noticing: what isn't certain is asked.
+open and close would train a model on nonsense without anybody noticing. What isn't certain is
+asked.
 """
 
 from __future__ import annotations

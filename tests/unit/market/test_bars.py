@@ -84,6 +84,15 @@ def test_unordered_or_repeated_rows_are_refused(tmp_path: Path, order: list[int]
     assert bars.read_rows(tmp_path / "y").height == 3
 
 
+def test_a_write_takes_the_place_of_the_file_and_never_writes_into_it(tmp_path: Path) -> None:
+    path, reader = tmp_path / "X_1h.parquet", tmp_path / "held open by a reader"
+    bars.write_bars(make(5), path)
+    reader.hardlink_to(path)
+    bars.write_bars(make(9), path)
+    assert bars.read_bars(reader).height == 5
+    assert bars.read_bars(path).height == 9
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "X_1h.parquet"
     bars.write_bars(make(5), path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macd.errors import UsageError
-from macd.market import bars, checks
+from macd.market import bars, checks, timeline
 
 CASES = Path(__file__).parents[2] / "cases" / "bars" / "defects"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -53,7 +54,7 @@ def test_every_defect_of_the_contract_has_a_file() -> None:
 
 
 def test_the_sample_has_no_errors_and_its_warnings_are_real() -> None:
-    """Hours without a trade, filled by the publisher with the last price: 2018-02-01, 2018-08-10."""
+    """Hours without a trade, which the publisher filled with the last price."""
     path = Path(__file__).parents[3] / "data/sample/BTCUSD_1h_2017-2019.parquet"
     found = checks.check_bars(bars.read_rows(path), tf="1h", now=NOW)
     assert [told(finding) for finding in found] == [
@@ -121,6 +122,26 @@ def test_an_asset_in_local_time_is_found_by_its_neighbour() -> None:
     (found,) = checks.check_together({"ETH": eth, "SOL": late}, main="ETH", tf="1h")
     assert found.check == "shifted"
     assert "SOL moves as ETH does 8 h later" in found.detail
+
+
+@pytest.mark.parametrize("switch", timeline._SWITCHES, ids=lambda switch: switch.zone)
+def test_the_days_clocks_switch_are_those_of_the_time_zone_database(
+    switch: timeline._Switch,
+) -> None:
+    zone = ZoneInfo(switch.zone)
+    day, last = date(2008, 6, 1), date(2035, 6, 1)  # the rules of today are that old everywhere
+    springs, autumns = set(), set()
+    while day < last:
+        noons = [datetime(d.year, d.month, d.day, 12, tzinfo=zone) for d in (day - ONE, day)]
+        change = noons[1].utcoffset() - noons[0].utcoffset()  # type: ignore[operator]
+        if change:
+            (springs if change > timedelta(0) else autumns).add(day)
+        day += ONE
+    assert timeline._sundays(switch.spring, date(2008, 6, 1), last) == springs
+    assert timeline._sundays(switch.autumn, date(2008, 6, 1), last) == autumns
+
+
+ONE = timedelta(days=1)
 
 
 def test_limits_can_be_changed_and_say_what_there_is() -> None:

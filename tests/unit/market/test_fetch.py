@@ -228,6 +228,21 @@ def test_giving_up_keeps_what_came_and_goes_on_later(server: Server, tmp_path: P
     assert server.asked[0] == whole()[999]  # the last bar is asked for again, and compared
 
 
+def test_pages_that_wait_for_a_large_file_are_written_when_it_ends_badly(
+    server: Server, tmp_path: Path
+) -> None:
+    """From 50,000 bars on not every page is written at once; an error mustn't lose the others."""
+    path = tmp_path / "ETHUSDT_1h.parquet"
+    old = [LISTED - hour * HOUR for hour in range(60_000, 0, -1)]
+    values = {name: [1.0] * len(old) for name in bars.COLUMNS[1:]}
+    stamp = pl.col("timestamp").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
+    bars.write_bars(pl.DataFrame({"timestamp": old, **values}).with_columns(stamp), path)
+    server.faults = {number: FAULTS["500"][0] for number in range(1, 100)}
+    with pytest.raises(MacdError, match="can't be reached"):
+        fetch(server, path)
+    assert stamps(bars.read_bars(path)) == old + whole()[:1000]
+
+
 def test_a_long_ban_is_told_and_not_waited_out(server: Server, tmp_path: Path) -> None:
     body = {"code": -1003, "msg": "banned"}
     server.faults = {0: lambda h: h.answer(418, body, Retry_After="7200")}

@@ -139,6 +139,10 @@ def test_columns_without_names_in_another_order_are_asked(tmp_path: Path) -> Non
     error = asked(path)
     assert "no names for its columns" in error.why
     assert '--columns "time=1,open=2,high=3,low=4,close=5,volume=6"' in error.hint
+    for other in (("open", "close", "low", "high"), ("high", "open", "low", "close")):
+        shuffled = rows.select("timestamp", *other, "volume")
+        shuffled.write_csv(tmp_path / "ETHUSD_1h.csv", include_header=False)
+        assert "no names" in asked(tmp_path / "ETHUSD_1h.csv").why
     given = parse_mapping("time=1,open=2,close=3,high=4,low=5,volume=6")
     assert read_file(path, Answers(columns=given)).bars.equals(truth())
 
@@ -191,6 +195,8 @@ def test_local_time_with_an_offset_or_a_zone(tmp_path: Path) -> None:
         assert found.bars.equals(truth()), zone
         assert found.notes == ()
     assert read_file(path).bars["timestamp"][0].hour == 6
+    west = lambda t: t.astimezone(ZoneInfo("America/St_Johns")).isoformat()  # noqa: E731
+    assert read_file(write(tmp_path / "BTCEUR.csv", NAMED, west)).bars.equals(truth())
     for name in ("iso_offset_BTCUSD", "BTCUSD-1h-2019-10", "gmt_time_BTCUSD"):
         error = asked(DIALECTS / f"{name}.csv", Answers(timezone="+02:00"))
         assert "these do" in error.what
@@ -293,6 +299,8 @@ def test_numbers_with_two_readings_are_asked(tmp_path: Path) -> None:
     assert "is 1,100 a thousand and more" in asked(path).what
     assert read_file(path, Answers(decimal=",")).bars["open"][0] == 1.1
     assert read_file(path, Answers(decimal=".")).bars["open"][0] == 1100.0
+    path.write_text(path.read_text().replace("2,000", "2,000,000"))
+    assert read_file(path).bars.row(0)[1:] == (1100.0, 1200.0, 1100.0, 1150.0, 2_000_000.0)
 
 
 def broken(kind: str) -> str:
@@ -306,6 +314,8 @@ def broken(kind: str) -> str:
         "no such day": text.replace(at, "2019-02-30T08:00:00Z"),
         "mixed zones": text.replace(at, at[:-1]),
         "excel": re.sub("(?m)^2019-10-(..)T(..)[^,]*", r"437\1.\2", text),
+        "13 PM": re.sub("(?m)T(..):00:00Z", r" \1:00 PM", text),
+        "0 AM": text.replace("T", " ").replace(":00Z", " AM").replace("04:00", "00:00"),
         "conflict": text.replace("2019-10-16T09", "2019-10-16T08"),
     }[kind]
 
@@ -318,6 +328,8 @@ def broken(kind: str) -> str:
         ("other time", "line 6: the time 'yesterday' is not understood"),
         ("no such hour", "line 6: '2019-10-16T25:00:00Z' is no time"),
         ("no such day", "line 6: '2019-02-30T08:00:00Z' is no time"),
+        ("13 PM", "line 11: '2019-10-16 13:00 PM' is no time"),
+        ("0 AM", "line 2: '2019-10-16 00:00 AM' is no time"),
         ("mixed zones", "some times name their zone"),
         ("excel", "line 2: 43716.04 is not a time"),
         ("conflict", "1 times come twice with different values"),
