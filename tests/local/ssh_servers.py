@@ -23,10 +23,14 @@ T = TypeVar("T")
 
 @dataclass
 class Pipe:
-    """A TCP relay before a server; `stalled` forwards nothing and closes nothing."""
+    """A TCP relay before a server; `stalled` forwards nothing and closes nothing.
+
+    `stalled_up` does so only on the way to the server.
+    """
 
     port: int = 0
     stalled: bool = False
+    stalled_up: bool = False
     opened: int = 0
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
@@ -94,10 +98,12 @@ class _Behaviour(asyncssh.SSHServer):
         return await self._connection.forward_connection("127.0.0.1", target.pipe.port)
 
 
-async def _pump(reader: Any, writer: Any, pipe: Pipe | None, *, close: bool = True) -> None:
+async def _pump(
+    reader: Any, writer: Any, pipe: Pipe | None, *, close: bool = True, up: bool = False
+) -> None:
     with contextlib.suppress(OSError, asyncssh.Error):
         while data := await reader.read(65536):
-            while pipe is not None and pipe.stalled:
+            while pipe is not None and (pipe.stalled or (up and pipe.stalled_up)):
                 await asyncio.sleep(0.01)
             writer.write(data)
             await writer.drain()
@@ -126,6 +132,7 @@ async def _run(process: asyncssh.SSHServerProcess[bytes], server: Server) -> Non
         fed.cancel()
         with contextlib.suppress(ProcessLookupError):
             running.kill()
+        running._transport.close()  # type: ignore[attr-defined]  # else it outlives the loop
 
 
 class World:
@@ -173,7 +180,7 @@ class World:
             near, far = await asyncio.open_connection("127.0.0.1", server.port)
             pipe.writers += [writer, far]
             with contextlib.suppress(asyncio.CancelledError):  # asyncio.streams would print it
-                await asyncio.gather(_pump(reader, far, pipe), _pump(near, writer, pipe))
+                await asyncio.gather(_pump(reader, far, pipe, up=True), _pump(near, writer, pipe))
 
         front = await asyncio.start_server(relay, "127.0.0.1", 0)
         pipe.port = front.sockets[0].getsockname()[1]

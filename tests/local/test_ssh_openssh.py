@@ -1,0 +1,179 @@
+"""OpenSSH's own server, which production runs, takes what we send it: order, refusals, cuts."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from macd.errors import ContactLostError
+from macd.inventory import Inventory, load
+from macd.remote import ssh
+from macd.remote.refusals import UnreachableError
+from tests.local.plain_ssh import eventually
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
+pytestmark = pytest.mark.skipif(
+    SSHD is None, reason="no sshd here (apt-get install openssh-server)"
+)
+
+
+def key(path: Path) -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    return " ".join(path.with_name(path.name + ".pub").read_text().split()[:2])
+
+
+class Sshd:
+    """A server of the test's own user on a free port."""
+
+    def __init__(self, directory: Path, *lines: str) -> None:
+        self.directory = directory
+        public = key(directory / "host")
+        (directory / "authorized").write_text(key(directory / "right") + "\n")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        text = "\n".join(
+            [
+                f"Port {self.port}",
+                "ListenAddress 127.0.0.1",
+                f"HostKey {directory}/host",
+                f"AuthorizedKeysFile {directory}/authorized",
+                f"PidFile {directory}/pid",
+                "StrictModes no",
+                "UsePAM no",
+                *lines,
+            ]
+        )
+        (directory / "sshd_config").write_text(text + "\n")
+        (directory / "inventory").mkdir()
+        (directory / "ssh_config").write_text("Host *\n  IdentityAgent none\n")
+        known = directory / "inventory" / "known_hosts.lab"
+        known.write_text(f"[127.0.0.1]:{self.port} {public}\n")
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists; Debian's unit makes it too
+        assert SSHD is not None
+        self.process = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=subprocess.DEVNULL
+        )
+        eventually(self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def inventory(self, *identities: str) -> Inventory:
+        files = "".join(f"  IdentityFile {self.directory}/{name}\n" for name in identities)
+        config = f"Host *\n  IdentityAgent none\n{files}"
+        (self.directory / "ssh_config").write_text(config)
+        user, at = getpass.getuser(), f"ssh: 127.0.0.1, port: {self.port}"
+        (self.directory / "inventory" / "lab.yml").write_text(
+            "ssh_config: ../ssh_config\nlink: {keepalive_s: 0.2, dead_after_s: 1}\nhosts:\n"
+            f"  gate: {{role: jump, {at}, user: {user}}}\n"
+            f"  box: {{role: jump, {at}, user: {user}, jump: [gate]}}\n"
+        )
+        return load("lab", root=self.directory)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def sshd(directory: Path, request: pytest.FixtureRequest) -> Iterator[Sshd]:
+    made = Sshd(directory, *getattr(request, "param", ()))
+    yield made
+    made.process.terminate()
+    made.process.wait(20)
+
+
+def test_commands_run_through_a_jump(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    data = os.urandom(2_000_000)
+    with ssh.connect(inventory.host("box"), inventory) as link:
+        channel = link.open_channel("cat; exit 7")
+        channel.send(data)
+        channel.shutdown_write()
+        got = b""
+        while piece := channel.recv(1 << 20):
+            got += piece
+        assert got == data
+        eventually(lambda: channel.exit_status() == 7)
+
+
+def test_wrong_keys_before_the_right_one(sshd: Sshd) -> None:
+    """The request for the service and the first key leave together; later keys go the same way."""
+    for name in ("wrong1", "wrong2"):
+        key(sshd.directory / name)
+    inventory = sshd.inventory("wrong1", "wrong2", "right")
+    with ssh.connect(inventory.host("gate"), inventory) as link:
+        assert link.open_channel("echo hi").recv(10) == b"hi\n"
+
+
+@pytest.mark.parametrize("sshd", [("MaxAuthTries 2",)], indirect=True)
+def test_too_many_keys_are_told_in_the_servers_words(sshd: Sshd) -> None:
+    names = [f"wrong{n}" for n in range(4)]
+    for name in names:
+        key(sshd.directory / name)
+    inventory = sshd.inventory(*names)
+    with pytest.raises(UnreachableError) as caught:
+        ssh.connect(inventory.host("gate"), inventory)
+    assert caught.value.reason == "login"
+    assert "Too many authentication failures" in caught.value.why
+    assert "wrong0" in caught.value.why and "wrong3" not in caught.value.why
+
+
+@pytest.mark.parametrize("sshd", [("AllowTcpForwarding no",)], indirect=True)
+def test_a_jump_without_forwarding_is_told(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with pytest.raises(UnreachableError) as caught:
+        ssh.connect(inventory.host("box"), inventory)
+    assert (caught.value.reason, caught.value.hop) == ("forwarding", "box")
+    assert "jump host gate" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    "sshd", [("PasswordAuthentication yes\nPubkeyAuthentication no",)], indirect=True
+)
+def test_a_server_without_keys_is_told(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with pytest.raises(UnreachableError) as caught:
+        ssh.connect(inventory.host("gate"), inventory)
+    assert "it takes no keys, only: password" in caught.value.why
+
+
+@pytest.mark.parametrize("sshd", [("ForceCommand exit 3",)], indirect=True)
+def test_a_forced_command_is_seen_by_its_status(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with ssh.connect(inventory.host("gate"), inventory) as link:
+        channel = link.open_channel("echo hi")
+        assert channel.recv(10) == b""
+        eventually(lambda: channel.exit_status() == 3)
+
+
+def test_probes_are_answered_and_a_quiet_link_lives(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with ssh.connect(inventory.host("box"), inventory) as link:
+        channel = link.open_channel("sleep 3; echo done")
+        assert channel.recv(10) == b"done\n"
+
+
+def test_a_host_whose_sshd_hangs_is_dead(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with ssh.connect(inventory.host("gate"), inventory) as link:
+        channel = link.open_channel("echo $PPID; cat")
+        serving = int(channel.recv(100))
+        os.kill(serving, signal.SIGSTOP)
+        try:
+            with pytest.raises(ContactLostError, match="contact with gate was lost"):
+                channel.recv(1)
+        finally:
+            os.kill(serving, signal.SIGKILL)
