@@ -128,3 +128,10 @@ def test_the_product_can_load_the_inventory_of_these_hosts(hosts: Hosts) -> None
     assert loaded.known_hosts == hosts.known_hosts
     assert [host.ssh for host in loaded.hosts.values()] == [host.alias for host in hosts.each()]
     assert loaded.env_hosts("prod")[0].app_dir == "/opt/macd-analysis"
+
+
+def test_the_reboot_that_later_tests_use_returns_in_the_next_boot(hosts: Hosts) -> None:
+    before = hosts.jump.machine.boot_id()
+    hosts.jump.machine.reboot()
+    assert hosts.jump.machine.boot_id() != before
+    assert hosts.h800.ssh("true").returncode == 0
