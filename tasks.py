@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from macd.cli import usage
+from macd.cli import data, facts, history, host, lab, usage
 
 usage.install()
-namespace = Collection()
+
+namespace = Collection(
+    facts.facts,
+    history.history,
+    Collection("data", getattr(data, "import_"), data.fetch, data.verify),
+    Collection("host", host.list_, host.trust),
+    Collection("lab", lab.up, lab.down, lab.status, lab.fault),
+)
