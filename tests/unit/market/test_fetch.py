@@ -353,6 +353,14 @@ def test_an_exchange_that_is_not_there(tmp_path: Path) -> None:
     assert len(waits) == 6
 
 
+def test_without_ccxt_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ccxt", None)
+    with pytest.raises(MacdError) as caught:
+        open_exchange("binance")
+    assert "ccxt is not installed" in caught.value.what
+    assert "pip install 'macd[fetch]'" in caught.value.hint
+
+
 def test_the_command_itself(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
