@@ -28,9 +28,11 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 test: $(READY) check
+	@sh tests/system-packages.sh
 	$(BIN)/python -m pytest -m "not full"
 
 test-full: $(READY) check
+	@sh tests/system-packages.sh
 	$(BIN)/python -m pytest
 
 lock: $(READY)
