@@ -6,10 +6,13 @@ import io
 import os
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from macd.host import frames
+
+# A busy machine is slow, which is nothing this file is about.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TAG = bytes(range(200, 216))
 
@@ -32,6 +35,7 @@ def decode(wire: bytes) -> tuple[dict, bytes]:
     return frames.read_frame(io.BytesIO(wire).read, TAG)
 
 
+@patient
 @given(messages, st.booleans())
 def test_what_goes_in_comes_out(message: dict, compress: bool) -> None:
     got, noise = decode(frames.encode(TAG, message, compress=compress))
@@ -39,6 +43,7 @@ def test_what_goes_in_comes_out(message: dict, compress: bool) -> None:
     assert noise == b""
 
 
+@patient
 @given(st.lists(st.tuples(noises, messages), min_size=1, max_size=4))
 @example([(TAG[:15], {}), (TAG[:1] * 20, {"id": b"x"})])  # noise that begins like a tag
 def test_noise_before_and_between_messages_is_skipped(pairs: list[tuple[bytes, dict]]) -> None:
@@ -46,6 +51,7 @@ def test_noise_before_and_between_messages_is_skipped(pairs: list[tuple[bytes, d
     assert [frames.read_frame(stream.read, TAG) for _ in pairs] == [(m, n) for n, m in pairs]
 
 
+@patient
 @given(messages, st.data())
 def test_a_torn_frame_is_the_end_of_the_stream(message: dict, data: st.DataObject) -> None:
     wire = frames.encode(TAG, message)
@@ -54,6 +60,7 @@ def test_a_torn_frame_is_the_end_of_the_stream(message: dict, data: st.DataObjec
         decode(wire[:cut])
 
 
+@patient
 @given(messages, st.data())
 def test_a_flipped_bit_never_passes(message: dict, data: st.DataObject) -> None:
     wire = bytearray(frames.encode(TAG, message))

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,20 @@ def test_a_wrong_hash_is_refused_and_thrown_away(agent: Session, tmp_path: Path)
     assert landed(tmp_path) == {}
     assert partials(tmp_path) == []
     assert agent.put_blobs(str(tmp_path), [Blob.of_bytes(DATA)]).landed == 1  # the session goes on
+
+
+def test_nothing_more_is_sent_once_the_host_has_refused(agent: Session, tmp_path: Path) -> None:
+    wrong = Blob(hashlib.sha256(b"something else").hexdigest(), 10, b"0123456789")
+    large = Blob.of_bytes(bytes(64 << 20))
+    told: list[int] = []
+
+    def slowly(sent: int, total: int) -> None:
+        told.append(sent)
+        time.sleep(0.01)
+
+    with pytest.raises(RemoteMismatchError):
+        agent.put_blobs(str(tmp_path), [wrong, large], slowly)
+    assert told[-1] < large.size
 
 
 def test_a_rotten_partial_costs_one_more_attempt_not_the_upload(
