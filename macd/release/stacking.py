@@ -35,7 +35,7 @@ class Head:
 
     An input named like a base is that base's probability in logit space, any other a context value.
     Standardised inputs are kept within +-limit, so that no freak value decides alone.
-    slope and offset calibrate the raw score (Platt): p = sigmoid(slope * score + offset).
+    slope calibrates the raw score (temperature scaling): p = sigmoid(slope * score).
     """
 
     inputs: tuple[str, ...]
@@ -44,7 +44,6 @@ class Head:
     weights: tuple[float, ...]
     intercept: float
     slope: float
-    offset: float
     limit: float
 
     def score(self, values: Iterable[float]) -> float:
@@ -115,7 +114,7 @@ class StackingModel:
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             return None
-        return sigmoid(head.slope * head.score(known) + head.offset)
+        return sigmoid(head.slope * head.score(known))
 
     def _input(
         self, name: str, base: Mapping[str, float], context: Mapping[str, float]
@@ -160,7 +159,6 @@ def _head(name: str, raw: Any, known: set[str]) -> Head:
         weights=_numbers(raw, "meta_coefficients", len(inputs)),
         intercept=_number(raw, "intercept"),
         slope=_number(raw, "slope"),
-        offset=_number(raw, "offset"),
         limit=_number(raw, "limit"),
     )
     if min(*head.scale, head.slope, head.limit) <= 0.0:

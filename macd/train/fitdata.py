@@ -64,6 +64,17 @@ class FitData:
             return "stop_rows overlap the training rows: early stopping would judge what it learnt"
         return ""
 
+    def class_weights(self, rows: Rows) -> Floats:
+        """float32 (2, 3): weight of a down and of an up label per head, over these rows.
+
+        Both directions weigh the same in total. How often the market rose in the past says nothing
+        of how often it will; a model that carries it along ranks one fold against the next wrongly
+        (pooled AUC +.005 to +.011 without, docs/LOG.md).
+        """
+        y = self.y[rows]
+        up = (np.sum(y == 1, axis=0) + 1) / (np.sum(~np.isnan(y), axis=0) + 2)
+        return np.stack([0.5 / (1 - up), 0.5 / up]).astype(np.float32)
+
     def digest(self) -> str:
         """SHA-256 of all that a fit may look at; later bars, which it may not, don't change it."""
         seen = self.rows if self.stop_rows is None else np.concatenate([self.rows, self.stop_rows])

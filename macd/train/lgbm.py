@@ -69,7 +69,10 @@ def fit(
                 why=f"its {len(rows)} labelled training rows hold fewer than two classes",
                 hint="give it more bars: invoke data.fetch, or data.import",
             )
-        lines = lightgbm.Dataset(data.X[rows], y, feature_name=list(data.features) or "auto")
+        weight = data.class_weights(rows)[y.astype(np.intp), k]
+        lines = lightgbm.Dataset(
+            data.X[rows], y, weight=weight, feature_name=list(data.features) or "auto"
+        )
         booster = lightgbm.train(_settings(params, seed), lines, params.rounds)
         texts[head] = booster.model_to_string()
         report(

@@ -34,7 +34,7 @@ from macd.train.nets import (
     with_history,
 )
 
-_CODE = 1  # raise when the loop's arithmetic changes: old checkpoints then don't fit
+_CODE = 2  # raise when the loop's arithmetic changes: old checkpoints then don't fit
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class _Run:
         with torch.no_grad():
             self.X = scale(torch.from_numpy(data.X).to(self.device))
         self.y = torch.from_numpy(data.y).to(self.device)
+        self.down, self.up = torch.from_numpy(data.class_weights(self.rows)).to(self.device)
         self.optimizer = torch.optim.AdamW(
             net.parameters(), lr=loop.lr, weight_decay=loop.weight_decay
         )
@@ -218,14 +219,15 @@ class _Run:
         return total
 
     def _loss(self, ends: Tensor) -> Tensor:
-        """Sum of the binary cross-entropies of the known labels."""
+        """Sum of the binary cross-entropies of the known labels, both directions weighing alike."""
         y = self.y[ends]
         known = ~torch.isnan(y)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.body(windows(self.X, ends))
         target = torch.where(known, y, torch.zeros_like(y))
         each = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-        return torch.where(known, each, torch.zeros_like(each)).sum()
+        weight = torch.where(target > 0, self.up, self.down)
+        return torch.where(known, weight * each, torch.zeros_like(each)).sum()
 
     def _halve(self, why: str) -> None:
         """Go on with parts of half the size; the optimizer still sees the whole batch."""

@@ -1,9 +1,9 @@
 """Stacking: how much to believe each model, learnt only from predictions made out of fold.
 
 A regularised logistic regression per horizon on the models' probabilities in logit space and a few
-context features, calibrated (Platt). It is forward-chained: the meta-model that predicts a fold saw
-only earlier folds, and of those only rows whose labels were known before the fold began; the first
-fold only trains. Scoring a meta-model on its own training rows would flatter it by .013 to .041.
+context features, calibrated by temperature. It is forward-chained: the meta-model that predicts a
+fold saw only earlier folds, and of those only rows whose labels were known before the fold began;
+the first fold only trains. Scoring it on its own training rows would flatter it by .013 to .041.
 What production computes is macd/release/stacking.py, from the JSON written here.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
@@ -184,15 +184,14 @@ class _OneHead:
                 continue
             before = self._known_before(int(self.data.rows[self.data.fold == fold].min()))
             pipeline = self._fit(before & self.teaches)
-            slope, offset = _platt(self.raw[before], self.y[before])
+            slope = _temperature(self.raw[before], self.y[before])
             self.raw[now] = pipeline.decision_function(self.Z[now])
-            out[now] = expit(slope * self.raw[now] + offset)
+            out[now] = expit(slope * self.raw[now])
         return out.astype(np.float32)
 
     def final(self, oof: Floats) -> tuple[Pipeline, dict[str, Any]]:
         """The meta-model on all out-of-fold rows, and its part of the JSON."""
         pipeline = self._fit(self.teaches)
-        slope, offset = _platt(self.raw, self.y)
         scored = ~np.isnan(oof) & self.teaches
         reached = auc(self.y[scored], oof[scored])
         if np.isnan(reached):
@@ -208,8 +207,7 @@ class _OneHead:
             scale=tuple(scaler.scale_.tolist()),
             weights=tuple(regression.coef_[0].tolist()),
             intercept=float(regression.intercept_[0]),
-            slope=slope,
-            offset=offset,
+            slope=_temperature(self.raw, self.y),
             limit=LIMIT,
         )
         fields = {**vars(head), "meta_coefficients": head.weights}
@@ -235,7 +233,8 @@ class _OneHead:
                 hint="train with fewer, longer folds, or on more bars",
             )
         strength = self.params.C * 1_000 / len(y)
-        regress = LogisticRegression(C=strength, max_iter=1_000, tol=1e-8)
+        # Balanced: how often the market rose in earlier folds is no forecast for this one.
+        regress = LogisticRegression(C=strength, class_weight="balanced", max_iter=1_000, tol=1e-8)
         clip = FunctionTransformer(np.clip, kw_args={"a_min": -LIMIT, "a_max": LIMIT})
         pipeline = Pipeline([("scale", StandardScaler()), ("clip", clip), ("regress", regress)])
         return pipeline.fit(self.Z[lines], y)
@@ -246,24 +245,23 @@ def _logit(p: Floats, clip: float) -> Doubles:
     return np.log(kept) - np.log1p(-kept)
 
 
-def _platt(score: Doubles, y: Doubles, *, least: int = 200) -> tuple[float, float]:
-    """Slope in [0.1, 20] and offset of the best p = sigmoid(slope * score + offset).
+def _temperature(score: Doubles, y: Doubles, *, least: int = 200) -> float:
+    """The slope in [0.1, 20] that makes sigmoid(slope * score) the likeliest (Guo et al. 2017).
 
-    (1, 0) with fewer than `least` scores. A slope at or below zero would turn a model round that
-    happened to lose; it is not allowed (Platt 1999, kept monotone).
+    1 with fewer than `least` scores. Never at or below zero: that would turn a model round that
+    happened to lose. No offset: it would only learn how often the market rose (docs/LOG.md).
     """
     known = ~np.isnan(score) & ~np.isnan(y)
-    if known.sum() < least or len(np.unique(y[known])) < 2:
-        return 1.0, 0.0
+    if known.sum() < least:
+        return 1.0
     s, t = score[known], y[known]
 
-    def loss(w: Doubles) -> tuple[float, Doubles]:
-        z = w[0] * s + w[1]
-        gap = expit(z) - t
-        return float(np.mean(np.logaddexp(0.0, z) - t * z)), np.array([gap @ s, gap.sum()]) / len(s)
+    def loss(log_slope: float) -> float:
+        z = np.exp(log_slope) * s
+        return float(np.mean(np.logaddexp(0.0, z) - t * z))
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0.1, 20.0), (-5.0, 5.0)])
-    return float(found.x[0]), float(found.x[1])
+    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
 
 
 def _encode(document: dict[str, Any]) -> bytes:

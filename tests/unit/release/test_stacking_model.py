@@ -22,7 +22,6 @@ HEAD = {
     "meta_coefficients": [0.3, 0.2, -0.1],
     "intercept": 0.05,
     "slope": 1.5,
-    "offset": -0.02,
     "limit": 8.0,
 }
 DOCUMENT = {
@@ -53,7 +52,7 @@ def test_probability_is_the_calibrated_logistic_regression_done_by_hand() -> Non
         0.5 / 0.7,
     ]
     score = 0.3 * z[0] + 0.2 * z[1] - 0.1 * z[2] + 0.05
-    expected = 1 / (1 + math.exp(-(1.5 * score - 0.02)))
+    expected = 1 / (1 + math.exp(-1.5 * score))
     assert model().probability(BASE, CONTEXT)["5h"] == pytest.approx(expected, abs=1e-14)
     assert model().skipped_reason(BASE, CONTEXT) == ""
     assert model().facts["n_oof_samples"] == 12345
@@ -146,8 +145,8 @@ def test_a_document_that_is_not_a_sound_model_is_refused(change: dict[str, Any],
         b"[]",
         b"\xff\xfe",
         b"[" * 100_000,
-        json.dumps({**DOCUMENT, **head(offset=math.nan)}).encode(),
-        json.dumps({**DOCUMENT, **head(offset=math.inf)}).encode(),
+        json.dumps({**DOCUMENT, **head(slope=math.nan)}).encode(),
+        json.dumps({**DOCUMENT, **head(slope=math.inf)}).encode(),
     ],
 )
 def test_bytes_that_are_no_plain_json_are_refused(data: bytes) -> None:
