@@ -28,7 +28,7 @@ class Socket(Protocol):
 
 
 class Wire:
-    """A socket that knows how long its peer has been silent, and how it greeted (`head`).
+    """A socket that knows how long its peer has been silent, how it greeted (`head`), if it `ended`.
 
     It reads up to `at_once` bytes at a time, whatever it is asked for.
     """
@@ -57,6 +57,9 @@ class Wire:
         except TimeoutError:
             self._blocked = self._blocked or time.monotonic()
             raise
+        except OSError:
+            self.ended = True
+            raise
         if self._blocked is not None and sent:
             self._blocked, self._heard = None, time.monotonic()
         return sent
@@ -77,6 +80,7 @@ class Wire:
         except TimeoutError:
             raise
         except OSError:
+            self.ended = True
             if not self._closed:
                 raise
             data = b""

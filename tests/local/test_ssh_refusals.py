@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import socket
+import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
 import pytest
+from paramiko import Message
 
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.inventory import Inventory
 from macd.remote import ssh
 from macd.remote.refusals import UnreachableError
+from tests.local.plain_ssh import eventually
 from tests.local.ssh_servers import World, world_in
 
 CHAIN = ("one", "two", "three")
@@ -254,6 +258,52 @@ def test_a_server_that_falls_silent_after_its_greeting(world: World) -> None:
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "timeout", "box")
     assert "fell silent" in error.what
+
+
+def kexinit() -> bytes:
+    """A server's first packet, after which it owes its key."""
+    message = Message()
+    message.add_byte(b"\x14")
+    message.add_bytes(bytes(16))
+    for names in (["curve25519-sha256@libssh.org"], ["ssh-ed25519"], *[["aes128-ctr"]] * 2):
+        message.add_list(names)
+    for names in (*[["hmac-sha2-256"]] * 2, *[["none"]] * 2, [], []):
+        message.add_list(names)
+    message.add_boolean(False)
+    message.add_int(0)
+    payload = message.asbytes()
+    padding = 4 + -(len(payload) + 9) % 8
+    return struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding)
+
+
+def test_a_server_that_falls_silent_before_it_shows_its_key(world: World) -> None:
+    world.start("one")
+    inventory = world.chain("one", connect_s=1, login_s=1)
+    port = world.speak(b"SSH-2.0-Stuck\r\n" + kexinit(), hold=True)
+    edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
+    error = unreachable(inventory, "timeout", "box")
+    assert "fell silent while keys were exchanged" in error.what
+
+
+def test_a_server_without_an_algorithm_of_ours(world: World) -> None:
+    world.start("one")
+    inventory = world.chain("one")
+    old = kexinit().replace(b"aes128-ctr", b"3des-cbc-x")
+    port = world.speak(b"SSH-2.0-Old\r\n" + old, hold=True)
+    edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
+    error = unreachable(inventory, "algorithms", "box")
+    assert "no acceptable ciphers" in error.why
+
+
+def test_a_failed_attempt_keeps_nothing_waiting(world: World) -> None:
+    """paramiko's timer of an unfinished handshake would hold up the end of the command."""
+    world.start("one")
+    inventory = world.chain("one")
+    port = world.speak(b"SSH-2.0-Gone\r\n", hold=False)
+    edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
+    unreachable(inventory, "lost", "box")
+    waiting = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+    eventually(lambda: not any(timer.is_alive() for timer in waiting), within=5)
 
 
 def test_an_address_that_does_not_answer(world: World) -> None:
