@@ -184,7 +184,9 @@ def fit(
         checkpoint=checkpoint,
         report=report,
     )
-    return Model(net, params, data.features, loop)
+    model = Model(net, params, data.features, loop)
+    loop["importance"], loop["attention"] = explain(model, data.X, data.rows)
+    return model
 
 
 def predict(model: Model, X: Floats, rows: Rows) -> Floats:
@@ -205,6 +207,12 @@ def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list
     names = model.features or tuple(str(k) for k in range(len(shares)))
     ranked = sorted(zip(names, shares, strict=True), key=lambda item: -item[1])
     return dict(ranked), past.mean(dim=0).cpu().tolist()
+
+
+def importance(model: Model) -> dict[str, float]:
+    """Mean selection weight of each feature on the last training rows, largest first."""
+    shares: dict[str, float] = model.loop["importance"]
+    return shares
 
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:

@@ -47,6 +47,8 @@ def test_learns_and_the_deciding_feature_weighs_most(data: FitData) -> None:
     assert min(value for value in aucs.values() if value is not None) > 0.75
     features, bars = tft.explain(model, data.X, rows)
     assert next(iter(features)) == "d"
+    assert next(iter(tft.importance(model))) == "d"
+    assert sum(tft.importance(model).values()) == pytest.approx(1.0, abs=1e-5)
     assert sum(features.values()) == pytest.approx(1.0, abs=1e-5)
     assert len(bars) == 48
     assert sum(bars) == pytest.approx(1.0, abs=1e-5)
@@ -76,6 +78,7 @@ def test_saved_and_loaded_it_predicts_the_same(data: FitData, tmp_path: Path) ->
         tft.predict(back, data.X, rows), tft.predict(model, data.X, rows), equal_nan=True
     )
     assert back.params == TINY
+    assert tft.importance(back) == tft.importance(model)
 
 
 def test_variable_selection_is_the_weighted_sum_of_the_embeddings() -> None:
