@@ -17,7 +17,7 @@ _INVENTORY = "inventory to use (default: MACD_INVENTORY, or lab)"
 @verb(name="list", help={"inventory": _INVENTORY, "json": "print JSON"})
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show every host of the inventory with the hops that lead to it; connects to nothing."""
-    from macd.inventory import load  # noqa: PLC0415
+    from macd.inventory import load
 
     book = load(inventory)
     rows = [_row(host, book) for host in book.hosts.values()]
@@ -25,13 +25,13 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
         emit({"inventory": book.name, "known_hosts": str(book.known_hosts), "hosts": rows})
     else:
         for row in rows:
-            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {_told(row)}")
+            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {_told(row, book.name)}")
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
 
 
 def _row(host: Host, book: Inventory) -> dict[str, Any]:
-    from macd.remote.hostkeys import KnownHosts  # noqa: PLC0415
-    from macd.remote.sshconfig import resolve  # noqa: PLC0415
+    from macd.remote.hostkeys import KnownHosts
+    from macd.remote.sshconfig import resolve
 
     row: dict[str, Any] = {"name": host.name, "role": host.role, "env": host.env}
     try:
@@ -52,12 +52,13 @@ def _row(host: Host, book: Inventory) -> dict[str, Any]:
     return {**row, "hops": hops, "problem": ""}
 
 
-def _told(row: dict[str, Any]) -> str:
+def _told(row: dict[str, Any], inventory: str) -> str:
     if row["problem"]:
         return f"✗ {row['problem']}"
     way = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
-    hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']})"
+    chosen = "" if inventory == "lab" else f" --inventory {inventory}"
+    hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']}{chosen})"
     return way + (hint if unknown else "")
 
 
@@ -83,8 +84,8 @@ def trust(
     json: bool = False,
 ) -> ExitCode:
     """Show the host keys on the way to a host, ask, and pin them in the inventory's known_hosts."""
-    from macd.inventory import load  # noqa: PLC0415
-    from macd.remote.trust import trust as walk  # noqa: PLC0415
+    from macd.inventory import load
+    from macd.remote.trust import trust as walk
 
     book = load(inventory)
     wanted = [

@@ -76,18 +76,26 @@ def resolve(host: Host, inventory: Inventory) -> tuple[Hop, ...]:
     Raises UsageError: no such alias or file, a jump loop, a ProxyCommand (which would have to be
     ignored), ssh not installed.
     """
-    if inventory.ssh_config is not None and not inventory.ssh_config.is_file():
-        lab = ".lab" in inventory.ssh_config.parts
-        raise UsageError(
-            f"{inventory.ssh_config} does not exist",
-            why=f"inventory {inventory.name} reads its ssh aliases from there (key ssh_config)",
-            hint="invoke lab.up starts the lab and writes it" if lab else "correct ssh_config",
-        )
     return tuple(_way(host, inventory))
 
 
+def _config(inventory: Inventory) -> Path | None:
+    """The file to name to ssh, None for what it reads by itself."""
+    path = inventory.ssh_config
+    if path is None or path == Path("~/.ssh/config").expanduser().resolve():
+        return None  # then /etc/ssh/ssh_config counts too, and the file needn't exist
+    if path.is_file():
+        return path
+    lab = ".lab" in path.parts
+    raise UsageError(
+        f"{path} does not exist",
+        why=f"inventory {inventory.name} reads its ssh aliases from there (key ssh_config)",
+        hint="invoke lab.up starts the lab and writes it" if lab else "correct ssh_config",
+    )
+
+
 def _way(host: Host, inventory: Inventory) -> list[Hop]:
-    config = inventory.ssh_config
+    config = _config(inventory)
     wanted = _Wanted.host(host)
     if host.jump is None:
         return _as_ssh_goes(wanted, config, None, ())

@@ -28,7 +28,7 @@ class Socket(Protocol):
 
 
 class Wire:
-    """A socket that knows how long its peer has been silent, how it greeted (`head`), if it `ended`.
+    """A socket that knows how long its peer is silent, how it greeted (`head`), whether it `ended`.
 
     It reads up to `at_once` bytes at a time, whatever it is asked for.
     """

@@ -230,6 +230,28 @@ def test_what_ssh_config_yields_is_checked_too(book: Book, line: str) -> None:
         book.way(f"Host box\n  {line}\n")
 
 
+def test_the_users_own_configuration_need_not_exist(book: Book) -> None:
+    """Named or left out, it is what ssh reads by itself."""
+    host = Host(name="box", role="jump", ssh="localhost")
+    home = str(Path("~/.ssh/config").expanduser())
+    ways = [resolve(host, inventory_of(book.directory, config, host)) for config in (home, None)]
+    assert ways[0] == ways[1] and ways[0][0].alias == "localhost"
+
+
+def inventory_of(directory: Path, config: str | None, host: Host) -> Inventory:
+    return Inventory.model_validate(
+        {
+            "name": "lab",
+            "path": directory,
+            "root": directory,
+            "ssh_config": config,
+            "known_hosts": "kh",
+            "hosts": {host.name: host},
+            "train": {"data_dir": "."},
+        }
+    )
+
+
 def test_a_missing_ssh_is_told(book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="ssh is not installed"):
@@ -242,17 +264,7 @@ def test_a_missing_ssh_config_is_told_and_the_labs_comes_with_its_command(book: 
     book.way("")
     book.config.unlink()
     host = Host(name="box", role="jump", ssh="box")
-    inventory = Inventory.model_validate(
-        {
-            "name": "lab",
-            "path": book.directory,
-            "root": book.directory,
-            "ssh_config": str(book.config),
-            "known_hosts": "kh",
-            "hosts": {"box": host},
-            "train": {"data_dir": "."},
-        }
-    )
+    inventory = inventory_of(book.directory, str(book.config), host)
     with pytest.raises(UsageError) as caught:
         resolve(host, inventory)
     assert "invoke lab.up" in caught.value.hint
