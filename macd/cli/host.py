@@ -25,7 +25,8 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
         emit({"inventory": book.name, "known_hosts": str(book.known_hosts), "hosts": rows})
     else:
         for row in rows:
-            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {_told(row, book.name)}")
+            told = _told(row, book.name)
+            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {told}")
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
 
 
