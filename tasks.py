@@ -11,7 +11,7 @@ usage.install()
 namespace = Collection(
     facts.facts,
     history.history,
-    Collection("data", getattr(data, "import_"), data.fetch, data.verify),
+    Collection("data", data.import_, data.fetch, data.verify),
     Collection("host", host.list_, host.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.fault),
 )

@@ -35,7 +35,7 @@ def history(
     json: bool = False,
 ) -> ExitCode | None:
     """Print the journal: every run, release, deploy, gate, flag and rollback, newest last."""
-    from macd.inventory import load  # noqa: PLC0415 - `invoke --list` stays fast
+    from macd.inventory import load
 
     if limit < 0:
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")

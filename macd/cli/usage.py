@@ -8,11 +8,13 @@ from invoke import Exit, ParseError, Program
 
 from macd.errors import ExitCode
 
+_MARK = "ends_with_usage"
+
 
 def install() -> None:
-    """Make the running `invoke` end with 2 on unknown tasks and options. Called once by tasks.py."""
+    """Make the running `invoke` end with 2 on unknown tasks and options; called by tasks.py."""
     original = Program.parse_tasks
-    if getattr(original, "ends_with_usage", False):
+    if getattr(original, _MARK, False):
         return
 
     @functools.wraps(original)
@@ -23,5 +25,5 @@ def install() -> None:
             hint = "  do: invoke --list shows every task, invoke --help TASK its options"
             raise Exit(f"✗ {error}\n{hint}", code=int(ExitCode.USAGE)) from error
 
-    parse_tasks.ends_with_usage = True  # type: ignore[attr-defined]
-    Program.parse_tasks = parse_tasks
+    setattr(parse_tasks, _MARK, True)
+    setattr(Program, "parse_tasks", parse_tasks)  # noqa: B010 - mypy knows no other way to say so

@@ -25,20 +25,20 @@ def verb(
     positional: list[str] | None = None,
     iterable: list[str] | None = None,
     incrementable: list[str] | None = None,
-) -> Callable[[Verb], Task]:
+) -> Callable[[Verb], Task[Any]]:
     """Make an Invoke task: a MacdError becomes one message and its exit code, Ctrl-C a word and 1.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
     """
 
-    def decorate(body: Verb) -> Task:
+    def decorate(body: Verb) -> Task[Any]:
         @functools.wraps(body)
         def guarded(*args: Any, **kwargs: Any) -> None:
             code = _run(body, args, kwargs)
             if code:
                 raise Exit(code=int(code))
 
-        made: Task = task(
+        made: Task[Any] = task(
             name=name,
             help=help or {},
             default=default,
@@ -58,7 +58,7 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         return _tell(error, as_json=bool(kwargs.get("json")))
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: nothing more is started from here; what a host was doing already goes on"
+            "\ninterrupted: nothing more is started from here; what a host was doing goes on"
             "\n  do: invoke status, or invoke train.status, shows how it ended",
             file=sys.stderr,
         )

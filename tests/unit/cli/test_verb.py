@@ -15,7 +15,12 @@ from macd.cli import usage
 from macd.cli.verb import verb, emit
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
-ERRORS = {"failed": MacdError, "usage": UsageError, "lost": ContactLostError, "refused": RefusedError}
+ERRORS = {
+    "failed": MacdError,
+    "usage": UsageError,
+    "lost": ContactLostError,
+    "refused": RefusedError,
+}
 
 @verb(help={"kind": "which way to end"})
 def end(c, kind="done", json=False):
@@ -25,7 +30,8 @@ def end(c, kind="done", json=False):
     if kind == "interrupt":
         raise KeyboardInterrupt
     if kind in ERRORS:
-        raise ERRORS[kind]("it broke", why="a reason\\nin two lines", live="release A serves", hint="invoke status")
+        why = "a reason\\nin two lines"
+        raise ERRORS[kind]("it broke", why=why, live="release A serves", hint="invoke status")
     emit({"ok": True}) if json else print("fine")
 
 usage.install()
