@@ -239,7 +239,8 @@ class Activation:
             kept = [entry for entry in entries if entry["number"] != pending.number]
             if kept != entries:  # the commit's last fsync failed after its rename
                 ledger.save_history(self._layout, kept)
-            if blame and pending.kind == "deploy":
+            # A restart that failed says nothing against the release that served before it.
+            if blame and pending.kind == "deploy" and pending.to != pending.origin:
                 ledger.mark_bad(self._layout, pending.to, blame, pending.number)
 
     def _put_back(self) -> str:
@@ -369,4 +370,4 @@ def _mode(path: str) -> int:
     try:
         return os.stat(path).st_mode & 0o777
     except FileNotFoundError:
-        return 0o600
+        return 0o600 if path.endswith(".env") else 0o644

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -22,8 +23,21 @@ _RUNNER_START_S = 30.0
 
 
 def lock(app: str, who: str, doing: str) -> Dict[str, Any]:
-    """Hold the host's deploy lock for as long as this session lives. Raises HostError: held."""
+    """Hold the host's deploy lock for as long as this session lives.
+
+    Raises:
+        HostError ("refused"): somebody holds it, or the host was never provisioned.
+    """
     layout = Layout(durable.expand(app))
+    if not os.path.isdir(layout.state()):
+        raise HostError(
+            "this host is not provisioned",
+            why=f"there is no {layout.state()}",
+            hint="invoke provision",
+            live="nothing; nothing was changed",
+            kind="refused",
+        )
+    os.umask(0o022)  # the service account reads what root puts here, whatever root's own umask is
     layout.make()
     _SESSION.enter_context(locked(layout, LOCK, {"who": who, "doing": doing}))
     return {"held": True}
@@ -37,25 +51,35 @@ def deploy_facts(
     endpoint: str,
     wanted: Sequence[Tuple[str, int]] = (),
 ) -> Dict[str, Any]:
-    """Everything a plan needs, in one answer; changes nothing and needs no lock."""
+    """Everything a plan needs, in one answer; changes nothing and needs no lock.
+
+    `endpoint` may be "unix": the answer says where that is on this host.
+    """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
+    endpoint = layout.endpoint(endpoint, scope)
     process = supervisor.show(unit)
     history = ledger.history(layout)
     live = live_release(layout)
     return {
         "app": layout.app,
-        "exists": os.path.isdir(layout.app),
+        "exists": os.path.isdir(layout.state()),
+        "python": {"executable": sys.executable, "version": "%d.%d" % sys.version_info[:2]},
+        "endpoint": endpoint,
         "live": live,
+        "live_files": _files_of(layout, live),
+        "details": _details_of(layout, live),
         "history": history,
         "bad": ledger.bad_releases(layout),
         "releases": releases.on_host(layout),
+        "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
         "runtimes": _names(layout.runtimes),
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
         "lock": ledger.holder_of(layout, LOCK) if os.path.isdir(layout.state()) else None,
         "process": vars(process),
-        "health": _health(endpoint),
+        # With a socket but no release, asking would only make systemd try to start nothing.
+        "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
         "env": _read(layout.env),
         "service_settings": _read(layout.service_settings),
@@ -66,6 +90,22 @@ def deploy_facts(
         "rehearsal": _rehearse(layout, live),
         "free": _free(layout.app),
     }
+
+
+def _files_of(layout: Layout, release: Optional[str]) -> List[List[Any]]:
+    """Path, size and hash of what the live release declares; empty when that can't be read."""
+    with contextlib.suppress(HostError):
+        if release is not None:
+            files = releases.read_manifest(layout, release).files
+            return [[file.path, file.size, file.sha256] for file in files]
+    return []
+
+
+def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
+    with contextlib.suppress(HostError):
+        if release is not None:
+            return releases.read_manifest(layout, release).details
+    return {}
 
 
 def _rehearse(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
@@ -173,7 +213,8 @@ def activate(
         before=before,
         after=activation.snapshot_of(layout, to)
         if kind == "rollback"
-        else _in_shadow(before, after),
+        # The same release again (new settings, a restart): the evidence for its flags still holds.
+        else ({**before, **after} if to == origin else _in_shadow(before, after)),
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
@@ -244,7 +285,7 @@ def _refuse_if_pending(layout: Layout) -> None:
 
 def _start_runner(layout: Layout, pending: Pending) -> None:
     name = f"macd-activation-{pending.number}-{os.path.basename(layout.app)}"
-    argv = ["python3", "-I", layout.agent_archive, "activate", "--app", layout.app]
+    argv = [sys.executable, "-I", layout.agent_archive, "activate", "--app", layout.app]
     log = layout.state("activations", f"{pending.number}.log")
     Supervisor(pending.scope).run_detached(name, argv, log)
     deadline = time.monotonic() + _RUNNER_START_S

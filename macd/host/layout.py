@@ -47,6 +47,18 @@ class Layout:
     def agent_archive(self) -> str:
         return os.path.join(self.app, "bin", "macd-host.pyz")
 
+    def endpoint(self, setting: str, scope: str) -> str:
+        """Where the service answers: "unix" is a socket whose place this host knows.
+
+        A user's runtime directory keeps the path short, which socket addresses need.
+        """
+        if setting != "unix":
+            return setting
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "") if scope == "user" else ""
+        if runtime:
+            return f"unix:{runtime}/{os.path.basename(self.app)}.sock"
+        return "unix:" + self.state("run", "health.sock")
+
     def state(self, *parts: str) -> str:
         return os.path.join(self.app, "state", *parts)
 

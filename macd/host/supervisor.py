@@ -104,6 +104,10 @@ class Supervisor:
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
 
+    def disable(self, unit: str) -> None:
+        """Take a unit out of use before its file goes."""
+        self._call("disable", "--now", unit, check=False)
+
     def restart(self, unit: str) -> "subprocess.Popen[bytes]":
         """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
 

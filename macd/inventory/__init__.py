@@ -3,24 +3,28 @@
 from macd.inventory.load import available, load, project_root
 from macd.inventory.models import (
     Criterion,
+    FeedSettings,
     GateSettings,
     GuardSettings,
     Host,
     Inventory,
     LinkSettings,
     ReleaseSettings,
+    ServiceSettings,
     SoakSettings,
     TrainSettings,
 )
 
 __all__ = [
     "Criterion",
+    "FeedSettings",
     "GateSettings",
     "GuardSettings",
     "Host",
     "Inventory",
     "LinkSettings",
     "ReleaseSettings",
+    "ServiceSettings",
     "SoakSettings",
     "TrainSettings",
     "available",

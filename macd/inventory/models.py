@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from macd.errors import UsageError
 from macd.inventory.names import (
+    Endpoint,
+    FlagName,
+    FlagValue,
     HostName,
     Jump,
     LocalPath,
@@ -70,6 +73,7 @@ class Host(_Model):
     work_dir: RemotePath = ""
     app_dir: RemotePath = ""
     python: Python = "python3"
+    become: Literal["", "sudo"] = ""
     unit: Unit = "macd-analysis"
     scope: Literal["system", "user"] = "system"
 
@@ -168,8 +172,28 @@ class ReleaseSettings(_Model):
     sign_key: LocalPath | None = None
     gate_key: LocalPath | None = None
     allowed_signers: LocalPath | None = None
+    revoked: LocalPath | None = None
     identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release"
     expires_days: Annotated[float, Field(gt=0)] = 30
+
+
+class FeedSettings(_Model):
+    """Where the service's bars come from."""
+
+    kind: Literal["replay", "directory", "ccxt"] = "ccxt"
+
+
+class ServiceSettings(_Model):
+    """How the service runs on its hosts: as whom, where it answers, with what at most."""
+
+    user: User = "macd"
+    health: Endpoint = "unix"
+    socket: bool = True
+    runtime: Literal["wheels", "index"] = "wheels"
+    memory_max: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[MG]$")] = "500M"
+    watchdog_s: Annotated[float, Field(ge=0, le=3600)] = 60
+    feed: FeedSettings = FeedSettings()
+    env: dict[FlagName, FlagValue] = {}
 
 
 class Inventory(_Model):
@@ -187,6 +211,7 @@ class Inventory(_Model):
     guard: GuardSettings = GuardSettings()
     soak: SoakSettings = SoakSettings()
     release: ReleaseSettings = ReleaseSettings()
+    service: ServiceSettings = ServiceSettings()
     notify: tuple[NotifyUrl, ...] = Field(default=(), repr=False)  # URLs carry tokens
 
     @property

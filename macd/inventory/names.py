@@ -22,6 +22,9 @@ _PATH_PART = re.compile(r"[A-Za-z0-9._@+][A-Za-z0-9._@+-]{0,254}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _UNIT = re.compile(r"(?!.*\.service$)[A-Za-z0-9](?:[A-Za-z0-9:_.@-]{0,126}[A-Za-z0-9])?")
 _PYTHON = re.compile(r"(?:/[A-Za-z0-9._+-]+)+|[A-Za-z0-9][A-Za-z0-9._+-]*")
+_ENDPOINT = re.compile(r"unix|(?:127\.0\.0\.1|localhost):[1-9][0-9]{0,4}")
+_FLAG = re.compile(r"(?!LD_|PYTHON|PATH$|ML_ENABLE_STACKING$)[A-Z][A-Z0-9_]{0,63}")
+_FLAG_VALUE = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}")
 _SYMBOL = re.compile(r"[A-Z0-9]{1,20}")
 _TIMEFRAME = re.compile(r"[1-9][0-9]?[mhd]")
 
@@ -117,6 +120,11 @@ Python = Annotated[str, _matching(_PYTHON, "python3, python3.12 or an absolute p
 Unit = Annotated[
     str, _matching(_UNIT, "a systemd unit name without .service (letters, digits, : _ . @ -)")
 ]
+Endpoint = Annotated[str, _matching(_ENDPOINT, "unix, or 127.0.0.1:PORT")]
+FlagName = Annotated[
+    str, _matching(_FLAG, "a flag's name in capitals (ML_ENABLE_STACKING has verbs of its own)")
+]
+FlagValue = Annotated[str, _matching(_FLAG_VALUE, "letters, digits and _.,:/@+=%- only")]
 Symbol = Annotated[str, _matching(_SYMBOL, "a symbol in capitals such as BTCUSD")]
 Timeframe = Annotated[str, _matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
 NotifyUrl = Annotated[str, AfterValidator(_check_notify)]

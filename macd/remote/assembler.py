@@ -42,15 +42,19 @@ _LOADER = (
 )
 
 
-def command(python: str = "python3") -> str:
-    """What to exec on the host. Raises UsageError for a `python` no shell could be given safely."""
+def command(python: str = "python3", *, become: str = "") -> str:
+    """What to exec on the host; `become` "sudo": as root, where sudo asks no password.
+
+    Raises UsageError for a `python` no shell could be given safely.
+    """
     if not python.strip() or any(not c.isprintable() or c in "\\!" for c in python):
         raise UsageError(
             f"the inventory key `python` is no path of a program: {python!r}",
             hint="give a name on the host's PATH, or an absolute path, or one under ~/",
         )
     home, path = ("~/", python[2:]) if python.startswith("~/") else ("", python)
-    return f"exec {home}{shlex.quote(path)} -EsSBc '{_LOADER}'"
+    as_root = "sudo -n -H " if become == "sudo" else ""
+    return f"exec {as_root}{home}{shlex.quote(path)} -EsSBc '{_LOADER}'"
 
 
 def opening(tag: bytes, modules: Iterable[str] = ()) -> bytes:

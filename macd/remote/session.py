@@ -32,7 +32,7 @@ def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = (
     """
     from macd.remote.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
-    command = assembler.command(host.python)
+    command = assembler.command(host.python, become=host.become)
     link = connect(host, inventory)
     try:
         channel = link.open_channel(command)
