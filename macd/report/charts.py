@@ -1,0 +1,297 @@
+"""The charts of all reports: intervals, curves, bars, counts, calibration; each one SVG string.
+
+Every function takes plain values, returns the drawing, and leaves out what is not known (None or
+NaN). The caller puts a table with the same numbers beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from macd.report.svg import (
+    WIDTH,
+    Scale,
+    around,
+    axis_x,
+    axis_y,
+    drawing,
+    empty,
+    finite,
+    fitted,
+    hint,
+    legend,
+    line,
+    number,
+    series_class,
+    tag,
+    text,
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A line of a forest plot. `muted` marks a reading that is only there for comparison."""
+
+    label: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    series: int = 0
+    muted: bool = False
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a line chart: (x, y) points, y None where it is not known."""
+
+    label: str
+    points: Sequence[tuple[float, float | None]]
+    series: int = 0
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Predictions of about p, of which the share y came true; low and high are y's interval."""
+
+    p: float
+    y: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+def forest(
+    rows: Sequence[Interval],
+    *,
+    title: str,
+    desc: str = "",
+    label: str = "",
+    reference: float | None = None,
+    band: tuple[float, float] | None = None,
+    domain: tuple[float, float] | None = None,
+    digits: int = 3,
+) -> str:
+    """Values with their intervals, one a line; `reference` is the value that means nothing found.
+
+    band: a range to shade, such as what is allowed. domain: to give several charts one scale.
+    """
+    known = finite([v for row in rows for v in (row.value, row.low, row.high)])
+    if not known:
+        return empty(title)
+    extra = finite([reference, *(band or ())])
+    low, high = domain or around([*known, *extra])
+    top, step, left, right = 8.0, 18.0, 108.0, WIDTH - 104
+    bottom = top + step * len(rows)
+    x = Scale(low, high, left, right)
+    parts = []
+    if band is not None:
+        a, b = x.clamp(band[0]), x.clamp(band[1])
+        parts.append(tag("rect", x=a, y=top, width=b - a, height=bottom - top, class_="band"))
+    parts.append(axis_x(x, top, bottom, label, most=4))
+    if reference is not None and low <= reference <= high:
+        parts.append(line(x(reference), top, x(reference), bottom, "reference"))
+    for at, row in enumerate(rows):
+        parts.append(_interval(row, x, top + step * (at + 0.5), digits))
+    return drawing(parts, bottom + (36 if label else 20), title, desc)
+
+
+def _interval(row: Interval, x: Scale, y: float, digits: int) -> str:
+    shown = interval_text(row.value, row.low, row.high, digits)
+    look = "strong" if row.strong else ("muted" if row.muted else "")
+    parts = [
+        hint(f"{row.label}: {shown}"),
+        text(0, y + 4, fitted(row.label, 104), class_=look),
+        text(WIDTH, y + 4, shown, anchor="end", class_=f"figure {look}"),
+    ]
+    if row.value is None or not math.isfinite(row.value):
+        return tag("g", "".join(parts))
+    weak = " weak" if row.muted else ""
+    ends = finite([row.low, row.high])
+    if len(ends) == 2:
+        parts.append(
+            line(x.clamp(ends[0]), y, x.clamp(ends[1]), y, f"whisker c{row.series % 8}{weak}")
+        )
+    size = 4.5 if row.strong else 3.8
+    parts.append(
+        tag("circle", cx=x.clamp(row.value), cy=y, r=size, class_=f"dot c{row.series % 8}{weak}")
+    )
+    return tag("g", "".join(parts))
+
+
+def lines(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    desc: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    reference: float | None = None,
+) -> str:
+    """Curves over a common x with a legend; a gap where y is not known, a dot for a lone point."""
+    xs = finite([x for curve in curves for x, _ in curve.points])
+    ys = finite([y for curve in curves for _, y in curve.points])
+    if not xs or not ys:
+        return empty(title)
+    top, bottom, left = 24.0, 160.0, 40.0
+    low, high = (min(xs), max(xs)) if max(xs) > min(xs) else (xs[0] - 0.5, xs[0] + 0.5)
+    x = Scale(low, high, left + 4, WIDTH - 10)
+    y = Scale(*around([*ys, *finite([reference])]), bottom, top)
+    parts = [axis_y(y, left, WIDTH - 4, y_label), _whole_axis(x, top, bottom, x_label)]
+    if reference is not None:
+        parts.append(line(left, y(reference), WIDTH - 4, y(reference), "reference"))
+    parts += [_curve(curve, x, y) for curve in curves]
+    names = [(curve.label, series_class(curve.series)) for curve in curves]
+    keys, high_keys = legend(names if len(curves) > 1 else [], bottom + 36)
+    return drawing([*parts, keys], bottom + 38 + high_keys, title, desc)
+
+
+def _whole_axis(x: Scale, top: float, bottom: float, label: str) -> str:
+    """An x axis that shows no halves of an epoch."""
+    span = max(1, math.floor(x.high) - math.ceil(x.low))
+    return axis_x(x, top, bottom, label, most=min(7, span + 1))
+
+
+def _curve(curve: Curve, x: Scale, y: Scale) -> str:
+    parts, run = [hint(curve.label)], []
+    for at, value in [*curve.points, (0.0, None)]:
+        if value is not None and math.isfinite(value):
+            run.append((x(at), y(value)))
+            continue
+        if len(run) == 1:
+            (cx, cy) = run[0]
+            parts.append(tag("circle", cx=cx, cy=cy, r=3, class_=f"dot c{curve.series % 8}"))
+        elif run:
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in run)
+            parts.append(
+                tag("polyline", points=path, class_=f"stroke {series_class(curve.series)}")
+            )
+        run = []
+    return tag("g", "".join(parts))
+
+
+def bars(
+    items: Sequence[tuple[str, float | None]],
+    *,
+    title: str,
+    desc: str = "",
+    label: str = "",
+    form: str = "{:.3f}",
+    series: int = 0,
+) -> str:
+    """Horizontal bars from zero, each with its name and value; values below zero go left."""
+    known = finite([value for _, value in items])
+    if not known:
+        return empty(title)
+    top, step, left, right = 6.0, 17.0, 132.0, WIDTH - 56
+    bottom = top + step * len(items)
+    low, high = min(0.0, *known), max(0.0, *known)
+    x = Scale(low, high if high > low else low + 1.0, left, right)
+    parts = [axis_x(x, top, bottom, label, most=4)]
+    for at, (name, value) in enumerate(items):
+        y = top + step * at
+        shown = "not known" if value is None or not math.isfinite(value) else form.format(value)
+        shown = shown.replace("-", "−")
+        group = [hint(f"{name}: {shown}"), text(0, y + 12.5, fitted(name, left - 8))]
+        group.append(text(WIDTH, y + 12.5, shown, anchor="end", class_="figure"))
+        if value is not None and math.isfinite(value):
+            a, b = sorted((x(0.0), x(value)))
+            look = f"bar c{series % 8}" + (" weak" if value < 0 else "")
+            group.append(tag("rect", x=a, y=y + 3, width=b - a, height=step - 5, class_=look))
+        parts.append(tag("g", "".join(group)))
+    parts.append(line(x(0.0), top, x(0.0), bottom, "axis"))
+    return drawing(parts, bottom + (36 if label else 20), title, desc)
+
+
+def histogram(
+    counts: Sequence[int],
+    edges: Sequence[float],
+    *,
+    title: str,
+    desc: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    reference: float | None = None,
+    series: int = 0,
+) -> str:
+    """Counts between edges (one more edge than counts)."""
+    if len(edges) != len(counts) + 1:
+        raise ValueError(f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}")
+    if not counts or not any(counts):
+        return empty(title)
+    top, bottom, left = 24.0, 110.0, 40.0
+    x = Scale(edges[0], edges[-1], left, WIDTH - 8)
+    y = Scale(0.0, max(counts) * 1.05, bottom, top)
+    parts = [axis_y(y, left, WIDTH - 8, y_label, most=4), axis_x(x, bottom, bottom, x_label)]
+    for count, a, b in zip(counts, edges, edges[1:], strict=False):
+        mark = hint(f"{number(a)} to {number(b)}: {count:,}")
+        wide = max(0.5, x(b) - x(a) - 1)
+        tall = bottom - y(count)
+        parts.append(
+            tag(
+                "rect",
+                mark,
+                x=x(a) + 0.5,
+                y=y(count),
+                width=wide,
+                height=tall,
+                class_=f"bar c{series % 8}",
+            )
+        )
+    if reference is not None:
+        parts.append(line(x.clamp(reference), top, x.clamp(reference), bottom, "reference"))
+    return drawing(parts, bottom + (36 if x_label else 20), title, desc)
+
+
+def reliability(
+    bins: Sequence[Bin],
+    *,
+    title: str,
+    desc: str = "",
+    x_label: str = "predicted probability",
+    y_label: str = "share that came true",
+    series: int = 0,
+) -> str:
+    """What was predicted against what came true; on the diagonal the probabilities are honest."""
+    if not bins:
+        return empty(title)
+    known = finite([v for b in bins for v in (b.p, b.y, b.low, b.high)])
+    low, high = around([*known, 0.5])
+    low, high = max(0.0, low), min(1.0, high)
+    top, left = 24.0, 44.0
+    right, bottom = WIDTH - 12, 240.0
+    x, y = Scale(low, high, left, right), Scale(low, high, bottom, top)
+    parts = [axis_y(y, left, right, y_label), axis_x(x, top, bottom, x_label)]
+    parts.append(line(x(low), y(low), x(high), y(high), "reference"))
+    path = " ".join(f"{x(b.p):.1f},{y(b.y):.1f}" for b in bins)
+    parts.append(tag("polyline", points=path, class_=f"stroke thin c{series % 8}"))
+    for b in bins:
+        told = [hint(f"predicted {b.p:.3f}, came true {b.y:.3f}, {b.n:,} bars")]
+        if b.low is not None and b.high is not None:
+            told.append(
+                line(x(b.p), y.clamp(b.low), x(b.p), y.clamp(b.high), f"whisker c{series % 8}")
+            )
+        told.append(tag("circle", cx=x(b.p), cy=y(b.y), r=3.8, class_=f"dot c{series % 8}"))
+        parts.append(tag("g", "".join(told)))
+    return drawing(parts, bottom + 36, title, desc)
+
+
+def interval_text(
+    value: float | None, low: float | None = None, high: float | None = None, digits: int = 3
+) -> str:
+    """`.567 [.544, .589]` with the digits asked for; words where it is not known."""
+    if value is None or not math.isfinite(value):
+        return "not known"
+    shown = f"{value:.{digits}f}"
+    ends = finite([low, high])
+    if len(ends) == 2:
+        shown += f" [{_bare(ends[0], digits)}, {_bare(ends[1], digits)}]"
+    return shown.replace("-", "−")
+
+
+def _bare(value: float, digits: int) -> str:
+    """`.544`: the zero before the point is left out, there is little room."""
+    shown = f"{value:.{digits}f}"
+    return shown.replace("0.", ".", 1) if abs(value) < 1 and shown.lstrip("-")[0] == "0" else shown
