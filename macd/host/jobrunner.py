@@ -7,13 +7,14 @@ or a viewer that leaves can never change the job. Only what this process sees is
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
 from types import FrameType
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from macd.host import durable
 from macd.host.layout import load, save
@@ -23,6 +24,8 @@ EXIT, CANCEL = "exit.json", "cancel"
 HEARTBEAT_S = 5.0
 _POLL_S = 0.25
 _GRACE_S = 20.0
+_ROOM_S = 600.0
+_PR_SET_PDEATHSIG = 1
 
 
 def main(directory: str) -> int:
@@ -31,6 +34,7 @@ def main(directory: str) -> int:
     if spec is None or os.path.exists(os.path.join(directory, EXIT)):
         return 2
     stop = _StopRequest()
+    _write_process(directory, None)
     with open(os.path.join(directory, LOG), "ab") as log:
         try:
             child = subprocess.Popen(
@@ -41,6 +45,7 @@ def main(directory: str) -> int:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
             )
         except OSError as error:
             log.write(f"could not start {spec['argv'][0]}: {error}\n".encode())
@@ -52,10 +57,25 @@ def main(directory: str) -> int:
     ended = {
         "code": code if code >= 0 else 128 - code,
         "signal": -code if code < 0 else 0,
-        "cancelled": stop.asked,
+        "cancelled": os.path.exists(os.path.join(directory, CANCEL)),
+        "stopped": stop.asked,
     }
     _write_exit(directory, ended)
     return int(ended["code"])
+
+
+def _end_with(runner: int) -> Optional[Callable[[], None]]:
+    """Where Linux offers it: the job is killed when its runner is, so no job is ever unowned."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != runner:
+            os._exit(1)
+
+    return ask
 
 
 class _StopRequest:
@@ -101,17 +121,25 @@ def _beat(directory: str) -> None:
         save(os.path.join(directory, HEARTBEAT), {"at": time.time()})
 
 
-def _write_process(directory: str, child: int) -> None:
+def _write_process(directory: str, child: Optional[int]) -> None:
     document = {
         "runner": identity(os.getpid()),
-        "child": identity(child),
+        "child": identity(child) if child is not None else {},
         "started": time.time(),
     }
     save(os.path.join(directory, PROCESS), document)
 
 
 def _write_exit(directory: str, ended: Dict[str, Any]) -> None:
-    save(os.path.join(directory, EXIT), {**ended, "at": time.time()})
+    deadline = time.monotonic() + _ROOM_S
+    while True:
+        try:
+            save(os.path.join(directory, EXIT), {**ended, "at": time.time()})
+            return
+        except OSError:  # a full disk, often filled by this very job; somebody may make room
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def identity(pid: int) -> Dict[str, Any]:

@@ -1,0 +1,201 @@
+"""How a run looks from here while it goes on, and how its end is told."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any
+
+from macd.errors import ExitCode, MacdError
+from macd.jobs.progress import Progress
+from macd.train.events import human_line
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from macd.jobs.preflight import Check
+    from macd.jobs.remedies import Failure
+
+_TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
+_EVERY_S = 1.0
+_TOLD_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
+EXIT_CODES = {
+    "DONE": ExitCode.DONE,
+    "FAILED": ExitCode.FAILED,
+    "CANCELLED": ExitCode.FAILED,
+    "RUNNING": ExitCode.INCONCLUSIVE,
+}
+
+
+def safe(text: str) -> str:
+    """Text from a host, harmless to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def step(name: str, told: str, level: str = "ok") -> None:
+    """One line of the list of steps."""
+    first, *more = safe(told).splitlines() or [""]
+    print(f"{_TICKS[level]} {name:<10} {first}", flush=True)
+    for line in more:
+        print(f"  {'':<10} {line}", flush=True)
+
+
+def show_checks(checks: list[Check]) -> None:
+    """The findings of a preflight."""
+    for check in checks:
+        step(check.name, check.told, check.level)
+        if check.hint and check.level != "ok":
+            print(f"  {'':<10} do: {check.hint}")
+
+
+class Shown:
+    """Looks on and shows it: a live line on a terminal, else now and then a plain line."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.progress = Progress()
+        self.events: list[dict[str, Any]] = []
+        self._host = host
+        self._clock = clock
+        self._terminal = sys.stdout.isatty() if terminal is None else terminal
+        self._stack = ExitStack()
+        self._status: Any = None
+        self._printed = ""
+        self._next = 0.0
+        self._contact = True
+
+    def __enter__(self) -> Shown:
+        if self._terminal:
+            from rich.console import Console
+
+            self._status = Console().status("waiting for the first word", spinner="dots")
+            self._stack.enter_context(self._status)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    # -- what follow tells
+
+    def past(self, events: list[dict[str, Any]]) -> None:
+        self._learn(events)
+        if events:
+            self._say(f"going on after {len(events)} events known here")
+
+    def news(self, events: list[dict[str, Any]], status: dict[str, Any]) -> None:
+        before = self.progress.stage
+        self._learn(events)
+        if len(events) <= 50:  # a viewer that comes late is told the newest, not all of it
+            for event in events:
+                if event.get("event") in _TOLD_AT_ONCE:
+                    self._say(safe(human_line(event)).strip())
+        self._show(at_once=self.progress.stage != before)
+
+    # -- what the contact tells
+
+    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+        if self._contact:
+            self._say(f"LOST CONTACT with {self._host}: {error.what}")
+            self._say("  the run there goes on; trying to get back, Ctrl-C leaves it alone")
+        self._contact = False
+        if self._status is not None:
+            self._status.update(f"LOST CONTACT, trying for {gives_up_in:.0f} s more")
+
+    def back(self) -> None:
+        self._contact = True
+        self._say(f"contact with {self._host} is back")
+
+    def _learn(self, events: list[dict[str, Any]]) -> None:
+        self.progress = self.progress.after(events)
+        self.events += events
+
+    def _show(self, *, at_once: bool) -> None:
+        line = safe(self.progress.line())
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(line))
+        elif line != self._printed and (at_once or self._clock() >= self._next):
+            self._printed, self._next = line, self._clock() + _EVERY_S
+            print(f"  {line}", flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._status is not None:
+            self._status.console.print(text, markup=False, highlight=False)
+        else:
+            print(f"  {text}", flush=True)
+
+
+class Quiet(Shown):
+    """Looks on without a word, for --json."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host, terminal=False)
+
+    def _show(self, *, at_once: bool) -> None: ...
+
+    def _say(self, text: str) -> None: ...
+
+
+def viewer(host: str, *, quiet: bool) -> AbstractContextManager[Shown]:
+    """Who looks on."""
+    return Quiet(host) if quiet else Shown(host)
+
+
+def show_summary(events: list[dict[str, Any]]) -> None:
+    """The figures and criteria as the training itself words them."""
+    for event in events:
+        if event.get("event") == "summary":
+            print(safe(human_line(event)))
+
+
+def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
+    """Which stage, why, the end of its log, the remedy."""
+    where = f" in stage {failure.stage}" if failure.stage else ""
+    print(f"✗ {state}{where}: {safe(failure.reason)}", file=sys.stderr)
+    for label, text in (("why", failure.detail), ("end of the log", failure.log)):
+        if text:
+            body = safe(text).replace("\n", "\n    ")
+            print(f"  {label}:\n    {body}", file=sys.stderr)
+    if failure.remedy:
+        print(f"  do: {safe(failure.remedy)}", file=sys.stderr)
+    print(f"  run {run}; log and events: {folder}", file=sys.stderr)
+
+
+def show_status(status: Mapping[str, Any], progress: Progress) -> None:
+    """One run, as its host sees it now."""
+    print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
+    if status["state"] == "RUNNING":
+        print(f"  {safe(progress.line())}")
+        if status.get("started"):
+            print(f"  for {minutes(status['now'] - status['started'])}")
+        beat = status.get("heartbeat")
+        if beat and status["now"] - beat > 60:
+            print(f"  ! its last heartbeat is {minutes(status['now'] - beat)} old")
+
+
+def minutes(seconds: float) -> str:
+    """75 becomes 1:15."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"

@@ -1,0 +1,97 @@
+"""Start a process that outlives this SSH session: a transient unit where that is safe, else setsid.
+
+A user's systemd manager ends with the user's last session unless lingering is on, and with it every
+unit it runs. So its units are used only when lingering is really on, never because it was asked
+for.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import time
+from typing import Dict, List, Mapping
+
+from macd.host.failure import HostError
+
+_CARRIED = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "TMPDIR", "TZ")
+_TIMEOUT_S = 60
+_MANAGER_S = 10.0
+
+
+def start(name: str, argv: List[str], env: Mapping[str, str], log: str) -> str:
+    """Start `argv` under the unit name `name`, output appended to `log`; it is not restarted.
+
+    Returns how it was done: "system unit", "user unit" or "setsid".
+
+    Raises:
+        HostError: systemd refused to run it.
+    """
+    words = _systemd_run()
+    if not words:
+        with open(log, "ab") as out:
+            subprocess.Popen(
+                argv,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        return "setsid"
+    carried = {key: os.environ[key] for key in _CARRIED if key in os.environ}
+    words += [f"--setenv={key}={value}" for key, value in {**carried, **env}.items()]
+    # OOMPolicy: when the kernel kills one worker, the runner lives on to say so.
+    words += [f"--unit={name}", "--collect", "--quiet", "--property=OOMPolicy=continue"]
+    words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
+    done = subprocess.run(
+        [*words, "--", *argv],
+        env=_manager_environment(),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise HostError(f"systemd-run refused {name}", why=done.stderr.strip())
+    return "user unit" if "--user" in words else "system unit"
+
+
+def _systemd_run() -> List[str]:
+    """The words that begin a transient unit here; none where systemd can't or mustn't run it."""
+    if not os.path.isdir("/run/systemd/system") or not shutil.which("systemd-run"):
+        return []
+    if os.geteuid() == 0:
+        return ["systemd-run"]
+    return ["systemd-run", "--user"] if _lingers() and _has_manager() else []
+
+
+def _lingers() -> bool:
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    mark = os.path.join("/var/lib/systemd/linger", user)
+    if not os.path.exists(mark):
+        subprocess.run(
+            ["loginctl", "--no-ask-password", "enable-linger"],
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    return os.path.exists(mark)
+
+
+def _has_manager() -> bool:
+    """Whether the user's manager answers; one that lingering has just called needs a moment."""
+    runtime = _manager_environment()["XDG_RUNTIME_DIR"]
+    deadline = time.monotonic() + _MANAGER_S
+    while not os.path.exists(os.path.join(runtime, "systemd", "private")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _manager_environment() -> Dict[str, str]:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return {**os.environ, "XDG_RUNTIME_DIR": runtime}

@@ -1,0 +1,1 @@
+"""Training as a job that its host owns: check, sync, start, follow, collect; vanish any time."""

@@ -1,0 +1,185 @@
+"""Look before a training starts: bars here, machine there; every finding at once, nothing changed.
+
+A check is a value. Whether a training may start is decided by its caller: only if none failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from macd.inventory import TrainSettings
+from macd.market.bars import read_rows
+from macd.market.checks import check_all
+from macd.remote.facts import Clock, Facts
+from macd.remote.pending import Finished
+from macd.remote.session import Session
+
+_SHOWN = 3
+_CLOCK_S = 5.0
+_OLDEST_PYTHON = (3, 11)
+_IMPORT_S = 180.0
+# What imports as what, and the name pip knows it by.
+PACKAGES = {
+    "numpy": "numpy",
+    "polars": "polars",
+    "pyarrow": "pyarrow",
+    "talib": "TA-Lib",
+    "torch": "torch",
+    "lightgbm": "lightgbm",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "joblib": "joblib",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
+    "safetensors": "safetensors",
+}
+# Really imported, in one process: a wheel for another CPU or a missing library shows only then.
+_PROBE = """
+import importlib, json, sys
+from importlib import metadata
+told = {"python": list(sys.version_info[:3]), "packages": {}, "errors": {}, "cuda": None}
+for module, name in json.loads(sys.argv[1]).items():
+    try:
+        importlib.import_module(module)
+        told["packages"][name] = metadata.version(name)
+    except BaseException as error:
+        told["errors"][name] = f"{type(error).__name__}: {error}"
+if "torch" in sys.modules:
+    torch = sys.modules["torch"]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    told["cuda"] = [torch.cuda.get_device_name(i) for i in range(count)]
+print("\\n" + json.dumps(told))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at: `level` is ok, warn or error; `hint` is what to do about the last."""
+
+    name: str
+    level: str
+    told: str
+    hint: str = ""
+
+
+def check_data(data: Mapping[str, Path], tf: str, now: datetime) -> list[Check]:
+    """The bars that would travel. The first symbol is the one trained on.
+
+    Raises MacdError for a file that is not there or holds no bars.
+    """
+    frames = {symbol: read_rows(path) for symbol, path in data.items()}
+    main = next(iter(frames))
+    found = check_all(frames, main=main, tf=tf, now=now)
+    checks = []
+    for symbol, rows in frames.items():
+        mine = [f for f in found if f.symbol == symbol]
+        errors = [f for f in mine if f.level == "error"]
+        told = f"{symbol} {tf}, {rows.height:,} bars"
+        if errors:
+            worst = "\n".join(str(f) for f in errors[:_SHOWN])
+            hint = f"invoke data.verify --symbol {symbol} --tf {tf} --data {data[symbol].parent}"
+            checks.append(Check("data", "error", f"{told}: {len(errors)} errors\n{worst}", hint))
+        else:
+            warned = f", {len(mine)} warnings" if mine else ""
+            checks.append(Check("data", "ok", told + warned))
+    return checks
+
+
+def look(session: Session, work: str, python: str) -> tuple[Facts, Finished, dict[str, Any] | None]:
+    """Ask the host, in as few round trips as there are: facts, imports, the newest run."""
+    names = session.submit("facts", disks=[work])
+    runs = session.submit("job_list", work=work)
+    probe = session.run([python, "-c", _PROBE, json.dumps(PACKAGES)], timeout=_IMPORT_S, cwd="/")
+    newest = None
+    if runs.result()["runs"]:
+        newest = session.call("job_status", work=work)
+    return Facts.of(names.result(), session.clock), probe, newest
+
+
+def check_host(
+    facts: Facts, probe: Finished, newest: Mapping[str, Any] | None, train: TrainSettings
+) -> list[Check]:
+    """Judge what the host told."""
+    told = _told(probe)
+    return [
+        _runs(newest),
+        _disk(facts, train.min_free_gb),
+        _clock(facts.clock),
+        *(_python(told) if told else [_no_answer(probe)]),
+        _gpu(facts, told, required=train.require_gpu),
+    ]
+
+
+def _runs(newest: Mapping[str, Any] | None) -> Check:
+    if newest is None or newest["state"] != "RUNNING":
+        return Check("free", "ok", "no training in progress")
+    run = newest["run"]
+    hint = f"invoke train.attach --run {run}, or invoke train.cancel --run {run}"
+    return Check("free", "error", f"run {run} is in progress", hint)
+
+
+def _disk(facts: Facts, wanted_gb: float) -> Check:
+    disk = facts.disks[0]
+    told = f"{disk.free / 1e9:.1f} GB free in {disk.path}"
+    if not disk.writable:
+        return Check("disk", "error", f"{disk.path} can't be written", "see work_dir, or chown it")
+    if disk.free < wanted_gb * 1e9:
+        hint = "remove old runs under work_dir/runs and work_dir/cache, or lower train.min_free_gb"
+        return Check("disk", "error", f"{told}, {wanted_gb:g} GB wanted", hint)
+    return Check("disk", "ok", told)
+
+
+def _clock(clock: Clock) -> Check:
+    told = f"clock {clock.offset:+.1f} s (± {clock.error:.1f} s) against this machine"
+    if abs(clock.offset) - clock.error > _CLOCK_S:
+        hint = "timedatectl set-ntp true, on whichever of the two is wrong"
+        return Check("clock", "warn", told, hint)
+    return Check("clock", "ok", told)
+
+
+def _told(probe: Finished) -> dict[str, Any] | None:
+    try:
+        told = json.loads(probe.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _no_answer(probe: Finished) -> Check:
+    why = probe.stderr.decode("utf-8", "replace").strip()[-300:]
+    how = "gave no answer in time" if probe.timed_out else f"ended with {probe.exit}"
+    return Check("python", "error", f"importing the packages {how}\n{why}", "see `python`")
+
+
+def _python(told: Mapping[str, Any]) -> list[Check]:
+    version = ".".join(map(str, told["python"]))
+    checks = [Check("python", "ok", f"Python {version}")]
+    if tuple(told["python"]) < _OLDEST_PYTHON:
+        hint = "set the key `python` of the host in the inventory to 3.11 or newer"
+        checks = [Check("python", "error", f"Python {version}; training needs 3.11 or newer", hint)]
+    errors = told["errors"]
+    if errors:
+        listed = "\n".join(f"{name}: {why}" for name, why in errors.items())
+        hint = f"on the host: python -m pip install {' '.join(errors)}"
+        return [*checks, Check("packages", "error", f"don't import there\n{listed}", hint)]
+    shown = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    return [*checks, Check("packages", "ok", shown)]
+
+
+def _gpu(facts: Facts, told: Mapping[str, Any] | None, *, required: bool) -> Check:
+    cards = (told or {}).get("cuda") or []
+    if cards:
+        return Check("gpu", "ok", ", ".join(cards))
+    if not required:
+        return Check("gpu", "ok", "none needed, none usable: the CPU trains")
+    if facts.gpus:
+        names = ", ".join(card.name for card in facts.gpus)
+        hint = "install the torch build for the driver's CUDA version"
+        return Check("gpu", "error", f"{names} is there, but torch can't use it", hint)
+    return Check("gpu", "error", "no GPU, and the inventory requires one", "train.require_gpu")
