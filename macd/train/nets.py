@@ -6,6 +6,7 @@ its forward maps raw windows (B, SEQ, F), NaN included, to probabilities, which 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -68,11 +69,19 @@ def predict(net: nn.Module, X: Floats, rows: Rows) -> Floats:
     device = next(net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
     net.eval()
+    start, size = 0, PREDICT_BATCH
     with torch.inference_mode(), reproducible(device):
-        for start in range(0, len(whole), PREDICT_BATCH):
-            part = whole[start : start + PREDICT_BATCH]
-            ends = torch.from_numpy(rows[part]).to(device)
-            out[part] = net(windows(bars, ends)).float().cpu().numpy()
+        while start < len(whole):
+            part = whole[start : start + size]
+            try:
+                made = net(windows(bars, torch.from_numpy(rows[part]).to(device)))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2  # somebody else took the GPU's memory; smaller parts may still fit
+                continue
+            out[part] = made.float().cpu().numpy()
+            start += size
     return out
 
 
@@ -94,6 +103,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     cuda = [device] if device.type == "cuda" else []
+    if cuda:  # cuBLAS reads it when first used and sums in no fixed order without
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=cuda):
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -79,6 +79,25 @@ def test_prediction_of_a_row_does_not_depend_on_the_batch_it_is_in(
     np.testing.assert_allclose(whole[[100]], lstm.predict(model, data.X, rows[[100]]), atol=1e-6)
 
 
+def test_prediction_goes_on_in_smaller_parts_when_memory_is_short(
+    model: lstm.Model, data: FitData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(40, 1_000)
+    whole = lstm.predict(model, data.X, rows)
+    real, sizes = lstm.LstmNet.forward, []
+
+    def small(self: lstm.LstmNet, raw: torch.Tensor) -> torch.Tensor:
+        if len(raw) > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(raw))
+        return real(self, raw)
+
+    monkeypatch.setattr(lstm.LstmNet, "forward", small)
+    parts = lstm.predict(model, data.X, rows)
+    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    assert sizes == [256, 256, 256, 1_000 - 47 - 3 * 256]
+
+
 def test_saved_and_loaded_it_predicts_the_same(
     model: lstm.Model, data: FitData, tmp_path: Path
 ) -> None:
