@@ -279,7 +279,7 @@ def _facts(run: TrainingRun) -> list[tuple[str, str]]:
         ("Run", run.run_id),
         ("Began, ended (UTC)", f"{moment(run.started)} – {moment(run.ended)}"),
         ("Took", seconds(r.get("seconds"))),
-        ("Host", str(about.get("host") or "not recorded: made where this directory lies")),
+        ("Host", str(about.get("host") or "not recorded")),
         ("Devices", ", ".join(m.get("devices", [])) or "–"),
         ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
         ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),

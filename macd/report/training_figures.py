@@ -14,6 +14,7 @@ from macd.report.svg import around, finite
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective")
 _COLOURS = {name: at for at, name in enumerate(MODELS)}
 TOP = 20
+FLAT = 0.1  # the least slope a calibration may get (macd.train.stacking)
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
@@ -213,6 +214,8 @@ def weights(run: TrainingRun) -> list[Figure]:
             f"{made['n_oof_scored']:,}: AUC {made['oof_meta_auc']:.3f}; calibration slope "
             f"{made['slope']:.2f}"
         )
+        if made["slope"] <= FLAT:
+            note += ", its lower limit: the out-of-fold scores of this head told nothing"
         figures.append(Figure(title, svg, Table(("input", "value"), told), note))
     return figures
 
