@@ -1,0 +1,125 @@
+"""May this run become a release? Findings from its record and the inventory's criteria. Pure.
+
+The inventory of today decides thresholds and levels, not the copy the run was started with. Two
+things no level softens: a failed leak audit, and results too good to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from macd.inventory import Criterion
+
+HEADS = ("5h", "12h", "24h")
+_PARTS = ("val", "val_all", "test", "test_all")
+_BELOW = frozenset({"test_val_gap"})  # met when strictly below; the others when at or above
+_YES_OR_NO = frozenset({"files_exist", "onnx_test", "leak_audit"})
+_TITLES = {
+    "lstm_val_auc": "best LSTM head, validation AUC",
+    "test_val_gap": "|test AUC - validation AUC| of that head",
+    "stacking_oof_auc": "stacking, out-of-fold AUC",
+    "n_oof": "out-of-fold samples",
+    "files_exist": "all model files exist",
+    "onnx_test": "ONNX models agree with torch",
+    "leak_audit": "leak audit",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One criterion as it came out for a release; `note` says by how much.
+
+    level: block or warn. value: None where it was not measured. threshold: None for findings that have none.
+    """
+
+    name: str
+    title: str
+    ok: bool
+    level: str
+    note: str
+    value: float | None = None
+    threshold: float | None = None
+
+    def line(self) -> str:
+        """One line for people."""
+        mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
+        return f"{mark} {self.title}: {self.note}"
+
+
+def judge(
+    measured: tuple[Mapping[str, Any], ...],
+    criteria: Mapping[str, Criterion],
+    audit: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+) -> list[Finding]:
+    """All findings about a run, met ones included.
+
+    Args:
+        measured: the run's criteria.json. models: figures by model and head from metrics.json.
+        audit: the run's leak_audit.json.
+    """
+    by_name = {str(one["name"]): one for one in measured}
+    findings = [
+        _criterion(name, criterion, by_name.get(name, {}))
+        for name, criterion in criteria.items()
+        if name != "leak_audit"
+    ]
+    return [*findings, _audit(audit), _too_good(models, audit.get("allowed") or {})]
+
+
+def blocking(findings: list[Finding]) -> list[Finding]:
+    """Those that forbid a release unless somebody accepts them with a reason."""
+    return [one for one in findings if not one.ok and one.level == "block"]
+
+
+def _criterion(name: str, criterion: Criterion, told: Mapping[str, Any]) -> Finding:
+    value, threshold = told.get("value"), criterion.threshold
+    title, detail = _TITLES.get(name, name), str(told.get("detail") or "")
+    known = isinstance(value, int | float) and math.isfinite(value)
+    if not known or value is None:
+        return Finding(name, title, False, criterion.level, "not measured", None, threshold)
+    below = name in _BELOW
+    ok = value < threshold if below else value >= threshold
+    if name in _YES_OR_NO:
+        note = ("yes" if ok else "no") + (f" ({detail})" if detail else "")
+        return Finding(name, title, ok, criterion.level, note, value, threshold)
+    wanted = f"{'below' if below else 'at least'} {_shown(threshold)} is asked for"
+    missed = abs(value - threshold)
+    by = f", missed by {_shown(missed) if missed else 'a hair: it must be below'}" if not ok else ""
+    where = f" {detail}" if detail else ""
+    note = f"{_shown(value)}{where}; {wanted}{by}"
+    return Finding(name, title, ok, criterion.level, note, value, threshold)
+
+
+def _audit(audit: Mapping[str, Any]) -> Finding:
+    failed = [c for c in audit.get("checks", []) if not c.get("ok")]
+    ok = audit.get("ok") is True and not failed
+    note = f"passed, {len(audit.get('checks', []))} checks"
+    if not ok:
+        note = "; ".join(f"{c.get('name')}: {c.get('detail')}" for c in failed) or "there is none"
+    return Finding("leak_audit", _TITLES["leak_audit"], ok, "block", note)
+
+
+def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:
+    """Held again here, and not taken from the audit's word: it is the cheapest lie to tell."""
+    title = "no result too good to be believed"
+    if not all(isinstance(allowed.get(head), int | float) for head in HEADS):
+        return Finding("too_good", title, False, "block", "the run names no limits to believe")
+    found = []
+    for model, heads in models.items():
+        for head, figures in heads.items():
+            lows = [(figures.get(part) or {}).get("low") for part in _PARTS]
+            low = max((float(v) for v in lows if v is not None), default=0.0)
+            if low > allowed[head]:
+                by = f"above {allowed[head]:.3f} by {low - allowed[head]:.3f}"
+                found.append(f"{model} {head}: interval from {low:.3f}, {by}")
+    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in HEADS)
+    note = "; ".join(found) or f"no interval lies above {limits}"
+    return Finding("too_good", title, not found, "block", note)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

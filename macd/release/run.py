@@ -1,0 +1,195 @@
+"""A finished training run, read once and held to what it recorded, before anything is made of it.
+
+Every file's SHA-256 is compared with result.json: a run that changed on the way home is no source
+of a release. Whether its numbers suffice is asked in judge.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from macd.errors import MacdError, RefusedError, UsageError
+from macd.host.manifest import ManifestError, check_path
+from macd.market.bars import bars_path, digest, read_bars, symbol_name
+
+MODELS = "data/ml_models/"
+RESULTS = "data/gpu_results/"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left. `files`: relative path -> SHA-256, as checked on this disk."""
+
+    id: str
+    directory: Path
+    files: Mapping[str, str]
+    result: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    criteria: tuple[Mapping[str, Any], ...]
+    audit: Mapping[str, Any]
+    host: str
+
+    @property
+    def symbol(self) -> str:
+        return symbol_name(self.settings["symbol"])
+
+    @property
+    def cross(self) -> tuple[str, ...]:
+        return tuple(symbol_name(name) for name in self.settings["cross"])
+
+    @property
+    def tf(self) -> str:
+        return str(self.settings["tf"])
+
+    @property
+    def digest(self) -> str:
+        """Of all the bars it was trained on."""
+        return str(self.result["data_digest"])
+
+    @property
+    def shipped(self) -> list[str]:
+        """Paths that go into a release: models, and the out-of-fold table as archive."""
+        return sorted(path for path in self.files if path.startswith((MODELS, RESULTS)))
+
+
+def newest(runs: Path) -> Path:
+    """The directory of the run that finished last. Raises UsageError when none has.
+
+    By the time the run itself recorded; copying or touching files doesn't change the order.
+    """
+    found = []
+    for result in runs.glob("*/result.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            told = json.loads(result.read_bytes())
+            if told.get("state") == "done" and told.get("complete"):
+                found.append((_ended(result.parent), result.parent.name, result.parent))
+    if not found:
+        raise UsageError(
+            f"there is no finished training in {runs}",
+            why="a run has finished when its result.json says done and complete",
+            hint="invoke train; invoke train.status shows one that goes on",
+        )
+    return max(found)[2]
+
+
+def read(directory: Path) -> Run:
+    """Read a run and check every file it lists.
+
+    Raises:
+        UsageError: there is no such run.
+        RefusedError: it did not finish, or a file is missing or was changed since.
+    """
+    if not directory.is_dir():
+        raise UsageError(
+            f"there is no run at {directory}",
+            hint="invoke train makes one; --run takes an id below runs/ or a directory",
+        )
+    result = _json(directory, "result.json", {"state": "unfinished"})
+    if result.get("state") != "done" or not result.get("complete"):
+        why = f"its state is {result.get('state')}, {result.get('what', 'not all stages ran')}"
+        raise _refused(directory, "did not finish", why, "invoke train.status, or train again")
+    files = _checked(directory, result)
+    return Run(
+        id=str(_json(directory, "spec.json", {}).get("run") or directory.resolve().name),
+        directory=directory,
+        files=files,
+        result=result,
+        settings=_json(directory, "settings.json"),
+        metrics=_json(directory, "metrics.json"),
+        criteria=tuple(_json(directory, "criteria.json")),
+        audit=_json(directory, "leak_audit.json"),
+        host=_host(directory),
+    )
+
+
+def bars_of(run: Run, data_dir: Path) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
+    """The bars the run was trained on: its symbol's, and other assets' by name.
+
+    Raises:
+        MacdError: the bars here are others than those, by their digest.
+    """
+    main = read_bars(bars_path(data_dir, run.symbol, run.tf))
+    cross = {name: read_bars(bars_path(data_dir, name, run.tf)) for name in run.cross}
+    found = digest_of(run.symbol, run.tf, main, cross)
+    if found != run.digest:
+        raise MacdError(
+            f"the bars in {data_dir} are not those run {run.id} was trained on",
+            why=f"their digest is {found[:16]}, the run's is {run.digest[:16]}: bars were added or "
+            "corrected since",
+            hint=f"put the bars of that training there, or train again on these (run: "
+            f"{run.directory})",
+        )
+    return main, cross
+
+
+def digest_of(symbol: str, tf: str, main: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> str:
+    """One SHA-256 for all bars of a training; the same number as macd.train.dataset's."""
+    total = hashlib.sha256(f"{symbol} {tf}".encode())
+    for name, frame in {symbol: main, **dict(sorted(cross.items()))}.items():
+        total.update(f"\n{name} {digest(frame)}".encode())
+    return total.hexdigest()
+
+
+def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    wrong = []
+    try:
+        for entry in result["files"]:
+            path = directory / check_path(entry["path"])
+            files[entry["path"]] = entry["sha256"]
+            if not path.is_file():
+                wrong.append(f"{entry['path']} is missing")
+            elif hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                wrong.append(f"{entry['path']} was changed")
+    except (KeyError, TypeError, ManifestError) as error:
+        raise _refused(directory, "has a result.json that can't be read", str(error)) from error
+    if wrong:
+        why = "\n".join(wrong[:10])
+        raise _refused(directory, f"has {len(wrong)} files that are not as it left them", why)
+    return files
+
+
+def _host(directory: Path) -> str:
+    """Where it ran, as the job's record tells; "local" for a run made by hand."""
+    for name in ("order.json", "spec.json"):
+        told = _json(directory, name, {})
+        if isinstance(told, dict) and told.get("host"):
+            return str(told["host"])
+    return "local"
+
+
+def _ended(directory: Path) -> float:
+    last = 0.0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event["event"] == "run_done":
+                last = float(event["t"])
+    return last
+
+
+def _json(directory: Path, name: str, otherwise: Any = None) -> Any:
+    path = directory / name
+    if otherwise is not None and not path.is_file():
+        return otherwise
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _refused(directory, f"has a {name} that can't be read", str(error)) from error
+
+
+def _refused(
+    directory: Path, what: str, why: str, hint: str = "fetch it again: invoke train.attach"
+) -> RefusedError:
+    return RefusedError(
+        f"run {directory.name} {what}", why=why, live="no release was made", hint=hint
+    )
