@@ -195,6 +195,13 @@ def show_status(status: Mapping[str, Any], progress: Progress) -> None:
             print(f"  ! its last heartbeat is {minutes(status['now'] - beat)} old")
 
 
+def show_last_seen(events: list[dict[str, Any]]) -> None:
+    """What this machine knows of a run it can't ask about."""
+    if events:
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(Progress().after(events).at))
+        print(f"last seen {at}: {safe(Progress().after(events).line())}")
+
+
 def minutes(seconds: float) -> str:
     """75 becomes 1:15."""
     whole = max(0, round(seconds))

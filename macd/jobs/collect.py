@@ -6,10 +6,13 @@ bytes are taken than were declared.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,12 @@ from macd.errors import ContactLostError, MacdError
 from macd.host.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, lost
+from macd.remote.pending import Pending
 from macd.remote.session import Session
 
 _MOST_FILES = 10_000
+_PIECE = 1 << 20
+_AHEAD = 16
 _MOST_BYTES = 8 << 30
 _HEX = frozenset("0123456789abcdef")
 
@@ -59,20 +65,47 @@ def collect(
     try:
         told = contact.use(lambda session: session.call("job_files", work=work, run=run))
         wanted = checked([*told["files"], *told["records"]])
-        status = dict(told["status"])
-        done = status["state"] == "DONE"
-        folder = place.whole(run) if done else place.runs / f"{run}.{status['state'].lower()}"
-        if folder.is_dir() and all(_is_there(folder, one) for one in wanted):
-            return Collected(folder, len(wanted), 0, status)
-        partial = place.partial(run)
-        partial.mkdir(parents=True, exist_ok=True)
-        received = _Meter(sum(one.size for one in wanted), progress)
-        for one in wanted:
-            _fetch(contact, str(status["directory"]), one, partial, received)
+        with _alone(place, run):
+            return _collect(contact, told["status"], wanted, place, progress)
     except ContactLostError as error:
         raise lost(error, run) from error
+
+
+def _collect(
+    contact: Contact,
+    status: dict[str, Any],
+    wanted: list[Wanted],
+    place: Place,
+    progress: Callable[[int, int], None] | None,
+) -> Collected:
+    run, state = str(status["run"]), str(status["state"])
+    folder = place.ended(run, state)
+    partial = place.partial(run)
+    if folder.is_dir() and all(_is_there(folder, one) for one in wanted):
+        shutil.rmtree(partial, ignore_errors=True)
+        return Collected(folder, len(wanted), 0, status)
+    meter = _Meter(sum(one.size for one in wanted), progress)
+    lacking = []
+    for one in wanted:
+        (partial / one.path).parent.mkdir(parents=True, exist_ok=True)
+        if not _is_there(partial, one):
+            lacking.append(one)
+    remote = str(status["directory"])
+    contact.use(lambda session: _pull_small(session, remote, lacking, partial, meter))
+    for one in lacking:
+        _fetch(contact, remote, one, partial, meter)
     _put_in_place(partial, folder, wanted)
-    return Collected(folder, len(wanted), received.taken, status)
+    return Collected(folder, len(wanted), meter.taken, status)
+
+
+@contextlib.contextmanager
+def _alone(place: Place, run: str) -> Iterator[None]:
+    """One collector of a run at a time on this machine; the second finds it done."""
+    place.runs.mkdir(parents=True, exist_ok=True)
+    path = place.runs / f".{place.whole(run).name}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def checked(listed: Iterable[Any]) -> list[Wanted]:
@@ -112,9 +145,27 @@ class _Meter:
             self._progress(self.taken, self._total)
 
 
+def _pull_small(
+    session: Session, remote: str, lacking: list[Wanted], partial: Path, meter: _Meter
+) -> None:
+    """Ask for all files of one piece at once, so that many small ones cost few round trips."""
+    small = [one for one in lacking if one.size <= _PIECE and not (partial / one.path).exists()]
+    coming: deque[tuple[Wanted, Pending]] = deque()
+    for one in [*small, None]:
+        if one is not None:
+            path = f"{remote}/{one.path}"
+            coming.append((one, session.submit("read", path=path, limit=one.size + 1)))
+        while coming and (one is None or len(coming) > _AHEAD):
+            asked, pending = coming.popleft()
+            data = pending.result()["data"][: asked.size]
+            (partial / asked.path).write_bytes(data)
+            meter.add(len(data))
+
+
 def _fetch(contact: Contact, remote: str, one: Wanted, partial: Path, meter: _Meter) -> None:
     path = partial / one.path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if _is_there(partial, one):
+        return
     for _ in range(2):  # what an earlier attempt left may be rotten; then once more, whole
         if path.is_file() and path.stat().st_size > one.size:
             path.unlink()

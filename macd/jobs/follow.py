@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from macd.errors import ContactLostError, MacdError
 from macd.jobs.contact import Contact
 
 EVENTS = "events.jsonl"
+_RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-z-]{1,40}(\.partial|\.failed|\.cancelled)?")
 _WAIT_S = 5.0
 
 Event = dict[str, Any]
@@ -35,17 +37,29 @@ class Viewer(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs of this machine lie."""
+    """Where runs of this machine lie. Ids and states may come from a host, so they are checked."""
 
     runs: Path
 
     def whole(self, run: str) -> Path:
         """The folder of a collected run."""
+        if not _RUN_ID.fullmatch(run):
+            raise MacdError(
+                f"not a run id: {run!r:.80}", hint="invoke train.status names the newest"
+            )
         return self.runs / run
 
     def partial(self, run: str) -> Path:
         """The folder of a run that is not collected yet."""
-        return self.runs / f"{run}.partial"
+        return self.whole(f"{run}.partial")
+
+    def ended(self, run: str, state: str) -> Path:
+        """The folder of what is left of a run that is over: runs/<id> only if it is DONE."""
+        if state == "DONE":
+            return self.whole(run)
+        if state in ("FAILED", "CANCELLED"):
+            return self.whole(f"{run}.{state.lower()}")
+        raise MacdError(f"run {run} can't be collected: its state is {state!r:.80}")
 
 
 def follow(contact: Contact, run: str, place: Place, viewer: Viewer) -> dict[str, Any]:
@@ -107,7 +121,10 @@ def lost(error: MacdError, run: str) -> ContactLostError:
 
 
 def _keep(path: Path, data: bytes, offset: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # another viewer on this machine has collected the run meanwhile
+        return
     try:
         os.pwrite(descriptor, data, offset)
     finally:
