@@ -32,7 +32,7 @@ _TITLES = {
 class Finding:
     """One criterion as it came out for a release; `note` says by how much.
 
-    level: block or warn. value: None where it was not measured. threshold: None for findings that have none.
+    level: block or warn. value: None where not measured. threshold: None where there is none.
     """
 
     name: str

@@ -1,0 +1,135 @@
+"""Is a release or bundle still exactly what was signed? What is not, is told in three lists."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from macd.errors import RefusedError, UsageError
+from macd.host import signature
+from macd.host.manifest import File, Manifest, ManifestError, parse, release_id
+from macd.release.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    BundleError,
+    bundle_name,
+    read_head,
+    unpack,
+)
+
+
+@dataclass(frozen=True)
+class Signers:
+    """Whose signature counts. revoked: an OpenSSH key revocation list, or None."""
+
+    allowed: Path
+    identity: str
+    revoked: Path | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a release differs from its manifest; paths, sorted. No difference: all empty."""
+
+    id: str
+    files: int
+    extra: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not (self.extra or self.missing or self.changed)
+
+
+def directory(place: Path, signers: Signers) -> Report:
+    """Check releases/<id>: signature, manifest, every file, and the bundle beside them.
+
+    Raises:
+        RefusedError: its signature is missing or not one of ours, or the manifest isn't one.
+    """
+    head = [place / MANIFEST, place / SIGNATURE]
+    absent = [path.name for path in head if not path.is_file()]
+    if absent:
+        raise _refused(place.name, f"{' and '.join(absent)} missing")
+    raw, manifest = _signed(place.name, head[0].read_bytes(), head[1].read_bytes(), signers)
+    identifier = release_id(raw)
+    if place.name != identifier:
+        raise _refused(place.name, f"its manifest is that of {identifier}")
+    archive = bundle_name(manifest)
+    found = {
+        str(p.relative_to(place)) for p in place.rglob("*") if not p.is_dir() or p.is_symlink()
+    }
+    declared = {file.path: file for file in manifest.files}
+    changed = [path for path in declared if path in found and not _intact(place, declared[path])]
+    missing = sorted(set(declared) - found)
+    if archive not in found:
+        missing.append(archive)
+    elif not _same_bundle(place / archive, raw, manifest):
+        changed.append(archive)
+    extra = found - set(declared) - {MANIFEST, SIGNATURE, archive}
+    return Report(
+        identifier, len(declared), tuple(sorted(extra)), tuple(missing), tuple(sorted(changed))
+    )
+
+
+def bundle(path: Path, signers: Signers) -> Report:
+    """Check a bundle file: signature before anything is parsed, then every file in it.
+
+    Raises:
+        RefusedError: signature or manifest are not good.
+        BundleError: a file in it is not what the manifest says; nothing was kept.
+    """
+    if not path.is_file():
+        raise UsageError(
+            f"there is no release and no file {path}", hint="invoke release.list shows the releases"
+        )
+    with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="macd-verify-") as where:
+        raw, signed = read_head(archive)
+        raw, manifest = _signed(path.name, raw, signed, signers)
+        unpack(archive, manifest, Path(where))
+    return Report(release_id(raw), len(manifest.files))
+
+
+def _signed(name: str, raw: bytes, signed: bytes, signers: Signers) -> tuple[bytes, Manifest]:
+    try:
+        signature.verify(
+            raw,
+            signed,
+            allowed_signers=str(signers.allowed),
+            identity=signers.identity,
+            revoked=str(signers.revoked) if signers.revoked else None,
+        )
+        return raw, parse(raw)
+    except (signature.SignatureError, ManifestError) as error:
+        raise _refused(name, str(error)) from error
+
+
+def _same_bundle(path: Path, raw: bytes, manifest: Manifest) -> bool:
+    try:
+        with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="macd-") as where:
+            if read_head(archive)[0] != raw:
+                return False
+            unpack(archive, manifest, Path(where))
+    except BundleError:
+        return False
+    return True
+
+
+def _intact(place: Path, file: File) -> bool:
+    target = place / file.path
+    if target.is_symlink() or not target.is_file() or target.stat().st_size != file.size:
+        return False
+    with target.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+
+
+def _refused(name: str, why: str) -> RefusedError:
+    return RefusedError(
+        f"{name} is not signed by a key that is allowed to",
+        why=why,
+        live="nothing was changed",
+        hint="don't deploy it; invoke release makes one, signed with release.sign_key",
+    )

@@ -1,0 +1,109 @@
+"""The wheel of macd that goes into a release, the same bytes for the same code every time.
+
+Its times are fixed, so that two releases of the same code share it and it is sent once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from macd.errors import MacdError, UsageError
+
+_EPOCH = "1577836800"  # 2020-01-01: any fixed moment a ZIP archive can hold
+_BUILD = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+_BUILD_S = 300
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which code a release carries. commit: None outside of git; dirty: with changes of its own."""
+
+    version: str
+    commit: str | None
+    dirty: bool
+
+
+def build(root: Path) -> tuple[str, bytes]:
+    """File name and content of macd's wheel, from the tree at `root`; no network is used.
+
+    Raises:
+        UsageError: there is no such tree, or no setuptools.
+        MacdError: setuptools fails; its last words are in the message.
+    """
+    parts = [root / "pyproject.toml", root / "README.md", root / "macd"]
+    missing = [path.name for path in parts if not path.exists()]
+    if missing:
+        raise UsageError(
+            f"there is no source of macd in {root}",
+            why=f"missing: {', '.join(missing)}",
+            hint="run it from the clone (where tasks.py is)",
+        )
+    with tempfile.TemporaryDirectory(prefix="macd-wheel-") as temporary:
+        source, out = Path(temporary, "source"), Path(temporary, "out")
+        _copy(parts, source)
+        out.mkdir()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        environment |= {"SOURCE_DATE_EPOCH": _EPOCH, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+        done = subprocess.run(
+            [sys.executable, "-c", _BUILD, str(out)],
+            cwd=source,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_BUILD_S,
+            check=False,
+        )
+        made = list(out.glob("macd-*.whl"))
+        if done.returncode != 0 or len(made) != 1:
+            _explain(done.stderr)
+        return made[0].name, made[0].read_bytes()
+
+
+def code_of(root: Path) -> Code:
+    """Version and commit of the tree at `root`."""
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--", "macd", "pyproject.toml")
+    return Code(metadata.version("macd"), commit or None, bool(changed))
+
+
+def _copy(parts: list[Path], source: Path) -> None:
+    """Only what is code, with one mode for all: the umask it was cloned with must not matter."""
+    source.mkdir()
+    for path in parts:
+        if path.is_file():
+            shutil.copyfile(path, source / path.name)
+        else:
+            junk = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "*.tmp")
+            shutil.copytree(path, source / path.name, ignore=junk, copy_function=shutil.copyfile)
+    for path in source.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _explain(said: str) -> None:
+    if "No module named 'setuptools'" in said:
+        raise UsageError(
+            "macd's wheel can't be built", why="setuptools is not installed", hint="make setup"
+        )
+    raise MacdError(
+        "macd's wheel can't be built",
+        why="\n".join(said.strip().splitlines()[-5:]),
+        live="no release was made",
+        hint="make setup",
+    )
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
