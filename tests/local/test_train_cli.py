@@ -1,0 +1,278 @@
+"""`python -m macd.train` as people and job runners meet it: words, exit codes, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from macd.market.bars import read_bars, write_bars
+from macd.train.events import read_events
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
+ENVIRONMENT = {**os.environ, "ML_STACKING_MIN_SAMPLES": "100", "OMP_NUM_THREADS": "1"}
+SMALL: dict[str, Any] = {
+    "stages": ["verify", "lgbm", "lstm", "tft", "stacking"],
+    "folds": 2,
+    "initial": 0.3,
+    "surrogates": 1,
+    "workers": 1,
+    "device": "cpu",
+    "params": {
+        "lgbm": {"rounds": 5},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
+    },
+}
+LIMIT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("small")
+    write_bars(read_bars(SAMPLE)[:2600], where / "BTCUSD_1h.parquet")
+    path = where / "settings.json"
+    path.write_text(json.dumps({**SMALL, "data": str(where)}))
+    return path
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "macd.train", *map(str, arguments)]
+
+
+def call(*arguments: str | Path, **changes: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env={**ENVIRONMENT, **changes},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
+    """True as soon as `found` holds; False when the process ended before."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        if found():
+            return True
+        if process.poll() is not None:
+            return found()
+        time.sleep(0.005)
+    raise AssertionError("neither the event nor the end came")
+
+
+def table(out: Path) -> pl.DataFrame:
+    return pl.read_parquet(out / "data/gpu_results/oof_1h.parquet")
+
+
+# Words and exit codes.
+
+
+def test_help_is_quick_and_names_the_modes() -> None:
+    made = call("--help")
+    assert made.returncode == 0
+    for word in (
+        "--mode",
+        "--symbol",
+        "--cross",
+        "--profile",
+        "--engine",
+        "--settings",
+        "stacking",
+    ):
+        assert word in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--mode", "most"), "mode: 'most' is none of all, verify"),
+        (("--profile", "huge"), "profile: 'huge'"),
+        (("--tf", "1 hour"), "timeframe '1 hour'"),
+        (("--symbol", "eth?"), "symbol 'eth?'"),
+        (("--settings", "/nowhere.json"), "settings file /nowhere.json can't be read"),
+        (("--seed", "x"), "invalid int value"),
+        (("--colour", "red"), "unrecognized arguments"),
+    ],
+)
+def test_wrong_arguments_are_one_message_and_exit_2(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    made = call("--out", tmp_path / "out", *arguments)
+    assert made.returncode == 2
+    assert words in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_missing_bars_are_one_message_and_exit_1(tmp_path: Path) -> None:
+    made = call("--symbol", "NOPE", "--data", tmp_path, "--out", tmp_path / "out")
+    assert made.returncode == 1
+    assert "no bars at" in made.stderr
+    assert "invoke data.import" in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_a_mode_without_the_earlier_ones_says_which(settings: Path, tmp_path: Path) -> None:
+    made = call("--settings", settings, "--out", tmp_path / "out", "--mode", "stacking")
+    assert made.returncode == 1
+    assert "--mode lgbm" in made.stderr
+    assert json.loads((tmp_path / "out/result.json").read_text())["state"] == "failed"
+
+
+def test_an_unwritable_directory_is_one_message(settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    made = call("--settings", settings, "--out", tmp_path / "file" / "out")
+    assert made.returncode == 1
+    assert "could not read or write" in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_nothing_but_the_train_extra_is_needed(settings: Path, tmp_path: Path) -> None:
+    """The GPU host has no operator's packages: no inventory, no SSH, no templates."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "for name in ('pydantic', 'yaml', 'invoke', 'fabric', 'paramiko', 'asyncssh', 'rich',\n"
+        "             'ccxt', 'ray', 'macd.inventory', 'macd.remote', 'macd.cli'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    made = call(
+        "--settings", settings, "--out", tmp_path / "out", "--mode", "lgbm",
+        PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "out/data/ml_models/lgbm_1h_5h.txt").stat().st_size > 0
+
+
+# Kill and resume.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    made = call("--settings", settings, "--out", out)
+    assert made.returncode == 0, made.stderr
+    lines = made.stdout.splitlines()
+    shape = r"LSTM (5h|12h|24h) +val AUC 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]  test AUC 0\.\d{3}"
+    assert pl.Series(lines).str.contains(shape).sum() == 3
+    assert any(line.startswith("Best head: ") for line in lines)
+    assert any(line[0] in "✓✗⚠" for line in lines if line)
+    return out
+
+
+def test_killed_at_each_checkpoint_and_in_each_stage_it_ends_with_the_same_numbers(
+    settings: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGKILL after every durable step of the LSTM and once inside every other stage."""
+    out = tmp_path / "out"
+    stages_hit: set[str] = set()
+    kills = 0
+    while True:
+        seen, files = len(read_events(out / "events.jsonl")), durable(out)
+        process = start("--settings", settings, "--out", out)
+
+        def stepped(seen: int = seen, files: frozenset[tuple[str, int]] = files) -> bool:
+            new = read_events(out / "events.jsonl")[seen:]
+            begun = {e["stage"] for e in new if e["event"] == "stage_started"}
+            if begun - stages_hit - {"verify", "features", "lstm"}:
+                stages_hit.update(begun)
+                return True
+            lstm_now = bool(new) and new[-1].get("stage") == "lstm"
+            return lstm_now and bool(durable(out) - files)
+
+        if not wait_for(stepped, process) or process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "result.json").exists(), "a killed run must not look done"
+        kills += 1
+        assert kills < 40
+    assert process.wait() == 0
+    assert kills >= 9
+    resumed = [e for e in read_events(out / "events.jsonl") if e["event"] == "resumed"]
+    assert resumed, "no fit went on from a checkpoint"
+    assert {"lgbm", "tft", "stacking", "audit"} <= stages_hit
+    assert table(out).equals(table(undisturbed))
+    ours, theirs = (json.loads((d / "metrics.json").read_text()) for d in (out, undisturbed))
+    assert ours["models"] == theirs["models"]
+
+
+def durable(out: Path) -> frozenset[tuple[str, int]]:
+    """Checkpoints and finished fits, each with its time of writing."""
+    found = set()
+    for path in (*out.glob("cache/checkpoints/*.ckpt"), *out.glob("cache/fits/*/*.fit")):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return frozenset(found)
+
+
+def test_sigterm_stops_with_a_word_and_leaves_a_cancelled_result(
+    settings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start("--settings", settings, "--out", out)
+    assert wait_for(lambda: len(read_events(out / "events.jsonl")) > 4, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 1
+    assert json.loads((out / "result.json").read_text())["state"] == "cancelled"
+    assert read_events(out / "events.jsonl")[-1]["event"] == "run_failed"
+
+
+def test_workers_end_when_the_training_itself_is_killed(settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    slow = json.loads(settings.read_text())
+    slow |= {"workers": 2}
+    slow["params"]["lstm"]["epochs"] = 500
+    (tmp_path / "slow.json").write_text(json.dumps(slow))
+    process = start("--settings", tmp_path / "slow.json", "--out", out, "--mode", "lstm")
+
+    def epochs() -> bool:
+        return any(e["event"] == "epoch" for e in read_events(out / "events.jsonl"))
+
+    assert wait_for(epochs, process)
+    os.kill(process.pid, signal.SIGKILL)  # only the training, not its workers
+    process.wait()
+    deadline = time.monotonic() + 60
+    while _session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = _session(process.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def _session(leader: int) -> list[int]:
+    """Living processes of the session that `leader` began (setsid), by /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
