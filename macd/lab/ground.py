@@ -14,6 +14,7 @@ from macd.errors import MacdError
 from macd.lab.processes import MARKER
 from macd.lab.state import HOSTS, USERS, write_atomically
 
+SIGNER = "lab@macd"
 _NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
 
 
@@ -64,6 +65,7 @@ def lay(root: Path, private: Path, lab_id: str) -> dict[str, Ground]:
     try:
         (lab / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
         operator = _key(lab / "keys" / "operator", "operator@lab")
+        _signers(lab)
         grounds = {}
         for name in HOSTS:
             ground = Ground(name, USERS[name], lab / "hosts" / name, private / name, lab_id)
@@ -135,6 +137,15 @@ def _key(path: Path, comment: str) -> str:
         write_atomically(path, made.export_private_key("openssh").decode())
         write_atomically(public, made.export_public_key("openssh").decode(), mode=0o644)
     return public.read_text()
+
+
+def _signers(lab: Path) -> None:
+    """The keys that sign the lab's releases and gate reports, and who may sign what."""
+    lines = []
+    for name, namespace in (("release", "release-manifest@macd"), ("gate", "gate-report@macd")):
+        public = " ".join(_key(lab / "keys" / name, f"{name}@lab").split()[:2])
+        lines.append(f'{SIGNER} namespaces="{namespace}" {public}\n')
+    write_atomically(lab / "allowed_signers", "".join(lines))
 
 
 def _tools(ground: Ground) -> None:

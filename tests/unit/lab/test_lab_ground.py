@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from macd.errors import MacdError, UsageError
+from macd.host.signature import GATE_NAMESPACE, RELEASE_NAMESPACE, SignatureError, verify
 from macd.lab import Fault, ground, set_fault, status
 from macd.lab.state import Record, read_record, record_path, write_record
+from macd.release.signing import sign
 
 
 def lay(root: Path) -> dict[str, ground.Ground]:
@@ -37,6 +39,22 @@ def test_keys_are_private_differ_and_stay(tmp_path: Path) -> None:
     before = [key.read_text() for key in keys]
     lay(tmp_path)
     assert [key.read_text() for key in keys] == before
+
+
+def test_releases_and_gate_reports_have_signers_of_their_own(tmp_path: Path) -> None:
+    lay(tmp_path)
+    lab = tmp_path / ".lab"
+    signers = (lab / "allowed_signers").read_text()
+    for name, namespace in (("release", RELEASE_NAMESPACE), ("gate", GATE_NAMESPACE)):
+        signed = sign(b"words", key=lab / "keys" / name, namespace=namespace)
+        accepted = {"allowed_signers": str(lab / "allowed_signers"), "identity": "lab@macd"}
+        verify(b"words", signed, namespace=namespace, **accepted)
+        other = sign(b"words", key=lab / "keys" / {"release": "gate", "gate": "release"}[name],
+                     namespace=namespace)  # fmt: skip
+        with pytest.raises(SignatureError):
+            verify(b"words", other, namespace=namespace, **accepted)
+    lay(tmp_path)
+    assert (lab / "allowed_signers").read_text() == signers
 
 
 def test_no_lab_host_reaches_the_machines_own_systemd(tmp_path: Path) -> None:
