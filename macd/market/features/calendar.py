@@ -1,4 +1,4 @@
-"""What the clock says: hour and weekday of the bar's open, as points on circles (UTC)."""
+"""What the clock says at the bar's open (UTC): time of day and of the week, on circles."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import numpy as np
 
 from macd.market.features.candles import Array, Candles
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
+DAY_MS = 86_400_000
 
 
 def features(bars: Candles) -> dict[str, Array]:
-    """Sine and cosine of the time of day and of the week; 1.0 on Saturday and Sunday."""
+    """Sine and cosine of the day, of half a day, and of the week since Monday 00:00."""
     day = 2 * np.pi * (bars.time % DAY_MS) / DAY_MS
     since_monday = (bars.time - 4 * DAY_MS) % (7 * DAY_MS)  # 1970-01-05 was a Monday
     week = 2 * np.pi * since_monday / (7 * DAY_MS)
@@ -22,5 +21,4 @@ def features(bars: Candles) -> dict[str, Array]:
         "half_day_cos": np.cos(2 * day),
         "week_sin": np.sin(week),
         "week_cos": np.cos(week),
-        "weekend": (since_monday >= 5 * DAY_MS).astype(np.float64),
     }

@@ -24,7 +24,7 @@ from macd.market.features import (
 from macd.market.features.candles import Array, Candles, candles
 
 FEATURE_VERSION = 1  # raise it when a formula changes under a name that stays
-WARMUP = 720  # bars; outlasts every window, and leaves 1e-10 of an average's first bar
+WARMUP = 480  # bars; outlasts every window, and leaves 1e-13 of an average's first bar
 
 
 def compute(

@@ -61,6 +61,14 @@ def ratio(top: Array, bottom: Array, otherwise: float = 0.0) -> Array:
         return np.where(bottom == 0.0, otherwise + 0.0 * top, top / bottom)
 
 
+def log_ratio(top: Array, bottom: Array) -> Array:
+    """log(top / bottom) of averages that are never negative; 0 where the bottom one is zero.
+
+    A ratio below a hundredth counts as a hundredth: the logarithm of nothing is not a number.
+    """
+    return np.log(np.maximum(ratio(top, bottom, otherwise=1.0), 0.01))
+
+
 def lag(x: Array, n: int) -> Array:
     """The value n rows earlier."""
     out = np.full(len(x), np.nan)
@@ -74,7 +82,7 @@ def log_return(close: Array, n: int = 1) -> Array:
 
 
 def highest(x: Array, n: int) -> Array:
-    """Largest of the last n values (a comparison, so TA-Lib's moving one is exact)."""
+    """Largest of the last n values."""
     return _extreme(x, n, np.maximum)
 
 
