@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from macd.errors import ExitCode, MacdError
+from macd.train.settings import read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,10 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = arguments.pop("debug") or os.environ.get("MACD_DEBUG", "") not in ("", "0")
     signal.signal(signal.SIGTERM, _stop)
     try:
-        from macd.train.pipeline import run  # noqa: PLC0415 - torch takes a second; --help doesn't
-        from macd.train.settings import read_settings  # noqa: PLC0415
-
         settings = read_settings(arguments.pop("settings"), arguments)
+        from macd.train.pipeline import run  # noqa: PLC0415 - torch takes seconds to import
+
         run(settings, clock=time.time, environment=os.environ)
     except MacdError as error:
         if debug:

@@ -81,10 +81,13 @@ class Task:
     def cost(self) -> float:
         """A guess at the relative time, for progress."""
         loop = getattr(self.params, "loop", None)
-        samples = len(self.rows)
-        if loop is not None:
-            samples = loop.epochs * min(samples, loop.rows_per_epoch or samples)
-        return _WEIGHT[self.family] * samples / 1000
+        epochs = 1 if loop is None else loop.epochs
+        return _WEIGHT[self.family] * epochs * self.samples_an_epoch(len(self.rows)) / 1000
+
+    def samples_an_epoch(self, rows: int) -> int:
+        """How many of the training rows one epoch looks at; LightGBM has one epoch."""
+        loop = getattr(self.params, "loop", None)
+        return min(rows, getattr(loop, "rows_per_epoch", 0) or rows)
 
 
 def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -> FitData:
@@ -163,7 +166,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
             "params": dataclasses.asdict(task.params),
             "seconds": round(time.monotonic() - started, 3),
             "cpu_s": round(time.process_time() - worked, 3),
-            "samples": len(data.rows),
+            "samples": max(1, len(history)) * task.samples_an_epoch(len(data.rows)),
             "peak_mb": peak_mb(),
             "device": device,
             "history": history,

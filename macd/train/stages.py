@@ -115,7 +115,7 @@ def audit(training: Training, entries: Entries, lows: Mapping[str, Mapping[str, 
             for pair in zip(training.tasks(family), entries[family], strict=True)
         ]
         checks.append(leak_audit.check_provenance(fits, training.plan))
-        checks.append(leak_audit.check_truncation(training.bars, training.data))
+        checks.append(leak_audit.check_look_ahead(training.bars, training.data))
         allowed = leak_audit.allowed_aucs(told, s.edge_cap)
         checks.append(leak_audit.check_too_good(lows, allowed))
         made = leak_audit.Audit(tuple(checks), told, allowed)

@@ -63,7 +63,7 @@ def test_without_a_leak_nothing_is_raised(
     entries = _fit(data, plan.folds, tmp_path)
     pairs = [(Task("lgbm", f, f.train, TINY, 7), e) for f, e in zip(plan.folds, entries)]  # noqa: B905
     assert leak_audit.check_provenance(pairs, plan).ok
-    assert leak_audit.check_truncation(bars, data).ok
+    assert leak_audit.check_look_ahead(bars, data).ok
 
 
 # Mutant 1: scaling or selection learns from all data.
@@ -95,7 +95,7 @@ def test_mutant_normalising_features_on_all_data_is_caught(
         return dataclasses.replace(made, X=((made.X - mean) / spread).astype(np.float32))
 
     monkeypatch.setattr(dataset, "build", leaky)
-    assert not leak_audit.check_truncation(bars, dataset.build(bars, 0.003)).ok
+    assert not leak_audit.check_look_ahead(bars, dataset.build(bars, 0.003)).ok
 
 
 # Mutant 2: no embargo between training and test.
@@ -182,9 +182,18 @@ def test_mutant_with_a_longer_timeframe_that_looks_ahead_is_caught(
         return dataclasses.replace(made, X=X)
 
     monkeypatch.setattr(dataset, "build", leaky)
-    made = leak_audit.check_truncation(bars, dataset.build(bars, 0.003))
+    made = leak_audit.check_look_ahead(bars, dataset.build(bars, 0.003))
     assert not made.ok
     assert data.features[0] in made.detail
+
+
+def test_numbers_changed_between_features_and_fits_are_caught(
+    bars: Bars, data: dataset.Dataset
+) -> None:
+    scaled = dataclasses.replace(data, X=data.X * np.float32(0.5))
+    made = leak_audit.check_look_ahead(bars, scaled)
+    assert not made.ok
+    assert "other numbers" in made.detail
 
 
 def test_labels_of_other_rows_are_not_handed_over(data: dataset.Dataset) -> None:
