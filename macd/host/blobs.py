@@ -43,8 +43,10 @@ def missing(root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, Any]:
     return {"missing": wanted, "free": _free(root)}
 
 
-def put(peer: Peer, root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, Any]:
-    """Receive those of `blobs` that are not here.
+def put(
+    peer: Peer, root: str, blobs: Sequence[Tuple[str, int]], create: bool = True
+) -> Dict[str, Any]:
+    """Receive those of `blobs` that are not here. Without `create`, `root` must be there.
 
     Answers at once with a progress message {"missing": [[sha256, offset], ...]}; the client then
     sends exactly those bytes in that order, as data frames {"sha256", "data"}. Every blob that
@@ -54,6 +56,8 @@ def put(peer: Peer, root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, An
     declared size and "mismatch" for a wrong hash (its partial is deleted).
     """
     root = durable.expand(root)
+    if not create and not os.path.isdir(root):
+        raise HostError(f"there is no {root} on this host", kind="refused", live="unchanged")
     partials = os.path.join(root, "blobs", ".partial")
     absent = _absent(root, blobs)
     if absent:

@@ -141,9 +141,9 @@ class _Run:
             if self._change("directory", path, how):
                 os.chmod(path, mode)
         wanted = self._ids(owner)
-        if wanted is not None and (status.st_uid, status.st_gid) != wanted:
-            if self._change("directory", path, f"owner -> {owner or 'root'}"):
-                self._chown(path, owner)
+        wrong = wanted is not None and (status.st_uid, status.st_gid) != wanted
+        if wrong and self._change("directory", path, f"owner -> {owner or 'root'}"):
+            self._chown(path, owner)
 
     def _ids(self, owner: str) -> "Optional[tuple[int, int]]":
         if self._scope == "user":
@@ -193,9 +193,10 @@ class _Run:
             shown = _texts(envfile.masked(text).encode(), envfile.masked(after).encode())
             if self._change("file", path, how, **shown):
                 durable.replace_file(path, after.encode(), mode=0o600)
-        elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-            if self._change("file", path, "made private"):
-                os.chmod(path, 0o600)
+            return
+        exposed = stat.S_IMODE(os.stat(path).st_mode) & 0o077
+        if exposed and self._change("file", path, "made private"):
+            os.chmod(path, 0o600)
 
     def units(self, wanted: Dict[str, Optional[str]]) -> None:
         differing = {}
@@ -211,9 +212,9 @@ class _Run:
             self._supervisor.install(differing)
 
     def enabled(self, unit: str) -> None:
-        if self._supervisor.show(unit).enabled not in ("enabled", "static"):
-            if self._change("unit", unit, "enabled"):
-                self._supervisor.enable(unit)
+        there = self._supervisor.show(unit).enabled in ("enabled", "static")
+        if not there and self._change("unit", unit, "enabled"):
+            self._supervisor.enable(unit)
 
 
 def missing_programs() -> List[Dict[str, Any]]:

@@ -51,46 +51,74 @@ class PutReport:
     sent: int
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller pipelines around the data, so that no round trip is spent waiting.
+
+    `before_sending`: the host has said what it lacks, no byte has left; raising sends none (end the
+    session then). `all_sent`: the last byte has left; requests made now are right behind it.
+    """
+
+    before_sending: Callable[[], None] = lambda: None
+    all_sent: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class _Place:
+    root: str
+    create: bool
+
+
 def put(
     session: Session,
     root: str,
     blobs: Iterable[Blob],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    hooks: Hooks | None = None,
+    create: bool = True,
 ) -> PutReport:
     """Send those of `blobs` that aren't under `root`, each from where an earlier attempt stopped.
 
-    `progress(sent, total)` counts bytes, of those the host lacks. Returns once every
+    `progress(sent, total)` counts bytes, of those the host lacks. Without `create` a `root` that
+    is not there is refused. Returns once every
     blob is verified and durable on the host. Raises RemoteDiskFullError before anything is sent,
     RemoteMismatchError for a wrong hash, ContactLostError after a cut: calling again resumes.
     """
     wanted = {blob.sha256: blob for blob in blobs}
     resumed: set[str] = set()
+    at = _Place(root, create)
+    hooks = hooks or Hooks()
     try:
-        return _attempt(session, root, wanted, resumed, progress)
+        return _attempt(session, at, wanted, resumed, progress, hooks)
     except RemoteMismatchError:
         # What an earlier, interrupted attempt left may be rotten (a power cut). It is deleted by
         # now, so a second attempt sends that blob whole; a wrong source fails again.
         if not resumed:
             raise
-        return _attempt(session, root, wanted, resumed, progress)
+        return _attempt(session, at, wanted, resumed, progress, hooks)
 
 
 def _attempt(
     session: Session,
-    root: str,
+    at: _Place,
     wanted: Mapping[str, Blob],
     resumed: set[str],
     progress: Callable[[int, int], None] | None,
+    hooks: Hooks,
 ) -> PutReport:
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
     listed = [[blob.sha256, blob.size] for blob in wanted.values()]
-    pending = session.stream("blobs_put", {"root": root, "blobs": listed}, answers.put)
+    request = {"root": at.root, "blobs": listed, "create": at.create}
+    pending = session.stream("blobs_put", request, answers.put)
     pending.when_done(lambda: answers.put(None))
     session.await_start()
     first = answers.get()
     if first is not None:
         resumed.update(sha256 for sha256, offset in first["missing"] if offset)
+        hooks.before_sending()
         _send(session, pending, wanted, first["missing"], progress)
+        hooks.all_sent()
     told = pending.result()
     return PutReport(landed=told["landed"], present=told["present"], sent=told["received"])
 

@@ -1,0 +1,230 @@
+"""`invoke plan`, `deploy`, `rollback`: bring a release live, and back; never half."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from macd.cli.verb import confirm, emit, verb
+from macd.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from macd.cli.deploy_shown import Progress
+    from macd.deploy.campaign import Result
+    from macd.deploy.follow import Outcome
+    from macd.deploy.offer import Offer
+    from macd.deploy.plan import Plan
+    from macd.inventory import Host, Inventory
+
+_COMMON = {
+    "env": "the environment (default: prod)",
+    "host": "only this host of it",
+    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "json": "print one JSON document for machines",
+}
+_RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
+
+
+@verb(name="plan", help={**_COMMON, **_RELEASE})
+def plan(
+    _: object,
+    env: str = "prod",
+    host: str = "",
+    release: str = "",
+    inventory: str = "",
+    json: bool = False,
+) -> None:
+    """Show what deploy would change: files, units, bytes, drift, the way back. Changes nothing."""
+    from macd.inventory import load
+
+    known = load(inventory)
+    plans, _offer = _plans(known, env, host, release)
+    if json:
+        hosts = [{**asdict(one), "changes": not one.empty} for one in plans]
+        emit({"changes": any(not one.empty for one in plans), "hosts": hosts})
+        return
+    from macd.cli.deploy_shown import print_plan
+
+    for one in plans:
+        print_plan(one)
+    if any(not one.empty for one in plans):
+        print("\n  next: invoke deploy")
+
+
+@verb(
+    name="deploy",
+    help={
+        **_COMMON,
+        **_RELEASE,
+        "wave": 'how many hosts are done after each wave, e.g. "1,50%,100%"',
+        "restart": "restart even if nothing differs",
+        "attach": "follow (and, if begun here, confirm) what is under way; starts nothing",
+        "dry-run": "the same as invoke plan",
+        "yes": "do not ask",
+    },
+)
+def deploy(
+    _: object,
+    env: str = "prod",
+    host: str = "",
+    release: str = "",
+    wave: str = "",
+    restart: bool = False,
+    attach: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    inventory: str = "",
+    json: bool = False,
+) -> ExitCode | None:
+    """Bring a release live: send, verify on the host, switch, restart, soak, commit or revert."""
+    from macd.cli.deploy_shown import print_plan
+    from macd.deploy import apply, campaign
+    from macd.inventory import load
+
+    known = load(inventory)
+    hosts = list(campaign.hosts_of(known, env, host))
+    if attach:
+        return _attach(known, hosts, json=json)
+    planned = campaign.waves(hosts, wave)
+    if dry_run or not yes:
+        plans, offer = _plans(known, env, host, release)
+        if dry_run and json:
+            emit({"dry_run": True, "hosts": [asdict(one) for one in plans]})
+            return None
+        if not json:
+            for one in plans:
+                print_plan(one)
+        if dry_run or (all(one.empty for one in plans) and not restart):
+            if json:
+                emit({"hosts": [asdict(one) for one in plans], "result": "nothing"})
+            return None
+        if not confirm(f"deploy {offer.id} to {', '.join(h.name for h in hosts)}?", yes=False):
+            return _not_agreed(json=json)
+    else:
+        offer = _offer(known, env, release)
+    progress = _progress(json)
+
+    def one_host(one: Host) -> Outcome:
+        if not json:
+            print(f"deploying {offer.id} to {one.name}")
+        memory = campaign.Memory(known)
+        wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
+        return apply.deploy(one, known, offer, wish)
+
+    run = campaign.Campaign(known, "deploy", env)
+    return _end(run.run(planned, one_host, release=offer.id), "deploy", json=json)
+
+
+@verb(
+    name="rollback",
+    help={
+        **_COMMON,
+        "to": "release id, one that was live there (default: the last good one before)",
+        "dry-run": "only say where it would go",
+        "yes": "do not ask",
+    },
+)
+def rollback(
+    _: object,
+    env: str = "prod",
+    host: str = "",
+    to: str = "",
+    dry_run: bool = False,
+    yes: bool = False,
+    inventory: str = "",
+    json: bool = False,
+) -> ExitCode | None:
+    """Back to the last good release: models, code, runtime, unit and flags; nothing is sent."""
+    from macd.deploy import apply, campaign
+    from macd.deploy.observe import observe
+    from macd.inventory import load
+
+    known = load(inventory)
+    hosts = list(campaign.hosts_of(known, env, host))
+    if dry_run or not yes:
+        targets = {one.name: to or observe(one, known).rollback.get("release") for one in hosts}
+        if dry_run and json:
+            emit({"dry_run": True, "to": targets})
+            return None
+        for name, target in targets.items():
+            print(f"{name}: back to {target or 'nothing: no other good release was live there'}")
+        if dry_run:
+            return None
+        if not confirm("roll back?", yes=False):
+            return _not_agreed(json=json)
+    progress = _progress(json)
+
+    def one_host(one: Host) -> Outcome:
+        if not json:
+            print(f"rolling {one.name} back")
+        memory = campaign.Memory(known)
+        return apply.rollback(
+            one, known, to, apply.Wish(campaign.operator(), progress, memory.keep)
+        )
+
+    run = campaign.Campaign(known, "rollback", env)
+    return _end(run.run([hosts], one_host, to=to), "rollback", json=json)
+
+
+def _offer(known: Inventory, env: str, release: str) -> Offer:
+    from macd.deploy import offer as offers
+
+    releases = known.root / "releases"
+    directory = offers.choose(releases, release, env)
+    index = known.service.runtime == "index"
+    return offers.read(directory, offers.wheel_finder(releases), index=index)
+
+
+def _plans(known: Inventory, env: str, host: str, release: str) -> tuple[list[Plan], Offer]:
+    from macd.deploy import apply
+    from macd.deploy.campaign import hosts_of
+
+    offer = _offer(known, env, release)
+    return [apply.look(one, known, offer) for one in hosts_of(known, env, host)], offer
+
+
+def _progress(json: bool) -> Progress:
+    from macd.cli.deploy_shown import Progress
+
+    return Progress(quiet=json)
+
+
+def _not_agreed(*, json: bool) -> ExitCode:
+    if json:
+        emit({"result": "not agreed", "hint": "--yes"})
+    else:
+        print("nothing was changed\n  do: add --yes to go on without a question")
+    return ExitCode.FAILED
+
+
+def _attach(known: Inventory, hosts: list[Host], *, json: bool) -> ExitCode | None:
+    from macd.cli.deploy_shown import as_fields, print_end
+    from macd.deploy import campaign, follow
+
+    if len(hosts) > 1:
+        names = ", ".join(one.name for one in hosts)
+        raise UsageError("attach to which host?", hint=f"--host, one of {names}")
+    memory = campaign.Memory(known)
+    outcome = follow.attach(hosts[0], known, memory.of(hosts[0].name), _progress(json))
+    outcomes = [outcome] if outcome else []
+    if json:
+        emit({"outcomes": as_fields(outcomes)})
+    elif outcome is None:
+        print(f"{hosts[0].name}: nothing was ever deployed there")
+    else:
+        print_end(campaign.Result(outcomes, []), "activation")
+    return outcome.exit_code if outcome else None
+
+
+def _end(result: Result, kind: str, *, json: bool) -> ExitCode | None:
+    from macd.cli.deploy_shown import as_fields, print_end
+
+    if json and result.error is None:
+        told = {"outcomes": as_fields(result.outcomes), "untouched": result.untouched}
+        emit({**told, "warnings": result.warnings})
+    elif not json:
+        print_end(result, kind)
+    if result.error is not None:
+        raise result.error
+    worst = [outcome.exit_code for outcome in result.outcomes if outcome.exit_code]
+    return worst[0] if worst else None

@@ -1,0 +1,191 @@
+"""How plans, progress and ends of deploys look on a terminal, and as plain lines without one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from macd.deploy.campaign import Result
+    from macd.deploy.follow import Outcome
+    from macd.deploy.plan import Plan
+
+_BAR = 24
+_EVERY_S = 0.1
+_WORDS = {
+    "looking": "locked, looking at what is there",
+    "recovered": "ended an interrupted activation first",
+    "staged": "staged: signature and every hash verified on the host",
+    "verified": "the host has taken over",
+    "checking": "the new release proves itself beside the old one",
+    "switching": "switching",
+    "switched": "switched",
+    "restarting": "restarting",
+    "restarted": "a new process answers with the new release",
+    "soaking": "soaking",
+    "awaiting confirmation": "waiting for a confirmation over a fresh connection",
+    "confirmed": "confirmed over a fresh connection",
+    "committed": "committed",
+    "reverting": "going back",
+    "reverted": "reverted",
+    "contact lost": "LOST CONTACT; the host goes on by itself, trying to reach it again",
+    "contact again": "contact again",
+}
+
+
+class Progress:
+    """Prints what a deploy tells, as it happens; nothing with `quiet`."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._tty = sys.stdout.isatty()
+        self._began = 0.0
+        self._printed = 0.0
+        self._open_line = False
+
+    def __call__(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """One event: a step of ours, or a state the host has told."""
+        if self._quiet:
+            return
+        if kind == "sending":
+            self._sending(fields["sent"], fields["total"])
+        elif kind == "planned":
+            for line in summary(fields["plan"]):
+                self._line(f"  {line}")
+        elif kind == "staging":
+            self._line("  building the runtime and staging" if fields["runtime"] else "  staging")
+        elif kind in _WORDS:
+            self._line(f"  {_mark(kind)} {_WORDS[kind]}{_detail(kind, fields)}")
+
+    def _line(self, text: str) -> None:
+        if self._open_line:
+            print()
+            self._open_line = False
+        print(text, flush=True)
+
+    def _sending(self, sent: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._began:
+            self._began = now - 1e-3
+        last = sent == total
+        if not last and (not self._tty or now - self._printed < _EVERY_S):
+            return
+        self._printed = now
+        rate = sent / (now - self._began)
+        full = round(_BAR * sent / max(1, total))
+        text = (
+            f"  sending [{'█' * full}{'·' * (_BAR - full)}] "
+            f"{size(sent)} of {size(total)}  {size(rate)}/s"
+        )
+        if self._tty:
+            print(f"\r{text}\x1b[K", end="", flush=True)
+            self._open_line = True
+        else:
+            print(text, flush=True)
+
+
+def _mark(kind: str) -> str:
+    if kind in ("reverting", "reverted", "contact lost"):
+        return "✗"
+    return "✓" if kind in ("staged", "switched", "restarted", "confirmed", "committed") else "·"
+
+
+def _detail(kind: str, fields: Mapping[str, Any]) -> str:
+    if kind == "soaking":
+        return f" for {fields['seconds']:g} s"
+    if kind == "restarted":
+        return f" (pid {fields['pid']})"
+    if kind in ("reverting", "reverted") and fields.get("reason"):
+        return f": {fields['reason']}"
+    if kind == "recovered":
+        return f": {fields['outcome']}"
+    return ""
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def summary(plan: Plan) -> list[str]:
+    """A plan in a few lines."""
+    if plan.empty:
+        return [f"nothing to do: {plan.release} is live and everything is as it should be"]
+    lines = [f"live   {plan.live or 'nothing'}", f"new    {plan.release}"]
+    counts = {how: [d for d in plan.delta if d.how == how] for how in ("new", "changed", "gone")}
+    told = ", ".join(f"{len(found)} {how}" for how, found in counts.items() if found)
+    same = sum(1 for d in plan.delta if d.how == "same")
+    if plan.delta:
+        lines.append(f"files  {told or 'none differ'}; {same} the same")
+    if plan.diffs:
+        lines.append(f"also   {', '.join(diff.name for diff in plan.diffs)}")
+    lines.append(
+        f"send   {plan.blobs} blobs, {size(plan.send_bytes)} (about {size(plan.wire_bytes)} "
+        f"compressed), {plan.round_trips} round trips"
+    )
+    lines.append(f"back   {way_back(plan)}")
+    return lines + [f"note   {note}" for note in plan.notes]
+
+
+def way_back(plan: Plan) -> str:
+    """ "rollback ready", or why not."""
+    if plan.rollback.get("ready"):
+        return f"rollback ready: {plan.rollback['release']}, its hashes and runtime are checked"
+    return f"no rollback: {plan.rollback.get('why') or 'nothing was live here before'}"
+
+
+def print_plan(plan: Plan) -> None:
+    """The whole plan: summary, files, diffs, drift, and why it would be refused."""
+    print(f"{plan.host}")
+    for line in summary(plan):
+        print(f"  {line}")
+    for row in plan.delta:
+        if row.how != "same":
+            print(f"    {row.how:<8}{row.path}  {size(row.size)}")
+    for diff in plan.diffs:
+        print(f"  {diff.name} differs")
+        for line in diff.text.splitlines():
+            print(f"    {line}")
+    if plan.steps:
+        print(f"  steps  {' > '.join(plan.steps)}")
+    for told in plan.drift:
+        print(f"  drift  {told}")
+    for problem in plan.problems:
+        print(f"  ✗ would be refused: {problem.what}")
+        if problem.hint:
+            print(f"    do: {problem.hint}")
+
+
+def print_end(result: Result, kind: str) -> None:
+    """What is live where, after all of it."""
+    for outcome in result.outcomes:
+        print(_end(outcome, kind))
+    for name in result.untouched:
+        print(f"{name}: untouched")
+    for warning in result.warnings:
+        print(f"note: {warning}")
+
+
+def _end(outcome: Outcome, kind: str) -> str:
+    if outcome.result == "nothing":
+        return f"{outcome.host}: nothing to do, {outcome.live} is live"
+    if outcome.result == "committed":
+        return f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
+    lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
+    lines += [f"  why: {outcome.reason}"] if outcome.reason else []
+    lines.append(f"  now: {outcome.live or 'nothing'} is live ({outcome.serving})")
+    lines.append("  do: invoke status; invoke doctor; the failed release stays there for study")
+    return "\n".join(lines)
+
+
+def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """For --json."""
+    from dataclasses import asdict
+
+    return [asdict(outcome) for outcome in outcomes]

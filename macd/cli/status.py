@@ -1,0 +1,152 @@
+"""`invoke status` and `invoke why`: what is live, how it is, and where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode
+
+if TYPE_CHECKING:
+    from macd.deploy.state import HostState
+
+_COMMON = {
+    "env": "the environment (default: prod)",
+    "host": "only this host of it",
+    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "json": "print one JSON document for machines",
+}
+
+
+@verb(name="status", help=_COMMON)
+def status(
+    _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
+) -> ExitCode | None:
+    """Show what is live, since when, its process, health, flags, drift, and the way back."""
+    from macd.deploy.campaign import hosts_of
+    from macd.deploy.observe import drift, observe
+    from macd.inventory import load
+
+    known = load(inventory)
+    rows = []
+    for one in hosts_of(known, env, host):
+        found = observe(one, known)
+        rows.append((one.name, found, drift(one, known, found)))
+    well = all(found.serves_well for _, found, _ in rows)
+    if json:
+        emit({"well": well, "hosts": [_fields(*row) for row in rows]})
+    else:
+        for name, found, drifted in rows:
+            print(f"{name}  {found.app}")
+            for label, text in _lines(found, drifted):
+                print(f"  {label:<9} {text}")
+    return None if well else ExitCode.FAILED
+
+
+def _fields(name: str, found: HostState, drifted: list[str]) -> dict[str, Any]:
+    shown = asdict(found)
+    for secret in ("env", "allowed_signers", "live_files"):
+        shown.pop(secret)
+    flags = dict(found.health.get("flags", {}))
+    more = {"host": name, "drift": drifted, "flags": flags, "since": _since(found)}
+    return {**shown, **more, "well": found.serves_well}
+
+
+def _since(found: HostState) -> str | None:
+    times = [entry["at"] for entry in found.history if entry["release"] == found.live]
+    return _time(times[-1]) if times else None
+
+
+def _time(epoch: float) -> str:
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def _lines(found: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
+    if not found.exists:
+        yield "live", "nothing; the host is not provisioned (invoke provision)"
+        return
+    yield "live", f"{found.live or 'nothing'}{f', since {_since(found)}' if _since(found) else ''}"
+    process = found.process
+    pid = f"pid {process['pid']}, {process['restarts']} restarts, " if process.get("pid") else ""
+    yield "process", f"{pid}{process.get('active') or 'unknown'} ({process.get('sub') or '-'})"
+    yield "health", _health(found)
+    if found.health.get("flags"):
+        yield "flags", ", ".join(f"{k}={v}" for k, v in sorted(found.health["flags"].items()))
+    if found.pending:
+        at = found.pending
+        alive = "at work" if at["runner"] else "its process died; the next deploy ends it"
+        told = f"activation {at['number']}, {at['kind']} of {at['to']}: {at['state']}"
+        yield "pending", f"{told}; {alive}"
+    if found.lock:
+        yield "lock", f"{found.lock.get('who')}, {found.lock.get('doing')}"
+    yield "rollback", _way_back(found.rollback)
+    for text in drifted or ["none"]:
+        yield "drift", text
+
+
+def _health(found: HostState) -> str:
+    if found.serves_well:
+        golden = found.health.get("golden", {})
+        return f"✓ ok, golden predictions differ by at most {golden.get('max_diff')}"
+    if "unreachable" in found.health:
+        return f"✗ {found.health['unreachable']}"
+    told = found.health
+    return f"✗ {told.get('status')}: release {told.get('release')}, {told.get('last_error')}"
+
+
+def _way_back(target: Mapping[str, Any]) -> str:
+    if target.get("ready"):
+        return f"ready: {target['release']}"
+    return f"{target.get('release') or 'none'}: {target.get('why')}"
+
+
+@verb(name="why", help=_COMMON)
+def why(
+    _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
+) -> ExitCode | None:
+    """Tell why the live release is live: run, data, criteria, gate, who brought it and when."""
+    from macd.deploy.campaign import hosts_of
+    from macd.deploy.observe import observe
+    from macd.inventory import load
+
+    known = load(inventory)
+    rows = [(one.name, observe(one, known)) for one in hosts_of(known, env, host)]
+    if json:
+        emit({"hosts": [{"host": name, **lineage(found)} for name, found in rows]})
+    else:
+        for name, found in rows:
+            print(f"{name}  {found.app}")
+            for label, value in lineage(found).items():
+                print(f"  {label:<13} {_shown(value)}")
+    return None if all(found.live for _, found in rows) else ExitCode.FAILED
+
+
+def lineage(found: HostState) -> dict[str, Any]:
+    """The chain from what serves back to the data it was learnt from, as recorded on the host."""
+    entries = [entry for entry in found.history if entry["release"] == found.live]
+    last = entries[-1] if entries else {}
+    details = found.details
+    told = {
+        "live": found.live,
+        "brought by": last.get("who"),
+        "at": _time(last["at"]) if last else None,
+        "how": last.get("kind"),
+        "serial": last.get("serial"),
+        "gate": last.get("gate"),
+    }
+    names = ("run", "host", "symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
+    told |= {name: details.get(name) for name in names}
+    told |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
+    told["flags"] = found.health.get("flags")
+    return told
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not recorded"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return str(value)

@@ -1,0 +1,273 @@
+"""Carry a plan out on one host: send, stage, begin, follow, confirm over a fresh connection.
+
+The only file of this room that acts. Until `activate` is asked nothing that serves is touched; from
+then on the host carries on by itself, and all that is left here is to watch and to confirm.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from macd.deploy import desired as rendering
+from macd.deploy import plan as planning
+from macd.deploy import state
+from macd.deploy.follow import Begun, Outcome, Tell, watch
+from macd.deploy.offer import Offer
+from macd.deploy.plan import Plan
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
+from macd.inventory import Host, Inventory
+from macd.remote import blobs
+from macd.remote.pending import Pending
+from macd.remote.session import Session, open_session
+
+Agree = Callable[[Plan], bool]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the operator asked for. `remember` keeps what `--attach` needs, before it is needed."""
+
+    who: str
+    tell: Tell
+    remember: Callable[[Begun], None]
+    restart: bool = False
+
+
+def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
+    """The plan for one host; changes nothing and takes no lock."""
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        return _plan(host, inventory, offer, state.observed(_ask(session, host, inventory, offer)))
+
+
+def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcome:
+    """Make `offer` live on one host, or find out that it should not be.
+
+    Raises:
+        RefusedError: the host or the plan says no; nothing was changed.
+        ContactLostError: the link died after the host had begun; it ends the matter by itself.
+    """
+    started = time.monotonic()
+    run = _Deploy(host, inventory, offer, wish)
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        try:
+            run.send(session)
+            begun = run.begun()
+        except KeyboardInterrupt as interrupt:
+            raise _interrupted(host, run.asked) from interrupt
+        except ContactLostError as error:
+            raise _lost(host, error, run.asked) from error
+        if begun is None:
+            return Outcome(host.name, "nothing", offer.id, run.plan.live, plan=run.plan)
+        wish.remember(begun)
+        outcome = watch(session, host, inventory, begun, wish.tell)
+    return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
+
+
+def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
+    """Back to `to`, or to the last good release before the live one; sends nothing.
+
+    Raises as `deploy` does.
+    """
+    started = time.monotonic()
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        asked = False
+        try:
+            held = session.submit("lock", app=host.app_dir, who=wish.who, doing="rollback")
+            recovering = session.submit("recover", app=host.app_dir)
+            question = state.ask(session, host, inventory)
+            held.result()
+            _tell_recovered(recovering, wish.tell)
+            found = state.observed(question)
+            asked = True
+            token = secrets.token_hex(16)
+            request = _activation(host, inventory, found, token, wish.who)
+            told = session.call("activate", kind="rollback", to=to or None, after={}, **request)
+        except KeyboardInterrupt as interrupt:
+            raise _interrupted(host, asked) from interrupt
+        except ContactLostError as error:
+            raise _lost(host, error, asked) from error
+        begun = Begun(host.name, told["number"], token, told["release"], told["origin"])
+        wish.remember(begun)
+        outcome = watch(session, host, inventory, begun, wish.tell)
+    return outcome.having(seconds=time.monotonic() - started)
+
+
+def _ask(session: Session, host: Host, inventory: Inventory, offer: Offer) -> Pending:
+    wanted = {part.sha256: part.size for part in offer.parts}
+    return state.ask(session, host, inventory, list(wanted.items()))
+
+
+def _plan(
+    host: Host, inventory: Inventory, offer: Offer, found: state.HostState, *, restart: bool = False
+) -> Plan:
+    wanted = rendering.render(host, inventory, found)
+    return planning.make(host.name, found, wanted, offer, now=time.time(), restart=restart)
+
+
+class _Deploy:
+    """The part before the host takes over: one session, and no waiting where none is needed."""
+
+    plan: Plan
+
+    def __init__(self, host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> None:
+        self._host = host
+        self._inventory = inventory
+        self._offer = offer
+        self._wish = wish
+        self._token = secrets.token_hex(16)
+        self._decided: state.HostState | None = None
+        self._staged: Pending | None = None
+        self._activated: Pending | None = None
+        self.sent = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether the host may have begun to switch."""
+        return self._activated is not None
+
+    def send(self, session: Session) -> None:
+        """Ask everything at once, send what lacks, ask for the switch behind the last byte."""
+        app = self._host.app_dir
+        self._wish.tell("looking", {})
+        self._held = session.submit("lock", app=app, who=self._wish.who, doing="deploy")
+        self._recovering = session.submit("recover", app=app)
+        self._question = _ask(session, self._host, self._inventory, self._offer)
+
+        def progress(sent: int, total: int) -> None:
+            self._wish.tell("sending", {"sent": sent, "total": total})
+
+        hooks = blobs.Hooks(self._decide, lambda: self._go(session))
+        try:
+            report = blobs.put(
+                session, app, self._offer.blobs(), progress, hooks=hooks, create=False
+            )
+        except RefusedError:
+            self._decide()  # knows better why
+            raise
+        self.sent = report.sent
+
+    def _decide(self) -> None:
+        if self._decided is not None:
+            return
+        self._held.result()
+        _tell_recovered(self._recovering, self._wish.tell)
+        found = state.observed(self._question)
+        ours = found_without_our_lock(found)
+        self.plan = _plan(
+            self._host, self._inventory, self._offer, ours, restart=self._wish.restart
+        )
+        self._wish.tell("planned", {"plan": self.plan})
+        if self.plan.problems:
+            raise RefusedError(
+                f"{self._host.name}: {self._offer.id} can't be deployed",
+                why="\n".join(problem.what for problem in self.plan.problems),
+                live=f"{found.live or 'nothing'}, as before",
+                hint=next((p.hint for p in self.plan.problems if p.hint), ""),
+            )
+        self._decided = found
+
+    def _go(self, session: Session) -> None:
+        found = self._decided
+        if found is None or self.plan.empty:
+            return
+        wanted = rendering.render(self._host, self._inventory, found)
+        self._wish.tell("staging", {"runtime": "build runtime" in self.plan.steps})
+        self._staged = session.submit(
+            "stage",
+            app=self._host.app_dir,
+            manifest=self._offer.manifest,
+            signature=self._offer.signature,
+            accepts=dict(wanted.accepts),
+            imports=list(self._offer.imports),
+            index=self._inventory.service.runtime == "index",
+        )
+        request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
+        self._activated = session.submit(
+            "activate",
+            kind="deploy",
+            to=self._offer.id,
+            after=wanted.switched,
+            accepts=dict(wanted.accepts),
+            **request,
+        )
+
+    def begun(self) -> Begun | None:
+        """Wait for the host's word; None when there is nothing to do."""
+        if self._staged is None or self._activated is None:
+            return None
+        staged = self._staged.result()
+        self._wish.tell("staged", staged)
+        told = self._activated.result()
+        name = self._host.name
+        return Begun(name, told["number"], self._token, told["release"], told["origin"])
+
+
+def found_without_our_lock(found: state.HostState) -> state.HostState:
+    """The lock that stands in the answer is the one this very session holds."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    return replace(found, lock=None)
+
+
+def _activation(
+    host: Host, inventory: Inventory, found: state.HostState, token: str, who: str
+) -> dict[str, Any]:
+    unit = f"{host.unit}.service"
+    soak = inventory.soak
+    serve = ["{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", found.app]
+    return {
+        "app": host.app_dir,
+        "token": token,
+        "who": who,
+        "service": {
+            "unit": unit,
+            "units": [unit, f"{host.unit}.socket"],
+            "scope": host.scope,
+            "endpoint": found.endpoint,
+            "check": [*serve, "--check", "--release", "{release}"],
+        },
+        "times": {"health_s": soak.ready_s, "soak_s": soak.soak_s, "confirm_s": soak.confirm_s},
+        "keep": inventory.release.keep,
+    }
+
+
+def _tell_recovered(recovering: Pending, tell: Tell) -> None:
+    outcome: Mapping[str, Any] = recovering.result()
+    if outcome["outcome"] not in ("nothing", "running"):
+        tell("recovered", dict(outcome))
+
+
+def _interrupted(host: Host, asked: bool) -> MacdError:
+    if asked:
+        return MacdError(
+            f"{host.name}: interrupted after the host was asked to switch",
+            why="it carries on by itself; unless somebody confirms, it goes back by itself too",
+            live="being decided on the host",
+            hint="invoke deploy --attach follows and confirms it; invoke status shows how it ended",
+            exit_code=ExitCode.CONTACT_LOST,
+        )
+    return MacdError(
+        f"{host.name}: interrupted before anything was switched",
+        live="what was live before; what was sent stays there and is not sent again",
+        hint="invoke deploy again",
+    )
+
+
+def _lost(host: Host, error: ContactLostError, asked: bool) -> MacdError:
+    if asked:
+        return ContactLostError(
+            error.what,
+            why=error.why,
+            live="unknown from here: the host may have begun to switch, and ends that by itself",
+            hint="invoke deploy --attach follows it; invoke status shows how it ended",
+        )
+    return ContactLostError(
+        error.what,
+        why=error.why,
+        live=f"on {host.name} what was live before: nothing was switched",
+        hint="invoke deploy again; what was sent is not sent again",
+    )

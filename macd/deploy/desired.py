@@ -1,0 +1,124 @@
+"""What a host should look like: the inventory and templates/, rendered for what that host is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from macd.deploy import archive
+from macd.deploy.state import HostState, unit_names
+from macd.errors import UsageError
+from macd.inventory import Host, Inventory
+
+SHADOW = {"ML_ENABLE_STACKING": "0"}
+_HOMES = ("/home/", "/root/", "/run/user/")
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Texts and bytes as they should stand on one host. `units`: None means not there."""
+
+    app: str
+    unit: str
+    scope: str
+    account: str
+    endpoint: str
+    units: Mapping[str, str | None]
+    service_settings: str
+    agent_archive: str  # SHA-256
+    flags: Mapping[str, str]
+    accepts: Mapping[str, str]
+
+    @property
+    def switched(self) -> dict[str, str | None]:
+        """What goes live together with a release (the recover unit is provision's)."""
+        ours = {name: text for name, text in self.units.items() if "-recover" not in name}
+        return {**ours, "service.json": self.service_settings}
+
+
+def render(host: Host, inventory: Inventory, found: HostState) -> Desired:
+    """Pure but for reading templates/ and our own sources."""
+    service = inventory.service
+    named = unit_names(host)
+    values = {
+        "app": found.app,
+        "unit": host.unit,
+        "socket": named[1] if service.socket else "",
+        "endpoint": found.endpoint,
+        "user": service.user,
+        "scope": host.scope,
+        "python": found.python["executable"],
+        "hardened": host.scope == "system",
+        "home": "read-only" if found.app.startswith(_HOMES) else "yes",
+        "memory_max": service.memory_max,
+        "watchdog_s": f"{service.watchdog_s:g}" if service.watchdog_s else "",
+    }
+    templates = _templates(project_templates(inventory))
+    units: dict[str, str | None] = {
+        named[0]: templates.get_template("service.unit.j2").render(values),
+        named[1]: templates.get_template("service.socket.j2").render(values)
+        if service.socket
+        else None,
+        named[2]: templates.get_template("recover.unit.j2").render(values),
+    }
+    return Desired(
+        app=found.app,
+        unit=named[0],
+        scope=host.scope,
+        account=service.user if host.scope == "system" else "",
+        endpoint=found.endpoint,
+        units=units,
+        service_settings=_service_settings(host, inventory, found),
+        agent_archive=hashlib.sha256(archive.build()).hexdigest(),
+        flags={**SHADOW, **service.env},
+        accepts={
+            "app": inventory.release.app,
+            "env": host.env,
+            "identity": inventory.release.identity,
+        },
+    )
+
+
+def project_templates(inventory: Inventory) -> Path:
+    """templates/ of the project, else the one beside the macd that runs."""
+    own = inventory.root / "templates"
+    return own if own.is_dir() else Path(__file__).parents[2] / "templates"
+
+
+def _templates(directory: Path) -> Environment:
+    return Environment(  # noqa: S701 - unit files, not HTML
+        loader=FileSystemLoader(directory),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _service_settings(host: Host, inventory: Inventory, found: HostState) -> str:
+    document = {
+        "symbol": inventory.train.symbol,
+        "tf": inventory.train.tf,
+        "cross": list(inventory.train.cross),
+        "endpoint": found.endpoint,
+        "env": host.env,
+        "feed": inventory.service.feed.model_dump(mode="json"),
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def allowed_signers(inventory: Inventory) -> bytes:
+    """The file of keys whose releases a host takes. Raises UsageError when it isn't there."""
+    path = inventory.release.allowed_signers
+    if path is None or not path.is_file():
+        raise UsageError(
+            f"there is no allowed_signers file at {path}" if path else "nobody may sign releases",
+            why=f"release.allowed_signers in {inventory.path} names the keys a host accepts",
+            hint='a line: NAME namespaces="release-manifest@macd" ssh-ed25519 AAAA...',
+        )
+    return path.read_bytes()

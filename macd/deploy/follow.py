@@ -1,0 +1,212 @@
+"""Watch an activation the host carries out, and confirm it the way that proves something.
+
+The confirmation goes over a connection opened after the switch: an old one that still works would
+not show that the host can still be reached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from macd.deploy import state
+from macd.deploy.plan import Plan
+from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.inventory import Host, Inventory
+from macd.remote.session import Session, open_session
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+_WAIT_S = 5.0
+_PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts as lost
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An activation that a host has taken over; `token` is the right to confirm it."""
+
+    host: str
+    number: int
+    token: str
+    release: str
+    origin: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended on one host: committed, reverted or nothing (to do)."""
+
+    host: str
+    result: str
+    release: str
+    live: str | None
+    reason: str = ""
+    serving: str = ""
+    number: int = 0
+    sent: int = 0
+    seconds: float = 0.0
+    plan: Plan | None = None
+
+    def having(self, **changes: Any) -> Self:
+        """The same with some fields replaced."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
+
+
+def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> Outcome:
+    """Follow to the end; reconnects when the session dies.
+
+    Raises:
+        ContactLostError: the host could not be reached again in all the time it had.
+        MacdError (exit 5): interrupted; the host goes on.
+    """
+    run = _Watch(host, inventory, begun, tell)
+    try:
+        return run.to_the_end(session)
+    except KeyboardInterrupt as interrupt:
+        raise run.interrupted() from interrupt
+    finally:
+        run.let_go()
+
+
+def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) -> Outcome | None:
+    """Follow the activation that is under way, or say how the newest one ended; None: never one.
+
+    With `begun` (this machine started it) it is confirmed too; from elsewhere it is only watched.
+    """
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        told = session.call("follow", app=host.app_dir)
+        if not told["number"]:
+            return None
+        if begun is None or begun.number != told["number"]:
+            first = told["events"][0] if told["events"] else {}
+            begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
+        return watch(session, host, inventory, begun, tell)
+
+
+class _Watch:
+    def __init__(self, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> None:
+        self._host = host
+        self._inventory = inventory
+        self._begun = begun
+        self._tell = tell
+        self._seen = 0
+        self._last: dict[str, Any] = {}
+        self._live: str | None = begun.origin
+        self._confirming: threading.Thread | None = None
+        times = inventory.soak
+        whole = 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
+        self._deadline = time.monotonic() + whole
+
+    def to_the_end(self, session: Session) -> Outcome:
+        lost: ContactLostError | None = None
+        while lost is None or time.monotonic() < self._deadline:
+            try:
+                if lost is None:
+                    return self._follow(session)
+                with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
+                    self._tell("contact again", {})
+                    self._confirm_over(fresh)
+                    lost = None
+                    return self._follow(fresh)
+            except ContactLostError as error:
+                if lost is None:
+                    self._tell("contact lost", {"why": error.what})
+                lost = error
+                time.sleep(1.0)
+            except MacdError:
+                if lost is None:
+                    raise
+                time.sleep(2.0)  # refused connections, unknown hosts: it may be rebooting
+        raise ContactLostError(
+            f"contact with {self._host.name} was lost during activation {self._begun.number}",
+            why=lost.what,
+            live="unknown from here: the host commits or goes back by itself",
+            hint="invoke status shows how it ended",
+        )
+
+    def _follow(self, session: Session) -> Outcome:
+        while True:
+            told = session.call(
+                "follow",
+                app=self._host.app_dir,
+                number=self._begun.number,
+                seen=self._seen,
+                wait=_WAIT_S,
+            )
+            self._live = told["live"]
+            for event in told["events"]:
+                self._seen += 1
+                self._last = event
+                self._tell(event["state"], event)
+                if event["state"] in ("soaking", "awaiting confirmation"):
+                    self._confirm_from_outside()
+            if told["over"]:
+                return self._outcome()
+            if not told["events"] and not told["runner"]:
+                # Its process was killed; systemd or this call ends it, never a person.
+                session.call("recover", app=self._host.app_dir)
+
+    def _outcome(self) -> Outcome:
+        how = str(self._last.get("state", "reverted"))
+        if how not in ("committed", "reverted"):  # the last word was lost with a full disk
+            how = "committed" if self._live == self._begun.release else "reverted"
+        return Outcome(
+            host=self._host.name,
+            result=how,
+            release=self._begun.release,
+            live=self._live,
+            reason=str(self._last.get("reason", "")),
+            serving=str(self._last.get("serving", "")),
+            number=self._begun.number,
+        )
+
+    def _confirm_from_outside(self) -> None:
+        if self._confirming is not None or not self._begun.token:
+            return
+
+        def confirm() -> None:
+            deadline = time.monotonic() + self._inventory.soak.confirm_s
+            while time.monotonic() < deadline:
+                try:
+                    with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
+                        self._confirm_over(fresh)
+                    return
+                except MacdError as error:
+                    self._tell("confirming", {"failed": error.what})
+                    time.sleep(1.0)
+
+        self._confirming = threading.Thread(target=confirm, name="confirm", daemon=True)
+        self._confirming.start()
+
+    def _confirm_over(self, fresh: Session) -> None:
+        if self._begun.token:
+            told = fresh.call(
+                "confirm",
+                app=self._host.app_dir,
+                number=self._begun.number,
+                token=self._begun.token,
+            )
+            if told["confirmed"]:
+                self._tell("confirmed", {})
+
+    def let_go(self) -> None:
+        """The confirming connection closes on its own; give it a moment to do it in order."""
+        if self._confirming is not None:
+            self._confirming.join(2.0)
+
+    def interrupted(self) -> MacdError:
+        doing = self._last.get("state", "verified")
+        return MacdError(
+            f"interrupted; {self._host.name} goes on with activation {self._begun.number}",
+            why=f"it is {doing}; unless somebody confirms over a fresh connection it goes back",
+            live=f"being decided on {self._host.name}: {self._begun.release} or {self._live}",
+            hint="invoke deploy --attach follows and confirms it; invoke status shows the end",
+            exit_code=ExitCode.CONTACT_LOST,
+        )

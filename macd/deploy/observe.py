@@ -1,0 +1,19 @@
+"""Look at hosts for `status` and `why`: what is live, how it is, what differs from the code."""
+
+from __future__ import annotations
+
+from macd.deploy import desired, plan, state
+from macd.deploy.state import HostState
+from macd.inventory import Host, Inventory
+from macd.remote.session import open_session
+
+
+def observe(host: Host, inventory: Inventory) -> HostState:
+    """One host as it is now; changes nothing."""
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        return state.observed(state.ask(session, host, inventory))
+
+
+def drift(host: Host, inventory: Inventory, found: HostState) -> list[str]:
+    """What stands on the host that neither the inventory nor a deploy has put there."""
+    return plan.drift(found, desired.render(host, inventory, found))

@@ -1,0 +1,283 @@
+"""Decide what a deploy would do, from what is there and what should be: data in, data out.
+
+Pure. It opens nothing, asks no clock, and is as printable as it is testable.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from macd.deploy.desired import Desired
+from macd.deploy.offer import Offer, Part
+from macd.deploy.state import HostState
+from macd.host import envfile
+
+# A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
+# question included; stage and activate are asked together, right behind the data.
+_UNTIL_LIVE = 7
+_TO_CONFIRM = 6
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How one text on the host would change; secrets are covered."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One file of the new release against the live one: new, changed, same or gone."""
+
+    path: str
+    how: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why the host would refuse, and what to do about it."""
+
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done to one host, and what is known about the way back; sizes in bytes."""
+
+    host: str
+    live: str | None
+    release: str
+    steps: Sequence[str] = ()
+    diffs: Sequence[Diff] = ()
+    delta: Sequence[Delta] = ()
+    blobs: int = 0
+    send_bytes: int = 0
+    wire_bytes: int = 0
+    round_trips: int = 0
+    drift: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    problems: Sequence[Problem] = ()
+    rollback: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do."""
+        return not self.steps
+
+    @property
+    def restarts(self) -> bool:
+        return "restart" in self.steps
+
+
+def make(
+    host: str,
+    found: HostState,
+    wanted: Desired,
+    offer: Offer,
+    *,
+    now: float,
+    restart: bool = False,
+) -> Plan:
+    """The plan for one host. `restart`: even if nothing differs.
+
+    Args:
+        now: epoch seconds, for the release's expiry.
+    """
+    diffs = tuple(_diffs(found, wanted))
+    switched = [diff for diff in diffs if diff.name in wanted.switched]
+    changed = found.live != offer.id or bool(switched) or restart
+    lacking = [] if not changed else _lacking(found, offer)
+    new = found.live != offer.id
+    return Plan(
+        host=host,
+        live=found.live,
+        release=offer.id,
+        steps=tuple(_steps(found, offer, bool(lacking))) if changed else (),
+        diffs=diffs,
+        delta=tuple(_delta(found, offer)) if new else (),
+        blobs=len(lacking),
+        send_bytes=sum(part.size for part in lacking),
+        wire_bytes=sum(part.wire for part in lacking),
+        round_trips=(_UNTIL_LIVE + _TO_CONFIRM) if changed else _UNTIL_LIVE - 1,
+        drift=tuple(drift(found, wanted)),
+        notes=tuple(_notes(found, offer)) if changed else (),
+        problems=tuple(_problems(found, wanted, offer, lacking, now)),
+        rollback=_way_back(found, new=new),
+    )
+
+
+def _steps(found: HostState, offer: Offer, sends: bool) -> list[str]:
+    steps = ["send"] if sends else []
+    if offer.lock not in found.runtimes:
+        steps.append("build runtime")
+    return [*steps, "stage", "check", "switch", "restart", "soak", "confirm", "commit"]
+
+
+def _lacking(found: HostState, offer: Offer) -> list[Part]:
+    offsets = {sha256: have for sha256, have in found.missing}
+    parts = {p.sha256: p for p in offer.parts if p.sha256 in offsets}
+    if offer.lock in found.runtimes:
+        files = {p.sha256 for p in offer.files}
+        parts = {sha256: part for sha256, part in parts.items() if sha256 in files}
+    return [
+        Part(
+            part.path,
+            part.size - offsets[sha256],
+            sha256,
+            round(part.wire * (1 - offsets[sha256] / max(1, part.size))),
+            part.source,
+        )
+        for sha256, part in parts.items()
+    ]
+
+
+def _delta(found: HostState, offer: Offer) -> list[Delta]:
+    before = {path: sha256 for path, _, sha256 in found.live_files}
+    sizes = {path: size for path, size, _ in found.live_files}
+    rows = []
+    for part in offer.files:
+        how = "new" if part.path not in before else "changed"
+        if before.get(part.path) == part.sha256:
+            how = "same"
+        rows.append(Delta(part.path, how, part.size))
+    kept = {part.path for part in offer.files}
+    return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in kept]
+
+
+def _diffs(found: HostState, wanted: Desired) -> list[Diff]:
+    pairs = {name: (found.units.get(name), text) for name, text in wanted.units.items()}
+    pairs["service.json"] = (found.service_settings, wanted.service_settings)
+    return [
+        Diff(name, unified(before or "", after or "", name))
+        for name, (before, after) in pairs.items()
+        if before != after
+    ]
+
+
+def unified(before: str, after: str, name: str) -> str:
+    """A unified diff without the two lines of file names' times."""
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), f"{name} (host)", f"{name} (here)", lineterm=""
+    )
+    return "\n".join(lines)
+
+
+def drift(found: HostState, wanted: Desired) -> list[str]:
+    """What stands on the host that neither the code nor a deploy has put there."""
+    if not found.exists:
+        return []
+    told = []
+    if found.live:
+        told += [f"{name} was changed or is missing" for name in _changed_units(found, wanted)]
+        rehearsal = found.rehearsal
+        if not rehearsal.get("ready", True):
+            told.append(f"the live release was changed: {rehearsal.get('why')}")
+        if found.live not in [entry["release"] for entry in found.history]:
+            told.append(f"{found.live} is live, but was never committed here")
+        if found.process.get("active") != "active":
+            told.append(f"the service is {found.process.get('active') or 'unknown'}")
+        answering = found.health.get("release")
+        if answering not in (None, found.live):
+            told.append(f"the running process serves {answering}, not {found.live}")
+    told += _flag_drift(found, wanted)
+    told += [f"releases/{name} is nothing a deploy made" for name in found.foreign]
+    known = {e["release"] for e in [*found.history, *found.bad]}
+    if found.pending:
+        known.add(found.pending["to"])
+    told += [
+        f"releases/{name} was never live here (an unfinished deploy; harmless)"
+        for name in found.releases
+        if name not in known
+    ]
+    return told
+
+
+def _changed_units(found: HostState, wanted: Desired) -> list[str]:
+    return [name for name, text in wanted.units.items() if found.units.get(name) != text]
+
+
+def _flag_drift(found: HostState, wanted: Desired) -> list[str]:
+    if found.env is None:
+        return [".env is missing"]
+    try:
+        present = envfile.parse(found.env)
+    except envfile.EnvFileError as error:
+        return [f".env can't be understood: {error}"]
+    told = [
+        f".env holds {key}, which the inventory does not know"
+        for key in present
+        if key not in wanted.flags and key not in envfile.FLAGS
+    ]
+    for key, value in wanted.flags.items():
+        if key != "ML_ENABLE_STACKING" and present.get(key) != value:
+            told.append(f".env has not {key} as the inventory says; invoke provision sets it")
+    return told
+
+
+def _notes(found: HostState, offer: Offer) -> list[str]:
+    if found.live == offer.id:
+        return ["the release stays, and so do its flags"]
+    failed = [entry["reason"] for entry in found.bad if entry["release"] == offer.id]
+    told = [f"this release failed on this host before: {reason}" for reason in failed]
+    if found.env and "ML_ENABLE_STACKING=1" in found.env.splitlines():
+        told.append("stacking goes back to shadow: its evidence was about the release before")
+    return told
+
+
+def _problems(
+    found: HostState, wanted: Desired, offer: Offer, lacking: Sequence[Part], now: float
+) -> list[Problem]:
+    if not found.exists:
+        return [Problem("the host is not provisioned", "invoke provision")]
+    told = _occupied(found)
+    if found.agent_archive != wanted.agent_archive:
+        told.append(Problem("bin/macd-host.pyz is not of this version", "invoke provision"))
+    for name in ("app", "env"):
+        made_for, here = getattr(offer, name), wanted.accepts[name]
+        if made_for != here:
+            told.append(Problem(f"it was made for {name} {made_for}, this host is {here}"))
+    if offer.expires < now:
+        told.append(Problem("the release has expired", "invoke release makes a new one"))
+    highest = found.serial.get("serial", 0)
+    if offer.serial < highest or (
+        offer.serial == highest and found.serial.get("release") != offer.id
+    ):
+        what = f"its serial {offer.serial} is not above {highest}, which was seen here before"
+        told.append(Problem(what, "older releases come back by invoke rollback"))
+    return told + _cannot_fit(found, offer, lacking)
+
+
+def _occupied(found: HostState) -> list[Problem]:
+    told = []
+    if found.lock:
+        told.append(Problem(f"{found.lock.get('who')} holds the deploy lock", "wait for it"))
+    if found.pending and found.pending.get("runner"):
+        at = f"activation {found.pending['number']} is under way ({found.pending['state']})"
+        told.append(Problem(at, "invoke deploy --attach follows it"))
+    return told
+
+
+def _cannot_fit(found: HostState, offer: Offer, lacking: Sequence[Part]) -> list[Problem]:
+    told = []
+    if offer.wheels and offer.python and offer.python != found.python.get("version"):
+        what = f"locked for Python {offer.python}, the host has {found.python.get('version')}"
+        told.append(Problem(what, "invoke release locks for the host's Python"))
+    unsendable = [part.path for part in lacking if part.source is None]
+    if unsendable and any(part.source for part in offer.parts):
+        what = f"wheels that neither the host nor this machine has: {', '.join(unsendable)}"
+        told.append(Problem(what, "invoke release makes the lock and its wheels again"))
+    needed = sum(part.size for part in lacking)
+    if needed > found.free:
+        told.append(Problem(f"{needed} bytes to receive, {found.free} free there", "make room"))
+    return told
+
+
+def _way_back(found: HostState, *, new: bool) -> Mapping[str, Any]:
+    """Where a failed or regretted change would lead: what is live now, or its predecessor."""
+    return found.rehearsal if new and found.live else found.rollback

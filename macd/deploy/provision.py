@@ -1,0 +1,106 @@
+"""Converge a host to the inventory: one question, one answer, each change told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from macd.deploy import archive, desired, state
+from macd.deploy.plan import unified
+from macd.inventory import Host, Inventory
+from macd.remote.session import open_session
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that was (or, dry, would be) changed; `diff` where it is a text."""
+
+    what: str
+    name: str
+    how: str
+    diff: str = ""
+
+
+@dataclass(frozen=True)
+class Provisioned:
+    """What it took. `missing`: programs the host lacks, each with the package that has it."""
+
+    host: str
+    app: str
+    changes: Sequence[Change]
+    missing: Sequence[Mapping[str, Any]]
+    restart_wanted: bool
+
+    @property
+    def lacks_needed(self) -> bool:
+        return any(one["needed"] for one in self.missing)
+
+
+def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = False) -> Provisioned:
+    """Bring one host to the desired state; a second time changes nothing.
+
+    Raises:
+        RefusedError: a deploy is at work there, or the login may not do it.
+        UsageError: the inventory names no allowed_signers file.
+    """
+    signers = desired.allowed_signers(inventory)
+    with open_session(host, inventory, modules=state.MODULES) as session:
+        found = state.observed(state.ask(session, host, inventory))
+        wanted = desired.render(host, inventory, found)
+        files = [
+            _file("bin/macd-host.pyz", archive.build(), 0o644),
+            _file("state/allowed_signers", signers, 0o644),
+            _file("service.json", wanted.service_settings.encode(), 0o644),
+        ]
+        revoked = inventory.release.revoked
+        if revoked is not None and revoked.is_file():
+            files.append(_file("state/revoked.krl", revoked.read_bytes(), 0o644))
+        told = session.call(
+            "provision",
+            app=host.app_dir,
+            scope=host.scope,
+            account=wanted.account,
+            directories=_directories(wanted.account, socket=inventory.service.socket),
+            files=files,
+            flags=dict(wanted.flags),
+            units=dict(wanted.units),
+            enable=[name for name, text in wanted.units.items() if text is not None],
+            who=who,
+            dry_run=dry_run,
+        )
+    changes = [_change(one) for one in told["changes"]]
+    touched = {change.name for change in changes if change.what == "unit"}
+    return Provisioned(
+        host=host.name,
+        app=told["app"],
+        changes=changes,
+        missing=told["missing"],
+        restart_wanted=found.live is not None and bool(touched & set(wanted.switched)),
+    )
+
+
+def _file(path: str, data: bytes, mode: int) -> dict[str, Any]:
+    return {"path": path, "data": data, "mode": mode}
+
+
+def _directories(account: str, *, socket: bool) -> list[dict[str, Any]]:
+    """Parents first. The account owns only what it writes."""
+    plain = ["", "bin", "blobs", "releases", "runtimes", "data", "state", "state/activations"]
+    made: list[dict[str, Any]] = [
+        {"path": path, "mode": 0o755, "owner": ""} for path in [*plain, "state/gate"]
+    ]
+    run_owner = "" if socket else account
+    return [
+        *made,
+        {"path": "state/run", "mode": 0o755, "owner": run_owner},
+        {"path": "state/snapshots", "mode": 0o700, "owner": ""},
+        {"path": "data/live", "mode": 0o750, "owner": account},
+    ]
+
+
+def _change(told: Mapping[str, Any]) -> Change:
+    diff = ""
+    if "after" in told:
+        diff = unified(told.get("before", ""), told["after"], told["name"].rpartition("/")[2])
+    return Change(told["what"], told["name"], told["how"], diff)

@@ -1,0 +1,83 @@
+"""What a host says of itself before a deploy: one question, one answer, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from macd.inventory import Host, Inventory
+from macd.remote.pending import Pending
+from macd.remote.session import Session
+
+MODULES = ("deploying", "provisioning")
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The answer of deploy_facts (macd/host/deploying.py); times are epoch seconds there.
+
+    `units` maps unit name to its text or None; `missing` lists [sha256, bytes already there].
+    """
+
+    app: str
+    exists: bool
+    python: Mapping[str, str]
+    endpoint: str
+    live: str | None = None
+    live_files: Sequence[Sequence[Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    bad: Sequence[Mapping[str, Any]] = ()
+    releases: Sequence[str] = ()
+    foreign: Sequence[str] = ()
+    runtimes: Sequence[str] = ()
+    serial: Mapping[str, Any] = field(default_factory=dict)
+    pending: Mapping[str, Any] | None = None
+    lock: Mapping[str, Any] | None = None
+    process: Mapping[str, Any] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, str | None] = field(default_factory=dict)
+    env: str | None = None
+    service_settings: str | None = None
+    agent_archive: str | None = None
+    allowed_signers: str | None = None
+    missing: Sequence[Sequence[Any]] = ()
+    rollback: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    free: int = 0
+
+    @property
+    def serves_well(self) -> bool:
+        """What answers is the live release, run by systemd, in good health."""
+        return (
+            self.live is not None
+            and self.health.get("release") == self.live
+            and self.health.get("status") == "ok"
+            and self.process.get("active") == "active"
+        )
+
+
+def ask(
+    session: Session, host: Host, inventory: Inventory, wanted: Sequence[tuple[str, int]] = ()
+) -> Pending:
+    """Put the question without waiting; `observed` reads the answer."""
+    return session.submit(
+        "deploy_facts",
+        app=host.app_dir,
+        unit=f"{host.unit}.service",
+        units=unit_names(host),
+        scope=host.scope,
+        endpoint=inventory.service.health,
+        wanted=[list(one) for one in wanted],
+    )
+
+
+def observed(answer: Pending) -> HostState:
+    """Wait for the answer of `ask`."""
+    return HostState(**answer.result())
+
+
+def unit_names(host: Host) -> list[str]:
+    """Every unit of ours: the service, its socket, and what ends an interrupted activation."""
+    return [f"{host.unit}.service", f"{host.unit}.socket", f"{host.unit}-recover.service"]
