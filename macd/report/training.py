@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from macd.report import model_figures, tables
 from macd.report import training_figures as figures
 from macd.report.charts import interval_text
-from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
-from macd.report.run import HEADS, NAMES, TrainingRun, read_run
+from macd.report.page import render, write_page
+from macd.report.run import NAMES, TrainingRun, read_run
+from macd.report.tables import brief
 
 PAGE = "report.html"
 
@@ -35,21 +37,22 @@ class Tile:
     note: str
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: Path, *, host: str = "") -> Path:
     """Make run_dir/report.html from what the training left there; returns its path.
 
-    Stages that did not run are shown as not run. Raises UsageError when the directory holds no
-    training, MacdError when a file in it is damaged.
+    `host`: where it ran, which the run itself does not know. Stages that did not run are shown as
+    not run. Raises UsageError when the directory holds no training, MacdError when a file in it is
+    damaged.
     """
-    return write_page(run_dir / PAGE, page(read_run(run_dir)))
+    return write_page(run_dir / PAGE, page(read_run(run_dir), host))
 
 
-def page(run: TrainingRun) -> str:
+def page(run: TrainingRun, host: str = "") -> str:
     """The HTML of a run's page."""
     return render(
         "training_report.html.j2",
         run=run,
-        title=f"Training {_market(run)}",
+        title=f"Training {tables.market(run)}",
         verdict=verdict(run),
         headline=headline(run),
         tiles=tiles(run),
@@ -57,7 +60,7 @@ def page(run: TrainingRun) -> str:
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
         move=f"{100 * float(run.metrics.get('min_move', 0)):g} %",
-        all_figures=_all_auc(run),
+        all_figures=tables.all_auc(run),
         validation=figures.auc_by_head(run, "val") if run.models else [],
         holdout=figures.auc_by_head(run, "test") if run.models else [],
         folds=figures.auc_by_fold(run),
@@ -67,13 +70,14 @@ def page(run: TrainingRun) -> str:
         curves=figures.curves(run),
         calibration=figures.calibration(run),
         spread=figures.spread(run),
-        weights=figures.weights(run),
-        importance=figures.importance(run),
+        weights=model_figures.weights(run),
+        importance=model_figures.importance(run),
+        attention=model_figures.attention(run),
         findings=run.findings,
-        split=_split(run),
+        split=tables.split(run),
         durations=figures.durations(run),
-        fits=_fits(run),
-        facts=_facts(run),
+        fits=tables.fits(run),
+        facts=tables.facts(run, host),
         files=run.result.get("files", []),
         missing=[name for name in ("lgbm", "lstm", "tft", "stacking") if name not in run.models],
         names=NAMES,
@@ -130,7 +134,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
             f"bars that moved more than {move}; nobody knows these in advance",
         ),
         _tile("The same on ALL bars", made["val_all"], "what production meets"),
-        _tile("The same on the holdout", made["test"], f"all bars {_brief(made['test_all'])}"),
+        _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     if baseline is not None:
         note = "what trailing volatility alone reaches on the same bars"
@@ -152,10 +156,6 @@ def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
     if made["value"] is None:
         return Tile(title, "–", "not known", note)
     return Tile(title, value, f"[{interval}" if interval else "no interval", note)
-
-
-def _brief(made: Mapping[str, Any]) -> str:
-    return interval_text(made["value"], made["low"], made["high"])
 
 
 def cautions(run: TrainingRun) -> list[str]:
@@ -182,21 +182,21 @@ def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
     made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
     val, test, told = made["val"], made["test"], []
+    # A model may hold the baseline upside down, so its distance from a half is what counts.
+    known = baseline is not None and baseline["val"]["value"] is not None
+    reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and known else 0.0
     if val["low"] is not None and val["low"] <= 0.5:
         told.append(f"The interval of {NAMES[model]} {head} holds 0.5: chance explains it.")
+    elif val["low"] is not None and val["low"] <= 0.5 + reach:
+        told.append(
+            f"Volatility alone stands {reach:.3f} from chance, within the interval of "
+            f"{NAMES[model]} {head}."
+        )
     if None not in (val["value"], test["value"]) and abs(test["value"] - val["value"]) >= 0.02:
         told.append(
             f"Holdout and validation differ by {abs(test['value'] - val['value']):.3f}: the regime "
             "changed or luck had a part; the validation has more bars behind it."
         )
-    if baseline and None not in (val["low"], baseline["val"]["value"]):
-        # A model may hold the baseline upside down, so its distance from a half is what counts.
-        reach = 0.5 + abs(baseline["val"]["value"] - 0.5)
-        if val["low"] <= reach:
-            told.append(
-                f"Volatility alone stands {reach - 0.5:.3f} from chance, within the interval of "
-                f"{NAMES[model]} {head}."
-            )
     return told
 
 
@@ -207,100 +207,3 @@ def mark(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
     if outcome["level"] == "block":
         return "✗", "not met, blocks a release", "bad"
     return "⚠", "not met, warns", "warn"
-
-
-def _all_auc(run: TrainingRun) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for model, heads in run.models.items():
-        for head in HEADS:
-            made = heads[head]
-            val = made["val"]
-            best = " ★" if run.metrics["best_head"].get(model) == head else ""
-            rows.append(
-                (
-                    f"{NAMES[model]} {head}{best}",
-                    *(_brief(made[part]) for part in ("val", "val_all", "test", "test_all")),
-                    val["n"],
-                    f"{val['effective_n']:,.0f}",
-                    "–" if val["base_rate"] is None else f"{val['base_rate']:.3f}",
-                    "–" if val["brier"] is None else f"{val['brier']:.4f}",
-                )
-            )
-    head_cells = (
-        "model, head",
-        "validation",
-        "all bars",
-        "holdout",
-        "holdout, all bars",
-        "bars",
-        "effective",
-        "share up",
-        "Brier",
-    )
-    return Table(head_cells, rows)
-
-
-def _split(run: TrainingRun) -> Table | None:
-    folds = run.metrics.get("folds", [])
-    if not folds:
-        return None
-    rows: list[tuple[Cell, ...]] = [
-        (f"fold {fold['fold']}", *(moment(at) for at in (*fold["train"], *fold["test"])))
-        for fold in folds
-    ]
-    last = run.metrics["holdout"]
-    rows.append(("holdout", "–", "–", moment(last["from"]), moment(last["to"])))
-    return Table(("", "trained from", "to", "judged from", "to"), rows)
-
-
-def _fits(run: TrainingRun) -> Table | None:
-    fits = run.metrics.get("fits", [])
-    if not fits:
-        return None
-    rows: list[tuple[Cell, ...]] = []
-    for fit in fits:
-        name = "before holdout" if fit["fold"] < 0 else f"fold {fit['fold']}"
-        label = f"{NAMES.get(fit['family'], fit['family'])} {name}"
-        rows.append((label, str(fit["seed"]), seconds(fit["seconds"]), fit["peak_mb"]))
-    return Table(("fit", "seed", "time", "peak MiB"), rows)
-
-
-def _facts(run: TrainingRun) -> list[tuple[str, str]]:
-    m, s, r = run.metrics, run.settings, run.result
-    bars = m.get("bars", {})
-    about = run.job.get("about") or {}
-    cross = ", ".join(m.get("cross") or s.get("cross") or []) or "none"
-    libraries = ", ".join(f"{k} {v}" for k, v in m.get("libraries", {}).items())
-    params = "; ".join(
-        f"{NAMES.get(name, name)}: " + _flat(meta.get("params", {}))
-        for name, meta in run.metas.items()
-    )
-    told = [
-        ("Run", run.run_id),
-        ("Began, ended (UTC)", f"{moment(run.started)} – {moment(run.ended)}"),
-        ("Took", seconds(r.get("seconds"))),
-        ("Host", str(about.get("host") or "not recorded")),
-        ("Devices", ", ".join(m.get("devices", [])) or "–"),
-        ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
-        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),
-        ("Mode", str(r.get("mode") or s.get("mode") or "–")),
-        ("Cross assets", cross),
-        ("Bars", f"{cell(bars.get('rows'))}, last {moment(bars.get('last'))}" if bars else "–"),
-        ("Embargo", f"{s.get('embargo', '–')} bars"),
-        ("Data digest", str(m.get("data_digest") or r.get("data_digest") or "–")),
-        ("Feature schema", str(m.get("schema_hash", "–"))),
-        ("Code digest", str(m.get("code_digest", "–"))),
-        ("Parameters", params or "–"),
-        ("Libraries", libraries or "–"),
-    ]
-    return [*told, *((f"Job: {k}", str(v)) for k, v in about.items() if k != "host")]
-
-
-def _flat(params: Mapping[str, Any]) -> str:
-    inner = params.get("loop", {})
-    plain = {k: v for k, v in params.items() if k != "loop"} | dict(inner)
-    return ", ".join(f"{k} {v}" for k, v in plain.items())
-
-
-def _market(run: TrainingRun) -> str:
-    return f"{run.metrics.get('symbol') or run.settings.get('symbol', '')} {run.tf}".strip()

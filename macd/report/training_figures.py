@@ -1,4 +1,4 @@
-"""The drawings of a training's page: which numbers go into which chart, and their tables."""
+"""The drawings of what a training reached: which numbers go into which chart, and their tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from macd.report.run import HEADS, MODELS, NAMES, TrainingRun
 from macd.report.svg import around, finite
 
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective")
-_COLOURS = {name: at for at, name in enumerate(MODELS)}
-TOP = 20
-FLAT = 0.1  # the least slope a calibration may get (macd.train.stacking)
+COLOURS = {name: at for at, name in enumerate(MODELS)}
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
@@ -28,7 +26,7 @@ def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
             for reading, muted in ((part, False), (f"{part}_all", True)):
                 made = heads[head][reading]
                 name = "· all bars" if muted else NAMES[model]
-                rows.append(_line(name, made, _COLOURS[model], muted=muted))
+                rows.append(_line(name, made, COLOURS[model], muted=muted))
                 whole = f"{NAMES[model]}, {'all bars' if muted else 'moves'}"
                 told.append(_cells(whole, made))
         title = f"{head} ahead, {where}"
@@ -52,9 +50,9 @@ def auc_by_fold(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
         domain = _domain({model: heads}, ("val", "test"), folds=True)
         for head in HEADS:
             made = heads[head]
-            rows = [_line(f"fold {f['fold']}", f, _COLOURS[model]) for f in made["folds"]]
-            rows.append(_line("folds pooled", made["val"], _COLOURS[model], strong=True))
-            rows.append(_line("holdout", made["test"], _COLOURS[model], strong=True))
+            rows = [_line(f"fold {f['fold']}", f, COLOURS[model]) for f in made["folds"]]
+            rows.append(_line("folds pooled", made["val"], COLOURS[model], strong=True))
+            rows.append(_line("holdout", made["test"], COLOURS[model], strong=True))
             told = [_cells(f"fold {f['fold']}", f) for f in made["folds"]]
             told += [_cells("folds pooled", made["val"]), _cells("holdout", made["test"])]
             title = f"{NAMES[model]} {head}"
@@ -145,7 +143,7 @@ def calibration(run: TrainingRun) -> list[Figure]:
             bins,
             title=f"Reliability, {title}",
             desc="Ten equally filled bins; on the diagonal the probabilities are honest",
-            series=_COLOURS[model],
+            series=COLOURS[model],
         )
         table = Table(("predicted", "came true", "from", "to", "bars"), told)
         figures.append(Figure(title, svg, table, note))
@@ -181,63 +179,10 @@ def spread(run: TrainingRun) -> list[Figure]:
             x_label="predicted probability",
             y_label="bars",
             reference=0.5,
-            series=_COLOURS[model],
+            series=COLOURS[model],
         )
         rows = [(f"{edges[k]:.3f} to {edges[k + 1]:.3f}", counts[k]) for k in used]
         figures.append(Figure(title, svg, Table(("probability", "bars"), rows)))
-    return figures
-
-
-def weights(run: TrainingRun) -> list[Figure]:
-    """The final meta-model's weights on its standardised inputs, by head."""
-    figures = []
-    heads = run.stacking.get("heads", {})
-    for head in [h for h in HEADS if h in heads]:
-        made = heads[head]
-        items = list(zip(made["inputs"], made["meta_coefficients"], strict=True))
-        told: list[tuple[Cell, ...]] = [*items]
-        for name in ("intercept", "slope", "offset", "oof_meta_auc"):
-            told.append((name, made.get(name)))
-        for name in ("n_oof_samples", "n_oof_scored"):
-            told.append((name, made.get(name)))
-        title = f"Weights at {head}"
-        svg = charts.bars(
-            items,
-            title=f"Stacking: {title.lower()}",
-            desc="Change of the log-odds per standard deviation of each input",
-            label="log-odds per standard deviation",
-            form="{:+.3f}",
-            series=_COLOURS["stacking"],
-        )
-        note = (
-            f"learnt from {made['n_oof_samples']:,} out-of-fold bars, judged on "
-            f"{made['n_oof_scored']:,}: AUC {made['oof_meta_auc']:.3f}; calibration slope "
-            f"{made['slope']:.2f}"
-        )
-        if made["slope"] <= FLAT:
-            note += ", its lower limit: the out-of-fold scores of this head told nothing"
-        figures.append(Figure(title, svg, Table(("input", "value"), told), note))
-    return figures
-
-
-def importance(run: TrainingRun) -> list[Figure]:
-    """The features a family leans on most, as shares of all it uses."""
-    figures = []
-    for model, shares in run.metrics.get("importance", {}).items():
-        ranked = sorted(shares.items(), key=lambda item: -item[1])
-        top = [(name, 100 * share) for name, share in ranked[:TOP]]
-        rest = sum(share for _, share in ranked[TOP:])
-        title = f"{NAMES.get(model, model)}: top {len(top)} of {len(ranked)} features"
-        svg = charts.bars(
-            top,
-            title=title,
-            desc="Share of the total gain, mean over the heads",
-            label="% of the gain",
-            form="{:.1f}",
-            series=_COLOURS.get(model, 0),
-        )
-        note = f"the other {max(0, len(ranked) - TOP)} share {100 * rest:.0f} % of the gain"
-        figures.append(Figure(title, svg, Table(("feature", "% of the gain"), top), note))
     return figures
 
 
@@ -248,7 +193,7 @@ def surrogates(run: TrainingRun) -> list[Figure]:
         name = NAMES.get(model, model)
         for head in [h for h in HEADS if h in heads]:
             made = heads[head]
-            colour = _COLOURS.get(model, 0)
+            colour = COLOURS.get(model, 0)
             rows = [
                 Interval(f"series {at}", value, series=colour, muted=True)
                 for at, value in enumerate(made["values"], start=1)

@@ -1,0 +1,253 @@
+"""The page of a real training, opened in a real browser: it stands alone and fits its readers.
+
+One small run is made with `python -m macd.train` for this file; every test looks at its page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.errors import MacdError
+from macd.market.bars import read_bars, write_bars
+from macd.report import training
+from tests.browser import Browser, chromium
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
+SMALL: dict[str, Any] = {
+    "stages": ["verify", "lgbm", "lstm", "tft", "stacking"],
+    "folds": 2,
+    "initial": 0.3,
+    "surrogates": 1,
+    "workers": 1,
+    "device": "cpu",
+    "params": {
+        "lgbm": {"rounds": 5},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
+    },
+}
+
+
+def train(out: Path, data: Path, **changes: Any) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    settings = out.parent / f"{out.name}.json"
+    settings.write_text(json.dumps({**SMALL, "data": str(data), "out": str(out), **changes}))
+    subprocess.run(
+        [sys.executable, "-m", "macd.train", "--settings", str(settings)],
+        cwd=ROOT,
+        env={**os.environ, "ML_STACKING_MIN_SAMPLES": "100", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("bars")
+    write_bars(read_bars(SAMPLE)[:2400], where / "BTCUSD_1h.parquet")
+    return where
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "20260325T120000Z-report"
+    train(out, bars)
+    training.write(out, host="h800")
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def copy(run_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the run without its cache, to change things in."""
+    return Path(
+        shutil.copytree(run_dir, tmp_path / run_dir.name, ignore=shutil.ignore_patterns("cache"))
+    )
+
+
+def url(run: Path) -> str:
+    return (run / training.PAGE).as_uri()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_stands_alone_and_fits(
+    run_dir: Path, browser: Browser, width: int, dark: bool, tmp_path: Path
+) -> None:
+    page = browser.open(url(run_dir), width=width, dark=dark)
+    assert page.complaints == []
+    assert page.requests == [url(run_dir)], "the page asks for nothing else"
+    assert page.run("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
+    # letters in charts keep a readable size at every width
+    smallest = page.run(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(t =>"
+        " parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+    )
+    assert smallest >= 8.5
+    paper = page.run("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(n) for n in re.findall(r"\d+", paper)[:3])
+    assert (brightness < 200) is dark
+    assert page.screenshot(tmp_path / "page.png").stat().st_size > 20_000
+
+
+def test_no_words_lie_on_each_other_in_any_chart(run_dir: Path, browser: Browser) -> None:
+    page = browser.open(url(run_dir), width=390)
+    overlaps = page.run(
+        """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+          const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent,
+            t.getBoundingClientRect()]);
+          const out = [];
+          for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
+            const [a, b] = [boxes[i][1], boxes[j][1]];
+            const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+            const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+            if (w > 1 && h > 4) out.push(svg.querySelector('title').textContent + ': ' +
+              boxes[i][0] + ' / ' + boxes[j][0]);
+          }
+          return out; })"""
+    )
+    assert overlaps == []
+    outside = page.run(
+        """[...document.querySelectorAll('svg.chart text')].filter(t => {
+          const box = t.getBoundingClientRect();
+          return box.left < 0 || box.right > innerWidth; }).map(t => t.textContent)"""
+    )
+    assert outside == []
+
+
+def test_every_chart_has_a_name_and_its_numbers_as_a_table(run_dir: Path, browser: Browser) -> None:
+    page = browser.open(url(run_dir))
+    charts = page.run("document.querySelectorAll('svg.chart').length")
+    named = page.run("document.querySelectorAll('svg.chart[role=img][aria-label] > title').length")
+    tabled = page.run("document.querySelectorAll('figure svg.chart ~ details table').length")
+    # 6 AUC, 5 models x 3 heads by fold, 3 surrogates, 2 x 2 curves, 5 + 4 reliability, 3 stacking,
+    # 2 importance, 1 attention, 1 durations
+    assert charts == named == tabled == 6 + 15 + 3 + 4 + 9 + 3 + 2 + 1 + 1
+    assert page.run("document.querySelectorAll('svg.chart').length") == page.run(
+        "new Set([...document.querySelectorAll('svg.chart')].map(s => s.ariaLabel)).size"
+    )
+    broken = page.run(
+        "[...document.querySelectorAll('nav a')].filter(a =>"
+        " !document.querySelector(a.hash)).length"
+    )
+    assert broken == 0
+
+
+def test_says_what_the_run_wrote(run_dir: Path, browser: Browser) -> None:
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    criteria = json.loads((run_dir / "criteria.json").read_text())
+    words = browser.open(url(run_dir)).run("document.body.innerText")
+    best = metrics["best_head"]["stacking"]
+    for model, part in (("stacking", "val"), ("stacking", "val_all"), ("volatility", "val")):
+        made = metrics["models"][model][best][part]
+        assert f"{made['value']:.3f}" in words
+        assert f"[{made['low']:.3f}, {made['high']:.3f}]".replace("0.", ".") in words
+    assert f"{metrics['models']['stacking'][best]['val']['effective_n']:,.0f}" in words
+    assert metrics["data_digest"] in words
+    assert run_dir.name in words
+    assert "h800" in words
+    met = sum(o["ok"] for o in criteria)
+    assert f"{met} of {len(criteria)} criteria met" in words
+    for outcome in criteria:
+        assert outcome["title"] in words
+    signs = browser.open(url(run_dir)).run(
+        "[...document.querySelectorAll('#criteria .sign')].map(e => e.textContent).join('')"
+    )
+    assert signs == "".join("✓" if o["ok"] else "✗" for o in criteria)
+
+
+def test_a_run_of_one_stage_says_what_did_not_run(
+    bars: Path, browser: Browser, tmp_path: Path
+) -> None:
+    out = tmp_path / "only-lgbm"
+    train(out, bars, mode="lgbm")
+    training.write(out)
+    page = browser.open(url(out), width=390)
+    assert page.complaints == []
+    words = page.run("document.body.innerText")
+    for told in (
+        "LSTM has no figures in this run.",
+        "Stacking has no figures in this run.",
+        "The audit runs with the stacking stage.",
+        "LightGBM has no epochs.",
+        "No leak audit ran",
+    ):
+        assert told in words
+    assert "LightGBM 5h" in words
+
+
+def test_hostile_text_in_a_run_stays_text(copy: Path, browser: Browser) -> None:
+    evil = (
+        "<script>document.title='owned'</script><img src=http://x.invalid/a.png onerror=alert(1)>"
+    )
+    for name in ("metrics.json", "criteria.json", "leak_audit.json", "settings.json"):
+        content = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(_poisoned(content, evil)))
+    training.write(copy)
+    page = browser.open(url(copy))
+    assert page.requests == [url(copy)]
+    assert page.complaints == []
+    assert page.run("document.querySelectorAll('script, body img').length") == 0
+    assert evil in page.run("document.body.innerText")
+
+
+def _poisoned(value: Any, evil: str, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _poisoned(v, evil, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_poisoned(v, evil, key) for v in value]
+    if isinstance(value, str) and key in ("symbol", "detail", "title", "profile", "code_digest"):
+        return value + evil
+    return value
+
+
+def test_a_failed_run_says_where_why_and_what_to_do(copy: Path, browser: Browser) -> None:
+    failure = {
+        "state": "failed",
+        "stage": "lstm",
+        "what": "lstm: the loss became nan in epoch 2",
+        "why": "the weights diverged",
+        "hint": "train with a lower learning rate",
+    }
+    (copy / "result.json").write_text(json.dumps(failure))
+    training.write(copy)
+    words = browser.open(url(copy)).run("document.querySelector('.verdict.bad').innerText")
+    assert "failed in stage lstm" in words
+    assert "figures below are from an earlier call" in words
+    for told in ("what", "why", "hint"):
+        assert failure[told] in words
+    (copy / "result.json").unlink()
+    training.write(copy)
+    words = browser.open(url(copy)).run("document.querySelector('.verdict.warn').innerText")
+    assert "has not finished" in words
+
+
+def test_a_damaged_file_is_named_and_an_old_page_stays(copy: Path) -> None:
+    old = (copy / training.PAGE).read_bytes()
+    (copy / "metrics.json").write_text('{"torn": ')
+    with pytest.raises(MacdError, match=r"metrics\.json of the run can't be read"):
+        training.write(copy)
+    assert (copy / training.PAGE).read_bytes() == old
+
+
+def test_no_run_no_page(tmp_path: Path) -> None:
+    with pytest.raises(MacdError, match="is not the directory of a training"):
+        training.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,169 @@
+"""What the page of a training says first: verdict, numbers, and the doubts it must not hide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.errors import MacdError, UsageError
+from macd.report import training
+from macd.report.run import HEADS, TrainingRun, read_run
+
+Made = dict[str, Any]
+
+
+def auc(value: float | None, half: float = 0.02, n: int = 1000) -> Made:
+    ends = (None, None) if value is None else (value - half, value + half)
+    return {
+        "value": value,
+        "low": ends[0],
+        "high": ends[1],
+        "n": n,
+        "effective_n": n / 5,
+        "base_rate": 0.5,
+        "brier": 0.25,
+    }
+
+
+def model(val: float, test: float, half: float = 0.02) -> Made:
+    head = {
+        "val": auc(val, half),
+        "val_all": auc(val - 0.01, half),
+        "test": auc(test, half),
+        "test_all": auc(test - 0.01, half),
+        "folds": [{"fold": 0, **auc(None)}, {"fold": 1, **auc(val, half)}],
+        "reliability": [],
+    }
+    return dict.fromkeys(HEADS, head)
+
+
+def outcome(name: str, ok: bool, level: str = "block") -> Made:
+    return {"name": name, "title": f"the {name}", "ok": ok, "level": level}
+
+
+def run(models: Made | None = None, **changes: Any) -> TrainingRun:
+    models = {"stacking": model(0.56, 0.565), "volatility": model(0.50, 0.50)} | (models or {})
+    metrics = {
+        "models": models,
+        "best_head": dict.fromkeys(models, "5h"),
+        "min_move": 0.003,
+        "holdout": {"openings": 1},
+    }
+    values: Made = {
+        "directory": Path("runs/x"),
+        "result": {"state": "done", "mode": "all"},
+        "settings": {},
+        "metrics": metrics,
+        "criteria": (outcome("a", True),),
+        "audit": {"ok": True, "checks": []},
+        "findings": (),
+        "stacking": {},
+        "metas": {},
+        "job": {},
+        "started": None,
+        "ended": None,
+    }
+    return TrainingRun(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("criteria", "mood", "words"),
+    [
+        ([("a", True), ("b", True)], "good", "2 of 2 criteria met: a release may be made"),
+        ([("a", True), ("b", False, "warn")], "warn", "1 of 2 criteria met: a release may be made"),
+        ([("a", False), ("b", False, "warn")], "bad", "0 of 2 criteria met: a release is blocked"),
+    ],
+)
+def test_the_verdict_follows_the_criteria(criteria: list[Any], mood: str, words: str) -> None:
+    made = training.verdict(run(criteria=tuple(outcome(*c) for c in criteria)))
+    assert made.mood == mood
+    assert made.words.startswith(words)
+
+
+def test_only_what_blocks_is_named_as_blocking() -> None:
+    made = training.verdict(run(criteria=(outcome("hard", False), outcome("soft", False, "warn"))))
+    assert "the hard" in made.why
+    assert "the soft" not in made.why
+
+
+@pytest.mark.parametrize(
+    ("result", "mood", "words"),
+    [
+        ({}, "warn", "not finished"),
+        (
+            {"state": "failed", "stage": "tft", "what": "out of memory"},
+            "bad",
+            "failed in stage tft",
+        ),
+        ({"state": "cancelled", "stage": "run"}, "bad", "was stopped"),
+    ],
+)
+def test_a_run_that_did_not_end_well_is_never_praised(result: Made, mood: str, words: str) -> None:
+    made = training.verdict(run(result=result))
+    assert made.mood == mood
+    assert words in made.words
+    assert "release" not in made.words
+
+
+def test_a_clean_run_needs_no_caution() -> None:
+    assert training.cautions(run()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"audit": {"ok": False, "checks": [{"name": "peek", "ok": False}]}}, "(peek)"),
+        ({"audit": {}}, "No leak audit ran"),
+        ({"models": {"stacking": model(0.51, 0.515)}}, "chance explains it"),
+        ({"models": {"stacking": model(0.56, 0.60)}}, "differ by 0.040"),
+        ({"models": {"volatility": model(0.45, 0.45)}}, "Volatility alone stands 0.050"),
+        ({"models": {"volatility": model(0.55, 0.55)}}, "Volatility alone stands 0.050"),
+    ],
+)
+def test_doubts_are_said(changes: Made, told: str) -> None:
+    (words,) = training.cautions(run(**changes))
+    assert told in words
+
+
+def test_looking_at_the_holdout_again_is_said() -> None:
+    opened = run()
+    opened.metrics["holdout"]["openings"] = 3
+    (words,) = training.cautions(opened)
+    assert "3 different recipes" in words
+
+
+def test_the_headline_never_stands_without_all_bars_baseline_and_effective_n() -> None:
+    tiles = {tile.title: tile for tile in training.tiles(run())}
+    assert tiles["Stacking 5h, validation"].value == "0.560"
+    assert tiles["Stacking 5h, validation"].interval == "[.540, .580]"
+    assert tiles["The same on ALL bars"].value == "0.550"
+    assert tiles["The same on the holdout"].value == "0.565"
+    assert tiles["Volatility only"].value == "0.500"
+    assert (tiles["Effective sample"].value, tiles["Effective sample"].interval) == (
+        "200",
+        "of 1,000 bars",
+    )
+
+
+def test_the_headline_is_the_stack_then_the_nets_then_the_trees() -> None:
+    assert training.headline(run()) == "stacking"
+    only = run()
+    del only.metrics["models"]["stacking"]
+    only.metrics["models"] |= {"lgbm": model(0.6, 0.6), "lstm": model(0.55, 0.55)}
+    assert training.headline(only) == "lstm"
+    assert training.tiles(run(metrics={})) == []
+
+
+def test_reading_tells_no_run_from_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not the directory of a training"):
+        read_run(tmp_path)
+    (tmp_path / "settings.json").write_text("{}")
+    assert read_run(tmp_path).state == "unfinished"
+    (tmp_path / "events.jsonl").write_text('{"t": 0, "event": "run_started"}\n{"t": 60, "ev')
+    assert read_run(tmp_path).started == "1970-01-01T00:00:00+00:00", "a line on its way is no harm"
+    (tmp_path / "events.jsonl").write_text('{"t": 0}\nnonsense\n')
+    with pytest.raises(MacdError, match=r"events\.jsonl") as caught:
+        read_run(tmp_path)
+    assert "line 2" in caught.value.why
