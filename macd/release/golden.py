@@ -39,17 +39,9 @@ def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) 
     Raises:
         MacdError: too few bars, or a model fails on them: such a release must not be made.
     """
-    if len(bars) < BARS:
-        raise MacdError(
-            "too few bars for golden predictions",
-            why=f"{len(bars)} bars, {BARS} are needed",
-            hint="invoke data.fetch, or data.import",
-        )
-    kept = bars.tail(BARS)
-    start = kept["timestamp"][0]
-    others = {name: frame.filter(pl.col("timestamp") >= start) for name, frame in cross.items()}
-    rows = [int(r) for r in np.linspace(BARS - 240, BARS - 1, ROWS)]
-    found = _predict(kept, others, rows, scorer)
+    told = inputs(bars, cross)
+    kept, others = _frame(told["bars"]), {n: _frame(rows) for n, rows in told["cross"].items()}
+    found = _predict(kept, others, told["rows"], scorer)
     broken = [name for name, values in found.items() if not all(map(math.isfinite, values))]
     lacking = sorted({f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in HEADS} - set(found))
     if broken or lacking or scorer.errors:
@@ -59,13 +51,33 @@ def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) 
             hint="invoke health shows each model; then train again",
         )
     return {
+        **told,
         "tf": scorer.tf,
-        "bars": _plain(kept),
-        "cross": {name: _plain(frame) for name, frame in sorted(others.items())},
-        "rows": rows,
         "features_schema": scorer.schema,
         "expected": found,
         "tolerance": TOLERANCE,
+    }
+
+
+def inputs(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
+    """The part of a golden document that goes in: the newest bars, and which rows are asked.
+
+    Raises:
+        MacdError: too few bars.
+    """
+    if len(bars) < BARS:
+        raise MacdError(
+            "too few bars for golden predictions",
+            why=f"{len(bars)} bars, {BARS} are needed",
+            hint="invoke data.fetch, or data.import",
+        )
+    kept = bars.tail(BARS)
+    start = kept["timestamp"][0]
+    others = {name: frame.filter(pl.col("timestamp") >= start) for name, frame in cross.items()}
+    return {
+        "bars": _plain(kept),
+        "cross": {name: _plain(frame) for name, frame in sorted(others.items())},
+        "rows": [int(r) for r in np.linspace(BARS - 240, BARS - 1, ROWS)],
     }
 
 

@@ -43,11 +43,19 @@ class Item:
         return f"{text}\n    likely cause: {self.cause}\n    remedy: {self.remedy}"
 
 
-def check(top: Path, *, tf: str = "1h", lock: Mapping[str, str] | None = None) -> list[Item]:
+def check(
+    top: Path,
+    *,
+    tf: str = "1h",
+    lock: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> list[Item]:
     """Check the release (or run) in `top`.
 
     Args:
         lock: package -> version that must be installed; None leaves that out.
+        inputs: what golden.inputs gave, to run the models of a run on, which has no golden
+            predictions yet; these are not asked for then.
     """
     items = [_dependencies(lock)] if lock is not None else []
     try:
@@ -57,14 +65,24 @@ def check(top: Path, *, tf: str = "1h", lock: Mapping[str, str] | None = None) -
         remedy = "invoke release.verify names changed files; else train again"
         return [*items, Item("models", False, str(error), cause, remedy)]
     items.append(_features(scorer))
-    document = _document(top)
-    windows = _windows(document, scorer)
+    document = read_golden(top)
+    windows = _windows(inputs or document, scorer)
     items += [_family(family, scorer, windows) for family in FAMILIES]
     items.append(_stacking(scorer))
     if windows is not None:
         items.append(_batches(scorer, windows))
-    items.append(_golden(document, scorer))
+    if inputs is None:
+        items.append(_golden(document, scorer))
     return items
+
+
+def read_golden(top: Path) -> Mapping[str, Any] | None:
+    """The golden document of a release; None where there is none that can be read."""
+    try:
+        document = json.loads((top / GOLDEN).read_bytes())
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError):
+        return None
 
 
 def _dependencies(lock: Mapping[str, str]) -> Item:
@@ -178,14 +196,6 @@ def _golden(document: Mapping[str, Any] | None, scorer: Scorer) -> Item:
     cause = "models, features or a library differ from those of the training"
     remedy = "invoke release.verify, then invoke health: the item before this one may say more"
     return Item("golden predictions", False, outcome.detail, cause, remedy)
-
-
-def _document(top: Path) -> Mapping[str, Any] | None:
-    try:
-        document = json.loads((top / GOLDEN).read_bytes())
-        return document if isinstance(document, dict) else None
-    except (OSError, ValueError):
-        return None
 
 
 def _windows(document: Mapping[str, Any] | None, scorer: Scorer) -> Floats | None:

@@ -218,3 +218,17 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def proved_with(lock: Lock, constraints: Path) -> dict[str, str]:
+    """package -> version that must be installed here, where a release is proved.
+
+    The lock's own where it was made for a machine like this one, else the pins it was made from.
+    """
+    if Target.here().runs(lock):
+        return lock.versions
+    pins = {}
+    for line in constraints.read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition("==")
+        pins[re.sub(r"[-_.]+", "-", name.strip()).lower()] = version.strip()
+    return {name: pins[name] for name in lock.versions if name in pins}

@@ -1,0 +1,83 @@
+"""The model card: what these models are for, how good they are, and where not to trust them.
+
+Written from the manifest's own details, so that card and manifest can't disagree. The words stand
+in templates/card.html.j2 and templates/card.md.j2. Pure but for reading the templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parents[2] / "templates"
+HTML, MARKDOWN = "card.html", "card.md"
+_NAMES = {
+    "lgbm": "LightGBM",
+    "lstm": "LSTM",
+    "tft": "TFT",
+    "stacking": "Stacking",
+    "volatility": "Volatility only (baseline)",
+}
+_PARTS = ("val", "test", "val_all", "test_all")
+
+
+def render(
+    details: Mapping[str, Any],
+    *,
+    app: str,
+    env: str,
+    serial: int,
+    created: datetime,
+    expires: datetime,
+    templates: Path = TEMPLATES,
+) -> dict[str, bytes]:
+    """card.html and card.md of a release with these manifest details."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    words = {
+        "title": f"Model card: {details['symbol']} {details['tf']}",
+        "details": details,
+        "app": app,
+        "env": env,
+        "serial": serial,
+        "created": f"{created:%Y-%m-%d %H:%M} UTC",
+        "expires": f"{expires:%Y-%m-%d %H:%M} UTC",
+        "rows": _rows(details),
+        "missed": [one for one in details["criteria"] if not one["ok"]],
+        "accepted": " ".join(str(details["accepted"] or "").split()),
+        "baseline": _NAMES["volatility"],
+    }
+    return {
+        name: environment.get_template(f"{name}.j2").render(**words).encode()
+        for name in (HTML, MARKDOWN)
+    }
+
+
+def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row a model and head: name, head (best one starred), four AUCs, samples."""
+    rows = []
+    for model, name in _NAMES.items():
+        for head, figures in details["metrics"].get(model, {}).items():
+            star = " ★" if details["best_head"].get(model) == head else ""
+            aucs = [_auc(figures[part]) for part in _PARTS]
+            n = figures["val"]["n"]
+            rows.append((name, f"{head}{star}", *aucs, "–" if n is None else f"{n:,}"))
+    return rows
+
+
+def _auc(figures: Mapping[str, Any]) -> str:
+    if figures["value"] is None:
+        return "not known"
+    if figures["low"] is None:
+        return f"{figures['value']:.3f}"
+    return f"{figures['value']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"
