@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from macd.cli import data, facts, history, host, lab, usage
+from macd.cli import data, deploy, facts, history, host, lab, provision, status, train, usage
 
 usage.install()
 
 namespace = Collection(
     facts.facts,
     history.history,
+    provision.provision,
+    deploy.plan,
+    deploy.deploy,
+    deploy.rollback,
+    status.status,
+    status.why,
     Collection("data", data.import_, data.fetch, data.verify),
     Collection("host", host.list_, host.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.fault),
+    Collection("train", train.train, train.status, train.attach, train.cancel, train.fetch),
 )
