@@ -106,10 +106,15 @@ def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
 
 def windows(document: Mapping[str, Any], scorer: Scorer) -> Floats:
     """The golden windows (N, 48, F), features computed here. Raises whatever is wrong with them."""
+    computed = table(document, scorer)
+    return np.stack([window_at(computed, row) for row in document["rows"]])
+
+
+def table(document: Mapping[str, Any], scorer: Scorer) -> Floats:
+    """Features (bars, F) of the golden bars, computed here. Raises whatever is wrong with them."""
     bars = _frame(document["bars"])
     cross = {name: _frame(rows) for name, rows in document["cross"].items()}
-    table = matrix(bars, cross, scorer.features, scorer.tf)
-    return np.stack([window_at(table, row) for row in document["rows"]])
+    return matrix(bars, cross, scorer.features, scorer.tf)
 
 
 def matrix(

@@ -51,7 +51,7 @@ class Finding:
 
 def judge(
     measured: tuple[Mapping[str, Any], ...],
-    criteria: Mapping[str, Criterion],
+    criteria: Mapping[Any, Criterion],
     audit: Mapping[str, Any],
     models: Mapping[str, Mapping[str, Any]],
 ) -> list[Finding]:

@@ -1,0 +1,122 @@
+"""`invoke health`: every model of a release or run really loaded and run, one line per item."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Inventory
+    from macd.release.health import Item
+
+_TORCH = "ONNX against torch"
+
+
+@verb(
+    name="health",
+    help={
+        "release": "a release's id (default: the newest release)",
+        "run": "a training run instead: id below runs/, or a directory",
+        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "json": "print one JSON document for machines",
+    },
+)
+def health(
+    _: object, release: str = "", run: str = "", inventory: str = "", json: bool = False
+) -> ExitCode | None:
+    """Load and run every model, compare golden predictions; exit 1 if any item fails."""
+    from macd.inventory import load
+
+    if release and run:
+        raise UsageError("--release or --run, not both")
+    book = load(inventory)
+    name, items = _of_run(book, run) if run else _of_release(book, release)
+    failed = sum(not item.ok for item in items)
+    if json:
+        emit({"checked": name, "ok": not failed, "items": [asdict(item) for item in items]})
+    else:
+        print(f"health of {name}")
+        for item in items:
+            print(item.line())
+        print(f"{failed} of {len(items)} items failed" if failed else f"all {len(items)} are well")
+    return ExitCode.FAILED if failed else None
+
+
+def _of_release(book: Inventory, named: str) -> tuple[str, list[Item]]:
+    from macd.release import health as checks
+    from macd.release.store import Store
+    from macd.release.wheelhouse import proved_with
+
+    store = Store(book.root / "releases")
+    if not named and not store.ids():
+        raise UsageError(
+            f"no releases yet in {store.root}",
+            hint="invoke release makes one; invoke health --run ID looks at a training",
+        )
+    one = store.load(named or store.ids()[-1])
+    tf = str(one.manifest.details.get("tf", "1h"))
+    versions = proved_with(one.lock, book.root / "constraints.txt")
+    items = checks.check(one.directory, tf=tf, lock=versions)
+    return one.id, [*items, *onnx_against_torch(one.directory, tf)]
+
+
+def _of_run(book: Inventory, named: str) -> tuple[str, list[Item]]:
+    """A run has no golden predictions yet; its models are run on the bars here."""
+    from macd.market.bars import bars_path, read_bars
+    from macd.release import golden
+    from macd.release import health as checks
+
+    below = book.root / "runs" / named
+    directory = below if below.is_dir() else Path(named)
+    if not (directory / "settings.json").is_file():
+        raise UsageError(f"there is no run at {directory}", hint="invoke train makes one")
+    told = jsonlib.loads((directory / "settings.json").read_bytes())
+    tf, data = str(told["tf"]), book.train.data_dir
+    bars = read_bars(bars_path(data, told["symbol"], tf))
+    cross = {name: read_bars(bars_path(data, name, tf)) for name in told["cross"]}
+    inputs = golden.inputs(bars, cross)
+    items = checks.check(directory, tf=tf, inputs=inputs)
+    return f"run {directory.name}", [*items, *onnx_against_torch(directory, tf, inputs)]
+
+
+def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None) -> list[Item]:
+    """ONNX and torch on the golden bars; no item where torch or its files are not here."""
+    from macd.release.health import Item, read_golden
+    from macd.release.scoring import MODELS
+
+    place = top / MODELS
+    if find_spec("torch") is None or not (place / f"lstm_{tf}.pt").is_file():
+        return []
+    told = inputs or read_golden(top)
+    if told is None:
+        return []
+    cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
+    remedy = "python -m macd.train --mode onnx, then invoke release"
+    try:
+        worst = _compare(place, tf, told)
+    except Exception as error:  # whatever torch, onnx or the files do, the item says it
+        return [Item(_TORCH, False, f"{error}".splitlines()[0], cause, remedy)]
+    return [Item(_TORCH, True, f"LSTM and TFT at batch 1, 7 and 256, difference {worst:.1e}")]
+
+
+def _compare(place: Path, tf: str, told: Any) -> float:
+    import numpy as np
+
+    from macd.release import golden
+    from macd.release.scoring import Scorer
+    from macd.train import export, lstm, tft
+
+    scorer = Scorer.load(place, tf)
+    X = golden.table(told, scorer)  # noqa: N806 - the field's name
+    rows = np.arange(min(told["rows"]), len(X), dtype=np.int64)
+    nets = {"lstm": lstm.load(place, tf).net, "tft": tft.load(place, tf).net}
+    return max(
+        export.check((place / f"{name}_{tf}.onnx").read_bytes(), net, X=X, rows=rows)
+        for name, net in nets.items()
+    )

@@ -1,0 +1,161 @@
+"""The steps of `invoke release` that need the inventory: which run, judged how, locked, signed."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macd.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Inventory
+    from macd.release.build import Order
+    from macd.release.run import Run
+    from macd.release.store import Release, Store
+    from macd.release.verify import Signers
+
+
+def order_of(
+    book: Inventory,
+    run: Run,
+    store: Store,
+    env: str,
+    accept: str,
+    now: datetime,
+    days: float,
+    *,
+    json: bool,
+) -> tuple[Order, list[Path]]:
+    from macd.cli.target import target_of
+    from macd.jobs.record import host_of
+    from macd.journal import Journal
+    from macd.release import wheel, wheelhouse
+    from macd.release.build import Order
+    from macd.release.judge import blocking, judge
+    from macd.release.lock import Lock
+
+    findings = judge(run.criteria, book.train.criteria, run.audit, run.metrics["models"])
+    for finding in findings:
+        say(json, finding.line())
+    constraints = book.root / "constraints.txt"
+    if not blocking(findings) or accept:
+        target, warnings = target_of(book, env)
+        for warning in warnings:
+            say(json, f"⚠ {warning}")
+        house = wheelhouse.Wheelhouse(book.state_dir / "wheelhouse")
+        lock, wheels = house.resolve(wheelhouse.requirements(), target, constraints)
+        told = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
+        say(json, f"✓ lock: {told}, {size(lock.total_bytes)}")
+    else:
+        lock, wheels = Lock("", "", ()), []  # refused before any lock counts
+    code = wheel.code_of(book.root)
+    if code.dirty:
+        say(json, "⚠ the code has changes that are not committed; they go into the release")
+    journal = Journal(book.state_dir / "journal.jsonl")
+    made = Order(
+        run=run,
+        host=host_of(journal, run.id) or run.host,
+        findings=findings,
+        app=book.release.app,
+        env=env,
+        serial=store.next_serial(now),
+        created=now,
+        lifetime=timedelta(days=days),
+        accepted=accept if blocking(findings) else "",
+        code=code,
+        lock=lock,
+        source=book.root,
+        data_dir=book.train.data_dir,
+        versions=wheelhouse.proved_with(lock, constraints),
+    )
+    return made, wheels
+
+
+def read_run(book: Inventory, named: str) -> Run:
+    from macd.release import run as runs
+
+    if not named:
+        return runs.read(runs.newest(book.root / "runs"))
+    below = book.root / "runs" / named
+    return runs.read(below if below.is_dir() else Path(named))
+
+
+def signing_key(book: Inventory) -> Path:
+    key = book.release.sign_key
+    if key is None:
+        raise UsageError(
+            f"inventory {book.name} names no key to sign releases with",
+            hint=f"add release.sign_key to {book.path} (production.example.yml shows how)",
+        )
+    if not key.is_file():
+        hint = "invoke lab.up makes it" if book.name == "lab" else "ssh-keygen -t ed25519"
+        raise UsageError(f"there is no signing key at {key}", hint=hint)
+    return key
+
+
+def signed(book: Inventory, raw: bytes) -> bytes:
+    """Signed, and held to what the hosts hold it to, before anything is sent to one."""
+    from macd.host import signature
+    from macd.release.signing import sign
+
+    signature_bytes = sign(raw, key=signing_key(book))
+    signers = signers_of(book)
+    try:
+        signature.verify(
+            raw, signature_bytes, allowed_signers=str(signers.allowed), identity=signers.identity
+        )
+    except signature.SignatureError as error:
+        raise RefusedError(
+            "hosts would refuse what this key signs",
+            why=f"{signers.allowed}: {error}",
+            live="no release was made",
+            hint=f"add the key for {signers.identity} there, then invoke provision",
+        ) from error
+    return signature_bytes
+
+
+def signers_of(book: Inventory) -> Signers:
+    from macd.release.verify import Signers
+
+    allowed = book.release.allowed_signers
+    if allowed is None or not allowed.is_file():
+        raise UsageError(
+            "nobody is named whose signature counts",
+            why=f"release.allowed_signers: {allowed or 'not set'}",
+            hint="invoke lab.up makes the lab's" if book.name == "lab" else f"see {book.path}",
+        )
+    return Signers(allowed, book.release.identity, book.release.revoked)
+
+
+def store_of(book: Inventory) -> Store:
+    from macd.release.store import Store
+
+    return Store(book.root / "releases")
+
+
+def record(made: Release, order: Order) -> dict[str, Any]:
+    return {
+        "release": made.id,
+        "serial": made.manifest.serial,
+        "env": made.manifest.env,
+        "run": order.run.id,
+        "data_digest": order.run.digest,
+        "manifest_sha256": made.sha256,
+        "lock": made.manifest.lock,
+        "commit": order.code.commit,
+        "dirty": order.code.dirty,
+        "missed": [finding.name for finding in order.findings if not finding.ok],
+        "accepted": order.accepted or None,
+        "by": getpass.getuser(),
+    }
+
+
+def say(json: bool, text: str) -> None:
+    if not json:
+        print(text)
+
+
+def size(count: int) -> str:
+    return f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
