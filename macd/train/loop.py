@@ -39,7 +39,11 @@ _CODE = 2  # raise when the loop's arithmetic changes: old checkpoints then don'
 
 @dataclass(frozen=True)
 class Loop:
-    """How a net is trained. rows_per_epoch: a fresh random part of the rows each epoch; 0 = all."""
+    """How a net is trained.
+
+    rows_per_epoch: a fresh random part of the rows each epoch; 0 = all of them.
+    compile: torch.compile on CUDA; it costs a minute at the start, which only long runs win back.
+    """
 
     epochs: int
     batch: int
@@ -48,6 +52,7 @@ class Loop:
     clip_norm: float = 1.0
     patience: int = 3
     rows_per_epoch: int = 0
+    compile: bool = False
 
 
 @dataclass
@@ -125,7 +130,7 @@ class _Run:
         )
         self.state = Progress(micro=loop.batch)
         self.body: Callable[[Tensor], Tensor] = net.body  # type: ignore[assignment]
-        if self.device.type == "cuda":
+        if loop.compile and self.device.type == "cuda":
             example = windows(self.X, torch.from_numpy(self.rows[: loop.batch]).to(self.device))
             self.body = compiled(self.body, example, report)
 

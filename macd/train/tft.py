@@ -40,13 +40,13 @@ class Params:
     @classmethod
     def demo(cls) -> Params:
         """Seconds on one core."""
-        loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=5_000)
-        return cls(width=32, attention_heads=4, dropout=0.2, loop=loop)
+        loop = Loop(epochs=4, batch=128, lr=6e-3, weight_decay=0.05, rows_per_epoch=4_000)
+        return cls(width=24, attention_heads=4, dropout=0.1, loop=loop)
 
     @classmethod
     def full(cls) -> Params:
         """About 150k parameters at 80 features."""
-        loop = Loop(epochs=12, batch=256, lr=1e-3, weight_decay=0.05)
+        loop = Loop(epochs=12, batch=256, lr=1e-3, weight_decay=0.05, compile=True)
         return cls(width=64, attention_heads=4, dropout=0.3, loop=loop)
 
 
