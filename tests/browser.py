@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 LIMIT_S = 120.0
+_PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # chromium reads commands from descriptor 3 and answers on 4
 _LAUNCH = "import os,sys; os.dup2(int(sys.argv[1]),3); os.dup2(int(sys.argv[2]),4); "
 _LAUNCH += "os.execvp(sys.argv[3], sys.argv[3:])"
@@ -170,14 +171,14 @@ def chromium() -> Iterator[Browser]:
 
     In CI nothing may be skipped: there a missing browser fails them.
     """
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if program is None:
         told = "no chromium here: tests/system-packages.sh installs it on Debian"
         if os.environ.get("CI", "") in ("true", "1"):
             pytest.fail(told)
         pytest.skip(told)
     with contextlib.ExitStack() as stack:
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="macd-browser-"))
+        home = stack.enter_context(_directory())
         ours: list[int] = []
         theirs: list[int] = []
         for at in (0, 1):  # commands go out on the first pipe, answers come in on the second
@@ -206,5 +207,8 @@ def chromium() -> Iterator[Browser]:
             process.wait()
             for end in ours:
                 os.close(end)
-            shutil.rmtree(home, ignore_errors=True)
-            Path(home).mkdir(exist_ok=True)  # the stack removes it
+
+
+def _directory() -> tempfile.TemporaryDirectory[str]:
+    """A home for the browser; a child of its may still write while it is removed."""
+    return tempfile.TemporaryDirectory(prefix="macd-browser-", ignore_cleanup_errors=True)

@@ -142,7 +142,7 @@ def lines(
     parts = [axis_y(y, left, WIDTH - 4, y_label), _whole_axis(x, top, bottom, x_label)]
     if reference is not None:
         parts.append(line(left, y(reference), WIDTH - 4, y(reference), "reference"))
-    parts += [_curve(curve, x, y) for curve in curves]
+    parts += [_curve(curve, x, y, dashed=len(curves) > 1) for curve in curves]
     names = [(curve.label, series_class(curve.series)) for curve in curves]
     keys, high_keys = legend(names if len(curves) > 1 else [], bottom + 36)
     return drawing([*parts, keys], bottom + 38 + high_keys, title, desc)
@@ -154,7 +154,8 @@ def _whole_axis(x: Scale, top: float, bottom: float, label: str) -> str:
     return axis_x(x, top, bottom, label, most=min(7, span + 1))
 
 
-def _curve(curve: Curve, x: Scale, y: Scale) -> str:
+def _curve(curve: Curve, x: Scale, y: Scale, *, dashed: bool) -> str:
+    look = series_class(curve.series) if dashed else f"c{curve.series % 8}"
     parts, run = [hint(curve.label)], []
     for at, value in [*curve.points, (0.0, None)]:
         if value is not None and math.isfinite(value):
@@ -165,9 +166,7 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> str:
             parts.append(tag("circle", cx=cx, cy=cy, r=3, class_=f"dot c{curve.series % 8}"))
         elif run:
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in run)
-            parts.append(
-                tag("polyline", points=path, class_=f"stroke {series_class(curve.series)}")
-            )
+            parts.append(tag("polyline", points=path, class_=f"stroke {look}"))
         run = []
     return tag("g", "".join(parts))
 

@@ -137,7 +137,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     if baseline is not None:
-        note = "what trailing volatility alone reaches on the same bars"
+        note = "what trailing volatility alone reaches, all folds"
         told.append(_tile("Volatility only", baseline["val"], note))
     val = made["val"]
     told.append(
