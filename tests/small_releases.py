@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from macd.host.manifest import File, Manifest, release_id, render
 from macd.inventory import Inventory

@@ -77,7 +77,6 @@ def deploy(
     json: bool = False,
 ) -> ExitCode | None:
     """Bring a release live: send, verify on the host, switch, restart, soak, commit or revert."""
-    from macd.cli.deploy_shown import print_plan
     from macd.deploy import apply, campaign
     from macd.inventory import load
 
@@ -88,15 +87,8 @@ def deploy(
     planned = campaign.waves(hosts, wave)
     if dry_run or not yes:
         plans, offer = _plans(known, env, host, release)
-        if dry_run and json:
-            emit({"dry_run": True, "hosts": [asdict(one) for one in plans]})
-            return None
-        if not json:
-            for one in plans:
-                print_plan(one)
+        _show(plans, json=json, dry_run=dry_run)
         if dry_run or (all(one.empty for one in plans) and not restart):
-            if json:
-                emit({"hosts": [asdict(one) for one in plans], "result": "nothing"})
             return None
         if not confirm(f"deploy {offer.id} to {', '.join(h.name for h in hosts)}?", yes=False):
             return _not_agreed(json=json)
@@ -168,11 +160,10 @@ def rollback(
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
     from macd.deploy import offer as offers
+    from macd.release.store import Store
 
-    releases = known.root / "releases"
-    directory = offers.choose(releases, release, env)
     index = known.service.runtime == "index"
-    return offers.read(directory, offers.wheel_finder(releases), index=index)
+    return offers.read(Store(known.root / "releases"), release, env, index=index)
 
 
 def _plans(known: Inventory, env: str, host: str, release: str) -> tuple[list[Plan], Offer]:
@@ -187,6 +178,16 @@ def _progress(json: bool) -> Progress:
     from macd.cli.deploy_shown import Progress
 
     return Progress(quiet=json)
+
+
+def _show(plans: list[Plan], *, json: bool, dry_run: bool) -> None:
+    if json and (dry_run or all(one.empty for one in plans)):
+        emit({"dry_run": dry_run, "hosts": [asdict(one) for one in plans]})
+    elif not json:
+        from macd.cli.deploy_shown import print_plan
+
+        for one in plans:
+            print_plan(one)
 
 
 def _not_agreed(*, json: bool) -> ExitCode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from macd.deploy import desired as rendering
@@ -119,6 +119,7 @@ class _Deploy:
         self._offer = offer
         self._wish = wish
         self._token = secrets.token_hex(16)
+        self._looked = False
         self._decided: state.HostState | None = None
         self._staged: Pending | None = None
         self._activated: Pending | None = None
@@ -151,14 +152,15 @@ class _Deploy:
         self.sent = report.sent
 
     def _decide(self) -> None:
-        if self._decided is not None:
+        if self._looked:
             return
+        self._looked = True
         self._held.result()
         _tell_recovered(self._recovering, self._wish.tell)
         found = state.observed(self._question)
-        ours = found_without_our_lock(found)
+        unlocked = replace(found, lock=None)  # it is this very session that holds it
         self.plan = _plan(
-            self._host, self._inventory, self._offer, ours, restart=self._wish.restart
+            self._host, self._inventory, self._offer, unlocked, restart=self._wish.restart
         )
         self._wish.tell("planned", {"plan": self.plan})
         if self.plan.problems:
@@ -204,13 +206,6 @@ class _Deploy:
         told = self._activated.result()
         name = self._host.name
         return Begun(name, told["number"], self._token, told["release"], told["origin"])
-
-
-def found_without_our_lock(found: state.HostState) -> state.HostState:
-    """The lock that stands in the answer is the one this very session holds."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    return replace(found, lock=None)
 
 
 def _activation(

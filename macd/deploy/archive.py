@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import zipfile
-from importlib import resources
+
+from macd.remote.assembler import with_imports
 
 _WHEN = (1980, 1, 1, 0, 0, 0)
 _MAIN = "import sys\nfrom macd.host.__main__ import main\nsys.exit(main())\n"
 
 
 def build() -> bytes:
-    """The zipapp of macd/host. Stored, not deflated: another zlib would give other bytes."""
-    files = {"__main__.py": _MAIN, "macd/__init__.py": ""}
-    for source in resources.files("macd.host").iterdir():
-        if source.name.endswith(".py"):
-            files[f"macd/host/{source.name}"] = source.read_text("utf-8")
+    """The zipapp of what macd/host/__main__.py needs.
+
+    Stored, not deflated: another version of zlib would give other bytes.
+    """
+    files = {"__main__.py": _MAIN, "macd/__init__.py": "", "macd/host/__init__.py": ""}
+    for name, text in with_imports(["__main__"]).items():
+        files[f"macd/host/{name}.py"] = text
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, text in sorted(files.items()):

@@ -5,22 +5,20 @@ Its signature is checked by the host, which trusts nothing from here.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from macd.errors import MacdError, UsageError
-from macd.host.manifest import ManifestError, check_release_id, parse, release_id
+from macd.errors import MacdError
+from macd.release.lock import Wheel
+from macd.release.store import Store
 from macd.remote.blobs import Blob
 
 _SAMPLE = 1 << 18
 # What must import in a finished runtime: the packages whose binaries can be wrong for a machine.
 _IMPORTS = {name: name for name in ("numpy", "polars", "onnxruntime", "lightgbm")}
-WheelPath = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class Offer:
     wheels: Sequence[Part] = ()
     manifest: bytes = field(default=b"", repr=False, compare=False)
     signature: bytes = field(default=b"", repr=False, compare=False)
-    details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     imports: Sequence[str] = ()
 
     @property
@@ -64,77 +61,47 @@ class Offer:
         return [Blob(p.sha256, p.size, p.source) for p in self.parts if p.source is not None]
 
 
-def choose(releases: Path, wanted: str, env: str) -> Path:
-    """The directory of the release named, or of the newest one made for `env`.
+def read(store: Store, wanted: str, env: str, *, index: bool = False) -> Offer:
+    """The release named, or the newest one made for `env`.
+
+    Args:
+        index: the host gets its packages from an index itself; only pip travels.
 
     Raises:
-        UsageError: there is none, or the name is no release id.
+        UsageError: there is no such release here.
+        MacdError: it does not hold what its name and manifest say.
     """
-    if wanted:
-        try:
-            directory = releases / check_release_id(wanted)
-        except ManifestError as error:
-            raise UsageError(str(error), hint="invoke release.list names them") from error
-        if not (directory / "manifest.json").is_file():
-            raise UsageError(f"there is no release {wanted} here", hint="invoke release.list")
-        return directory
-    for directory in sorted(_release_directories(releases), reverse=True):
-        if parse((directory / "manifest.json").read_bytes()).env == env:
-            return directory
-    raise UsageError(
-        f"there is no release for {env} here", why=f"none in {releases}", hint="invoke release"
-    )
-
-
-def _release_directories(releases: Path) -> list[Path]:
-    found = []
-    for manifest in releases.glob("*/manifest.json"):
-        try:
-            check_release_id(manifest.parent.name)
-        except ManifestError:
-            continue
-        found.append(manifest.parent)
-    return found
-
-
-def read(directory: Path, wheel: WheelPath, *, index: bool = False) -> Offer:
-    """Read a release directory. With `index` only pip travels; the rest the host gets itself.
-
-    Raises:
-        MacdError: the directory does not hold what its name and manifest say.
-    """
-    try:
-        raw = (directory / "manifest.json").read_bytes()
-        signature = (directory / "manifest.json.sig").read_bytes()
-        manifest = parse(raw)
-        lock_bytes = (directory / "lock.json").read_bytes()
-        lock = json.loads(lock_bytes)
-    except (OSError, ManifestError, ValueError) as error:
-        raise _broken(directory, str(error)) from error
-    if release_id(raw) != directory.name:
-        raise _broken(directory, f"its manifest is that of {release_id(raw)}")
-    if hashlib.sha256(lock_bytes).hexdigest() != manifest.lock:
-        raise _broken(directory, "lock.json is not the one in its manifest")
-    files = tuple(_part(f.path, f.size, f.sha256, directory / f.path) for f in manifest.files)
+    release = store.load(wanted) if wanted else store.newest(env)
+    manifest = release.manifest
+    files = tuple(_part(f.path, f.size, f.sha256, path) for f, path in release.contents)
     gone = [part.path for part in files if part.source is None]
     if gone:
-        raise _broken(directory, f"missing: {', '.join(gone)}")
-    wanted = [one for one in lock["wheels"] if not index or one["name"] == "pip"]
+        raise MacdError(
+            f"the release {release.id} is not whole here",
+            why=f"missing: {', '.join(gone)}",
+            hint="invoke release.verify shows more",
+        )
+    wheels = [one for one in release.lock.wheels if not index or one.name == "pip"]
     return Offer(
-        id=directory.name,
+        id=release.id,
         app=manifest.app,
         env=manifest.env,
         serial=manifest.serial,
         expires=manifest.expires.timestamp(),
         lock=manifest.lock,
-        python=str(lock.get("python", "")),
+        python=release.lock.python,
         files=files,
-        wheels=tuple(_part(w["file"], w["size"], w["sha256"], wheel(w["sha256"])) for w in wanted),
-        manifest=raw,
-        signature=signature,
-        details=manifest.details,
-        imports=tuple(_IMPORTS[w["name"]] for w in lock["wheels"] if w["name"] in _IMPORTS),
+        wheels=tuple(_part(w.file, w.size, w.sha256, _wheel(store, w)) for w in wheels),
+        manifest=release.raw,
+        signature=release.signature,
+        imports=tuple(_IMPORTS[w.name] for w in release.lock.wheels if w.name in _IMPORTS),
     )
+
+
+def _wheel(store: Store, wheel: Wheel) -> Path | None:
+    with contextlib.suppress(MacdError):  # the host may have it still
+        return store.wheel_path(wheel)
+    return None
 
 
 def _part(path: str, size: int, sha256: str, source: Path | None) -> Part:
@@ -144,19 +111,3 @@ def _part(path: str, size: int, sha256: str, source: Path | None) -> Part:
         sample = file.read(_SAMPLE)
     share = len(zlib.compress(sample, 1)) / max(1, len(sample))
     return Part(path, size, sha256, round(size * min(1.0, share)), source)
-
-
-def _broken(directory: Path, why: str) -> MacdError:
-    return MacdError(
-        f"the release in {directory} is not whole", why=why, hint="invoke release.verify shows more"
-    )
-
-
-def wheel_finder(releases: Path) -> WheelPath:
-    """Where `invoke release` keeps the wheels: by hash, beside the releases."""
-
-    def find(sha256: str) -> Path | None:
-        kept = sorted((releases / "wheels" / sha256).glob("*.whl"))
-        return kept[0] if kept else None
-
-    return find

@@ -12,6 +12,8 @@ from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.manifest import ManifestError, check_release_id
 
+_LONGEST_SOCKET = 100  # bytes; Linux takes 107, others a few less
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,14 +52,16 @@ class Layout:
     def endpoint(self, setting: str, scope: str) -> str:
         """Where the service answers: "unix" is a socket whose place this host knows.
 
-        A user's runtime directory keeps the path short, which socket addresses need.
+        Below state/, unless that path is too long for a socket's address and a user's runtime
+        directory is shorter.
         """
         if setting != "unix":
             return setting
+        path = self.state("run", "health.sock")
         runtime = os.environ.get("XDG_RUNTIME_DIR", "") if scope == "user" else ""
-        if runtime:
-            return f"unix:{runtime}/{os.path.basename(self.app)}.sock"
-        return "unix:" + self.state("run", "health.sock")
+        if runtime and len(path) > _LONGEST_SOCKET:
+            path = os.path.join(runtime, f"{os.path.basename(self.app)}.sock")
+        return f"unix:{path}"
 
     def state(self, *parts: str) -> str:
         return os.path.join(self.app, "state", *parts)
@@ -115,13 +119,13 @@ def live_release(layout: Layout) -> Optional[str]:
 def point_current_at(layout: Layout, release_id: Optional[str]) -> None:
     """Switch `current` by symlink + rename + fsync of the directory; None takes it away."""
     live_release(layout)  # refuses a real directory: rename would not, on every system
+    beside = os.path.join(layout.app, ".current.tmp")
+    if os.path.lexists(beside):
+        os.unlink(beside)
     if release_id is None:
         if os.path.lexists(layout.current):
             os.unlink(layout.current)
     else:
-        beside = os.path.join(layout.app, ".current.tmp")
-        if os.path.lexists(beside):
-            os.unlink(beside)
         layout.release(release_id)
         os.symlink(os.path.join("releases", release_id), beside)
         os.rename(beside, layout.current)
@@ -149,7 +153,8 @@ def load(path: str, default: Any) -> Any:
 
 def save(path: str, document: Any, *, mode: int = 0o644) -> None:
     """Replace the JSON document at `path`, atomically and durably."""
-    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
+    # ASCII, so that text read from files that aren't UTF-8 (surrogates) survives the way.
+    text = json.dumps(document, indent=1, sort_keys=True)
     durable.replace_file(path, text.encode() + b"\n", mode=mode)
 
 

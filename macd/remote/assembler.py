@@ -70,13 +70,19 @@ def sources(modules: Iterable[str] = ()) -> dict[str, str]:
     Raises UsageError for a module that isn't in macd/host.
     """
     found = {"macd": "", _PACKAGE: "", f"{_PACKAGE}.boot": _source("boot")}
-    waiting = [*BASE_MODULES, *modules]
+    shipped = with_imports([*BASE_MODULES, *modules])
+    return found | {f"{_PACKAGE}.{name}": text for name, text in shipped.items()}
+
+
+def with_imports(modules: Iterable[str]) -> dict[str, str]:
+    """Name -> source of modules of macd/host and of all there that they import."""
+    found: dict[str, str] = {}
+    waiting = [*modules]
     while waiting:
         name = waiting.pop()
-        if f"{_PACKAGE}.{name}" not in found:
-            text = _source(name)
-            found[f"{_PACKAGE}.{name}"] = text
-            waiting += _siblings(text)
+        if name not in found:
+            found[name] = _source(name)
+            waiting += _siblings(found[name])
     return found
 
 

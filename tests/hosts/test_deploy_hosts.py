@@ -1,0 +1,188 @@
+"""Provision, deploy and rollback as typed, against a real systemd, by root and by a sudo user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.inventory import Inventory, load
+from tests import small_releases
+from tests.hosts.fleet import Hosts
+
+pytestmark = pytest.mark.hosts
+
+APP = "/opt/macd-analysis"
+UNIT = "macd-analysis.service"
+TASKS = """
+from invoke import Collection
+from macd.cli import deploy, history, provision, status, usage
+usage.install()
+namespace = Collection(
+    deploy.plan, deploy.deploy, deploy.rollback, provision.provision,
+    status.status, status.why, history.history,
+)
+"""
+MORE = """
+soak: {ready_s: 6, soak_s: 1, confirm_s: 20}
+release:
+  keep: 3
+  sign_key: ../keys/release
+  allowed_signers: ../keys/allowed_signers
+  identity: release@test
+service: {feed: {kind: replay}, watchdog_s: 0}
+"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    hosts: Hosts
+    inventory: Inventory
+
+    def invoke(
+        self, *words: str, code: int = 0, inventory: str = "deploying"
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", inventory],
+            cwd=self.hosts.root,
+            env={**os.environ, "MACD_ROOT": str(self.hosts.root)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.invoke(*words, "--json", code=code).stdout)
+
+    def on_prod(self, *argv: str) -> str:
+        return self.hosts.prod.exec(*argv).strip()
+
+    @property
+    def live(self) -> str:
+        return self.on_prod("readlink", f"{APP}/current").removeprefix("releases/")
+
+    @property
+    def life(self) -> str:
+        return self.on_prod("systemctl", "show", "-p", "InvocationID", "--value", UNIT)
+
+
+@pytest.fixture(scope="module")
+def bench(hosts: Hosts) -> Bench:
+    """An inventory that can deploy, beside the one the fleet wrote."""
+    (hosts.root / "tasks.py").write_text(TASKS)
+    base = (hosts.root / "inventory" / f"{hosts.inventory}.yml").read_text()
+    (hosts.root / "inventory" / "deploying.yml").write_text(base + MORE)
+    as_deployer = base.replace("ssh: prod,", "ssh: prod, user: deploy, become: sudo,")
+    assert as_deployer != base
+    (hosts.root / "inventory" / "sudo.yml").write_text(as_deployer + MORE)
+    inventory = load("deploying", root=hosts.root)
+    small_releases.make_keys(inventory)
+    return Bench(hosts, inventory)
+
+
+def test_the_whole_way(bench: Bench) -> None:
+    refused = bench.invoke("plan", code=2)
+    assert "there is no release for prod here" in refused.stderr
+    first = small_releases.make(bench.inventory, 1)
+    assert "not provisioned" in bench.invoke("plan").stdout
+    assert "not provisioned" in bench.invoke("deploy", "--yes", code=6).stderr
+    assert bench.on_prod("ls", "/opt") == ""
+
+    # a sudo user provisions; root then finds nothing to change
+    dry = bench.invoke("provision", "--dry-run", inventory="sudo").stdout
+    assert "would be created: account macd" in dry
+    assert bench.on_prod("ls", "/opt") == ""
+    bench.invoke("provision", "--yes", inventory="sudo")
+    assert "  0 changes" in bench.invoke("provision", "--yes").stdout
+    stat = ("stat", "-c", "%U:%G %a", f"{APP}/data/live", f"{APP}/.env", f"{APP}/state/snapshots")
+    assert bench.on_prod(*stat).splitlines() == ["macd:macd 750", "root:root 600", "root:root 700"]
+
+    told = bench.json("deploy", "--yes")
+    assert told["outcomes"][0]["result"] == "committed"
+    assert bench.live == first
+    assert bench.on_prod("systemctl", "show", "-p", "User", "--value", UNIT) == "macd"
+
+    life = bench.life
+    again = bench.json("deploy", "--yes")
+    assert (again["outcomes"][0]["result"], again["outcomes"][0]["sent"]) == ("nothing", 0)
+    assert bench.life == life
+    bench.invoke("deploy", "--yes", "--restart")
+    assert bench.life != life
+
+    second = small_releases.make(bench.inventory, 2)
+    plan = bench.json("plan")
+    assert plan["changes"]
+    assert plan["hosts"][0]["rollback"]["ready"]
+    bench.invoke("deploy", "--yes", inventory="sudo")
+    assert bench.live == second
+    assert bench.json("status")["well"]
+    bench.invoke("rollback", "--yes")
+    assert bench.live == first
+    why = bench.json("why")["hosts"][0]
+    assert (why["live"], why["run"], why["how"]) == (first, "run-1", "rollback")
+
+
+def test_the_running_service_is_locked_in(bench: Bench) -> None:
+    told = bench.on_prod("systemd-analyze", "security", "--no-pager", UNIT)
+    exposure = float(told.splitlines()[-1].split(":")[1].split()[0])
+    print(f"systemd-analyze security: exposure {exposure}")
+    assert exposure <= 1.5
+    assert bench.json("status")["well"]
+    pid = bench.on_prod("systemctl", "show", "-p", "MainPID", "--value", UNIT)
+    inside = (
+        "nsenter",
+        "--target",
+        pid,
+        "--mount",
+        "--",
+        "setpriv",
+        "--reuid=macd",
+        "--regid=macd",
+    )
+    writable = (*inside, "--clear-groups", "sh", "-c", f"for d in {APP} {APP}/state {APP}/data/live"
+                " /etc /var/lib; do test -w $d && echo $d; done; true")  # fmt: skip
+    assert bench.on_prod(*writable) == f"{APP}/data/live"
+
+
+VARIANTS = ["exits", "hangs", "wrong golden", "never ready", "check fails"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_bad_release_is_reverted_with_exit_4(bench: Bench, variant: str) -> None:
+    before = bench.live
+    bad = small_releases.make(bench.inventory, 10 + VARIANTS.index(variant), variant)
+    ended = bench.invoke("deploy", "--yes", "--release", bad, code=4)
+    assert f"now: {before} is live" in ended.stdout
+    assert bench.live == before
+    assert bench.json("status")["well"]
+    assert bench.json("status")["hosts"][0]["rollback"]["release"] != bad
+
+
+def test_drift_is_seen_and_provision_mends_it(bench: Bench) -> None:
+    bench.on_prod("sh", "-c", f"echo '# by hand' >> /etc/systemd/system/{UNIT}")
+    bench.on_prod("sh", "-c", f"echo API_TOKEN=s3cret >> {APP}/.env")
+    shown = bench.invoke("plan").stdout
+    assert f"drift  {UNIT} was changed" in shown
+    assert "-# by hand" in shown
+    assert "API_TOKEN" in shown
+    assert "s3cret" not in shown + bench.invoke("provision", "--dry-run").stdout
+    assert bench.json("provision", "--yes")["hosts"][0]["changes"]
+    assert "0 changes" in bench.invoke("provision", "--yes").stdout
+    assert "API_TOKEN=s3cret" in bench.on_prod("cat", f"{APP}/.env")
+
+
+def test_it_comes_back_after_a_reboot(bench: Bench) -> None:
+    before = bench.live
+    bench.hosts.prod.machine.reboot()
+    status = bench.json("status")
+    assert status["hosts"][0]["live"] == before
+    assert status["well"]
