@@ -1,0 +1,143 @@
+"""Waves split as they are typed, stop at the first failure, and are recorded whatever happens."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from macd.deploy.campaign import Campaign, Memory, waves
+from macd.deploy.follow import Begun, Outcome
+from macd.deploy.notify import notify
+from macd.errors import ContactLostError, ExitCode, UsageError
+from macd.inventory import Host, Inventory, load
+from macd.journal import Journal
+
+HOSTS = [
+    Host(name=f"prod{n}", role="serve", env="prod", ssh=f"prod{n}", app_dir="/opt/macd-analysis")
+    for n in range(1, 6)
+]
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Inventory:
+    (tmp_path / "tasks.py").touch()
+    (tmp_path / "inventory").mkdir()
+    hosts = "".join(
+        f"  {h.name}: {{role: serve, env: prod, ssh: {h.ssh}, app_dir: {h.app_dir}}}\n"
+        for h in HOSTS
+    )
+    (tmp_path / "inventory" / "five.yml").write_text(f"hosts:\n{hosts}")
+    return load("five", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("", [5]),
+        ("100%", [5]),
+        ("1,50%,100%", [1, 2, 2]),
+        ("1", [1, 4]),
+        ("10%,20%,100%", [1, 4]),
+        ("3,3,9", [3, 2]),
+        (" 2 , 100% ", [2, 3]),
+    ],
+)
+def test_waves(text: str, sizes: list[int]) -> None:
+    made = waves(HOSTS, text)
+    assert [len(wave) for wave in made] == sizes
+    assert [host for wave in made for host in wave] == HOSTS
+
+
+@pytest.mark.parametrize("text", ["0", "half", "1,,2", "101%", "-1", "1;2", "50 %"])
+def test_what_is_no_wave(text: str) -> None:
+    with pytest.raises(UsageError, match="--wave"):
+        waves(HOSTS, text)
+
+
+def test_a_revert_leaves_the_rest_untouched(inventory: Inventory) -> None:
+    asked = []
+
+    def one(host: Host) -> Outcome:
+        asked.append(host.name)
+        result = "reverted" if host.name == "prod2" else "committed"
+        return Outcome(host.name, result, "new", "new" if result == "committed" else "old")
+
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,50%,100%"), one)
+    assert asked == ["prod1", "prod2"]
+    assert result.untouched == ["prod3", "prod4", "prod5"]
+    assert [outcome.exit_code for outcome in result.outcomes] == [ExitCode.DONE, ExitCode.REVERTED]
+    records = Journal(inventory.state_dir / "journal.jsonl").records()
+    assert [(r.kind, r.fields["host"]) for r in records] == [
+        ("deploy.began", "prod1"),
+        ("deploy.ended", "prod1"),
+        ("deploy.began", "prod2"),
+        ("deploy.ended", "prod2"),
+    ]
+    assert records[-1].fields["result"] == "reverted"
+
+
+def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None:
+    def one(host: Host) -> Outcome:
+        raise ContactLostError("gone")
+
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, ""), one)
+    assert isinstance(result.error, ContactLostError)
+    assert len(result.untouched) == 4
+    last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
+    assert (last.kind, last.fields["why"]) == ("deploy.ended", "gone")
+
+
+def test_the_right_to_confirm_is_kept_privately(inventory: Inventory) -> None:
+    memory = Memory(inventory)
+    assert memory.of("prod1") is None
+    begun = Begun("prod1", 4, "t0ken", "new", "old")
+    memory.keep(begun)
+    assert memory.of("prod1") == begun
+    kept = inventory.state_dir / "activations" / "prod1.json"
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """An HTTP server that takes what Apprise's json:// sends."""
+    taken: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            taken.append(json.loads(body))
+            self.send_response(500 if self.path == "/broken" else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"json://127.0.0.1:{server.server_port}", taken
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_people_are_told(listener: tuple[str, list[dict[str, str]]]) -> None:
+    pytest.importorskip("apprise")
+    url, taken = listener
+    assert notify([f"{url}/here"], "macd deploy prod: done", "prod1: new is live", good=True) == ""
+    assert (taken[0]["title"], taken[0]["type"]) == ("macd deploy prod: done", "success")
+
+
+@pytest.mark.parametrize("url", ["{base}/broken", "json://127.0.0.1:1/", "nonsense://x", "json://"])
+def test_a_failure_is_a_note_without_the_url(
+    listener: tuple[str, list[dict[str, str]]], url: str
+) -> None:
+    pytest.importorskip("apprise")
+    told = notify([url.format(base=listener[0])], "title", "body", good=False)
+    assert "did not take" in told
+    assert "://" not in told

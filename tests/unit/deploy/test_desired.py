@@ -1,0 +1,145 @@
+"""What a host should look like is rendered from templates that systemd accepts, and is stable."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from macd.deploy import archive
+from macd.deploy.desired import Desired, allowed_signers, render
+from macd.deploy.state import HostState
+from macd.errors import UsageError
+from macd.inventory import Inventory, load, project_root
+
+APP = "/opt/macd-analysis"
+
+
+def inventory(tmp_path: Path, more: str = "") -> Inventory:
+    (tmp_path / "tasks.py").touch()
+    (tmp_path / "inventory").mkdir()
+    shutil.copytree(project_root() / "templates", tmp_path / "templates")
+    host = f"{{role: serve, env: prod, ssh: prod, app_dir: {APP}}}"
+    (tmp_path / "inventory" / "one.yml").write_text(f"hosts:\n  prod: {host}\n{more}")
+    return load("one", root=tmp_path)
+
+
+def rendered(known: Inventory, *, app: str = APP, scope: str = "system") -> Desired:
+    endpoint = known.service.health
+    endpoint = f"unix:{app}/state/run/health.sock" if endpoint == "unix" else endpoint
+    found = HostState(
+        app=app,
+        exists=True,
+        python={"executable": "/usr/bin/python3", "version": "3.11"},
+        endpoint=endpoint,
+    )
+    return render(known.host("prod").model_copy(update={"scope": scope}), known, found)
+
+
+def lines(text: str | None) -> list[str]:
+    return (text or "").splitlines()
+
+
+def test_by_default_it_is_hardened_and_socket_activated(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path))
+    unit = lines(wanted.units["macd-analysis.service"])
+    for line in ("User=macd", "ProtectSystem=strict", f"ReadWritePaths={APP}/data/live"):
+        assert line in unit
+    assert "Requires=macd-analysis.socket" in unit
+    socket = lines(wanted.units["macd-analysis.socket"])
+    assert f"ListenStream={APP}/state/run/health.sock" in socket
+    assert "SocketGroup=macd" in socket
+    assert set(wanted.switched) == {
+        "macd-analysis.service",
+        "macd-analysis.socket",
+        "service.json",
+    }
+
+
+def test_without_a_socket_it_may_make_its_own(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path, "service: {socket: false}\n"))
+    assert wanted.units["macd-analysis.socket"] is None
+    unit = lines(wanted.units["macd-analysis.service"])
+    assert f"ReadWritePaths={APP}/data/live {APP}/state/run" in unit
+    assert not any("macd-analysis.socket" in line for line in unit)
+
+
+def test_a_user_unit_asks_for_no_account(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path), app="/home/quant/macd", scope="user")
+    assert wanted.account == ""
+    unit = lines(wanted.units["macd-analysis.service"])
+    assert not any(line.startswith(("User=", "ProtectSystem=")) for line in unit)
+    assert "WantedBy=default.target" in unit
+
+
+def test_below_a_home_the_home_stays_readable(tmp_path: Path) -> None:
+    known = inventory(tmp_path)
+    there = lines(rendered(known, app="/home/quant/macd").units["macd-analysis.service"])
+    elsewhere = lines(rendered(known).units["macd-analysis.service"])
+    assert "ProtectHome=read-only" in there
+    assert "ProtectHome=yes" in elsewhere
+
+
+def test_settings_carry_what_the_service_needs(tmp_path: Path) -> None:
+    known = inventory(tmp_path, "service: {feed: {kind: replay}, health: '127.0.0.1:8123'}\n")
+    wanted = rendered(known)
+    settings = json.loads(wanted.service_settings)
+    assert settings["endpoint"] == "127.0.0.1:8123"
+    assert settings["feed"]["kind"] == "replay"
+    assert "ListenStream=127.0.0.1:8123" in lines(wanted.units["macd-analysis.socket"])
+
+
+def test_flags_of_the_inventory_come_on_top_of_shadow(tmp_path: Path) -> None:
+    known = inventory(tmp_path, "service: {env: {ML_STACKING_MIN_SAMPLES: '50'}}\n")
+    assert rendered(known).flags == {"ML_ENABLE_STACKING": "0", "ML_STACKING_MIN_SAMPLES": "50"}
+
+
+@pytest.mark.parametrize("key", ["ML_ENABLE_STACKING", "LD_PRELOAD", "PYTHONPATH", "PATH", "lower"])
+def test_flags_that_are_not_for_an_inventory(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UsageError, match="problem"):
+        inventory(tmp_path, f"service: {{env: {{{key}: '1'}}}}\n")
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+@pytest.mark.parametrize("socket", ["true", "false"])
+def test_systemd_understands_every_line(tmp_path: Path, scope: str, socket: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    known = inventory(tmp_path, f"service: {{socket: {socket}}}\n")
+    wanted = rendered(known, scope=scope)
+    paths = []
+    for name, text in wanted.units.items():
+        if text is not None:
+            paths.append(tmp_path / name)
+            # only the program named must exist for systemd-analyze
+            paths[-1].write_text(text.replace(f"{APP}/current/runtime/bin/python", sys.executable))
+    argv = ["systemd-analyze", "verify", *(["--user"] if scope == "user" else []), *map(str, paths)]
+    told = subprocess.run(argv, capture_output=True, text=True, check=False)
+    ours = [line for line in told.stderr.splitlines() if "macd-analysis" in line]
+    assert ours == []
+
+
+def test_no_allowed_signers_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nobody may sign"):
+        allowed_signers(inventory(tmp_path))
+
+
+def test_the_program_for_hosts_is_the_same_bytes_and_runs(tmp_path: Path) -> None:
+    built = archive.build()
+    assert hashlib.sha256(built).digest() == hashlib.sha256(archive.build()).digest()
+    names = zipfile.ZipFile(io.BytesIO(built)).namelist()
+    assert names == sorted(names)
+    assert "macd/host/jobs.py" not in names
+    program = tmp_path / "macd-host.pyz"
+    program.write_bytes(built)
+    (tmp_path / "app" / "state").mkdir(parents=True)
+    argv = [sys.executable, "-I", str(program), "recover", "--app", str(tmp_path / "app")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "macd-host: nothing\n")

@@ -1,0 +1,70 @@
+"""Each file of tests/cases/plan: what is there, what is wanted, and the plan that must follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.deploy.desired import Desired
+from macd.deploy.offer import Offer, Part
+from macd.deploy.plan import Plan, make
+from macd.deploy.state import HostState
+
+CASES = Path(__file__).parents[2] / "cases" / "plan"
+NAMES = sorted(path.stem for path in CASES.glob("*.json") if path.stem != "base")
+
+
+def planned(name: str) -> tuple[Plan, dict[str, Any]]:
+    base = json.loads((CASES / "base.json").read_text())
+    case = json.loads((CASES / f"{name}.json").read_text())
+    given = case["given"]
+    offer = {**base["offer"], **given.get("offer", {})}
+    for kind in ("files", "wheels"):
+        offer[kind] = [
+            Part(**{**part, "source": part["source"] and Path(part["source"])})
+            for part in offer[kind]
+        ]
+    plan = make(
+        "prod",
+        HostState(**{**base["facts"], **given.get("facts", {})}),
+        Desired(**{**base["desired"], **given.get("desired", {})}),
+        Offer(**offer),
+        now=1000.0,
+        restart=given.get("restart", False),
+    )
+    return plan, case["expect"]
+
+
+def as_told(plan: Plan, field: str) -> Any:
+    if field == "rollback_ready":
+        return plan.rollback["ready"]
+    value = getattr(plan, field)
+    if field == "delta":
+        return [[row.path, row.how] for row in value]
+    if field == "diffs":
+        return [diff.name for diff in value]
+    if field == "problems":
+        return [problem.what for problem in value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case(name: str) -> None:
+    plan, expect = planned(name)
+    assert {field: as_told(plan, field) for field in expect} == expect
+
+
+def test_the_cases_are_there() -> None:
+    assert len(NAMES) >= 27
+
+
+def test_planning_twice_gives_the_same_plan() -> None:
+    assert planned("a_new_release") == planned("a_new_release")
+
+
+def test_no_secret_is_in_any_plan() -> None:
+    plan, _ = planned("foreign_things")
+    assert "s3cret" not in repr(plan)
