@@ -126,7 +126,7 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     print("  live: as deploys from this machine ended; invoke status asks the hosts")
 
 
-@verb(name="show", positional=["id"], help=_COMMON | {"id": "a release's id, or how it begins"})
+@verb(name="show", help=_COMMON | {"id": "a release's id, or how it begins"})
 def show(_: object, id: str = "", inventory: str = "", json: bool = False) -> None:
     """Show a release (the newest): origin, figures, criteria, files, lock."""
     from macd.inventory import load
@@ -147,7 +147,6 @@ def show(_: object, id: str = "", inventory: str = "", json: bool = False) -> No
 
 @verb(
     name="verify",
-    positional=["id"],
     help=_COMMON | {"id": "a release's id, or a bundle file (default: the newest release)"},
 )
 def verify(_: object, id: str = "", inventory: str = "", json: bool = False) -> ExitCode | None:
