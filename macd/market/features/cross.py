@@ -1,7 +1,8 @@
-"""What the other assets do: their returns, strength against ours, correlation and beta.
+"""What the other assets do: their returns, and how far ours has run ahead of them.
 
 A bar of the other asset counts only under the very same timestamp. Where it is missing the values
-are NaN, in the windows that would contain it too; no older bar is put in its place.
+are NaN, in the windows that would contain it too; no older bar is put in its place. Correlation
+and beta were tried and cost more than they told (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -9,35 +10,19 @@ from __future__ import annotations
 import numpy as np
 
 from macd.market.features.candles import Array, Candles
-from macd.market.features.windows import (
-    correlation,
-    deviation,
-    log_return,
-    ratio,
-    weighted,
-)
+from macd.market.features.windows import deviation, log_return, ratio, weighted
 
 WINDOW = 72
 
 
 def features(bars: Candles, other: Candles, symbol: str) -> dict[str, Array]:
-    """Columns named x_<symbol>_...; returns are log returns over bars."""
-    theirs_close = _at(bars, other, other.close)
-    ours, theirs = log_return(bars.close), log_return(theirs_close)
-    sigma = deviation(theirs, WINDOW)
-    lead = theirs - ours
-    return {
-        f"x_{symbol.lower()}_{name}": values
-        for name, values in {
-            "ret_1": theirs,
-            "ret_4": log_return(theirs_close, 4),
-            "ret_24": log_return(theirs_close, 24),
-            "strength_24": log_return(bars.close, 24) - log_return(theirs_close, 24),
-            "spread_72": _spread(lead),
-            "corr_72": correlation(ours, theirs, WINDOW),
-            "beta_72": ratio(correlation(ours, theirs, WINDOW) * deviation(ours, WINDOW), sigma),
-        }.items()
-    }
+    """Columns x_<symbol>_...: its log returns, ours minus its, their price ratio's distance."""
+    close = _at(bars, other, other.close)
+    lead = log_return(bars.close) - log_return(close)
+    values = {f"ret_{n}": log_return(close, n) for n in (1, 4, 24)}
+    values["strength_24"] = log_return(bars.close, 24) - values["ret_24"]
+    values[f"spread_{WINDOW}"] = _spread(lead)
+    return {f"x_{symbol.lower()}_{name}": column for name, column in values.items()}
 
 
 def _at(bars: Candles, other: Candles, values: Array) -> Array:
@@ -48,6 +33,9 @@ def _at(bars: Candles, other: Candles, values: Array) -> Array:
 
 
 def _spread(lead: Array) -> Array:
-    """Log price ratio against its mean of 72 bars, in deviations of its one-bar changes."""
+    """Log price ratio minus its mean of 72 bars, in deviations of its one-bar changes.
+
+    From the changes, weighted by how many of the averaged closes came before each: no level enters.
+    """
     weights = np.arange(1, WINDOW) / WINDOW
     return ratio(weighted(lead, weights), deviation(lead, WINDOW) * np.sqrt(WINDOW))

@@ -49,12 +49,6 @@ def zscore(x: Array, n: int) -> Array:
     return ratio(x - mean(x, n), deviation(x, n))
 
 
-def correlation(x: Array, y: Array, n: int) -> Array:
-    """Pearson correlation over the last n values, in [-1, 1]; 0 where one of them is constant."""
-    covariance = mean(x * y, n) - mean(x, n) * mean(y, n)
-    return np.clip(ratio(covariance, deviation(x, n) * deviation(y, n)), -1.0, 1.0)
-
-
 def ratio(top: Array, bottom: Array, otherwise: float = 0.0) -> Array:
     """top / bottom where bottom is above zero, `otherwise` where it is zero, NaN where unknown."""
     with np.errstate(invalid="ignore", divide="ignore"):

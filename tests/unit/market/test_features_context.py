@@ -100,6 +100,9 @@ def test_cross_values(bars, other):
     assert row["x_abc_ret_4"] == pytest.approx(theirs[-1] - theirs[-5])
     lead = (ours[-1] - ours[-25]) - (theirs[-1] - theirs[-25])
     assert row["x_abc_strength_24"] == pytest.approx(lead)
+    apart = (ours - theirs)[-72:]
+    unit = np.diff((ours - theirs)[-73:]).std() * 72**0.5
+    assert row["x_abc_spread_72"] == pytest.approx((apart[-1] - apart.mean()) / unit)
 
 
 def test_an_asset_beside_itself_has_no_strength(bars):
