@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 
 from macd.host import activation
 from macd.host.failure import HostError
@@ -19,13 +21,22 @@ def main() -> int:
     parser.add_argument("--booting", action="store_true", help="the service starts after us")
     arguments = parser.parse_args()
     layout = Layout(arguments.app)
-    try:
-        outcome = activation.carry_on(layout, recorder(layout), booting=arguments.booting)
-    except HostError as error:
-        print(f"macd-host: {error}: {error.why}", file=sys.stderr)
-        return 1
-    print(f"macd-host: {outcome}")
-    return 0
+    os.umask(0o022)
+    for pause in (1, 2, 4, 8, 15, 30, 60) if not arguments.booting else (0.5, 0.5):
+        try:
+            outcome = activation.carry_on(
+                layout,
+                recorder(layout),
+                forward=arguments.verb == "activate",
+                booting=arguments.booting,
+            )
+        except (HostError, OSError) as error:
+            print(f"macd-host: {error}: {getattr(error, 'why', '')}", file=sys.stderr, flush=True)
+            time.sleep(pause)  # a full disk may have room again, a busy systemd an answer
+            continue
+        print(f"macd-host: {outcome}")
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import dataclasses
 import os
 import subprocess
 import time
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, Optional
 
-from macd.host import durable, ledger, probe, releases
+from macd.host import ledger, probe, releases, retention, snapshots
 from macd.host.failure import HostError
-from macd.host.layout import Layout, load, point_current_at, save
+from macd.host.layout import Layout, live_release, load, point_current_at
 from macd.host.ledger import EventLog, Pending, Snapshot
 from macd.host.supervisor import Process, Supervisor
 
@@ -24,6 +24,10 @@ LOCK = "activation.lock"
 _POLL_S = 0.2
 _CHECK_TIMEOUT_S = 180
 _CRASHES_THAT_SETTLE_IT = 2
+_TRIES = 3
+_LONGEST_REASON = 2000
+_ROOM = "room-to-go-back"
+_ROOM_BYTES = 1 << 20
 Record = Callable[[str, Dict[str, object]], None]
 
 
@@ -35,31 +39,33 @@ class ActivationFailedError(Exception):
         self.blames_release = blames_release
 
 
-def carry_on(layout: Layout, record: Record, *, booting: bool = False) -> str:
-    """Run the pending activation, or end one that was interrupted.
+def carry_on(
+    layout: Layout, record: Record, *, forward: bool = False, booting: bool = False
+) -> str:
+    """Run the pending activation (`forward`), or end one that was interrupted.
 
     Args:
+        forward: begin it if nothing of it was done yet; else that one is given up.
         booting: systemd has not started the service yet and will; only the files are put back.
 
     Returns:
         "committed", "reverted", or "nothing" when none is pending.
 
     Raises:
-        HostError: another process is at it, or the way back itself failed (it is tried again by
-            the next run; the message says what is live).
+        HostError: another process is at it.
+        HostError, OSError: it could not be brought to its end; call again.
     """
     with ledger.locked(layout, LOCK, {"who": "activation", "doing": "activation"}):
         pending = ledger.read_pending(layout)
         if pending is None:
             return "nothing"
         run = Activation(layout, pending, record, booting=booting)
-        if any(entry["number"] == pending.number for entry in ledger.history(layout)):
-            run.tidy_up()
-            return "committed"
-        if pending.state != "verified" or booting:
-            reason = pending.reason or f"it was interrupted while {pending.state}"
-            return run.revert(reason, blames_release=bool(pending.reason))
-        return run.go()
+        if run.was_committed():
+            return run.after_the_commit()
+        if forward and pending.state == "verified":
+            return run.go()
+        reason = pending.reason or f"it was interrupted while {pending.state}"
+        return run.revert(reason, blames_release=bool(pending.reason))
 
 
 class Activation:
@@ -78,20 +84,33 @@ class Activation:
     def go(self) -> str:
         """All the way forward; the way back on anything that fails."""
         try:
-            before = self._supervisor.show(self._pending.unit)
             self._prove_before_the_switch()
             self._switch()
-            process = self._restart(before)
+            process = self._restart()
             self._soak(process)
             self._await_confirmation(process)
             self._commit()
         except ActivationFailedError as error:
             return self.revert(str(error), blames_release=error.blames_release)
-        except (HostError, OSError) as error:
-            return self.revert(f"the host could not go on: {error}", blames_release=False)
-        with contextlib.suppress(OSError, HostError):  # it is committed, whatever the disk says now
+        except Exception as error:  # whatever it was, what served before has to serve again
+            told = f"the host could not go on: {type(error).__name__}: {error}"
+            return self.revert(told, blames_release=False)
+        return self.after_the_commit()
+
+    def was_committed(self) -> bool:
+        """Whether the commit is on the disk and nobody has begun to take it back."""
+        pending = self._pending
+        recorded = any(e["number"] == pending.number for e in ledger.history(self._layout))
+        return (
+            recorded and pending.state != "reverting" and live_release(self._layout) == pending.to
+        )
+
+    def after_the_commit(self) -> str:
+        """Say that it is committed, unless that was said already; then clear up."""
+        if not any(event["state"] == "committed" for event in self._events.read()):
             self._tell("committed")
-            self.tidy_up()
+        ledger.mark_good(self._layout, self._pending.to)
+        self._tidy_up()
         return "committed"
 
     def _enter(self, state: str, **fields: object) -> None:
@@ -106,7 +125,7 @@ class Activation:
 
     def _prove_before_the_switch(self) -> None:
         """Import everything and run the golden predictions while the old release still serves."""
-        self._tell("checking")
+        self._enter("checking")
         if not self._pending.check_argv:
             return
         try:
@@ -114,6 +133,7 @@ class Activation:
                 self._pending.check_argv,
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=_CHECK_TIMEOUT_S,
                 check=False,
             )
@@ -124,20 +144,16 @@ class Activation:
             raise ActivationFailedError("its own check failed here: " + " ".join(said[-3:]))
 
     def _switch(self) -> None:
+        _hold_room(self._layout)
         self._enter("switching")
-        _put(self._layout, self._supervisor, self._pending.after)
+        snapshots.put(self._layout, self._supervisor, self._pending.after)
         point_current_at(self._layout, self._pending.to)
         self._enter("switched")
 
-    def _restart(self, before: Process) -> Process:
+    def _restart(self) -> Process:
         self._enter("restarting")
-        pending = self._pending
-        process = _until_healthy(
-            self._supervisor,
-            pending,
-            release=pending.to,
-            manifest_sha256=pending.manifest_sha256,
-            before=before,
+        process = self._until_healthy(
+            self._pending.to, self._pending.manifest_sha256, self._pending.after
         )
         self._enter("restarted", pid=process.pid)
         return process
@@ -151,24 +167,58 @@ class Activation:
         self._still_well(process)
 
     def _still_well(self, process: Process) -> None:
-        now = self._supervisor.show(self._pending.unit)
-        if not now.is_same_life(process) or now.restarts != process.restarts:
-            raise ActivationFailedError(f"it did not stay up: {now.result or now.active}")
+        """One answer that is late or lost proves nothing; another process does."""
+        wrong = ""
+        for _ in range(_TRIES):
+            now = self._supervisor.show(self._pending.unit)
+            if not now.is_same_life(process) or now.restarts != process.restarts:
+                raise ActivationFailedError(f"it did not stay up: {now.result or now.active}")
+            wrong = self._asked(self._pending.to, self._pending.manifest_sha256, now)
+            if not wrong:
+                return
+            time.sleep(_POLL_S)
+        raise ActivationFailedError(f"it did not stay well: {wrong}")
+
+    def _asked(self, release: str, manifest_sha256: str, process: Process) -> str:
+        """Why its answer does not prove that `process` serves `release` well; empty if it does."""
         try:
             answer = probe.ask(self._pending.endpoint)
         except probe.ProbeError as error:
-            raise ActivationFailedError(f"it stopped answering: {error}") from error
-        wrong = self._problems(answer, now)
-        if wrong:
-            raise ActivationFailedError("; ".join(wrong))
-
-    def _problems(self, answer: Dict[str, object], process: Process) -> List[str]:
-        return probe.problems(
-            answer,
-            release=self._pending.to,
-            manifest_sha256=self._pending.manifest_sha256,
-            process=process,
+            return f"it does not answer: {error}"
+        return "; ".join(
+            probe.problems(
+                answer, release=release, manifest_sha256=manifest_sha256, process=process
+            )
         )
+
+    def _until_healthy(self, release: str, manifest_sha256: str, texts: Snapshot) -> Process:
+        """Restart, and wait for a NEW process that proves itself.
+
+        Raises:
+            ActivationFailedError: not in health_s, or it crashed so often that waiting is idle.
+        """
+        pending, unit = self._pending, self._pending.unit
+        moved = [
+            n for n in snapshots.sockets(texts) if pending.before.get(n) != pending.after.get(n)
+        ]
+        if moved:  # systemd changes no socket while its service runs
+            self._supervisor.stop(unit, *moved)
+        before = self._supervisor.show(unit)
+        deadline = time.monotonic() + pending.health_s
+        restarting = self._supervisor.restart(unit, snapshots.sockets(texts))
+        wrong = "it has not answered yet"
+        while time.monotonic() < deadline:
+            now = self._supervisor.show(unit)
+            # reset-failed has set the count to 0, but an old systemd may keep it
+            crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
+            if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
+                raise ActivationFailedError(f"it does not start: {now.result} ({wrong})")
+            if now.pid and not now.is_same_life(before):
+                wrong = self._asked(release, manifest_sha256, now)
+                if not wrong:
+                    return now
+            time.sleep(_POLL_S)
+        raise ActivationFailedError(f"not healthy within {pending.health_s:g} s: {wrong}")
 
     def _await_confirmation(self, process: Process) -> None:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
@@ -190,7 +240,7 @@ class Activation:
         if pending.kind == "rollback":
             for entry in entries:
                 entry["abandoned"] = entry.get("abandoned") or entry["release"] == pending.origin
-        _keep_snapshot(self._layout, pending.to, pending.after)
+        snapshots.keep(self._layout, pending.to, pending.after)
         committed = {
             "number": pending.number,
             "release": pending.to,
@@ -205,26 +255,28 @@ class Activation:
                 entry["abandoned"] = False
         ledger.save_history(self._layout, [*entries, committed])
 
-    def tidy_up(self) -> None:
-        """After a commit or a revert: drop the pending record, then what nothing needs any more."""
+    def _tidy_up(self) -> None:
+        """After a commit or a revert: clear away what nothing needs, then the record itself."""
+        _give_room(self._layout)
+        retention.tidy(self._layout, self._pending.keep, self._pending.to)
+        with contextlib.suppress(OSError):
+            ledger.drop_old_logs(self._layout, self._pending.number)
         ledger.clear_pending(self._layout)
-        keep = worth_keeping(self._layout, self._pending.keep)
-        locks = {releases.read_manifest(self._layout, kept).lock for kept in keep}
-        releases.retire(self._layout, keep, locks)
 
     def revert(self, reason: str, *, blames_release: bool) -> str:
         """Everything back as it was before, proved like the way forward.
 
         Raises:
-            HostError: what was live before does not come up again either.
+            HostError, OSError: something could not be put back; to be called again.
         """
-        pending = self._pending
-        touched = pending.state != "verified"
+        reason = reason[:_LONGEST_REASON]  # a release's own words may be of any length
+        touched = self._pending.state not in ("verified", "checking")
+        _give_room(self._layout)
         self._note_the_revert(reason if blames_release else "", touched=touched)
         serving = self._put_back() if touched else "it was never switched"
         with contextlib.suppress(OSError, HostError):
-            self._tell("reverted", reason=reason, live=pending.origin, serving=serving)
-        self.tidy_up()
+            self._tell("reverted", reason=reason, live=self._pending.origin, serving=serving)
+        self._tidy_up()
         return "reverted"
 
     def _note_the_revert(self, blame: str, *, touched: bool) -> None:
@@ -245,129 +297,55 @@ class Activation:
 
     def _put_back(self) -> str:
         pending = self._pending
-        if self._booting:
-            point_current_at(self._layout, pending.origin)
-            _put(self._layout, self._supervisor, pending.before)
-            return "systemd starts it next"
-        now = self._supervisor.show(pending.unit)
-        if pending.origin is None:
-            if now.loaded == "loaded" and now.active != "inactive":
-                self._supervisor.stop(pending.unit)
-            point_current_at(self._layout, None)
-            _put(self._layout, self._supervisor, pending.before)
-            return "nothing served before, and nothing serves now"
+        if pending.origin is None and not self._booting:
+            self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
         point_current_at(self._layout, pending.origin)
-        _put(self._layout, self._supervisor, pending.before)
-        sha256 = releases.manifest_sha256(self._layout, pending.origin)
+        failure: Optional[Exception] = None
         try:
-            process = _until_healthy(
-                self._supervisor,
-                pending,
-                release=pending.origin,
-                manifest_sha256=sha256,
-                before=now,
-            )
-            return f"{pending.origin} answers as pid {process.pid}"
-        except ActivationFailedError as error:
-            return f"{pending.origin} is back, but does not serve well: {error}"
+            snapshots.put(self._layout, self._supervisor, pending.before, reload=True)
+        except (OSError, HostError) as error:
+            failure = error  # on a full disk: rather the old release with wrong flags than none
+        if self._booting:
+            serving = "systemd starts it next"
+        elif pending.origin is None:
+            serving = "nothing served before, and nothing serves now"
+        else:
+            serving = self._serve_again(pending.origin)
+        if failure is not None:
+            raise HostError(
+                "flags, settings or units could not be put back",
+                why=str(failure),
+                live=f"{pending.origin}: {serving}",
+            ) from failure
+        return serving
+
+    def _serve_again(self, origin: str) -> str:
+        try:
+            sha256 = releases.manifest_sha256(self._layout, origin)
+            process = self._until_healthy(origin, sha256, self._pending.before)
+            return f"{origin} answers as pid {process.pid}"
+        except (ActivationFailedError, FileNotFoundError) as error:
+            return f"{origin} is back, but does not serve well: {error}"
 
 
-def _until_healthy(
-    supervisor: Supervisor, pending: Pending, *, release: str, manifest_sha256: str, before: Process
-) -> Process:
-    """Restart, and wait for a NEW process that proves itself.
+def _hold_room(layout: Layout) -> None:
+    """Set some of the disk aside, so that going back has room even if the disk is full then.
 
     Raises:
-        ActivationFailedError: not within health_s, or it crashed so often that waiting is idle.
+        ActivationFailedError: there is no room now, so nothing is begun.
     """
-    deadline = time.monotonic() + pending.health_s
-    restarting = supervisor.restart(pending.unit)
-    wrong = ["it has not answered yet"]
-    while time.monotonic() < deadline:
-        now = supervisor.show(pending.unit)
-        # reset-failed has set the count to 0, but an old systemd may keep it
-        crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
-        if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-            raise ActivationFailedError(f"it does not start: {now.result} ({'; '.join(wrong)})")
-        if now.pid and not now.is_same_life(before):
-            try:
-                answer = probe.ask(pending.endpoint)
-                wrong = probe.problems(
-                    answer, release=release, manifest_sha256=manifest_sha256, process=now
-                )
-                if not wrong:
-                    return now
-            except probe.ProbeError as error:
-                wrong = [f"it does not answer: {error}"]
-        time.sleep(_POLL_S)
-    raise ActivationFailedError(f"not healthy within {pending.health_s:g} s: {'; '.join(wrong)}")
-
-
-def _put(layout: Layout, supervisor: Supervisor, texts: Snapshot) -> None:
-    """Write flags, settings and units as the snapshot has them; reload if a unit changed."""
-    for name, path in ((".env", layout.env), ("service.json", layout.service_settings)):
-        if name not in texts or _text(path) == texts[name]:
-            continue
-        content = texts[name]
-        if content is None:
-            os.unlink(path)
-            durable.sync_directory(layout.app)
-        else:
-            durable.replace_file(path, content.encode(), mode=_mode(path))
-    units = {name: text for name, text in texts.items() if name not in (".env", "service.json")}
-    supervisor.install(units)
-
-
-def take_snapshot(layout: Layout, supervisor: Supervisor, units: List[str]) -> Snapshot:
-    """What goes with the live release now: flags, settings and unit files."""
-    taken: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
-    taken[".env"] = _text(layout.env)
-    taken["service.json"] = _text(layout.service_settings)
-    return taken
-
-
-def _keep_snapshot(layout: Layout, release: str, texts: Snapshot) -> None:
-    save(layout.state("snapshots", f"{release}.json"), texts, mode=0o600)
-
-
-def snapshot_of(layout: Layout, release: str) -> Snapshot:
-    """What went with a release when it was last live. Raises HostError when it never was."""
-    found = load(layout.state("snapshots", f"{release}.json"), None)
-    if found is None:
-        raise HostError(f"{release} was never live here", kind="refused")
-    return dict(found)
-
-
-def remember_live_snapshot(layout: Layout, release: Optional[str], texts: Snapshot) -> None:
-    """Before another release goes live: keep the flags the present one really had."""
-    if release is not None:
-        _keep_snapshot(layout, release, texts)
-
-
-def worth_keeping(layout: Layout, keep: int) -> "set[str]":
-    """`keep` newest good releases, the live one, its predecessor, and the newest failed one."""
-    here = set(releases.on_host(layout))
-    bad = [entry["release"] for entry in ledger.bad_releases(layout)]
-    good: List[str] = []
-    for entry in reversed(ledger.history(layout)):
-        if entry["release"] not in good:
-            good.append(entry["release"])
-    kept = [one for one in good if one in here][: max(keep, 2)]
-    target = releases.rollback_target(ledger.history(layout), good[0] if good else None)
-    failed = [one for one in bad if one in here and one not in good][-1:]
-    return here & {*kept, *failed, *([target] if target else [])}
-
-
-def _text(path: str) -> Optional[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+        descriptor = os.open(layout.state(_ROOM), os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _ROOM_BYTES)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ActivationFailedError(
+            f"the host's disk has no room to go back: {error.strerror}", blames_release=False
+        ) from error
 
 
-def _mode(path: str) -> int:
-    try:
-        return os.stat(path).st_mode & 0o777
-    except FileNotFoundError:
-        return 0o600 if path.endswith(".env") else 0o644
+def _give_room(layout: Layout) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(layout.state(_ROOM))

@@ -7,19 +7,19 @@ import hashlib
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
-from macd.host import activation, blobs, durable, envfile, ledger, releases, runtimes
+from macd.host import activation, blobs, durable, envfile, ledger, releases, runtimes, snapshots
 from macd.host.failure import HostError
-from macd.host.layout import Layout, live_release, load
+from macd.host.layout import Layout, live_release
 from macd.host.ledger import EventLog, Pending, locked
-from macd.host.probe import ProbeError, ask
+from macd.host.observing import DEPLOY_LOCK, rehearse
 from macd.host.record import recorder
 from macd.host.supervisor import Supervisor
 
-LOCK = "deploy.lock"
 _SESSION = contextlib.ExitStack()  # what this agent process holds until its channel closes
 _RUNNER_START_S = 30.0
+_RUNNER_END_S = 10.0
 
 
 def lock(app: str, who: str, doing: str) -> Dict[str, Any]:
@@ -39,88 +39,34 @@ def lock(app: str, who: str, doing: str) -> Dict[str, Any]:
         )
     os.umask(0o022)  # the service account reads what root puts here, whatever root's own umask is
     layout.make()
-    _SESSION.enter_context(locked(layout, LOCK, {"who": who, "doing": doing}))
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}))
+        _let_the_runner_end(layout)
+        _SESSION.enter_context(held.pop_all())
     return {"held": True}
 
 
-def deploy_facts(
-    app: str,
-    unit: str,
-    units: Sequence[str],
-    scope: str,
-    endpoint: str,
-    wanted: Sequence[Tuple[str, int]] = (),
-) -> Dict[str, Any]:
-    """Everything a plan needs, in one answer; changes nothing and needs no lock.
+def _let_the_runner_end(layout: Layout) -> None:
+    """An activation whose client left still clears up: what is staged meanwhile would go with it.
 
-    `endpoint` may be "unix": the answer says where that is on this host.
+    Raises:
+        HostError ("refused"): it is not at its end yet.
     """
-    layout = Layout(durable.expand(app))
-    supervisor = Supervisor(scope)
-    endpoint = layout.endpoint(endpoint, scope)
-    process = supervisor.show(unit)
-    history = ledger.history(layout)
-    live = live_release(layout)
-    return {
-        "app": layout.app,
-        "exists": os.path.isdir(layout.state()),
-        "python": {"executable": sys.executable, "version": "%d.%d" % sys.version_info[:2]},
-        "endpoint": endpoint,
-        "live": live,
-        "live_files": _files_of(layout, live),
-        "details": _details_of(layout, live),
-        "history": history,
-        "bad": ledger.bad_releases(layout),
-        "releases": releases.on_host(layout),
-        "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
-        "runtimes": _names(layout.runtimes),
-        "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
-        "pending": _pending_public(layout),
-        "lock": ledger.holder_of(layout, LOCK) if os.path.isdir(layout.state()) else None,
-        "process": vars(process),
-        # With a socket but no release, asking would only make systemd try to start nothing.
-        "health": _health(endpoint) if live else {"unreachable": "no release is live"},
-        "units": {name: supervisor.unit_text(name) for name in units},
-        "env": _read(layout.env),
-        "service_settings": _read(layout.service_settings),
-        "agent_archive": _file_sha256(layout.agent_archive),
-        "allowed_signers": _read(layout.state("allowed_signers")),
-        "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
-        "rollback": _rehearse(layout, releases.rollback_target(history, live)),
-        "rehearsal": _rehearse(layout, live),
-        "free": _free(layout.app),
-    }
+    deadline = time.monotonic() + _RUNNER_END_S
+    while ledger.holder_of(layout, activation.LOCK) is not None:
+        if ledger.read_pending(layout) is not None or time.monotonic() > deadline:
+            _refuse_if_pending(layout)
+        time.sleep(0.05)
 
 
-def _files_of(layout: Layout, release: Optional[str]) -> List[List[Any]]:
-    """Path, size and hash of what the live release declares; empty when that can't be read."""
-    with contextlib.suppress(HostError):
-        if release is not None:
-            files = releases.read_manifest(layout, release).files
-            return [[file.path, file.size, file.sha256] for file in files]
-    return []
+def _holds_the_lock(layout: Layout) -> bool:
+    holder = ledger.holder_of(layout, DEPLOY_LOCK)
+    return holder is not None and holder.get("pid") == os.getpid()
 
 
-def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
-    with contextlib.suppress(HostError):
-        if release is not None:
-            return releases.read_manifest(layout, release).details
-    return {}
-
-
-def _rehearse(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
-    """Could this host go back to `release` now, with nothing sent? Checks hashes and runtime."""
-    if release is None:
-        return {"release": None, "ready": False, "why": "nothing was committed here before"}
-    try:
-        damage = releases.differences(layout, release)
-        why = releases.tell_differences(damage)
-        lock_hash = releases.read_manifest(layout, release).lock
-        if not os.path.exists(os.path.join(layout.runtime(lock_hash), "bin", "python")):
-            why = why or "its runtime is gone"
-    except HostError as error:
-        why = str(error)
-    return {"release": release, "ready": not why, "why": why}
+def _require_lock(layout: Layout) -> None:
+    if not _holds_the_lock(layout):
+        raise HostError("this session does not hold the host's deploy lock", kind="refused")
 
 
 def stage(
@@ -134,6 +80,7 @@ def stage(
 ) -> Dict[str, Any]:
     """Verify a release whose blobs landed, build its runtime, put it in place; not live yet."""
     layout = Layout(durable.expand(app))
+    _require_lock(layout)
     identifier, known = releases.accept(
         layout, manifest, signature, releases.Accepts(**accepts), now=time.time()
     )
@@ -175,13 +122,15 @@ def activate(
         HostError ("refused"): an activation is under way, or `to` can't go live.
     """
     layout = Layout(durable.expand(app))
+    _require_lock(layout)
     _refuse_if_pending(layout)
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
     history = ledger.history(layout)
     if kind == "rollback":
-        to = to or releases.rollback_target(history, origin)
-        _check_rollback(layout, to, history)
+        bad = [entry["release"] for entry in ledger.bad_releases(layout)]
+        to = to or releases.rollback_target(history, origin, bad)
+        _check_rollback(layout, to, history, bad)
     if to is None:
         raise HostError("no release was named", kind="refused")
     manifest = releases.read_manifest(layout, to)
@@ -190,10 +139,11 @@ def activate(
         raise HostError(
             f"{to} was changed on the host", why=damage, kind="refused", live=origin or ""
         )
-    if kind == "deploy":
+    if kind == "deploy" and to != origin:  # what serves already was accepted when it came
         _accept_again(layout, to, accepts or {})
-    before = activation.take_snapshot(layout, supervisor, service["units"])
-    activation.remember_live_snapshot(layout, origin, before)
+    before = snapshots.take(layout, supervisor, service["units"])
+    if origin is not None:
+        snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
     pending = Pending(
         number=ledger.next_number(layout),
         kind=kind,
@@ -211,13 +161,14 @@ def activate(
         check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
         keep=keep,
         before=before,
-        after=activation.snapshot_of(layout, to)
+        after=snapshots.of(layout, to)
         if kind == "rollback"
         # The same release again (new settings, a restart): the evidence for its flags still holds.
         else ({**before, **after} if to == origin else _in_shadow(before, after)),
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
+        session=os.getpid(),
     )
     EventLog(layout, pending.number).add("verified", release=to, kind=kind)
     ledger.write_pending(layout, pending)
@@ -234,7 +185,9 @@ def _accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None
     releases.remember_serial(layout, release, manifest.serial)
 
 
-def _check_rollback(layout: Layout, to: Optional[str], history: List[Dict[str, Any]]) -> None:
+def _check_rollback(
+    layout: Layout, to: Optional[str], history: List[Dict[str, Any]], bad: List[str]
+) -> None:
     committed = [entry["release"] for entry in history]
     if to is None:
         raise HostError(
@@ -249,7 +202,10 @@ def _check_rollback(layout: Layout, to: Optional[str], history: List[Dict[str, A
         raise HostError(f"{to} was never committed on this host", hint=hint, kind="refused")
     if to == live_release(layout):
         raise HostError(f"{to} is live already", kind="refused", live=to)
-    ready = _rehearse(layout, to)
+    if to in bad:
+        hint = "invoke deploy can try it again; invoke history shows why it failed"
+        raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
+    ready = rehearse(layout, to)
     if not ready["ready"]:
         raise HostError(f"{to} can't come back", why=ready["why"], kind="refused")
 
@@ -287,17 +243,23 @@ def _start_runner(layout: Layout, pending: Pending) -> None:
     name = f"macd-activation-{pending.number}-{os.path.basename(layout.app)}"
     argv = [sys.executable, "-I", layout.agent_archive, "activate", "--app", layout.app]
     log = layout.state("activations", f"{pending.number}.log")
-    Supervisor(pending.scope).run_detached(name, argv, log)
+    try:
+        Supervisor(pending.scope).run_detached(name, argv, log)
+    except BaseException:
+        ledger.clear_pending(layout)  # nothing was begun, so nothing is under way
+        raise
     deadline = time.monotonic() + _RUNNER_START_S
     while time.monotonic() < deadline:
-        events = EventLog(layout, pending.number).read()
-        if len(events) > 1:
+        if len(EventLog(layout, pending.number).read()) > 1:
             return
-        time.sleep(0.05)
+        time.sleep(0.02)
+    with contextlib.suppress(HostError):  # it has come to life after all
+        activation.carry_on(layout, recorder(layout))
     raise HostError(
         "the host did not begin the activation",
         why=f"no word from {layout.agent_archive} in {_RUNNER_START_S:g} s; its log is {log}",
         hint="invoke provision, then deploy again",
+        live=live_release(layout) or "nothing",
     )
 
 
@@ -307,6 +269,8 @@ def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
     pending = ledger.read_pending(layout)
     if pending is None or pending.number != number or pending.token != token:
         return {"confirmed": False, **follow(app, number)}
+    if pending.session == os.getpid():
+        raise HostError("the session that began this can't confirm it", hint="open a new one")
     durable.replace_file(
         layout.state("confirmed.json"), b'{"token":"%s"}\n' % token.encode(), mode=0o600
     )
@@ -324,8 +288,8 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[
     number = number or ledger.next_number(layout) - 1
     deadline = time.monotonic() + wait
     while True:
+        pending = ledger.read_pending(layout)  # first: when it is gone, every word was said
         events = EventLog(layout, number).read()
-        pending = ledger.read_pending(layout)
         over = pending is None or pending.number != number
         if len(events) > seen or over or time.monotonic() >= deadline:
             return {
@@ -335,38 +299,26 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[
                 "live": live_release(layout),
                 "runner": ledger.holder_of(layout, activation.LOCK) is not None,
             }
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def recover(app: str) -> Dict[str, Any]:
-    """End an activation whose process died: commit what was committed, else put all back."""
+    """End an activation whose process died: commit what was committed, else put all back.
+
+    Left alone ("running"): one whose process lives, or whose client still sees to it.
+    """
     layout = Layout(durable.expand(app))
     if not os.path.isdir(layout.state()) or ledger.read_pending(layout) is None:
         return {"outcome": "nothing"}
-    if ledger.holder_of(layout, activation.LOCK) is not None:
-        return {"outcome": "running"}
-    return {"outcome": activation.carry_on(layout, recorder(layout))}
-
-
-def _pending_public(layout: Layout) -> Optional[Dict[str, Any]]:
-    pending = ledger.read_pending(layout)
-    if pending is None:
-        return None
-    names = ("number", "kind", "to", "origin", "who", "started", "state")
-    shown = {name: getattr(pending, name) for name in names}
-    return {**shown, "runner": ledger.holder_of(layout, activation.LOCK) is not None}
-
-
-def _health(endpoint: str) -> Dict[str, Any]:
-    try:
-        return ask(os.path.expanduser(endpoint))
-    except ProbeError as error:
-        return {"unreachable": str(error)}
-
-
-def _names(directory: str) -> List[str]:
-    found = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(name for name in found if not name.startswith("."))
+    with contextlib.ExitStack() as held:
+        try:
+            if not _holds_the_lock(layout):
+                held.enter_context(locked(layout, DEPLOY_LOCK, {"who": "recovery"}))
+            return {"outcome": activation.carry_on(layout, recorder(layout))}
+        except HostError as error:
+            if error.kind != "refused":
+                raise
+            return {"outcome": "running"}
 
 
 def _bytes(path: str) -> bytes:
@@ -374,27 +326,8 @@ def _bytes(path: str) -> bytes:
         return file.read()
 
 
-def _read(path: str) -> Optional[str]:
-    try:
-        return _bytes(path).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return None
-
-
-def _file_sha256(path: str) -> Optional[str]:
-    return hashlib.sha256(_bytes(path)).hexdigest() if os.path.isfile(path) else None
-
-
-def _free(path: str) -> int:
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
 OPERATIONS = {
     "lock": lock,
-    "deploy_facts": deploy_facts,
     "stage": stage,
     "activate": activate,
     "confirm": confirm,

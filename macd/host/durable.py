@@ -77,6 +77,16 @@ def replace_file(path: str, data: Data, *, mode: int = 0o644, owner: str = "") -
     sync_directory(directory)
 
 
+def set_aside(path: str, prefix: str) -> None:
+    """Remove a directory tree in two steps, so that no half of it is ever seen at `path`."""
+    directory, name = os.path.split(path)
+    aside = os.path.join(directory, prefix + name)
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    sync_directory(directory)
+    shutil.rmtree(aside)
+
+
 def _sweep(directory: str, name: str) -> None:
     """Remove what a killed write of the same file left behind long enough ago to be surely dead."""
     with contextlib.suppress(OSError):

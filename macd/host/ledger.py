@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -10,10 +11,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, Iterator, List, Optional
 
+from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, load, save
 
 Snapshot = Dict[str, Optional[str]]
+_GLANCES = 5  # whoever only looks at a lock holds it for an instant
+_GLANCE_S = 0.05
+_LOGS_KEPT = 200
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,18 @@ class Pending:
     confirm_s: float = 60.0
     keep: int = 5
     reason: str = ""
+    session: int = 0  # the agent that began it: its own word is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
 
 
 def read_pending(layout: Layout) -> Optional[Pending]:
     document = load(layout.state("pending.json"), None)
-    return None if document is None else Pending(**document)
+    if document is None:
+        return None
+    # The program on the host may be older than the one that wrote this.
+    known = {field.name for field in dataclasses.fields(Pending)}
+    return Pending(**{name: value for name, value in document.items() if name in known})
 
 
 def write_pending(layout: Layout, pending: Pending) -> None:
@@ -82,11 +92,28 @@ def mark_bad(layout: Layout, release: str, reason: str, number: int) -> None:
     save(layout.state("bad.json"), [*kept, entry])
 
 
+def mark_good(layout: Layout, release: str) -> None:
+    """A release that failed once and then proved itself is not bad any more."""
+    entries = bad_releases(layout)
+    kept = [entry for entry in entries if entry["release"] != release]
+    if kept != entries:
+        save(layout.state("bad.json"), kept)
+
+
 def next_number(layout: Layout) -> int:
     """Number of the next activation: one above every log that was ever begun here."""
     directory = layout.state("activations")
     begun = [int(n.split(".")[0]) for n in os.listdir(directory) if n.split(".")[0].isdigit()]
     return max(begun, default=0) + 1
+
+
+def drop_old_logs(layout: Layout, number: int) -> None:
+    """Forget the events of activations long over; the journal keeps what happened."""
+    directory = layout.state("activations")
+    for name in os.listdir(directory):
+        first = name.split(".")[0]
+        if first.isdigit() and int(first) <= number - _LOGS_KEPT:
+            os.unlink(os.path.join(directory, name))
 
 
 class EventLog:
@@ -96,13 +123,23 @@ class EventLog:
         self.path = layout.state("activations", f"{number}.jsonl")
 
     def add(self, state: str, **fields: Any) -> None:
-        line = json.dumps({"at": time.time(), "state": state, **fields}, ensure_ascii=False)
+        # ASCII: what a service says of itself may hold text that has no bytes in UTF-8.
+        line = json.dumps({"at": time.time(), "state": state, **fields})
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, line.encode() + b"\n")
+            torn = "\n" if self._is_torn() else ""
+            durable.write_all(descriptor, (torn + line + "\n").encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _is_torn(self) -> bool:
+        """Whether a kill or a full disk left half a line at the end."""
+        with open(self.path, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
 
     def read(self) -> List[Dict[str, Any]]:
         """Whole lines only; one torn by a power cut is left out."""
@@ -128,10 +165,8 @@ def locked(layout: Layout, name: str, holder: Dict[str, Any]) -> Iterator[None]:
     path = layout.state(name)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _held(path) from error
+        if not _taken(descriptor):
+            raise _held(path)
         text = json.dumps({**holder, "pid": os.getpid(), "since": time.time()})
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
@@ -140,15 +175,24 @@ def locked(layout: Layout, name: str, holder: Dict[str, Any]) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _taken(descriptor: int) -> bool:
+    for _ in range(_GLANCES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_GLANCE_S)
+    return False
+
+
 def holder_of(layout: Layout, name: str) -> Optional[Dict[str, Any]]:
-    """Who holds the lock now; None when it is free."""
+    """Who holds the lock now; None when it is free. Two who look don't take each other for one."""
     path = layout.state(name)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
         return _holder_text(path)
@@ -169,7 +213,8 @@ def _held(path: str) -> HostError:
     age = max(0, round(time.time() - float(holder.get("since", time.time()))))
     return HostError(
         "another deploy is at work on this host",
-        why=f"{holder.get('who')} has held the lock for {age} s ({holder.get('doing', 'deploy')})",
+        why=f"{holder.get('who')} has held the lock for {age} s ({holder.get('doing', 'deploy')}, "
+        f"process {holder.get('pid', '?')})",
         live="unchanged by this command",
         hint="wait for it: invoke deploy --attach; it frees itself when its holder ends",
         kind="refused",

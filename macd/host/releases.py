@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 from macd.host import blobs, durable, signature
 from macd.host.failure import HostError
@@ -226,58 +226,20 @@ def remove(layout: Layout, identifier: str) -> None:
     """Take a release away: renamed out of sight first, so no half of it can ever be chosen."""
     if live_release(layout) == identifier:
         raise HostError(f"{identifier} is live and is not removed", kind="refused")
-    trash = os.path.join(layout.releases, _TRASH + identifier)
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(layout.release(identifier), trash)
-    durable.sync_directory(layout.releases)
-    shutil.rmtree(trash)
+    durable.set_aside(layout.release(identifier), _TRASH)
 
 
-def retire(layout: Layout, keep: Set[str], runtimes: Set[str]) -> List[str]:
-    """Remove releases, runtimes and blobs nothing needs any more; the ids removed.
-
-    A failed or unfinished release never counts against the good ones: the caller names what stays.
-    """
-    removed = []
-    for identifier in on_host(layout):
-        if identifier not in keep and identifier != live_release(layout):
-            remove(layout, identifier)
-            removed.append(identifier)
-    for name in os.listdir(layout.releases):
-        if name.startswith((_STAGE, _TRASH)):
-            shutil.rmtree(os.path.join(layout.releases, name), ignore_errors=True)
-    for name in os.listdir(layout.runtimes) if os.path.isdir(layout.runtimes) else []:
-        if name not in runtimes:
-            shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
-    _drop_unlinked_blobs(layout, _wheels_of(layout, keep))
-    return removed
-
-
-def _wheels_of(layout: Layout, keep: Set[str]) -> Set[str]:
-    needed: Set[str] = set()
-    for identifier in keep:
-        lock = load(os.path.join(layout.release(identifier), "lock.json"), {"wheels": []})
-        needed |= {wheel["sha256"] for wheel in lock["wheels"]}
-    return needed
-
-
-def _drop_unlinked_blobs(layout: Layout, needed: Set[str]) -> None:
-    top = os.path.join(layout.app, "blobs", "sha256")
-    for directory, _, names in os.walk(top):
-        for name in names:
-            path = os.path.join(directory, name)
-            if name not in needed and os.lstat(path).st_nlink == 1:
-                os.unlink(path)
-
-
-def rollback_target(history: List[Dict[str, Any]], live: Optional[str]) -> Optional[str]:
+def rollback_target(
+    history: List[Dict[str, Any]], live: Optional[str], bad: Iterable[str] = ()
+) -> Optional[str]:
     """The last good release before the live one: from what this host itself committed, never by
-    name or time. Releases that were rolled back from (abandoned) or marked bad don't count.
+    name or time. Releases that were rolled back from (abandoned) or that are `bad` don't count.
 
     Args:
         history: the entries of committed.json, oldest first.
     """
     for entry in reversed(history):
-        if entry["release"] != live and not entry.get("abandoned") and not entry.get("bad"):
-            return str(entry["release"])
+        release = str(entry["release"])
+        if release != live and not entry.get("abandoned") and release not in bad:
+            return release
     return None

@@ -14,7 +14,7 @@ from macd.host import blobs, durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
-_BUILDING = ".building-"
+_BUILDING, _TRASH = ".building-", ".trash-"
 _PIP_TIMEOUT_S = 900
 _IMPORT_TIMEOUT_S = 120
 
@@ -36,8 +36,7 @@ def install(
     """
     lock = hashlib.sha256(raw_lock).hexdigest()
     target = layout.runtime(lock)
-    if os.path.isdir(target):
-        check_imports(target, imports)
+    if os.path.isdir(target) and _is_sound(target, imports):
         return {"lock": lock, "built": False}
     document = json.loads(raw_lock)
     building = os.path.join(layout.runtimes, _BUILDING + lock)
@@ -51,12 +50,22 @@ def install(
         check_imports(building, imports)
         shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
         os.sync()
+        if os.path.isdir(target):  # damaged on the disk: what imports nothing serves nothing
+            durable.set_aside(target, _TRASH)
         os.rename(building, target)
         durable.sync_directory(layout.runtimes)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
     return {"lock": lock, "built": True}
+
+
+def _is_sound(runtime: str, imports: List[str]) -> bool:
+    try:
+        check_imports(runtime, imports)
+    except HostError:
+        return False
+    return True
 
 
 def _install_wheels(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -63,13 +63,18 @@ class Supervisor:
 
     def unit_text(self, unit: str) -> Optional[str]:
         try:
-            with open(os.path.join(self.unit_directory, unit), encoding="utf-8") as file:
+            # As it stands, to be put back as it stood: any bytes, any line ends.
+            path = os.path.join(self.unit_directory, unit)
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return file.read()
         except FileNotFoundError:
             return None
 
-    def install(self, units: Dict[str, Optional[str]]) -> List[str]:
-        """Write unit files (None removes one), reload if any changed; the names that changed."""
+    def install(self, units: Dict[str, Optional[str]], *, reload: bool = False) -> List[str]:
+        """Write unit files (None removes one), reload if any changed; the names that changed.
+
+        `reload` in any case: one who was killed may have written a file and not told systemd.
+        """
         changed = []
         for unit, text in sorted(units.items()):
             if self.unit_text(unit) == text:
@@ -80,9 +85,9 @@ class Supervisor:
                 os.unlink(path)
                 durable.sync_directory(self.unit_directory)
             else:
-                durable.replace_file(path, text.encode())
+                durable.replace_file(path, text.encode("utf-8", "surrogateescape"))
             changed.append(unit)
-        if changed:
+        if changed or reload:
             self._call("daemon-reload")
         return changed
 
@@ -108,12 +113,13 @@ class Supervisor:
         """Take a unit out of use before its file goes."""
         self._call("disable", "--now", unit, check=False)
 
-    def restart(self, unit: str) -> "subprocess.Popen[bytes]":
+    def restart(self, unit: str, sockets: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
 
-        A start limit left by a crash loop is cleared first, so the way back is never blocked.
+        A start limit left by a crash loop (the sockets' too: systemd fails them with their service)
+        is cleared first, so the way back is never blocked.
         """
-        self._call("reset-failed", unit, check=False)
+        self._call("reset-failed", unit, *sockets, check=False)
         return subprocess.Popen(
             self._argv("restart", unit),
             stdin=subprocess.DEVNULL,
@@ -125,8 +131,11 @@ class Supervisor:
     def start(self, unit: str) -> None:
         self._call("start", unit)
 
-    def stop(self, unit: str) -> None:
-        self._call("stop", unit)
+    def stop(self, *units: str) -> None:
+        """Stop what is running of `units`; one that systemd doesn't know is stopped already."""
+        known = [unit for unit in units if self.show(unit).loaded == "loaded"]
+        if known:
+            self._call("stop", *known)
 
     def run_detached(
         self, name: str, argv: List[str], log: str, *, keep_alive: bool = True
