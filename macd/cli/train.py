@@ -64,10 +64,11 @@ def train(
 ) -> ExitCode | None:
     """Train on a host: check, send what changed, start, follow, bring the models back."""
     from macd.inventory import load
+    from macd.jobs import choice
     from macd.jobs import order as orders
 
     book = load(inventory)
-    machine = orders.train_host(book, host)
+    machine = choice.train_host(book, host)
     flags = {"symbol": symbol, "cross": cross, "profile": profile, "engine": engine, "mode": mode}
     changes: dict[str, Any] = {
         **steps.more_settings(settings),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from macd.jobs.remedies import Failure
 
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
-_EVERY_S = 1.0
+_EVERY_S, _FIT_EVERY_S = 10.0, 1.0
 _TOLD_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
 EXIT_CODES = {
     "DONE": ExitCode.DONE,
@@ -77,7 +77,8 @@ class Shown:
         self._stack = ExitStack()
         self._status: Any = None
         self._printed = ""
-        self._next = 0.0
+        self._fit = ("", "")
+        self._last = -_EVERY_S
         self._contact = True
 
     def __enter__(self) -> Shown:
@@ -136,8 +137,11 @@ class Shown:
             from rich.text import Text
 
             self._status.update(Text(line))
-        elif line != self._printed and (at_once or self._clock() >= self._next):
-            self._printed, self._next = line, self._clock() + _EVERY_S
+            return
+        fit = (self.progress.model, self.progress.fold)
+        due = self._last + (_EVERY_S if fit == self._fit else _FIT_EVERY_S)
+        if line != self._printed and (at_once or self._clock() >= due):
+            self._printed, self._fit, self._last = line, fit, self._clock()
             print(f"  {line}", flush=True)
 
     def _say(self, text: str) -> None:

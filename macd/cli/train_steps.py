@@ -224,10 +224,10 @@ def looking_on(
 
 def host_for(book: Inventory, host: str, run: str) -> str:
     """The host to ask: named, or where this run was started from here, or the only one."""
-    from macd.jobs import order, record
+    from macd.jobs import choice, record
 
     known = "" if host or not run else record.host_of(_journal(book), run)
-    return order.train_host(book, host or known).name
+    return choice.train_host(book, host or known).name
 
 
 def status_of(contact: Contact, run: str) -> dict[str, Any]:

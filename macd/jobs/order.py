@@ -15,7 +15,7 @@ from typing import Any
 
 import macd
 from macd.errors import UsageError
-from macd.inventory import Host, Inventory
+from macd.inventory import Inventory
 from macd.market.bars import bars_path, symbol_name
 from macd.remote.blobs import Blob
 from macd.train.settings import Settings, settings_from
@@ -59,31 +59,6 @@ class Order:
         """The command on the host; the braces are filled in there."""
         here = ["--data", f"{{tree}}/{_DATA}", "--out", "{run}", "--cache", "{work}/cache"]
         return [self.python, "-m", "macd.train", "--settings", f"{{run}}/{REQUEST}", *here]
-
-
-def train_host(inventory: Inventory, name: str = "") -> Host:
-    """The host of that name, which must train; without a name the only one that does.
-
-    Raises UsageError listing the hosts to choose from.
-    """
-    training = [host for host in inventory.hosts.values() if host.role == "train"]
-    known = ", ".join(host.name for host in training) or "none"
-    if name:
-        host = inventory.host(name)
-        if host.role == "train":
-            return host
-        raise UsageError(
-            f"{name} is no training host, its role is {host.role}",
-            why=f"hosts with role train in inventory {inventory.name}: {known}",
-            hint="to train on this machine: python -m macd.train",
-        )
-    if len(training) == 1:
-        return training[0]
-    raise UsageError(
-        "which host should train?",
-        why=f"hosts with role train in inventory {inventory.name}: {known}",
-        hint=f"invoke train --host {training[0].name if training else 'NAME'}",
-    )
 
 
 def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:

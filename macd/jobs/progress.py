@@ -44,7 +44,7 @@ class Progress:
         heads = self.auc.get(self.model)
         if heads:
             shown = " ".join(f"{head} {value:.3f}" for head, value in heads.items())
-            parts.append(f"AUC {shown}")
+            parts.append(f"last AUC {shown}")
         if self.share is not None:
             parts.append(f"{100 * self.share:.0f} %")
         if self.eta_s is not None and self.share != 1:

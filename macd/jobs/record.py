@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from macd.jobs.order import Order
 from macd.journal import Journal
+
+if TYPE_CHECKING:
+    from macd.jobs.order import Order
 
 STARTED, FINISHED = "train.started", "train.finished"
 _SUMMARY = ("data_digest", "best_head", "auc", "criteria", "blocked_by", "seconds", "complete")

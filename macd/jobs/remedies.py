@@ -10,7 +10,7 @@ from typing import Any
 _LOG_LINES = 12
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|device has no memory",
         "the GPU's memory is full: nvidia-smi shows whether somebody else uses it; else a smaller "
         "batch, or --profile demo",
     ),
@@ -38,7 +38,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "CUDA version, helps",
     ),
     (
-        r"killed by signal 9|out-of-memory killer|MemoryError|Cannot allocate memory",
+        r"killed by signal 9|ran out of memory|MemoryError|Cannot allocate memory",
         "the host's memory ran out: fewer fits side by side (--settings FILE with "
         '{"workers": 1}), or --profile demo',
     ),
