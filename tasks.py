@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from macd.cli import data, deploy, facts, history, host, lab, provision, status, train, usage
+from macd.cli import (
+    data,
+    deploy,
+    facts,
+    health,
+    history,
+    host,
+    lab,
+    provision,
+    release,
+    status,
+    train,
+    usage,
+)
 
 usage.install()
 
 namespace = Collection(
     facts.facts,
     history.history,
+    health.health,
     provision.provision,
     deploy.plan,
     deploy.deploy,
@@ -20,5 +34,6 @@ namespace = Collection(
     Collection("data", data.import_, data.fetch, data.verify),
     Collection("host", host.list_, host.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.fault),
+    Collection("release", release.release, release.list_, release.show, release.verify),
     Collection("train", train.train, train.status, train.attach, train.cancel, train.fetch),
 )
