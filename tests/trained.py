@@ -7,6 +7,7 @@ from: a change to any of them trains again (about 15 s), anything else finds it 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ SETTINGS: dict[str, Any] = {
 _CODE = ("macd/train", "macd/market", "macd/release/stacking.py")
 
 
+@functools.cache
 def trained_run() -> Path:
     """The directory of a finished run; its bars lie in `data/`'s sibling `bars/`. Don't change it.
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def _load_lgbm(directory: Path, tf: str) -> Predict:
     texts = [
         _bytes(directory / f"lgbm_{tf}_{head}.txt").decode("utf-8", "replace") for head in HEADS
     ]
-    _survives_parsing(texts)
+    _survives_parsing(tuple(texts))
     import lightgbm  # noqa: PLC0415 - slow, and health can tell when it is missing
 
     boosters = [lightgbm.Booster(model_str=text) for text in texts]
@@ -224,7 +225,8 @@ def _load_lgbm(directory: Path, tf: str) -> Predict:
     return predict
 
 
-def _survives_parsing(texts: list[str]) -> None:
+@lru_cache(maxsize=4)  # a second of a child process; what survived once will again
+def _survives_parsing(texts: tuple[str, ...]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         child = subprocess.run(

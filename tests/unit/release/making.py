@@ -1,0 +1,119 @@
+"""Releases made by the product's own code from the shared tiny training, in a place of their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from macd.inventory import Criterion
+from macd.release import build, judge, wheel
+from macd.release import run as runs
+from macd.release.build import Order
+from macd.release.health import Item
+from macd.release.lock import Lock, Wheel
+from macd.release.signing import sign
+from macd.release.store import Release, Store
+from macd.release.verify import Signers
+from tests.trained import ROOT, bars_directory, trained_run
+from tests.unit.release.releases import IDENTITY, make_key
+
+CREATED = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
+WARNS = {
+    name: Criterion(threshold=threshold, level="warn")
+    for name, threshold in (("lstm_val_auc", 0.57), ("n_oof", 10000))
+}
+CONTENT = b"not a real wheel: nothing here installs it"
+LOCK = Lock(
+    "3.11",
+    "linux-x86_64-glibc-2.36",
+    (
+        Wheel(
+            "pip",
+            "25.3",
+            "pip-25.3-py3-none-any.whl",
+            len(CONTENT),
+            "38eed0714b610df76ff07c211f43fd7adbd1bdff81494766334ed9b35f936093",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A place to make releases in: its store, its key, and who may sign."""
+
+    top: Path
+    key: Path
+    signers: Signers
+
+    @property
+    def store(self) -> Store:
+        return Store(self.top / "releases")
+
+    @property
+    def wheel(self) -> Path:
+        return self.top / LOCK.wheels[0].file
+
+    def order(self, run: Path | None = None, **changes: Any) -> Order:
+        known = runs.read(run or trained_run())
+        order = Order(
+            run=known,
+            host="h800",
+            findings=judge.judge(known.criteria, WARNS, known.audit, known.metrics["models"]),
+            app="macd-analysis",
+            env="prod",
+            serial=7,
+            created=CREATED,
+            lifetime=timedelta(days=30),
+            accepted="",
+            code=wheel.Code("0.1.0", "c" * 40, False),
+            lock=LOCK,
+            source=self.top / "source",
+            data_dir=bars_directory(trained_run()),
+            versions={},
+        )
+        return replace(order, **changes)
+
+    def make(
+        self,
+        order: Order | None = None,
+        *,
+        sign_with: Callable[[bytes], bytes] | None = None,
+        also: Callable[[Path, str], list[Item]] = lambda _, __: [],
+    ) -> Release:
+        made, _ = build.make(
+            order or self.order(),
+            self.store,
+            sign=sign_with or (lambda raw: sign(raw, key=self.key)),
+            wheels=[self.wheel],
+            also=also,
+        )
+        return made
+
+
+def workshop(top: Path) -> Workshop:
+    key = make_key(top)
+    public = key.with_suffix(".pub").read_text().strip()
+    allowed = top / "allowed_signers"
+    allowed.write_text(f'{IDENTITY} namespaces="release-manifest@macd" {public}\n')
+    shop = Workshop(top, key, Signers(allowed, IDENTITY))
+    shop.wheel.write_bytes(CONTENT)
+    # A copy: the tree may be edited while tests run, and two releases are compared byte for byte.
+    junk = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "macd", top / "source/macd", ignore=junk)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, top / "source")
+    return shop
+
+
+def copy_of_run(tmp_path: Path) -> Path:
+    """The training's directory, to spoil; result.json still lists the files as they were."""
+    return Path(shutil.copytree(trained_run(), tmp_path / "run", ignore=_no_cache))
+
+
+def _no_cache(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == "cache"]

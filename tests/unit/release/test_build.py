@@ -1,0 +1,240 @@
+"""A release from a real training: what is in it, what stops it, and that it is all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from macd.errors import ExitCode, MacdError, RefusedError
+from macd.host.manifest import parse
+from macd.inventory import Criterion
+from macd.release import judge, verify
+from macd.release import run as runs
+from macd.release.health import Item
+from macd.release.store import Release
+from tests.trained import trained_run
+from tests.unit.release.making import CREATED, LOCK, Workshop, copy_of_run, workshop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return workshop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workshop, Release]:
+    """One release for all tests that only look at it."""
+    shop = workshop(tmp_path_factory.mktemp("shop"))
+    return shop, shop.make()
+
+
+def resealed(run: Path, path: str) -> Path:
+    """The run's record follows a change of one of its files, as a dishonest run's would."""
+    result = json.loads((run / "result.json").read_text())
+    for file in result["files"]:
+        if file["path"] == path:
+            content = (run / path).read_bytes()
+            file |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (run / "result.json").write_text(json.dumps(result))
+    return run
+
+
+# What is in it.
+
+
+def test_a_release_holds_models_code_lock_golden_and_cards(made: tuple[Workshop, Release]) -> None:
+    _, release = made
+    paths = {file.path for file, _ in release.contents}
+    assert {
+        "app/serve.py",
+        "app/macd-0.1.0-py3-none-any.whl",
+        "card.html",
+        "card.md",
+        "lock.json",
+        "golden/golden.json",
+        "data/ml_models/lgbm_1h_5h.txt",
+        "data/ml_models/lstm_1h.onnx",
+        "data/ml_models/tft_1h.onnx",
+        "data/ml_models/stacking_meta_1h.json",
+        "data/gpu_results/oof_1h.parquet",
+    } <= paths
+    assert release.bundle.name == "macd_models_20260301_120005.tar.gz"
+    assert release.manifest.lock == release.lock.sha256 == LOCK.sha256
+
+
+def test_what_was_made_verifies(made: tuple[Workshop, Release]) -> None:
+    shop, release = made
+    assert verify.directory(release.directory, shop.signers).ok
+    assert verify.bundle(release.bundle, shop.signers).id == release.id
+
+
+def test_the_manifest_tells_where_it_came_from(made: tuple[Workshop, Release]) -> None:
+    _, release = made
+    details = release.manifest.details
+    run = runs.read(trained_run())
+    assert details["run"] == run.id
+    assert details["host"] == "h800"
+    assert details["data_digest"] == run.digest
+    assert details["accepted"] is None
+    assert details["code"]["commit"] == "c" * 40
+    assert details["audit"]["ok"] is True
+    low, value, high = (
+        details["metrics"]["lstm"]["5h"]["val"][k] for k in ("low", "value", "high")
+    )
+    assert low <= value <= high
+    assert [one["name"] for one in details["criteria"]] == [
+        "lstm_val_auc", "n_oof", "leak_audit", "too_good",
+    ]  # fmt: skip
+
+
+def test_the_wheels_of_its_lock_are_kept(made: tuple[Workshop, Release]) -> None:
+    shop, release = made
+    ((wheel, path),) = shop.store.wheels(release.lock)
+    assert path.read_bytes() == shop.wheel.read_bytes()
+    assert path == shop.store.root / "wheels" / wheel.sha256 / wheel.file
+
+
+def test_the_cards_carry_figures_and_criteria(made: tuple[Workshop, Release]) -> None:
+    _, release = made
+    markdown = (release.directory / "card.md").read_text()
+    page = (release.directory / "card.html").read_text()
+    stacking = release.manifest.details["metrics"]["stacking"]["24h"]["val"]
+    shown = f"{stacking['value']:.3f} [{stacking['low']:.3f}, {stacking['high']:.3f}]"
+    for text in (markdown, page):
+        assert shown in text
+        assert "⚠" in text
+        assert release.manifest.details["data_digest"] in text
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+
+
+def test_serve_py_starts_the_service_of_the_wheel_beside_it(
+    made: tuple[Workshop, Release], tmp_path: Path
+) -> None:
+    _, release = made
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "serve.py").write_bytes((release.directory / "app/serve.py").read_bytes())
+    main = "import macd.service\ndef main():\n    print(macd.service.__file__)\n    return 7\n"
+    with zipfile.ZipFile(app / "macd-9-py3-none-any.whl", "w") as archive:
+        for name, text in (("__init__", ""), ("service/__init__", ""), ("service/__main__", main)):
+            archive.writestr(f"macd/{name}.py", text)
+    argv = [sys.executable, "-I", str(app / "serve.py")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.strip() == str(app / "macd-9-py3-none-any.whl/macd/service/__init__.py")
+    (app / "macd-10-py3-none-any.whl").write_bytes(b"")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 1
+    assert "one wheel expected" in done.stderr
+
+
+# Reproducible.
+
+
+def test_the_same_order_gives_the_same_bytes(
+    made: tuple[Workshop, Release], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_shop, first = made
+    shop = workshop(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("PYTHONHASHSEED", "77")
+    from macd.release.signing import sign  # noqa: PLC0415
+
+    order = shop.order(source=first_shop.top / "source")
+    second = shop.make(order, sign_with=lambda raw: sign(raw, key=first_shop.key))
+    assert second.raw == first.raw
+    assert second.id == first.id
+    assert second.bundle.read_bytes() == first.bundle.read_bytes()
+
+
+# What stops it.
+
+
+def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop) -> None:
+    run = runs.read(trained_run())
+    criteria = {"lstm_val_auc": Criterion(threshold=0.9, level="block")}
+    findings = judge.judge(run.criteria, criteria, run.audit, run.metrics["models"])
+    order = shop.order(findings=findings)
+    with pytest.raises(RefusedError) as caught:
+        shop.make(order)
+    assert caught.value.exit_code == ExitCode.REFUSED
+    assert "missed by 0.3" in caught.value.why
+    assert shop.store.ids() == []
+    accepted = shop.make(shop.order(findings=findings, accepted="a drill, never for real"))
+    details = parse(accepted.raw).details
+    assert details["accepted"] == "a drill, never for real"
+    assert "a drill, never for real" in (accepted.directory / "card.html").read_text()
+
+
+def test_other_bars_than_the_runs_are_told(shop: Workshop, tmp_path: Path) -> None:
+    from macd.market.bars import read_bars, write_bars  # noqa: PLC0415
+    from tests.trained import SAMPLE  # noqa: PLC0415
+
+    write_bars(read_bars(SAMPLE)[:4001], tmp_path / "bars/BTCUSD_1h.parquet")
+    with pytest.raises(MacdError, match="are not those run") as caught:
+        shop.make(shop.order(data_dir=tmp_path / "bars"))
+    assert "digest" in caught.value.why
+    assert list(shop.store.root.glob("*2*")) == []
+
+
+def test_a_sick_model_stops_it(shop: Workshop, tmp_path: Path) -> None:
+    run = copy_of_run(tmp_path)
+    path = "data/ml_models/lgbm_1h_5h.txt"
+    (run / path).write_bytes((run / path).read_bytes()[:900])
+    with pytest.raises(MacdError) as caught:
+        shop.make(shop.order(resealed(run, path)))
+    assert "LightGBM can't read its model" in str(caught.value)
+    assert shop.store.ids() == []
+
+
+def test_a_failed_item_of_the_callers_own_stops_it(shop: Workshop) -> None:
+    sick = Item("ONNX against torch", False, "off by 0.5", "export", "export again")
+    with pytest.raises(MacdError, match="health check") as caught:
+        shop.make(also=lambda _, __: [sick])
+    assert caught.value.hint == "export again"
+
+
+# All or nothing.
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted_while_signing_it_leaves_nothing(
+    shop: Workshop, error: type[BaseException]
+) -> None:
+    def interrupted(_: bytes) -> bytes:
+        raise error("now")
+
+    with pytest.raises(error):
+        shop.make(sign_with=interrupted)
+    left = [path.name for path in shop.store.root.iterdir()]
+    assert left == [".lock"]
+
+
+def test_what_a_killed_build_left_is_swept_and_never_listed(shop: Workshop) -> None:
+    half = shop.store.root / ".building-killed"
+    (half / "data").mkdir(parents=True)
+    (half / "manifest.json").write_text("{}")
+    assert shop.store.ids() == []
+    release = shop.make()
+    assert not half.exists()
+    assert shop.store.ids() == [release.id]
+
+
+def test_two_at_once_are_one_and_a_refusal(shop: Workshop) -> None:
+    def sign_while_another_tries(raw: bytes) -> bytes:
+        with pytest.raises(RefusedError, match="another release"):
+            shop.make()
+        from macd.release.signing import sign  # noqa: PLC0415
+
+        return sign(raw, key=shop.key)
+
+    release = shop.make(sign_with=sign_while_another_tries)
+    assert shop.store.ids() == [release.id]
+    assert release.manifest.created == CREATED

@@ -1,0 +1,100 @@
+"""Which runs may become a release: by the inventory's criteria, the audit, what is believable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from macd.inventory import Criterion
+from macd.release.judge import blocking, judge
+
+AUDIT = {
+    "ok": True,
+    "checks": [{"name": "provenance", "ok": True, "detail": "fine"}],
+    "allowed": {"5h": 0.65, "12h": 0.65, "24h": 0.66},
+}
+
+
+def figures(low: float | None, part: str = "val") -> dict[str, Any]:
+    blank = {"value": 0.55, "low": 0.5, "high": 0.6, "n": 100}
+    made: dict[str, Any] = {name: dict(blank) for name in ("val", "val_all", "test", "test_all")}
+    made[part]["low"] = low
+    return {"lstm": {head: made for head in ("5h", "12h", "24h")}}
+
+
+def outcome(
+    name: str, value: float | None, threshold: float, level: str = "block"
+) -> tuple[bool, str, list[str]]:
+    measured = ({"name": name, "value": value, "detail": "at 5h", "level": "warn"},)
+    criteria = {name: Criterion(threshold=threshold, level=level)}
+    findings = judge(measured, criteria, AUDIT, figures(0.5))
+    return findings[0].ok, findings[0].note, [one.name for one in blocking(findings)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "threshold", "ok"),
+    [
+        ("lstm_val_auc", 0.57, 0.57, True),
+        ("lstm_val_auc", 0.5699, 0.57, False),
+        ("test_val_gap", 0.0199, 0.02, True),
+        ("test_val_gap", 0.02, 0.02, False),
+        ("n_oof", 10000, 10000, True),
+        ("n_oof", 9999, 10000, False),
+        ("onnx_test", 0.0, 1.0, False),
+        ("onnx_test", None, 1.0, False),
+        ("lstm_val_auc", float("nan"), 0.57, False),
+    ],
+)
+def test_each_criterion_is_held_to_its_threshold(
+    name: str, value: float | None, threshold: float, ok: bool
+) -> None:
+    met, _, blocks = outcome(name, value, threshold)
+    assert met is ok
+    assert blocks == ([] if ok else [name])
+
+
+def test_the_inventory_decides_the_level_not_the_run() -> None:
+    assert outcome("lstm_val_auc", 0.5, 0.57, "warn")[2] == []
+    assert outcome("lstm_val_auc", 0.5, 0.57, "block")[2] == ["lstm_val_auc"]
+
+
+def test_a_miss_says_by_how_much() -> None:
+    assert "missed by 0.05" in outcome("lstm_val_auc", 0.52, 0.57)[1]
+    assert "missed by 8,000" in outcome("n_oof", 2000, 10000)[1]
+    assert "not measured" in outcome("lstm_val_auc", None, 0.57)[1]
+
+
+def test_a_criterion_the_run_never_measured_is_missed() -> None:
+    findings = judge((), {"stacking_oof_auc": Criterion(threshold=0.58)}, AUDIT, figures(0.5))
+    assert [one.name for one in blocking(findings)] == ["stacking_oof_auc"]
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        {},
+        {**AUDIT, "ok": False},
+        {**AUDIT, "ok": "yes"},
+        {**AUDIT, "checks": [{"name": "provenance", "ok": False, "detail": "row 9"}]},
+    ],
+)
+def test_a_failed_or_missing_audit_blocks_whatever_the_level(audit: dict[str, Any]) -> None:
+    criteria = {"leak_audit": Criterion(threshold=1, level="warn")}
+    blocked = [one.name for one in blocking(judge((), criteria, audit, figures(0.5)))]
+    assert "leak_audit" in blocked
+
+
+@pytest.mark.parametrize("part", ["val", "val_all", "test", "test_all"])
+def test_an_interval_above_what_can_be_believed_blocks(part: str) -> None:
+    assert blocking(judge((), {}, AUDIT, figures(0.65, part))) == []
+    (found,) = blocking(judge((), {}, AUDIT, figures(0.67, part)))
+    assert found.name == "too_good"
+    assert "above 0.650 by 0.020" in found.note
+    assert blocking(judge((), {}, AUDIT, figures(None, part))) == []
+
+
+@pytest.mark.parametrize("allowed", [{}, {"5h": 0.65}, {"5h": 0.65, "12h": None, "24h": 0.6}])
+def test_no_limits_is_not_no_limit(allowed: dict[str, Any]) -> None:
+    audit = {**AUDIT, "allowed": allowed}
+    assert [one.name for one in blocking(judge((), {}, audit, figures(0.5)))] == ["too_good"]
