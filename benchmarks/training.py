@@ -1,4 +1,4 @@
-"""How long a training takes and where: the whole pipeline on the sample, demo profile, from nothing.
+"""How long a training takes and where: all of it on the sample, demo profile, from nothing.
 
     python benchmarks/training.py [--profile demo] [--workers 2]
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
 
+import macd
 from macd.errors import MacdError
 
 J = TypeVar("J")
@@ -134,16 +136,7 @@ def _with_ray(
             hint='pip install "macd[ray]", or --engine local',
         ) from error
     if not ray.is_initialized():
-        # RAY_ADDRESS names a cluster; without it a local one with our workers is started.
-        cluster = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {} if cluster else {"num_cpus": use.workers}
-        ray.init(
-            address=cluster or "local",
-            include_dashboard=False,
-            log_to_driver=True,
-            runtime_env={"env_vars": dict.fromkeys(_THREAD_LIMITS, "1")},
-            **options,
-        )
+        _start_ray(ray, use)
     gpu = any(device.startswith("cuda") for device in use.devices)
     task = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_numbered)
     # Ray shows each task only its own GPU, as number 0.
@@ -152,7 +145,27 @@ def _with_ray(
     waiting = [task.remote(function, at, job, stored, device) for at, job, _ in numbered]
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1)
-        yield ray.get(done[0])
+        try:
+            result = ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # the fit's own error, with its words
+        yield result
+
+
+def _start_ray(ray: Any, use: Resources) -> None:
+    """Join the cluster RAY_ADDRESS names, bringing our code; else start one on this machine."""
+    cluster = os.environ.get("RAY_ADDRESS")
+    environment: dict[str, Any] = {"env_vars": dict.fromkeys(_THREAD_LIMITS, "1")}
+    if cluster:
+        ours = str(Path(macd.__file__).parent)
+        ray.init(address=cluster, runtime_env={**environment, "py_modules": [ours]})
+    else:
+        ray.init(
+            address="local",
+            num_cpus=use.workers,
+            include_dashboard=False,
+            runtime_env=environment,
+        )
 
 
 def _cuda_devices() -> tuple[str, ...]:

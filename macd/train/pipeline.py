@@ -163,6 +163,7 @@ def _metrics(
         },
         "models": told,
         "best_head": best,
+        "seeds": stages.seed_spread(training, entries),
         "history": {
             family: [
                 {"fold": entry.facts["fold"], "seed": entry.facts["seed"], "epochs": history}

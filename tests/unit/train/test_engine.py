@@ -76,10 +76,13 @@ def test_ray_missing_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -
     assert "macd[ray]" in caught.value.hint
 
 
-def test_ray_gives_the_same_numbers_as_joblib() -> None:
+def test_ray_gives_the_same_numbers_and_words_as_joblib() -> None:
     ray = pytest.importorskip("ray")
     try:
         jobs = [3, 1, 4, 1]
         assert _all(jobs, Resources(2), engine="ray") == _all(jobs, Resources(1))
+        with pytest.raises(MacdError) as caught:
+            list(run(fails, [0, 1, 2], None, engine="ray", use=Resources(2)))
+        assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
     finally:
         ray.shutdown()

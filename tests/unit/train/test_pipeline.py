@@ -253,6 +253,17 @@ def test_two_workers_give_the_numbers_of_one(done: Path, tmp_path: Path, data_di
         np.testing.assert_array_equal(entry.arrays["p"], same.arrays["p"])
 
 
+def test_more_seeds_show_how_much_is_luck(again: Path, data_dir: Path) -> None:
+    started = count(again)
+    train(again, data_dir, mode="lgbm", seeds=2)
+    assert [fold for model, fold in fitted(again, started)] == [2, 1, 0], "the new seed alone"
+    metrics = json.loads((again / "metrics.json").read_text())
+    first, second = metrics["seeds"]["lgbm"]
+    assert (first["seed"], second["seed"]) == (7, 8)
+    assert first["5h"] == pytest.approx(metrics["models"]["lgbm"]["5h"]["val"]["value"], abs=1e-4)
+    assert first["5h"] != second["5h"]
+
+
 # Modes.
 
 
