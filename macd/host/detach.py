@@ -19,6 +19,11 @@ from macd.host.failure import HostError
 _CARRIED = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "TMPDIR", "TZ")
 _TIMEOUT_S = 60
 _MANAGER_S = 10.0
+_LOGIND = (
+    "org.freedesktop.login1",
+    "/org/freedesktop/login1",
+    "org.freedesktop.login1.Manager",
+)
 
 
 def start(name: str, argv: List[str], env: Mapping[str, str], log: str) -> str:
@@ -27,10 +32,11 @@ def start(name: str, argv: List[str], env: Mapping[str, str], log: str) -> str:
     Returns how it was done: "system unit", "user unit" or "setsid".
 
     Raises:
-        HostError: systemd refused to run it.
+        HostError: systemd refused to run it, or would kill it with the last session.
     """
     words = _systemd_run()
     if not words:
+        _refuse_to_be_killed()
         with open(log, "ab") as out:
             subprocess.Popen(
                 argv,
@@ -79,6 +85,22 @@ def _lingers() -> bool:
             check=False,
         )
     return os.path.exists(mark)
+
+
+def _refuse_to_be_killed() -> None:
+    """Some hosts end all of a user's processes at logout, also those in sessions of their own."""
+    if not os.path.isdir("/run/systemd/system") or os.geteuid() == 0 or not shutil.which("busctl"):
+        return
+    question = ["busctl", "get-property", *_LOGIND, "KillUserProcesses"]
+    done = subprocess.run(question, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    if done.stdout.split() == ["b", "true"]:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        raise HostError(
+            "this host would kill the run when we leave",
+            why=f"logind has KillUserProcesses=yes, and {user} may not linger",
+            live="nothing was started",
+            hint=f"once, as root on the host: loginctl enable-linger {user}",
+        )
 
 
 def _has_manager() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import macd
-from macd.host import blobs, jobs
+from macd.host import blobs, jobs, jobviews
 from macd.host.failure import HostError
 
 RUN = "20260101T000000Z-abc"
@@ -56,7 +56,7 @@ def start(work: Path, tree: str, script: str, *, run: str = RUN, **files: str) -
 
 
 def until(work: Path, state: str, *, run: str = RUN) -> dict[str, Any]:
-    return eventually(lambda: (s := jobs.job_status(str(work), run))["state"] == state and s)
+    return eventually(lambda: (s := jobviews.job_status(str(work), run))["state"] == state and s)
 
 
 def eventually(what: Callable[[], Any]) -> Any:
@@ -132,13 +132,13 @@ def test_a_reboot_is_told_from_a_kill(work: Path, tree: str) -> None:
     for who in ("runner", "child"):
         pids[who]["boot"] = "another boot"
     (work / "runs" / RUN / "process.json").write_text(json.dumps(pids))
-    assert "rebooted" in jobs.job_status(str(work), RUN)["reason"]
+    assert "rebooted" in jobviews.job_status(str(work), RUN)["reason"]
 
 
 def test_a_result_outlives_the_runner_that_could_not_say_so(work: Path, tree: str) -> None:
     start(work, tree, f"{DONE}; time.sleep(600)")
     eventually((work / "runs" / RUN / "result.json").exists)
-    assert jobs.job_status(str(work), RUN)["state"] == "RUNNING"
+    assert jobviews.job_status(str(work), RUN)["state"] == "RUNNING"
     os.kill(process(work)["runner"]["pid"], signal.SIGKILL)
     until(work, "DONE")
 
@@ -182,8 +182,8 @@ def test_a_second_run_is_refused_while_one_goes_on(work: Path, tree: str) -> Non
     until(work, "CANCELLED")
     start(work, tree, DONE, run="20260101T000001Z-def")
     until(work, "DONE", run="20260101T000001Z-def")
-    assert jobs.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
-    assert jobs.job_status(str(work))["run"] == "20260101T000001Z-def"
+    assert jobviews.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
+    assert jobviews.job_status(str(work))["run"] == "20260101T000001Z-def"
 
 
 def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
@@ -193,7 +193,7 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
     start(work, tree, f"out = open('events.jsonl', 'w'); {loop}; {DONE}")
     seen, state = b"", "RUNNING"
     while True:
-        told = jobs.job_follow(str(work), RUN, len(seen), wait=10.0)
+        told = jobviews.job_follow(str(work), RUN, len(seen), wait=10.0)
         seen += told["data"]
         state = told["status"]["state"]
         if state != "RUNNING" and not told["data"]:
@@ -205,10 +205,10 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
 def test_files_of_a_run_are_listed_once_it_is_over(work: Path, tree: str) -> None:
     start(work, tree, "time.sleep(600)")
     with pytest.raises(HostError, match="in progress"):
-        jobs.job_files(str(work), RUN)
+        jobviews.job_files(str(work), RUN)
     jobs.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
-    told = jobs.job_files(str(work), RUN)
+    told = jobviews.job_files(str(work), RUN)
     assert told["files"] == []
     names = {name for name, _, _ in told["records"]}
     assert {"log", "spec.json", "exit.json"} <= names
@@ -232,7 +232,7 @@ def test_a_tree_without_its_blobs_is_not_made(work: Path) -> None:
 
 @pytest.mark.parametrize("run", ["../x", "20260101T000000Z-A", "x", "20260101T000000Z-a/../b"])
 def test_a_run_id_is_never_a_way_out(work: Path, run: str) -> None:
-    for operation in (jobs.job_status, jobs.job_cancel, jobs.job_files):
+    for operation in (jobviews.job_status, jobs.job_cancel, jobviews.job_files):
         with pytest.raises(HostError):
             operation(str(work), run)
 
@@ -245,6 +245,6 @@ def test_a_host_without_that_program_says_so(work: Path, tree: str) -> None:
 
 def test_no_run_at_all_is_told(work: Path) -> None:
     with pytest.raises(HostError) as caught:
-        jobs.job_status(str(work))
+        jobviews.job_status(str(work))
     assert caught.value.kind == "none"
     shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,172 @@
+"""Jobs on real systemd: runs that outlive logins, hosts that reboot or lose power."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError
+from macd.inventory import Inventory, load, project_root
+from macd.jobs.collect import collect
+from macd.jobs.contact import Contact
+from macd.jobs.follow import Place, follow
+from macd.market.bars import read_bars, write_bars
+from tests.hosts.fleet import Hosts
+from tests.local.job_standins import SAMPLE, Witness, begin, contact_to
+from tests.local.plain_ssh import eventually
+
+pytestmark = pytest.mark.hosts
+
+TALKS = """
+emit(0)
+go()
+emit(1)
+done(model=b'weights')
+"""
+
+
+@pytest.fixture
+def inventory(hosts: Hosts, tmp_path: Path) -> Inventory:
+    """The test hosts' inventory, with bars, and a work directory of the test's own on h800."""
+    write_bars(read_bars(project_root() / SAMPLE)[:300], tmp_path / "BTCUSD_1h.parquet")
+    book = load(hosts.inventory, root=hosts.root)
+    train = book.train.model_copy(update={"data_dir": tmp_path})
+    h800 = book.host("h800").model_copy(update={"work_dir": f"~/{tmp_path.name}"})
+    return book.model_copy(update={"train": train, "hosts": {**book.hosts, "h800": h800}})
+
+
+@pytest.fixture
+def contact(inventory: Inventory, witness: Witness) -> Iterator[Contact]:
+    with contact_to(inventory, witness, patience=120) as made:
+        yield made
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "runs")
+
+
+def status(contact: Contact, run: str) -> dict[str, object]:
+    work = contact.host.work_dir
+    told: dict[str, object] = contact.use(
+        lambda session: session.call("job_status", work=work, run=run)
+    )
+    return told
+
+
+def let_go(hosts: Hosts, inventory: Inventory, run: str) -> None:
+    work = inventory.host("h800").work_dir
+    assert hosts.h800.ssh(f"touch {work}/runs/{run}/go").returncode == 0
+
+
+def linger(hosts: Hosts, word: str) -> None:
+    """Let the training user's manager outlive its sessions, or not."""
+    assert hosts.h800.ssh(f"loginctl {word}-linger quant", user="root").returncode == 0
+    marks = ["quant"] if word == "enable" else []
+    eventually(lambda: hosts.h800.exec("ls", "/var/lib/systemd/linger").split() == marks)
+
+
+def logged_out(hosts: Hosts) -> bool:
+    """Nobody is logged in; a session that only has detached processes left is closing."""
+    lines = hosts.h800.exec("loginctl", "list-sessions", "--no-legend").splitlines()
+    shown = [
+        hosts.h800.exec("loginctl", "show-session", line.split()[0], "-p", "State", check=False)
+        for line in lines
+        if "quant" in line
+    ]
+    return all("closing" in state for state in shown)
+
+
+@pytest.mark.parametrize(("word", "expected"), [("enable", "user unit"), ("disable", "setsid")])
+def test_a_run_outlives_the_last_login(
+    hosts: Hosts, inventory: Inventory, place: Place, witness: Witness, word: str, expected: str
+) -> None:
+    """With lingering in a unit of the user's manager; where that is refused, in its own session."""
+    linger(hosts, word)
+    with contact_to(inventory, witness) as contact:
+        run = begin(contact, TALKS)
+        assert status(contact, run)["detached"] == expected
+    eventually(lambda: logged_out(hosts))
+    with contact_to(inventory, witness) as contact:
+        assert status(contact, run)["state"] == "RUNNING"
+        units = hosts.h800.ssh("systemctl --user list-units --plain 'macd-job-*'").stdout
+        assert (run.lower() in units) == (expected == "user unit")
+        let_go(hosts, inventory, run)
+        assert follow(contact, run, place, witness)["state"] == "DONE"
+        assert (collect(contact, run, place).folder / "data/model").read_bytes() == b"weights"
+
+
+def test_a_host_that_would_kill_the_run_at_logout_is_refused_beforehand(
+    hosts: Hosts, contact: Contact, inventory: Inventory
+) -> None:
+    linger(hosts, "disable")
+    conf = "/run/systemd/logind.conf.d/kill.conf"
+    setting = "[Login]\\nKillUserProcesses=yes\\n"
+    hosts.h800.exec("sh", "-c", f"mkdir -p ${{0%/*}}; printf '{setting}' > $0", conf)
+    hosts.h800.exec("systemctl", "restart", "systemd-logind")
+    try:
+        with pytest.raises(MacdError, match="kill the run") as caught:
+            begin(contact, TALKS)
+        assert "enable-linger quant" in caught.value.hint
+    finally:
+        hosts.h800.exec("rm", conf)
+        hosts.h800.exec("systemctl", "restart", "systemd-logind")
+    linger(hosts, "enable")
+    assert status(contact, begin(contact, "done()"))["detached"] == "user unit"
+
+
+def test_the_jump_host_reboots_in_mid_run(
+    hosts: Hosts, inventory: Inventory, contact: Contact, place: Place, witness: Witness
+) -> None:
+    run = begin(contact, TALKS)
+    ended: list[str] = []
+    viewer = threading.Thread(
+        target=lambda: ended.append(follow(contact, run, place, witness)["state"])
+    )
+    viewer.start()
+    eventually(lambda: witness.seen == [0])
+    hosts.jump.machine.reboot()
+    let_go(hosts, inventory, run)
+    viewer.join(120)
+    assert ended == ["DONE"]
+    assert witness.seen == [0, 1]
+    assert (witness.contact[0], witness.contact[-1]) == ("lost", "back")
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [("reboot", "shutdown"), ("power cut", "lost power")],
+)
+def test_a_host_that_goes_down_fails_its_run(
+    hosts: Hosts,
+    inventory: Inventory,
+    contact: Contact,
+    place: Place,
+    witness: Witness,
+    ending: str,
+    reason: str,
+) -> None:
+    linger(hosts, "enable")
+    run = begin(contact, TALKS)
+    if ending == "reboot":
+        before = hosts.h800.machine.boot_id()
+        hosts.h800.ssh("systemctl reboot", user="root")
+        hosts.h800.machine.wait(before)
+    else:
+        hosts.h800.machine.power_cut()
+        hosts.h800.machine.start()
+        hosts.h800.machine.wait()
+    told = follow(contact, run, place, witness)
+    assert told["state"] == "FAILED"
+    assert reason in told["reason"]
+    assert "lost" in witness.contact
+    again = begin(contact, "done()", seed=8)  # and the host trains again
+    assert follow(contact, again, place, Witness())["state"] == "DONE"
