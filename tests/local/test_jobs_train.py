@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from macd import lab as lab_room
 from macd.lab import LabState
 from macd.market.bars import read_bars
 from tests.local.job_standins import inventory_of, invoke, lay_out, records
+from tests.local.plain_ssh import eventually
 
 TINY = {
     "stages": ["verify", "lgbm", "lstm"],
@@ -135,19 +137,40 @@ def test_a_loss_that_is_no_number_fails_with_stage_and_remedy(
     assert records(project, "train.finished")[-1]["state"] == "FAILED"
 
 
-def test_one_training_at_a_time(project: Path, trained: tuple[str, str]) -> None:
+def test_one_at_a_time_and_a_killed_one_is_gone_on_with(
+    lab: LabState, project: Path, trained: tuple[str, str]
+) -> None:
     long = {**TINY, "params": {"lstm": {**TINY["params"]["lstm"], "epochs": 100_000}}}
     (project / "long.json").write_text(json.dumps(long))
-    left = invoke(project, "train", "--settings", "long.json", "--detach", "--json")
-    assert left.returncode == 0, left.stderr
-    run = json.loads(left.stdout)["run"]
+    first = detached(project)
+    at_work = lab.hosts["h800"].home / "train-work" / "runs"
+    eventually(lambda: "epoch" in told(at_work / first), within=120)
     second = invoke(project, *TRAIN)
     assert second.returncode == 6
-    assert run in second.stderr
-    assert invoke(project, "train.cancel", "--run", run, "--yes").returncode == 0
-    over = invoke(project, "train.attach", "--run", run)
+    assert first in second.stderr
+    runner = json.loads((at_work / first / "process.json").read_text())["runner"]["pid"]
+    os.kill(runner, signal.SIGKILL)
+    over = invoke(project, "train.attach", "--run", first)
     assert over.returncode == 1
-    assert "CANCELLED" in over.stderr
+    assert "its runner was killed" in over.stderr
+    assert "goes on" in over.stderr
+    again = detached(project)
+    eventually(lambda: "resumed" in told(at_work / again), within=120)
+    assert invoke(project, "train.cancel", "--run", again, "--yes").returncode == 0
+    assert records(project, "train.started")[-1]["run"] == again
+
+
+def detached(project: Path) -> str:
+    left = invoke(project, "train", "--settings", "long.json", "--detach", "--json")
+    assert left.returncode == 0, left.stderr
+    return str(json.loads(left.stdout)["run"])
+
+
+def told(run: Path) -> list[str]:
+    """The kinds of events a run has told so far."""
+    path = run / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["event"] for line in lines if line.endswith("}")]
 
 
 def test_bars_with_errors_never_leave(project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""What a remote training is made of is decided, and refused, before any host is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.errors import UsageError
+from macd.inventory import Inventory, load, project_root
+from macd.jobs import order as orders
+from macd.jobs.choice import train_host
+from macd.jobs.order import Order
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Inventory:
+    (tmp_path / "inventory").mkdir()
+    shutil.copy(project_root() / "inventory/lab.yml", tmp_path / "inventory")
+    (tmp_path / "data/sample").mkdir(parents=True)
+    (tmp_path / "data/sample/BTCUSD_1h.parquet").write_bytes(b"bars")
+    return load("lab", root=tmp_path)
+
+
+def order(inventory: Inventory, *, now: datetime = NOW, **changes: Any) -> Order:
+    request = orders.request_of(inventory, changes)
+    bars = orders.data_files(request, inventory.train.data_dir)
+    return orders.make(request, bars, python="python3", env={}, now=now)
+
+
+def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
+    settings = order(inventory).settings
+    assert (settings.symbol, settings.profile, settings.seed) == ("BTCUSD", "demo", 7)
+    assert settings.criteria["lstm_val_auc"].level == "warn"
+    assert settings.criteria["files_exist"].level == "block"
+
+
+def test_what_is_asked_wins(inventory: Inventory) -> None:
+    made = order(inventory, seed=9, profile="full", params={"lstm": {"epochs": 2}})
+    assert (made.settings.seed, made.settings.profile) == (9, "full")
+    assert made.settings.params == {"lstm": {"epochs": 2}}
+
+
+def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
+    files = order(inventory).tree.files
+    rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
+    assert rooms == {"host", "market", "release", "train"}
+    assert "macd/train/__main__.py" in files
+    assert files["data/BTCUSD_1h.parquet"].size == 4
+
+
+def test_an_id_says_when_and_changes_with_whatever_decides_the_outcome(
+    inventory: Inventory,
+) -> None:
+    first = order(inventory)
+    assert first.run.startswith("20260102T030405Z-")
+    assert order(inventory).run == first.run
+    assert order(inventory, seed=8).run != first.run
+    (inventory.train.data_dir / "BTCUSD_1h.parquet").write_bytes(b"more bars")
+    other = order(inventory)
+    assert other.run != first.run
+    assert other.tree.digest != first.tree.digest
+
+
+def test_the_directories_belong_to_the_job(inventory: Inventory) -> None:
+    assert "{run}" in order(inventory).argv
+    with pytest.raises(UsageError, match="out can't be set"):
+        order(inventory, out="/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"profile": "huge"}, "profile"),
+        ({"folds": "many"}, "folds"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"params": {"gru": {}}}, "params"),
+    ],
+)
+def test_wrong_settings_are_named(inventory: Inventory, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        order(inventory, **changes)
+    assert word in str(caught.value)
+
+
+def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
+    made = order(inventory, symbol="btc/usd")
+    from macd.train.settings import settings_from  # noqa: PLC0415
+
+    assert settings_from(json.loads(json.dumps(made.request))) == made.settings
+    assert made.settings.symbol == "BTCUSD"
+
+
+def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
+    train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
+    book = inventory.model_copy(update={"train": train})
+    assert orders.request_of(book, {})["cross"] == ["ETHUSD"]
+
+
+def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:
+    assert train_host(inventory).name == "h800"
+    assert train_host(inventory, "h800").name == "h800"
+    with pytest.raises(UsageError, match="no training host"):
+        train_host(inventory, "prod")
+    second = inventory.host("h800").model_copy(update={"name": "h801"})
+    several = inventory.model_copy(update={"hosts": {**inventory.hosts, "h801": second}})
+    with pytest.raises(UsageError) as caught:
+        train_host(several)
+    assert "h800, h801" in caught.value.why

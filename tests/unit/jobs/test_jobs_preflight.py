@@ -1,0 +1,118 @@
+"""Each reason not to start is named, with what to do; what is fine does not stand in the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from macd.inventory import TrainSettings, project_root
+from macd.jobs.preflight import Check, check_data, check_host
+from macd.market.bars import read_bars, write_bars
+from macd.remote.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
+from macd.remote.pending import Finished
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GOOD = {"python": [3, 11, 2], "packages": {"torch": "2.6"}, "errors": {}, "cuda": ["H800"]}
+DISK = Disk("/work", True, True, 10**12, 10**11, 10**6, 1)
+FACTS = Facts(
+    hostname="h800",
+    user=User("quant", 1000, 1000, "/home/quant", "/bin/bash"),
+    os=OperatingSystem("Linux", "6", "x86_64", "debian", "12", "Debian", {}, "b", 1.0),
+    python=Python("/usr/bin/python3", "3.11.2", "cpython", "", "linux-x86_64", True),
+    cpus=8,
+    load=(0.0, 0.0, 0.0),
+    memory={"total": 1, "available": 1},
+    disks=(DISK,),
+    systemd=Systemd(None, False, "", "", ""),
+    gpus=(Gpu("NVIDIA H800", "u", 1, 1, "550"),),
+    tools={},
+    time=0.0,
+    clock=Clock(0.1, 0.2),
+)
+TRAIN = TrainSettings(data_dir=Path("/data"), min_free_gb=20, require_gpu=True)
+
+
+def probe(told: Any = None, **changes: Any) -> Finished:
+    text = f"chatter\n{json.dumps({**GOOD, **(told or {})})}\n".encode()
+    return replace(Finished(0, text, b"", 0, False, 1.0), **changes)
+
+
+def judged(
+    facts: Facts = FACTS, answer: Finished | None = None, newest: Any = None, **changes: Any
+) -> dict[str, Check]:
+    train = TRAIN.model_copy(update=changes)
+    return {c.name: c for c in check_host(facts, answer or probe(), newest, train)}
+
+
+def test_a_good_host_has_nothing_against_it() -> None:
+    assert {check.level for check in judged().values()} == {"ok"}
+    assert judged()["gpu"].told == "H800"
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "word", "case"),
+    [
+        ("free", "error", "train.attach", {"newest": {"state": "RUNNING", "run": "r"}}),
+        ("disk", "error", "20 GB", {"facts": replace(FACTS, disks=(replace(DISK, free=10**9),))}),
+        (
+            "disk",
+            "error",
+            "chown",
+            {"facts": replace(FACTS, disks=(replace(DISK, writable=False),))},
+        ),
+        ("clock", "warn", "set-ntp", {"facts": replace(FACTS, clock=Clock(-90.0, 0.1))}),
+        ("python", "error", "3.11", {"answer": probe({"python": [3, 9, 2]})}),
+        ("python", "error", "Killed", {"answer": probe(stdout=b"", stderr=b"Killed", exit=-9)}),
+        ("python", "error", "in time", {"answer": probe(stdout=b"", timed_out=True)}),
+        (
+            "packages",
+            "error",
+            "pip install TA-Lib",
+            {"answer": probe({"errors": {"TA-Lib": "no"}})},
+        ),
+        ("gpu", "error", "torch can't use it", {"answer": probe({"cuda": []})}),
+        (
+            "gpu",
+            "error",
+            "no GPU",
+            {"answer": probe({"cuda": []}), "facts": replace(FACTS, gpus=())},
+        ),
+    ],
+)
+def test_a_reason_not_to_start_is_told(
+    name: str, level: str, word: str, case: dict[str, Any]
+) -> None:
+    check = judged(**case)[name]
+    assert check.level == level
+    assert word in check.told + check.hint
+
+
+def test_without_a_required_gpu_the_cpu_will_do() -> None:
+    facts = replace(FACTS, gpus=())
+    assert judged(facts, probe({"cuda": []}), require_gpu=False)["gpu"].level == "ok"
+
+
+def test_a_far_clock_behind_a_slow_link_is_not_accused() -> None:
+    assert judged(replace(FACTS, clock=Clock(6.0, 4.0)))["clock"].level == "ok"
+
+
+def test_a_finished_run_is_not_in_the_way() -> None:
+    assert judged(newest={"state": "DONE", "run": "r"})["free"].level == "ok"
+
+
+def test_bars_are_checked_before_they_travel(tmp_path: Path) -> None:
+    bars = read_bars(project_root() / "data/sample/BTCUSD_1h_2017-2019.parquet")[:300]
+    write_bars(bars, tmp_path / "good.parquet")
+    [fine] = check_data({"BTCUSD": tmp_path / "good.parquet"}, "1h", NOW)
+    assert (fine.level, "300 bars" in fine.told) == ("ok", True)
+    broken = bars.with_columns(high=pl.col("low") - 1)
+    broken.write_parquet(tmp_path / "bad.parquet")
+    [bad] = check_data({"BTCUSD": tmp_path / "bad.parquet"}, "1h", NOW)
+    assert bad.level == "error"
+    assert "invoke data.verify" in bad.hint
