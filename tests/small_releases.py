@@ -22,6 +22,8 @@ def make_keys(inventory: Inventory) -> None:
     if not key.exists():
         key.parent.mkdir(parents=True, exist_ok=True)
         make_key(key.parent, key.name)
+    if signers.exists():
+        return
     public = key.with_suffix(".pub").read_text().strip()
     who = inventory.release.identity
     signers.write_text(f'{who} namespaces="release-manifest@macd" {public}\n')

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json as jsonlib
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import confirm, emit, verb
 from macd.errors import ExitCode, UsageError
 from macd.journal import Journal, JournalError, Record
+
+if TYPE_CHECKING:
+    from macd.inventory import Inventory
 
 
 @verb(
@@ -17,6 +22,8 @@ from macd.journal import Journal, JournalError, Record
     help={
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins so, e.g. deploy",
+        "env": "read the journals of this environment's hosts instead of this machine's",
+        "host": "with --env: only this host",
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
@@ -28,6 +35,8 @@ def history(
     _: object,
     limit: int = 20,
     kind: str = "",
+    env: str = "",
+    host: str = "",
     repair_torn: bool = False,
     inventory: str = "",
     dry_run: bool = False,
@@ -39,7 +48,11 @@ def history(
 
     if limit < 0:
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
-    journal = Journal(load(inventory).state_dir / "journal.jsonl")
+    known = load(inventory)
+    if env or host:
+        _on_hosts(known, env or "prod", host, limit=limit, kind=kind, json=json)
+        return None
+    journal = Journal(known.state_dir / "journal.jsonl")
     if repair_torn:
         return _repair(journal, dry_run=dry_run, yes=yes, json=json)
     try:
@@ -56,6 +69,27 @@ def history(
     else:
         _print(records, limit, kind)
     return None
+
+
+def _on_hosts(known: Inventory, env: str, host: str, *, limit: int, kind: str, json: bool) -> None:
+    """What each host recorded itself, whoever deployed to it; its chain is checked here."""
+    from macd.deploy.campaign import hosts_of
+    from macd.deploy.observe import fetch_journal
+
+    told = []
+    for one in hosts_of(known, env, host):
+        with tempfile.TemporaryDirectory(prefix="macd-journal-") as directory:
+            copy = Path(directory, "journal.jsonl")
+            copy.write_bytes(fetch_journal(one, known))
+            records = Journal(copy).records()
+        if json:
+            chosen = _chosen(records, limit, kind)
+            told.append({"host": one.name, "records": [_fields(r) for r in chosen]})
+            continue
+        print(f"{one.name}{'' if records else ': nothing has been recorded there yet'}")
+        _print(records, limit, kind)
+    if json:
+        emit({"hosts": told})
 
 
 def _repair(journal: Journal, *, dry_run: bool, yes: bool, json: bool) -> ExitCode | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from macd.deploy import desired, plan, state
 from macd.deploy.state import HostState
 from macd.inventory import Host, Inventory
+from macd.remote.failures import RemoteFileNotFoundError
 from macd.remote.session import open_session
 
 
@@ -17,3 +18,12 @@ def observe(host: Host, inventory: Inventory) -> HostState:
 def drift(host: Host, inventory: Inventory, found: HostState) -> list[str]:
     """What stands on the host that neither the inventory nor a deploy has put there."""
     return plan.drift(found, desired.render(host, inventory, found))
+
+
+def fetch_journal(host: Host, inventory: Inventory) -> bytes:
+    """The host's own journal as it stands; empty where nothing was ever recorded."""
+    with open_session(host, inventory) as session:
+        try:
+            return session.read(f"{host.app_dir}/state/journal.jsonl", limit=256 << 20)
+        except RemoteFileNotFoundError:
+            return b""

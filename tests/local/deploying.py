@@ -1,0 +1,114 @@
+"""A project of its own on the session's lab, with the deploy verbs typed as users type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macd.inventory import Inventory, load, project_root
+from macd.lab import LabState
+from tests import small_releases
+
+TASKS = """
+from invoke import Collection
+from macd.cli import deploy, history, provision, status, usage
+usage.install()
+namespace = Collection(
+    deploy.plan, deploy.deploy, deploy.rollback, provision.provision,
+    status.status, status.why, history.history,
+)
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project directory; its hosts have an application directory and unit of their own."""
+
+    root: Path
+    lab: LabState
+    inventory: Inventory
+
+    @property
+    def app(self) -> Path:
+        return self.lab.hosts["prod"].home / self.inventory.host("prod").app_dir.removeprefix("~/")
+
+    @property
+    def live(self) -> str | None:
+        link = self.app / "current"
+        return link.readlink().name if link.is_symlink() else None
+
+    def release(self, serial: int, variant: str = "good", *, extra: bytes = b"") -> str:
+        return small_releases.make(self.inventory, serial, variant, extra=extra)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Type it; the caller reads its output line by line."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).with_name("invoke")), *words],
+            cwd=self.root,
+            env={**os.environ, "MACD_ROOT": str(self.root), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def invoke(self, *words: str, code: int = 0) -> str:
+        """Type it and wait; everything it said, if it ended with `code`."""
+        with self.start(*words) as typed:
+            out, err = typed.communicate(timeout=120)
+        assert typed.returncode == code, out + err
+        return out + err
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        with self.start(*words, "--json") as typed:
+            out, err = typed.communicate(timeout=120)
+        assert typed.returncode == code, out + err
+        return json.loads(out)
+
+    def interrupt_at(self, word: str, *words: str) -> tuple[int, str]:
+        """Type it, press Ctrl-C once `word` is printed; exit code and what was said after all."""
+        with self.start(*words) as typed:
+            said = "".join(_until(typed, word))
+            typed.send_signal(signal.SIGINT)
+            out, err = typed.communicate(timeout=120)
+        return typed.returncode, said + out + err
+
+
+def _until(typed: subprocess.Popen[str], word: str) -> Iterator[str]:
+    assert typed.stdout is not None
+    for line in typed.stdout:
+        yield line
+        if re.search(word, line):
+            return
+    raise AssertionError(f"{word!r} was never said: {typed.stderr and typed.stderr.read()}")
+
+
+def project(lab: LabState, root: Path, name: str) -> Project:
+    """A provisionable project whose app directory and unit are called `name`."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "tasks.py").write_text(TASKS)
+    (root / "inventory").mkdir()
+    text = (project_root() / "inventory" / "lab.yml").read_text()
+    for old, new in (
+        ("~/macd-analysis", f"~/{name}"),
+        ("unit: macd-analysis", f"unit: {name}"),
+        ("ready_s: 30", "ready_s: 8"),
+        ("soak_s: 3", "soak_s: 1"),
+        ("confirm_s: 30", "confirm_s: 8"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (root / "inventory" / "lab.yml").write_text(text)
+    (root / ".lab").symlink_to(lab.root / ".lab")
+    (root / "templates").symlink_to(project_root() / "templates")
+    inventory = load("lab", root=root)
+    small_releases.make_keys(inventory)
+    return Project(root, lab, inventory)

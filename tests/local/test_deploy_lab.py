@@ -1,0 +1,209 @@
+"""Provision, plan, deploy, rollback on the embedded lab: as typed, interrupted, cut off, raced."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from macd import lab as lab_room
+from macd.journal import Journal
+from macd.lab import Fault, LabState
+from tests.local.deploying import Project, project
+
+
+@pytest.fixture(scope="module")
+def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = project(lab, tmp_path_factory.mktemp("deploy") / "p", "deploy-test")
+    made.release(1)
+    assert "not provisioned" in made.invoke("deploy", "--yes", code=6)
+    assert not made.app.exists()
+    made.invoke("provision", "--yes")
+    made.invoke("deploy", "--yes")
+    return made
+
+
+def test_a_second_provision_and_a_second_deploy_change_nothing(bench: Project) -> None:
+    assert "  0 changes" in bench.invoke("provision", "--yes")
+    before = bench.json("status")["hosts"][0]["process"]
+    assert "nothing to do" in bench.invoke("deploy")  # no question where there is nothing to ask
+    assert bench.json("deploy", "--yes")["outcomes"][0]["sent"] == 0
+    assert bench.json("status")["hosts"][0]["process"] == before
+    assert not bench.json("plan")["changes"]
+
+
+def test_without_a_yes_nothing_happens(bench: Project) -> None:
+    before = bench.live
+    bench.release(2)
+    assert "nothing was changed" in bench.invoke("deploy", code=1)
+    assert "would" not in bench.invoke("deploy", "--dry-run")
+    assert bench.live == before
+
+
+def test_a_restart_changes_the_process_and_nothing_else(bench: Project) -> None:
+    before = bench.json("status")["hosts"][0]
+    live = str(bench.live)
+    told = bench.json("deploy", "--yes", "--restart", "--release", live)["outcomes"][0]
+    assert (told["result"], told["sent"], told["live"]) == ("committed", 0, live)
+    after = bench.json("status")["hosts"][0]
+    assert after["process"]["pid"] != before["process"]["pid"]
+    assert after["rollback"] == before["rollback"]
+
+
+def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
+    first = bench.live
+    second = bench.release(3)
+    env = bench.app / ".env"
+    env.write_text(env.read_text().replace("ML_ENABLE_STACKING=0", "ML_ENABLE_STACKING=1"))
+    told = bench.invoke("deploy", "--yes")
+    assert "stacking goes back to shadow" in told
+    assert f"✓ prod: {second} is live" in told
+    assert bench.json("status")["hosts"][0]["flags"]["ML_ENABLE_STACKING"] == "0"
+    assert f"back to {first}" in bench.invoke("rollback", "--dry-run")
+    bench.invoke("rollback", "--yes")
+    assert bench.live == first
+    assert bench.json("status")["hosts"][0]["flags"]["ML_ENABLE_STACKING"] == "1"
+    assert bench.json("why")["hosts"][0]["how"] == "rollback"
+    kinds = [r.kind for r in Journal(bench.inventory.state_dir / "journal.jsonl").records()]
+    assert kinds[-4:] == ["deploy.began", "deploy.ended", "rollback.began", "rollback.ended"]
+    bench.invoke("rollback", "--yes", "--to", second)
+    assert bench.live == second
+    assert "never committed" in bench.invoke(
+        "rollback", "--yes", "--to", "20260301T000200Z-00000000", code=6
+    )
+
+
+def test_a_bad_release_ends_with_4_and_the_old_one_serves(bench: Project) -> None:
+    before = bench.live
+    bad = bench.release(4, "exits")
+    told = bench.invoke("deploy", "--yes", code=4)
+    assert f"the deploy of {bad} was reverted" in told
+    assert f"now: {before} is live" in told
+    assert bench.json("status")["well"]
+
+
+def test_interrupted_before_the_switch_nothing_was_switched(
+    bench: Project, clean_links: LabState
+) -> None:
+    before = bench.live
+    extra = random.Random(5).randbytes(1 << 20)
+    release = bench.release(5, extra=extra)
+    lab_room.set_fault(bench.lab.root, "prod", Fault(mbit=4))
+    code, said = bench.interrupt_at(r"^  back ", "deploy", "--yes")
+    assert code == 1
+    assert "interrupted before anything was switched" in said
+    assert bench.live == before
+    lab_room.set_fault(bench.lab.root, "prod", Fault())
+    assert "deploy" not in (bench.json("status")["hosts"][0]["lock"] or "")
+    bench.invoke("deploy", "--yes")
+    assert bench.live == release
+
+
+def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None:
+    release = bench.release(6)
+    code, said = bench.interrupt_at("soaking", "deploy", "--yes")
+    assert code == 5
+    assert "invoke deploy --attach" in said
+    told = bench.invoke("deploy", "--attach")
+    assert f"✓ prod: {release} is live" in told
+    assert bench.live == release
+
+
+def test_the_line_cut_while_sending(bench: Project, clean_links: LabState) -> None:
+    before = bench.live
+    release = bench.release(7, extra=random.Random(7).randbytes(1 << 20))
+    cut = Fault(cut_after=500_000, cut_direction="up", cut_on="next")
+    lab_room.set_fault(bench.lab.root, "prod", cut)
+    told = bench.invoke("deploy", "--yes", code=5)
+    assert "nothing was switched" in told
+    assert bench.live == before
+    again = bench.json("deploy", "--yes")["outcomes"][0]
+    assert bench.live == release
+    assert again["sent"] < 1 << 20  # what had come was not sent again
+
+
+def test_the_line_cut_after_the_switch(bench: Project, clean_links: LabState) -> None:
+    release = bench.release(8)
+    with bench.start("deploy", "--yes") as typed:
+        assert typed.stdout is not None
+        for line in typed.stdout:
+            if "restarting" in line:
+                break
+        cut = Fault(cut_after=0, cut_on="present")
+        lab_room.set_fault(bench.lab.root, "prod", cut)
+        lab_room.set_fault(bench.lab.root, "prod", Fault())
+        out, err = typed.communicate(timeout=120)
+    assert typed.returncode == 0, out + err
+    assert "LOST CONTACT" in out
+    assert bench.live == release
+
+
+def test_of_two_at_once_one_wins_and_the_other_says_who(bench: Project) -> None:
+    release = bench.release(9)
+    both = [bench.start("deploy", "--yes") for _ in range(2)]
+    ends = []
+    for typed in both:
+        with typed:
+            out, err = typed.communicate(timeout=120)
+            ends.append((typed.returncode, out + err))
+    ends.sort()
+    assert ends[0][0] == 0
+    # the loser either met the lock, or the activation, or came when all was done
+    if ends[1][0]:
+        assert ends[1][0] == 6
+        assert "held the lock for" in ends[1][1] or "under way" in ends[1][1]
+    assert bench.live == release
+
+
+def test_a_changed_unit_is_drift_and_deploy_puts_it_right(bench: Project) -> None:
+    unit = bench.lab.hosts["prod"].home / ".config/systemd/user/deploy-test.service"
+    unit.write_text(unit.read_text() + "# by hand\n")
+    shown = bench.invoke("plan")
+    assert "-# by hand" in shown
+    assert "drift  deploy-test.service was changed" in shown
+    bench.invoke("deploy", "--yes")
+    assert "# by hand" not in unit.read_text()
+    assert "drift     none" in bench.invoke("status")
+
+
+def test_a_host_that_is_not_there(bench: Project, clean_links: LabState) -> None:
+    lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
+    with bench.start("status") as typed:
+        try:
+            _, err = typed.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            typed.kill()
+            raise
+    assert typed.returncode in (1, 5)
+    assert "✗" in err
+
+
+def test_the_hosts_own_journal_is_read_and_checked(bench: Project) -> None:
+    told = bench.json("history", "--env", "prod", "--limit", "0")["hosts"][0]
+    assert told["host"] == "prod"
+    assert [r["seq"] for r in told["records"]] == list(range(1, len(told["records"]) + 1))
+    assert "committed" in {record["kind"] for record in told["records"]}
+    path = bench.app / "state/journal.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"kind":"committed"', '"kind":"reverted"', 1))
+    assert "changed after it was written" in bench.invoke("history", "--env", "prod", code=1)
+    path.write_text(whole)
+
+
+def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path) -> None:
+    made = project(lab, tmp_path / "w", "wave-a")
+    path = made.root / "inventory" / "lab.yml"
+    other = "{role: serve, env: prod, ssh: lab-prod, app_dir: ~/wave-b, unit: wave-b, scope: user}"
+    path.write_text(path.read_text().replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
+    made.invoke("provision", "--yes")
+    made.release(1, "check fails")
+    told = made.invoke("deploy", "--yes", "--wave", "1,100%", code=4)
+    assert "prod: untouched" in told
+    good = made.release(2)
+    told = made.invoke("deploy", "--yes", "--wave", "1,100%")
+    assert f"✓ prod-b: {good} is live" in told
+    assert f"✓ prod: {good} is live" in told
+    lives = [host["live"] for host in made.json("status")["hosts"]]
+    assert lives == [good, good]
