@@ -1,7 +1,7 @@
 """Run a release's models, each so that a broken one is told and never stops the others.
 
-ONNX is loaded from bytes (a path could pull in other files), LightGBM text is parsed in a child
-process first (a malformed one can abort the process), stacking is plain JSON. Nothing is unpickled.
+ONNX is loaded from bytes and may name no other file, LightGBM text is parsed in a child process
+first (a malformed one can abort the process), stacking is plain JSON. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from macd.errors import MacdError
 from macd.release.stacking import StackingModel
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +30,9 @@ FAMILIES = ("lgbm", "lstm", "tft")
 SEQ = 48
 MODELS = Path("data/ml_models")
 _PARSE_TIMEOUT_S = 60
+# Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
+# and through `..` (1.32). Below something that is no directory it finds none.
+_NO_OTHER_FILES = ("session.model_external_initializers_file_folder_path", os.devnull)
 _PARSE = """
 import json, sys, lightgbm
 for text in json.load(sys.stdin):
@@ -94,8 +98,10 @@ class Scorer:
         stacking = None
         try:
             stacking = StackingModel.from_json(_bytes(directory / f"stacking_meta_{tf}.json"))
+        except MacdError as error:
+            errors["stacking"] = f"{error.what}: {error.why}"
         except Exception as error:  # whatever it is, the base models go on without stacking
-            errors["stacking"] = f"{error}"
+            errors["stacking"] = str(error)
         if not models:
             raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
         features, schema = _one_schema(metas, models, errors)
@@ -115,7 +121,7 @@ class Scorer:
             try:
                 found[family] = _checked(predict(windows))
             except Exception as error:  # the candidate's failure is an observation, not ours
-                errors[family] = f"{type(error).__name__}: {error}"
+                errors[family] = f"{type(error).__name__}: {_first_line(error)}"
         return found, errors
 
     def score(self, window: Floats) -> Scores:
@@ -195,10 +201,11 @@ def _load_onnx(path: Path) -> Predict:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what is wrong is raised, and told once
+        options.add_session_config_entry(*_NO_OTHER_FILES)
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises types of its own for each way to be broken
-        raise ModelError(f"{path.name} can't be loaded: {error}") from error
+        raise ModelError(f"{path.name} can't be loaded: {_first_line(error)}") from error
     name = session.get_inputs()[0].name
 
     def predict(windows: Floats) -> Floats:
@@ -206,6 +213,10 @@ def _load_onnx(path: Path) -> Predict:
         return result
 
     return predict
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _load_lgbm(directory: Path, tf: str) -> Predict:

@@ -1,4 +1,4 @@
-"""Releases made by the product's own code from the shared tiny training, in a place of their own."""
+"""Releases made by the product's own code from the shared tiny training."""
 
 from __future__ import annotations
 
