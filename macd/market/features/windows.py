@@ -1,9 +1,10 @@
 """Moving windows that depend on the bars inside them and on nothing else, to the last bit.
 
-TA-Lib's and polars' moving sums add the new bar and subtract the old one, so a spike long gone
-still colours the last digits, and a live service that starts in the middle gets other digits than
-training did. Here every window is summed afresh (one dot product each; 28k windows of 168 take
-0.6 ms), which makes the stream equal the batch and a window of zeros exactly zero.
+Moving sums that add the new bar and subtract the old one keep a trace of bars long gone, and a live
+service that starts in the middle gets other digits than training did (TA-Lib's mean of volumes, a
+spike 500 bars ago: 2e-10 apart; polars compensates, to 1e-13). Here every window is summed afresh,
+one dot product each (28k windows of 168 take 0.6 ms): the stream equals the batch, and a window of
+zeros is exactly zero.
 
 All functions return arrays as long as the input, NaN until the first window is full; a NaN inside
 a window makes that window NaN and no other.
