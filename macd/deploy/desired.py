@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,6 +17,8 @@ from macd.errors import UsageError
 from macd.inventory import Host, Inventory
 
 SHADOW = {"ML_ENABLE_STACKING": "0"}
+REPLAY = "data/replay"
+_REPLAY_BYTES = 4 << 20
 _HOMES = ("/home/", "/root/", "/run/user/")
 
 
@@ -107,9 +110,41 @@ def _service_settings(host: Host, inventory: Inventory, found: HostState) -> str
         "cross": list(inventory.train.cross),
         "endpoint": found.endpoint,
         "env": host.env,
-        "feed": inventory.service.feed.model_dump(mode="json"),
+        "feed": _feed(inventory),
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _feed(inventory: Inventory) -> dict[str, Any]:
+    """As macd/service/settings.py reads it; a directory may be relative to the application's."""
+    feed = inventory.service.feed
+    place = {"replay": REPLAY, "directory": str(feed.directory or "data/feed"), "ccxt": ""}
+    return {**feed.model_dump(mode="json"), "directory": place[feed.kind]}
+
+
+def replay_files(inventory: Inventory) -> dict[str, bytes]:
+    """Bars to replay, by path below the application's directory; what isn't here is left out.
+
+    Raises UsageError for a file too large to travel with the settings.
+    """
+    if inventory.service.feed.kind != "replay":
+        return {}
+    from macd.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
+
+    train = inventory.train
+    files = {}
+    for symbol in (train.symbol, *train.cross):
+        path = bars_path(train.data_dir, symbol, train.tf)
+        if not path.is_file():
+            continue
+        if path.stat().st_size > _REPLAY_BYTES:
+            raise UsageError(
+                f"{path} is too large to be replayed on a host",
+                why=f"{path.stat().st_size >> 20} MB, at most {_REPLAY_BYTES >> 20}",
+                hint="a replay is for demos: keep fewer bars, or set service.feed.kind",
+            )
+        files[f"{REPLAY}/{symbol}_{train.tf}.parquet"] = path.read_bytes()
+    return files
 
 
 def allowed_signers(inventory: Inventory) -> bytes:

@@ -53,6 +53,8 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             _file("state/allowed_signers", signers, 0o644),
             _file("service.json", wanted.service_settings.encode(), 0o644),
         ]
+        replayed = desired.replay_files(inventory)
+        files += [_file(path, data, 0o644) for path, data in replayed.items()]
         revoked = inventory.release.revoked
         if revoked is not None and revoked.is_file():
             files.append(_file("state/revoked.krl", revoked.read_bytes(), 0o644))
@@ -61,7 +63,9 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             app=host.app_dir,
             scope=host.scope,
             account=wanted.account,
-            directories=_directories(wanted.account, socket=inventory.service.socket),
+            directories=_directories(
+                wanted.account, socket=inventory.service.socket, replays=bool(replayed)
+            ),
             files=files,
             flags=dict(wanted.flags),
             units=dict(wanted.units),
@@ -84,12 +88,14 @@ def _file(path: str, data: bytes, mode: int) -> dict[str, Any]:
     return {"path": path, "data": data, "mode": mode}
 
 
-def _directories(account: str, *, socket: bool) -> list[dict[str, Any]]:
+def _directories(account: str, *, socket: bool, replays: bool) -> list[dict[str, Any]]:
     """Parents first. The account owns only what it writes."""
     plain = ["", "bin", "blobs", "releases", "runtimes", "data", "state", "state/activations"]
     made: list[dict[str, Any]] = [
         {"path": path, "mode": 0o755, "owner": ""} for path in [*plain, "state/gate"]
     ]
+    if replays:
+        made.append({"path": desired.REPLAY, "mode": 0o755, "owner": ""})
     run_owner = "" if socket else account
     return [
         *made,

@@ -178,9 +178,16 @@ class ReleaseSettings(_Model):
 
 
 class FeedSettings(_Model):
-    """Where the service's bars come from."""
+    """Where the service's bars come from; each kind reads only its own keys."""
 
     kind: Literal["replay", "directory", "ccxt"] = "ccxt"
+    speed: Annotated[float, Field(ge=0, le=100000)] = 2
+    start: Share = 0.85
+    loop: bool = True
+    directory: RemotePath | None = None
+    exchange: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")] = "binance"
+    api_url: Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9._:\[\]/-]{1,200})?$")] = ""
+    stale_bars: Annotated[float, Field(gt=0, le=1000)] = 1
 
 
 class ServiceSettings(_Model):

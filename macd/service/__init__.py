@@ -1,0 +1,1 @@
+"""The production loop: closed bars in, one signal line each out, whatever the models do."""

@@ -1,0 +1,39 @@
+"""`serve.py --check`: would this release work on this machine? Asked before it is made live."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+from macd.errors import MacdError
+from macd.service import loaded
+
+_NEEDED = ("loop", "health", "feed_replay", "feed_directory")
+
+
+def check(directory: Path) -> dict[str, Any]:
+    """Import everything the service needs, load the release, run its golden predictions."""
+    # What the loop imports is part of the question: a missing package must show before a switch.
+    for name in _NEEDED:
+        importlib.import_module(f"macd.service.{name}")
+    try:
+        identity = loaded.identify(directory)
+        tf = str(identity.manifest.details["tf"])
+        found = loaded.load(identity, tf)
+    except (MacdError, KeyError) as error:
+        return {"ok": False, "detail": str(error)}
+    diff = found.outcome.max_diff
+    return {
+        "ok": found.outcome.ok,
+        "release": identity.id,
+        "manifest_sha256": identity.sha256,
+        "golden": {
+            "ok": found.outcome.ok,
+            "max_diff": diff if math.isfinite(diff) else None,
+            "detail": found.outcome.detail,
+        },
+        "models": found.models,
+        "detail": found.outcome.detail,
+    }

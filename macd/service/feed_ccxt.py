@@ -1,0 +1,168 @@
+"""Bars of an exchange by REST: asked for when one should have closed, patiently when it fails.
+
+Every question is one request of `wait`, so that the watchdog and SIGTERM never wait for a row of
+them. A bar counts as closed by the earlier of our clock and the exchange's.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+import polars as pl
+
+from macd.errors import MacdError
+from macd.market.bars import symbol_name
+from macd.market.exchange import Asking, open_exchange
+from macd.service.breaker import Breaker
+from macd.service.feed import Bar, Item, Trouble
+from macd.service.feed_replay import bars_of
+from macd.service.settings import Settings
+
+_SETTLED_S = 1.0  # after a bar's end, until an exchange has it
+_AGAIN_S = 3.0  # when it has not yet
+
+
+class _FailedError(Exception):
+    """One try failed; the breaker says when the next may be."""
+
+
+class CcxtFeed:
+    """See macd.service.feed.Feed."""
+
+    live = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings, self._now, self._sleep, self._jitter = settings, now, sleep, jitter
+        feed = settings.feed
+        self._exchange = open_exchange(feed.exchange, api_url=feed.api_url)
+        self._ask = Asking(self._exchange, sleep=self._give_up, report=self._note)
+        self.breaker = Breaker()
+        self.state = "connecting"
+        self._names = (*settings.cross, settings.symbol)  # the main one last: see Feed
+        self._markets: dict[str, str] = {}
+        self._newest: dict[str, int] = {}
+        self._due = 0.0
+        self._turn = 0
+        self._why = ""
+
+    def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
+        wait = self.breaker.wait(self._now())
+        if wait > 0:
+            raise MacdError(
+                f"{self._exchange.id}: asked again in {wait:.0f} s", why=self._why, hint="wait"
+            )
+        try:
+            if not self._markets:
+                self._find_markets()
+            history = {name: self._recent(name, need, after_ms) for name in self._names}
+        except (_FailedError, MacdError) as error:
+            why = error.why if isinstance(error, MacdError) else self._why
+            pause = self.breaker.failed(self._now(), jitter=self._jitter())
+            what = f"{self._exchange.id} gives no history; asked again in {pause:.0f} s"
+            raise MacdError(what, why=why or str(error), hint="it goes on by itself") from error
+        self.breaker.succeeded()
+        self.state = "polling"
+        return history
+
+    def wait(self, seconds: float) -> Sequence[Item]:
+        now = self._now()
+        left = max(self.breaker.wait(now), self._due - now)
+        if left > 0:
+            self._sleep(min(seconds, left))
+            return []
+        name = self._names[self._turn]
+        try:
+            bars = self._closed(name, self._newest[name] + self._settings.step)
+        except (_FailedError, MacdError) as error:
+            return [self._failed(name, error)]
+        self.breaker.succeeded()
+        self.state = "polling"
+        for bar in bars:
+            self._newest[name] = bar.open_ms
+        self._schedule(name, bool(bars))
+        return bars
+
+    def _failed(self, name: str, error: Exception) -> Trouble:
+        why = error.why if isinstance(error, MacdError) else self._why
+        pause = self.breaker.failed(self._now(), jitter=self._jitter())
+        circuit = self.breaker.state
+        self.state = f"failing ({self.breaker.failures} in a row, circuit {circuit})"
+        self._turn = (self._turn + 1) % len(self._names)  # one dead market must not hold the rest
+        return Trouble(name, "feed", f"{why or error}; asked again in {pause:.0f} s")
+
+    def _schedule(self, name: str, came: bool) -> None:
+        """The next symbol at once; after the main one, when the next bar should be there."""
+        now = self._now()
+        if not came and name == self._settings.symbol:
+            self._due = now + _AGAIN_S
+        self._turn = (self._turn + 1) % len(self._names)
+        if self._turn == 0:
+            step = self._settings.step
+            ends = (self._newest[self._settings.symbol] + 2 * step) / 1000 + _SETTLED_S
+            self._due = max(ends, self._due) if came or ends > now else now + _AGAIN_S
+
+    def _recent(self, name: str, need: int, after_ms: int | None) -> list[Bar]:
+        """The last `need` closed bars up to `after_ms`, in as many pages as it takes."""
+        step = self._settings.step
+        now_ms = int(self._now() * 1000)
+        until = now_ms if after_ms is None else min(after_ms + step, now_ms)
+        cursor = until // step * step - (need + 2) * step
+        bars: list[Bar] = []
+        while cursor < until:
+            page = self._closed(name, cursor)
+            if not page:
+                break
+            bars += page
+            cursor = page[-1].open_ms + step
+        known = [bar for bar in bars if after_ms is None or bar.open_ms <= after_ms]
+        self._newest[name] = known[-1].open_ms if known else cursor - step
+        return known[-need:]
+
+    def _closed(self, name: str, since: int) -> list[Bar]:
+        step = self._settings.step
+        clock = self._ask.clock(datetime.fromtimestamp(self._now(), UTC))
+        page = self._ask.page(self._markets[name], self._settings.tf, since)
+        opened = pl.col("timestamp").dt.epoch("ms")
+        ended = (opened >= since) & (opened + step <= int(clock.timestamp() * 1000))
+        frame = page.filter(ended).unique("timestamp").sort("timestamp")
+        return bars_of(name, frame)
+
+    def _find_markets(self) -> None:
+        """ETHUSDT is ETH/USDT there: the spot market whose name without marks is ours."""
+        self._ask.require(self._first_symbol(), self._settings.tf)
+        by_name: dict[str, str] = {}
+        for market in self._exchange.symbols:
+            if ":" not in market:
+                by_name.setdefault(symbol_name(market), market)
+        lacking = [name for name in self._names if name not in by_name]
+        if lacking:
+            raise MacdError(
+                f"{self._exchange.id} has no market for {', '.join(lacking)}",
+                why="none of its spot markets has that name",
+                hint="service.feed.exchange, or train.symbol and train.cross in the inventory",
+            )
+        self._markets = {name: by_name[name] for name in self._names}
+
+    def _first_symbol(self) -> str:
+        try:
+            self._exchange.load_markets()
+        except Exception as error:
+            self._why = f"{type(error).__name__}: {str(error)[:200]}"
+            raise _FailedError(self._why) from error
+        return next(s for s in self._exchange.symbols if ":" not in s)
+
+    def _note(self, line: str) -> None:
+        self._why = line.partition("; trying again")[0]
+
+    def _give_up(self, _: float) -> None:
+        raise _FailedError(self._why)

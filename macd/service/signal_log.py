@@ -1,0 +1,171 @@
+"""The signal lines on disk: whole lines, each durable before the next bar, numbered without end.
+
+One file a UTC day, of the moment of WRITING (a replayed or late bar never changes an older file),
+and never a day earlier than the newest file, should the clock be set back. `seq` goes on from the
+last whole line, so it never repeats and never skips while the files live. A line torn by a kill or
+a power cut is ended with a newline at the next start, never joined with another and never counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from macd.errors import RefusedError
+from macd.host import durable
+
+_NAME = re.compile(r"trades_(\d{8})\.jsonl")
+_BLOCK = 1 << 16
+_LONGEST = 1 << 20
+_LOCK = ".writer.lock"
+
+
+class SignalLog:
+    """The one writer of a directory of signal lines.
+
+    Attributes: seq, of the last line written. last_bar_ms: of the last line about a bar of the main
+    symbol that was here before, None if none. torn: bytes of a torn line that was ended at start.
+    """
+
+    def __init__(
+        self, directory: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """Raises RefusedError when another process writes here; OSError as the disk has it."""
+        durable.make_directories(str(directory))
+        self._directory, self._clock = directory, clock
+        self._lock = _only_writer(directory)
+        self._file = -1
+        self.torn = 0
+        self.seq = 0
+        self.last_bar_ms: int | None = None
+        try:
+            days = sorted(m[1] for p in directory.iterdir() if (m := _NAME.fullmatch(p.name)))
+            self._day = days[-1] if days else ""
+            if self._day:
+                self._open(self._day)
+                self.torn = self._end_torn_line()
+            self._go_on_from([directory / f"trades_{day}.jsonl" for day in reversed(days)])
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, level: str, fields: Mapping[str, Any]) -> int:
+        """Append one line and return its seq once it is on the disk.
+
+        Raises OSError when it is not; then nothing was written and the same line can be tried
+        again. Raises ValueError for a value JSON has no form for, NaN among them.
+        """
+        now = self._clock()
+        day = max(self._day, f"{now:%Y%m%d}")
+        if day != self._day or self._file < 0:
+            self._open(day)
+            self._day = day
+        stamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        document = {"timestamp": stamp, "level": level, "seq": self.seq + 1, **fields}
+        line = json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        self._append(line)
+        self.seq += 1
+        return self.seq
+
+    def close(self) -> None:
+        """Let go of the files; what was written is on the disk already."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    def _open(self, day: str) -> None:
+        path = self._directory / f"trades_{day}.jsonl"
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = descriptor
+        durable.sync_directory(str(self._directory))
+
+    def _append(self, line: bytes) -> None:
+        before = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError(28, "only part of a line could be written")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, before)  # a line that is not durable must not stand there
+            raise
+
+    def _end_torn_line(self) -> int:
+        size = os.fstat(self._file).st_size
+        if not size or os.pread(self._file, 1, size - 1) == b"\n":
+            return 0
+        torn = next(_lines_backwards(self._file, size))
+        self._append(b"\n")
+        return max(1, len(torn))
+
+    def _go_on_from(self, newest_first: list[Path]) -> None:
+        """Find the last seq, and the last bar, in the newest lines that have one."""
+        for path in newest_first:
+            with path.open("rb") as file:
+                for line in _lines_backwards(file.fileno(), path.stat().st_size):
+                    document = _object(line)
+                    seq = document.get("seq")
+                    if type(seq) is int and not self.seq:
+                        self.seq = seq
+                    opened = document.get("bar_time")
+                    if document.get("level") == "SIGNAL" and isinstance(opened, str):
+                        self.last_bar_ms = _epoch_ms(opened)
+                    if self.seq and self.last_bar_ms is not None:
+                        return
+
+
+def bar_time(open_ms: int) -> str:
+    """The bar's open as it stands on a line: ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(open_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _epoch_ms(text: str) -> int | None:
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except ValueError:
+        return None
+
+
+def _only_writer(directory: Path) -> int:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RefusedError(
+            f"another process writes signals into {directory}",
+            why="two writers would give one seq twice",
+            hint="stop the other one: systemctl status macd-analysis",
+        ) from error
+    return descriptor
+
+
+def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
+    """Lines from the last to the first, without their newline; the last may be torn."""
+    rest = b""
+    end = size
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        rest = os.pread(descriptor, end - start, start) + rest
+        end = start
+        first, *lines = rest.split(b"\n")
+        yield from (line for line in reversed(lines) if line)
+        rest = first if len(first) < _LONGEST else b""
+    if rest:
+        yield rest
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
