@@ -163,7 +163,7 @@ def pip_tags(target: Target) -> list[str]:
 
 def _download(wanted: Sequence[str], target: Target, constraints: Path, into: Path) -> None:
     into.mkdir()
-    argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    argv = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     argv += ["--no-input", "--only-binary=:all:", "--implementation", "cp"]
     argv += ["--python-version", target.python, "--dest", str(into), "--constraint"]
     argv += [str(constraints)]
@@ -179,8 +179,10 @@ def _download(wanted: Sequence[str], target: Target, constraints: Path, into: Pa
     except subprocess.TimeoutExpired as error:
         raise _unresolved(target, f"pip was not done in {_DOWNLOAD_S} s") from error
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise _unresolved(target, "\n".join(said[-4:]) or done.stderr.strip()[-500:])
+        _, _, conflict = done.stdout.partition("The conflict is caused by:")
+        said = [line.strip() for line in conflict.splitlines()[:6] if line.strip()]
+        said += [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-4:]
+        raise _unresolved(target, "\n".join(said) or done.stderr.strip()[-500:])
 
 
 def _unresolved(target: Target, why: str) -> MacdError:

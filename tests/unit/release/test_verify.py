@@ -1,0 +1,123 @@
+"""A changed release is told in three lists; a signature that does not count is refused, exit 6."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from macd.errors import RefusedError, UsageError
+from macd.host.manifest import release_id
+from macd.release import verify
+from macd.release.bundle import BundleError, bundle_name, pack
+from macd.release.signing import sign
+from macd.release.verify import Signers
+from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """A release in a directory of its id, its bundle beside the files."""
+    one = make_release(tmp_path)
+    place = one.directory.rename(tmp_path / release_id(one.raw))
+    with (place / bundle_name(one.manifest)).open("wb") as out:
+        pack(place, one.manifest, out)
+    return replace(one, directory=place)
+
+
+@pytest.fixture
+def signers(made: Made) -> Signers:
+    return Signers(made.allowed_signers, IDENTITY)
+
+
+def test_an_untouched_release_has_no_differences(made: Made, signers: Signers) -> None:
+    report = verify.directory(made.directory, signers)
+    assert report.ok
+    assert report.files == 3
+
+
+def test_extra_missing_and_changed_are_told_apart(made: Made, signers: Signers) -> None:
+    top = made.directory
+    (top / "app/more.py").write_text("import os")
+    (top / "data/link").symlink_to("/etc/passwd")
+    (top / "data/ml_models/stacking_meta_1h.json").unlink()
+    whl = top / "app/macd.whl"
+    whl.write_bytes(whl.read_bytes()[:-1] + b"!")
+    report = verify.directory(top, signers)
+    assert not report.ok
+    assert report.extra == ("app/more.py", "data/link")
+    assert report.missing == ("data/ml_models/stacking_meta_1h.json",)
+    assert report.changed == ("app/macd.whl",)
+
+
+def test_the_right_content_behind_a_link_is_changed(made: Made, signers: Signers) -> None:
+    whl = made.directory / "app/macd.whl"
+    shutil.move(whl, made.directory.parent / "elsewhere")
+    whl.symlink_to(made.directory.parent / "elsewhere")
+    assert verify.directory(made.directory, signers).changed == ("app/macd.whl",)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "another's"])
+def test_the_bundle_beside_is_checked_too(made: Made, signers: Signers, damage: str) -> None:
+    archive = made.directory / bundle_name(made.manifest)
+    if damage == "gone":
+        archive.unlink()
+    elif damage == "cut":
+        archive.write_bytes(archive.read_bytes()[:-40])
+    else:
+        other = made.directory.parent / "other"
+        other.mkdir()
+        foreign = make_release(other, {"app/macd.whl": b"another"})
+        with archive.open("wb") as out:
+            pack(foreign.directory, foreign.manifest, out)
+    report = verify.directory(made.directory, signers)
+    told = report.missing if damage == "gone" else report.changed
+    assert told == (archive.name,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["manifest", "signature", "no signature", "other key", "identity", "namespace", "name"],
+)
+def test_a_signature_that_does_not_count_is_refused(
+    made: Made, signers: Signers, damage: str, tmp_path: Path
+) -> None:
+    manifest, signature = (made.directory / n for n in ("manifest.json", "manifest.json.sig"))
+    place = made.directory
+    if damage == "manifest":
+        manifest.write_bytes(made.raw.replace(b'"serial":7', b'"serial":8'))
+    elif damage == "signature":
+        signature.write_bytes(made.signature[:-60] + b"AAAA" + made.signature[-56:])
+    elif damage == "no signature":
+        signature.unlink()
+    elif damage == "other key":
+        signature.write_bytes(sign(made.raw, key=make_key(tmp_path, "other")))
+    elif damage == "identity":
+        signers = replace(signers, identity="somebody@else")
+    elif damage == "namespace":
+        signature.write_bytes(sign(made.raw, key=made.key, namespace="gate-report@macd"))
+    else:
+        place = place.rename(place.with_name("20260301T120005Z-00000000"))
+    with pytest.raises(RefusedError) as caught:
+        verify.directory(place, signers)
+    assert caught.value.exit_code == 6
+
+
+def test_a_bundle_file_is_verified_wherever_it_lies(made: Made, signers: Signers) -> None:
+    archive = shutil.copy(made.directory / bundle_name(made.manifest), made.directory.parent)
+    assert verify.bundle(Path(archive), signers).id == made.directory.name
+
+
+def test_a_bundle_with_another_file_in_it_is_refused(made: Made, signers: Signers) -> None:
+    (made.directory / "app/macd.whl").write_bytes(b"wheel? " * 43)
+    archive = made.directory.parent / "bad.tar.gz"
+    with archive.open("wb") as out:
+        pack(made.directory, made.manifest, out)
+    with pytest.raises(BundleError, match=r"app/macd\.whl"):
+        verify.bundle(archive, signers)
+    with pytest.raises(RefusedError):
+        verify.bundle(archive, replace(signers, identity="somebody@else"))
+    with pytest.raises(UsageError):
+        verify.bundle(archive.with_name("nothing.tar.gz"), signers)

@@ -1,0 +1,55 @@
+"""macd's wheel: complete, pure, and the same bytes whatever the clone's modes and times are."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError, UsageError
+from macd.release import wheel
+from tests.trained import ROOT
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    junk = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "macd", tmp_path / "tree/macd", ignore=junk)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def test_modes_times_and_litter_of_a_clone_do_not_matter(tree: Path) -> None:
+    name, first = wheel.build(tree)
+    for path in tree.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        os.utime(path, (1_500_000_000, 1_500_000_000))
+    (tree / "macd/__pycache__").mkdir(exist_ok=True)
+    (tree / "macd/__pycache__/errors.cpython-311.pyc").write_bytes(b"old")
+    (tree / "macd/.errors.py.swp").write_bytes(b"editor")
+    assert wheel.build(tree) == (name, first)
+    inside = set(zipfile.ZipFile(io.BytesIO(first)).namelist())
+    assert name == "macd-0.1.0-py3-none-any.whl"
+    sources = {str(p.relative_to(tree)) for p in (tree / "macd").rglob("*.py")}
+    assert sources <= inside
+    assert not [path for path in inside if path.endswith((".pyc", ".swp", ".so"))]
+    (tree / "macd/errors.py").write_text("# other code\n")
+    assert wheel.build(tree)[1] != first
+
+
+def test_a_tree_that_is_none_or_broken_is_told(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no source of macd"):
+        wheel.build(tmp_path / "nowhere")
+    (tree / "pyproject.toml").write_text("[project\n")
+    with pytest.raises(MacdError, match="can't be built"):
+        wheel.build(tree)
+
+
+def test_outside_of_git_there_is_no_commit(tree: Path) -> None:
+    assert wheel.code_of(tree).commit is None
+    assert wheel.code_of(tree).dirty is False
