@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ensurepip
 import hashlib
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from macd.host.manifest import File, Manifest, release_id, render
 from macd.inventory import Inventory
+from macd.release.lock import Lock, Wheel
 from macd.release.signing import sign
+from macd.release.store import Store
 from tests.deployment import EMPTY_LOCK, SERVICE
 from tests.unit.release.releases import make_key
 
@@ -29,14 +37,58 @@ def make_keys(inventory: Inventory) -> None:
     signers.write_text(f'{who} namespaces="release-manifest@macd" {public}\n')
 
 
-def make(inventory: Inventory, serial: int, variant: str = "good", *, extra: bytes = b"") -> str:
-    """Put a signed release into releases/; returns its id. Variants: see tests/deployment.py."""
+def locked(inventory: Inventory, version: str) -> bytes:
+    """lock.json for pip and tiny of that version; their wheels are kept beside the releases."""
+    with tempfile.TemporaryDirectory() as directory:
+        tiny = Path(directory, f"tiny-{version}-py3-none-any.whl")
+        info = f"tiny-{version}.dist-info"
+        members = {
+            "tiny.py": f"__version__ = {version!r}\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/RECORD": f"tiny.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
+        }
+        with zipfile.ZipFile(tiny, "w") as wheel:
+            for name, text in members.items():
+                wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), text)
+        pip = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
+        wheels = tuple(
+            Wheel(
+                path.name.split("-")[0],
+                path.name.split("-")[1],
+                path.name,
+                path.stat().st_size,
+                hashlib.sha256(path.read_bytes()).hexdigest(),
+            )
+            for path in (pip, tiny)
+        )
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        lock = Lock(python, "any", wheels)
+        Store(inventory.root / "releases").keep_wheels(lock, [pip, tiny])
+    return lock.raw
+
+
+def make(
+    inventory: Inventory,
+    serial: int,
+    variant: str = "good",
+    *,
+    extra: bytes = b"",
+    more: Mapping[str, bytes] | None = None,
+    package: str = "",
+) -> str:
+    """Put a signed release into releases/; returns its id. Variants: see tests/deployment.py.
+
+    With `package` its runtime needs version `package` of a package called tiny (and pip).
+    """
+    lock = locked(inventory, package) if package else EMPTY_LOCK
     code = SERVICE.format(variant=variant, endpoint="ENDPOINT").replace("'ENDPOINT'", _SETTINGS)
     files = {
         "app/serve.py": code.encode(),
-        "lock.json": EMPTY_LOCK,
+        "lock.json": lock,
         "data/ml_models/model.txt": f"model {serial}".encode() * 40 + extra,
         "data/ml_models/shared.txt": b"the same in every release\n" * 100,
+        **(more or {}),
     }
     created = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=serial)
     manifest = Manifest(
@@ -49,7 +101,7 @@ def make(inventory: Inventory, serial: int, variant: str = "good", *, extra: byt
             File(path, len(data), hashlib.sha256(data).hexdigest())
             for path, data in sorted(files.items())
         ),
-        lock=hashlib.sha256(EMPTY_LOCK).hexdigest(),
+        lock=hashlib.sha256(lock).hexdigest(),
         details={"variant": variant, "run": f"run-{serial}", "data_digest": "d" * 64},
     )
     raw = render(manifest)

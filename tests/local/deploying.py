@@ -45,8 +45,16 @@ class Project:
         link = self.app / "current"
         return link.readlink().name if link.is_symlink() else None
 
-    def release(self, serial: int, variant: str = "good", *, extra: bytes = b"") -> str:
-        return small_releases.make(self.inventory, serial, variant, extra=extra)
+    def release(
+        self, serial: int, variant: str = "good", *, extra: bytes = b"", package: str = ""
+    ) -> str:
+        return small_releases.make(self.inventory, serial, variant, extra=extra, package=package)
+
+    def runtime_says(self, code: str) -> str:
+        """What the live release's own Python prints."""
+        python = self.app / "current" / "runtime" / "bin" / "python"
+        argv = [str(python), "-I", "-c", code]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Type it; the caller reads its output line by line."""

@@ -157,6 +157,36 @@ def test_of_two_at_once_one_wins_and_the_other_says_who(bench: Project) -> None:
     assert bench.live == release
 
 
+def test_the_runtime_comes_with_the_release_and_goes_back_with_it(bench: Project) -> None:
+    version = "import tiny; print(tiny.__version__)"
+    old = bench.release(20, package="1.0")
+    told = bench.json("deploy", "--yes")["outcomes"][0]
+    assert "build runtime" in told["plan"]["steps"]
+    assert bench.runtime_says(version) == "1.0"
+    same_lock = bench.release(21, package="1.0")
+    told = bench.json("deploy", "--yes")["outcomes"][0]
+    assert "build runtime" not in told["plan"]["steps"]
+    assert (told["live"], told["plan"]["blobs"]) == (same_lock, 1)
+    bench.release(22, package="2.0")
+    told = bench.json("deploy", "--yes")["outcomes"][0]
+    assert told["sent"] < 4000  # pip was there
+    assert bench.runtime_says(version) == "2.0"
+    bench.invoke("rollback", "--yes", "--to", old)
+    assert bench.runtime_says(version) == "1.0"
+
+
+def test_a_lost_wheel_is_told_before_anything_is_switched(bench: Project) -> None:
+    before = bench.live
+    bench.release(23, package="3.0")
+    for wheel in (bench.root / "releases" / "wheels").glob("*/tiny-3.0-*.whl"):
+        wheel.unlink()
+    told = bench.invoke("deploy", "--yes", code=6)
+    assert "neither the host nor this machine has: tiny-3.0" in told
+    assert bench.live == before
+    bench.release(24)
+    bench.invoke("deploy", "--yes")
+
+
 def test_a_changed_unit_is_drift_and_deploy_puts_it_right(bench: Project) -> None:
     unit = bench.lab.hosts["prod"].home / ".config/systemd/user/deploy-test.service"
     unit.write_text(unit.read_text() + "# by hand\n")
