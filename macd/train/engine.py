@@ -158,7 +158,15 @@ def _start_ray(ray: Any, use: Resources) -> None:
     environment: dict[str, Any] = {"env_vars": dict.fromkeys(_THREAD_LIMITS, "1")}
     if cluster:
         ours = str(Path(macd.__file__).parent)
-        ray.init(address=cluster, runtime_env={**environment, "py_modules": [ours]})
+        try:
+            ray.init(address=cluster, runtime_env={**environment, "py_modules": [ours]})
+        except ConnectionError as error:
+            raise MacdError(
+                f"the Ray cluster at {cluster} can't be joined",
+                why=str(error),
+                hint="check that RAY_ADDRESS names a running head, and that RAY_AUTH_TOKEN holds "
+                "its token where it asks for one; or use --engine local",
+            ) from error
     else:
         ray.init(
             address="local",

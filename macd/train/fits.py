@@ -34,7 +34,7 @@ FAMILIES = ("lgbm", "lstm", "tft")
 FINAL = -1  # the fold index of a fit on everything before the holdout
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
 # Seconds per thousand samples on one core, roughly: only for progress and ETA.
-_WEIGHT = {"lgbm": 0.4, "lstm": 0.8, "tft": 0.9}
+_WEIGHT = {"lgbm": 0.15, "lstm": 0.27, "tft": 0.5}
 
 
 class Progress(Protocol):

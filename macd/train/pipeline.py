@@ -217,7 +217,10 @@ def _criteria(
         values["stacking_oof_auc"] = head["val"]["value"]
         details["stacking_oof_auc"] = f"at {best['stacking']}"
         values["n_oof"] = head["val_all"]["n"]
-        details["n_oof"] = "bars judged by a meta-model that had not seen them"
+        details["n_oof"] = (
+            f"bars judged by a meta-model that had not seen them; {head['val']['n']:,} of them "
+            f"moved more than {100 * s.min_move:g} %"
+        )
     if differences:
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"

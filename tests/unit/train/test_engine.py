@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -86,3 +87,20 @@ def test_ray_gives_the_same_numbers_and_words_as_joblib() -> None:
         assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
     finally:
         ray.shutdown()
+
+
+def test_a_ray_cluster_that_refuses_is_named_and_not_called_a_disk_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(**_: object) -> None:
+        raise ConnectionError("authentication token is missing")
+
+    broken = types.ModuleType("ray")
+    broken.is_initialized = lambda: False  # type: ignore[attr-defined]
+    broken.init = refuses  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", broken)
+    monkeypatch.setenv("RAY_ADDRESS", "head.example:6379")
+    with pytest.raises(MacdError, match=r"head\.example:6379 can't be joined") as caught:
+        list(run(work, [1], SHARED, engine="ray", use=Resources(1)))
+    assert "token is missing" in caught.value.why
+    assert "RAY_AUTH_TOKEN" in caught.value.hint
