@@ -59,13 +59,19 @@ def test_the_right_content_behind_a_link_is_changed(made: Made, signers: Signers
     assert verify.directory(made.directory, signers).changed == ("app/macd.whl",)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "another's"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "another's", "another's head"])
 def test_the_bundle_beside_is_checked_too(made: Made, signers: Signers, damage: str) -> None:
     archive = made.directory / bundle_name(made.manifest)
     if damage == "gone":
         archive.unlink()
     elif damage == "cut":
         archive.write_bytes(archive.read_bytes()[:-40])
+    elif damage == "another's head":
+        changed = made.raw.replace(b'"serial":7', b'"serial":6')
+        other = Path(shutil.copytree(made.directory, made.directory.parent / "other"))
+        (other / "manifest.json").write_bytes(changed)
+        with archive.open("wb") as out:
+            pack(other, made.manifest, out)
     else:
         other = made.directory.parent / "other"
         other.mkdir()

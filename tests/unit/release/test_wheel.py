@@ -32,7 +32,11 @@ def test_modes_times_and_litter_of_a_clone_do_not_matter(tree: Path) -> None:
     (tree / "macd/__pycache__").mkdir(exist_ok=True)
     (tree / "macd/__pycache__/errors.cpython-311.pyc").write_bytes(b"old")
     (tree / "macd/.errors.py.swp").write_bytes(b"editor")
-    assert wheel.build(tree) == (name, first)
+    before = os.umask(0o077)
+    try:
+        assert wheel.build(tree) == (name, first)
+    finally:
+        os.umask(before)
     inside = set(zipfile.ZipFile(io.BytesIO(first)).namelist())
     assert name == "macd-0.1.0-py3-none-any.whl"
     sources = {str(p.relative_to(tree)) for p in (tree / "macd").rglob("*.py")}

@@ -1,0 +1,60 @@
+"""The whole lock of the service, installed offline as a host does, runs a release's own wheel.
+
+Long and large (200 MB from the package index, once), so only in `make test-full`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError
+from macd.host import blobs, runtimes
+from macd.host.layout import Layout
+from macd.release.scoring import MODELS
+from macd.release.wheel import build
+from macd.release.wheelhouse import Target, Wheelhouse, requirements
+from tests.trained import ROOT, trained_run
+
+_RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from macd.release import health, scoring
+assert health.__file__.startswith(sys.argv[1]), health.__file__
+scorer = scoring.Scorer.load(Path(sys.argv[2]), "1h")
+assert not scorer.errors, scorer.errors
+forbidden = {"torch", "pydantic", "paramiko", "fabric", "yaml"} & set(sys.modules)
+assert not forbidden, forbidden
+print("models:", ",".join(sorted(scorer.models)))
+"""
+
+
+@pytest.mark.full
+def test_the_real_lock_installs_offline_and_runs_the_wheel(tmp_path: Path) -> None:
+    shared = Path(tempfile.gettempdir()) / f"macd-wheelhouse-{os.getuid()}"
+    try:
+        lock, wheels = Wheelhouse(shared).resolve(
+            requirements(), Target.here(), ROOT / "constraints.txt"
+        )
+    except MacdError as error:
+        pytest.skip(f"no package index, and nothing cached: {error.why}")
+    app = tmp_path / "app"
+    for wheel, path in zip(lock.wheels, wheels, strict=True):
+        blob = Path(blobs.path_of(str(app), wheel.sha256))
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blob)
+    made = runtimes.install(Layout(str(app)), lock.raw, ["polars", "lightgbm", "onnxruntime"])
+    assert made["built"] is True
+    name, content = build(ROOT)
+    (tmp_path / name).write_bytes(content)
+    python = app / "runtimes" / lock.sha256 / "bin/python"
+    argv = [str(python), "-I", "-c", _RUN, str(tmp_path / name), str(trained_run() / MODELS)]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "models: lgbm,lstm,tft"
