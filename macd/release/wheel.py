@@ -58,6 +58,7 @@ def build(root: Path) -> tuple[str, bytes]:
             capture_output=True,
             text=True,
             timeout=_BUILD_S,
+            umask=0o022,  # the modes of what setuptools itself writes stand in the wheel
             check=False,
         )
         made = list(out.glob("macd-*.whl"))
