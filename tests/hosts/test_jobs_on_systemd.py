@@ -15,8 +15,7 @@ from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, follow
 from macd.market.bars import read_bars, write_bars
 from tests.hosts.fleet import Hosts
-from tests.local.job_standins import SAMPLE, Witness, begin, contact_to
-from tests.local.plain_ssh import eventually
+from tests.local.job_standins import SAMPLE, Witness, begin, contact_to, soon
 
 pytestmark = pytest.mark.hosts
 
@@ -71,7 +70,7 @@ def linger(hosts: Hosts, word: str) -> None:
     """Let the training user's manager outlive its sessions, or not."""
     assert hosts.h800.ssh(f"loginctl {word}-linger quant", user="root").returncode == 0
     marks = ["quant"] if word == "enable" else []
-    eventually(lambda: hosts.h800.exec("ls", "/var/lib/systemd/linger").split() == marks)
+    soon(lambda: hosts.h800.exec("ls", "/var/lib/systemd/linger").split() == marks)
 
 
 def logged_out(hosts: Hosts) -> bool:
@@ -94,7 +93,7 @@ def test_a_run_outlives_the_last_login(
     with contact_to(inventory, witness) as contact:
         run = begin(contact, TALKS)
         assert status(contact, run)["detached"] == expected
-    eventually(lambda: logged_out(hosts))
+    soon(lambda: logged_out(hosts))
     with contact_to(inventory, witness) as contact:
         assert status(contact, run)["state"] == "RUNNING"
         units = hosts.h800.ssh("systemctl --user list-units --plain 'macd-job-*'").stdout
@@ -132,7 +131,7 @@ def test_the_jump_host_reboots_in_mid_run(
         target=lambda: ended.append(follow(contact, run, place, witness)["state"])
     )
     viewer.start()
-    eventually(lambda: witness.seen == [0])
+    soon(lambda: witness.seen == [0])
     hosts.jump.machine.reboot()
     let_go(hosts, inventory, run)
     viewer.join(120)

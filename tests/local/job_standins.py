@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from macd.jobs import sync
 from macd.jobs.contact import Contact
 from macd.lab import LabState
 from macd.market.bars import read_bars, write_bars
+from tests.local.plain_ssh import eventually
 
 TASKS = """
 from invoke import Collection
@@ -102,6 +104,11 @@ def begin(contact: Contact, script: str, *, seed: int = 7) -> str:
         )
     )
     return str(told["run"])
+
+
+def soon(true: Callable[[], object]) -> None:
+    """Wait for something on a machine that may be busy; the limit only ends a broken test."""
+    eventually(true, within=120)
 
 
 @dataclass

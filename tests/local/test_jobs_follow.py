@@ -20,8 +20,15 @@ from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, follow
 from macd.lab import Fault, LabState
-from tests.local.job_standins import Witness, begin, contact_to, inventory_of, invoke, lay_out
-from tests.local.plain_ssh import eventually
+from tests.local.job_standins import (
+    Witness,
+    begin,
+    contact_to,
+    inventory_of,
+    invoke,
+    lay_out,
+    soon,
+)
 
 COUNT = 30
 TALKS = f"""
@@ -96,11 +103,11 @@ def test_a_killed_jump_host_is_news_and_not_the_runs_end(
 ) -> None:
     run = begin(contact, TALKS + "done(model=b'weights')")
     following = Following(contact, run, place, witness)
-    eventually(lambda: len(witness.seen) == 10)
+    soon(lambda: len(witness.seen) == 10)
     lab_room.kill_host(clean_links.root, "jump")
-    eventually(lambda: "lost" in witness.contact)
+    soon(lambda: "lost" in witness.contact)
     (there(clean_links, inventory, run) / "go").touch()  # it goes on while nobody can look
-    eventually((there(clean_links, inventory, run) / "result.json").exists)
+    soon((there(clean_links, inventory, run) / "result.json").exists)
     lab_room.revive_host(clean_links.root, "jump")
     assert following.wait() == "DONE"
     assert witness.contact[-1] == "back"
@@ -115,7 +122,7 @@ def test_patience_ends_with_5_and_the_run_goes_on(
     with contact_to(inventory, witness, patience=1.5) as contact:
         run = begin(contact, TALKS + "done()")
         following = Following(contact, run, place, witness)
-        eventually(lambda: len(witness.seen) == 10)
+        soon(lambda: len(witness.seen) == 10)
         lab_room.kill_host(clean_links.root, "jump")
         following.wait()
     error = following.error
@@ -144,13 +151,13 @@ def test_another_machine_begins_at_the_beginning_and_two_may_look_on(
     other, elsewhere = Witness(), Place(tmp_path / "elsewhere" / "runs")
     same = Witness()
     first = Following(contact, run, place, witness)
-    eventually(lambda: len(witness.seen) == 10)
+    soon(lambda: len(witness.seen) == 10)
     with contact_to(inventory, other) as second, contact_to(inventory, same) as third:
         looking = [
             Following(second, run, elsewhere, other),
             Following(third, run, place, same),  # the same machine, the same files
         ]
-        eventually(lambda: len(other.seen) == 10 and len(same.known) == 10)
+        soon(lambda: len(other.seen) == 10 and len(same.known) == 10)
         (there(clean_links, inventory, run) / "go").touch()
         assert {one.wait() for one in (first, *looking)} == {"DONE"}
         assert witness.seen == other.seen == list(range(COUNT))

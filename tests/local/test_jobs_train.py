@@ -27,7 +27,7 @@ TINY = {
     "device": "cpu",
     "params": {
         "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 3, "rows_per_epoch": 256},
     },
 }
 
@@ -42,7 +42,7 @@ def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(lab: LabState, project: Path) -> tuple[str, str]:
-    """A training whose jump host is restarted once it runs; its id, and what was printed."""
+    """A training whose jump host is killed and started again; its id, and what was printed."""
     argv = [str(Path(sys.executable).with_name("invoke")), "train", "--host", "h800"]
     with subprocess.Popen(
         [*argv, "--settings", "tiny.json"],
@@ -56,8 +56,10 @@ def trained(lab: LabState, project: Path) -> tuple[str, str]:
         said = ""
         for line in process.stdout:
             said += line
-            if line.startswith("  [verify]"):
-                lab_room.restart_host(lab.root, "jump")
+            if line.startswith("  [starting]"):
+                lab_room.kill_host(lab.root, "jump")
+            if "LOST CONTACT" in line:
+                lab_room.revive_host(lab.root, "jump")
         assert process.wait(timeout=60) == 0, said
     return re.findall(r"started +run (\S+)", said)[0], said
 
