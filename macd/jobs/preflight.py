@@ -27,7 +27,6 @@ _IMPORT_S = 180.0
 PACKAGES = {
     "numpy": "numpy",
     "polars": "polars",
-    "pyarrow": "pyarrow",
     "talib": "TA-Lib",
     "torch": "torch",
     "lightgbm": "lightgbm",
