@@ -1,4 +1,4 @@
-"""A production host in a directory: the real agent, a real systemctl in user mode, real releases.
+"""A production host in a directory: the real agent, a small real service manager, real releases.
 
 Releases here carry a small real service that answers /healthz, in variants that fail in the ways
 releases fail. What deploys them is the product's own code.
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from macd.remote.assembler import command
 from macd.remote.blobs import Blob, put
 from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
+from tests.small_systemd import manager
 from tests.unit.release.releases import IDENTITY, make_key
 
 ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
@@ -94,7 +96,7 @@ if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
     notify.send(b"READY=1")
 if VARIANT == "crashes soon":
     import threading
-    threading.Timer(2.0, lambda: os._exit(9)).start()
+    threading.Timer(1.0, lambda: os._exit(9)).start()
 server.serve_forever()
 """
 
@@ -110,6 +112,27 @@ class Signed:
 
     def blobs(self) -> list[Blob]:
         return [Blob.of_bytes(data) for data in self.files.values()]
+
+
+def signed_release(
+    key: Path, serial: int, files: dict[str, bytes], *, variant: str = "good", env: str = "prod"
+) -> Signed:
+    """A release of `files` that was made `serial` minutes after the first one."""
+    manifest = Manifest(
+        app="macd-analysis",
+        env=env,
+        serial=serial,
+        created=datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=serial),
+        expires=datetime(2100, 1, 1, tzinfo=UTC),
+        files=tuple(
+            File(path, len(data), hashlib.sha256(data).hexdigest())
+            for path, data in sorted(files.items())
+        ),
+        lock=hashlib.sha256(files["lock.json"]).hexdigest(),
+        details={"variant": variant},
+    )
+    raw = render(manifest)
+    return Signed(release_id(raw), raw, sign(raw, key=key), files)
 
 
 @dataclass(frozen=True)
@@ -137,6 +160,11 @@ class Place:
         channel = PipeChannel(command(), env=self.environment, cwd=self.top)
         return Session.over(channel, modules=("deploying",))
 
+    @cached_property
+    def watching(self) -> Session:
+        """A second session: it follows, asks, and confirms what another one began."""
+        return self.session()
+
     def release(
         self, serial: int, variant: str = "good", *, extra: bytes = b"", env: str = "prod"
     ) -> Signed:
@@ -148,22 +176,7 @@ class Place:
             "data/ml_models/model.txt": f"model {serial}".encode() * 40 + extra,
             "data/ml_models/shared.txt": b"the same in every release\n" * 100,
         }
-        created = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=serial)
-        manifest = Manifest(
-            app="macd-analysis",
-            env=env,
-            serial=serial,
-            created=created,
-            expires=datetime(2100, 1, 1, tzinfo=UTC),
-            files=tuple(
-                File(path, len(data), hashlib.sha256(data).hexdigest())
-                for path, data in sorted(files.items())
-            ),
-            lock=hashlib.sha256(EMPTY_LOCK).hexdigest(),
-            details={"variant": variant},
-        )
-        raw = render(manifest)
-        return Signed(release_id(raw), raw, sign(raw, key=self.key), files)
+        return signed_release(self.key, serial, files, variant=variant, env=env)
 
     def service(self) -> dict[str, Any]:
         return {
@@ -179,7 +192,7 @@ class Place:
 
     def unit_text(self) -> str:
         return (
-            f"[Service]\nType=simple\nEnvironmentFile=-{self.app}/.env\n"
+            f"[Service]\nType=notify\nRestart=on-failure\nEnvironmentFile=-{self.app}/.env\n"
             f"ExecStart={self.app}/current/runtime/bin/python -I "
             f"{self.app}/current/app/serve.py --root {self.app}\n"
         )
@@ -216,22 +229,20 @@ class Place:
         return begun
 
     def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
-        """Follow an activation to its end, confirming over a new session; its events."""
+        """Follow an activation to its end, confirming over another session; its events."""
         deadline = time.monotonic() + 60
         confirmed = False
-        with self.session() as session:
-            while time.monotonic() < deadline:
-                told = session.call("follow", app=str(self.app), number=number, wait=0.2)
-                states = [event["state"] for event in told["events"]]
-                if confirm and not confirmed and "soaking" in states:
-                    with self.session() as fresh:
-                        fresh.call("confirm", app=str(self.app), number=number, token="t0ken")
-                    confirmed = True
-                if told["over"]:
-                    return list(told["events"])
+        while time.monotonic() < deadline:
+            told = self.watching.call("follow", app=str(self.app), number=number, wait=0.2)
+            states = [event["state"] for event in told["events"]]
+            if confirm and not confirmed and "soaking" in states:
+                self.watching.call("confirm", app=str(self.app), number=number, token="t0ken")
+                confirmed = True
+            if told["over"]:
+                return list(told["events"])
         raise AssertionError(f"activation {number} did not end: {states}")
 
-    def deploy(self, signed: Signed, *, confirm: bool = True, **times: float) -> str:
+    def deploy(self, signed: Signed, *, confirm: bool = True, **times: Any) -> str:
         """The whole way; how it ended: committed or reverted."""
         with self.session() as session:
             session.call("lock", app=str(self.app), who="tester", doing="deploy")
@@ -248,15 +259,14 @@ class Place:
         return str(self.finish(begun["number"])[-1]["state"])
 
     def facts(self) -> dict[str, Any]:
-        with self.session() as session:
-            found: dict[str, Any] = session.call(
-                "deploy_facts",
-                app=str(self.app),
-                unit=UNIT,
-                units=[UNIT],
-                scope="user",
-                endpoint=self.endpoint,
-            )
+        found: dict[str, Any] = self.watching.call(
+            "deploy_facts",
+            app=str(self.app),
+            unit=UNIT,
+            units=[UNIT],
+            scope="user",
+            endpoint=self.endpoint,
+        )
         return found
 
     @property
@@ -289,9 +299,7 @@ def place() -> Iterator[Place]:
     try:
         for name in ("home", "bin", "run"):
             (top / name).mkdir()
-        program = Path(str(resources.files("macd.lab"))) / "systemctl.py"
         scripts = {
-            "systemctl": f'exec {sys.executable} -I {program} "$@"',
             "systemd-run": "exit 1",
             "loginctl": "exit 1",
             "python3": f'exec {sys.executable} "$@"',
@@ -308,7 +316,8 @@ def place() -> Iterator[Place]:
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (app / "state" / "allowed_signers").write_text(signers)
         build_archive(app / "bin" / "macd-host.pyz")
-        yield Place(top, app, key)
+        with manager(top):
+            yield Place(top, app, key)
     finally:
         _end_all(top)
         shutil.rmtree(top, ignore_errors=True)

@@ -54,8 +54,9 @@ def _let_the_runner_end(layout: Layout) -> None:
     """
     deadline = time.monotonic() + _RUNNER_END_S
     while ledger.holder_of(layout, activation.LOCK) is not None:
-        if ledger.read_pending(layout) is not None or time.monotonic() > deadline:
-            _refuse_if_pending(layout)
+        _refuse_if_pending(layout)
+        if time.monotonic() > deadline:
+            raise HostError("the last deploy is still clearing up", kind="refused")
         time.sleep(0.05)
 
 

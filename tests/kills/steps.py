@@ -1,0 +1,168 @@
+"""Steps of a deploy, each in a forked process of its own, so that one can be killed by itself.
+
+Run as a program in the pretended host's environment: reads one request a line, forks, answers one
+line. What a step runs is the product's code for hosts and nothing else; everything is imported
+before the fork, so a step costs milliseconds and its only system calls are its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from macd.host import activation, blobs, deploying, observing, releases, runtimes
+from macd.host.failure import HostError
+from macd.host.layout import Layout, live_release
+from macd.host.record import recorder
+
+_PR_SET_PTRACER, _ANY = 0x59616D61, -1
+TOKEN = "t0ken"
+UNIT = "macd-analysis.service"
+SOCKET = "macd-analysis.socket"
+
+
+class Upload:
+    """A client that sends a release's files when asked, as the port the upload speaks to."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self._bodies = {hashlib.sha256(body).hexdigest(): body for body in files}
+        self._coming: list[dict[str, Any]] = []
+        self.wanted = [(name, len(body)) for name, body in self._bodies.items()]
+
+    def progress(self, value: dict[str, Any]) -> None:
+        for sha256, offset in value.get("missing", []):
+            self._coming.append({"sha256": sha256, "data": self._bodies[sha256][offset:]})
+
+    def receive(self) -> dict[str, Any]:
+        return self._coming.pop(0)
+
+
+def send(app: str, release: str, units: dict[str, str], keep: int) -> str:
+    """All a deploying session does on the host, up to handing over to the runner."""
+    folder = Path(release)
+    manifest, signature = (
+        (folder / n).read_bytes() for n in ("manifest.json", "manifest.json.sig")
+    )
+    accepts = json.loads((folder / "accepts").read_text())
+    deploying.lock(app, "tester", "deploy")
+    deploying.recover(app)
+    upload = Upload([path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file()])
+    blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
+    staged = deploying.stage(app, manifest, signature, accepts, [])
+    return _activate(app, "deploy", staged["release"], dict(units), keep, accepts)
+
+
+def rollback(app: str, keep: int) -> str:
+    deploying.lock(app, "tester", "rollback")
+    deploying.recover(app)
+    return _activate(app, "rollback", None, {}, keep, {})
+
+
+def _activate(
+    app: str, kind: str, to: str | None, after: dict[str, str | None], keep: int, accepts: Any
+) -> str:
+    service = {
+        "unit": UNIT,
+        "units": [UNIT, SOCKET],
+        "scope": "user",
+        "endpoint": f"unix:{Path(app).parent}/h.sock",
+        "check": ["/bin/true"],
+    }
+    times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
+    sys.executable = str(Path(app).parent / "bin" / "handed-over")
+    begun = deploying.activate(
+        app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None
+    )
+    return str(begun["number"])
+
+
+def confirm(app: str, number: int) -> str:
+    return json.dumps(deploying.confirm(app, number, TOKEN))
+
+
+def run(app: str) -> str:
+    """What the program on the host does, started or started again."""
+    layout = Layout(app)
+    return activation.carry_on(layout, recorder(layout), forward=True)
+
+
+def boot(app: str) -> str:
+    layout = Layout(app)
+    return activation.carry_on(layout, recorder(layout), booting=True)
+
+
+def recover(app: str) -> str:
+    deploying.lock(app, "tester", "deploy")
+    return str(deploying.recover(app)["outcome"])
+
+
+def build_runtime(app: str, lock: str) -> str:
+    layout = Layout(app)
+    layout.make()
+    return json.dumps(runtimes.install(layout, lock.encode(), []))
+
+
+def look(app: str) -> str:
+    """What a plan would be told, hashes of the live release and its way back included."""
+    layout = Layout(app)
+    live = live_release(layout)
+    damage = releases.differences(layout, live) if live else {}
+    return json.dumps({"live": live, "damage": damage, "ready": observing.rehearse(layout, live)})
+
+
+STEPS = {
+    step.__name__: step
+    for step in (send, rollback, confirm, run, boot, recover, build_runtime, look)
+}
+
+
+def _child(request: dict[str, Any], out: int) -> None:
+    if request["held"]:  # until a tracer is there
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    os.environ["GENERATION"] = str(request["generation"])
+    try:
+        said = STEPS[request["step"]](**request["arguments"])
+        answer = {"said": said}
+    except (HostError, OSError) as error:
+        answer = {"failed": f"{type(error).__name__}: {error} {getattr(error, 'why', '')}"}
+    os.write(out, json.dumps(answer).encode())
+
+
+def main() -> None:
+    activation._POLL_S = 0.01  # nothing here takes longer
+    deploying._RUNNER_START_S = 2.0
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            status = 1
+            try:
+                _child(json.loads(line), writing)
+                status = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(status)
+        os.close(writing)
+        print(json.dumps({"pid": child}), file=answers)
+        told = b""
+        while piece := os.read(reading, 65536):
+            told += piece
+        os.close(reading)
+        _, status = os.waitpid(child, 0)
+        ended = {"status": os.waitstatus_to_exitcode(status), **json.loads(told or b"{}")}
+        print(json.dumps(ended), file=answers)
+
+
+if __name__ == "__main__":
+    main()

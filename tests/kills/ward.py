@@ -1,0 +1,357 @@
+"""A pretended host on which any step of a deploy can be killed at any system call, or made to fail.
+
+`systemctl` here is a small shell script: it records which release, unit text and flags a restart
+took, so a test can tell whether they belong together. Health is answered for what it recorded.
+strace does the killing (and the failing disk); the state of the host is put back by a copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from macd.journal import Journal
+from tests.deployment import ACCEPTS, EMPTY_LOCK, Signed, signed_release
+from tests.kills.steps import SOCKET, UNIT
+from tests.unit.release.releases import IDENTITY, make_key
+
+CHANGES = (
+    "rename renameat renameat2 unlink unlinkat rmdir symlink symlinkat link linkat mkdir mkdirat "
+    "write pwrite64 ftruncate fchmod chmod fchown fchownat fallocate fsync fdatasync openat"
+)
+_SYSTEMCTL = """#!/bin/sh
+# $1 is --user
+exec 9>"$TOP/sd.lock"; flock 9
+[ "$GENERATION" = "$(cat "$TOP/generation")" ] || exit 0  # from a host that was put back since
+units=$HOME/.config/systemd/user
+cd "$TOP/sd"
+case $2 in
+show) [ "$3" = macd-analysis.service ] && cat show || echo LoadState=not-found ;;
+daemon-reload)
+    rm -f loaded
+    [ ! -e "$units/macd-analysis.service" ] || cp "$units/macd-analysis.service" loaded ;;
+restart)
+    read n <count; n=$((n + 1)); echo $n >count
+    [ -e loaded ] || cp "$units/macd-analysis.service" loaded
+    cp loaded running.unit; cp "$TOP/app/.env" running.env
+    now=$(readlink "$TOP/app/current"); echo "${now#releases/} $n" >running
+    printf 'LoadState=loaded\\nActiveState=active\\nSubState=running\\nMainPID=%s\\n' $n >show.new
+    printf 'InvocationID=i%s\\nNRestarts=0\\nResult=success\\n' $n >>show.new
+    mv show.new show ;;
+stop)
+    printf 'LoadState=loaded\\nActiveState=inactive\\nMainPID=0\\n' >show; rm -f running ;;
+esac
+"""
+_HANDED_OVER = """#!/bin/sh
+# in place of Python: the runner is begun by the test, as a step of its own
+cd "$TOP/app/state/activations"
+echo '{"at": 0, "state": "handed over"}' >>"$(ls | grep jsonl | sort -n | tail -1)"
+"""
+
+
+class Tracing(subprocess.Popen[str]):
+    """strace on one waiting process; it has taken hold when this is made."""
+
+    def __init__(self, pid: int, out: Path, *expressions: str) -> None:
+        while not _is_stopped(pid):
+            time.sleep(0.001)
+        words = [word for one in expressions for word in ("-e", one)]
+        argv = ["strace", "-y", "-s", "0", "-p", str(pid), "-o", str(out), *words]
+        super().__init__(argv, stderr=subprocess.PIPE, text=True)
+        assert self.stderr is not None
+        if "attached" not in (said := self.stderr.readline()):
+            raise RuntimeError(f"strace: {said}{self.stderr.read()}")
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@dataclass
+class Ward:
+    """One pretended host; `top` holds its home, its application, and what it was before."""
+
+    top: Path
+    steps: subprocess.Popen[str]
+    key: Path
+    generation: int = 0
+    releases: dict[int, Signed] = field(default_factory=dict)
+
+    @property
+    def app(self) -> Path:
+        return self.top / "app"
+
+    # -- steps
+
+    def step(self, name: str, *, trace: tuple[str, ...] = (), **arguments: Any) -> dict[str, Any]:
+        """Run one step, killed or hindered as `trace` (strace's expressions) says."""
+        request = {
+            "step": name,
+            "held": bool(trace),
+            "generation": self.generation,
+            "arguments": {"app": str(self.app), **arguments},
+        }
+        assert self.steps.stdin is not None
+        self.steps.stdin.write(json.dumps(request) + "\n")
+        self.steps.stdin.flush()
+        pid = self._answer()["pid"]
+        tracing = Tracing(pid, self.top / "trace", *trace) if trace else None
+        if tracing:
+            os.kill(pid, signal.SIGCONT)
+        answer = self._answer()
+        if tracing:
+            tracing.communicate()
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.steps.stdout is not None
+        line = self.steps.stdout.readline()
+        if not line:
+            raise RuntimeError("the steps' process ended")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def send(self, serial: int, *, keep: int = 2, trace: tuple[str, ...] = ()) -> dict[str, Any]:
+        folder = self.top / "offers" / str(serial)
+        return self.step(
+            "send", trace=trace, release=str(folder), units={UNIT: unit_of(serial)}, keep=keep
+        )
+
+    def deploy(self, serial: int) -> str:
+        """The whole way, undisturbed; how it ended."""
+        sent = self.send(serial)
+        if "failed" in sent:
+            return str(sent["failed"])
+        self.step("confirm", number=int(sent["said"]))
+        ran = self.step("run")
+        return str(ran.get("said") or ran)
+
+    def system_calls(self, name: str, **arguments: Any) -> list[tuple[str, int, str]]:
+        """The calls of a step that change the disk below the host: name, which one, what of."""
+        answer = self.step(name, trace=(f"trace={_traced()}",), **arguments)
+        assert "failed" not in answer, answer
+        counts: dict[str, int] = {}
+        found = []
+        for line in (self.top / "trace").read_text().splitlines():
+            match = re.match(r"(?:\d+ +)?(\w+)\((.*)", line)
+            if not match:
+                continue
+            call, rest = match.groups()
+            counts[call] = counts.get(call, 0) + 1
+            reads = call == "openat" and not re.search(r"O_(CREAT|WRONLY|RDWR|TRUNC)", rest)
+            if str(self.top) in rest and not reads:
+                found.append((call, counts[call], rest))
+        return found
+
+    # -- what it was
+
+    def save(self, name: str) -> None:
+        self._copy(self.top, self.top / "saved" / name)
+
+    def restore(self, name: str) -> None:
+        self.generation += 1
+        (self.top / "generation").write_text(str(self.generation))
+        for part in ("app", "home", "sd"):
+            shutil.rmtree(self.top / part)
+        self._copy(self.top / "saved" / name, self.top)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        parts = [str(source / part) for part in ("app", "home", "sd")]
+        subprocess.run(["cp", "-a", *parts, str(target)], check=True)
+
+    # -- what it is
+
+    @property
+    def live(self) -> int | None:
+        """Serial of the release `current` names."""
+        link = self.app / "current"
+        if not link.is_symlink():
+            assert not os.path.lexists(link)
+            return None
+        name = str(link.readlink()).removeprefix("releases/")
+        return next(serial for serial, one in self.releases.items() if one.id == name)
+
+    def state(self, name: str, default: Any = None) -> Any:
+        path = self.app / "state" / name
+        return json.loads(path.read_text()) if path.exists() else default
+
+    def check_whole(self) -> None:
+        """`current` names a release that is whole, with its runtime."""
+        if self.live is None:
+            return
+        release = self.releases[self.live]
+        folder = self.app / "releases" / release.id
+        for path, data in release.files.items():
+            assert (folder / path).read_bytes() == data, path
+        assert (folder / "manifest.json").read_bytes() == release.raw
+        assert (folder / "runtime" / "bin" / "python").exists()
+
+    def check_settled(self, *, serving: bool = True) -> None:
+        """Nothing is under way, and release, unit, flags, history and journal say the same."""
+        self.check_whole()
+        assert self.state("pending.json") is None
+        assert self.state("confirmed.json") is None
+        history = self.state("committed.json", [])
+        committed = [entry["release"] for entry in history]
+        live = None if self.live is None else self.releases[self.live].id
+        assert (committed[-1] if committed else None) == live
+        assert len({entry["number"] for entry in history}) == len(history)
+        bad = [entry["release"] for entry in self.state("bad.json", [])]
+        assert not set(bad) & set(committed)
+        records = Journal(self.app / "state" / "journal.jsonl").records()
+        assert {r.fields["release"] for r in records if r.kind == "committed"} == set(committed)
+        if self.live is None or not serving:
+            return
+        running, _ = (self.top / "sd" / "running").read_text().split()
+        assert running == live
+        unit = (self.top / "home/.config/systemd/user" / UNIT).read_text()
+        assert unit == unit_of(self.live) == (self.top / "sd" / "running.unit").read_text()
+        flags = (self.app / ".env").read_text()
+        assert flags == (self.top / "sd" / "running.env").read_text()
+        assert flags == flags_of(self.live)
+
+    def check_tidy(self) -> None:
+        """No temporary, half-built or half-removed thing is left in view or out of it."""
+        left = [p for p in self.app.rglob("*") if p.name.startswith((".stage-", ".trash-", ".cur"))]
+        assert not left
+        assert not (self.app / "state" / "room-to-go-back").exists()
+
+
+def unit_of(serial: int) -> str:
+    return f"[Service]\nExecStart=/serve {serial}\n"
+
+
+def flags_of(serial: int) -> str:
+    """Only release 1 had been allowed to stack, in these tests' history."""
+    return f"ML_ENABLE_STACKING={int(serial == 1)}\n"
+
+
+def _traced() -> str:
+    return ",".join(f"?{name}" for name in CHANGES.split())
+
+
+@contextmanager
+def ward(serials: dict[int, str]) -> Iterator[Ward]:
+    """A host, and signed releases {serial: variant} to offer it ("bad" ones answer wrongly)."""
+    memory = Path("/dev/shm")
+    top = Path(tempfile.mkdtemp(prefix="macd-k-", dir=memory if memory.is_dir() else None))
+    try:
+        for part in ("home/.config/systemd/user", "bin", "sd", "app/state", "app/data/live"):
+            (top / part).mkdir(parents=True)
+        for name, text in (("systemctl", _SYSTEMCTL), ("handed-over", _HANDED_OVER)):
+            (top / "bin" / name).write_text(text)
+            (top / "bin" / name).chmod(0o755)
+        (top / "generation").write_text("0")
+        (top / "sd/count").write_text("0\n")
+        (top / "sd/show").write_text("LoadState=loaded\nActiveState=inactive\nMainPID=0\n")
+        key = make_key(top)
+        public = key.with_suffix(".pub").read_text().strip()
+        signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
+        (top / "app/state/allowed_signers").write_text(signers)
+        steps = subprocess.Popen(
+            [sys.executable, "-m", "tests.kills.steps"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                "PATH": f"{top}/bin:/usr/bin:/bin",
+                "HOME": str(top / "home"),
+                "TOP": str(top),
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
+        )
+        made = Ward(top, steps, key)
+        for serial, variant in serials.items():
+            made.releases[serial] = _offer(made, serial, variant)
+        with _health(top):
+            made.step("build_runtime", lock=EMPTY_LOCK.decode())
+            yield made
+        assert steps.stdin is not None
+        steps.stdin.close()
+        steps.wait(20)
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def _offer(made: Ward, serial: int, variant: str) -> Signed:
+    files = {
+        "app/serve.py": f"# {serial} {variant}\n".encode(),
+        "lock.json": EMPTY_LOCK,
+        "data/ml_models/model.txt": f"model {serial}\n".encode() * 9,
+        "data/ml_models/shared.txt": b"the same in every release\n",
+    }
+    release = signed_release(made.key, serial, files, variant=variant)
+    folder = made.top / "offers" / str(serial)
+    for path, data in files.items():
+        (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "files" / path).write_bytes(data)
+    (folder / "manifest.json").write_bytes(release.raw)
+    (folder / "manifest.json.sig").write_bytes(release.signature)
+    (folder / "accepts").write_text(json.dumps(ACCEPTS))
+    return release
+
+
+@contextmanager
+def _health(top: Path) -> Iterator[None]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                release, pid = (top / "sd/running").read_text().split()
+                raw = (top / "app/releases" / release / "manifest.json").read_bytes()
+            except (OSError, ValueError):
+                self.send_error(503)
+                return
+            good = json.loads(raw)["details"]["variant"] != "bad"
+            answer = {
+                "status": "ok",
+                "release": release,
+                "manifest_sha256": hashlib.sha256(raw).hexdigest(),
+                "pid": int(pid),
+                "golden": {"ok": good, "detail": ""},
+            }
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+        def address_string(self) -> str:
+            return "here"
+
+    class Server(http.server.HTTPServer):
+        address_family = socket.AF_UNIX
+
+        def server_bind(self) -> None:
+            self.socket.bind(str(self.server_address))
+            self.server_name, self.server_port = "here", 0
+
+    server = Server(str(top / "h.sock"), Handler)  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+__all__ = ["CHANGES", "SOCKET", "UNIT", "Ward", "ward"]
