@@ -118,7 +118,7 @@ class CcxtFeed:
         until = now_ms if after_ms is None else min(after_ms + step, now_ms)
         cursor = until // step * step - (need + 2) * step
         bars: list[Bar] = []
-        while cursor < until:
+        while cursor + step <= until:
             page = self._closed(name, cursor)
             if not page:
                 break

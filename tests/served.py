@@ -1,0 +1,120 @@
+"""An application directory as a deploy leaves it, with the shared tiny training as its release."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from macd.host.manifest import File, Manifest, canonical, release_id, render
+from macd.market.bars import read_bars
+from macd.release import golden
+from macd.release.scoring import MODELS, Scorer
+from tests.trained import SAMPLE, bars_directory, trained_run
+
+
+@dataclass(frozen=True)
+class App:
+    """`root` is what --root gets."""
+
+    root: Path
+
+    @property
+    def release(self) -> Path:
+        return (self.root / "current").resolve()
+
+    @property
+    def models(self) -> Path:
+        return self.release / MODELS
+
+    @property
+    def endpoint(self) -> str:
+        return f"unix:{self.root}/state/run/health.sock"
+
+    def settings(self, **feed: Any) -> None:
+        document = {
+            "symbol": "BTCUSD",
+            "tf": "1h",
+            "cross": [],
+            "endpoint": self.endpoint,
+            "env": "prod",
+            "feed": {"kind": "replay", "directory": "data/replay", "speed": 0, **feed},
+        }
+        (self.root / "service.json").write_text(json.dumps(document))
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line of every file, oldest first; a line that is no JSON fails."""
+        files = sorted((self.root / "data/live").glob("trades_*.jsonl"))
+        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def make_app(root: Path, **feed: Any) -> App:
+    """`root` should be short: sockets' paths are limited."""
+    release = root / "releases" / "new"
+    shutil.copytree(prepared(), release)
+    files = sorted(path for path in release.rglob("*") if path.is_file())
+    listed = [_file(path, release) for path in files]
+    manifest = Manifest(
+        app="macd-analysis",
+        env="prod",
+        serial=1,
+        created=datetime(2026, 3, 1, tzinfo=UTC),
+        expires=datetime(2100, 1, 1, tzinfo=UTC),
+        files=tuple(sorted(listed, key=lambda file: file.path)),
+        lock=hashlib.sha256(b"{}").hexdigest(),
+        details={"tf": "1h"},
+    )
+    raw = render(manifest)
+    (release / "manifest.json").write_bytes(raw)
+    release.rename(release.with_name(release_id(raw)))
+    (root / "current").symlink_to(f"releases/{release_id(raw)}")
+    for name in ("data/replay", "state/run"):
+        (root / name).mkdir(parents=True)
+    os.link(_copy_of_sample(), root / "data/replay/BTCUSD_1h.parquet")
+    app = App(root)
+    app.settings(**feed)
+    return app
+
+
+def prepared() -> Path:
+    """Models and golden predictions, made once for each training."""
+    run = trained_run()
+    made = run.parent / "served"
+    if not made.is_dir():
+        building = Path(tempfile.mkdtemp(dir=run.parent))
+        models = building / MODELS
+        models.mkdir(parents=True)
+        for path in (run / MODELS).iterdir():
+            if path.suffix in (".onnx", ".json", ".txt"):
+                shutil.copy(path, models)
+        bars = read_bars(bars_directory(run) / "BTCUSD_1h.parquet")
+        document = {"symbol": "BTCUSD", **golden.make(bars, {}, Scorer.load(models, "1h"))}
+        (building / "golden").mkdir()
+        (building / "golden/golden.json").write_bytes(canonical(document))
+        building.chmod(0o755)
+        try:
+            building.rename(made)
+        except OSError:  # another test process was faster
+            shutil.rmtree(building)
+    return made
+
+
+def _copy_of_sample() -> Path:
+    path = trained_run().parent / "sample.parquet"
+    if not path.exists():
+        beside = path.with_suffix(f".{os.getpid()}")
+        shutil.copy(SAMPLE, beside)
+        beside.rename(path)
+    return path
+
+
+def _file(path: Path, release: Path) -> File:
+    data = path.read_bytes()
+    return File(path.relative_to(release).as_posix(), len(data), hashlib.sha256(data).hexdigest())
