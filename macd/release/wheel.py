@@ -75,7 +75,7 @@ def code_of(root: Path) -> Code:
 
 
 def _copy(parts: list[Path], source: Path) -> None:
-    """Only what is code, with one mode for all: the umask it was cloned with must not matter."""
+    """Only what is code, without the clone's modes and litter."""
     source.mkdir()
     for path in parts:
         if path.is_file():
@@ -83,8 +83,6 @@ def _copy(parts: list[Path], source: Path) -> None:
         else:
             junk = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "*.tmp")
             shutil.copytree(path, source / path.name, ignore=junk, copy_function=shutil.copyfile)
-    for path in source.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _explain(said: str) -> None:
