@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from macd.deploy import desired as rendering
 from macd.deploy import plan as planning
 from macd.deploy import state
+from macd.deploy.desired import Blueprint, Desired
 from macd.deploy.follow import Begun, Outcome, Tell, watch
 from macd.deploy.offer import Offer
 from macd.deploy.plan import Plan
@@ -39,8 +39,10 @@ class Wish:
 
 def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
+    blueprint = Blueprint(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
-        return _plan(host, inventory, offer, state.observed(_ask(session, host, inventory, offer)))
+        found = state.observed(_ask(session, host, inventory, offer))
+    return planning.make(host.name, found, blueprint.render(host, found), offer, now=time.time())
 
 
 def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcome:
@@ -101,13 +103,6 @@ def _ask(session: Session, host: Host, inventory: Inventory, offer: Offer) -> Pe
     return state.ask(session, host, inventory, list(wanted.items()))
 
 
-def _plan(
-    host: Host, inventory: Inventory, offer: Offer, found: state.HostState, *, restart: bool = False
-) -> Plan:
-    wanted = rendering.render(host, inventory, found)
-    return planning.make(host.name, found, wanted, offer, now=time.time(), restart=restart)
-
-
 class _Deploy:
     """The part before the host takes over: one session, and no waiting where none is needed."""
 
@@ -119,8 +114,9 @@ class _Deploy:
         self._offer = offer
         self._wish = wish
         self._token = secrets.token_hex(16)
+        self._blueprint = Blueprint(inventory)  # made before the line is opened
         self._looked = False
-        self._decided: state.HostState | None = None
+        self._decided: tuple[state.HostState, Desired] | None = None
         self._staged: Pending | None = None
         self._activated: Pending | None = None
         self.sent = 0
@@ -159,8 +155,14 @@ class _Deploy:
         _tell_recovered(self._recovering, self._wish.tell)
         found = state.observed(self._question)
         unlocked = replace(found, lock=None)  # it is this very session that holds it
-        self.plan = _plan(
-            self._host, self._inventory, self._offer, unlocked, restart=self._wish.restart
+        wanted = self._blueprint.render(self._host, found)
+        self.plan = planning.make(
+            self._host.name,
+            unlocked,
+            wanted,
+            self._offer,
+            now=time.time(),
+            restart=self._wish.restart,
         )
         self._wish.tell("planned", {"plan": self.plan})
         if self.plan.problems:
@@ -170,13 +172,12 @@ class _Deploy:
                 live=f"{found.live or 'nothing'}, as before",
                 hint=next((p.hint for p in self.plan.problems if p.hint), ""),
             )
-        self._decided = found
+        self._decided = found, wanted
 
     def _go(self, session: Session) -> None:
-        found = self._decided
-        if found is None or self.plan.empty:
+        if self._decided is None or self.plan.empty:
             return
-        wanted = rendering.render(self._host, self._inventory, found)
+        found, wanted = self._decided
         self._wish.tell("staging", {"runtime": "build runtime" in self.plan.steps})
         self._staged = session.submit(
             "stage",

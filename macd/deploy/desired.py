@@ -45,13 +45,37 @@ class Desired:
 
 
 def render(host: Host, inventory: Inventory, found: HostState) -> Desired:
-    """Pure but for reading templates/ and our own sources."""
+    """What this one host should look like."""
+    return Blueprint(inventory).render(host, found)
+
+
+class Blueprint:
+    """Everything that can be made ready before a host has answered; reads templates/ and macd."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._agent_archive = hashlib.sha256(archive.build()).hexdigest()
+        templates = _templates(project_templates(inventory))
+        names = ("service.unit.j2", "service.socket.j2", "recover.unit.j2")
+        self._service, self._socket, self._recover = (templates.get_template(n) for n in names)
+
+    def render(self, host: Host, found: HostState) -> Desired:
+        """Pure."""
+        units: dict[str, str | None] = {}
+        values = _values(host, self._inventory, found)
+        service, socket, recover = unit_names(host)
+        units[service] = self._service.render(values)
+        units[socket] = self._socket.render(values) if self._inventory.service.socket else None
+        units[recover] = self._recover.render(values)
+        return _desired(host, self._inventory, found, units, self._agent_archive)
+
+
+def _values(host: Host, inventory: Inventory, found: HostState) -> dict[str, object]:
     service = inventory.service
-    named = unit_names(host)
-    values = {
+    return {
         "app": found.app,
         "unit": host.unit,
-        "socket": named[1] if service.socket else "",
+        "socket": f"{host.unit}.socket" if service.socket else "",
         "endpoint": found.endpoint,
         "user": service.user,
         "scope": host.scope,
@@ -61,23 +85,25 @@ def render(host: Host, inventory: Inventory, found: HostState) -> Desired:
         "memory_max": service.memory_max,
         "watchdog_s": f"{service.watchdog_s:g}" if service.watchdog_s else "",
     }
-    templates = _templates(project_templates(inventory))
-    units: dict[str, str | None] = {
-        named[0]: templates.get_template("service.unit.j2").render(values),
-        named[1]: templates.get_template("service.socket.j2").render(values)
-        if service.socket
-        else None,
-        named[2]: templates.get_template("recover.unit.j2").render(values),
-    }
+
+
+def _desired(
+    host: Host,
+    inventory: Inventory,
+    found: HostState,
+    units: Mapping[str, str | None],
+    agent_archive: str,
+) -> Desired:
+    service = inventory.service
     return Desired(
         app=found.app,
-        unit=named[0],
+        unit=f"{host.unit}.service",
         scope=host.scope,
         account=service.user if host.scope == "system" else "",
         endpoint=found.endpoint,
         units=units,
         service_settings=_service_settings(host, inventory, found),
-        agent_archive=hashlib.sha256(archive.build()).hexdigest(),
+        agent_archive=agent_archive,
         flags={**SHADOW, **service.env},
         accepts={
             "app": inventory.release.app,
