@@ -16,7 +16,7 @@ from typing import Callable, Dict, Optional
 
 from macd.host import ledger, probe, releases, retention, snapshots
 from macd.host.failure import HostError
-from macd.host.layout import Layout, live_release, load, point_current_at
+from macd.host.layout import Layout, live_release, point_current_at
 from macd.host.ledger import EventLog, Pending, Snapshot
 from macd.host.supervisor import Process, Supervisor
 
@@ -27,7 +27,7 @@ _CRASHES_THAT_SETTLE_IT = 2
 _TRIES = 3
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
-_ROOM_BYTES = 1 << 20
+_ROOM_BYTES = 128 << 10
 Record = Callable[[str, Dict[str, object]], None]
 
 
@@ -224,7 +224,7 @@ class Activation:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
         self._enter("awaiting confirmation", seconds=self._pending.confirm_s)
         deadline = time.monotonic() + self._pending.confirm_s
-        while load(self._layout.state("confirmed.json"), {}).get("token") != self._pending.token:
+        while not ledger.is_confirmed(self._layout, self._pending):
             if time.monotonic() > deadline:
                 waited = f"{self._pending.confirm_s:g} s"
                 raise ActivationFailedError(

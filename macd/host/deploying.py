@@ -272,9 +272,7 @@ def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
         return {"confirmed": False, **follow(app, number)}
     if pending.session == os.getpid():
         raise HostError("the session that began this can't confirm it", hint="open a new one")
-    durable.replace_file(
-        layout.state("confirmed.json"), b'{"token":"%s"}\n' % token.encode(), mode=0o600
-    )
+    ledger.confirm(layout, pending)
     return {"confirmed": True}
 
 

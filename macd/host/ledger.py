@@ -67,6 +67,17 @@ def write_pending(layout: Layout, pending: Pending) -> None:
     save(layout.state("pending.json"), asdict(pending), mode=0o600)
 
 
+def confirm(layout: Layout, pending: Pending) -> None:
+    document = {"token": pending.token, "number": pending.number}
+    save(layout.state("confirmed.json"), document, mode=0o600)
+
+
+def is_confirmed(layout: Layout, pending: Pending) -> bool:
+    """Whether exactly this activation was confirmed; a word that came too late is for no other."""
+    document = load(layout.state("confirmed.json"), {})
+    return bool(document == {"token": pending.token, "number": pending.number})
+
+
 def clear_pending(layout: Layout) -> None:
     discard(layout.state("confirmed.json"))
     discard(layout.state("pending.json"))
