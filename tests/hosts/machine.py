@@ -147,8 +147,10 @@ class Machine:
 
     def _booted(self, previous_boot: str) -> bool:
         try:
+            if self.boot_id() == previous_boot:
+                return False  # a systemctl asked while it goes down may hold the reboot up
             state = self.exec("systemctl", "is-system-running", check=False).strip()
-            return state in ("running", "degraded") and self.boot_id() != previous_boot
+            return state in ("running", "degraded")
         except RuntimeError:
             if not self.running():
                 raise
