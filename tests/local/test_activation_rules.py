@@ -1,0 +1,236 @@
+"""What may go live and what stays: tampering, replays, retention, rollback's targets, the lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from macd.errors import MacdError
+from macd.host.manifest import parse, release_id, render
+from macd.release.signing import sign
+from tests.deployment import Place, Signed, place
+from tests.kills.ward import Ward, ward
+
+GOOD = {serial: "good" for serial in range(1, 9)}
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Ward]:
+    with ward({**GOOD, 20: "bad", 21: "bad", 22: "bad", 23: "good"}) as one:
+        one.save("empty")
+        assert [one.deploy(1), one.deploy(2)] == ["committed"] * 2
+        one.save("two")
+        yield one
+
+
+@pytest.fixture
+def host(made: Ward) -> Ward:
+    made.restore("two")
+    return made
+
+
+def serials(host: Ward) -> set[int]:
+    here = {p.name for p in (host.app / "releases").iterdir()}
+    assert len(here) == len({s for s, one in host.releases.items() if one.id in here})
+    return {serial for serial, one in host.releases.items() if one.id in here}
+
+
+def roll_back(host: Ward) -> str:
+    asked = host.step("rollback", keep=2)
+    if "failed" in asked:
+        return str(asked["failed"])
+    host.step("confirm", number=int(asked["said"]))
+    return str(host.step("run")["said"])
+
+
+def test_good_releases_stay_and_failed_ones_push_none_out(host: Ward) -> None:
+    assert [host.deploy(20), host.deploy(21)] == ["reverted"] * 2
+    assert (host.live, serials(host)) == (2, {1, 2, 21})  # one failed release, to be studied
+    assert host.deploy(22) == "reverted"
+    assert (host.live, serials(host)) == (2, {1, 2, 22})
+    assert host.deploy(23) == "committed"
+    assert serials(host) == {2, 23, 22}
+    host.check_settled()
+    host.check_tidy()
+    assert roll_back(host) == "committed"
+    assert host.live == 2
+    shelved = {p.name for p in (host.app / "blobs/sha256").rglob("*") if p.is_file()}
+    linked = [
+        p for p in (host.app / "releases").rglob("*") if p.is_file() and p.stat().st_nlink > 1
+    ]
+    assert len(shelved) == len({p.stat().st_ino for p in linked})  # no blob that nothing needs
+
+
+def test_rollback_goes_back_through_what_was_good(host: Ward) -> None:
+    for serial in (3, 4):
+        assert host.deploy(serial) == "committed"
+    assert host.deploy(20) == "reverted"
+    assert (roll_back(host), host.live) == ("committed", 3)
+    # keep is 2, so 2 has gone; 4 was rolled back from and 20 failed: neither is a way back.
+    assert "is not on this host" in roll_back(host)
+    assert host.live == 3
+    host.check_settled()
+
+
+def test_a_release_that_was_live_and_then_failed_is_no_target(host: Ward) -> None:
+    bad = [{"release": host.releases[1].id, "reason": "x", "activation": 9, "at": 0}]
+    (host.app / "state/bad.json").write_text(json.dumps(bad))
+    assert "nothing to roll back to" in roll_back(host)
+    assert host.live == 2
+
+
+@pytest.mark.parametrize("path", ["app/serve.py", "lock.json", "data/ml_models/model.txt"])
+@pytest.mark.parametrize("offset", [0, 7, -1])
+def test_a_changed_file_keeps_a_release_from_coming_back(
+    host: Ward, path: str, offset: int
+) -> None:
+    file = host.app / "releases" / host.releases[1].id / path
+    _flip(file, offset)
+    assert "can't come back" in roll_back(host)
+    assert host.live == 2
+    assert json.loads(host.step("look")["said"])["live"] == host.releases[2].id
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sig"])
+def test_no_byte_of_manifest_or_signature_can_change(host: Ward, name: str) -> None:
+    offered = host.top / "offers/3" / name
+    whole = offered.read_bytes()
+    before = _tree(host.app / "releases")
+    try:
+        for offset in range(0, len(whole), 41):
+            offered.write_bytes(whole)
+            _flip(offered, offset)
+            assert "refused" in host.send(3)["failed"], offset
+            assert _tree(host.app / "releases") == before
+    finally:
+        offered.write_bytes(whole)
+    assert host.state("serial.json")["serial"] == 2
+    assert host.deploy(3) == "committed"
+
+
+def test_extra_and_missing_files_are_named(host: Ward) -> None:
+    old = host.app / "releases" / host.releases[1].id
+    (old / "app/extra.py").write_text("")
+    (old / "lock.json").unlink()
+    told = roll_back(host)
+    assert "extra: app/extra.py" in told
+    assert "missing: lock.json" in told
+
+
+def test_older_expired_and_other_hosts_releases_are_refused(host: Ward) -> None:
+    assert host.deploy(3) == "committed"
+    assert "older release" in host.send(2)["failed"]
+    assert "older release" in host.send(1)["failed"]
+    for serial, fields, why in (
+        (5, {"expires": datetime(2026, 4, 1, tzinfo=UTC)}, "expired"),
+        (6, {"env": "staging"}, "not for this host"),
+        (7, {"app": "other"}, "not for this host"),
+    ):
+        _resign(host, serial, fields)
+        assert why in host.send(serial)["failed"]
+    assert host.live == 3
+    host.check_settled()
+
+
+def test_a_current_that_is_a_real_directory_is_left_alone(host: Ward) -> None:
+    (host.app / "current").unlink()
+    (host.app / "current").mkdir()
+    (host.app / "current" / "by-hand").write_text("precious")
+    for told in (host.send(3)["failed"], roll_back(host), host.step("look")["failed"]):
+        assert "is not a symbolic link" in told
+    assert (host.app / "current" / "by-hand").read_text() == "precious"
+
+
+def test_a_damaged_runtime_is_built_anew(host: Ward) -> None:
+    runtime = next((host.app / "runtimes").iterdir())
+    (runtime / "bin/python").unlink()
+    assert host.deploy(3) == "committed"
+    assert (runtime / "bin/python").exists()
+    host.check_settled()
+
+
+def test_flags_that_are_no_utf8_come_back_as_they_were(host: Ward) -> None:
+    raw = b"# caf\xe9\r\nML_ENABLE_STACKING=0\n"
+    (host.app / ".env").write_bytes(raw)
+    assert "can't be understood" in host.send(20)["failed"]
+    assert (host.app / ".env").read_bytes() == raw
+
+
+def _flip(file: Path, offset: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 0x20
+    file.chmod(0o644)
+    file.write_bytes(data)
+
+
+def _tree(top: Path) -> list[str]:
+    return sorted(str(p) for p in top.rglob("*"))
+
+
+def _resign(host: Ward, serial: int, fields: Mapping[str, object]) -> None:
+    folder = host.top / "offers" / str(serial)
+    raw = render(dataclasses.replace(parse(host.releases[serial].raw), **fields))  # type: ignore[arg-type]
+    (folder / "manifest.json").write_bytes(raw)
+    (folder / "manifest.json.sig").write_bytes(sign(raw, key=host.key))
+    host.releases[serial] = Signed(release_id(raw), raw, b"", host.releases[serial].files)
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[Place]:
+    with place() as one:
+        yield one
+
+
+def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(agents: Place) -> None:
+    winners = []
+    for trial in range(20):
+        with agents.session() as one, agents.session() as two:
+            one.ping(), two.ping()
+            told: dict[str, str] = {}
+            gate = threading.Barrier(2)
+
+            def try_it(
+                session: object,
+                who: str,
+                told: dict[str, str] = told,
+                gate: threading.Barrier = gate,
+            ) -> None:
+                gate.wait()
+                try:
+                    session.call("lock", app=str(agents.app), who=who, doing="deploy")  # type: ignore[attr-defined]
+                    told[who] = "won"
+                except MacdError as error:
+                    told[who] = f"{error.what} {error.why}"
+
+            pair = [("anna", one), ("ben", two)]
+            threads = [threading.Thread(target=try_it, args=(s, who)) for who, s in pair]
+            for thread in threads[:: 1 if trial % 2 else -1]:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            [winner] = [who for who, said in told.items() if said == "won"]
+            [loser] = set(told) - {winner}
+            assert f"{winner} has held the lock for" in told[loser]
+            winners.append(winner)
+    print(
+        f"20/20 trials, one winner each: anna {winners.count('anna')}, ben {winners.count('ben')}"
+    )
+
+
+def test_a_killed_holder_frees_the_lock(agents: Place) -> None:
+    words = {"app": str(agents.app), "who": "anna", "doing": "deploy"}
+    with agents.session() as holder, agents.session() as other:
+        pid = holder.call("ping")["pid"]
+        holder.call("lock", **words)
+        with pytest.raises(MacdError, match="another deploy"):
+            other.call("lock", **{**words, "who": "ben"})
+        os.kill(pid, signal.SIGKILL)
+        other.call("lock", **{**words, "who": "ben"})
