@@ -4,6 +4,8 @@ A regularised logistic regression per horizon on the models' probabilities in lo
 context features, calibrated by temperature. It is forward-chained: the meta-model that predicts a
 fold saw only earlier folds, and of those only rows whose labels were known before the fold began;
 the first fold only trains. Scoring it on its own training rows would flatter it by .013 to .041.
+No model gets a negative weight (Breiman 1996, "Stacked regressions"): one that lost in the folds so
+far is left out, not believed to be wrong on principle.
 What production computes is macd/release/stacking.py, from the JSON written here.
 """
 
@@ -32,7 +34,7 @@ from macd.train.fitdata import HEADS, Facts, Floats, Rows
 from macd.train.metrics import auc
 
 MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
-CONTEXT = ("vol_24_168", "vol_z_168", "hour_sin", "hour_cos")  # regime and time of day
+CONTEXT = ("hour_sin", "hour_cos")  # volatility regimes were tried and cost (docs/LOG.md)
 LIMIT = 8.0  # standard deviations
 
 Doubles = npt.NDArray[np.float64]
@@ -47,7 +49,7 @@ class Params:
     clip: base probabilities stay this far from 0 and 1.
     """
 
-    C: float = 0.005
+    C: float = 0.001
     clip: float = 1e-4
     min_samples: int = 1_000
     embargo: int = EMBARGO
@@ -236,8 +238,23 @@ class _OneHead:
         # Balanced: how often the market rose in earlier folds is no forecast for this one.
         regress = LogisticRegression(C=strength, class_weight="balanced", max_iter=1_000, tol=1e-8)
         clip = FunctionTransformer(np.clip, kw_args={"a_min": -LIMIT, "a_max": LIMIT})
-        pipeline = Pipeline([("scale", StandardScaler()), ("clip", clip), ("regress", regress)])
-        return pipeline.fit(self.Z[lines], y)
+        prepare = Pipeline([("scale", StandardScaler()), ("clip", clip)])
+        Z = prepare.fit_transform(self.Z[lines])
+        _fit_without_negative(regress, Z, y, models=len(self.data.base))
+        return Pipeline([*prepare.steps, ("regress", regress)])
+
+
+def _fit_without_negative(
+    regress: LogisticRegression, Z: Doubles, y: Doubles, *, models: int
+) -> None:
+    """Fit; while one of the first `models` columns gets a negative weight, leave it out."""
+    kept = np.ones(Z.shape[1])
+    while True:
+        regress.fit(Z * kept, y)  # a column of zeros gets weight zero: the penalty sees to it
+        negative = np.flatnonzero(regress.coef_[0, :models] < 0.0)
+        if len(negative) == 0:
+            return
+        kept[negative] = 0.0
 
 
 def _logit(p: Floats, clip: float) -> Doubles:
