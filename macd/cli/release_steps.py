@@ -45,7 +45,10 @@ def order_of(
         for warning in warnings:
             say(json, f"⚠ {warning}")
         house = wheelhouse.Wheelhouse(book.state_dir / "wheelhouse")
-        lock, wheels = house.resolve(wheelhouse.requirements(), target, constraints)
+        needed = wheelhouse.requirements()
+        if book.service.feed.kind == "ccxt":
+            needed += wheelhouse.requirements("fetch")
+        lock, wheels = house.resolve(needed, target, constraints)
         told = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
         say(json, f"✓ lock: {told}, {size(lock.total_bytes)}")
     else:

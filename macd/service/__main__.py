@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             from macd.service.check import check  # noqa: PLC0415
 
-            told = check(Path(options.release or Path(options.root, "current")))
+            root = Path(options.root).absolute()
+            told = check(Path(options.release or root / "current"), root)
             sys.stdout.write(json.dumps(told) + "\n")
             return 0 if told["ok"] else 1
         return _serve(Path(options.root).absolute())
@@ -70,6 +71,8 @@ def _serve(root: Path) -> int:
     try:
         identity = loaded.identify(root / "current")
         status.set(release=identity.id, manifest_sha256=identity.sha256)
+        log = SignalLog(settings.live)
+        status.set(seq=log.seq)
         found = loaded.load(identity, settings.tf)
         status.golden(found.outcome)
         status.set(models=found.models)
@@ -78,8 +81,6 @@ def _serve(root: Path) -> int:
         if found.scorer is not None:
             predictor = Predictor(found.scorer, wanted, settings.tf, distrust=why)
             status.set(stacking=predictor.mode)
-        log = SignalLog(settings.live)
-        status.set(seq=log.seq)
         loop = Loop(
             settings,
             identity.id,

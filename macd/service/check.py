@@ -7,17 +7,24 @@ import math
 from pathlib import Path
 from typing import Any
 
-from macd.errors import MacdError
+from macd.errors import MacdError, UsageError
 from macd.service import loaded
+from macd.service.settings import Settings
 
 _NEEDED = ("loop", "health", "feed_replay", "feed_directory")
 
 
-def check(directory: Path) -> dict[str, Any]:
-    """Import everything the service needs, load the release, run its golden predictions."""
+def check(directory: Path, root: Path) -> dict[str, Any]:
+    """Import everything the service needs, load the release, run its golden predictions.
+
+    root: the application's directory, whose settings say which feed is needed.
+    """
     # What the loop imports is part of the question: a missing package must show before a switch.
     for name in _NEEDED:
         importlib.import_module(f"macd.service.{name}")
+    lacking = _lacking_for_the_feed(root)
+    if lacking:
+        return {"ok": False, "detail": lacking}
     try:
         identity = loaded.identify(directory)
         tf = str(identity.manifest.details["tf"])
@@ -37,3 +44,16 @@ def check(directory: Path) -> dict[str, Any]:
         "models": found.models,
         "detail": found.outcome.detail,
     }
+
+
+def _lacking_for_the_feed(root: Path) -> str:
+    """What the feed of these settings needs and this runtime has not; empty when all is there."""
+    try:
+        settings = Settings.read(root)
+        if settings.feed.kind == "ccxt":
+            importlib.import_module("ccxt")
+    except UsageError:
+        return ""  # they may come with the switch; the new process then says what is wrong
+    except ImportError as error:
+        return f"the feed of service.json needs ccxt, which is not in the release's lock: {error}"
+    return ""

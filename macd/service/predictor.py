@@ -221,6 +221,6 @@ def _direction(p: float | None) -> str | None:
 
 def _finite(by_family: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     return {
-        family: {head: p if math.isfinite(p) else None for head, p in by.items()}
+        family: {head: round(p, 6) if math.isfinite(p) else None for head, p in by.items()}
         for family, by in by_family.items()
     }

@@ -1,0 +1,90 @@
+"""What the inventory says of the service's feed arrives in a form that the service reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from macd.deploy import desired
+from macd.errors import UsageError
+from macd.inventory import load
+from macd.service.settings import Feed, Settings
+from tests.trained import SAMPLE
+from tests.unit.deploy.test_desired import inventory, rendered
+
+
+def read_there(tmp_path: Path, more: str) -> Settings:
+    app = tmp_path / "app"
+    app.mkdir()
+    wanted = rendered(inventory(tmp_path, more), app=str(app))
+    (app / "service.json").write_text(wanted.service_settings)
+    return Settings.read(app)
+
+
+def test_each_key_of_the_feed_reaches_the_service(tmp_path: Path) -> None:
+    feed = (
+        "{kind: ccxt, exchange: kraken, api_url: 'http://127.0.0.1:1/x', speed: 7, start: 0.25,"
+        " loop: false, stale_bars: 3}"
+    )
+    read = read_there(tmp_path, f"service: {{feed: {feed}}}\ntrain: {{symbol: ETHUSDT, tf: 4h}}\n")
+    assert read.feed == Feed("ccxt", "", 7.0, 0.25, False, "kraken", "http://127.0.0.1:1/x", 3.0)
+    assert (read.symbol, read.tf, read.step) == ("ETHUSDT", "4h", 4 * 3_600_000)
+    assert read.endpoint == f"unix:{tmp_path}/app/state/run/health.sock"
+
+
+@pytest.mark.parametrize(
+    ("feed", "place"),
+    [
+        ("{kind: replay}", "app/data/replay"),
+        ("{kind: directory}", "app/data/feed"),
+        ("{kind: directory, directory: /srv/bars}", "/srv/bars"),
+    ],
+)
+def test_where_the_files_of_bars_lie(tmp_path: Path, feed: str, place: str) -> None:
+    read = read_there(tmp_path, f"service: {{feed: {feed}}}\n")
+    assert read.feed_directory == tmp_path / place
+
+
+def with_bars(tmp_path: Path, kind: str = "replay", cross: str = "") -> dict[str, bytes]:
+    more = f"service: {{feed: {{kind: {kind}}}}}\n"
+    train = f"train: {{symbol: BTCUSD, cross: [{cross}], data_dir: ../bars}}\n"
+    known = inventory(tmp_path, more + train)
+    return desired.replay_files(known)
+
+
+def test_bars_to_replay_go_with_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    for name in ("BTCUSD_1h_2017-2019.parquet", "ETHUSD_1h.parquet"):
+        (tmp_path / "bars" / name).symlink_to(SAMPLE)
+    sent = with_bars(tmp_path, cross="ETHUSD")
+    assert sent == {
+        "data/replay/BTCUSD_1h.parquet": SAMPLE.read_bytes(),
+        "data/replay/ETHUSD_1h.parquet": SAMPLE.read_bytes(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["ccxt", "directory"])
+def test_other_feeds_need_no_bars_from_here(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "bars").mkdir()
+    (tmp_path / "bars/BTCUSD_1h.parquet").symlink_to(SAMPLE)
+    assert with_bars(tmp_path, kind) == {}
+
+
+def test_without_bars_here_none_are_sent(tmp_path: Path) -> None:
+    assert with_bars(tmp_path) == {}
+
+
+def test_too_many_bars_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    with (tmp_path / "bars/BTCUSD_1h.parquet").open("wb") as file:
+        file.truncate((4 << 20) + 1)
+    with pytest.raises(UsageError, match="too large"):
+        with_bars(tmp_path)
+
+
+def test_the_lab_replays_what_its_models_did_not_learn_from() -> None:
+    lab = load("lab", root=Path(__file__).parents[3])
+    assert lab.service.feed.kind == "replay"
+    assert lab.service.feed.start >= 0.85  # the training keeps the last 15 % as its holdout
+    assert set(desired.replay_files(lab)) == {"data/replay/BTCUSD_1h.parquet"}
