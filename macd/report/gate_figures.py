@@ -1,0 +1,143 @@
+"""The drawings of the gate's page; thresholds are drawn in as the dashed reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from macd.report import charts
+from macd.report.charts import Curve, Interval
+from macd.report.page import Figure, Table
+
+NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stacking": "Stacking"}
+_SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
+_FAMILY = {"lgbm": 0, "lstm": 1, "tft": 2, "stacking": 3}
+
+
+def shares(document: Mapping[str, Any]) -> list[Figure]:
+    """One small forest a criterion: the rate with three kinds of bounds, and its threshold."""
+    made = []
+    for at, one in enumerate(document["criteria"]):
+        kinds = (
+            ("Wilson 95 %", one["wilson"]),
+            ("exact, one look", one["clopper_pearson"]),
+            ("any look", one["anytime"]),
+        )
+        rows = [
+            Interval(label, one["rate"], low, high, series=at, strong=not n, muted=n == 1)
+            for n, (label, (low, high)) in enumerate(kinds)
+        ]
+        title = f"{one['title']}: must exceed {100 * one['threshold']:g} %"
+        made.append(
+            Figure(
+                title,
+                charts.forest(
+                    rows, title=title, reference=one["threshold"], domain=(0.0, 1.02), label="share"
+                ),
+                Table(
+                    ("bounds", "share", "low", "high"),
+                    [(label, one["rate"], *bounds) for label, bounds in kinds],
+                ),
+                f"{one['successes']:,} of {one['trials']:,}",
+            )
+        )
+    return made
+
+
+def coverage(found: Mapping[str, Any]) -> list[Figure]:
+    """Coverage and activation over time."""
+    rows = found["timeline"]
+    if not rows:
+        return []
+    began = rows[0][0]
+    hours = [(row[0] - began) / 3.6e6 for row in rows]
+    covered = [(h, row[2] / row[1]) for h, row in zip(hours, rows, strict=True)]
+    activated = [
+        (h, row[3] / row[2] if row[2] else None) for h, row in zip(hours, rows, strict=True)
+    ]
+    title = "Coverage and activation over time"
+    curves = [Curve("coverage", covered, 0), Curve("activation", activated, 3)]
+    start = f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    table = Table(
+        ("hours", "bars", "covered", "activated"),
+        [(h, *row[1:]) for h, row in zip(hours, rows, strict=True)],
+    )
+    svg = charts.lines(
+        curves, title=title, x_label=f"hours since {start}", y_label="share", reference=0.8
+    )
+    return [Figure(title, svg, table)]
+
+
+def histograms(found: Mapping[str, Any]) -> list[Figure]:
+    """How each model's probabilities are spread."""
+    made = []
+    for name, model in found["models"].items():
+        counts = model["histogram"]
+        edges = [n / len(counts) for n in range(len(counts) + 1)]
+        title = f"{NAMES[name]}: probability of up"
+        svg = charts.histogram(
+            counts,
+            edges,
+            title=title,
+            x_label="probability",
+            y_label="bars",
+            reference=0.5,
+            series=_SERIES[name],
+        )
+        rows = [
+            (f"{a:.2f} to {b:.2f}", count)
+            for count, a, b in zip(counts, edges, edges[1:], strict=False)
+        ]
+        made.append(Figure(title, svg, Table(("probability", "bars"), rows)))
+    return made
+
+
+def agreement(found: Mapping[str, Any]) -> list[Figure]:
+    """How often two models are on the same side of a half."""
+    pairs = found["agreement"]
+    title = "Models on the same side of a half"
+    items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
+    rows = [(_pair(n), p["same_side"], p["correlation"], p["n"]) for n, p in pairs.items()]
+    svg = charts.bars(items, title=title, label="share of bars", form="{:.2f}", series=2)
+    return [Figure(title, svg, Table(("pair", "same side", "correlation", "bars"), rows))]
+
+
+def latency(found: Mapping[str, Any]) -> list[Figure]:
+    """How long the models took, a decade in twenty steps."""
+    told = found["latency_ms"]
+    if not told["n"]:
+        return []
+    title = "Latency of the models"
+    items = [(name, told[name]) for name in ("p50", "p90", "p99", "max")]
+    svg = charts.bars(items, title=title, label="milliseconds", form="{:.2f}", series=1)
+    steps = [(f"up to {limit:.3g} ms", count) for limit, count in told["steps"]]
+    return [Figure(title, svg, Table(("latency", "bars"), steps), f"{told['n']:,} bars")]
+
+
+def realised(found: Mapping[str, Any]) -> list[Figure]:
+    """AUC of what has come to pass, by horizon."""
+    made = []
+    for head in ("5h", "12h", "24h"):
+        rows = [row for row in found["realised"] if row["head"] == head]
+        if all(row["value"] is None for row in rows):
+            continue
+        title = f"Realised AUC, {head} ahead"
+        marks = [
+            Interval(
+                row["model"], row["value"], row["low"], row["high"], series=_FAMILY[row["model"]]
+            )
+            for row in rows
+        ]
+        table = Table(
+            ("model", "AUC", "low", "high", "bars", "worth"),
+            [(r["model"], r["value"], r["low"], r["high"], r["n"], r["effective_n"]) for r in rows],
+        )
+        svg = charts.forest(marks, title=title, reference=0.5, domain=(0.0, 1.0), label="AUC")
+        made.append(Figure(title, svg, table))
+    return made
+
+
+def _pair(name: str) -> str:
+    a, _, b = name.partition(" and ")
+    return f"{NAMES[a]}, {NAMES[b]}"

@@ -1,0 +1,1 @@
+"""What the service did in shadow, as evidence: pull its logs, analyse them, decide."""

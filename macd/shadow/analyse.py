@@ -1,0 +1,289 @@
+"""Lines of a log, in their order, to what they prove about a release: counts, gaps, diagnoses.
+
+Counts what is there and decides nothing (gate.py does); reads no file and no clock. A bar is known
+by its symbol and time: told again, by a repeated bar or a replay's next lap, it counts once and by
+the worse of its lines. Standard library alone: the guard runs this on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+from macd.shadow import parse, tallies
+from macd.shadow.parse import SEVERE, SIGNAL, WARN, Bad, Line
+from macd.shadow.realised import MOST, Seen, realised
+
+COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
+STUCK_RUN = 5  # equal answers in a row
+STUCK_WITHIN = 1e-6
+_FUTURE_MS = 5 * 60_000  # a clock may differ by that much
+_MOST_KEPT = 50
+_STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
+_PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which lines are evidence: written in [start, end] (epoch ms), of this release.
+
+    release: None takes all releases, and lines without one. strict: lines must carry a seq, as
+    evidence for a flip does; otherwise such lines of earlier versions count, with a warning.
+    """
+
+    start: int
+    end: int
+    release: str | None
+    strict: bool = True
+
+
+class _Stuck:
+    """Finds answers that repeat, and takes back that the first of them were normal."""
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.value = math.nan
+        self.run: list[int | str] = []
+        self.length = 0
+        self.changed = False
+        self.total = 0
+
+    def add(self, p: float, key: int | str, bars: dict[int | str, int]) -> None:
+        if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
+            self.changed = self.changed or self.length > 0
+            self.value, self.run, self.length = p, [], 0
+        self.length += 1
+        if self.length < STUCK_RUN:
+            self.run.append(key)
+            return
+        self.total += len(self.run) + 1
+        for one in (*self.run, key):
+            bars[one] &= ~self.bit
+        self.run = []
+
+    def end(self, bars: dict[int | str, int]) -> None:
+        """A model that never said anything else is stuck, however few its answers."""
+        if not self.changed and 1 < self.length < STUCK_RUN:
+            self.total += len(self.run)
+            for one in self.run:
+                bars[one] &= ~self.bit
+
+
+class Analysis:
+    """Feed it every line with `add`, then ask for the `document`, once.
+
+    Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
+    in `malformed`, of which `junk` count as bars.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.bars: dict[int | str, int] = {}
+        self.lines = self.malformed = self.junk = 0
+        self.newest: Line | None = None
+        self.first: Line | None = None
+        self.severe = tallies.Groups()
+        self._errors, self._warnings = tallies.Groups(), tallies.Groups()
+        self._skipped, self._quarantine = tallies.Groups(), list[dict[str, Any]]()
+        self._why: Counter[str] = Counter()
+        self._releases: Counter[str] = Counter()
+        self._modes: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._models = {name: tallies.Model() for name in ("p", "lgb", "lstm", "tft", "stacking")}
+        self._pairs = {pair: tallies.Pair() for pair in _PAIRS}
+        self._timeline, self._latency = tallies.Timeline(), tallies.Latency()
+        self._stuck = {"tft": _Stuck(TFT), "lstm": _Stuck(LSTM)}
+        self._seen: deque[Seen] = deque(maxlen=MOST)
+        self._pending = 0
+        self._inside = True
+        self.seq: int | None = None
+        self.breaks: list[dict[str, Any]] = []
+        self._anonymous = 0
+
+    def add(self, line: Line | Bad, file: str, number: int) -> None:
+        """The next line: `number` counts from 1 in `file`."""
+        self.lines += 1
+        if isinstance(line, Bad):
+            self._bad(line, file, number)
+            return
+        inside = self.window.start <= line.time
+        ours = inside and self.window.release in (None, line.release)
+        self._settle(ours)
+        self._number(line, inside, file, number)
+        self._releases[line.release or ""] += inside
+        if self.first is None:
+            self.first = line
+        self.newest = line
+        if not ours or (self.window.strict and line.seq is None):
+            self._counts["without seq or release"] += inside and line.seq is None
+            return
+        self._counts["without seq or release"] += line.seq is None or line.release is None
+        if line.kind == SIGNAL:
+            self._signal(line)
+        elif line.kind == SEVERE:
+            self.severe.add(line.note, line.time)
+        elif line.kind == WARN:
+            self._warnings.add(line.note, line.time)
+
+    def _bad(self, line: Bad, file: str, number: int) -> None:
+        self.malformed += 1
+        self._pending += 1
+        self._why[line.why] += 1
+        if len(self._quarantine) < _MOST_KEPT:
+            self._quarantine.append({"file": file, "line": number, "why": line.why})
+
+    def _settle(self, ours: bool) -> None:
+        """Junk is a bar without evidence unless it lies between lines that are no evidence."""
+        if self._pending and (ours or self._inside):
+            self.junk += self._pending
+        self._pending = 0
+        self._inside = ours
+
+    def _number(self, line: Line, inside: bool, file: str, number: int) -> None:
+        if line.seq is None:
+            return
+        if self.seq is not None and line.seq != self.seq + 1:
+            kind = "gap" if line.seq > self.seq else "repeat"
+            self._counts[kind] += inside
+            if inside and len(self.breaks) < _MOST_KEPT:
+                at = {"file": file, "line": number, "time": line.time}
+                self.breaks.append({"kind": kind, "after": self.seq, "seq": line.seq, **at})
+        self.seq = line.seq
+
+    def _signal(self, line: Line) -> None:
+        key = self._key(line)
+        future = line.time > self.window.end + _FUTURE_MS
+        self._counts["in the future"] += future
+        usable = not future and not (line.bar is None and self.window.strict)
+        error, p = line.error, line.p
+        if error:
+            self._errors.add(error, line.time)
+            if error.startswith(_SEVERE_ERRORS):
+                self.severe.add(error, line.time)
+        bits = 0
+        if self._models["p"].add(p) or p in (0.0, 1.0):
+            bits = COVERED if usable and not error else 0
+        stacked = self._models["stacking"].add(line.stacking)
+        if bits and stacked and line.mode in ("shadow", "live"):
+            bits |= ACTIVATED
+        self._modes[line.mode if line.mode in parse.MODES else "?"] += 1
+        if not bits & ACTIVATED:
+            self._skipped.add(_why_not(line, bits, stacked), line.time)
+        known = self.bars.get(key)
+        self._counts["told again"] += known is not None
+        bits |= self._judge_nets(line, key, bits)
+        if known is not None:
+            bits &= known
+        self.bars[key] = bits
+        for name, stuck in self._stuck.items():
+            value = getattr(line, name)
+            if value is not None and math.isfinite(value):
+                stuck.add(value, key, self.bars)
+        self._look(line, bits)
+
+    def _key(self, line: Line) -> int | str:
+        if line.bar is None:
+            self._anonymous += 1
+            return -self._anonymous
+        return f"{line.symbol} {line.tf} {line.bar}"
+
+    def _judge_nets(self, line: Line, key: int | str, bits: int) -> int:
+        good = TFT if self._models["tft"].add(line.tft) else 0
+        good |= LSTM if self._models["lstm"].add(line.lstm) else 0
+        return good if bits & ACTIVATED else 0
+
+    def _look(self, line: Line, bits: int) -> None:
+        self._models["lgb"].add(line.lgb)
+        self._latency.add(line.latency)
+        self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
+        for (a, b), pair in self._pairs.items():
+            x, y = getattr(line, a), getattr(line, b)
+            if x is not None and y is not None and 0 < x < 1 and 0 < y < 1:
+                pair.add(x, y)
+        close = line.close
+        if line.heads and close is not None and line.bar is not None and math.isfinite(close):
+            step = step_ms(line.tf)
+            if step:
+                self._seen.append(Seen(line.bar, step, close, line.heads))
+
+    def finish(self) -> None:
+        """No more lines come."""
+        if self._pending and self._inside:
+            self.junk += self._pending
+        self._pending = 0
+        for stuck in self._stuck.values():
+            stuck.end(self.bars)
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the verdict, as JSON can hold it."""
+        for name, stuck in self._stuck.items():
+            self._models[name].stuck = stuck.total
+        models = {name: model.document() for name, model in self._models.items()}
+        pairs = {f"{a} and {b}": pair.document() for (a, b), pair in self._pairs.items()}
+        return {
+            "lines": self.lines,
+            "malformed": {
+                "count": self.malformed,
+                "counted_as_bars": self.junk,
+                "why": dict(self._why),
+                "quarantine": self._quarantine,
+            },
+            "counts": {name: count for name, count in sorted(self._counts.items()) if count},
+            "releases": dict(self._releases.most_common(20)),
+            "modes": dict(self._modes),
+            "seq": {"last": self.seq, "breaks": self.breaks},
+            "not_activated": self._skipped.document(),
+            "models": models,
+            "agreement": pairs,
+            "errors": self._errors.document(),
+            "severe": self.severe.document(),
+            "warnings": self._warnings.document(),
+            "latency_ms": self._latency.document(),
+            "timeline": self._timeline.document(),
+            "realised": realised(self._seen),
+        }
+
+    def tally(self) -> dict[str, tuple[int, int]]:
+        """Successes and trials of each criterion; junk is among the bars."""
+        by_bits = Counter(self.bars.values())
+
+        def having(wanted: int) -> int:
+            return sum(n for bits, n in by_bits.items() if bits & wanted == wanted)
+
+        activated = having(ACTIVATED)
+        return {
+            "ml_coverage": (having(COVERED), len(self.bars) + self.junk),
+            "stacking_activation": (activated, having(COVERED)),
+            "tft_normal": (having(ACTIVATED | TFT), activated),
+            "lstm_normal": (having(ACTIVATED | LSTM), activated),
+        }
+
+    @property
+    def broken(self) -> int:
+        """How many gaps and repeats of seq lie in the window."""
+        return self._counts["gap"] + self._counts["repeat"]
+
+    @property
+    def future(self) -> int:
+        return self._counts["in the future"]
+
+
+def step_ms(tf: str) -> int:
+    """Length of a bar in milliseconds; 0 for what is no timeframe."""
+    count = tf[:-1]
+    if not (count.isascii() and count.isdigit() and len(count) <= 4) or tf[-1] not in _STEPS:
+        return 0
+    return int(count) * _STEPS[tf[-1]]
+
+
+def _why_not(line: Line, bits: int, stacked: bool) -> str:
+    if line.skipped:
+        return line.skipped
+    if not bits:
+        return f"not covered: {line.error}" if line.error else "not covered: no prediction"
+    if line.stacking is None:
+        return "no reason told"
+    return f"mode {line.mode or 'not told'}" if stacked else "not a probability in (0, 1)"

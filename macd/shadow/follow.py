@@ -1,0 +1,82 @@
+"""Lines as they are written on a host: where they end here, then every further one, once.
+
+A follower's place is a file and an offset behind a whole line, so it survives a lost link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from macd.remote.failures import RemoteError
+from macd.remote.session import Session
+from macd.shadow.parse import LONGEST, clean
+from macd.shadow.pull import Pulled
+from macd.shadow.reading import raw_lines
+
+_PIECE = 256 << 10
+_WAIT_S = 2.0
+_TAIL = 4 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Behind a whole line. name: "" before the first file; inode: 0 for any."""
+
+    name: str = ""
+    offset: int = 0
+    inode: int = 0
+
+
+def newest_lines(copy: Pulled) -> Iterator[bytes]:
+    """The lines at the end of a copy, oldest first: a few megabytes of the last two files."""
+    for name in copy.names[-2:]:
+        path = copy.directory / name
+        size = path.stat().st_size
+        yield from raw_lines(path, max(0, size - _TAIL), size)
+
+
+def end_of(copy: Pulled) -> Place:
+    """Where the copy ends."""
+    if not copy.names:
+        return Place()
+    return Place(copy.names[-1], (copy.directory / copy.names[-1]).stat().st_size)
+
+
+def more(session: Session, app: str, place: Place) -> tuple[list[bytes], Place]:
+    """Whole lines behind `place`, after a short wait if there are none; and the new place.
+
+    Goes on with the next file once the one at hand has no more, or was replaced or cut.
+    """
+    if place.name:
+        try:
+            told = session.call(
+                "log_read",
+                app=app,
+                name=place.name,
+                offset=place.offset,
+                limit=_PIECE,
+                inode=place.inode,
+                wait=_WAIT_S,
+            )
+        except RemoteError as error:
+            if error.kind not in ("rotated", "FileNotFoundError"):
+                raise
+            return [], Place(place.name)
+        if told["size"] < place.offset:
+            return [], Place(place.name)
+        whole, newline, rest = told["data"].rpartition(b"\n")
+        if newline:
+            offset = place.offset + len(whole) + 1
+            return whole.split(b"\n"), Place(place.name, offset, told["inode"])
+        if len(rest) >= min(_PIECE, LONGEST):  # longer than any line: pass it by
+            return [rest], Place(place.name, place.offset + len(rest), told["inode"])
+    listed = [one["name"] for one in session.call("log_files", app=app)["files"]]
+    later = [name for name in sorted(listed) if name > place.name]
+    return [], Place(later[0]) if later else place
+
+
+def shown(raw: bytes) -> str:
+    """A line for a terminal: whatever stands in it moves no cursor."""
+    text = raw[: 4 * _PIECE].decode("utf-8", "replace")
+    return "".join(clean(text[at : at + 300]) for at in range(0, len(text), 300))

@@ -1,0 +1,207 @@
+"""One log line read with suspicion: a Line, or Bad with the reason; nothing in it can raise.
+
+Also the layouts of earlier versions: signal fields at the top level, or in data, or in
+data.components. Standard library alone and pure: the guard runs this on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+LONGEST = 1 << 20  # bytes; the service's lines have one or two thousand
+FAMILIES = ("lgbm", "lstm", "tft", "stacking")
+HEADS = ("5h", "12h", "24h")
+SIGNAL, WARN, SEVERE, OTHER = range(4)
+MODES = ("live", "shadow", "off")
+_LEVELS = {"SIGNAL": SIGNAL, "WARN": WARN, "WARNING": WARN}
+_SEVERE = {"ERROR": SEVERE, "CRITICAL": SEVERE, "FATAL": SEVERE}
+_ALL_LEVELS = {**_LEVELS, **_SEVERE}
+_TEXT = 300
+_MOST_SEQ = 1 << 53
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\u024f\u2010-\u2027]")
+_EARLIEST, _LATEST = 0, 253402300799000  # 1970 to 9999, in epoch milliseconds
+
+
+class Line(NamedTuple):
+    """What the analysis needs of a line. Times are epoch milliseconds; None: the line has none.
+
+    p: ml_bull_prob; it and the models' may be NaN or infinite, as the line said. heads: per family
+    and head of FAMILIES and HEADS, flat, or None. note: a warning's event or an error's words.
+    """
+
+    kind: int
+    time: int
+    seq: int | None = None
+    release: str | None = None
+    symbol: str = ""
+    tf: str = ""
+    bar: int | None = None
+    p: float | None = None
+    lgb: float | None = None
+    lstm: float | None = None
+    tft: float | None = None
+    stacking: float | None = None
+    mode: str = ""
+    error: str = ""
+    skipped: str = ""
+    latency: float | None = None
+    close: float | None = None
+    heads: tuple[float | None, ...] | None = None
+    note: str = ""
+
+
+class Bad(NamedTuple):
+    """A line that can't be read, and why; it counts as a bar without evidence."""
+
+    why: str
+
+
+class _WrongError(ValueError):
+    """A field is not of its type."""
+
+
+def parse(raw: bytes) -> Line | Bad:
+    """Read one line without its newline."""
+    try:
+        if len(raw) > LONGEST:
+            raise _WrongError("longer than 1 MiB")
+        document = _DECODER.decode(raw.decode("utf-8"))
+        if type(document) is not dict:
+            raise _WrongError("not an object")
+        return _line(document)
+    except _WrongError as error:
+        return Bad(str(error))
+    except UnicodeDecodeError:
+        return Bad("not UTF-8")
+    except RecursionError:
+        return Bad("nested too deep")
+    except (ValueError, OverflowError):
+        return Bad("not JSON")
+
+
+def clean(text: str) -> str:
+    """Words of a stranger for a terminal or page: short, one line, no control characters."""
+    return _UNPRINTABLE.sub("�", text[:_TEXT])
+
+
+def _line(document: dict[str, Any]) -> Line:
+    level = document.get("level")
+    data = document.get("data", document)
+    if type(data) is not dict:
+        raise _WrongError("data is not an object")
+    parts = data.get("components", data)
+    if type(parts) is not dict:
+        raise _WrongError("components is not an object")
+    if level is None and ("action_taken" in data or "ml_bull_prob" in parts):
+        level = "SIGNAL"  # earlier versions wrote nothing else
+    if type(level) is not str:
+        raise _WrongError("no level")
+    kind = _ALL_LEVELS.get(level, OTHER)
+    time = _time(document.get("timestamp"), "timestamp")
+    if time is None:
+        raise _WrongError("no timestamp")
+    seq, bar = document.get("seq"), document.get("bar_time")
+    if seq is not None and (type(seq) is not int or not 0 < seq < _MOST_SEQ):
+        raise _WrongError("seq is not a positive whole number")
+    release, symbol, tf = (_text(document, name) for name in ("release", "symbol", "tf"))
+    if kind == SIGNAL:
+        return Line(
+            SIGNAL,
+            time,
+            seq,
+            release or None,
+            symbol,
+            tf,
+            _time(bar, "bar_time"),
+            _number(parts, "ml_bull_prob"),
+            _number(parts, "ml_lgb_prob"),
+            _number(parts, "ml_lstm_prob"),
+            _number(parts, "ml_tft_prob"),
+            _number(parts, "ml_stacking_prob"),
+            _text(parts, "ml_stacking_mode"),
+            _error(parts.get("ml_error")),
+            _text(parts, "ml_stacking_skipped_reason"),
+            _number(parts, "ml_latency_ms"),
+            _number(parts, "close"),
+            _heads(parts.get("ml_heads")),
+        )
+    note = ""
+    if kind != OTHER:
+        told = data.get("event") or data.get("message") or data.get("error") or level
+        note = clean(told if type(told) is str else str(type(told).__name__))
+    return Line(kind, time, seq, release or None, symbol, tf, _time(bar, "bar_time"), note=note)
+
+
+def _number(parts: dict[str, Any], name: str) -> float | None:
+    value = parts.get(name)
+    if type(value) is float or value is None:
+        return value
+    if type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    raise _WrongError(f"{name} is not a number")
+
+
+def _text(parts: dict[str, Any], name: str) -> str:
+    value = parts.get(name)
+    if value is None:
+        return ""
+    if type(value) is not str:
+        raise _WrongError(f"{name} is not text")
+    return value if len(value) <= 40 and value.isalnum() else clean(value)
+
+
+def _error(value: Any) -> str:
+    """Anything but nothing is an error, whatever its type."""
+    if value is None or value == "":
+        return ""
+    return clean(value) if type(value) is str else f"({type(value).__name__})"
+
+
+def _heads(value: Any) -> tuple[float | None, ...] | None:
+    if value is None:
+        return None
+    if type(value) is not dict:
+        raise _WrongError("ml_heads is not an object")
+    found: list[float | None] = []
+    for family in FAMILIES:
+        by_head = value.get(family) or {}
+        if type(by_head) is not dict:
+            raise _WrongError("ml_heads is not by family and head")
+        for head in HEADS:
+            p = by_head.get(head)
+            found.append(p if type(p) is float else None)
+    return tuple(found)
+
+
+def _time(value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not str:
+        raise _WrongError(f"{name} is not text")
+    try:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        epoch = round(moment.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise _WrongError(f"{name} is not a time") from None
+    if not _EARLIEST <= epoch <= _LATEST:
+        raise _WrongError(f"{name} is out of range")
+    return epoch
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _WrongError("a key stands there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)

@@ -1,0 +1,245 @@
+"""A local copy of a host's signal logs: only what is new travels, only whole lines are kept.
+
+The copy's own size is where to go on, so a pull may be cut or killed anywhere and done again. Each
+file is known by inode and fingerprint of its beginning: one that was replaced or cut on the host is
+fetched anew, and the old copy is kept aside and named, never mixed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macd.errors import RefusedError
+from macd.host.logs import HEAD, NAME
+from macd.remote.failures import RemoteError
+from macd.remote.pending import Pending
+from macd.remote.session import Session
+
+MODULES = ("logs",)
+LARGEST = 8 << 30
+_INDEX = "index.json"
+_LOCK = ".lock"
+_PIECE = 1 << 20
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A copy as it is now. fetched: bytes that travelled. gone: logs that are no longer there.
+
+    replaced: logs that on the host are not what was fetched before. refused: (name, why) of what
+    only looks like a log.
+    """
+
+    directory: Path
+    fetched: int
+    names: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def pull(session: Session, app: str, directory: Path) -> Pulled:
+    """Bring the copy in `directory` up to what the host has.
+
+    Raises:
+        RefusedError: the host told names or sizes that no honest one has; the copy is as before.
+        ContactLostError: cut; what came is kept, the next pull goes on there.
+    """
+    with _alone(directory):
+        return _pull(session, app, directory)
+
+
+def _pull(session: Session, app: str, directory: Path) -> Pulled:
+    known = _read_index(directory)
+    heads = {name: entry["head"] for name, entry in known.items()}
+    told = session.call("log_files", app=app, heads=heads)
+    files = [_checked(entry) for entry in told["files"]]
+    index = dict(known)
+    replaced = list(_marked(known))
+    fetched = 0
+    for entry in files:
+        name, path = entry["name"], directory / entry["name"]
+        size = _whole_size(path)
+        if size and not _same(session, app, entry, known.get(name, {}), path, size):
+            _set_aside(path)
+            replaced.append(name)
+            size = 0
+        index[name] = {
+            "inode": entry["inode"],
+            "head": entry["head"],
+            "head_sha256": entry["head_sha256"],
+            "replaced": name in replaced,
+        }
+        _write_index(directory, index)  # before the first byte, so that a cut pull knows its file
+        fetched += _fetch(session, app, entry, path, size)
+    here = {entry["name"] for entry in files}
+    return Pulled(
+        directory,
+        fetched,
+        tuple(sorted(here)),
+        tuple(sorted(set(replaced) & here)),
+        tuple(sorted(set(index) - here)),
+        tuple((str(name)[:120], str(why)[:200]) for name, why in told["refused"][:20]),
+    )
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two pulls into one copy take turns."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    """A listing's entry that can be relied on. Raises RefusedError."""
+    try:
+        name, size, inode, head = (entry[key] for key in ("name", "size", "inode", "head"))
+        sound = (
+            type(name) is str
+            and NAME.fullmatch(name) is not None
+            and all(type(n) is int and n >= 0 for n in (size, inode, head))
+            and head <= min(size, HEAD)
+            and size <= LARGEST
+            and type(entry["head_sha256"]) is str
+        )
+    except (KeyError, TypeError):
+        sound = False
+    if sound:
+        return dict(entry)
+    raise RefusedError(
+        "the host's list of logs can't be true",
+        why=f"it names {ascii(entry)[:300]}",
+        live="the local copy is as it was",
+        hint="look at data/live on that host",
+    )
+
+
+def _same(
+    session: Session,
+    app: str,
+    entry: Mapping[str, Any],
+    was: Mapping[str, Any],
+    path: Path,
+    size: int,
+) -> bool:
+    """Whether the host's file still begins with our copy; another inode may be a restored one."""
+    if entry["size"] < size or entry["head_sha256"] != sha256_of(path, entry["head"]):
+        return False
+    if entry["inode"] == was.get("inode"):
+        return True
+    (there,) = session.call("log_hashes", app=app, ranges=[[entry["name"], 0, size]])
+    return bool(there == sha256_of(path, size))
+
+
+def _fetch(session: Session, app: str, entry: Mapping[str, Any], path: Path, at: int) -> int:
+    """Append what the host has behind `at`, then cut what is no whole line."""
+    coming: deque[tuple[Pending, int]] = deque()
+    came = 0
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.truncate(at)
+        file.seek(at)
+        starts = deque(range(at, entry["size"], _PIECE))
+        while starts or coming:
+            while starts and len(coming) < _AHEAD:
+                start = starts.popleft()
+                wanted = min(_PIECE, entry["size"] - start)
+                asked = {"name": entry["name"], "offset": start, "inode": entry["inode"]}
+                coming.append((session.submit("log_read", app=app, limit=wanted, **asked), wanted))
+            pending, wanted = coming.popleft()
+            data = _data(pending, wanted)
+            came += file.write(data)
+            if len(data) < wanted:  # cut on the host meanwhile: the next pull finds out
+                break
+        file.flush()
+        os.fsync(file.fileno())
+    _cut_to_whole_lines(path)
+    return came
+
+
+def _data(pending: Pending, wanted: int) -> bytes:
+    try:
+        answer = pending.result()
+    except RemoteError as error:
+        raise RefusedError(
+            "a log changed while it was fetched",
+            why=error.what,
+            live="what came before is kept",
+            hint="run it again",
+        ) from error
+    data = answer["data"]
+    if type(data) is not bytes or len(data) > wanted:
+        raise RefusedError("the host sent something else than a piece of a log")
+    return data
+
+
+def _whole_size(path: Path) -> int:
+    if not path.exists():
+        return 0
+    _cut_to_whole_lines(path)
+    return path.stat().st_size
+
+
+def _cut_to_whole_lines(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _PIECE)
+            found = os.pread(file.fileno(), end - begin, begin).rfind(b"\n")
+            end = begin
+            if found >= 0:
+                end = begin + found + 1
+                break
+        if end != size:
+            file.truncate(end)
+
+
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.was-{number}")).exists():
+        number += 1
+    path.rename(aside)
+
+
+def sha256_of(path: Path, size: int) -> str:
+    """SHA-256 of the first `size` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(_PIECE, size))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
+def _marked(known: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    return [name for name, entry in known.items() if entry.get("replaced")]
+
+
+def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
+    """What is known of the copies; one without an entry was cut before, and is fetched anew."""
+    try:
+        told = json.loads((directory / _INDEX).read_bytes())
+        return {
+            name: dict(entry)
+            for name, entry in told.items()
+            if NAME.fullmatch(name) and {"inode", "head", "head_sha256"} <= entry.keys()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write_index(directory: Path, index: Mapping[str, Any]) -> None:
+    temporary = directory / f".{_INDEX}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(directory / _INDEX)

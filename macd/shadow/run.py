@@ -1,0 +1,130 @@
+"""The gate as one step: look at the host, pull, analyse, decide; or all that for local files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from macd.deploy import state
+from macd.errors import UsageError
+from macd.inventory import Host, Inventory
+from macd.remote.session import open_session
+from macd.shadow import evidence, gate, pull, reading, report
+from macd.shadow.analyse import Analysis, Window
+from macd.shadow.gate import Decision, Findings, Rule
+from macd.shadow.parse import Line, parse
+
+_TAIL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A report in the making. document: see report.build."""
+
+    document: Mapping[str, Any]
+    decision: Decision
+    made: datetime
+    fetched: int = 0
+
+
+def logs_of(inventory: Inventory, host: Host) -> Path:
+    """Where the copy of a host's logs lies."""
+    return inventory.state_dir / "logs" / host.name
+
+
+def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged:
+    """Judge what the live release of `host` did in the last `days`."""
+    with open_session(host, inventory, modules=(*state.MODULES, *pull.MODULES)) as session:
+        live = state.observed(state.ask(session, host, inventory))
+        copy = pull.pull(session, host.app_dir, logs_of(inventory, host))
+        now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
+        start = now - timedelta(days=days)
+        sources = evidence.choose(copy, start)
+        logs = evidence.ranges(sources)
+        differing = evidence.same_on_host(session, host.app_dir, [one.document() for one in logs])
+    found = Analysis(Window(_ms(start), _ms(now), live.live or ""))
+    reading.analyse(sources, found)
+    health = live.health
+    answers = live.live is not None and health.get("release") == live.live
+    seq = health.get("seq") if answers else None
+    problems = [
+        *_not_serving(live, answers),
+        *evidence.problems(
+            found,
+            now=now,
+            head_seq=seq if type(seq) is int else None,
+            replaced=[one.name for one in logs if one.name in copy.replaced],
+        ),
+        *differing,
+    ]
+    decision = _decide(found, rule, problems)
+    about = report.About(
+        host=host.name,
+        env=host.env,
+        release=live.live,
+        manifest_sha256=str(health.get("manifest_sha256", "")) if answers else "",
+        made=now,
+        days=days,
+        flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
+    )
+    document = report.build(about, found, decision, rule, logs, inventory)
+    document["notes"] = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    return Judged(document, decision, now, copy.fetched)
+
+
+def of_files(
+    inventory: Inventory, directory: Path, rule: Rule, days: float | None, now: datetime
+) -> Judged:
+    """Judge a folder of logs, all of it or its last `days`; such a report opens nothing.
+
+    The release is the one of the newest line, and how old the logs are does not count.
+    Raises UsageError when there are no logs.
+    """
+    sources = reading.ordered(directory) if directory.is_dir() else []
+    if not sources:
+        raise UsageError(
+            f"there are no signal logs in {directory}",
+            hint="they are called trades_YYYYMMDD.jsonl or trade_....jsonl",
+        )
+    last = _newest(sources)
+    end = datetime.fromtimestamp(last.time / 1000, UTC) if last else now
+    start = end - timedelta(days=days) if days is not None else datetime(1970, 1, 1, tzinfo=UTC)
+    release = last.release if last else None
+    found = Analysis(Window(_ms(start), _ms(end), release, strict=False))
+    reading.analyse(sources, found)
+    decision = _decide(found, rule, evidence.problems(found, now=end))
+    about = report.About("", "", release, "", now, days or 0.0, {})
+    document = report.build(about, found, decision, rule, evidence.ranges(sources), inventory)
+    return Judged(document, decision, now)
+
+
+def _decide(found: Analysis, rule: Rule, problems: list[str]) -> Decision:
+    severe = tuple(one["example"] for one in found.severe.document()[:5])
+    return gate.decide(Findings(found.tally(), severe, tuple(problems)), rule)
+
+
+def _not_serving(live: state.HostState, answers: bool) -> list[str]:
+    if live.live is None:
+        return ["no release is live on the host"]
+    if not answers:
+        told = live.health.get("unreachable") or f"it says {live.health.get('release')}"
+        return [f"what runs does not answer as release {live.live}: {told}"]
+    return []
+
+
+def _newest(sources: list[reading.Source]) -> Line | None:
+    """The newest line that can be read; its release is what a folder of logs is judged by."""
+    best: Line | None = None
+    for source in sources:
+        lines = reading.raw_lines(source.path, max(0, source.size - _TAIL), source.size)
+        for line in map(parse, lines):
+            if isinstance(line, Line) and (best is None or line.time >= best.time):
+                best = line
+    return best
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

@@ -1,0 +1,189 @@
+"""What is counted along the way for people to look at; bounded however long or hostile the logs.
+
+Standard library alone and pure: the guard runs this on the host.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+BINS = 20
+_MOST_BUCKETS = 96
+_MOST_GROUPS = 60
+_NUMBERS = re.compile(r"[0-9][0-9a-fA-F:.,TZ+-]*")
+_LATENCY_STEPS = 20  # a decade; a quantile is exact to 12 %
+
+
+@dataclass
+class Groups:
+    """Texts that differ only in their numbers, together: how often, first and last time."""
+
+    found: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, text: str, time: int) -> None:
+        key = _NUMBERS.sub("#", text)
+        group = self.found.get(key)
+        if group is None:
+            if len(self.found) >= _MOST_GROUPS:
+                key = text = "(others)"
+            group = self.found.setdefault(key, [0, text, time, time])
+        group[0] += 1
+        group[3] = time
+
+    def document(self) -> list[dict[str, Any]]:
+        """The most frequent first."""
+        ordered = sorted(self.found.values(), key=lambda group: (-group[0], group[1]))
+        return [{"count": n, "example": text, "first": a, "last": b} for n, text, a, b in ordered]
+
+
+@dataclass
+class Model:
+    """What one model answered: where it lies, how it is spread, and what was no answer."""
+
+    bins: list[int] = field(default_factory=lambda: [0] * BINS)
+    n: int = 0
+    missing: int = 0
+    not_finite: int = 0
+    outside: int = 0
+    stuck: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, p: float | None) -> bool:
+        """Take an answer; True when it is a probability a working model gives: in (0, 1)."""
+        if p is None:
+            self.missing += 1
+            return False
+        if not math.isfinite(p):
+            self.not_finite += 1
+            return False
+        self.n += 1
+        step = p - self.mean
+        self.mean += step / self.n
+        self.squares += step * (p - self.mean)
+        self.low = min(self.low, p)
+        self.high = max(self.high, p)
+        if not 0 < p < 1:
+            self.outside += 1
+            return False
+        self.bins[int(p * BINS)] += 1
+        return True
+
+    def document(self) -> dict[str, Any]:
+        known = self.n > 0
+        spread = math.sqrt(max(0.0, self.squares) / self.n) if known else None
+        return {
+            "answers": self.n,
+            "missing": self.missing,
+            "not_finite": self.not_finite,
+            "outside": self.outside,
+            "stuck": self.stuck,
+            "min": _finite(self.low) if known else None,
+            "max": _finite(self.high) if known else None,
+            "mean": _finite(self.mean) if known else None,
+            "spread": _finite(spread),
+            "histogram": list(self.bins),
+        }
+
+
+@dataclass
+class Timeline:
+    """Bars, covered and activated ones over time, in buckets that widen as the time grows."""
+
+    width: int = 60_000
+    buckets: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, time: int, covered: bool, activated: bool) -> None:
+        bucket = self.buckets.get(time // self.width)
+        if bucket is None:
+            while self._span(time) > _MOST_BUCKETS:
+                self._widen()
+            bucket = self.buckets.setdefault(time // self.width, [0, 0, 0])
+        bucket[0] += 1
+        bucket[1] += covered
+        bucket[2] += activated
+
+    def _span(self, time: int) -> int:
+        keys = [*self.buckets, time // self.width]
+        return max(keys) - min(keys) + 1
+
+    def _widen(self) -> None:
+        self.width *= 2
+        wider: dict[int, list[int]] = {}
+        for key, counts in self.buckets.items():
+            into = wider.setdefault(key // 2, [0, 0, 0])
+            for at, count in enumerate(counts):
+                into[at] += count
+        self.buckets = wider
+
+    def document(self) -> list[list[int]]:
+        """[epoch ms of the bucket's begin, bars, covered, activated], oldest first."""
+        return [[key * self.width, *self.buckets[key]] for key in sorted(self.buckets)]
+
+
+@dataclass
+class Latency:
+    """Milliseconds, in steps of a twentieth of a decade."""
+
+    steps: dict[int, int] = field(default_factory=dict)
+    n: int = 0
+    most: float = 0.0
+
+    def add(self, ms: float | None) -> None:
+        if ms is None or not math.isfinite(ms) or ms < 0:
+            return
+        step = math.ceil(_LATENCY_STEPS * math.log10(max(ms, 1e-3)))
+        self.steps[step] = self.steps.get(step, 0) + 1
+        self.n += 1
+        self.most = max(self.most, ms)
+
+    def document(self) -> dict[str, Any]:
+        steps = [[10 ** (step / _LATENCY_STEPS), self.steps[step]] for step in sorted(self.steps)]
+        told = {f"p{share}": self._quantile(share / 100) for share in (50, 90, 99)}
+        return {"n": self.n, **told, "max": self.most if self.n else None, "steps": steps}
+
+    def _quantile(self, share: float) -> float | None:
+        seen = 0
+        for step in sorted(self.steps):
+            seen += self.steps[step]
+            if seen >= share * self.n:
+                return min(self.most, 10 ** (step / _LATENCY_STEPS))
+        return None
+
+
+@dataclass
+class Pair:
+    """Two models side by side: how often on the same side of a half, and their correlation."""
+
+    n: int = 0
+    same: int = 0
+    means: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    products: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def add(self, a: float, b: float) -> None:
+        """Both in (0, 1)."""
+        self.n += 1
+        self.same += (a > 0.5) == (b > 0.5)
+        da, db = a - self.means[0], b - self.means[1]
+        self.means[0] += da / self.n
+        self.means[1] += db / self.n
+        self.products[0] += da * (a - self.means[0])
+        self.products[1] += db * (b - self.means[1])
+        self.products[2] += da * (b - self.means[1])
+
+    def document(self) -> dict[str, Any]:
+        scale = math.sqrt(self.products[0] * self.products[1])
+        return {
+            "n": self.n,
+            "same_side": self.same / self.n if self.n else None,
+            "correlation": self.products[2] / scale if scale > 0 else None,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

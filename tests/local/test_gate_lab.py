@@ -1,0 +1,145 @@
+"""The gate on the embedded lab, as typed: logs written on prod, judged here, signed, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.errors import RefusedError
+from macd.journal import Journal
+from macd.lab import LabState
+from macd.remote.session import open_session
+from macd.shadow import evidence, report
+from macd.shadow.pull import MODULES
+from tests import signal_lines
+from tests.local.deploying import Project, project
+
+TASKS = """
+from invoke import Collection
+from macd.cli import deploy, gate, logs, provision, usage
+usage.install()
+namespace = Collection(deploy.deploy, provision.provision, gate.shadow_gate, logs.logs)
+"""
+
+
+@pytest.fixture(scope="module")
+def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose release is live, with an empty log; tests fill it."""
+    made = project(lab, tmp_path_factory.mktemp("gate"), "gate-lab")
+    (made.root / "tasks.py").write_text(TASKS)
+    made.invoke("provision", "--yes")
+    made.release(1)
+    made.invoke("deploy", "--yes")
+    return made
+
+
+@pytest.fixture
+def ready(deployed: Project) -> Project:
+    shutil.rmtree(deployed.app / "data/live", ignore_errors=True)
+    shutil.rmtree(deployed.inventory.state_dir / "logs", ignore_errors=True)
+    return deployed
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def fill(place: Project, n: int = 30, **more: Any) -> None:
+    more.setdefault("release", place.live)
+    more.setdefault("end", now())
+    signal_lines.write(place.app / "data/live", signal_lines.lines(n, **more))
+
+
+def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
+    fill(ready)
+    told = ready.json("shadow-gate")
+    assert told["verdict"] == "PASS"
+    assert told["opens_nothing"] == []
+    assert told["bars"] == 30
+    host = ready.inventory.host("prod")
+    read = report.read(report.newest(ready.inventory, "prod"), ready.inventory)
+    assert read.document["release"] == ready.live
+    sha = read.document["manifest_sha256"]
+    assert len(sha) == 64
+    assert (
+        evidence.standing(read.document, release=ready.live, manifest_sha256=sha, now=now()) == []
+    )
+    with open_session(host, ready.inventory, modules=MODULES) as session:
+        assert evidence.same_on_host(session, host.app_dir, read.document["logs"]) == []
+        log = next((ready.app / "data/live").glob("trades_*.jsonl"))
+        content = log.read_bytes()
+        log.write_bytes(content.replace(b'"HOLD"', b'"SELL"', 1))
+        (why,) = evidence.same_on_host(session, host.app_dir, read.document["logs"])
+        assert "other content" in why
+    kinds = [
+        record.kind for record in Journal(ready.inventory.state_dir / "journal.jsonl").records()
+    ]
+    assert kinds[-1] == "gate.judged"
+
+
+def test_an_edited_or_forged_report_is_not_read(ready: Project) -> None:
+    fill(ready, ml_error="tft: broken")
+    assert ready.json("shadow-gate", code=1)["verdict"] == "FAIL"
+    path = report.newest(ready.inventory, "prod")
+    path.write_bytes(path.read_bytes().replace(b'"FAIL"', b'"PASS"'))
+    with pytest.raises(RefusedError, match="can't be trusted"):
+        report.read(path, ready.inventory)
+    path.with_name(report.SIGNATURE).unlink()
+    with pytest.raises(RefusedError, match="can't be trusted"):
+        report.read(path, ready.inventory)
+
+
+def test_inconclusive_says_what_is_missing(ready: Project) -> None:
+    fill(ready, 12)
+    told = ready.invoke("shadow-gate", code=3)
+    assert "INCONCLUSIVE" in told
+    assert "8 more bars" in told
+    fill(ready, 20, first_seq=15)
+    told = ready.invoke("shadow-gate", code=3)
+    assert "gap: seq 13 to 14 are missing" in told
+
+
+def test_lines_of_another_release_prove_nothing(ready: Project) -> None:
+    fill(ready, release="20250101T000000Z-deadbeef")
+    told = ready.json("shadow-gate", code=3)
+    assert told["bars"] == 0
+    assert any("20250101T000000Z-deadbeef" in why for why in told["reasons"])
+
+
+def test_stale_logs_prove_nothing(ready: Project) -> None:
+    fill(ready, end=now() - timedelta(hours=9))
+    told = ready.json("shadow-gate", code=3)
+    assert any("stale" in why for why in told["reasons"])
+
+
+def test_a_log_changed_on_the_host_is_named(ready: Project) -> None:
+    fill(ready)
+    ready.json("shadow-gate")
+    log = next((ready.app / "data/live").glob("trades_*.jsonl"))
+    content = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(content[1:]))
+    told = ready.json("shadow-gate", code=3)
+    assert any("not the file that was fetched before" in why for why in told["reasons"])
+
+
+def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Path) -> None:
+    fill(ready, 10)
+    told = ready.json("shadow-gate", "--min-bars", "5")
+    assert told["verdict"] == "PASS"
+    assert told["opens_nothing"] == ["min_bars laxer than in inventory lab"]
+    told = ready.json("shadow-gate", "--logs", str(ready.app / "data/live"), "--min-bars", "5")
+    assert told["verdict"] == "PASS"
+    assert any("local files" in why for why in told["opens_nothing"])
+    assert not Path(told["path"]).with_name(report.SIGNATURE).exists()
+    assert json.loads(Path(told["path"]).read_bytes())["source"] == "files"
+
+
+def test_wrong_words_on_the_command_line(ready: Project, tmp_path: Path) -> None:
+    for words in (("--rule", "maybe"), ("--days", "-1"), ("--days", "nan"), ("--min-bars", "-3")):
+        ready.invoke("shadow-gate", *words, code=2)
+    ready.invoke("shadow-gate", "--logs", str(tmp_path), code=2)
