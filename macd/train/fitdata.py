@@ -67,9 +67,9 @@ class FitData:
     def class_weights(self, rows: Rows) -> Floats:
         """float32 (2, 3): weight of a down and of an up label per head, over these rows.
 
-        Both directions weigh the same in total. How often the market rose in the past says nothing
-        of how often it will; a model that carries it along ranks one fold against the next wrongly
-        (pooled AUC +.005 to +.011 without, docs/LOG.md).
+        Both directions weigh the same in total. How often the market rose in the past says little
+        of how often it will, and a model that carries it along ranks one fold against the next by
+        it (pooled AUC -.002 to +.011 without, docs/LOG.md).
         """
         y = self.y[rows]
         up = (np.sum(y == 1, axis=0) + 1) / (np.sum(~np.isnan(y), axis=0) + 2)
