@@ -6,6 +6,7 @@ from invoke import Collection
 
 from macd.cli import (
     data,
+    demo,
     deploy,
     facts,
     health,
@@ -22,6 +23,7 @@ from macd.cli import (
 usage.install()
 
 namespace = Collection(
+    demo.demo,
     facts.facts,
     history.history,
     health.health,

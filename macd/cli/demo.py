@@ -1,0 +1,93 @@
+"""`invoke demo`: the main job on the embedded lab with the sample bars, by the very commands."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode, MacdError
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of the story, why it stands here, and how it must end."""
+
+    say: str
+    argv: tuple[str, ...]
+    ends: int = ExitCode.DONE
+
+
+STORY = (
+    Step("three hosts on this machine: jump, h800 behind it, prod", ("lab.up",)),
+    Step("h800 answers, through the jump host only", ("facts", "--host", "h800")),
+    Step("the bars are checked before anything is trained", ("data.verify",)),
+    Step("train on h800; the models come back here", ("train", "--host", "h800")),
+    Step("models, code and lock become one signed release", ("release",)),
+    Step("every model really loaded and run", ("health",)),
+    Step("prepare prod: account, units, keys; once", ("provision", "--env", "prod", "--yes")),
+    Step("what a deploy would change", ("plan", "--env", "prod")),
+    Step("send, verify there, switch, soak, commit", ("deploy", "--env", "prod", "--yes")),
+    Step("a second release of the same run", ("release",)),
+    Step("only what differs travels", ("deploy", "--env", "prod", "--yes")),
+    Step("and back, with nothing sent", ("rollback", "--yes")),
+    Step("what is live now", ("status",)),
+    Step("and why", ("why",)),
+    Step("the record of all that", ("history",)),
+)
+LAST = Step("end what the demo started", ("lab.down",))
+
+
+@verb(name="demo", help={"keep": "leave the lab up at the end", "json": "print JSON at the end"})
+def demo(c: Any, keep: bool = False, json: bool = False) -> None:
+    """The whole story on the embedded hosts with the sample data; every command is printed."""
+    from macd.inventory import project_root
+
+    root = project_root()
+    began = time.monotonic()
+    told = []
+    try:
+        for number, step in enumerate(STORY, start=1):
+            told.append(_run(root, step, f"{number}/{len(STORY)}"))
+    finally:
+        if not keep:
+            told.append(_run(root, LAST, "end"))
+    spent = time.monotonic() - began
+    if json:
+        emit({"seconds": round(spent, 1), "steps": told})
+        return
+    print(f"\n✓ the demo is through in {spent / 60:.1f} minutes\n\nwhere to look")
+    for what, where in _places(root):
+        print(f"  {what:<18}{where}")
+
+
+def _run(root: Path, step: Step, place: str) -> dict[str, Any]:
+    """Run one command as a user would, its output shown as it comes.
+
+    Raises:
+        MacdError: it ended otherwise than the story says.
+    """
+    shown = shlex.join(["invoke", *step.argv])
+    print(f"\n── {place}  {step.say}\n$ {shown}", flush=True)
+    invoke = Path(sys.executable).with_name("invoke")
+    began = time.monotonic()
+    ended = subprocess.run([str(invoke), *step.argv], cwd=root, check=False).returncode
+    if ended != step.ends:
+        raise MacdError(
+            f"the demo stopped: `{shown}` ended with {ended}, {int(step.ends)} was expected",
+            why="its output above says more",
+            hint=f"{shown}  to try that step again; invoke lab.down ends the lab",
+        )
+    return {"command": shown, "exit": ended, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _places(root: Path) -> list[tuple[str, str]]:
+    pages = (("training report", "runs/*/report.html"), ("release card", "releases/2*/card.html"))
+    newest = [(what, max(root.glob(pattern), default=None)) for what, pattern in pages]
+    found = [(what, str(path.relative_to(root))) for what, path in newest if path]
+    return [*found, ("journal", ".macd/lab/journal.jsonl"), ("the lab's hosts", ".lab/hosts")]
