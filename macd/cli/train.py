@@ -99,14 +99,14 @@ def status(
     """Say how a run stands, as its host sees it; changes nothing. Exit 3 while it is RUNNING."""
     from macd.cli.train_shown import EXIT_CODES, show_last_seen, show_status
     from macd.inventory import load
-    from macd.jobs import follow
+    from macd.jobs import ask, follow
 
     book = load(inventory)
     name = steps.host_for(book, host, run)
     try:
         with steps.looking_on(book, name, 0.0, json=True) as (contact, shown):
-            told = steps.status_of(contact, run)
-            shown.past(steps.events_of(contact, told["run"]))
+            told = ask.status_of(contact, run)
+            shown.past(ask.events_of(contact, told["run"]))
     except ContactLostError:
         if not json:
             show_last_seen(follow.known_events(run, steps.place(book)))
@@ -130,11 +130,12 @@ def attach(
 ) -> ExitCode | None:
     """Follow a run from where this machine stopped, and bring its files back when it is done."""
     from macd.inventory import load
+    from macd.jobs import ask
 
     book = load(inventory)
     name = steps.host_for(book, host, run)
     with steps.looking_on(book, name, patience, json=json) as (contact, shown):
-        known = steps.status_of(contact, run)
+        known = ask.status_of(contact, run)
         if not json:
             print(f"run {known['run']} on {contact.host.name}: {known['state']}")
         if known["state"] != "RUNNING":
@@ -153,11 +154,12 @@ def fetch(
 ) -> ExitCode | None:
     """Bring the files of a run that is over (again); what is here and whole does not travel."""
     from macd.inventory import load
+    from macd.jobs import ask
 
     book = load(inventory)
     name = steps.host_for(book, host, run)
     with steps.looking_on(book, name, patience, json=json) as (contact, _shown):
-        known = steps.status_of(contact, run)
+        known = ask.status_of(contact, run)
         return steps.bring_home(contact, book, known["run"], json=json)
 
 
@@ -181,20 +183,21 @@ def cancel(
 ) -> ExitCode | None:
     """Stop a run on its host; finished fits stay, so the same training goes on from them later."""
     from macd.inventory import load
+    from macd.jobs import ask
 
     if not run:
         raise UsageError("which run?", hint="invoke train.status shows the newest; --run ID")
     book = load(inventory)
     name = steps.host_for(book, host, run)
     with steps.looking_on(book, name, 0.0, json=True) as (contact, _shown):
-        told = steps.status_of(contact, run)
+        told = ask.status_of(contact, run)
         running = told["state"] == "RUNNING"
         if running and not dry_run:
             if not confirm(f"stop run {run} on {contact.host.name}?", yes=yes):
                 raise RefusedError(
                     "not stopped", why="the answer was no", live=f"run {run} goes on", hint="--yes"
                 )
-            told = steps.stop(contact, run)
+            told = ask.stop(contact, run)
     if json:
         emit({"run": run, "state": told["state"], "reason": told["reason"], "dry_run": dry_run})
     elif not running:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from macd.jobs.preflight import Check
     from macd.journal import Journal
 
-_STOPPED_S = 60.0
-
 
 def check(
     contact: Contact, book: Inventory, order: Order, bars: dict[str, Path], *, json: bool
@@ -96,7 +94,7 @@ def tell_only(
 def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> None:
     """Send what the host lacks, start the run, record it."""
     from macd.cli.train_shown import size, step
-    from macd.jobs import record, sync
+    from macd.jobs import ask, record, sync
 
     sent = sync.send(contact, order)
     if not json:
@@ -107,7 +105,7 @@ def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> Non
     try:
         told = sync.start(contact, order, about)
     except ContactLostError as error:
-        raise as_lost(error, order.run) from error
+        raise ask.as_lost(error, order.run) from error
     record.started(_journal(book), order, contact.host.name, now=datetime.now(UTC))
     if not json:
         step("started", f"run {order.run} ({told['detached']})")
@@ -230,48 +228,6 @@ def host_for(book: Inventory, host: str, run: str) -> str:
     return choice.train_host(book, host or known).name
 
 
-def status_of(contact: Contact, run: str) -> dict[str, Any]:
-    """How a run stands ("": the newest), as its host sees it."""
-    return _asked(contact, "job_status", run, log_tail=8192)
-
-
-def events_of(contact: Contact, run: str) -> list[dict[str, Any]]:
-    """What a run has told so far."""
-    from macd.jobs import follow
-
-    data = b""
-    while piece := _asked(contact, "job_follow", run, offset=len(data))["data"]:
-        data += piece
-    return follow.decode(data)
-
-
-def _asked(contact: Contact, op: str, run: str, **args: Any) -> dict[str, Any]:
-    work = contact.host.work_dir
-    try:
-        told: dict[str, Any] = contact.use(
-            lambda session: session.call(op, work=work, run=run, **args)
-        )
-    except MacdError as error:
-        raise as_lost(error, run) from error
-    return told
-
-
-def stop(contact: Contact, run: str) -> dict[str, Any]:
-    """Ask a run to stop and wait until it is over."""
-    _asked(contact, "job_cancel", run)
-    until = time.monotonic() + _STOPPED_S
-    while (told := status_of(contact, run))["state"] == "RUNNING":
-        if time.monotonic() > until:
-            raise MacdError(
-                f"run {run} does not end",
-                why=f"it was asked to {_STOPPED_S:.0f} s ago, and killed after 20 s",
-                live="it may hang in the kernel, on a disk or a GPU",
-                hint=f"invoke train.status --run {run}; on the host: ps, nvidia-smi",
-            )
-        time.sleep(0.3)
-    return told
-
-
 def show_why(told: dict[str, Any], shown: Shown) -> None:
     """Why a run is over without a result."""
     from macd.cli.train_shown import show_failure
@@ -280,21 +236,6 @@ def show_why(told: dict[str, Any], shown: Shown) -> None:
     if told["state"] in ("FAILED", "CANCELLED"):
         failure = remedies.explain(told, shown.events, told["log_end"])
         show_failure(told["run"], told["state"], failure, f"{told['directory']} on the host")
-
-
-def as_lost(error: MacdError, run: str) -> MacdError:
-    """An unreachable host leaves the run's state unknown: that is LOST CONTACT, not FAILED."""
-    from macd.remote.refusals import UnreachableError
-
-    if not isinstance(error, ContactLostError | UnreachableError):
-        return error
-    named = f"run {run}" if run else "what runs there"
-    return ContactLostError(
-        f"LOST CONTACT: {error.what.removeprefix('LOST CONTACT ')}",
-        why=error.why,
-        live=f"{named} goes on without us, or is over; that is not known here",
-        hint=error.hint or "try again; train.attach goes on where it was",
-    )
 
 
 def more_settings(path: str) -> dict[str, Any]:

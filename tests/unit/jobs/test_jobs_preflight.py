@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 
 from macd.inventory import TrainSettings, project_root
-from macd.jobs.preflight import Check, check_data, check_host
+from macd.jobs.preflight import PACKAGES, Check, check_data, check_host
 from macd.market.bars import read_bars, write_bars
 from macd.remote.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
 from macd.remote.pending import Finished
@@ -91,6 +93,14 @@ def test_a_reason_not_to_start_is_told(
     check = judged(**case)[name]
     assert check.level == level
     assert word in check.told + check.hint
+
+
+def test_the_packages_are_those_the_train_extra_asks_for() -> None:
+    """Asking for more refuses good hosts; asking for less lets a run fail later."""
+    document = tomllib.loads((project_root() / "pyproject.toml").read_text())
+    extras = document["project"]["optional-dependencies"]
+    named = {re.split("[><=]", one)[0] for one in [*extras["market"], *extras["train"]]}
+    assert set(PACKAGES.values()) == named - {"macd[market]"}
 
 
 def test_without_a_required_gpu_the_cpu_will_do() -> None:
