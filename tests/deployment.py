@@ -39,7 +39,7 @@ UNIT = "macd-analysis.service"
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
-import hashlib, http.server, json, os, socket, sys, time
+import hashlib, http.server, json, os, signal, socket, sys, threading, time
 VARIANT = {variant!r}
 root = sys.argv[sys.argv.index("--root") + 1]
 release = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -95,9 +95,10 @@ if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
     notify.connect("\\0" + target[1:] if target.startswith("@") else target)
     notify.send(b"READY=1")
 if VARIANT == "crashes soon":
-    import threading
     threading.Timer(1.0, lambda: os._exit(9)).start()
-server.serve_forever()
+# What was begun is answered; what waits in the socket is for the next process.
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+server.serve_forever(poll_interval=0.02)
 """
 
 

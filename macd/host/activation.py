@@ -12,7 +12,7 @@ import dataclasses
 import os
 import subprocess
 import time
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 from macd.host import ledger, probe, releases, retention, snapshots
 from macd.host.failure import HostError
@@ -24,6 +24,7 @@ LOCK = "activation.lock"
 _POLL_S = 0.2
 _CHECK_TIMEOUT_S = 180
 _CRASHES_THAT_SETTLE_IT = 2
+_REFUSALS_THAT_SETTLE_IT = 4
 _TRIES = 3
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
@@ -173,23 +174,26 @@ class Activation:
             now = self._supervisor.show(self._pending.unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
                 raise ActivationFailedError(f"it did not stay up: {now.result or now.active}")
-            wrong = self._asked(self._pending.to, self._pending.manifest_sha256, now)
+            wrong, _ = self._asked(self._pending.to, self._pending.manifest_sha256, now)
             if not wrong:
                 return
             time.sleep(_POLL_S)
         raise ActivationFailedError(f"it did not stay well: {wrong}")
 
-    def _asked(self, release: str, manifest_sha256: str, process: Process) -> str:
-        """Why its answer does not prove that `process` serves `release` well; empty if it does."""
+    def _asked(self, release: str, manifest_sha256: str, process: Process) -> Tuple[str, bool]:
+        """Why its answer does not prove that `process` serves `release` well ("" if it does).
+
+        And whether that is its last word: it has started, it is the one asked, and says no.
+        """
         try:
             answer = probe.ask(self._pending.endpoint)
         except probe.ProbeError as error:
-            return f"it does not answer: {error}"
-        return "; ".join(
-            probe.problems(
-                answer, release=release, manifest_sha256=manifest_sha256, process=process
-            )
+            return f"it does not answer: {error}", False
+        wrong = probe.problems(
+            answer, release=release, manifest_sha256=manifest_sha256, process=process
         )
+        started = process.active == "active" and answer.get("status") in ("ok", "failed")
+        return "; ".join(wrong), started and answer.get("pid") == process.pid
 
     def _until_healthy(self, release: str, manifest_sha256: str, texts: Snapshot) -> Process:
         """Restart, and wait for a NEW process that proves itself.
@@ -206,7 +210,7 @@ class Activation:
         before = self._supervisor.show(unit)
         deadline = time.monotonic() + pending.health_s
         restarting = self._supervisor.restart(unit, snapshots.sockets(texts))
-        wrong = "it has not answered yet"
+        wrong, refusals = "it has not answered yet", 0
         while time.monotonic() < deadline:
             now = self._supervisor.show(unit)
             # reset-failed has set the count to 0, but an old systemd may keep it
@@ -214,9 +218,12 @@ class Activation:
             if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
                 raise ActivationFailedError(f"it does not start: {now.result} ({wrong})")
             if now.pid and not now.is_same_life(before):
-                wrong = self._asked(release, manifest_sha256, now)
+                wrong, final = self._asked(release, manifest_sha256, now)
                 if not wrong:
                     return now
+                refusals = refusals + 1 if final else 0
+                if refusals > _REFUSALS_THAT_SETTLE_IT:
+                    raise ActivationFailedError(wrong)
             time.sleep(_POLL_S)
         raise ActivationFailedError(f"not healthy within {pending.health_s:g} s: {wrong}")
 
