@@ -16,6 +16,8 @@ from macd.journal import Journal, JournalError, Record
 if TYPE_CHECKING:
     from macd.inventory import Inventory
 
+_WIDEST = 200
+
 
 @verb(
     name="history",
@@ -138,9 +140,10 @@ def _print(records: list[Record], limit: int, kind: str) -> None:
 
 def _shown(value: object) -> str:
     # JSON's escapes also keep control characters in a value from reaching the terminal.
-    if isinstance(value, str) and value.isprintable():
-        return value
-    return jsonlib.dumps(value, ensure_ascii=not _printable(value))
+    plain = isinstance(value, str) and value.isprintable()
+    text = str(value) if plain else jsonlib.dumps(value, ensure_ascii=not _printable(value))
+    cut = len(text) > _WIDEST
+    return f"{text[:_WIDEST]}… (--json shows all)" if cut else text
 
 
 def _printable(value: object) -> bool:

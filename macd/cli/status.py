@@ -120,7 +120,9 @@ def why(
         for name, found in rows:
             print(f"{name}  {found.app}")
             for label, value in lineage(found).items():
-                print(f"  {label:<13} {_shown(value)}")
+                for line in _told(label, value):
+                    print(f"  {label:<13} {line}")
+                    label = ""  # noqa: PLW2901 - said once, above the lines that go with it
     return None if all(found.live for _, found in rows) else ExitCode.FAILED
 
 
@@ -144,9 +146,26 @@ def lineage(found: HostState) -> dict[str, Any]:
     return told
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not recorded"
+def _told(label: str, value: Any) -> list[str]:
+    """The lines for people; `--json` has everything behind them."""
+    if value in (None, "", [], {}):
+        return ["none" if label in ("cross", "accepted", "gate") else "not recorded"]
+    if label == "metrics":
+        return [_figures(family, by_head) for family, by_head in value.items()]
+    if label == "criteria":
+        marks = {True: "✓", False: "✗"}
+        return [f"{marks[bool(one['ok'])]} {one['title']}: {one['note']}" for one in value]
+    if label == "audit":
+        return ["passed" if value.get("ok") else "FAILED"]
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}={v}" for k, v in value.items())
-    return str(value)
+        return [", ".join(f"{k}={v}" for k, v in value.items())]
+    return [", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+def _figures(family: str, by_head: Mapping[str, Any]) -> str:
+    measured = {head: one["val"] for head, one in by_head.items() if one.get("val")}
+    heads = [
+        f"{head} {val['value']:.3f} [{val['low']:.3f}, {val['high']:.3f}]"
+        for head, val in sorted(measured.items(), key=lambda item: int(item[0].rstrip("hmd")))
+    ]
+    return f"{family:<10} val AUC  {'  '.join(heads)}"
