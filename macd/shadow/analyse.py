@@ -1,8 +1,9 @@
 """Lines of a log, in their order, to what they prove about a release: counts, gaps, diagnoses.
 
-Counts what is there and decides nothing (gate.py does); reads no file and no clock. A bar is known
-by its symbol and time: told again, by a repeated bar or a replay's next lap, it counts once and by
-the worse of its lines. Standard library alone: the guard runs this on the host.
+Counts what is there and decides nothing (gate.py does); reads no file and no clock. Damage must
+never raise a rate: junk counts as bars without evidence, and a bar told again (known by symbol and
+time, as in a replay's next lap) counts once while all is well, else again. Standard library alone:
+the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from macd.shadow.parse import SEVERE, SIGNAL, WARN, Bad, Line
 from macd.shadow.realised import MOST, Seen, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
+ALL = COVERED | ACTIVATED | TFT | LSTM
 STUCK_RUN = 5  # equal answers in a row
 STUCK_WITHIN = 1e-6
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
@@ -101,6 +103,9 @@ class Analysis:
         self._inside = True
         self.seq: int | None = None
         self.breaks: list[dict[str, Any]] = []
+        self.intruders: list[dict[str, Any]] = []
+        self._began = self._entered = False
+        self._foreign: dict[str, Any] | None = None
         self._anonymous = 0
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
@@ -109,9 +114,11 @@ class Analysis:
         if isinstance(line, Bad):
             self._bad(line, file, number)
             return
-        inside = self.window.start <= line.time
+        # Lines come in the order they were written: a clock set back takes none out of the window.
+        inside = self._entered = self._entered or self.window.start <= line.time
         ours = inside and self.window.release in (None, line.release)
         self._settle(ours)
+        self._meet(ours, inside, {"file": file, "line": number, "release": line.release})
         self._number(line, inside, file, number)
         self._releases[line.release or ""] += inside
         if self.first is None:
@@ -142,6 +149,15 @@ class Analysis:
         self._pending = 0
         self._inside = ours
 
+    def _meet(self, ours: bool, inside: bool, at: dict[str, Any]) -> None:
+        """Another release's lines between ours: a rollback, or damage that would hide bars."""
+        if not ours:
+            self._foreign = at if inside and self._began else None
+            return
+        if self._foreign is not None and len(self.intruders) < _MOST_KEPT:
+            self.intruders.append(self._foreign)
+        self._began, self._foreign = True, None
+
     def _number(self, line: Line, inside: bool, file: str, number: int) -> None:
         if line.seq is None:
             return
@@ -154,7 +170,6 @@ class Analysis:
         self.seq = line.seq
 
     def _signal(self, line: Line) -> None:
-        key = self._key(line)
         future = line.time > self.window.end + _FUTURE_MS
         self._counts["in the future"] += future
         usable = not future and not (line.bar is None and self.window.strict)
@@ -172,12 +187,8 @@ class Analysis:
         self._modes[line.mode if line.mode in parse.MODES else "?"] += 1
         if not bits & ACTIVATED:
             self._skipped.add(_why_not(line, bits, stacked), line.time)
-        known = self.bars.get(key)
-        self._counts["told again"] += known is not None
-        bits |= self._judge_nets(line, key, bits)
-        if known is not None:
-            bits &= known
-        self.bars[key] = bits
+        bits |= self._judge_nets(line, bits)
+        key = self._place(self._key(line), bits)
         for name, stuck in self._stuck.items():
             value = getattr(line, name)
             if value is not None and math.isfinite(value):
@@ -190,7 +201,19 @@ class Analysis:
             return -self._anonymous
         return f"{line.symbol} {line.tf} {line.bar}"
 
-    def _judge_nets(self, line: Line, key: int | str, bits: int) -> int:
+    def _place(self, key: int | str, bits: int) -> int | str:
+        """Where the bar's bits went."""
+        known = self.bars.get(key)
+        if known is not None:
+            self._counts["told again"] += 1
+            if bits == ALL:
+                return key
+            self._anonymous += 1
+            key = -self._anonymous
+        self.bars[key] = bits
+        return key
+
+    def _judge_nets(self, line: Line, bits: int) -> int:
         good = TFT if self._models["tft"].add(line.tft) else 0
         good |= LSTM if self._models["lstm"].add(line.lstm) else 0
         return good if bits & ACTIVATED else 0

@@ -91,6 +91,9 @@ def problems(
         told.append(f"stale: the newest line was written {_hours(age)} ago")
     if found.window.release and newest.release != found.window.release:
         told.append(f"the newest line is of release {newest.release}")
+    for at in found.intruders[:1]:
+        release = at["release"] or "no release"
+        told.append(f"{at['file']} line {at['line']} of {release} stands between lines of the live")
     if found.future:
         told.append(f"{found.future} lines were written in the future: a clock is wrong")
     if head_seq is not None and (found.seq or 0) < head_seq:

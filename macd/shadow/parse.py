@@ -17,10 +17,20 @@ FAMILIES = ("lgbm", "lstm", "tft", "stacking")
 HEADS = ("5h", "12h", "24h")
 SIGNAL, WARN, SEVERE, OTHER = range(4)
 MODES = ("live", "shadow", "off")
-_LEVELS = {"SIGNAL": SIGNAL, "WARN": WARN, "WARNING": WARN}
-_SEVERE = {"ERROR": SEVERE, "CRITICAL": SEVERE, "FATAL": SEVERE}
-_ALL_LEVELS = {**_LEVELS, **_SEVERE}
+_LEVELS = {
+    "SIGNAL": SIGNAL,
+    "WARN": WARN,
+    "WARNING": WARN,
+    "ERROR": SEVERE,
+    "CRITICAL": SEVERE,
+    "FATAL": SEVERE,
+    "DEBUG": OTHER,
+    "INFO": OTHER,
+    "NOTICE": OTHER,
+}
+_RELEASE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TEXT = 300
+_UNTOLD = "no field ml_error"  # our own lines always have it, so a damaged key hides no error
 _MOST_SEQ = 1 << 53
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\u024f\u2010-\u2027]")
 _EARLIEST, _LATEST = 0, 253402300799000  # 1970 to 9999, in epoch milliseconds
@@ -98,9 +108,9 @@ def _line(document: dict[str, Any]) -> Line:
         raise _WrongError("components is not an object")
     if level is None and ("action_taken" in data or "ml_bull_prob" in parts):
         level = "SIGNAL"  # earlier versions wrote nothing else
-    if type(level) is not str:
-        raise _WrongError("no level")
-    kind = _ALL_LEVELS.get(level, OTHER)
+    if type(level) is not str or level not in _LEVELS:
+        raise _WrongError("no level that is known")
+    kind = _LEVELS[level]
     time = _time(document.get("timestamp"), "timestamp")
     if time is None:
         raise _WrongError("no timestamp")
@@ -108,6 +118,8 @@ def _line(document: dict[str, Any]) -> Line:
     if seq is not None and (type(seq) is not int or not 0 < seq < _MOST_SEQ):
         raise _WrongError("seq is not a positive whole number")
     release, symbol, tf = (_text(document, name) for name in ("release", "symbol", "tf"))
+    if release and not _RELEASE.fullmatch(release):
+        raise _WrongError("release is no release's id")
     if kind == SIGNAL:
         return Line(
             SIGNAL,
@@ -123,7 +135,7 @@ def _line(document: dict[str, Any]) -> Line:
             _number(parts, "ml_tft_prob"),
             _number(parts, "ml_stacking_prob"),
             _text(parts, "ml_stacking_mode"),
-            _error(parts.get("ml_error")),
+            _error(parts.get("ml_error", _UNTOLD if seq and release else None)),
             _text(parts, "ml_stacking_skipped_reason"),
             _number(parts, "ml_latency_ms"),
             _number(parts, "close"),

@@ -1,0 +1,148 @@
+"""One line at a time: what is read, what is refused and why, and that nothing raises."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macd.shadow.parse import LONGEST, OTHER, SEVERE, SIGNAL, WARN, Bad, Line, clean, parse
+from tests import signal_lines
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+def good(**components: Any) -> dict[str, Any]:
+    return next(signal_lines.lines(1, end=NOW, **components))
+
+
+def read(document: Any) -> Line:
+    made = parse(json.dumps(document).encode())
+    assert isinstance(made, Line), made
+    return made
+
+
+def refused(raw: bytes | dict[str, Any]) -> str:
+    made = parse(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
+    assert isinstance(made, Bad), made
+    return made.why
+
+
+def test_a_signal_line() -> None:
+    document = good()
+    line = read(document)
+    parts = document["data"]["components"]
+    assert (line.kind, line.seq, line.release) == (SIGNAL, 1, signal_lines.RELEASE)
+    assert (line.symbol, line.tf, line.mode, line.error) == ("BTCUSD", "1h", "shadow", "")
+    assert line.time == 1772452800000
+    assert line.bar == 1546304400000
+    assert (line.p, line.tft) == (parts["ml_bull_prob"], parts["ml_tft_prob"])
+    assert line.heads is not None
+    assert line.heads[3:6] == tuple(parts["ml_heads"]["lstm"].values())
+
+
+@pytest.mark.parametrize("where", ["top", "data"])
+def test_earlier_layouts(where: str) -> None:
+    parts = good()["data"]["components"]
+    stamp = {"timestamp": "2025-11-02 08:00:00"}
+    flat = {"action_taken": "BUY", **parts}
+    line = read({**stamp, **flat} if where == "top" else {**stamp, "data": flat})
+    assert (line.kind, line.seq, line.release, line.p) == (
+        SIGNAL,
+        None,
+        None,
+        parts["ml_bull_prob"],
+    )
+    assert line.time == 1762070400000, "a time without a zone is UTC"
+
+
+def test_tokens_that_python_writes_are_read() -> None:
+    raw = json.dumps(good(ml_tft_prob=math.nan, ml_lstm_prob=math.inf, ml_lgb_prob=1)).encode()
+    assert b"NaN" in raw
+    line = parse(raw)
+    assert isinstance(line, Line)
+    assert line.tft is not None
+    assert math.isnan(line.tft)
+    assert (line.lstm, line.lgb) == (math.inf, 1.0)
+
+
+def test_other_levels() -> None:
+    told = {"timestamp": "2026-03-02T12:00:00Z", "seq": 4, "release": signal_lines.RELEASE}
+    assert read({**told, "level": "WARN", "data": {"event": "gap"}}).note == "gap"
+    assert read({**told, "level": "WARN", "data": {"event": "gap"}}).kind == WARN
+    assert read({**told, "level": "CRITICAL", "data": {"message": "out of\x1b[2J"}}).kind == SEVERE
+    assert read({**told, "level": "INFO"}).kind == OTHER
+    assert refused({**told, "level": "SIGNAM"}) == "no level that is known"
+
+
+def test_what_is_refused_says_why() -> None:
+    line = json.dumps(good()).encode()
+    assert refused(line[:200]) == "not JSON"
+    assert refused(line.replace(b'"seq"', b'"tf": "1h", "seq"')) == "a key stands there twice"
+    assert refused(line.replace(b'"ml_error": null', b'"ml_error": null, "ml_error": null'))
+    assert refused(b"[" * 100_000) == "nested too deep"
+    assert refused(b'{"a":' * 100_000) == "nested too deep"
+    assert refused(line.replace(b"BTCUSD", b"BTC\xff")) == "not UTF-8"
+    assert refused(b" " * (LONGEST + 1)) == "longer than 1 MiB"
+    assert refused(b"9" * 10_000) == "not JSON"
+    assert refused(b"[1]") == "not an object"
+    assert refused(b"{}") == "no level that is known"
+    for field, value, why in (
+        ("seq", "4", "seq is not a positive whole number"),
+        ("seq", True, "seq is not a positive whole number"),
+        ("seq", 0, "seq is not a positive whole number"),
+        ("seq", 10**20, "seq is not a positive whole number"),
+        ("timestamp", 5, "timestamp is not text"),
+        ("timestamp", "yesterday", "timestamp is not a time"),
+        ("timestamp", "1815-12-10T00:00:00Z", "timestamp is out of range"),
+        ("timestamp", None, "no timestamp"),
+        ("data", [], "data is not an object"),
+        ("release", "../..", "release is no release's id"),
+        ("symbol", 5, "symbol is not text"),
+    ):
+        assert refused({**good(), field: value}) == why
+    for component, value in (("ml_bull_prob", "0.5"), ("ml_tft_prob", True), ("close", [])):
+        assert refused(good(**{component: value})) == f"{component} is not a number"
+    assert refused(good(ml_heads=[1])) == "ml_heads is not an object"
+    assert refused(good(ml_heads={"tft": [1]})) == "ml_heads is not by family and head"
+
+
+def test_anything_in_ml_error_is_an_error_and_so_is_its_absence() -> None:
+    assert read(good(ml_error="")).error == ""
+    assert read(good(ml_error={"tft": 1})).error == "(dict)"
+    assert read(good(ml_error=False)).error == "(bool)"
+    line = good()
+    del line["data"]["components"]["ml_error"]
+    assert read(line).error == "no field ml_error"
+
+
+def test_foreign_words_move_no_cursor() -> None:
+    assert clean("a\x1b[2J\nb\u202e" + "c" * 999) == "a�[2J�b�" + "c" * 292
+
+
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary() | documents.map(lambda value: json.dumps(value).encode()))
+def test_no_bytes_raise(raw: bytes) -> None:
+    assert isinstance(parse(raw), Line | Bad)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(good()) + sorted(good()["data"]["components"])), documents)
+def test_no_value_raises(name: str, value: Any) -> None:
+    line = good()
+    if name in line:
+        line[name] = value
+    else:
+        line["data"]["components"][name] = value
+    assert isinstance(parse(json.dumps(line).encode()), Line | Bad)
