@@ -46,8 +46,8 @@ class Params:
     @classmethod
     def full(cls) -> Params:
         """About 150k parameters at 80 features."""
-        loop = Loop(epochs=12, batch=256, lr=1e-3, weight_decay=0.05, compile=True)
-        return cls(width=64, attention_heads=4, dropout=0.3, loop=loop)
+        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05, compile=True)
+        return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)
 
 
 class Gate(nn.Module):
