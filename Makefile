@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# Much of the tests' time is waiting for hosts; two workers fill it.
+SPREAD ?= -n 2 --dist loadgroup
 
 .PHONY: setup demo test test-full check lock clean
 
@@ -29,11 +31,11 @@ check: $(READY)
 
 test: $(READY) check
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" $(SPREAD)
 
 test-full: $(READY) check
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

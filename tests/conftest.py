@@ -1,0 +1,13 @@
+"""Two workers share the tests: the real hosts stay with one of them, all else is dealt by file."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests together, so that its fixtures are made once, and boot the hosts once."""
+    for item in items:
+        on_hosts = item.get_closest_marker("hosts") is not None
+        group = "hosts" if on_hosts else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
