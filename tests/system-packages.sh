@@ -10,7 +10,7 @@ fi
 
 missing=
 for package in openssh-client openssh-server systemd-container debootstrap debian-archive-keyring gpgv \
-    iproute2 chromium rsync; do
+    iproute2 chromium rsync strace; do
     # Ubuntu's chromium package only wraps a snap, which a test machine can't run.
     [ "$package" = chromium ] && grep -qi '^ID=ubuntu' /etc/os-release && continue
     status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
