@@ -40,7 +40,7 @@ def test_full_size_is_about_150k_parameters() -> None:
 
 
 def test_learns_and_the_deciding_feature_weighs_most(data: FitData) -> None:
-    loop = dataclasses.replace(LOOP, epochs=25, lr=1e-2)
+    loop = dataclasses.replace(LOOP, epochs=12, lr=2e-2)
     model = tft.fit(data, dataclasses.replace(TINY, loop=loop), seed=1)
     rows = np.arange(720, 900)
     aucs = auc_by_head(tft.predict(model, data.X, rows), data.y[rows])
