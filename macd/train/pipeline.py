@@ -126,10 +126,11 @@ def _metrics(
             model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
             for model, heads in told.items()
         }
+        behind = frame.filter(pl.col("fold") == oof.HOLDOUT)
         openings = open_holdout(
             training.cache.root / "holdout.jsonl",
             training.bars.digest(),
-            {family: stages.final(training, family, fits) for family, fits in entries.items()},
+            {model: oof.columns(behind, f"p_{model}") for model in models},
             training.events.clock(),
         )
 

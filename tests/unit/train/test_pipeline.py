@@ -355,6 +355,20 @@ def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path
     assert any("2 different recipes" in note for note in said)
 
 
+def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
+    again: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stacking.Params
+
+    def other(**given: Any) -> stacking.Params:
+        return honest(C=1.0, **given)
+
+    monkeypatch.setattr(stacking, "Params", other)
+    train(again, data_dir)
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert metrics["holdout"]["openings"] == 2
+
+
 def test_too_few_bars_are_said(tmp_path: Path) -> None:
     write_bars(read_bars(SAMPLE)[:500], tmp_path / "few" / "BTCUSD_1h.parquet")
     with pytest.raises(MacdError, match="500 bars of BTCUSD are too few"):
