@@ -7,14 +7,14 @@ import os
 import sys
 import time
 
-from macd.host import activation
+from macd.host import activation, flags
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.record import recorder
 
 
 def main() -> int:
-    """Run or end the pending activation. Exit 0 when there is nothing left to do."""
+    """Run or end what is pending. Exit 0 when there is nothing left to do."""
     parser = argparse.ArgumentParser(prog="macd-host", description=__doc__)
     parser.add_argument("verb", choices=["activate", "recover"])
     parser.add_argument("--app", required=True, help="application directory")
@@ -30,6 +30,9 @@ def main() -> int:
                 forward=arguments.verb == "activate",
                 booting=arguments.booting,
             )
+            if arguments.verb == "recover":
+                flag = flags.recover(layout, recorder(layout), booting=arguments.booting)
+                print(f"macd-host: stacking flag: {flag}")
         except (HostError, OSError) as error:
             print(f"macd-host: {error}: {getattr(error, 'why', '')}", file=sys.stderr, flush=True)
             time.sleep(pause)  # a full disk may have room again, a busy systemd an answer

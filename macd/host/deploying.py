@@ -9,8 +9,19 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence
 
-from macd.host import activation, blobs, durable, envfile, ledger, releases, runtimes, snapshots
+from macd.host import (
+    activation,
+    blobs,
+    durable,
+    envfile,
+    flags,
+    ledger,
+    releases,
+    runtimes,
+    snapshots,
+)
 from macd.host.failure import HostError
+from macd.host.flagfile import FLAG, SHADOW
 from macd.host.layout import Layout, live_release
 from macd.host.ledger import EventLog, Pending, locked
 from macd.host.observing import DEPLOY_LOCK, rehearse
@@ -215,7 +226,7 @@ def _in_shadow(
     before: Dict[str, Optional[str]], after: Dict[str, Optional[str]]
 ) -> Dict[str, Optional[str]]:
     try:
-        flags = envfile.with_values(before.get(".env") or "", {"ML_ENABLE_STACKING": "0"})
+        shadow = envfile.with_values(before.get(".env") or "", {FLAG: SHADOW})
     except envfile.EnvFileError as error:
         raise HostError(
             "the flags file on the host can't be understood",
@@ -223,7 +234,7 @@ def _in_shadow(
             hint="mend that line, then deploy again",
             kind="refused",
         ) from error
-    return {**before, **after, ".env": flags}
+    return {**before, **after, ".env": shadow}
 
 
 def _refuse_if_pending(layout: Layout) -> None:
@@ -304,15 +315,20 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[
 def recover(app: str) -> Dict[str, Any]:
     """End an activation whose process died: commit what was committed, else put all back.
 
+    A change of the stacking flag that was interrupted is ended first.
+
     Left alone ("running"): one whose process lives, or whose client still sees to it.
     """
     layout = Layout(durable.expand(app))
-    if not os.path.isdir(layout.state()) or ledger.read_pending(layout) is None:
+    if not os.path.isdir(layout.state()):
+        return {"outcome": "nothing"}
+    if ledger.read_pending(layout) is None and not flags.is_pending(layout):
         return {"outcome": "nothing"}
     with contextlib.ExitStack() as held:
         try:
             if not _holds_the_lock(layout):
                 held.enter_context(locked(layout, DEPLOY_LOCK, {"who": "recovery"}))
+            flags.end(layout, recorder(layout))
             return {"outcome": activation.carry_on(layout, recorder(layout))}
         except HostError as error:
             if error.kind != "refused":

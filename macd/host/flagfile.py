@@ -1,0 +1,84 @@
+"""The stacking flag where it stands: in the flags file, and in the process that serves."""
+
+from __future__ import annotations
+
+import os
+from typing import Dict, Optional
+
+from macd.host import durable, envfile, probe
+from macd.host.failure import HostError
+from macd.host.layout import Layout
+from macd.host.supervisor import Process
+
+FLAG = "ML_ENABLE_STACKING"
+LIVE, SHADOW = "1", "0"
+
+
+def in_file(layout: Layout) -> str:
+    """The value the next start of the service takes. Raises HostError ("refused")."""
+    try:
+        return envfile.parse(_text(layout)).get(FLAG, SHADOW)
+    except envfile.EnvFileError as error:
+        raise _unreadable(layout, error) from error
+
+
+def write(layout: Layout, value: str) -> None:
+    """Into the file as it is now: others may have changed other keys since this began."""
+    text = _text(layout)
+    try:
+        after = envfile.with_values(text, {FLAG: value})
+    except envfile.EnvFileError as error:
+        raise _unreadable(layout, error) from error
+    if after != text:
+        try:
+            mode = os.stat(layout.env).st_mode & 0o777
+        except FileNotFoundError:
+            mode = 0o600
+        durable.replace_file(layout.env, after.encode(), mode=mode)
+
+
+def _text(layout: Layout) -> str:
+    try:
+        with open(layout.env, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _unreadable(layout: Layout, error: envfile.EnvFileError) -> HostError:
+    return HostError(
+        f"{layout.env} can't be understood",
+        why=str(error),
+        live="flags as before",
+        hint="mend that line, then try again",
+        kind="refused",
+    )
+
+
+def of_process(process: Process, endpoint: str) -> Optional[Dict[str, str]]:
+    """The ML_* settings the process was started with, None if nobody can tell.
+
+    From the kernel; where that is not to be had, from the process's own answer.
+    """
+    if not process.pid:
+        return None
+    try:
+        with open(f"/proc/{process.pid}/environ", "rb") as file:
+            pairs = [entry.partition(b"=")[::2] for entry in file.read().split(b"\0")]
+        found = {k.decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
+        return {name: value for name, value in found.items() if name.startswith("ML_")}
+    except ProcessLookupError:
+        return None
+    except OSError:  # no /proc, or not ours to read
+        return _as_it_says(process, endpoint)
+
+
+def _as_it_says(process: Process, endpoint: str) -> Optional[Dict[str, str]]:
+    try:
+        answer = probe.ask(endpoint)
+    except probe.ProbeError:
+        return None
+    flags = answer.get("flags")
+    if answer.get("pid") != process.pid or not isinstance(flags, dict):
+        return None
+    return {str(name): str(value) for name, value in flags.items()}

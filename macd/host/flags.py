@@ -1,0 +1,304 @@
+"""Set the stacking flag for the running process, not only for a file; or leave things as they were.
+
+The change is on record before anything is touched. Whatever kills this, the next call, the next
+deploy or the boot unit ends it: an interrupted enabling is taken back, an interrupted disabling is
+finished, because shadow is the safe side. For the same reason disabling is never undone: a service
+that is unwell without stacking is told of, and not given stacking back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from macd.host import durable, evidence, ledger, probe, releases
+from macd.host.failure import HostError
+from macd.host.flagfile import FLAG, LIVE, SHADOW, in_file, of_process, write
+from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.observing import DEPLOY_LOCK
+from macd.host.record import recorder
+from macd.host.supervisor import Process, Supervisor
+
+_PENDING = "pending-flag.json"
+_POLL_S = 0.1
+_CRASHES_THAT_SETTLE_IT = 2
+_REFUSALS_THAT_SETTLE_IT = 4
+Record = Callable[[str, Dict[str, object]], None]
+
+
+class _NotProvedError(Exception):
+    """No new process was seen to run with the flag."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the flag that is under way. state: begun, proved or reverting."""
+
+    wanted: str
+    was: str
+    release: str
+    unit: str
+    sockets: List[str]
+    scope: str
+    endpoint: str
+    health_s: float
+    who: str
+    started: float
+    state: str = "begun"
+    report: str = ""
+    reason: str = ""
+
+
+def set_flag(
+    app: str,
+    wanted: str,
+    who: str,
+    service: Dict[str, Any],
+    health_s: float,
+    report: bytes = b"",
+    signature: bytes = b"",
+    identity: str = "",
+) -> Dict[str, Any]:
+    """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
+
+    `service`: unit, sockets, scope, endpoint. Answers outcome ("set", "already", "reverted"),
+    release, pid, wrong (why it does not serve well, "" if it does), reason (of a revert).
+
+    Raises:
+        HostError ("refused"): nothing was touched.
+    """
+    layout = Layout(durable.expand(app))
+    if wanted not in (LIVE, SHADOW):
+        raise HostError(f"{FLAG} can't be {wanted!r}", kind="refused")
+    if not os.path.isdir(layout.state()):
+        raise HostError("this host is not provisioned", hint="invoke provision", kind="refused")
+    os.umask(0o022)
+    record = recorder(layout)
+    doing = "enable-stacking" if wanted == LIVE else "disable-stacking"
+    with ledger.locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}):
+        _refuse_if_deploying(layout)
+        end(layout, record)
+        change = _begin(layout, wanted, who, service, health_s)
+        process = Supervisor(change.scope).show(change.unit)
+        if _is_so(layout, change, process):
+            return _told("already", change, process, "")
+        if wanted == LIVE:
+            claim = evidence.Claim(report, signature, identity)
+            evidence.check(layout, claim, change.release, now=datetime.now(timezone.utc))
+            change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
+        _keep(layout, change)
+        record("flag.begun", _named(change))
+        return _carry_out(layout, change, record)
+
+
+def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
+    """End a change that was interrupted; the caller holds the deploy lock.
+
+    `booting`: systemd starts the service after us, so only the file is put right. Returns "set",
+    "reverted", or "nothing" when none is pending.
+    """
+    change = _interrupted(layout)
+    if change is None:
+        return "nothing"
+    if change.state == "proved":
+        return str(_finish(layout, change, record, None, "")["outcome"])
+    if change.wanted == SHADOW:
+        return str(_carry_out(layout, change, record, booting=booting)["outcome"])
+    reason = change.reason or f"it was interrupted while {change.state}"
+    return str(_put_back(layout, change, record, reason, booting=booting)["outcome"])
+
+
+def is_pending(layout: Layout) -> bool:
+    return os.path.exists(layout.state(_PENDING))
+
+
+def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
+    """`end` for one who does not hold the lock; "running" when somebody is at work."""
+    if not is_pending(layout):
+        return "nothing"
+    try:
+        with ledger.locked(layout, DEPLOY_LOCK, {"who": "recovery", "doing": "stacking flag"}):
+            return end(layout, record, booting=booting)
+    except HostError as error:
+        if error.kind != "refused":
+            raise
+        return "running"
+
+
+def _refuse_if_deploying(layout: Layout) -> None:
+    pending = ledger.read_pending(layout)
+    if pending is not None:
+        raise HostError(
+            f"activation {pending.number} is under way",
+            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
+            live=live_release(layout) or "nothing",
+            hint="invoke deploy --attach follows it; it commits or reverts by itself",
+            kind="refused",
+        )
+
+
+def _begin(
+    layout: Layout, wanted: str, who: str, service: Dict[str, Any], health_s: float
+) -> Change:
+    live = live_release(layout)
+    if live is None:
+        raise HostError("no release is live on this host", hint="invoke deploy", kind="refused")
+    return Change(
+        wanted=wanted,
+        was=in_file(layout),
+        release=live,
+        unit=service["unit"],
+        sockets=list(service["sockets"]),
+        scope=service["scope"],
+        endpoint=service["endpoint"],
+        health_s=health_s,
+        who=who,
+        started=time.time(),
+    )
+
+
+def _is_so(layout: Layout, change: Change, process: Process) -> bool:
+    running = of_process(process, change.endpoint)
+    return (
+        in_file(layout) == change.wanted
+        and running is not None
+        and running.get(FLAG, SHADOW) == change.wanted
+    )
+
+
+def _carry_out(
+    layout: Layout, change: Change, record: Record, *, booting: bool = False
+) -> Dict[str, Any]:
+    process, wrong = None, ""
+    try:
+        write(layout, change.wanted)
+        if not booting:
+            process, wrong = _restarted(layout, change, change.wanted)
+    except (_NotProvedError, HostError, OSError) as error:
+        if change.wanted == LIVE:
+            return _put_back(layout, change, record, _words(error))
+        if not isinstance(error, _NotProvedError):
+            raise  # still on record: the next call goes on with it
+        wrong = _words(error)
+    if wrong and change.wanted == LIVE:
+        return _put_back(layout, change, record, wrong)
+    change = dataclasses.replace(change, state="proved")
+    _keep(layout, change)
+    return _finish(layout, change, record, process, wrong)
+
+
+def _finish(
+    layout: Layout, change: Change, record: Record, process: Optional[Process], wrong: str
+) -> Dict[str, Any]:
+    record("flag.set", {**_named(change), "pid": process.pid if process else None, "wrong": wrong})
+    discard(layout.state(_PENDING))
+    return _told("set", change, process, wrong)
+
+
+def _put_back(
+    layout: Layout, change: Change, record: Record, reason: str, *, booting: bool = False
+) -> Dict[str, Any]:
+    """The value there was before, in the file and in the process."""
+    change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
+    with contextlib.suppress(OSError):  # go back all the same; the older record leads back too
+        _keep(layout, change)
+    before = dataclasses.replace(change, wanted=change.was)
+    process: Optional[Process] = Supervisor(change.scope).show(change.unit)
+    wrong = ""
+    touched = process is None or not _is_so(layout, before, process)
+    write(layout, change.was)
+    if booting:
+        process, wrong = None, "systemd starts it next"
+    elif touched:
+        try:
+            process, wrong = _restarted(layout, change, change.was)
+        except _NotProvedError as error:
+            process, wrong = None, _words(error)
+    record("flag.reverted", {**_named(change), "reason": change.reason, "wrong": wrong})
+    discard(layout.state(_PENDING))
+    return _told("reverted", change, process, wrong)
+
+
+def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str]:
+    """A NEW process seen to run with the flag at `value`, and why it is not well ("" if it is).
+
+    Raises:
+        _NotProvedError: there was none in health_s, or it crashes.
+    """
+    supervisor = Supervisor(change.scope)
+    sha256 = releases.manifest_sha256(layout, change.release)
+    before = supervisor.show(change.unit)
+    deadline = time.monotonic() + change.health_s
+    restarting = supervisor.restart(change.unit, change.sockets)
+    proved: Optional[Process] = None
+    wrong, refusals = "it has not answered yet", 0
+    while time.monotonic() < deadline and refusals <= _REFUSALS_THAT_SETTLE_IT:
+        now = supervisor.show(change.unit)
+        crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
+        if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
+            raise _NotProvedError(f"the service does not start: {now.result or now.active}")
+        if now.pid and not now.is_same_life(before):
+            running = of_process(now, change.endpoint)
+            has_it = running is not None and running.get(FLAG, SHADOW) == value
+            proved = now if has_it else None
+            wrong, final = _unwell(change, sha256, now)
+            if has_it and not wrong:
+                return now, ""
+            refusals = refusals + 1 if final else 0
+        time.sleep(_POLL_S)
+    if proved is None or not supervisor.show(change.unit).is_same_life(proved):
+        raise _NotProvedError(f"no running process has {FLAG}={value}: {wrong}")
+    return proved, wrong
+
+
+def _unwell(change: Change, sha256: str, process: Process) -> Tuple[str, bool]:
+    """Why it does not serve the live release well, and whether that is its last word."""
+    try:
+        answer = probe.ask(change.endpoint)
+    except probe.ProbeError as error:
+        return f"it does not answer: {error}", False
+    wrong = probe.problems(answer, release=change.release, manifest_sha256=sha256, process=process)
+    started = process.active == "active" and answer.get("status") in ("ok", "failed")
+    return "; ".join(wrong), started and answer.get("pid") == process.pid
+
+
+def _keep(layout: Layout, change: Change) -> None:
+    save(layout.state(_PENDING), dataclasses.asdict(change), mode=0o600)
+
+
+def _interrupted(layout: Layout) -> Optional[Change]:
+    document = load(layout.state(_PENDING), None)
+    if document is None:
+        return None
+    known = {field.name for field in dataclasses.fields(Change)}
+    return Change(**{name: value for name, value in document.items() if name in known})
+
+
+def _named(change: Change) -> Dict[str, object]:
+    names = ("wanted", "was", "release", "who", "report")
+    return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
+
+
+def _told(outcome: str, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "release": change.release,
+        "value": change.was if outcome == "reverted" else change.wanted,
+        "pid": process.pid if process else None,
+        "wrong": wrong,
+        "reason": change.reason,
+    }
+
+
+def _words(error: Exception) -> str:
+    why = getattr(error, "why", "")
+    return f"{error}: {why}" if why else str(error)
+
+
+OPERATIONS = {"set_flag": set_flag}
