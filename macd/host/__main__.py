@@ -32,7 +32,8 @@ def main() -> int:
             )
             if arguments.verb == "recover":
                 flag = flags.recover(layout, recorder(layout), booting=arguments.booting)
-                print(f"macd-host: stacking flag: {flag}")
+                if flag != "nothing":
+                    print(f"macd-host: stacking flag {flag}")
         except (HostError, OSError) as error:
             print(f"macd-host: {error}: {getattr(error, 'why', '')}", file=sys.stderr, flush=True)
             time.sleep(pause)  # a full disk may have room again, a busy systemd an answer

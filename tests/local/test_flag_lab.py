@@ -1,0 +1,87 @@
+"""The flag on the embedded lab, as typed: refused without evidence, set with it, and taken back."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.journal import Journal
+from macd.lab import LabState
+from macd.shadow import report
+from tests import signal_lines
+from tests.local.deploying import Project, project
+
+TASKS = """
+from invoke import Collection
+from macd.cli import deploy, flag, gate, provision, status, usage
+usage.install()
+namespace = Collection(
+    deploy.deploy, provision.provision, gate.shadow_gate, status.status,
+    flag.enable_stacking, flag.disable_stacking,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = project(lab, tmp_path_factory.mktemp("flag"), "flag-lab")
+    (made.root / "tasks.py").write_text(TASKS)
+    made.invoke("provision", "--yes")
+    made.release(1)
+    made.invoke("deploy", "--yes")
+    return made
+
+
+def fill(place: Project, n: int = 30, **more: Any) -> None:
+    shutil.rmtree(place.app / "data/live", ignore_errors=True)
+    shutil.rmtree(place.inventory.state_dir / "logs", ignore_errors=True)
+    made = signal_lines.lines(n, release=place.live, end=datetime.now(UTC), **more)
+    signal_lines.write(place.app / "data/live", made)
+
+
+def flag_of(place: Project) -> str:
+    (one,) = place.json("status")["hosts"]
+    return str(one["flags"]["ML_ENABLE_STACKING"])
+
+
+def test_from_refusal_to_live_and_back(deployed: Project) -> None:
+    told = deployed.invoke("enable-stacking", "--yes", code=6)
+    assert "there is no gate report" in told
+    fill(deployed, ml_error="tft: broken")
+    deployed.json("shadow-gate", code=1)
+    assert "its verdict is FAIL" in deployed.invoke("enable-stacking", "--yes", code=6)
+    fill(deployed)
+    deployed.json("shadow-gate")
+    assert deployed.json("enable-stacking", "--dry-run")["result"] == "would"
+    assert "nothing was changed" in deployed.invoke("enable-stacking", code=1)
+    assert flag_of(deployed) == "0"
+
+    told = deployed.json("enable-stacking", "--yes")
+    assert (told["result"], told["value"], told["wrong"]) == ("set", "1", "")
+    assert flag_of(deployed) == "1"
+    environ = Path(f"/proc/{told['pid']}/environ").read_bytes().split(b"\0")
+    assert b"ML_ENABLE_STACKING=1" in environ
+    assert "already" in deployed.invoke("enable-stacking", "--yes")
+
+    told = deployed.invoke("disable-stacking", "--yes")
+    assert "in shadow" in told
+    assert flag_of(deployed) == "0"
+    journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
+    kinds = [one.kind for one in journal]
+    assert kinds[-2:] == ["flag.enable", "flag.disable"]
+
+
+def test_changed_evidence_does_not_open(deployed: Project) -> None:
+    fill(deployed)
+    deployed.json("shadow-gate")
+    log = next((deployed.app / "data/live").glob("trades_*.jsonl"))
+    log.write_bytes(log.read_bytes().replace(b'"HOLD"', b'"SELL"', 1))
+    assert "not what was analysed" in deployed.invoke("enable-stacking", "--yes", code=6)
+    path = report.newest(deployed.inventory, "prod")
+    path.write_bytes(path.read_bytes().replace(b'"bars":30', b'"bars":31'))
+    assert "can't be trusted" in deployed.invoke("enable-stacking", "--yes", code=6)
+    assert flag_of(deployed) == "0"
