@@ -6,6 +6,7 @@ as refused. What is a whole line, and what was fetched before, is the client's b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -84,7 +85,12 @@ def log_hashes(app: str, ranges: Sequence[Sequence[Any]]) -> List[Optional[str]]
     for name, start, end in ranges:
         try:
             descriptor = _open(directory, name)
-        except (FileNotFoundError, HostError):
+        except HostError:
+            told.append(None)
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
             told.append(None)
             continue
         try:

@@ -61,7 +61,9 @@ def pull(session: Session, app: str, directory: Path) -> Pulled:
 
 def _pull(session: Session, app: str, directory: Path) -> Pulled:
     known = _read_index(directory)
-    heads = {name: entry["head"] for name, entry in known.items()}
+    here = [path for path in directory.iterdir() if NAME.fullmatch(path.name)]
+    sizes = {path.name: _whole_size(path) for path in here}
+    heads = {name: min(size, HEAD) for name, size in sizes.items()}
     told = session.call("log_files", app=app, heads=heads)
     files = [_checked(entry) for entry in told["files"]]
     index = dict(known)
@@ -69,26 +71,23 @@ def _pull(session: Session, app: str, directory: Path) -> Pulled:
     fetched = 0
     for entry in files:
         name, path = entry["name"], directory / entry["name"]
-        size = _whole_size(path)
+        size = sizes.get(name, 0)
         if size and not _same(session, app, entry, known.get(name, {}), path, size):
             _set_aside(path)
             replaced.append(name)
             size = 0
-        index[name] = {
-            "inode": entry["inode"],
-            "head": entry["head"],
-            "head_sha256": entry["head_sha256"],
-            "replaced": name in replaced,
-        }
-        _write_index(directory, index)  # before the first byte, so that a cut pull knows its file
-        fetched += _fetch(session, app, entry, path, size)
-    here = {entry["name"] for entry in files}
+        index[name] = {"inode": entry["inode"], "replaced": name in replaced}
+        if index[name] != known.get(name):
+            _write_index(directory, index)  # before the first byte: a cut pull knows its file
+        if entry["size"] > size or not path.exists():
+            fetched += _fetch(session, app, entry, path, size)
+    there = {entry["name"] for entry in files}
     return Pulled(
         directory,
         fetched,
-        tuple(sorted(here)),
-        tuple(sorted(set(replaced) & here)),
-        tuple(sorted(set(index) - here)),
+        tuple(sorted(there)),
+        tuple(sorted(set(replaced) & there)),
+        tuple(sorted(set(index) - there)),
         tuple((str(name)[:120], str(why)[:200]) for name, why in told["refused"][:20]),
     )
 
@@ -135,7 +134,7 @@ def _same(
     size: int,
 ) -> bool:
     """Whether the host's file still begins with our copy; another inode may be a restored one."""
-    if entry["size"] < size or entry["head_sha256"] != sha256_of(path, entry["head"]):
+    if entry["size"] < size or entry["head_sha256"] != sha256_of(path, min(size, HEAD)):
         return False
     if entry["inode"] == was.get("inode"):
         return True
@@ -185,8 +184,6 @@ def _data(pending: Pending, wanted: int) -> bytes:
 
 
 def _whole_size(path: Path) -> int:
-    if not path.exists():
-        return 0
     _cut_to_whole_lines(path)
     return path.stat().st_size
 
@@ -227,13 +224,13 @@ def _marked(known: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
 
 
 def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the copies; one without an entry was cut before, and is fetched anew."""
+    """What is known of the copies; one without an entry is compared whole."""
     try:
         told = json.loads((directory / _INDEX).read_bytes())
         return {
             name: dict(entry)
             for name, entry in told.items()
-            if NAME.fullmatch(name) and {"inode", "head", "head_sha256"} <= entry.keys()
+            if NAME.fullmatch(name) and "inode" in entry
         }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

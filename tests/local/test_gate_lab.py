@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,19 @@ def test_wrong_words_on_the_command_line(ready: Project, tmp_path: Path) -> None
     for words in (("--rule", "maybe"), ("--days", "-1"), ("--days", "nan"), ("--min-bars", "-3")):
         ready.invoke("shadow-gate", *words, code=2)
     ready.invoke("shadow-gate", "--logs", str(tmp_path), code=2)
+
+
+def test_logs_are_shown_searched_and_followed(ready: Project) -> None:
+    fill(ready, 30)
+    shown = ready.invoke("logs", "--lines", "3").splitlines()
+    assert [json.loads(line)["seq"] for line in shown] == [28, 29, 30]
+    found = ready.json("logs", "--grep", '"seq":7,')
+    assert [json.loads(line)["seq"] for line in found["lines"]] == [7]
+    ready.invoke("logs", "--grep", "(", code=2)
+    with ready.start("logs", "--follow", "--grep", "ml_", "--lines", "1") as typed:
+        assert typed.stdout is not None
+        assert json.loads(typed.stdout.readline())["seq"] == 30
+        fill(ready, 2, first_seq=31)
+        assert [json.loads(typed.stdout.readline())["seq"] for _ in range(2)] == [31, 32]
+        typed.send_signal(signal.SIGINT)
+        typed.communicate(timeout=60)
