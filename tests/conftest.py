@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep a file's tests together, so that its fixtures are made once, and boot the hosts once."""
-    for item in items:
-        on_hosts = item.get_closest_marker("hosts") is not None
-        group = "hosts" if on_hosts else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    on_hosts = item.get_closest_marker("hosts") is not None
+    group = "hosts" if on_hosts else item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))
