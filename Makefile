@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 # Much of the tests' time is waiting for hosts; two workers fill it.
-SPREAD ?= -n 2 --dist loadgroup
+SPREAD ?= -n 2 --dist loadfile
 
 .PHONY: setup demo test test-full check lock clean
 
