@@ -33,7 +33,12 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
             Figure(
                 title,
                 charts.forest(
-                    rows, title=title, reference=one["threshold"], domain=(0.0, 1.02), label="share"
+                    rows,
+                    title=title,
+                    reference=one["threshold"],
+                    domain=(0.0, 1.1),
+                    label="share",
+                    digits=2,
                 ),
                 Table(
                     ("bounds", "share", "low", "high"),

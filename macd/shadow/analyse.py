@@ -222,8 +222,9 @@ class Analysis:
         self._models["lgb"].add(line.lgb)
         self._latency.add(line.latency)
         self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
+        said = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
         for (a, b), pair in self._pairs.items():
-            x, y = getattr(line, a), getattr(line, b)
+            x, y = said[a], said[b]
             if x is not None and y is not None and 0 < x < 1 and 0 < y < 1:
                 pair.add(x, y)
         close = line.close
@@ -270,18 +271,21 @@ class Analysis:
         }
 
     def tally(self) -> dict[str, tuple[int, int]]:
-        """Successes and trials of each criterion; junk is among the bars."""
+        """Successes and trials of each criterion.
+
+        Junk is a trial of every one: what can't be read may have been the worst of bars.
+        """
         by_bits = Counter(self.bars.values())
 
         def having(wanted: int) -> int:
             return sum(n for bits, n in by_bits.items() if bits & wanted == wanted)
 
-        activated = having(ACTIVATED)
+        covered, activated = having(COVERED), having(ACTIVATED)
         return {
-            "ml_coverage": (having(COVERED), len(self.bars) + self.junk),
-            "stacking_activation": (activated, having(COVERED)),
-            "tft_normal": (having(ACTIVATED | TFT), activated),
-            "lstm_normal": (having(ACTIVATED | LSTM), activated),
+            "ml_coverage": (covered, len(self.bars) + self.junk),
+            "stacking_activation": (activated, covered + self.junk),
+            "tft_normal": (having(ACTIVATED | TFT), activated + self.junk),
+            "lstm_normal": (having(ACTIVATED | LSTM), activated + self.junk),
         }
 
     @property

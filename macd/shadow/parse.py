@@ -95,7 +95,10 @@ def parse(raw: bytes) -> Line | Bad:
 
 def clean(text: str) -> str:
     """Words of a stranger for a terminal or page: short, one line, no control characters."""
-    return _UNPRINTABLE.sub("�", text[:_TEXT])
+    text = text[:_TEXT]
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNPRINTABLE.sub("�", text)
 
 
 def _line(document: dict[str, Any]) -> Line:
@@ -166,7 +169,7 @@ def _text(parts: dict[str, Any], name: str) -> str:
         return ""
     if type(value) is not str:
         raise _WrongError(f"{name} is not text")
-    return value if len(value) <= 40 and value.isalnum() else clean(value)
+    return clean(value)
 
 
 def _error(value: Any) -> str:

@@ -51,7 +51,7 @@ class Model:
     stuck: int = 0
     low: float = math.inf
     high: float = -math.inf
-    mean: float = 0.0
+    offsets: float = 0.0  # of a half, where probabilities lie: their squares lose no digits
     squares: float = 0.0
 
     def add(self, p: float | None) -> bool:
@@ -63,9 +63,9 @@ class Model:
             self.not_finite += 1
             return False
         self.n += 1
-        step = p - self.mean
-        self.mean += step / self.n
-        self.squares += step * (p - self.mean)
+        offset = p - 0.5
+        self.offsets += offset
+        self.squares += offset * offset
         self.low = min(self.low, p)
         self.high = max(self.high, p)
         if not 0 < p < 1:
@@ -76,7 +76,8 @@ class Model:
 
     def document(self) -> dict[str, Any]:
         known = self.n > 0
-        spread = math.sqrt(max(0.0, self.squares) / self.n) if known else None
+        offset = self.offsets / self.n if known else 0.0
+        spread = math.sqrt(max(0.0, self.squares / self.n - offset * offset)) if known else None
         return {
             "answers": self.n,
             "missing": self.missing,
@@ -85,7 +86,7 @@ class Model:
             "stuck": self.stuck,
             "min": _finite(self.low) if known else None,
             "max": _finite(self.high) if known else None,
-            "mean": _finite(self.mean) if known else None,
+            "mean": _finite(0.5 + offset) if known else None,
             "spread": _finite(spread),
             "histogram": list(self.bins),
         }
@@ -162,26 +163,34 @@ class Pair:
 
     n: int = 0
     same: int = 0
-    means: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    products: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    x: float = 0.0  # sums of offsets from a half
+    y: float = 0.0
+    xx: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
 
     def add(self, a: float, b: float) -> None:
         """Both in (0, 1)."""
+        a -= 0.5
+        b -= 0.5
         self.n += 1
-        self.same += (a > 0.5) == (b > 0.5)
-        da, db = a - self.means[0], b - self.means[1]
-        self.means[0] += da / self.n
-        self.means[1] += db / self.n
-        self.products[0] += da * (a - self.means[0])
-        self.products[1] += db * (b - self.means[1])
-        self.products[2] += da * (b - self.means[1])
+        self.same += (a > 0) == (b > 0)
+        self.x += a
+        self.y += b
+        self.xx += a * a
+        self.yy += b * b
+        self.xy += a * b
 
     def document(self) -> dict[str, Any]:
-        scale = math.sqrt(self.products[0] * self.products[1])
+        n = self.n
+        shared = n * self.xy - self.x * self.y
+        scale = math.sqrt(
+            max(0.0, n * self.xx - self.x * self.x) * max(0.0, n * self.yy - self.y * self.y)
+        )
         return {
-            "n": self.n,
-            "same_side": self.same / self.n if self.n else None,
-            "correlation": self.products[2] / scale if scale > 0 else None,
+            "n": n,
+            "same_side": self.same / n if n else None,
+            "correlation": shared / scale if scale > 1e-9 * n else None,
         }
 
 

@@ -229,7 +229,9 @@ def test_stale_lines_and_lines_of_the_future() -> None:
 def test_each_malformed_line_is_a_bar_without_evidence() -> None:
     junk = [b"\x00\xff", b"{", b"[" * 5000, b'"x"', b"{}"]
     lines: list[Made | bytes] = [*made()]
-    assert rates(judged([*lines[:20], *junk, *lines[20:]]))["ml_coverage"] == (40, 45)
+    # what can't be read may have been the worst of bars, so it counts against every share
+    decision = judged([*lines[:20], *junk, *lines[20:]])
+    assert set(rates(decision).values()) == {(40, 45)}
     assert judged([*lines[:20], *junk, *junk, *lines[20:]]).verdict == FAIL
     found = analysed([*lines[:20], *junk, *lines[20:]]).document()["malformed"]
     assert found["count"] == found["counted_as_bars"] == 5
@@ -302,14 +304,17 @@ BAD = (
 
 def test_ten_thousand_damaged_lines_neither_crash_nor_make_a_bad_service_pass() -> None:
     spoilt = 0
+    text = json.dumps(made(50))
 
     @settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**32), st.sampled_from(BAD), st.sampled_from((0.03, 0.3, 1.0)))
     def damaged(seed: int, bad: dict[str, Any], share: float) -> None:
         nonlocal spoilt
         rng = random.Random(seed)
-        # 10 of 50: at or below every threshold, and as near to the lowest as it gets
-        lines = changed(LINES(), rng.sample(range(50), 10), **bad)
+        # 40 of 50 are covered, which is just too few. What is asked of fewer bars has some to
+        # spare, since damage that leaves a line readable may take its bar out of these.
+        count = 10 if "ml_error" in bad else 13
+        lines = changed(json.loads(text), rng.sample(range(50), count), **bad)
         raws = []
         for line in lines:
             raw = signal_lines.encode(line).rstrip(b"\n")
@@ -320,10 +325,6 @@ def test_ten_thousand_damaged_lines_neither_crash_nor_make_a_bad_service_pass() 
         decision = judged([raw for raw in raws if raw.strip()])
         assert decision.verdict != PASS, raws
 
-    def LINES() -> list[Made]:
-        return json.loads(TEXT)
-
-    TEXT = json.dumps(made(50))
     damaged()
     assert spoilt >= 10_000
 

@@ -1,0 +1,119 @@
+"""Does the gate read 1 GB of logs in under 30 s and 500 MB of memory? `gate_scale.py --mb 1000`.
+
+Lines are as long as the service's, all of one release and inside the window: the dearest case. The
+memory is the most that this process and its helpers held at once, sampled ten times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from macd.shadow import gate, reading
+from macd.shadow.analyse import Analysis, Window
+from macd.shadow.gate import Findings, Rule
+from tests import signal_lines
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+FEW = 4000
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--mb", type=int, default=1000)
+    options.add_argument("--workers", type=int, default=0, help="0: as many as cores")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="macd-scale-") as held:
+        sources, lines = fill(Path(held), chosen.mb * 1_000_000)
+        size = sum(source.size for source in sources)
+        found = Analysis(Window(0, round(NOW.timestamp() * 1000), signal_lines.RELEASE))
+        memory = Memory()
+        began, load = time.perf_counter(), os.getloadavg()[0]
+        reading.analyse(sources, found, workers=chosen.workers)
+        decision = gate.decide(Findings(found.tally()), Rule())
+        document = found.document()
+        seconds = time.perf_counter() - began
+        most = memory.stop()
+    assert document["lines"] == lines, (document["lines"], lines)
+    print(f"{size / 1e6:.0f} MB, {lines:,} lines: {decision.verdict}, {found.tally()}")
+    print(
+        f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s, at most {most / 1e6:.0f} MB of memory"
+    )
+    print(f"load when it began: {load:.1f} on {os.cpu_count()} cores")
+    per_gb = seconds * 1e9 / size
+    good = per_gb < 30 and most < 500e6
+    print(f"{per_gb:.1f} s a GB (limit 30), {most / 1e6:.0f} MB (limit 500): {good and 'holds'}")
+    return 0 if good else 1
+
+
+def fill(directory: Path, size: int) -> tuple[list[reading.Source], int]:
+    """A few thousand lines, written again and again with their own seq and bar_time."""
+    made = list(signal_lines.lines(FEW, end=NOW, every=timedelta(seconds=1)))
+    cut = [_around(signal_lines.encode(line)) for line in made]
+    written = seq = 0
+    path = directory / "trades_20260302.jsonl"
+    with path.open("wb", buffering=1 << 20) as file:
+        while written < size:
+            for before, between, after in cut:
+                seq += 1
+                bar = signal_lines.FIRST_BAR + timedelta(hours=seq)
+                stamp = bar.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+                written += file.write(b"%s%d%s%s%s" % (before, seq, between, stamp, after))
+    return reading.ordered(directory), seq
+
+
+def _around(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """A line without the values of its seq and bar_time."""
+    before, _, rest = raw.partition(b'"seq":')
+    _, comma, rest = rest.partition(b",")
+    between, key, rest = rest.partition(b'"bar_time":"')
+    _, quote, after = rest.partition(b'"')
+    return before + b'"seq":', comma + between + key, quote + after
+
+
+class Memory:
+    """What this process and its descendants hold; shared pages are counted in shares."""
+
+    def __init__(self) -> None:
+        self._most = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        self._over.set()
+        self._thread.join()
+        return self._most
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.1):
+            self._most = max(self._most, sum(map(_held, _family(os.getpid()))))
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [one for child in task.read_text().split() for one in _family(int(child))]
+        except OSError:
+            continue
+    return found
+
+
+def _held(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""The gate on what the real service writes: well, and with models gone or answering a constant."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from macd.inventory import load
+from macd.shadow import run
+from macd.shadow.gate import Rule
+from macd.shadow.run import Judged
+from tests import signal_lines
+from tests.served import App, make_app
+
+PATIENCE_S = 120
+
+
+@pytest.fixture
+def app() -> Iterator[App]:
+    root = Path(tempfile.mkdtemp(prefix="macd-g-"))  # short: sockets' paths are limited
+    yield make_app(root, speed=100)
+    shutil.rmtree(root)
+
+
+def write_bars(app: App, count: int = 45) -> None:
+    """Run the service until it has written that many lines, then stop it as systemd does."""
+    argv = [sys.executable, "-m", "macd.service", "--root", str(app.root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "0"}
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        try:
+            while time.monotonic() < deadline and process.poll() is None:
+                with contextlib.suppress(ValueError):  # the last line may be half written
+                    if len(app.lines) >= count:
+                        return
+                time.sleep(0.1)
+            raise AssertionError(f"{len(app.lines)} lines, status {process.poll()}")
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def judged(app: App) -> Judged:
+    return run.of_files(load("lab"), app.root / "data/live", Rule(), None, datetime.now(UTC))
+
+
+def criteria(found: Judged) -> dict[str, str]:
+    return {one.name: one.outcome for one in found.decision.criteria}
+
+
+def test_real_lines_pass_and_are_what_tests_write(app: App) -> None:
+    write_bars(app)
+    found = judged(app)
+    assert found.document["release"] == app.release.name
+    assert found.decision.verdict == "PASS", found.decision.reasons
+    assert found.document["findings"]["malformed"]["count"] == 0
+    assert found.document["findings"]["counts"] == {}
+    real = next(line for line in app.lines if line["level"] == "SIGNAL")
+    ours = next(signal_lines.lines(1, end=datetime.now(UTC)))
+    _same_shape(ours, real)
+
+
+def _same_shape(ours: Any, real: Any, path: str = "line") -> None:
+    """Every field of ours is in a real line, with a value of the same kind."""
+    if isinstance(ours, dict):
+        assert isinstance(real, dict), path
+        for name, value in ours.items():
+            assert name in real, f"{path}.{name}"
+            _same_shape(value, real[name], f"{path}.{name}")
+    elif ours is not None and real is not None:
+        assert type(ours) is type(real), path
+
+
+def test_a_missing_model_fails_coverage(app: App) -> None:
+    (app.models / "tft_1h.onnx").unlink()
+    write_bars(app)
+    found = judged(app)
+    assert found.decision.verdict == "FAIL"
+    assert criteria(found)["ml_coverage"] == "FAIL"
+    told = [one["example"] for one in found.document["findings"]["errors"]]
+    assert any("tft" in words for words in told)
+
+
+def test_a_model_that_answers_a_constant_fails(app: App) -> None:
+    """Even where nobody noticed the file: golden predictions fail, and the answers are stuck."""
+    path = app.models / "tft_1h.onnx"
+    original = onnx.load(path)
+    (put,), (out,) = original.graph.input, original.graph.output
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1, 3], [0.5, 0.5, 0.5])
+    nodes = [
+        helper.make_node("ReduceMean", [put.name], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "at"], ["column"]),
+        helper.make_node("Mul", ["column", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "value"], [out.name]),
+    ]
+    inits = [
+        value,
+        helper.make_tensor("zero", TensorProto.FLOAT, [1, 1], [0.0]),
+        helper.make_tensor("at", TensorProto.INT64, [1], [1]),
+    ]
+    graph = helper.make_graph(nodes, "constant", [put], [out], inits)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    write_bars(app)
+    found = judged(app)
+    assert found.decision.verdict == "FAIL"
+    tft = found.document["findings"]["models"]["tft"]
+    assert tft["answers"] == 0 or tft["stuck"] + tft["outside"] > 0

@@ -1,0 +1,226 @@
+"""Each known failure is found by its evidence, with a remedy; a host that is well has none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.deploy.state import HostState
+from macd.inventory import load
+from macd.shadow import report, run
+from macd.shadow.case import Case, Feed, Finding
+from macd.shadow.doctor import diagnose
+from tests import signal_lines
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+LIVE = signal_lines.RELEASE
+NAMES = [
+    "serving", "old process", "wrong release", "flag in the process", "missing dependency",
+    "ML coverage zero", "too few stacking samples", "TFT constant", "stale feed", "disk full",
+    "clock off", "unit drift", "training on h800",
+]  # fmt: skip
+
+
+def judged(tmp_path: Path, **components: Any) -> Mapping[str, Any]:
+    """A gate document as the product makes it, of lines with these components."""
+    signal_lines.write(tmp_path / "logs", signal_lines.lines(30, end=NOW, **components))
+    known = load("lab")
+    found = run.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
+    return found.document
+
+
+@pytest.fixture
+def well(tmp_path: Path) -> Case:
+    """A host with nothing wrong."""
+    health = {
+        "release": LIVE, "pid": 42, "status": "ok", "golden": {"ok": True},
+        "feed": {"state": "polling", "last_arrival": NOW.timestamp() - 1800},
+    }  # fmt: skip
+    found = HostState(
+        app="/opt/macd-analysis",
+        exists=True,
+        python={"executable": "/usr/bin/python3", "version": "3.11"},
+        endpoint="unix:/h.sock",
+        live=LIVE,
+        history=[{"release": LIVE}],
+        process={"active": "active", "pid": 42},
+        health=health,
+        rehearsal={"ready": True, "why": ""},
+    )
+    checkup = {
+        "process_flags": {"ML_ENABLE_STACKING": "0"},
+        "flag_in_file": "0",
+        "others": [],
+        "check": {"code": 0, "said": '{"ok": true}'},
+        "log": "",
+        "disk": {"free": 20 << 30, "total": 40 << 30, "inodes": 10**6},
+    }
+    return Case(
+        found=found,
+        checkup=checkup,
+        drift=[],
+        clock_offset=0.2,
+        clock_error=0.1,
+        feed=Feed("ccxt", 3600, live=True),
+        now=NOW.timestamp(),
+        report=judged(tmp_path / "well"),
+        trainings={"h800": {"state": "DONE", "why": "", "remedy": ""}},
+    )
+
+
+def about(case: Case, **more: Any) -> Case:
+    """The case with fields of what was found, or of the checkup, replaced."""
+    fields = {field.name for field in dataclasses.fields(HostState)}
+    found = {name: value for name, value in more.items() if name in fields}
+    checkup = {name: value for name, value in more.items() if name in case.checkup}
+    rest = {n: v for n, v in more.items() if n not in found and n not in checkup}
+    return dataclasses.replace(
+        case,
+        found=dataclasses.replace(case.found, **found),
+        checkup={**case.checkup, **checkup},
+        **rest,
+    )
+
+
+def wrong(case: Case) -> list[Finding]:
+    found = diagnose(case)
+    assert [one.name for one in found] == NAMES
+    bad = [one for one in found if one.ok is False]
+    assert all(one.remedy and one.evidence for one in bad)
+    return bad
+
+
+def test_a_host_that_is_well(well: Case) -> None:
+    assert [(one.name, one.ok) for one in diagnose(well)] == [(name, True) for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "changed"),
+    [
+        ("serving", "unit is failed", {"process": {"active": "failed", "pid": 0}}),
+        ("old process", "run 7 8", {"others": [7, 8]}),
+        (
+            "wrong release",
+            "model.txt",
+            {"rehearsal": {"ready": False, "why": "model.txt"}},
+        ),
+        ("wrong release", "never committed", {"history": []}),
+        ("flag in the process", "process has 0", {"flag_in_file": "1"}),
+        ("flag in the process", "process has 1", {"process_flags": {"ML_ENABLE_STACKING": "1"}}),
+        ("flag in the process", "understood", {"flag_in_file": None}),
+        (
+            "missing dependency",
+            "No module named 'lightgbm'",
+            {
+                "check": {
+                    "code": 1,
+                    "said": "Trace\nImportError: No module named 'lightgbm'",
+                }
+            },
+        ),
+        (
+            "missing dependency",
+            "libgomp.so.1",
+            {"check": {"code": 1, "said": "libgomp.so.1: cannot open shared object file"}},
+        ),
+        ("missing dependency", "does not run", {"check": {"code": None, "said": "no such file"}}),
+        ("disk full", "20 MB of", {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}}),
+        ("disk full", "3 inodes", {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}}),
+        ("clock off", "-61.0 s", {"clock_offset": -61.0}),
+        ("stale feed", "10800 s ago", {"now": NOW.timestamp() + 9000}),
+        (
+            "unit drift",
+            "macd-analysis.service",
+            {"drift": ["macd-analysis.service was changed or is missing"]},
+        ),
+        (
+            "training on h800",
+            "CUDA out of memory",
+            {
+                "trainings": {
+                    "h800": {"state": "FAILED", "why": "CUDA out of memory", "remedy": "smaller"}
+                }
+            },
+        ),
+    ],
+)
+def test_each_failure_is_named(
+    well: Case, name: str, evidence: str, changed: dict[str, Any]
+) -> None:
+    (found,) = wrong(about(well, **changed))
+    assert found.name == name
+    assert evidence in found.evidence
+
+
+def test_what_answers_is_not_what_should(well: Case) -> None:
+    health = {**well.found.health, "pid": 41}
+    (found,) = wrong(about(well, health=health))
+    assert (found.name, "pid 41 answers" in found.evidence) == ("old process", True)
+    health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
+    (found,) = wrong(about(well, health=health))
+    assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("wrong release", True)
+    health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
+    (found,) = wrong(about(well, health=health))
+    assert found.name == "serving"
+    assert "\x1b" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("names", "evidence", "components"),
+    [
+        (["TFT constant"], "every one of them 0", {"ml_tft_prob": 0.0}),
+        (["TFT constant"], "every one of them 0.5", {"ml_tft_prob": 0.5}),
+        (["TFT constant"], "no number on any of 30 bars", {"ml_tft_prob": None}),
+        (["ML coverage zero"], "30 × lstm: broken", {"ml_error": "lstm: broken"}),
+        (
+            ["too few stacking samples"],
+            "1200 is below",
+            {
+                "ml_stacking_prob": None,
+                "ml_stacking_mode": "off",
+                "ml_stacking_skipped_reason": (
+                    "n_oof_samples 1200 is below ML_STACKING_MIN_SAMPLES 5000"
+                ),
+            },
+        ),
+    ],
+)
+def test_the_guides_problems_are_read_from_the_lines(
+    well: Case, tmp_path: Path, names: list[str], evidence: str, components: dict[str, Any]
+) -> None:
+    found = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
+    assert [one.name for one in found] == names
+    assert evidence in found[0].evidence
+
+
+def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None:
+    found = {
+        one.name: one.ok
+        for one in diagnose(
+            about(
+                well,
+                report=None,
+                no_report="no logs",
+                others=None,
+                process_flags=None,
+                health={**well.found.health, "feed": None},
+                trainings={"h800": {"state": "", "why": "can't be reached", "remedy": ""}},
+            )
+        )
+    }
+    unknown = {name for name, ok in found.items() if ok is None}
+    assert unknown == {
+        "old process", "flag in the process", "ML coverage zero", "too few stacking samples",
+        "TFT constant", "stale feed", "training on h800",
+    }  # fmt: skip
+    assert not [name for name, ok in found.items() if ok is False]
+
+
+def test_a_host_that_was_never_provisioned(well: Case) -> None:
+    (found,) = diagnose(about(well, exists=False))
+    assert (found.ok, found.remedy) == (False, "invoke provision")
