@@ -240,6 +240,21 @@ def test_an_unwell_service_is_put_back_but_shadow_is_never_denied(host: Place) -
     assert flags_now(host) == ("0", "0")
 
 
+def test_a_process_that_does_not_get_the_flag_is_put_back(host: Place) -> None:
+    unit = host.top / "home/.config/systemd/user" / UNIT
+    text = unit.read_text()
+    (host.top / "other.env").write_text("ML_ENABLE_STACKING=0\n")
+    reload = [host.top / "bin/systemctl", "--user", "daemon-reload"]
+    unit.write_text(text.replace(f"{host.app}/.env", f"{host.top}/other.env"))
+    subprocess.run(reload, check=True)
+    told = flip(host, "1", report(host), health_s=1.5)
+    assert (told["outcome"], told["value"]) == ("reverted", "0")
+    assert "no running process has ML_ENABLE_STACKING=1" in told["reason"]
+    assert flags_now(host) == ("0", "0")
+    unit.write_text(text)
+    subprocess.run(reload, check=True)
+
+
 def test_a_flags_file_that_could_mean_two_things_is_not_touched(host: Place) -> None:
     text = 'ML_ENABLE_STACKING=0\nA="x\nML_ENABLE_STACKING=1"\n'
     (host.app / ".env").write_text(text)

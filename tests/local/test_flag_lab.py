@@ -1,8 +1,9 @@
-"""The flag on the embedded lab, as typed: refused without evidence, set with it, and taken back."""
+"""Flag and doctor on the embedded lab, as typed: refused, set, taken back, diagnosed."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from tests.local.deploying import Project, project
 
 TASKS = """
 from invoke import Collection
-from macd.cli import deploy, flag, gate, provision, status, usage
+from macd.cli import deploy, doctor, flag, gate, provision, status, usage
 usage.install()
 namespace = Collection(
     deploy.deploy, provision.provision, gate.shadow_gate, status.status,
-    flag.enable_stacking, flag.disable_stacking,
+    flag.enable_stacking, flag.disable_stacking, doctor.doctor,
 )
 """
 
@@ -85,3 +86,42 @@ def test_changed_evidence_does_not_open(deployed: Project) -> None:
     path.write_bytes(path.read_bytes().replace(b'"bars":30', b'"bars":31'))
     assert "can't be trusted" in deployed.invoke("enable-stacking", "--yes", code=6)
     assert flag_of(deployed) == "0"
+
+
+def diagnosed(place: Project, code: int) -> dict[str, str]:
+    """The problems' evidence by name."""
+    (one,) = place.json("doctor", code=code)["hosts"]
+    return {f["name"]: f["evidence"] for f in one["findings"] if f["ok"] is False}
+
+
+def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
+    fill(deployed)
+    assert diagnosed(deployed, 0) == {}
+    env, release = deployed.app / ".env", deployed.app / "current"
+    model = release / "data/ml_models/model.txt"
+    unit = deployed.lab.hosts["prod"].home / ".config/systemd/user/flag-lab.service"
+    kept = {path: path.read_bytes() for path in (env, model, unit)}
+    mode = model.stat().st_mode
+    env.write_bytes(kept[env].replace(b"STACKING=0", b"STACKING=1"))
+    model.chmod(0o644)
+    model.unlink()  # it is a link to a blob
+    model.write_bytes(b"answers a constant")
+    unit.write_bytes(kept[unit] + b"# by hand\n")
+    fill(deployed, ml_tft_prob=0.0)
+    argv = [release / "runtime/bin/python", "-I", "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen([*argv, "serve.py", "--root", deployed.app]) as stray:
+        found = diagnosed(deployed, 1)
+        stray.kill()
+    for path, content in kept.items():
+        path.write_bytes(content)
+    model.chmod(mode)
+    assert set(found) == {
+        "processes", "release", "flag", "TFT output", "units",
+    }  # fmt: skip
+    assert str(stray.pid) in found["processes"]
+    assert "model.txt" in found["release"]
+    assert "every one of them 0" in found["TFT output"]
+    fill(deployed)
+    told = deployed.invoke("doctor")
+    assert "no problems found" in told
+    assert "training on h800" in told

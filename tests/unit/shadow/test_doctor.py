@@ -20,9 +20,9 @@ from tests import signal_lines
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 LIVE = signal_lines.RELEASE
 NAMES = [
-    "serving", "old process", "wrong release", "flag in the process", "missing dependency",
-    "ML coverage zero", "too few stacking samples", "TFT constant", "stale feed", "disk full",
-    "clock off", "unit drift", "training on h800",
+    "serving", "processes", "release", "flag", "dependencies",
+    "ML coverage", "stacking samples", "TFT output", "feed", "disk",
+    "clock", "units", "training on h800",
 ]  # fmt: skip
 
 
@@ -103,18 +103,18 @@ def test_a_host_that_is_well(well: Case) -> None:
     ("name", "evidence", "changed"),
     [
         ("serving", "unit is failed", {"process": {"active": "failed", "pid": 0}}),
-        ("old process", "run 7 8", {"others": [7, 8]}),
+        ("processes", "run 7 8", {"others": [7, 8]}),
         (
-            "wrong release",
+            "release",
             "model.txt",
             {"rehearsal": {"ready": False, "why": "model.txt"}},
         ),
-        ("wrong release", "never committed", {"history": []}),
-        ("flag in the process", "process has 0", {"flag_in_file": "1"}),
-        ("flag in the process", "process has 1", {"process_flags": {"ML_ENABLE_STACKING": "1"}}),
-        ("flag in the process", "understood", {"flag_in_file": None}),
+        ("release", "never committed", {"history": []}),
+        ("flag", "process has 0", {"flag_in_file": "1"}),
+        ("flag", "process has 1", {"process_flags": {"ML_ENABLE_STACKING": "1"}}),
+        ("flag", "understood", {"flag_in_file": None}),
         (
-            "missing dependency",
+            "dependencies",
             "No module named 'lightgbm'",
             {
                 "check": {
@@ -124,17 +124,17 @@ def test_a_host_that_is_well(well: Case) -> None:
             },
         ),
         (
-            "missing dependency",
+            "dependencies",
             "libgomp.so.1",
             {"check": {"code": 1, "said": "libgomp.so.1: cannot open shared object file"}},
         ),
-        ("missing dependency", "does not run", {"check": {"code": None, "said": "no such file"}}),
-        ("disk full", "20 MB of", {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}}),
-        ("disk full", "3 inodes", {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}}),
-        ("clock off", "-61.0 s", {"clock_offset": -61.0}),
-        ("stale feed", "10800 s ago", {"now": NOW.timestamp() + 9000}),
+        ("dependencies", "does not run", {"check": {"code": None, "said": "no such file"}}),
+        ("disk", "20 MB of", {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}}),
+        ("disk", "3 inodes", {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}}),
+        ("clock", "-61.0 s", {"clock_offset": -61.0}),
+        ("feed", "10800 s ago", {"now": NOW.timestamp() + 9000}),
         (
-            "unit drift",
+            "units",
             "macd-analysis.service",
             {"drift": ["macd-analysis.service was changed or is missing"]},
         ),
@@ -160,10 +160,10 @@ def test_each_failure_is_named(
 def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.found.health, "pid": 41}
     (found,) = wrong(about(well, health=health))
-    assert (found.name, "pid 41 answers" in found.evidence) == ("old process", True)
+    assert (found.name, "pid 41 answers" in found.evidence) == ("processes", True)
     health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
     (found,) = wrong(about(well, health=health))
-    assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("wrong release", True)
+    assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
     health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
@@ -173,12 +173,12 @@ def test_what_answers_is_not_what_should(well: Case) -> None:
 @pytest.mark.parametrize(
     ("names", "evidence", "components"),
     [
-        (["TFT constant"], "every one of them 0", {"ml_tft_prob": 0.0}),
-        (["TFT constant"], "every one of them 0.5", {"ml_tft_prob": 0.5}),
-        (["TFT constant"], "no number on any of 30 bars", {"ml_tft_prob": None}),
-        (["ML coverage zero"], "30 × lstm: broken", {"ml_error": "lstm: broken"}),
+        (["TFT output"], "every one of them 0", {"ml_tft_prob": 0.0}),
+        (["TFT output"], "every one of them 0.5", {"ml_tft_prob": 0.5}),
+        (["TFT output"], "no number on any of 30 bars", {"ml_tft_prob": None}),
+        (["ML coverage"], "30 × lstm: broken", {"ml_error": "lstm: broken"}),
         (
-            ["too few stacking samples"],
+            ["stacking samples"],
             "1200 is below",
             {
                 "ml_stacking_prob": None,
@@ -215,8 +215,8 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
     }
     unknown = {name for name, ok in found.items() if ok is None}
     assert unknown == {
-        "old process", "flag in the process", "ML coverage zero", "too few stacking samples",
-        "TFT constant", "stale feed", "training on h800",
+        "processes", "flag", "ML coverage", "stacking samples",
+        "TFT output", "feed", "training on h800",
     }  # fmt: skip
     assert not [name for name, ok in found.items() if ok is False]
 

@@ -1,0 +1,112 @@
+"""What a diagnosis needs to know of a host beyond what a deploy asks; changes nothing.
+
+The live release's own check is run beside the service: it imports everything, loads the models and
+computes the golden predictions, so what is missing or broken here says so itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from typing import Any, Dict, List, Optional
+
+from macd.host import durable, flagfile
+from macd.host.failure import HostError
+from macd.host.layout import Layout, live_release
+from macd.host.supervisor import Supervisor
+
+_CHECK_TIMEOUT_S = 180
+_LONGEST = 2000
+_LOG_LINES = 30
+
+
+def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
+    """`endpoint` may be "unix". Unknown answers are None.
+
+    Answers process_flags, flag_in_file, others (pids of further processes of this application),
+    check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}).
+    """
+    layout = Layout(durable.expand(app))
+    process = Supervisor(scope).show(unit)
+    in_file = None
+    with contextlib.suppress(HostError):
+        in_file = flagfile.in_file(layout)
+    return {
+        "process_flags": flagfile.of_process(process, layout.endpoint(endpoint, scope)),
+        "flag_in_file": in_file,
+        "others": _others(layout, process.pid),
+        "check": _check(layout),
+        "log": _log(unit, scope),
+        "disk": _disk(layout.app),
+    }
+
+
+def _check(layout: Layout) -> Optional[Dict[str, Any]]:
+    if live_release(layout) is None:
+        return None
+    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
+    argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
+    argv += ["--release", os.path.realpath(layout.current)]
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_CHECK_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"code": None, "said": str(error)[:_LONGEST]}
+    said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
+    return {"code": done.returncode, "said": said[-_LONGEST:]}
+
+
+def _others(layout: Layout, main: int) -> Optional[List[int]]:
+    """Processes that run this application's service but are not the unit's own, or its child."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in (main, os.getpid()):
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+            serves = any(os.path.basename(word) == "serve.py" for word in words)
+            ours = "--root" in words and words[words.index("--root") + 1] == layout.app
+            if serves and ours and "--check" not in words and _parent(name) != main:
+                found.append(int(name))
+    return sorted(found)
+
+
+def _parent(pid: str) -> int:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def _log(unit: str, scope: str) -> str:
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={_LOG_LINES}"]
+    argv += ["--user-unit" if scope == "user" else "--unit", unit]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout[-_LONGEST:] if done.returncode == 0 else ""
+
+
+def _disk(path: str) -> Dict[str, int]:
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    status = os.statvfs(path)
+    size = status.f_frsize
+    free, total = status.f_bavail * size, status.f_blocks * size
+    # 0 inodes in all: a file system that doesn't count them
+    inodes = status.f_favail if status.f_files else -1
+    return {"free": free, "total": total, "inodes": inodes}
+
+
+OPERATIONS = {"checkup": checkup}

@@ -1,0 +1,194 @@
+"""From what is known of a host to what is wrong with it: evidence and remedy for each failure.
+
+Pure: no clock, file or socket. The failures are the ones the team has met; each is asked whatever
+the others say, so that one cause that shows in three places is seen in three places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from macd.host.flagfile import FLAG, SHADOW
+from macd.shadow import symptoms
+from macd.shadow.case import Case, Finding, short
+
+_CLOCK_OFF_S = 5.0
+_FREE_BYTES, _FREE_SHARE, _FREE_INODES = 300 << 20, 0.03, 500
+_FEED_GRACE_S = 120.0
+_MISSING = re.compile(
+    r"No module named '?([\w.]+)|cannot open shared object file|lib\w+\.so[.\d]*: cannot"
+    r"|needs ccxt|DLL load failed|ImportError"
+)
+
+
+def diagnose(case: Case) -> list[Finding]:
+    """A finding for each known failure, in the order in which they are worth looking at."""
+    if not case.found.exists:
+        return [
+            Finding("provisioned", False, "the host has no state directory", "invoke provision")
+        ]
+    return [finding(case) for finding in _ALL] + [*_trainings(case)]
+
+
+def _serving(case: Case) -> Finding:
+    found = case.found
+    if found.live is None:
+        return Finding("serving", False, "no release is live", "invoke deploy")
+    process, health = found.process, found.health
+    if process.get("active") != "active":
+        told = f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
+        last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
+        told += f"; it said: {last[-1]}" if last else ""
+        return Finding("serving", False, short(told), "invoke rollback, or invoke deploy --restart")
+    if "unreachable" in health:
+        told = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
+        return Finding("serving", False, short(told), "invoke deploy --restart")
+    if health.get("status") != "ok":
+        golden = health.get("golden") or {}
+        told = f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
+        return Finding("serving", False, short(told), "invoke rollback brings the last good back")
+    return Finding("serving", True, f"pid {process.get('pid')} is ok with {found.live}")
+
+
+def _old_process(case: Case) -> Finding:
+    name = "processes"
+    health, process, others = case.found.health, case.found.process, case.checkup.get("others")
+    answers = health.get("pid")
+    if answers is not None and process.get("pid") and answers != process["pid"]:
+        told = f"pid {answers} answers, but the unit's process is {process['pid']}"
+        return Finding(name, False, told, f"on the host: kill {answers}; invoke deploy --restart")
+    if others:
+        pids = " ".join(map(str, others))
+        told = f"beside the unit's process {process.get('pid') or '(none)'} run {pids}"
+        return Finding(name, False, told, f"on the host: kill {pids}; invoke deploy --restart")
+    if others is None:
+        return Finding(name, None, "this host has no /proc to look for others")
+    return Finding(name, True, "no other process of this application")
+
+
+def _release(case: Case) -> Finding:
+    name, found = "release", case.found
+    if found.live is None:
+        return Finding(name, None, "no release is live")
+    answers = found.health.get("release")
+    if answers is not None and answers != found.live:
+        told = f"the process serves {answers}, current is {found.live}"
+        return Finding(name, False, told, "invoke deploy --restart")
+    if not found.rehearsal.get("ready", True):
+        told = f"files of {found.live} are not as signed: {found.rehearsal.get('why')}"
+        return Finding(name, False, short(told), "invoke rollback; then invoke deploy it again")
+    if found.live not in [entry["release"] for entry in found.history]:
+        told = f"{found.live} is live, but this host never committed it"
+        return Finding(name, False, told, "invoke history --env; invoke deploy")
+    if answers is None:
+        return Finding(name, None, "nobody answers which release it serves")
+    return Finding(name, True, f"{found.live}, and its files are as signed")
+
+
+def _flag(case: Case) -> Finding:
+    name = "flag"
+    in_file, running = case.checkup.get("flag_in_file"), case.checkup.get("process_flags")
+    if in_file is None:
+        remedy = "mend .env on the host; invoke provision"
+        return Finding(name, False, ".env can't be understood", remedy)
+    if running is None:
+        return Finding(name, None, f".env says {FLAG}={in_file}; no process can be asked")
+    has = running.get(FLAG, SHADOW)
+    if has != in_file:
+        told = f".env says {FLAG}={in_file}, the running process has {has}"
+        remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
+        return Finding(name, False, told, remedy)
+    return Finding(name, True, f"{FLAG}={in_file} in .env and in the process")
+
+
+def _dependency(case: Case) -> Finding:
+    name, check = "dependencies", case.checkup.get("check")
+    if not check:
+        return Finding(name, None, "no release is live")
+    said = f"{check['said']}\n{case.checkup.get('log') or ''}"
+    lacking = _MISSING.search(str(check["said"])) or (
+        _MISSING.search(said) if case.found.process.get("active") != "active" else None
+    )
+    if lacking:
+        line = next(line for line in said.splitlines() if lacking.group(0) in line)
+        remedy = "invoke release makes the lock again, invoke deploy builds its runtime"
+        if ".so" in lacking.group(0):
+            remedy = "invoke provision names the package of this library (libgomp1 for LightGBM)"
+        return Finding(name, False, short(line), remedy)
+    if check["code"] is None:
+        remedy = "invoke deploy builds the runtime again"
+        return Finding(name, False, short(f"its check does not run: {check['said']}"), remedy)
+    if check["code"] != 0:
+        told = f"its own check fails with {check['code']}: {check['said']}"
+        return Finding(name, False, short(told), "invoke rollback; invoke health here")
+    return Finding(name, True, "the live release's own check passes beside the service")
+
+
+def _feed(case: Case) -> Finding:
+    name, told = "feed", case.found.health.get("feed")
+    if not isinstance(told, Mapping):
+        return Finding(name, None, "the service does not say how its feed is")
+    state, arrived = str(told.get("state")), told.get("last_arrival")
+    remedy = f"service.feed of the inventory is {case.feed.kind}; invoke logs --grep feed"
+    if state.startswith(("failing", "no file of", "at the end")):
+        return Finding(name, False, short(f"it is {state}"), remedy)
+    if not isinstance(arrived, (int, float)):
+        return Finding(name, None, f"no bar has come since the start; it is {state}")
+    age = case.now - arrived
+    allowed = 2 * case.feed.every_s + _FEED_GRACE_S
+    said = f"the last bar came {age:.0f} s ago ({state}); one is due every {case.feed.every_s:g} s"
+    return Finding(name, age <= allowed, said, "" if age <= allowed else remedy)
+
+
+def _disk(case: Case) -> Finding:
+    disk = case.checkup["disk"]
+    free, total, inodes = disk["free"], disk["total"], disk["inodes"]
+    told = f"{free >> 20} MB of {total >> 20} MB free"
+    full = free < _FREE_BYTES or free < _FREE_SHARE * total
+    if 0 <= inodes < _FREE_INODES:
+        full, told = True, f"{told}, {inodes} inodes free"
+    remedy = f"make room on the host: old logs in {case.found.app}/data/live, release.keep"
+    return Finding("disk", not full, told, remedy if full else "")
+
+
+def _clock(case: Case) -> Finding:
+    off = abs(case.clock_offset) - case.clock_error > _CLOCK_OFF_S
+    told = f"{case.clock_offset:+.1f} s against this machine, known to {case.clock_error:.1f} s"
+    remedy = "timedatectl set-ntp true, on whichever of the two is wrong"
+    return Finding("clock", not off, told, remedy if off else "")
+
+
+def _units(case: Case) -> Finding:
+    changed = [text for text in case.drift if text.endswith(" was changed or is missing")]
+    if changed:
+        remedy = "invoke plan shows the difference; invoke provision, invoke deploy --restart"
+        return Finding("units", False, short("; ".join(changed)), remedy)
+    return Finding("units", True, "units are as the inventory and templates say")
+
+
+def _trainings(case: Case) -> Iterable[Finding]:
+    for host, told in case.trainings.items():
+        name = f"training on {host}"
+        if not told["state"]:
+            yield Finding(name, None, short(told["why"]))
+        elif told["state"] == "FAILED":
+            yield Finding(name, False, short(told["why"]), told["remedy"] or "invoke train.status")
+        else:
+            yield Finding(name, True, f"the newest run is {told['state']}")
+
+
+_ALL: tuple[Callable[[Case], Finding], ...] = (
+    _serving,
+    _old_process,
+    _release,
+    _flag,
+    _dependency,
+    symptoms.coverage,
+    symptoms.samples,
+    symptoms.tft,
+    _feed,
+    _disk,
+    _clock,
+    _units,
+)

@@ -1,0 +1,62 @@
+"""Find out on one host what a diagnosis needs: its state, its own check, its logs of late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from macd.deploy import observe, state
+from macd.errors import MacdError
+from macd.inventory import Host, Inventory
+from macd.remote.session import open_session
+from macd.shadow import report, run
+from macd.shadow.analyse import step_ms
+from macd.shadow.case import Case, Feed
+
+_MODULES = (*state.MODULES, "checkup")
+
+
+def examine(host: Host, inventory: Inventory, trainings: Mapping[str, Mapping[str, str]]) -> Case:
+    """Everything `doctor.diagnose` asks for; changes nothing on the host, keeps no report.
+
+    trainings: what the caller knows of training hosts. Raises MacdError when the host can't be
+    reached.
+    """
+    with open_session(host, inventory, modules=_MODULES) as session:
+        question = state.ask(session, host, inventory)
+        asked = session.submit(
+            "checkup",
+            app=host.app_dir,
+            unit=f"{host.unit}.service",
+            scope=host.scope,
+            endpoint=inventory.service.health,
+        )
+        found = state.observed(question)
+        checkup = asked.result()
+        clock = session.clock
+    judged, why = None, ""
+    if found.live is not None:
+        try:
+            judged = run.of_host(inventory, host, report.rule_of(inventory), inventory.gate.days)
+        except MacdError as error:
+            why = f"its logs can't be analysed: {error.what}"
+    return Case(
+        found=found,
+        checkup=checkup,
+        drift=observe.drift(host, inventory, found),
+        clock_offset=clock.offset,
+        clock_error=clock.error,
+        feed=feed_of(inventory),
+        now=datetime.now(UTC).timestamp() + clock.offset,
+        report=judged.document if judged else None,
+        no_report=why,
+        trainings=trainings,
+    )
+
+
+def feed_of(inventory: Inventory) -> Feed:
+    """How often bars should come."""
+    feed = inventory.service.feed
+    if feed.kind == "replay":
+        return Feed(feed.kind, 1 / feed.speed if feed.speed else 0.0, live=False)
+    return Feed(feed.kind, step_ms(inventory.train.tf) / 1000, live=True)
