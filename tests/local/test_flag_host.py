@@ -244,7 +244,7 @@ def test_a_process_that_does_not_get_the_flag_is_put_back(host: Place) -> None:
     unit = host.top / "home/.config/systemd/user" / UNIT
     text = unit.read_text()
     (host.top / "other.env").write_text("ML_ENABLE_STACKING=0\n")
-    reload = [host.top / "bin/systemctl", "--user", "daemon-reload"]
+    reload = [str(host.top / "bin/systemctl"), "--user", "daemon-reload"]
     unit.write_text(text.replace(f"{host.app}/.env", f"{host.top}/other.env"))
     subprocess.run(reload, check=True)
     told = flip(host, "1", report(host), health_s=1.5)

@@ -108,8 +108,8 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     model.write_bytes(b"answers a constant")
     unit.write_bytes(kept[unit] + b"# by hand\n")
     fill(deployed, ml_tft_prob=0.0)
-    argv = [release / "runtime/bin/python", "-I", "-c", "import time; time.sleep(60)"]
-    with subprocess.Popen([*argv, "serve.py", "--root", deployed.app]) as stray:
+    argv = [str(release / "runtime/bin/python"), "-I", "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen([*argv, "serve.py", "--root", str(deployed.app)]) as stray:
         found = diagnosed(deployed, 1)
         stray.kill()
     for path, content in kept.items():
