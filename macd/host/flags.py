@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from macd.host import durable, evidence, ledger, probe, releases
+from macd.host import durable, evidence, ledger, probe, releases, watching
 from macd.host.failure import HostError
 from macd.host.flagfile import FLAG, LIVE, SHADOW, in_file, of_process, write
 from macd.host.layout import Layout, discard, live_release, load, save
@@ -64,11 +64,13 @@ def set_flag(
     report: bytes = b"",
     signature: bytes = b"",
     identity: str = "",
+    guard: Optional[Dict[str, Any]] = None,
 ) -> Dict[str, Any]:
     """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
 
-    `service`: unit, sockets, scope, endpoint. Answers outcome ("set", "already", "reverted"),
-    release, pid, wrong (why it does not serve well, "" if it does), reason (of a revert).
+    `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
+    begins before stacking is enabled; None: no watch. Answers outcome ("set", "already" or
+    "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason.
 
     Raises:
         HostError ("refused"): nothing was touched.
@@ -90,8 +92,11 @@ def set_flag(
             return _told("already", change, process, "")
         if wanted == LIVE:
             claim = evidence.Claim(report, signature, identity)
-            evidence.check(layout, claim, change.release, now=datetime.now(timezone.utc))
+            now = datetime.now(timezone.utc)
+            watching.refuse_older(layout, evidence.check(layout, claim, change.release, now=now))
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
+            if guard is not None:
+                watching.arm(layout, change.release, service, health_s, guard)
         _keep(layout, change)
         record("flag.begun", _named(change))
         return _carry_out(layout, change, record)

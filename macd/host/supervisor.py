@@ -165,6 +165,10 @@ class Supervisor:
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
 
+    def has_timers(self) -> bool:
+        """Whether a systemd is there that wakes timer units."""
+        return self._has_systemd_run()
+
     def _has_systemd_run(self) -> bool:
         booted = os.path.isdir("/run/systemd/system")
         if self.scope == "user":

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,6 +60,11 @@ def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False)
             "report": evidenced.raw,
             "signature": evidenced.signature,
             "identity": inventory.release.identity,
+            "guard": {
+                "every_s": inventory.guard.every_hours * 3600,
+                "for_s": inventory.guard.for_hours * 3600,
+                "rule": asdict(report.rule_of(inventory)),
+            },
         }
         told = _set(session, host, inventory, found, {"wanted": LIVE, "who": who, **claim})
     return _flipped(host, told, str(evidenced.path))

@@ -1,0 +1,136 @@
+"""The guard's standing order on this host: set before stacking is enabled, looked at afterwards.
+
+A systemd timer wakes the guard; where there is no systemd (the embedded lab) a loop does. What the
+guard decides, and how, is in macd/shadow/guard.py, which macd-host.pyz carries.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+from typing import Any, Dict, List, Optional
+
+from macd.host import durable, flagfile, ledger
+from macd.host.failure import HostError
+from macd.host.layout import Layout, live_release, load, save
+from macd.host.supervisor import Supervisor
+
+GUARD_LOCK = "guard.lock"
+WATCHING, FAILED = "watching", "failed"
+_ORDER = "guard.json"
+_PREFIX = "guard-"
+
+
+def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
+    """The newest order, whether it is still in force (state "watching") or over."""
+    found: Optional[Dict[str, Any]] = load(layout.state(_ORDER), None)
+    return found
+
+
+def keep(layout: Layout, order: Dict[str, Any]) -> None:
+    save(layout.state(_ORDER), order)
+
+
+def arm(
+    layout: Layout, release: str, service: Dict[str, Any], health_s: float, terms: Dict[str, Any]
+) -> None:
+    """Order the watch and start what carries it out; stacking is enabled only behind this.
+
+    terms: every_s, for_s, and the rule of macd/shadow/gate.py as a mapping.
+    """
+    now = time.time()
+    order: Dict[str, Any] = {
+        "state": WATCHING,
+        "release": release,
+        "since": now,
+        "until": now + float(terms["for_s"]),
+        "every_s": float(terms["every_s"]),
+        "next": now + float(terms["every_s"]),
+        "rule": {**terms["rule"], "rule": "sequential"},
+        "service": service,
+        "health_s": health_s,
+        "reason": "",
+    }
+    keep(layout, order)
+    supervisor = Supervisor(service["scope"])
+    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I", layout.agent_archive]
+    argv += ["guard", "--app", layout.app]
+    if supervisor.has_timers():
+        units = _units(service["unit"], argv, order["every_s"])
+        supervisor.install(dict(units))
+        timer = next(name for name in units if name.endswith(".timer"))
+        supervisor.enable(timer)
+        supervisor.stop(timer)  # counts from now on, not from an earlier order
+        supervisor.start(timer)
+    else:
+        name = f"{os.path.basename(layout.app)}-guard"
+        log = layout.state("guard.log")
+        supervisor.run_detached(name, [*argv, "--loop"], log, keep_alive=False)
+
+
+def release_timer(layout: Layout, order: Dict[str, Any]) -> None:
+    """The watch is over: nothing wakes the guard any more."""
+    supervisor = Supervisor(order["service"]["scope"])
+    if supervisor.has_timers():
+        units = _units(order["service"]["unit"], [], 1.0)
+        timer = next(name for name in units if name.endswith(".timer"))
+        supervisor.disable(timer)
+
+
+def refuse_older(layout: Layout, report: Dict[str, Any]) -> None:
+    """A report from before the guard failed this release opens nothing any more."""
+    order = order_of(layout)
+    if order is None or order["state"] != FAILED or order["release"] != report.get("release"):
+        return
+    if datetime.fromisoformat(report["made"]).timestamp() <= order["ended"]:
+        raise HostError(
+            "the gate report is older than the guard's",
+            why=f"the guard disabled stacking afterwards: {order['reason']}",
+            live=f"{order['release']}, flags as before",
+            hint="invoke shadow-gate makes a new one",
+            kind="refused",
+        )
+
+
+def guard_status(app: str, after: str = "") -> Dict[str, Any]:
+    """The order, the flag, and the guard's reports whose names come after `after`."""
+    layout = Layout(durable.expand(app))
+    names = report_names(layout)
+    return {
+        "order": order_of(layout),
+        "live": live_release(layout),
+        "flag": flagfile.in_file(layout),
+        "loop": ledger.holder_of(layout, GUARD_LOCK) is not None,
+        "reports": [
+            {"name": name, "report": load(layout.state("gate", name), {})}
+            for name in names
+            if name > after
+        ],
+        "now": time.time(),
+    }
+
+
+def report_path(layout: Layout, now: datetime) -> str:
+    return layout.state("gate", f"{_PREFIX}{now:%Y%m%dT%H%M%S.%f}Z.json")
+
+
+def report_names(layout: Layout) -> List[str]:
+    directory = layout.state("gate")
+    found = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(n for n in found if n.startswith(_PREFIX) and n.endswith(".json"))
+
+
+def _units(unit: str, argv: List[str], every_s: float) -> Dict[str, str]:
+    base = unit.rpartition(".")[0]
+    about = "# Written by enable-stacking: watches what stacking does, and disables it on FAIL.\n"
+    service = f"[Unit]\nDescription=guard of {base}\n[Service]\nType=oneshot\n"
+    timer = f"[Unit]\nDescription=wakes the guard of {base}\n[Timer]\nOnActiveSec={every_s:g}\n"
+    timer += f"OnUnitActiveSec={every_s:g}\nAccuracySec=1\n[Install]\nWantedBy=timers.target\n"
+    return {
+        f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(argv)}\n",
+        f"{base}-guard.timer": about + timer,
+    }
+
+
+OPERATIONS = {"guard_status": guard_status}

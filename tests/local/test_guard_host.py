@@ -1,0 +1,116 @@
+"""The guard on a pretended host, with the operator gone: it lets good be, and takes bad back.
+
+It runs as on a host without timers: the program that provision puts there, in its own loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from macd.deploy import archive
+from macd.errors import RefusedError
+from macd.host.signature import GATE_NAMESPACE
+from tests import signal_lines
+from tests.deployment import Place, place
+from tests.local.test_flag_host import ENV, LOG, flags_now, flip, kinds, release, report
+from tests.unit.release.releases import IDENTITY, make_key
+
+RULE = {
+    "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
+    "min_bars": 20, "rule": "point",
+}  # fmt: skip
+TERMS = {"every_s": 0.4, "for_s": 3600.0, "rule": RULE}
+
+
+@pytest.fixture
+def host() -> Iterator[Place]:
+    with place() as made:
+        gate = make_key(made.top, "gate")
+        public = gate.with_suffix(".pub").read_text().strip()
+        with (made.app / "state" / "allowed_signers").open("a") as file:
+            file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
+        (made.app / ".env").write_text(ENV)
+        (made.app / "bin" / "macd-host.pyz").write_bytes(archive.build())
+        assert made.deploy(release(made)) == "committed"
+        (made.app / "data/live" / LOG).write_text('{"seq": 1}\n')
+        yield made
+
+
+def write(host: Place, n: int, **components: Any) -> None:
+    """`n` lines since the flip, a millisecond apart."""
+    made = signal_lines.lines(
+        n,
+        release=host.live,
+        end=datetime.now(UTC),
+        every=timedelta(milliseconds=1),
+        **components,
+    )
+    signal_lines.write(host.app / "data/live", made)
+
+
+def status(host: Place) -> dict[str, Any]:
+    told: dict[str, Any] = host.watching.call("guard_status", app=str(host.app))
+    return told
+
+
+def until(host: Place, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + 40
+    while not wanted(told := status(host)):
+        assert time.monotonic() < deadline, told
+        time.sleep(0.1)
+    return told
+
+
+def test_good_stays_bad_is_taken_back_and_old_evidence_opens_nothing(host: Place) -> None:
+    evidence = report(host)
+    assert flip(host, "1", evidence, guard=TERMS)["outcome"] == "set"
+    time.sleep(0.5)
+    write(host, 60)
+    told = until(host, lambda told: bool(told["reports"]) and told["reports"][-1]["report"]["bars"])
+    assert told["reports"][-1]["report"]["bars"] == 60
+    assert told["reports"][-1]["report"]["rule"]["rule"] == "sequential"
+    assert told["order"]["state"] == "watching"
+    assert flags_now(host) == ("1", "1")
+
+    write(host, 90, first_seq=61, ml_error="tft: broken")
+    told = until(host, lambda told: told["order"]["state"] != "watching")
+    assert told["order"]["state"] == "failed"
+    assert "ML coverage" in told["order"]["reason"]
+    assert told["reports"][-1]["report"]["verdict"] == "FAIL"
+    assert flags_now(host) == ("0", "0")
+    assert kinds(host)[-2:] == ["flag.set", "guard.failed"]
+    until(host, lambda told: not told["loop"])
+
+    with pytest.raises(RefusedError, match="older than the guard's"):
+        flip(host, "1", evidence, guard=TERMS)
+    assert flip(host, "1", report(host), guard=TERMS)["outcome"] == "set"
+    assert flip(host, "0")["outcome"] == "set"
+    told = until(host, lambda told: told["order"]["state"] != "watching")
+    assert told["order"]["state"] == "ended"
+
+
+def test_the_watch_ends_and_stacking_stays(host: Place) -> None:
+    told = flip(host, "1", report(host), guard={**TERMS, "for_s": 0.6})
+    assert told["outcome"] == "set"
+    found = until(host, lambda told: told["order"]["state"] != "watching")
+    assert found["order"]["state"] == "over"
+    assert "INCONCLUSIVE" in found["order"]["reason"]  # nothing was written, and it says so
+    assert flags_now(host) == ("1", "1")
+    until(host, lambda told: not told["loop"])
+
+
+def test_a_deploy_at_work_is_not_disturbed(host: Place) -> None:
+    with host.session() as session:
+        assert flip(host, "1", report(host), guard={**TERMS, "every_s": 0.2})["outcome"] == "set"
+        session.call("lock", app=str(host.app), who="ben", doing="deploy")
+        time.sleep(0.3)
+        write(host, 90, ml_error="tft: broken")
+        time.sleep(1.0)
+        assert flags_now(host) == ("1", "1")
+    until(host, lambda told: told["order"]["state"] == "failed")
+    assert flags_now(host) == ("0", "0")
