@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from tests.local.deploying import Project, project
 
 TASKS = """
 from invoke import Collection
-from macd.cli import deploy, doctor, flag, gate, provision, status, usage
+from macd.cli import deploy, doctor, flag, gate, monitor, provision, status, usage
 usage.install()
 namespace = Collection(
     deploy.deploy, provision.provision, gate.shadow_gate, status.status,
     flag.enable_stacking, flag.disable_stacking, doctor.doctor,
+    monitor.monitor,
 )
 """
 
@@ -57,8 +59,9 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     assert "its verdict is FAIL" in deployed.invoke("enable-stacking", "--yes", code=6)
     fill(deployed)
     deployed.json("shadow-gate")
-    assert deployed.json("enable-stacking", "--dry-run")["result"] == "would"
-    assert "nothing was changed" in deployed.invoke("enable-stacking", code=1)
+    told = deployed.invoke("enable-stacking", code=1)  # no terminal, no --yes
+    assert "would" not in told
+    assert "nothing was changed" in told
     assert flag_of(deployed) == "0"
 
     told = deployed.json("enable-stacking", "--yes")
@@ -67,6 +70,11 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     environ = Path(f"/proc/{told['pid']}/environ").read_bytes().split(b"\0")
     assert b"ML_ENABLE_STACKING=1" in environ
     assert "already" in deployed.invoke("enable-stacking", "--yes")
+    seen = deployed.json("monitor")
+    assert (seen["state"], seen["flag"], seen["loop"]) == ("watching", "1", True)
+    order = seen["order"]
+    assert order["until"] - order["since"] == pytest.approx(24 * 3600)
+    assert order["next"] - order["since"] == pytest.approx(2 * 3600)
 
     told = deployed.invoke("disable-stacking", "--yes")
     assert "in shadow" in told
@@ -74,6 +82,33 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
     kinds = [one.kind for one in journal]
     assert kinds[-2:] == ["flag.enable", "flag.disable"]
+
+
+def test_the_monitor_catches_up_with_what_the_guard_did(deployed: Project) -> None:
+    path = deployed.root / "inventory" / "lab.yml"
+    text = path.read_text()
+    path.write_text(text + "guard:\n  every_hours: 0.0003\n  for_hours: 1\n")
+    fill(deployed)
+    deployed.json("shadow-gate")
+    deployed.json("enable-stacking", "--yes")
+    time.sleep(0.1)
+    lines = signal_lines.lines(
+        90,
+        release=deployed.live,
+        end=datetime.now(UTC),
+        every=timedelta(milliseconds=1),
+        first_seq=31,
+        ml_error="lstm: broken",
+    )
+    signal_lines.write(deployed.app / "data/live", lines)
+    told = deployed.invoke("monitor", code=4)  # follows until the guard has ended it
+    path.write_text(text)
+    assert "FAIL" in told
+    assert "the guard disabled stacking" in told
+    assert deployed.json("monitor", code=4)["flag"] == "0"
+    journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
+    ends = [one.fields for one in journal if one.kind == "guard.ended"]
+    assert [one["result"] for one in ends] == ["failed"]
 
 
 def test_changed_evidence_does_not_open(deployed: Project) -> None:

@@ -1,0 +1,125 @@
+"""`invoke monitor`: the guard's watch after enabling, live, and what it did meanwhile."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Host, Inventory
+    from macd.shadow.watch import Seen
+
+_POLL_S = 2.0
+_ENDS = {
+    "none": "stacking was never enabled here with a guard",
+    "over": "the watch is over, stacking stays",
+    "failed": "the guard disabled stacking",
+    "ended": "the watch ended",
+}
+
+
+@verb(
+    name="monitor",
+    help={
+        "env": "the environment (default: prod)",
+        "host": "which host of it (default: the only one)",
+        "once": "look once and leave; the guard itself goes on on the host",
+        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "json": "look once and print one JSON document for machines",
+    },
+)
+def monitor(
+    _: object,
+    env: str = "prod",
+    host: str = "",
+    once: bool = False,
+    inventory: str = "",
+    json: bool = False,
+) -> ExitCode | None:
+    """Show the guard's reports as they come, until its watch is over; exit 4 if it took back."""
+    from macd.inventory import load
+    from macd.shadow import watch
+
+    known = load(inventory)
+    one = _only(known, env, host)
+    with watch.connect(one, known) as session:
+        seen = watch.look(session, one)
+        warning = _catch_up(seen, one, known)
+        if json:
+            emit({**_fields(seen), "warning": warning})
+            return _exit(seen)
+        _head(seen)
+        last = _reports(seen, "")
+        while not seen.over and not once:
+            time.sleep(_POLL_S)
+            seen = watch.look(session, one, last)
+            last = _reports(seen, last)
+        warning = warning or _catch_up(seen, one, known)
+    if seen.over:
+        print(f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else ""))
+    if warning:
+        print(f"  note   {warning}")
+    return _exit(seen)
+
+
+def _only(known: Inventory, env: str, host: str) -> Host:
+    from macd.deploy.campaign import hosts_of
+
+    hosts = list(hosts_of(known, env, host))
+    if len(hosts) > 1:
+        names = ", ".join(one.name for one in hosts)
+        raise UsageError("monitor looks at one host at a time", hint=f"--host, one of {names}")
+    return hosts[0]
+
+
+def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
+    """Journal and tell the end of a watch once; a note if telling did not work."""
+    from macd.deploy.notify import notify
+    from macd.shadow import watch
+
+    if not watch.catch_up(seen, host, known) or seen.order is None:
+        return ""
+    title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
+    return notify(known.notify, title, seen.order["reason"], good=seen.state != watch.FAILED)
+
+
+def _exit(seen: Seen) -> ExitCode | None:
+    return ExitCode.REVERTED if seen.state == "failed" else None
+
+
+def _fields(seen: Seen) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    reports = [{"name": name, **report} for name, report in seen.reports]
+    return {**asdict(seen), "state": seen.state, "reports": reports}
+
+
+def _head(seen: Seen) -> None:
+    mode = "stacking decides" if seen.flag == "1" else "stacking is in shadow"
+    print(f"{seen.host}: {mode}, live is {seen.live or 'nothing'}")
+    if seen.order is not None:
+        order = seen.order
+        due = f", next look {_time(order['next'])}" if order["next"] else ""
+        print(f"  watch  {_time(order['since'])} to {_time(order['until'])}: {seen.state}{due}")
+
+
+def _reports(seen: Seen, last: str) -> str:
+    """Print the new ones; the name of the newest there is."""
+    for name, report in seen.reports:
+        rates = ", ".join(
+            f"{one['title']} {one['successes']}/{one['trials']}" for one in report["criteria"]
+        )
+        moment = datetime.fromisoformat(report["made"])
+        print(f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}", flush=True)
+        for reason in report["reasons"]:
+            print(f"  {'':<20}  {reason}")
+        last = name
+    return last
+
+
+def _time(epoch: float) -> str:
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%SZ}"

@@ -1,0 +1,80 @@
+"""Follow the guard of a host from here, and catch up with what it did while nobody was there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from macd.inventory import Host, Inventory
+from macd.journal import Journal
+from macd.remote.session import Session, open_session
+
+MODULES = ("watching",)
+WATCHING, FAILED = "watching", "failed"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The guard as it is now. order: None if there never was one. reports: the new ones by name.
+
+    loop: whether its own loop runs (a host with systemd has a timer instead).
+    """
+
+    host: str
+    order: Mapping[str, Any] | None
+    live: str | None
+    flag: str
+    reports: Sequence[tuple[str, Mapping[str, Any]]]
+    now: float
+    loop: bool
+
+    @property
+    def state(self) -> str:
+        return str(self.order["state"]) if self.order else "none"
+
+    @property
+    def over(self) -> bool:
+        return self.state != WATCHING
+
+
+def connect(host: Host, inventory: Inventory) -> Session:
+    """A session that `look` can ask again and again."""
+    return open_session(host, inventory, modules=MODULES)
+
+
+def look(session: Session, host: Host, after: str = "") -> Seen:
+    """The guard now, with its reports behind the one called `after`."""
+    told = session.call("guard_status", app=host.app_dir, after=after)
+    reports = [(str(one["name"]), one["report"]) for one in told["reports"]]
+    return Seen(
+        host=host.name,
+        order=told["order"],
+        live=told["live"],
+        flag=told["flag"],
+        reports=reports,
+        now=told["now"],
+        loop=told["loop"],
+    )
+
+
+def catch_up(seen: Seen, host: Host, inventory: Inventory) -> bool:
+    """Put the end of a watch into the journal here; True if it was not there yet."""
+    if seen.order is None or not seen.over:
+        return False
+    order = seen.order
+    fields = {
+        "env": host.env,
+        "host": host.name,
+        "release": order["release"],
+        "result": order["state"],
+        "reason": order["reason"],
+        "ended": datetime.fromtimestamp(order["ended"], UTC).isoformat(),
+    }
+    journal = Journal(inventory.state_dir / "journal.jsonl")
+    known = [record.fields for record in journal.records() if record.kind == "guard.ended"]
+    if any(dict(one) == fields for one in known):
+        return False
+    journal.append("guard.ended", fields, now=datetime.now(UTC))
+    return True
