@@ -131,4 +131,3 @@ def _realised(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in known
     ]
     return ["", "  realised AUC (labels overlap; 95 %)", *told]
-
