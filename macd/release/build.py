@@ -107,7 +107,10 @@ def make(
             identifier = manifests.release_id(raw)
             _place(building, store.root / identifier)
         except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
+            try:
+                shutil.rmtree(building, ignore_errors=True)
+            except KeyboardInterrupt:  # polars raises one and lets Python raise the same one again
+                shutil.rmtree(building, ignore_errors=True)
             raise
     return store.load(identifier), items
 

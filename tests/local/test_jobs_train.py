@@ -56,7 +56,7 @@ def trained(lab: LabState, project: Path) -> tuple[str, str]:
         said = ""
         for line in process.stdout:
             said += line
-            if line.startswith("  [starting]"):
+            if line.startswith("✓ started"):  # the one line that comes however quick the host is
                 lab_room.kill_host(lab.root, "jump")
             if "LOST CONTACT" in line:
                 lab_room.revive_host(lab.root, "jump")
