@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from macd.errors import ExitCode
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
+    from macd.journal import Record
 
 _COMMON = {
     "env": "the environment (default: prod)",
@@ -111,15 +112,20 @@ def why(
     from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import observe
     from macd.inventory import load
+    from macd.journal import Journal
 
     known = load(inventory)
+    records = Journal(known.state_dir / "journal.jsonl").records()
     rows = [(one.name, observe(one, known)) for one in hosts_of(known, env, host)]
+    chains = {
+        name: lineage(found) | {"gate": _judged(records, name, found)} for name, found in rows
+    }
     if json:
-        emit({"hosts": [{"host": name, **lineage(found)} for name, found in rows]})
+        emit({"hosts": [{"host": name, **chain} for name, chain in chains.items()]})
     else:
         for name, found in rows:
             print(f"{name}  {found.app}")
-            for label, value in lineage(found).items():
+            for label, value in chains[name].items():
                 for line in _told(label, value):
                     print(f"  {label:<13} {line}")
                     label = ""  # noqa: PLW2901 - said once, above the lines that go with it
@@ -137,13 +143,23 @@ def lineage(found: HostState) -> dict[str, Any]:
         "at": _time(last["at"]) if last else None,
         "how": last.get("kind"),
         "serial": last.get("serial"),
-        "gate": last.get("gate"),
+        "gate": None,  # the operator's journal knows
     }
     names = ("run", "host", "symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
     told |= {name: details.get(name) for name in names}
     told |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
     told["flags"] = found.health.get("flags")
     return told
+
+
+def _judged(records: Sequence[Record], host: str, found: HostState) -> str | None:
+    """The newest gate report made here about this host's live release."""
+    for record in reversed(records):
+        told = record.fields
+        about = (told.get("host"), told.get("release"))
+        if record.kind == "gate.judged" and about == (host, found.live):
+            return f"{told.get('verdict')} on {record.time:%Y-%m-%d %H:%M}Z, {told.get('report')}"
+    return None
 
 
 def _told(label: str, value: Any) -> list[str]:
