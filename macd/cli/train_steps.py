@@ -150,7 +150,8 @@ def bring_home(contact: Contact, book: Inventory, run: str, *, json: bool) -> Ex
     state = got.status["state"]
     events = follow.decode((got.folder / follow.EVENTS).read_bytes()) if _has(got.folder) else []
     failure = _failure(got.status, got.folder, events) if state != "DONE" else None
-    report, unmade = _report(got.folder) if state == "DONE" else (None, None)
+    done = state == "DONE"
+    report, unmade = _report(got.folder, contact.host.name) if done else (None, None)
     if json:
         emit(
             {
@@ -189,12 +190,12 @@ def _failure(status: dict[str, Any], folder: Path, events: list[dict[str, Any]])
     return remedies.explain(status, events, end)
 
 
-def _report(folder: Path) -> tuple[Path | None, MacdError | None]:
+def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
     """The report page; a run that is home stays done when its page can't be made."""
     from macd.report import training
 
     try:
-        return training.write(folder), None
+        return training.write(folder, host=host), None
     except MacdError as error:
         return None, error
 
