@@ -10,6 +10,7 @@ it. What un-fsynced data would look like after a real one has to be shown by oth
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable
@@ -93,7 +94,9 @@ class Machine:
     def reboot(self) -> None:
         """Shut down in order and boot again from the same disk; returns when it is up."""
         before = self.boot_id()
-        self.exec("systemctl", "reboot", check=False)
+        # The shutdown may stop this very command before it can say that it is done.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.exec("systemctl", "--no-block", "reboot", check=False)
         self.wait(before)
 
     def power_cut(self) -> None:

@@ -151,7 +151,7 @@ class World:
         self._open: dict[str, list[Any]] = {}
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
     def start(self, name: str, *, key_type: str = "ssh-ed25519", **options: Any) -> Server:
         """A server behind its relay; options: allowed, password, no_forwarding, hangs, no_exec."""
