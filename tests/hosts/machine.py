@@ -10,7 +10,6 @@ it. What un-fsynced data would look like after a real one has to be shown by oth
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import time
 from collections.abc import Callable
@@ -93,10 +92,10 @@ class Machine:
 
     def reboot(self) -> None:
         """Shut down in order and boot again from the same disk; returns when it is up."""
-        before = self.boot_id()
-        # The shutdown may stop this very command before it can say that it is done.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.exec("systemctl", "--no-block", "reboot", check=False)
+        before, going = self.boot_id(), self.leader()
+        self.exec("systemctl", "--no-block", "reboot", check=False)
+        # Who enters a host that is shutting down can hang there, and the shutdown with it.
+        self._until("has not gone down", lambda: self._led_by_another(going))
         self.wait(before)
 
     def power_cut(self) -> None:
@@ -132,6 +131,12 @@ class Machine:
         if not pid or _command(pid) != "systemd":
             raise RuntimeError(f"{self.name} is not running; {self._log_tail()}")
         return pid
+
+    def _led_by_another(self, leader: int) -> bool:
+        try:
+            return self.leader() != leader
+        except (RuntimeError, OSError):
+            return False
 
     @property
     def _console(self) -> Path:
