@@ -72,14 +72,16 @@ class Machine:
         """Return when the host has booted (not the boot named); RuntimeError if it does not."""
         self._until("has not booted", lambda: self._booted(previous_boot))
 
-    def exec(self, *argv: str, input: str | None = None, check: bool = True) -> str:
+    def exec(
+        self, *argv: str, input: str | None = None, check: bool = True, timeout: float = 120
+    ) -> str:
         """Run a command as root on the host without SSH and return its stdout."""
         done = subprocess.run(
             ["nsenter", "--target", str(self.leader()), "--all", "--", *_ENVIRONMENT, *argv],
             input=input,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
         if check and done.returncode:
@@ -155,10 +157,15 @@ class Machine:
 
     def _booted(self, previous_boot: str) -> bool:
         try:
-            if self.boot_id() == previous_boot:
+            boot = self.exec("cat", "/proc/sys/kernel/random/boot_id", timeout=10).strip()
+            if boot == previous_boot:
                 return False  # a systemctl asked while it goes down may hold the reboot up
-            state = self.exec("systemctl", "is-system-running", check=False).strip()
-            return state in ("running", "degraded")
+            told = self.exec("systemctl", "is-system-running", check=False, timeout=10)
+            return told.strip() in ("running", "degraded")
+        except (
+            subprocess.TimeoutExpired
+        ):  # it held the shutdown up; now that it is gone, on it goes
+            return False
         except RuntimeError:
             if not self.running():
                 raise
