@@ -41,6 +41,7 @@ _COMMON = {
         "run": "id below runs/, or a directory (default: the run that finished last)",
         "env": "the environment it is for (default: prod)",
         "accept": "why it may go out although a criterion blocks it; stands in the manifest",
+        "source": "the tree whose macd/ goes into the release (default: this clone)",
         "expires-days": "not deployed after so many days (default: the inventory's)",
         "dry-run": "judge the run and resolve the lock; make nothing",
     },
@@ -50,6 +51,7 @@ def release(
     run: str = "",
     env: str = "prod",
     accept: str = "",
+    source: str = "",
     expires_days: float = 0.0,
     dry_run: bool = False,
     inventory: str = "",
@@ -70,7 +72,10 @@ def release(
     days = expires_days or book.release.expires_days
     chosen = read_run(book, run)
     say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
-    order, wheels = order_of(book, chosen, store, env, accept.strip(), now, days, json=json)
+    tree = Path(source) if source else None
+    order, wheels = order_of(
+        book, chosen, store, env, accept.strip(), now, days, source=tree, json=json
+    )
     build.refuse_blocked(order)
     if dry_run:
         _told(order, json=json)

@@ -26,6 +26,7 @@ def order_of(
     now: datetime,
     days: float,
     *,
+    source: Path | None = None,
     json: bool,
 ) -> tuple[Order, list[Path]]:
     from macd.cli.target import target_of
@@ -53,9 +54,12 @@ def order_of(
         say(json, f"✓ lock: {told}, {size(lock.total_bytes)}")
     else:
         lock, wheels = Lock("", "", ()), []  # refused before any lock counts
-    code = wheel.code_of(book.root)
+    tree = book.root if source is None else source.resolve()
+    code = wheel.code_of(tree)
     if code.dirty:
         say(json, "⚠ the code has changes that are not committed; they go into the release")
+    if tree != book.root:
+        say(json, f"⚠ the code is not this clone's but that of {tree}")
     journal = Journal(book.state_dir / "journal.jsonl")
     made = Order(
         run=run,
@@ -69,7 +73,7 @@ def order_of(
         accepted=accept if blocking(findings) else "",
         code=code,
         lock=lock,
-        source=book.root,
+        source=tree,
         data_dir=book.train.data_dir,
         versions=wheelhouse.proved_with(lock, constraints),
     )

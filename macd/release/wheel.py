@@ -68,7 +68,10 @@ def build(root: Path) -> tuple[str, bytes]:
 
 
 def code_of(root: Path) -> Code:
-    """Version and commit of the tree at `root`."""
+    """Version and commit of the tree at `root`; a copy that lies in another clone has no commit."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != root.resolve():
+        return Code(metadata.version("macd"), None, dirty=False)
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--", "macd", "pyproject.toml")
     return Code(metadata.version("macd"), commit or None, bool(changed))

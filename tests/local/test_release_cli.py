@@ -202,9 +202,33 @@ def test_a_key_the_hosts_do_not_know_signs_nothing(project: Path, made: dict[str
     assert sorted(path.name for path in (project / "releases").iterdir()) == before
 
 
+def test_code_of_another_tree_goes_in_and_is_told(project: Path, made: dict[str, Any]) -> None:
+    tree = project / "elsewhere"
+    tree.mkdir()
+    shutil.copytree(project / "macd", tree / "macd")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(project / name, tree)
+    with (tree / "macd/service/loop.py").open("a") as out:
+        out.write("# another\n")
+    done = invoke(project, "release", "--source", "elsewhere")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"not this clone's but that of {tree}" in done.stdout
+    other = json.loads(invoke(project, "release.show", "--json").stdout)
+    before = json.loads(invoke(project, "release.show", made["id"], "--json").stdout)
+    wheel = "app/macd-0.1.0-py3-none-any.whl"
+    hashes = [[f["sha256"] for f in one["files"] if f["path"] == wheel] for one in (other, before)]
+    assert hashes[0] != hashes[1]
+    assert other["details"]["code"]["commit"] is None
+    gone = invoke(project, "release", "--source", "nowhere")
+    assert gone.returncode == 2
+    assert "no source of macd" in gone.stdout + gone.stderr
+
+
 def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, Any]) -> None:
     releases = project / "releases"
     before = sorted(path.name for path in releases.iterdir())
+    journal = Journal(project / ".macd/lab/journal.jsonl")
+    told = journal.records()
     program = str(Path(sys.executable).with_name("invoke"))
     child = subprocess.Popen(
         [program, "release"],
@@ -219,5 +243,4 @@ def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, An
     child.communicate(timeout=60)
     assert child.returncode == 1
     assert sorted(path.name for path in releases.iterdir()) == before
-    records = Journal(project / ".macd/lab/journal.jsonl").records()
-    assert len([r for r in records if r.kind == "release.made"]) <= 2
+    assert journal.records() == told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -57,3 +58,14 @@ def test_a_tree_that_is_none_or_broken_is_told(tree: Path, tmp_path: Path) -> No
 def test_outside_of_git_there_is_no_commit(tree: Path) -> None:
     assert wheel.code_of(tree).commit is None
     assert wheel.code_of(tree).dirty is False
+
+
+def test_a_copy_inside_of_a_clone_does_not_borrow_its_commit(tree: Path) -> None:
+    clone = tree.parent
+    (clone / ".gitignore").write_text("tree/\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(clone)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", ".gitignore"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    assert wheel.code_of(clone).commit is not None
+    assert wheel.code_of(tree).commit is None
