@@ -1,4 +1,6 @@
-"""Does the gate read 1 GB of logs in under 30 s and 500 MB of memory? `gate_scale.py --mb 1000`.
+"""Does the gate read 1 GB of logs in under 30 s and 500 MB of memory?
+
+    python -m benchmarks.gate_scale --mb 1000
 
 Lines are as long as the service's, all of one release and inside the window: the dearest case. The
 memory is the most that this process and its helpers held at once, sampled ten times a second.
