@@ -16,13 +16,16 @@ from macd.errors import ExitCode, MacdError
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the story, why it stands here, and how it must end."""
+    """A command of the story, why it stands here, and how it must end. script: not one of ours."""
 
     say: str
-    argv: tuple[str, ...]
+    argv: tuple[str, ...] = ()
     ends: int = ExitCode.DONE
+    script: str = ""
 
 
+MISTAKEN = ".lab/mistaken"
+MISTAKE = "Loop.run = lambda self: 1 / 0  # loads and answers, then ends at the first turn"
 STORY = (
     Step("three hosts on this machine: jump, h800 behind it, prod", ("lab.up",)),
     Step("h800 answers, through the jump host only", ("facts", "--host", "h800")),
@@ -39,6 +42,17 @@ STORY = (
     Step("the known troubles, looked for", ("doctor",)),
     Step("only what differs travels", ("deploy", "--env", "prod", "--yes")),
     Step("and back, with nothing sent", ("rollback", "--yes")),
+    Step(
+        "a mistake that no check here can see: the code of the service, changed by one line",
+        script=f"rm -rf {MISTAKEN} && mkdir {MISTAKEN} && cp -R macd pyproject.toml README.md "
+        f"{MISTAKEN} && echo {shlex.quote(MISTAKE)} >> {MISTAKEN}/macd/service/loop.py",
+    ),
+    Step("the mistake becomes a release", ("release", "--source", MISTAKEN)),
+    Step(
+        "the host finds out and goes back by itself: exit status 4",
+        ("deploy", "--env", "prod", "--yes"),
+        ends=ExitCode.REVERTED,
+    ),
     Step("what is live now", ("status",)),
     Step("and why", ("why",)),
     Step("the record of all that", ("history",)),
@@ -75,11 +89,12 @@ def _run(root: Path, step: Step, place: str) -> dict[str, Any]:
     Raises:
         MacdError: it ended otherwise than the story says.
     """
-    shown = shlex.join(["invoke", *step.argv])
+    shown = step.script or shlex.join(["invoke", *step.argv])
     print(f"\n── {place}  {step.say}\n$ {shown}", flush=True)
-    invoke = Path(sys.executable).with_name("invoke")
+    invoke = str(Path(sys.executable).with_name("invoke"))
+    argv = ["/bin/sh", "-c", step.script] if step.script else [invoke, *step.argv]
     began = time.monotonic()
-    ended = subprocess.run([str(invoke), *step.argv], cwd=root, check=False).returncode
+    ended = subprocess.run(argv, cwd=root, check=False).returncode
     if ended != step.ends:
         raise MacdError(
             f"the demo stopped: `{shown}` ended with {ended}, {int(step.ends)} was expected",
