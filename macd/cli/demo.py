@@ -105,7 +105,11 @@ def _run(root: Path, step: Step, place: str) -> dict[str, Any]:
 
 
 def _places(root: Path) -> list[tuple[str, str]]:
-    pages = (("training report", "runs/*/report.html"), ("release card", "releases/2*/card.html"))
+    pages = (
+        ("training report", "runs/*/report.html"),
+        ("release card", "releases/2*/card.html"),
+        ("gate report", ".macd/lab/gate/*/*/report.html"),
+    )
     newest = [(what, max(root.glob(pattern), default=None)) for what, pattern in pages]
     found = [(what, str(path.relative_to(root))) for what, path in newest if path]
     return [*found, ("journal", ".macd/lab/journal.jsonl"), ("the lab's hosts", ".lab/hosts")]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from macd.inventory import Inventory
 
 _WIDEST = 200
+_PLAIN = ("host", "release", "result", "verdict", "state")  # they say what they are
+_NAMED = ("run", "to", "changes", "reason", "wrong")
+_WHO = ("who", "by")
 
 
 @verb(
@@ -26,6 +29,7 @@ _WIDEST = 200
         "kind": "only records whose kind begins so, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
         "host": "with --env: only this host",
+        "full": "print every field of every record",
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
@@ -39,6 +43,7 @@ def history(
     kind: str = "",
     env: str = "",
     host: str = "",
+    full: bool = False,
     repair_torn: bool = False,
     inventory: str = "",
     dry_run: bool = False,
@@ -52,7 +57,7 @@ def history(
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
     known = load(inventory)
     if env or host:
-        _on_hosts(known, env or "prod", host, limit=limit, kind=kind, json=json)
+        _on_hosts(known, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
         return None
     journal = Journal(known.state_dir / "journal.jsonl")
     if repair_torn:
@@ -61,7 +66,7 @@ def history(
         records = journal.records()
     except JournalError as error:
         if not json:  # show what can still be trusted, then fail
-            _print(error.intact, limit, kind)
+            _print(error.intact, limit, kind, full=full)
         raise
     if json:
         chosen = _chosen(records, limit, kind)
@@ -69,11 +74,13 @@ def history(
     elif not records:
         print(f"nothing has been recorded yet\n  journal: {journal.path}")
     else:
-        _print(records, limit, kind)
+        _print(records, limit, kind, full=full)
     return None
 
 
-def _on_hosts(known: Inventory, env: str, host: str, *, limit: int, kind: str, json: bool) -> None:
+def _on_hosts(
+    known: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
+) -> None:
     """What each host recorded itself, whoever deployed to it; its chain is checked here."""
     from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import fetch_journal
@@ -89,7 +96,7 @@ def _on_hosts(known: Inventory, env: str, host: str, *, limit: int, kind: str, j
             told.append({"host": one.name, "records": [_fields(r) for r in chosen]})
             continue
         print(f"{one.name}{'' if records else ': nothing has been recorded there yet'}")
-        _print(records, limit, kind)
+        _print(records, limit, kind, full=full)
     if json:
         emit({"hosts": told})
 
@@ -128,14 +135,26 @@ def _chosen(records: list[Record], limit: int, kind: str) -> list[Record]:
     return wanted[-limit:] if limit else wanted
 
 
-def _print(records: list[Record], limit: int, kind: str) -> None:
+def _print(records: list[Record], limit: int, kind: str, *, full: bool) -> None:
     chosen = _chosen(records, limit, kind)
     for record in chosen:
-        print(f"{record.seq:>5}  {record.time:%Y-%m-%d %H:%M:%SZ}  {record.kind}")
-        for name, value in record.fields.items():
+        head = f"{record.seq:>5}  {record.time:%Y-%m-%d %H:%M:%SZ}  {record.kind:<15}"
+        print(head.rstrip() if full else f"{head} {_brief(record)}".rstrip())
+        for name, value in record.fields.items() if full else ():
             print(f"{'':7}{name}: {_shown(value)}")
     if len(chosen) < len(records):
         print(f"{len(chosen)} of {len(records)} records\n  more: invoke history --limit 0")
+    elif chosen and not full:
+        print("  every field: invoke history --full")
+
+
+def _brief(record: Record) -> str:
+    """One line about a record: what it is about, how it ended, why, who; all of it if unknown."""
+    fields = {name: value for name, value in record.fields.items() if value not in ("", None)}
+    told = [_shown(fields[name]) for name in _PLAIN if name in fields]
+    told += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
+    told += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
+    return "  ".join(told or [f"{name}: {_shown(value)}" for name, value in fields.items()])
 
 
 def _shown(value: object) -> str:

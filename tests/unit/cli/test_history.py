@@ -57,7 +57,7 @@ def test_an_empty_journal_is_said_to_be_empty(journal: Journal) -> None:
 
 def test_newest_last_and_escapes_do_not_reach_the_terminal(journal: Journal) -> None:
     filled(journal)
-    done = history(journal)
+    done = history(journal, "--full")
     assert done.returncode == 0
     assert done.stdout == (
         "    1  2025-03-01 12:00:00Z  release\n"
@@ -67,6 +67,20 @@ def test_newest_last_and_escapes_do_not_reach_the_terminal(journal: Journal) -> 
         '       evil: "\\u001b[31mred"\n'
         "    3  2025-03-01 12:00:00Z  deploy.reverted\n"
         '       hosts: ["prod", "größer"]\n'
+    )
+
+
+def test_one_line_a_record_says_what_it_is_about_and_how_it_ended(journal: Journal) -> None:
+    filled(journal)
+    ended = {"wave": 1, "who": "ann@desk", "release": "R2", "host": "prod", "reason": "it hangs"}
+    journal.append("deploy.ended", {**ended, "result": "reverted", "serving": ""}, now=NOW)
+    assert history(journal).stdout == (
+        "    1  2025-03-01 12:00:00Z  release         id: A\n"
+        '    2  2025-03-01 12:00:00Z  deploy          env: prod  evil: "\\u001b[31mred"\n'
+        '    3  2025-03-01 12:00:00Z  deploy.reverted hosts: ["prod", "größer"]\n'
+        "    4  2025-03-01 12:00:00Z  deploy.ended    "
+        "prod  R2  reverted  reason: it hangs  by ann@desk\n"
+        "  every field: invoke history --full\n"
     )
 
 
