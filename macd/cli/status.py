@@ -117,9 +117,7 @@ def why(
     known = load(inventory)
     records = Journal(known.state_dir / "journal.jsonl").records()
     rows = [(one.name, observe(one, known)) for one in hosts_of(known, env, host)]
-    chains = {
-        name: lineage(found) | {"gate": _judged(records, name, found)} for name, found in rows
-    }
+    chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows}
     if json:
         emit({"hosts": [{"host": name, **chain} for name, chain in chains.items()]})
     else:
@@ -132,8 +130,11 @@ def why(
     return None if all(found.live for _, found in rows) else ExitCode.FAILED
 
 
-def lineage(found: HostState) -> dict[str, Any]:
-    """The chain from what serves back to the data it was learnt from, as recorded on the host."""
+def lineage(found: HostState, gate: str | None) -> dict[str, Any]:
+    """The chain from what serves back to the data it was learnt from, as recorded on the host.
+
+    gate: the verdict about it, which only the operator's journal knows.
+    """
     entries = [entry for entry in found.history if entry["release"] == found.live]
     last = entries[-1] if entries else {}
     details = found.details
@@ -143,7 +144,7 @@ def lineage(found: HostState) -> dict[str, Any]:
         "at": _time(last["at"]) if last else None,
         "how": last.get("kind"),
         "serial": last.get("serial"),
-        "gate": None,  # the operator's journal knows
+        "gate": gate,
     }
     names = ("run", "host", "symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
     told |= {name: details.get(name) for name in names}

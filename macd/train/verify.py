@@ -9,7 +9,7 @@ from typing import Any
 
 from macd.errors import MacdError
 from macd.market.bars import bars_path, read_rows, symbol_name
-from macd.market.checks import Finding, check_bars, check_together
+from macd.market.checks import Finding, check_all
 from macd.train.cache import write_atomic
 from macd.train.settings import Settings
 
@@ -26,17 +26,10 @@ def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
     frames = {
         symbol: read_rows(bars_path(settings.data, symbol, settings.tf)) for symbol in symbols
     }
-    found = [
-        (symbol, finding)
-        for symbol, rows in frames.items()
-        for finding in check_bars(rows, tf=settings.tf, now=now)
-    ]
-    if len(frames) > 1:
-        together = check_together(frames, main=main, tf=settings.tf)
-        found += [(finding.symbol or main, finding) for finding in together]
-    told = [_plain(symbol, finding) for symbol, finding in found]
+    found = check_all(frames, main=main, tf=settings.tf, now=now)
+    told = [_plain(finding) for finding in found]
     write_atomic(path, (json.dumps(told, indent=1) + "\n").encode())
-    errors = [f"{symbol} {finding}" for symbol, finding in found if finding.level == "error"]
+    errors = [f"{finding.symbol} {finding}" for finding in found if finding.level == "error"]
     if errors:
         more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
         raise MacdError(
@@ -44,12 +37,12 @@ def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
             why="\n".join(errors[:_SHOWN]) + more,
             hint="invoke data.verify shows all of them; nothing is repaired silently",
         )
-    return [finding for _, finding in found]
+    return found
 
 
-def _plain(symbol: str, finding: Finding) -> dict[str, Any]:
+def _plain(finding: Finding) -> dict[str, Any]:
     return {
-        "symbol": symbol,
+        "symbol": finding.symbol,
         "check": finding.check,
         "level": finding.level,
         "row": finding.row,
