@@ -34,7 +34,6 @@ PACKAGES = {
     "scipy": "scipy",
     "joblib": "joblib",
     "onnx": "onnx",
-    "onnxscript": "onnxscript",
     "onnxruntime": "onnxruntime",
     "safetensors": "safetensors",
 }

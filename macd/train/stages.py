@@ -95,7 +95,7 @@ def export_onnx(training: Training, entries: Entries) -> dict[str, float]:
             key = key_of(
                 {
                     "code": code,
-                    "libraries": library_versions(("torch", "onnx", "onnxscript", "onnxruntime")),
+                    "libraries": library_versions(("torch", "onnx", "onnxruntime")),
                     "model": key_of({name: blob.hex() for name, blob in entry.files.items()}),
                     "X": training.data.X,
                 }
