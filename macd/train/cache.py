@@ -65,6 +65,7 @@ class Cache:
         if raw[: len(_MAGIC)] != _MAGIC or raw[len(_MAGIC) : _HEADER] != _sha(payload):
             path.unlink(missing_ok=True)
             return None
+        os.utime(path)  # `prune` keeps what was used last
         return _unpack(payload)
 
     def put(self, key: str, entry: Entry) -> None:

@@ -25,6 +25,7 @@ from macd.train.settings import Settings
 from macd.train.training import Meter, Training, stage
 from macd.train.verify import verify
 
+_KEEP_CACHED = 20 << 30  # bytes of fits on the training host, those used longest ago go first
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
 _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "TA-Lib")
 
@@ -268,6 +269,7 @@ def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dic
             **facts,
         },
     )
+    training.cache.prune(_KEEP_CACHED)
     training.events.emit("run_done", stage=s.mode, seconds=seconds, files=len(result["files"]))
     return result
 

@@ -114,4 +114,7 @@ def test_prune_keeps_the_newest(cache: Cache) -> None:
     size = cache.path("a" * 64).stat().st_size
     assert cache.prune(2 * size) == 1
     assert cache.get("a" * 64) is None
-    assert cache.get("c" * 64) is not None
+    assert cache.get("b" * 64) is not None  # used now, so c is the one longest unused
+    assert cache.prune(size) == 1
+    assert cache.get("c" * 64) is None
+    assert cache.get("b" * 64) is not None
