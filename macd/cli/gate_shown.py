@@ -53,6 +53,8 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     told += [f"  because   {reason}" for reason in document["reasons"]]
     if document["more_bars"]:
         told.append(f"  needs     {document['more_bars']} more bars, if all of them are good")
+    if document["host"] and not document["release"]:
+        told.append(f"  do        invoke deploy --env {document['env']}: nothing is live there yet")
     if document["verdict"] == "PASS" and document["opens_nothing"]:
         told += [f"  opens nothing: {why}" for why in document["opens_nothing"]]
     return [*told, ""]

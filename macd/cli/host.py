@@ -27,6 +27,8 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
         for row in rows:
             told = _told(row, book.name)
             print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {told}")
+        for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
+            print(f"✗ {problem}")  # once: one missing file spoils every host alike
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
 
 
@@ -55,7 +57,7 @@ def _row(host: Host, book: Inventory) -> dict[str, Any]:
 
 def _told(row: dict[str, Any], inventory: str) -> str:
     if row["problem"]:
-        return f"✗ {row['problem']}"
+        return "✗ the way to it is not known, see below"
     way = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
     chosen = "" if inventory == "lab" else f" --inventory {inventory}"
@@ -112,7 +114,8 @@ def trust(
         why="the answer was no (without a terminal it is no; --yes never takes a changed key)",
         live=f"{book.known_hosts} does not vouch for it",
         hint=f"compare it with one from a safe source: invoke host.trust {name}"
-        f" --fingerprint {keys[-1].key.fingerprint}",
+        f" --fingerprint {keys[-1].key.fingerprint}"
+        + ("" if book.name == "lab" else f" --inventory {book.name}"),
     )
 
 

@@ -97,7 +97,8 @@ def signing_key(book: Inventory) -> Path:
             hint=f"add release.sign_key to {book.path} (production.example.yml shows how)",
         )
     if not key.is_file():
-        hint = "invoke lab.up makes it" if book.name == "lab" else "ssh-keygen -t ed25519"
+        made = f'ssh-keygen -t ed25519 -N "" -f {key}, then put it into allowed_signers and'
+        hint = "invoke lab.up makes it" if book.name == "lab" else f"{made} invoke provision"
         raise UsageError(f"there is no signing key at {key}", hint=hint)
     return key
 

@@ -123,6 +123,10 @@ def why(
     else:
         for name, found in rows:
             print(f"{name}  {found.app}")
+            if not found.live:
+                first = "deploy" if found.exists else "provision"
+                print(f"  live          nothing\n  do: invoke {first} --env {env}")
+                continue
             for label, value in chains[name].items():
                 for line in _told(label, value):
                     print(f"  {label:<13} {line}")

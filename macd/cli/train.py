@@ -108,7 +108,7 @@ def status(
             told = ask.status_of(contact, run)
             shown.past(ask.events_of(contact, told["run"]))
     except ContactLostError:
-        if not json:
+        if run and not json:
             show_last_seen(follow.known_events(run, steps.place(book)))
         raise
     if json:

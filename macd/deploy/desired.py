@@ -180,6 +180,24 @@ def allowed_signers(inventory: Inventory) -> bytes:
         raise UsageError(
             f"there is no allowed_signers file at {path}" if path else "nobody may sign releases",
             why=f"release.allowed_signers in {inventory.path} names the keys a host accepts",
-            hint='a line: NAME namespaces="release-manifest@macd" ssh-ed25519 AAAA...',
+            hint=_how_to_sign(inventory, path),
         )
     return path.read_bytes()
+
+
+def _how_to_sign(inventory: Inventory, path: Path | None) -> str:
+    """The commands that make the file out of the keys the inventory names."""
+    if inventory.name == "lab":
+        return "invoke lab.up makes it"
+    if path is None:
+        return f"set release.allowed_signers in {inventory.path}, then: invoke provision"
+    release = inventory.release
+    lines = [
+        f'echo "{release.identity} namespaces=\\"{space}\\" $(cat {key}.pub)" >> {path}'
+        for key, space in (
+            (release.sign_key, "release-manifest@macd"),
+            (release.gate_key, "gate-report@macd"),
+        )
+        if key is not None
+    ]
+    return "\n".join([*lines, "then: invoke provision (docs/newcomer.md has every step)"])

@@ -59,7 +59,7 @@ def load(name: str = "", *, root: Path | None = None) -> Inventory:
         raise UsageError(
             f"{count} in {_shown(path, root)}",
             why="\n".join(problem.text() for problem in problems),
-            hint="inventory/production.example.yml documents every key",
+            hint=_remedy(problems, name),
         )
     return inventory
 
@@ -67,7 +67,10 @@ def load(name: str = "", *, root: Path | None = None) -> Inventory:
 def _read(path: Path, name: str, root: Path) -> str:
     known = available(root)
     if not _NAME.fullmatch(name) or not path.is_file():
-        hint = f"give one of them with --inventory NAME or MACD_INVENTORY: {', '.join(known)}"
+        usual = [one for one in known if not one.endswith(".example")]
+        hint = (
+            f"invoke host.list --inventory {usual[0] if usual else 'NAME'}, or set MACD_INVENTORY"
+        )
         if name == "production" and "production.example" in known:
             hint = "cp inventory/production.example.yml inventory/production.yml, and edit it"
         raise UsageError(
@@ -79,6 +82,17 @@ def _read(path: Path, name: str, root: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{_shown(path, root)} can't be read", why=str(error)) from error
+
+
+def _remedy(problems: list[Problem], name: str) -> str:
+    """What to type; variables that aren't set are what a newcomer meets first."""
+    before = "the environment variable "
+    wanted = [p.expected.removeprefix(before) for p in problems if p.expected.startswith(before)]
+    unset = " ".join(f"{one}=..." for one in dict.fromkeys(wanted))
+    steps = [f"export {unset}  (or take out the lines that name them)"] if unset else []
+    if len(wanted) < len(problems):
+        steps.append("inventory/production.example.yml documents every key")
+    return "\n".join([*steps, f"then: invoke host.list --inventory {name}"])
 
 
 def _shown(path: Path, root: Path) -> Path:

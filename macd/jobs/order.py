@@ -16,7 +16,7 @@ from typing import Any
 import macd
 from macd.errors import UsageError
 from macd.inventory import Inventory
-from macd.market.bars import bars_path, symbol_name
+from macd.market.bars import bars_path, no_bars, symbol_name
 from macd.remote.blobs import Blob
 from macd.train.settings import Settings, settings_from
 
@@ -97,7 +97,11 @@ def data_files(request: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
     settings = settings_from(request)
     names = [settings.symbol, *(symbol_name(name) for name in settings.cross)]
-    return {name: bars_path(data_dir, name, settings.tf) for name in names}
+    found = {name: bars_path(data_dir, name, settings.tf) for name in names}
+    for path in found.values():
+        if not path.is_file():
+            raise no_bars(path)
+    return found
 
 
 def make(

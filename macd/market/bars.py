@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def bars_path(data_dir: Path, symbol: str, tf: str) -> Path:
     return others[0] if others else exact
 
 
+def no_bars(path: Path) -> MacdError:
+    """What to say of a file of bars that isn't there; the commands named put it just there."""
+    symbol, _, tf = path.stem.partition("_")
+    where = f"--tf {tf or '1h'} --data {shlex.quote(str(path.parent))}"
+    return MacdError(
+        f"no bars at {path}",
+        why="the file does not exist",
+        hint=f"invoke data.import FILE --symbol {symbol} {where}\n"
+        f"or from an exchange: invoke data.fetch --symbol BTC/USDT {where}",
+    )
+
+
 def read_rows(path: Path) -> pl.DataFrame:
     """The rows of a canonical file as they stand, in file order, duplicates included.
 
@@ -86,11 +99,7 @@ def read_rows(path: Path) -> pl.DataFrame:
     try:
         df = pl.read_parquet(path)
     except FileNotFoundError as error:
-        raise MacdError(
-            f"no bars at {path}",
-            why="the file does not exist",
-            hint="invoke data.import FILE, or invoke data.fetch --symbol BTC/USDT --tf 1h",
-        ) from error
+        raise no_bars(path) from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MacdError(
             f"{path} can't be read as parquet",

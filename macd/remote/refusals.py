@@ -131,7 +131,8 @@ def _tcp(error: OSError, way: Way, connection: HopConnection) -> MacdError:
             way,
             "name",
             f"{hop.hostname}: {error.strerror}",
-            f"correct HostName of {hop.alias} in the ssh configuration, or ssh: in the inventory",
+            f"correct HostName of {hop.alias} in the ssh configuration, or ssh: in the inventory;"
+            f" invoke host.list{way.option()} shows what is used",
         )
     if isinstance(error, ConnectionRefusedError):
         return _unreachable(
@@ -139,7 +140,10 @@ def _tcp(error: OSError, way: Way, connection: HopConnection) -> MacdError:
             way,
             "refused",
             f"nothing listens on port {hop.port} there: a wrong port, or sshd is not running",
-            f"check the port of {hop.name}; the lab's hosts are started by invoke lab.up",
+            "invoke lab.up starts the lab's hosts"
+            if way.inventory == "lab"
+            else f"correct port: of {hop.name} in the inventory, or Port in the ssh configuration;"
+            f" invoke host.list{way.option()} shows what is used",
         )
     if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
         return _unreachable(
@@ -217,8 +221,10 @@ def _login(error: LoginError, way: Way) -> MacdError:
     hop = way.hop
     hint = f"put the public key into ~{hop.user}/.ssh/authorized_keys there: "
     hint += f"ssh-copy-id {'-p ' + str(hop.port) + ' ' if hop.port != 22 else ''}{hop.alias}"
+    hint += f"\nthen: invoke facts --host {way.host}{way.option()}"
     if not error.tried:
         hint = f"set identity: of {hop.name} in the inventory, or IdentityFile, or use ssh-add"
+        hint += f"; then: invoke facts --host {way.host}{way.option()}"
     what = f"{way.who} does not let {hop.user} in"
     return _unreachable(what, way, "login", "\n".join(lines), hint)
 

@@ -150,6 +150,12 @@ def read(path: Path, inventory: Inventory) -> Report:
             f"inventory {inventory.name} does not say who may sign gate reports",
             hint=f"set release.allowed_signers in {inventory.path}",
         )
+    if not signers.is_file():
+        raise UsageError(
+            f"there is no allowed_signers file at {signers}",
+            why="it names the keys whose gate reports count",
+            hint="invoke provision says how to make it",
+        )
     revoked = inventory.release.revoked
     try:
         raw, signature = path.read_bytes(), path.with_name(SIGNATURE).read_bytes()
