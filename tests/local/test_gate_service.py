@@ -14,15 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from macd.inventory import load
 from macd.shadow import run
 from macd.shadow.gate import Rule
 from macd.shadow.run import Judged
 from tests import signal_lines
+from tests.constant_model import make_constant
 from tests.served import App, make_app
 
 PATIENCE_S = 120
@@ -96,24 +95,7 @@ def test_a_missing_model_fails_coverage(app: App) -> None:
 
 def test_a_model_that_answers_a_constant_fails(app: App) -> None:
     """Even where nobody noticed the file: golden predictions fail, and the answers are stuck."""
-    path = app.models / "tft_1h.onnx"
-    original = onnx.load(path)
-    (put,), (out,) = original.graph.input, original.graph.output
-    value = helper.make_tensor("value", TensorProto.FLOAT, [1, 3], [0.5, 0.5, 0.5])
-    nodes = [
-        helper.make_node("ReduceMean", [put.name], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "at"], ["column"]),
-        helper.make_node("Mul", ["column", "zero"], ["zeros"]),
-        helper.make_node("Add", ["zeros", "value"], [out.name]),
-    ]
-    inits = [
-        value,
-        helper.make_tensor("zero", TensorProto.FLOAT, [1, 1], [0.0]),
-        helper.make_tensor("at", TensorProto.INT64, [1], [1]),
-    ]
-    graph = helper.make_graph(nodes, "constant", [put], [out], inits)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
+    make_constant(app.models / "tft_1h.onnx")
     write_bars(app)
     found = judged(app)
     assert found.decision.verdict == "FAIL"

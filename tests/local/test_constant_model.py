@@ -1,0 +1,97 @@
+"""A model that answers a constant: health, gate and doctor each catch it, on the lab, typed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.lab import LabState
+from macd.release import health
+from macd.remote.session import open_session
+from tests.constant_model import make_constant
+from tests.local.deploying import Project, project
+from tests.served import App, make_app
+
+TASKS = """
+from invoke import Collection
+from macd.cli import doctor, gate, provision, usage
+usage.install()
+namespace = Collection(provision.provision, gate.shadow_gate, doctor.doctor)
+"""
+SERVE = "import sys\nfrom macd.service.__main__ import main\nsys.exit(main())\n"
+PATIENCE_S = 90
+
+
+@dataclass(frozen=True)
+class Running:
+    """A project whose prod runs the real service on the small models."""
+
+    project: Project
+    app: App
+
+    def restart(self) -> None:
+        host = self.project.inventory.host("prod")
+        with open_session(host, self.project.inventory) as session:
+            session.run(["systemctl", "--user", "daemon-reload"])
+            session.run(["systemctl", "--user", "restart", f"{host.unit}.service"])
+
+    def write(self, count: int) -> None:
+        """Wait until so many more lines are there."""
+        before, deadline = self._count(), time.monotonic() + PATIENCE_S
+        while self._count() < before + count:
+            assert time.monotonic() < deadline, self._count() - before
+            time.sleep(0.2)
+
+    def _count(self) -> int:
+        logs = (self.app.root / "data/live").glob("trades_*.jsonl")
+        return sum(path.read_bytes().count(b"\n") for path in logs)
+
+    def diagnosed(self, code: int) -> dict[str, dict[str, Any]]:
+        (one,) = self.project.json("doctor", code=code)["hosts"]
+        return {finding["name"]: finding for finding in one["findings"]}
+
+
+@pytest.fixture
+def running(lab: LabState, tmp_path: Path) -> Running:
+    made = project(lab, tmp_path / "p", "k")
+    (made.root / "tasks.py").write_text(TASKS)
+    book = made.root / "inventory" / "lab.yml"
+    text = book.read_text()
+    assert "speed: 2" in text
+    book.write_text(text.replace("speed: 2", "speed: 100"))
+    app = make_app(made.app)
+    (app.release / "app").mkdir()
+    (app.release / "app/serve.py").write_text(SERVE)
+    (app.release / "runtime").symlink_to(sys.prefix)
+    made.invoke("provision", "--yes")
+    env = made.app / ".env"
+    env.write_text(env.read_text() + "ML_STACKING_MIN_SAMPLES=0\n")
+    one = Running(made, app)
+    one.restart()
+    return one
+
+
+def test_each_of_the_three_catches_it(running: Running) -> None:
+    running.write(30)
+    assert [item.name for item in health.check(running.app.release) if not item.ok] == []
+    assert running.project.json("shadow-gate", code=0)["verdict"] == "PASS"
+    assert running.diagnosed(1)["TFT output"]["ok"] is True  # never committed: one problem at least
+
+    make_constant(running.app.models / "tft_1h.onnx")
+    running.restart()
+    running.write(60)
+    bad = {item.name: item.detail for item in health.check(running.app.release) if not item.ok}
+    assert any("TFT" in name for name in bad), bad
+    assert "golden" in " ".join(bad).lower()
+    told = running.project.json("shadow-gate", code=1)
+    assert told["verdict"] == "FAIL"
+    found = running.diagnosed(1)
+    for name in ("serving", "release", "dependencies", "TFT output"):
+        assert found[name]["ok"] is False, (name, found[name])
+    assert "tft_1h.onnx" in found["release"]["evidence"]
+    assert found["TFT output"]["remedy"]
