@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +68,18 @@ def test_good_releases_stay_and_failed_ones_push_none_out(host: Ward) -> None:
         p for p in (host.app / "releases").rglob("*") if p.is_file() and p.stat().st_nlink > 1
     ]
     assert len(shelved) == len({p.stat().st_ino for p in linked})  # no blob that nothing needs
+
+
+def test_uploads_given_up_a_day_ago_go_and_fresh_ones_wait_to_be_taken_up(host: Ward) -> None:
+    partials = host.app / "blobs" / ".partial"
+    partials.mkdir(exist_ok=True)
+    old, fresh = (partials / f"{letter * 64}.0123456789ab" for letter in "ab")
+    for path, age_h in ((old, 25), (fresh, 23)):
+        path.write_bytes(b"half of a model")
+        then = time.time() - age_h * 3600
+        os.utime(path, (then, then))
+    assert host.deploy(3) == "committed"
+    assert list(partials.iterdir()) == [fresh]
 
 
 def test_rollback_goes_back_through_what_was_good(host: Ward) -> None:
