@@ -1,0 +1,235 @@
+"""Every HTML page the product makes, from real material, on a desk's screen and on a phone's.
+
+What a page says is held by the tests of its own; here all of them are held to one look: they ask
+for nothing, complain of nothing, fit, and every drawing shows something and stays in its frame.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.inventory import load
+from macd.release import card
+from macd.report import gate, training
+from macd.shadow import report, run
+from macd.shadow.gate import Rule
+from tests import signal_lines
+from tests.browser import Browser, Opened, chromium
+from tests.trained import trained_run
+from tests.unit.release.making import workshop
+
+TOP = Path(__file__).parents[2] / "templates"
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+PAGES = ("training", "card", "accepted", "passed", "failed")
+TEMPLATES = {
+    "training_report.html.j2": ("training",),
+    "card.html.j2": ("card", "accepted"),
+    "gate_report.html.j2": ("passed", "failed"),
+}
+PARTS = {"report_base.html.j2", "report_parts.html.j2"}
+LONG = "RuntimeError:" + "tft_1h.onnx/MatMul_" * 12
+
+
+def lines() -> Iterator[dict[str, Any]]:
+    """Four hundred bars, so that labels of all horizons have come to pass."""
+    return signal_lines.lines(400, end=NOW, every=timedelta(minutes=7))
+
+
+def ill() -> Iterator[dict[str, Any]]:
+    """A log with all that a page may have to show: errors, silence, a stuck model, long words."""
+    for line in lines():
+        parts, seq = line["data"]["components"], line["seq"]
+        if seq % 3 == 0:
+            parts["ml_error"], parts["ml_bull_prob"] = LONG, None
+        if seq % 5 == 0:
+            parts["ml_stacking_prob"] = None
+            parts["ml_stacking_skipped_reason"] = f"only {seq} samples of 10000"
+        parts["ml_tft_prob"] = 0.5
+        yield line
+        if seq % 50 == 0:
+            yield {**line, "level": "WARNING", "data": {"event": f"feed: bar {seq} came late"}}
+            yield {**line, "level": "ERROR", "data": {"event": f"models: {LONG}"}}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    top = tmp_path_factory.mktemp("pages")
+    ran = shutil.copytree(
+        trained_run(), top / "20260301T000000Z-run", ignore=shutil.ignore_patterns("cache")
+    )
+    (top / "shop").mkdir()
+    shop = workshop(top / "shop")
+    made = shop.make(shop.order())
+    told = made.manifest
+    accepted = top / "accepted.html"
+    accepted.write_bytes(
+        card.render(
+            {**told.details, "accepted": "the holdout was looked at before; " * 6},
+            app=told.app,
+            env=told.env,
+            serial=told.serial,
+            created=told.created,
+            expires=told.expires,
+        )[card.HTML]
+    )
+    return {
+        "training": training.write(ran, host="h800"),
+        "card": made.directory / card.HTML,
+        "accepted": accepted,
+        "passed": judged(top / "passed", lines()),
+        "failed": judged(top / "failed", ill(), b"junk\n" * 3),
+    }
+
+
+def judged(directory: Path, made: Iterator[dict[str, Any]], junk: bytes = b"") -> Path:
+    signal_lines.write(directory / "logs", made)
+    newest = max((directory / "logs").iterdir())
+    newest.write_bytes(newest.read_bytes() + junk)
+    found = run.of_files(load("lab"), directory / "logs", Rule(), 72.0, NOW)
+    return gate.write(report.save(found.document, directory / "report", load("lab")))
+
+
+def opened(browser: Browser, pages: dict[str, Path], name: str, size: str = "phone") -> Opened:
+    width, height = SIZES[size]
+    return browser.open(pages[name].as_uri(), width=width, height=height)
+
+
+def test_no_page_is_left_out() -> None:
+    found = {path.name for path in TOP.glob("*.html.j2")}
+    assert found - PARTS == set(TEMPLATES)
+    assert {name for names in TEMPLATES.values() for name in names} == set(PAGES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PAGES)
+def test_stands_alone_fits_and_can_be_read(
+    pages: dict[str, Path], browser: Browser, name: str, size: str
+) -> None:
+    page = opened(browser, pages, name, size)
+    assert page.complaints == []
+    assert page.requests == [pages[name].as_uri()]
+    root = "document.documentElement"
+    assert page.run(f"{root}.scrollWidth") <= page.run(f"{root}.clientWidth")
+    assert page.run("document.title")
+    titles = page.run("[...document.querySelectorAll('h1')].map(e => e.innerText.trim())")
+    assert len(titles) == 1
+    assert titles[0]
+    assert page.run(UNNAMED) == []
+    assert page.run(OUTSIDE) == []
+    papers = []
+    for scheme in ("light", "dark"):
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.call("Emulation.setEmulatedMedia", page.session, features=media)
+        papers.append(page.run("getComputedStyle(document.body).backgroundColor"))
+        assert page.run(FAINT) == [], scheme
+        answer = browser.call("Page.captureScreenshot", page.session, format="png")
+        assert colours(base64.b64decode(answer["data"])) > 50, scheme
+    assert papers[0] != papers[1]
+
+
+@pytest.mark.parametrize("name", ["training", "passed", "failed"])
+def test_every_drawing_shows_something(pages: dict[str, Path], browser: Browser, name: str) -> None:
+    page = opened(browser, pages, name)
+    frames = page.run(
+        "[...document.querySelectorAll('svg.chart')].map(s => {"
+        " const b = s.getBoundingClientRect(); return [s.ariaLabel,"
+        " {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height, scale: 1}]; })"
+    )
+    assert len(frames) > 10
+    for label, clip in frames:
+        answer = browser.call(
+            "Page.captureScreenshot",
+            page.session,
+            format="png",
+            clip=clip,
+            captureBeyondViewport=True,
+        )
+        assert colours(base64.b64decode(answer["data"])) > 20, label
+
+
+def test_what_came_to_pass_stands_on_the_gate_s_page(
+    pages: dict[str, Path], browser: Browser
+) -> None:
+    document = report.read_document(pages["passed"].with_name("report.json"))
+    rows = document["findings"]["realised"]
+    assert len(rows) == 12
+    page = opened(browser, pages, "passed")
+    drawn = page.run("[...document.querySelectorAll('#realised figure')].map(f => f.textContent)")
+    assert len(drawn) == 3
+    for row in rows:
+        ahead = int(row["head"].removesuffix("h"))
+        assert row["n"] == 400 - ahead, "each bar whose label has come to pass"
+        text = next(words for words in drawn if f"{row['head']} ahead" in words)
+        interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        assert re.sub(r"(?<=[\[ ])0(?=\.)", "", interval) in text
+
+
+# Images without a name, for those who can't see them.
+UNNAMED = """[...document.querySelectorAll('svg, img, [role=img]')].filter(e =>
+  !(e.getAttribute('aria-label') || e.getAttribute('alt'))).map(e => e.outerHTML.slice(0, 80))"""
+
+# Words or marks of a drawing that lie outside its own frame, where they would be cut or lie on
+# what is beside it; and words that lie on each other.
+OUTSIDE = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect(), name = svg.ariaLabel + ': ', out = [];
+  for (const e of svg.querySelectorAll('text, rect, circle, line, polyline')) {
+    const b = e.getBoundingClientRect();
+    if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.top < frame.top - 1 ||
+        b.bottom > frame.bottom + 1) out.push(name + e.tagName + ' ' + e.textContent);
+  }
+  const words = [...svg.querySelectorAll('text')].map(t => [t.textContent,
+    t.getBoundingClientRect()]);
+  words.forEach(([one, a], at) => words.slice(at + 1).forEach(([other, b]) => {
+    const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    if (w > 1 && h > 4) out.push(name + one + ' / ' + other);
+  }));
+  return out; })"""
+
+# Words with a contrast below 4.5 against the paper they stand on (WCAG AA).
+FAINT = """(() => {
+  const parts = c => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .03928 ? v / 12.92 :
+    ((v + .055) / 1.055) ** 2.4).reduce((sum, v, k) => sum + v * [.2126, .7152, .0722][k], 0);
+  const paper = e => { for (; e; e = e.parentElement) {
+    const c = parts(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const out = [];
+  for (const e of document.body.querySelectorAll('*')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const box = e.getBoundingClientRect();
+    if (!box.width || e.closest('title, caption')) continue;
+    const style = getComputedStyle(e);
+    const ink = parts(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(ink), light(paper(e))].sort((x, y) => y - x);
+    const contrast = (a + .05) / (b + .05);
+    if (contrast < 4.5) out.push(contrast.toFixed(2) + ' ' + e.textContent.trim().slice(0, 50));
+  }
+  return out; })()"""
+
+
+def colours(png: bytes) -> int:
+    """How many different bytes the picture's data hold: a blank one has a handful."""
+    at, packed = 8, b""
+    while at < len(png):
+        size = int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            packed += png[at + 8 : at + 8 + size]
+        at += 12 + size
+    return len(set(zlib.decompress(packed)))
