@@ -47,7 +47,7 @@ if "--check" in sys.argv:
     print(json.dumps({{"ok": VARIANT != "check fails"}}))
     sys.exit(VARIANT == "check fails")
 if VARIANT == "exits":
-    sys.exit(3)
+    sys.exit("this release gives up")
 if VARIANT == "hangs":
     time.sleep(600)
 manifest = open(os.path.join(release, "manifest.json"), "rb").read()

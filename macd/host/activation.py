@@ -216,7 +216,9 @@ class Activation:
             # reset-failed has set the count to 0, but an old systemd may keep it
             crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
             if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-                raise ActivationFailedError(f"it does not start: {now.result} ({wrong})")
+                said = self._supervisor.last_words(unit)
+                why = f"its last words: {said}" if said else wrong
+                raise ActivationFailedError(f"it does not start: {now.result} ({why})")
             if now.pid and not now.is_same_life(before):
                 wrong, final = self._asked(release, manifest_sha256, now)
                 if not wrong:

@@ -106,6 +106,19 @@ class Supervisor:
             loaded=found.get("LoadState", ""),
         )
 
+    def last_words(self, unit: str) -> str:
+        """The last line the unit's own processes wrote, cut to 300 characters; "" if not known."""
+        which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
+        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"{which}={unit}"]
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        return lines[-1][:300] if done.returncode == 0 and lines else ""
+
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
 

@@ -16,6 +16,18 @@ from macd.lab.state import HOSTS, USERS, write_atomically
 
 SIGNER = "lab@macd"
 _NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
+# The services' output is kept in a file each; --lines and the unit are all that is understood.
+_JOURNALCTL = """\
+lines=10
+for word in "$@"; do
+  case "$word" in
+    --lines=*) lines=${word#--lines=} ;;
+    _SYSTEMD_USER_UNIT=*) unit=${word#*=} ;;
+    -*) ;;
+    *) unit=$word ;;
+  esac
+done
+exec tail -n "$lines" "$HOME/.config/log/journal/${unit:?which unit}.log\""""
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,7 @@ def _tools(ground: Ground) -> None:
         # By file and isolated: what lies in the caller's directory must not be imported.
         program = shlex.quote(str(Path(__file__).with_name("systemctl.py")))
         _script(ground.bin / "systemctl", f'exec {python} -I {program} "$@"')
+        _script(ground.bin / "journalctl", _JOURNALCTL)
 
 
 def _script(path: Path, body: str) -> None:

@@ -162,6 +162,8 @@ def test_a_bad_release_is_reverted_with_exit_4(bench: Bench, variant: str) -> No
     bad = small_releases.make(bench.inventory, 10 + VARIANTS.index(variant), variant)
     ended = bench.invoke("deploy", "--yes", "--release", bad, code=4)
     assert f"now: {before} is live" in ended.stdout
+    told = "its last words: this release gives up" in ended.stdout
+    assert told == (variant == "exits"), ended.stdout
     assert bench.live == before
     assert bench.json("status")["well"]
     assert bench.json("status")["hosts"][0]["rollback"]["release"] != bad

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from macd import lab as lab_room
+from macd.inventory import project_root
 from macd.lab import LabState, processes
 from tests.local.plain_ssh import eventually, ssh, text
 
@@ -194,3 +196,15 @@ def test_a_detached_service_is_stopped_with_the_lab_and_an_enabled_one_is_back_a
         assert show(state, "other")["ActiveState"] == "inactive"
     finally:
         lab_room.down(tmp_path)
+
+
+def test_the_last_words_of_a_service_can_be_asked_for(lab: LabState, write_unit: Write) -> None:
+    write_unit("talker", 'ExecStart=/bin/sh -c "echo first; echo the last words >&2; exit 3"')
+    systemctl(lab, "daemon-reload")
+    systemctl(lab, "start talker")
+    asked = (
+        "from macd.host.supervisor import Supervisor; "
+        "print(Supervisor('user').last_words('talker.service'))"
+    )
+    command = f"cd {shlex.quote(str(project_root()))} && python3 -c {shlex.quote(asked)}"
+    eventually(lambda: text(lab.ssh_config, "prod", command).strip() == "the last words")
