@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LAST = 20
 _RETRIES = 5
+# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
+_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
 
 
 @verb(
@@ -81,6 +83,7 @@ def _pulled(known: Inventory, host: Host) -> Pulled:
 
 def _follow(known: Inventory, host: Host, place: Place, wanted: re.Pattern[str]) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
+    from macd.remote.refusals import UnreachableError
     from macd.remote.session import open_session
     from macd.shadow import follow as following
     from macd.shadow import pull
@@ -94,9 +97,9 @@ def _follow(known: Inventory, host: Host, place: Place, wanted: re.Pattern[str])
                     failures = 0
                     for line in filter(wanted.search, map(following.shown, came)):
                         print(line, flush=True)
-        except ContactLostError as error:
+        except (ContactLostError, UnreachableError) as error:
             failures += 1
-            if failures > _RETRIES:
+            if failures > _RETRIES or getattr(error, "reason", "lost") not in _PASSING:
                 raise
             print(f"{error.what}; trying again", file=sys.stderr)
             time.sleep(min(30, 2**failures))
