@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import threading
 import zlib
 from collections.abc import Iterable
 from importlib import resources
@@ -23,6 +24,9 @@ BASE_MODULES = ("agent", "files", "commands", "blobs", "facts")
 _PREAMBLE = 64
 _MAGIC = b"MACD1"
 _PACKAGE = "macd.host"
+# CPython 3.11 counts the depth of a parse for all threads together and raises SystemError when two
+# threads parse at once; sessions of several hosts are opened side by side.
+_PARSING = threading.Lock()
 # E, s, S: no PYTHON* variables, no site directories; B: no bytecode. The first entry of sys.path
 # would be the home directory, where a stray json.py must not become ours. Stdin is duplicated so
 # that the agent can give its children an empty one.
@@ -96,7 +100,9 @@ def _source(name: str) -> str:
 def _siblings(source: str) -> list[str]:
     """Names of the modules of macd.host that `source` imports, at any depth of nesting."""
     names = []
-    for node in ast.walk(ast.parse(source)):
+    with _PARSING:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == _PACKAGE:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE + "."):
