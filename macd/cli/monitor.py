@@ -40,7 +40,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Show the guard's reports as they come, until its watch is over; exit 4 if it took back."""
+    """Show the guard's reports until its watch is over; exit 4 if it took back, 1 if it died."""
     from macd.inventory import load
     from macd.shadow import watch
 
@@ -54,13 +54,16 @@ def monitor(
             return _exit(seen)
         _head(seen)
         last = _reports(seen, "")
-        while not seen.over and not once:
+        while not seen.over and not seen.dead and not once:
             time.sleep(_POLL_S)
             seen = watch.look(session, one, last)
             last = _reports(seen, last)
         warning = warning or _catch_up(seen, one, known)
     if seen.over:
         print(f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else ""))
+    if seen.dead:
+        print("  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches")
+        print("    do: invoke disable-stacking, then invoke enable-stacking, begins a new watch")
     if warning:
         print(f"  note   {warning}")
     return _exit(seen)
@@ -88,6 +91,8 @@ def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
 
 
 def _exit(seen: Seen) -> ExitCode | None:
+    if seen.dead:
+        return ExitCode.FAILED
     return ExitCode.REVERTED if seen.state == "failed" else None
 
 

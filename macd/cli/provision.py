@@ -76,6 +76,8 @@ def _print(done: list[Provisioned], *, would: bool) -> None:
         print(f"  {count} change{'s' if count != 1 else ''}{' to make' if would else ''}")
         if one.restart_wanted and not would:
             print("  the running service has the old unit still: invoke deploy --restart")
+        if one.note:
+            print("  ✗ " + one.note.replace("\n", "\n    "))
         for lacking in one.missing:
             mark = "✗" if lacking["needed"] else "note:"
             print(

@@ -26,7 +26,7 @@ def build() -> bytes:
     Stored, not deflated: another version of zlib would give other bytes.
     """
     files = {"__main__.py": _MAIN, "macd/__init__.py": "", "macd/host/__init__.py": ""}
-    for name, text in with_imports(["__main__", "watching"]).items():
+    for name, text in with_imports(["__main__", "watching", "telling"]).items():
         files[f"macd/host/{name}.py"] = text
     shadow = resources.files("macd").joinpath("shadow")
     files["macd/shadow/__init__.py"] = ""

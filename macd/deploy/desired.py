@@ -153,14 +153,8 @@ def replay_files(inventory: Inventory) -> dict[str, bytes]:
 
     Raises UsageError for a file too large to travel with the settings.
     """
-    if inventory.service.feed.kind != "replay":
-        return {}
-    from macd.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
-
-    train = inventory.train
     files = {}
-    for symbol in (train.symbol, *train.cross):
-        path = bars_path(train.data_dir, symbol, train.tf)
+    for name, path in replayed(inventory).items():
         if not path.is_file():
             continue
         if path.stat().st_size > _REPLAY_BYTES:
@@ -169,8 +163,27 @@ def replay_files(inventory: Inventory) -> dict[str, bytes]:
                 why=f"{path.stat().st_size >> 20} MB, at most {_REPLAY_BYTES >> 20}",
                 hint="a replay is for demos: keep fewer bars, or set service.feed.kind",
             )
-        files[f"{REPLAY}/{symbol}_{train.tf}.parquet"] = path.read_bytes()
+        files[name] = path.read_bytes()
     return files
+
+
+def replayed(inventory: Inventory) -> dict[str, Path]:
+    """The files a replay wants: path below the application's directory, and where it is here."""
+    if inventory.service.feed.kind != "replay":
+        return {}
+    from macd.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
+
+    train = inventory.train
+    return {
+        f"{REPLAY}/{symbol}_{train.tf}.parquet": bars_path(train.data_dir, symbol, train.tf)
+        for symbol in (train.symbol, *train.cross)
+    }
+
+
+def guard_notify(inventory: Inventory) -> bytes:
+    """state/notify.json: where the guard tells that it took stacking back; {} is nowhere."""
+    url = inventory.guard.notify_url
+    return json.dumps({"url": url} if url else {}).encode() + b"\n"
 
 
 def allowed_signers(inventory: Inventory) -> bytes:

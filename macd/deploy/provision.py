@@ -9,7 +9,8 @@ from typing import Any
 from macd.deploy import archive, desired, state
 from macd.deploy.plan import unified
 from macd.inventory import Host, Inventory
-from macd.remote.session import open_session
+from macd.remote.failures import RemoteFileNotFoundError
+from macd.remote.session import Session, open_session
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Provisioned:
-    """What it took. `missing`: programs the host lacks, each with the package that has it."""
+    """What it took. `missing`: programs the host lacks, each with the package that has it.
+
+    note: what provision can't mend, "" if there is nothing.
+    """
 
     host: str
     app: str
     changes: Sequence[Change]
     missing: Sequence[Mapping[str, Any]]
     restart_wanted: bool
+    note: str = ""
 
     @property
     def lacks_needed(self) -> bool:
@@ -51,10 +56,12 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         files = [
             _file("bin/macd-host.pyz", archive.build(), 0o644),
             _file("state/allowed_signers", signers, 0o644),
+            _secret("state/notify.json", desired.guard_notify(inventory)),
             _file("service.json", wanted.service_settings.encode(), 0o644),
         ]
         replayed = desired.replay_files(inventory)
         files += [_file(path, data, 0o644) for path, data in replayed.items()]
+        note = _no_bars(session, host, inventory, set(replayed))
         revoked = inventory.release.revoked
         if revoked is not None and revoked.is_file():
             files.append(_file("state/revoked.krl", revoked.read_bytes(), 0o644))
@@ -81,11 +88,36 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         changes=changes,
         missing=told["missing"],
         restart_wanted=found.live is not None and bool(touched & set(wanted.switched)),
+        note=note,
+    )
+
+
+def _no_bars(session: Session, host: Host, inventory: Inventory, sent: set[str]) -> str:
+    """One message about all the bars that the replay wants and that are neither here nor there."""
+    lacking = []
+    for name, path in desired.replayed(inventory).items():
+        if name in sent:
+            continue
+        try:
+            next(iter(session.pieces(f"{host.app_dir}/{name}")), b"")
+        except RemoteFileNotFoundError:
+            lacking.append(str(path))
+    if not lacking:
+        return ""
+    return (
+        f"the service will have no bars to replay: {', '.join(lacking)} "
+        f"{'is' if len(lacking) == 1 else 'are'} not here, nor on the host\n"
+        "do: invoke data.import or data.fetch, then invoke provision; or set service.feed.kind"
     )
 
 
 def _file(path: str, data: bytes, mode: int) -> dict[str, Any]:
     return {"path": path, "data": data, "mode": mode}
+
+
+def _secret(path: str, data: bytes) -> dict[str, Any]:
+    """For root (or the login) alone, and shown in no diff."""
+    return {**_file(path, data, 0o600), "secret": True}
 
 
 def _directories(account: str, *, socket: bool, replays: bool) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def deploy_facts(
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
-        "rollback": rehearse(layout, releases.rollback_target(history, live, bad_ids)),
+        "rollback": _way_back(layout, history, live, bad_ids),
         "rehearsal": rehearse(layout, live),
         "free": _free(layout.app),
     }
@@ -82,6 +82,24 @@ def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
         if release is not None:
             return releases.read_manifest(layout, release).details
     return {}
+
+
+def _way_back(
+    layout: Layout, history: List[Dict[str, Any]], live: Optional[str], bad: List[str]
+) -> Dict[str, Any]:
+    """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
+    target = releases.rollback_target(history, live, bad)
+    if target is not None or not history:
+        return rehearse(layout, target)
+    here = releases.on_host(layout)
+    names = [str(entry["release"]) for entry in reversed(history)]
+    left = [name for name in dict.fromkeys(names) if name not in (live, *bad) and name in here]
+    why = "no other release was committed here yet"
+    if set(names) - {live}:
+        why = "none that is good: the others here were rolled back from, or failed"
+        if left:
+            why += "; invoke rollback --to %s goes to the newest of them" % left[0]
+    return {"release": None, "ready": False, "why": why}
 
 
 def rehearse(layout: Layout, release: Optional[str]) -> Dict[str, Any]:

@@ -44,7 +44,7 @@ def provision(
     Args:
         account: the service's user, made if missing; "" where it runs as whoever logs in.
         directories: {"path" below app, "mode", "owner": "" or the account}, parents first.
-        files: {"path" below app, "data", "mode"}, replaced whole.
+        files: {"path" below app, "data", "mode"}, replaced whole; with "secret" shown in no diff.
         flags: what .env must hold; ML_ENABLE_STACKING only counts when it isn't set yet.
         units: text by name; None: the unit must not be there.
 
@@ -73,7 +73,7 @@ def provision(
         if not dry_run and not os.path.lexists(layout.state(DEPLOY_LOCK)):
             held.enter_context(_lock(layout, who))
         for file in files:
-            run.file(file["path"], file["data"], file["mode"])
+            run.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
         run.flags(flags)
         run.units(units)
         for unit in enable:
@@ -158,11 +158,11 @@ class _Run:
         if ids is not None:
             os.chown(path, *ids)
 
-    def file(self, relative: str, data: bytes, mode: int) -> None:
+    def file(self, relative: str, data: bytes, mode: int, *, secret: bool = False) -> None:
         path = os.path.join(self._layout.app, relative)
         before = _content(path)
         if before != data:
-            shown = _texts(before, data)
+            shown = {} if secret else _texts(before, data)
             if self._change("file", path, "created" if before is None else "changed", **shown):
                 durable.replace_file(path, data, mode=mode)
         elif stat.S_IMODE(os.stat(path).st_mode) != mode:

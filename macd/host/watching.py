@@ -20,6 +20,7 @@ GUARD_LOCK = "guard.lock"
 WATCHING, FAILED = "watching", "failed"
 _ORDER = "guard.json"
 _PREFIX = "guard-"
+_STARTS_S = 10.0
 
 
 def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
@@ -97,8 +98,10 @@ def guard_status(app: str, after: str = "") -> Dict[str, Any]:
     """The order, the flag, and the guard's reports whose names come after `after`."""
     layout = Layout(durable.expand(app))
     names = report_names(layout)
+    order = order_of(layout)
     return {
-        "order": order_of(layout),
+        "order": order,
+        "dead": _dead(layout, order),
         "live": live_release(layout),
         "flag": flagfile.in_file(layout),
         "loop": ledger.holder_of(layout, GUARD_LOCK) is not None,
@@ -109,6 +112,20 @@ def guard_status(app: str, after: str = "") -> Dict[str, Any]:
         ],
         "now": time.time(),
     }
+
+
+def _dead(layout: Layout, order: Optional[Dict[str, Any]]) -> bool:
+    """Whether a watch is ordered that nothing carries out: its loop was killed, its timer stopped.
+
+    A loop that has only just been started may not hold its lock yet.
+    """
+    if order is None or order["state"] != WATCHING or time.time() < order["since"] + _STARTS_S:
+        return False
+    supervisor = Supervisor(order["service"]["scope"])
+    if not supervisor.has_timers():
+        return ledger.holder_of(layout, GUARD_LOCK) is None
+    base = order["service"]["unit"].rpartition(".")[0]
+    return supervisor.show(f"{base}-guard.timer").active not in ("active", "activating")
 
 
 def report_path(layout: Layout, now: datetime) -> str:

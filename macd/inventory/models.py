@@ -27,6 +27,7 @@ from macd.inventory.names import (
     Timeframe,
     Unit,
     User,
+    WebhookUrl,
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -154,6 +155,7 @@ class GuardSettings(_Model):
 
     every_hours: Annotated[float, Field(gt=0)] = 2
     for_hours: Annotated[float, Field(gt=0)] = 24
+    notify_url: WebhookUrl = Field(default="", repr=False)  # carries a token
 
 
 class SoakSettings(_Model):

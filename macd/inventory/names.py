@@ -91,6 +91,14 @@ def _check_notify(text: str) -> str:
     return text
 
 
+def _check_webhook(text: str) -> str:
+    """Plain http only to the host itself: the address is a secret."""
+    plain = r"http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?(/[!-~]*)?"
+    if text and not re.fullmatch(rf"https://[!-.0-~][!-~]{{0,2000}}|{plain}", text):
+        raise ValueError("an https:// address that takes a POST (http:// only for 127.0.0.1)")
+    return text
+
+
 def _check_remote_path(text: str) -> str:
     start, _, rest = text.partition("/")
     parts = rest.removesuffix("/").split("/")
@@ -128,4 +136,5 @@ FlagValue = Annotated[str, _matching(_FLAG_VALUE, "letters, digits and _.,:/@+=%
 Symbol = Annotated[str, _matching(_SYMBOL, "a symbol in capitals such as BTCUSD")]
 Timeframe = Annotated[str, _matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
 NotifyUrl = Annotated[str, AfterValidator(_check_notify)]
+WebhookUrl = Annotated[str, AfterValidator(_check_webhook)]
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.host import durable, flagfile, flags, ledger, watching
+from macd.host import durable, flagfile, flags, ledger, telling, watching
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
@@ -84,7 +85,27 @@ def _take_back(layout: Layout, order: dict[str, Any], decision: Decision, now: d
     told = flags.set_flag(layout.app, flagfile.SHADOW, "guard", order["service"], order["health_s"])
     if told["wrong"]:
         reason += f"; in shadow the service is not well: {told['wrong']}"
-    return _over(layout, order, watching.FAILED, reason, now)
+    state = _over(layout, order, watching.FAILED, reason, now)
+    _tell(layout, order, reason, now)  # last: stacking is off and on record, whatever this does
+    return state
+
+
+def _tell(layout: Layout, order: dict[str, Any], reason: str, now: datetime) -> None:
+    host = socket.gethostname()
+    outcome = telling.tell(
+        layout,
+        {
+            "text": f"macd: the guard disabled stacking on {host}: {reason}",
+            "event": f"guard.{watching.FAILED}",
+            "host": host,
+            "app": layout.app,
+            "release": order["release"],
+            "reason": reason,
+            "at": now.isoformat(),
+        },
+    )
+    if outcome:
+        recorder(layout)("guard.notified", {"release": order["release"], "outcome": outcome})
 
 
 def _over(layout: Layout, order: dict[str, Any], state: str, reason: str, now: datetime) -> str:

@@ -19,7 +19,8 @@ WATCHING, FAILED = "watching", "failed"
 class Seen:
     """The guard as it is now. order: None if there never was one. reports: the new ones by name.
 
-    loop: whether its own loop runs (a host with systemd has a timer instead).
+    loop: whether its own loop runs (a host with systemd has a timer instead). dead: a watch is
+    ordered, but neither loop nor timer is there to carry it out.
     """
 
     host: str
@@ -29,6 +30,7 @@ class Seen:
     reports: Sequence[tuple[str, Mapping[str, Any]]]
     now: float
     loop: bool
+    dead: bool = False
 
     @property
     def state(self) -> str:
@@ -56,6 +58,7 @@ def look(session: Session, host: Host, after: str = "") -> Seen:
         reports=reports,
         now=told["now"],
         loop=told["loop"],
+        dead=told["dead"],
     )
 
 

@@ -1,4 +1,7 @@
-"""A model that answers a constant: health, gate and doctor each catch it, on the lab, typed."""
+"""A model that answers a constant: health, gate and doctor each catch it, on the lab, typed.
+
+And a feed that ended: both need the real service.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from macd.lab import LabState
 from macd.release import health
@@ -56,14 +57,13 @@ class Running:
         return {finding["name"]: finding for finding in one["findings"]}
 
 
-@pytest.fixture
-def running(lab: LabState, tmp_path: Path) -> Running:
-    made = project(lab, tmp_path / "p", "k")
+def run(lab: LabState, top: Path, name: str, feed: str) -> Running:
+    made = project(lab, top, name)
     (made.root / "tasks.py").write_text(TASKS)
     book = made.root / "inventory" / "lab.yml"
     text = book.read_text()
-    assert "speed: 2" in text
-    book.write_text(text.replace("speed: 2", "speed: 100"))
+    assert "speed: 2, start: 0.85" in text
+    book.write_text(text.replace("speed: 2, start: 0.85", feed))
     app = make_app(made.app)
     (app.release / "app").mkdir()
     (app.release / "app/serve.py").write_text(SERVE)
@@ -76,7 +76,8 @@ def running(lab: LabState, tmp_path: Path) -> Running:
     return one
 
 
-def test_each_of_the_three_catches_it(running: Running) -> None:
+def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path) -> None:
+    running = run(lab, tmp_path, "k", "speed: 100, start: 0.85")
     running.write(30)
     assert [item.name for item in health.check(running.app.release) if not item.ok] == []
     assert running.project.json("shadow-gate", code=0)["verdict"] == "PASS"
@@ -95,3 +96,13 @@ def test_each_of_the_three_catches_it(running: Running) -> None:
         assert found[name]["ok"] is False, (name, found[name])
     assert "tft_1h.onnx" in found["release"]["evidence"]
     assert found["TFT output"]["remedy"]
+
+
+def test_a_feed_that_is_at_its_end_is_named(lab: LabState, tmp_path: Path) -> None:
+    running = run(lab, tmp_path, "e", "speed: 100, start: 0.999, loop: false")
+    running.write(3)
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := running.diagnosed(1)["feed"])["ok"] is not False:
+        assert time.monotonic() < deadline, found
+    assert "at the end of its file" in found["evidence"]
+    assert "service.feed" in found["remedy"]

@@ -5,9 +5,15 @@ It runs as on a host without timers: the program that provision puts there, in i
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -114,3 +120,76 @@ def test_a_deploy_at_work_is_not_disturbed(host: Place) -> None:
         assert flags_now(host) == ("1", "1")
     until(host, lambda told: told["order"]["state"] == "failed")
     assert flags_now(host) == ("0", "0")
+
+
+def test_a_killed_guard_is_named_dead(host: Place) -> None:
+    assert flip(host, "1", report(host), guard={**TERMS, "every_s": 3600.0})["outcome"] == "set"
+    told = until(host, lambda told: bool(told["loop"]))
+    assert not told["dead"]
+    holder = json.loads((host.app / "state/guard.lock").read_text())
+    order_file = host.app / "state/guard.json"
+    order = json.loads(order_file.read_text())
+    order_file.write_text(json.dumps({**order, "since": order["since"] - 60}))
+    assert not status(host)["dead"]
+    os.kill(holder["pid"], signal.SIGKILL)
+    told = until(host, lambda told: not told["loop"])
+    assert told["dead"]
+    assert told["order"]["state"] == "watching"
+    assert flip(host, "0")["outcome"] == "set"
+
+
+@contextmanager
+def listening(code: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server here that takes what is posted to it, and answers `code`."""
+    came: list[dict[str, Any]] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(code)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Taker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook/t0psecret", came
+        server.shutdown()
+
+
+def taken_back(host: Place, url: str) -> str:
+    """Let the guard take stacking back with `url` set; what the host's journal says of telling."""
+    (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
+    assert flip(host, "1", report(host), guard=TERMS)["outcome"] == "set"
+    write(host, 90, ml_error="tft: broken")
+    until(host, lambda told: told["order"]["state"] == "failed" and not told["loop"])
+    assert flags_now(host) == ("0", "0")
+    text = (host.app / "state/journal.jsonl").read_text()
+    assert "t0psecret" not in text + (host.app / "state/guard.log").read_text()
+    last = json.loads(text.splitlines()[-1])
+    assert last["kind"] == "guard.notified"
+    return str(last["fields"]["outcome"])
+
+
+def test_the_host_itself_tells_with_the_operator_gone(host: Place) -> None:
+    with listening(204) as (url, came):
+        assert taken_back(host, url) == "told"
+    (message,) = came
+    assert message["event"] == "guard.failed"
+    assert message["release"] == host.live
+    assert "ML coverage" in message["text"]
+
+
+@pytest.mark.parametrize(("code", "said"), [(500, "answered 500"), (302, "answered 302")])
+def test_telling_that_fails_leaves_the_revert_as_it_is(host: Place, code: int, said: str) -> None:
+    with listening(code) as (url, came):
+        assert said in taken_back(host, url)
+    assert len(came) == 1
+
+
+def test_nobody_there_to_be_told(host: Place) -> None:
+    with listening(200) as (url, _):
+        pass
+    assert taken_back(host, url) == "the address was not reached: ConnectionRefusedError"

@@ -117,6 +117,20 @@ def test_the_value_of_a_variable_is_never_shown(
     assert "hunter2" not in text
 
 
+def test_the_guards_address_is_a_secret_and_goes_by_https(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("T_SECRET", "https://hooks.example/hunter2?x=1")
+    write(root, GOOD + "guard: {notify_url: '${T_SECRET}'}\n")
+    known = load("one", root=root)
+    assert known.guard.notify_url == "https://hooks.example/hunter2?x=1"
+    assert "hunter2" not in repr(known)
+    for wrong in ("http://hooks.example/hunter2", "file:///hunter2", "https://a/ hunter2", "x"):
+        monkeypatch.setenv("T_SECRET", wrong)
+        text = told(root, GOOD + "guard: {notify_url: '${T_SECRET}'}\n")
+        assert "guard.notify_url" in text and "hunter2" not in text
+
+
 def test_a_doubled_dollar_is_a_plain_one(root: Path) -> None:
     write(root, GOOD + "notify: ['json://h/$${x}']\n")
     assert load("one", root=root).notify == ("json://h/${x}",)
