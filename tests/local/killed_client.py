@@ -1,0 +1,57 @@
+"""invoke, in a process that kills itself with SIGKILL once it has sent its n-th call to a host.
+
+A call is a request or a frame of data, over whichever session. Which one is told by KILLED_AT; the
+product knows nothing of it. Run as a script by the tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from invoke.main import program
+
+from macd.remote.conversation import Conversation
+from macd.remote.pending import Pending
+
+
+def _count(fatal: int) -> Callable[[str], None]:
+    calls = itertools.count(1)
+    one_at_a_time = threading.Lock()
+
+    def passed(call: str) -> None:
+        with one_at_a_time:
+            number = next(calls)
+            print(f"{number} {call}", file=sys.stderr, flush=True)
+            if number == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return passed
+
+
+def main() -> None:
+    passed = _count(int(os.environ["KILLED_AT"]))
+    stream, send_data = Conversation.stream, Conversation.send_data
+
+    def streaming(self: Conversation, op: str, *args: Any, **named: Any) -> Pending:
+        pending = stream(self, op, *args, **named)
+        passed(op)
+        return pending
+
+    def sending(self: Conversation, *args: Any, **named: Any) -> int:
+        length = send_data(self, *args, **named)
+        passed("data")
+        return length
+
+    Conversation.stream = streaming  # type: ignore[method-assign]
+    Conversation.send_data = sending  # type: ignore[method-assign]
+    program.run()
+
+
+if __name__ == "__main__":
+    main()
