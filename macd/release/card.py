@@ -67,12 +67,17 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row a model and head: name, head (best one starred), four AUCs, samples."""
     rows = []
     for model, name in _NAMES.items():
-        for head, figures in details["metrics"].get(model, {}).items():
+        for head, figures in sorted(details["metrics"].get(model, {}).items(), key=_bars_ahead):
             star = " ★" if details["best_head"].get(model) == head else ""
             aucs = [_auc(figures[part]) for part in _PARTS]
             n = figures["val"]["n"]
             rows.append((name, f"{head}{star}", *aucs, "–" if n is None else f"{n:,}"))
     return rows
+
+
+def _bars_ahead(item: tuple[str, Any]) -> int:
+    """Canonical JSON sorts heads as words: 12h before 5h."""
+    return int(item[0].rstrip("mhd"))
 
 
 def _auc(figures: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def page(document: Mapping[str, Any]) -> str:
         doc=document,
         found=found,
         shares=figures.shares(document),
-        coverage=figures.coverage(found),
+        coverage=figures.coverage(document),
         histograms=figures.histograms(found),
         agreement=figures.agreement(found),
         latency=figures.latency(found),
@@ -65,10 +65,20 @@ def _groups(groups: list[Mapping[str, Any]]) -> Table:
 
 
 def _models(found: Mapping[str, Any]) -> Table:
-    keys = ("answers", "missing", "not_finite", "outside", "stuck", "min", "max", "mean", "spread")
+    counts = ("answers", "missing", "not_finite", "outside", "stuck")
+    measures = ("min", "max", "mean", "spread")
     head = ("model", "answers", "missing", "NaN or ∞", "outside (0, 1)", "stuck")
     rows = [
-        (figures.NAMES[name], *(model[key] for key in keys))
-        for name, model in found["models"].items()
+        (
+            shown,
+            *(found["models"][name][key] for key in counts),
+            *(_digits(found["models"][name][key]) for key in measures),
+        )
+        for name, shown in figures.NAMES.items()
     ]
     return Table((*head, "min", "max", "mean", "spread"), rows)
+
+
+def _digits(value: float | None) -> str | None:
+    """Probabilities under one another, digit under digit."""
+    return None if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"

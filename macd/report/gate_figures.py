@@ -12,7 +12,7 @@ from macd.report.page import Figure, Table
 
 NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stacking": "Stacking"}
 _SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
-_FAMILY = {"lgbm": 0, "lstm": 1, "tft": 2, "stacking": 3}
+_FAMILIES = ("lgb", "lstm", "tft", "stacking")
 
 
 def shares(document: Mapping[str, Any]) -> list[Figure]:
@@ -24,10 +24,12 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
             ("exact, one look", one["clopper_pearson"]),
             ("any look", one["anytime"]),
         )
+        rate = None if one["rate"] is None else 100 * one["rate"]
         rows = [
-            Interval(label, one["rate"], low, high, series=at, strong=not n, muted=n == 1)
+            Interval(label, rate, 100 * low, 100 * high, series=at, strong=not n, muted=n == 1)
             for n, (label, (low, high)) in enumerate(kinds)
         ]
+        lowest = min(100 * one["threshold"], *(row.low or 0.0 for row in rows))
         title = f"{one['title']}: must exceed {100 * one['threshold']:g} %"
         made.append(
             Figure(
@@ -35,10 +37,11 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
                 charts.forest(
                     rows,
                     title=title,
-                    reference=one["threshold"],
-                    domain=(0.0, 1.1),
-                    label="share",
-                    digits=2,
+                    reference=100 * one["threshold"],
+                    # Little happens far below the threshold; air for the dot at 100 %.
+                    domain=(max(0.0, lowest - 5), 101.0),
+                    label="% of bars",
+                    digits=1,
                 ),
                 Table(
                     ("bounds", "share", "low", "high"),
@@ -50,18 +53,21 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
     return made
 
 
-def coverage(found: Mapping[str, Any]) -> list[Figure]:
-    """Coverage and activation over time."""
-    rows = found["timeline"]
+def coverage(document: Mapping[str, Any]) -> list[Figure]:
+    """Coverage and activation over time; the dashed line is what coverage must exceed."""
+    rows = document["findings"]["timeline"]
     if not rows:
         return []
     began = rows[0][0]
     hours = [(row[0] - began) / 3.6e6 for row in rows]
-    covered = [(h, row[2] / row[1]) for h, row in zip(hours, rows, strict=True)]
+    covered = [(h, 100 * row[2] / row[1]) for h, row in zip(hours, rows, strict=True)]
     activated = [
-        (h, row[3] / row[2] if row[2] else None) for h, row in zip(hours, rows, strict=True)
+        (h, 100 * row[3] / row[2] if row[2] else None) for h, row in zip(hours, rows, strict=True)
     ]
     title = "Coverage and activation over time"
+    threshold = next(
+        100 * one["threshold"] for one in document["criteria"] if one["name"] == "ml_coverage"
+    )
     curves = [Curve("coverage", covered, 0), Curve("activation", activated, 3)]
     start = f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M} UTC"
     table = Table(
@@ -69,15 +75,20 @@ def coverage(found: Mapping[str, Any]) -> list[Figure]:
         [(h, *row[1:]) for h, row in zip(hours, rows, strict=True)],
     )
     svg = charts.lines(
-        curves, title=title, x_label=f"hours since {start}", y_label="share", reference=0.8
+        curves,
+        title=title,
+        x_label=f"hours since {start}",
+        y_label="% of bars",
+        reference=threshold,
     )
-    return [Figure(title, svg, table)]
+    note = f"dashed: {threshold:g} %, what coverage must exceed"
+    return [Figure(title, svg, table, note)]
 
 
 def histograms(found: Mapping[str, Any]) -> list[Figure]:
     """How each model's probabilities are spread."""
     made = []
-    for name, model in found["models"].items():
+    for name, model in ((name, found["models"][name]) for name in NAMES):
         counts = model["histogram"]
         edges = [n / len(counts) for n in range(len(counts) + 1)]
         title = f"{NAMES[name]}: probability of up"
@@ -124,22 +135,34 @@ def realised(found: Mapping[str, Any]) -> list[Figure]:
     """AUC of what has come to pass, by horizon."""
     made = []
     for head in ("5h", "12h", "24h"):
-        rows = [row for row in found["realised"] if row["head"] == head]
+        rows = sorted(
+            (
+                {**row, "of": "lgb" if row["model"] == "lgbm" else row["model"]}
+                for row in found["realised"]
+                if row["head"] == head
+            ),
+            key=lambda row: _FAMILIES.index(row["of"]),
+        )
         if all(row["value"] is None for row in rows):
             continue
         title = f"Realised AUC, {head} ahead"
         marks = [
             Interval(
-                row["model"], row["value"], row["low"], row["high"], series=_FAMILY[row["model"]]
+                NAMES[row["of"]], row["value"], row["low"], row["high"], series=_SERIES[row["of"]]
             )
             for row in rows
         ]
         table = Table(
             ("model", "AUC", "low", "high", "bars", "worth"),
-            [(r["model"], r["value"], r["low"], r["high"], r["n"], r["effective_n"]) for r in rows],
+            [
+                (NAMES[r["of"]], r["value"], r["low"], r["high"], r["n"], r["effective_n"])
+                for r in rows
+            ],
         )
         svg = charts.forest(marks, title=title, reference=0.5, domain=(0.0, 1.0), label="AUC")
-        made.append(Figure(title, svg, table))
+        most = max(rows, key=lambda row: int(row["n"]))
+        note = f"{most['n']:,} bars, worth {most['effective_n']:,.0f} that don't overlap"
+        made.append(Figure(title, svg, table, note))
     return made
 
 
