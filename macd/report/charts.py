@@ -291,6 +291,7 @@ def interval_text(
 
 
 def _bare(value: float, digits: int) -> str:
-    """`.544`: the zero before the point is left out, there is little room."""
+    """`.544`: the zero before the point is left out, there is little room (of `0.4` it stays)."""
     shown = f"{value:.{digits}f}"
-    return shown.replace("0.", ".", 1) if abs(value) < 1 and shown.lstrip("-")[0] == "0" else shown
+    bare = digits > 1 and abs(value) < 1 and shown.lstrip("-")[0] == "0"
+    return shown.replace("0.", ".", 1) if bare else shown
