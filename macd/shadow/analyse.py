@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from macd.shadow import parse, tallies
@@ -19,8 +20,6 @@ from macd.shadow.realised import MOST, Seen, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
-STUCK_RUN = 5  # equal answers in a row
-STUCK_WITHIN = 1e-6
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
 _STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -40,38 +39,6 @@ class Window:
     end: int
     release: str | None
     strict: bool = True
-
-
-class _Stuck:
-    """Finds answers that repeat, and takes back that the first of them were normal."""
-
-    def __init__(self, bit: int) -> None:
-        self.bit = bit
-        self.value = math.nan
-        self.run: list[int | str] = []
-        self.length = 0
-        self.changed = False
-        self.total = 0
-
-    def add(self, p: float, key: int | str, bars: dict[int | str, int]) -> None:
-        if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
-            self.changed = self.changed or self.length > 0
-            self.value, self.run, self.length = p, [], 0
-        self.length += 1
-        if self.length < STUCK_RUN:
-            self.run.append(key)
-            return
-        self.total += len(self.run) + 1
-        for one in (*self.run, key):
-            bars[one] &= ~self.bit
-        self.run = []
-
-    def end(self, bars: dict[int | str, int]) -> None:
-        """A model that never said anything else is stuck, however few its answers."""
-        if not self.changed and 1 < self.length < STUCK_RUN:
-            self.total += len(self.run)
-            for one in self.run:
-                bars[one] &= ~self.bit
 
 
 class Analysis:
@@ -97,7 +64,7 @@ class Analysis:
         self._models = {name: tallies.Model() for name in ("p", "lgb", "lstm", "tft", "stacking")}
         self._pairs = {pair: tallies.Pair() for pair in _PAIRS}
         self._timeline, self._latency = tallies.Timeline(), tallies.Latency()
-        self._stuck = {"tft": _Stuck(TFT), "lstm": _Stuck(LSTM)}
+        self._stuck = {"tft": tallies.Stuck(TFT), "lstm": tallies.Stuck(LSTM)}
         self._seen: deque[Seen] = deque(maxlen=MOST)
         self._pending = 0
         self._inside = True
@@ -222,11 +189,17 @@ class Analysis:
         self._models["lgb"].add(line.lgb)
         self._latency.add(line.latency)
         self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
-        said = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
-        for (a, b), pair in self._pairs.items():
-            x, y = said[a], said[b]
-            if x is not None and y is not None and 0 < x < 1 and 0 < y < 1:
-                pair.add(x, y)
+        said = (line.lgb, line.lstm, line.tft, line.stacking)
+        lgb, lstm, tft, stacking = (p if p is not None and 0 < p < 1 else None for p in said)
+        if lgb is not None:
+            if lstm is not None:
+                self._pairs["lgb", "lstm"].add(lgb, lstm)
+            if tft is not None:
+                self._pairs["lgb", "tft"].add(lgb, tft)
+            if stacking is not None:
+                self._pairs["stacking", "lgb"].add(stacking, lgb)
+        if lstm is not None and tft is not None:
+            self._pairs["lstm", "tft"].add(lstm, tft)
         close = line.close
         if line.heads and close is not None and line.bar is not None and math.isfinite(close):
             step = step_ms(line.tf)
@@ -298,6 +271,7 @@ class Analysis:
         return self._counts["in the future"]
 
 
+@lru_cache(64)
 def step_ms(tf: str) -> int:
     """Length of a bar in milliseconds; 0 for what is no timeframe."""
     count = tf[:-1]

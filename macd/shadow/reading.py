@@ -103,7 +103,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def _piece(path: str, start: int, end: int) -> bytes:
-    return marshal.dumps([_flat(line) for line in _read(raw_lines(Path(path), start, end))])
+    # Version 2 writes a text as often as it stands there: looking for what was written before costs
+    # more than it saves.
+    return marshal.dumps([_flat(line) for line in _read(raw_lines(Path(path), start, end))], 2)
 
 
 def _flat(line: Line | Bad | None) -> tuple[Any, ...] | str | None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BINS = 20
+STUCK_RUN = 5  # equal answers in a row
+STUCK_WITHIN = 1e-6
 _MOST_BUCKETS = 96
 _MOST_GROUPS = 60
 _NUMBERS = re.compile(r"[0-9][0-9a-fA-F:.,TZ+-]*")
 _LATENCY_STEPS = 20  # a decade; a quantile is exact to 12 %
 
 
-@dataclass
+@dataclass(slots=True)
 class Groups:
     """Texts that differ only in their numbers, together: how often, first and last time."""
 
@@ -39,7 +41,7 @@ class Groups:
         return [{"count": n, "example": text, "first": a, "last": b} for n, text, a, b in ordered]
 
 
-@dataclass
+@dataclass(slots=True)
 class Model:
     """What one model answered: where it lies, how it is spread, and what was no answer."""
 
@@ -59,20 +61,23 @@ class Model:
         if p is None:
             self.missing += 1
             return False
-        if not math.isfinite(p):
+        good = 0 < p < 1
+        if not good and not math.isfinite(p):
             self.not_finite += 1
             return False
         self.n += 1
         offset = p - 0.5
         self.offsets += offset
         self.squares += offset * offset
-        self.low = min(self.low, p)
-        self.high = max(self.high, p)
-        if not 0 < p < 1:
+        if p < self.low:  # noqa: PLR1730 - a call costs more, five times a line
+            self.low = p
+        if p > self.high:  # noqa: PLR1730
+            self.high = p
+        if good:
+            self.bins[int(p * BINS)] += 1
+        else:
             self.outside += 1
-            return False
-        self.bins[int(p * BINS)] += 1
-        return True
+        return good
 
     def document(self) -> dict[str, Any]:
         known = self.n > 0
@@ -92,7 +97,7 @@ class Model:
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class Timeline:
     """Bars, covered and activated ones over time, in buckets that widen as the time grows."""
 
@@ -127,7 +132,7 @@ class Timeline:
         return [[key * self.width, *self.buckets[key]] for key in sorted(self.buckets)]
 
 
-@dataclass
+@dataclass(slots=True)
 class Latency:
     """Milliseconds, in steps of a twentieth of a decade."""
 
@@ -157,7 +162,7 @@ class Latency:
         return None
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     """Two models side by side: how often on the same side of a half, and their correlation."""
 
@@ -192,6 +197,38 @@ class Pair:
             "same_side": self.same / n if n else None,
             "correlation": shared / scale if scale > 1e-9 * n else None,
         }
+
+
+class Stuck:
+    """Finds answers that repeat, and takes back that the first of them were normal."""
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.value = math.nan
+        self.run: list[int | str] = []
+        self.length = 0
+        self.changed = False
+        self.total = 0
+
+    def add(self, p: float, key: int | str, bars: dict[int | str, int]) -> None:
+        if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
+            self.changed = self.changed or self.length > 0
+            self.value, self.run, self.length = p, [], 0
+        self.length += 1
+        if self.length < STUCK_RUN:
+            self.run.append(key)
+            return
+        self.total += len(self.run) + 1
+        for one in (*self.run, key):
+            bars[one] &= ~self.bit
+        self.run = []
+
+    def end(self, bars: dict[int | str, int]) -> None:
+        """A model that never said anything else is stuck, however few its answers."""
+        if not self.changed and 1 < self.length < STUCK_RUN:
+            self.total += len(self.run)
+            for one in self.run:
+                bars[one] &= ~self.bit
 
 
 def _finite(value: float | None) -> float | None:
