@@ -20,7 +20,9 @@ def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.release(1)
     assert "not provisioned" in made.invoke("deploy", "--yes", code=6)
     assert not made.app.exists()
-    made.invoke("provision", "--yes")
+    told = made.invoke("provision", "--yes")
+    assert told.count("no bars to replay") == 1  # this project has none: said, and not refused
+    assert "BTCUSD_1h.parquet" in told
     made.invoke("deploy", "--yes")
     return made
 
@@ -64,6 +66,8 @@ def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
     assert f"back to {first}" in bench.invoke("rollback", "--dry-run")
     bench.invoke("rollback", "--yes")
     assert bench.live == first
+    way_back = bench.json("status")["hosts"][0]["rollback"]
+    assert f"invoke rollback --to {second}" in way_back["why"]
     assert bench.json("status")["hosts"][0]["flags"]["ML_ENABLE_STACKING"] == "1"
     assert bench.json("why")["hosts"][0]["how"] == "rollback"
     kinds = [r.kind for r in Journal(bench.inventory.state_dir / "journal.jsonl").records()]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
@@ -75,6 +78,12 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     order = seen["order"]
     assert order["until"] - order["since"] == pytest.approx(24 * 3600)
     assert order["next"] - order["since"] == pytest.approx(2 * 3600)
+
+    kept = deployed.app / "state/guard.json"
+    kept.write_text(json.dumps({**order, "since": order["since"] - 60}))
+    os.kill(json.loads((deployed.app / "state/guard.lock").read_text())["pid"], signal.SIGKILL)
+    told = deployed.invoke("monitor", code=1)
+    assert "the guard is dead" in told
 
     told = deployed.invoke("disable-stacking", "--yes")
     assert "in shadow" in told
