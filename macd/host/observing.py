@@ -96,9 +96,9 @@ def _way_back(
     left = [name for name in dict.fromkeys(names) if name not in (live, *bad) and name in here]
     why = "no other release was committed here yet"
     if set(names) - {live}:
-        why = "none that is good: the others here were rolled back from, or failed"
+        why = "the others that were live here were rolled back from, failed, or are gone"
         if left:
-            why += "; invoke rollback --to %s goes to the newest of them" % left[0]
+            why += "; invoke rollback --to %s goes to the newest" % left[0]
     return {"release": None, "ready": False, "why": why}
 
 
