@@ -79,7 +79,12 @@ def set_flag(
     if wanted not in (LIVE, SHADOW):
         raise HostError(f"{FLAG} can't be {wanted!r}", kind="refused")
     if not os.path.isdir(layout.state()):
-        raise HostError("this host is not provisioned", hint="invoke provision", kind="refused")
+        raise HostError(
+            "this host is not provisioned",
+            live="nothing; nothing was changed",
+            hint="invoke provision",
+            kind="refused",
+        )
     os.umask(0o022)
     record = recorder(layout)
     doing = "enable-stacking" if wanted == LIVE else "disable-stacking"

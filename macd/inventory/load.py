@@ -72,7 +72,10 @@ def _read(path: Path, name: str, root: Path) -> str:
             f"invoke host.list --inventory {usual[0] if usual else 'NAME'}, or set MACD_INVENTORY"
         )
         if name == "production" and "production.example" in known:
-            hint = "cp inventory/production.example.yml inventory/production.yml, and edit it"
+            hint = (
+                "cp inventory/production.example.yml inventory/production.yml, and edit it;"
+                " then: invoke host.list --inventory production"
+            )
         raise UsageError(
             f"there is no inventory {name!r}",
             why=f"{_shown(path.parent, root)} has: {', '.join(known) or 'no .yml file'}",

@@ -19,7 +19,7 @@ class RemoteError(MacdError):
         super().__init__(
             f"{host}: {op}: {what}" + (f": {path}" if path else ""),
             why=str(told.get("why") or ""),
-            hint=str(told.get("hint") or ""),
+            hint=str(told.get("hint") or _remedy(host, told)),
             live=str(told.get("live") or ""),
         )
         self.host = host
@@ -29,6 +29,15 @@ class RemoteError(MacdError):
         self.path = path
         if told.get("traceback"):  # shown where ours is: with --debug only
             self.add_note(f"on {host}: {told['traceback']}")
+
+
+def _remedy(host: str, told: Mapping[str, Any]) -> str:
+    if told.get("type") != "PermissionError":
+        return ""
+    return (
+        f"let the login write there, or correct its directory, user: or become: of {host} in the"
+        " inventory; then: invoke provision, or invoke facts for a training host"
+    )
 
 
 def _worded(told: Mapping[str, Any]) -> str:
