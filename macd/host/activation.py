@@ -10,34 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import subprocess
 import time
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional
 
-from macd.host import ledger, probe, releases, retention, snapshots
+from macd.host import ledger, proving, releases, retention, snapshots
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
-from macd.host.ledger import EventLog, Pending, Snapshot
+from macd.host.ledger import EventLog, Pending
+from macd.host.proving import ActivationFailedError, Prover
 from macd.host.supervisor import Process, Supervisor
 
 LOCK = "activation.lock"
-_POLL_S = 0.2
-_CHECK_TIMEOUT_S = 180
-_CRASHES_THAT_SETTLE_IT = 2
-_REFUSALS_THAT_SETTLE_IT = 4
-_TRIES = 3
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
 _ROOM_BYTES = 128 << 10
 Record = Callable[[str, Dict[str, object]], None]
-
-
-class ActivationFailedError(Exception):
-    """The new release did not prove itself; `blames_release` tells whether it is at fault."""
-
-    def __init__(self, reason: str, *, blames_release: bool = True) -> None:
-        super().__init__(reason)
-        self.blames_release = blames_release
 
 
 def carry_on(
@@ -80,12 +67,13 @@ class Activation:
         self._pending = pending
         self._record = record
         self._supervisor = Supervisor(pending.scope)
+        self._prover = Prover(pending, self._supervisor)
         self._events = EventLog(layout, pending.number)
 
     def go(self) -> str:
         """All the way forward; the way back on anything that fails."""
         try:
-            self._prove_before_the_switch()
+            self._check()
             self._switch()
             process = self._restart()
             self._soak(process)
@@ -124,25 +112,9 @@ class Activation:
         self._record(state, named)
         self._events.add(state, **named)
 
-    def _prove_before_the_switch(self) -> None:
-        """Import everything and run the golden predictions while the old release still serves."""
+    def _check(self) -> None:
         self._enter("checking")
-        if not self._pending.check_argv:
-            return
-        try:
-            done = subprocess.run(
-                self._pending.check_argv,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_CHECK_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ActivationFailedError(f"its own check did not run here: {error}") from error
-        if done.returncode != 0:
-            said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-            raise ActivationFailedError("its own check failed here: " + " ".join(said[-3:]))
+        self._prover.check_before()
 
     def _switch(self) -> None:
         _hold_room(self._layout)
@@ -153,7 +125,7 @@ class Activation:
 
     def _restart(self) -> Process:
         self._enter("restarting")
-        process = self._until_healthy(
+        process = self._prover.until_healthy(
             self._pending.to, self._pending.manifest_sha256, self._pending.after
         )
         self._enter("restarted", pid=process.pid)
@@ -163,71 +135,9 @@ class Activation:
         self._enter("soaking", seconds=self._pending.soak_s)
         deadline = time.monotonic() + self._pending.soak_s
         while time.monotonic() < deadline:
-            self._still_well(process)
-            time.sleep(min(_POLL_S * 5, max(0.0, deadline - time.monotonic())))
-        self._still_well(process)
-
-    def _still_well(self, process: Process) -> None:
-        """One answer that is late or lost proves nothing; another process does."""
-        wrong = ""
-        for _ in range(_TRIES):
-            now = self._supervisor.show(self._pending.unit)
-            if not now.is_same_life(process) or now.restarts != process.restarts:
-                raise ActivationFailedError(f"it did not stay up: {now.result or now.active}")
-            wrong, _ = self._asked(self._pending.to, self._pending.manifest_sha256, now)
-            if not wrong:
-                return
-            time.sleep(_POLL_S)
-        raise ActivationFailedError(f"it did not stay well: {wrong}")
-
-    def _asked(self, release: str, manifest_sha256: str, process: Process) -> Tuple[str, bool]:
-        """Why its answer does not prove that `process` serves `release` well ("" if it does).
-
-        And whether that is its last word: it has started, it is the one asked, and says no.
-        """
-        try:
-            answer = probe.ask(self._pending.endpoint)
-        except probe.ProbeError as error:
-            return f"it does not answer: {error}", False
-        wrong = probe.problems(
-            answer, release=release, manifest_sha256=manifest_sha256, process=process
-        )
-        started = process.active == "active" and answer.get("status") in ("ok", "failed")
-        return "; ".join(wrong), started and answer.get("pid") == process.pid
-
-    def _until_healthy(self, release: str, manifest_sha256: str, texts: Snapshot) -> Process:
-        """Restart, and wait for a NEW process that proves itself.
-
-        Raises:
-            ActivationFailedError: not in health_s, or it crashed so often that waiting is idle.
-        """
-        pending, unit = self._pending, self._pending.unit
-        moved = [
-            n for n in snapshots.sockets(texts) if pending.before.get(n) != pending.after.get(n)
-        ]
-        if moved:  # systemd changes no socket while its service runs
-            self._supervisor.stop(unit, *moved)
-        before = self._supervisor.show(unit)
-        deadline = time.monotonic() + pending.health_s
-        restarting = self._supervisor.restart(unit, snapshots.sockets(texts))
-        wrong, refusals = "it has not answered yet", 0
-        while time.monotonic() < deadline:
-            now = self._supervisor.show(unit)
-            # reset-failed has set the count to 0, but an old systemd may keep it
-            crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
-            if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-                said = self._supervisor.last_words(unit)
-                why = f"its last words: {said}" if said else wrong
-                raise ActivationFailedError(f"it does not start: {now.result} ({why})")
-            if now.pid and not now.is_same_life(before):
-                wrong, final = self._asked(release, manifest_sha256, now)
-                if not wrong:
-                    return now
-                refusals = refusals + 1 if final else 0
-                if refusals > _REFUSALS_THAT_SETTLE_IT:
-                    raise ActivationFailedError(wrong)
-            time.sleep(_POLL_S)
-        raise ActivationFailedError(f"not healthy within {pending.health_s:g} s: {wrong}")
+            self._prover.still_well(process)
+            time.sleep(min(proving.POLL_S * 5, max(0.0, deadline - time.monotonic())))
+        self._prover.still_well(process)
 
     def _await_confirmation(self, process: Process) -> None:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
@@ -240,8 +150,8 @@ class Activation:
                     f"nobody confirmed over a fresh connection within {waited}",
                     blames_release=False,
                 )
-            self._still_well(process)
-            time.sleep(_POLL_S)
+            self._prover.still_well(process)
+            time.sleep(proving.POLL_S)
 
     def _commit(self) -> None:
         pending = self._pending
@@ -331,7 +241,7 @@ class Activation:
     def _serve_again(self, origin: str) -> str:
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
-            process = self._until_healthy(origin, sha256, self._pending.before)
+            process = self._prover.until_healthy(origin, sha256, self._pending.before)
             return f"{origin} answers as pid {process.pid}"
         except (ActivationFailedError, FileNotFoundError) as error:
             return f"{origin} is back, but does not serve well: {error}"

@@ -11,9 +11,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from macd.host import (
     activation,
+    admission,
     blobs,
     durable,
-    envfile,
     flags,
     ledger,
     releases,
@@ -21,10 +21,9 @@ from macd.host import (
     snapshots,
 )
 from macd.host.failure import HostError
-from macd.host.flagfile import FLAG, SHADOW
 from macd.host.layout import Layout, live_release
 from macd.host.ledger import EventLog, Pending, locked
-from macd.host.observing import DEPLOY_LOCK, rehearse
+from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
 from macd.host.supervisor import Supervisor
 
@@ -65,7 +64,7 @@ def _let_the_runner_end(layout: Layout) -> None:
     """
     deadline = time.monotonic() + _RUNNER_END_S
     while ledger.holder_of(layout, activation.LOCK) is not None:
-        _refuse_if_pending(layout)
+        admission.refuse_if_pending(layout)
         if time.monotonic() > deadline:
             raise HostError("the last deploy is still clearing up", kind="refused")
         time.sleep(0.05)
@@ -135,14 +134,14 @@ def activate(
     """
     layout = Layout(durable.expand(app))
     _require_lock(layout)
-    _refuse_if_pending(layout)
+    admission.refuse_if_pending(layout)
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
     history = ledger.history(layout)
     if kind == "rollback":
         bad = [entry["release"] for entry in ledger.bad_releases(layout)]
         to = to or releases.rollback_target(history, origin, bad)
-        _check_rollback(layout, to, history, bad)
+        admission.check_rollback(layout, to, history, bad)
     if to is None:
         raise HostError("no release was named", kind="refused")
     manifest = releases.read_manifest(layout, to)
@@ -152,7 +151,7 @@ def activate(
             f"{to} was changed on the host", why=damage, kind="refused", live=origin or ""
         )
     if kind == "deploy" and to != origin:  # what serves already was accepted when it came
-        _accept_again(layout, to, accepts or {})
+        admission.accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
     if origin is not None:
         snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
@@ -176,7 +175,7 @@ def activate(
         after=snapshots.of(layout, to)
         if kind == "rollback"
         # The same release again (new settings, a restart): the evidence for its flags still holds.
-        else ({**before, **after} if to == origin else _in_shadow(before, after)),
+        else ({**before, **after} if to == origin else admission.in_shadow(before, after)),
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
@@ -186,69 +185,6 @@ def activate(
     ledger.write_pending(layout, pending)
     _start_runner(layout, pending)
     return {"number": pending.number, "release": to, "origin": origin}
-
-
-def _accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
-    """Between staging and now a newer one may have come, or the release may have expired."""
-    top = layout.release(release)
-    raw, signed = (_bytes(os.path.join(top, n)) for n in (releases.MANIFEST, releases.SIGNATURE))
-    rules = releases.Accepts(**accepts)
-    _, manifest = releases.accept(layout, raw, signed, rules, now=time.time())
-    releases.remember_serial(layout, release, manifest.serial)
-
-
-def _check_rollback(
-    layout: Layout, to: Optional[str], history: List[Dict[str, Any]], bad: List[str]
-) -> None:
-    committed = [entry["release"] for entry in history]
-    if to is None:
-        raise HostError(
-            "there is nothing to roll back to",
-            why="this host never committed another release that is still good",
-            live=live_release(layout) or "nothing",
-            hint="invoke history shows what was live here; --to ID names one of them",
-            kind="refused",
-        )
-    if to not in committed:
-        hint = "one of: " + ", ".join(dict.fromkeys(committed)) if committed else "invoke deploy"
-        raise HostError(f"{to} was never committed on this host", hint=hint, kind="refused")
-    if to == live_release(layout):
-        raise HostError(f"{to} is live already", kind="refused", live=to)
-    if to in bad:
-        hint = "invoke deploy can try it again; invoke history shows why it failed"
-        raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
-    ready = rehearse(layout, to)
-    if not ready["ready"]:
-        raise HostError(f"{to} can't come back", why=ready["why"], kind="refused")
-
-
-def _in_shadow(
-    before: Dict[str, Optional[str]], after: Dict[str, Optional[str]]
-) -> Dict[str, Optional[str]]:
-    try:
-        shadow = envfile.with_values(before.get(".env") or "", {FLAG: SHADOW})
-    except envfile.EnvFileError as error:
-        raise HostError(
-            "the flags file on the host can't be understood",
-            why=f".env: {error}",
-            hint="mend that line, then deploy again",
-            kind="refused",
-        ) from error
-    return {**before, **after, ".env": shadow}
-
-
-def _refuse_if_pending(layout: Layout) -> None:
-    pending = ledger.read_pending(layout)
-    if pending is None:
-        return
-    age = round(time.time() - pending.started)
-    raise HostError(
-        f"activation {pending.number} is under way",
-        why=f"{pending.kind} of {pending.to} by {pending.who}, begun {age} s ago: {pending.state}",
-        live=live_release(layout) or "nothing",
-        hint="invoke deploy --attach follows it; it commits or reverts by itself",
-        kind="refused",
-    )
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:
@@ -334,11 +270,6 @@ def recover(app: str) -> Dict[str, Any]:
             if error.kind != "refused":
                 raise
             return {"outcome": "running"}
-
-
-def _bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 OPERATIONS = {

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from macd.host import activation, blobs, deploying, observing, releases, runtimes
+from macd.host import activation, blobs, deploying, observing, proving, releases, runtimes
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
@@ -136,7 +136,7 @@ def _child(request: dict[str, Any], out: int) -> None:
 
 
 def main() -> None:
-    activation._POLL_S = 0.01  # nothing here takes longer
+    proving.POLL_S = 0.01  # nothing here takes longer
     deploying._RUNNER_START_S = 2.0
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

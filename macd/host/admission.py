@@ -1,0 +1,87 @@
+"""What may go live: the refusals of a deploy or rollback, before anything is begun.
+
+Apart from deploying.py, which acts: nothing here changes what serves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Dict, List, Optional
+
+from macd.host import envfile, ledger, releases
+from macd.host.failure import HostError
+from macd.host.flagfile import FLAG, SHADOW
+from macd.host.layout import Layout, live_release
+from macd.host.observing import rehearse
+
+
+def accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
+    """Between staging and now a newer one may have come, or the release may have expired."""
+    top = layout.release(release)
+    raw, signed = (_bytes(os.path.join(top, n)) for n in (releases.MANIFEST, releases.SIGNATURE))
+    rules = releases.Accepts(**accepts)
+    _, manifest = releases.accept(layout, raw, signed, rules, now=time.time())
+    releases.remember_serial(layout, release, manifest.serial)
+
+
+def check_rollback(
+    layout: Layout, to: Optional[str], history: List[Dict[str, Any]], bad: List[str]
+) -> None:
+    """Raises HostError ("refused"): `to` can't come back on this host, or is live."""
+    committed = [entry["release"] for entry in history]
+    if to is None:
+        raise HostError(
+            "there is nothing to roll back to",
+            why="this host never committed another release that is still good",
+            live=live_release(layout) or "nothing",
+            hint="invoke history shows what was live here; --to ID names one of them",
+            kind="refused",
+        )
+    if to not in committed:
+        hint = "one of: " + ", ".join(dict.fromkeys(committed)) if committed else "invoke deploy"
+        raise HostError(f"{to} was never committed on this host", hint=hint, kind="refused")
+    if to == live_release(layout):
+        raise HostError(f"{to} is live already", kind="refused", live=to)
+    if to in bad:
+        hint = "invoke deploy can try it again; invoke history shows why it failed"
+        raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
+    ready = rehearse(layout, to)
+    if not ready["ready"]:
+        raise HostError(f"{to} can't come back", why=ready["why"], kind="refused")
+
+
+def in_shadow(
+    before: Dict[str, Optional[str]], after: Dict[str, Optional[str]]
+) -> Dict[str, Optional[str]]:
+    """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
+    try:
+        shadow = envfile.with_values(before.get(".env") or "", {FLAG: SHADOW})
+    except envfile.EnvFileError as error:
+        raise HostError(
+            "the flags file on the host can't be understood",
+            why=f".env: {error}",
+            hint="mend that line, then deploy again",
+            kind="refused",
+        ) from error
+    return {**before, **after, ".env": shadow}
+
+
+def refuse_if_pending(layout: Layout) -> None:
+    """Raises HostError ("refused"): an activation has not ended."""
+    pending = ledger.read_pending(layout)
+    if pending is None:
+        return
+    age = round(time.time() - pending.started)
+    raise HostError(
+        f"activation {pending.number} is under way",
+        why=f"{pending.kind} of {pending.to} by {pending.who}, begun {age} s ago: {pending.state}",
+        live=live_release(layout) or "nothing",
+        hint="invoke deploy --attach follows it; it commits or reverts by itself",
+        kind="refused",
+    )
+
+
+def _bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
