@@ -109,7 +109,7 @@ def not_started(
             f"{host}: there is no {python}",
             why=_shown(stderr),
             hint=f"install Python 3.9 or newer there, or set the key `python` of host {host} in the"
-            " inventory to where it is",
+            " inventory to where it is; then: invoke facts",
         )
     printed = [
         f"{name} begins: {_shown(text)}"
