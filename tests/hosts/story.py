@@ -1,0 +1,174 @@
+"""The project directory of the story: its inventory, run and keys, and eyes on the prod host."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from macd.host.signature import GATE_NAMESPACE
+from tests.hosts import rootfs
+from tests.hosts.fleet import Hosts
+from tests.trained import ROOT, bars_directory, trained_run
+from tests.unit.release.releases import IDENTITY, make_key
+
+APP = "/opt/macd-analysis"
+UNIT = "macd-analysis.service"
+ENDPOINT = f"{APP}/state/run/health.sock"
+WATCHDOG_S = 10
+PATIENCE_S = 120
+# The tiny nets reach no criterion: told, not blocked. Bars come quickly, so that 20 of them (what
+# the gate asks for) need seconds.
+INVENTORY = f"""\
+ssh_config: {{hosts.ssh_config}}
+known_hosts: {{hosts.known_hosts}}
+hosts:
+  jump: {{{{role: jump, ssh: jumphost}}}}
+  h800: {{{{role: train, ssh: h800, work_dir: ~/work/macd-analysis, scope: user}}}}
+  prod: {{{{role: serve, env: prod, ssh: prod, app_dir: {APP}, unit: macd-analysis}}}}
+train:
+  symbol: BTCUSD
+  data_dir: {{bars}}
+  profile: demo
+  require_gpu: false
+  min_free_gb: 1
+  criteria:
+    lstm_val_auc: {{{{level: warn}}}}
+    test_val_gap: {{{{level: warn}}}}
+    stacking_oof_auc: {{{{level: warn}}}}
+    n_oof: {{{{level: warn}}}}
+soak: {{{{ready_s: 120, soak_s: 1, confirm_s: 120}}}}
+release:
+  keep: 3
+  sign_key: ../keys/release
+  gate_key: ../keys/gate
+  allowed_signers: ../keys/allowed_signers
+  identity: {IDENTITY}
+service:
+  watchdog_s: {WATCHDOG_S}
+  feed: {{{{kind: replay, speed: 10, start: 0.5}}}}
+  env: {{{{ML_STACKING_MIN_SAMPLES: "100"}}}}
+"""
+
+
+@dataclass(frozen=True)
+class Story:
+    """`root` is laid out like a clone, with one finished run and the inventory `story`."""
+
+    hosts: Hosts
+    root: Path
+
+    def invoke(self, *words: str, code: int = 0) -> str:
+        """What it printed, both streams; the exit code is part of the story."""
+        done = self._run(words)
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        done = self._run([*words, "--json"])
+        told = json.loads(done.stdout) if done.stdout else {}
+        for one in told.get("outcomes", ()):
+            one.pop("plan", None)
+        assert done.returncode == code, f"{words}: {done.returncode}\n{told}{done.stderr}"
+        return told
+
+    def _run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        began = time.monotonic()
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", "story"],
+            cwd=self.root,
+            env={**os.environ, "MACD_ROOT": str(self.root), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        print(f"{time.monotonic() - began:5.1f} s  invoke {' '.join(words)}")  # shown by pytest -s
+        return done
+
+    def on_prod(self, *argv: str) -> str:
+        return self.hosts.prod.exec(*argv).strip()
+
+    def unit(self, *names: str) -> dict[str, str]:
+        told = self.on_prod("systemctl", "show", UNIT, *(f"--property={name}" for name in names))
+        return dict(line.split("=", 1) for line in told.splitlines())
+
+    @property
+    def live(self) -> str:
+        return self.on_prod("readlink", f"{APP}/current").removeprefix("releases/")
+
+    @property
+    def pid(self) -> str:
+        return self.unit("MainPID")["MainPID"]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Of the process that systemd runs now."""
+        words = self.on_prod("cat", f"/proc/{self.pid}/environ").split("\0")
+        return dict(word.split("=", 1) for word in words if word)
+
+    @property
+    def healthz(self) -> dict[str, Any]:
+        """Asked on the host, through the socket that systemd holds."""
+        program = (
+            "import socket,sys;s=socket.socket(1);s.settimeout(20);s.connect(sys.argv[1]);"
+            "s.send(b'GET /healthz HTTP/1.0\\r\\n\\r\\n');d=b''\n"
+            "while (p:=s.recv(65536)): d+=p\n"
+            "print(d.partition(b'\\r\\n\\r\\n')[2].decode())"
+        )
+        told: dict[str, Any] = json.loads(self.on_prod("python3", "-c", program, ENDPOINT))
+        return told
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Every signal line the service has finished."""
+        text = self.on_prod("sh", "-c", f"cat {APP}/data/live/trades_*.jsonl 2>/dev/null || true")
+        whole = [line for line in text.splitlines() if line.endswith("}")]
+        return [json.loads(line) for line in whole]
+
+    def until(self, what: str, check: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not check():
+            if time.monotonic() > deadline:
+                log = self.on_prod("journalctl", "-u", UNIT, "-n", "40", "--no-pager")
+                raise AssertionError(f"{what} did not come\n{log}")
+            time.sleep(0.3)
+
+    def until_bars(self, count: int) -> None:
+        """So many bars of the live release lie in the logs."""
+        live = self.live
+        self.until(
+            f"{count} bars of {live}",
+            lambda: sum(line.get("release") == live for line in self.lines) >= count,
+        )
+
+
+def lay_out(hosts: Hosts, root: Path) -> Story:
+    """A clone in small: the shipped verbs, the tiny trained run, its bars, keys of its own."""
+    for name in ("tasks.py", "constraints.txt"):
+        shutil.copy(ROOT / name, root)
+    run = trained_run()
+    shutil.copytree(run, root / "runs" / "trained", ignore=shutil.ignore_patterns("cache"))
+    (root / "inventory").mkdir()
+    told = INVENTORY.format(hosts=hosts, bars=bars_directory(run))
+    (root / "inventory" / "story.yml").write_text(told)
+    keys = root / "keys"
+    keys.mkdir()
+    lines = []
+    for name, namespace in (("release", "release-manifest@macd"), ("gate", GATE_NAMESPACE)):
+        public = make_key(keys, name).with_suffix(".pub").read_text().strip()
+        lines.append(f'{IDENTITY} namespaces="{namespace}" {public}\n')
+    (keys / "allowed_signers").write_text("".join(lines))
+    # Wheels are fetched once a machine, as the hosts' root is.
+    house = rootfs.cache_directory() / "wheelhouse"
+    house.mkdir(parents=True, exist_ok=True)
+    (root / ".macd/story").mkdir(parents=True)
+    (root / ".macd/story/wheelhouse").symlink_to(house)
+    return Story(hosts, root)
