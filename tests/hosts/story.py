@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from macd.host.manifest import release_id, render
+from macd.host.releases import MANIFEST, SIGNATURE
 from macd.host.signature import GATE_NAMESPACE
+from macd.release.signing import sign
+from macd.release.store import Store
 from tests.hosts import rootfs
 from tests.hosts.fleet import Hosts
 from tests.trained import ROOT, bars_directory, trained_run
@@ -172,3 +178,40 @@ def lay_out(hosts: Hosts, root: Path) -> Story:
     (root / ".macd/story").mkdir(parents=True)
     (root / ".macd/story/wheelhouse").symlink_to(house)
     return Story(hosts, root)
+
+
+def with_another_model(story: Story, named: str) -> str:
+    """A signed release whose LightGBM is not the one its golden predictions were made with.
+
+    `invoke release` would refuse to make it; a key holder with a script would not.
+    """
+    store = Store(story.root / "releases")
+    one = store.load(named)
+    building = Path(tempfile.mkdtemp(dir=story.root))
+    shutil.copytree(one.directory, building, dirs_exist_ok=True)
+    models = building / "data/ml_models"
+    swapped = (models / "lgbm_1h_24h.txt").read_bytes()
+    (models / "lgbm_1h_5h.txt").write_bytes(swapped)
+    files = tuple(
+        replace(file, size=len(swapped), sha256=hashlib.sha256(swapped).hexdigest())
+        if file.path == "data/ml_models/lgbm_1h_5h.txt"
+        else file
+        for file in one.manifest.files
+    )
+    serial = max(other.manifest.serial for other in store.readable()) + 1
+    raw = render(replace(one.manifest, files=files, serial=serial))
+    (building / MANIFEST).write_bytes(raw)
+    (building / SIGNATURE).write_bytes(sign(raw, key=story.root / "keys/release"))
+    building.rename(store.root / release_id(raw))
+    return release_id(raw)
+
+
+def mistaken_code(story: Story) -> Path:
+    """A tree whose service loads, answers its check, and ends at its first turn."""
+    tree = story.root / "mistaken"
+    shutil.copytree(ROOT / "macd", tree / "macd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
+    with (tree / "macd/service/loop.py").open("a") as loop:
+        loop.write("\nLoop.run = lambda self: 1 / 0\n")
+    return tree

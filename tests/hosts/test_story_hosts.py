@@ -1,4 +1,4 @@
-"""The story on real systemd with real trained models, as typed, shadow, the next release, and back.
+"""The story on real systemd with real trained models, as typed: shadow, next release, back.
 
 The training itself is not run on h800 here: the test hosts have neither torch nor a network to
 get it from. `invoke train --host h800` through a jump host is shown on the embedded lab
@@ -17,6 +17,8 @@ from tests.hosts.story import (
     WATCHDOG_S,
     Story,
     lay_out,
+    mistaken_code,
+    with_another_model,
 )
 from tests.trained import ROOT
 
@@ -97,3 +99,20 @@ def test_a_second_release_and_back(story: Story) -> None:
     (outcome,) = story.json("rollback", "--yes")["outcomes"]
     assert story.live == first
     assert story.healthz["release"] == first
+
+
+def test_bad_releases_go_back_by_themselves(story: Story) -> None:
+    good = story.live
+    other = with_another_model(story, good)
+    told = story.invoke("deploy", "--yes", "--release", other, code=4)
+    assert f"now: {good} is live" in told
+    assert "golden" in told
+    assert story.healthz["release"] == story.live == good
+
+    mistake = release(story, str(mistaken_code(story)))
+    told = story.invoke("deploy", "--yes", code=4)
+    assert f"now: {good} is live" in told
+    assert story.live == good
+    assert story.healthz["release"] == good
+    (status,) = story.json("status")["hosts"]
+    assert status["rollback"]["release"] not in (other, mistake)
