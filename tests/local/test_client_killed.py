@@ -1,4 +1,4 @@
-"""The client killed (SIGKILL) after every call it sends: two deploys and a rollback.
+"""The client killed (SIGKILL) after calls it sends, up to every one: two deploys and a rollback.
 
 After each: the host ends by itself what had begun, the old or the new release is whole and serves,
 the lock is free, and the next command works. Each test prints how many trials of how many held.
@@ -24,6 +24,8 @@ from macd.remote.session import open_session
 from tests.local.deploying import Project, project
 
 pytestmark = pytest.mark.timeout(1200)  # some fifty kills, each followed by what ends it
+# A trial takes a quarter of a minute: every fourth call each time, every call in `make test-full`.
+EVERY = pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)])
 CLIENT = Path(__file__).with_name("killed_client.py")
 TIMES = (
     ("ready_s: 8", "ready_s: 40"),  # only a trial that fails takes as long
@@ -121,14 +123,15 @@ class Trials:
         self.calls.append(calls[-1])
         self.ends.append("new" if bench.live == new else "old")
 
-    def tell(self, name: str) -> None:
+    def tell(self, name: str, step: int) -> None:
         print(f"{name}: {len(self.ends)}/{len(self.calls)} kills, the host whole each time:")
         for call, end in zip(self.calls, self.ends, strict=True):
             print(f"  {call:30} {end} serves")
-        assert len(self.ends) >= 8  # lock, recover, facts, activate, follow ..., confirm
+        assert len(self.ends) >= 8 // step  # lock, recover, facts, activate, follow ..., confirm
 
 
-def test_the_first_deploy(lab: LabState, tmp_path: Path) -> None:
+@EVERY
+def test_the_first_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
     trials = Trials()
     number, bench = 1, host_of(lab, tmp_path / "0", "killed-first-0")
     while True:
@@ -140,12 +143,13 @@ def test_the_first_deploy(lab: LabState, tmp_path: Path) -> None:
         if bench.live is not None:  # the next deploy is the next trial's, or the one here
             bench.invoke("deploy", "--yes")
             bench = host_of(lab, tmp_path / str(number), f"killed-first-{number}")
-        number += 1
+        number += step
     assert bench.live == new
-    trials.tell("first deploy")
+    trials.tell("first deploy", step)
 
 
-def test_an_incremental_deploy(lab: LabState, tmp_path: Path) -> None:
+@EVERY
+def test_an_incremental_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
     bench = host_of(lab, tmp_path / "p", "killed-next")
     bench.release(1)
     bench.invoke("deploy", "--yes")
@@ -159,11 +163,12 @@ def test_an_incremental_deploy(lab: LabState, tmp_path: Path) -> None:
         trials.check(bench, calls, old, new)
         bench.invoke("deploy", "--yes")
         assert bench.live == new
-        number += 1
-    trials.tell("incremental deploy")
+        number += step
+    trials.tell("incremental deploy", step)
 
 
-def test_a_rollback(lab: LabState, tmp_path: Path) -> None:
+@EVERY
+def test_a_rollback(lab: LabState, tmp_path: Path, step: int) -> None:
     bench = host_of(lab, tmp_path / "p", "killed-back")
     other = bench.release(1)
     bench.invoke("deploy", "--yes")
@@ -181,7 +186,7 @@ def test_a_rollback(lab: LabState, tmp_path: Path) -> None:
             bench.invoke("rollback", "--yes", "--to", other)
         assert bench.live == other
         other = old
-        number += 1
-    trials.tell("rollback")
+        number += step
+    trials.tell("rollback", step)
     bench.release(3)
     bench.invoke("deploy", "--yes")
