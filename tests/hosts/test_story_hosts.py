@@ -1,4 +1,4 @@
-"""The story on real systemd with real trained models, as typed: shadow, next release, back.
+"""The whole story on real systemd, as typed: what production will do, with real trained models.
 
 The training itself is not run on h800 here: the test hosts have neither torch nor a network to
 get it from. `invoke train --host h800` through a jump host is shown on the embedded lab
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 
+from macd.journal import Journal
 from tests.hosts.fleet import Hosts
 from tests.hosts.story import (
     ENDPOINT,
@@ -45,6 +46,7 @@ def test_from_a_run_to_a_service_in_shadow(story: Story) -> None:
     (outcome,) = story.json("deploy", "--yes")["outcomes"]
     assert outcome["result"] == "committed"
     assert story.live == made
+    assert not story.json("plan")["changes"]
 
     # READY came by sd_notify, the socket is systemd's, the watchdog is fed
     shown = story.unit("Type", "ActiveState", "SubState", "User", "NRestarts", "WatchdogUSec")
@@ -89,6 +91,21 @@ def test_a_service_that_stands_still_is_restarted_and_counts_on(story: Story) ->
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+def test_the_gate_opens_and_the_process_has_the_flag(story: Story) -> None:
+    assert "there is no gate report" in story.invoke("enable-stacking", "--yes", code=6)
+    judged = story.json("shadow-gate")
+    assert (judged["verdict"], judged["release"]) == ("PASS", story.live)
+    assert story.environ["ML_ENABLE_STACKING"] == "0"
+    told = story.json("enable-stacking", "--yes")
+    assert (told["result"], str(told["pid"])) == ("set", story.pid)
+    assert story.environ["ML_ENABLE_STACKING"] == "1"
+    assert story.on_prod("systemctl", "is-active", "macd-analysis-guard.timer") == "active"
+    assert story.json("monitor")["state"] == "watching"
+    held = len(story.lines)
+    story.until("a line with stacking live", lambda: len(story.lines) > held)
+    assert story.lines[-1]["data"]["components"]["ml_stacking_mode"] == "live"
+
+
 def test_a_second_release_and_back(story: Story) -> None:
     first = story.live
     second = release(story)
@@ -96,6 +113,8 @@ def test_a_second_release_and_back(story: Story) -> None:
     assert plan["rollback"]["ready"]
     (outcome,) = story.json("deploy", "--yes")["outcomes"]
     assert (outcome["result"], story.live) == ("committed", second)
+    # What was learnt about the first opens nothing for the second.
+    assert story.environ["ML_ENABLE_STACKING"] == "0"
     (outcome,) = story.json("rollback", "--yes")["outcomes"]
     assert story.live == first
     assert story.healthz["release"] == first
@@ -116,3 +135,17 @@ def test_bad_releases_go_back_by_themselves(story: Story) -> None:
     assert story.healthz["release"] == good
     (status,) = story.json("status")["hosts"]
     assert status["rollback"]["release"] not in (other, mistake)
+
+
+def test_it_is_all_well_and_on_record(story: Story) -> None:
+    story.until_bars(1)
+    assert story.json("doctor")["problems"] == 0
+    told = story.invoke("status")
+    assert story.live in told
+    story.invoke("disable-stacking", "--yes")
+    assert story.environ["ML_ENABLE_STACKING"] == "0"
+    kinds = [one.kind for one in Journal(story.root / ".macd/story/journal.jsonl").records()]
+    for kind in ("release.made", "provision.done", "gate.judged", "flag.enable", "flag.disable"):
+        assert kind in kinds
+    why = story.json("why")["hosts"][0]
+    assert (why["live"], why["run"], why["how"]) == (story.live, "trained", "rollback")
