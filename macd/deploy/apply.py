@@ -58,13 +58,13 @@ def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcom
         try:
             run.send(session)
             begun = run.begun()
+            if begun is None:
+                return Outcome(host.name, "nothing", offer.id, run.plan.live, plan=run.plan)
+            wish.remember(begun)
         except KeyboardInterrupt as interrupt:
             raise _interrupted(host, run.asked) from interrupt
         except ContactLostError as error:
             raise _lost(host, error, run.asked) from error
-        if begun is None:
-            return Outcome(host.name, "nothing", offer.id, run.plan.live, plan=run.plan)
-        wish.remember(begun)
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
 
@@ -88,12 +88,12 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             token = secrets.token_hex(16)
             request = _activation(host, inventory, found, token, wish.who)
             told = session.call("activate", kind="rollback", to=to or None, after={}, **request)
+            begun = Begun(host.name, told["number"], token, told["release"], told["origin"])
+            wish.remember(begun)
         except KeyboardInterrupt as interrupt:
             raise _interrupted(host, asked) from interrupt
         except ContactLostError as error:
             raise _lost(host, error, asked) from error
-        begun = Begun(host.name, told["number"], token, told["release"], told["origin"])
-        wish.remember(begun)
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(seconds=time.monotonic() - started)
 

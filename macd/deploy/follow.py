@@ -182,8 +182,9 @@ class _Watch:
                     self._tell("confirming", {"failed": error.what})
                     time.sleep(1.0)
 
-        self._confirming = threading.Thread(target=confirm, name="confirm", daemon=True)
-        self._confirming.start()
+        thread = threading.Thread(target=confirm, name="confirm", daemon=True)
+        thread.start()
+        self._confirming = thread  # only now: a Ctrl-C inside start() leaves nothing to join
 
     def _confirm_over(self, fresh: Session) -> None:
         if self._begun.token:

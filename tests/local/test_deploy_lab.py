@@ -108,7 +108,7 @@ def test_interrupted_before_the_switch_nothing_was_switched(
 def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None:
     release = bench.release(6)
     code, said = bench.interrupt_at("soaking", "deploy", "--yes")
-    assert code == 5
+    assert code == 5, said
     assert "invoke deploy --attach" in said
     told = bench.invoke("deploy", "--attach")
     assert f"✓ prod: {release} is live" in told

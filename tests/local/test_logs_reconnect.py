@@ -25,7 +25,7 @@ RELEASE = "20260301T000000Z-0123abcd"
 
 @pytest.fixture
 def place(lab: LabState, tmp_path: Path) -> Project:
-    made = project(lab, tmp_path, "cut")
+    made = project(lab, tmp_path, "reconnect")
     (made.root / "tasks.py").write_text(TASKS)
     made.invoke("provision", "--yes")
     return made

@@ -162,12 +162,13 @@ def test_a_terminated_runner_is_no_cancel(work: Path, tree: str) -> None:
 
 
 def test_asked_twice_it_is_started_once(work: Path, tree: str) -> None:
-    script = "open('starts', 'a').write('x'); time.sleep(600)"
+    script = "print('x', end='', file=open('starts', 'a'), flush=True); time.sleep(600)"
     first = start(work, tree, script)
     second = start(work, tree, script)
     assert first["run"] == second["run"]
-    eventually((work / "runs" / RUN / "starts").exists)
-    assert (work / "runs" / RUN / "starts").read_text() == "x"
+    starts = work / "runs" / RUN / "starts"
+    eventually(lambda: starts.exists() and starts.read_text())
+    assert starts.read_text() == "x"
     jobs.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
 
