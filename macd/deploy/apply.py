@@ -25,6 +25,8 @@ from macd.remote.pending import Pending
 from macd.remote.session import Session, open_session
 
 Agree = Callable[[Plan], bool]
+_AGAIN = "invoke deploy again; what was sent is not sent again"
+_BACK_AGAIN = "invoke rollback again"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcom
                 return Outcome(host.name, "nothing", offer.id, run.plan.live, plan=run.plan)
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, run.asked) from interrupt
+            raise _interrupted(host, run.asked, _AGAIN) from interrupt
         except ContactLostError as error:
-            raise _lost(host, error, run.asked) from error
+            raise _lost(host, error, run.asked, _AGAIN) from error
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
 
@@ -91,9 +93,9 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             begun = Begun(host.name, told["number"], token, told["release"], told["origin"])
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, asked) from interrupt
+            raise _interrupted(host, asked, _BACK_AGAIN) from interrupt
         except ContactLostError as error:
-            raise _lost(host, error, asked) from error
+            raise _lost(host, error, asked, _BACK_AGAIN) from error
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(seconds=time.monotonic() - started)
 
@@ -187,6 +189,7 @@ class _Deploy:
             accepts=dict(wanted.accepts),
             imports=list(self._offer.imports),
             index=self._inventory.service.runtime == "index",
+            index_url=self._inventory.service.index_url,
         )
         request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
         self._activated = session.submit(
@@ -237,7 +240,7 @@ def _tell_recovered(recovering: Pending, tell: Tell) -> None:
         tell("recovered", dict(outcome))
 
 
-def _interrupted(host: Host, asked: bool) -> MacdError:
+def _interrupted(host: Host, asked: bool, again: str) -> MacdError:
     if asked:
         return MacdError(
             f"{host.name}: interrupted after the host was asked to switch",
@@ -248,12 +251,12 @@ def _interrupted(host: Host, asked: bool) -> MacdError:
         )
     return MacdError(
         f"{host.name}: interrupted before anything was switched",
-        live="what was live before; what was sent stays there and is not sent again",
-        hint="invoke deploy again",
+        live=f"on {host.name} what was live before",
+        hint=again,
     )
 
 
-def _lost(host: Host, error: ContactLostError, asked: bool) -> MacdError:
+def _lost(host: Host, error: ContactLostError, asked: bool, again: str) -> MacdError:
     if asked:
         return ContactLostError(
             error.what,
@@ -265,5 +268,5 @@ def _lost(host: Host, error: ContactLostError, asked: bool) -> MacdError:
         error.what,
         why=error.why,
         live=f"on {host.name} what was live before: nothing was switched",
-        hint="invoke deploy again; what was sent is not sent again",
+        hint=again,
     )

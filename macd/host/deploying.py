@@ -88,15 +88,21 @@ def stage(
     imports: List[str],
     python: str = "",
     index: bool = False,
+    index_url: str = "",
 ) -> Dict[str, Any]:
-    """Verify a release whose blobs landed, build its runtime, put it in place; not live yet."""
+    """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
+
+    `index`: the runtime's packages come from the index at `index_url`, or the host's own.
+    """
     layout = Layout(durable.expand(app))
     _require_lock(layout)
     identifier, known = releases.accept(
         layout, manifest, signature, releases.Accepts(**accepts), now=time.time()
     )
     raw_lock = _blob_of(layout, known.files, "lock.json")
-    built = runtimes.install(layout, raw_lock, imports, python=python, index=index)
+    built = runtimes.install(
+        layout, raw_lock, imports, python=python, index=index, index_url=index_url
+    )
     releases.stage(layout, identifier, manifest, signature)
     return {"release": identifier, "runtime_built": built["built"]}
 

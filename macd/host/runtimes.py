@@ -8,9 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
-from macd.host import blobs, durable
+from macd.host import blobs, durable, package_index
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
@@ -20,12 +20,19 @@ _IMPORT_TIMEOUT_S = 120
 
 
 def install(
-    layout: Layout, raw_lock: bytes, imports: List[str], *, python: str = "", index: bool = False
+    layout: Layout,
+    raw_lock: bytes,
+    imports: List[str],
+    *,
+    python: str = "",
+    index: bool = False,
+    index_url: str = "",
 ) -> Dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
-    The wheels come from the blobs that landed before (`index`: from the host's package index, the
-    same hashes required). pip itself is one of the wheels, so the host needs only Python's venv.
+    The wheels come from the blobs that landed before (`index`: from the package index at
+    `index_url`, or the one the host's pip knows; the same hashes required). pip itself is one of
+    the wheels that landed, so the host needs only Python's venv.
 
     Args:
         raw_lock: the bytes of lock.json; their SHA-256 is the runtime's name.
@@ -33,6 +40,7 @@ def install(
 
     Raises:
         HostError: a wheel is missing, pip refused, or an import failed; nothing is left behind.
+        HostError ("refused"): pip could not get or install what the lock names.
     """
     lock = hashlib.sha256(raw_lock).hexdigest()
     target = layout.runtime(lock)
@@ -44,9 +52,12 @@ def install(
     durable.make_directories(layout.runtimes)
     try:
         base = python or sys.executable
-        _run([base, "-I", "-m", "venv", "--without-pip", building], "making the virtualenv")
+        doing = "making the virtualenv"
+        argv = [base, "-I", "-m", "venv", "--without-pip", building]
+        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S), doing)
         if document["wheels"]:
-            _install_wheels(layout, building, document["wheels"], index=index)
+            settings = package_index.settings(index, index_url)
+            _install_wheels(layout, building, document["wheels"], settings, index=index)
         check_imports(building, imports)
         shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
         os.sync()
@@ -69,13 +80,18 @@ def _is_sound(runtime: str, imports: List[str]) -> bool:
 
 
 def _install_wheels(
-    layout: Layout, building: str, wheels: List[Dict[str, Any]], *, index: bool
+    layout: Layout,
+    building: str,
+    wheels: List[Dict[str, Any]],
+    settings: Dict[str, str],
+    *,
+    index: bool,
 ) -> None:
     shelf = os.path.join(building, "wheels")
     os.mkdir(shelf)
     requirements = os.path.join(shelf, "requirements.txt")
     lines = []
-    pip = ""
+    installer = ""
     for wheel in wheels:
         name = os.path.basename(wheel["file"])
         if wheel["name"] == "pip" or not index:
@@ -84,18 +100,20 @@ def _install_wheels(
                 raise HostError(f"the wheel {name} is not on the host", hint="deploy again")
             os.link(blob, os.path.join(shelf, name))
         if wheel["name"] == "pip":
-            pip = os.path.join(shelf, name, "pip")
+            installer = os.path.join(shelf, name, "pip")
         else:
             lines.append("%(name)s==%(version)s --hash=sha256:%(sha256)s\n" % wheel)
-    if not pip:
+    if not installer:
         raise HostError("the lock holds no pip to install with", hint="invoke release")
     with open(requirements, "w", encoding="utf-8") as file:
         file.writelines(lines)
     source = [] if index else ["--no-index", "--find-links", shelf]
-    argv = [os.path.join(building, "bin", "python"), "-I", pip, "install", "--no-deps", "--quiet"]
-    argv += ["--no-cache-dir", "--disable-pip-version-check", "--require-hashes", "--no-input"]
-    argv += ["--only-binary", ":all:", *source, "-r", requirements]
-    _run(argv, "installing the wheels", index=index)
+    argv = [os.path.join(building, "bin", "python"), "-I", installer, "install", "--no-deps"]
+    argv += ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--require-hashes"]
+    argv += ["--no-input", "--only-binary", ":all:", *source, "-r", requirements]
+    done = _run(argv, "installing the wheels", timeout=_PIP_TIMEOUT_S, settings=settings)
+    if done.returncode != 0:
+        raise package_index.failure(done.stderr or done.stdout, index=index)
 
 
 def check_imports(runtime: str, imports: List[str]) -> None:
@@ -106,22 +124,27 @@ def check_imports(runtime: str, imports: List[str]) -> None:
     """
     code = "import importlib,sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     python = os.path.join(runtime, "bin", "python")
-    _run([python, "-I", "-c", code, *imports], "importing the packages", timeout=_IMPORT_TIMEOUT_S)
+    doing = "importing the packages"
+    done = _run([python, "-I", "-c", code, *imports], doing, timeout=_IMPORT_TIMEOUT_S)
+    _refuse_failure(done, doing)
 
 
 def _run(
-    argv: List[str], doing: str, *, index: bool = False, timeout: float = _PIP_TIMEOUT_S
-) -> None:
-    # The host's own pip settings name its index; offline they could only lead astray.
-    stray = ("PYTHON",) if index else ("PYTHON", "PIP_")
+    argv: List[str], doing: str, *, timeout: float, settings: Optional[Dict[str, str]] = None
+) -> "subprocess.CompletedProcess[str]":
+    # What else the host sets for Python or pip could only lead astray.
+    stray = ("PYTHON", "PIP_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(stray)}
-    environment["ORT_DISABLE_TELEMETRY"] = "1"
+    environment.update(settings or {}, ORT_DISABLE_TELEMETRY="1")
     try:
-        done = subprocess.run(
+        return subprocess.run(
             argv, capture_output=True, text=True, timeout=timeout, env=environment, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
+
+
+def _refuse_failure(done: "subprocess.CompletedProcess[str]", doing: str) -> None:
     if done.returncode != 0:
         why = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"

@@ -16,6 +16,7 @@ from macd.inventory.names import (
     FlagName,
     FlagValue,
     HostName,
+    IndexUrl,
     Jump,
     LocalPath,
     NotifyUrl,
@@ -199,6 +200,7 @@ class ServiceSettings(_Model):
     health: Endpoint = "unix"
     socket: bool = True
     runtime: Literal["wheels", "index"] = "wheels"
+    index_url: IndexUrl = Field(default="", repr=False)  # may carry a password
     memory_max: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[MG]$")] = "500M"
     watchdog_s: Annotated[float, Field(ge=0, le=3600)] = 60
     feed: FeedSettings = FeedSettings()

@@ -99,6 +99,15 @@ def _check_webhook(text: str) -> str:
     return text
 
 
+def _check_index(text: str) -> str:
+    """A password may travel by https only; the bytes themselves are proved by the lock's hashes."""
+    address = r"https?://[A-Za-z0-9._~:/?#@!$&()*+,;=%\[\]-]{1,1000}"
+    open_secret = text.startswith("http://") and "@" in text
+    if text and (re.fullmatch(address, text) is None or open_secret):
+        raise ValueError("the https:// address of a package index (http:// without a password)")
+    return text
+
+
 def _check_remote_path(text: str) -> str:
     start, _, rest = text.partition("/")
     parts = rest.removesuffix("/").split("/")
@@ -137,4 +146,5 @@ Symbol = Annotated[str, _matching(_SYMBOL, "a symbol in capitals such as BTCUSD"
 Timeframe = Annotated[str, _matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
 NotifyUrl = Annotated[str, AfterValidator(_check_notify)]
 WebhookUrl = Annotated[str, AfterValidator(_check_webhook)]
+IndexUrl = Annotated[str, AfterValidator(_check_index)]
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]

@@ -131,6 +131,22 @@ def test_the_guards_address_is_a_secret_and_goes_by_https(
         assert "guard.notify_url" in text and "hunter2" not in text
 
 
+def test_an_index_may_carry_a_password_by_https_only(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for fine in ("https://me:hunter2@packages.example/simple", "http://packages.example:80/simple"):
+        monkeypatch.setenv("T_INDEX", fine)
+        write(root, GOOD + "service: {runtime: index, index_url: '${T_INDEX}'}\n")
+        known = load("one", root=root)
+        assert known.service.index_url == fine
+        assert "hunter2" not in repr(known)
+    for wrong in ("http://me:hunter2@packages.example/", "file:///hunter2", "https://a/'hunter2"):
+        monkeypatch.setenv("T_INDEX", wrong)
+        text = told(root, GOOD + "service: {index_url: '${T_INDEX}'}\n")
+        assert "service.index_url" in text
+        assert "hunter2" not in text
+
+
 def test_a_doubled_dollar_is_a_plain_one(root: Path) -> None:
     write(root, GOOD + "notify: ['json://h/$${x}']\n")
     assert load("one", root=root).notify == ("json://h/${x}",)
