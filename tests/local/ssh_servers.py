@@ -256,10 +256,11 @@ class World:
         for listeners in self._open.values():
             for listener in listeners:
                 listener.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Again and again: asyncio waits for ever for a command it was cancelled while starting.
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1)
         await asyncio.sleep(0.05)  # killed commands are waited for
 
 

@@ -35,16 +35,15 @@ class Running:
     project: Project
     app: App
 
-    def restart(self) -> None:
+    def restart(self, lines: int) -> None:
+        """Start it anew and wait until it wrote that many lines more."""
+        before = self._count()
         host = self.project.inventory.host("prod")
         with open_session(host, self.project.inventory) as session:
             session.run(["systemctl", "--user", "daemon-reload"])
             session.run(["systemctl", "--user", "restart", f"{host.unit}.service"])
-
-    def write(self, count: int) -> None:
-        """Wait until so many more lines are there."""
-        before, deadline = self._count(), time.monotonic() + PATIENCE_S
-        while self._count() < before + count:
+        deadline = time.monotonic() + PATIENCE_S
+        while self._count() < before + lines:
             assert time.monotonic() < deadline, self._count() - before
             time.sleep(0.2)
 
@@ -71,21 +70,18 @@ def run(lab: LabState, top: Path, name: str, feed: str) -> Running:
     made.invoke("provision", "--yes")
     env = made.app / ".env"
     env.write_text(env.read_text() + "ML_STACKING_MIN_SAMPLES=0\n")
-    one = Running(made, app)
-    one.restart()
-    return one
+    return Running(made, app)
 
 
 def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path) -> None:
     running = run(lab, tmp_path, "k", "speed: 100, start: 0.85")
-    running.write(30)
+    running.restart(30)
     assert [item.name for item in health.check(running.app.release) if not item.ok] == []
     assert running.project.json("shadow-gate", code=0)["verdict"] == "PASS"
     assert running.diagnosed(1)["TFT output"]["ok"] is True  # never committed: one problem at least
 
     make_constant(running.app.models / "tft_1h.onnx")
-    running.restart()
-    running.write(60)
+    running.restart(60)
     bad = {item.name: item.detail for item in health.check(running.app.release) if not item.ok}
     assert any("TFT" in name for name in bad), bad
     assert "golden" in " ".join(bad).lower()
@@ -100,7 +96,7 @@ def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path) -> None:
 
 def test_a_feed_that_is_at_its_end_is_named(lab: LabState, tmp_path: Path) -> None:
     running = run(lab, tmp_path, "e", "speed: 100, start: 0.999, loop: false")
-    running.write(3)
+    running.restart(3)
     deadline = time.monotonic() + PATIENCE_S
     while (found := running.diagnosed(1)["feed"])["ok"] is not False:
         assert time.monotonic() < deadline, found
