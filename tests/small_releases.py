@@ -37,17 +37,18 @@ def make_keys(inventory: Inventory) -> None:
     signers.write_text(f'{who} namespaces="release-manifest@macd" {public}\n')
 
 
-def locked(inventory: Inventory, version: str) -> bytes:
-    """lock.json for pip and tiny of that version; their wheels are kept beside the releases."""
+def locked(inventory: Inventory, version: str, name: str = "tiny", code: str = "") -> bytes:
+    """lock.json for pip and a small package; their wheels are kept beside the releases."""
     with tempfile.TemporaryDirectory() as directory:
-        tiny = Path(directory, f"tiny-{version}-py3-none-any.whl")
-        info = f"tiny-{version}.dist-info"
+        tiny = Path(directory, f"{name}-{version}-py3-none-any.whl")
+        info = f"{name}-{version}.dist-info"
         members = {
-            "tiny.py": f"__version__ = {version!r}\n",
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n",
+            f"{name}.py": f"__version__ = {version!r}\n{code}",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
             f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{info}/RECORD": f"tiny.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
         }
+        recorded = [*members, f"{info}/RECORD"]
+        members[f"{info}/RECORD"] = "".join(f"{one},,\n" for one in recorded)
         with zipfile.ZipFile(tiny, "w") as wheel:
             for name, text in members.items():
                 wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), text)
@@ -76,12 +77,15 @@ def make(
     extra: bytes = b"",
     more: Mapping[str, bytes] | None = None,
     package: str = "",
+    name: str = "tiny",
+    module: str = "",
 ) -> str:
     """Put a signed release into releases/; returns its id. Variants: see tests/deployment.py.
 
-    With `package` its runtime needs version `package` of a package called tiny (and pip).
+    With `package` its runtime needs version `package` of a package called `name` (and pip), whose
+    code is `module`.
     """
-    lock = locked(inventory, package) if package else EMPTY_LOCK
+    lock = locked(inventory, package, name, module) if package else EMPTY_LOCK
     code = SERVICE.format(variant=variant, endpoint="ENDPOINT").replace("'ENDPOINT'", _SETTINGS)
     files = {
         "app/serve.py": code.encode(),

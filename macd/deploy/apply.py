@@ -190,6 +190,8 @@ class _Deploy:
             imports=list(self._offer.imports),
             index=self._inventory.service.runtime == "index",
             index_url=self._inventory.service.index_url,
+            scope=self._host.scope,
+            unit_text=wanted.units[f"{self._host.unit}.service"],
         )
         request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
         self._activated = session.submit(

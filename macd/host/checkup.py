@@ -12,6 +12,7 @@ import subprocess
 from typing import Any, Dict, List, Optional
 
 from macd.host import durable, flagfile
+from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.supervisor import Supervisor
@@ -28,7 +29,8 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
     check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}).
     """
     layout = Layout(durable.expand(app))
-    process = Supervisor(scope).show(unit)
+    supervisor = Supervisor(scope)
+    process = supervisor.show(unit)
     in_file = None
     with contextlib.suppress(HostError):
         in_file = flagfile.in_file(layout)
@@ -36,27 +38,20 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
         "process_flags": flagfile.of_process(process, layout.endpoint(endpoint, scope)),
         "flag_in_file": in_file,
         "others": _others(layout, process.pid),
-        "check": _check(layout),
+        "check": _check(layout, Confinement(scope, supervisor.unit_text(unit))),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
     }
 
 
-def _check(layout: Layout) -> Optional[Dict[str, Any]]:
+def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
     if live_release(layout) is None:
         return None
     argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
     argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
     argv += ["--release", os.path.realpath(layout.current)]
     try:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_CHECK_TIMEOUT_S,
-            check=False,
-        )
+        done = walls.run(argv, timeout=_CHECK_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"code": None, "said": str(error)[:_LONGEST]}
     said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()

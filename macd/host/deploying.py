@@ -20,6 +20,7 @@ from macd.host import (
     runtimes,
     snapshots,
 )
+from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.ledger import EventLog, Pending, locked
@@ -89,10 +90,13 @@ def stage(
     python: str = "",
     index: bool = False,
     index_url: str = "",
+    scope: str = "user",
+    unit_text: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
 
-    `index`: the runtime's packages come from the index at `index_url`, or the host's own.
+    `index`: the runtime's packages come from the index at `index_url`, or the host's own. They are
+    installed and imported as the service of `scope` and `unit_text` will run.
     """
     layout = Layout(durable.expand(app))
     _require_lock(layout)
@@ -101,7 +105,13 @@ def stage(
     )
     raw_lock = _blob_of(layout, known.files, "lock.json")
     built = runtimes.install(
-        layout, raw_lock, imports, python=python, index=index, index_url=index_url
+        layout,
+        raw_lock,
+        imports,
+        python=python,
+        index=index,
+        index_url=index_url,
+        walls=Confinement(scope, unit_text),
     )
     releases.stage(layout, identifier, manifest, signature)
     return {"release": identifier, "runtime_built": built["built"]}

@@ -11,6 +11,7 @@ import time
 from typing import Tuple
 
 from macd.host import probe, snapshots
+from macd.host.confined import Confinement
 from macd.host.ledger import Pending, Snapshot
 from macd.host.supervisor import Process, Supervisor
 
@@ -39,20 +40,16 @@ class Prover:
     def check_before(self) -> None:
         """Import everything and run the golden predictions while the old release still serves.
 
+        As the user and behind the walls of the unit that is to run it.
+
         Raises:
             ActivationFailedError: its own check failed or did not run.
         """
         if not self._pending.check_argv:
             return
+        walls = Confinement(self._pending.scope, self._pending.after.get(self._pending.unit))
         try:
-            done = subprocess.run(
-                self._pending.check_argv,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_CHECK_TIMEOUT_S,
-                check=False,
-            )
+            done = walls.run(self._pending.check_argv, timeout=_CHECK_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ActivationFailedError(f"its own check did not run here: {error}") from error
         if done.returncode != 0:

@@ -11,6 +11,7 @@ import sys
 from typing import Any, Dict, List, Optional
 
 from macd.host import blobs, durable, package_index
+from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
@@ -27,6 +28,7 @@ def install(
     python: str = "",
     index: bool = False,
     index_url: str = "",
+    walls: Confinement = DIRECT,
 ) -> Dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
@@ -37,6 +39,7 @@ def install(
     Args:
         raw_lock: the bytes of lock.json; their SHA-256 is the runtime's name.
         imports: modules that must import in the finished runtime.
+        walls: behind which pip and the packages run; they came with a release.
 
     Raises:
         HostError: a wheel is missing, pip refused, or an import failed; nothing is left behind.
@@ -44,7 +47,7 @@ def install(
     """
     lock = hashlib.sha256(raw_lock).hexdigest()
     target = layout.runtime(lock)
-    if os.path.isdir(target) and _is_sound(target, imports):
+    if os.path.isdir(target) and _is_sound(target, imports, walls):
         return {"lock": lock, "built": False}
     document = json.loads(raw_lock)
     building = os.path.join(layout.runtimes, _BUILDING + lock)
@@ -54,12 +57,14 @@ def install(
         base = python or sys.executable
         doing = "making the virtualenv"
         argv = [base, "-I", "-m", "venv", "--without-pip", building]
-        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S), doing)
+        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=DIRECT), doing)
         if document["wheels"]:
             settings = package_index.settings(index, index_url)
-            _install_wheels(layout, building, document["wheels"], settings, index=index)
-        check_imports(building, imports)
-        shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
+            walls.give(building)
+            _install_wheels(layout, building, document["wheels"], settings, walls, index=index)
+            shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
+            walls.take(building)
+        check_imports(building, imports, walls)
         os.sync()
         if os.path.isdir(target):  # damaged on the disk: what imports nothing serves nothing
             durable.set_aside(target, _TRASH)
@@ -71,9 +76,9 @@ def install(
     return {"lock": lock, "built": True}
 
 
-def _is_sound(runtime: str, imports: List[str]) -> bool:
+def _is_sound(runtime: str, imports: List[str], walls: Confinement) -> bool:
     try:
-        check_imports(runtime, imports)
+        check_imports(runtime, imports, walls)
     except HostError:
         return False
     return True
@@ -84,6 +89,7 @@ def _install_wheels(
     building: str,
     wheels: List[Dict[str, Any]],
     settings: Dict[str, str],
+    walls: Confinement,
     *,
     index: bool,
 ) -> None:
@@ -111,12 +117,13 @@ def _install_wheels(
     argv = [os.path.join(building, "bin", "python"), "-I", installer, "install", "--no-deps"]
     argv += ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--require-hashes"]
     argv += ["--no-input", "--only-binary", ":all:", *source, "-r", requirements]
-    done = _run(argv, "installing the wheels", timeout=_PIP_TIMEOUT_S, settings=settings)
+    doing = "installing the wheels"
+    done = _run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=walls, settings=settings, into=building)
     if done.returncode != 0:
         raise package_index.failure(done.stderr or done.stdout, index=index)
 
 
-def check_imports(runtime: str, imports: List[str]) -> None:
+def check_imports(runtime: str, imports: List[str], walls: Confinement) -> None:
     """Import each module in a fresh process of the runtime.
 
     Raises:
@@ -125,21 +132,23 @@ def check_imports(runtime: str, imports: List[str]) -> None:
     code = "import importlib,sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     python = os.path.join(runtime, "bin", "python")
     doing = "importing the packages"
-    done = _run([python, "-I", "-c", code, *imports], doing, timeout=_IMPORT_TIMEOUT_S)
+    argv = [python, "-I", "-c", code, *imports]
+    done = _run(argv, doing, timeout=_IMPORT_TIMEOUT_S, walls=walls)
     _refuse_failure(done, doing)
 
 
 def _run(
-    argv: List[str], doing: str, *, timeout: float, settings: Optional[Dict[str, str]] = None
+    argv: List[str],
+    doing: str,
+    *,
+    timeout: float,
+    walls: Confinement,
+    settings: Optional[Dict[str, str]] = None,
+    into: str = "",
 ) -> "subprocess.CompletedProcess[str]":
-    # What else the host sets for Python or pip could only lead astray.
-    stray = ("PYTHON", "PIP_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(stray)}
-    environment.update(settings or {}, ORT_DISABLE_TELEMETRY="1")
+    settings = {**(settings or {}), "ORT_DISABLE_TELEMETRY": "1"}
     try:
-        return subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-        )
+        return walls.run(argv, timeout=timeout, settings=settings, writable=into)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
 

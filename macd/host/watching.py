@@ -7,6 +7,7 @@ guard decides, and how, is in macd/shadow/guard.py, which macd-host.pyz carries.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from datetime import datetime
 from typing import Any, Dict, List, Optional
@@ -55,8 +56,8 @@ def arm(
     }
     keep(layout, order)
     supervisor = Supervisor(service["scope"])
-    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I", layout.agent_archive]
-    argv += ["guard", "--app", layout.app]
+    # The host's own Python and nothing that is installed (-S): the guard is root, a release is not.
+    argv = [sys.executable, "-I", "-S", layout.agent_archive, "guard", "--app", layout.app]
     if supervisor.has_timers():
         units = _units(service["unit"], argv, order["every_s"])
         supervisor.install(dict(units))

@@ -1,0 +1,146 @@
+"""On a real systemd: what came with a release runs as the service's user behind its walls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests import small_releases
+from tests.hosts.test_deploy_hosts import APP, UNIT, Bench, bench
+
+__all__ = ["bench"]
+pytestmark = pytest.mark.hosts
+
+# A check that tells what it may, and fails: its last words come back as the reason.
+NOSY = f"""
+import json, os, sys
+def works(do):
+    try:
+        do()
+        return True
+    except OSError:
+        return False
+def write(path):
+    with open(path, "a") as file:
+        file.write("x")
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+places = ["{APP}", "{APP}/data/live", "{APP}/state", "{APP}/runtimes"]
+places += ["/etc", "/usr", "/var", "/opt"]
+secrets = ["{APP}/.env", "{APP}/state/notify.json", "/etc/shadow"]
+told = {{
+    "uid": os.getuid(),
+    "capabilities": int(status["CapEff"], 16),
+    "no_new_privileges": status["NoNewPrivs"].strip(),
+    "filtered": status["Seccomp"].strip(),
+    "writes": [place for place in places if works(lambda: write(place + "/.written"))],
+    "reads": [path for path in secrets if works(lambda: open(path).close())],
+    "preloaded": os.environ.get("LD_PRELOAD"),
+}}
+print(json.dumps(told))
+sys.exit(1)
+"""
+IN_THE_ARCHIVE = f"""
+import json, subprocess, sys, time
+sys.path.insert(0, "{APP}/bin/macd-host.pyz")
+from macd.host.confined import Confinement
+walls = Confinement("system", open("/etc/systemd/system/{UNIT}").read())
+"""
+
+
+def told_by(bench: Bench, code: str) -> Any:
+    return json.loads(bench.on_prod("python3", "-I", "-c", IN_THE_ARCHIVE + code))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def provisioned(bench: Bench) -> None:
+    bench.invoke("provision", "--yes")
+    small_releases.make(bench.inventory, 101)
+    assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
+
+
+def test_a_check_is_nobody_special_and_its_last_words_come_back(bench: Bench) -> None:
+    before, life = bench.live, bench.life
+    small_releases.make(bench.inventory, 102, more={"app/serve.py": NOSY.encode()})
+    outcome = bench.json("deploy", "--yes", code=4)["outcomes"][0]
+    assert outcome["reason"].startswith("its own check failed here: {")
+    told = json.loads(outcome["reason"].partition("here: ")[2])
+    assert told.pop("uid") == int(bench.on_prod("id", "-u", "macd")) != 0
+    assert told == {
+        "capabilities": 0,
+        "no_new_privileges": "1",
+        "filtered": "2",
+        "writes": [],
+        "reads": [],
+        "preloaded": None,
+    }
+    assert (bench.live, bench.life) == (before, life)
+    assert bench.on_prod("systemctl", "list-units", "--all", "--quiet", "macd-confined*") == ""
+
+
+def test_a_module_that_does_not_import_was_not_imported_by_root(bench: Bench) -> None:
+    before = bench.live
+    code = "import os\nraise ImportError(f'broken for uid {os.getuid()}')\n"
+    small_releases.make(bench.inventory, 103, package="1.0", name="numpy", module=code)
+    told = bench.invoke("deploy", "--yes", code=1).stderr
+    assert f"broken for uid {bench.on_prod('id', '-u', 'macd')}" in told
+    assert bench.live == before
+    assert bench.on_prod("sh", "-c", f"ls -A {APP}/runtimes | grep -c building || true") == "0"
+
+
+def test_what_pip_installed_is_roots_again(bench: Bench) -> None:
+    release = small_releases.make(bench.inventory, 104, package="1.0")
+    assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
+    assert bench.live == release
+    runtime = bench.on_prod("readlink", "-f", f"{APP}/current/runtime")
+    tiny = bench.on_prod("sh", "-c", f"ls {runtime}/lib/python3*/site-packages/tiny.py")
+    assert bench.on_prod("stat", "-c", "%U %a", tiny) == "root 644"
+    assert bench.on_prod("find", runtime, "(", "!", "-user", "root", "-o", "-perm", "/6022", ")",
+                         "!", "-type", "l") == ""  # fmt: skip
+    assert bench.on_prod("find", f"{APP}/blobs", "!", "-user", "root") == ""
+    python = f"{runtime}/bin/python"
+    as_macd = ("setpriv", "--reuid", "macd", "--regid", "macd", "--clear-groups")
+    version = bench.on_prod(*as_macd, python, "-I", "-c", "import tiny; print(tiny.__version__)")
+    assert version == "1.0"
+
+
+def test_what_takes_too_long_is_ended_with_all_it_started(bench: Bench) -> None:
+    told = told_by(
+        bench,
+        """
+try:
+    walls.run(["/bin/sh", "-c", "sleep 4242 & echo begun; sleep 4242"], timeout=2)
+    ended = "by itself"
+except subprocess.TimeoutExpired as error:
+    ended = error.stdout
+print(json.dumps(ended))
+""",
+    )
+    assert told == "begun\n"
+    assert bench.on_prod("sh", "-c", "pgrep -f 'sleep 424[2]' || true") == ""
+    assert bench.on_prod("systemctl", "list-units", "--all", "--quiet", "macd-confined*") == ""
+
+
+def test_words_codes_secrets_and_floods(bench: Bench) -> None:
+    told = told_by(
+        bench,
+        """
+def say(*argv, **more):
+    done = walls.run(argv, timeout=20, **more)
+    return [done.returncode, done.stdout[:200], done.stderr[:200]]
+print(json.dumps({
+    "well": say("/bin/echo", "fine"),
+    "secret": say("/usr/bin/printenv", "TOKEN", settings={"TOKEN": 'a"b\\\\c $d'}),
+    "killed": say("/bin/sh", "-c", "kill -9 $$"),
+    "nobody": walls.run(["/no/such/program"], timeout=20).returncode,
+    "flood": len(walls.run(["/bin/sh", "-c", "yes"], timeout=20).stdout),
+}))
+""",
+    )
+    assert told["well"] == [0, "fine\n", ""]
+    assert told["secret"] == [0, 'a"b\\c $d\n', ""]
+    assert told["killed"][0] == 1
+    assert "journalctl -xeu macd-confined-" in told["killed"][2]  # systemd's word: where to look
+    assert told["nobody"] == 1
+    assert 0 < told["flood"] <= 1 << 20
