@@ -1,0 +1,82 @@
+"""invoke, in a process whose agents carry a fuse: one kills itself with SIGKILL at the n-th call.
+
+A call is a request or a frame of data. KILLED_AT is its number and when: "taken" (nothing of it is
+done yet) or "done" (all of it is, and nobody hears so). The fuse travels with the agent's source
+over the real channel; the product knows nothing of it. Run as a script by the tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from invoke.main import program
+
+from macd.remote import assembler
+from macd.remote.conversation import Conversation
+
+FUSE = '''
+
+def _fused():
+    import signal
+    taking, encoding = Peer._next, Peer.encode
+
+    def blow():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def take(peer):
+        if getattr(peer, "fuse", "") == "data":
+            blow()
+        message = taking(peer)
+        when = message.get("die")
+        if when == "taken":
+            blow()
+        if when or "op" in message:
+            peer.fuse = ("op" if "op" in message else "data") if when else ""
+        return message
+
+    def encode(peer, message):
+        if "clock" in message and getattr(peer, "fuse", ""):
+            blow()
+        return encoding(peer, message)
+
+    Peer._next, Peer.encode = take, encode
+
+
+_fused()
+'''
+
+
+def main() -> None:
+    number, when = os.environ["KILLED_AT"].split()
+    calls = itertools.count(1)
+    one_at_a_time = threading.Lock()
+    encode, end, sources = Conversation._encode, Conversation._end, assembler.sources
+
+    def encoding(self: Conversation, message: dict[str, Any], **named: Any) -> bytes:
+        with one_at_a_time:
+            fatal = (counted := next(calls)) == int(number)
+            print(f"#{counted} {message.get('op', 'data')}", file=sys.stderr, flush=True)
+        return encode(self, {**message, "die": when} if fatal else message, **named)
+
+    def ending(self: Conversation, error: Exception) -> None:
+        if not self._closed:
+            print("#gone", file=sys.stderr, flush=True)
+        end(self, error)
+
+    def fused(modules: Iterable[str] = ()) -> dict[str, str]:
+        found = sources(modules)
+        return found | {"macd.host.agent": found["macd.host.agent"] + FUSE}
+
+    Conversation._encode = encoding  # type: ignore[method-assign]
+    Conversation._end = ending  # type: ignore[method-assign]
+    assembler.sources = fused
+    program.run()
+
+
+if __name__ == "__main__":
+    main()
