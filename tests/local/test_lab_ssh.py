@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import subprocess
@@ -46,8 +47,9 @@ def _listening_ports(pid: int) -> set[int]:
         pytest.skip("listening sockets are read from /proc")
     inodes = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        if (target := str(entry.readlink())).startswith("socket:["):
-            inodes.add(target[8:-1])
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if (target := str(entry.readlink())).startswith("socket:["):
+                inodes.add(target[8:-1])
     ports = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
