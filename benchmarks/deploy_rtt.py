@@ -1,6 +1,6 @@
 """Seconds and bytes of deploys over slow lines, beside the floor and the scripts people write.
 
-    python benchmarks/deploy_rtt.py [--rtt 0,50,200] [--mbit 100] [--repeat N] [--json]
+    python -m benchmarks.deploy_rtt [--rtt 0,50,200] [--mbit 100] [--repeat N] [--json]
 
 A lab of its own; a release of 30 MB that does not compress. `first`: nothing of it is there.
 `two changed`: two files of 300 kB. `no-op`: all is there. Live means: the new process answers with

@@ -3,16 +3,18 @@
 Run by file from hosts/prod/bin/systemctl. Units are read from the host's home and runtime directory
 only, so nothing here reaches the machine's own systemd. Added to the replacement: InvocationID and
 NRestarts, `--value`, reset-failed as systemd has it, and `keep`: start what is enabled, as a boot
-does, then honour Restart= until killed. The limits stand in docs/lab.md.
+does, then honour Restart= until killed. And a start is over at READY, a stop with the process, as
+with systemd; the replacement itself looks once a second. The limits stand in docs/lab.md.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from systemctl2 import systemctl3
@@ -23,8 +25,29 @@ _UNIT_FOLDERS = [
     "{XDG_DATA_HOME}/systemd/user",
 ]
 _TICK = 0.5
+_LOOK = 0.02
+_YIELD = 0.1  # until a process just started is looked at
 _GIVEN_UP = "error"  # the replacement's word for a start limit that was hit
 _OURS = ("InvocationID", "NRestarts", "ExecMainStartTimestamp")
+
+
+class _ShortNaps:
+    """The part of `time` that the replacement uses where it waits for processes to end."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(min(seconds, _LOOK))
+
+
+@contextlib.contextmanager
+def _short_naps() -> Iterator[None]:
+    vars(systemctl3)["time"] = _ShortNaps
+    try:
+        yield
+    finally:
+        vars(systemctl3)["time"] = time
 
 
 class LabSystemctl(systemctl3.Systemctl):
@@ -48,6 +71,39 @@ class LabSystemctl(systemctl3.Systemctl):
             moment = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime())
             self.set_status_from(conf, "ExecMainStartTimestamp", moment)
         return super().do_start_service_from(conf)
+
+    def wait_notify_socket(
+        self,
+        notify: systemctl3.Systemctl.NotifySocket,
+        timeout: float,
+        pid: int | None = None,
+        pid_file: str | None = None,
+    ) -> dict[str, str]:
+        """What it said up to READY=1; less where it died, or said nothing in `timeout` seconds."""
+        told: dict[str, str] = {}
+        deadline = time.monotonic() + timeout
+        while "READY" not in told and time.monotonic() < deadline:
+            alive = pid is None or self.is_active_pid(pid)
+            said = self.read_notify_socket(notify, _LOOK if alive else 0.001)
+            told.update(line.partition("=")[::2] for line in said.splitlines())
+            if not alive and not said:  # what it said before it died has been read
+                break
+        notify.socket.close()
+        return told
+
+    def wait_vanished_pid(self, pid: int, timeout: float) -> bool:
+        """Whether the process was gone within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while pid and self.is_active_pid(pid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LOOK)
+        return True
+
+    def do_kill_unit_from(self, conf: systemctl3.SystemctlConf) -> bool:
+        """As the replacement does, which ends its waiting by the clock, with shorter naps."""
+        with _short_naps():
+            return super().do_kill_unit_from(conf)
 
     def each_unit_items(
         self, unit: str, conf: systemctl3.SystemctlConf
@@ -126,6 +182,7 @@ def _no_system_manager(arguments: list[str]) -> int:
 def _confine() -> None:
     """Every path the replacement reads or writes lies in the lab host's home or runtime dir."""
     runtime = os.environ["XDG_RUNTIME_DIR"]
+    systemctl3.MinimumYield = _YIELD
     systemctl3.get_RUN = lambda root=False: runtime
     systemctl3._user_folders = _UNIT_FOLDERS
     systemctl3._system_folders = []
