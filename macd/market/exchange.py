@@ -93,7 +93,15 @@ class Asking:
         """`now`, or the exchange's own time where that is earlier: a bar closes by its clock."""
         if not self.exchange.has.get("fetchTime"):
             return now
-        return min(now, moment(self._patiently("the time", self.exchange.fetch_time)))
+        ccxt = _ccxt()
+
+        def call() -> datetime:
+            answer = self.exchange.fetch_time()
+            if not isinstance(answer, int) or answer <= 0:
+                raise ccxt.NetworkError(f"the answer is no time: {answer!r}")
+            return moment(answer)
+
+        return min(now, self._patiently("the time", call))
 
     def page(self, symbol: str, tf: str, start: int) -> pl.DataFrame:
         """Bars from `start` (epoch milliseconds) on, as many as the exchange gives at once.
@@ -118,7 +126,7 @@ class Asking:
         for attempt in range(_TRIES):
             self.requests += 1
             try:
-                return call()
+                return _read(call)
             except ccxt.OperationFailed as error:  # network, rate limit, 5xx, maintenance
                 pause = max(2.0**attempt, self._told_to_wait(error))
                 if attempt == _TRIES - 1 or pause > _LONGEST_WAIT:
@@ -152,9 +160,21 @@ class Asking:
         )
 
 
+def _read(call: Callable[[], T]) -> T:
+    """An answer that breaks ccxt itself is one more that can't be used; the next may do."""
+    try:
+        return call()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        told = f"the answer can't be read: {type(error).__name__}: {error}"
+        raise _ccxt().NetworkError(told) from error
+
+
 def _are_bars(answer: Any) -> bool:
     return isinstance(answer, list) and all(
-        len(row) == 6 and all(isinstance(cell, int | float) for cell in row) for row in answer
+        isinstance(row, list)
+        and len(row) == 6
+        and all(isinstance(cell, int | float) for cell in row)
+        for row in answer
     )
 
 

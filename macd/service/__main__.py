@@ -51,7 +51,7 @@ def _serve(root: Path) -> int:
     from macd.service import loaded  # noqa: PLC0415
     from macd.service.feed import open_feed  # noqa: PLC0415
     from macd.service.health import HealthServer  # noqa: PLC0415
-    from macd.service.loop import Loop  # noqa: PLC0415
+    from macd.service.loop import Loop, StoppedError  # noqa: PLC0415
     from macd.service.notify_systemd import Systemd, inherited_socket  # noqa: PLC0415
     from macd.service.predictor import Predictor  # noqa: PLC0415
     from macd.service.settings import Settings, flags  # noqa: PLC0415
@@ -101,6 +101,8 @@ def _serve(root: Path) -> int:
             loop.say("torn_line", f"{log.torn} bytes of a line were left by an earlier life")
         loop.begin()
         loop.run()
+        return 0
+    except StoppedError:
         return 0
     finally:
         systemd.tell("STOPPING=1")

@@ -1,6 +1,6 @@
 """When to ask again what just failed: growing pauses, then a circuit that opens for a while.
 
-Pure: the clock and the jitter are arguments. After Nygard, Release It!: closed, open, half-open.
+Pure: the clock and the jitter are arguments. After Nygard, Release It!.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ OPENS_AFTER, OPEN_S = 5, 300.0
 
 
 class Breaker:
-    """Failures in a row of one peer. `state`: "closed" (asking), "open", or "half-open"."""
+    """Failures in a row of one peer. `state`: "closed" (asking) or "open".
+
+    An open one lets a question through each time its pause is over, and the answer decides: what is
+    called half-open needs no state of its own.
+    """
 
     def __init__(self) -> None:
         self.failures = 0

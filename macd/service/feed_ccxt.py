@@ -23,6 +23,7 @@ from macd.service.settings import Settings
 
 _SETTLED_S = 1.0  # after a bar's end, until an exchange has it
 _AGAIN_S = 3.0  # when it has not yet
+_CROSS_TRIES = 3  # for a cross symbol's bar, before the main one is asked without it
 
 
 class _FailedError(Exception):
@@ -46,14 +47,20 @@ class CcxtFeed:
         feed = settings.feed
         self._exchange = open_exchange(feed.exchange, api_url=feed.api_url)
         self._ask = Asking(self._exchange, sleep=self._give_up, report=self._note)
-        self.breaker = Breaker()
         self.state = "connecting"
         self._names = (*settings.cross, settings.symbol)  # the main one last: see Feed
+        # One dead market must neither hold the others nor be asked without pause because they live.
+        self._breakers = {name: Breaker() for name in self._names}
         self._markets: dict[str, str] = {}
         self._newest: dict[str, int] = {}
         self._due = 0.0
-        self._turn = 0
+        self._turn = self._tries = 0
         self._why = ""
+
+    @property
+    def breaker(self) -> Breaker:
+        """The main symbol's."""
+        return self._breakers[self._settings.symbol]
 
     def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
         wait = self.breaker.wait(self._now())
@@ -76,17 +83,18 @@ class CcxtFeed:
 
     def wait(self, seconds: float) -> Sequence[Item]:
         now = self._now()
-        left = max(self.breaker.wait(now), self._due - now)
+        name = self._whose_turn(now)
+        left = max(self._breakers[name].wait(now), self._due - now)
         if left > 0:
             self._sleep(min(seconds, left))
             return []
-        name = self._names[self._turn]
         try:
             bars = self._closed(name, self._newest[name] + self._settings.step)
         except (_FailedError, MacdError) as error:
             return [self._failed(name, error)]
-        self.breaker.succeeded()
-        self.state = "polling"
+        self._breakers[name].succeeded()
+        if not any(breaker.failures for breaker in self._breakers.values()):
+            self.state = "polling"
         for bar in bars:
             self._newest[name] = bar.open_ms
         self._schedule(name, bool(bars))
@@ -94,22 +102,42 @@ class CcxtFeed:
 
     def _failed(self, name: str, error: Exception) -> Trouble:
         why = error.why if isinstance(error, MacdError) else self._why
-        pause = self.breaker.failed(self._now(), jitter=self._jitter())
-        circuit = self.breaker.state
-        self.state = f"failing ({self.breaker.failures} in a row, circuit {circuit})"
-        self._turn = (self._turn + 1) % len(self._names)  # one dead market must not hold the rest
+        breaker = self._breakers[name]
+        pause = breaker.failed(self._now(), jitter=self._jitter())
+        self.state = f"{name} failing ({breaker.failures} in a row, circuit {breaker.state})"
+        self._next()
         return Trouble(name, "feed", f"{why or error}; asked again in {pause:.0f} s")
+
+    def _whose_turn(self, now: float) -> str:
+        """The next symbol that may be asked now; the main one's pause is waited for."""
+        while (name := self._names[self._turn]) != self._settings.symbol:
+            if not self._breakers[name].wait(now):
+                break
+            self._next()
+        return name
+
+    def _next(self) -> None:
+        self._tries = 0
+        self._turn = (self._turn + 1) % len(self._names)
 
     def _schedule(self, name: str, came: bool) -> None:
         """The next symbol at once; after the main one, when the next bar should be there."""
         now = self._now()
         if not came and name == self._settings.symbol:
             self._due = now + _AGAIN_S
-        self._turn = (self._turn + 1) % len(self._names)
+        elif not came and self._is_due(name, now) and self._tries < _CROSS_TRIES:
+            self._tries += 1  # the main symbol's bar is worth little without it
+            self._due = now + _AGAIN_S
+            return
+        self._next()
         if self._turn == 0:
             step = self._settings.step
             ends = (self._newest[self._settings.symbol] + 2 * step) / 1000 + _SETTLED_S
             self._due = max(ends, self._due) if came or ends > now else now + _AGAIN_S
+
+    def _is_due(self, name: str, now: float) -> bool:
+        """Whether a bar of it has closed that has not come."""
+        return now >= (self._newest[name] + 2 * self._settings.step) / 1000
 
     def _recent(self, name: str, need: int, after_ms: int | None) -> list[Bar]:
         """The last `need` closed bars up to `after_ms`, in as many pages as it takes."""
@@ -159,7 +187,7 @@ class CcxtFeed:
         except Exception as error:
             self._why = f"{type(error).__name__}: {str(error)[:200]}"
             raise _FailedError(self._why) from error
-        return next(s for s in self._exchange.symbols if ":" not in s)
+        return next((s for s in self._exchange.symbols if ":" not in s), "")
 
     def _note(self, line: str) -> None:
         self._why = line.partition("; trying again")[0]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,9 @@ from macd.service.settings import Settings
 _PAUSE_S = 0.2
 _CHUNK = 1 << 20
 _LONGEST_LINE = 4096
+_SPARE_BARS = 10_000  # of history in memory, until only what is needed is kept
+_MOST_TOLD = 200
+_CROSS_S = 10.0  # how long a bar of the main symbol waits for those of the same time
 _SECONDS_BELOW = 100_000_000_000  # as milliseconds this is 1973: such a number is in seconds
 
 
@@ -36,8 +40,9 @@ class DirectoryFeed:
         settings: Settings,
         *,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sleep = sleep
+        self._sleep, self._clock = sleep, clock
         self.state = "reading its directory"
         names = (*settings.cross, settings.symbol)  # the main one last: see Feed
         self._main = settings.symbol
@@ -46,38 +51,83 @@ class DirectoryFeed:
             for name in names
         }
         self._waiting: list[Item] = []
+        self._held: deque[tuple[float, Item]] = deque()
 
     def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
         history: dict[str, Sequence[Bar]] = {}
         later: list[Bar] = []
+        troubles: list[Item] = []
         for name, followed in self._followed.items():
-            bars: list[Bar] = []
-            while items := followed.read():
-                bars += [item for item in items if isinstance(item, Bar)]
-                del bars[: -need - 10_000]
-            known = [bar for bar in bars if after_ms is None or bar.open_ms <= after_ms]
-            later += bars[len(known) :] if known == bars[: len(known)] else []
-            history[name] = known[-need:]
+            history[name], new, told = _since(followed.all(), need, after_ms)
+            later += new
+            troubles += told
         # In the order of time, the main symbol behind the others of the same time.
         later.sort(key=lambda bar: (bar.open_ms, bar.symbol == self._main))
-        self._waiting = list(later)
+        self._waiting = [*troubles, *later]
         return history
 
     def wait(self, seconds: float) -> Sequence[Item]:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             return waiting
-        until = time.monotonic() + seconds
+        until = self._clock() + seconds
         while True:
             found: list[Item] = []
-            for followed in self._followed.values():
-                found += followed.read()
+            for name, followed in self._followed.items():
+                items = followed.read()
+                if name == self._main:
+                    self._held.extend((self._clock() + _CROSS_S, item) for item in items)
+                else:
+                    found += items
+            found += self._ripe()
             missing = [f.symbol for f in self._followed.values() if not f.there]
             self.state = f"no file of {', '.join(missing)}" if missing else "reading its directory"
-            left = until - time.monotonic()
+            left = until - self._clock()
             if found or left <= 0:
                 return found
             self._sleep(min(_PAUSE_S, left))
+
+    def _ripe(self) -> list[Item]:
+        """What the main symbol's file held, once every other file has come as far, or is late.
+
+        Writers append to one file after the other: a bar is not to be judged without the rest.
+        """
+        others = [f.newest_ms for name, f in self._followed.items() if name != self._main]
+        ripe: list[Item] = []
+        while self._held:
+            late, item = self._held[0]
+            if (
+                isinstance(item, Bar)
+                and self._clock() < late
+                and item.open_ms > min(others, default=item.open_ms)
+            ):
+                break
+            ripe.append(item)
+            self._held.popleft()
+        return ripe
+
+
+def _since(
+    items: Iterable[Item], need: int, after_ms: int | None
+) -> tuple[list[Bar], list[Bar], list[Item]]:
+    """The last `need` bars up to `after_ms`, the bars behind it, and what was wrong since then."""
+    known: dict[int, Bar] = {}
+    newest = -1
+    later: list[Bar] = []
+    troubles: deque[Item] = deque(maxlen=_MOST_TOLD)
+    for item in items:
+        if not isinstance(item, Bar):
+            troubles.append(item)
+        elif after_ms is not None and item.open_ms > after_ms:
+            later.append(item)
+        else:
+            if item.open_ms > newest:  # what was wrong before it was told by an earlier life
+                troubles.clear()
+                newest = item.open_ms
+            known.setdefault(item.open_ms, item)
+            if len(known) > need + _SPARE_BARS:
+                known = dict(sorted(known.items())[-need:])
+    return [bar for _, bar in sorted(known.items())][-need:], later, [*troubles]
 
 
 @dataclass
@@ -94,19 +144,30 @@ class _Followed:
     newest_ms: int = -1
     renewed: bool = False
     there: bool = False
+    why: str = ""  # it can't be read; told once
+
+    def all(self) -> Iterator[Item]:
+        """Everything that stands there now."""
+        before = -1
+        while self.offset != before:
+            before = self.offset
+            yield from self.read()
 
     def read(self) -> list[Item]:
         """Whole new lines, at most _CHUNK bytes of them."""
         try:
             path = next(p for p in (_with(self.stem, "csv"), _with(self.stem, "jsonl")) if p)
             with path.open("rb") as file:
-                return self._read_on(file, path.suffix == ".jsonl")
+                items = self._read_on(file, path.suffix == ".jsonl")
+                self.why = ""
+                return items
         except StopIteration:
             self.there = False
             return []
         except OSError as error:
             self.there = False
-            return [Trouble(self.symbol, "feed", f"{self.stem.name}: {error.strerror}")]
+            before, self.why = self.why, f"{self.stem.name}: {error.strerror}"
+            return [] if self.why == before else [Trouble(self.symbol, "feed", self.why)]
 
     def _read_on(self, file: Any, is_json: bool) -> list[Item]:
         self.there = True

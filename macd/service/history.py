@@ -16,6 +16,7 @@ from macd.market.bars import COLUMNS, SCHEMA
 from macd.service.feed import Bar
 
 LONGEST_REFUSAL = 48  # bars: a model's whole window
+_LAST_MS = 253_402_300_800_000  # the year 10,000
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class History:
         self._last: Bar | None = None
         self._doubtful = 0
         kept: list[Bar] = []
-        for bar in bars:  # what was stored may be as wrong as what arrives
-            if self._judged(bar).refused is None:
-                self._last = bar
+        for bar in bars:  # what was stored may be as wrong, and as full of holes, as what arrives
+            verdict = self._judged(bar)
+            if verdict.refused is None:
+                self._take(bar, verdict)
                 kept.append(bar)
         if kept:
             self._frame = _rows(kept).tail(need)
@@ -65,12 +67,20 @@ class History:
         """Put the bar behind the others unless it has to be refused."""
         verdict = self._judged(bar)
         if verdict.refused is None:
-            self._doubtful = max(0, self._doubtful - 1)
-            if verdict.missing:
-                self._doubtful = min(LONGEST_REFUSAL, self._doubtful + verdict.missing)
-            self._last = bar
+            self._take(bar, verdict)
             self._frame = pl.concat([self._frame, _rows([bar])]).tail(self._need).rechunk()
         return verdict
+
+    def holds(self, open_ms: int) -> bool:
+        """Whether a bar of that time is among the newest."""
+        newest = self._frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
+        return bool((newest == open_ms).any())
+
+    def _take(self, bar: Bar, verdict: Verdict) -> None:
+        self._doubtful = max(0, self._doubtful - 1)
+        if verdict.missing:
+            self._doubtful = min(LONGEST_REFUSAL, self._doubtful + verdict.missing)
+        self._last = bar
 
     def _judged(self, bar: Bar) -> Verdict:
         wrong = unusable(bar, self._step)
@@ -97,6 +107,8 @@ def unusable(bar: Bar, step: int) -> str:
         return "a price that is not positive, or a negative volume"
     if bar.high < max(bar.open, bar.close, bar.low) or bar.low > min(bar.open, bar.close):
         return "its high or low lies inside the other prices"
+    if not 0 <= bar.open_ms < _LAST_MS:
+        return "its time is out of range"
     if step < 604_800_000 and bar.open_ms % step:  # weeks open on Mondays, the epoch on a Thursday
         return "its time is not on the grid of its timeframe"
     return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from threading import Event
 from typing import Any
@@ -27,6 +27,10 @@ from macd.service.strategy import base, decide
 NEED = stream.bars_needed(SEQ)
 _TURN_S = 0.5
 _RETRY_S = 2.0
+
+
+class StoppedError(Exception):
+    """Asked to stop while a line can't be written; the next life finds its bar again."""
 
 
 class Loop:
@@ -89,7 +93,8 @@ class Loop:
 
     def _remember(self, history: Any) -> None:
         for symbol in (self._settings.symbol, *self._settings.cross):
-            bars: Iterable[Bar] = history.get(symbol, ())
+            # One stored bar of the future would make every bar to come one of the past.
+            bars = [bar for bar in history.get(symbol, ()) if not self._in_the_future(bar)]
             self._histories[symbol] = History(symbol, self._settings.step, NEED, bars)
 
     def _take(self, item: Item) -> None:
@@ -106,8 +111,8 @@ class Loop:
             self._warn(bar.symbol, bar, "unknown_symbol", "it is not in the settings")
             return
         is_main = bar.symbol == self._settings.symbol
-        self._status.feed(self._feed.state, arrived=is_main)
-        if self._feed.live and bar.open_ms + self._settings.step > self._now_ms() + 60_000:
+        self._status.feed(self._feed.state)
+        if self._in_the_future(bar):
             self._warn(bar.symbol, bar, "not_closed", "it closes in the future")
             return
         verdict = history.accept(bar)
@@ -122,7 +127,12 @@ class Loop:
             if late:
                 self._warn(bar.symbol, bar, "stale", late)
             else:
+                self._status.feed(self._feed.state, arrived=True)  # the same old bars are no sign
                 self._signal(bar, history)
+
+    def _in_the_future(self, bar: Bar) -> bool:
+        closes = bar.open_ms + self._settings.step
+        return self._feed.live and closes > self._now_ms() + 60_000
 
     def _late_by(self, bar: Bar) -> str:
         if not self._feed.live:
@@ -135,7 +145,7 @@ class Loop:
 
     def _signal(self, bar: Bar, history: History) -> None:
         began = time.perf_counter()
-        found = self._predict(history)
+        found = self._predict(bar, history)
         closes = history.frame["close"]
         components: dict[str, Any] = {"close": bar.close}
         data: dict[str, Any] = {"action_taken": "HOLD", "sell_score": 0.0, "buy_score": 0.0}
@@ -162,14 +172,14 @@ class Loop:
         seq = self._write("SIGNAL", bar.symbol, bar, data)
         self._status.signalled(bar_time(bar.open_ms), seq, found.fields, seconds)
 
-    def _predict(self, history: History) -> Prediction:
+    def _predict(self, bar: Bar, history: History) -> Prediction:
         if self._predictor is None:
             return no_models("models", self._why)
-        if not history.warm:
-            return self._predictor.refuse(f"{len(history.frame)} of {NEED} bars of history so far")
-        if history.doubtful:
-            return self._predictor.refuse(f"a gap before it; {history.doubtful} bars to go")
         cross = {name: self._histories[name] for name in self._settings.cross}
+        for name, asked in {bar.symbol: history, **cross}.items():
+            why = _unfit(asked, bar)
+            if why:
+                return self._predictor.refuse(f"{name}: {why}" if asked is not history else why)
         return self._predictor.predict(history.frame, frames(cross))
 
     def _warn(self, symbol: str, bar: Bar | None, event: str, detail: str) -> None:
@@ -197,10 +207,21 @@ class Loop:
                 self._status.error(f"a line can't be written: {error}")
                 self._alive()
                 if self._stop.wait(_RETRY_S):
-                    raise
+                    raise StoppedError from error
                 continue
             self._status.set(status=healthy)
             return seq
+
+
+def _unfit(history: History, bar: Bar) -> str:
+    """Why no feature of `bar` may be computed from it; empty when it is well."""
+    if not history.holds(bar.open_ms):
+        return "no bar of this time"
+    if not history.warm:
+        return f"{len(history.frame)} of {NEED} bars of history so far"
+    if history.doubtful:
+        return f"a gap before it; {history.doubtful} bars to go"
+    return ""
 
 
 def _bar_time(bar: Bar | None) -> str | None:

@@ -69,6 +69,7 @@ def test_every_model_answers_behind_the_hardened_unit(story: Story) -> None:
     memory = story.on_prod("grep", "VmHWM", f"/proc/{story.pid}/status")
     print(f"systemd-analyze security: exposure {exposure}; memory {memory}")
     assert exposure <= 1.5
+    assert int(memory.split()[1]) < 300_000
     last = story.lines[-1]["data"]["components"]
     assert last["ml_error"] is None
     assert last["ml_stacking_mode"] == "shadow"

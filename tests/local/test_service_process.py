@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -85,8 +86,11 @@ def test_from_the_start_to_sigterm(app: App) -> None:
     with running(app, ML_ENABLE_STACKING="1") as process:
         until(lambda: answer(app).get("seq", 0) > 20, process)
         told = answer(app)
+        status = Path(f"/proc/{process.pid}/status")
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
+    assert peak is None or int(peak[1]) < 300_000  # what docs/service.md promises
     assert told["status"] == "ok"
     assert told["release"] == app.release.name
     assert told["pid"] == process.pid
@@ -101,15 +105,19 @@ def test_from_the_start_to_sigterm(app: App) -> None:
     assert not Path(app.endpoint.removeprefix("unix:")).exists()
 
 
-def test_killed_again_and_again_no_bar_and_no_seq_is_lost_or_repeated(app: App) -> None:
+def test_ended_again_and_again_no_bar_and_no_seq_is_lost_or_repeated(app: App) -> None:
     app.settings(speed=0)
     chance = random.Random(7)
-    for _ in range(5):
+    for end in [signal.SIGKILL, signal.SIGTERM] * 3:
         before = len(raw_lines(app))
         with running(app) as process:
             until(lambda before=before: len(raw_lines(app)) > before, process)  # type: ignore[misc]
             time.sleep(chance.uniform(0.0, 0.05))
-            process.kill()
+            process.send_signal(end)
+            if end == signal.SIGTERM:
+                assert process.wait(PATIENCE_S) == 0
+                newest = max((app.root / "data/live").glob("trades_*.jsonl"))
+                assert newest.read_bytes().endswith(b"\n")
     with running(app) as process:
         until(lambda: answer(app).get("status") == "ok", process)
         process.send_signal(signal.SIGTERM)

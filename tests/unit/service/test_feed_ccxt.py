@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -147,6 +148,85 @@ def test_while_the_circuit_is_open_nothing_is_asked(tmp_path: Path, exchange: Se
     for _ in range(4):
         assert feed.wait(60.0) == []
     assert len(exchange.asked) == asked
+
+
+def only_for(symbol: str, status: int) -> Any:
+    def fault(handler: Handler) -> None:
+        if f"symbol={symbol}" in handler.path:
+            return handler.answer(status, {"code": -1, "msg": "out of order"})
+        query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
+        return handler.answer(200, handler.klines(query))
+
+    return fault
+
+
+def test_one_dead_market_is_asked_ever_less_though_the_others_live(
+    tmp_path: Path, exchange: Server
+) -> None:
+    feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
+    feed.begin(5, None)
+    exchange.faults = {n: only_for("ETHUSDT", 503) for n in range(1000)}
+    troubles = [item for _ in range(60) for item in feed.wait(60.0) if isinstance(item, Trouble)]
+    pauses = [trouble.detail.rpartition("asked again in ")[2] for trouble in troubles]
+    assert pauses[: OPENS_AFTER + 1] == ["1 s", "2 s", "4 s", "8 s", "300 s", "300 s"]
+    assert feed.breaker.state == "open"
+    exchange.faults = {}
+    assert hours(item for item in until(feed, 4) if item.symbol == "ETHUSDT")[0] == 700
+
+
+def test_a_dead_cross_market_holds_the_main_one_back_for_seconds_only(
+    tmp_path: Path, exchange: Server
+) -> None:
+    feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
+    feed.begin(5, None)
+    exchange.faults = {n: only_for("BTCUSDT", 503) for n in range(10_000)}
+    late = []
+    for _ in range(3):
+        (bar,) = (item for item in until(feed, 1) if isinstance(item, Bar))
+        late.append(exchange.now - (bar.open_ms + HOUR))
+    assert max(late) < 60_000
+
+
+def test_a_cross_bar_that_is_late_is_waited_for(tmp_path: Path, exchange: Server) -> None:
+    feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
+    feed.begin(5, None)
+    until(feed, 2)
+    asked = len(exchange.asked)
+    exchange.faults = {asked: lambda handler: handler.answer(200, [])}
+    came = until(feed, 2)
+    assert [bar.symbol for bar in came] == ["BTCUSDT", "ETHUSDT"]
+
+
+@pytest.mark.parametrize("told", [{}, [], {"serverTime": None}, {"serverTime": "soon"}])
+def test_an_odd_clock_is_trouble_and_no_crash(
+    tmp_path: Path, exchange: Server, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = feed_of(tmp_path, exchange)
+    feed.begin(5, None)
+    answer = Handler.answer
+    odd = [True]
+
+    def answering(handler: Handler, status: int, body: Any, **headers: str) -> None:
+        answer(handler, status, told if odd[0] and "/time" in handler.path else body, **headers)
+
+    monkeypatch.setattr(Handler, "answer", answering)
+    assert [type(item) for item in feed.wait(60.0)] == [Trouble]
+    odd[0] = False
+    assert hours(until(feed, 1)) == [700]
+
+
+def test_rows_that_are_no_bars_are_trouble_and_no_crash(tmp_path: Path, exchange: Server) -> None:
+    feed = feed_of(tmp_path, exchange)
+    feed.begin(5, None)
+    rows: list[Any] = [[[1, 2]], [5], {"code": 7}, [[None] * 12]]
+    asked = len(exchange.asked)
+    exchange.faults = {
+        asked + n: lambda handler, row=row: handler.answer(200, row) for n, row in enumerate(rows)
+    }
+    came = until(feed, 1)
+    assert isinstance(came[0], Trouble)  # what ccxt drops by itself is no bar, and asked for again
+    assert hours(came) == [700]
+    assert len(exchange.asked) > asked + len(rows)
 
 
 def test_a_login_page_is_no_empty_list_of_bars(tmp_path: Path, exchange: Server) -> None:

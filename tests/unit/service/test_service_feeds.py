@@ -155,6 +155,60 @@ def test_what_closed_since_the_last_line_comes_after_the_history(tmp_path: Path)
     assert feed.wait(0) == []
 
 
+def test_an_old_bar_told_again_hides_none_of_what_closed_meanwhile(tmp_path: Path) -> None:
+    text = "".join(map(row, range(6))) + "rubbish\n" + row(6) + row(7) + row(2)
+    (tmp_path / "BTCUSD_1h.csv").write_text("never told again\n" + text)
+    feed = directory(tmp_path)
+    assert hours(feed.begin(3, T0 + 5 * HOUR)["BTCUSD"]) == [3, 4, 5]
+    assert hours(feed.wait(0)) == ["unreadable", 6, 7]
+    assert feed.wait(0) == []
+
+
+def test_a_long_pause_loses_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("macd.service.feed_directory._SPARE_BARS", 5)
+    monkeypatch.setattr("macd.service.feed_directory._CHUNK", 200)
+    (tmp_path / "BTCUSD_1h.csv").write_text("".join(map(row, range(60))))
+    feed = directory(tmp_path)
+    assert hours(feed.begin(4, T0 + 19 * HOUR)["BTCUSD"]) == [16, 17, 18, 19]
+    assert hours(feed.wait(0)) == list(range(20, 60))
+
+
+def test_a_file_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSD_1h.csv"
+    path.mkdir()  # as unreadable as any: this may be root
+    feed = directory(tmp_path)
+    assert hours(feed.begin(3, None)["BTCUSD"]) == []
+    assert hours(feed.wait(0)) == ["feed"]
+    assert feed.wait(0) == []
+    path.rmdir()
+    path.write_text(row(0))
+    assert hours(feed.wait(0)) == [0]
+
+
+def test_a_bar_waits_for_the_cross_bars_of_its_time_but_not_for_ever(tmp_path: Path) -> None:
+    clock = [0.0]
+    for name in ("BTCUSD", "ETHUSD"):
+        (tmp_path / f"{name}_1h.csv").write_text("".join(map(row, range(4))))
+    feed = DirectoryFeed(
+        settings(tmp_path, ("ETHUSD",), kind="directory"),
+        sleep=lambda _: None,
+        clock=lambda: clock[0],
+    )
+    feed.begin(3, None)
+    with (tmp_path / "BTCUSD_1h.csv").open("a") as file:
+        file.write(row(4) + row(5))
+    assert feed.wait(0) == []
+    with (tmp_path / "ETHUSD_1h.csv").open("a") as file:
+        file.write(row(4))
+    came = feed.wait(0)
+    assert [(bar.symbol, hour) for bar, hour in zip(came, hours(came), strict=True)] == [
+        ("ETHUSD", 4),
+        ("BTCUSD", 4),
+    ]
+    clock[0] = 11.0
+    assert hours(feed.wait(0)) == [5]
+
+
 def test_a_file_that_is_written_anew_is_read_from_its_start_without_repeats(
     tmp_path: Path,
 ) -> None:

@@ -17,7 +17,7 @@ from macd.market.bars import read_bars
 from macd.release.scoring import MODELS, Scorer
 from macd.service.feed import Bar, Feed, Fresh, Item, Trouble
 from macd.service.feed_replay import ReplayFeed, bars_of
-from macd.service.loop import NEED, Loop
+from macd.service.loop import NEED, Loop, StoppedError
 from macd.service.predictor import Predictor
 from macd.service.settings import Settings, flags
 from macd.service.signal_log import SignalLog, bar_time
@@ -36,6 +36,7 @@ class Scripted:
         self.live, self.state = live, "scripted"
         self._stop, self._items = stop, list(items)
         self.known: Sequence[Bar] = BARS[:NEED]
+        self.others: dict[str, Sequence[Bar]] = {}
         self.failures = 0
 
     def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
@@ -43,7 +44,7 @@ class Scripted:
             self.failures -= 1
             raise MacdError("the exchange is down", why="maintenance")
         self.asked = (need, after_ms)
-        return {"BTCUSD": self.known}
+        return {"BTCUSD": self.known, **self.others}
 
     def wait(self, seconds: float) -> Sequence[Item]:
         if not self._items:
@@ -159,6 +160,63 @@ def test_a_late_bar_is_history_and_no_signal(run: Run) -> None:
     lines = run(Scripted(run.stop, BARS[NEED : NEED + 3], live=True))
     assert events(lines) == ["stale", "signal", "signal"]  # one bar late is not late
     assert lines[-1]["data"]["components"]["ml_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("cross", "told"),
+    [
+        (BARS[: NEED + 1], None),
+        (BARS[:NEED], "input: ETHUSD: no bar of this time"),
+        (BARS[3 : NEED + 1], f"input: ETHUSD: {NEED - 2} of {NEED} bars of history so far"),
+        ([*BARS[: NEED - 1], BARS[NEED]], "input: ETHUSD: a gap before it; 1 bars to go"),
+    ],
+)
+def test_no_feature_is_computed_from_a_cross_symbol_that_lacks_bars(
+    run: Run, cross: list[Bar], told: str | None
+) -> None:
+    run.settings = dataclasses.replace(run.settings, cross=("ETHUSD",))
+    other = [dataclasses.replace(bar, symbol="ETHUSD") for bar in cross]
+    feed = Scripted(run.stop, [*other[-2:], BARS[NEED]])
+    feed.others = {"ETHUSD": other[:-2]}
+    line = run(feed)[-1]
+    assert line["level"] == "SIGNAL"
+    assert line["data"]["components"]["ml_error"] == told
+
+
+def test_old_bars_again_and_again_are_no_sign_of_life_of_the_feed(run: Run) -> None:
+    run(Scripted(run.stop, [BARS[NEED - 3], BARS[NEED - 1]]))
+    assert run.status.document()["feed"]["last_arrival"] is None
+    run(Scripted(run.stop, [BARS[NEED]]))
+    assert run.status.document()["feed"]["last_arrival"] is not None
+
+
+def test_asked_to_stop_while_the_disk_is_full_it_stops(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macd.service.loop._RETRY_S", 0.01)
+
+    class Full(SignalLog):
+        def write(self, level: str, fields: Mapping[str, Any]) -> int:
+            run.stop.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoppedError):
+        run(Scripted(run.stop, BARS[NEED : NEED + 3]), log=Full(run.settings.live))
+
+
+def test_a_restart_behind_a_gap_does_not_forget_it(run: Run) -> None:
+    feed = Scripted(run.stop, BARS[NEED + 6 : NEED + 9])
+    feed.known = [*BARS[: NEED + 2], *BARS[NEED + 5 : NEED + 6]]  # 3 are missing before the last
+    told = [line["data"]["components"]["ml_error"] or "" for line in run(feed)]
+    assert ["gap" in error for error in told] == [True, True, False]
+
+
+def test_a_stored_bar_of_the_future_silences_nothing(run: Run) -> None:
+    run.now_ms = BARS[NEED].open_ms + HOUR
+    later = dataclasses.replace(BARS[NEED], open_ms=BARS[NEED].open_ms + 900 * HOUR)
+    feed = Scripted(run.stop, [BARS[NEED]], live=True)
+    feed.known = [*BARS[:NEED], later]
+    assert events(run(feed)) == ["signal"]
 
 
 def test_a_bar_of_the_future_is_refused(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -53,6 +54,35 @@ def test_seq_goes_on_over_restarts_and_days(tmp_path: Path) -> None:
     ]
     log = SignalLog(tmp_path, clock=clock)
     assert (log.seq, log.last_bar_ms) == (6, 5 * 3_600_000)
+
+
+def test_a_line_is_on_the_disk_before_its_number_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SignalLog(tmp_path, clock=Clock())
+    log.write("SIGNAL", signal(0))  # creates the file
+    path = next(tmp_path.glob("trades_*.jsonl"))
+    fsync, synced = os.fsync, []
+
+    def syncing(descriptor: int) -> None:
+        synced.append((os.path.samestat(os.fstat(descriptor), path.stat()), len(lines(tmp_path))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    for number in (1, 2):
+        log.write("SIGNAL", signal(number))
+    assert synced == [(True, 2), (True, 3)]
+
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        log.write("SIGNAL", signal(3))
+    assert (log.seq, len(lines(tmp_path))) == (3, 3)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert log.write("SIGNAL", signal(3)) == 4
+    assert [line["seq"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_midnight_comes_between_two_lines(tmp_path: Path) -> None:
