@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 # Much of the tests' time is waiting for hosts; three workers fill two cores.
-SPREAD ?= -n 3 --dist loadfile
+SPREAD ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-full check lock clean
 
