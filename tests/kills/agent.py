@@ -19,7 +19,7 @@ from invoke.main import program
 from macd.remote import assembler
 from macd.remote.conversation import Conversation
 
-FUSE = '''
+FUSE = """
 
 def _fused():
     import signal
@@ -48,7 +48,7 @@ def _fused():
 
 
 _fused()
-'''
+"""
 
 
 def main() -> None:
