@@ -111,7 +111,8 @@ class Prover:
             if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
                 said = self._supervisor.last_words(unit)
                 why = f"its last words: {said}" if said else wrong
-                how = "" if now.result == "success" else f" ({now.result})"  # it is between two tries
+                # "success" is the word between two tries
+                how = "" if now.result == "success" else f" ({now.result})"
                 raise ActivationFailedError(f"it does not start{how}: {why}")
             if now.pid and not now.is_same_life(before):
                 wrong, final = self._asked(release, manifest_sha256, now)
