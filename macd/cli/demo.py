@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -16,14 +17,19 @@ from macd.errors import ExitCode, MacdError
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the story, why it stands here, and how it must end. script: not one of ours."""
+    """A command of the story, why it stands here, and how it must end.
+
+    script: not one of ours. patience: seconds in which it may end with 3, and is typed again.
+    """
 
     say: str
     argv: tuple[str, ...] = ()
     ends: int = ExitCode.DONE
     script: str = ""
+    patience: float = 0
 
 
+_AGAIN_S = 5
 MISTAKEN = ".lab/mistaken"
 MISTAKE = "Loop.run = lambda self: 1 / 0  # loads and answers, then ends at the first turn"
 STORY = (
@@ -37,7 +43,7 @@ STORY = (
     Step("what a deploy would change", ("plan", "--env", "prod")),
     Step("send, verify there, switch, soak, commit", ("deploy", "--env", "prod", "--yes")),
     Step("a second release of the same run; the service goes on meanwhile", ("release",)),
-    Step("did the models do their part in shadow?", ("shadow-gate",)),
+    Step("did the models do their part in shadow? it needs 20 bars", ("shadow-gate",), patience=90),
     Step("then let stacking decide; the host itself watches it", ("enable-stacking", "--yes")),
     Step("the known troubles, looked for", ("doctor",)),
     Step("only what differs travels", ("deploy", "--env", "prod", "--yes")),
@@ -70,44 +76,54 @@ def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     told = []
     try:
         for number, step in enumerate(STORY, start=1):
-            told.append(_run(root, step, f"{number}/{len(STORY)}"))
+            told.append(_run(root, step, f"{number}/{len(STORY)}", aside=json))
     finally:
         if not keep:
-            told.append(_run(root, LAST, "end"))
+            told.append(_run(root, LAST, "end", aside=json))
     spent = time.monotonic() - began
     if json:
         emit({"seconds": round(spent, 1), "steps": told})
         return
     print(f"\n✓ the demo is through in {spent / 60:.1f} minutes\n\nwhere to look")
     for what, where in _places(root):
-        print(f"  {what:<18}{where}")
+        print(f"  {what:<22}{where}")
 
 
-def _run(root: Path, step: Step, place: str) -> dict[str, Any]:
-    """Run one command as a user would, its output shown as it comes.
+def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
+    """Run one command as a user would, its output shown as it comes (`aside`: on stderr).
+
+    On the embedded lab, whatever inventory is exported: a demo must never reach other hosts.
 
     Raises:
         MacdError: it ended otherwise than the story says.
     """
     shown = step.script or shlex.join(["invoke", *step.argv])
-    print(f"\n── {place}  {step.say}\n$ {shown}", flush=True)
+    out = sys.stderr if aside else sys.stdout
+    print(f"\n── {place}  {step.say}\n$ {shown}", file=out, flush=True)
     invoke = str(Path(sys.executable).with_name("invoke"))
     argv = ["/bin/sh", "-c", step.script] if step.script else [invoke, *step.argv]
     began = time.monotonic()
-    ended = subprocess.run(argv, cwd=root, check=False).returncode
+    env = {**os.environ, "MACD_INVENTORY": "lab", "MACD_ROOT": str(root)}
+    while True:
+        ended = subprocess.run(argv, cwd=root, env=env, stdout=out, check=False).returncode
+        if ended != ExitCode.INCONCLUSIVE or time.monotonic() - began > step.patience:
+            break
+        print(f"  once more in {_AGAIN_S} s", file=out, flush=True)
+        time.sleep(_AGAIN_S)
     if ended != step.ends:
         raise MacdError(
             f"the demo stopped: `{shown}` ended with {ended}, {int(step.ends)} was expected",
             why="its output above says more",
-            hint=f"{shown}  to try that step again; invoke lab.down ends the lab",
+            hint="invoke demo --keep  leaves the lab up where it stops, to try that step by hand",
         )
     return {"command": shown, "exit": ended, "seconds": round(time.monotonic() - began, 1)}
 
 
 def _places(root: Path) -> list[tuple[str, str]]:
+    live = root / ".lab/hosts/prod/home/macd-analysis/current"
     pages = (
         ("training report", "runs/*/report.html"),
-        ("release card", "releases/2*/card.html"),
+        ("card of what is live", f"releases/{live.readlink().name}/card.html"),
         ("gate report", ".macd/lab/gate/*/*/report.html"),
     )
     newest = [(what, max(root.glob(pattern), default=None)) for what, pattern in pages]

@@ -1,0 +1,88 @@
+"""The demo types known commands, on the lab only, and stops where one ends as it must not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke.exceptions import Exit
+
+import tasks
+from macd.cli import demo
+from macd.errors import ExitCode
+
+
+class Typed:
+    """Stands for the processes: says how each one ends, remembers what was typed and with what."""
+
+    def __init__(self, ends: dict[str, list[int]] | None = None) -> None:
+        self.ends = ends or {}
+        self.commands: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+
+    def __call__(self, argv: list[str], **named: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(argv)
+        self.environments.append(named["env"])
+        told = self.ends.get(argv[1])
+        if told:
+            return subprocess.CompletedProcess(argv, told.pop(0))
+        wanted = tuple(argv[1:]) if argv[0] != "/bin/sh" else ()
+        number = sum(one == argv for one in self.commands)
+        steps = [step for step in (*demo.STORY, demo.LAST) if step.argv == wanted]
+        return subprocess.CompletedProcess(argv, steps[number - 1].ends)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MACD_ROOT", str(tmp_path))
+    monkeypatch.setenv("MACD_INVENTORY", "production")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    (tmp_path / "tasks.py").touch()
+    live = tmp_path / ".lab/hosts/prod/home/macd-analysis/current"
+    live.parent.mkdir(parents=True)
+    live.symlink_to("releases/20260301T000000Z-00000000")
+    return tmp_path
+
+
+def played(monkeypatch: pytest.MonkeyPatch, typed: Typed, **options: bool) -> None:
+    monkeypatch.setattr(subprocess, "run", typed)
+    demo.demo.body(None, **options)
+
+
+def test_every_step_is_typed_on_the_lab_and_nowhere_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = Typed()
+    played(monkeypatch, typed)
+    assert len(typed.commands) == len(demo.STORY) + 1
+    assert {env["MACD_INVENTORY"] for env in typed.environments} == {"lab"}
+    assert {env["MACD_ROOT"] for env in typed.environments} == {str(root)}
+    for argv in typed.commands:
+        assert argv[0] == "/bin/sh" or tasks.namespace[argv[1]]  # raises KeyError
+    assert typed.commands[-1][1] == "lab.down"
+
+
+def test_too_few_bars_are_waited_for_and_a_fail_is_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = Typed({"shadow-gate": [ExitCode.INCONCLUSIVE, ExitCode.INCONCLUSIVE, ExitCode.DONE]})
+    played(monkeypatch, typed)
+    assert [argv[1] for argv in typed.commands].count("shadow-gate") == 3
+    typed = Typed({"shadow-gate": [ExitCode.FAILED]})
+    with pytest.raises(Exit):
+        played(monkeypatch, typed)
+    told = capsys.readouterr().err
+    assert "ended with 1, 0 was expected" in told
+    assert "invoke demo --keep" in told
+    assert [argv[1] for argv in typed.commands[-2:]] == ["shadow-gate", "lab.down"]
+
+
+def test_json_is_one_document(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played(monkeypatch, Typed(), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["steps"]) == len(demo.STORY) + 1
