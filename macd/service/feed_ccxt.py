@@ -104,7 +104,7 @@ class CcxtFeed:
         why = error.why if isinstance(error, MacdError) else self._why
         breaker = self._breakers[name]
         pause = breaker.failed(self._now(), jitter=self._jitter())
-        self.state = f"{name} failing ({breaker.failures} in a row, circuit {breaker.state})"
+        self.state = f"failing: {name} ({breaker.failures} in a row, circuit {breaker.state})"
         self._next()
         return Trouble(name, "feed", f"{why or error}; asked again in {pause:.0f} s")
 
