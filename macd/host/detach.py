@@ -71,10 +71,11 @@ def _systemd_run() -> List[str]:
         return []
     if os.geteuid() == 0:
         return ["systemd-run"]
-    return ["systemd-run", "--user"] if _lingers() and _has_manager() else []
+    return ["systemd-run", "--user"] if lingers() and _has_manager() else []
 
 
-def _lingers() -> bool:
+def lingers() -> bool:
+    """Whether this user's manager outlives the last session; asked for where it does not."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     mark = os.path.join("/var/lib/systemd/linger", user)
     if not os.path.exists(mark):

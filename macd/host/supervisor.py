@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence
 
-from macd.host import durable
+from macd.host import detach, durable
 from macd.host.failure import HostError
 
 _TIMEOUT_S = 60
@@ -156,11 +156,19 @@ class Supervisor:
         """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
 
         `keep_alive`: a transient unit is started again when it is killed, so that it always ends
-        what it began. In the user scope lingering is asked for, or logging out would end it.
+        what it began.
+
+        Raises:
+            HostError: systemd refused it, or would end it (and the service) when we log out.
         """
         if self._has_systemd_run():
-            if self.scope == "user":
-                subprocess.run(["loginctl", "enable-linger"], capture_output=True, check=False)
+            if self.scope == "user" and not detach.lingers():
+                raise HostError(
+                    "this host would end the service and its activation when we log out",
+                    why="its user may not linger",
+                    live="unchanged",
+                    hint="once, as root on the host: loginctl enable-linger USER",
+                )
             words = ["systemd-run", *(["--user"] if self.scope == "user" else [])]
             words += [f"--unit={name}", "--collect", "--quiet"]
             if keep_alive:
