@@ -61,7 +61,7 @@ def lines(
             "release": release,
             "symbol": "BTCUSD",
             "tf": "1h",
-            "bar_time": f"{FIRST_BAR + timedelta(hours=seq):%Y-%m-%dT%H:%M:%SZ}",
+            "bar_time": bar_time(seq),
             "data": {
                 "action_taken": "HOLD",
                 "sell_score": 10.0,
@@ -69,6 +69,25 @@ def lines(
                 "components": found,
             },
         }
+
+
+def warning(event: str, bar: int | None, *, at: datetime, seq: int, **over: Any) -> dict[str, Any]:
+    """A line that is no signal; `bar` is numbered as in `lines`, by the seq that told it there."""
+    return {
+        "timestamp": _stamp(at),
+        "level": "WARN",
+        "seq": seq,
+        "release": RELEASE,
+        "symbol": "BTCUSD",
+        "tf": "1h",
+        "bar_time": None if bar is None else bar_time(bar),
+        "data": {"event": event, "detail": "as the service tells it"},
+        **over,
+    }
+
+
+def bar_time(number: int) -> str:
+    return f"{FIRST_BAR + timedelta(hours=number):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def encode(line: dict[str, Any]) -> bytes:

@@ -1,9 +1,9 @@
 """Lines of a log, in their order, to what they prove about a release: counts, gaps, diagnoses.
 
 Counts what is there and decides nothing (gate.py does); reads no file and no clock. Damage must
-never raise a rate: junk counts as bars without evidence, and a bar told again (known by symbol and
-time, as in a replay's next lap) counts once while all is well, else again. Standard library alone:
-the guard runs this on the host.
+never raise a rate: junk and bars that were refused count as bars without evidence, and a bar told
+again (known by symbol and time, as in a replay's next lap) counts once while all is well, else
+again. Standard library alone: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
+_LATE, _REFUSED = "stale", ("stale", "bad_bar")  # as the service calls bars it gives no signal on
 _STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
 _PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
@@ -31,8 +32,9 @@ _PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
 class Window:
     """Which lines are evidence: written in [start, end] (epoch ms), of this release.
 
-    release: None takes all releases, and lines without one. strict: lines must carry a seq, as
-    evidence for a flip does; otherwise such lines of earlier versions count, with a warning.
+    release: None takes all releases, and lines without one. strict: lines must carry a seq and the
+    release, as evidence for a flip does; otherwise lines of earlier versions, which have neither,
+    count with a warning.
     """
 
     start: int
@@ -40,12 +42,17 @@ class Window:
     release: str | None
     strict: bool = True
 
+    def takes(self, line: Line) -> bool:
+        """Whether the line is of the release, whenever it was written."""
+        return self.release in (None, line.release) or (line.release is None and not self.strict)
+
 
 class Analysis:
     """Feed it every line with `add`, then ask for the `document`, once.
 
     Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
-    in `malformed`, of which `junk` count as bars.
+    in `malformed`, of which `junk` count as bars. newest: the last line, whatever it says;
+    newest_signal: the last one that is a bar of the release. holes: between which bars some lack.
     """
 
     def __init__(self, window: Window) -> None:
@@ -53,6 +60,7 @@ class Analysis:
         self.bars: dict[int | str, int] = {}
         self.lines = self.malformed = self.junk = 0
         self.newest: Line | None = None
+        self.newest_signal: Line | None = None
         self.first: Line | None = None
         self.severe = tallies.Groups()
         self._errors, self._warnings = tallies.Groups(), tallies.Groups()
@@ -74,6 +82,10 @@ class Analysis:
         self._began = self._entered = False
         self._foreign: dict[str, Any] | None = None
         self._anonymous = 0
+        self._due: dict[tuple[str, str], int] = {}
+        self.holes: list[dict[str, Any]] = []
+        self._symbols: set[str] = set()
+        self._refused: dict[str, Line] = {}
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
         """The next line: `number` counts from 1 in `file`."""
@@ -83,7 +95,8 @@ class Analysis:
             return
         # Lines come in the order they were written: a clock set back takes none out of the window.
         inside = self._entered = self._entered or self.window.start <= line.time
-        ours = inside and self.window.release in (None, line.release)
+        of_release = self.window.takes(line)
+        ours = inside and of_release
         self._settle(ours)
         self._meet(ours, inside, {"file": file, "line": number, "release": line.release})
         self._number(line, inside, file, number)
@@ -91,6 +104,8 @@ class Analysis:
         if self.first is None:
             self.first = line
         self.newest = line
+        if of_release:
+            self._follow(line, inside)
         if not ours or (self.window.strict and line.seq is None):
             self._counts["without seq or release"] += inside and line.seq is None
             return
@@ -101,6 +116,9 @@ class Analysis:
             self.severe.add(line.note, line.time)
         elif line.kind == WARN:
             self._warnings.add(line.note, line.time)
+            if line.note in _REFUSED:
+                at = line.time if line.bar is None else line.bar
+                self._refused.setdefault(f"refused {line.symbol} {line.tf} {at}", line)
 
     def _bad(self, line: Bad, file: str, number: int) -> None:
         self.malformed += 1
@@ -136,10 +154,32 @@ class Analysis:
                 self.breaks.append({"kind": kind, "after": self.seq, "seq": line.seq, **at})
         self.seq = line.seq
 
+    def _follow(self, line: Line, inside: bool) -> None:
+        """Bars that never came are a hole in the evidence; a step back is a replay's next lap.
+
+        A refused bar did come, but its time is believed only where the next bar belongs: it may be
+        what was bad about it.
+        """
+        step = step_ms(line.tf)
+        if line.bar is None or not step:
+            return
+        series = (line.symbol, line.tf)
+        due = self._due.get(series, line.bar)
+        if line.kind == SIGNAL and line.bar > due and inside:
+            self._counts["holes between bars"] += 1
+            if len(self.holes) < _MOST_KEPT:
+                bars = {"after": due - step, "before": line.bar}
+                self.holes.append({"symbol": line.symbol, "tf": line.tf, **bars})
+        if line.kind == SIGNAL or (line.note in _REFUSED and line.bar == self._due.get(series)):
+            self._due[series] = line.bar + step
+
     def _signal(self, line: Line) -> None:
         future = line.time > self.window.end + _FUTURE_MS
         self._counts["in the future"] += future
         usable = not future and not (line.bar is None and self.window.strict)
+        self._symbols.add(line.symbol)
+        if usable:
+            self.newest_signal = line
         error, p = line.error, line.p
         if error:
             self._errors.add(error, line.time)
@@ -189,22 +229,16 @@ class Analysis:
         self._models["lgb"].add(line.lgb)
         self._latency.add(line.latency)
         self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
-        said = (line.lgb, line.lstm, line.tft, line.stacking)
-        lgb, lstm, tft, stacking = (p if p is not None and 0 < p < 1 else None for p in said)
-        if lgb is not None:
-            if lstm is not None:
-                self._pairs["lgb", "lstm"].add(lgb, lstm)
-            if tft is not None:
-                self._pairs["lgb", "tft"].add(lgb, tft)
-            if stacking is not None:
-                self._pairs["stacking", "lgb"].add(stacking, lgb)
-        if lstm is not None and tft is not None:
-            self._pairs["lstm", "tft"].add(lstm, tft)
+        said = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
+        known = {name: p for name, p in said.items() if p is not None and 0 < p < 1}
+        for (a, b), pair in self._pairs.items():
+            if a in known and b in known:
+                pair.add(known[a], known[b])
         close = line.close
         if line.heads and close is not None and line.bar is not None and math.isfinite(close):
             step = step_ms(line.tf)
             if step:
-                self._seen.append(Seen(line.bar, step, close, line.heads))
+                self._seen.append(Seen(line.symbol, line.tf, line.bar, step, close, line.heads))
 
     def finish(self) -> None:
         """No more lines come."""
@@ -213,6 +247,13 @@ class Analysis:
         self._pending = 0
         for stuck in self._stuck.values():
             stuck.end(self.bars)
+        for key, line in self._refused.items():
+            # A cross symbol's bad bar is no bar of ours: ours then says by itself what it lacked.
+            if line.note == _LATE or not self._symbols or line.symbol in self._symbols:
+                self.bars[key] = 0
+                self._counts["refused bars"] += 1
+                self._skipped.add(f"not covered: the bar was refused as {line.note}", line.time)
+                self._timeline.add(line.time, False, False)
 
     def document(self) -> dict[str, Any]:
         """Everything but the verdict, as JSON can hold it."""
@@ -232,6 +273,7 @@ class Analysis:
             "releases": dict(self._releases.most_common(20)),
             "modes": dict(self._modes),
             "seq": {"last": self.seq, "breaks": self.breaks},
+            "holes": self.holes,
             "not_activated": self._skipped.document(),
             "models": models,
             "agreement": pairs,
@@ -265,6 +307,16 @@ class Analysis:
     def broken(self) -> int:
         """How many gaps and repeats of seq lie in the window."""
         return self._counts["gap"] + self._counts["repeat"]
+
+    @property
+    def unnamed(self) -> int:
+        """How many lines in the window carry no seq or no release."""
+        return self._counts["without seq or release"]
+
+    @property
+    def incomplete(self) -> int:
+        """At how many places in the window bars are missing."""
+        return self._counts["holes between bars"]
 
     @property
     def future(self) -> int:

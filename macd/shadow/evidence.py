@@ -14,12 +14,10 @@ from typing import Any
 from macd.host.logs import NAME
 from macd.remote.session import Session
 from macd.shadow.analyse import Analysis, step_ms
-from macd.shadow.gate import PASS
+from macd.shadow.gate import PASS, too_old
 from macd.shadow.pull import Pulled, sha256_of
 from macd.shadow.reading import Source
 
-_STALE_BARS = 3
-_STALE_LEAST = timedelta(minutes=10)
 _DAY = timedelta(days=1)
 _MOST_NAMED = 5
 
@@ -70,7 +68,12 @@ def same_on_host(session: Session, app: str, logs: Sequence[Mapping[str, Any]]) 
 
 
 def problems(
-    found: Analysis, *, now: datetime, head_seq: int | None = None, replaced: Sequence[str] = ()
+    found: Analysis,
+    *,
+    now: datetime,
+    head_seq: int | None = None,
+    replaced: Sequence[str] = (),
+    gone: Sequence[str] = (),
 ) -> list[str]:
     """Why the lines can't be relied on to be all there is, in words; empty when they can.
 
@@ -78,18 +81,18 @@ def problems(
         now: the host's time.
         head_seq: the seq the service said it had reached before the logs were pulled.
         replaced: analysed logs that are not the files that were fetched before.
+        gone: logs that were fetched before and are not on the host any more, of any day.
     """
-    told = _gaps(found)
+    began = f"trades_{datetime.fromtimestamp(found.window.start / 1000, UTC):%Y%m%d}.jsonl"
+    lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
     first, newest = found.first, found.newest
     if newest is None:
-        return ["there is not one signal line"]
+        return [*lost, "there is not one signal line"]
+    told = [*lost, *_gaps(found)]
     if first is not None and (first.seq or 1) > 1 and first.time > found.window.start:
         told.append(f"the window begins before the first line, whose seq is {first.seq}")
-    allowed = max(timedelta(milliseconds=_STALE_BARS * step_ms(newest.tf)), _STALE_LEAST)
-    age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
-    if age > allowed:
-        told.append(f"stale: the newest line was written {_hours(age)} ago")
-    if found.window.release and newest.release != found.window.release:
+    told += _stale(found, now)
+    if found.window.release and not found.window.takes(newest):
         told.append(f"the newest line is of release {newest.release}")
     for at in found.intruders[:1]:
         release = at["release"] or "no release"
@@ -99,6 +102,30 @@ def problems(
     if head_seq is not None and (found.seq or 0) < head_seq:
         told.append(f"lines up to seq {head_seq} were written, the logs end with {found.seq}")
     told += [f"{name} on the host is not the file that was fetched before" for name in replaced]
+    return told + _holes(found)
+
+
+def _stale(found: Analysis, now: datetime) -> list[str]:
+    newest = found.newest_signal
+    if newest is None:
+        return ["no bar of this release lies in the window"]
+    step = step_ms(newest.tf)
+    if not step and not found.window.strict:
+        return []  # earlier versions did not tell the timeframe, so nothing says when one was due
+    age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
+    if not too_old(round(age.total_seconds() * 1000), step):
+        return []
+    return [f"stale: the newest bar was told {_hours(age)} ago"]
+
+
+def _holes(found: Analysis) -> list[str]:
+    told = [
+        f"{at['symbol']} {at['tf']}: bars missing between {_bar(at['after'])} "
+        f"and {_bar(at['before'])}"
+        for at in found.holes[:_MOST_NAMED]
+    ]
+    if found.incomplete > _MOST_NAMED:
+        told.append(f"and bars missing at {found.incomplete - _MOST_NAMED} more places")
     return told
 
 
@@ -155,6 +182,10 @@ def well_formed(logs: Any) -> bool:
         )
     except (TypeError, KeyError):
         return False
+
+
+def _bar(epoch_ms: int) -> str:
+    return f"{datetime.fromtimestamp(epoch_ms / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
 def _hours(age: timedelta) -> str:

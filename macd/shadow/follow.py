@@ -48,32 +48,48 @@ def more(session: Session, app: str, place: Place) -> tuple[list[bytes], Place]:
 
     Goes on with the next file once the one at hand has no more, or was replaced or cut.
     """
-    if place.name:
-        try:
-            told = session.call(
-                "log_read",
-                app=app,
-                name=place.name,
-                offset=place.offset,
-                limit=_PIECE,
-                inode=place.inode,
-                wait=_WAIT_S,
-            )
-        except RemoteError as error:
-            if error.kind not in ("rotated", "FileNotFoundError"):
-                raise
-            return [], Place(place.name)
-        if told["size"] < place.offset:
-            return [], Place(place.name)
-        whole, newline, rest = told["data"].rpartition(b"\n")
-        if newline:
-            offset = place.offset + len(whole) + 1
-            return whole.split(b"\n"), Place(place.name, offset, told["inode"])
-        if len(rest) >= min(_PIECE, LONGEST):  # longer than any line: pass it by
-            return [rest], Place(place.name, place.offset + len(rest), told["inode"])
+    if place.name and (found := _behind(session, app, place, _WAIT_S)):
+        return found
     listed = [one["name"] for one in session.call("log_files", app=app)["files"]]
     later = [name for name in sorted(listed) if name > place.name]
-    return [], Place(later[0]) if later else place
+    if not later:
+        return [], place
+    # What was written after the look above, and before the later file began, must not be skipped;
+    # now that there is a later one, nothing more is written here.
+    if place.name and (found := _behind(session, app, place, 0.0)):
+        return found
+    return [], Place(later[0])
+
+
+def _behind(
+    session: Session, app: str, place: Place, wait: float
+) -> tuple[list[bytes], Place] | None:
+    """Whole lines of the file at hand and the place behind them; None when there are none."""
+    try:
+        told = session.call(
+            "log_read",
+            app=app,
+            name=place.name,
+            offset=place.offset,
+            limit=_PIECE,
+            inode=place.inode,
+            wait=wait,
+        )
+    except RemoteError as error:
+        if error.kind == "FileNotFoundError":
+            return None
+        if error.kind != "rotated":
+            raise
+        return [], Place(place.name)
+    if told["size"] < place.offset:
+        return [], Place(place.name)
+    whole, newline, rest = told["data"].rpartition(b"\n")
+    if newline:
+        offset = place.offset + len(whole) + 1
+        return whole.split(b"\n"), Place(place.name, offset, told["inode"])
+    if len(rest) >= min(_PIECE, LONGEST):  # longer than any line: pass it by
+        return [rest], Place(place.name, place.offset + len(rest), told["inode"])
+    return None
 
 
 def shown(raw: bytes) -> str:

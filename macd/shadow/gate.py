@@ -14,6 +14,7 @@ from macd.shadow import bounds
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 ALPHA = 0.05
+_STALE_BARS, _STALE_LEAST_MS = 3, 10 * 60_000
 TITLES = {
     "ml_coverage": "ML coverage",
     "stacking_activation": "stacking activation",
@@ -105,22 +106,34 @@ def decide(found: Findings, rule: Rule) -> Decision:
         return Decision(FAIL, criteria, (*failed, *found.problems))
     more = max(rule.min_bars - bars, *(one.more for one in criteria), 0)
     reasons = list(found.problems)
+    unsure = [one for one in criteria if one.outcome != PASS]
     if not enough:
         reasons.append(f"{bars} of at least {rule.min_bars} bars so far")
-    elif more:
-        open_ones = [one.title for one in criteria if one.outcome == INCONCLUSIVE]
-        reasons.append(f"too few bars to be sure of {', '.join(open_ones)}")
-    if reasons or more:
+    elif unsure:
+        reasons += [_missed(one) for one in unsure if not one.trials]
+        if tried := [one.title for one in unsure if one.trials]:
+            reasons.append(f"too few bars to be sure of {', '.join(tried)}")
+    if reasons or unsure:
         return Decision(INCONCLUSIVE, criteria, tuple(reasons), more)
     return Decision(PASS, criteria)
+
+
+def too_old(age_ms: int, step_ms: int) -> bool:
+    """Whether the newest BAR was told too long ago for bars of that length.
+
+    Lines that are no bar keep nothing fresh: a service whose feed is dead goes on writing those.
+    """
+    return age_ms > max(_STALE_BARS * step_ms, _STALE_LEAST_MS)
 
 
 def judge(name: str, successes: int, trials: int, rule: Rule) -> Criterion:
     """One criterion by itself."""
     threshold = rule.threshold(name)
     anytime = bounds.anytime(successes, trials, ALPHA)
-    more = 0
-    if rule.rule == "sequential":
+    more = 0 if trials else 1
+    if not trials and threshold >= 1:
+        outcome = ""
+    elif rule.rule == "sequential":
         outcome = PASS if anytime[0] > threshold else FAIL if anytime[1] <= threshold else ""
         if not outcome and threshold < 1:
             more = bounds.more_needed(successes, trials, threshold, ALPHA)

@@ -1,7 +1,9 @@
 """One log line read with suspicion: a Line, or Bad with the reason; nothing in it can raise.
 
-Also the layouts of earlier versions: signal fields at the top level, or in data, or in
-data.components. Standard library alone and pure: the guard runs this on the host.
+Also the layouts of earlier versions: each signal field at the top level, or in data, or in
+data.components; and where a line names no seq or no release, so that it is no evidence for a flip,
+a level in lower case and times as epoch seconds or milliseconds. Standard library alone and pure:
+the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -32,6 +34,14 @@ _RELEASE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TEXT = 300
 _UNTOLD = "no field ml_error"  # our own lines always have it, so a damaged key hides no error
 _MOST_SEQ = 1 << 53
+_MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138: such a number is in milliseconds
+_FIELDS = frozenset(
+    f"ml_{name}"
+    for name in (
+        *("bull_prob", "lgb_prob", "lstm_prob", "tft_prob", "stacking_prob", "stacking_mode"),
+        *("stacking_skipped_reason", "error", "latency_ms", "heads"),
+    )
+) | {"close"}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\u024f\u2010-\u2027]")
 _EARLIEST, _LATEST = 0, 253402300799000  # 1970 to 9999, in epoch milliseconds
 
@@ -102,27 +112,30 @@ def clean(text: str) -> str:
 
 
 def _line(document: dict[str, Any]) -> Line:
-    level = document.get("level")
     data = document.get("data", document)
     if type(data) is not dict:
         raise _WrongError("data is not an object")
     parts = data.get("components", data)
     if type(parts) is not dict:
         raise _WrongError("components is not an object")
-    if level is None and ("action_taken" in data or "ml_bull_prob" in parts):
-        level = "SIGNAL"  # earlier versions wrote nothing else
-    if type(level) is not str or level not in _LEVELS:
-        raise _WrongError("no level that is known")
-    kind = _LEVELS[level]
-    time = _time(document.get("timestamp"), "timestamp")
-    if time is None:
-        raise _WrongError("no timestamp")
-    seq, bar = document.get("seq"), document.get("bar_time")
+    parts = _gathered(document, data, parts)
+    seq = document.get("seq")
     if seq is not None and (type(seq) is not int or not 0 < seq < _MOST_SEQ):
         raise _WrongError("seq is not a positive whole number")
     release, symbol, tf = (_text(document, name) for name in ("release", "symbol", "tf"))
     if release and not _RELEASE.fullmatch(release):
         raise _WrongError("release is no release's id")
+    lax = not (seq and release)
+    level = document.get("level")
+    if level is None and any(
+        "action_taken" in p or "ml_bull_prob" in p for p in (document, data, parts)
+    ):
+        level = "SIGNAL"  # earlier versions wrote nothing else
+    kind = _kind(level, lax)
+    time = _time(document.get("timestamp"), "timestamp", lax)
+    if time is None:
+        raise _WrongError("no timestamp")
+    bar = _time(document.get("bar_time"), "bar_time", lax)
     if kind == SIGNAL:
         return Line(
             SIGNAL,
@@ -131,14 +144,14 @@ def _line(document: dict[str, Any]) -> Line:
             release or None,
             symbol,
             tf,
-            _time(bar, "bar_time"),
+            bar,
             _number(parts, "ml_bull_prob"),
             _number(parts, "ml_lgb_prob"),
             _number(parts, "ml_lstm_prob"),
             _number(parts, "ml_tft_prob"),
             _number(parts, "ml_stacking_prob"),
             _text(parts, "ml_stacking_mode"),
-            _error(parts.get("ml_error", _UNTOLD if seq and release else None)),
+            _error(parts.get("ml_error", None if lax else _UNTOLD)),
             _text(parts, "ml_stacking_skipped_reason"),
             _number(parts, "ml_latency_ms"),
             _number(parts, "close"),
@@ -148,7 +161,30 @@ def _line(document: dict[str, Any]) -> Line:
     if kind != OTHER:
         told = data.get("event") or data.get("message") or data.get("error") or level
         note = clean(told if type(told) is str else str(type(told).__name__))
-    return Line(kind, time, seq, release or None, symbol, tf, _time(bar, "bar_time"), note=note)
+    return Line(kind, time, seq, release or None, symbol, tf, bar, note=note)
+
+
+def _kind(level: Any, lax: bool) -> int:
+    kind = _LEVELS.get(level.upper() if lax else level) if type(level) is str else None
+    if kind is None:
+        raise _WrongError("no level that is known")
+    return kind
+
+
+def _gathered(
+    document: dict[str, Any], data: dict[str, Any], parts: dict[str, Any]
+) -> dict[str, Any]:
+    """The signal fields, each from the innermost place that has it; an error anywhere is one."""
+    places = [p for p in (document, data) if p is not parts and not _FIELDS.isdisjoint(p)]
+    if not places:
+        return parts  # as the service writes them
+    found: dict[str, Any] = {}
+    for place in (*places, parts):
+        found.update((name, place[name]) for name in _FIELDS.intersection(place))
+    for place in places:
+        if place.get("ml_error") not in (None, ""):
+            found["ml_error"] = place["ml_error"]
+    return found
 
 
 def _number(parts: dict[str, Any], name: str) -> float | None:
@@ -197,16 +233,20 @@ def _heads(value: Any) -> tuple[float | None, ...] | None:
     return tuple(found)
 
 
-def _time(value: Any, name: str) -> int | None:
+def _time(value: Any, name: str, lax: bool) -> int | None:
     if value is None:
         return None
-    if type(value) is not str:
+    is_number = lax and type(value) in (int, float)
+    if not is_number and type(value) is not str:
         raise _WrongError(f"{name} is not text")
     try:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        epoch = round(moment.timestamp() * 1000)
+        if is_number:
+            epoch: int = round(value if value >= _MILLISECONDS_FROM else value * 1000)
+        else:
+            moment = datetime.fromisoformat(value)
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            epoch = round(moment.timestamp() * 1000)
     except (ValueError, OverflowError):
         raise _WrongError(f"{name} is not a time") from None
     if not _EARLIEST <= epoch <= _LATEST:

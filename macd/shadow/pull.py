@@ -1,8 +1,9 @@
 """A local copy of a host's signal logs: only what is new travels, only whole lines are kept.
 
 The copy's own size is where to go on, so a pull may be cut or killed anywhere and done again. Each
-file is known by inode and fingerprint of its beginning: one that was replaced or cut on the host is
-fetched anew, and the old copy is kept aside and named, never mixed.
+file is known by inode and fingerprints of its beginning and of where the copy ends: one that was
+replaced, or cut and written on, is fetched anew, and the old copy is kept aside and named, never
+mixed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _INDEX = "index.json"
 _LOCK = ".lock"
 _PIECE = 1 << 20
 _AHEAD = 8
+_UNKNOWN = 0  # no file's inode
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,16 @@ def _pull(session: Session, app: str, directory: Path) -> Pulled:
     files = [_checked(entry) for entry in told["files"]]
     index = dict(known)
     replaced = list(_marked(known))
+    copied = [one for one in files if sizes.get(one["name"])]
+    others = _others(session, app, directory, copied, known, sizes)
     fetched = 0
     for entry in files:
         name, path = entry["name"], directory / entry["name"]
         size = sizes.get(name, 0)
-        if size and not _same(session, app, entry, known.get(name, {}), path, size):
+        if name in others:
+            # Known before it is done, or a kill in between would let it look like a first copy.
+            index[name] = {"inode": _UNKNOWN, "replaced": True}
+            _write_index(directory, index)
             _set_aside(path)
             replaced.append(name)
             size = 0
@@ -125,21 +132,37 @@ def _checked(entry: Any) -> dict[str, Any]:
     )
 
 
-def _same(
+def _others(
     session: Session,
     app: str,
-    entry: Mapping[str, Any],
-    was: Mapping[str, Any],
-    path: Path,
-    size: int,
-) -> bool:
-    """Whether the host's file still begins with our copy; another inode may be a restored one."""
-    if entry["size"] < size or entry["head_sha256"] != sha256_of(path, min(size, HEAD)):
-        return False
-    if entry["inode"] == was.get("inode"):
-        return True
-    (there,) = session.call("log_hashes", app=app, ranges=[[entry["name"], 0, size]])
-    return bool(there == sha256_of(path, size))
+    directory: Path,
+    files: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, int],
+) -> set[str]:
+    """Which of the host's files don't begin with our copy of them; asks once for all of them.
+
+    What has another inode may be a restored file, so all of it is compared; of the rest the end of
+    our copy, where a file that was cut and has grown again differs.
+    """
+    other, asked, ours = set[str](), list[list[Any]](), list[str]()
+    for entry in files:
+        name, size = entry["name"], sizes[entry["name"]]
+        path = directory / name
+        if entry["size"] < size or entry["head_sha256"] != sha256_of(path, min(size, HEAD)):
+            other.add(name)
+            continue
+        is_known = entry["inode"] == known.get(name, {}).get("inode")
+        start = max(0, size - HEAD) if is_known else 0
+        asked.append([name, start, size])
+        ours.append(sha256_of(path, size, start))
+    told = session.call("log_hashes", app=app, ranges=asked) if asked else []
+    if type(told) is not list or len(told) != len(asked):
+        raise RefusedError("the host did not answer for every log", live="the copy is as it was")
+    other.update(
+        one[0] for one, there, here in zip(asked, told, ours, strict=True) if there != here
+    )
+    return other
 
 
 def _fetch(session: Session, app: str, entry: Mapping[str, Any], path: Path, at: int) -> int:
@@ -209,10 +232,12 @@ def _set_aside(path: Path) -> None:
     path.rename(aside)
 
 
-def sha256_of(path: Path, size: int) -> str:
-    """SHA-256 of the first `size` bytes."""
+def sha256_of(path: Path, size: int, start: int = 0) -> str:
+    """SHA-256 of the first `size` bytes, without the first `start` of them."""
     digest = hashlib.sha256()
+    size -= start
     with path.open("rb") as file:
+        file.seek(start)
         while size > 0 and (block := file.read(min(_PIECE, size))):
             digest.update(block)
             size -= len(block)

@@ -17,29 +17,35 @@ _Z = 1.959963984540054
 
 
 class Seen(NamedTuple):
-    """A bar: its open and its timeframe in epoch milliseconds, its close, what was said of it."""
+    """A bar: whose, its open and step in epoch milliseconds, its close, what was said of it."""
 
+    symbol: str
+    tf: str
     bar: int
     step: int
     close: float
     heads: tuple[float | None, ...]
 
+    def key(self, ahead: int = 0) -> tuple[str, str, int]:
+        """The bar so many steps later of the same symbol and timeframe."""
+        return self.symbol, self.tf, self.bar + ahead * self.step
+
 
 def realised(bars: Iterable[Seen]) -> list[dict[str, Any]]:
     """Per family and horizon: bars whose label is known, AUC and its 95 % interval, or None.
 
-    A label is the close h bars later against the bar's own; equal closes have none. Bars are of one
-    symbol.
+    A label is the close h bars later, of the same symbol and timeframe, against the bar's own;
+    equal closes have none.
     """
-    by_bar = {seen.bar: seen for seen in bars}
+    by_bar = {seen.key(): seen for seen in bars}
     told = []
     for at, head in enumerate(HEADS):
         ahead = int(head.removesuffix("h"))
         ups = {}
         for seen in by_bar.values():
-            later = by_bar.get(seen.bar + ahead * seen.step)
+            later = by_bar.get(seen.key(ahead))
             if later is not None and later.close != seen.close:
-                ups[seen.bar] = later.close > seen.close
+                ups[seen.key()] = later.close > seen.close
         for row, family in enumerate(FAMILIES):
             pairs = []
             for bar, up in ups.items():

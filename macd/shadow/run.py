@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from macd.deploy import state
@@ -18,6 +19,9 @@ from macd.shadow.gate import Decision, Findings, Rule
 from macd.shadow.parse import Line, parse
 
 _TAIL = 1 << 20
+_CLOCKS_DIFFER = timedelta(minutes=5)
+_MOST_NAMED = 10
+_LAST = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
             now=now,
             head_seq=seq if type(seq) is int else None,
             replaced=[one.name for one in logs if one.name in copy.replaced],
+            gone=copy.gone,
         ),
         *differing,
     ]
@@ -71,7 +76,7 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
     document = report.build(about, found, decision, rule, logs, inventory)
-    document["notes"] = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    document["notes"] = _notes(copy)
     return Judged(document, decision, now, copy.fetched)
 
 
@@ -80,7 +85,8 @@ def of_files(
 ) -> Judged:
     """Judge a folder of logs, all of it or its last `days`; such a report opens nothing.
 
-    The release is the one of the newest line, and how old the logs are does not count.
+    The release is the one of the newest line that names one and lies not in the future; how old
+    the logs are does not count. Lines without a release count too, and the report says so.
     Raises UsageError when there are no logs.
     """
     sources = reading.ordered(directory) if directory.is_dir() else []
@@ -89,16 +95,28 @@ def of_files(
             f"there are no signal logs in {directory}",
             hint="they are called trades_YYYYMMDD.jsonl or trade_....jsonl",
         )
-    last = _newest(sources)
-    end = datetime.fromtimestamp(last.time / 1000, UTC) if last else now
+    last, release = _newest(sources, now)
+    end = datetime.fromtimestamp(last / 1000, UTC) if last else now
     start = end - timedelta(days=days) if days is not None else datetime(1970, 1, 1, tzinfo=UTC)
-    release = last.release if last else None
     found = Analysis(Window(_ms(start), _ms(end), release, strict=False))
     reading.analyse(sources, found)
     decision = _decide(found, rule, evidence.problems(found, now=end))
     about = report.About("", "", release, "", now, days or 0.0, {})
     document = report.build(about, found, decision, rule, evidence.ranges(sources), inventory)
+    if found.unnamed:
+        document["notes"] = [f"{found.unnamed} lines without seq or release count as well"]
     return Judged(document, decision, now)
+
+
+def _notes(copy: pull.Pulled) -> list[str]:
+    told = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    told += [
+        f"{name} was fetched before and is not on the host any more"
+        for name in copy.gone[-_MOST_NAMED:]
+    ]
+    if len(copy.gone) > _MOST_NAMED:
+        told.append(f"and {len(copy.gone) - _MOST_NAMED} older logs that are gone")
+    return told
 
 
 def _decide(found: Analysis, rule: Rule, problems: list[str]) -> Decision:
@@ -115,15 +133,22 @@ def _not_serving(live: state.HostState, answers: bool) -> list[str]:
     return []
 
 
-def _newest(sources: list[reading.Source]) -> Line | None:
-    """The newest line that can be read; its release is what a folder of logs is judged by."""
-    best: Line | None = None
+def _newest(sources: list[reading.Source], now: datetime) -> tuple[int, str | None]:
+    """When the newest line was written (epoch ms, 0 without one), and the newest release named.
+
+    The release is the last one named in the newest file. A line from the future decides nothing,
+    and no single line whose time is damaged decides which file that is.
+    """
+    latest = _ms(now + _CLOCKS_DIFFER)
+    time, newest, release = 0, -1, None
     for source in sources:
-        lines = reading.raw_lines(source.path, max(0, source.size - _TAIL), source.size)
-        for line in map(parse, lines):
-            if isinstance(line, Line) and (best is None or line.time >= best.time):
-                best = line
-    return best
+        raws = reading.raw_lines(source.path, max(0, source.size - _TAIL), source.size)
+        lines = [one for one in map(parse, raws) if isinstance(one, Line) and one.time <= latest]
+        time = max([time, *(one.time for one in lines)])
+        named = [one for one in lines if one.release][-_LAST:]
+        if named and (written := median_low(one.time for one in named)) >= newest:
+            newest, release = written, named[-1].release
+    return time, release
 
 
 def _ms(moment: datetime) -> int:

@@ -128,6 +128,31 @@ def test_a_log_changed_on_the_host_is_named(ready: Project) -> None:
     assert any("not the file that was fetched before" in why for why in told["reasons"])
 
 
+def test_a_log_deleted_on_the_host_is_named(ready: Project) -> None:
+    yesterday = now() - timedelta(days=1)
+    fill(ready, end=yesterday)
+    fill(ready, first_seq=31)
+    assert ready.json("shadow-gate")["verdict"] == "PASS"
+    lost = ready.app / f"data/live/trades_{yesterday:%Y%m%d}.jsonl"
+    lost.unlink()
+    told = ready.json("shadow-gate", code=3)
+    assert f"{lost.name} is not on the host any more" in told["reasons"]
+    assert told["notes"] == [f"{lost.name} was fetched before and is not on the host any more"]
+
+
+def test_a_service_that_only_complains_proves_nothing(ready: Project) -> None:
+    fill(ready, end=now() - timedelta(hours=9))
+    tail = (
+        signal_lines.warning(
+            "feed", None, at=now() - timedelta(minutes=5 * (99 - i)), seq=31 + i, release=ready.live
+        )
+        for i in range(100)
+    )
+    signal_lines.write(ready.app / "data/live", tail)
+    told = ready.json("shadow-gate", code=3)
+    assert told["reasons"] == ["stale: the newest bar was told 9 h ago"]
+
+
 def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Path) -> None:
     fill(ready, 10)
     told = ready.json("shadow-gate", "--min-bars", "5")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -165,8 +167,8 @@ def test_a_gap_in_seq_is_named(missing: list[int]) -> None:
         assert "the window begins before the first line, whose seq is 2" in decision.reasons
         return
     assert decision.verdict == INCONCLUSIVE
-    (why,) = decision.reasons
-    assert why.startswith(f"gap: seq {missing[0]} to {missing[-1]} are missing")
+    assert decision.reasons[0].startswith(f"gap: seq {missing[0]} to {missing[-1]} are missing")
+    assert len(decision.reasons) == 2, "and the bars of these lines"
 
 
 def test_lines_before_the_window_prove_its_beginning() -> None:
@@ -219,7 +221,7 @@ def test_lines_without_seq_or_release_are_never_evidence_but_are_for_files() -> 
 
 def test_stale_lines_and_lines_of_the_future() -> None:
     old = list(signal_lines.lines(40, end=NOW - timedelta(hours=4)))
-    assert judged(old).reasons == ("stale: the newest line was written 4 h ago",)
+    assert judged(old).reasons == ("stale: the newest bar was told 4 h ago",)
     ahead = list(signal_lines.lines(40, end=NOW + timedelta(hours=4)))
     decision = judged(ahead)
     assert decision.verdict == FAIL, "they prove nothing and are bars"
@@ -264,6 +266,37 @@ def test_a_bar_told_again_counts_once_while_all_is_well() -> None:
 def test_timeframes() -> None:
     assert [step_ms(tf) for tf in ("1h", "15m", "1d")] == [3_600_000, 900_000, 86_400_000]
     assert [step_ms(tf) for tf in ("", "h", "1w", "-1h", "²h", "1e9h")] == [0] * 6
+
+
+@pytest.mark.parametrize("rule", ["point", "sequential"])
+@pytest.mark.parametrize("min_bars", [0, 1, 3])
+def test_pass_is_only_where_every_share_was_tried_and_passed(
+    rule: str, min_bars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "judge", lru_cache(None)(gate.judge))  # few differ
+    thresholds = {"ml_coverage": 0.0, "stacking_activation": 0.4, "tft_normal": 0.5}
+    asked = Rule(**thresholds, lstm_normal=1.0, min_bars=min_bars, rule=rule)
+    lower = Rule(**thresholds, lstm_normal=0.1, min_bars=min_bars, rule=rule)
+    pairs = [(k, n) for n in range(3) for k in range(n + 1)] + [(40, 40)]
+    passed = 0
+    for tally in itertools.product(pairs, repeat=4):
+        for one in (asked, lower):
+            found = gate.decide(Findings(dict(zip(gate.TITLES, tally, strict=True))), one)
+            good = all(criterion.outcome == PASS for criterion in found.criteria)
+            assert (found.verdict == PASS) == (good and tally[0][1] >= min_bars)
+            assert (found.verdict == PASS) == (not found.reasons)
+            assert found.verdict != PASS or all(n for _, n in tally)
+            passed += found.verdict == PASS
+    assert passed
+
+
+def test_a_share_that_nothing_was_tried_of_is_named() -> None:
+    tally = {name: (40, 40) for name in gate.TITLES}
+    found = gate.decide(Findings({**tally, "tft_normal": (0, 0)}), Rule())
+    assert (found.verdict, found.reasons) == (INCONCLUSIVE, ("TFT normal: nothing to judge",))
+    assert found.more_bars > 0
+    nothing = dict.fromkeys(gate.TITLES, (0, 0))
+    assert gate.decide(Findings(nothing), Rule(min_bars=0)).verdict == INCONCLUSIVE
 
 
 def spoil(raw: bytes, rng: random.Random) -> bytes:

@@ -106,7 +106,7 @@ def test_a_torn_last_line_is_left_until_it_is_whole(
     assert made.replaced == ()
 
 
-@pytest.mark.parametrize("how", ["cut", "edited", "new file", "beginning gone"])
+@pytest.mark.parametrize("how", ["cut", "cut and grown", "edited", "new file", "beginning gone"])
 def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
     session: Session, app: Path, tmp_path: Path, how: str
 ) -> None:
@@ -116,6 +116,11 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
     pull.pull(session, str(app), tmp_path / "copy")
     if how == "cut":
         os.truncate(log, len(before) // 2)
+    elif how == "cut and grown":
+        kept = b"".join(before.splitlines(keepends=True)[:-3])
+        os.truncate(log, len(kept))
+        with log.open("ab") as file:
+            file.write(b"".join(map(line, range(101, 120))))
     elif how == "edited":
         log.write_bytes(before.replace(b'"seq":2,', b'"seq":7,'))
     elif how == "new file":
@@ -131,6 +136,60 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
     assert (tmp_path / "copy" / log.name).read_bytes() == content[: content.rfind(b"\n") + 1]
     # it stays named: the evidence of that day is not what it was
     assert pull.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
+
+
+def test_a_kill_while_the_old_copy_is_put_aside_forgets_nothing(
+    session: Session, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = live(app) / "trades_20260101.jsonl"
+    before = b"".join(map(line, range(1, 60)))
+    log.write_bytes(before)
+    pull.pull(session, str(app), tmp_path / "copy")
+    # only the middle differs, in another file: nothing but the inode leads to it
+    log.unlink()
+    (live(app) / "inode").write_bytes(b"")
+    log.write_bytes(before.replace(b'"seq":30,', b'"seq":77,'))
+    put_aside = pull._set_aside
+    for done in (False, True):  # before the rename, and behind it
+
+        def killed(path: Path, done: bool = done) -> None:
+            if done:
+                put_aside(path)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pull, "_set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pull.pull(session, str(app), tmp_path / "copy")
+    monkeypatch.undo()
+    assert pull.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
+    assert (tmp_path / "copy" / f"{log.name}.was-1").read_bytes() == before
+    same(tmp_path / "copy", app)
+
+
+def test_comparing_copies_costs_one_call_however_many_there_are(
+    session: Session, app: Path, tmp_path: Path
+) -> None:
+    for day in range(20260101, 20260109):
+        (live(app) / f"trades_{day}.jsonl").write_bytes(line(day))
+    counting = Liar(session)
+    pull.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
+    assert counting.called == ["log_files"]
+    pull.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
+    assert counting.called[1:] == ["log_files", "log_hashes"]
+
+
+def test_a_log_that_is_gone_on_the_host_is_told_until_it_is_back(
+    session: Session, app: Path, tmp_path: Path
+) -> None:
+    for day in ("20260101", "20260102"):
+        (live(app) / f"trades_{day}.jsonl").write_bytes(line(1))
+    pull.pull(session, str(app), tmp_path / "copy")
+    (live(app) / "trades_20260101.jsonl").rename(live(app) / "away")
+    for _ in range(2):
+        made = pull.pull(session, str(app), tmp_path / "copy")
+        assert (made.gone, made.names) == (("trades_20260101.jsonl",), ("trades_20260102.jsonl",))
+    (live(app) / "away").rename(live(app) / "trades_20260101.jsonl")
+    assert pull.pull(session, str(app), tmp_path / "copy").gone == ()
 
 
 def test_a_restored_log_with_another_inode_goes_on(
@@ -191,10 +250,12 @@ class Liar:
 
     def __init__(self, session: Session, **over: Any) -> None:
         self._session, self._over = session, over
+        self.called: list[str] = []
 
     def call(self, op: str, **args: Any) -> Any:
+        self.called.append(op)
         told = self._session.call(op, **args)
-        if op == "log_files":
+        if op == "log_files" and self._over:
             told["files"] = [{**told["files"][0], **self._over}]
         return told
 
@@ -252,6 +313,37 @@ def test_following_tells_every_line_once_over_rotation(
         came, place = follow.more(session, str(app), place)
         told += came
     assert told == [line(4).rstrip(), line(5).rstrip()]
+
+
+def test_following_skips_no_line_that_was_written_just_before_rotation(
+    session: Session, app: Path
+) -> None:
+    first, second = live(app) / "trades_20260101.jsonl", live(app) / "trades_20260102.jsonl"
+    first.write_bytes(line(1))
+
+    class Midnight(Liar):
+        """The last lines of the day come after they were looked for, then the day is over."""
+
+        def call(self, op: str, **args: Any) -> Any:
+            if op == "log_files" and not second.exists():
+                with first.open("ab") as file:
+                    file.write(line(2) + line(3))
+                second.write_bytes(line(4))
+            return super().call(op, **args)
+
+    place = follow.Place(first.name, len(line(1)), first.stat().st_ino)
+    told = []
+    while len(told) < 3:
+        came, place = follow.more(Midnight(session), str(app), place)  # type: ignore[arg-type]
+        told += came
+    assert told == [line(number).rstrip() for number in (2, 3, 4)]
+
+
+def test_following_goes_on_when_the_file_at_hand_was_deleted(session: Session, app: Path) -> None:
+    second = live(app) / "trades_20260102.jsonl"
+    second.write_bytes(line(5))
+    _, place = follow.more(session, str(app), follow.Place("trades_20260101.jsonl", 7, 3))
+    assert follow.more(session, str(app), place)[0] == [line(5).rstrip()]
 
 
 def test_any_order_of_pieces_reads_the_same(

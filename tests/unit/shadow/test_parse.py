@@ -61,6 +61,44 @@ def test_earlier_layouts(where: str) -> None:
     assert line.time == 1762070400000, "a time without a zone is UTC"
 
 
+@pytest.mark.parametrize("inner", ["components", "data"])
+def test_each_field_is_read_where_it_stands(inner: str) -> None:
+    """Some at the top level, the rest further in; the innermost counts where both say something."""
+    parts = good()["data"]["components"]
+    top = {name: parts.pop(name) for name in ("ml_bull_prob", "ml_tft_prob", "ml_heads")}
+    data = {"action_taken": "BUY", **({"components": parts} if inner == "components" else parts)}
+    line = read({"timestamp": "2025-11-02 08:00:00", **top, "data": data})
+    assert (line.kind, line.p, line.tft) == (SIGNAL, top["ml_bull_prob"], top["ml_tft_prob"])
+    assert (line.lstm, line.mode) == (parts["ml_lstm_prob"], "shadow")
+    assert line.heads is not None
+    assert read({**good(ml_tft_prob=0.75), "ml_tft_prob": 0.25}).tft == 0.75
+    assert read({**good(ml_tft_prob=None), "ml_tft_prob": 0.25}).tft is None
+
+
+def test_an_error_in_any_place_is_an_error_and_none_told_stays_none_told() -> None:
+    assert read({**good(), "ml_error": "tft: broken"}).error == "tft: broken"
+    assert read({**good(ml_error="lstm: broken"), "ml_error": None}).error == "lstm: broken"
+    assert read({**good(), "ml_error": False}).error == "(bool)"
+    line = good()
+    del line["data"]["components"]["ml_error"]
+    assert read({**line, "close": 4.0}).error == "no field ml_error"
+
+
+def test_numbers_as_times_and_small_levels_are_only_earlier_versions() -> None:
+    line = good()
+    for field in ("seq", "release"):
+        earlier = {name: value for name, value in line.items() if name != field}
+        for stamp in (1772452800, 1772452800.0, 1772452800000):
+            made = read({**earlier, "level": "signal", "timestamp": stamp, "bar_time": stamp})
+            assert (made.kind, made.time, made.bar) == (SIGNAL, 1772452800000, 1772452800000)
+        for stamp in (True, math.nan, math.inf, -5, 1e18):
+            assert "timestamp" in refused({**earlier, "timestamp": stamp})
+    # what may be evidence is held to what the service writes
+    assert refused({**line, "level": "signal"}) == "no level that is known"
+    assert refused({**line, "timestamp": 1772452800}) == "timestamp is not text"
+    assert refused({**line, "bar_time": 1772452800}) == "bar_time is not text"
+
+
 def test_tokens_that_python_writes_are_read() -> None:
     raw = json.dumps(good(ml_tft_prob=math.nan, ml_lstm_prob=math.inf, ml_lgb_prob=1)).encode()
     assert b"NaN" in raw

@@ -40,12 +40,21 @@ def test_labels_are_closes_h_bars_later_by_time_not_by_row() -> None:
         known = closes[i + 5] > close if i + 5 < 80 else False
         heads = (0.9 if known else 0.1, *[None] * 11)
         if i != 40:
-            seen.append(Seen(i * HOUR, HOUR, close, heads))
+            seen.append(Seen("BTCUSD", "1h", i * HOUR, HOUR, close, heads))
     row = realised(seen)[0]
     assert (row["model"], row["head"], row["value"]) == ("lgbm", "5h", 1.0)
     equal = sum(closes[i] == closes[i + 5] for i in range(75) if 40 not in (i, i + 5))
     assert row["n"] == 75 - 2 - equal
     assert realised([])[0]["value"] is None
+
+
+def test_bars_of_another_symbol_or_timeframe_are_neither_bars_nor_labels_of_this_one() -> None:
+    heads = (0.9, *[None] * 11)
+    rising = [Seen("BTCUSD", "1h", i * HOUR, HOUR, 100.0 + i, heads) for i in range(30)]
+    falling = [Seen("ETHUSD", "1h", i * HOUR, HOUR, 100.0 - i, heads) for i in range(30)]
+    other = [Seen("BTCUSD", "5h", i * 5 * HOUR, 5 * HOUR, 1.0, heads) for i in range(6)]
+    told = realised([*rising, *falling, *other])[0]
+    assert (told["n"], told["value"]) == (25 + 25, 0.5)
 
 
 def test_texts_that_differ_in_numbers_are_one_group_and_groups_are_bounded() -> None:
