@@ -55,22 +55,25 @@ def _unreadable(layout: Layout, error: envfile.EnvFileError) -> HostError:
     )
 
 
-def of_process(process: Process, endpoint: str) -> Optional[Dict[str, str]]:
+def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:
     """The ML_* settings the process was started with, None if nobody can tell.
 
-    From the kernel; where that is not to be had, from the process's own answer.
+    From the kernel. Only a system that has no /proc is believed by the process's own answer: where
+    there is one that does not tell (not ours to read, a dead process), nothing is proved.
     """
     if not process.pid:
         return None
     try:
-        with open(f"/proc/{process.pid}/environ", "rb") as file:
-            pairs = [entry.partition(b"=")[::2] for entry in file.read().split(b"\0")]
-        found = {k.decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
-        return {name: value for name, value in found.items() if name.startswith("ML_")}
-    except ProcessLookupError:
+        with open(os.path.join(proc, str(process.pid), "environ"), "rb") as file:
+            raw = file.read()
+    except OSError:
+        there = os.path.exists(os.path.join(proc, "self"))
+        return None if there else _as_it_says(process, endpoint)
+    if not raw:  # a zombie's, or one that is just being started
         return None
-    except OSError:  # no /proc, or not ours to read
-        return _as_it_says(process, endpoint)
+    pairs = [entry.partition(b"=")[::2] for entry in raw.split(b"\0")]
+    found = {k.decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
+    return {name: value for name, value in found.items() if name.startswith("ML_")}
 
 
 def _as_it_says(process: Process, endpoint: str) -> Optional[Dict[str, str]]:
