@@ -62,9 +62,10 @@ def _flip(
     act = flag.enable if kind == "enable" else flag.disable
     if dry_run or not yes:
         looked = act(one, known, operator(), dry_run=True)
-        if dry_run or looked.result == "already":
+        if dry_run:
             return _tell(kind, looked, "", json=json)
-        if not confirm(f"{kind} stacking on {one.name} ({looked.release})?", yes=False):
+        seen = "; it looks so already" if looked.result == "already" else ""
+        if not confirm(f"{kind} stacking on {one.name} ({looked.release}{seen})?", yes=False):
             return _not_agreed(json=json)
     ended = act(one, known, operator())
     warning = _record(kind, known, one, ended)

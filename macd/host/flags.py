@@ -13,19 +13,18 @@ import dataclasses
 import hashlib
 import os
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from macd.host import durable, evidence, ledger, probe, releases, watching
 from macd.host.failure import HostError
+from macd.host.flagchange import PENDING, Change, interrupted, keep, named, told, unwatched
 from macd.host.flagfile import FLAG, LIVE, SHADOW, in_file, of_process, write
-from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.layout import Layout, discard, live_release
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
 from macd.host.supervisor import Process, Supervisor
 
-_PENDING = "pending-flag.json"
 _POLL_S = 0.1
 _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
@@ -34,25 +33,6 @@ Record = Callable[[str, Dict[str, object]], None]
 
 class _NotProvedError(Exception):
     """No new process was seen to run with the flag."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the flag that is under way. state: begun, proved or reverting."""
-
-    wanted: str
-    was: str
-    release: str
-    unit: str
-    sockets: List[str]
-    scope: str
-    endpoint: str
-    health_s: float
-    who: str
-    started: float
-    state: str = "begun"
-    report: str = ""
-    reason: str = ""
 
 
 def set_flag(
@@ -71,6 +51,9 @@ def set_flag(
     `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
     begins before stacking is enabled; None: no watch. Answers outcome ("set", "already" or
     "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason.
+
+    Stacking that runs but that no guard watches (a hand edit and a restart, a killed guard) is not
+    "already": it needs the evidence and gets the watch, but a well process is not restarted.
 
     Raises:
         HostError ("refused"): nothing was touched.
@@ -93,17 +76,22 @@ def set_flag(
         end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
-        if _is_so(layout, change, process):
-            return _told("already", change, process, "")
+        so = _is_so(layout, change, process)
+        if so and (wanted == SHADOW or _is_watched(layout, change.release)):
+            return told("already", change, process, "")
         if wanted == LIVE:
+            if so and not report:
+                raise unwatched(change)
             claim = evidence.Claim(report, signature, identity)
             now = datetime.now(timezone.utc)
             watching.refuse_older(layout, evidence.check(layout, claim, change.release, now=now))
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
-            if guard is not None:
-                watching.arm(layout, change.release, service, health_s, guard)
-        _keep(layout, change)
-        record("flag.begun", _named(change))
+        keep(layout, change)
+        if wanted == LIVE and guard is not None:
+            _arm(layout, change, service, guard)
+        record("flag.begun", named(change))
+        if so and _is_well(layout, change, process):
+            return _proved(layout, change, record, process, "")
         return _carry_out(layout, change, record)
 
 
@@ -113,7 +101,7 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     `booting`: systemd starts the service after us, so only the file is put right. Returns "set",
     "reverted", or "nothing" when none is pending.
     """
-    change = _interrupted(layout)
+    change = interrupted(layout)
     if change is None:
         return "nothing"
     if change.state == "proved":
@@ -125,7 +113,7 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
 
 
 def is_pending(layout: Layout) -> bool:
-    return os.path.exists(layout.state(_PENDING))
+    return os.path.exists(layout.state(PENDING))
 
 
 def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
@@ -161,7 +149,7 @@ def _begin(
         raise HostError("no release is live on this host", hint="invoke deploy", kind="refused")
     return Change(
         wanted=wanted,
-        was=in_file(layout),
+        was=SHADOW if wanted == LIVE else in_file(layout),  # an enabling only goes back to shadow
         release=live,
         unit=service["unit"],
         sockets=list(service["sockets"]),
@@ -182,6 +170,28 @@ def _is_so(layout: Layout, change: Change, process: Process) -> bool:
     )
 
 
+def _is_watched(layout: Layout, release: str) -> bool:
+    """Whether the guard watches what this very release does, or has watched it to the end."""
+    order = watching.order_of(layout)
+    if order is None or order["release"] != release:
+        return False
+    if order["state"] == watching.WATCHING:
+        return not watching.guard_status(layout.app, after="~")["dead"]  # without its reports
+    return bool(order["state"] == "over")
+
+
+def _arm(layout: Layout, change: Change, service: Dict[str, Any], guard: Dict[str, Any]) -> None:
+    try:
+        watching.arm(layout, change.release, service, change.health_s, guard)
+    except (HostError, OSError):
+        discard(layout.state(PENDING))  # the flag was not touched
+        raise
+
+
+def _is_well(layout: Layout, change: Change, process: Process) -> bool:
+    return not _unwell(change, releases.manifest_sha256(layout, change.release), process)[0]
+
+
 def _carry_out(
     layout: Layout, change: Change, record: Record, *, booting: bool = False
 ) -> Dict[str, Any]:
@@ -198,17 +208,23 @@ def _carry_out(
         wrong = _words(error)
     if wrong and change.wanted == LIVE:
         return _put_back(layout, change, record, wrong)
+    return _proved(layout, change, record, process, wrong)
+
+
+def _proved(
+    layout: Layout, change: Change, record: Record, process: Optional[Process], wrong: str
+) -> Dict[str, Any]:
     change = dataclasses.replace(change, state="proved")
-    _keep(layout, change)
+    keep(layout, change)
     return _finish(layout, change, record, process, wrong)
 
 
 def _finish(
     layout: Layout, change: Change, record: Record, process: Optional[Process], wrong: str
 ) -> Dict[str, Any]:
-    record("flag.set", {**_named(change), "pid": process.pid if process else None, "wrong": wrong})
-    discard(layout.state(_PENDING))
-    return _told("set", change, process, wrong)
+    record("flag.set", {**named(change), "pid": process.pid if process else None, "wrong": wrong})
+    discard(layout.state(PENDING))
+    return told("set", change, process, wrong)
 
 
 def _put_back(
@@ -217,7 +233,7 @@ def _put_back(
     """The value there was before, in the file and in the process."""
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
     with contextlib.suppress(OSError):  # go back all the same; the older record leads back too
-        _keep(layout, change)
+        keep(layout, change)
     before = dataclasses.replace(change, wanted=change.was)
     process: Optional[Process] = Supervisor(change.scope).show(change.unit)
     wrong = ""
@@ -230,9 +246,9 @@ def _put_back(
             process, wrong = _restarted(layout, change, change.was)
         except _NotProvedError as error:
             process, wrong = None, _words(error)
-    record("flag.reverted", {**_named(change), "reason": change.reason, "wrong": wrong})
-    discard(layout.state(_PENDING))
-    return _told("reverted", change, process, wrong)
+    record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
+    discard(layout.state(PENDING))
+    return told("reverted", change, process, wrong)
 
 
 def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str]:
@@ -276,34 +292,6 @@ def _unwell(change: Change, sha256: str, process: Process) -> Tuple[str, bool]:
     wrong = probe.problems(answer, release=change.release, manifest_sha256=sha256, process=process)
     started = process.active == "active" and answer.get("status") in ("ok", "failed")
     return "; ".join(wrong), started and answer.get("pid") == process.pid
-
-
-def _keep(layout: Layout, change: Change) -> None:
-    save(layout.state(_PENDING), dataclasses.asdict(change), mode=0o600)
-
-
-def _interrupted(layout: Layout) -> Optional[Change]:
-    document = load(layout.state(_PENDING), None)
-    if document is None:
-        return None
-    known = {field.name for field in dataclasses.fields(Change)}
-    return Change(**{name: value for name, value in document.items() if name in known})
-
-
-def _named(change: Change) -> Dict[str, object]:
-    names = ("wanted", "was", "release", "who", "report")
-    return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
-
-
-def _told(outcome: str, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
-    return {
-        "outcome": outcome,
-        "release": change.release,
-        "value": change.was if outcome == "reverted" else change.wanted,
-        "pid": process.pid if process else None,
-        "wrong": wrong,
-        "reason": change.reason,
-    }
 
 
 def _words(error: Exception) -> str:

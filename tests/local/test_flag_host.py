@@ -5,12 +5,14 @@ The host's own code runs there as an agent or as a killed process; only its serv
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
 from macd.host.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
@@ -27,20 +30,26 @@ from tests.unit.release.releases import IDENTITY, make_key
 
 LOG = "trades_20260302.jsonl"
 ENV = "# by hand\nML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES=500\n"
-# Kills itself right before the n-th change that outlives it.
+TERMS = {"every_s": 3600.0, "for_s": 86400.0, "rule": {"rule": "point"}}
+# Kills itself right before the n-th change that outlives it; with or without a systemd's timers.
 KILLED = """
 import json, os, signal, sys
-left = int(sys.argv[1])
+left, timers = int(sys.argv[1]), sys.argv[2] == "timers"
+CHANGES = {"restart", "daemon-reload", "enable", "stop", "start", "guard"}
 def watch(event, arguments):
     global left
-    if event == "subprocess.Popen" and "restart" not in map(str, arguments[1]):
-        return
+    if event == "subprocess.Popen":
+        words = CHANGES.intersection(map(str, arguments[1]))
+        if not words:
+            return
+        print(*words, file=sys.stderr, flush=True)
     if event in ("os.rename", "os.remove", "subprocess.Popen"):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 from macd.host import flags
-from macd.errors import MacdError
+from macd.host.supervisor import Supervisor
+Supervisor.has_timers = lambda self: timers
 asked = json.load(sys.stdin)
 for name in ("report", "signature"):
     asked[name] = bytes.fromhex(asked[name])
@@ -59,6 +68,7 @@ def host() -> Iterator[Place]:
         with signers.open("a") as file:
             file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
         (made.app / ".env").write_text(ENV)
+        (made.app / "bin" / "macd-host.pyz").write_bytes(archive.build())
         assert made.deploy(release(made)) == "committed"
         yield made
 
@@ -71,11 +81,11 @@ def in_shadow(host: Place) -> None:
     assert flags_now(host) == ("0", "0")
 
 
-def release(host: Place) -> Signed:
+def release(host: Place, serial: int = 1) -> Signed:
     code = SERVICE.format(variant="good", endpoint=host.endpoint.removeprefix("unix:"))
     code = code.replace('VARIANT != "wrong golden"', 'not os.path.exists(root + "/unwell")')
     files = {"app/serve.py": code.encode(), "lock.json": EMPTY_LOCK}
-    return signed_release(host.key, 1, files)
+    return signed_release(host.key, serial, files)
 
 
 def report(host: Place, **more: Any) -> dict[str, Any]:
@@ -144,17 +154,92 @@ def kinds(host: Place) -> list[str]:
 
 def test_set_with_evidence_proved_and_nothing_the_second_time(host: Place) -> None:
     before = pid(host)
-    told = flip(host, "1", report(host))
+    told = flip(host, "1", report(host), guard=TERMS)
     assert (told["outcome"], told["value"], told["wrong"]) == ("set", "1", "")
     assert flags_now(host) == ("1", "1")
     assert told["pid"] == pid(host) != before
     assert (host.app / ".env").read_text() == ENV.replace("STACKING=0", "STACKING=1")
     assert kinds(host)[-2:] == ["flag.begun", "flag.set"]
     assert flip(host, "1")["outcome"] == "already"  # needs no evidence: nothing is changed
+    order = host.state("guard.json")
+    (host.app / "state/guard.json").write_text(json.dumps({**order, "state": "over"}))
+    assert flip(host, "1")["outcome"] == "already"  # it was watched to the end
     assert pid(host) == told["pid"]
     assert flip(host, "0")["outcome"] == "set"
     assert flags_now(host) == ("0", "0")
     assert flip(host, "0")["outcome"] == "already"
+
+
+def by_hand(host: Place) -> int:
+    """Stacking as somebody sets it who edits the file and restarts the service; the pid."""
+    (host.app / ".env").write_text(ENV.replace("STACKING=0", "STACKING=1"))
+    argv = [str(host.top / "bin/systemctl"), "--user", "restart", UNIT]
+    subprocess.run(argv, check=True)
+    assert flags_now(host) == ("1", "1")
+    return pid(host)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        None,
+        {"state": "watching", "release": "20250101T000000Z-deadbeef"},
+        {"state": "over", "release": "20250101T000000Z-deadbeef"},
+        {"state": "ended"},
+        {"state": "watching", "since": 0.0},  # its loop was killed
+    ],
+)
+def test_live_but_unwatched_needs_evidence_and_gets_the_watch(
+    host: Place, order: dict[str, Any] | None
+) -> None:
+    kept = host.app / "state/guard.json"
+    kept.unlink(missing_ok=True)
+    end_guard(host)
+    if order is not None:
+        service = request(host, "1")["service"]
+        now = {"since": datetime.now(UTC).timestamp(), "release": host.live, "service": service}
+        kept.write_text(json.dumps({**now, "every_s": 1.0, **order}))
+    before = by_hand(host)
+    with pytest.raises(RefusedError, match="no guard watches it"):
+        flip(host, "1", guard=TERMS)
+    assert (flags_now(host), pid(host)) == (("1", "1"), before)
+    told = flip(host, "1", report(host), guard=TERMS)
+    assert (told["outcome"], told["pid"], pid(host)) == ("set", before, before)  # not restarted
+    armed = host.state("guard.json")
+    assert (armed["state"], armed["release"]) == ("watching", host.live)
+    assert flip(host, "1", guard=TERMS)["outcome"] == "already"
+    assert kinds(host)[-2:] == ["flag.begun", "flag.set"]
+
+
+def test_live_and_unwatched_and_unwell_is_taken_to_shadow(host: Place) -> None:
+    (host.app / "state/guard.json").unlink(missing_ok=True)
+    (host.app / "unwell").touch()
+    by_hand(host)
+    told = flip(host, "1", report(host), guard=TERMS)
+    assert (told["outcome"], told["value"]) == ("reverted", "0")
+    assert flags_now(host) == ("0", "0")
+
+
+def end_guard(host: Place) -> None:
+    """Kill the loop that is there, if one is."""
+    deadline = time.monotonic() + 10
+    while host.watching.call("guard_status", app=str(host.app))["loop"]:
+        with contextlib.suppress(ProcessLookupError, TypeError):
+            os.kill(host.state("guard.lock")["pid"], signal.SIGKILL)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_deploy_in_between_makes_the_evidence_one_about_another_release(host: Place) -> None:
+    looked_at, before = report(host), host.live
+    assert host.deploy(release(host, 2)) == "committed"
+    with pytest.raises(RefusedError) as refused:
+        flip(host, "1", looked_at, guard=TERMS)
+    assert f"it is about release {before!r}, live is {host.live}" in refused.value.why
+    assert flags_now(host) == ("0", "0")
+    with pytest.raises(RefusedError):  # the watch of the release that was live is not its watch
+        by_hand(host)
+        flip(host, "1", looked_at, guard=TERMS)
 
 
 def test_a_file_that_the_process_did_not_read_is_not_believed(host: Place) -> None:
@@ -272,12 +357,15 @@ def test_not_while_a_deploy_holds_the_host(host: Place) -> None:
     assert flags_now(host) == ("0", "0")
 
 
-def killed(host: Place, wanted: str, n: int) -> bool:
-    """Set it in a process that dies before its n-th change; False when it got through."""
-    asked = request(host, wanted, report(host))
+def killed(host: Place, wanted: str, n: int, wakes: str = "loop") -> str:
+    """Set it in a process that dies before its n-th change; what it began of systemd and guard.
+
+    The last word is "killed" or "through".
+    """
+    asked = request(host, wanted, report(host), guard=TERMS)
     asked = {k: v.hex() if isinstance(v, bytes) else v for k, v in asked.items()}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(n)],
+        [sys.executable, "-c", KILLED, str(n), wakes],
         input=json.dumps(asked).encode(),
         env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=Path(__file__).parents[2],
@@ -285,18 +373,35 @@ def killed(host: Place, wanted: str, n: int) -> bool:
         check=False,
     )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-    return done.returncode != 0
+    return done.stderr.decode() + ("killed" if done.returncode else "through")
 
 
-@pytest.mark.parametrize("wanted", ["1", "0"])
-def test_killed_before_any_change_it_ends_old_or_new(host: Place, wanted: str) -> None:
+# With the watch: the order, what wakes it (units, reload, enable, start; or the loop), the flag.
+@pytest.mark.parametrize(
+    ("wanted", "wakes", "steps"),
+    [
+        ("1", "loop", ["guard", "restart"]),
+        ("1", "timers", ["daemon-reload", "enable", "start", "restart"]),
+        ("0", "loop", ["restart"]),
+    ],
+)
+def test_killed_before_any_change_it_ends_old_or_new(
+    host: Place, wanted: str, wakes: str, steps: list[str]
+) -> None:
     ends = []
-    for n in range(1, 20):
+    units = host.top / "home/.config/systemd/user"
+    for n in range(1, 40):
+        for path in [*units.glob("*-guard.*"), host.app / "state/guard.json"]:
+            path.unlink(missing_ok=True)
         if wanted == "0":
             flip(host, "1", report(host))
-        got_through = not killed(host, wanted, n)
+        began = killed(host, wanted, n, wakes)
         in_file = flags_now(host)[0]
         assert in_file in ("0", "1")  # whole, whenever it is read
+        order = host.state("guard.json")
+        if wanted == "1" and in_file == "1":  # never before its watch is ordered
+            assert (order["state"], order["release"]) == ("watching", host.live)
+            assert wakes == "loop" or len(list(units.glob("*-guard.*"))) == 2
         if n % 2:
             run_recovery(host)
         else:
@@ -306,15 +411,30 @@ def test_killed_before_any_change_it_ends_old_or_new(host: Place, wanted: str) -
         assert host.state("pending-flag.json") is None
         ends.append(now[0])
         flip(host, "0")
-        if got_through:
+        if began.endswith("through"):
             break
-    assert got_through
+    assert began.split() == [*steps, "through"]
     assert len(ends) > 5
     # An enabling that was cut short is taken back, a disabling is finished, once it had begun.
     other = "0" if wanted == "1" else "1"
     assert ends[0] == other
     assert ends[-1] == wanted
     assert ends[2] == "0"
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_killed_while_it_arms_the_watch_of_what_runs_already(host: Place, n: int) -> None:
+    (host.app / "state/guard.json").unlink(missing_ok=True)
+    end_guard(host)
+    by_hand(host)
+    killed(host, "1", n)
+    begun = host.state("pending-flag.json") or host.state("guard.json")
+    host.watching.call("recover", app=str(host.app))
+    now = flags_now(host)
+    assert now[0] == now[1]
+    assert host.state("pending-flag.json") is None
+    if now[0] == "1" and begun:
+        assert host.state("guard.json")["state"] == "watching"
 
 
 def run_recovery(host: Place) -> None:
@@ -324,7 +444,9 @@ def run_recovery(host: Place) -> None:
 
 
 def test_at_boot_only_the_file_is_put_right(host: Place) -> None:
-    assert killed(host, "1", 3)
+    written = (n for n in range(2, 20) if killed(host, "1", n) and flags_now(host)[0] == "1")
+    next(written)  # the file has it, the process not yet
+    assert host.state("pending-flag.json")["state"] == "begun"
     program = host.app / "bin" / "macd-host.pyz"
     argv = [sys.executable, "-I", str(program), "recover", "--booting", "--app", str(host.app)]
     before = pid(host)
