@@ -66,14 +66,23 @@ def _others(layout: Layout, main: int) -> Optional[List[int]]:
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in (main, os.getpid()):
             continue
-        with contextlib.suppress(OSError, IndexError, ValueError):
+        with contextlib.suppress(OSError, IndexError):
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().split(b"\0")]
-            serves = any(os.path.basename(word) == "serve.py" for word in words)
-            ours = "--root" in words and words[words.index("--root") + 1] == layout.app
-            if serves and ours and "--check" not in words and _parent(name) != main:
+            if _serves(words, layout.app, f"/proc/{name}/cwd") and _parent(name) != main:
                 found.append(int(name))
     return sorted(found)
+
+
+def _serves(words: List[str], app: str, cwd: str) -> bool:
+    """Whether it is this application's service, by a release's serve.py or as people start it."""
+    program = any(os.path.basename(word) == "serve.py" for word in words)
+    module = any(word in ("macd.service", "-mmacd.service") for word in words)
+    if not (program or module) or "--check" in words:
+        return False
+    roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]
+    roots += [word.partition("=")[2] for word in words if word.startswith("--root=")]
+    return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
 
 
 def _parent(pid: str) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from macd.errors import RefusedError
 from macd.journal import Journal
 from macd.lab import LabState
-from macd.shadow import report
+from macd.shadow import flag, report
 from tests import signal_lines
 from tests.local.deploying import Project, project
 
@@ -49,6 +50,15 @@ def fill(place: Project, n: int = 30, **more: Any) -> None:
     signal_lines.write(place.app / "data/live", made)
 
 
+def begun(place: Project) -> dict[str, Any]:
+    """What the host has on record of an enabling while it is under way."""
+    service = json.loads((place.app / "state/guard.json").read_text())["service"]
+    return {
+        **{"wanted": "1", "was": "0", "release": place.live, "who": "tester", "state": "begun"},
+        **{"started": time.time(), "health_s": 20.0, **service},
+    }
+
+
 def flag_of(place: Project) -> str:
     (one,) = place.json("status")["hosts"]
     return str(one["flags"]["ML_ENABLE_STACKING"])
@@ -70,7 +80,8 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     told = deployed.json("enable-stacking", "--yes")
     assert (told["result"], told["value"], told["wrong"]) == ("set", "1", "")
     assert flag_of(deployed) == "1"
-    environ = Path(f"/proc/{told['pid']}/environ").read_bytes().split(b"\0")
+    pid = told["pid"]
+    environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert b"ML_ENABLE_STACKING=1" in environ
     assert "already" in deployed.invoke("enable-stacking", "--yes")
     seen = deployed.json("monitor")
@@ -84,6 +95,20 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     os.kill(json.loads((deployed.app / "state/guard.lock").read_text())["pid"], signal.SIGKILL)
     told = deployed.invoke("monitor", code=1)
     assert "the guard is dead" in told
+    again = deployed.json("enable-stacking", "--yes")  # unwatched is not "already"
+    assert (again["result"], again["pid"]) == ("set", pid)
+    assert deployed.json("monitor")["dead"] is False
+
+    # An agent that was killed after the restart: the flag is there, and still on record as begun.
+    (deployed.app / "state/pending-flag.json").write_text(json.dumps(begun(deployed)))
+    assert deployed.json("enable-stacking", "--dry-run")["result"] == "already"  # only a look
+    told = deployed.invoke("enable-stacking", code=1)
+    assert "nothing was changed" in told
+    again = deployed.json("enable-stacking", "--yes")
+    assert (again["result"], again["value"]) == ("set", "1")
+    assert again["pid"] != pid
+    assert not (deployed.app / "state/pending-flag.json").exists()
+    assert flag_of(deployed) == "1"
 
     told = deployed.invoke("disable-stacking", "--yes")
     assert "in shadow" in told
@@ -153,19 +178,49 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     unit.write_bytes(kept[unit] + b"# by hand\n")
     fill(deployed, ml_tft_prob=0.0)
     argv = [str(release / "runtime/bin/python"), "-I", "-c", "import time; time.sleep(60)"]
-    with subprocess.Popen([*argv, "serve.py", "--root", str(deployed.app)]) as stray:
+    by_hand = [*argv, "-m", "macd.service", f"--root={deployed.app}/"]
+    with (
+        subprocess.Popen([*argv, "serve.py", "--root", str(deployed.app)]) as stray,
+        subprocess.Popen(by_hand) as second,
+        subprocess.Popen([*argv, "-m", "macd.service", "--root", "."], cwd=deployed.app) as third,
+        subprocess.Popen([*argv, "serve.py", "--root", "/another"]) as stranger,
+    ):
         found = diagnosed(deployed, 1)
-        stray.kill()
+        for process in (stray, second, third, stranger):
+            process.kill()
     for path, content in kept.items():
         path.write_bytes(content)
     model.chmod(mode)
     assert set(found) == {
         "processes", "release", "flag", "TFT output", "units",
     }  # fmt: skip
-    assert str(stray.pid) in found["processes"]
+    pids = sorted(process.pid for process in (stray, second, third))
+    assert found["processes"].endswith(" run " + " ".join(map(str, pids)))
     assert "model.txt" in found["release"]
     assert "every one of them 0" in found["TFT output"]
     fill(deployed)
     told = deployed.invoke("doctor")
     assert "no problems found" in told
     assert "training on h800" in told
+
+
+def test_a_deploy_between_the_look_and_the_flip_is_refused(
+    deployed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(deployed)
+    deployed.json("shadow-gate")
+    inventory, before = deployed.inventory, deployed.live
+    asked = flag._evidence
+
+    def deploys_then(*known: Any) -> Any:
+        found = asked(*known)  # good for what was live when the client looked
+        deployed.release(2)
+        deployed.invoke("deploy", "--yes")
+        return found
+
+    monkeypatch.setattr(flag, "_evidence", deploys_then)
+    with pytest.raises(RefusedError) as refused:
+        flag.enable(inventory.host("prod"), inventory, "tester")
+    assert deployed.live != before
+    assert f"it is about release {before!r}, live is {deployed.live}" in refused.value.why
+    assert flag_of(deployed) == "0"
