@@ -96,11 +96,12 @@ def test_an_edited_or_forged_report_is_not_read(ready: Project) -> None:
 
 
 def test_inconclusive_says_what_is_missing(ready: Project) -> None:
-    fill(ready, 12)
+    close = timedelta(milliseconds=1)  # what is appended goes behind what is there at midnight too
+    fill(ready, 12, every=close)
     told = ready.invoke("shadow-gate", code=3)
     assert "INCONCLUSIVE" in told
     assert "8 more bars" in told
-    fill(ready, 20, first_seq=15)
+    fill(ready, 20, first_seq=15, every=close)
     told = ready.invoke("shadow-gate", code=3)
     assert "gap: seq 13 to 14 are missing" in told
 

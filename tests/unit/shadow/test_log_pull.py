@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from macd.errors import MacdError, RefusedError
+from macd.host.logs import HEAD
 from macd.remote.assembler import command
 from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
@@ -111,7 +112,8 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
     session: Session, app: Path, tmp_path: Path, how: str
 ) -> None:
     log = live(app) / "trades_20260101.jsonl"
-    before = b"".join(map(line, range(1, 60)))
+    before = b"".join(map(line, range(1, 200)))
+    assert len(before) > 4 * HEAD
     log.write_bytes(before)
     pull.pull(session, str(app), tmp_path / "copy")
     if how == "cut":
@@ -120,7 +122,7 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
         kept = b"".join(before.splitlines(keepends=True)[:-3])
         os.truncate(log, len(kept))
         with log.open("ab") as file:
-            file.write(b"".join(map(line, range(101, 120))))
+            file.write(b"".join(map(line, range(301, 320))))
     elif how == "edited":
         log.write_bytes(before.replace(b'"seq":2,', b'"seq":7,'))
     elif how == "new file":
