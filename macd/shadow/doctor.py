@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 from macd.host.flagfile import FLAG, SHADOW
 from macd.shadow import symptoms
@@ -126,6 +127,7 @@ def _dependency(case: Case) -> Finding:
 
 
 def _feed(case: Case) -> Finding:
+    """By the age of the last bar too: that something comes is no sign of what comes."""
     name, told = "feed", case.found.health.get("feed")
     if not isinstance(told, Mapping):
         return Finding(name, None, "the service does not say how its feed is")
@@ -133,12 +135,30 @@ def _feed(case: Case) -> Finding:
     remedy = f"service.feed of the inventory is {case.feed.kind}; invoke logs --grep feed"
     if state.startswith(("failing", "no file of", "at the end")):
         return Finding(name, False, short(f"it is {state}"), remedy)
-    if not isinstance(arrived, (int, float)):
-        return Finding(name, None, f"no bar has come since the start; it is {state}")
-    age = case.now - arrived
     allowed = 2 * case.feed.every_s + _FEED_GRACE_S
-    said = f"the last bar came {age:.0f} s ago ({state}); one is due every {case.feed.every_s:g} s"
+    due = f"one is due every {case.feed.every_s:g} s"
+    if not isinstance(arrived, (int, float)):
+        began = _epoch(case.found.health.get("started"))
+        if began is None or case.now - began <= allowed:
+            return Finding(name, None, f"no bar has come since the start; it is {state}")
+        told = f"no bar has come in the {case.now - began:.0f} s since the start ({state}); {due}"
+        return Finding(name, False, short(told), remedy)
+    age = case.now - arrived
+    said = f"the last bar came {age:.0f} s ago ({state}); {due}"
+    opened = _epoch(case.found.health.get("last_bar"))
+    if case.feed.live and opened is not None and age <= allowed:
+        # What comes may be old: an exchange that gives yesterday's bars, a file written late.
+        age = case.now - opened - case.feed.every_s
+        said = f"{said}, and closed {age:.0f} s ago"
     return Finding(name, age <= allowed, said, "" if age <= allowed else remedy)
+
+
+def _epoch(text: object) -> float | None:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo is not None else None
 
 
 def _disk(case: Case) -> Finding:

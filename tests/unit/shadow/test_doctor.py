@@ -40,6 +40,7 @@ def well(tmp_path: Path) -> Case:
     health = {
         "release": LIVE, "pid": 42, "status": "ok", "golden": {"ok": True},
         "feed": {"state": "polling", "last_arrival": NOW.timestamp() - 1800},
+        "started": "2026-03-01T00:00:00Z", "last_bar": "2026-03-02T10:00:00Z",
     }  # fmt: skip
     found = HostState(
         app="/opt/macd-analysis",
@@ -168,6 +169,34 @@ def test_what_answers_is_not_what_should(well: Case) -> None:
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
     assert "\x1b" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("evidence", "changed"),
+    [
+        # Bars come, an hour each, and they are of yesterday.
+        ("came 1800 s ago (polling)", {"last_bar": "2026-03-01T10:00:00Z"}),
+        ("closed 90000 s ago", {"last_bar": "2026-03-01T10:00:00Z"}),
+        ("in the 43200 s since", {"feed": {"state": "polling", "last_arrival": None}}),
+    ],
+)
+def test_a_feed_that_brings_nothing_new_is_not_well(
+    well: Case, evidence: str, changed: dict[str, Any]
+) -> None:
+    changed = {"started": "2026-03-02T00:00:00Z", **changed}
+    (found,) = wrong(about(well, health={**well.found.health, **changed}))
+    assert found.name == "feed"
+    assert evidence in found.evidence
+    assert "invoke logs" in found.remedy
+
+
+def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(well: Case) -> None:
+    young = {"feed": {"state": "polling", "last_arrival": None}, "started": "2026-03-02T10:30:00Z"}
+    for more in (young, {**young, "started": None}):
+        found = about(well, health={**well.found.health, **more})
+        assert [one.ok for one in diagnose(found) if one.name == "feed"] == [None]
+    old = {**well.found.health, "last_bar": "2021-01-01T00:00:00Z"}
+    assert wrong(about(well, health=old, feed=Feed("replay", 3600, live=False))) == []
 
 
 @pytest.mark.parametrize(
