@@ -42,8 +42,10 @@ def arm(
     terms: every_s, for_s, and the rule of macd/shadow/gate.py as a mapping.
     """
     now = time.time()
+    failed = failures(order_of(layout))
     order: Dict[str, Any] = {
         "state": WATCHING,
+        "failed": failed,
         "release": release,
         "since": now,
         "until": now + float(terms["for_s"]),
@@ -80,16 +82,27 @@ def release_timer(layout: Layout, order: Dict[str, Any]) -> None:
         supervisor.disable(timer)
 
 
+def failures(order: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+    """When and why the guard last failed each release; handed on from order to order."""
+    if order is None:
+        return {}
+    found = dict(order.get("failed", {}))
+    if order["state"] == FAILED:
+        found[order["release"]] = {"ended": order["ended"], "reason": order["reason"]}
+    return found
+
+
 def refuse_older(layout: Layout, report: Dict[str, Any]) -> None:
     """A report from before the guard failed this release opens nothing any more."""
-    order = order_of(layout)
-    if order is None or order["state"] != FAILED or order["release"] != report.get("release"):
+    release = str(report.get("release"))
+    failure = failures(order_of(layout)).get(release)
+    if failure is None:
         return
-    if datetime.fromisoformat(report["made"]).timestamp() <= order["ended"]:
+    if datetime.fromisoformat(report["made"]).timestamp() <= failure["ended"]:
         raise HostError(
             "the gate report is older than the guard's",
-            why=f"the guard disabled stacking afterwards: {order['reason']}",
-            live=f"{order['release']}, flags as before",
+            why=f"the guard disabled stacking afterwards: {failure['reason']}",
+            live=f"{release}, flags as before",
             hint="invoke shadow-gate makes a new one",
             kind="refused",
         )

@@ -35,8 +35,7 @@ def step(layout: Layout, now: datetime) -> str:
     Raises HostError or OSError when stacking could not be disabled; to be called again.
     """
     record = recorder(layout)
-    taken = ledger.holder_of(layout, DEPLOY_LOCK) is not None
-    if taken or flags.recover(layout, record) == "running":
+    if _is_taken(layout) or flags.recover(layout, record) == "running":
         return BUSY
     order = watching.order_of(layout)
     if order is None or order["state"] != watching.WATCHING:
@@ -55,6 +54,12 @@ def step(layout: Layout, now: datetime) -> str:
         return _over(layout, order, "over", f"the last verdict is {decision.verdict}", now)
     watching.keep(layout, {**order, "next": now.timestamp() + order["every_s"]})
     return str(order["state"])
+
+
+def _is_taken(layout: Layout) -> bool:
+    """Whether somebody is at work here; an activation goes on when its client's lock is gone."""
+    held = ledger.holder_of(layout, DEPLOY_LOCK) is not None
+    return held or ledger.read_pending(layout) is not None
 
 
 def judge(layout: Layout, order: dict[str, Any], now: datetime) -> tuple[Decision, dict[str, Any]]:

@@ -122,6 +122,36 @@ def test_a_deploy_at_work_is_not_disturbed(host: Place) -> None:
     assert flags_now(host) == ("0", "0")
 
 
+def test_an_activation_whose_client_left_is_not_disturbed(host: Place) -> None:
+    first, second = host.live, release(host, 2)
+    assert flip(host, "1", report(host), guard={**TERMS, "every_s": 0.2})["outcome"] == "set"
+    with host.session() as session:
+        session.call("lock", app=str(host.app), who="ben", doing="deploy")
+        host.stage(session, second)
+        number = host.begin(session, "deploy", second.id, confirm_s=4.0)["number"]
+    until(host, lambda told: told["live"] == second.id)
+    told = until(host, lambda told: told["live"] == first)  # nobody confirmed
+    assert told["order"]["state"] == "watching"
+    host.finish(number, confirm=False)
+    assert flags_now(host) == ("1", "1")
+    told = status(host)
+    assert (told["order"]["state"], told["loop"]) == ("watching", True)
+
+
+def test_an_old_report_opens_nothing_after_a_newer_watch_either(host: Place) -> None:
+    old = report(host)
+    assert flip(host, "1", old, guard=TERMS)["outcome"] == "set"
+    write(host, 90, ml_error="tft: broken")
+    until(host, lambda told: told["order"]["state"] == "failed" and not told["loop"])
+    assert flip(host, "1", report(host), guard=TERMS)["outcome"] == "set"
+    assert flip(host, "0")["outcome"] == "set"
+    until(host, lambda told: told["order"]["state"] == "ended" and not told["loop"])
+    with pytest.raises(RefusedError, match="older than the guard's") as refused:
+        flip(host, "1", old, guard=TERMS)
+    assert "ML coverage" in refused.value.why
+    assert flags_now(host) == ("0", "0")
+
+
 def test_a_killed_guard_is_named_dead(host: Place) -> None:
     assert flip(host, "1", report(host), guard={**TERMS, "every_s": 3600.0})["outcome"] == "set"
     told = until(host, lambda told: bool(told["loop"]))
