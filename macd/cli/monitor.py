@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ContactLostError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.shadow.watch import Seen
 
 _POLL_S = 2.0
+_RETRIES = 5
+# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
+_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
 _ENDS = {
     "none": "stacking was never enabled here with a guard",
     "over": "the watch is over, stacking stays",
@@ -42,31 +46,64 @@ def monitor(
 ) -> ExitCode | None:
     """Show the guard's reports until its watch is over; exit 4 if it took back, 1 if it died."""
     from macd.inventory import load
-    from macd.shadow import watch
 
     known = load(inventory)
     one = _only(known, env, host)
-    with watch.connect(one, known) as session:
-        seen = watch.look(session, one)
-        warning = _catch_up(seen, one, known)
-        if json:
-            emit({**_fields(seen), "warning": warning})
-            return _exit(seen)
-        _head(seen)
-        last = _reports(seen, "")
-        while not seen.over and not seen.dead and not once:
-            time.sleep(_POLL_S)
-            seen = watch.look(session, one, last)
-            last = _reports(seen, last)
-        warning = warning or _catch_up(seen, one, known)
+    if json:
+        seen = _once(known, one)
+        emit({**_fields(seen), "warning": _catch_up(seen, one, known)})
+        return _exit(seen)
+    seen, warning = _watched(known, one, once=once)
     if seen.over:
         print(f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else ""))
+    if seen.idle:
+        print("  stacking is not live any more: the watch ends at the guard's next look")
+    if seen.state == "failing" and seen.order:
+        print(f"  ✗ the guard is taking stacking back: {seen.order['reason']}")
+        if seen.order.get("trouble"):
+            print(f"    {seen.order['trouble']}; it is tried again")
     if seen.dead:
         print("  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches")
         print("    do: invoke disable-stacking, then invoke enable-stacking, begins a new watch")
     if warning:
         print(f"  note   {warning}")
     return _exit(seen)
+
+
+def _once(known: Inventory, host: Host) -> Seen:
+    from macd.shadow import watch
+
+    with watch.connect(host, known) as session:
+        return watch.look(session, host)
+
+
+def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
+    """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
+    from macd.remote.refusals import UnreachableError
+    from macd.shadow import watch
+
+    last, shown, idle, failures = "", False, 0, 0
+    while True:
+        try:
+            with watch.connect(host, known) as session:
+                while True:
+                    seen = watch.look(session, host, last)
+                    failures = 0
+                    if not shown:
+                        _head(seen)
+                        shown = True
+                    last = _reports(seen, last)
+                    idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
+                    if seen.over or seen.dead or once or idle > 1:
+                        return seen, _catch_up(seen, host, known)
+                    time.sleep(_POLL_S)
+        except (ContactLostError, UnreachableError) as error:
+            failures += 1
+            passing = getattr(error, "reason", "lost") in _PASSING
+            if not shown or failures > _RETRIES or not passing:
+                raise
+            print(f"{error.what}; trying again", file=sys.stderr)
+            time.sleep(min(30, 2**failures))
 
 
 def _only(known: Inventory, env: str, host: str) -> Host:
@@ -91,7 +128,7 @@ def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
 
 
 def _exit(seen: Seen) -> ExitCode | None:
-    if seen.dead:
+    if seen.dead or seen.state == "failing":
         return ExitCode.FAILED
     return ExitCode.REVERTED if seen.state == "failed" else None
 

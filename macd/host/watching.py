@@ -18,16 +18,22 @@ from macd.host.layout import Layout, live_release, load, save
 from macd.host.supervisor import Supervisor
 
 GUARD_LOCK = "guard.lock"
-WATCHING, FAILED = "watching", "failed"
+WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 _ORDER = "guard.json"
 _PREFIX = "guard-"
 _STARTS_S = 10.0
+_RETRY_S, _BOOTED_S = 30, 120
 
 
 def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
-    """The newest order, whether it is still in force (state "watching") or over."""
+    """The newest order, whether it is still in force or over."""
     found: Optional[Dict[str, Any]] = load(layout.state(_ORDER), None)
     return found
+
+
+def in_force(order: Optional[Dict[str, Any]]) -> bool:
+    """Whether the guard still has work: it watches, or has yet to take back what it failed."""
+    return order is not None and order["state"] in (WATCHING, FAILING)
 
 
 def keep(layout: Layout, order: Dict[str, Any]) -> None:
@@ -87,7 +93,7 @@ def failures(order: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     if order is None:
         return {}
     found = dict(order.get("failed", {}))
-    if order["state"] == FAILED:
+    if order["state"] in (FAILING, FAILED):
         found[order["release"]] = {"ended": order["ended"], "reason": order["reason"]}
     return found
 
@@ -133,7 +139,7 @@ def _dead(layout: Layout, order: Optional[Dict[str, Any]]) -> bool:
 
     A loop that has only just been started may not hold its lock yet.
     """
-    if order is None or order["state"] != WATCHING or time.time() < order["since"] + _STARTS_S:
+    if order is None or not in_force(order) or time.time() < order["since"] + _STARTS_S:
         return False
     supervisor = Supervisor(order["service"]["scope"])
     if not supervisor.has_timers():
@@ -155,9 +161,14 @@ def report_names(layout: Layout) -> List[str]:
 def _units(unit: str, argv: List[str], every_s: float) -> Dict[str, str]:
     base = unit.rpartition(".")[0]
     about = "# Written by enable-stacking: watches what stacking does, and disables it on FAIL.\n"
-    service = f"[Unit]\nDescription=guard of {base}\n[Service]\nType=oneshot\n"
+    # A look that could not be had is had again soon. Not Type=oneshot: before systemd 244 that one
+    # may not be restarted.
+    service = f"[Unit]\nDescription=guard of {base}\nStartLimitIntervalSec=0\n"
+    service += f"[Service]\nType=simple\nRestart=on-failure\nRestartSec={_RETRY_S}\n"
+    # OnBootSec: OnActiveSec begins anew at every boot, so a host that boots often had no look.
     timer = f"[Unit]\nDescription=wakes the guard of {base}\n[Timer]\nOnActiveSec={every_s:g}\n"
-    timer += f"OnUnitActiveSec={every_s:g}\nAccuracySec=1\n[Install]\nWantedBy=timers.target\n"
+    timer += f"OnBootSec={_BOOTED_S}\nOnUnitActiveSec={every_s:g}\nAccuracySec=1\n"
+    timer += "[Install]\nWantedBy=timers.target\n"
     return {
         f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(argv)}\n",
         f"{base}-guard.timer": about + timer,

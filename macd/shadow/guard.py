@@ -7,6 +7,7 @@ standard library and macd/host alone: macd-host.pyz carries this file and what i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -24,8 +25,14 @@ from macd.shadow import gate, reading
 from macd.shadow.analyse import Analysis, Window
 from macd.shadow.gate import Decision, Findings, Rule
 
-BUSY, OFF = "busy", "off"
+BUSY, OFF, TROUBLE = "busy", "off", "trouble"
 _AGAIN_S = 30.0
+_ENDS = {
+    watching.FAILING: "stacking is not safe and still on",
+    watching.FAILED: "the guard disabled stacking",
+    "over": "the guard's watch is over, stacking stays",
+    "ended": "the guard's watch ended",
+}
 _SEVERE_NAMED = 5
 
 
@@ -34,26 +41,57 @@ def step(layout: Layout, now: datetime) -> str:
 
     Raises HostError or OSError when stacking could not be disabled; to be called again.
     """
-    record = recorder(layout)
-    if _is_taken(layout) or flags.recover(layout, record) == "running":
+    if _is_taken(layout):
         return BUSY
+    # What can't be ended now (flags nobody understands) keeps no look from being had.
+    with contextlib.suppress(HostError, OSError):
+        if flags.recover(layout, recorder(layout)) == "running":
+            return BUSY
     order = watching.order_of(layout)
-    if order is None or order["state"] != watching.WATCHING:
+    if order is None:
         return OFF
-    live = live_release(layout)
-    if live != order["release"] or flagfile.in_file(layout) != flagfile.LIVE:
+    if not watching.in_force(order):
+        _clear_up(layout, order)
+        return OFF
+    if order["state"] == watching.FAILING:  # killed, or kept from it, while it took back
+        return _take_back(layout, order, now)
+    return _watch(layout, order, now)
+
+
+def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
+    if live_release(layout) != order["release"] or _flag(layout) not in (flagfile.LIVE, ""):
         gone = f"{order['release']} with stacking is not live any more"
         return _over(layout, order, "ended", gone, now)
     decision, document = judge(layout, order, now)
-    save(watching.report_path(layout, now), document)
+    if watching.order_of(layout) != order:
+        return BUSY  # another watch was ordered meanwhile
     rates = {one.name: [one.successes, one.trials] for one in decision.criteria}
-    record("guard.judged", {"release": live, "verdict": decision.verdict, "rates": rates})
+    fields = {"release": order["release"], "verdict": decision.verdict, "rates": rates}
+    with contextlib.suppress(HostError, OSError):  # on a full disk stacking is taken back as well
+        save(watching.report_path(layout, now), document)
+        recorder(layout)("guard.judged", fields)
     if decision.verdict == gate.FAIL:
-        return _take_back(layout, order, decision, now)
+        reason = "; ".join(decision.reasons)[:2000]
+        ended = {"reason": reason, "ended": now.timestamp(), "next": now.timestamp()}
+        failing = {**order, "state": watching.FAILING, **ended}
+        with contextlib.suppress(OSError):
+            watching.keep(layout, failing)  # whatever kills us from here on, it stays failed
+        return _take_back(layout, failing, now)
     if now.timestamp() >= order["until"]:
-        return _over(layout, order, "over", f"the last verdict is {decision.verdict}", now)
+        said = f"the last verdict is {decision.verdict}"
+        if decision.verdict != gate.PASS:
+            said = "; ".join((said, *decision.reasons))[:2000]
+        return _over(layout, order, "over", said, now, tell=decision.verdict != gate.PASS)
     watching.keep(layout, {**order, "next": now.timestamp() + order["every_s"]})
     return str(order["state"])
+
+
+def _flag(layout: Layout) -> str:
+    """ "" where the file can't be understood: nobody knows, so it is not off."""
+    try:
+        return flagfile.in_file(layout)
+    except HostError:
+        return ""
 
 
 def _is_taken(layout: Layout) -> bool:
@@ -85,46 +123,79 @@ def judge(layout: Layout, order: dict[str, Any], now: datetime) -> tuple[Decisio
     return decision, document
 
 
-def _take_back(layout: Layout, order: dict[str, Any], decision: Decision, now: datetime) -> str:
-    reason = "; ".join(decision.reasons)[:2000]
-    told = flags.set_flag(layout.app, flagfile.SHADOW, "guard", order["service"], order["health_s"])
+def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
+    service, health_s = order["service"], order["health_s"]
+    try:
+        told = flags.set_flag(layout.app, flagfile.SHADOW, "guard", service, health_s)
+    except (HostError, OSError) as error:
+        if _is_taken(layout):
+            return BUSY
+        trouble = f"stacking could not be disabled: {error}"
+        if order.get("trouble") != trouble:
+            with contextlib.suppress(OSError):
+                watching.keep(layout, {**order, "trouble": trouble})
+            said = f"FAIL, but {trouble}; it is tried again. {order['reason']}"
+            _tell(layout, {**order, "reason": said})
+        raise
+    reason = order["reason"]
     if told["wrong"]:
         reason += f"; in shadow the service is not well: {told['wrong']}"
-    state = _over(layout, order, watching.FAILED, reason, now)
-    _tell(layout, order, reason, now)  # last: stacking is off and on record, whatever this does
+    return _over(layout, order, watching.FAILED, reason, now)
+
+
+def _over(
+    layout: Layout,
+    order: dict[str, Any],
+    state: str,
+    reason: str,
+    now: datetime,
+    *,
+    tell: bool = True,
+) -> str:
+    fields: dict[str, object] = {"release": order["release"], "reason": reason}
+    with contextlib.suppress(HostError, OSError):
+        recorder(layout)(f"guard.{state}", fields)
+    over = {"state": state, "reason": reason, "ended": now.timestamp(), "next": None}
+    order = {**order, **over, "untold": tell}
+    watching.keep(layout, order)
+    _clear_up(layout, order)
     return state
 
 
-def _tell(layout: Layout, order: dict[str, Any], reason: str, now: datetime) -> None:
+def _clear_up(layout: Layout, order: dict[str, Any]) -> None:
+    """What is left to do behind the end of a watch; done later where a kill cut it short."""
+    if order.get("untold"):
+        _tell(layout, order)  # stacking is off and on record, whatever this does
+        told = {**order, "untold": False}
+        if watching.order_of(layout) == order:
+            watching.keep(layout, told)
+        order = told
+    if not watching.in_force(watching.order_of(layout)):
+        watching.release_timer(layout, order)
+
+
+def _tell(layout: Layout, order: dict[str, Any]) -> None:
     host = socket.gethostname()
     outcome = telling.tell(
         layout,
         {
-            "text": f"macd: the guard disabled stacking on {host}: {reason}",
-            "event": f"guard.{watching.FAILED}",
+            "text": f"macd: {_ENDS[order['state']]} on {host}: {order['reason']}",
+            "event": f"guard.{order['state']}",
             "host": host,
             "app": layout.app,
             "release": order["release"],
-            "reason": reason,
-            "at": now.isoformat(),
+            "reason": order["reason"],
+            "at": datetime.fromtimestamp(order["ended"], UTC).isoformat(),
         },
     )
     if outcome:
-        recorder(layout)("guard.notified", {"release": order["release"], "outcome": outcome})
-
-
-def _over(layout: Layout, order: dict[str, Any], state: str, reason: str, now: datetime) -> str:
-    fields: dict[str, object] = {"release": order["release"], "reason": reason}
-    recorder(layout)(f"guard.{state}", fields)
-    watching.keep(
-        layout, {**order, "state": state, "reason": reason, "ended": now.timestamp(), "next": None}
-    )
-    watching.release_timer(layout, order)
-    return state
+        with contextlib.suppress(HostError, OSError):
+            said = {"release": order["release"], "outcome": outcome}
+            recorder(layout)("guard.notified", said)
 
 
 def main() -> int:
-    """One look; with --loop all of them, where no timer wakes us. Exit 1: it did not work."""
+    """One look; with --loop all of them, where no timer wakes us. Exit 1: look again soon."""
     parser = argparse.ArgumentParser(prog="macd-host guard", description=__doc__)
     parser.add_argument("--app", required=True, help="application directory")
     parser.add_argument("--loop", action="store_true", help="stay until the watch is over")
@@ -132,19 +203,20 @@ def main() -> int:
     layout = Layout(durable.expand(arguments.app))
     os.umask(0o022)
     if not arguments.loop:
-        return _look(layout)
+        return int(_look(layout) in (BUSY, TROUBLE))
     try:
         with ledger.locked(layout, watching.GUARD_LOCK, {"who": "guard", "doing": "watching"}):
-            while (order := watching.order_of(layout)) and order["state"] == watching.WATCHING:
+            while (order := watching.order_of(layout)) and watching.in_force(order):
                 time.sleep(max(0.2, min(_AGAIN_S, order["next"] - time.time())))
-                if time.time() >= order["next"]:
-                    _look(layout)
+                if time.time() >= order["next"] and _look(layout) == TROUBLE:
+                    time.sleep(_AGAIN_S)
     except HostError as error:
         _say(str(error))  # another loop is at work, and sees the new order
     return 0
 
 
-def _look(layout: Layout) -> int:
+def _look(layout: Layout) -> str:
+    """The state after it, "busy" if somebody was at work all the time, or "trouble"."""
     try:
         state = step(layout, datetime.now(UTC))
         for _ in range(20):
@@ -154,9 +226,9 @@ def _look(layout: Layout) -> int:
             state = step(layout, datetime.now(UTC))
     except (HostError, OSError) as error:
         _say(f"{error}: {getattr(error, 'why', '')}")
-        return 1
+        return TROUBLE
     _say(state)
-    return 0
+    return state
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from macd.journal import Journal
 from macd.remote.session import Session, open_session
 
 MODULES = ("watching",)
-WATCHING, FAILED = "watching", "failed"
+WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Seen:
     """The guard as it is now. order: None if there never was one. reports: the new ones by name.
 
     loop: whether its own loop runs (a host with systemd has a timer instead). dead: a watch is
-    ordered, but neither loop nor timer is there to carry it out.
+    ordered, but neither loop nor timer is there to carry it out. state: "failing" from the verdict
+    until stacking is off.
     """
 
     host: str
@@ -38,7 +39,14 @@ class Seen:
 
     @property
     def over(self) -> bool:
-        return self.state != WATCHING
+        return self.state not in (WATCHING, FAILING)
+
+    @property
+    def idle(self) -> bool:
+        """Whether what it watches is not live any more, which its next look will find."""
+        if self.order is None or self.state != WATCHING:
+            return False
+        return self.flag != "1" or self.live != self.order["release"]
 
 
 def connect(host: Host, inventory: Inventory) -> Session:

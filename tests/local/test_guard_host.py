@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +26,7 @@ from macd.errors import RefusedError
 from macd.host.signature import GATE_NAMESPACE
 from tests import signal_lines
 from tests.deployment import Place, place
-from tests.local.test_flag_host import ENV, LOG, flags_now, flip, kinds, release, report
+from tests.local.test_flag_host import ENV, LOG, end_guard, flags_now, flip, kinds, release, report
 from tests.unit.release.releases import IDENTITY, make_key
 
 RULE = {
@@ -31,6 +34,24 @@ RULE = {
     "min_bars": 20, "rule": "point",
 }  # fmt: skip
 TERMS = {"every_s": 0.4, "for_s": 3600.0, "rule": RULE}
+
+# Looks once; kills itself right before the n-th change that outlives it, or the n-th message.
+KILLED = """
+import os, signal, sys
+left = int(sys.argv[1])
+def watch(event, arguments):
+    global left
+    lasting = event in ("os.rename", "os.remove", "socket.connect")
+    if lasting or (event == "subprocess.Popen" and "restart" in arguments[1]):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+from datetime import UTC, datetime
+from macd.host.layout import Layout
+from macd.shadow import guard
+sys.addaudithook(watch)
+print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))
+"""
 
 
 @pytest.fixture
@@ -84,7 +105,7 @@ def test_good_stays_bad_is_taken_back_and_old_evidence_opens_nothing(host: Place
     assert flags_now(host) == ("1", "1")
 
     write(host, 90, first_seq=61, ml_error="tft: broken")
-    told = until(host, lambda told: told["order"]["state"] != "watching")
+    told = until(host, lambda told: told["order"]["state"] not in ("watching", "failing"))
     assert told["order"]["state"] == "failed"
     assert "ML coverage" in told["order"]["reason"]
     assert told["reports"][-1]["report"]["verdict"] == "FAIL"
@@ -166,6 +187,77 @@ def test_a_killed_guard_is_named_dead(host: Place) -> None:
     assert told["dead"]
     assert told["order"]["state"] == "watching"
     assert flip(host, "0")["outcome"] == "set"
+
+
+def looked(host: Place, n: int = 0) -> str:
+    """What one look said; "killed" before its n-th change."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(n), str(host.app)],
+        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return "killed" if done.returncode else done.stdout.strip()
+
+
+def bad_and_unguarded(host: Place) -> None:
+    """Stacking is live and bad, and nothing looks until the test does."""
+    told = flip(host, "1", report(host), guard={**TERMS, "every_s": 3600.0})
+    assert told["outcome"] == "set"
+    until(host, lambda told: bool(told["loop"]))
+    end_guard(host)
+    write(host, 90, ml_error="tft: broken")
+
+
+def test_a_guard_killed_while_it_takes_back_forgets_nothing(host: Place) -> None:
+    states = []
+    with listening(200) as (url, came):
+        (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
+        for n in range(1, 40):
+            old = report(host)
+            bad_and_unguarded(host)
+            came.clear()
+            how = looked(host, n)
+            states.append(host.state("guard.json")["state"])
+            if states[-1] != "watching":
+                with pytest.raises(RefusedError, match="older than the guard's"):
+                    flip(host, "1", old)
+            assert looked(host) == ("off" if states[-1] == "failed" else "failed")
+            told = status(host)
+            assert (told["order"]["state"], told["order"]["untold"]) == ("failed", False)
+            assert "ML coverage" in told["order"]["reason"]
+            assert flags_now(host) == ("0", "0")
+            assert {one["event"] for one in came} == {"guard.failed"}, f"killed before change {n}"
+            (host.app / "data/live" / f"trades_{datetime.now(UTC):%Y%m%d}.jsonl").unlink()
+            if how != "killed":
+                break
+    assert sorted(set(states)) == ["failed", "failing", "watching"]
+    assert states.count("failing") > 3
+
+
+def test_a_flags_file_nobody_understands_is_told_and_taken_back_when_mended(host: Place) -> None:
+    bad_and_unguarded(host)
+    env = (host.app / ".env").read_text()
+    (host.app / ".env").write_text(env + 'A="x\n')
+    with listening(200) as (url, came):
+        (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, str(host.app / "bin/macd-host.pyz"), "guard", "--app", host.app],
+                env=host.environment,
+                check=False,
+            )
+            assert done.returncode == 1  # systemd looks again soon
+    assert [one["event"] for one in came] == ["guard.failing"]  # once
+    assert "FAIL, but stacking could not be disabled" in came[0]["text"]
+    assert ".env can't be understood" in came[0]["text"]
+    (host.app / ".env").write_text(env)
+    assert status(host)["order"]["state"] == "failing"
+    assert looked(host) == "failed"
+    assert flags_now(host) == ("0", "0")
 
 
 @contextmanager
