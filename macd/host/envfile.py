@@ -11,8 +11,15 @@ from typing import Dict, List, Mapping, Tuple
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
-# What would change how the process itself is loaded, whatever the unit says.
-_FORBIDDEN = re.compile(r"(LD_|PYTHON|PATH\Z|IFS\Z|BASH_|GCONV_|MALLOC_|GLIBC_)")
+# What would change which code the process loads, or whom it trusts, whatever the unit says. No list
+# of what is allowed: a key that nobody named (an exchange's, say) is left alone and shown as drift.
+# A proxy may be named: it carries TLS that SSL_* and the like would have to open for it.
+_FORBIDDEN = re.compile(
+    r"(LD_|DYLD_|PYTHON|BASH_|GCONV_|MALLOC_|GLIBC_|OPENSSL_|SSL_|REQUESTS_|CURL_|ORT_"
+    r"|OMP_TOOL|XDG_|LISTEN_|SYSTEMD_"
+    r"|(PATH|IFS|ENV|SHELL|HOME|TMPDIR|TEMP|TMP|LOCPATH|NLSPATH|TZDIR|SSLKEYLOGFILE|NETRC|HOSTALIASES"
+    r"|LOCALDOMAIN|RES_OPTIONS|RESOLV_HOST_CONF|NOTIFY_SOCKET|CREDENTIALS_DIRECTORY)\Z)"
+)
 _SECRET = re.compile(r"(KEY|SECRET|TOKEN|PASS|CREDENTIAL|WEBHOOK)")
 FLAGS: Dict[str, "re.Pattern[str]"] = {
     "ML_ENABLE_STACKING": re.compile(r"[01]\Z"),
@@ -101,7 +108,7 @@ def _check(key: str, value: str) -> None:
     if not _KEY.match(key):
         raise EnvFileError(f"{key!r} is not a variable name")
     if _FORBIDDEN.match(key):
-        raise EnvFileError(f"{key} would change how the service is loaded")
+        raise EnvFileError(f"{key} would change what the service loads or trusts")
     shape = FLAGS.get(key, _VALUE)
     if not shape.match(value):
         told = "a value" if _SECRET.search(key) else repr(value)

@@ -48,6 +48,27 @@ def test_lines_with_two_meanings_are_refused(text: str) -> None:
         with_values(text, {"ML_ENABLE_STACKING": "0"})
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("LD_AUDIT", "PYTHONSTARTUP", "PATH", "OPENSSL_CONF", "OPENSSL_MODULES", "SSL_CERT_FILE"),
+        *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE", "HOME", "TMPDIR", "ORT_LIB"),
+        *("GCONV_PATH", "LOCPATH", "XDG_CONFIG_HOME", "NETRC", "HOSTALIASES", "NOTIFY_SOCKET"),
+    ],
+)
+def test_a_key_that_changes_what_is_loaded_or_trusted_is_refused(key: str) -> None:
+    with pytest.raises(EnvFileError, match=f"{key} would change"):
+        parse(f"ML_ENABLE_STACKING=0\n{key}=/tmp/x\n")
+    with pytest.raises(EnvFileError, match=f"{key} would change"):
+        with_values("", {key: "/tmp/x"})
+
+
+@pytest.mark.parametrize("key", ["EXCHANGE_API_KEY", "HTTPS_PROXY", "HOMEBASE", "PATHS", "TEMPO"])
+def test_a_key_that_nobody_named_is_left_alone(key: str) -> None:
+    text = f"{key}=http://here:3128\n"
+    assert with_values(text, {"ML_ENABLE_STACKING": "0"}) == f"{text}ML_ENABLE_STACKING=0\n"
+
+
 @pytest.mark.parametrize("value", ["1\nLD_PRELOAD=x", '1"', "1'", "1\\", "1 ", "１", ""])
 def test_no_value_can_inject(value: str) -> None:
     with pytest.raises(EnvFileError):
