@@ -29,7 +29,10 @@ def diagnose(case: Case) -> list[Finding]:
         return [
             Finding("provisioned", False, "the host has no state directory", "invoke provision")
         ]
-    return [finding(case) for finding in _ALL] + [*_trainings(case)]
+    found = [finding(case) for finding in _OF_THE_HOST]
+    found += symptoms.outputs(case)
+    found += [finding(case) for finding in _AROUND_IT]
+    return [*found, *_trainings(case)]
 
 
 def _serving(case: Case) -> Finding:
@@ -198,7 +201,7 @@ def _trainings(case: Case) -> Iterable[Finding]:
             yield Finding(name, True, f"the newest run is {told['state']}")
 
 
-_ALL: tuple[Callable[[Case], Finding], ...] = (
+_OF_THE_HOST: tuple[Callable[[Case], Finding], ...] = (
     _serving,
     _old_process,
     _release,
@@ -206,9 +209,5 @@ _ALL: tuple[Callable[[Case], Finding], ...] = (
     _dependency,
     symptoms.coverage,
     symptoms.samples,
-    symptoms.tft,
-    _feed,
-    _disk,
-    _clock,
-    _units,
 )
+_AROUND_IT: tuple[Callable[[Case], Finding], ...] = (_feed, _disk, _clock, _units)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from macd.shadow.case import Case, Finding, short
@@ -51,27 +52,47 @@ def samples(case: Case) -> Finding:
     return Finding(name, True, told)
 
 
-def tft(case: Case) -> Finding:
-    """The same answer whatever comes in, or none."""
-    name = "TFT output"
-    if case.report is None:
-        return _no_report(name, case)
-    model = case.report["findings"]["models"]["tft"]
+@dataclass(frozen=True)
+class _Model:
+    """name: in the analysis. mode: of `invoke train`, which makes it again. least: so many equal
+    answers are a constant; a tree, unlike a net, gives neighbouring bars the same leaf."""
+
+    title: str
+    name: str
+    mode: str
+    least: int = 2
+
+
+_MODELS = (
+    _Model("TFT output", "tft", "tft"),
+    _Model("LSTM output", "lstm", "lstm"),
+    _Model("LightGBM output", "lgb", "lgbm", least=20),
+)
+
+
+def outputs(case: Case) -> Iterator[Finding]:
+    """Of each model: the same answer whatever comes in, or none."""
+    for model in _MODELS:
+        yield _no_report(model.title, case) if case.report is None else _output(model, case.report)
+
+
+def _output(model: _Model, report: Mapping[str, Any]) -> Finding:
+    name, said = model.title, report["findings"]["models"][model.name]
     remedy = (
-        "invoke health shows what the file says here; invoke train --mode tft, invoke release, "
-        "invoke deploy; until then invoke disable-stacking, or invoke rollback"
+        f"invoke health shows what the file says here; invoke train --mode {model.mode}, "
+        "invoke release, invoke deploy; until then invoke disable-stacking, or invoke rollback"
     )
-    if model["answers"] > 1 and model["min"] == model["max"]:
-        told = f"{model['answers']} answers, every one of them {model['min']:g}"
+    if said["answers"] >= model.least and said["min"] == said["max"]:
+        told = f"{said['answers']} answers, every one of them {said['min']:g}"
         return Finding(name, False, told, remedy)
-    silent = model["missing"] + model["not_finite"]
-    if not model["answers"]:
+    silent = said["missing"] + said["not_finite"]
+    if not said["answers"]:
         if silent:
             return Finding(name, False, f"no number on any of {silent} bars", remedy)
         return Finding(name, None, "it was never asked in the window")
-    spread = f"{model['min']:.3g} to {model['max']:.3g} in {model['answers']} answers"
-    if model["stuck"]:
-        return Finding(name, False, f"{model['stuck']} answers are stuck; {spread}", remedy)
+    spread = f"{said['min']:.3g} to {said['max']:.3g} in {said['answers']} answers"
+    if said["stuck"]:
+        return Finding(name, False, f"{said['stuck']} answers are stuck; {spread}", remedy)
     return Finding(name, True, spread)
 
 

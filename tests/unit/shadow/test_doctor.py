@@ -21,8 +21,8 @@ NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 LIVE = signal_lines.RELEASE
 NAMES = [
     "serving", "processes", "release", "flag", "dependencies",
-    "ML coverage", "stacking samples", "TFT output", "feed", "disk",
-    "clock", "units", "training on h800",
+    "ML coverage", "stacking samples", "TFT output", "LSTM output",
+    "LightGBM output", "feed", "disk", "clock", "units", "training on h800",
 ]  # fmt: skip
 
 
@@ -101,22 +101,34 @@ def test_a_host_that_is_well(well: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "evidence", "changed"),
+    ("name", "evidence", "remedy", "changed"),
     [
-        ("serving", "unit is failed", {"process": {"active": "failed", "pid": 0}}),
-        ("processes", "run 7 8", {"others": [7, 8]}),
+        (
+            "serving",
+            "unit is failed",
+            "invoke rollback",
+            {"process": {"active": "failed", "pid": 0}},
+        ),
+        ("processes", "run 7 8", "kill 7 8; invoke deploy --restart", {"others": [7, 8]}),
         (
             "release",
             "model.txt",
+            "invoke rollback",
             {"rehearsal": {"ready": False, "why": "model.txt"}},
         ),
-        ("release", "never committed", {"history": []}),
-        ("flag", "process has 0", {"flag_in_file": "1"}),
-        ("flag", "process has 1", {"process_flags": {"ML_ENABLE_STACKING": "1"}}),
-        ("flag", "understood", {"flag_in_file": None}),
+        ("release", "never committed", "invoke deploy", {"history": []}),
+        ("flag", "process has 0", "invoke disable-stacking", {"flag_in_file": "1"}),
+        (
+            "flag",
+            "process has 1",
+            "invoke disable-stacking",
+            {"process_flags": {"ML_ENABLE_STACKING": "1"}},
+        ),
+        ("flag", "understood", "mend .env", {"flag_in_file": None}),
         (
             "dependencies",
             "No module named 'lightgbm'",
+            "invoke release",
             {
                 "check": {
                     "code": 1,
@@ -127,21 +139,39 @@ def test_a_host_that_is_well(well: Case) -> None:
         (
             "dependencies",
             "libgomp.so.1",
+            "invoke provision",
             {"check": {"code": 1, "said": "libgomp.so.1: cannot open shared object file"}},
         ),
-        ("dependencies", "does not run", {"check": {"code": None, "said": "no such file"}}),
-        ("disk", "20 MB of", {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}}),
-        ("disk", "3 inodes", {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}}),
-        ("clock", "-61.0 s", {"clock_offset": -61.0}),
-        ("feed", "10800 s ago", {"now": NOW.timestamp() + 9000}),
+        (
+            "dependencies",
+            "does not run",
+            "invoke deploy",
+            {"check": {"code": None, "said": "no such file"}},
+        ),
+        (
+            "disk",
+            "20 MB of",
+            "release.keep",
+            {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}},
+        ),
+        (
+            "disk",
+            "3 inodes",
+            "data/live",
+            {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}},
+        ),
+        ("clock", "-61.0 s", "timedatectl set-ntp true", {"clock_offset": -61.0}),
+        ("feed", "10800 s ago", "invoke logs --grep feed", {"now": NOW.timestamp() + 9000}),
         (
             "units",
             "macd-analysis.service",
+            "invoke plan",
             {"drift": ["macd-analysis.service was changed or is missing"]},
         ),
         (
             "training on h800",
             "CUDA out of memory",
+            "smaller",
             {
                 "trainings": {
                     "h800": {"state": "FAILED", "why": "CUDA out of memory", "remedy": "smaller"}
@@ -151,23 +181,27 @@ def test_a_host_that_is_well(well: Case) -> None:
     ],
 )
 def test_each_failure_is_named(
-    well: Case, name: str, evidence: str, changed: dict[str, Any]
+    well: Case, name: str, evidence: str, remedy: str, changed: dict[str, Any]
 ) -> None:
     (found,) = wrong(about(well, **changed))
     assert found.name == name
     assert evidence in found.evidence
+    assert remedy in found.remedy
 
 
 def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.found.health, "pid": 41}
     (found,) = wrong(about(well, health=health))
     assert (found.name, "pid 41 answers" in found.evidence) == ("processes", True)
+    assert "kill 41; invoke deploy --restart" in found.remedy
     health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
     (found,) = wrong(about(well, health=health))
     assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
+    assert found.remedy == "invoke deploy --restart"
     health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
+    assert "invoke rollback" in found.remedy
     assert "\x1b" not in found.evidence
 
 
@@ -200,15 +234,25 @@ def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(we
 
 
 @pytest.mark.parametrize(
-    ("names", "evidence", "components"),
+    ("name", "evidence", "remedy", "components"),
     [
-        (["TFT output"], "every one of them 0", {"ml_tft_prob": 0.0}),
-        (["TFT output"], "every one of them 0.5", {"ml_tft_prob": 0.5}),
-        (["TFT output"], "no number on any of 30 bars", {"ml_tft_prob": None}),
-        (["ML coverage"], "30 × lstm: broken", {"ml_error": "lstm: broken"}),
+        ("TFT output", "every one of them 0", "invoke train --mode tft", {"ml_tft_prob": 0.0}),
+        ("TFT output", "every one of them 0.5", "invoke train --mode tft", {"ml_tft_prob": 0.5}),
+        ("TFT output", "no number on any of 30 bars", "invoke health", {"ml_tft_prob": None}),
+        ("LSTM output", "every one of them 0.5", "invoke train --mode lstm", {"ml_lstm_prob": 0.5}),
+        ("LSTM output", "no number on any of 30", "invoke health", {"ml_lstm_prob": None}),
         (
-            ["stacking samples"],
+            "LightGBM output",
+            "30 answers, every one of them 0.5",
+            "invoke train --mode lgbm",
+            {"ml_lgb_prob": 0.5},
+        ),
+        ("LightGBM output", "no number on any", "invoke disable-stacking", {"ml_lgb_prob": None}),
+        ("ML coverage", "30 × lstm: broken", "invoke health", {"ml_error": "lstm: broken"}),
+        (
+            "stacking samples",
             "1200 is below",
+            "invoke data.fetch",
             {
                 "ml_stacking_prob": None,
                 "ml_stacking_mode": "off",
@@ -220,11 +264,21 @@ def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(we
     ],
 )
 def test_the_guides_problems_are_read_from_the_lines(
-    well: Case, tmp_path: Path, names: list[str], evidence: str, components: dict[str, Any]
+    well: Case, tmp_path: Path, name: str, evidence: str, remedy: str, components: dict[str, Any]
 ) -> None:
-    found = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
-    assert [one.name for one in found] == names
-    assert evidence in found[0].evidence
+    (found,) = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
+    assert found.name == name
+    assert evidence in found.evidence
+    assert remedy in found.remedy
+
+
+def test_a_tree_may_say_the_same_of_a_few_bars_and_a_net_may_not(
+    well: Case, tmp_path: Path
+) -> None:
+    said = judged(tmp_path, ml_lgb_prob=0.5, ml_lstm_prob=0.5)
+    for name in ("lgb", "lstm"):
+        said["findings"]["models"][name].update(answers=5)
+    assert [one.name for one in wrong(dataclasses.replace(well, report=said))] == ["LSTM output"]
 
 
 def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None:
@@ -245,7 +299,7 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
     unknown = {name for name, ok in found.items() if ok is None}
     assert unknown == {
         "processes", "flag", "ML coverage", "stacking samples",
-        "TFT output", "feed", "training on h800",
+        "TFT output", "LSTM output", "LightGBM output", "feed", "training on h800",
     }  # fmt: skip
     assert not [name for name, ok in found.items() if ok is False]
 
