@@ -34,7 +34,7 @@ def app() -> Iterator[App]:
     shutil.rmtree(root)
 
 
-def write_bars(app: App, count: int = 45) -> None:
+def write_bars(app: App, count: int = 45, *, kill: bool = False) -> None:
     """Run the service until it has written that many lines, then stop it as systemd does."""
     argv = [sys.executable, "-m", "macd.service", "--root", str(app.root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "0"}
@@ -48,7 +48,7 @@ def write_bars(app: App, count: int = 45) -> None:
                 time.sleep(0.1)
             raise AssertionError(f"{len(app.lines)} lines, status {process.poll()}")
         finally:
-            process.terminate()
+            process.kill() if kill else process.terminate()
             process.communicate(timeout=60)
 
 
@@ -81,6 +81,17 @@ def _same_shape(ours: Any, real: Any, path: str = "line") -> None:
             _same_shape(value, real[name], f"{path}.{name}")
     elif ours is not None and real is not None:
         assert type(ours) is type(real), path
+
+
+def test_a_service_that_is_stopped_killed_and_at_its_next_lap_leaves_no_bar_out(app: App) -> None:
+    app.settings(speed=100, start=0.998, loop=True)  # laps of 41 bars
+    for count, kill in ((15, True), (30, False), (38, True), (75, True), (90, False)):
+        write_bars(app, count, kill=kill)
+    found = judged(app)
+    signals = [line["bar_time"] for line in app.lines if line["level"] == "SIGNAL"]
+    assert min(signals[1:]) == signals[0], "a lap began again"
+    assert found.document["findings"]["holes"] == []
+    assert found.decision.verdict == "PASS", found.decision.reasons
 
 
 def test_a_missing_model_fails_coverage(app: App) -> None:
