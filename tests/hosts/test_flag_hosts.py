@@ -104,6 +104,7 @@ def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
     guard = trial.on_prod("systemctl", "cat", f"{NAME}-guard.service")
     assert "runtime" not in guard  # root runs nothing that came with a release, site-packages too
     assert " -I -S " in guard
+    assert "OnBootSec=120" in trial.on_prod("systemctl", "cat", f"{NAME}-guard.timer")
     trial.hosts.prod.machine.reboot()
     assert trial.on_prod("systemctl", "is-active", f"{NAME}-guard.timer") == "active"
     trial.answers()
@@ -119,13 +120,46 @@ def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
     with session_of(trial) as session:
         session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
     deadline = time.monotonic() + 60  # nobody is connected from here on
-    while "failed" not in trial.on_prod("cat", f"{APP}/state/guard.json"):
+    while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
         assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", f"{NAME}-guard")
         time.sleep(0.5)
     trial.answers()
     assert flags(trial) == ("0", "0")
     timer = trial.on_prod("systemctl", "is-enabled", f"{NAME}-guard.timer", check=False)
     assert timer == "disabled"
+
+
+def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: Trial, gate: Path) -> None:
+    assert flip(trial, gate, "0")["outcome"] in ("already", "set")
+    assert flip(trial, gate, "1", every_s=300.0)["outcome"] == "set"
+    unit = f"{NAME}-guard.service"
+    wait = time.monotonic() + 60  # the look that a host has after boot comes at once here
+    while trial.on_prod("systemctl", "is-active", unit, check=False) != "inactive":
+        assert time.monotonic() < wait
+        time.sleep(0.5)
+    with session_of(trial) as session:
+        session.call("lock", app=APP, who="ben", doing="deploy")
+        told = session.read(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl")
+        lines = signal_lines.lines(
+            90,
+            release=trial.live,
+            end=datetime.now(UTC),
+            every=timedelta(milliseconds=1),
+            first_seq=91,
+            ml_error="tft: broken",
+        )
+        data = told + b"".join(map(signal_lines.encode, lines))
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
+        trial.on_prod("systemctl", "start", "--no-block", unit)
+        time.sleep(35)
+        assert flags(trial) == ("1", "1")
+        assert trial.on_prod("systemctl", "show", "-p", "Result", "--value", unit) == "exit-code"
+    deadline = time.monotonic() + 60  # far less than every_s
+    while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", unit)
+        time.sleep(0.5)
+    trial.answers()
+    assert flags(trial) == ("0", "0")
 
 
 def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> None:
