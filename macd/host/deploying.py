@@ -29,6 +29,7 @@ from macd.host.record import recorder
 from macd.host.supervisor import Supervisor
 
 _SESSION = contextlib.ExitStack()  # what this agent process holds until its channel closes
+_STAGED = "staged"
 _RUNNER_START_S = 30.0
 _RUNNER_END_S = 10.0
 
@@ -100,6 +101,9 @@ def stage(
     """
     layout = Layout(durable.expand(app))
     _require_lock(layout)
+    # An activation may be asked for behind this call, before anybody knows how it ends.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(layout.state(_STAGED))
     identifier, known = releases.accept(
         layout, manifest, signature, releases.Accepts(**accepts), now=time.time()
     )
@@ -114,7 +118,15 @@ def stage(
         walls=Confinement(scope, unit_text),
     )
     releases.stage(layout, identifier, manifest, signature)
+    durable.replace_file(layout.state(_STAGED), identifier.encode())
     return {"release": identifier, "runtime_built": built["built"]}
+
+
+def _staged(layout: Layout) -> str:
+    """The release whose staging was the last one begun, and ended well."""
+    with contextlib.suppress(FileNotFoundError), open(layout.state(_STAGED), "rb") as file:
+        return file.read().decode("utf-8", "replace")
+    return ""
 
 
 def _blob_of(layout: Layout, files: Sequence[Any], path: str) -> bytes:
@@ -142,8 +154,8 @@ def activate(
     """Begin a deploy or rollback that the host carries on by itself; answers its number.
 
     Needs the lock. A rollback (`to` None: the last good release) takes unit, flags and settings
-    from when that release was last live; a deploy takes `after` and turns live stacking off, since
-    the evidence for it was about another release.
+    from when that release was last live; a deploy takes `after`. Both turn live stacking off: the
+    evidence for it was about another release, and its guard's watch ended.
 
     Raises:
         HostError ("refused"): an activation is under way, or `to` can't go live.
@@ -160,6 +172,8 @@ def activate(
         admission.check_rollback(layout, to, history, bad)
     if to is None:
         raise HostError("no release was named", kind="refused")
+    if kind == "deploy" and _staged(layout) != to:
+        raise HostError(f"{to} was not made ready", kind="refused", live=f"{origin}, as before")
     manifest = releases.read_manifest(layout, to)
     damage = releases.tell_differences(releases.differences(layout, to))
     if damage:
@@ -188,7 +202,7 @@ def activate(
         check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
         keep=keep,
         before=before,
-        after=snapshots.of(layout, to)
+        after=_in_shadow(snapshots.of(layout, to))
         if kind == "rollback"
         # The same release again (new settings, a restart): the evidence for its flags still holds.
         else ({**before, **after} if to == origin else admission.in_shadow(before, after)),
@@ -201,6 +215,11 @@ def activate(
     ledger.write_pending(layout, pending)
     _start_runner(layout, pending)
     return {"number": pending.number, "release": to, "origin": origin}
+
+
+def _in_shadow(texts: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
+    """What comes back, without live stacking: its watch ended when the release went."""
+    return texts if texts.get(".env") is None else admission.in_shadow(texts, {})
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:

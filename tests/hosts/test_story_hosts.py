@@ -119,6 +119,8 @@ def test_a_second_release_and_back(story: Story) -> None:
     (outcome,) = story.json("rollback", "--yes")["outcomes"]
     assert story.live == first
     assert story.healthz["release"] == first
+    # It had stacking on, but its watch ended when it went: nobody would take it back.
+    assert story.environ["ML_ENABLE_STACKING"] == "0"
 
 
 def test_bad_releases_go_back_by_themselves(story: Story) -> None:

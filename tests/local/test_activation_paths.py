@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from macd.errors import MacdError
 from macd.journal import Journal
 from macd.remote.failures import RemoteError
-from tests.deployment import Place, place
+from tests.deployment import ACCEPTS, Place, place
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,28 @@ def test_nobody_confirms(host: Place) -> None:
 def test_an_older_release_is_refused(host: Place) -> None:
     with pytest.raises(RemoteError, match="older release"):
         host.deploy(host.release(5))
+
+
+def test_a_staging_that_failed_lets_nothing_go_live_though_the_release_is_there(
+    host: Place,
+) -> None:
+    """Both are asked for in one breath; what was there from an earlier deploy must not serve it."""
+    first, second = host.release(40), host.release(41)
+    assert [host.deploy(first), host.deploy(second)] == ["committed"] * 2
+    assert host.rollback(first.id) == "committed"
+    before = host.facts()["health"]["pid"]
+    with host.session() as session:
+        session.call("lock", app=str(host.app), who="tester", doing="deploy")
+        host.stage(session, second)
+        with pytest.raises(MacdError, match="importing the packages failed"):
+            session.call(
+                "stage",
+                app=str(host.app),
+                manifest=second.raw,
+                signature=second.signature,
+                accepts=ACCEPTS,
+                imports=["no_such_module"],
+            )
+        with pytest.raises(MacdError, match="was not made ready"):
+            host.begin(session, "deploy", second.id)
+    assert (host.live, host.facts()["health"]["pid"]) == (first.id, before)

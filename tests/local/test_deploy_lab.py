@@ -58,7 +58,8 @@ def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
     first = bench.live
     second = bench.release(3)
     env = bench.app / ".env"
-    env.write_text(env.read_text().replace("ML_ENABLE_STACKING=0", "ML_ENABLE_STACKING=1"))
+    text = env.read_text().replace("ML_ENABLE_STACKING=0", "ML_ENABLE_STACKING=1")
+    env.write_text(text + "ML_STACKING_MIN_SAMPLES=321\n")
     told = bench.invoke("deploy", "--yes")
     assert "stacking goes back to shadow" in told
     assert f"✓ prod: {second} is live" in told
@@ -68,7 +69,9 @@ def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
     assert bench.live == first
     way_back = bench.json("status")["hosts"][0]["rollback"]
     assert f"invoke rollback --to {second}" in way_back["why"]
-    assert bench.json("status")["hosts"][0]["flags"]["ML_ENABLE_STACKING"] == "1"
+    flags = bench.json("status")["hosts"][0]["flags"]
+    # All comes back as it was but live stacking, which nobody would watch.
+    assert (flags["ML_ENABLE_STACKING"], flags["ML_STACKING_MIN_SAMPLES"]) == ("0", "321")
     assert bench.json("why")["hosts"][0]["how"] == "rollback"
     kinds = [r.kind for r in Journal(bench.inventory.state_dir / "journal.jsonl").records()]
     assert kinds[-4:] == ["deploy.began", "deploy.ended", "rollback.began", "rollback.ended"]
