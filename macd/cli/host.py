@@ -109,9 +109,10 @@ def trust(
         print(f"{shown.hop.name:<12} {shown.hop.address:<24} {state:<15} {shown.key}")
     if keys[-1].accepted or dry_run:
         return ExitCode.DONE
-    raise RefusedError(
+    raise MacdError(
         f"the host key of {keys[-1].hop.name} was not pinned",
         why="the answer was no (without a terminal it is no; --yes never takes a changed key)",
+        exit_code=ExitCode.REFUSED if yes else ExitCode.FAILED,
         live=f"{book.known_hosts} does not vouch for it",
         hint=f"compare it with one from a safe source: invoke host.trust {name}"
         f" --fingerprint {keys[-1].key.fingerprint}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from macd.cli import train_steps as steps
 from macd.cli.verb import confirm, emit, verb
-from macd.errors import ContactLostError, ExitCode, RefusedError, UsageError
+from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 _COMMON = {
     "host": "host with role train (default: the inventory's only one, or where the run is known)",
@@ -194,8 +194,11 @@ def cancel(
         running = told["state"] == "RUNNING"
         if running and not dry_run:
             if not confirm(f"stop run {run} on {contact.host.name}?", yes=yes):
-                raise RefusedError(
-                    "not stopped", why="the answer was no", live=f"run {run} goes on", hint="--yes"
+                raise MacdError(
+                    "not stopped",
+                    why="the answer was no (without a terminal it is no)",
+                    live=f"run {run} goes on",
+                    hint=f"invoke train.cancel --run {run} --yes",
                 )
             told = ask.stop(contact, run)
     if json:

@@ -272,7 +272,7 @@ def test_states_are_told_by_exit_codes(
     assert going.returncode == 3
     assert json.loads(going.stdout)["state"] == "RUNNING"
     refused = invoke(project, "train.cancel", "--run", run)
-    assert refused.returncode == 6  # nobody there to say yes
+    assert refused.returncode == 1  # nobody there to say yes
     assert invoke(project, "train.status").returncode == 3
     lab_room.kill_host(clean_links.root, "jump")
     lost = invoke(project, "train.status", "--run", run)

@@ -194,7 +194,7 @@ SLIPS = {
     ),
     "not pinned": Slip("status", 6, "is not known", "host.trust", nothing_pinned, True),
     "not pinned, trust": Slip(
-        "host.trust prod", 6, "was not pinned", "host.trust", nothing_pinned, True
+        "host.trust prod", 1, "was not pinned", "host.trust", nothing_pinned, True
     ),
     "changed key": Slip(
         "deploy --yes",
