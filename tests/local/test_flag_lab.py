@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 
 from macd.errors import RefusedError
+from macd.inventory import project_root
+from macd.jobs import ask
 from macd.journal import Journal
 from macd.lab import LabState
+from macd.market.bars import read_bars, write_bars
 from macd.shadow import flag, report
 from tests import signal_lines
+from tests.local import job_standins
 from tests.local.deploying import Project, project
 
 TASKS = """
@@ -202,6 +206,55 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     told = deployed.invoke("doctor")
     assert "no problems found" in told
     assert "training on h800" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "components"),
+    [
+        ("ML coverage", "0 of 30 bars", {"ml_error": "lstm: no such file"}),
+        (
+            "stacking samples",
+            "30 bars: n_oof_samples 1200 is below",
+            {
+                "ml_stacking_prob": None,
+                "ml_stacking_mode": "off",
+                "ml_stacking_skipped_reason": (
+                    "n_oof_samples 1200 is below ML_STACKING_MIN_SAMPLES 5000"
+                ),
+            },
+        ),
+    ],
+)
+def test_the_doctor_reads_what_the_lines_on_the_host_say(
+    deployed: Project, name: str, evidence: str, components: dict[str, Any]
+) -> None:
+    fill(deployed, **components)
+    found = diagnosed(deployed, 1)
+    assert list(found) == [name]
+    assert evidence in found[name]
+
+
+def test_the_doctor_names_a_training_that_ran_out_of_memory(deployed: Project) -> None:
+    fill(deployed)
+    sample = deployed.root / job_standins.SAMPLE
+    sample.parent.mkdir(parents=True, exist_ok=True)
+    bars = read_bars(project_root() / job_standins.SAMPLE)[:400]
+    write_bars(bars, sample.with_name("BTCUSD_1h.parquet"))
+    path = deployed.root / "inventory" / "lab.yml"
+    text = path.read_text()
+    (deployed.lab.hosts["h800"].home / "doctor-jobs").mkdir()
+    known = job_standins.inventory_of(deployed.root, "doctor-jobs")
+    with job_standins.contact_to(known, job_standins.Witness()) as contact:
+        why = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+        run = job_standins.begin(contact, f"sys.exit({why!r})")
+        job_standins.soon(lambda: ask.status_of(contact, run)["state"] == "FAILED")
+    (one,) = deployed.json("doctor", code=1)["hosts"]
+    path.write_text(text)
+    (found,) = [finding for finding in one["findings"] if finding["ok"] is False]
+    assert found["name"] == "training on h800"
+    assert run in found["evidence"]
+    assert "CUDA out of memory" in found["evidence"]
+    assert "smaller batch" in found["remedy"]
 
 
 def test_a_deploy_between_the_look_and_the_flip_is_refused(
