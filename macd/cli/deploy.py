@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def plan(
     for one in plans:
         print_plan(one)
     if any(not one.empty for one in plans):
-        print("\n  next: invoke deploy")
+        options = same(env=env, host=host, release=release, inventory=inventory)
+        print(f"\n  next: invoke deploy{options}")
 
 
 @verb(
@@ -82,8 +83,9 @@ def deploy(
 
     known = load(inventory)
     hosts = list(campaign.hosts_of(known, env, host))
+    options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(known, hosts, json=json)
+        return _attach(known, hosts, options, json=json)
     planned = campaign.waves(hosts, wave)
     if dry_run or not yes:
         plans, offer = _plans(known, env, host, release)
@@ -104,7 +106,7 @@ def deploy(
         return apply.deploy(one, known, offer, wish)
 
     run = campaign.Campaign(known, "deploy", env)
-    return _end(run.run(planned, one_host, release=offer.id), "deploy", json=json)
+    return _end(run.run(planned, one_host, release=offer.id), "deploy", options, json=json)
 
 
 @verb(
@@ -155,7 +157,8 @@ def rollback(
         )
 
     run = campaign.Campaign(known, "rollback", env)
-    return _end(run.run([hosts], one_host, to=to), "rollback", json=json)
+    options = same(env=env, host=host, inventory=inventory)
+    return _end(run.run([hosts], one_host, to=to), "rollback", options, json=json)
 
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
@@ -198,7 +201,7 @@ def _not_agreed(*, json: bool) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _attach(known: Inventory, hosts: list[Host], *, json: bool) -> ExitCode | None:
+def _attach(known: Inventory, hosts: list[Host], options: str, *, json: bool) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import campaign, follow
 
@@ -213,18 +216,18 @@ def _attach(known: Inventory, hosts: list[Host], *, json: bool) -> ExitCode | No
     elif outcome is None:
         print(f"{hosts[0].name}: nothing was ever deployed there")
     else:
-        print_end(campaign.Result(outcomes, []), "activation")
+        print_end(campaign.Result(outcomes, []), "activation", options)
     return outcome.exit_code if outcome else None
 
 
-def _end(result: Result, kind: str, *, json: bool) -> ExitCode | None:
+def _end(result: Result, kind: str, options: str, *, json: bool) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
 
     if json and result.error is None:
         told = {"outcomes": as_fields(result.outcomes), "untouched": result.untouched}
         emit({**told, "warnings": result.warnings})
     elif not json:
-        print_end(result, kind)
+        print_end(result, kind, options)
     if result.error is not None:
         raise result.error
     worst = [outcome.exit_code for outcome in result.outcomes if outcome.exit_code]

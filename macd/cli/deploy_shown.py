@@ -162,17 +162,17 @@ def print_plan(plan: Plan) -> None:
             print(f"    do: {problem.hint}")
 
 
-def print_end(result: Result, kind: str) -> None:
-    """What is live where, after all of it."""
+def print_end(result: Result, kind: str, options: str = "") -> None:
+    """What is live where, after all of it. `options`: those that a look from here needs too."""
     for outcome in result.outcomes:
-        print(_end(outcome, kind))
+        print(_end(outcome, kind, options))
     for name in result.untouched:
         print(f"{name}: untouched")
     for warning in result.warnings:
         print(f"note: {warning}")
 
 
-def _end(outcome: Outcome, kind: str) -> str:
+def _end(outcome: Outcome, kind: str, options: str) -> str:
     if outcome.result == "nothing":
         return f"{outcome.host}: nothing to do, {outcome.live} is live"
     if outcome.result == "committed":
@@ -180,7 +180,8 @@ def _end(outcome: Outcome, kind: str) -> str:
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     lines.append(f"  now: {outcome.live or 'nothing'} is live ({outcome.serving})")
-    lines.append("  do: invoke status; invoke doctor; the failed release stays there for study")
+    look = f"invoke status{options}; invoke doctor{options}"
+    lines.append(f"  do: {look}; the failed release stays there for study")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ def provision(
     who = operator()
     done = [provisioning.provision(one, known, who=who, dry_run=True) for one in chosen]
     wanted = [one for one, found in zip(chosen, done, strict=True) if found.changes]
+    options = same(env=env, host=host, inventory=inventory)
     agreed = True
     if wanted and not dry_run:
         if not (json or yes):
-            _print(done, would=True)
+            _print(done, options, would=True)
         agreed = confirm(f"change {', '.join(one.name for one in wanted)}?", yes=yes)
         if agreed:
             campaign = Campaign(known, "provision", env)
@@ -57,15 +58,15 @@ def provision(
     if json:
         emit({"dry_run": not changed, "hosts": [asdict(one) for one in done]})
     elif changed:
-        _print(done, would=False)
+        _print(done, options, would=False)
     elif dry_run:
-        _print(done, would=True)
+        _print(done, options, would=True)
     else:
-        print("nothing was changed\n  do: invoke provision --yes")
+        print(f"nothing was changed\n  do: invoke provision --yes{options}")
     return ExitCode.FAILED if not agreed or any(one.lacks_needed for one in done) else None
 
 
-def _print(done: list[Provisioned], *, would: bool) -> None:
+def _print(done: list[Provisioned], options: str, *, would: bool) -> None:
     for one in done:
         print(f"{one.host}  {one.app}")
         for change in one.changes:
@@ -75,7 +76,8 @@ def _print(done: list[Provisioned], *, would: bool) -> None:
         count = len(one.changes)
         print(f"  {count} change{'s' if count != 1 else ''}{' to make' if would else ''}")
         if one.restart_wanted and not would:
-            print("  the running service has the old unit still: invoke deploy --restart")
+            told = "the running service has the old unit still"
+            print(f"  {told}: invoke deploy --restart{options}")
         if one.note:
             print("  ✗ " + one.note.replace("\n", "\n    "))
         for lacking in one.missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json as jsonlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,6 @@ def verb(
     default: bool = False,
     positional: list[str] | None = None,
     iterable: list[str] | None = None,
-    incrementable: list[str] | None = None,
 ) -> Callable[[Verb], Task[Any]]:
     """Make an Invoke task: a MacdError becomes one message and its exit code, Ctrl-C a word and 1.
 
@@ -44,7 +44,6 @@ def verb(
             default=default,
             positional=positional if positional is not None else [],
             iterable=iterable,
-            incrementable=incrementable,
         )(guarded)
         return made
 
@@ -88,6 +87,15 @@ def debugging() -> bool:
 def emit(data: Any) -> None:
     """Print one JSON document for machines."""
     print(jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def same(*, env: str = "prod", **options: str) -> str:
+    """The options as they were typed, for a hint that goes on where this command was; "" if none.
+
+    The default environment isn't said: every verb knows it.
+    """
+    given = {"env": "" if env == "prod" else env, **options}
+    return "".join(f" --{name} {shlex.quote(text)}" for name, text in given.items() if text)
 
 
 def confirm(question: str, *, yes: bool) -> bool:

@@ -1,0 +1,46 @@
+"""The next command that is named goes on where this one was: same environment, host, inventory."""
+
+from __future__ import annotations
+
+import pytest
+from invoke import Context
+
+from macd.cli import deploy, deploy_shown, provision
+from macd.cli.verb import same
+from macd.deploy.campaign import Result
+from macd.deploy.follow import Outcome
+from macd.deploy.plan import Plan
+from macd.deploy.provision import Provisioned
+
+
+def test_options_are_said_as_they_were_typed_but_for_the_default_environment() -> None:
+    assert same(env="prod", host="", inventory="") == ""
+    assert same(env="staging", host="two") == " --env staging --host two"
+    assert same(inventory="production", release="a b") == " --inventory production --release 'a b'"
+
+
+def test_plan_names_the_deploy_of_the_same_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Plan(host="two", live=None, release="r", steps=("send",))
+    monkeypatch.setattr(deploy, "_plans", lambda *_: ([made], None))
+    deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "  next: invoke deploy --env staging --host two --release r --inventory lab"
+    deploy.plan(Context())
+    assert capsys.readouterr().out.splitlines()[-1] == "  next: invoke deploy"
+
+
+def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome(host="two", result="reverted", live=None, release="r")
+    deploy_shown.print_end(Result([outcome], []), "deploy", " --env staging")
+    told = capsys.readouterr().out
+    assert "do: invoke status --env staging; invoke doctor --env staging;" in told
+
+
+def test_provision_names_the_restart_of_the_same_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Provisioned("two", "/opt/a", (), (), restart_wanted=True)
+    provision._print([done], " --env staging", would=False)
+    assert "invoke deploy --restart --env staging" in capsys.readouterr().out
