@@ -36,6 +36,7 @@ class Desired:
     agent_archive: str  # SHA-256
     flags: Mapping[str, str]
     accepts: Mapping[str, str]
+    allowed_signers: str | None = None  # None: the file isn't here, so nothing can be compared
 
     @property
     def switched(self) -> dict[str, str | None]:
@@ -110,6 +111,7 @@ def _desired(
             "env": host.env,
             "identity": inventory.release.identity,
         },
+        allowed_signers=_signers_here(inventory),
     )
 
 
@@ -196,6 +198,14 @@ def allowed_signers(inventory: Inventory) -> bytes:
             hint=_how_to_sign(inventory, path),
         )
     return path.read_bytes()
+
+
+def _signers_here(inventory: Inventory) -> str | None:
+    """As a host tells its own; a look needs no such file here, only provision does."""
+    path = inventory.release.allowed_signers
+    if path is None or not path.is_file():
+        return None
+    return path.read_bytes().decode("utf-8", "replace")
 
 
 def _how_to_sign(inventory: Inventory, path: Path | None) -> str:

@@ -185,6 +185,8 @@ def drift(found: HostState, wanted: Desired) -> list[str]:
         answering = found.health.get("release")
         if answering not in (None, found.live):
             told.append(f"the running process serves {answering}, not {found.live}")
+    if wanted.allowed_signers not in (None, found.allowed_signers):
+        told.append("state/allowed_signers is not the inventory's; invoke provision puts it there")
     told += _flag_drift(found, wanted)
     told += [f"releases/{name} is nothing a deploy made" for name in found.foreign]
     known = {e["release"] for e in [*found.history, *found.bad]}
