@@ -176,7 +176,7 @@ class ReleaseSettings(_Model):
     gate_key: LocalPath | None = None
     allowed_signers: LocalPath | None = None
     revoked: LocalPath | None = None
-    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release"
+    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release@macd"
     expires_days: Annotated[float, Field(gt=0)] = 30
 
 
@@ -253,5 +253,6 @@ class Inventory(_Model):
         raise UsageError(
             f"inventory {self.name} has no host that serves env {env!r}",
             why=f"environments with a serving host: {known}",
-            hint=f"give --env one of these, or a host role: serve and env: {env} in {self.path}",
+            hint="invoke host.list shows each host and its env; give --env one of these, or a host "
+            f"role: serve and env: {env} in {self.path}",
         )

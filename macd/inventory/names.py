@@ -59,9 +59,10 @@ def _is_ipv6(text: str) -> bool:
     if zone and not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", zone):
         return False
     try:
-        return bool(ipaddress.IPv6Address(address)) or True
+        ipaddress.IPv6Address(address)
     except ValueError:
         return False
+    return True
 
 
 def _matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:

@@ -48,7 +48,8 @@ class ReplayFeed:
             raise MacdError(
                 f"{len(main)} bars of {self._settings.symbol} are too few to replay",
                 why=f"{need} are history before the first one",
-                hint="give service.feed.file a longer file, then: invoke provision",
+                hint="bring more bars into train.data_dir, or lower service.feed.start; then: "
+                "invoke provision",
             )
         self._need = need
         self._first = min(max(int(len(main) * feed.start), need), len(main) - 1)

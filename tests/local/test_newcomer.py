@@ -235,7 +235,9 @@ SLIPS = {
     "yaml broken": Slip(
         "status", 2, "mine.yml", "host.list", edit("mine.yml", "role: serve", "role: [serve")
     ),
-    "no such env": Slip("deploy --env staging", 2, "no host that serves env 'staging'", ""),
+    "no such env": Slip(
+        "deploy --env staging", 2, "no host that serves env 'staging'", "host.list"
+    ),
     # The lab was never started.
     **{
         f"no lab, {words}": Slip(words, 2, ".lab", "lab.up", no_lab)
