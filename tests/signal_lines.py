@@ -1,4 +1,4 @@
-"""Signal lines as the design has them, for tests that need logs and no models.
+"""Signal lines as the service writes them, for tests that need logs and no models.
 
 tests/local/test_gate_service.py holds them to what the real service writes.
 """

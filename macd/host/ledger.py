@@ -84,7 +84,11 @@ def clear_pending(layout: Layout) -> None:
 
 
 def history(layout: Layout) -> List[Dict[str, Any]]:
-    """What was committed here, oldest first: number, release, serial, at, kind, who, flags."""
+    """What was committed here, oldest first.
+
+    Each: number, release, serial, manifest_sha256, at, kind, who; and abandoned, once it was rolled
+    back from (true) or came back later (false).
+    """
     return list(load(layout.state("committed.json"), []))
 
 
