@@ -21,14 +21,20 @@ _TORCH = "ONNX against torch"
 @verb(
     name="health",
     help={
-        "release": "a release's id (default: the newest release)",
+        "release": "a release's id (default: the newest for the environment)",
+        "env": "the environment whose newest release is meant (default: prod)",
         "run": "a training run instead: id below runs/, or a directory",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
         "json": "print one JSON document for machines",
     },
 )
 def health(
-    _: object, release: str = "", run: str = "", inventory: str = "", json: bool = False
+    _: object,
+    release: str = "",
+    run: str = "",
+    env: str = "prod",
+    inventory: str = "",
+    json: bool = False,
 ) -> ExitCode | None:
     """Load and run every model, compare golden predictions; exit 1 if any item fails."""
     from macd.inventory import load
@@ -36,7 +42,7 @@ def health(
     if release and run:
         raise UsageError("--release or --run, not both")
     book = load(inventory)
-    name, items = _of_run(book, run) if run else _of_release(book, release)
+    name, items = _of_run(book, run) if run else _of_release(book, release, env)
     failed = sum(not item.ok for item in items)
     if json:
         emit({"checked": name, "ok": not failed, "items": [asdict(item) for item in items]})
@@ -48,7 +54,7 @@ def health(
     return ExitCode.FAILED if failed else None
 
 
-def _of_release(book: Inventory, named: str) -> tuple[str, list[Item]]:
+def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
     from macd.release import health as checks
     from macd.release.store import Store
     from macd.release.wheelhouse import proved_with
@@ -59,7 +65,7 @@ def _of_release(book: Inventory, named: str) -> tuple[str, list[Item]]:
             f"no releases yet in {store.root}",
             hint="invoke release makes one; invoke health --run ID looks at a training",
         )
-    one = store.load(named or store.ids()[-1])
+    one = store.load(named) if named else store.newest(env)
     tf = str(one.manifest.details.get("tf", "1h"))
     versions = proved_with(one.lock, book.root / "constraints.txt")
     items = checks.check(one.directory, tf=tf, lock=versions)

@@ -31,6 +31,7 @@ _COMMON = {
     "inventory": "which inventory (default: MACD_INVENTORY or lab)",
     "json": "print one JSON document for machines",
 }
+_NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
 
 
 @verb(
@@ -131,13 +132,15 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     print("  live: as deploys from this machine ended; invoke status asks the hosts")
 
 
-@verb(name="show", help=_COMMON | {"id": "a release's id, or how it begins"})
-def show(_: object, id: str = "", inventory: str = "", json: bool = False) -> None:
+@verb(name="show", help=_COMMON | _NEWEST | {"id": "a release's id, or how it begins"})
+def show(
+    _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
+) -> None:
     """Show a release (the newest): origin, figures, criteria, files, lock."""
     from macd.inventory import load
 
     store = store_of(load(inventory))
-    one = _chosen(store, id)
+    one = _chosen(store, id, env)
     if json:
         files = [asdict(file) for file in one.manifest.files]
         emit({**_fields(one), "details": one.manifest.details, "files": files,
@@ -152,9 +155,11 @@ def show(_: object, id: str = "", inventory: str = "", json: bool = False) -> No
 
 @verb(
     name="verify",
-    help=_COMMON | {"id": "a release's id, or a bundle file (default: the newest release)"},
+    help=_COMMON | _NEWEST | {"id": "a release's id, or a bundle file (default: the newest)"},
 )
-def verify(_: object, id: str = "", inventory: str = "", json: bool = False) -> ExitCode | None:
+def verify(
+    _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
+) -> ExitCode | None:
     """Check a release or bundle against its signature; names extra, missing and changed files."""
     from macd.inventory import load
     from macd.release import verify as verifying
@@ -165,7 +170,7 @@ def verify(_: object, id: str = "", inventory: str = "", json: bool = False) -> 
     if id and (Path(id).is_file() or id.endswith((".gz", ".tgz"))):
         report = verifying.bundle(Path(id), signers)
     else:
-        directory = store.root / id if id in store.ids() else _chosen(store, id).directory
+        directory = store.root / id if id in store.ids() else _chosen(store, id, env).directory
         report = verifying.directory(directory, signers)
     if json:
         emit({**asdict(report), "ok": report.ok})
@@ -174,13 +179,12 @@ def verify(_: object, id: str = "", inventory: str = "", json: bool = False) -> 
     return None if report.ok else ExitCode.FAILED
 
 
-def _chosen(store: Store, named: str) -> Release:
+def _chosen(store: Store, named: str, env: str) -> Release:
     if named:
         return store.load(named)
-    known = store.ids()
-    if not known:
+    if not store.ids():
         raise UsageError(f"no releases yet in {store.root}", hint="invoke release")
-    return store.load(known[-1])
+    return store.newest(env)
 
 
 def _live(book: Inventory) -> dict[str, list[str]]:

@@ -63,7 +63,7 @@ def order_of(
     journal = Journal(book.state_dir / "journal.jsonl")
     made = Order(
         run=run,
-        host=host_of(journal, run.id) or run.host,
+        host=host_of(journal, run.id) or "local",
         findings=findings,
         app=book.release.app,
         env=env,

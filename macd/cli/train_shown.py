@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from macd.errors import ExitCode, MacdError
@@ -160,11 +160,6 @@ class Quiet(Shown):
     def _show(self, *, at_once: bool) -> None: ...
 
     def _say(self, text: str) -> None: ...
-
-
-def viewer(host: str, *, quiet: bool) -> AbstractContextManager[Shown]:
-    """Who looks on."""
-    return Quiet(host) if quiet else Shown(host)
 
 
 def show_summary(events: list[dict[str, Any]]) -> None:

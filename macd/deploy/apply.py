@@ -24,7 +24,6 @@ from macd.remote import blobs
 from macd.remote.pending import Pending
 from macd.remote.session import Session, open_session
 
-Agree = Callable[[Plan], bool]
 _AGAIN = "invoke deploy again; what was sent is not sent again"
 _BACK_AGAIN = "invoke rollback again"
 

@@ -184,6 +184,16 @@ def digest(df: pl.DataFrame) -> str:
     return total.hexdigest()
 
 
+def digest_of_all(
+    symbol: str, tf: str, main: pl.DataFrame, cross: Mapping[str, pl.DataFrame]
+) -> str:
+    """One SHA-256 for all bars of a training: its symbol's, and those of other assets by name."""
+    total = hashlib.sha256(f"{symbol} {tf}".encode())
+    for name, frame in {symbol: main, **dict(sorted(cross.items()))}.items():
+        total.update(f"\n{name} {digest(frame)}".encode())
+    return total.hexdigest()
+
+
 def _require_increasing(df: pl.DataFrame, source: str) -> None:
     stamps = df["timestamp"].to_physical().to_numpy()
     bad = np.flatnonzero(np.diff(stamps) <= 0)

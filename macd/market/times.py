@@ -14,7 +14,6 @@ import polars as pl
 
 from macd.market.table import Table
 
-_STAMP = pl.Datetime("ms", "UTC")
 _EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100, in milliseconds
 # Upper bounds of each unit: 1e11 seconds is the year 5138, 1e11 milliseconds is 1973.
 _EPOCHS = ((1e11, 1_000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (float("inf"), 1, 1_000_000))

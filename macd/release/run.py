@@ -18,7 +18,7 @@ import polars as pl
 
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.host.manifest import ManifestError, check_path
-from macd.market.bars import bars_path, digest, read_bars, symbol_name
+from macd.market.bars import bars_path, digest_of_all, read_bars, symbol_name
 
 MODELS = "data/ml_models/"
 RESULTS = "data/gpu_results/"
@@ -36,7 +36,6 @@ class Run:
     metrics: Mapping[str, Any]
     criteria: tuple[Mapping[str, Any], ...]
     audit: Mapping[str, Any]
-    host: str
 
     @property
     def symbol(self) -> str:
@@ -107,7 +106,6 @@ def read(directory: Path) -> Run:
         metrics=_json(directory, "metrics.json"),
         criteria=tuple(_json(directory, "criteria.json")),
         audit=_json(directory, "leak_audit.json"),
-        host=_host(directory),
     )
 
 
@@ -119,7 +117,7 @@ def bars_of(run: Run, data_dir: Path) -> tuple[pl.DataFrame, dict[str, pl.DataFr
     """
     main = read_bars(bars_path(data_dir, run.symbol, run.tf))
     cross = {name: read_bars(bars_path(data_dir, name, run.tf)) for name in run.cross}
-    found = digest_of(run.symbol, run.tf, main, cross)
+    found = digest_of_all(run.symbol, run.tf, main, cross)
     if found != run.digest:
         raise MacdError(
             f"the bars in {data_dir} are not those run {run.id} was trained on",
@@ -129,14 +127,6 @@ def bars_of(run: Run, data_dir: Path) -> tuple[pl.DataFrame, dict[str, pl.DataFr
             f"{run.directory})",
         )
     return main, cross
-
-
-def digest_of(symbol: str, tf: str, main: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> str:
-    """One SHA-256 for all bars of a training; the same number as macd.train.dataset's."""
-    total = hashlib.sha256(f"{symbol} {tf}".encode())
-    for name, frame in {symbol: main, **dict(sorted(cross.items()))}.items():
-        total.update(f"\n{name} {digest(frame)}".encode())
-    return total.hexdigest()
 
 
 def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
@@ -156,15 +146,6 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
         why = "\n".join(wrong[:10])
         raise _refused(directory, f"has {len(wrong)} files that are not as it left them", why)
     return files
-
-
-def _host(directory: Path) -> str:
-    """Where it ran, as the job's record tells; "local" for a run made by hand."""
-    for name in ("order.json", "spec.json"):
-        told = _json(directory, name, {})
-        if isinstance(told, dict) and told.get("host"):
-            return str(told["host"])
-    return "local"
 
 
 def _ended(directory: Path) -> float:

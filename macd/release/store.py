@@ -145,10 +145,6 @@ class Store:
             )
         return path
 
-    def wheels(self, lock: Lock) -> list[tuple[Wheel, Path]]:
-        """Every wheel of a lock and where it lies; MacdError naming the first that is gone."""
-        return [(wheel, self.wheel_path(wheel)) for wheel in lock.wheels]
-
     def keep_wheels(self, lock: Lock, sources: Iterable[Path]) -> None:
         """Take the wheels of a lock from the files that hold them; those already here stay."""
         by_name = {path.name: path for path in sources}

@@ -17,9 +17,6 @@ class Systemd:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
-        for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        micro = environment.get("WATCHDOG_USEC", "")
-        self.watchdog_s = int(micro) / 1e6 if for_us and micro.isdecimal() else 0.0
 
     def tell(self, *lines: str) -> None:
         """Send e.g. "READY=1", "STATUS=...". Nothing is raised: a lost word must not end us."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,10 +29,7 @@ class Bars:
 
     def digest(self) -> str:
         """One sha256 for all of the data that goes in."""
-        total = hashlib.sha256(f"{self.symbol} {self.tf}".encode())
-        for name, frame in {self.symbol: self.main, **dict(sorted(self.cross.items()))}.items():
-            total.update(f"\n{name} {market_bars.digest(frame)}".encode())
-        return total.hexdigest()
+        return market_bars.digest_of_all(self.symbol, self.tf, self.main, self.cross)
 
 
 @dataclass(frozen=True)

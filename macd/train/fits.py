@@ -31,7 +31,6 @@ from macd.train.nets import SEQ
 from macd.train.provenance import Provenance, observe, verify
 
 FAMILIES = ("lgbm", "lstm", "tft")
-FINAL = -1  # the fold index of a fit on everything before the holdout
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
 # Seconds per thousand samples on one core, roughly: only for progress and ETA.
 _WEIGHT = {"lgbm": 0.15, "lstm": 0.27, "tft": 0.5}

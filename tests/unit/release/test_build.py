@@ -95,7 +95,8 @@ def test_the_manifest_tells_where_it_came_from(made: tuple[Workshop, Release]) -
 
 def test_the_wheels_of_its_lock_are_kept(made: tuple[Workshop, Release]) -> None:
     shop, release = made
-    ((wheel, path),) = shop.store.wheels(release.lock)
+    (wheel,) = release.lock.wheels
+    path = shop.store.wheel_path(wheel)
     assert path.read_bytes() == shop.wheel.read_bytes()
     assert path == shop.store.root / "wheels" / wheel.sha256 / wheel.file
 

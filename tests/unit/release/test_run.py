@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from macd.errors import MacdError, RefusedError, UsageError
-from macd.market.bars import read_bars
+from macd.market.bars import digest_of_all, read_bars
 from macd.release import run as runs
 from tests.trained import SAMPLE, bars_directory, trained_run
 from tests.unit.release.making import copy_of_run
@@ -24,7 +24,7 @@ def result(run: Path, **changes: Any) -> None:
 
 def test_a_finished_run_tells_what_it_was() -> None:
     run = runs.read(trained_run())
-    assert (run.symbol, run.tf, run.cross, run.host) == ("BTCUSD", "1h", (), "local")
+    assert (run.symbol, run.tf, run.cross) == ("BTCUSD", "1h", ())
     assert run.digest == (trained_run() / "data_digest").read_text().strip()
     assert "data/ml_models/lstm_1h.onnx" in run.shipped
     assert "data/gpu_results/oof_1h.parquet" in run.shipped
@@ -90,11 +90,12 @@ def test_the_bars_must_be_those_of_the_training(tmp_path: Path) -> None:
         runs.bars_of(run, SAMPLE.parent)
 
 
-def test_the_digest_is_the_trainings_own() -> None:
-    """Two rooms that must not meet compute it; they have to agree to the letter."""
-    from macd.train.dataset import Bars  # noqa: PLC0415 - torch
-
+def test_the_digest_of_all_bars_depends_on_each_name_and_frame_not_on_their_order() -> None:
     main = read_bars(SAMPLE)[:50]
     shifted = main.with_columns(pl.col("close") + 1.0)
-    cross = {"ZZZ": shifted, "AAA": main}
-    assert runs.digest_of("BTCUSD", "1h", main, cross) == Bars("BTCUSD", "1h", main, cross).digest()
+
+    def of(**cross: pl.DataFrame) -> str:
+        return digest_of_all("BTCUSD", "1h", main, cross)
+
+    assert of(ZZZ=shifted, AAA=main) == of(AAA=main, ZZZ=shifted)
+    assert len({of(), of(AAA=main), of(ZZZ=main), of(AAA=shifted), of(AAA=main, ZZZ=shifted)}) == 5

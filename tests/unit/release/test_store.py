@@ -99,11 +99,12 @@ def test_wheels_are_kept_by_hash_and_missed_by_name(store: Store, tmp_path: Path
     (tmp_path / "pip-1.whl").write_bytes(b"pip")
     store.keep_wheels(LOCK, [tmp_path / "pip-1.whl"])
     store.keep_wheels(LOCK, [])  # already here: its source is not needed
-    ((_, path),) = store.wheels(LOCK)
+    (wheel,) = LOCK.wheels
+    path = store.wheel_path(wheel)
     assert path.read_bytes() == b"pip"
     path.write_bytes(b"pi")
     with pytest.raises(MacdError, match=r"pip-1\.whl"):
-        store.wheels(LOCK)
+        store.wheel_path(wheel)
 
 
 @pytest.mark.parametrize(
