@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +71,23 @@ def test_home_in_the_path_of_python_is_the_hosts(start_agent: StartAgent, tmp_pa
 
 
 def test_what_is_shipped_is_the_same_each_time() -> None:
-    tag = bytes(16)
-    assert assembler.opening(tag) == assembler.opening(tag)
-    assert assembler.opening(tag, ["frames"]) == assembler.opening(tag)
+    """Also where sets come in another order, as they do in each new process."""
+    code = (
+        "import hashlib; from macd.remote import assembler; "
+        "print(hashlib.sha256(assembler.opening(bytes(16))).hexdigest())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert told == {hashlib.sha256(assembler.opening(bytes(16))).hexdigest() + "\n"}
+    assert assembler.opening(bytes(16), ["frames"]) == assembler.opening(bytes(16))
 
 
 def test_a_module_that_does_not_exist_is_refused() -> None:
