@@ -39,8 +39,12 @@ def host() -> Iterator[Ward]:
     with ward({1: "good", 2: "good", 3: "good", 4: "bad", 5: "good", 7: "good"}) as made:
         made.save("empty")
         assert made.deploy(1) == "committed"
-        (made.app / ".env").write_text("ML_ENABLE_STACKING=1\n")
+        shadow = "ML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES={}\n"
+        made.flags = {serial: shadow.format(serial) for serial in (1, 2)}
+        (made.app / ".env").write_text(made.flags[1].replace("STACKING=0", "STACKING=1", 1))
         assert made.deploy(2) == "committed"
+        (made.app / ".env").write_text(made.flags[2])
+        assert made.deploy(2) == "committed"  # the same release again: its flags are taken up
         made.check_settled()
         made.check_tidy()
         made.save("two")
