@@ -1,4 +1,7 @@
-"""A Channel to a process on this machine: the agent without SSH, as the tests use it."""
+"""A Channel to a process on this machine: the agent without SSH. Only the tests use it.
+
+Session.over is their way to a session on it; macd itself opens sessions over SSH.
+"""
 
 from __future__ import annotations
 

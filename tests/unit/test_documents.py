@@ -1,7 +1,8 @@
-"""Every command and file that the README and the guides name is really there."""
+"""Every command and file that the README, the guides and our own messages name is really there."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,12 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from macd.inventory.models import Inventory
 from tasks import namespace
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "data/sample/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+SOURCES = sorted((ROOT / "macd").rglob("*.py"))
 _COMMAND = re.compile(r"invoke (?:--help )?([a-z][a-z-]*(?:\.[a-z]+)?)\b")
 _WITH_OPTIONS = re.compile(r"invoke ([a-z][a-z-]*(?:\.[a-z]+)?)((?: [^\n`;#&|]*)?)")
+_SPAN = re.compile(r"`([^`\n]+)`")
+_OURS = re.compile(r"(?:macd|tests|docs|benchmarks|templates|inventory)/[^\s:]*")
+_VERB = re.compile(r"([a-z]+)\.[a-z]+")
+_MAKE = re.compile(r"(?:`|^    )make ([a-z][a-z-]*)", re.MULTILINE)
+# Fields of the service's log lines, which `data.` begins as it does commands.
+_LOGGED = {"data.components", "data.event"}
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -40,6 +52,38 @@ def test_commands_that_are_named_exist(page: Path, tasks: set[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_bare_verbs_exist(page: Path, tasks: set[str]) -> None:
+    """`noun.verb` is a command, or a key of the inventory."""
+    nouns = {name.partition(".")[0] for name in tasks if "." in name}
+    named = {
+        match[0]
+        for span in _SPAN.findall(page.read_text())
+        if (match := _VERB.fullmatch(span)) and match[1] in nouns
+    }
+    unknown = {name for name in named - tasks - _LOGGED if not _is_key(name)}
+    assert unknown == set(), f"{page.name} names {sorted(unknown)}"
+
+
+def _is_key(name: str) -> bool:
+    section, _, key = name.partition(".")
+    field = Inventory.model_fields.get(section)
+    return field is not None and key in getattr(field.annotation, "model_fields", {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_targets_of_make_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(_MAKE.findall(page.read_text())) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_are_named_exist(page: Path) -> None:
+    named = [match[0] for span in _SPAN.findall(page.read_text()) if (match := _OURS.match(span))]
+    gone = [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
+    assert gone == [], f"{page.name} names {gone}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_are_linked_exist(page: Path) -> None:
     for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -47,11 +91,50 @@ def test_files_that_are_linked_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_named_exist(page: Path, tasks: set[str]) -> None:
-    for command, rest in _WITH_OPTIONS.findall(page.read_text()):
+    assert _unknown_options(page.read_text(), tasks) == []
+
+
+def _unknown_options(text: str, tasks: set[str]) -> list[str]:
+    found = []
+    for command, rest in _WITH_OPTIONS.findall(text):
         given = set(re.findall(r"--([a-z][a-z-]*)", rest)) - {"help", "list"}
         if given and command in tasks:
             known = {word for one in namespace[command].get_arguments() for word in one.names}
-            assert given <= known, f"{page.name}: invoke {command} --{min(given - known)}"
+            found += [f"invoke {command} --{option}" for option in sorted(given - known)]
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_our_messages_name_exists(source: Path, tasks: set[str]) -> None:
+    for text in _strings(source):
+        named = set(_COMMAND.findall(text))
+        assert named <= tasks, f"{source.name} names {sorted(named - tasks)}"
+        assert _unknown_options(text, tasks) == []
+
+
+def _strings(source: Path) -> list[str]:
+    """Every string as it will be read: parts joined, {values} as …, docstrings left out."""
+    tree = ast.parse(source.read_text())
+    inner = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
+    inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(_text(part) for part in node.values))
+        elif id(node) not in inner:
+            found.append(_text(node))
+    return found
+
+
+def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    return "…" if isinstance(node, ast.FormattedValue) else ""
 
 
 def test_every_room_is_in_the_picture_and_has_its_paragraph() -> None:
