@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from macd.lab import LabState
 from macd.release import health
 from macd.remote.session import open_session
@@ -73,25 +75,27 @@ def run(lab: LabState, top: Path, name: str, feed: str) -> Running:
     return Running(made, app)
 
 
-def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path) -> None:
-    running = run(lab, tmp_path, "k", "speed: 100, start: 0.85")
+@pytest.mark.parametrize("model", ["TFT", "LSTM"])
+def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path, model: str) -> None:
+    output, file = f"{model} output", f"{model.lower()}_1h.onnx"
+    running = run(lab, tmp_path, f"k{model[0].lower()}", "speed: 100, start: 0.85")
     running.restart(30)
     assert [item.name for item in health.check(running.app.release) if not item.ok] == []
     assert running.project.json("shadow-gate", code=0)["verdict"] == "PASS"
-    assert running.diagnosed(1)["TFT output"]["ok"] is True  # never committed: one problem at least
+    assert running.diagnosed(1)[output]["ok"] is True  # never committed: one problem at least
 
-    make_constant(running.app.models / "tft_1h.onnx")
+    make_constant(running.app.models / file)
     running.restart(60)
     bad = {item.name: item.detail for item in health.check(running.app.release) if not item.ok}
-    assert any("TFT" in name for name in bad), bad
+    assert any(model in name for name in bad), bad
     assert "golden" in " ".join(bad).lower()
     told = running.project.json("shadow-gate", code=1)
     assert told["verdict"] == "FAIL"
     found = running.diagnosed(1)
-    for name in ("serving", "release", "dependencies", "TFT output"):
+    for name in ("serving", "release", "dependencies", output):
         assert found[name]["ok"] is False, (name, found[name])
-    assert "tft_1h.onnx" in found["release"]["evidence"]
-    assert found["TFT output"]["remedy"]
+    assert file in found["release"]["evidence"]
+    assert f"invoke train --mode {model.lower()}" in found[output]["remedy"]
 
 
 def test_a_feed_that_is_at_its_end_is_named(lab: LabState, tmp_path: Path) -> None:
