@@ -22,7 +22,7 @@ from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
 from macd.shadow import gate, reading
-from macd.shadow.analyse import Analysis, Window
+from macd.shadow.analyse import Analysis, Window, step_ms
 from macd.shadow.gate import Decision, Findings, Rule
 
 BUSY, OFF, TROUBLE = "busy", "off", "trouble"
@@ -109,7 +109,8 @@ def judge(layout: Layout, order: dict[str, Any], now: datetime) -> tuple[Decisio
     sources = [one for one in reading.ordered(live) if one.name >= first] if live.is_dir() else []
     reading.analyse(sources, found, workers=1)
     severe = tuple(one["example"] for one in found.severe.document()[:_SEVERE_NAMED])
-    decision = gate.decide(Findings(found.tally(), severe), Rule(**order["rule"]))
+    findings = Findings(found.tally(), severe, _holes(found, end))
+    decision = gate.decide(findings, Rule(**order["rule"]))
     document = {
         "kind": "guard-report",
         "release": order["release"],
@@ -121,6 +122,19 @@ def judge(layout: Layout, order: dict[str, Any], now: datetime) -> tuple[Decisio
         "findings": found.document(),
     }
     return decision, document
+
+
+def _holes(found: Analysis, now_ms: int) -> tuple[str, ...]:
+    """Why the lines can't all be there: with holes in the evidence nothing is PASS."""
+    newest = found.newest_signal
+    told = []
+    if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
+        told.append("stale: no new bar is told")
+    if found.broken or found.incomplete:
+        told.append(f"lines or bars are missing at {found.broken + found.incomplete} places")
+    if found.intruders:
+        told.append("lines of another release stand between those of the live one")
+    return tuple(told)
 
 
 def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
