@@ -5,8 +5,10 @@ And a feed that ended: both need the real service.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +42,25 @@ class Running:
     def restart(self, lines: int) -> None:
         """Start it anew and wait until it wrote that many lines more."""
         before = self._count()
-        host = self.project.inventory.host("prod")
-        with open_session(host, self.project.inventory) as session:
-            session.run(["systemctl", "--user", "daemon-reload"])
-            session.run(["systemctl", "--user", "restart", f"{host.unit}.service"])
+        self._systemctl("daemon-reload")
+        self._systemctl("restart", f"{self.unit}.service")
         deadline = time.monotonic() + PATIENCE_S
         while self._count() < before + lines:
             assert time.monotonic() < deadline, self._count() - before
             time.sleep(0.2)
+
+    @property
+    def unit(self) -> str:
+        return self.project.inventory.host("prod").unit
+
+    def stop(self) -> None:
+        """A replay at this speed would keep a core from every test that follows."""
+        self._systemctl("stop", f"{self.unit}.service")
+
+    def _systemctl(self, *words: str) -> None:
+        host = self.project.inventory.host("prod")
+        with open_session(host, self.project.inventory) as session:
+            session.run(["systemctl", "--user", *words])
 
     def _count(self) -> int:
         logs = (self.app.root / "data/live").glob("trades_*.jsonl")
@@ -58,7 +71,8 @@ class Running:
         return {finding["name"]: finding for finding in one["findings"]}
 
 
-def run(lab: LabState, top: Path, name: str, feed: str) -> Running:
+@contextlib.contextmanager
+def run(lab: LabState, top: Path, name: str, feed: str) -> Iterator[Running]:
     made = project(lab, top, name)
     (made.root / "tasks.py").write_text(TASKS)
     book = made.root / "inventory" / "lab.yml"
@@ -72,13 +86,21 @@ def run(lab: LabState, top: Path, name: str, feed: str) -> Running:
     made.invoke("provision", "--yes")
     env = made.app / ".env"
     env.write_text(env.read_text() + "ML_STACKING_MIN_SAMPLES=0\n")
-    return Running(made, app)
+    running = Running(made, app)
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.mark.parametrize("model", ["TFT", "LSTM"])
 def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path, model: str) -> None:
+    with run(lab, tmp_path, f"k{model[0].lower()}", "speed: 100, start: 0.85") as running:
+        catch(running, model)
+
+
+def catch(running: Running, model: str) -> None:
     output, file = f"{model} output", f"{model.lower()}_1h.onnx"
-    running = run(lab, tmp_path, f"k{model[0].lower()}", "speed: 100, start: 0.85")
     running.restart(30)
     assert [item.name for item in health.check(running.app.release) if not item.ok] == []
     assert running.project.json("shadow-gate", code=0)["verdict"] == "PASS"
@@ -99,10 +121,10 @@ def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path, model: str)
 
 
 def test_a_feed_that_is_at_its_end_is_named(lab: LabState, tmp_path: Path) -> None:
-    running = run(lab, tmp_path, "e", "speed: 100, start: 0.999, loop: false")
-    running.restart(3)
-    deadline = time.monotonic() + PATIENCE_S
-    while (found := running.diagnosed(1)["feed"])["ok"] is not False:
-        assert time.monotonic() < deadline, found
-    assert "at the end of its file" in found["evidence"]
-    assert "service.feed" in found["remedy"]
+    with run(lab, tmp_path, "e", "speed: 100, start: 0.999, loop: false") as running:
+        running.restart(3)
+        deadline = time.monotonic() + PATIENCE_S
+        while (found := running.diagnosed(1)["feed"])["ok"] is not False:
+            assert time.monotonic() < deadline, found
+        assert "at the end of its file" in found["evidence"]
+        assert "service.feed" in found["remedy"]
