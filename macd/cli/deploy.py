@@ -47,9 +47,11 @@ def plan(
 
     for one in plans:
         print_plan(one)
+    options = same(env=env, host=host, release=release, inventory=inventory)
     if any(not one.empty for one in plans):
-        options = same(env=env, host=host, release=release, inventory=inventory)
         print(f"\n  next: invoke deploy{options}")
+    elif any(one.unwell for one in plans):
+        print(f"\n  next: invoke deploy --restart{options}")
 
 
 @verb(
@@ -90,8 +92,10 @@ def deploy(
     if dry_run or not yes:
         plans, offer = _plans(known, env, host, release)
         _show(plans, json=json, dry_run=dry_run)
-        if dry_run or (all(one.empty for one in plans) and not restart):
+        if dry_run:
             return None
+        if all(one.empty for one in plans) and not restart:
+            return _as_it_is(plans, options, json=json)
         if not confirm(f"deploy {offer.id} to {', '.join(h.name for h in hosts)}?", yes=False):
             return _not_agreed(json=json)
     else:
@@ -191,6 +195,16 @@ def _show(plans: list[Plan], *, json: bool, dry_run: bool) -> None:
 
         for one in plans:
             print_plan(one)
+
+
+def _as_it_is(plans: list[Plan], options: str, *, json: bool) -> ExitCode | None:
+    """Nothing differs on any host; that is good only where what is live serves."""
+    if not any(one.unwell for one in plans):
+        return None
+    if not json:
+        again = f"invoke deploy --restart --release {plans[0].release}{options}"
+        print(f"  do: {again}; invoke doctor{options}")
+    return ExitCode.FAILED
 
 
 def _not_agreed(*, json: bool) -> ExitCode:

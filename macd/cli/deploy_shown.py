@@ -116,7 +116,7 @@ def size(count: float) -> str:
 def summary(plan: Plan) -> list[str]:
     """A plan in a few lines."""
     if plan.empty:
-        return [f"nothing to do: {plan.release} is live and everything is as it should be"]
+        return [_nothing_to_do(plan)]
     lines = [f"live   {plan.live or 'nothing'}", f"new    {plan.release}"]
     counts = {how: [d for d in plan.delta if d.how == how] for how in ("new", "changed", "gone")}
     told = ", ".join(f"{len(found)} {how}" for how, found in counts.items() if found)
@@ -131,6 +131,14 @@ def summary(plan: Plan) -> list[str]:
     )
     lines.append(f"back   {way_back(plan)}")
     return lines + [f"note   {note}" for note in plan.notes]
+
+
+def _nothing_to_do(plan: Plan) -> str:
+    if plan.unwell:
+        return f"nothing differs, but {plan.release} does not serve well: {plan.unwell}"
+    if plan.drift:
+        return f"nothing to do: {plan.release} is live and serves, but something has drifted"
+    return f"nothing to do: {plan.release} is live and everything is as it should be"
 
 
 def way_back(plan: Plan) -> str:
@@ -173,12 +181,21 @@ def print_end(result: Result, kind: str, options: str = "") -> None:
 
 
 def _end(outcome: Outcome, kind: str, options: str) -> str:
+    if outcome.result == "nothing" and outcome.well is False:
+        again = f"invoke deploy --restart --release {outcome.release}{options}"
+        what = f"{outcome.release} is live already, but does not serve well: {outcome.serving}"
+        return f"✗ {outcome.host}: {what}\n  do: {again}; invoke doctor{options}"
     if outcome.result == "nothing":
         return f"{outcome.host}: nothing to do, {outcome.live} is live"
     if outcome.result == "committed":
         return f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
+    if outcome.well is False:
+        lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
+        away = f"invoke rollback --to ID{options}"
+        lines.append(f"  do: invoke doctor{options}; {away} goes to one that was live before")
+        return "\n".join(lines)
     lines.append(f"  now: {outcome.live or 'nothing'} is live ({outcome.serving})")
     look = f"invoke status{options}; invoke doctor{options}"
     lines.append(f"  do: {look}; the failed release stays there for study")

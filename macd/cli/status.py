@@ -81,6 +81,8 @@ def _lines(found: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
         alive = "at work" if at["runner"] else "its process died; the next deploy ends it"
         told = f"activation {at['number']}, {at['kind']} of {at['to']}: {at['state']}"
         yield "pending", f"{told}; {alive}"
+    if found.last and found.last["state"] == "reverted":
+        yield "last", _reverted(found.last)
     if found.lock:
         yield "lock", f"{found.lock.get('who')}, {found.lock.get('doing')}"
     yield "rollback", _way_back(found.rollback)
@@ -96,6 +98,12 @@ def _health(found: HostState) -> str:
         return f"✗ {found.health['unreachable']}"
     told = found.health
     return f"✗ {told.get('status')}: release {told.get('release')}, {told.get('last_error')}"
+
+
+def _reverted(last: Mapping[str, Any]) -> str:
+    told = f"activation {last['number']} of {last.get('release')} was reverted"
+    told += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
+    return told if last.get("well") is not False else f"{told}; {last.get('serving')}"
 
 
 def _way_back(target: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcom
             run.send(session)
             begun = run.begun()
             if begun is None:
-                return Outcome(host.name, "nothing", offer.id, run.plan.live, plan=run.plan)
+                return _nothing(run.plan)
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
             raise _interrupted(host, run.asked, _AGAIN) from interrupt
@@ -97,6 +97,11 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             raise _lost(host, error, asked, _BACK_AGAIN) from error
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(seconds=time.monotonic() - started)
+
+
+def _nothing(plan: Plan) -> Outcome:
+    told = Outcome(plan.host, "nothing", plan.release, plan.live, plan=plan)
+    return told.having(serving=plan.unwell, well=not plan.unwell)
 
 
 def _ask(session: Session, host: Host, inventory: Inventory, offer: Offer) -> Pending:

@@ -75,7 +75,7 @@ class Campaign:
     def run(
         self, planned: Sequence[Sequence[Host]], one: Callable[[Host], Outcome], **about: Any
     ) -> Result:
-        """Do the waves in order; a revert, a refusal or lost contact leaves the rest untouched."""
+        """Do the waves in order; the first that ends with anything but 0 is the last."""
         outcomes: list[Outcome] = []
         waiting = [host.name for wave in planned for host in wave]
         for number, wave in enumerate(planned, start=1):
@@ -90,7 +90,7 @@ class Campaign:
                     return Result(outcomes, waiting, error, told)
                 outcomes.append(outcome)
                 self.record("ended", **_recorded(outcome))
-                if outcome.result == "reverted":
+                if outcome.exit_code:
                     told = self._notify(_sentence(self._kind, outcome), good=False)
                     return Result(outcomes, waiting, None, told)
         done = [outcome for outcome in outcomes if outcome.result != "nothing"]
@@ -104,8 +104,12 @@ class Campaign:
 
 
 def _sentence(kind: str, outcome: Outcome) -> str:
+    if outcome.result == "nothing" and outcome.well is False:
+        return f"{outcome.host}: {outcome.live} is live, but does not serve: {outcome.serving}"
     if outcome.result == "reverted":
-        return f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
+        told = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
+        unwell = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
+        return told + unwell if outcome.well is False else told
     return f"{outcome.host}: {outcome.live} is live"
 
 

@@ -37,7 +37,10 @@ class Begun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended on one host: committed, reverted or nothing (to do)."""
+    """How it ended on one host: committed, reverted or nothing (to do).
+
+    `well`: whether what is live now serves well; None where the host could not tell.
+    """
 
     host: str
     result: str
@@ -45,6 +48,7 @@ class Outcome:
     live: str | None
     reason: str = ""
     serving: str = ""
+    well: bool | None = None
     number: int = 0
     sent: int = 0
     seconds: float = 0.0
@@ -56,6 +60,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
+        if self.well is False:  # 4 would promise that the old one serves
+            return ExitCode.FAILED
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
 
@@ -164,6 +170,7 @@ class _Watch:
             live=self._live,
             reason=str(self._last.get("reason", "")),
             serving=str(self._last.get("serving", "")),
+            well=True if how == "committed" else self._last.get("well"),
             number=self._begun.number,
         )
 

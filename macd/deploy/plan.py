@@ -64,6 +64,7 @@ class Plan:
     notes: Sequence[str] = ()
     problems: Sequence[Problem] = ()
     rollback: Mapping[str, Any] = field(default_factory=dict)
+    unwell: str = ""  # why what is live does not serve well
 
     @property
     def empty(self) -> bool:
@@ -109,6 +110,7 @@ def make(
         notes=tuple(_notes(found, offer)) if changed else (),
         problems=tuple(_problems(found, wanted, offer, lacking, now)),
         rollback=_way_back(found, new=new),
+        unwell=found.unwell,
     )
 
 
@@ -247,9 +249,10 @@ def _problems(
     if offer.expires < now:
         told.append(Problem("the release has expired", "invoke release makes a new one"))
     highest = found.serial.get("serial", 0)
-    if offer.serial < highest or (
+    replayed = offer.serial < highest or (
         offer.serial == highest and found.serial.get("release") != offer.id
-    ):
+    )
+    if replayed and offer.id != found.live:  # a newer one that failed forbids no restart
         what = f"its serial {offer.serial} is not above {highest}, which was seen here before"
         told.append(Problem(what, "older releases come back by invoke rollback"))
     return told + _cannot_fit(found, offer, lacking)

@@ -17,7 +17,8 @@ MODULES = ("deploying", "provisioning")
 class HostState:
     """The answer of deploy_facts (macd/host/deploying.py); times are epoch seconds there.
 
-    `units` maps unit name to its text or None; `missing` lists [sha256, bytes already there].
+    `units` maps unit name to its text or None; `missing` lists [sha256, bytes already there];
+    `last` is the last word of the newest activation, `well` in it whether what was left serves.
     """
 
     app: str
@@ -34,6 +35,7 @@ class HostState:
     runtimes: Sequence[str] = ()
     serial: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None
+    last: Mapping[str, Any] | None = None
     lock: Mapping[str, Any] | None = None
     process: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +58,19 @@ class HostState:
             and self.health.get("status") == "ok"
             and self.process.get("active") == "active"
         )
+
+    @property
+    def unwell(self) -> str:
+        """Why what is live does not serve well; "" if it does, or if nothing is live."""
+        if self.live is None or self.serves_well:
+            return ""
+        if self.process.get("active") != "active":
+            return f"the service is {self.process.get('active') or 'unknown'}"
+        if "unreachable" in self.health:
+            return f"it does not answer: {self.health['unreachable']}"
+        if self.health.get("release") != self.live:
+            return f"the running process serves {self.health.get('release')}"
+        return f"its status is {self.health.get('status')}: {self.health.get('last_error')}"
 
 
 def ask(

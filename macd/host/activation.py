@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 from macd.host import ledger, proving, releases, retention, snapshots
 from macd.host.failure import HostError
@@ -192,9 +192,10 @@ class Activation:
         touched = self._pending.state not in ("verified", "checking")
         _give_room(self._layout)
         self._note_the_revert(reason if blames_release else "", touched=touched)
-        serving = self._put_back() if touched else "it was never switched"
+        serving, well = self._put_back() if touched else self._as_it_was()
         with contextlib.suppress(OSError, HostError):
-            self._tell("reverted", reason=reason, live=self._pending.origin, serving=serving)
+            live = self._pending.origin
+            self._tell("reverted", reason=reason, live=live, serving=serving, well=well)
         self._tidy_up()
         return "reverted"
 
@@ -214,7 +215,22 @@ class Activation:
             if blame and pending.kind == "deploy" and pending.to != pending.origin:
                 ledger.mark_bad(self._layout, pending.to, blame, pending.number)
 
-    def _put_back(self) -> str:
+    def _as_it_was(self) -> Tuple[str, Optional[bool]]:
+        """What serves where nothing was switched: as it did, which may be badly."""
+        untouched, origin = "it was never switched", self._pending.origin
+        if origin is None or self._booting:
+            return untouched, None
+        try:
+            sha256 = releases.manifest_sha256(self._layout, origin)
+            wrong = self._prover.wrong_with(origin, sha256)
+        except (OSError, HostError) as error:
+            wrong = str(error)
+        if wrong:
+            return f"{untouched}; {origin} does not serve well: {wrong}", False
+        return untouched, True
+
+    def _put_back(self) -> Tuple[str, Optional[bool]]:
+        """What serves now, in words, and whether well; None where that can't be known here."""
         pending = self._pending
         if pending.origin is None and not self._booting:
             self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
@@ -224,27 +240,28 @@ class Activation:
             snapshots.put(self._layout, self._supervisor, pending.before, reload=True)
         except (OSError, HostError) as error:
             failure = error  # on a full disk: rather the old release with wrong flags than none
+        well: Optional[bool] = None
         if self._booting:
             serving = "systemd starts it next"
         elif pending.origin is None:
             serving = "nothing served before, and nothing serves now"
         else:
-            serving = self._serve_again(pending.origin)
+            serving, well = self._serve_again(pending.origin)
         if failure is not None:
             raise HostError(
                 "flags, settings or units could not be put back",
                 why=str(failure),
                 live=f"{pending.origin}: {serving}",
             ) from failure
-        return serving
+        return serving, well
 
-    def _serve_again(self, origin: str) -> str:
+    def _serve_again(self, origin: str) -> Tuple[str, bool]:
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
             process = self._prover.until_healthy(origin, sha256, self._pending.before)
-            return f"{origin} answers as pid {process.pid}"
+            return f"{origin} answers as pid {process.pid}", True
         except (ActivationFailedError, FileNotFoundError) as error:
-            return f"{origin} is back, but does not serve well: {error}"
+            return f"{origin} is back, but does not serve well: {error}", False
 
 
 def _hold_room(layout: Layout) -> None:

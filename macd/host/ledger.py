@@ -122,6 +122,15 @@ def next_number(layout: Layout) -> int:
     return max(begun, default=0) + 1
 
 
+def last_end(layout: Layout) -> Optional[Dict[str, Any]]:
+    """The last word of the newest activation here; None while it has none, or before the first."""
+    number = next_number(layout) - 1
+    events = EventLog(layout, number).read()
+    if not events or events[-1]["state"] not in ("committed", "reverted"):
+        return None
+    return {"number": number, **events[-1]}
+
+
 def drop_old_logs(layout: Layout, number: int) -> None:
     """Forget the events of activations long over; the journal keeps what happened."""
     directory = layout.state("activations")

@@ -52,6 +52,7 @@ def deploy_facts(
         "runtimes": _names(layout.runtimes),
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
+        "last": ledger.last_end(layout) if os.path.isdir(layout.state("activations")) else None,
         "lock": ledger.holder_of(layout, DEPLOY_LOCK) if os.path.isdir(layout.state()) else None,
         "process": vars(process),
         # With a socket but no release, asking would only make systemd try to start nothing.

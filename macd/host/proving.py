@@ -73,6 +73,17 @@ class Prover:
             time.sleep(POLL_S)
         raise ActivationFailedError(f"it did not stay well: {wrong}")
 
+    def wrong_with(self, release: str, manifest_sha256: str) -> str:
+        """Why `release` does not serve well as it runs now, "" if it does; restarts nothing."""
+        wrong = ""
+        for _ in range(_TRIES):
+            now = self._supervisor.show(self._pending.unit)
+            wrong, _ = self._asked(release, manifest_sha256, now)
+            if not wrong:
+                break
+            time.sleep(POLL_S)
+        return wrong
+
     def _asked(self, release: str, manifest_sha256: str, process: Process) -> Tuple[str, bool]:
         """Why its answer does not prove that `process` serves `release` well ("" if it does).
 

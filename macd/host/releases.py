@@ -68,8 +68,10 @@ def accept(
         raise _refused("the release has expired", why, "invoke release makes a new one")
     identifier = release_id(raw)
     highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
-    replayed = manifest.serial < highest["serial"]
-    if replayed or (manifest.serial == highest["serial"] and identifier != highest["release"]):
+    replayed = manifest.serial < highest["serial"] or (
+        manifest.serial == highest["serial"] and identifier != highest["release"]
+    )
+    if replayed and identifier != live_release(layout):  # what is live may be restarted
         why = f"its serial {manifest.serial} is not above {highest['serial']}, seen here before"
         hint = "older releases come back by invoke rollback only"
         raise _refused("an older release was offered as a new one", why, hint)

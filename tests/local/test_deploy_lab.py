@@ -230,6 +230,30 @@ def test_the_hosts_own_journal_is_read_and_checked(bench: Project) -> None:
     path.write_text(whole)
 
 
+def test_a_revert_to_what_does_not_start_is_no_4_and_a_restart_brings_it_back(
+    bench: Project,
+) -> None:
+    before = str(bench.live)
+    serve = bench.app / "current" / "app" / "serve.py"
+    whole = serve.read_bytes()
+    serve.unlink()  # the blob it is linked to stays as it is
+    serve.write_text("raise SystemExit('its disk is gone')")
+    bench.release(50, "exits")
+    told = bench.invoke("deploy", "--yes", code=1)
+    assert f"NOTHING SERVES WELL: {before} is back, but does not serve well" in told
+    assert "invoke rollback --to ID" in told
+    status = bench.json("status", code=1)["hosts"][0]
+    assert (status["well"], status["last"]["well"]) == (False, False)
+    same = ("deploy", "--release", before)
+    assert "does not serve well" in bench.invoke(*same, code=1)
+    told = bench.invoke(*same, "--yes", code=1)
+    assert f"do: invoke deploy --restart --release {before}" in told
+    serve.unlink()
+    serve.write_bytes(whole)
+    bench.invoke(*same, "--yes", "--restart")  # though a newer serial was seen here
+    assert bench.json("status")["well"]
+
+
 def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path) -> None:
     made = project(lab, tmp_path / "w", "wave-a")
     path = made.root / "inventory" / "lab.yml"

@@ -38,6 +38,39 @@ def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> Non
     assert "do: invoke status --env staging; invoke doctor --env staging;" in told
 
 
+def test_what_does_not_serve_is_said_with_the_way_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither "the old one is live" after a revert, nor "as it should be" where it is down."""
+    down = Outcome("two", "reverted", "new", "old", "it hangs", "old is down", well=False)
+    deploy_shown.print_end(Result([down], []), "deploy", " --env staging")
+    told = capsys.readouterr().out
+    assert "now: NOTHING SERVES WELL: old is down" in told
+    assert "invoke doctor --env staging; invoke rollback --to ID --env staging" in told
+    same_one = Outcome("two", "nothing", "r", "r", serving="the service is failed", well=False)
+    deploy_shown.print_end(Result([same_one], []), "deploy", " --env staging")
+    told = capsys.readouterr().out
+    assert "r is live already, but does not serve well: the service is failed" in told
+    assert "do: invoke deploy --restart --release r --env staging" in told
+
+
+@pytest.mark.parametrize(
+    ("unwell", "drift", "said"),
+    [
+        ("", (), "everything is as it should be"),
+        ("", ("releases/x is nothing a deploy made",), "something has drifted"),
+        ("the service is failed", (), "does not serve well: the service is failed"),
+    ],
+)
+def test_as_it_should_be_is_said_only_where_it_is(
+    unwell: str, drift: tuple[str, ...], said: str
+) -> None:
+    made = Plan(host="two", live="r", release="r", drift=drift, unwell=unwell)
+    [line] = deploy_shown.summary(made)
+    assert said in line
+    assert ("as it should be" in line) == (not unwell and not drift)
+
+
 def test_provision_names_the_restart_of_the_same_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

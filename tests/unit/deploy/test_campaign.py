@@ -81,6 +81,20 @@ def test_a_revert_leaves_the_rest_untouched(inventory: Inventory) -> None:
     assert records[-1].fields["result"] == "reverted"
 
 
+@pytest.mark.parametrize("result", ["reverted", "nothing"])
+def test_what_does_not_serve_is_no_4_and_stops_the_waves(inventory: Inventory, result: str) -> None:
+    """4 promises that the old release serves; 0 that all is as it should be."""
+
+    def one(host: Host) -> Outcome:
+        return Outcome(host.name, result, "new", "old", serving="old is down", well=False)
+
+    ended = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, ""), one)
+    assert [outcome.exit_code for outcome in ended.outcomes] == [ExitCode.FAILED]
+    assert len(ended.untouched) == 4
+    last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
+    assert (last.fields["result"], last.fields["well"]) == (result, False)
+
+
 def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None:
     def one(host: Host) -> Outcome:
         raise ContactLostError("gone")
