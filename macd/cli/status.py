@@ -192,9 +192,11 @@ def _told(label: str, value: Any) -> list[str]:
 
 
 def _figures(family: str, by_head: Mapping[str, Any]) -> str:
+    from macd.release.card import auc
+
     measured = {head: one["val"] for head, one in by_head.items() if one.get("val")}
     heads = [
-        f"{head} {val['value']:.3f} [{val['low']:.3f}, {val['high']:.3f}]"
+        f"{head} {auc(val)}"
         for head, val in sorted(measured.items(), key=lambda item: int(item[0].rstrip("hmd")))
     ]
     return f"{family:<10} val AUC  {'  '.join(heads)}"

@@ -69,7 +69,7 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for model, name in _NAMES.items():
         for head, figures in sorted(details["metrics"].get(model, {}).items(), key=_bars_ahead):
             star = " ★" if details["best_head"].get(model) == head else ""
-            aucs = [_auc(figures[part]) for part in _PARTS]
+            aucs = [auc(figures[part]) for part in _PARTS]
             n = figures["val"]["n"]
             rows.append((name, f"{head}{star}", *aucs, "–" if n is None else f"{n:,}"))
     return rows
@@ -80,7 +80,8 @@ def _bars_ahead(item: tuple[str, Any]) -> int:
     return int(item[0].rstrip("mhd"))
 
 
-def _auc(figures: Mapping[str, Any]) -> str:
+def auc(figures: Mapping[str, Any]) -> str:
+    """With its interval where there is one; few samples have none, one class has no value."""
     if figures["value"] is None:
         return "not known"
     if figures["low"] is None:
