@@ -123,8 +123,9 @@ def summary(plan: Plan) -> list[str]:
     same = sum(1 for d in plan.delta if d.how == "same")
     if plan.delta:
         lines.append(f"files  {told or 'none differ'}; {same} the same")
-    if plan.diffs:
-        lines.append(f"also   {', '.join(diff.name for diff in plan.diffs)}")
+    also = [diff.name for diff in plan.diffs if diff.by == "deploy"]
+    if also:
+        lines.append(f"also   {', '.join(also)}")
     lines.append(
         f"send   {plan.blobs} blobs, {size(plan.send_bytes)} (about {size(plan.wire_bytes)} "
         f"compressed), {plan.round_trips} round trips"
@@ -157,7 +158,8 @@ def print_plan(plan: Plan) -> None:
         if row.how != "same":
             print(f"    {row.how:<8}{row.path}  {size(row.size)}")
     for diff in plan.diffs:
-        print(f"  {diff.name} differs")
+        by = "" if diff.by == "deploy" else "; invoke provision puts it right"
+        print(f"  {diff.name} differs{by}")
         for line in diff.text.splitlines():
             print(f"    {line}")
     if plan.steps:

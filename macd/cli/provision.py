@@ -56,7 +56,8 @@ def provision(
                     campaign.record("done", host=one.name, changes=len(done[index].changes))
     changed = agreed and not dry_run
     if json:
-        emit({"dry_run": not changed, "hosts": [asdict(one) for one in done]})
+        hosts = [{**asdict(one), "restart_wanted": one.restart_wanted} for one in done]
+        emit({"dry_run": not changed, "hosts": hosts})
     elif changed:
         _print(done, options, would=False)
     elif dry_run:
@@ -75,9 +76,12 @@ def _print(done: list[Provisioned], options: str, *, would: bool) -> None:
                 print("".join(f"      {line}\n" for line in change.diff.splitlines()), end="")
         count = len(one.changes)
         print(f"  {count} change{'s' if count != 1 else ''}{' to make' if would else ''}")
-        if one.restart_wanted and not would:
-            told = "the running service has the old unit still"
-            print(f"  {told}: invoke deploy --restart{options}")
+        if one.restart_wanted:
+            told = f"{', '.join(one.stale)}: the running service has the old still"
+            told = (
+                f"then, for the running service to have {', '.join(one.stale)}" if would else told
+            )
+            print(f"  {told}: invoke deploy --restart{options} --release {one.live}")
         if one.note:
             print("  ✗ " + one.note.replace("\n", "\n    "))
         for lacking in one.missing:

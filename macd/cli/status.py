@@ -48,9 +48,13 @@ def status(
 
 
 def _fields(name: str, found: HostState, drifted: list[str]) -> dict[str, Any]:
+    from macd.host.masking import masked
+
     shown = asdict(found)
     for secret in ("env", "allowed_signers", "live_files"):
         shown.pop(secret)
+    shown["units"] = {name: text and masked(text) for name, text in found.units.items()}
+    shown["service_settings"] = found.service_settings and masked(found.service_settings)
     flags = dict(found.health.get("flags", {}))
     more = {"host": name, "drift": drifted, "flags": flags, "since": _since(found)}
     return {**shown, **more, "well": found.serves_well}

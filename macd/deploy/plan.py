@@ -5,12 +5,12 @@ Pure. It opens nothing, asks no clock, and is as printable as it is testable.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from macd.deploy.desired import Desired
+from macd.deploy.diffs import Diff, differing
 from macd.deploy.offer import Offer, Part
 from macd.deploy.state import HostState
 from macd.host import envfile
@@ -19,14 +19,6 @@ from macd.host import envfile
 # question included; stage and activate are asked together, right behind the data.
 _UNTIL_LIVE = 7
 _TO_CONFIRM = 6
-
-
-@dataclass(frozen=True)
-class Diff:
-    """How one text on the host would change; secrets are covered."""
-
-    name: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -90,11 +82,10 @@ def make(
     Args:
         now: epoch seconds, for the release's expiry.
     """
-    diffs = tuple(_diffs(found, wanted))
-    switched = [diff for diff in diffs if diff.name in wanted.switched]
-    changed = found.live != offer.id or bool(switched) or restart
-    lacking = [] if not changed else _lacking(found, offer)
     new = found.live != offer.id
+    diffs = tuple(differing(found, wanted, new=new))
+    changed = new or restart or any(diff.by == "deploy" for diff in diffs)
+    lacking = [] if not changed else _lacking(found, offer)
     return Plan(
         host=host,
         live=found.live,
@@ -150,24 +141,6 @@ def _delta(found: HostState, offer: Offer) -> list[Delta]:
         rows.append(Delta(part.path, how, part.size))
     kept = {part.path for part in offer.files}
     return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in kept]
-
-
-def _diffs(found: HostState, wanted: Desired) -> list[Diff]:
-    pairs = {name: (found.units.get(name), text) for name, text in wanted.units.items()}
-    pairs["service.json"] = (found.service_settings, wanted.service_settings)
-    return [
-        Diff(name, unified(before or "", after or "", name))
-        for name, (before, after) in pairs.items()
-        if before != after
-    ]
-
-
-def unified(before: str, after: str, name: str) -> str:
-    """A unified diff without the two lines of file names' times."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"{name} (host)", f"{name} (here)", lineterm=""
-    )
-    return "\n".join(lines)
 
 
 def drift(found: HostState, wanted: Desired) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from macd.deploy import archive, desired, state
-from macd.deploy.plan import unified
+from macd.deploy.diffs import unified
 from macd.inventory import Host, Inventory
 from macd.remote.failures import RemoteFileNotFoundError
 from macd.remote.session import Session, open_session
@@ -27,6 +27,7 @@ class Change:
 class Provisioned:
     """What it took. `missing`: programs the host lacks, each with the package that has it.
 
+    stale: what was rewritten and the running process still has as it was; `live` is its release.
     note: what provision can't mend, "" if there is nothing.
     """
 
@@ -34,8 +35,13 @@ class Provisioned:
     app: str
     changes: Sequence[Change]
     missing: Sequence[Mapping[str, Any]]
-    restart_wanted: bool
+    stale: Sequence[str] = ()
+    live: str = ""
     note: str = ""
+
+    @property
+    def restart_wanted(self) -> bool:
+        return bool(self.live and self.stale)
 
     @property
     def lacks_needed(self) -> bool:
@@ -81,15 +87,26 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             dry_run=dry_run,
         )
     changes = [_change(one) for one in told["changes"]]
-    touched = {change.name for change in changes if change.what == "unit"}
     return Provisioned(
         host=host.name,
         app=told["app"],
         changes=changes,
         missing=told["missing"],
-        restart_wanted=found.live is not None and bool(touched & set(wanted.switched)),
+        stale=_stale(changes, [*wanted.switched, ".env", *replayed]),
+        live=found.live or "",
         note=note,
     )
+
+
+def _stale(changes: Sequence[Change], read_at_start: Sequence[str]) -> list[str]:
+    """Names of what the service reads when it starts, whose content was changed."""
+    return [
+        name
+        for name in read_at_start
+        for change in changes
+        if change.how in ("created", "changed", "removed")
+        and (change.name == name or change.name.endswith(f"/{name}"))
+    ]
 
 
 def _no_bars(session: Session, host: Host, inventory: Inventory, sent: set[str]) -> str:

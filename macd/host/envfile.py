@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Dict, List, Mapping, Tuple
 
+from macd.host.masking import SECRET
+
 _KEY = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
 # What would change which code the process loads, or whom it trusts, whatever the unit says. No list
@@ -20,7 +22,6 @@ _FORBIDDEN = re.compile(
     r"|(PATH|IFS|ENV|SHELL|HOME|TMPDIR|TEMP|TMP|LOCPATH|NLSPATH|TZDIR|SSLKEYLOGFILE|NETRC|HOSTALIASES"
     r"|LOCALDOMAIN|RES_OPTIONS|RESOLV_HOST_CONF|NOTIFY_SOCKET|CREDENTIALS_DIRECTORY)\Z)"
 )
-_SECRET = re.compile(r"(KEY|SECRET|TOKEN|PASS|CREDENTIAL|WEBHOOK)")
 FLAGS: Dict[str, "re.Pattern[str]"] = {
     "ML_ENABLE_STACKING": re.compile(r"[01]\Z"),
     "ML_STACKING_MIN_SAMPLES": re.compile(r"[0-9]{1,9}\Z"),
@@ -62,16 +63,6 @@ def with_values(text: str, changes: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def masked(text: str) -> str:
-    """The file as it may be shown: values whose key speaks of a secret are covered."""
-    shown = []
-    for line in text.splitlines():
-        key, equals, _ = line.partition("=")
-        hidden = equals and not _is_comment(line) and _SECRET.search(key.upper())
-        shown.append(f"{key}=••••" if hidden else line)
-    return "\n".join(shown) + ("\n" if shown else "")
-
-
 def _is_comment(line: str) -> bool:
     return not line.strip() or line.lstrip().startswith(("#", ";"))
 
@@ -111,5 +102,5 @@ def _check(key: str, value: str) -> None:
         raise EnvFileError(f"{key} would change what the service loads or trusts")
     shape = FLAGS.get(key, _VALUE)
     if not shape.match(value):
-        told = "a value" if _SECRET.search(key) else repr(value)
+        told = "a value" if SECRET.search(key) else repr(value)
         raise EnvFileError(f"{key} can't be {told}: letters, digits and _.,:/@+=%- only")

@@ -21,6 +21,7 @@ from macd.host import durable, envfile, ledger
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.ledger import locked
+from macd.host.masking import masked
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
@@ -190,7 +191,7 @@ class _Run:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown = _texts(envfile.masked(text).encode(), envfile.masked(after).encode())
+            shown = _texts(masked(text).encode(), masked(after).encode())
             if self._change("file", path, how, **shown):
                 durable.replace_file(path, after.encode(), mode=0o600)
             return

@@ -197,13 +197,27 @@ def test_a_lost_wheel_is_told_before_anything_is_switched(bench: Project) -> Non
 
 def test_a_changed_unit_is_drift_and_deploy_puts_it_right(bench: Project) -> None:
     unit = bench.lab.hosts["prod"].home / ".config/systemd/user/deploy-test.service"
-    unit.write_text(unit.read_text() + "# by hand\n")
+    unit.write_text(unit.read_text() + "# by hand\n# API_TOKEN=s3cret\n")
     shown = bench.invoke("plan")
     assert "-# by hand" in shown
+    assert "-# API_TOKEN=••••" in shown
+    looks = bench.invoke("provision", "--dry-run") + bench.invoke("status", "--json")
+    assert "s3cret" not in shown + looks
     assert "drift  deploy-test.service was changed" in shown
     bench.invoke("deploy", "--yes")
     assert "# by hand" not in unit.read_text()
     assert "drift     none" in bench.invoke("status")
+
+
+def test_provision_says_that_a_restart_is_due_for_what_it_rewrote(bench: Project) -> None:
+    settings = bench.app / "service.json"
+    settings.write_text(settings.read_text().replace("{", '{\n "ours": 1,', 1))
+    due = f"invoke deploy --restart --release {bench.live}"
+    assert due in bench.invoke("provision", "--dry-run")
+    told = bench.invoke("provision", "--yes")
+    assert "service.json: the running service has the old still" in told
+    assert due in told
+    assert "restart" not in bench.invoke("provision", "--yes")
 
 
 def test_a_host_that_is_not_there(bench: Project, clean_links: LabState) -> None:

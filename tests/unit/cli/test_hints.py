@@ -74,6 +74,11 @@ def test_as_it_should_be_is_said_only_where_it_is(
 def test_provision_names_the_restart_of_the_same_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = Provisioned("two", "/opt/a", (), (), restart_wanted=True)
-    provision._print([done], " --env staging", would=False)
-    assert "invoke deploy --restart --env staging" in capsys.readouterr().out
+    done = Provisioned("two", "/opt/a", (), (), stale=[".env", "service.json"], live="r")
+    for would in (False, True):
+        provision._print([done], " --env staging", would=would)
+        told = capsys.readouterr().out
+        assert ".env, service.json" in told
+        assert "invoke deploy --restart --env staging --release r" in told
+    provision._print([Provisioned("two", "/opt/a", (), (), stale=[".env"])], "", would=False)
+    assert "restart" not in capsys.readouterr().out  # nothing runs there yet

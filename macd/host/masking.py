@@ -1,0 +1,58 @@
+"""Cover secrets in a text that people are shown: settings, units, flags files, diffs of them.
+
+Better a harmless value covered than a secret shown: what follows a name that speaks of a secret is
+covered to the end of its line, and on through the lines that carry the value on.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import List
+
+COVER = "••••"
+_WORDS = r"KEY|SECRET|TOKEN|PASS|PWD|CRED|WEBHOOK|AUTHORIZATION|BEARER"
+SECRET = re.compile(_WORDS, re.IGNORECASE)
+# NAME=value and "name": value anywhere in a line, --name value, Bearer value.
+_NAMED = re.compile(
+    rf"""[\w.-]*(?:{_WORDS})[\w.-]*["']?\s*[=:]|-[\w-]*(?:{_WORDS})[\w-]*\s|\bBEARER\s""",
+    re.IGNORECASE,
+)
+_LOGIN = re.compile(r"://[^\s\"']*@")
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+
+
+def masked(text: str) -> str:
+    """The same lines with secrets covered: named ones, and what logs in by a URL."""
+    return "".join(f"{line}\n" for line in masked_lines(text))
+
+
+def masked_lines(text: str) -> List[str]:
+    """As `masked`, one for each line of text.splitlines()."""
+    shown: List[str] = []
+    depth, carried = 0, False
+    for line in text.splitlines():
+        if depth or carried:
+            shown.append(COVER)
+            depth = max(0, depth + _opened(line))
+            carried = line.endswith("\\") or (carried and not line.strip())
+            continue
+        found = _NAMED.search(line)
+        if found is None:
+            shown.append(_without_login(line))
+            continue
+        value = line[found.end() :]
+        shown.append(_without_login(line[: found.end()]) + COVER)
+        is_json = found[0].endswith(":")
+        depth = max(0, _opened(value)) if is_json else 0
+        carried = line.endswith("\\") or (is_json and not value.strip())
+    return shown
+
+
+def _without_login(line: str) -> str:
+    return _LOGIN.sub(f"://{COVER}@", line)
+
+
+def _opened(line: str) -> int:
+    """How many brackets of JSON it leaves open; those inside of strings don't count."""
+    bare = _QUOTED.sub("", line)
+    return sum((one in "[{") - (one in "]}") for one in bare)

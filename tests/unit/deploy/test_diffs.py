@@ -1,0 +1,61 @@
+"""Diffs of what stands on a host: every change is seen, no secret is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from macd.deploy.desired import Desired
+from macd.deploy.diffs import Diff, differing, unified
+from macd.deploy.state import HostState
+
+BASE = json.loads((Path(__file__).parents[2] / "cases" / "plan" / "base.json").read_text())
+
+
+def differs(*, new: bool = False, desired: Any = None, **facts: Any) -> list[Diff]:
+    found = HostState(**{**BASE["facts"], **facts})
+    return differing(found, Desired(**{**BASE["desired"], **(desired or {})}), new=new)
+
+
+def test_a_secret_that_changes_is_seen_to_change_and_not_shown() -> None:
+    told = unified("MODE=a\nAPI_TOKEN=old1\n", "MODE=a\nAPI_TOKEN=new2\n", ".env")
+    assert told.splitlines()[-2:] == ["-API_TOKEN=••••", "+API_TOKEN=••••"]
+    before, after = (json.dumps({"tokens": ["x", secret]}, indent=1) for secret in ("old1", "new2"))
+    told = unified(before, after, "service.json")
+    assert {"-••••", "+••••"} <= set(told.splitlines())
+    assert "old1" not in told
+    assert "new2" not in told
+
+
+def test_units_and_settings_are_shown_without_what_was_put_there_by_hand() -> None:
+    name = "macd-analysis.service"
+    units = {**BASE["facts"]["units"], name: "[Service]\nEnvironment=TOKEN=s3cret\n"}
+    settings = '{\n "proxy": "http://bob:s3cret@proxy",\n "symbol": "BTCUSD"\n}\n'
+    told = {diff.name: diff for diff in differs(units=units, service_settings=settings)}
+    assert told[name].text.count("TOKEN=••••") == 1
+    assert "http://••••@proxy" in told["service.json"].text
+    assert "s3cret" not in repr(told)
+
+
+def test_the_flags_file_shows_what_a_deploy_and_what_provision_would_change() -> None:
+    env = "ML_ENABLE_STACKING=1\nAPI_TOKEN=s3cret\nTHEIRS=x\nML_STACKING_MIN_SAMPLES=9\n"
+    flags = {"flags": {"ML_ENABLE_STACKING": "0", "ML_STACKING_MIN_SAMPLES": "50"}}
+    deploys, provisions = differs(new=True, env=env, desired=flags)
+    assert (deploys.name, deploys.by) == (".env", "deploy")
+    assert "-ML_ENABLE_STACKING=1\n+ML_ENABLE_STACKING=0" in deploys.text
+    assert (provisions.name, provisions.by) == (".env", "provision")
+    assert "-ML_STACKING_MIN_SAMPLES=9\n+ML_STACKING_MIN_SAMPLES=50" in provisions.text
+    assert "s3cret" not in deploys.text + provisions.text
+    assert "THEIRS" not in deploys.text + provisions.text
+    [only] = differs(new=False, env=env, desired=flags)  # the same release keeps its flags
+    assert only.by == "provision"
+
+
+def test_keys_that_may_sign_are_shown_for_provision_to_put_right() -> None:
+    ours = "release@test ssh-ed25519 AAAA\n"
+    [diff] = differs(
+        allowed_signers=f"{ours}mallory@test ssh-ed25519 BBBB\n", desired={"allowed_signers": ours}
+    )
+    assert (diff.name, diff.by) == ("state/allowed_signers", "provision")
+    assert "-mallory@test ssh-ed25519 BBBB" in diff.text
