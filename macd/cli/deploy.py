@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import confirm, emit, same, verb
+from macd.cli.verb import confirm, emit, error_fields, same, verb
 from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def deploy(
     name="rollback",
     help={
         **_COMMON,
-        "to": "release id, one that was live there (default: the last good one before)",
+        "to": "release id, one that was live there (default: undo the last deploy, where live)",
         "dry-run": "only say where it would go",
         "yes": "do not ask",
     },
@@ -133,22 +133,23 @@ def rollback(
     json: bool = False,
 ) -> ExitCode | None:
     """Back to the last good release: models, code, runtime, unit and flags; nothing is sent."""
-    from macd.deploy import apply, campaign
+    from macd.deploy import apply, back, campaign
     from macd.deploy.observe import observe
     from macd.inventory import load
 
     known = load(inventory)
     hosts = list(campaign.hosts_of(known, env, host))
-    if dry_run or not yes:
-        targets = {one.name: to or observe(one, known).rollback.get("release") for one in hosts}
+    stay: list[str] = []
+    if dry_run or not yes or (len(hosts) > 1 and not to):
+        ways = back.ways([(one.name, observe(one, known)) for one in hosts], to)
+        stay = [way.host for way in ways if way.stays]
         if dry_run and json:
-            emit({"dry_run": True, "to": targets})
-            return None
-        for name, target in targets.items():
-            print(f"{name}: back to {target or 'nothing: no other good release was live there'}")
+            emit({"dry_run": True, "to": {w.host: None if w.stays else w.to for w in ways}})
+        elif not json:
+            print("\n".join(f"{way.host}: {way}" for way in ways))
         if dry_run:
             return None
-        if not confirm("roll back?", yes=False):
+        if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
     progress = _progress(json)
 
@@ -162,7 +163,9 @@ def rollback(
 
     run = campaign.Campaign(known, "rollback", env)
     options = same(env=env, host=host, inventory=inventory)
-    return _end(run.run([hosts], one_host, to=to), "rollback", options, json=json)
+    result = run.run([[one for one in hosts if one.name not in stay]], one_host, to=to)
+    result = replace(result, untouched=[*result.untouched, *stay])
+    return _end(result, "rollback", options, json=json)
 
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
@@ -237,12 +240,15 @@ def _attach(known: Inventory, hosts: list[Host], options: str, *, json: bool) ->
 def _end(result: Result, kind: str, options: str, *, json: bool) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
 
-    if json and result.error is None:
+    if json:
         told = {"outcomes": as_fields(result.outcomes), "untouched": result.untouched}
-        emit({**told, "warnings": result.warnings})
-    elif not json:
+        failed = error_fields(result.error) if result.error else {}
+        emit({**told, "warnings": result.warnings, **failed})
+    else:
         print_end(result, kind, options)
     if result.error is not None:
-        raise result.error
+        if not json:
+            raise result.error
+        return result.error.exit_code
     worst = [outcome.exit_code for outcome in result.outcomes if outcome.exit_code]
     return worst[0] if worst else None

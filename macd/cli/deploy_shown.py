@@ -190,7 +190,10 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     if outcome.result == "nothing":
         return f"{outcome.host}: nothing to do, {outcome.live} is live"
     if outcome.result == "committed":
-        return f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
+        told = f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
+        shadow = "it came back in shadow (ML_ENABLE_STACKING=0); to have stacking decide again:"
+        again = f"invoke shadow-gate{options}, then invoke enable-stacking{options}"
+        return f"{told}\n  {shadow}\n  {again}" if kind == "rollback" else told
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     if outcome.well is False:

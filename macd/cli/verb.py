@@ -72,11 +72,16 @@ def _tell(error: MacdError, *, as_json: bool) -> int:
     if debugging():
         traceback.print_exception(error)
     if as_json:
-        fields = {k: getattr(error, k) for k in ("what", "why", "live", "hint")}
-        emit({"error": fields, "exit_code": int(error.exit_code)})
+        emit(error_fields(error))
     else:
         print(f"✗ {error}", file=sys.stderr)
     return int(error.exit_code)
+
+
+def error_fields(error: MacdError) -> dict[str, Any]:
+    """An error as a JSON document tells it."""
+    fields = {k: getattr(error, k) for k in ("what", "why", "live", "hint")}
+    return {"error": fields, "exit_code": int(error.exit_code)}
 
 
 def debugging() -> bool:
@@ -104,4 +109,5 @@ def confirm(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout may be for a machine
+    return input().strip().lower() in ("y", "yes")

@@ -85,11 +85,14 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             held.result()
             _tell_recovered(recovering, wish.tell)
             found = state.observed(question)
+            if to and to == found.live:
+                told = Outcome(host.name, "nothing", to, to, serving=found.unwell)
+                return told.having(well=not found.unwell)
             asked = True
             token = secrets.token_hex(16)
             request = _activation(host, inventory, found, token, wish.who)
-            told = session.call("activate", kind="rollback", to=to or None, after={}, **request)
-            begun = Begun(host.name, told["number"], token, told["release"], told["origin"])
+            begins = session.call("activate", kind="rollback", to=to or None, after={}, **request)
+            begun = Begun(host.name, begins["number"], token, begins["release"], begins["origin"])
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
             raise _interrupted(host, asked, _BACK_AGAIN) from interrupt

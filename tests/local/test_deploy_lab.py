@@ -65,7 +65,11 @@ def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
     assert f"✓ prod: {second} is live" in told
     assert bench.json("status")["hosts"][0]["flags"]["ML_ENABLE_STACKING"] == "0"
     assert f"back to {first}" in bench.invoke("rollback", "--dry-run")
-    bench.invoke("rollback", "--yes")
+    # Machines get JSON and nothing else, also where the answer is no.
+    assert bench.json("rollback", code=1)["result"] == "not agreed"
+    told = bench.invoke("rollback", "--yes")
+    assert "it came back in shadow (ML_ENABLE_STACKING=0)" in told
+    assert "invoke shadow-gate, then invoke enable-stacking" in told
     assert bench.live == first
     way_back = bench.json("status")["hosts"][0]["rollback"]
     assert f"invoke rollback --to {second}" in way_back["why"]
@@ -77,6 +81,7 @@ def test_deploy_and_rollback_and_the_record_of_it(bench: Project) -> None:
     assert kinds[-4:] == ["deploy.began", "deploy.ended", "rollback.began", "rollback.ended"]
     bench.invoke("rollback", "--yes", "--to", second)
     assert bench.live == second
+    assert f"nothing to do, {second} is live" in bench.invoke("rollback", "--yes", "--to", second)
     assert "never committed" in bench.invoke(
         "rollback", "--yes", "--to", "20260301T000200Z-00000000", code=6
     )
@@ -283,3 +288,15 @@ def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path
     assert f"✓ prod: {good} is live" in told
     lives = [host["live"] for host in made.json("status")["hosts"]]
     assert lives == [good, good]
+    newer = made.release(3)
+    made.invoke("deploy", "--yes", "--host", "prod-b")
+    told = made.json("rollback", "--dry-run")["to"]
+    assert told == {"prod-b": good, "prod": None}
+    told = made.json("rollback", "--yes")
+    assert [one["host"] for one in told["outcomes"]] == ["prod-b"]
+    assert told["untouched"] == ["prod"]  # nobody brought it anything since
+    # A host that refuses ends it: what became of the first is told with the error.
+    ended = made.json("rollback", "--yes", "--to", newer, code=6)
+    assert [one["live"] for one in ended["outcomes"]] == [newer]
+    assert "never committed" in ended["error"]["what"]
+    assert ended["exit_code"] == 6

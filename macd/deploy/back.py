@@ -1,0 +1,48 @@
+"""Which hosts of an environment a rollback takes back, and where to. Pure.
+
+Without a release named it undoes the last deploy: only hosts on which that went live go back. After
+a wave that failed the others never had it, and would lose the good release they serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from macd.deploy.state import HostState
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where one host goes: to `to` (None: nowhere, nothing good was live there); or it `stays`."""
+
+    host: str
+    live: str | None
+    to: str | None
+    stays: bool = False
+
+    def __str__(self) -> str:
+        if self.stays:
+            return f"stays at {self.live or 'nothing'}: the last deploy did not go live there"
+        if self.to is not None and self.to == self.live:
+            return f"{self.to} is live already"
+        return f"back to {self.to or 'nothing: no other good release was live there'}"
+
+
+def ways(looked: Sequence[tuple[str, HostState]], to: str = "") -> list[Way]:
+    """One for each host looked at. `to`: the release named, else each host's last good one.
+
+    The newest release that is live on any of them is the one that is undone: serials only rise.
+    """
+    if to:
+        return [Way(name, found.live, to) for name, found in looked]
+    newest = max((_serial(found) for _, found in looked), default=0)
+    return [
+        Way(name, found.live, found.rollback.get("release"), stays=_serial(found) < newest)
+        for name, found in looked
+    ]
+
+
+def _serial(found: HostState) -> int:
+    committed = [entry for entry in found.history if entry["release"] == found.live]
+    return int(committed[-1].get("serial", 0)) if committed else 0

@@ -1,0 +1,47 @@
+"""A plain rollback undoes the last deploy, on the hosts where that went live and on no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from macd.deploy.back import ways
+from macd.deploy.state import HostState
+
+SERIALS = {"r1": 1, "r2": 2, "r3": 3}
+
+
+def found(live: str | None, to: str | None) -> HostState:
+    history: list[dict[str, Any]] = [{"release": r, "serial": n} for r, n in SERIALS.items()]
+    return HostState(
+        app="/a", exists=True, python={}, endpoint="", live=live, history=history,
+        rollback={"release": to},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lives", "going"),
+    [
+        (["r3", "r3"], ["r2", "r2"]),
+        (["r3", "r2"], ["r2", None]),  # the second wave was never reached
+        (["r2", "r3"], [None, "r2"]),  # a rollback that got no further than the first
+        (["r2", "r2"], ["r1", "r1"]),
+        ([None, "r1"], [None, "r0"]),
+    ],
+)
+def test_only_the_newest_live_release_is_undone(
+    lives: list[str | None], going: list[str | None]
+) -> None:
+    looked = [
+        (f"prod{n}", found(live, f"r{int(live[1]) - 1}" if live else None))
+        for n, live in enumerate(lives)
+    ]
+    told = ways(looked)
+    assert [None if way.stays else way.to for way in told] == going
+    assert ["stays at" in str(way) for way in told] == [way.stays for way in told]
+
+
+def test_a_named_release_is_for_all_and_said_where_it_is_live_already() -> None:
+    told = ways([("a", found("r3", "r2")), ("b", found("r2", "r1"))], "r2")
+    assert [str(way) for way in told] == ["back to r2", "r2 is live already"]
