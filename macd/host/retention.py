@@ -18,7 +18,7 @@ _PARTIAL_KEPT_S = 86400.0  # an upload that was cut may be taken up again for so
 
 
 def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
-    """The live release, its way back, `keep` good ones, and one that failed, to be studied.
+    """The live release, its way back, `keep` good ones more, and one that failed, to be studied.
 
     A failed release, or one that was rolled back from, never takes the place of a good one.
     """
@@ -32,8 +32,8 @@ def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
         shelf = dropped if entry.get("abandoned") or entry["release"] in bad else good
         if entry["release"] not in good + dropped:
             shelf.append(entry["release"])
-    kept = [one for one in good if one in here][: max(keep, 2)]
     target = releases.rollback_target(history, live, bad)
+    kept = [one for one in good if one in here and one not in (live, target)][: max(keep, 0)]
     failed = [one for one in bad if one in here][-1:]
     left = [one for one in dropped if one in here][:1]
     return here & {*kept, *failed, *left, *(one for one in (target, live) if one)}

@@ -128,15 +128,15 @@ class Ward:
         found: dict[str, Any] = json.loads(line)
         return found
 
-    def send(self, serial: int, *, keep: int = 2, trace: tuple[str, ...] = ()) -> dict[str, Any]:
+    def send(self, serial: int, *, keep: int = 0, trace: tuple[str, ...] = ()) -> dict[str, Any]:
         folder = self.top / "offers" / str(serial)
         return self.step(
             "send", trace=trace, release=str(folder), units={UNIT: unit_of(serial)}, keep=keep
         )
 
-    def deploy(self, serial: int) -> str:
+    def deploy(self, serial: int, *, keep: int = 0) -> str:
         """The whole way, undisturbed; how it ended."""
-        sent = self.send(serial)
+        sent = self.send(serial, keep=keep)
         if "failed" in sent:
             return str(sent["failed"])
         self.step("confirm", number=int(sent["said"]))

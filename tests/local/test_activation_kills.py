@@ -69,7 +69,7 @@ def sent(serial: int, start: str = "two") -> Prepare:
 
 def about_to_roll_back(host: Ward) -> None:
     host.restore("two")
-    host.step("confirm", number=int(host.step("rollback", keep=2)["said"]))
+    host.step("confirm", number=int(host.step("rollback", keep=0)["said"]))
 
 
 def offer(host: Ward, serial: int) -> dict[str, Any]:

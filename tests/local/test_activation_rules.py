@@ -45,7 +45,7 @@ def serials(host: Ward) -> set[int]:
 
 
 def roll_back(host: Ward) -> str:
-    asked = host.step("rollback", keep=2)
+    asked = host.step("rollback", keep=0)
     if "failed" in asked:
         return str(asked["failed"])
     host.step("confirm", number=int(asked["said"]))
@@ -70,6 +70,21 @@ def test_good_releases_stay_and_failed_ones_push_none_out(host: Ward) -> None:
     assert len(shelved) == len({p.stat().st_ino for p in linked})  # no blob that nothing needs
 
 
+def test_keep_counts_beside_the_live_release_and_the_one_before(host: Ward) -> None:
+    assert host.deploy(3, keep=1) == "committed"
+    assert serials(host) == {1, 2, 3}
+    assert host.deploy(4, keep=1) == "committed"
+    assert serials(host) == {2, 3, 4}
+
+
+def test_an_edited_journal_stops_no_rollback(host: Ward) -> None:
+    journal = host.app / "state/journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-4] + b"xy}\n")
+    assert (roll_back(host), host.live) == ("committed", 1)
+    [aside] = journal.parent.glob("journal.jsonl.damaged-*")
+    assert aside.read_bytes().endswith(b"xy}\n")
+
+
 def test_uploads_given_up_a_day_ago_go_and_fresh_ones_wait_to_be_taken_up(host: Ward) -> None:
     partials = host.app / "blobs" / ".partial"
     partials.mkdir(exist_ok=True)
@@ -87,7 +102,7 @@ def test_rollback_goes_back_through_what_was_good(host: Ward) -> None:
         assert host.deploy(serial) == "committed"
     assert host.deploy(20) == "reverted"
     assert (roll_back(host), host.live) == ("committed", 3)
-    # keep is 2, so 2 has gone; 4 was rolled back from and 20 failed: neither is a way back.
+    # keep is 0, so 2 has gone; 4 was rolled back from and 20 failed: neither is a way back.
     assert "is not on this host" in roll_back(host)
     assert host.live == 3
     host.check_settled()
