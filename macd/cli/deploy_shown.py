@@ -49,6 +49,8 @@ class Progress:
         """One event: a step of ours, or a state the host has told."""
         if self._quiet:
             return
+        if kind == "looking":  # the next host: its rate is its own
+            self._began = self._printed = 0.0
         if kind == "sending":
             self._sending(fields["sent"], fields["total"])
         elif kind == "planned":

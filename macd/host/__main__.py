@@ -13,6 +13,12 @@ from macd.host.layout import Layout
 from macd.host.record import recorder
 
 
+# In seconds. At boot the service waits for us: it must not start on half of a change, so we try for
+# a minute ourselves; systemd's Restart= would let it start after the first failure.
+_PAUSES = (1, 2, 4, 8, 15, 30, 60)
+_PAUSES_AT_BOOT = (0.5, 0.5, 1, 2, 4, 8, 15, 30)
+
+
 def main() -> int:
     """Run or end what is pending. Exit 0 when there is nothing left to do."""
     parser = argparse.ArgumentParser(prog="macd-host", description=__doc__)
@@ -22,7 +28,7 @@ def main() -> int:
     arguments = parser.parse_args()
     layout = Layout(arguments.app)
     os.umask(0o022)
-    for pause in (1, 2, 4, 8, 15, 30, 60) if not arguments.booting else (0.5, 0.5):
+    for pause in _PAUSES_AT_BOOT if arguments.booting else _PAUSES:
         try:
             outcome = activation.carry_on(
                 layout,

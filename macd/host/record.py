@@ -2,7 +2,9 @@
 
 The very form of the operator's journal (macd/journal.py reads a copy of it): canonical JSON lines
 {seq, time, kind, fields, prev, hash}. Unlike there, a line torn by a power cut is moved aside at
-once and that is recorded, because nobody may be there to do it and a revert must not wait.
+once and that is recorded, because nobody may be there to do it and a revert must not wait. For the
+same reason a journal whose last record was changed is set aside whole, and a new one begun that
+says so: what was there stays for whoever looks into it.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ import hashlib
 import json
 import os
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 from macd.host import durable
-from macd.host.failure import HostError
 from macd.host.layout import Layout
 
 FIRST_PREV = "0" * 64
 TORN_MOVED = "journal.torn-tail-moved"
+SET_ASIDE = "journal.damaged-set-aside"
 _TAIL = 64 * 1024
+
+
+class _DamagedError(Exception):
+    """The last whole record is not what was written."""
 
 
 def canonical(value: Any) -> bytes:
@@ -39,16 +45,14 @@ def recorder(layout: Layout) -> Callable[[str, Dict[str, object]], None]:
 
 
 def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> None:
-    """Add one record; it is on the disk when this returns.
-
-    Raises:
-        HostError: the last whole record was edited; nothing is appended to it.
-    """
+    """Add one record; it is on the disk when this returns. Nothing follows an edited record."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         torn = _cut_torn_tail(descriptor, path)
-        last = _last(descriptor, path)
+        last, damaged = _last_sound(descriptor, path)
+        if damaged:
+            last = _write(descriptor, last, SET_ASIDE, damaged, now)
         if torn:
             last = _write(descriptor, last, TORN_MOVED, torn, now)
         _write(descriptor, last, kind, fields, now)
@@ -87,7 +91,24 @@ def _cut_torn_tail(descriptor: int, path: str) -> Dict[str, Any]:
     return {"bytes": len(torn), "sha256": sha256, "moved_to": os.path.basename(aside)}
 
 
-def _last(descriptor: int, path: str) -> Dict[str, Any]:
+def _last_sound(descriptor: int, path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """The record to go on from, and where a journal was put that can't be gone on with."""
+    try:
+        return _last(descriptor), {}
+    except _DamagedError:
+        pass
+    size = os.fstat(descriptor).st_size
+    whole = b"".join(os.pread(descriptor, _TAIL, at) for at in range(0, size, _TAIL))
+    sha256 = hashlib.sha256(whole).hexdigest()
+    aside = f"{path}.damaged-{sha256[:8]}"
+    durable.replace_file(aside, whole)
+    os.ftruncate(descriptor, 0)
+    os.fsync(descriptor)
+    told = {"bytes": size, "sha256": sha256, "moved_to": os.path.basename(aside)}
+    return _last(descriptor), told
+
+
+def _last(descriptor: int) -> Dict[str, Any]:
     size = os.fstat(descriptor).st_size
     if size == 0:
         return {"seq": 0, "hash": FIRST_PREV}
@@ -99,8 +120,4 @@ def _last(descriptor: int, path: str) -> Dict[str, Any]:
             return dict(record)
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise HostError(
-        f"the last record of {path} was changed",
-        why="its content does not match its hash",
-        hint="find out who wrote to it; move it aside to begin a new journal",
-    )
+    raise _DamagedError

@@ -54,6 +54,20 @@ def test_what_does_not_serve_is_said_with_the_way_out(
     assert "do: invoke deploy --restart --release r --env staging" in told
 
 
+def test_each_host_has_a_rate_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([10.0, 20.0, 1000.0, 1001.0])
+    monkeypatch.setattr(deploy_shown.time, "monotonic", lambda: next(clock))
+    shown = deploy_shown.Progress(quiet=False)
+    for _ in range(2):
+        shown("looking", {})
+        shown("sending", {"sent": 0, "total": 5_000_000})
+        shown("sending", {"sent": 5_000_000, "total": 5_000_000})
+    rates = [line for line in capsys.readouterr().out.splitlines() if "/s" in line]
+    assert [line.rsplit("  ", 1)[1] for line in rates] == ["500.0 kB/s", "5.0 MB/s"]
+
+
 @pytest.mark.parametrize(
     ("unwell", "drift", "said"),
     [

@@ -147,6 +147,46 @@ def test_people_are_told(listener: tuple[str, list[dict[str, str]]]) -> None:
     assert (taken[0]["title"], taken[0]["type"]) == ("macd deploy prod: done", "success")
 
 
+@pytest.mark.parametrize("ends", ["committed", "reverted", "lost"])
+def test_a_campaign_tells_how_it_ended(
+    inventory: Inventory, listener: tuple[str, list[dict[str, str]]], ends: str
+) -> None:
+    pytest.importorskip("apprise")
+    url, taken = listener
+    told = inventory.model_copy(update={"notify": [f"{url}/here"]})
+
+    def one(host: Host) -> Outcome:
+        if ends == "lost":
+            raise ContactLostError("gone")
+        reverted = ends == "reverted"
+        live = "old" if reverted else "new"
+        return Outcome(host.name, ends, "new", live, "it hangs", "old is down", not reverted)
+
+    result = Campaign(told, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
+    assert result.warnings == ()
+    good = ends == "committed"
+    assert taken[0]["title"] == f"macd deploy prod: {'done' if good else 'FAILED'}"
+    assert taken[0]["type"] == ("success" if good else "failure")
+    said = {
+        "committed": "prod1: new is live",
+        "reverted": "NOTHING SERVES WELL: old is down",
+        "lost": "prod1: gone",
+    }
+    assert said[ends] in taken[0]["message"]
+
+
+def test_a_dead_url_fails_no_deploy(inventory: Inventory) -> None:
+    pytest.importorskip("apprise")
+    told = inventory.model_copy(update={"notify": ["json://127.0.0.1:1/s3cret"]})
+    result = Campaign(told, "deploy", "prod").run(
+        waves(HOSTS, ""), lambda host: Outcome(host.name, "committed", "new", "new")
+    )
+    assert (result.error, len(result.outcomes)) == (None, 5)
+    [warning] = result.warnings
+    assert "did not take the message" in warning
+    assert "s3cret" not in warning
+
+
 @pytest.mark.parametrize("url", ["{base}/broken", "json://127.0.0.1:1/", "nonsense://x", "json://"])
 def test_a_failure_is_a_note_without_the_url(
     listener: tuple[str, list[dict[str, str]]], url: str

@@ -5,10 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-
-from macd.host.failure import HostError
-from macd.host.record import TORN_MOVED, append
+from macd.host.record import SET_ASIDE, TORN_MOVED, append
 from macd.journal import Journal
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 5, tzinfo=UTC)
@@ -43,11 +40,12 @@ def test_a_torn_tail_is_moved_aside_and_told_at_every_cut(tmp_path: Path) -> Non
         assert aside.read_bytes() == second[:cut]
 
 
-def test_an_edited_record_is_never_extended(tmp_path: Path) -> None:
+def test_an_edited_record_is_never_extended_and_stops_nobody(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     append(str(path), "a", {"n": 1}, now=NOW)
     edited = path.read_bytes().replace(b'"n":1', b'"n":2')
     path.write_bytes(edited)
-    with pytest.raises(HostError, match="was changed"):
-        append(str(path), "b", {}, now=NOW)
-    assert path.read_bytes() == edited
+    append(str(path), "b", {}, now=NOW)  # what it records, a rollback say, must not wait
+    records = Journal(path).records()
+    assert [r.kind for r in records] == [SET_ASIDE, "b"]
+    assert path.with_name(records[0].fields["moved_to"]).read_bytes() == edited
