@@ -12,7 +12,6 @@ from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.record import recorder
 
-
 # In seconds. At boot the service waits for us: it must not start on half of a change, so we try for
 # a minute ourselves; systemd's Restart= would let it start after the first failure.
 _PAUSES = (1, 2, 4, 8, 15, 30, 60)
