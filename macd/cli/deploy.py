@@ -87,7 +87,7 @@ def deploy(
     hosts = list(campaign.hosts_of(known, env, host))
     options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(known, hosts, options, json=json)
+        return _attach(known, env, hosts, options, json=json)
     planned = campaign.waves(hosts, wave)
     if dry_run or not yes:
         plans, offer = _plans(known, env, host, release)
@@ -218,22 +218,27 @@ def _not_agreed(*, json: bool) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _attach(known: Inventory, hosts: list[Host], options: str, *, json: bool) -> ExitCode | None:
+def _attach(
+    known: Inventory, env: str, hosts: list[Host], options: str, *, json: bool
+) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import campaign, follow
 
     if len(hosts) > 1:
         names = ", ".join(one.name for one in hosts)
         raise UsageError("attach to which host?", hint=f"--host, one of {names}")
-    memory = campaign.Memory(known)
-    outcome = follow.attach(hosts[0], known, memory.of(hosts[0].name), _progress(json))
+    begun = campaign.Memory(known).of(hosts[0].name)
+    outcome = follow.attach(hosts[0], known, begun, _progress(json))
     outcomes = [outcome] if outcome else []
+    ours = outcome is not None and begun is not None and begun.number == outcome.number
+    warning = campaign.Campaign(known, "deploy", env).late(outcome) if outcome and ours else ""
+    warnings = [warning] if warning else []
     if json:
-        emit({"outcomes": as_fields(outcomes)})
+        emit({"outcomes": as_fields(outcomes), "warnings": warnings})
     elif outcome is None:
         print(f"{hosts[0].name}: nothing was ever deployed there")
     else:
-        print_end(campaign.Result(outcomes, []), "activation", options)
+        print_end(campaign.Result(outcomes, [], warnings=warnings), "activation", options)
     return outcome.exit_code if outcome else None
 
 

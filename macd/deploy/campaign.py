@@ -97,6 +97,19 @@ class Campaign:
         body = "\n".join(_sentence(self._kind, outcome) for outcome in done)
         return Result(outcomes, waiting, None, self._notify(body, good=True) if done else ())
 
+    def late(self, outcome: Outcome) -> str:
+        """Record and tell once how an activation ended that was begun here and let go of.
+
+        Returns a warning, "" for none.
+        """
+        same = {"host": outcome.host, "number": outcome.number, "release": outcome.release}
+        for record in self._journal.records():
+            if record.kind.endswith(".ended") and same.items() <= record.fields.items():
+                return ""
+        self.record("ended", **_recorded(outcome), attached=True)
+        good = not outcome.exit_code
+        return "".join(self._notify(_sentence(self._kind, outcome), good=good))
+
     def _notify(self, body: str, *, good: bool) -> tuple[str, ...]:
         title = f"macd {self._kind} {self._env}: {'done' if good else 'FAILED'}"
         told = notify(self._inventory.notify, title, body, good=good)

@@ -118,8 +118,12 @@ def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None
     code, said = bench.interrupt_at("soaking", "deploy", "--yes")
     assert code == 5, said
     assert "invoke deploy --attach" in said
-    told = bench.invoke("deploy", "--attach")
-    assert f"✓ prod: {release} is live" in told
+    for _ in range(2):
+        told = bench.invoke("deploy", "--attach")
+        assert f"✓ prod: {release} is live" in told
+    records = Journal(bench.inventory.state_dir / "journal.jsonl").records()
+    ends = [r.fields for r in records if r.kind == "deploy.ended"][-2:]
+    assert [one.get("result") for one in ends] == ["failed", "committed"]  # once, and who let go
     assert bench.live == release
 
 

@@ -175,6 +175,20 @@ def test_a_campaign_tells_how_it_ended(
     assert said[ends] in taken[0]["message"]
 
 
+def test_an_end_that_only_attach_saw_is_recorded_and_told_once(
+    inventory: Inventory, listener: tuple[str, list[dict[str, str]]]
+) -> None:
+    pytest.importorskip("apprise")
+    told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
+    outcome = Outcome("prod1", "reverted", "new", "old", "it hangs", number=4)
+    for _ in range(2):
+        assert Campaign(told, "deploy", "prod").late(outcome) == ""
+    [record] = Journal(inventory.state_dir / "journal.jsonl").records()
+    assert (record.kind, record.fields["result"]) == ("deploy.ended", "reverted")
+    [message] = listener[1]
+    assert "prod1: deploy of new reverted: it hangs" in message["message"]
+
+
 def test_a_dead_url_fails_no_deploy(inventory: Inventory) -> None:
     pytest.importorskip("apprise")
     told = inventory.model_copy(update={"notify": ["json://127.0.0.1:1/s3cret"]})
