@@ -87,8 +87,10 @@ def _lines(found: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
         yield "pending", f"{told}; {alive}"
     if found.last and found.last["state"] == "reverted":
         yield "last", _reverted(found.last)
-    if found.lock:
-        yield "lock", f"{found.lock.get('who')}, {found.lock.get('doing')}"
+    if found.flag_change:
+        yield "flag", _flag_change(found.flag_change, held=bool(found.lock))
+    if found.held:
+        yield "lock", found.held
     yield "rollback", _way_back(found.rollback)
     for text in drifted or ["none"]:
         yield "drift", text
@@ -102,6 +104,13 @@ def _health(found: HostState) -> str:
         return f"✗ {found.health['unreachable']}"
     told = found.health
     return f"✗ {told.get('status')}: release {told.get('release')}, {told.get('last_error')}"
+
+
+def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
+    told = f"stacking from {change['was']} to {change['wanted']}, begun {_time(change['started'])}"
+    told += f" by {change['who']}: {change['state']}"
+    end = "the next deploy, enable-stacking or disable-stacking ends it"
+    return f"{told}; at work" if held else f"{told}; it was INTERRUPTED, {end}"
 
 
 def _reverted(last: Mapping[str, Any]) -> str:

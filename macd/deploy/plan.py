@@ -234,7 +234,7 @@ def _problems(
 def _occupied(found: HostState) -> list[Problem]:
     told = []
     if found.lock:
-        told.append(Problem(f"{found.lock.get('who')} holds the deploy lock", "wait for it"))
+        told.append(Problem(f"the deploy lock is held: {found.held}", "wait for it"))
     if found.pending and found.pending.get("runner"):
         at = f"activation {found.pending['number']} is under way ({found.pending['state']})"
         told.append(Problem(at, "invoke deploy --attach follows it"))

@@ -36,6 +36,7 @@ class HostState:
     serial: Mapping[str, Any] = field(default_factory=dict)
     pending: Mapping[str, Any] | None = None
     last: Mapping[str, Any] | None = None
+    flag_change: Mapping[str, Any] | None = None
     lock: Mapping[str, Any] | None = None
     process: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +49,14 @@ class HostState:
     rollback: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     free: int = 0
+
+    @property
+    def held(self) -> str:
+        """Who holds the deploy lock, doing what, for how long; "" when it is free."""
+        if self.lock is None:
+            return ""
+        age = f"{self.lock.get('age_s', 0):.0f} s"
+        return f"{self.lock.get('who')}, {self.lock.get('doing', 'deploy')}, for {age}"
 
     @property
     def serves_well(self) -> bool:

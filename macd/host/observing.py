@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import sys
+import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from macd.host import activation, blobs, durable, ledger, releases
+from macd.host import activation, blobs, durable, flagchange, ledger, releases
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, load
 from macd.host.probe import ProbeError, ask
@@ -53,7 +54,8 @@ def deploy_facts(
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
         "last": ledger.last_end(layout) if os.path.isdir(layout.state("activations")) else None,
-        "lock": ledger.holder_of(layout, DEPLOY_LOCK) if os.path.isdir(layout.state()) else None,
+        "flag_change": _flag_change_public(layout),
+        "lock": _lock(layout),
         "process": vars(process),
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
@@ -125,6 +127,22 @@ def _pending_public(layout: Layout) -> Optional[Dict[str, Any]]:
     names = ("number", "kind", "to", "origin", "who", "started", "state")
     shown = {name: getattr(pending, name) for name in names}
     return {**shown, "runner": ledger.holder_of(layout, activation.LOCK) is not None}
+
+
+def _flag_change_public(layout: Layout) -> Optional[Dict[str, Any]]:
+    change = flagchange.interrupted(layout)
+    if change is None:
+        return None
+    names = ("wanted", "was", "release", "who", "started", "state")
+    return {name: getattr(change, name) for name in names}
+
+
+def _lock(layout: Layout) -> Optional[Dict[str, Any]]:
+    """Who holds it and for how many seconds, by the host's clock; None when it is free."""
+    held = ledger.holder_of(layout, DEPLOY_LOCK) if os.path.isdir(layout.state()) else None
+    if held is None:
+        return None
+    return {**held, "age_s": max(0.0, time.time() - float(held.get("since", time.time())))}
 
 
 def _health(endpoint: str) -> Dict[str, Any]:

@@ -447,6 +447,8 @@ def test_at_boot_only_the_file_is_put_right(host: Place) -> None:
     written = (n for n in range(2, 20) if killed(host, "1", n) and flags_now(host)[0] == "1")
     next(written)  # the file has it, the process not yet
     assert host.state("pending-flag.json")["state"] == "begun"
+    told = host.facts()["flag_change"]
+    assert (told["was"], told["wanted"], told["state"]) == ("0", "1", "begun")
     program = host.app / "bin" / "macd-host.pyz"
     argv = [sys.executable, "-I", str(program), "recover", "--booting", "--app", str(host.app)]
     before = pid(host)
@@ -454,6 +456,7 @@ def test_at_boot_only_the_file_is_put_right(host: Place) -> None:
     assert flags_now(host)[0] == "0"
     assert pid(host) == before
     assert host.state("pending-flag.json") is None
+    assert host.facts()["flag_change"] is None
 
 
 def test_nothing_live_is_refused() -> None:
