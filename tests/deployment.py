@@ -207,6 +207,8 @@ class Place:
             signature=signed.signature,
             accepts=ACCEPTS,
             imports=[],
+            scope="user",
+            unit_text=self.unit_text(),
         )
         return staged
 
