@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-from macd.host import blobs, durable, signature
+from macd.host import blobs, durable, identity, signature
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
 from macd.host.manifest import Manifest, ManifestError, check_release_id, parse, release_id
@@ -42,15 +42,17 @@ def accept(
     """Verify, then parse, then judge a manifest; returns its release id and its values.
 
     Raises:
-        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed.
+        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed;
+            or the inventory takes this host for another one.
     """
+    identity.check_claim(layout, vars(accepts))
     try:
         signature.verify(
             raw,
             signed,
             allowed_signers=layout.state("allowed_signers"),
             identity=accepts.identity,
-            revoked=layout.state("revoked.krl"),
+            revoked=identity.revocations(layout),
         )
         manifest = parse(raw)
     except signature.SignatureError as error:

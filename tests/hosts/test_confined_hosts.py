@@ -182,7 +182,7 @@ while not os.path.exists("{place}/by"):
 os.kill(child, signal.SIGKILL)
 os.waitpid(child, 0)
 def left():
-    sleeping = subprocess.run(["pgrep", "-f", "sleep 434[3]"], capture_output=True).stdout
+    sleeping = subprocess.run(["pgrep", "-fx", "sleep 4343"], capture_output=True).stdout
     return [bool(sleeping), [n for n in os.listdir("/run") if n.startswith("macd-confined")] != []]
 before = left()
 Confinement("system", walls.unit_text, "/opt/another").end_forgotten()

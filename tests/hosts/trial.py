@@ -185,6 +185,11 @@ def trial_on(hosts: Hosts, keys: Path) -> Iterator[Trial]:
             files=[
                 {"path": "bin/macd-host.pyz", "data": archive.build(), "mode": 0o644},
                 {
+                    "path": "state/accepts.json",
+                    "data": json.dumps(ACCEPTS).encode(),
+                    "mode": 0o644,
+                },
+                {
                     "path": "state/allowed_signers",
                     "data": f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'.encode(),
                     "mode": 0o644,
