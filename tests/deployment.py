@@ -207,6 +207,8 @@ class Place:
             signature=signed.signature,
             accepts=ACCEPTS,
             imports=[],
+            scope="user",
+            unit_text=self.unit_text(),
         )
         return staged
 
@@ -316,6 +318,7 @@ def place() -> Iterator[Place]:
         public = key.with_suffix(".pub").read_text().strip()
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (app / "state" / "allowed_signers").write_text(signers)
+        (app / "state" / "accepts.json").write_text(json.dumps(ACCEPTS))
         build_archive(app / "bin" / "macd-host.pyz")
         with manager(top):
             yield Place(top, app, key)

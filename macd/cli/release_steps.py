@@ -112,7 +112,11 @@ def signed(book: Inventory, raw: bytes) -> bytes:
     signers = signers_of(book)
     try:
         signature.verify(
-            raw, signature_bytes, allowed_signers=str(signers.allowed), identity=signers.identity
+            raw,
+            signature_bytes,
+            allowed_signers=str(signers.allowed),
+            identity=signers.identity,
+            revoked=str(signers.revoked) if signers.revoked else None,
         )
     except signature.SignatureError as error:
         raise RefusedError(
@@ -125,6 +129,7 @@ def signed(book: Inventory, raw: bytes) -> bytes:
 
 
 def signers_of(book: Inventory) -> Signers:
+    from macd.inventory.revoked import revoked
     from macd.release.verify import Signers
 
     allowed = book.release.allowed_signers
@@ -134,7 +139,7 @@ def signers_of(book: Inventory) -> Signers:
             why=f"release.allowed_signers: {allowed or 'not set'}",
             hint="invoke lab.up makes the lab's" if book.name == "lab" else f"see {book.path}",
         )
-    return Signers(allowed, book.release.identity, book.release.revoked)
+    return Signers(allowed, book.release.identity, revoked(book))
 
 
 def store_of(book: Inventory) -> Store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from macd.deploy import archive
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
 from macd.inventory import Host, Inventory
+from macd.inventory.revoked import revoked
 
 SHADOW = {"ML_ENABLE_STACKING": "0"}
 REPLAY = "data/replay"
@@ -36,7 +38,15 @@ class Desired:
     agent_archive: str  # SHA-256
     flags: Mapping[str, str]
     accepts: Mapping[str, str]
-    allowed_signers: str | None = None  # None: the file isn't here, so nothing can be compared
+    # None: the file isn't here, so nothing can be compared
+    allowed_signers: str | None = None
+    revoked: str | None = None  # SHA-256, "" for no list
+
+    @property
+    def identity(self) -> bytes:
+        """state/accepts.json: what the host holds every release and every deploy to."""
+        document = {**self.accepts, "revoked": self.revoked or ""}
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
     @property
     def switched(self) -> dict[str, str | None]:
@@ -112,6 +122,7 @@ def _desired(
             "identity": inventory.release.identity,
         },
         allowed_signers=_signers_here(inventory),
+        revoked=_revoked_here(inventory),
     )
 
 
@@ -206,6 +217,13 @@ def _signers_here(inventory: Inventory) -> str | None:
     if path is None or not path.is_file():
         return None
     return path.read_bytes().decode("utf-8", "replace")
+
+
+def _revoked_here(inventory: Inventory) -> str | None:
+    with contextlib.suppress(UsageError):
+        path = revoked(inventory)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+    return None
 
 
 def _how_to_sign(inventory: Inventory, path: Path | None) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from macd.deploy import desired, plan, state
+from macd.deploy import desired, state
+from macd.deploy import drift as drifting
 from macd.deploy.state import HostState
 from macd.inventory import Host, Inventory
 from macd.remote.failures import RemoteFileNotFoundError
@@ -17,7 +18,7 @@ def observe(host: Host, inventory: Inventory) -> HostState:
 
 def drift(host: Host, inventory: Inventory, found: HostState) -> list[str]:
     """What stands on the host that neither the inventory nor a deploy has put there."""
-    return plan.drift(found, desired.render(host, inventory, found))
+    return drifting.drift(found, desired.render(host, inventory, found))
 
 
 def fetch_journal(host: Host, inventory: Inventory) -> bytes:

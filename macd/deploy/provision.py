@@ -9,6 +9,7 @@ from typing import Any
 from macd.deploy import archive, desired, state
 from macd.deploy.diffs import unified
 from macd.inventory import Host, Inventory
+from macd.inventory.revoked import revoked
 from macd.remote.failures import RemoteFileNotFoundError
 from macd.remote.session import Session, open_session
 
@@ -53,9 +54,11 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
 
     Raises:
         RefusedError: a deploy is at work there, or the login may not do it.
-        UsageError: the inventory names no allowed_signers file.
+        UsageError: the inventory names no allowed_signers file, or a list of revoked keys that
+            isn't there.
     """
     signers = desired.allowed_signers(inventory)
+    krl = revoked(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
         found = state.observed(state.ask(session, host, inventory))
         wanted = desired.render(host, inventory, found)
@@ -68,9 +71,9 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         replayed = desired.replay_files(inventory)
         files += [_file(path, data, 0o644) for path, data in replayed.items()]
         note = _no_bars(session, host, inventory, set(replayed))
-        revoked = inventory.release.revoked
-        if revoked is not None and revoked.is_file():
-            files.append(_file("state/revoked.krl", revoked.read_bytes(), 0o644))
+        # The list before the word that there is one: cut off between the two, the host refuses.
+        files.append(_file("state/revoked.krl", krl.read_bytes() if krl else None, 0o644))
+        files.append(_file("state/accepts.json", wanted.identity, 0o644))
         told = session.call(
             "provision",
             app=host.app_dir,
@@ -128,7 +131,7 @@ def _no_bars(session: Session, host: Host, inventory: Inventory, sent: set[str])
     )
 
 
-def _file(path: str, data: bytes, mode: int) -> dict[str, Any]:
+def _file(path: str, data: bytes | None, mode: int) -> dict[str, Any]:
     return {"path": path, "data": data, "mode": mode}
 
 

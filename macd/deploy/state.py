@@ -45,6 +45,8 @@ class HostState:
     service_settings: str | None = None
     agent_archive: str | None = None
     allowed_signers: str | None = None
+    accepts: str | None = None
+    revoked: str | None = None
     missing: Sequence[Sequence[Any]] = ()
     rollback: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)

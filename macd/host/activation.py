@@ -67,7 +67,7 @@ class Activation:
         self._pending = pending
         self._record = record
         self._supervisor = Supervisor(pending.scope)
-        self._prover = Prover(pending, self._supervisor)
+        self._prover = Prover(layout.app, pending, self._supervisor)
         self._events = EventLog(layout, pending.number)
 
     def go(self) -> str:

@@ -38,7 +38,7 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
         "process_flags": flagfile.of_process(process, layout.endpoint(endpoint, scope)),
         "flag_in_file": in_file,
         "others": _others(layout, process.pid),
-        "check": _check(layout, Confinement(scope, supervisor.unit_text(unit))),
+        "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
     }
@@ -52,6 +52,8 @@ def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
     argv += ["--release", os.path.realpath(layout.current)]
     try:
         done = walls.run(argv, timeout=_CHECK_TIMEOUT_S)
+    except HostError as error:
+        return {"code": None, "said": f"{error}: {error.why}"[:_LONGEST], "hint": error.hint}
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"code": None, "said": str(error)[:_LONGEST]}
     said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()

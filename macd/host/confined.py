@@ -2,49 +2,46 @@
 
 A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
 while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
-write nowhere but where they are told. Without a systemd of the system (the embedded lab, a user's
-manager) whoever logs in is who serves, and runs them directly.
+write nowhere but where they are told. Where there is no unit, or it names nobody to be, nothing is
+run. Without a systemd of the system (the embedded lab, a user's manager) whoever logs in is who
+serves, and runs them directly.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
 import os
 import pwd
-import re
 import secrets
+import shutil
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence
 
+from macd.host import hardening
 from macd.host.failure import HostError
 
 _GRACE_S = 5
 _OUTPUT_BYTES = 1 << 20
-# What makes the unit a service; all else in its [Service] is who it is and what it may do.
-_OF_A_SERVICE = re.compile(
-    r"Type|Exec\w+|Restart\w*|Timeout\w+|WatchdogSec|NotifyAccess|Standard\w+|Sockets|PIDFile"
-    r"|RemainAfterExit|SuccessExitStatus|ReadWritePaths|LimitFSIZE|UMask|(Runtime|State|Logs)\w+"
-)
-# A unit's line that an older systemd does not know is ignored; systemd-run refuses it.
-_SINCE = {
-    "ProtectHostname": 242,
-    "ProtectKernelLogs": 244,
-    "ProtectClock": 245,
-    "ProtectProc": 247,
-    "ProcSubset": 247,
-    "PrivateIPC": 248,
-}
+_WRITTEN_BYTES = 1 << 30  # of one file: the largest wheels hold some 500 MB
+_FORGOTTEN_S = 3600  # longer than any run may take
 _STRAY = ("PYTHON", "PIP_")
+_RUN = "/run"
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """The walls of one unit: its scope, and the text of its file (None: there is none)."""
+    """The walls of one unit: its scope, the text of its file (None: there is none), and whose.
+
+    app: the application's directory; it names the runs, so that a later one can find them.
+    """
 
     scope: str
     unit_text: Optional[str]
+    app: str = ""
 
     @property
     def is_real(self) -> bool:
@@ -55,8 +52,9 @@ class Confinement:
     @property
     def user(self) -> str:
         """The account behind them, "" where it is whoever logs in (or the unit names none)."""
-        named = [value for name, value in _properties(self.unit_text or "") if name == "User"]
-        return named[-1] if named and self.is_real else ""
+        wanted = hardening.properties(self.unit_text or "") if self.is_real else []
+        named = [value for name, value in wanted if name == "User"]
+        return named[-1] if named else ""
 
     def run(
         self,
@@ -74,9 +72,11 @@ class Confinement:
             writable: the one directory it may write, besides a /tmp of its own.
 
         Raises:
+            HostError ("refused"): the unit names nobody but root to run it.
             OSError, subprocess.TimeoutExpired: as subprocess.run.
         """
         if self.is_real:
+            self._account()
             return self._behind_walls(list(argv), timeout, settings or {}, writable)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY)}
         environment.update(settings or {})
@@ -90,33 +90,82 @@ class Confinement:
             check=False,
         )
 
+    def give(self, directory: str) -> None:
+        """Let what runs behind the walls change what is in `directory`."""
+        if self.is_real:
+            account = self._account()
+            _own(directory, account.pw_uid, account.pw_gid)
+
+    def take(self, directory: str) -> None:
+        """Root's again: from here on nobody else changes what is in `directory`."""
+        if self.is_real:
+            _own(directory, 0, 0)
+
+    def end_forgotten(self) -> None:
+        """End the builds of this application whose agent died; the caller holds its deploy lock.
+
+        Raises:
+            HostError: one does not end.
+        """
+        if not self.is_real:
+            return
+        for place in glob.glob(os.path.join(_RUN, glob.escape(self._prefix("build")) + "*")):
+            unit = os.path.basename(place) + ".service"
+            _systemctl("stop", unit)
+            if _systemctl("is-active", unit).stdout.strip() not in ("inactive", "failed"):
+                raise HostError(f"{unit} of an earlier deploy does not end", live="unchanged")
+            shutil.rmtree(place, ignore_errors=True)
+        for place in glob.glob(os.path.join(_RUN, glob.escape(self._prefix("check")) + "*")):
+            with contextlib.suppress(FileNotFoundError):  # a diagnosis holds no lock
+                if time.time() - os.stat(place).st_mtime > _FORGOTTEN_S:
+                    shutil.rmtree(place, ignore_errors=True)
+
+    def _account(self) -> pwd.struct_passwd:
+        """Who runs it.
+
+        Raises:
+            HostError ("refused"): nobody is named, there is no such account, or it is root.
+        """
+        named = self.user
+        if not named:
+            where = "names no User=" if self.unit_text is not None else "is not there"
+            raise _nobody(f"the service's unit {where}")
+        try:
+            found = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
+        except (KeyError, OverflowError) as error:
+            raise _nobody(f"the account {named} of its unit is not on this host") from error
+        if found.pw_uid == 0:
+            raise _nobody(f"the account {named} of its unit is root")
+        return found
+
+    def _prefix(self, doing: str) -> str:
+        whose = hashlib.sha256(os.fsencode(os.path.realpath(self.app))).hexdigest()[:8]
+        return f"macd-confined-{doing}-{whose}-"
+
     def _behind_walls(
         self, argv: List[str], timeout: float, settings: Dict[str, str], writable: str
     ) -> "subprocess.CompletedProcess[str]":
-        name = f"macd-confined-{secrets.token_hex(6)}.service"
-        with tempfile.TemporaryDirectory(prefix="macd-", dir="/run") as private:
+        name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
+        unit = hardening.properties(self.unit_text or "")
+        with _private(os.path.join(_RUN, name)) as private:
             out, err, variables = (os.path.join(private, n) for n in ("out", "err", "variables"))
             _write_variables(variables, settings)
             words = ["systemd-run", "--collect", "--service-type=oneshot"]
-            words += [f"--unit={name}", *_flags(_properties(self.unit_text or ""), _version())]
+            words += [f"--unit={name}.service", *hardening.flags(unit, hardening.version())]
             # Not --pipe: it needs D-Bus; systemd opens these for it before any wall is up.
-            words += _flags(
-                [
-                    ("StandardOutput", f"file:{out}"),
-                    ("StandardError", f"file:{err}"),
-                    ("EnvironmentFile", variables),
-                    ("TimeoutStartSec", f"{timeout:g}"),
-                    ("TimeoutStopSec", str(_GRACE_S)),
-                    ("UMask", "0022"),
-                    # More than it should say; what may write elsewhere is not held to it.
-                    *(
-                        [("ReadWritePaths", writable)]
-                        if writable
-                        else [("LimitFSIZE", str(_OUTPUT_BYTES))]
-                    ),
-                ],
-                None,
-            )
+            ours = [
+                ("StandardOutput", f"file:{out}"),
+                ("StandardError", f"file:{err}"),
+                ("EnvironmentFile", variables),
+                ("TimeoutStartSec", f"{timeout:g}"),
+                ("TimeoutStopSec", str(_GRACE_S)),
+                ("UMask", "0022"),
+            ]
+            if writable:
+                ours += hardening.writing(writable, unit, _WRITTEN_BYTES)
+            else:
+                ours.append(("LimitFSIZE", str(_OUTPUT_BYTES)))  # more than it should say
+            words += hardening.flags(ours, None)
             began = time.monotonic()
             try:
                 done = subprocess.run(
@@ -129,7 +178,7 @@ class Confinement:
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                subprocess.run(["systemctl", "kill", "-s", "KILL", name], check=False)
+                _systemctl("kill", "-s", "KILL", f"{name}.service")
                 raise
             said, complained = _text(out), _text(err)
         if done.returncode != 0 and time.monotonic() - began >= timeout:
@@ -138,19 +187,35 @@ class Confinement:
             complained = done.stderr  # systemd's words: killed by a signal, no such user, ...
         return subprocess.CompletedProcess(argv, min(done.returncode, 1), said, complained)
 
-    def give(self, directory: str) -> None:
-        """Let what runs behind the walls change what is in `directory`."""
-        if self.user:
-            found = pwd.getpwnam(self.user)
-            _own(directory, found.pw_uid, found.pw_gid)
-
-    def take(self, directory: str) -> None:
-        """Root's again: from here on nobody else changes what is in `directory`."""
-        if self.user:
-            _own(directory, 0, 0)
-
 
 DIRECT = Confinement("user", None)  # what did not come with a release: the host's own programs
+
+
+def _nobody(why: str) -> HostError:
+    return HostError(
+        "what came with a release is not run as root",
+        why=why,
+        hint="invoke provision makes the account and its unit",
+        live="unchanged",
+        kind="refused",
+    )
+
+
+@contextlib.contextmanager
+def _private(path: str) -> Iterator[str]:
+    os.mkdir(path, 0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _systemctl(*words: str) -> "subprocess.CompletedProcess[str]":
+    argv = ["systemctl", *words]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"{' '.join(argv)} gave no answer in 60 s", live="unchanged") from error
 
 
 def _own(path: str, uid: int, gid: int) -> None:
@@ -163,38 +228,6 @@ def _own(path: str, uid: int, gid: int) -> None:
     if os.path.isdir(path):
         for name in os.listdir(path):
             _own(os.path.join(path, name), uid, gid)
-
-
-def _properties(unit_text: str) -> List[Tuple[str, str]]:
-    """The lines of [Service] that say who it is and what it may do, in order."""
-    found = []
-    section = ""
-    for line in unit_text.replace("\\\n", " ").splitlines():
-        text = line.strip()
-        if text.startswith("["):
-            section = text
-        elif section == "[Service]" and "=" in text and text[0] not in "#;":
-            name, _, value = text.partition("=")
-            if not _OF_A_SERVICE.fullmatch(name.strip()):
-                found.append((name.strip(), value.strip()))
-    return found
-
-
-def _flags(properties: Sequence[Tuple[str, str]], version: Optional[int]) -> List[str]:
-    return [
-        f"--property={name}={value}"
-        for name, value in properties
-        if version is None or _SINCE.get(name, 0) <= version
-    ]
-
-
-def _version() -> Optional[int]:
-    """The number of this systemd; None where it does not say."""
-    done = subprocess.run(
-        ["systemctl", "--version"], capture_output=True, text=True, timeout=20, check=False
-    )
-    match = re.match(r"systemd (\d+)", done.stdout)
-    return int(match[1]) if match else None
 
 
 def _write_variables(path: str, settings: Dict[str, str]) -> None:

@@ -88,11 +88,11 @@ def stage(
     signature: bytes,
     accepts: Dict[str, str],
     imports: List[str],
+    scope: str,
+    unit_text: Optional[str],
     python: str = "",
     index: bool = False,
     index_url: str = "",
-    scope: str = "user",
-    unit_text: Optional[str] = None,
 ) -> Dict[str, Any]:
     """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
 
@@ -115,7 +115,7 @@ def stage(
         python=python,
         index=index,
         index_url=index_url,
-        walls=Confinement(scope, unit_text),
+        walls=Confinement(scope, unit_text, layout.app),
     )
     releases.stage(layout, identifier, manifest, signature)
     durable.replace_file(layout.state(_STAGED), identifier.encode())

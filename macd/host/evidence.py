@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Dict, List, Optional
 
-from macd.host import logs, releases, signature
+from macd.host import identity, logs, releases, signature
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
@@ -41,7 +41,7 @@ def check(layout: Layout, claim: Claim, live: str, *, now: datetime) -> Dict[str
             allowed_signers=layout.state("allowed_signers"),
             identity=claim.identity,
             namespace=signature.GATE_NAMESPACE,
-            revoked=layout.state("revoked.krl"),
+            revoked=identity.revocations(layout),
         )
         document = json.loads(claim.raw)
         if not isinstance(document, dict) or document.get("kind") != _KIND:

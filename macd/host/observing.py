@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from macd.host import activation, blobs, durable, flagchange, ledger, releases
+from macd.host import activation, blobs, durable, flagchange, identity, ledger, releases
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, load
 from macd.host.probe import ProbeError, ask
@@ -64,6 +64,8 @@ def deploy_facts(
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
+        "accepts": _read(layout.state(identity.FILE)),
+        "revoked": _file_sha256(layout.state(identity.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "rollback": _way_back(layout, history, live, bad_ids),
         "rehearsal": rehearse(layout, live),

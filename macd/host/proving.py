@@ -12,6 +12,7 @@ from typing import Tuple
 
 from macd.host import probe, snapshots
 from macd.host.confined import Confinement
+from macd.host.failure import HostError
 from macd.host.ledger import Pending, Snapshot
 from macd.host.supervisor import Process, Supervisor
 
@@ -33,7 +34,8 @@ class ActivationFailedError(Exception):
 class Prover:
     """Asks on behalf of one activation."""
 
-    def __init__(self, pending: Pending, supervisor: Supervisor) -> None:
+    def __init__(self, app: str, pending: Pending, supervisor: Supervisor) -> None:
+        self._app = app
         self._pending = pending
         self._supervisor = supervisor
 
@@ -47,9 +49,13 @@ class Prover:
         """
         if not self._pending.check_argv:
             return
-        walls = Confinement(self._pending.scope, self._pending.after.get(self._pending.unit))
+        text = self._pending.after.get(self._pending.unit)
+        walls = Confinement(self._pending.scope, text, self._app)
         try:
             done = walls.run(self._pending.check_argv, timeout=_CHECK_TIMEOUT_S)
+        except HostError as error:
+            why = f"its own check was not run: {error} ({error.why})"
+            raise ActivationFailedError(why, blames_release=False) from error
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ActivationFailedError(f"its own check did not run here: {error}") from error
         if done.returncode != 0:

@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Optional
 
 from macd.host import durable, envfile, ledger
 from macd.host.failure import HostError
-from macd.host.layout import Layout
+from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
 from macd.host.masking import masked
 from macd.host.supervisor import Supervisor
@@ -46,6 +46,7 @@ def provision(
         account: the service's user, made if missing; "" where it runs as whoever logs in.
         directories: {"path" below app, "mode", "owner": "" or the account}, parents first.
         files: {"path" below app, "data", "mode"}, replaced whole; with "secret" shown in no diff.
+            "data" None: the file must not be there.
         flags: what .env must hold; ML_ENABLE_STACKING only counts when it isn't set yet.
         units: text by name; None: the unit must not be there.
 
@@ -159,10 +160,15 @@ class _Run:
         if ids is not None:
             os.chown(path, *ids)
 
-    def file(self, relative: str, data: bytes, mode: int, *, secret: bool = False) -> None:
+    def file(
+        self, relative: str, data: Optional[bytes], mode: int, *, secret: bool = False
+    ) -> None:
         path = os.path.join(self._layout.app, relative)
         before = _content(path)
-        if before != data:
+        if data is None:
+            if before is not None and self._change("file", path, "removed"):
+                discard(path)
+        elif before != data:
             shown = {} if secret else _texts(before, data)
             if self._change("file", path, "created" if before is None else "changed", **shown):
                 durable.replace_file(path, data, mode=mode)

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
-from macd.host import blobs, durable, signature
+from macd.host import blobs, durable, identity, signature
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
 from macd.host.manifest import Manifest, ManifestError, check_release_id, parse, release_id
@@ -42,15 +42,17 @@ def accept(
     """Verify, then parse, then judge a manifest; returns its release id and its values.
 
     Raises:
-        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed.
+        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed;
+            or the inventory takes this host for another one.
     """
+    identity.check_claim(layout, vars(accepts))
     try:
         signature.verify(
             raw,
             signed,
             allowed_signers=layout.state("allowed_signers"),
             identity=accepts.identity,
-            revoked=layout.state("revoked.krl"),
+            revoked=identity.revocations(layout),
         )
         manifest = parse(raw)
     except signature.SignatureError as error:
@@ -112,7 +114,7 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
     for file in manifest.files:
         path = os.path.join(building, file.path)
         directories |= _make_parents(building, file.path)
-        _link(blobs.path_of(layout.app, file.sha256), path, file.sha256)
+        link_blob(layout, file.sha256, path, file.path)
     os.symlink(os.path.join("..", "..", "runtimes", manifest.lock), f"{building}/{RUNTIME_LINK}")
     durable.replace_file(os.path.join(building, SIGNATURE), signed)
     durable.replace_file(os.path.join(building, MANIFEST), raw)
@@ -132,14 +134,20 @@ def _make_parents(top: str, relative: str) -> Set[str]:
     return made
 
 
-def _link(blob: str, path: str, sha256: str) -> None:
+def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
+    """Make `path` the blob that landed as `name`, once its bytes were hashed again.
+
+    Raises:
+        HostError: it is missing or not what its name says (it is dropped, to be sent again).
+    """
+    blob = blobs.path_of(layout.app, sha256)
     if not os.path.exists(blob):
-        raise HostError(f"blob {sha256} is not on the host", hint="deploy again; it is sent then")
+        raise HostError(f"{name} is not on the host", hint="deploy again; it is sent then")
     if _sha256(blob) != sha256:
         discard(blob)
         raise HostError(
-            f"blob {sha256} was damaged on the host's disk",
-            why="its content no longer has its hash; the blob was removed",
+            f"{name} was damaged on the host's disk",
+            why=f"the blob's content no longer has its hash {sha256}; the blob was removed",
             live="unchanged",
             hint="deploy again; the blob is sent anew",
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 from typing import Any, Dict, List, Optional
 
-from macd.host import blobs, durable, package_index
+from macd.host import durable, package_index, releases
 from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
@@ -36,13 +37,15 @@ def install(
     `index_url`, or the one the host's pip knows; the same hashes required). pip itself is one of
     the wheels that landed, so the host needs only Python's venv.
 
+    The caller holds the deploy lock: what an earlier build left behind is ended and removed.
+
     Args:
         raw_lock: the bytes of lock.json; their SHA-256 is the runtime's name.
         imports: modules that must import in the finished runtime.
         walls: behind which pip and the packages run; they came with a release.
 
     Raises:
-        HostError: a wheel is missing, pip refused, or an import failed; nothing is left behind.
+        HostError: a wheel is missing or damaged, or an import failed; nothing is left behind.
         HostError ("refused"): pip could not get or install what the lock names.
     """
     lock = hashlib.sha256(raw_lock).hexdigest()
@@ -50,9 +53,11 @@ def install(
     if os.path.isdir(target) and _is_sound(target, imports, walls):
         return {"lock": lock, "built": False}
     document = json.loads(raw_lock)
-    building = os.path.join(layout.runtimes, _BUILDING + lock)
-    shutil.rmtree(building, ignore_errors=True)
     durable.make_directories(layout.runtimes)
+    _clear_forgotten(layout, walls)
+    # A new one each time: the last one's may be the service account's still.
+    building = os.path.join(layout.runtimes, f"{_BUILDING}{lock}-{secrets.token_hex(6)}")
+    os.mkdir(building, 0o755)
     try:
         base = python or sys.executable
         doing = "making the virtualenv"
@@ -74,6 +79,14 @@ def install(
         shutil.rmtree(building, ignore_errors=True)
         raise
     return {"lock": lock, "built": True}
+
+
+def _clear_forgotten(layout: Layout, walls: Confinement) -> None:
+    """What a killed agent left: first the processes that write there, then what they wrote."""
+    walls.end_forgotten()
+    for name in os.listdir(layout.runtimes):
+        if name.startswith(_BUILDING):
+            shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
 
 
 def _is_sound(runtime: str, imports: List[str], walls: Confinement) -> bool:
@@ -101,10 +114,9 @@ def _install_wheels(
     for wheel in wheels:
         name = os.path.basename(wheel["file"])
         if wheel["name"] == "pip" or not index:
-            blob = blobs.path_of(layout.app, wheel["sha256"])
-            if not os.path.exists(blob):
-                raise HostError(f"the wheel {name} is not on the host", hint="deploy again")
-            os.link(blob, os.path.join(shelf, name))
+            # pip's own code is run out of its wheel, before anything could check a hash for us.
+            path = os.path.join(shelf, name)
+            releases.link_blob(layout, wheel["sha256"], path, f"the wheel {name}")
         if wheel["name"] == "pip":
             installer = os.path.join(shelf, name, "pip")
         else:

@@ -32,19 +32,21 @@ def verify(
 
     Args:
         allowed_signers: path of an OpenSSH allowed_signers file (see ssh-keygen(1)).
-        revoked: path of a key revocation list; a missing file revokes nothing.
+        revoked: path of a key revocation list; None where there is none to ask.
 
     Raises:
-        SignatureError: anything else, a missing ssh-keygen or allowed_signers included.
+        SignatureError: anything else, a missing ssh-keygen, allowed_signers or list included.
     """
     if not os.path.isfile(allowed_signers):
         raise SignatureError("no allowed_signers at %s" % allowed_signers)
+    if revoked is not None and not os.path.isfile(revoked):
+        raise SignatureError("no list of revoked keys at %s" % revoked)
     with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
         held.write(signature)
         held.flush()
         argv = ["ssh-keygen", "-Y", "verify", "-f", allowed_signers, "-I", identity]
         argv += ["-n", namespace, "-s", held.name]
-        if revoked and os.path.isfile(revoked):
+        if revoked is not None:
             argv += ["-r", revoked]
         try:
             done = subprocess.run(

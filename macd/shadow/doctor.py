@@ -121,7 +121,7 @@ def _dependency(case: Case) -> Finding:
             remedy = "invoke provision names the package of this library (libgomp1 for LightGBM)"
         return Finding(name, False, short(line), remedy)
     if check["code"] is None:
-        remedy = "invoke deploy builds the runtime again"
+        remedy = check.get("hint") or "invoke deploy builds the runtime again"
         return Finding(name, False, short(f"its check does not run: {check['said']}"), remedy)
     if check["code"] != 0:
         told = f"its own check fails with {check['code']}: {check['said']}"

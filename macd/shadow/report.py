@@ -18,6 +18,7 @@ from macd.host.durable import replace_file
 from macd.host.record import canonical
 from macd.host.signature import GATE_NAMESPACE, SignatureError, verify
 from macd.inventory import Inventory
+from macd.inventory.revoked import revoked
 from macd.release.signing import sign
 from macd.shadow import gate
 from macd.shadow.analyse import Analysis
@@ -156,7 +157,7 @@ def read(path: Path, inventory: Inventory) -> Report:
             why="it names the keys whose gate reports count",
             hint="invoke provision says how to make it",
         )
-    revoked = inventory.release.revoked
+    krl = revoked(inventory)
     try:
         raw, signature = path.read_bytes(), path.with_name(SIGNATURE).read_bytes()
         verify(
@@ -165,7 +166,7 @@ def read(path: Path, inventory: Inventory) -> Report:
             allowed_signers=str(signers),
             identity=inventory.release.identity,
             namespace=GATE_NAMESPACE,
-            revoked=str(revoked) if revoked else None,
+            revoked=str(krl) if krl else None,
         )
         document = json.loads(raw)
         if not isinstance(document, dict) or document.get("kind") != KIND:

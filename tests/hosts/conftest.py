@@ -57,6 +57,7 @@ systemctl reset-failed
 umount -q /opt/* 2>/dev/null
 rm -rf /opt/* /opt/.[!.]*
 userdel macd 2>/dev/null
+userdel trial 2>/dev/null
 true
 """
 

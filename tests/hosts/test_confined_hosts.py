@@ -144,3 +144,52 @@ print(json.dumps({
     assert "journalctl -xeu macd-confined-" in told["killed"][2]  # systemd's word: where to look
     assert told["nobody"] == 1
     assert 0 < told["flood"] <= 1 << 20
+
+
+def test_without_somebody_to_be_nothing_is_run(bench: Bench) -> None:
+    told = told_by(
+        bench,
+        """
+from macd.host.failure import HostError
+told = {}
+for text in (None, "[Service]\\nExecStart=/bin/true\\n", "[Service]\\nUser=root\\n"):
+    try:
+        Confinement("system", text).run(["/bin/touch", "/run/was-root"], timeout=20)
+    except HostError as error:
+        told[str(text)[-12:]] = error.kind
+print(json.dumps(told))
+""",
+    )
+    assert list(told.values()) == ["refused"] * 3
+    assert bench.on_prod("sh", "-c", "ls /run/was-root || true") == ""
+
+
+def test_a_build_whose_agent_was_killed_is_ended_before_the_next(bench: Bench) -> None:
+    place = f"{APP}/runtimes/my build"
+    told = told_by(
+        bench,
+        f"""
+import os, signal
+walls = Confinement("system", walls.unit_text, "{APP}")
+os.mkdir("{place}")
+walls.give("{place}")
+child = os.fork()
+if child == 0:
+    walls.run(["/bin/sh", "-c", 'echo on > "$0/by"; exec sleep 4343', "{place}"],
+              timeout=300, writable="{place}")
+while not os.path.exists("{place}/by"):
+    time.sleep(0.1)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+def left():
+    sleeping = subprocess.run(["pgrep", "-fx", "sleep 4343"], capture_output=True).stdout
+    return [bool(sleeping), [n for n in os.listdir("/run") if n.startswith("macd-confined")] != []]
+before = left()
+Confinement("system", walls.unit_text, "/opt/another").end_forgotten()
+others = left()
+walls.end_forgotten()
+print(json.dumps([before, others, left()]))
+""",
+    )
+    assert told == [[True, True], [True, True], [False, False]]
+    bench.on_prod("rm", "-r", place)

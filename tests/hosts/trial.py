@@ -20,6 +20,7 @@ from tests.unit.release.releases import IDENTITY, make_key
 
 APP = "/opt/trial"
 NAME = "trial"
+ACCOUNT = "trial"
 UNIT, SOCKET, BOOT = f"{NAME}.service", f"{NAME}.socket", f"{NAME}-recover.service"
 ENDPOINT = f"unix:{APP}/state/run/h.sock"
 UNITS = {
@@ -31,6 +32,7 @@ StartLimitIntervalSec=60
 StartLimitBurst=4
 [Service]
 Type=notify
+User={ACCOUNT}
 ExecStart={APP}/current/runtime/bin/python -I {APP}/current/app/serve.py --root {APP}
 EnvironmentFile=-{APP}/.env
 Restart=on-failure
@@ -90,7 +92,8 @@ class Trial:
         if release:
             put(session, APP, release.blobs())
             signed = {"manifest": release.raw, "signature": release.signature}
-            session.call("stage", app=APP, accepts=ACCEPTS, imports=[], **signed)
+            as_run = {"scope": "system", "unit_text": UNITS[UNIT]}
+            session.call("stage", app=APP, accepts=ACCEPTS, imports=[], **as_run, **signed)
         service = {"unit": UNIT, "units": [UNIT, SOCKET], "scope": "system"}
         begun = session.call(
             "activate",
@@ -174,12 +177,18 @@ def trial_on(hosts: Hosts, keys: Path) -> Iterator[Trial]:
             "provision",
             app=APP,
             scope="system",
-            account="",
+            account=ACCOUNT,
             directories=[
-                {"path": p, "mode": m, "owner": ""} for p, m in [("", 0o755), *directories]
+                {"path": p, "mode": m, "owner": ACCOUNT if p == "data/live" else ""}
+                for p, m in [("", 0o755), *directories]
             ],
             files=[
                 {"path": "bin/macd-host.pyz", "data": archive.build(), "mode": 0o644},
+                {
+                    "path": "state/accepts.json",
+                    "data": json.dumps(ACCEPTS).encode(),
+                    "mode": 0o644,
+                },
                 {
                     "path": "state/allowed_signers",
                     "data": f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'.encode(),

@@ -54,7 +54,7 @@ def send(app: str, release: str, units: dict[str, str], keep: int) -> str:
     deploying.recover(app)
     upload = Upload([path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file()])
     blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
-    staged = deploying.stage(app, manifest, signature, accepts, [])
+    staged = deploying.stage(app, manifest, signature, accepts, [], "user", None)
     return _activate(app, "deploy", staged["release"], dict(units), keep, accepts)
 
 

@@ -263,6 +263,7 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
         public = key.with_suffix(".pub").read_text().strip()
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (top / "app/state/allowed_signers").write_text(signers)
+        (top / "app/state/accepts.json").write_text(json.dumps(ACCEPTS))
         steps = subprocess.Popen(
             [sys.executable, "-m", "tests.kills.steps"],
             stdin=subprocess.PIPE,

@@ -83,6 +83,8 @@ def test_a_staging_that_failed_lets_nothing_go_live_though_the_release_is_there(
                 signature=second.signature,
                 accepts=ACCEPTS,
                 imports=["no_such_module"],
+                scope="user",
+                unit_text=host.unit_text(),
             )
         with pytest.raises(MacdError, match="was not made ready"):
             host.begin(session, "deploy", second.id)

@@ -18,6 +18,7 @@ from macd.deploy.desired import Desired, allowed_signers, render
 from macd.deploy.state import HostState
 from macd.errors import UsageError
 from macd.inventory import Inventory, load, project_root
+from macd.inventory.revoked import revoked
 
 APP = "/opt/macd-analysis"
 
@@ -143,3 +144,15 @@ def test_the_program_for_hosts_is_the_same_bytes_and_runs(tmp_path: Path) -> Non
     argv = [sys.executable, "-I", str(program), "recover", "--app", str(tmp_path / "app")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "macd-host: nothing\n")
+
+
+def test_a_named_list_of_revoked_keys_that_is_not_here_is_no_empty_list(tmp_path: Path) -> None:
+    known = inventory(tmp_path, "release: {revoked: ../keys/revoked.krl}\n")
+    with pytest.raises(UsageError, match="the list of revoked keys can't be read"):
+        revoked(known)
+    assert rendered(known).revoked is None  # a look compares nothing
+    (tmp_path / "keys").mkdir(exist_ok=True)
+    (tmp_path / "keys" / "revoked.krl").write_bytes(b"krl")
+    assert revoked(known) == tmp_path / "keys" / "revoked.krl"
+    sha256 = hashlib.sha256(b"krl").hexdigest()
+    assert json.loads(rendered(known).identity)["revoked"] == sha256

@@ -1,0 +1,107 @@
+"""Nothing that came with a release is run as root: refused where there is nobody else to be.
+
+The walls themselves are tests/hosts/test_confined_hosts.py, on a real systemd.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from macd.host import hardening
+from macd.host.confined import Confinement
+from macd.host.failure import HostError
+
+NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A system's systemd asked by root, as far as a confinement can tell; what was begun there."""
+    begun: list[object] = []
+    monkeypatch.setattr(Confinement, "is_real", True)
+    monkeypatch.setattr("subprocess.run", lambda *words, **_: begun.append(words))
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "the service's unit is not there"),
+        ("", "the service's unit names no User="),
+        (NOBODY, "the service's unit names no User="),
+        (NOBODY + "User=macd\nUser=\n", "the service's unit names no User="),
+        (NOBODY + "[Install]\nUser=nobody\n", "the service's unit names no User="),
+        (NOBODY + "User=root\n", "the account root of its unit is root"),
+        (NOBODY + "User=0\n", "the account 0 of its unit is root"),
+        (NOBODY + "User=no-such-account\n", "no-such-account of its unit is not on this host"),
+    ],
+)
+def test_nobody_to_be_is_a_refusal_and_nothing_runs(
+    real: list[object], text: str | None, why: str, tmp_path: object
+) -> None:
+    walls = Confinement("system", text, "/opt/app")
+    for do in (lambda: walls.run(["/bin/true"], timeout=5), lambda: walls.give(str(tmp_path))):
+        with pytest.raises(HostError) as told:
+            do()
+        assert told.value.kind == "refused"
+        assert why in told.value.why
+        assert "invoke provision" in told.value.hint
+    assert real == []
+
+
+def test_without_a_system_manager_whoever_logs_in_runs_it() -> None:
+    done = Confinement("user", None).run(["/bin/echo", "fine"], timeout=20)
+    assert (done.returncode, done.stdout) == (0, "fine\n")
+
+
+def test_only_the_walls_are_taken_over_from_a_unit() -> None:
+    of_a_service = """Type=notify
+ExecStart=/bin/x
+ExecStopPost=/bin/x
+EnvironmentFile=-/opt/app/.env
+LoadCredential=token:/etc/token
+SetCredentialEncrypted=token:AAAA
+KillMode=process
+KillSignal=SIGCONT
+RestartKillSignal=SIGCONT
+SendSIGKILL=no
+SendSIGHUP=yes
+FinalKillSignal=SIGCONT
+WatchdogSec=30
+WatchdogSignal=SIGCONT
+LimitFSIZE=infinity
+ReadWritePaths=/opt/app/data/live
+StateDirectory=app
+CacheDirectory=app
+OOMPolicy=continue
+"""
+    walls = [
+        ("User", "macd"),
+        ("UnsetEnvironment", "PATH LD_PRELOAD"),
+        ("Environment", "A=1"),
+        ("NoExecPaths", "/"),
+        ("ExecPaths", "/opt/app /usr"),
+        ("SystemCallFilter", "@system-service"),
+        ("SystemCallFilter", "~@privileged"),
+        ("RestrictSUIDSGID", "yes"),
+        ("MemoryMax", "1G"),
+    ]
+    lines = "".join(f"{name} = {value}\n" for name, value in walls)
+    text = f"[Unit]\nRequires=x\n[Service]\n{of_a_service}# User=root\n{lines}[Install]\nAlias=x\n"
+    assert hardening.properties(text) == walls
+
+
+def test_an_older_systemd_is_not_asked_for_what_it_refuses() -> None:
+    walls = [("User", "macd"), ("RestrictSUIDSGID", "yes"), ("ExecPaths", "/usr")]
+    assert hardening.flags(walls, 241) == ["--property=User=macd"]
+    assert len(hardening.flags(walls, 247)) == 2
+    assert len(hardening.flags(walls, None)) == 3
+
+
+def test_the_one_directory_to_write_is_one_word_and_bounded() -> None:
+    place = '/opt/my "app"/x'
+    assert hardening.writing(place, [("User", "macd")], 9) == [
+        ("ReadWritePaths", '"/opt/my \\"app\\"/x"'),
+        ("LimitFSIZE", "9"),
+    ]
+    assert ("ExecPaths", '"/opt/x"') in hardening.writing("/opt/x", [("NoExecPaths", "/")], 9)
