@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from macd.shadow import gate, reading
-from macd.shadow.analyse import Analysis, Window, step_ms
+from macd.shadow.analyse import Analysis, Window
+from macd.shadow.continuity import step_ms
 from macd.shadow.gate import Decision, Findings, Rule
 from macd.shadow.parse import Bad, Line
 
@@ -93,8 +94,10 @@ def _holes(found: Analysis, now_ms: int) -> tuple[str, ...]:
     told = []
     if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
         told.append("stale: no new bar is told")
-    if found.broken or found.incomplete:
-        told.append(f"lines or bars are missing at {found.broken + found.incomplete} places")
-    if found.intruders:
+    if found.whole.broken or found.whole.incomplete:
+        told.append(
+            f"lines or bars are missing at {found.whole.broken + found.whole.incomplete} places"
+        )
+    if found.whole.intruders:
         told.append("lines of another release stand between those of the live one")
     return tuple(told)
