@@ -40,13 +40,18 @@ class Rule:
     def threshold(self, name: str) -> float:
         return float(getattr(self, name))
 
-    def laxer_than(self, other: Rule) -> list[str]:
-        """What this rule lets pass that `other` would not."""
+    def laxer_than(self, other: Rule, *, days: float, other_days: float) -> list[str]:
+        """What this rule, over the last `days`, lets pass that `other` over its own would not.
+
+        A shorter look back leaves out the failures that lie behind it.
+        """
         told = [name for name in TITLES if self.threshold(name) < other.threshold(name)]
         if self.min_bars < other.min_bars:
             told.append("min_bars")
         if self.rule == "point" and other.rule == "sequential":
             told.append("rule")
+        if days < other_days:
+            told.append("days")
         return told
 
 

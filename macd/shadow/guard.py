@@ -66,6 +66,7 @@ def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     fields = {"release": order["release"], "verdict": decision.verdict, "rates": rates}
     with contextlib.suppress(HostError, OSError):  # on a full disk stacking is taken back as well
         save(watching.report_path(layout, now), document)
+        watching.prune(layout, order)
         recorder(layout)("guard.judged", fields)
     if decision.verdict == gate.FAIL:
         reason = "; ".join(decision.reasons)[:2000]

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from macd.shadow import gate, starts
+from macd.host import watching
+from macd.host.layout import Layout
+from macd.inventory import load
+from macd.shadow import gate, report, starts
 from macd.shadow.gate import Rule
 from tests import signal_lines
 
@@ -111,3 +114,28 @@ def test_a_service_at_the_threshold_is_seldom_taken_back() -> None:
                 known[of] = gate.judge("ml_coverage", *of, rule, alpha).outcome
         wrong += any(known[sum(part), len(part)] == gate.FAIL for part in told)
     assert 0 < wrong <= 50
+
+
+def test_old_reports_of_the_guard_go_those_of_the_watch_at_hand_stay(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    (tmp_path / "state/gate").mkdir(parents=True)
+    (tmp_path / "state/gate/newest").write_text("{}")
+    for hour in range(80):
+        Path(watching.report_path(layout, NOW - hour * HOUR)).write_text("{}")
+    for since, left in ((NOW - 70 * HOUR, 71), (NOW - 24 * HOUR, 50)):
+        watching.prune(layout, {"since": since.timestamp()})
+        assert len(watching.report_names(layout)) == left
+    assert watching.report_names(layout)[-1] in watching.report_path(layout, NOW)
+    assert (tmp_path / "state/gate/newest").exists()
+
+
+def test_old_gate_reports_go_the_one_a_flag_was_set_by_stays(tmp_path: Path) -> None:
+    inventory = load("lab").model_copy(update={"root": tmp_path})
+    made = [report.directory_of(inventory, "prod", NOW + n * HOUR) for n in range(60)]
+    for one in made:
+        one.mkdir(parents=True)
+        (one / report.NAME).write_text("{}")
+    report.prune(inventory, "prod", {str(made[3].relative_to(inventory.state_dir))})
+    assert sorted(p.name for p in made[0].parent.iterdir()) == [
+        one.name for one in (made[3], *made[10:])
+    ]
