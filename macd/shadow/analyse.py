@@ -92,7 +92,7 @@ class Analysis:
         of_release = self.window.takes(line)
         ours = inside and of_release
         self._settle(ours)
-        self.whole.meet(ours, inside, {"file": file, "line": number, "release": line.release})
+        self.whole.meet(line, ours, inside, file, number)
         self.whole.number(line, inside, file, number)
         self._releases[line.release or ""] += inside
         if self.first is None:

@@ -38,9 +38,10 @@ class Continuity:
     def broken(self) -> int:
         return self.gaps + self.repeats
 
-    def meet(self, ours: bool, inside: bool, at: dict[str, Any]) -> None:
+    def meet(self, line: Line, ours: bool, inside: bool, file: str, number: int) -> None:
         """Another release's lines between ours: a rollback, or damage that would hide bars."""
         if not ours:
+            at = {"file": file, "line": number, "release": line.release}
             self._foreign = at if inside and self._began else None
             return
         if self._foreign is not None and len(self.intruders) < _MOST_KEPT:
