@@ -3,7 +3,9 @@
     python -m benchmarks.gate_scale --mb 1000
 
 Lines are as long as the service's, all of one release and inside the window: the dearest case. The
-memory is the most that this process and its helpers held at once, sampled ten times a second.
+memory is the most that this process and its helpers held at once, sampled ten times a second. Exit
+1 when the goal is missed. Where others keep the cores busy the time at work counts: of this
+process, which takes the lines in one after the other, or of all of them over the cores.
 """
 
 from __future__ import annotations
@@ -36,18 +38,28 @@ def main() -> int:
         found = Analysis(Window(0, round(NOW.timestamp() * 1000), signal_lines.RELEASE))
         memory = Memory()
         began, load = time.perf_counter(), os.getloadavg()[0]
+        used = time.process_time()
         reading.analyse(sources, found, workers=chosen.workers)
         decision = gate.decide(Findings(found.tally()), Rule())
         document = found.document()
         seconds = time.perf_counter() - began
+        mine = time.process_time() - used
         most = memory.stop()
+        cores = len(os.sched_getaffinity(0))
+        at_work = max(mine, (mine + memory.helpers_s) / cores)
     assert document["lines"] == lines, (document["lines"], lines)
     print(f"{size / 1e6:.0f} MB, {lines:,} lines: {decision.verdict}, {found.tally()}")
     print(
         f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s, at most {most / 1e6:.0f} MB of memory"
     )
-    print(f"load when it began: {load:.1f} on {os.cpu_count()} cores")
-    per_gb = seconds * 1e9 / size
+    print(
+        f"at work: {mine:.1f} s here, {memory.helpers_s:.1f} s in helpers; "
+        f"load when it began: {load:.1f} on {cores} cores"
+    )
+    busy = load > 1
+    if busy:
+        print("others keep the cores busy, so the time at work counts; run it again on a quiet one")
+    per_gb = (at_work if busy else seconds) * 1e9 / size
     good = per_gb < 30 and most < 500e6
     print(f"{per_gb:.1f} s a GB (limit 30), {most / 1e6:.0f} MB (limit 500): {good and 'holds'}")
     return 0 if good else 1
@@ -79,10 +91,14 @@ def _around(raw: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 class Memory:
-    """What this process and its descendants hold; shared pages are counted in shares."""
+    """What this process and its descendants hold; shared pages are counted in shares.
+
+    helpers_s: seconds at work of the descendants, as last seen of each.
+    """
 
     def __init__(self) -> None:
         self._most = 0
+        self._worked: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -92,9 +108,15 @@ class Memory:
         self._thread.join()
         return self._most
 
+    @property
+    def helpers_s(self) -> float:
+        return sum(self._worked.values())
+
     def _watch(self) -> None:
         while not self._over.wait(0.1):
-            self._most = max(self._most, sum(map(_held, _family(os.getpid()))))
+            family = _family(os.getpid())
+            self._most = max(self._most, sum(map(_held, family)))
+            self._worked.update((pid, worked) for pid in family[1:] if (worked := _worked(pid)))
 
 
 def _family(pid: int) -> list[int]:
@@ -115,6 +137,14 @@ def _held(pid: int) -> int:
     except OSError:
         return 0
     return 0
+
+
+def _worked(pid: int) -> float:
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

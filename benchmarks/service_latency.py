@@ -3,8 +3,8 @@
     python benchmarks/service_latency.py [--release releases/ID] [--bars 500] [--ccxt]
 
 Real models, features, log (fsync included); bars of the sample come one by one. Without --release
-the tests' tiny training is used, whose nets are smaller than a full training's. Goal: p99 under
-20 ms and less than 300 MB.
+the tests' tiny training is used, whose nets are smaller than a full training's. Goal: p50 and p99
+under 20 ms and less than 300 MB; exit 1 when it is missed.
 """
 
 # ruff: noqa: E402 - the limits of threads are read when numpy and polars are imported
@@ -82,10 +82,10 @@ def models(release: str) -> Path:
 
 
 def told(what: str, seconds: list[float]) -> float:
-    """Print the percentiles; p99 in milliseconds."""
+    """Print the percentiles; in milliseconds the greater of p50 and p99, which is p99."""
     p50, p99, longest = np.percentile(np.array(seconds) * 1000, [50, 99, 100])
     print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {longest:.1f} ms")
-    return float(p99)
+    return float(max(p50, p99))
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def main() -> int:
     if load > cores:
         print("others keep the cores busy, so the time at work counts; run it again on a quiet one")
     met = (busy if load > cores else p99) < 20 and memory_mb() < 300
-    print("goal met" if met else "goal NOT met: p99 < 20 ms and < 300 MB")
+    print("goal met" if met else "goal NOT met: p50 and p99 < 20 ms and < 300 MB")
     return 0 if met else 1
 
 

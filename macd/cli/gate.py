@@ -25,7 +25,8 @@ _EXIT = {"PASS": ExitCode.DONE, "FAIL": ExitCode.FAILED, "INCONCLUSIVE": ExitCod
         "host": "which host of it (default: the only one)",
         "days": "how far back lines count (default: the inventory's; with --logs: all)",
         "min-bars": "the fewest bars that decide (default: the inventory's)",
-        "rule": "point: plain rates, one look; sequential: bounds that hold at every look",
+        "rule": "point: plain rates, one look; sequential: bounds that hold at every look, "
+        "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory instead; such a report opens nothing",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
         "json": "print the report itself",
@@ -60,15 +61,25 @@ def shadow_gate(
     place = report.directory_of(known, str(document["host"]), judged.made)
     path = report.save(document, place, known)
     shown = page.write(path)
-    warning = _told(known, judged, path) if not logs else ""
+    warnings = (
+        [] if logs else [report.note_on_host(path, document, known), _told(known, judged, path)]
+    )
+    report.prune(known, place.parent.name, _in_use(known))
     if json:
-        emit({**document, "path": str(path), "page": str(shown)})
+        emit(
+            {
+                **document,
+                "path": str(path),
+                "page": str(shown),
+                "warnings": [*filter(None, warnings)],
+            }
+        )
     else:
         from macd.cli.gate_shown import print_report
 
         print_report(document)
         print(f"\n  report {path}\n  page   {shown}")
-        if warning:
+        for warning in filter(None, warnings):
             print(f"  note   {warning}")
     return _EXIT[judged.decision.verdict]
 
@@ -105,6 +116,26 @@ def _days(text: str) -> float | None:
     except ValueError:
         pass
     raise UsageError(f"--days {text}: not a number of days", hint="--days 2, or --days 0.5")
+
+
+def _in_use(known: Inventory) -> set[str]:
+    """Directories of the reports that flags were last set by."""
+    from macd.journal import Journal
+
+    records = Journal(known.state_dir / "journal.jsonl").records()
+    last = {
+        one.fields.get("host"): str(one.fields.get("report") or "")
+        for one in records
+        if one.kind == "flag.enable" and one.fields.get("report")
+    }
+    root = known.state_dir
+    return {
+        str(Path(path).parent.relative_to(root)) for path in last.values() if _below(path, root)
+    }
+
+
+def _below(path: str, root: Path) -> bool:
+    return Path(path).is_relative_to(root)
 
 
 def _told(known: Inventory, judged: Judged, path: Path) -> str:

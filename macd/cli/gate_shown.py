@@ -55,9 +55,14 @@ def _head(document: Mapping[str, Any]) -> list[str]:
         told.append(f"  needs     {document['more_bars']} more bars, if all of them are good")
     if document["host"] and not document["release"]:
         told.append(f"  do        invoke deploy --env {document['env']}: nothing is live there yet")
-    if document["verdict"] == "PASS" and document["opens_nothing"]:
-        told += [f"  opens nothing: {why}" for why in document["opens_nothing"]]
+    told += [f"  opens nothing: {why}" for why in _closed(document)]
     return [*told, ""]
+
+
+def _closed(document: Mapping[str, Any]) -> list[str]:
+    """Why it opens nothing, but for the verdict, which stands above."""
+    verdict = f"the verdict is {document['verdict']}"
+    return [why for why in document["opens_nothing"] if why != verdict]
 
 
 def _criteria(document: Mapping[str, Any]) -> list[str]:

@@ -59,13 +59,23 @@ def logs(
         names = ", ".join(one.name for one in hosts)
         raise UsageError("the logs of which host?", hint=f"--host, one of {names}")
     copy = _pulled(known, hosts[0])
+    notes = following.notes(copy)
     newest: deque[str] = deque(maxlen=max(0, lines))
     newest.extend(filter(wanted.search, map(following.shown, following.newest_lines(copy))))
     if json and not follow:
-        emit({"host": hosts[0].name, "copy": str(copy.directory), "lines": list(newest)})
+        emit(
+            {
+                "host": hosts[0].name,
+                "copy": str(copy.directory),
+                "lines": list(newest),
+                "notes": notes,
+            }
+        )
         return
     for line in newest:
         print(line, flush=follow)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if not copy.names and not follow:
         print(f"{hosts[0].name} has written no signal lines yet", file=sys.stderr)
     if follow:

@@ -64,7 +64,8 @@ def monitor(
             print(f"    {seen.order['trouble']}; it is tried again")
     if seen.dead:
         print("  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches")
-        print("    do: invoke disable-stacking, then invoke enable-stacking, begins a new watch")
+        print("    do: invoke disable-stacking; invoke shadow-gate, then invoke enable-stacking,")
+        print("        begins a new watch: it needs a report that still holds")
     if warning:
         print(f"  note   {warning}")
     return _exit(seen)

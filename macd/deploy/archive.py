@@ -17,7 +17,10 @@ else:
 sys.exit(main())
 """
 # Carried as text: this room knows nothing of that one, and the host needs it with nobody connected.
-_GUARD = ("guard", "gate", "bounds", "analyse", "parse", "tallies", "realised", "reading")
+_GUARD = (
+    *("guard", "starts", "gate", "bounds", "analyse", "continuity"),
+    *("parse", "tallies", "realised", "reading"),
+)
 
 
 def build() -> bytes:

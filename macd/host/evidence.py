@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Dict, List, Optional
 
-from macd.host import identity, logs, releases, signature
+from macd.host import gatenote, identity, logs, releases, signature
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
@@ -86,7 +86,7 @@ def _reasons(layout: Layout, document: Dict[str, Any], live: str, now: datetime)
         told.append(f"it was made in the future, at {made.isoformat()}")
     if not document.get("logs"):
         told.append("it names no logs")
-    return told
+    return told + gatenote.closed(gatenote.newest(layout), live, document.get("made"))
 
 
 def _moment(text: Any) -> Optional[datetime]:

@@ -90,7 +90,8 @@ def set_flag(
         if wanted == LIVE and guard is not None:
             _arm(layout, change, service, guard)
         record("flag.begun", named(change))
-        if so and _is_well(layout, change, process):
+        sha256 = releases.manifest_sha256(layout, change.release)
+        if so and not _unwell(change, sha256, process)[0]:
             return _proved(layout, change, record, process, "")
         return _carry_out(layout, change, record)
 
@@ -186,10 +187,6 @@ def _arm(layout: Layout, change: Change, service: Dict[str, Any], guard: Dict[st
     except (HostError, OSError):
         discard(layout.state(PENDING))  # the flag was not touched
         raise
-
-
-def _is_well(layout: Layout, change: Change, process: Process) -> bool:
-    return not _unwell(change, releases.manifest_sha256(layout, change.release), process)[0]
 
 
 def _carry_out(

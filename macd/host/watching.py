@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Dict, List, Optional
 
 from macd.host import durable, flagfile, ledger
@@ -22,6 +22,7 @@ WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 _ORDER = "guard.json"
 _PREFIX = "guard-"
 _STARTS_S = 10.0
+_KEPT = 50
 _RETRY_S, _BOOTED_S = 30, 120
 
 
@@ -156,6 +157,16 @@ def report_names(layout: Layout) -> List[str]:
     directory = layout.state("gate")
     found = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(n for n in found if n.startswith(_PREFIX) and n.endswith(".json"))
+
+
+def prune(layout: Layout, order: Dict[str, Any]) -> None:
+    """Leave the newest reports and those of the watch at hand."""
+    began = os.path.basename(
+        report_path(layout, datetime.fromtimestamp(order["since"], timezone.utc))
+    )
+    for name in report_names(layout)[:-_KEPT]:
+        if name < began:
+            os.unlink(layout.state("gate", name))
 
 
 def _units(unit: str, argv: List[str], every_s: float) -> Dict[str, str]:

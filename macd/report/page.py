@@ -106,12 +106,3 @@ def size(value: float | None) -> str:
 def moment(iso: str | None) -> str:
     """`2019-10-17T09:00:00+00:00` becomes `2019-10-17 09:00`; all times are UTC."""
     return iso[:16].replace("T", " ") if iso else "–"
-
-
-def wilson(share: float, n: float, z: float = 1.96) -> tuple[float, float] | None:
-    """95 % score interval of a share of n independent trials (Wilson 1927); None when n is 0."""
-    if n <= 0 or not 0 <= share <= 1:
-        return None
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

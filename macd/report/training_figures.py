@@ -7,9 +7,10 @@ from typing import Any
 
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval
-from macd.report.page import Cell, Figure, Table, wilson
+from macd.report.page import Cell, Figure, Table
 from macd.report.run import HEADS, MODELS, NAMES, TrainingRun
 from macd.report.svg import around, finite
+from macd.shadow.bounds import wilson
 
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective")
 COLOURS = {name: at for at, name in enumerate(MODELS)}
@@ -131,7 +132,8 @@ def calibration(run: TrainingRun) -> list[Figure]:
         share = made["val"]["effective_n"] / max(1, made["val"]["n"])
         bins, told = [], []
         for point in made["reliability"]:
-            low, high = wilson(point["y"], point["n"] * share) or (None, None)
+            trials = point["n"] * share
+            low, high = wilson(point["y"] * trials, trials) if trials > 0 else (None, None)
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
             told.append((point["p"], point["y"], low, high, int(point["n"])))
         title = f"{NAMES[model]} {head}"

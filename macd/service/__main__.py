@@ -81,16 +81,20 @@ def _serve(root: Path) -> int:
         if found.scorer is not None:
             predictor = Predictor(found.scorer, wanted, settings.tf, distrust=why)
             status.set(stacking=predictor.mode)
+
+        def alive() -> None:
+            systemd.tell("WATCHDOG=1")
+
         loop = Loop(
             settings,
             identity.id,
             predictor,
-            open_feed(settings),
+            open_feed(settings, alive),
             log,
             status,
             why=why,
             stop=stop,
-            alive=lambda: systemd.tell("WATCHDOG=1"),
+            alive=alive,
         )
         if why or wanted.problem:
             status.error(why or wanted.problem)

@@ -5,7 +5,7 @@ Pure: the clock and the jitter are arguments. After Nygard, Release It!.
 
 from __future__ import annotations
 
-FIRST_S, LONGEST_S = 1.0, 60.0
+FIRST_S = 1.0
 OPENS_AFTER, OPEN_S = 5, 300.0
 
 
@@ -34,9 +34,7 @@ class Breaker:
         told: seconds the peer itself asked to wait.
         """
         self.failures += 1
-        pause = min(LONGEST_S, FIRST_S * 2.0 ** (self.failures - 1))
-        if self.failures >= OPENS_AFTER:
-            pause = OPEN_S
+        pause = OPEN_S if self.failures >= OPENS_AFTER else FIRST_S * 2.0 ** (self.failures - 1)
         pause = max(pause * (0.75 + 0.5 * jitter), told)
         self._next = now + pause
         return pause

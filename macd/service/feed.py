@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,8 +61,8 @@ class Feed(Protocol):
         """What arrived, after at most about this long; nothing is a good answer. Never raises."""
 
 
-def open_feed(settings: Settings) -> Feed:
-    """The feed that service.json names."""
+def open_feed(settings: Settings, alive: Callable[[], None] = lambda: None) -> Feed:
+    """The feed that service.json names. alive: the watchdog's sign of life, for long beginnings."""
     if settings.feed.kind == "replay":
         from macd.service.feed_replay import ReplayFeed  # noqa: PLC0415 - only what is used
 
@@ -73,4 +73,4 @@ def open_feed(settings: Settings) -> Feed:
         return DirectoryFeed(settings)
     from macd.service.feed_ccxt import CcxtFeed  # noqa: PLC0415 - ccxt is large
 
-    return CcxtFeed(settings)
+    return CcxtFeed(settings, alive=alive)

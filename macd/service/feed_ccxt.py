@@ -42,8 +42,10 @@ class CcxtFeed:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings, self._now, self._sleep, self._jitter = settings, now, sleep, jitter
+        self._alive = alive
         feed = settings.feed
         self._exchange = open_exchange(feed.exchange, api_url=feed.api_url)
         self._ask = Asking(self._exchange, sleep=self._give_up, report=self._note)
@@ -157,6 +159,7 @@ class CcxtFeed:
         return known[-need:]
 
     def _closed(self, name: str, since: int) -> list[Bar]:
+        self._alive()  # the history takes a row of questions, and each may be slow
         step = self._settings.step
         clock = self._ask.clock(datetime.fromtimestamp(self._now(), UTC))
         page = self._ask.page(self._markets[name], self._settings.tf, since)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from macd.shadow import parse, tallies
+from macd.shadow.continuity import REFUSED, Continuity, step_ms
 from macd.shadow.parse import SEVERE, SIGNAL, WARN, Bad, Line
 from macd.shadow.realised import MOST, Seen, realised
 
@@ -22,8 +22,7 @@ COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
-_LATE, _REFUSED = "stale", ("stale", "bad_bar")  # as the service calls bars it gives no signal on
-_STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LATE = REFUSED[0]
 _SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
 _PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
 
@@ -52,7 +51,7 @@ class Analysis:
 
     Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
     in `malformed`, of which `junk` count as bars. newest: the last line, whatever it says;
-    newest_signal: the last one that is a bar of the release. holes: between which bars some lack.
+    newest_signal: the last one that is a bar of the release. whole: whether they are all there.
     """
 
     def __init__(self, window: Window) -> None:
@@ -76,14 +75,9 @@ class Analysis:
         self._seen: deque[Seen] = deque(maxlen=MOST)
         self._pending = 0
         self._inside = True
-        self.seq: int | None = None
-        self.breaks: list[dict[str, Any]] = []
-        self.intruders: list[dict[str, Any]] = []
-        self._began = self._entered = False
-        self._foreign: dict[str, Any] | None = None
+        self.whole = Continuity()
+        self._entered = False
         self._anonymous = 0
-        self._due: dict[tuple[str, str], int] = {}
-        self.holes: list[dict[str, Any]] = []
         self._symbols: set[str] = set()
         self._refused: dict[str, Line] = {}
 
@@ -98,25 +92,31 @@ class Analysis:
         of_release = self.window.takes(line)
         ours = inside and of_release
         self._settle(ours)
-        self._meet(ours, inside, {"file": file, "line": number, "release": line.release})
-        self._number(line, inside, file, number)
+        self.whole.meet(line, ours, inside, file, number)
+        self.whole.number(line, inside, file, number)
         self._releases[line.release or ""] += inside
         if self.first is None:
             self.first = line
         self.newest = line
         if of_release:
-            self._follow(line, inside)
-        if not ours or (self.window.strict and line.seq is None):
+            self.whole.follow(line, inside)
+        if not ours:
             self._counts["without seq or release"] += inside and line.seq is None
             return
         self._counts["without seq or release"] += line.seq is None or line.release is None
+        if line.seq is None and self.window.strict:
+            self._unnumbered(line)
+        else:
+            self._take(line)
+
+    def _take(self, line: Line) -> None:
         if line.kind == SIGNAL:
             self._signal(line)
         elif line.kind == SEVERE:
             self.severe.add(line.note, line.time)
         elif line.kind == WARN:
             self._warnings.add(line.note, line.time)
-            if line.note in _REFUSED:
+            if line.note in REFUSED:
                 at = line.time if line.bar is None else line.bar
                 self._refused.setdefault(f"refused {line.symbol} {line.tf} {at}", line)
 
@@ -134,44 +134,14 @@ class Analysis:
         self._pending = 0
         self._inside = ours
 
-    def _meet(self, ours: bool, inside: bool, at: dict[str, Any]) -> None:
-        """Another release's lines between ours: a rollback, or damage that would hide bars."""
-        if not ours:
-            self._foreign = at if inside and self._began else None
-            return
-        if self._foreign is not None and len(self.intruders) < _MOST_KEPT:
-            self.intruders.append(self._foreign)
-        self._began, self._foreign = True, None
-
-    def _number(self, line: Line, inside: bool, file: str, number: int) -> None:
-        if line.seq is None:
-            return
-        if self.seq is not None and line.seq != self.seq + 1:
-            kind = "gap" if line.seq > self.seq else "repeat"
-            self._counts[kind] += inside
-            if inside and len(self.breaks) < _MOST_KEPT:
-                at = {"file": file, "line": number, "time": line.time}
-                self.breaks.append({"kind": kind, "after": self.seq, "seq": line.seq, **at})
-        self.seq = line.seq
-
-    def _follow(self, line: Line, inside: bool) -> None:
-        """Bars that never came are a hole in the evidence; a step back is a replay's next lap.
-
-        A refused bar did come, but its time is believed only where the next bar belongs: it may be
-        what was bad about it.
-        """
-        step = step_ms(line.tf)
-        if line.bar is None or not step:
-            return
-        series = (line.symbol, line.tf)
-        due = self._due.get(series, line.bar)
-        if line.kind == SIGNAL and line.bar > due and inside:
-            self._counts["holes between bars"] += 1
-            if len(self.holes) < _MOST_KEPT:
-                bars = {"after": due - step, "before": line.bar}
-                self.holes.append({"symbol": line.symbol, "tf": line.tf, **bars})
-        if line.kind == SIGNAL or (line.note in _REFUSED and line.bar == self._due.get(series)):
-            self._due[series] = line.bar + step
+    def _unnumbered(self, line: Line) -> None:
+        """Every line of ours has a seq: what one without it was, nobody knows."""
+        self.junk += 1
+        self._counts["bars without seq"] += 1
+        self._skipped.add("not covered: a line without seq", line.time)
+        self._timeline.add(line.time, False, False)
+        if line.kind == SEVERE:
+            self.severe.add(line.note, line.time)
 
     def _signal(self, line: Line) -> None:
         future = line.time > self.window.end + _FUTURE_MS
@@ -261,19 +231,26 @@ class Analysis:
             self._models[name].stuck = stuck.total
         models = {name: model.document() for name, model in self._models.items()}
         pairs = {f"{a} and {b}": pair.document() for (a, b), pair in self._pairs.items()}
+        whole = self.whole
+        missing = {
+            "gap": whole.gaps,
+            "repeat": whole.repeats,
+            "holes between bars": whole.incomplete,
+        }
+        counts = {**self._counts, **missing}
         return {
             "lines": self.lines,
             "malformed": {
                 "count": self.malformed,
-                "counted_as_bars": self.junk,
+                "counted_as_bars": self.junk - self._counts["bars without seq"],
                 "why": dict(self._why),
                 "quarantine": self._quarantine,
             },
-            "counts": {name: count for name, count in sorted(self._counts.items()) if count},
+            "counts": {name: count for name, count in sorted(counts.items()) if count},
             "releases": dict(self._releases.most_common(20)),
             "modes": dict(self._modes),
-            "seq": {"last": self.seq, "breaks": self.breaks},
-            "holes": self.holes,
+            "seq": {"last": whole.seq, "breaks": whole.breaks},
+            "holes": whole.holes,
             "not_activated": self._skipped.document(),
             "models": models,
             "agreement": pairs,
@@ -304,32 +281,13 @@ class Analysis:
         }
 
     @property
-    def broken(self) -> int:
-        """How many gaps and repeats of seq lie in the window."""
-        return self._counts["gap"] + self._counts["repeat"]
-
-    @property
     def unnamed(self) -> int:
         """How many lines in the window carry no seq or no release."""
         return self._counts["without seq or release"]
 
     @property
-    def incomplete(self) -> int:
-        """At how many places in the window bars are missing."""
-        return self._counts["holes between bars"]
-
-    @property
     def future(self) -> int:
         return self._counts["in the future"]
-
-
-@lru_cache(64)
-def step_ms(tf: str) -> int:
-    """Length of a bar in milliseconds; 0 for what is no timeframe."""
-    count = tf[:-1]
-    if not (count.isascii() and count.isdigit() and len(count) <= 4) or tf[-1] not in _STEPS:
-        return 0
-    return int(count) * _STEPS[tf[-1]]
 
 
 def _why_not(line: Line, bits: int, stacked: bool) -> str:

@@ -15,8 +15,11 @@ _FRACTION_STEPS = 10_000
 _TINY = 1e-300
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Two-sided score interval, for showing (Wilson 1927)."""
+def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided score interval, for showing (Wilson 1927).
+
+    Fractions of trials are what overlapping labels are worth.
+    """
     if trials == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + level) / 2)

@@ -13,7 +13,8 @@ from typing import Any
 
 from macd.host.logs import NAME
 from macd.remote.session import Session
-from macd.shadow.analyse import Analysis, step_ms
+from macd.shadow.analyse import Analysis
+from macd.shadow.continuity import step_ms
 from macd.shadow.gate import PASS, too_old
 from macd.shadow.pull import Pulled, sha256_of
 from macd.shadow.reading import Source
@@ -94,13 +95,13 @@ def problems(
     told += _stale(found, now)
     if found.window.release and not found.window.takes(newest):
         told.append(f"the newest line is of release {newest.release}")
-    for at in found.intruders[:1]:
+    for at in found.whole.intruders[:1]:
         release = at["release"] or "no release"
         told.append(f"{at['file']} line {at['line']} of {release} stands between lines of the live")
     if found.future:
         told.append(f"{found.future} lines were written in the future: a clock is wrong")
-    if head_seq is not None and (found.seq or 0) < head_seq:
-        told.append(f"lines up to seq {head_seq} were written, the logs end with {found.seq}")
+    if head_seq is not None and (found.whole.seq or 0) < head_seq:
+        told.append(f"lines up to seq {head_seq} were written, the logs end with {found.whole.seq}")
     told += [f"{name} on the host is not the file that was fetched before" for name in replaced]
     return told + _holes(found)
 
@@ -122,23 +123,23 @@ def _holes(found: Analysis) -> list[str]:
     told = [
         f"{at['symbol']} {at['tf']}: bars missing between {_bar(at['after'])} "
         f"and {_bar(at['before'])}"
-        for at in found.holes[:_MOST_NAMED]
+        for at in found.whole.holes[:_MOST_NAMED]
     ]
-    if found.incomplete > _MOST_NAMED:
-        told.append(f"and bars missing at {found.incomplete - _MOST_NAMED} more places")
+    if found.whole.incomplete > _MOST_NAMED:
+        told.append(f"and bars missing at {found.whole.incomplete - _MOST_NAMED} more places")
     return told
 
 
 def _gaps(found: Analysis) -> list[str]:
     told = []
-    for at in found.breaks[:_MOST_NAMED]:
+    for at in found.whole.breaks[:_MOST_NAMED]:
         where = f"{at['file']} line {at['line']}"
         if at["kind"] == "gap":
             told.append(f"gap: seq {at['after'] + 1} to {at['seq'] - 1} are missing ({where})")
         else:
             told.append(f"repeat: seq {at['seq']} comes after {at['after']} ({where})")
-    if found.broken > _MOST_NAMED:
-        told.append(f"and {found.broken - _MOST_NAMED} more gaps or repeats")
+    if found.whole.broken > _MOST_NAMED:
+        told.append(f"and {found.whole.broken - _MOST_NAMED} more gaps or repeats")
     return told
 
 

@@ -10,8 +10,8 @@ from macd.errors import MacdError
 from macd.inventory import Host, Inventory
 from macd.remote.session import open_session
 from macd.shadow import report, run
-from macd.shadow.analyse import step_ms
 from macd.shadow.case import Case, Feed
+from macd.shadow.continuity import step_ms
 
 _MODULES = (*state.MODULES, "checkup")
 

@@ -13,14 +13,14 @@ from typing import Any
 from macd.deploy import state
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
-from macd.host import envfile
+from macd.host import envfile, gatenote
 from macd.host.flagfile import FLAG, LIVE, SHADOW
 from macd.inventory import Host, Inventory
 from macd.remote.session import Session, open_session
 from macd.shadow import evidence, report
 from macd.shadow.report import Report
 
-MODULES = (*state.MODULES, "flags")
+MODULES = (*state.MODULES, "flags", "gatenote")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ def _evidence(session: Session, host: Host, inventory: Inventory, found: HostSta
     now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
     sha256 = str(found.health.get("manifest_sha256", ""))
     told = evidence.standing(newest.document, release=found.live, manifest_sha256=sha256, now=now)
+    noted = session.call("gate_newest", app=host.app_dir)
+    told += gatenote.closed(noted, found.live, newest.document.get("made"))
     if newest.document.get("host") != host.name or newest.document.get("env") != host.env:
         told.append(f"it is about {newest.document.get('host')}, not about {host.name}")
     if told:

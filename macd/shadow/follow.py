@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 from macd.remote.failures import RemoteError
 from macd.remote.session import Session
-from macd.shadow.parse import LONGEST, clean
+from macd.shadow.continuity import Continuity
+from macd.shadow.parse import LONGEST, Line, clean, parse
 from macd.shadow.pull import Pulled
 from macd.shadow.reading import raw_lines
 
 _PIECE = 256 << 10
 _WAIT_S = 2.0
 _TAIL = 4 << 20
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,30 @@ def newest_lines(copy: Pulled) -> Iterator[bytes]:
         path = copy.directory / name
         size = path.stat().st_size
         yield from raw_lines(path, max(0, size - _TAIL), size)
+
+
+def notes(copy: Pulled) -> list[str]:
+    """What is odd about a copy, in words: logs that are gone or others, lines that are missing.
+
+    Gaps and repeats of seq are looked for in what `newest_lines` gives.
+    """
+    told = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    told += [f"{name} was fetched before and is not on the host any more" for name in copy.gone]
+    told += [
+        f"{name} on the host is not the file that was fetched before" for name in copy.replaced
+    ]
+    order = Continuity()
+    for at, line in enumerate(map(parse, newest_lines(copy))):
+        if isinstance(line, Line):
+            order.number(line, True, "", at)
+    for one in order.breaks[:_MOST_NAMED]:
+        if one["kind"] == "gap":
+            told.append(f"gap: seq {one['after'] + 1} to {one['seq'] - 1} are missing")
+        else:
+            told.append(f"repeat: seq {one['seq']} comes after {one['after']}")
+    if order.broken > _MOST_NAMED:
+        told.append(f"and {order.broken - _MOST_NAMED} more gaps or repeats")
+    return told
 
 
 def end_of(copy: Pulled) -> Place:

@@ -40,13 +40,18 @@ class Rule:
     def threshold(self, name: str) -> float:
         return float(getattr(self, name))
 
-    def laxer_than(self, other: Rule) -> list[str]:
-        """What this rule lets pass that `other` would not."""
+    def laxer_than(self, other: Rule, *, days: float, other_days: float) -> list[str]:
+        """What this rule, over the last `days`, lets pass that `other` over its own would not.
+
+        A shorter look back leaves out the failures that lie behind it.
+        """
         told = [name for name in TITLES if self.threshold(name) < other.threshold(name)]
         if self.min_bars < other.min_bars:
             told.append("min_bars")
         if self.rule == "point" and other.rule == "sequential":
             told.append("rule")
+        if days < other_days:
+            told.append("days")
         return told
 
 
@@ -94,9 +99,12 @@ class Findings:
     problems: tuple[str, ...] = field(default=())
 
 
-def decide(found: Findings, rule: Rule) -> Decision:
-    """The verdict. What is wrong beyond doubt fails even where the evidence has holes."""
-    criteria = tuple(judge(name, *found.tally[name], rule) for name in TITLES)
+def decide(found: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
+    """The verdict. What is wrong beyond doubt fails even where the evidence has holes.
+
+    alpha: how often each bound may be wrong; less where several verdicts share it.
+    """
+    criteria = tuple(judge(name, *found.tally[name], rule, alpha) for name in TITLES)
     bars = found.tally["ml_coverage"][1]
     failed = [f"severe error: {words}" for words in found.severe]
     enough = bars >= rule.min_bars
@@ -126,17 +134,17 @@ def too_old(age_ms: int, step_ms: int) -> bool:
     return age_ms > max(_STALE_BARS * step_ms, _STALE_LEAST_MS)
 
 
-def judge(name: str, successes: int, trials: int, rule: Rule) -> Criterion:
+def judge(name: str, successes: int, trials: int, rule: Rule, alpha: float = ALPHA) -> Criterion:
     """One criterion by itself."""
     threshold = rule.threshold(name)
-    anytime = bounds.anytime(successes, trials, ALPHA)
+    anytime = bounds.anytime(successes, trials, alpha)
     more = 0 if trials else 1
     if not trials and threshold >= 1:
         outcome = ""
     elif rule.rule == "sequential":
         outcome = PASS if anytime[0] > threshold else FAIL if anytime[1] <= threshold else ""
         if not outcome and threshold < 1:
-            more = bounds.more_needed(successes, trials, threshold, ALPHA)
+            more = bounds.more_needed(successes, trials, threshold, alpha)
     elif trials:
         outcome = PASS if successes > threshold * trials else FAIL
     else:
@@ -149,7 +157,7 @@ def judge(name: str, successes: int, trials: int, rule: Rule) -> Criterion:
         outcome or INCONCLUSIVE,
         more,
         bounds.wilson(successes, trials),
-        bounds.clopper_pearson(successes, trials, ALPHA),
+        bounds.clopper_pearson(successes, trials, alpha),
         anytime,
     )
 

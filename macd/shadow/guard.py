@@ -1,7 +1,7 @@
 """The guard: runs on the host, by itself, after stacking was enabled; takes it back on FAIL.
 
-It judges all bars since the flip, at every look, by bounds that hold however often one looks. The
-standard library and macd/host alone: macd-host.pyz carries this file and what it imports.
+What it judges by is in starts.py. The standard library and macd/host alone: macd-host.pyz carries
+this file and what it imports.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
-from macd.shadow import gate, reading
-from macd.shadow.analyse import Analysis, Window, step_ms
-from macd.shadow.gate import Decision, Findings, Rule
+from macd.shadow import gate, starts
 
 BUSY, OFF, TROUBLE = "busy", "off", "trouble"
 _AGAIN_S = 30.0
@@ -33,7 +31,6 @@ _ENDS = {
     "over": "the guard's watch is over, stacking stays",
     "ended": "the guard's watch ended",
 }
-_SEVERE_NAMED = 5
 
 
 def step(layout: Layout, now: datetime) -> str:
@@ -62,13 +59,14 @@ def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     if live_release(layout) != order["release"] or _flag(layout) not in (flagfile.LIVE, ""):
         gone = f"{order['release']} with stacking is not live any more"
         return _over(layout, order, "ended", gone, now)
-    decision, document = judge(layout, order, now)
+    decision, document = starts.judge(Path(layout.live), order, now)
     if watching.order_of(layout) != order:
         return BUSY  # another watch was ordered meanwhile
     rates = {one.name: [one.successes, one.trials] for one in decision.criteria}
     fields = {"release": order["release"], "verdict": decision.verdict, "rates": rates}
     with contextlib.suppress(HostError, OSError):  # on a full disk stacking is taken back as well
         save(watching.report_path(layout, now), document)
+        watching.prune(layout, order)
         recorder(layout)("guard.judged", fields)
     if decision.verdict == gate.FAIL:
         reason = "; ".join(decision.reasons)[:2000]
@@ -98,43 +96,6 @@ def _is_taken(layout: Layout) -> bool:
     """Whether somebody is at work here; an activation goes on when its client's lock is gone."""
     held = ledger.holder_of(layout, DEPLOY_LOCK) is not None
     return held or ledger.read_pending(layout) is not None
-
-
-def judge(layout: Layout, order: dict[str, Any], now: datetime) -> tuple[Decision, dict[str, Any]]:
-    """What the lines since the flip say, and the report of it."""
-    start, end = round(order["since"] * 1000), round(now.timestamp() * 1000)
-    found = Analysis(Window(start, end, order["release"]))
-    first = f"trades_{datetime.fromtimestamp(order['since'], UTC):%Y%m%d}.jsonl"
-    live = Path(layout.live)
-    sources = [one for one in reading.ordered(live) if one.name >= first] if live.is_dir() else []
-    reading.analyse(sources, found, workers=1)
-    severe = tuple(one["example"] for one in found.severe.document()[:_SEVERE_NAMED])
-    findings = Findings(found.tally(), severe, _holes(found, end))
-    decision = gate.decide(findings, Rule(**order["rule"]))
-    document = {
-        "kind": "guard-report",
-        "release": order["release"],
-        "made": now.isoformat(),
-        "window": {"from_ms": start, "to_ms": end},
-        "rule": order["rule"],
-        **gate.document(decision),
-        "bars": len(found.bars) + found.junk,
-        "findings": found.document(),
-    }
-    return decision, document
-
-
-def _holes(found: Analysis, now_ms: int) -> tuple[str, ...]:
-    """Why the lines can't all be there: with holes in the evidence nothing is PASS."""
-    newest = found.newest_signal
-    told = []
-    if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
-        told.append("stale: no new bar is told")
-    if found.broken or found.incomplete:
-        told.append(f"lines or bars are missing at {found.broken + found.incomplete} places")
-    if found.intruders:
-        told.append("lines of another release stand between those of the live one")
-    return tuple(told)
 
 
 def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from macd.shadow.analyse import Analysis
 from macd.shadow.parse import LONGEST, Bad, Line, parse
 
 NAME = re.compile(r"trades?_[A-Za-z0-9_-]{1,40}\.jsonl")
@@ -40,7 +39,15 @@ class Source:
         return self.path.name
 
 
-def analyse(sources: Sequence[Source], into: Analysis, *, workers: int = 0) -> None:
+class Reader(Protocol):
+    """Takes every line in its order, then is told that no more come: an Analysis, or several."""
+
+    def add(self, line: Line | Bad, file: str, number: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def analyse(sources: Sequence[Source], into: Reader, *, workers: int = 0) -> None:
     """Feed every line of the files to `into`, and finish it. workers: 0 is as many as cores."""
     count = workers or os.cpu_count() or 1
     small = sum(source.size for source in sources) < _SMALL

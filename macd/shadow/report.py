@@ -6,8 +6,10 @@ opens nothing (from files, not PASS, or by a rule laxer than the inventory's) sa
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ from macd.host.signature import GATE_NAMESPACE, SignatureError, verify
 from macd.inventory import Inventory
 from macd.inventory.revoked import revoked
 from macd.release.signing import sign
+from macd.remote.session import open_session
 from macd.shadow import gate
 from macd.shadow.analyse import Analysis
 from macd.shadow.evidence import LogRange
@@ -27,6 +30,7 @@ from macd.shadow.gate import Decision, Rule
 
 KIND = "gate-report"
 NAME, SIGNATURE, PAGE = "report.json", "report.json.sig", "report.html"
+_KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ def build(
         closed.append("local files were analysed; only a host's own logs are evidence")
     if decision.verdict != gate.PASS:
         closed.append(f"the verdict is {decision.verdict}")
-    if laxer := rule.laxer_than(rule_of(inventory)):
+    own = rule_of(inventory)
+    if laxer := rule.laxer_than(own, days=about.days, other_days=inventory.gate.days):
         closed.append(f"{', '.join(laxer)} laxer than in inventory {inventory.name}")
     expires = about.made + timedelta(hours=inventory.gate.expires_hours)
     return {
@@ -129,6 +134,31 @@ class Report:
     raw: bytes
     signature: bytes
     document: Mapping[str, Any]
+
+
+def note_on_host(path: Path, document: Mapping[str, Any], inventory: Inventory) -> str:
+    """Tell the host of the verdict, so that no older report opens anything from elsewhere.
+
+    Returns why it does not know, "" if it does: the report itself holds either way.
+    """
+    host = inventory.host(str(document["host"]))
+    note = {name: document[name] for name in ("verdict", "release", "made")}
+    note |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    note |= {"opens": not document["opens_nothing"]}
+    try:
+        with open_session(host, inventory, modules=("gatenote",)) as session:
+            session.call("gate_note", app=host.app_dir, note=note)
+    except MacdError as error:
+        return f"the host does not know of this verdict: {error.what}"
+    return ""
+
+
+def prune(inventory: Inventory, host: str, keep: Collection[str]) -> None:
+    """Leave the newest reports about a host, and those whose directories are in `keep`."""
+    there = sorted(path.parent for path in (inventory.state_dir / "gate" / host).glob(f"*/{NAME}"))
+    for old in there[:-_KEPT]:
+        if str(old.relative_to(inventory.state_dir)) not in keep:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(inventory: Inventory, host: str) -> Path:

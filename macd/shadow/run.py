@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from macd.inventory import Host, Inventory
 from macd.remote.session import open_session
 from macd.shadow import evidence, gate, pull, reading, report
 from macd.shadow.analyse import Analysis, Window
+from macd.shadow.continuity import step_ms
 from macd.shadow.gate import Decision, Findings, Rule
 from macd.shadow.parse import Line, parse
 
@@ -22,6 +24,7 @@ _TAIL = 1 << 20
 _CLOCKS_DIFFER = timedelta(minutes=5)
 _MOST_NAMED = 10
 _LAST = 5
+_DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
     document = report.build(about, found, decision, rule, logs, inventory)
-    document["notes"] = _notes(copy)
+    document["notes"] = [*_too_short(found, decision, days), *_notes(copy)]
     return Judged(document, decision, now, copy.fetched)
 
 
@@ -117,6 +120,22 @@ def _notes(copy: pull.Pulled) -> list[str]:
     if len(copy.gone) > _MOST_NAMED:
         told.append(f"and {len(copy.gone) - _MOST_NAMED} older logs that are gone")
     return told
+
+
+def _too_short(found: Analysis, decision: Decision, days: float) -> list[str]:
+    """Where so many days never hold the bars that it takes: waiting alone would help nobody."""
+    newest, more = found.newest_signal, decision.more_bars
+    step = step_ms(newest.tf) if newest else 0
+    if not step or newest is None or decision.verdict != gate.INCONCLUSIVE:
+        return []
+    needed, holds = len(found.bars) + found.junk + more, int(days * _DAY_MS / step)
+    if needed <= holds:
+        return []
+    enough = math.ceil(needed * step / _DAY_MS) + 1
+    return [
+        f"{days:g} days hold {holds} bars of {newest.tf}, it takes {needed}: "
+        f"invoke shadow-gate --days {enough}"
+    ]
 
 
 def _decide(found: Analysis, rule: Rule, problems: list[str]) -> Decision:

@@ -302,6 +302,43 @@ def test_forged_and_edited_reports_and_changed_logs_are_refused(host: Place) -> 
     assert flags_now(host) == ("0", "0")
 
 
+def noted(host: Place, at: datetime, verdict: str, **more: Any) -> bool:
+    note = {"verdict": verdict, "release": host.live, "sha256": "0" * 64, "made": at.isoformat()}
+    note |= {"opens": verdict == "PASS", **more}
+    told: bool = host.watching.call("gate_note", app=str(host.app), note=note)
+    return told
+
+
+def test_a_newer_no_from_another_machine_closes_an_older_pass(host: Place) -> None:
+    """The report with the PASS lies here, the one with the FAIL with a colleague."""
+    good, now = report(host), datetime.now(UTC)
+    for verdict, more in (("FAIL", {}), ("INCONCLUSIVE", {}), ("PASS", {"opens": False})):
+        now += timedelta(milliseconds=1)
+        assert noted(host, now, verdict, **more)
+        with pytest.raises(RefusedError) as refused:
+            flip(host, "1", good)
+        assert "a newer report about this host" in refused.value.why
+        assert verdict in refused.value.why or "opens nothing" in refused.value.why
+    assert not noted(host, now - HOUR, "PASS")  # an older one changes nothing
+    with pytest.raises(RefusedError, match="no gate report was made"):
+        noted(host, now + HOUR, "PASS")
+    with pytest.raises(RefusedError):
+        flip(host, "1", good)
+    assert flags_now(host) == ("0", "0")
+    kept = host.app / "state/gate/newest"
+    told = json.loads(kept.read_text())
+    for other in (
+        {**told, "release": "20250101T000000Z-deadbeef"},  # of what was live before
+        {**told, "verdict": "PASS", "opens": True},
+        {**told, "made": (now + 2 * HOUR).isoformat()},  # the clock was set back since
+        "edited by hand",
+    ):
+        kept.write_text(json.dumps(other) if isinstance(other, dict) else other)
+        assert flip(host, "1", good)["outcome"] == "set"
+        assert flip(host, "0")["outcome"] == "set"
+    kept.unlink()
+
+
 def test_a_log_that_only_grew_is_the_same(host: Place) -> None:
     good = report(host)
     with (host.app / "data/live" / LOG).open("a") as file:

@@ -71,10 +71,16 @@ def flag_of(place: Project) -> str:
 def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     told = deployed.invoke("enable-stacking", "--yes", code=6)
     assert "there is no gate report" in told
+    fill(deployed)
+    deployed.json("shadow-gate")
     fill(deployed, ml_error="tft: broken")
     deployed.json("shadow-gate", code=1)
     assert "its verdict is FAIL" in deployed.invoke("enable-stacking", "--yes", code=6)
+    # A colleague's clone found the FAIL: here the newest report is the PASS before it.
+    shutil.rmtree(report.newest(deployed.inventory, "prod").parent)
     fill(deployed)
+    told = deployed.invoke("enable-stacking", "--dry-run", code=6)
+    assert "a newer report about this host" in told
     deployed.json("shadow-gate")
     told = deployed.invoke("enable-stacking", code=1)  # no terminal, no --yes
     assert "would" not in told

@@ -104,6 +104,15 @@ def test_inconclusive_says_what_is_missing(ready: Project) -> None:
     fill(ready, 20, first_seq=15, every=close)
     told = ready.invoke("shadow-gate", code=3)
     assert "gap: seq 13 to 14 are missing" in told
+    typed = ready.start("logs", "--lines", "1")
+    out, err = typed.communicate(timeout=60)
+    assert (len(out.splitlines()), err.splitlines()) == (
+        1,
+        ["note: gap: seq 13 to 14 are missing"],
+    )
+    told = ready.invoke("shadow-gate", "--rule", "sequential", "--min-bars", "5", code=3)
+    assert "2 days hold 48 bars of 1h, it takes 88: invoke shadow-gate --days 5" in told
+    assert "opens nothing: min_bars laxer than in inventory lab" in told
 
 
 def test_lines_of_another_release_prove_nothing(ready: Project) -> None:
@@ -159,7 +168,15 @@ def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Pat
     told = ready.json("shadow-gate", "--min-bars", "5")
     assert told["verdict"] == "PASS"
     assert told["opens_nothing"] == ["min_bars laxer than in inventory lab"]
-    told = ready.json("shadow-gate", "--logs", str(ready.app / "data/live"), "--min-bars", "5")
+    fill(ready, 20, first_seq=11)
+    told = ready.json("shadow-gate", "--days", "1")
+    assert (told["verdict"], told["opens_nothing"]) == (
+        "PASS",
+        ["days laxer than in inventory lab"],
+    )
+    typed = ("shadow-gate", "--logs", str(ready.app / "data/live"), "--min-bars", "5")
+    assert "opens nothing: local files were analysed" in ready.invoke(*typed)
+    told = ready.json(*typed)
     assert told["verdict"] == "PASS"
     assert any("local files" in why for why in told["opens_nothing"])
     assert not Path(told["path"]).with_name(report.SIGNATURE).exists()

@@ -315,3 +315,39 @@ def test_nobody_there_to_be_told(host: Place) -> None:
     with listening(200) as (url, _):
         pass
     assert taken_back(host, url) == "the address was not reached: ConnectionRefusedError"
+
+
+# Looks once on a disk that takes no report and no verdict any more: the guard's own words are lost.
+FULL = """
+import errno, sys
+lost = []
+def watch(event, arguments):
+    if event == "os.rename" and "/state/gate/" in str(arguments[1]):
+        lost.append(arguments[1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if event == "os.rename" and str(arguments[1]).endswith("guard.json") and len(lost) == 1:
+        lost.append(arguments[1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+from datetime import UTC, datetime
+from macd.host.layout import Layout
+from macd.shadow import guard
+sys.addaudithook(watch)
+print(guard.step(Layout(sys.argv[1]), datetime.now(UTC)), len(lost))
+"""
+
+
+def test_a_disk_that_takes_no_report_does_not_keep_stacking_on(host: Place) -> None:
+    bad_and_unguarded(host)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(host.app)],
+        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["failed", "2"]), done.stderr
+    assert flags_now(host) == ("0", "0")
+    told = status(host)
+    assert (told["order"]["state"], told["reports"]) == ("failed", [])
+    assert "ML coverage" in told["order"]["reason"]

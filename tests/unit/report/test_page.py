@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from scipy.stats import binomtest
 
-from macd.report.page import cell, moment, render, seconds, size, wilson, write_page
+from macd.report.page import cell, moment, render, seconds, size, write_page
 
 
 @pytest.mark.parametrize(
@@ -33,16 +32,6 @@ def test_durations_sizes_moments() -> None:
     assert [size(v) for v in (959, 66625, 5_100_000)] == ["959 B", "66.6 kB", "5.1 MB"]
     assert moment("2019-10-17T09:00:00+00:00") == "2019-10-17 09:00"
     assert moment(None) == "–"
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 10), (5, 10), (87, 100), (20, 20)])
-def test_wilson_agrees_with_scipy(k: int, n: int) -> None:
-    theirs = binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k / n, n) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
-
-
-def test_wilson_of_nothing_is_nothing() -> None:
-    assert wilson(0.5, 0) is None
 
 
 def test_templates_escape_and_refuse_names_that_are_missing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from macd.errors import MacdError
 from macd.service.breaker import OPENS_AFTER
-from macd.service.feed import Bar, Trouble
+from macd.service.feed import Bar, Trouble, open_feed
 from macd.service.feed_ccxt import CcxtFeed
 from macd.service.settings import Settings
 from tests.unit.market.test_fetch import HOUR, LISTED, Handler, Server
@@ -236,6 +236,20 @@ def test_a_login_page_is_no_empty_list_of_bars(tmp_path: Path, exchange: Server)
     came = until(feed, 1)
     assert isinstance(came[0], Trouble)
     assert hours(came) == [700]
+
+
+def test_fetching_a_long_history_is_a_sign_of_life_at_each_question(
+    tmp_path: Path, exchange: Server
+) -> None:
+    feed_of(tmp_path, exchange, ("BTCUSDT",))
+    signs: list[int] = []
+    feed = open_feed(Settings.read(tmp_path), lambda: signs.append(len(exchange.asked)))
+    assert isinstance(feed, CcxtFeed)
+    feed._exchange.enableRateLimit = False  # type: ignore[attr-defined]
+    feed._now = lambda: exchange.now / 1000
+    feed.begin(500, None)
+    assert len(exchange.asked) > 1
+    assert signs == list(range(len(exchange.asked)))
 
 
 def test_an_exchange_that_is_down_at_the_start_is_asked_again_later(

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from scipy.special import betainc, betaln
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 
 from macd.shadow import bounds
 
@@ -80,6 +80,13 @@ def test_wilson_is_the_textbooks() -> None:
     assert (low, high) == (pytest.approx(0, abs=1e-12), pytest.approx(0.2775, abs=1e-4))
     low, high = bounds.wilson(5, 10)
     assert low + high == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (5, 10), (87, 100), (20, 20)])
+def test_wilson_agrees_with_scipy(k: int, n: int) -> None:
+    theirs = binomtest(k, n).proportion_ci(method="wilson")
+    assert bounds.wilson(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert bounds.wilson(k / 4, n / 4)[0] <= theirs.low  # a quarter of the trials is worth less
 
 
 def test_looking_every_hour_for_a_week_passes_what_is_too_bad_in_few_cases_only() -> None:

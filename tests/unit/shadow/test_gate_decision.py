@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macd.shadow import evidence, gate
-from macd.shadow.analyse import Analysis, Window, step_ms
+from macd.shadow.analyse import Analysis, Window
+from macd.shadow.continuity import step_ms
 from macd.shadow.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
 from macd.shadow.parse import parse
 from tests import signal_lines
@@ -219,6 +220,32 @@ def test_lines_without_seq_or_release_are_never_evidence_but_are_for_files() -> 
     assert counts["without seq or release"] == 40
 
 
+def test_a_line_of_the_release_without_its_seq_is_a_bar_without_evidence() -> None:
+    """32 of 40 are good whatever is done to the numbers of the others: 80 % is not more."""
+    lines = changed(made(), range(8), ml_error="tft: broken")
+    for line in lines[:8]:
+        del line["seq"]
+    decision = judged(lines)
+    assert decision.verdict == FAIL
+    assert set(rates(decision).values()) == {(32, 40)}
+    told = analysed(lines).document()
+    assert told["not_activated"][0]["count"] == told["counts"]["bars without seq"] == 8
+    assert told["malformed"]["counted_as_bars"] == 0
+    severe = {**lines[0], "level": "CRITICAL", "data": {"message": "disk is gone"}}
+    assert "severe error: disk is gone" in judged([*lines[8:], severe]).reasons
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.sets(st.integers(0, 39)))
+def test_taking_numbers_away_never_raises_a_rate(rows: set[int]) -> None:
+    clean = rates(judged(changed(made(), range(5), ml_error="tft: broken")))
+    lines = changed(made(), range(5), ml_error="tft: broken")
+    for row in rows:
+        del lines[row]["seq"]
+    for name, (k, n) in rates(judged(lines)).items():
+        assert k * clean[name][1] <= clean[name][0] * n
+
+
 def test_stale_lines_and_lines_of_the_future() -> None:
     old = list(signal_lines.lines(40, end=NOW - timedelta(hours=4)))
     assert judged(old).reasons == ("stale: the newest bar was told 4 h ago",)
@@ -314,6 +341,8 @@ def spoil(raw: bytes, rng: random.Random) -> bytes:
             lambda: raw[:-3] + b',"ml_error":null,"ml_bull_prob":0.5}}}',
             lambda: raw.replace(b'"ml_error"', b'"ml_errox"'),
             lambda: raw.replace(b"SIGNAL", b"SIGNAM"),
+            lambda: raw.replace(b'"seq"', b'"seQ"'),
+            lambda: raw.replace(b'"seq":', b'"seq":null,"was":'),
             lambda: raw.replace(b"2026-", b"2016-"),
             lambda: raw.replace(b'"bar_time":"2019-01-0', b'"bar_time":"2019-01-1'),
             lambda: raw.replace(b"0.", rng.choice((b"NaN", b"1e999", b"00.", b"-0.")), 2),
