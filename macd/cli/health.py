@@ -50,8 +50,18 @@ def health(
         print(f"health of {name}")
         for item in items:
             print(item.line())
-        print(f"{failed} of {len(items)} items failed" if failed else f"all {len(items)} are well")
+        print(_summary(items))
     return ExitCode.FAILED if failed else None
+
+
+def _summary(items: list[Item]) -> str:
+    failed = sum(not item.ok for item in items)
+    if failed:
+        return f"{failed} of {len(items)} items failed"
+    undone = sum(not item.done for item in items)
+    if undone:
+        return f"{len(items) - undone} are well, {undone} not compared"
+    return f"all {len(items)} are well"
 
 
 def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
@@ -110,16 +120,23 @@ def _trained_on(run: Path) -> tuple[str, str, list[str]]:
 
 
 def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None) -> list[Item]:
-    """ONNX and torch on the golden bars; no item where torch or its files are not here."""
+    """ONNX and torch on the golden bars; where that can't be had, the item says so."""
     from macd.release.health import Item, read_golden
     from macd.release.scoring import MODELS
 
     place = top / MODELS
-    if find_spec("torch") is None or not (place / f"lstm_{tf}.pt").is_file():
-        return []
     told = inputs or read_golden(top)
-    if told is None:
-        return []
+    lacking = [f"{name}_{tf}.pt" for name in ("lstm", "tft")]
+    lacking = [name for name in lacking if not (place / name).is_file()]
+    why = ""
+    if find_spec("torch") is None:
+        why = "torch is not here"
+    elif lacking:
+        why = f"{' and '.join(lacking)} not here"
+    elif told is None:
+        why = "there are no golden bars"
+    if why or told is None:
+        return [Item(_TORCH, True, f"not compared: {why}", done=False)]
     cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
     remedy = "python -m macd.train --mode onnx, then invoke release"
     try:
