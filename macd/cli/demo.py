@@ -30,6 +30,7 @@ class Step:
 
 
 _AGAIN_S = 5
+_OURS = ("MACD_", "ML_")  # what a user set for other hosts and trainings must not bend the story
 MISTAKEN = ".lab/mistaken"
 MISTAKE = "Loop.run = lambda self: 1 / 0  # loads and answers, then ends at the first turn"
 STORY = (
@@ -64,27 +65,31 @@ STORY = (
     Step("the record of all that", ("history",)),
 )
 LAST = Step("end what the demo started", ("lab.down",))
+LEFT_UP = "the lab was up before the demo and stays up; invoke lab.down ends it"
 
 
 @verb(name="demo", help={"keep": "leave the lab up at the end", "json": "print JSON at the end"})
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     """The whole story on the embedded hosts with the sample data; every command is printed."""
+    from macd import lab
     from macd.inventory import project_root
 
     root = project_root()
+    found_up = lab.status(root).running
     began = time.monotonic()
     told = []
     try:
         for number, step in enumerate(STORY, start=1):
             told.append(_run(root, step, f"{number}/{len(STORY)}", aside=json))
     finally:
-        if not keep:
+        if not keep and not found_up:
             told.append(_run(root, LAST, "end", aside=json))
     spent = time.monotonic() - began
     if json:
         emit({"seconds": round(spent, 1), "steps": told})
         return
-    print(f"\n✓ the demo is through in {spent / 60:.1f} minutes\n\nwhere to look")
+    print(f"\n✓ the demo is through in {spent / 60:.1f} minutes")
+    print(f"{f'  {LEFT_UP}' if found_up else ''}\nwhere to look")
     for what, where in _places(root):
         print(f"  {what:<22}{where}")
 
@@ -92,7 +97,8 @@ def demo(c: Any, keep: bool = False, json: bool = False) -> None:
 def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
     """Run one command as a user would, its output shown as it comes (`aside`: on stderr).
 
-    On the embedded lab, whatever inventory is exported: a demo must never reach other hosts.
+    On the embedded lab, whatever inventory or setting is exported: a demo must never reach other
+    hosts, and goes the same way for everybody.
 
     Raises:
         MacdError: it ended otherwise than the story says.
@@ -103,7 +109,8 @@ def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
     invoke = str(Path(sys.executable).with_name("invoke"))
     argv = ["/bin/sh", "-c", step.script] if step.script else [invoke, *step.argv]
     began = time.monotonic()
-    env = {**os.environ, "MACD_INVENTORY": "lab", "MACD_ROOT": str(root)}
+    env = {name: text for name, text in os.environ.items() if not name.startswith(_OURS)}
+    env |= {"MACD_INVENTORY": "lab", "MACD_ROOT": str(root)}
     while True:
         ended = subprocess.run(argv, cwd=root, env=env, stdout=out, check=False).returncode
         if ended != ExitCode.INCONCLUSIVE or time.monotonic() - began > step.patience:

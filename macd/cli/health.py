@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
@@ -50,8 +50,18 @@ def health(
         print(f"health of {name}")
         for item in items:
             print(item.line())
-        print(f"{failed} of {len(items)} items failed" if failed else f"all {len(items)} are well")
+        print(_summary(items))
     return ExitCode.FAILED if failed else None
+
+
+def _summary(items: list[Item]) -> str:
+    failed = sum(not item.ok for item in items)
+    if failed:
+        return f"{failed} of {len(items)} items failed"
+    undone = sum(not item.done for item in items)
+    if undone:
+        return f"{len(items) - undone} are well, {undone} not compared"
+    return f"all {len(items)} are well"
 
 
 def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
@@ -82,26 +92,51 @@ def _of_run(book: Inventory, named: str) -> tuple[str, list[Item]]:
     directory = below if below.is_dir() else Path(named)
     if not (directory / "settings.json").is_file():
         raise UsageError(f"there is no run at {directory}", hint="invoke train makes one")
-    told = jsonlib.loads((directory / "settings.json").read_bytes())
-    tf, data = str(told["tf"]), book.train.data_dir
-    bars = read_bars(bars_path(data, told["symbol"], tf))
-    cross = {name: read_bars(bars_path(data, name, tf)) for name in told["cross"]}
+    symbol, tf, others = _trained_on(directory)
+    data = book.train.data_dir
+    bars = read_bars(bars_path(data, symbol, tf))
+    cross = {name: read_bars(bars_path(data, name, tf)) for name in others}
     inputs = golden.inputs(bars, cross)
     items = checks.check(directory, tf=tf, inputs=inputs)
     return f"run {directory.name}", [*items, *onnx_against_torch(directory, tf, inputs)]
 
 
+def _trained_on(run: Path) -> tuple[str, str, list[str]]:
+    """Symbol, timeframe and other assets of a run, as its settings.json has them."""
+    from macd.market.bars import step_ms, symbol_name
+
+    try:
+        told = jsonlib.loads((run / "settings.json").read_bytes())
+        tf = str(told["tf"])
+        step_ms(tf)
+        return symbol_name(told["symbol"]), tf, [symbol_name(name) for name in told["cross"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
+        raise MacdError(
+            f"run {run.name} has a settings.json that can't be read",
+            why=f"{type(error).__name__}: {error}".splitlines()[0],
+            live="nothing was checked",
+            hint=f"fetch it again: invoke train.fetch --run {run.name}",
+        ) from error
+
+
 def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None) -> list[Item]:
-    """ONNX and torch on the golden bars; no item where torch or its files are not here."""
+    """ONNX and torch on the golden bars; where that can't be had, the item says so."""
     from macd.release.health import Item, read_golden
     from macd.release.scoring import MODELS
 
     place = top / MODELS
-    if find_spec("torch") is None or not (place / f"lstm_{tf}.pt").is_file():
-        return []
     told = inputs or read_golden(top)
-    if told is None:
-        return []
+    lacking = [f"{name}_{tf}.pt" for name in ("lstm", "tft")]
+    lacking = [name for name in lacking if not (place / name).is_file()]
+    why = ""
+    if find_spec("torch") is None:
+        why = "torch is not here"
+    elif lacking:
+        why = f"{' and '.join(lacking)} not here"
+    elif told is None:
+        why = "there are no golden bars"
+    if why or told is None:
+        return [Item(_TORCH, True, f"not compared: {why}", done=False)]
     cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
     remedy = "python -m macd.train --mode onnx, then invoke release"
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.release_steps import (
+    lifetime_days,
     order_of,
     read_run,
     record,
@@ -53,7 +54,7 @@ def release(
     env: str = "prod",
     accept: str = "",
     source: str = "",
-    expires_days: float = 0.0,
+    expires_days: str = "",
     dry_run: bool = False,
     inventory: str = "",
     json: bool = False,
@@ -65,12 +66,12 @@ def release(
     from macd.release import build
 
     book = load(inventory)
+    days = lifetime_days(expires_days) or book.release.expires_days
     journal = Journal(book.state_dir / "journal.jsonl")
     journal.records()  # a damaged journal is told before anything is made
     signing_key(book)
     store = store_of(book)
     now = datetime.now(UTC).replace(microsecond=0)
-    days = expires_days or book.release.expires_days
     chosen = read_run(book, run)
     say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
     tree = Path(source) if source else None

@@ -80,6 +80,26 @@ def order_of(
     return made, wheels
 
 
+def lifetime_days(typed: str) -> float:
+    """The days of `--expires-days`; 0 where it was not typed. Raises UsageError."""
+    from macd.inventory import LONGEST_EXPIRY_DAYS
+
+    if not typed:
+        return 0
+    try:
+        days = float(typed)
+    except ValueError:
+        days = 0
+    if not 0 < days <= LONGEST_EXPIRY_DAYS:  # NaN is neither
+        raise UsageError(
+            f"--expires-days {typed} is no time a release can live",
+            why=f"a number of days above 0 is expected, {LONGEST_EXPIRY_DAYS} at most",
+            live="no release was made",
+            hint="invoke release --expires-days 30, or leave it to the inventory",
+        )
+    return days
+
+
 def read_run(book: Inventory, named: str) -> Run:
     from macd.release import run as runs
 

@@ -25,12 +25,15 @@ def install() -> None:
 
     @functools.wraps(original)
     def parse_tasks(self: Program) -> None:
+        hint = "  do: invoke --list shows every task, invoke --help TASK its options"
         try:
             self.core.unparsed = spelt_out(self.core.unparsed)
             original(self)
         except ParseError as error:
-            hint = "  do: invoke --list shows every task, invoke --help TASK its options"
             raise Exit(f"✗ {error}\n{hint}", code=int(ExitCode.USAGE)) from error
+        except ValueError as error:  # Invoke casts values and lets Python's own error through
+            what = f"an option here takes a number: {error}"
+            raise Exit(f"✗ {what}\n{hint}", code=int(ExitCode.USAGE)) from error
 
     setattr(parse_tasks, _MARK, True)
     setattr(Program, "parse_tasks", parse_tasks)  # noqa: B010 - mypy knows no other way to say so

@@ -2,6 +2,7 @@
 
 from macd.inventory.load import available, load, project_root
 from macd.inventory.models import (
+    LONGEST_EXPIRY_DAYS,
     Criterion,
     FeedSettings,
     GateSettings,
@@ -16,6 +17,7 @@ from macd.inventory.models import (
 )
 
 __all__ = [
+    "LONGEST_EXPIRY_DAYS",
     "Criterion",
     "FeedSettings",
     "GateSettings",

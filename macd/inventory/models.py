@@ -31,6 +31,7 @@ from macd.inventory.names import (
     WebhookUrl,
 )
 
+LONGEST_EXPIRY_DAYS = 36500  # a century: longer is a slip, and far longer no date
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1)]
@@ -177,7 +178,7 @@ class ReleaseSettings(_Model):
     allowed_signers: LocalPath | None = None
     revoked: LocalPath | None = None
     identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release@macd"
-    expires_days: Annotated[float, Field(gt=0)] = 30
+    expires_days: Annotated[float, Field(gt=0, le=LONGEST_EXPIRY_DAYS)] = 30
 
 
 class FeedSettings(_Model):

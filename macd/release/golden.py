@@ -84,9 +84,7 @@ def inputs(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> dict[str, A
 def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     """Recompute the golden predictions here, features included. Never raises."""
     try:
-        bars = _frame(document["bars"])
-        cross = {name: _frame(rows) for name, rows in document["cross"].items()}
-        found = _predict(bars, cross, document["rows"], scorer)
+        found = predictions(document, scorer)
         expected, tolerance = document["expected"], float(document["tolerance"])
     except Exception as error:  # this runs where anything may be broken; the answer is "not ok"
         return Outcome(False, math.inf, f"{type(error).__name__}: {error}")
@@ -102,6 +100,13 @@ def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     if worst > tolerance:
         return Outcome(False, worst, f"{where} is off by {worst:.3g}, allowed {tolerance:g}")
     return Outcome(True, worst, f"{len(expected)} outputs on {len(document['rows'])} bars agree")
+
+
+def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:
+    """What every model says on the rows asked: "lgbm_5h" -> a value for each. Raises whatever."""
+    bars = _frame(document["bars"])
+    cross = {name: _frame(rows) for name, rows in document["cross"].items()}
+    return _predict(bars, cross, document["rows"], scorer)
 
 
 def windows(document: Mapping[str, Any], scorer: Scorer) -> Floats:

@@ -6,18 +6,21 @@ The successor of the guide's hand-run check script. A failed item is a result, n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from macd.market.features import FEATURE_VERSION, feature_names, schema_hash
-from macd.release import golden
+from macd.release import golden, holdout, installed
 from macd.release.scoring import FAMILIES, HEADS, MODELS, Floats, ModelError, Scorer
 
+Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
+RESULTS = Path("data/gpu_results")
 GOLDEN = Path("golden/golden.json")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
@@ -27,17 +30,22 @@ _RETRAIN = "train that model again: python -m macd.train --mode {family}"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was checked. `cause` and `remedy` are empty when it is well."""
+    """One thing that was checked. `cause` and `remedy` are empty when it is well.
+
+    done: False where it could not be looked at here, which `detail` says; that is no failure.
+    """
 
     name: str
     ok: bool
     detail: str
     cause: str = ""
     remedy: str = ""
+    done: bool = True
 
     def line(self) -> str:
         """One line for people, with the guide's tick; two more when it failed."""
-        text = f"{'✓' if self.ok else '✗'} {self.name}: {self.detail}"
+        mark = "✗" if not self.ok else "✓" if self.done else "–"
+        text = f"{mark} {self.name}: {self.detail}"
         if self.ok:
             return text
         return f"{text}\n    likely cause: {self.cause}\n    remedy: {self.remedy}"
@@ -66,13 +74,16 @@ def check(
         return [*items, Item("models", False, str(error), cause, remedy)]
     items.append(_features(scorer))
     document = read_golden(top)
-    windows = _windows(inputs or document, scorer)
+    asked = inputs or document
+    windows = _windows(asked, scorer)
+    said = _said(asked, scorer)
     items += [_family(family, scorer, windows) for family in FAMILIES]
-    items.append(_stacking(scorer))
+    items.append(_stacking(scorer, said))
     if windows is not None:
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
+    items.append(_holdout(top / RESULTS / f"oof_{tf}.parquet", asked, said))
     return items
 
 
@@ -86,18 +97,16 @@ def read_golden(top: Path) -> Mapping[str, Any] | None:
 
 
 def _dependencies(lock: Mapping[str, str]) -> Item:
-    wrong = []
-    for name, version in sorted(lock.items()):
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found = "nothing"
-        if found.partition("+")[0] != version.partition("+")[0]:
-            wrong.append(f"{name} {version} is locked, {found} is installed")
-    if not wrong:
-        return Item("dependencies", True, f"{len(lock)} packages in the versions of the lock")
-    cause = "the environment was changed after the lock was made"
-    return Item("dependencies", False, "; ".join(wrong), cause, "make setup")
+    name = "dependencies"
+    if wrong := installed.wrong_versions(lock):
+        cause = "the environment was changed after the lock was made"
+        return Item(name, False, "; ".join(wrong), cause, "make setup")
+    if broken := installed.not_importable(lock):
+        cause = "the package is damaged, or a library of the system is missing (LightGBM: libgomp1)"
+        return Item(name, False, "; ".join(broken), cause, "apt-get install libgomp1; make setup")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    where = f"imported here, by Python {python}; a host imports its own before it switches"
+    return Item(name, True, f"{len(lock)} packages in the versions of the lock, {where}")
 
 
 def _features(scorer: Scorer) -> Item:
@@ -152,22 +161,47 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
             "it learnt nothing, or its export lost the weights",
             remedy,
         )
-    best = f", best head {scorer.best_head}" if family == "lstm" else ""
+    best = f", best head {_best_head(scorer)}" if family == "lstm" else ""
     detail = f"{len(p)} windows, outputs {p.min():.3f} to {p.max():.3f}{best}"
     return Item(name, True, detail)
 
 
-def _stacking(scorer: Scorer) -> Item:
-    if scorer.stacking is None:
+def _best_head(scorer: Scorer) -> str:
+    """As the training named it: the scorer's own answer has a default, which is nobody's word."""
+    named = scorer.metas.get("lstm", {}).get("best_head")
+    return str(named) if named in HEADS else "unknown (its meta names none)"
+
+
+def _stacking(scorer: Scorer, said: Said | None) -> Item:
+    name, model = "stacking meta", scorer.stacking
+    remedy = "python -m macd.train --mode stacking"
+    if model is None:
         return Item(
-            "stacking meta",
+            name,
             False,
             scorer.errors.get("stacking", "there is none"),
             "stacking was not trained, or had too few out-of-fold samples",
-            "python -m macd.train --mode stacking",
+            remedy,
         )
-    n = scorer.stacking.facts.get("n_oof_samples")
-    return Item("stacking meta", True, f"n_oof_samples {n}, headline {scorer.stacking.headline}")
+    n = model.facts.get("n_oof_samples")
+    if not isinstance(n, int) or isinstance(n, bool) or n <= 0:
+        cause = "its file was written by hand, or by a training that did not end"
+        return Item(name, False, f"n_oof_samples is {n}", cause, remedy)
+    if said is None:
+        cause = "there are no golden bars to run it on, or no features from them"
+        return Item(name, False, "not run", cause, "invoke release")
+    values = {head: said.get(f"stacking_{head}", [math.nan]) for head in model.heads}
+    silent = [head for head, each in values.items() if not all(map(math.isfinite, each))]
+    if silent:
+        cause = "a base model or a feature it needs gives nothing; see the items before this one"
+        return Item(name, False, f"gives no number for {', '.join(silent)}", cause, remedy)
+    stuck = [head for head, each in values.items() if max(each) - min(each) < _STUCK]
+    if stuck:
+        detail = f"says {values[stuck[0]][0]:.3f} whatever it sees ({', '.join(stuck)})"
+        return Item(name, False, detail, "its weights are zero, or its inputs stand still", remedy)
+    ends = [f(f(each) for each in values.values()) for f in (min, max)]
+    detail = f"n_oof_samples {n}, headline {model.headline}, outputs {ends[0]:.3f} to {ends[1]:.3f}"
+    return Item(name, True, detail)
 
 
 def _batches(scorer: Scorer, windows: Floats) -> Item:
@@ -196,6 +230,39 @@ def _golden(document: Mapping[str, Any] | None, scorer: Scorer) -> Item:
     cause = "models, features or a library differ from those of the training"
     remedy = "invoke release.verify, then invoke health: the item before this one may say more"
     return Item("golden predictions", False, outcome.detail, cause, remedy)
+
+
+def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) -> Item:
+    """The one look at the models, LightGBM's too, that owes nothing to the code used here."""
+    name = "predictions of the training"
+    if asked is None or said is None or not table.is_file():
+        what = "there is nothing to run the models on" if said is None else f"no {table.name} here"
+        return Item(name, True, f"not compared: {what}", done=False)
+    try:
+        told = holdout.compare(table, asked, said)
+    except Exception as error:  # whatever the table is, the item says it
+        cause = "the table is damaged, or of another version"
+        return Item(name, False, f"{error}".splitlines()[0], cause, "train again")
+    if not told.values:
+        what = "the bars here end after those that the training held out"
+        return Item(name, True, f"not compared: {what}", done=False)
+    if told.off:
+        off = ", ".join(f"{output} by {by:.3g}" for output, by in told.off.items())
+        cause = "these are not the models that the training judged, or the features differ"
+        remedy = "train again, or fetch the run again: invoke train.fetch"
+        return Item(name, False, f"off on {told.bars} held-out bars: {off}", cause, remedy)
+    families = ", ".join(_NAMES.get(family, family) for family in told.families)
+    agree = f"{told.values} on {told.bars} held-out bars agree ({families}; {told.worst:.1e})"
+    return Item(name, True, agree)
+
+
+def _said(document: Mapping[str, Any] | None, scorer: Scorer) -> Said | None:
+    if document is None:
+        return None
+    try:
+        return golden.predictions(document, scorer)
+    except Exception:  # the golden item says what is wrong with it
+        return None
 
 
 def _windows(document: Mapping[str, Any] | None, scorer: Scorer) -> Floats | None:

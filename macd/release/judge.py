@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from macd.inventory import Criterion
 
@@ -78,8 +78,7 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 def _criterion(name: str, criterion: Criterion, told: Mapping[str, Any]) -> Finding:
     value, threshold = told.get("value"), criterion.threshold
     title, detail = _TITLES.get(name, name), str(told.get("detail") or "")
-    known = isinstance(value, int | float) and math.isfinite(value)
-    if not known or value is None:
+    if not _number(value):
         return Finding(name, title, False, criterion.level, "not measured", None, threshold)
     below = name in _BELOW
     ok = value < threshold if below else value >= threshold
@@ -106,19 +105,35 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:
     """Held again here, and not taken from the audit's word: it is the cheapest lie to tell."""
     title = "no result too good to be believed"
-    if not all(isinstance(allowed.get(head), int | float) for head in HEADS):
+    if not all(_number(allowed.get(head)) for head in HEADS):
         return Finding("too_good", title, False, "block", "the run names no limits to believe")
     found = []
     for model, heads in models.items():
         for head, figures in heads.items():
-            lows = [(figures.get(part) or {}).get("low") for part in _PARTS]
-            low = max((float(v) for v in lows if v is not None), default=0.0)
-            if low > allowed[head]:
-                by = f"above {allowed[head]:.3f} by {low - allowed[head]:.3f}"
-                found.append(f"{model} {head}: interval from {low:.3f}, {by}")
+            if head not in HEADS:
+                found.append(f"{model} {head}: a head that nobody knows, so no limit holds for it")
+                continue
+            highest, what = max(
+                (_believed(figures.get(part) or {}) for part in _PARTS), default=(0.0, "")
+            )
+            if highest > allowed[head]:
+                by = f"above {allowed[head]:.3f} by {highest - allowed[head]:.3f}"
+                found.append(f"{model} {head}: {what} {highest:.3f}, {by}")
     limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in HEADS)
     note = "; ".join(found) or f"no interval lies above {limits}"
     return Finding("too_good", title, not found, "block", note)
+
+
+def _believed(figures: Mapping[str, Any]) -> tuple[float, str]:
+    """What is held to the limit: where the interval begins, or the value where there is none."""
+    low, value = figures.get("low"), figures.get("value")
+    if _number(low):
+        return float(low), "interval from"
+    return (float(value), "without an interval") if _number(value) else (0.0, "")
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _shown(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,8 +32,16 @@ def sign(payload: bytes, *, key: Path, namespace: str = RELEASE_NAMESPACE) -> by
         document = Path(held, "payload")
         document.write_bytes(payload)
         argv = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", namespace, str(document)]
+        somebody = sys.stdin is not None and sys.stdin.isatty()
         try:
-            done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S, check=False)
+            done = subprocess.run(
+                argv,
+                stdout=subprocess.DEVNULL,
+                # "Confirm user presence for key" must be seen by who is to touch it
+                stderr=None if somebody else subprocess.PIPE,
+                timeout=_TIMEOUT_S,
+                check=False,
+            )
         except FileNotFoundError as error:
             raise UsageError(
                 "ssh-keygen is not installed", hint="apt-get install openssh-client"
@@ -46,7 +55,9 @@ def sign(payload: bytes, *, key: Path, namespace: str = RELEASE_NAMESPACE) -> by
         if done.returncode != 0:
             raise MacdError(
                 f"the key {key} did not sign",
-                why=done.stderr.decode("utf-8", "replace").strip(),
+                why=(done.stderr or b"what ssh-keygen says above")
+                .decode("utf-8", "replace")
+                .strip(),
                 hint="check its passphrase and permissions, or ssh-add it",
             )
         return document.with_name("payload.sig").read_bytes()

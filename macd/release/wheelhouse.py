@@ -131,6 +131,9 @@ class Wheelhouse:
             wheels = tuple(_describe(path) for path in sorted(fetched.glob("*.whl")))
             lock = Lock(target.python, target.platform, wheels)
             (fetched / locks.FILE).write_bytes(lock.raw)
+            known = self._known(place)
+            if known is not None:  # somebody else was quicker, and may read there already
+                return known
             shutil.rmtree(place, ignore_errors=True)
             fetched.rename(place)
         return lock, [place / wheel.file for wheel in lock.wheels]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,13 @@ NAMES = ("jump", "h800", "prod")
 USERS = {"jump": "jumper", "h800": "quant", "prod": "root"}
 MAY_LOG_IN = {"jump": ("jumper",), "h800": ("quant", "root"), "prod": ("root", "deploy")}
 PORTS = {"jump": 22, "h800": 22, "prod": 22222}
+# The test hosts have no network to get torch from, so h800 trains with what runs these tests: its
+# interpreter and packages, to be read and not written. That is the one thing there that a real
+# training host has of its own.
+TRAINS_WITH = {
+    "/srv/python": Path(sys.base_prefix),
+    "/srv/packages": Path(sysconfig.get_path("purelib")),
+}
 ALIASES = {"jump": "jumphost", "h800": "h800", "prod": "prod"}
 
 
@@ -122,9 +131,9 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
         address, port = getattr(wired, name), PORTS[name]
         host_key = root / f"host_{name}"
         _generate_key(host_key, claim.name(name))
-        machine = Machine(
-            claim.name(name), claim.directory / name, lower, _files(name, claim, key, host_key)
-        )
+        files = _files(name, claim, key, host_key)
+        shown = TRAINS_WITH if name == "h800" else {}
+        machine = Machine(claim.name(name), claim.directory / name, lower, files, shown)
         public = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
         hosts[name] = TestHost(
             name, ALIASES[name], address, port, USERS[name], key, public, machine, ssh_config

@@ -1,4 +1,4 @@
-"""The project directory of the story: its inventory, run and keys, and eyes on the prod host."""
+"""The project directory of the story: its inventory, bars and keys, and eyes on the prod host."""
 
 from __future__ import annotations
 
@@ -15,33 +15,43 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from macd.cli import demo
 from macd.host.manifest import release_id, render
 from macd.host.releases import MANIFEST, SIGNATURE
 from macd.host.signature import GATE_NAMESPACE
+from macd.market.bars import read_bars, write_bars
 from macd.release.signing import sign
 from macd.release.store import Store
-from tests.hosts import rootfs
+from tests import wheels
 from tests.hosts.fleet import Hosts
-from tests.trained import ROOT, bars_directory, trained_run
+from tests.trained import BARS, ROOT, SAMPLE, SETTINGS
 from tests.unit.release.releases import IDENTITY, make_key
 
 APP = "/opt/macd-analysis"
 UNIT = "macd-analysis.service"
 ENDPOINT = f"{APP}/state/run/health.sock"
 WATCHDOG_S = 10
+# h800's Python for trainings: what fleet.TRAINS_WITH shows there, wherever it was installed here.
+TRAINING = "/usr/local/bin/training-python"
+TRAINING_PYTHON = f"""\
+#!/bin/sh
+export LD_LIBRARY_PATH=/srv/python/lib PYTHONPATH="$PYTHONPATH:/srv/packages"
+exec /srv/python/bin/{Path(sys.executable).resolve().name} "$@"
+"""
 PATIENCE_S = 120
+FEW = {"OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "100"}
 # The tiny nets reach no criterion: told, not blocked. Bars come quickly, so that 20 of them (what
 # the gate asks for) need seconds.
 INVENTORY = f"""\
 ssh_config: {{hosts.ssh_config}}
-known_hosts: {{hosts.known_hosts}}
+known_hosts: known_hosts
 hosts:
   jump: {{{{role: jump, ssh: jumphost}}}}
-  h800: {{{{role: train, ssh: h800, work_dir: ~/work/macd-analysis, scope: user}}}}
+  h800: {{{{role: train, ssh: h800, work_dir: ~/work/story, scope: user, python: {TRAINING}}}}}
   prod: {{{{role: serve, env: prod, ssh: prod, app_dir: {APP}, unit: macd-analysis}}}}
 train:
   symbol: BTCUSD
-  data_dir: {{bars}}
+  data_dir: ../bars
   profile: demo
   require_gpu: false
   min_free_gb: 1
@@ -66,7 +76,7 @@ service:
 
 @dataclass(frozen=True)
 class Story:
-    """`root` is laid out like a clone, with one finished run and the inventory `story`."""
+    """`root` is laid out like a clone, with bars and the inventory `story`."""
 
     hosts: Hosts
     root: Path
@@ -90,7 +100,7 @@ class Story:
         done = subprocess.run(
             [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", "story"],
             cwd=self.root,
-            env={**os.environ, "MACD_ROOT": str(self.root), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "MACD_ROOT": str(self.root), **FEW},
             capture_output=True,
             text=True,
             timeout=240,
@@ -105,6 +115,12 @@ class Story:
     def unit(self, *names: str) -> dict[str, str]:
         told = self.on_prod("systemctl", "show", UNIT, *(f"--property={name}" for name in names))
         return dict(line.split("=", 1) for line in told.splitlines())
+
+    @property
+    def run(self) -> str:
+        """The id of the one training there was."""
+        (found,) = (self.root / "runs").glob("*/result.json")
+        return found.parent.name
 
     @property
     def live(self) -> str:
@@ -157,14 +173,14 @@ class Story:
 
 
 def lay_out(hosts: Hosts, root: Path) -> Story:
-    """A clone in small: the shipped verbs, the tiny trained run, its bars, keys of its own."""
+    """A clone in small: the shipped verbs and pages, some bars, keys of its own."""
     for name in ("tasks.py", "constraints.txt"):
         shutil.copy(ROOT / name, root)
-    run = trained_run()
-    shutil.copytree(run, root / "runs" / "trained", ignore=shutil.ignore_patterns("cache"))
+    shutil.copytree(ROOT / "templates", root / "templates")
+    write_bars(read_bars(SAMPLE)[:BARS], root / "bars/BTCUSD_1h.parquet")
+    (root / "small.json").write_text(json.dumps(SETTINGS))
     (root / "inventory").mkdir()
-    told = INVENTORY.format(hosts=hosts, bars=bars_directory(run))
-    (root / "inventory" / "story.yml").write_text(told)
+    (root / "inventory" / "story.yml").write_text(INVENTORY.format(hosts=hosts))
     keys = root / "keys"
     keys.mkdir()
     lines = []
@@ -172,11 +188,9 @@ def lay_out(hosts: Hosts, root: Path) -> Story:
         public = make_key(keys, name).with_suffix(".pub").read_text().strip()
         lines.append(f'{IDENTITY} namespaces="{namespace}" {public}\n')
     (keys / "allowed_signers").write_text("".join(lines))
-    # Wheels are fetched once a machine, as the hosts' root is.
-    house = rootfs.cache_directory() / "wheelhouse"
-    house.mkdir(parents=True, exist_ok=True)
-    (root / ".macd/story").mkdir(parents=True)
-    (root / ".macd/story/wheelhouse").symlink_to(house)
+    wheels.share(root / ".macd/story")
+    wrapper = f"cat > {TRAINING}; chmod 755 {TRAINING}"
+    hosts.h800.exec("sh", "-c", wrapper, input=TRAINING_PYTHON)
     return Story(hosts, root)
 
 
@@ -213,5 +227,5 @@ def mistaken_code(story: Story) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree)
     with (tree / "macd/service/loop.py").open("a") as loop:
-        loop.write("\nLoop.run = lambda self: 1 / 0\n")
+        loop.write(f"\n{demo.MISTAKE}\n")
     return tree

@@ -1,9 +1,7 @@
 """The whole story on real systemd, as typed: what production will do, with real trained models.
 
-The training itself is not run on h800 here: the test hosts have neither torch nor a network to
-get it from. `invoke train --host h800` through a jump host is shown on the embedded lab
-(tests/local/test_train_cli.py), its jobs under systemd in test_jobs_on_systemd.py. The tests of
-this file are one story: each goes on where the last one stopped.
+h800 trains with the interpreter and packages of this machine (tests/hosts/fleet.py says why), all
+else is the hosts' own. The tests of this file are one story: each goes on where the last stopped.
 """
 
 from __future__ import annotations
@@ -35,6 +33,18 @@ def release(story: Story, source: str = "") -> str:
     told = story.json("release", "--source", source or str(ROOT))
     assert all(item["ok"] for item in told["health"])
     return str(told["id"])
+
+
+def test_keys_are_pinned_bars_checked_and_a_model_trained_behind_the_jump(story: Story) -> None:
+    assert "host.trust h800" in story.invoke("facts", "--host", "h800", code=6)
+    told = story.invoke("host.trust", "h800", "--yes") + story.invoke("host.trust", "prod", "--yes")
+    assert told.count(" pinned ") == 3  # jump, h800, prod
+    assert "already pinned" in story.invoke("host.trust", "prod")
+    story.invoke("facts", "--host", "h800")
+    assert story.json("data.verify")["errors"] == 0
+    story.invoke("train", "--host", "h800", "--settings", "small.json")
+    assert story.hosts.h800.exec("ls", "/home/quant/work/story/runs").split() == [story.run]
+    assert (story.root / "runs" / story.run / "report.html").is_file()
 
 
 def test_from_a_run_to_a_service_in_shadow(story: Story) -> None:
@@ -153,4 +163,4 @@ def test_it_is_all_well_and_on_record(story: Story) -> None:
     for kind in ("release.made", "provision.done", "gate.judged", "flag.enable", "flag.disable"):
         assert kind in kinds
     why = story.json("why")["hosts"][0]
-    assert (why["live"], why["run"], why["how"]) == (story.live, "trained", "rollback")
+    assert (why["live"], why["run"], why["how"]) == (story.live, story.run, "rollback")

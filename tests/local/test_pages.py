@@ -143,9 +143,12 @@ def test_stands_alone_fits_and_can_be_read(
     assert papers[0] != papers[1]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["training", "passed", "failed"])
-def test_every_drawing_shows_something(pages: dict[str, Path], browser: Browser, name: str) -> None:
-    page = opened(browser, pages, name)
+def test_every_drawing_shows_something(
+    pages: dict[str, Path], browser: Browser, name: str, size: str
+) -> None:
+    page = opened(browser, pages, name, size)
     frames = page.run(
         "[...document.querySelectorAll('svg.chart')].map(s => {"
         " const b = s.getBoundingClientRect(); return [s.ariaLabel,"

@@ -17,6 +17,7 @@ import pytest
 from macd.inventory import project_root
 from macd.journal import Journal
 from macd.lab import LabState
+from tests import wheels
 from tests.trained import bars_directory, trained_run
 
 RUN = "20260301T120000Z-0badcafe"
@@ -48,6 +49,8 @@ def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "inventory").mkdir()
     shutil.copy(project_root() / "inventory/lab.yml", top / "inventory")
     (top / ".lab").symlink_to(lab.root / ".lab")
+    for inventory in ("lab", "strict"):
+        wheels.share(top / ".macd" / inventory)
     shutil.copytree(bars_directory(trained_run()), top / "data/sample")
     junk = shutil.ignore_patterns("cache")
     shutil.copytree(trained_run(), top / "runs" / RUN, ignore=junk)
@@ -76,7 +79,7 @@ def made(project: Path) -> dict[str, Any]:
     """The first release of the project, as `--json` told of it."""
     done = invoke(project, "release", "--json")
     if "can't be had" in done.stdout:
-        pytest.skip("no package index can be reached, and nothing is cached")
+        wheels.none_to_be_had(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
@@ -110,7 +113,7 @@ def test_it_is_listed_shown_verified_and_healthy(project: Path, made: dict[str, 
         assert "as they were signed" in done.stdout
     healthy = invoke(project, "health")
     assert healthy.returncode == 0, healthy.stdout
-    assert healthy.stdout.count("✓") == 9
+    assert healthy.stdout.count("✓") == 10
     assert invoke(project, "health", "--run", RUN).returncode == 0
 
 
@@ -157,7 +160,7 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
         project, "release", "--inventory", "strict", "--accept", "a drill", "--dry-run", "--json"
     )
     if "can't be had" in dry.stdout:
-        pytest.skip("no package index can be reached, and nothing is cached")
+        wheels.none_to_be_had(dry.stdout)
     assert dry.returncode == 0, dry.stdout
     assert json.loads(dry.stdout)["accepted"] == "a drill"
     assert not (project / ".macd/strict/journal.jsonl").exists()
@@ -190,11 +193,8 @@ def test_a_key_the_hosts_do_not_know_signs_nothing(project: Path, made: dict[str
     text = (project / "inventory/lab.yml").read_text()
     text = text.replace("sign_key: ../.lab/keys/release", "sign_key: ../.lab/keys/operator")
     (project / "inventory/foreign.yml").write_text(text)
-    (project / ".macd/foreign").mkdir(parents=True, exist_ok=True)
-    for name in ("facts", "wheelhouse"):
-        shutil.copytree(
-            project / ".macd/lab" / name, project / ".macd/foreign" / name, dirs_exist_ok=True
-        )
+    shutil.copytree(project / ".macd/lab/facts", project / ".macd/foreign/facts")
+    wheels.share(project / ".macd/foreign")
     before = sorted(path.name for path in (project / "releases").iterdir())
     done = invoke(project, "release", "--inventory", "foreign")
     assert done.returncode == 6

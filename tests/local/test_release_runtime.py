@@ -5,10 +5,8 @@ Long and large (200 MB from the package index, once), so only in `make test-full
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from macd.host.layout import Layout
 from macd.release.scoring import MODELS
 from macd.release.wheel import build
 from macd.release.wheelhouse import Target, Wheelhouse, requirements
+from tests import wheels
 from tests.trained import ROOT, trained_run
 
 _RUN = """
@@ -37,15 +36,15 @@ print("models:", ",".join(sorted(scorer.models)))
 
 @pytest.mark.full
 def test_the_real_lock_installs_offline_and_runs_the_wheel(tmp_path: Path) -> None:
-    shared = Path(tempfile.gettempdir()) / f"macd-wheelhouse-{os.getuid()}"
     try:
-        lock, wheels = Wheelhouse(shared).resolve(
+        lock, fetched = Wheelhouse(wheels.wheelhouse()).resolve(
             requirements(), Target.here(), ROOT / "constraints.txt"
         )
     except MacdError as error:
-        pytest.skip(f"no package index, and nothing cached: {error.why}")
+        wheels.none_to_be_had(error.why)
+        raise
     app = tmp_path / "app"
-    for wheel, path in zip(lock.wheels, wheels, strict=True):
+    for wheel, path in zip(lock.wheels, fetched, strict=True):
         blob = Path(blobs.path_of(str(app), wheel.sha256))
         blob.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, blob)

@@ -13,6 +13,7 @@ from invoke.exceptions import Exit
 import tasks
 from macd.cli import demo
 from macd.errors import ExitCode
+from macd.lab import LabState
 
 
 class Typed:
@@ -39,6 +40,8 @@ class Typed:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MACD_ROOT", str(tmp_path))
     monkeypatch.setenv("MACD_INVENTORY", "production")
+    monkeypatch.setenv("MACD_PROD_HOST", "203.0.113.5")
+    monkeypatch.setenv("ML_STACKING_MIN_SAMPLES", "1000000")
     monkeypatch.setattr("time.sleep", lambda _: None)
     (tmp_path / "tasks.py").touch()
     live = tmp_path / ".lab/hosts/prod/home/macd-analysis/current"
@@ -60,6 +63,8 @@ def test_every_step_is_typed_on_the_lab_and_nowhere_else(
     assert len(typed.commands) == len(demo.STORY) + 1
     assert {env["MACD_INVENTORY"] for env in typed.environments} == {"lab"}
     assert {env["MACD_ROOT"] for env in typed.environments} == {str(root)}
+    steering = {name for env in typed.environments for name in env if name[:3] in ("MAC", "ML_")}
+    assert steering == {"MACD_INVENTORY", "MACD_ROOT"}
     for argv in typed.commands:
         assert argv[0] == "/bin/sh" or tasks.namespace[argv[1]]  # raises KeyError
     assert typed.commands[-1][1] == "lab.down"
@@ -78,6 +83,17 @@ def test_too_few_bars_are_waited_for_and_a_fail_is_not(
     assert "ended with 1, 0 was expected" in told
     assert "invoke demo --keep" in told
     assert [argv[1] for argv in typed.commands[-2:]] == ["shadow-gate", "lab.down"]
+
+
+def test_a_lab_that_was_up_before_stays_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    up = LabState(root, running=True, pid=1, hosts={})
+    monkeypatch.setattr("macd.lab.status", lambda _: up)
+    typed = Typed()
+    played(monkeypatch, typed)
+    assert "lab.down" not in {argv[1] for argv in typed.commands}
+    assert demo.LEFT_UP in capsys.readouterr().out
 
 
 def test_json_is_one_document(

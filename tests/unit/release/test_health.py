@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from macd.cli.health import onnx_against_torch
 from macd.release import golden, health
@@ -20,8 +17,25 @@ from macd.release.run import bars_of
 from macd.release.run import read as read_run
 from macd.release.scoring import MODELS, Scorer
 from tests.trained import bars_directory, trained_run
-
-Spoil = Callable[[Path], None]
+from tests.unit.release.damage import (
+    Spoil,
+    constant,
+    constant_stacking,
+    crash_lightgbm,
+    edit_json,
+    foreign_feature,
+    gone,
+    infinite_stacking,
+    nan_weights,
+    one_family_apart,
+    other_trees,
+    other_weights,
+    point_outside,
+    swap_features,
+    truncate,
+    unfed_stacking,
+    without_count,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +49,8 @@ def document() -> dict[str, Any]:
 @pytest.fixture
 def top(tmp_path: Path, document: dict[str, Any]) -> Path:
     """A release's models and golden predictions, to spoil."""
-    shutil.copytree(trained_run() / MODELS, tmp_path / MODELS)
+    for place in (MODELS, health.RESULTS):
+        shutil.copytree(trained_run() / place, tmp_path / place)
     (tmp_path / "golden").mkdir()
     (tmp_path / health.GOLDEN).write_text(json.dumps(document))
     return tmp_path
@@ -50,148 +65,25 @@ def test_a_good_release_is_well_item_by_item(top: Path) -> None:
     assert failed(items) == {}
     assert [item.name for item in items] == [
         "dependencies", "features", "LightGBM", "LSTM", "TFT", "stacking meta",
-        "batch 1 and N agree", "golden predictions",
+        "batch 1 and N agree", "golden predictions", "predictions of the training",
     ]  # fmt: skip
     told = {item.name: item.detail for item in items}
     assert "best head" in told["LSTM"]
     assert "n_oof_samples" in told["stacking meta"]
+    assert "imported here" in told["dependencies"]
+    assert "96 on 8 held-out bars agree (LightGBM, LSTM, TFT, stacking" in told[items[-1].name]
     assert all(item.line().startswith("✓") and "\n" not in item.line() for item in items)
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
-
-
-def edit_onnx(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    model = onnx.load(str(path))
-    change(model)
-    path.write_bytes(model.SerializeToString())
-
-
-def truncate(name: str) -> Spoil:
-    def spoil(models: Path) -> None:
-        path = models / name
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return spoil
-
-
-def crash_lightgbm(models: Path) -> None:
-    """Split features and children that point far outside: LightGBM follows them blindly."""
-    path = models / "lgbm_1h_5h.txt"
-    lines = [
-        "left_child=" + " ".join(["900000000"] * len(line.split()))
-        if line.startswith("left_child=")
-        else line
-        for line in path.read_text().splitlines()
-    ]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def point_outside(target: str) -> Spoil:
-    """Weights that are said to lie in another file, as a hostile model says of a secret."""
-
-    def spoil(models: Path) -> None:
-        def change(model: onnx.ModelProto) -> None:
-            tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
-            size = len(tensor.raw_data)
-            secret = models / "secret.bin"
-            secret.write_bytes(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            location = str(secret) if target == "absolute" else target
-            for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
-                tensor.external_data.add(key=key, value=value)
-
-        edit_onnx(models / "lstm_1h.onnx", change)
-
-    return spoil
-
-
-def constant(models: Path) -> None:
-    made = helper.make_node(
-        "ConstantOfShape", ["shape"], ["prob"], value=helper.make_tensor("v", 1, [1], [0.5])
-    )
-    graph = helper.make_graph(
-        [
-            helper.make_node("Shape", ["input"], ["whole"]),
-            helper.make_node("Gather", ["whole", "first"], ["batch"], axis=0),
-            helper.make_node("Concat", ["batch", "three"], ["shape"], axis=0),
-            made,
-        ],
-        "constant",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch_", 48, "features"])],
-        [helper.make_tensor_value_info("prob", TensorProto.FLOAT, ["batch_", 3])],
-        [
-            numpy_helper.from_array(np.array([0], np.int64), "first"),
-            numpy_helper.from_array(np.array([3], np.int64), "three"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (models / "tft_1h.onnx").write_bytes(model.SerializeToString())
-
-
-def nan_weights(models: Path) -> None:
-    def change(model: onnx.ModelProto) -> None:
-        for tensor in model.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.size > 8:
-                broken = np.full_like(values, np.nan)
-                tensor.CopyFrom(numpy_helper.from_array(broken, tensor.name))
-
-    edit_onnx(models / "lstm_1h.onnx", change)
-
-
-def other_weights(models: Path) -> None:
-    """All plausible, a little off: only golden predictions and torch can tell."""
-
-    def change(model: onnx.ModelProto) -> None:
-        for tensor in model.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.ndim >= 2:
-                tensor.CopyFrom(numpy_helper.from_array(values * 1.05, tensor.name))
-
-    edit_onnx(models / "lstm_1h.onnx", change)
-
-
-def swap_features(models: Path) -> None:
-    def swap(told: dict[str, Any]) -> None:
-        names = told["features"]
-        names[3], names[4] = names[4], names[3]
-
-    for family in ("lgbm", "lstm", "tft"):
-        edit_json(models / f"{family}_1h_meta.json", swap)
-
-
-def foreign_feature(models: Path) -> None:
-    def change(told: dict[str, Any]) -> None:
-        told["features"][0] = "moon_phase"
-
-    for family in ("lgbm", "lstm", "tft"):
-        edit_json(models / f"{family}_1h_meta.json", change)
-
-
-def one_family_apart(models: Path) -> None:
-    edit_json(models / "tft_1h_meta.json", lambda told: told["features"].reverse())
-
-
-def gone(name: str) -> Spoil:
-    return lambda models: (models / name).unlink()
-
-
-def infinite_stacking(models: Path) -> None:
-    path = models / "stacking_meta_1h.json"
-    text = path.read_text()
-    start = text.index('"intercept":') + len('"intercept":')
-    end = text.index(",", start)
-    path.write_text(f"{text[:start]} 1e999{text[end:]}")
 
 
 @pytest.mark.parametrize(
     ("spoil", "item", "words"),
     [
+        (without_count, "stacking meta", "n_oof_samples is None"),
+        (constant_stacking, "stacking meta", "whatever it sees (12h, 24h, 5h"),
+        (unfed_stacking, "stacking meta", "gives no number for 12h, 24h, 5h"),
+        (nan_weights, "stacking meta", "gives no number"),
+        (other_trees, "predictions of the training", "lgbm_5h by"),
+        (other_weights, "golden predictions", "lstm"),
         (truncate("lgbm_1h_12h.txt"), "LightGBM", "LightGBM can't read its model"),
         (crash_lightgbm, "LightGBM", "LightGBM can't read its model"),
         (gone("lgbm_1h_24h.txt"), "LightGBM", "lgbm_1h_24h.txt"),
@@ -208,7 +100,6 @@ def infinite_stacking(models: Path) -> None:
         (foreign_feature, "features", "moon_phase"),
         (gone("stacking_meta_1h.json"), "stacking meta", "stacking_meta_1h.json"),
         (infinite_stacking, "stacking meta", "finite"),
-        (other_weights, "golden predictions", "lstm"),
     ],
 )
 def test_what_is_broken_is_named_with_cause_and_remedy(
@@ -235,6 +126,48 @@ def test_one_broken_model_leaves_the_others_well(top: Path) -> None:
 def test_nothing_at_all_is_one_failed_item(tmp_path: Path) -> None:
     (item,) = health.check(tmp_path)
     assert (item.name, item.ok) == ("models", False)
+
+
+def test_golden_predictions_of_other_models_are_belied_by_the_training(top: Path) -> None:
+    other_trees(top / MODELS)
+    run = read_run(trained_run())
+    bars, cross = bars_of(run, bars_directory(trained_run()))
+    made = golden.make(bars, cross, Scorer.load(top / MODELS, run.tf))
+    (top / health.GOLDEN).write_text(json.dumps(made))
+    assert set(failed(health.check(top))) == {"predictions of the training"}
+
+
+def test_without_stored_predictions_it_says_that_nothing_was_compared(top: Path) -> None:
+    (top / health.RESULTS / "oof_1h.parquet").unlink()
+    item = health.check(top)[-1]
+    assert (item.ok, item.done) == (True, False)
+    assert item.line() == "– predictions of the training: not compared: no oof_1h.parquet here"
+    (top / health.RESULTS / "oof_1h.parquet").write_bytes(b"no table")
+    assert "predictions of the training" in failed(health.check(top))
+
+
+def test_stacking_that_could_not_be_run_is_not_well(top: Path) -> None:
+    (top / health.GOLDEN).unlink()
+    assert failed(health.check(top))["stacking meta"].detail == "not run"
+
+
+def test_an_unknown_best_head_is_not_made_up(top: Path) -> None:
+    edit_json(top / MODELS / "lstm_1h_meta.json", lambda told: told.pop("best_head"))
+    told = {item.name: item.detail for item in health.check(top)}
+    assert "best head unknown" in told["LSTM"]
+
+
+def test_a_package_that_does_not_import_is_named(
+    top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "hollow_thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hollow-thing\nVersion: 1.0\n")
+    (info / "RECORD").write_text("hollow_thing.py,,\n")
+    (tmp_path / "hollow_thing.py").write_text("raise OSError('libgomp.so.1: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = failed(health.check(top, lock={"hollow-thing": "1.0"}))["dependencies"]
+    assert found.detail.endswith("import hollow_thing fails: libgomp.so.1: cannot open")
 
 
 def test_a_wrong_version_in_the_lock_is_named(top: Path) -> None:
@@ -264,6 +197,18 @@ def test_torch_tells_an_export_of_other_weights(top: Path) -> None:
     (bad,) = onnx_against_torch(top, "1h")
     assert not bad.ok
     assert "other numbers than torch" in bad.detail
+
+
+def test_where_torch_is_not_nothing_is_said_to_agree(
+    top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("macd.cli.health.find_spec", lambda _: None)
+        (item,) = onnx_against_torch(top, "1h")
+    assert (item.done, item.detail) == (False, "not compared: torch is not here")
+    (top / MODELS / "tft_1h.pt").unlink()
+    (item,) = onnx_against_torch(top, "1h")
+    assert item.detail == "not compared: tft_1h.pt not here"
 
 
 def test_a_run_is_checked_on_bars_given_to_it() -> None:

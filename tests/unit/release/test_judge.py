@@ -94,7 +94,35 @@ def test_an_interval_above_what_can_be_believed_blocks(part: str) -> None:
     assert blocking(judge((), {}, AUDIT, figures(None, part))) == []
 
 
-@pytest.mark.parametrize("allowed", [{}, {"5h": 0.65}, {"5h": 0.65, "12h": None, "24h": 0.6}])
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("low", [None, NAN, {"no": "number"}])
+def test_without_an_interval_the_value_itself_is_held_to_the_limit(low: Any) -> None:
+    models = figures(low)
+    for head in models["lstm"].values():
+        head["val"]["value"] = 0.97
+    (found,) = blocking(judge((), {}, AUDIT, models))
+    assert "lstm 5h: without an interval 0.970, above 0.650 by 0.320" in found.note
+
+
+def test_a_nan_before_it_hides_no_result_that_is_too_good() -> None:
+    models = figures(0.9, "test")
+    models["lstm"]["5h"]["val"] |= {"low": NAN, "value": NAN}
+    (found,) = blocking(judge((), {}, AUDIT, models))
+    assert "lstm 5h: interval from 0.900" in found.note
+
+
+def test_a_head_without_a_limit_blocks_and_is_named() -> None:
+    models = {"lstm": {**figures(0.5)["lstm"], "7h": {}}}
+    (found,) = blocking(judge((), {}, AUDIT, models))
+    assert "lstm 7h: a head that nobody knows" in found.note
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [{}, {"5h": 0.65}, *({"5h": 0.65, "12h": broken, "24h": 0.6} for broken in (None, NAN))],
+)
 def test_no_limits_is_not_no_limit(allowed: dict[str, Any]) -> None:
     audit = {**AUDIT, "allowed": allowed}
     assert [one.name for one in blocking(judge((), {}, audit, figures(0.5)))] == ["too_good"]

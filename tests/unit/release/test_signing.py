@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 from pathlib import Path
 
@@ -92,3 +94,22 @@ def test_a_missing_or_locked_key_says_what_to_do(tmp_path: Path) -> None:
     )
     with pytest.raises(MacdError, match="did not sign"):
         sign(b"x", key=locked)
+
+
+def test_the_keys_own_prompt_is_seen_by_who_is_to_answer_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "bin/ssh-keygen"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'Confirm user presence for key ED25519-SK' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    (tmp_path / "key").touch()
+    for at_a_terminal in (True, False):
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        monkeypatch.setattr("sys.stdin.isatty", lambda told=at_a_terminal: told)
+        with pytest.raises(MacdError) as caught:
+            sign(b"x", key=tmp_path / "key")
+        shown = "Confirm user presence" in capfd.readouterr().err
+        assert shown is at_a_terminal
+        assert ("Confirm user presence" in caught.value.why) is not at_a_terminal

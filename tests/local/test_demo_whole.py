@@ -1,0 +1,65 @@
+"""`invoke demo` as a newcomer types it: in a fresh copy, with nobody there to answer.
+
+Minutes long, so only in `make test-full`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from macd.cli import demo
+from tests import wheels
+from tests.trained import ROOT
+
+# What git ignores, and what no user's clone needs.
+NOT_IN_A_CLONE = shutil.ignore_patterns(
+    ".git", ".venv", ".lab", ".macd", "runs", "releases", "__pycache__", ".*_cache", "*.egg-info"
+)
+LIMIT_S = 1800  # about 3 minutes where the machine is not busy with others
+
+
+@pytest.mark.full
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_the_whole_story_is_told_to_its_end(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT, clone, ignore=NOT_IN_A_CLONE)
+    (clone / "releases").mkdir()
+    wheels.share(clone / ".macd/lab")
+    invoke = str(Path(sys.executable).with_name("invoke"))
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    env = {**kept, "CI": "true", "PYTHONPATH": str(clone), "MACD_INVENTORY": "production",
+           "ML_STACKING_MIN_SAMPLES": "1000000"}  # fmt: skip
+    done = subprocess.run(
+        [invoke, "demo"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    told = done.stdout
+    assert done.returncode == 0, told[-6000:]
+    typed = [line.removeprefix("$ ") for line in told.splitlines() if line.startswith("$ ")]
+    steps = (*demo.STORY, demo.LAST)
+    assert typed == [step.script or shlex.join(["invoke", *step.argv]) for step in steps]
+    _, found, last_words = told.rpartition("✓ the demo is through in ")
+    assert found
+    assert "minutes\n\nwhere to look\n" in last_words
+    places = dict(line.strip().rsplit(maxsplit=1) for line in last_words.splitlines()[3:])
+    wanted = [
+        "training report",
+        "card of what is live",
+        "gate report",
+        "journal",
+        "the lab's hosts",
+    ]
+    assert list(places) == [*wanted, "the lab's hosts"]
+    assert all((clone / place).exists() for place in places.values())
+    assert "Traceback" not in told
+    after = subprocess.run(
+        [invoke, "lab.status"], cwd=clone, env=env, capture_output=True, text=True, check=False
+    )
+    assert "the lab isn't running" in after.stdout
