@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 _SIGNATURE_LIMIT = 64 * 1024
 _CHUNK = 1 << 20
+# As `pack` begins: no name, comment or time, where something unsigned could travel along.
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 
 class BundleError(RefusedError):
@@ -46,13 +49,15 @@ def pack(release: Path, manifest: Manifest, out: IO[bytes]) -> None:
 
     Order, owner, mode and times are fixed; the members lie under the bundle's own name.
     """
+    with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0, compresslevel=6) as zipped:
+        _write_tar(release, manifest, zipped)
+
+
+def _write_tar(release: Path, manifest: Manifest, out: IO[bytes] | gzip.GzipFile) -> None:
     top = bundle_name(manifest).removesuffix(".tar.gz")
     when = int(manifest.created.timestamp())
     names = [MANIFEST, SIGNATURE, *(f.path for f in manifest.files)]
-    with (
-        gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0, compresslevel=6) as zipped,
-        tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
-    ):
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name in names:
             content = (release / name).read_bytes()
             info = tarfile.TarInfo(f"{top}/{name}")
@@ -99,6 +104,43 @@ def unpack(archive: IO[bytes], manifest: Manifest, destination: Path) -> None:
     missing = sorted(set(declared) - seen)
     if missing:
         raise BundleError(f"{missing[0]!r} is missing ({len(missing)} in all)")
+
+
+def check_nothing_else(archive: IO[bytes], release: Path, manifest: Manifest) -> None:
+    """Check that the archive holds what `pack` makes of `release`, and not one byte more.
+
+    What no signature covers is looked at too: owners, times, what stands between and behind the
+    members. Only how it was compressed is free, because that depends on the version of zlib.
+
+    Raises:
+        BundleError: it holds something else, or something beside it.
+    """
+    with tempfile.TemporaryFile() as expected:
+        _write_tar(release, manifest, expected)
+        expected.seek(0)
+        for chunk in _unzipped_alone(archive):
+            if chunk != expected.read(len(chunk)):
+                raise BundleError("it holds more than its files: bytes that no release has there")
+        if expected.read(1):
+            raise BundleError("it ends before a bundle does")
+
+
+def _unzipped_alone(archive: IO[bytes]) -> Iterator[bytes]:
+    """The content of one gzip member with a plain header, and nothing behind it."""
+    archive.seek(0)
+    if archive.read(len(_GZIP_HEADER)) != _GZIP_HEADER:
+        raise BundleError("its gzip header is not the one of a bundle")
+    archive.seek(0)
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        while not unzip.eof:
+            if not (fed := unzip.unconsumed_tail or archive.read(_CHUNK)):
+                raise BundleError("it is cut off")
+            yield unzip.decompress(fed, _CHUNK)
+    except zlib.error as error:
+        raise BundleError(f"not a readable bundle: {error}") from error
+    if unzip.unused_data or archive.read(1):
+        raise BundleError("something follows behind its end")
 
 
 def _write(file: File, size: int, content: IO[bytes], destination: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from macd.errors import RefusedError, UsageError
 from macd.host import signature
@@ -15,6 +16,7 @@ from macd.release.bundle import (
     SIGNATURE,
     BundleError,
     bundle_name,
+    check_nothing_else,
     read_head,
     unpack,
 )
@@ -67,7 +69,7 @@ def directory(place: Path, signers: Signers) -> Report:
     missing = sorted(set(declared) - found)
     if archive not in found:
         missing.append(archive)
-    elif not _same_bundle(place / archive, raw, manifest):
+    elif not _same_bundle(place / archive, raw, head[1].read_bytes(), manifest):
         changed.append(archive)
     extra = found - set(declared) - {MANIFEST, SIGNATURE, archive}
     return Report(
@@ -89,7 +91,7 @@ def bundle(path: Path, signers: Signers) -> Report:
     with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="macd-verify-") as where:
         raw, signed = read_head(archive)
         raw, manifest = _signed(path.name, raw, signed, signers)
-        unpack(archive, manifest, Path(where))
+        _check(archive, raw, signed, manifest, Path(where))
     return Report(release_id(raw), len(manifest.files))
 
 
@@ -107,15 +109,21 @@ def _signed(name: str, raw: bytes, signed: bytes, signers: Signers) -> tuple[byt
         raise _refused(name, str(error)) from error
 
 
-def _same_bundle(path: Path, raw: bytes, manifest: Manifest) -> bool:
+def _same_bundle(path: Path, raw: bytes, signed: bytes, manifest: Manifest) -> bool:
+    """Whether it is the bundle of this very release, signature and all, and nothing besides."""
     try:
         with path.open("rb") as archive, tempfile.TemporaryDirectory(prefix="macd-") as where:
-            if read_head(archive)[0] != raw:
-                return False
-            unpack(archive, manifest, Path(where))
+            _check(archive, raw, signed, manifest, Path(where))
     except BundleError:
         return False
     return True
+
+
+def _check(archive: IO[bytes], raw: bytes, signed: bytes, manifest: Manifest, where: Path) -> None:
+    unpack(archive, manifest, where)
+    (where / MANIFEST).write_bytes(raw)
+    (where / SIGNATURE).write_bytes(signed)
+    check_nothing_else(archive, where, manifest)
 
 
 def _intact(place: Path, file: File) -> bool:

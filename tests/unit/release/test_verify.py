@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import shutil
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +86,74 @@ def test_the_bundle_beside_is_checked_too(made: Made, signers: Signers, damage: 
     report = verify.directory(made.directory, signers)
     told = report.missing if damage == "gone" else report.changed
     assert told == (archive.name,)
+
+
+def zipped(content: bytes, **about: Any) -> bytes:
+    out = io.BytesIO()
+    with gzip.GzipFile(mode="wb", fileobj=out, **{"filename": "", "mtime": 0, **about}) as archive:
+        archive.write(content)
+    return out.getvalue()
+
+
+def with_member_info(tar: bytes, **about: Any) -> bytes:
+    """The same members, each with something in its header that `pack` does not put there."""
+    out = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(tar)) as old,
+        tarfile.open(
+            fileobj=out, mode="w", format=tarfile.PAX_FORMAT if "pax_headers" in about else None
+        ) as new,
+    ):
+        for info in old:
+            for name, value in about.items():
+                setattr(info, name, value)
+            new.addfile(info, old.extractfile(info))
+    return out.getvalue()
+
+
+SMUGGLED: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "bytes behind": lambda raw, tar: raw + b"#!/bin/sh",
+    "zeros behind": lambda raw, tar: raw + bytes(512),
+    "a second gzip member": lambda raw, tar: raw + zipped(b"#!/bin/sh"),
+    "an empty second member": lambda raw, tar: raw + zipped(b""),
+    "a name in the gzip header": lambda raw, tar: zipped(tar, filename="payload"),
+    "a time in the gzip header": lambda raw, tar: zipped(tar, mtime=7),
+    "bytes behind the tar": lambda raw, tar: zipped(tar + b"#!/bin/sh"),
+    "bytes in the tar's padding": lambda raw, tar: zipped(tar[:-9] + b"#!/bin/sh"),
+    "cut padding": lambda raw, tar: zipped(tar[:-512]),
+    "an owner": lambda raw, tar: zipped(with_member_info(tar, uname="mallory")),
+    "a mode": lambda raw, tar: zipped(with_member_info(tar, mode=0o4755)),
+    "a time": lambda raw, tar: zipped(with_member_info(tar, mtime=0)),
+    "a comment": lambda raw, tar: zipped(with_member_info(tar, pax_headers={"comment": "payload"})),
+}
+
+
+@pytest.mark.parametrize("how", SMUGGLED)
+def test_nothing_travels_along_in_a_bundle(made: Made, signers: Signers, how: str) -> None:
+    archive = made.directory / bundle_name(made.manifest)
+    raw = archive.read_bytes()
+    archive.write_bytes(SMUGGLED[how](raw, gzip.decompress(raw)))
+    assert archive.read_bytes() != raw
+    assert verify.directory(made.directory, signers).changed == (archive.name,)
+    with pytest.raises(BundleError):
+        verify.bundle(archive, signers)
+
+
+def test_another_compressor_makes_the_same_bundle(made: Made, signers: Signers) -> None:
+    archive = made.directory / bundle_name(made.manifest)
+    archive.write_bytes(zipped(gzip.decompress(archive.read_bytes()), compresslevel=3))
+    assert verify.directory(made.directory, signers).ok
+    assert verify.bundle(archive, signers).ok
+
+
+def test_another_signature_in_the_bundle_is_a_change(made: Made, signers: Signers) -> None:
+    archive = made.directory / bundle_name(made.manifest)
+    beside = made.directory / "manifest.json.sig"
+    beside.write_bytes(made.signature + b"\n")
+    with archive.open("wb") as out:
+        pack(made.directory, made.manifest, out)
+    beside.write_bytes(made.signature)
+    assert verify.directory(made.directory, signers).changed == (archive.name,)
 
 
 @pytest.mark.parametrize(
