@@ -158,6 +158,7 @@ def _child(request: dict[str, Any], out: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
     os.environ["GENERATION"] = str(request["generation"])
+    os.environ["ENDED_AT"], os.environ["ASKER"] = request["ended_at"], str(os.getpid())
     try:
         said = STEPS[request["step"]](**request["arguments"])
         answer = {"said": said}

@@ -24,7 +24,7 @@ from typing import Any
 
 from macd.journal import Journal
 from tests.deployment import ACCEPTS, EMPTY_LOCK, Signed, signed_release
-from tests.kills.standins import HANDED_OVER, SYSTEMCTL, health
+from tests.kills.standins import HANDED_OVER, SYSTEMCTL, health, packages
 from tests.kills.steps import SOCKET, UNIT
 from tests.kills.tracing import Tracing
 from tests.unit.release.releases import IDENTITY, make_key
@@ -56,9 +56,15 @@ class Ward:
 
     # -- steps
 
-    def step(self, name: str, *, trace: tuple[str, ...] = (), **arguments: Any) -> dict[str, Any]:
-        """Run one step, killed or hindered as `trace` (strace's expressions) says."""
-        pid = self.begin(name, held=bool(trace), **arguments)
+    def step(
+        self, name: str, *, trace: tuple[str, ...] = (), ended_at: str = "", **arguments: Any
+    ) -> dict[str, Any]:
+        """Run one step, killed or hindered as `trace` (strace's expressions) says.
+
+        `ended_at`: killed by systemd's side instead, e.g. "2 after": when its second change of
+        systemd had taken effect.
+        """
+        pid = self.begin(name, held=bool(trace), ended_at=ended_at, **arguments)
         tracing = Tracing(pid, self.top / "trace", *trace) if trace else None
         if tracing:
             os.kill(pid, signal.SIGCONT)
@@ -67,11 +73,13 @@ class Ward:
             tracing.communicate()
         return answer
 
-    def begin(self, name: str, *, held: bool = False, **arguments: Any) -> int:
+    def begin(self, name: str, *, held: bool = False, ended_at: str = "", **arguments: Any) -> int:
         """Start one step, `held` until somebody continues it; its process."""
+        (self.top / "asked").write_text("0\n")
         request = {
             "step": name,
             "held": held,
+            "ended_at": ended_at,
             "generation": self.generation,
             "arguments": {"app": str(self.app), **arguments},
         }
@@ -79,6 +87,16 @@ class Ward:
         self.steps.stdin.write(json.dumps(request) + "\n")
         self.steps.stdin.flush()
         return int(self.ended()["pid"])
+
+    @property
+    def asked(self) -> int:
+        """How often the last step had systemd change something."""
+        return int((self.top / "asked").read_text())
+
+    @property
+    def injected(self) -> list[str]:
+        """The calls of the last traced step that were refused instead of done."""
+        return [n for n in (self.top / "trace").read_text().splitlines() if "(INJECTED)" in n]
 
     def ended(self) -> dict[str, Any]:
         """The next word of the steps' process: what was begun has ended, and how."""
@@ -262,15 +280,16 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
 
 
 def _offer(made: Ward, serial: int, variant: str) -> Signed:
+    lock, wheels = packages() if variant == "packages" else (EMPTY_LOCK, {})
     files = {
         "app/serve.py": f"# {serial} {variant}\n".encode(),
-        "lock.json": EMPTY_LOCK,
+        "lock.json": lock,
         "data/ml_models/model.txt": f"model {serial}\n".encode() * 9,
         "data/ml_models/shared.txt": b"the same in every release\n",
     }
     release = signed_release(made.key, serial, files, variant=variant)
     folder = made.top / "offers" / str(serial)
-    for path, data in files.items():
+    for path, data in {**files, **wheels}.items():
         (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "files" / path).write_bytes(data)
     (folder / "manifest.json").write_bytes(release.raw)
