@@ -112,10 +112,8 @@ class Ward:
 
     def offered(self, serial: int) -> dict[str, Any]:
         """What a client sends of a release."""
-        return {
-            "release": str(self.top / "offers" / str(serial)),
-            "units": {UNIT: unit_of(serial)},
-        }
+        folder = self.top / "offers" / str(serial)
+        return {"release": str(folder), "units": {UNIT: unit_of(serial)}}
 
     def deploy(self, serial: int) -> str:
         """The whole way, undisturbed; how it ended."""
