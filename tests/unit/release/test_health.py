@@ -144,6 +144,19 @@ def nan_weights(models: Path) -> None:
     edit_onnx(models / "lstm_1h.onnx", change)
 
 
+def no_probability(models: Path) -> None:
+    """Finite and never the same, but some of it above 1: a head that lost its sigmoid."""
+
+    def change(model: onnx.ModelProto) -> None:
+        [output] = model.graph.output
+        [last] = [node for node in model.graph.node if output.name in node.output]
+        last.output[list(last.output).index(output.name)] = "inner"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([4]), "four"))
+        model.graph.node.append(helper.make_node("Mul", ["inner", "four"], [output.name]))
+
+    edit_onnx(models / "lstm_1h.onnx", change)
+
+
 def other_weights(models: Path) -> None:
     """All plausible, a little off: only golden predictions and torch can tell."""
 
@@ -200,6 +213,7 @@ def infinite_stacking(models: Path) -> None:
         (point_outside("secret.bin"), "LSTM", "can't be loaded"),
         (point_outside("../ml_models/secret.bin"), "LSTM", "can't be loaded"),
         (nan_weights, "LSTM", "not finite"),
+        (no_probability, "LSTM", "not inside [0, 1]"),
         (constant, "TFT", "says 0.500 whatever it sees"),
         (gone("tft_1h_meta.json"), "TFT", "tft_1h_meta.json"),
         (truncate("tft_1h_meta.json"), "TFT", "can't be read"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,25 @@ def test_a_missing_or_locked_key_says_what_to_do(tmp_path: Path) -> None:
     )
     with pytest.raises(MacdError, match="did not sign"):
         sign(b"x", key=locked)
+
+
+def test_a_key_that_only_an_agent_holds_signs(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public half is named; the private one is in a real ssh-agent and nowhere on the disk."""
+    with tempfile.TemporaryDirectory(prefix="macd-a-") as short:  # a socket's path is limited
+        where = Path(short, "s")
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", where], stdout=subprocess.DEVNULL)
+        try:
+            while not where.exists():
+                assert agent.poll() is None
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(where))
+            public = Path(shutil.copy(made.key.with_suffix(".pub"), tmp_path / "held.pub"))
+            with pytest.raises(MacdError, match="did not sign"):
+                sign(made.raw, key=public)
+            subprocess.run(["ssh-add", "-q", made.key], check=True)
+            _verify(made, signature=sign(made.raw, key=public))
+        finally:
+            agent.terminate()
+            agent.wait()
