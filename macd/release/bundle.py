@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 import tempfile
 import zlib
@@ -86,8 +87,19 @@ def unpack(archive: IO[bytes], manifest: Manifest, destination: Path) -> None:
 
     Raises:
         BundleError: a member that is not a declared regular file of that size and hash, one twice,
-            one missing, or more bytes than declared. What was written is the caller's to drop.
+            one missing, or more bytes than declared. Nothing of it is left.
     """
+    there = destination.exists()
+    try:
+        _unpack(archive, manifest, destination)
+    except BaseException:
+        shutil.rmtree(destination, ignore_errors=True)
+        if there:
+            destination.mkdir()
+        raise
+
+
+def _unpack(archive: IO[bytes], manifest: Manifest, destination: Path) -> None:
     declared = {f.path: f for f in manifest.files}
     seen: set[str] = set()
     overhead = (len(declared) + 8) * 4096

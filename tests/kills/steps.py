@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +45,48 @@ class Upload:
         return self._coming.pop(0)
 
 
-def send(app: str, release: str, units: dict[str, str], keep: int) -> str:
+def send(app: str, release: str, units: dict[str, str], keep: int, who: str = "tester") -> str:
     """All a deploying session does on the host, up to handing over to the runner."""
     folder = Path(release)
     manifest, signature = (
         (folder / n).read_bytes() for n in ("manifest.json", "manifest.json.sig")
     )
     accepts = json.loads((folder / "accepts").read_text())
-    deploying.lock(app, "tester", "deploy")
+    deploying.lock(app, who, "deploy")
     deploying.recover(app)
     upload = Upload([path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file()])
     blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
     staged = deploying.stage(app, manifest, signature, accepts, [], "user", None)
     return _activate(app, "deploy", staged["release"], dict(units), keep, accepts)
+
+
+def deploy(app: str, release: str, units: dict[str, str], keep: int, who: str) -> str:
+    """The whole way of one of two clients: runner and confirmation are processes of their own, and
+    the session lives, its lock with it, until the other client was refused."""
+    refused = Path(app).parent / "sd" / "refused"
+    try:
+        number = int(send(app, release, units, keep, who))
+    except HostError:
+        refused.touch()
+        raise
+    for step, arguments in ((confirm, {"number": number}), (run, {})):
+        if _apart(step, app, **arguments) != 0:
+            raise RuntimeError(f"{step.__name__} of {who} failed")
+    deadline = time.monotonic() + 10
+    while not refused.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return str(deploying.follow(app, number)["events"][-1]["state"])
+
+
+def _apart(step: Callable[..., str], app: str, **arguments: Any) -> int:
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            step(app, **arguments)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def rollback(app: str, keep: int) -> str:
@@ -118,7 +149,7 @@ def look(app: str) -> str:
 
 STEPS = {
     step.__name__: step
-    for step in (send, rollback, confirm, run, boot, recover, build_runtime, look)
+    for step in (send, deploy, rollback, confirm, run, boot, recover, build_runtime, look)
 }
 
 
@@ -127,6 +158,7 @@ def _child(request: dict[str, Any], out: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
     os.environ["GENERATION"] = str(request["generation"])
+    os.environ["ENDED_AT"], os.environ["ASKER"] = request["ended_at"], str(os.getpid())
     try:
         said = STEPS[request["step"]](**request["arguments"])
         answer = {"said": said}

@@ -7,19 +7,15 @@ strace does the killing (and the failing disk); the state of the host is put bac
 
 from __future__ import annotations
 
-import hashlib
-import http.server
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,59 +24,15 @@ from typing import Any
 
 from macd.journal import Journal
 from tests.deployment import ACCEPTS, EMPTY_LOCK, Signed, signed_release
+from tests.kills.standins import HANDED_OVER, SYSTEMCTL, health, packages
 from tests.kills.steps import SOCKET, UNIT
+from tests.kills.tracing import Tracing
 from tests.unit.release.releases import IDENTITY, make_key
 
 CHANGES = (
     "rename renameat renameat2 unlink unlinkat rmdir symlink symlinkat link linkat mkdir mkdirat "
     "write pwrite64 ftruncate fchmod chmod fchown fchownat fallocate fsync fdatasync openat"
 )
-_SYSTEMCTL = """#!/bin/sh
-# $1 is --user
-exec 9>"$TOP/sd.lock"; flock 9
-[ "$GENERATION" = "$(cat "$TOP/generation")" ] || exit 0  # from a host that was put back since
-units=$HOME/.config/systemd/user
-cd "$TOP/sd"
-case $2 in
-show) [ "$3" = macd-analysis.service ] && cat show || echo LoadState=not-found ;;
-daemon-reload)
-    rm -f loaded
-    [ ! -e "$units/macd-analysis.service" ] || cp "$units/macd-analysis.service" loaded ;;
-restart)
-    read n <count; n=$((n + 1)); echo $n >count
-    [ -e loaded ] || cp "$units/macd-analysis.service" loaded
-    cp loaded running.unit; cp "$TOP/app/.env" running.env
-    now=$(readlink "$TOP/app/current"); echo "${now#releases/} $n" >running
-    printf 'LoadState=loaded\\nActiveState=active\\nSubState=running\\nMainPID=%s\\n' $n >show.new
-    printf 'InvocationID=i%s\\nNRestarts=0\\nResult=success\\n' $n >>show.new
-    mv show.new show ;;
-stop)
-    printf 'LoadState=loaded\\nActiveState=inactive\\nMainPID=0\\n' >show; rm -f running ;;
-esac
-"""
-_HANDED_OVER = """#!/bin/sh
-# in place of Python: the runner is begun by the test, as a step of its own
-cd "$TOP/app/state/activations"
-echo '{"at": 0, "state": "handed over"}' >>"$(ls | grep jsonl | sort -n | tail -1)"
-"""
-
-
-class Tracing(subprocess.Popen[str]):
-    """strace on one waiting process; it has taken hold when this is made."""
-
-    def __init__(self, pid: int, out: Path, *expressions: str) -> None:
-        while not _is_stopped(pid):
-            time.sleep(0.001)
-        words = [word for one in expressions for word in ("-e", one)]
-        argv = ["strace", "-y", "-s", "0", "-p", str(pid), "-o", str(out), *words]
-        super().__init__(argv, stderr=subprocess.PIPE, text=True)
-        assert self.stderr is not None
-        if "attached" not in (said := self.stderr.readline()):
-            raise RuntimeError(f"strace: {said}{self.stderr.read()}")
-
-
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @dataclass
@@ -94,33 +46,60 @@ class Ward:
     releases: dict[int, Signed] = field(default_factory=dict)
     flags: dict[int, str] = field(default_factory=dict)  # .env of releases, where it is known
 
+    def rival(self) -> Ward:
+        """The same host, asked by another client; to be ended by `over`."""
+        return dataclasses.replace(self, steps=started(self.top))
+
     @property
     def app(self) -> Path:
         return self.top / "app"
 
     # -- steps
 
-    def step(self, name: str, *, trace: tuple[str, ...] = (), **arguments: Any) -> dict[str, Any]:
-        """Run one step, killed or hindered as `trace` (strace's expressions) says."""
+    def step(
+        self, name: str, *, trace: tuple[str, ...] = (), ended_at: str = "", **arguments: Any
+    ) -> dict[str, Any]:
+        """Run one step, killed or hindered as `trace` (strace's expressions) says.
+
+        `ended_at`: killed by systemd's side instead, e.g. "2 after": when its second change of
+        systemd had taken effect.
+        """
+        pid = self.begin(name, held=bool(trace), ended_at=ended_at, **arguments)
+        tracing = Tracing(pid, self.top / "trace", *trace) if trace else None
+        if tracing:
+            os.kill(pid, signal.SIGCONT)
+        answer = self.ended()
+        if tracing:
+            tracing.communicate()
+        return answer
+
+    def begin(self, name: str, *, held: bool = False, ended_at: str = "", **arguments: Any) -> int:
+        """Start one step, `held` until somebody continues it; its process."""
+        (self.top / "asked").write_text("0\n")
         request = {
             "step": name,
-            "held": bool(trace),
+            "held": held,
+            "ended_at": ended_at,
             "generation": self.generation,
             "arguments": {"app": str(self.app), **arguments},
         }
         assert self.steps.stdin is not None
         self.steps.stdin.write(json.dumps(request) + "\n")
         self.steps.stdin.flush()
-        pid = self._answer()["pid"]
-        tracing = Tracing(pid, self.top / "trace", *trace) if trace else None
-        if tracing:
-            os.kill(pid, signal.SIGCONT)
-        answer = self._answer()
-        if tracing:
-            tracing.communicate()
-        return answer
+        return int(self.ended()["pid"])
 
-    def _answer(self) -> dict[str, Any]:
+    @property
+    def asked(self) -> int:
+        """How often the last step had systemd change something."""
+        return int((self.top / "asked").read_text())
+
+    @property
+    def injected(self) -> list[str]:
+        """The calls of the last traced step that were refused instead of done."""
+        return [n for n in (self.top / "trace").read_text().splitlines() if "(INJECTED)" in n]
+
+    def ended(self) -> dict[str, Any]:
+        """The next word of the steps' process: what was begun has ended, and how."""
         assert self.steps.stdout is not None
         line = self.steps.stdout.readline()
         if not line:
@@ -129,10 +108,12 @@ class Ward:
         return found
 
     def send(self, serial: int, *, keep: int = 0, trace: tuple[str, ...] = ()) -> dict[str, Any]:
+        return self.step("send", trace=trace, keep=keep, **self.offered(serial))
+
+    def offered(self, serial: int) -> dict[str, Any]:
+        """What a client sends of a release."""
         folder = self.top / "offers" / str(serial)
-        return self.step(
-            "send", trace=trace, release=str(folder), units={UNIT: unit_of(serial)}, keep=keep
-        )
+        return {"release": str(folder), "units": {UNIT: unit_of(serial)}}
 
     def deploy(self, serial: int, *, keep: int = 0) -> str:
         """The whole way, undisturbed; how it ended."""
@@ -245,6 +226,28 @@ def _traced() -> str:
     return ",".join(f"?{name}" for name in CHANGES.split())
 
 
+def started(top: Path) -> subprocess.Popen[str]:
+    """A process that runs steps, in the environment of the pretended host."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.kills.steps"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            "PATH": f"{top}/bin:/usr/bin:/bin",
+            "HOME": str(top / "home"),
+            "TOP": str(top),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
+    )
+
+
+def over(steps: subprocess.Popen[str]) -> None:
+    assert steps.stdin is not None
+    steps.stdin.close()
+    steps.wait(20)
+
+
 @contextmanager
 def ward(serials: dict[int, str]) -> Iterator[Ward]:
     """A host, and signed releases {serial: variant} to offer it ("bad" ones answer wrongly)."""
@@ -253,7 +256,7 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
     try:
         for part in ("home/.config/systemd/user", "bin", "sd", "app/state", "app/data/live"):
             (top / part).mkdir(parents=True)
-        for name, text in (("systemctl", _SYSTEMCTL), ("handed-over", _HANDED_OVER)):
+        for name, text in (("systemctl", SYSTEMCTL), ("handed-over", HANDED_OVER)):
             (top / "bin" / name).write_text(text)
             (top / "bin" / name).chmod(0o755)
         (top / "generation").write_text("0")
@@ -264,93 +267,34 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (top / "app/state/allowed_signers").write_text(signers)
         (top / "app/state/accepts.json").write_text(json.dumps(ACCEPTS))
-        steps = subprocess.Popen(
-            [sys.executable, "-m", "tests.kills.steps"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                "PATH": f"{top}/bin:/usr/bin:/bin",
-                "HOME": str(top / "home"),
-                "TOP": str(top),
-                "PYTHONPATH": str(Path(__file__).parents[2]),
-            },
-        )
-        made = Ward(top, steps, key)
+        made = Ward(top, started(top), key)
         for serial, variant in serials.items():
             made.releases[serial] = _offer(made, serial, variant)
-        with _health(top):
+        with health(top):
             made.step("build_runtime", lock=EMPTY_LOCK.decode())
             yield made
-        assert steps.stdin is not None
-        steps.stdin.close()
-        steps.wait(20)
+        over(made.steps)
     finally:
         shutil.rmtree(top, ignore_errors=True)
 
 
 def _offer(made: Ward, serial: int, variant: str) -> Signed:
+    lock, wheels = packages() if variant == "packages" else (EMPTY_LOCK, {})
     files = {
         "app/serve.py": f"# {serial} {variant}\n".encode(),
-        "lock.json": EMPTY_LOCK,
+        "lock.json": lock,
         "data/ml_models/model.txt": f"model {serial}\n".encode() * 9,
         "data/ml_models/shared.txt": b"the same in every release\n",
     }
     release = signed_release(made.key, serial, files, variant=variant)
     folder = made.top / "offers" / str(serial)
-    for path, data in files.items():
+    for path, data in {**files, **wheels}.items():
         (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "files" / path).write_bytes(data)
     (folder / "manifest.json").write_bytes(release.raw)
     (folder / "manifest.json.sig").write_bytes(release.signature)
     (folder / "accepts").write_text(json.dumps(ACCEPTS))
     return release
-
-
-@contextmanager
-def _health(top: Path) -> Iterator[None]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            try:
-                release, pid = (top / "sd/running").read_text().split()
-                raw = (top / "app/releases" / release / "manifest.json").read_bytes()
-            except (OSError, ValueError):
-                self.send_error(503)
-                return
-            good = json.loads(raw)["details"]["variant"] != "bad"
-            answer = {
-                "status": "ok",
-                "release": release,
-                "manifest_sha256": hashlib.sha256(raw).hexdigest(),
-                "pid": int(pid),
-                "golden": {"ok": good, "detail": ""},
-            }
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-        def address_string(self) -> str:
-            return "here"
-
-    class Server(http.server.HTTPServer):
-        address_family = socket.AF_UNIX
-
-        def server_bind(self) -> None:
-            self.socket.bind(str(self.server_address))
-            self.server_name, self.server_port = "here", 0
-
-    server = Server(str(top / "h.sock"), Handler)  # type: ignore[arg-type]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 __all__ = ["CHANGES", "SOCKET", "UNIT", "Ward", "ward"]

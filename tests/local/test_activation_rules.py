@@ -6,8 +6,8 @@ import dataclasses
 import json
 import os
 import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,8 @@ from macd.errors import MacdError
 from macd.host.manifest import parse, release_id, render
 from macd.release.signing import sign
 from tests.deployment import Place, Signed, place
-from tests.kills.ward import Ward, ward
+from tests.kills.tracing import await_stop
+from tests.kills.ward import Ward, over, ward
 
 GOOD = {serial: "good" for serial in range(1, 9)}
 
@@ -217,40 +218,38 @@ def agents() -> Iterator[Place]:
         yield one
 
 
-def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(agents: Place) -> None:
+def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(made: Ward) -> None:
+    """Each stages, activates and confirms a release of its own; both begin at one moment."""
+    names = {3: "anna", 4: "ben"}
+    rivals = dict(zip(names, (made, made.rival()), strict=True))
     winners = []
-    for trial in range(20):
-        with agents.session() as one, agents.session() as two:
-            one.ping(), two.ping()
-            told: dict[str, str] = {}
-            gate = threading.Barrier(2)
-
-            def try_it(
-                session: object,
-                who: str,
-                told: dict[str, str] = told,
-                gate: threading.Barrier = gate,
-            ) -> None:
-                gate.wait()
-                try:
-                    session.call("lock", app=str(agents.app), who=who, doing="deploy")  # type: ignore[attr-defined]
-                    told[who] = "won"
-                except MacdError as error:
-                    told[who] = f"{error.what} {error.why}"
-
-            pair = [("anna", one), ("ben", two)]
-            threads = [threading.Thread(target=try_it, args=(s, who)) for who, s in pair]
-            for thread in threads[:: 1 if trial % 2 else -1]:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            [winner] = [who for who, said in told.items() if said == "won"]
+    try:
+        for trial in range(20):
+            made.restore("two")
+            rivals[4].generation = made.generation
+            pids = {
+                serial: one.begin(
+                    "deploy", held=True, keep=2, who=names[serial], **made.offered(serial)
+                )
+                for serial, one in rivals.items()
+            }
+            for pid in pids.values():
+                await_stop(pid)
+            for pid in list(pids.values())[:: 1 if trial % 2 else -1]:
+                os.kill(pid, signal.SIGCONT)
+            told = {serial: one.ended() for serial, one in rivals.items()}
+            [winner] = [serial for serial, said in told.items() if said.get("said") == "committed"]
             [loser] = set(told) - {winner}
-            assert f"{winner} has held the lock for" in told[loser]
+            assert f"{names[winner]} has held the lock for" in told[loser]["failed"]
+            assert "another deploy is at work on this host" in told[loser]["failed"]
+            assert made.live == winner
+            assert not (made.app / "releases" / made.releases[loser].id).exists()
+            made.check_settled()
+            made.check_tidy()
             winners.append(winner)
-    print(
-        f"20/20 trials, one winner each: anna {winners.count('anna')}, ben {winners.count('ben')}"
-    )
+    finally:
+        over(rivals[4].steps)
+    print(f"20/20 trials, one winner each: {Counter(names[w] for w in winners)}")
 
 
 def test_a_killed_holder_frees_the_lock(agents: Place) -> None:

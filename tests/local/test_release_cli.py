@@ -163,7 +163,17 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
         wheels.none_to_be_had(dry.stdout)
     assert dry.returncode == 0, dry.stdout
     assert json.loads(dry.stdout)["accepted"] == "a drill"
-    assert not (project / ".macd/strict/journal.jsonl").exists()
+    journal = project / ".macd/strict/journal.jsonl"
+    assert not journal.exists()
+
+    done = invoke(project, "release", "--inventory", "strict", "--accept", "a drill", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    place = Path(json.loads(done.stdout)["directory"])
+    signed = json.loads((place / "manifest.json").read_text())
+    shutil.rmtree(place)
+    assert signed["details"]["accepted"] == "a drill"
+    (record,) = [r for r in Journal(journal).records() if r.kind == "release.made"]
+    assert (record.fields["release"], record.fields["accepted"]) == (place.name, "a drill")
 
 
 def test_what_was_changed_ends_with_1_and_what_is_not_signed_with_6(

@@ -101,6 +101,19 @@ def nan_weights(models: Path) -> None:
     edit_onnx(models / "lstm_1h.onnx", change)
 
 
+def no_probability(models: Path) -> None:
+    """Finite and never the same, but some of it above 1: a head that lost its sigmoid."""
+
+    def change(model: onnx.ModelProto) -> None:
+        [output] = model.graph.output
+        [last] = [node for node in model.graph.node if output.name in node.output]
+        last.output[list(last.output).index(output.name)] = "inner"
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([4]), "four"))
+        model.graph.node.append(helper.make_node("Mul", ["inner", "four"], [output.name]))
+
+    edit_onnx(models / "lstm_1h.onnx", change)
+
+
 def other_weights(models: Path) -> None:
     """All plausible, a little off: only golden predictions and torch can tell."""
 

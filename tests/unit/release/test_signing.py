@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -113,3 +116,25 @@ def test_the_keys_own_prompt_is_seen_by_who_is_to_answer_it(
         shown = "Confirm user presence" in capfd.readouterr().err
         assert shown is at_a_terminal
         assert ("Confirm user presence" in caught.value.why) is not at_a_terminal
+
+
+def test_a_key_that_only_an_agent_holds_signs(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public half is named; the private one is in a real ssh-agent and nowhere on the disk."""
+    with tempfile.TemporaryDirectory(prefix="macd-a-") as short:  # a socket's path is limited
+        where = Path(short, "s")
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", where], stdout=subprocess.DEVNULL)
+        try:
+            while not where.exists():
+                assert agent.poll() is None
+                time.sleep(0.01)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(where))
+            public = Path(shutil.copy(made.key.with_suffix(".pub"), tmp_path / "held.pub"))
+            with pytest.raises(MacdError, match="did not sign"):
+                sign(made.raw, key=public)
+            subprocess.run(["ssh-add", "-q", made.key], check=True)
+            _verify(made, signature=sign(made.raw, key=public))
+        finally:
+            agent.terminate()
+            agent.wait()
