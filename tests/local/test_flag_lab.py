@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from macd import lab as lab_room
 from macd.errors import RefusedError
 from macd.inventory import project_root
 from macd.jobs import ask
 from macd.journal import Journal
-from macd.lab import LabState
+from macd.lab import Fault, LabState
 from macd.market.bars import read_bars, write_bars
 from macd.shadow import flag, report
 from tests import signal_lines
@@ -128,14 +129,25 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     assert kinds[-2:] == ["flag.enable", "flag.disable"]
 
 
-def test_the_monitor_catches_up_with_what_the_guard_did(deployed: Project) -> None:
+def test_the_monitor_catches_up_with_what_the_guard_did(
+    deployed: Project, clean_links: LabState
+) -> None:
     path = deployed.root / "inventory" / "lab.yml"
     text = path.read_text()
     path.write_text(text + "guard:\n  every_hours: 0.0003\n  for_hours: 1\n")
     fill(deployed)
     deployed.json("shadow-gate")
     deployed.json("enable-stacking", "--yes")
-    time.sleep(0.1)
+    monitor = deployed.start("monitor")  # follows until the guard has ended it
+    assert monitor.stdout is not None and monitor.stderr is not None
+    shown = [monitor.stdout.readline() for _ in range(3)]  # host, watch, and the guard's first look
+    assert "watching" in shown[1]
+    assert "INCONCLUSIVE" in shown[2]
+    # A cut between two looks; one that also hits the next try.
+    lab_room.set_fault(clean_links.root, "prod", Fault(cut_after=0, cut_on="present"))
+    lab_room.set_fault(clean_links.root, "prod", Fault(cut_after=2000, cut_on="next"))
+    cuts = [monitor.stderr.readline() for _ in range(2)]
+    assert all("trying again" in line for line in cuts), cuts
     lines = signal_lines.lines(
         90,
         release=deployed.live,
@@ -145,10 +157,15 @@ def test_the_monitor_catches_up_with_what_the_guard_did(deployed: Project) -> No
         ml_error="lstm: broken",
     )
     signal_lines.write(deployed.app / "data/live", lines)
-    told = deployed.invoke("monitor", code=4)  # follows until the guard has ended it
+    out, err = monitor.communicate(timeout=120)
     path.write_text(text)
-    assert "FAIL" in told
-    assert "the guard disabled stacking" in told
+    assert monitor.returncode == 4, out + err
+    assert "FAIL" in out
+    assert "the guard disabled stacking" in out
+    told = "".join(shown) + out
+    assert told.count("watch  ") == 1  # what was shown before the cut is not shown again
+    looks = [line for line in told.splitlines() if line.startswith("  20")]
+    assert looks == sorted(looks)
     assert deployed.json("monitor", code=4)["flag"] == "0"
     journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
     ends = [one.fields for one in journal if one.kind == "guard.ended"]
