@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from macd.journal import Journal
 from macd.lab import Fault, LabState
 from macd.market.bars import read_bars, write_bars
 from macd.shadow import flag, report
-from tests import signal_lines
+from tests import signal_lines, small_releases
+from tests.deployment import SERVICE
 from tests.local import job_standins
 from tests.local.deploying import Project, project
 
@@ -37,15 +40,36 @@ namespace = Collection(
 )
 """
 
+DISK_MB = 400
+# Of an operator whose clock is a minute and a half fast.
+FAST_CLOCK = "import time; true = time.time; time.time = lambda: true() + 90\n"
+
 
 @pytest.fixture(scope="module")
-def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Its service needs a package; where root may mount, its disk is a small one of its own."""
     made = project(lab, tmp_path_factory.mktemp("flag"), "flag-lab")
     (made.root / "tasks.py").write_text(TASKS)
-    made.invoke("provision", "--yes")
-    made.release(1)
-    made.invoke("deploy", "--yes")
-    return made
+    with small_disk(made.app):
+        made.invoke("provision", "--yes")
+        endpoint = "json.load(open(root + '/service.json'))['endpoint'].removeprefix('unix:')"
+        code = SERVICE.format(variant="good", endpoint="ENDPOINT").replace("'ENDPOINT'", endpoint)
+        serve = {"app/serve.py": f"import tiny\n{code}".encode()}
+        small_releases.make(made.inventory, 1, package="1.0", more=serve)
+        made.invoke("deploy", "--yes")
+        yield made
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=755", "tmpfs", str(path)]
+    mounted = not subprocess.run(mount, check=False, capture_output=True).returncode
+    try:
+        yield
+    finally:
+        if mounted:  # its service still runs there
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def fill(place: Project, n: int = 30, **more: Any) -> None:
@@ -229,6 +253,46 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     told = deployed.invoke("doctor")
     assert "no problems found" in told
     assert "training on h800" in told
+
+
+def problem(place: Project) -> tuple[str, str, str]:
+    """Name, evidence and remedy of the one there is."""
+    (one,) = place.json("doctor", code=1)["hosts"]
+    (found,) = [finding for finding in one["findings"] if finding["ok"] is False]
+    return found["name"], found["evidence"], found["remedy"]
+
+
+def test_the_doctor_finds_what_the_host_lacks(
+    deployed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(deployed)
+    (package,) = (deployed.app / "current/runtime/lib").glob("python*/site-packages/tiny.py")
+    shutil.move(package, tmp_path)
+    name, evidence, remedy = problem(deployed)
+    shutil.move(tmp_path / package.name, package)
+    assert (name, evidence) == ("dependencies", "ModuleNotFoundError: No module named 'tiny'")
+    assert remedy == "invoke release makes the lock again, invoke deploy builds its runtime"
+
+    (tmp_path / "sitecustomize.py").write_text(FAST_CLOCK)
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        name, evidence, remedy = problem(deployed)
+    assert name == "clock"
+    offset, error = (float(word) for word in evidence.split() if word[-1].isdigit())
+    assert abs(offset + 90) <= error + 0.2
+    assert "timedatectl set-ntp true" in remedy
+
+    if not deployed.app.is_mount():
+        pytest.skip("no root that may mount: the disk is nobody's to fill")
+    ballast = deployed.app / "data/live/ballast"
+    ballast.write_bytes(bytes(150 << 20))
+    name, evidence, remedy = problem(deployed)
+    ballast.unlink()
+    assert name == "disk"
+    assert int(evidence.split()[0]) < 300
+    assert evidence.endswith(f" MB of {DISK_MB} MB free")
+    assert f"{deployed.app}/data/live" in remedy
+    assert diagnosed(deployed, 0) == {}
 
 
 @pytest.mark.parametrize(
