@@ -137,6 +137,7 @@ def _lines(kind: str, ended: Flipped) -> list[str]:
         ("why", ended.reason),
         ("wrong", ended.wrong),
         ("proof", ended.report),
+        ("note", ended.lost),
     ):
         if text:
             lines.append(f"  {label:<6} {text}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
+from macd.host import ledger
 from macd.host.failure import HostError
 from macd.host.flagfile import FLAG
-from macd.host.layout import Layout, load, save
+from macd.host.layout import Layout, discard, live_release, load, save
 from macd.host.supervisor import Process
 
 PENDING = "pending-flag.json"
@@ -33,8 +35,44 @@ class Change:
     reason: str = ""
 
 
-def keep(layout: Layout, change: Change) -> None:
-    save(layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
+Record = Callable[[str, Dict[str, object]], None]
+
+
+class Notes:
+    """What goes on record of a change: it must for stacking to decide, and may for shadow.
+
+    A disk that takes nothing any more is no reason to leave stacking on. lost: why it took no
+    word of the way to shadow, "" while it took all.
+    """
+
+    def __init__(self, layout: Layout, record: Record, *, must: bool) -> None:
+        self._layout, self._record, self._must = layout, record, must
+        self.lost = ""
+
+    def may(self) -> Notes:
+        """The same, for the way back to shadow."""
+        return Notes(self._layout, self._record, must=False)
+
+    def keep(self, change: Change) -> None:
+        with self._noting():
+            save(self._layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
+
+    def record(self, kind: str, fields: Dict[str, object]) -> None:
+        with self._noting():
+            self._record(kind, fields)
+
+    def forget(self) -> None:
+        with self._noting():
+            discard(self._layout.state(PENDING))
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (HostError, OSError) as error:
+            if self._must:
+                raise
+            self.lost = self.lost or f"the host could not put it on record: {error}"
 
 
 def interrupted(layout: Layout) -> Optional[Change]:
@@ -45,12 +83,26 @@ def interrupted(layout: Layout) -> Optional[Change]:
     return Change(**{name: value for name, value in document.items() if name in known})
 
 
+def refuse_if_deploying(layout: Layout) -> None:
+    pending = ledger.read_pending(layout)
+    if pending is not None:
+        raise HostError(
+            f"activation {pending.number} is under way",
+            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
+            live=live_release(layout) or "nothing",
+            hint="invoke deploy --attach follows it; it commits or reverts by itself",
+            kind="refused",
+        )
+
+
 def named(change: Change) -> Dict[str, object]:
     names = ("wanted", "was", "release", "who", "report")
     return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
 
 
-def told(outcome: str, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
+def told(
+    outcome: str, change: Change, process: Optional[Process], wrong: str, lost: str = ""
+) -> Dict[str, Any]:
     return {
         "outcome": outcome,
         "release": change.release,
@@ -58,6 +110,7 @@ def told(outcome: str, change: Change, process: Optional[Process], wrong: str) -
         "pid": process.pid if process else None,
         "wrong": wrong,
         "reason": change.reason,
+        "lost": lost,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Dict, Optional
 
@@ -12,6 +13,7 @@ from macd.host.supervisor import Process
 
 FLAG = "ML_ENABLE_STACKING"
 LIVE, SHADOW = "1", "0"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_file(layout: Layout) -> str:
@@ -23,7 +25,10 @@ def in_file(layout: Layout) -> str:
 
 
 def write(layout: Layout, value: str) -> None:
-    """Into the file as it is now: others may have changed other keys since this began."""
+    """Into the file as it is now: others may have changed other keys since this began.
+
+    On a full disk stacking is still taken back, in the file's own place.
+    """
     text = _text(layout)
     try:
         after = envfile.with_values(text, {FLAG: value})
@@ -34,7 +39,34 @@ def write(layout: Layout, value: str) -> None:
             mode = os.stat(layout.env).st_mode & 0o777
         except FileNotFoundError:
             mode = 0o600
-        durable.replace_file(layout.env, after.encode(), mode=mode)
+        try:
+            durable.replace_file(layout.env, after.encode(), mode=mode)
+        except OSError as error:
+            if value != SHADOW or error.errno not in _FULL:
+                raise
+            if not _overwritten(layout.env, text.encode(), after.encode()):
+                raise
+
+
+def _overwritten(path: str, before: bytes, after: bytes) -> bool:
+    """Change the one byte in which they differ where it stands, which needs no room on the disk.
+
+    One byte is never half written. False, and nothing done, where more would have to change.
+    """
+    if len(before) != len(after):
+        return False
+    differing = [at for at in range(len(before)) if before[at] != after[at]]
+    if len(differing) != 1:
+        return False
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.pread(descriptor, len(before) + 1, 0) != before:
+            return False
+        os.pwrite(descriptor, after[differing[0] : differing[0] + 1], differing[0])
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _text(layout: Layout) -> str:

@@ -3,24 +3,34 @@
 The change is on record before anything is touched. Whatever kills this, the next call, the next
 deploy or the boot unit ends it: an interrupted enabling is taken back, an interrupted disabling is
 finished, because shadow is the safe side. For the same reason disabling is never undone: a service
-that is unwell without stacking is told of, and not given stacking back.
+that is unwell without stacking is told of, and not given stacking back; and a disk that takes no
+record of it does not keep stacking on.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import time
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from macd.host import durable, evidence, ledger, probe, releases, watching
 from macd.host.failure import HostError
-from macd.host.flagchange import PENDING, Change, interrupted, keep, named, told, unwatched
+from macd.host.flagchange import (
+    PENDING,
+    Change,
+    Notes,
+    Record,
+    interrupted,
+    named,
+    refuse_if_deploying,
+    told,
+    unwatched,
+)
 from macd.host.flagfile import FLAG, LIVE, SHADOW, in_file, of_process, write
-from macd.host.layout import Layout, discard, live_release
+from macd.host.layout import Layout, live_release
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
 from macd.host.supervisor import Process, Supervisor
@@ -28,7 +38,6 @@ from macd.host.supervisor import Process, Supervisor
 _POLL_S = 0.1
 _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
-Record = Callable[[str, Dict[str, object]], None]
 
 
 class _NotProvedError(Exception):
@@ -50,7 +59,8 @@ def set_flag(
 
     `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
     begins before stacking is enabled; None: no watch. Answers outcome ("set", "already" or
-    "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason.
+    "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason, and lost
+    (why the way to shadow is not on record here, "" if it is).
 
     Stacking that runs but that no guard watches (a hand edit and a restart, a killed guard) is not
     "already": it needs the evidence and gets the watch, but a well process is not restarted.
@@ -72,7 +82,7 @@ def set_flag(
     record = recorder(layout)
     doing = "enable-stacking" if wanted == LIVE else "disable-stacking"
     with ledger.locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}):
-        _refuse_if_deploying(layout)
+        refuse_if_deploying(layout)
         end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
@@ -86,14 +96,15 @@ def set_flag(
             now = datetime.now(timezone.utc)
             watching.refuse_older(layout, evidence.check(layout, claim, change.release, now=now))
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
-        keep(layout, change)
+        notes = Notes(layout, record, must=wanted == LIVE)
+        notes.keep(change)
         if wanted == LIVE and guard is not None:
-            _arm(layout, change, service, guard)
-        record("flag.begun", named(change))
+            _arm(layout, notes, change, service, guard)
+        notes.record("flag.begun", named(change))
         sha256 = releases.manifest_sha256(layout, change.release)
         if so and not _unwell(change, sha256, process)[0]:
-            return _proved(layout, change, record, process, "")
-        return _carry_out(layout, change, record)
+            return _proved(notes, change, process, "")
+        return _carry_out(layout, notes, change)
 
 
 def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
@@ -105,12 +116,13 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     change = interrupted(layout)
     if change is None:
         return "nothing"
+    notes = Notes(layout, record, must=change.wanted == LIVE and change.state == "proved")
     if change.state == "proved":
-        return str(_finish(layout, change, record, None, "")["outcome"])
+        return str(_finish(notes, change, None, "")["outcome"])
     if change.wanted == SHADOW:
-        return str(_carry_out(layout, change, record, booting=booting)["outcome"])
+        return str(_carry_out(layout, notes, change, booting=booting)["outcome"])
     reason = change.reason or f"it was interrupted while {change.state}"
-    return str(_put_back(layout, change, record, reason, booting=booting)["outcome"])
+    return str(_put_back(layout, notes, change, reason, booting=booting)["outcome"])
 
 
 def is_pending(layout: Layout) -> bool:
@@ -128,18 +140,6 @@ def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
         if error.kind != "refused":
             raise
         return "running"
-
-
-def _refuse_if_deploying(layout: Layout) -> None:
-    pending = ledger.read_pending(layout)
-    if pending is not None:
-        raise HostError(
-            f"activation {pending.number} is under way",
-            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
-            live=live_release(layout) or "nothing",
-            hint="invoke deploy --attach follows it; it commits or reverts by itself",
-            kind="refused",
-        )
 
 
 def _begin(
@@ -181,16 +181,18 @@ def _is_watched(layout: Layout, release: str) -> bool:
     return bool(order["state"] == "over")
 
 
-def _arm(layout: Layout, change: Change, service: Dict[str, Any], guard: Dict[str, Any]) -> None:
+def _arm(
+    layout: Layout, notes: Notes, change: Change, service: Dict[str, Any], guard: Dict[str, Any]
+) -> None:
     try:
         watching.arm(layout, change.release, service, change.health_s, guard)
     except (HostError, OSError):
-        discard(layout.state(PENDING))  # the flag was not touched
+        notes.forget()  # the flag was not touched
         raise
 
 
 def _carry_out(
-    layout: Layout, change: Change, record: Record, *, booting: bool = False
+    layout: Layout, notes: Notes, change: Change, *, booting: bool = False
 ) -> Dict[str, Any]:
     process, wrong = None, ""
     try:
@@ -199,38 +201,35 @@ def _carry_out(
             process, wrong = _restarted(layout, change, change.wanted)
     except (_NotProvedError, HostError, OSError) as error:
         if change.wanted == LIVE:
-            return _put_back(layout, change, record, _words(error))
+            return _put_back(layout, notes, change, _words(error))
         if not isinstance(error, _NotProvedError):
             raise  # still on record: the next call goes on with it
         wrong = _words(error)
     if wrong and change.wanted == LIVE:
-        return _put_back(layout, change, record, wrong)
-    return _proved(layout, change, record, process, wrong)
+        return _put_back(layout, notes, change, wrong)
+    return _proved(notes, change, process, wrong)
 
 
-def _proved(
-    layout: Layout, change: Change, record: Record, process: Optional[Process], wrong: str
-) -> Dict[str, Any]:
+def _proved(notes: Notes, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
     change = dataclasses.replace(change, state="proved")
-    keep(layout, change)
-    return _finish(layout, change, record, process, wrong)
+    notes.keep(change)
+    return _finish(notes, change, process, wrong)
 
 
-def _finish(
-    layout: Layout, change: Change, record: Record, process: Optional[Process], wrong: str
-) -> Dict[str, Any]:
-    record("flag.set", {**named(change), "pid": process.pid if process else None, "wrong": wrong})
-    discard(layout.state(PENDING))
-    return told("set", change, process, wrong)
+def _finish(notes: Notes, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
+    pid = process.pid if process else None
+    notes.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
+    notes.forget()
+    return told("set", change, process, wrong, notes.lost)
 
 
 def _put_back(
-    layout: Layout, change: Change, record: Record, reason: str, *, booting: bool = False
+    layout: Layout, notes: Notes, change: Change, reason: str, *, booting: bool = False
 ) -> Dict[str, Any]:
-    """The value there was before, in the file and in the process."""
+    """The value there was before, in the file and in the process: always shadow."""
+    notes = notes.may()
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
-    with contextlib.suppress(OSError):  # go back all the same; the older record leads back too
-        keep(layout, change)
+    notes.keep(change)  # where that fails, the older record leads back too
     before = dataclasses.replace(change, wanted=change.was)
     process: Optional[Process] = Supervisor(change.scope).show(change.unit)
     wrong = ""
@@ -243,9 +242,9 @@ def _put_back(
             process, wrong = _restarted(layout, change, change.was)
         except _NotProvedError as error:
             process, wrong = None, _words(error)
-    record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
-    discard(layout.state(PENDING))
-    return told("reverted", change, process, wrong)
+    notes.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
+    notes.forget()
+    return told("reverted", change, process, wrong, notes.lost)
 
 
 def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str]:

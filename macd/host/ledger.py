@@ -192,8 +192,9 @@ def locked(layout: Layout, name: str, holder: Dict[str, Any]) -> Iterator[None]:
         if not _taken(descriptor):
             raise _held(path)
         text = json.dumps({**holder, "pid": os.getpid(), "since": time.time()})
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is lost
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
         yield
     finally:
         os.close(descriptor)

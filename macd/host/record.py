@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from macd.host import durable
 from macd.host.layout import Layout
@@ -42,6 +42,26 @@ def recorder(layout: Layout) -> Callable[[str, Dict[str, object]], None]:
         append(path, kind, fields, now=datetime.now(timezone.utc))
 
     return record
+
+
+def newest(layout: Layout, kind: str, *, since: float) -> Optional[Dict[str, Any]]:
+    """The fields of the newest record of a kind, unless it is older than `since` (epoch)."""
+    begun = datetime.fromtimestamp(since, timezone.utc).isoformat(timespec="microseconds")
+    try:
+        with open(layout.state("journal.jsonl"), "rb") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+            if found["time"] < begun:
+                return None
+            if found["kind"] == kind:
+                return dict(found["fields"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn or edited: it proves nothing
+    return None
 
 
 def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> None:

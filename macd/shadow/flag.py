@@ -29,7 +29,7 @@ class Flipped:
 
     result: set, already, reverted, or (a dry run) would. value: of the flag now. wrong: why the
     service does not serve well, "" if it does. report: path of the evidence, "" where none is
-    needed.
+    needed. lost: why the host has it not on record, "" if it has.
     """
 
     host: str
@@ -40,6 +40,7 @@ class Flipped:
     reason: str = ""
     wrong: str = ""
     report: str = ""
+    lost: str = ""
 
 
 def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False) -> Flipped:
@@ -160,4 +161,5 @@ def _flipped(host: Host, told: Mapping[str, Any], path: str) -> Flipped:
         reason=told["reason"],
         wrong=told["wrong"],
         report=path,
+        lost=told["lost"],
     )

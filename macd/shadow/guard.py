@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.host import durable, flagfile, flags, ledger, telling, watching
+from macd.host import durable, flagfile, flags, ledger, record, telling, watching
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
-from macd.host.record import recorder
 from macd.shadow import gate, starts
 
+WHO = "guard"
 BUSY, OFF, TROUBLE = "busy", "off", "trouble"
 _AGAIN_S = 30.0
 _ENDS = {
@@ -42,7 +42,7 @@ def step(layout: Layout, now: datetime) -> str:
         return BUSY
     # What can't be ended now (flags nobody understands) keeps no look from being had.
     with contextlib.suppress(HostError, OSError):
-        if flags.recover(layout, recorder(layout)) == "running":
+        if flags.recover(layout, record.recorder(layout)) == "running":
             return BUSY
     order = watching.order_of(layout)
     if order is None:
@@ -56,7 +56,11 @@ def step(layout: Layout, now: datetime) -> str:
 
 
 def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
-    if live_release(layout) != order["release"] or _flag(layout) not in (flagfile.LIVE, ""):
+    is_live = live_release(layout) == order["release"]
+    if not is_live or _flag(layout) not in (flagfile.LIVE, ""):
+        ours = _disabled_here(layout, order, now) if is_live else ""
+        if ours:
+            return _over(layout, order, watching.FAILED, ours, now)
         gone = f"{order['release']} with stacking is not live any more"
         return _over(layout, order, "ended", gone, now)
     decision, document = starts.judge(Path(layout.live), order, now)
@@ -67,7 +71,7 @@ def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     with contextlib.suppress(HostError, OSError):  # on a full disk stacking is taken back as well
         save(watching.report_path(layout, now), document)
         watching.prune(layout, order)
-        recorder(layout)("guard.judged", fields)
+        record.recorder(layout)("guard.judged", fields)
     if decision.verdict == gate.FAIL:
         reason = "; ".join(decision.reasons)[:2000]
         ended = {"reason": reason, "ended": now.timestamp(), "next": now.timestamp()}
@@ -82,6 +86,21 @@ def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
         return _over(layout, order, "over", said, now, tell=decision.verdict != gate.PASS)
     watching.keep(layout, {**order, "next": now.timestamp() + order["every_s"]})
     return str(order["state"])
+
+
+def _disabled_here(layout: Layout, order: dict[str, Any], now: datetime) -> str:
+    """Why the guard took stacking back, where the order could not be told so; "" if it was not us.
+
+    A full disk may have taken neither the order's end nor the journal's record of the flag.
+    """
+    last = record.newest(layout, "flag.set", since=order["since"])
+    disabled = last is not None and last["wanted"] == flagfile.SHADOW
+    if last is not None and disabled and last["who"] != WHO:
+        return ""
+    decision, _ = starts.judge(Path(layout.live), order, now)
+    if decision.verdict == gate.FAIL:
+        return "; ".join(decision.reasons)[:2000]
+    return "why could not be put on record" if disabled else ""
 
 
 def _flag(layout: Layout) -> str:
@@ -101,7 +120,7 @@ def _is_taken(layout: Layout) -> bool:
 def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     service, health_s = order["service"], order["health_s"]
     try:
-        told = flags.set_flag(layout.app, flagfile.SHADOW, "guard", service, health_s)
+        told = flags.set_flag(layout.app, flagfile.SHADOW, WHO, service, health_s)
     except (HostError, OSError) as error:
         if _is_taken(layout):
             return BUSY
@@ -115,7 +134,10 @@ def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     reason = order["reason"]
     if told["wrong"]:
         reason += f"; in shadow the service is not well: {told['wrong']}"
-    return _over(layout, order, watching.FAILED, reason, now)
+    if told["lost"]:
+        reason += f"; {told['lost']}"
+    flipped = told["outcome"] == "set"
+    return _over(layout, order, watching.FAILED, reason, now, at_once=flipped)
 
 
 def _over(
@@ -126,13 +148,20 @@ def _over(
     now: datetime,
     *,
     tell: bool = True,
+    at_once: bool = False,
 ) -> str:
+    """at_once: people are told even where the disk takes no word of it, and again once it does."""
     fields: dict[str, object] = {"release": order["release"], "reason": reason}
     with contextlib.suppress(HostError, OSError):
-        recorder(layout)(f"guard.{state}", fields)
+        record.recorder(layout)(f"guard.{state}", fields)
     over = {"state": state, "reason": reason, "ended": now.timestamp(), "next": None}
     order = {**order, **over, "untold": tell}
-    watching.keep(layout, order)
+    try:
+        watching.keep(layout, order)
+    except OSError:
+        if at_once:
+            _tell(layout, order)
+        raise
     _clear_up(layout, order)
     return state
 
@@ -166,7 +195,7 @@ def _tell(layout: Layout, order: dict[str, Any]) -> None:
     if outcome:
         with contextlib.suppress(HostError, OSError):
             said = {"release": order["release"], "outcome": outcome}
-            recorder(layout)("guard.notified", said)
+            record.recorder(layout)("guard.notified", said)
 
 
 def main() -> int:

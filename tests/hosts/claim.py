@@ -90,6 +90,9 @@ def _clear(number: int, directory: Path) -> None:
             _end_cgroup(group)
     for namespace in Path("/run/netns").glob(f"{begin}*"):
         subprocess.run(["ip", "netns", "delete", namespace.name], check=True)
+    for host in ("j", "p"):  # a stray process that entered a namespace keeps it, and its link
+        link = ["ip", "link", "del", f"macd{number}{host}"]
+        subprocess.run(link, check=False, stderr=subprocess.DEVNULL)
     unreachable = ["ip", "route", "del", "unreachable", f"198.18.{number}.8/30"]
     subprocess.run(unreachable, check=False, stderr=subprocess.DEVNULL)
     for left in Path("/run/systemd/nspawn/propagate").glob(f"{begin}*"):

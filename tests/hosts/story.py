@@ -39,6 +39,9 @@ export LD_LIBRARY_PATH=/srv/python/lib PYTHONPATH="$PYTHONPATH:/srv/packages"
 exec /srv/python/bin/{Path(sys.executable).resolve().name} "$@"
 """
 PATIENCE_S = 120
+REPLAY = "{kind: replay, speed: 10, start: 0.5}"
+BARS_DIRECTORY, WRITER = "/srv/bars", "daemon"  # not the service's own account
+FILES = f"{{kind: directory, directory: {BARS_DIRECTORY}, stale_bars: 6}}"
 FEW = {"OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "100"}
 # The tiny nets reach no criterion: told, not blocked. Bars come quickly, so that 20 of them (what
 # the gate asks for) need seconds.
@@ -69,7 +72,7 @@ release:
   identity: {IDENTITY}
 service:
   watchdog_s: {WATCHDOG_S}
-  feed: {{{{kind: replay, speed: 10, start: 0.5}}}}
+  feed: {{feed}}
   env: {{{{ML_STACKING_MIN_SAMPLES: "100"}}}}
 """
 
@@ -155,6 +158,13 @@ class Story:
         whole = [line for line in text.splitlines() if line.endswith("}")]
         return [json.loads(line) for line in whole]
 
+    def append(self, bars: str) -> None:
+        """As the process does that brings bars: under its own account, to a file of its own."""
+        path = f"{BARS_DIRECTORY}/BTCUSD_1h.csv"
+        writing = f"umask 022; cat >> {path}"
+        argv = ("setpriv", f"--reuid={WRITER}", f"--regid={WRITER}", "--clear-groups")
+        self.hosts.prod.exec(*argv, "sh", "-c", writing, input=bars)
+
     def until(self, what: str, check: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not check():
@@ -180,7 +190,7 @@ def lay_out(hosts: Hosts, root: Path) -> Story:
     write_bars(read_bars(SAMPLE)[:BARS], root / "bars/BTCUSD_1h.parquet")
     (root / "small.json").write_text(json.dumps(SETTINGS))
     (root / "inventory").mkdir()
-    (root / "inventory" / "story.yml").write_text(INVENTORY.format(hosts=hosts))
+    (root / "inventory" / "story.yml").write_text(INVENTORY.format(hosts=hosts, feed=REPLAY))
     keys = root / "keys"
     keys.mkdir()
     lines = []
@@ -192,6 +202,17 @@ def lay_out(hosts: Hosts, root: Path) -> Story:
     wrapper = f"cat > {TRAINING}; chmod 755 {TRAINING}"
     hosts.h800.exec("sh", "-c", wrapper, input=TRAINING_PYTHON)
     return Story(hosts, root)
+
+
+def bars_up_to_now(count: int) -> list[str]:
+    """Lines of bars of the sample, moved to the newest hours that have closed."""
+    bars = read_bars(SAMPLE)[:count]
+    hour = 3_600_000
+    first = (int(time.time() * 1000) // hour - count) * hour
+    return [
+        ",".join(map(str, (first + row * hour, *prices))) + "\n"
+        for row, (_, *prices) in enumerate(bars.iter_rows())
+    ]
 
 
 def with_another_model(story: Story, named: str) -> str:

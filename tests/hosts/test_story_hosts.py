@@ -6,15 +6,23 @@ else is the hosts' own. The tests of this file are one story: each goes on where
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 
 from macd.journal import Journal
 from tests.hosts.fleet import Hosts
 from tests.hosts.story import (
+    BARS_DIRECTORY,
     ENDPOINT,
+    FILES,
+    REPLAY,
     UNIT,
     WATCHDOG_S,
+    WRITER,
     Story,
+    bars_up_to_now,
     lay_out,
     mistaken_code,
     with_another_model,
@@ -92,6 +100,7 @@ def test_every_model_answers_behind_the_hardened_unit(story: Story) -> None:
 
 def test_a_service_that_stands_still_is_restarted_and_counts_on(story: Story) -> None:
     before = story.pid
+    assert int(before)  # of 0, kill would stop whoever asks it to
     story.on_prod("kill", "-STOP", before)
     story.until("the watchdog's restart", lambda: story.unit("NRestarts")["NRestarts"] == "1")
     story.until("the new process", lambda: story.unit("SubState")["SubState"] == "running")
@@ -164,3 +173,38 @@ def test_it_is_all_well_and_on_record(story: Story) -> None:
         assert kind in kinds
     why = story.json("why")["hosts"][0]
     assert (why["live"], why["run"], why["how"]) == (story.live, story.run, "rollback")
+
+
+def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(story: Story) -> None:
+    *past, first, second, third = bars_up_to_now(540)  # of 527 the features are made
+    story.on_prod("install", "-d", "-o", WRITER, BARS_DIRECTORY)
+    story.append("timestamp,open,high,low,close,volume\n" + "".join(past))
+    inventory = story.root / "inventory" / "story.yml"
+    inventory.write_text(inventory.read_text().replace(REPLAY, FILES))
+    (outcome,) = story.json("deploy", "--yes", "--release", story.live)["outcomes"]
+    assert outcome["result"] == "committed"
+    held, before = story.pid, len(story.lines)
+    story.append(first + second[:20])
+    story.append(second[20:])
+    story.append(third)
+    moments = [
+        datetime.fromtimestamp(int(bar.split(",")[0]) / 1000, UTC) for bar in (first, second, third)
+    ]
+
+    def signals() -> list[dict[str, Any]]:
+        found = [line for line in story.lines if line["level"] == "SIGNAL"]
+        return [one for one in found if datetime.fromisoformat(one["bar_time"]) in moments]
+
+    story.until("the lines of three bars", lambda: len(signals()) >= 3)
+    lines = signals()
+    assert [datetime.fromisoformat(one["bar_time"]) for one in lines] == moments
+    for one, bar in zip(lines, (first, second, third), strict=True):
+        components = one["data"]["components"]
+        assert components["close"] == float(bar.split(",")[4])
+        assert components["ml_error"] is None
+        assert 0 < components["ml_stacking_prob"] < 1
+    numbers = [line["seq"] for line in story.lines]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > before
+    assert story.pid == held
+    assert story.healthz["feed"]["state"] == "reading its directory"

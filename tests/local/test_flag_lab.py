@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from macd import lab as lab_room
 from macd.errors import RefusedError
 from macd.inventory import project_root
 from macd.jobs import ask
 from macd.journal import Journal
-from macd.lab import LabState
+from macd.lab import Fault, LabState
 from macd.market.bars import read_bars, write_bars
 from macd.shadow import flag, report
-from tests import signal_lines
+from tests import signal_lines, small_releases
+from tests.deployment import SERVICE
 from tests.local import job_standins
 from tests.local.deploying import Project, project
 
@@ -36,15 +40,36 @@ namespace = Collection(
 )
 """
 
+DISK_MB = 400
+# Of an operator whose clock is a minute and a half fast.
+FAST_CLOCK = "import time; true = time.time; time.time = lambda: true() + 90\n"
+
 
 @pytest.fixture(scope="module")
-def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Its service needs a package; where root may mount, its disk is a small one of its own."""
     made = project(lab, tmp_path_factory.mktemp("flag"), "flag-lab")
     (made.root / "tasks.py").write_text(TASKS)
-    made.invoke("provision", "--yes")
-    made.release(1)
-    made.invoke("deploy", "--yes")
-    return made
+    with small_disk(made.app):
+        made.invoke("provision", "--yes")
+        endpoint = "json.load(open(root + '/service.json'))['endpoint'].removeprefix('unix:')"
+        code = SERVICE.format(variant="good", endpoint="ENDPOINT").replace("'ENDPOINT'", endpoint)
+        serve = {"app/serve.py": f"import tiny\n{code}".encode()}
+        small_releases.make(made.inventory, 1, package="1.0", more=serve)
+        made.invoke("deploy", "--yes")
+        yield made
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=755", "tmpfs", str(path)]
+    mounted = not subprocess.run(mount, check=False, capture_output=True).returncode
+    try:
+        yield
+    finally:
+        if mounted:  # its service still runs there
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def fill(place: Project, n: int = 30, **more: Any) -> None:
@@ -128,14 +153,25 @@ def test_from_refusal_to_live_and_back(deployed: Project) -> None:
     assert kinds[-2:] == ["flag.enable", "flag.disable"]
 
 
-def test_the_monitor_catches_up_with_what_the_guard_did(deployed: Project) -> None:
+def test_the_monitor_catches_up_with_what_the_guard_did(
+    deployed: Project, clean_links: LabState
+) -> None:
     path = deployed.root / "inventory" / "lab.yml"
     text = path.read_text()
     path.write_text(text + "guard:\n  every_hours: 0.0003\n  for_hours: 1\n")
     fill(deployed)
     deployed.json("shadow-gate")
     deployed.json("enable-stacking", "--yes")
-    time.sleep(0.1)
+    monitor = deployed.start("monitor")  # follows until the guard has ended it
+    assert monitor.stdout is not None and monitor.stderr is not None
+    shown = [monitor.stdout.readline() for _ in range(3)]  # host, watch, and the guard's first look
+    assert "watching" in shown[1]
+    assert "INCONCLUSIVE" in shown[2]
+    # A cut between two looks; one that also hits the next try.
+    lab_room.set_fault(clean_links.root, "prod", Fault(cut_after=0, cut_on="present"))
+    lab_room.set_fault(clean_links.root, "prod", Fault(cut_after=2000, cut_on="next"))
+    cuts = [monitor.stderr.readline() for _ in range(2)]
+    assert all("trying again" in line for line in cuts), cuts
     lines = signal_lines.lines(
         90,
         release=deployed.live,
@@ -145,10 +181,15 @@ def test_the_monitor_catches_up_with_what_the_guard_did(deployed: Project) -> No
         ml_error="lstm: broken",
     )
     signal_lines.write(deployed.app / "data/live", lines)
-    told = deployed.invoke("monitor", code=4)  # follows until the guard has ended it
+    out, err = monitor.communicate(timeout=120)
     path.write_text(text)
-    assert "FAIL" in told
-    assert "the guard disabled stacking" in told
+    assert monitor.returncode == 4, out + err
+    assert "FAIL" in out
+    assert "the guard disabled stacking" in out
+    told = "".join(shown) + out
+    assert told.count("watch  ") == 1  # what was shown before the cut is not shown again
+    looks = [line for line in told.splitlines() if line.startswith("  20")]
+    assert looks == sorted(looks)
     assert deployed.json("monitor", code=4)["flag"] == "0"
     journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
     ends = [one.fields for one in journal if one.kind == "guard.ended"]
@@ -212,6 +253,46 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     told = deployed.invoke("doctor")
     assert "no problems found" in told
     assert "training on h800" in told
+
+
+def problem(place: Project) -> tuple[str, str, str]:
+    """Name, evidence and remedy of the one there is."""
+    (one,) = place.json("doctor", code=1)["hosts"]
+    (found,) = [finding for finding in one["findings"] if finding["ok"] is False]
+    return found["name"], found["evidence"], found["remedy"]
+
+
+def test_the_doctor_finds_what_the_host_lacks(
+    deployed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(deployed)
+    (package,) = (deployed.app / "current/runtime/lib").glob("python*/site-packages/tiny.py")
+    shutil.move(package, tmp_path)
+    name, evidence, remedy = problem(deployed)
+    shutil.move(tmp_path / package.name, package)
+    assert (name, evidence) == ("dependencies", "ModuleNotFoundError: No module named 'tiny'")
+    assert remedy == "invoke release makes the lock again, invoke deploy builds its runtime"
+
+    (tmp_path / "sitecustomize.py").write_text(FAST_CLOCK)
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        name, evidence, remedy = problem(deployed)
+    assert name == "clock"
+    offset, error = (float(word) for word in evidence.split() if word[-1].isdigit())
+    assert abs(offset + 90) <= error + 0.2
+    assert "timedatectl set-ntp true" in remedy
+
+    if not deployed.app.is_mount():
+        pytest.skip("no root that may mount: the disk is nobody's to fill")
+    ballast = deployed.app / "data/live/ballast"
+    ballast.write_bytes(bytes(150 << 20))
+    name, evidence, remedy = problem(deployed)
+    ballast.unlink()
+    assert name == "disk"
+    assert int(evidence.split()[0]) < 300
+    assert evidence.endswith(f" MB of {DISK_MB} MB free")
+    assert f"{deployed.app}/data/live" in remedy
+    assert diagnosed(deployed, 0) == {}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,17 @@ from macd.errors import RefusedError
 from macd.host.signature import GATE_NAMESPACE
 from tests import signal_lines
 from tests.deployment import Place, place
-from tests.local.test_flag_host import ENV, LOG, end_guard, flags_now, flip, kinds, release, report
+from tests.local.test_flag_host import (
+    ENV,
+    LOG,
+    end_guard,
+    flags_now,
+    flip,
+    kinds,
+    release,
+    report,
+    request,
+)
 from tests.unit.release.releases import IDENTITY, make_key
 
 RULE = {
@@ -351,3 +361,74 @@ def test_a_disk_that_takes_no_report_does_not_keep_stacking_on(host: Place) -> N
     told = status(host)
     assert (told["order"]["state"], told["reports"]) == ("failed", [])
     assert "ML coverage" in told["order"]["reason"]
+
+
+# strace's words for a disk that is full: nothing new is taken, and not the text of a lock either.
+# What stands there can still be overwritten in its place.
+NOTHING = (
+    "trace=write,pwrite64",
+    "inject=write:error=ENOSPC",
+    "inject=pwrite64:error=ENOSPC:when=1",
+)
+LOOK = """
+import os, sys
+from datetime import UTC, datetime
+from macd.host.layout import Layout
+from macd.shadow import guard
+try:
+    guard.step(Layout(sys.argv[1]), datetime.now(UTC))
+except OSError:
+    os._exit(1)
+os._exit(0)
+"""
+DISABLE = """
+import json, sys
+from macd.host import flags
+asked = {**json.loads(sys.argv[1]), "report": b"", "signature": b""}
+told = flags.set_flag(**asked)
+sys.exit(0 if told["outcome"] == "set" and "No space left" in told["lost"] else 3)
+"""
+
+
+def on_a_full_disk(host: Place, program: str, *words: str) -> int:
+    """The program's exit code; it can't even print."""
+    traced = [word for one in NOTHING for word in ("-e", one)]
+    done = subprocess.run(
+        ["strace", "-o", os.devnull, *traced, sys.executable, "-c", program, *words],
+        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
+
+
+def test_a_disk_that_takes_nothing_does_not_keep_stacking_on(host: Place) -> None:
+    old = report(host)
+    with listening(200) as (url, came):
+        (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
+        bad_and_unguarded(host)
+        before, journal = host.state("guard.json"), kinds(host)
+        for _ in range(2):
+            assert on_a_full_disk(host, LOOK, str(host.app)) == 1  # it is looked at again
+            assert flags_now(host) == ("0", "0")
+        assert (host.state("guard.json"), kinds(host)) == (before, journal)
+        assert [one["event"] for one in came] == ["guard.failed"]
+        assert "No space left on device" in came[0]["text"]
+        assert looked(host) == "failed"  # there is room again
+        assert [one["event"] for one in came] == ["guard.failed"] * 2
+    assert "ML coverage" in status(host)["order"]["reason"]
+    with pytest.raises(RefusedError, match="older than the guard's"):
+        flip(host, "1", old, guard=TERMS)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_people_disabled_ends_the_watch(host: Place, *, full: bool) -> None:
+    bad_and_unguarded(host)
+    if full:  # nobody knows then who it was, and the evidence decides
+        asked = {k: v for k, v in request(host, "0").items() if not isinstance(v, bytes)}
+        assert on_a_full_disk(host, DISABLE, json.dumps(asked)) == 0
+    else:
+        assert flip(host, "0")["outcome"] == "set"
+    assert flags_now(host) == ("0", "0")
+    assert looked(host) == ("failed" if full else "ended")

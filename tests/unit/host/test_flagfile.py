@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from macd.host.flagfile import of_process
+from macd.host import durable
+from macd.host.flagfile import of_process, write
+from macd.host.layout import Layout
 from macd.host.supervisor import Process
 
 PID = 4711
@@ -69,3 +73,39 @@ def test_what_can_not_be_read_is_not_proved_by_the_processs_own_word(
 def test_without_proc_its_own_word_counts(tmp_path: Path, endpoint: str) -> None:
     absent = str(tmp_path / "none")
     assert of_process(PROCESS, endpoint, absent) == {"ML_ENABLE_STACKING": "1"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize(
+    ("before", "value", "after"),
+    [
+        ("# by hand\nA=1\nML_ENABLE_STACKING=1\n", "0", "# by hand\nA=1\nML_ENABLE_STACKING=0\n"),
+        ("ML_ENABLE_STACKING=0\n", "1", ""),  # a full disk opens nothing
+        ("ML_ENABLE_STACKING=1\nML_ENABLE_STACKING=1\n", "0", ""),  # one byte would not do
+        ("ML_ENABLE_STACKING=1", "0", ""),
+    ],
+)
+def test_a_full_disk_does_not_keep_stacking_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    before: str,
+    value: str,
+    after: str,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    file = tmp_path / ".env"
+    file.write_text(before)
+    same = file.stat().st_ino
+    monkeypatch.setattr(durable, "write_all", full)
+    if after and number != errno.EROFS:
+        write(Layout(str(tmp_path)), value)
+        assert file.read_text() == after
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            write(Layout(str(tmp_path)), value)
+        assert file.read_text() == before
+    assert file.stat().st_ino == same
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from macd.host.record import SET_ASIDE, TORN_MOVED, append
+from macd.host.layout import Layout
+from macd.host.record import SET_ASIDE, TORN_MOVED, append, newest
 from macd.journal import Journal
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 5, tzinfo=UTC)
@@ -49,3 +50,17 @@ def test_an_edited_record_is_never_extended_and_stops_nobody(tmp_path: Path) -> 
     records = Journal(path).records()
     assert [r.kind for r in records] == [SET_ASIDE, "b"]
     assert path.with_name(records[0].fields["moved_to"]).read_bytes() == edited
+
+
+def test_the_newest_record_of_a_kind_since_a_moment(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path))
+    path = tmp_path / "state/journal.jsonl"
+    assert newest(layout, "a", since=NOW.timestamp()) is None
+    path.parent.mkdir()
+    for hours, kind in enumerate(("a", "a", "b")):
+        append(str(path), kind, {"n": hours}, now=NOW + timedelta(hours=hours))
+    assert newest(layout, "a", since=NOW.timestamp()) == {"n": 1}
+    assert newest(layout, "a", since=NOW.timestamp() + 3601) is None
+    with path.open("a") as file:
+        file.write('{"kind": "a", "torn')
+    assert newest(layout, "a", since=NOW.timestamp()) == {"n": 1}
