@@ -105,19 +105,27 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
         remove(layout, identifier)
     building = os.path.join(layout.releases, _STAGE + identifier)
     shutil.rmtree(building, ignore_errors=True)
+    try:
+        _build(layout, building, manifest, raw, signed)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    os.rename(building, target)
+    durable.sync_directory(layout.releases)
+
+
+def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
     os.mkdir(building)
     directories = {building}
     for file in manifest.files:
         path = os.path.join(building, file.path)
         directories |= _make_parents(building, file.path)
-        _link(blobs.path_of(layout.app, file.sha256), path, file.sha256)
+        _link(layout, path, file.sha256)
     os.symlink(os.path.join("..", "..", "runtimes", manifest.lock), f"{building}/{RUNTIME_LINK}")
     durable.replace_file(os.path.join(building, SIGNATURE), signed)
     durable.replace_file(os.path.join(building, MANIFEST), raw)
     for directory in sorted(directories, key=len, reverse=True):
         durable.sync_directory(directory)
-    os.rename(building, target)
-    durable.sync_directory(layout.releases)
 
 
 def _make_parents(top: str, relative: str) -> Set[str]:
@@ -130,18 +138,24 @@ def _make_parents(top: str, relative: str) -> Set[str]:
     return made
 
 
-def _link(blob: str, path: str, sha256: str) -> None:
+def _link(layout: Layout, path: str, sha256: str) -> None:
+    blob = blobs.path_of(layout.app, sha256)
     if not os.path.exists(blob):
         raise HostError(f"blob {sha256} is not on the host", hint="deploy again; it is sent then")
     if _sha256(blob) != sha256:
-        discard(blob)
-        raise HostError(
-            f"blob {sha256} was damaged on the host's disk",
-            why="its content no longer has its hash; the blob was removed",
-            live="unchanged",
-            hint="deploy again; the blob is sent anew",
-        )
+        raise damaged_blob(layout, sha256)
     os.link(blob, path)
+
+
+def damaged_blob(layout: Layout, sha256: str) -> HostError:
+    """What to raise for a blob that is not what its name says; it is removed, to be sent again."""
+    discard(blobs.path_of(layout.app, sha256))
+    return HostError(
+        f"blob {sha256} was damaged on the host's disk",
+        why="its content no longer has its hash; the blob was removed",
+        live="unchanged",
+        hint="deploy again; the blob is sent anew",
+    )
 
 
 def read_manifest(layout: Layout, identifier: str) -> Manifest:
