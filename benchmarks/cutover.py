@@ -2,8 +2,13 @@
 
     python -m benchmarks.cutover [--deploys 20] [--json FILE]
 
-Needs root on Debian: it boots the test suite's real systemd hosts. The service is the test suite's
-small HTTP service behind a systemd socket; what switches it is the product.
+Needs root on Debian: it boots the test suite's real systemd hosts. What serves is not macd.service
+but the test suite's small HTTP service behind a systemd socket, which starts at once: a real one
+takes its models' time to start, and requests wait that much longer in the same socket. What
+switches, notices and goes back is the product. Ends with 1 when a request failed.
+
+A release that hangs or is never ready shows itself by time alone: it is noticed after the time
+that health is given, 8 s here (soak.ready_s in an inventory).
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -47,7 +53,7 @@ while not os.path.exists(sys.argv[2]):
     time.sleep(0.002)
 print(json.dumps({"asked": asked, "failed": failed, "longest": longest, "releases": len(seen)}))
 """
-VARIANTS = ("exits", "wrong golden", "old id", "crashes soon")
+VARIANTS = ("exits", "hangs", "wrong golden", "never ready", "old id", "crashes soon")
 
 
 def cutover(trial: Trial, deploys: int) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def reverts(trial: Trial) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--deploys", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write the figures here, too")
@@ -107,7 +113,10 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.write_text(json.dumps({"cutover": seen, "reverts": undone}, indent=1))
+    for why in seen["failed"][:5]:
+        print(f"FAILED  {why}")
+    return 1 if seen["failed"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

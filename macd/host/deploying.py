@@ -134,9 +134,10 @@ def _blob_of(layout: Layout, files: Sequence[Any], path: str) -> bytes:
         if file.path == path:
             with open(blobs.path_of(layout.app, file.sha256), "rb") as blob:
                 raw = blob.read()
-            if hashlib.sha256(raw).hexdigest() == file.sha256:
-                return raw
-    raise HostError(f"the release holds no sound {path}", kind="refused", live="unchanged")
+            if hashlib.sha256(raw).hexdigest() != file.sha256:
+                raise releases.damaged_blob(layout, file.sha256, file.path)
+            return raw
+    raise HostError(f"the release holds no {path}", kind="refused", live="unchanged")
 
 
 def activate(

@@ -109,6 +109,16 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
         remove(layout, identifier)
     building = os.path.join(layout.releases, _STAGE + identifier)
     shutil.rmtree(building, ignore_errors=True)
+    try:
+        _build(layout, building, manifest, raw, signed)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    os.rename(building, target)
+    durable.sync_directory(layout.releases)
+
+
+def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
     os.mkdir(building)
     directories = {building}
     for file in manifest.files:
@@ -120,8 +130,6 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
     durable.replace_file(os.path.join(building, MANIFEST), raw)
     for directory in sorted(directories, key=len, reverse=True):
         durable.sync_directory(directory)
-    os.rename(building, target)
-    durable.sync_directory(layout.releases)
 
 
 def _make_parents(top: str, relative: str) -> Set[str]:
@@ -144,14 +152,19 @@ def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
     if not os.path.exists(blob):
         raise HostError(f"{name} is not on the host", hint="deploy again; it is sent then")
     if _sha256(blob) != sha256:
-        discard(blob)
-        raise HostError(
-            f"{name} was damaged on the host's disk",
-            why=f"the blob's content no longer has its hash {sha256}; the blob was removed",
-            live="unchanged",
-            hint="deploy again; the blob is sent anew",
-        )
+        raise damaged_blob(layout, sha256, name)
     os.link(blob, path)
+
+
+def damaged_blob(layout: Layout, sha256: str, name: str) -> HostError:
+    """What to raise for a blob that is not what its name says; it is removed, to be sent again."""
+    discard(blobs.path_of(layout.app, sha256))
+    return HostError(
+        f"{name} was damaged on the host's disk",
+        why=f"the blob's content no longer has its hash {sha256}; the blob was removed",
+        live="unchanged",
+        hint="deploy again; the blob is sent anew",
+    )
 
 
 def read_manifest(layout: Layout, identifier: str) -> Manifest:

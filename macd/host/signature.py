@@ -5,6 +5,7 @@ Needs nothing but the standard library and ssh-keygen: the verifier never comes 
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import tempfile
@@ -17,6 +18,15 @@ _TIMEOUT_S = 30
 
 class SignatureError(ValueError):
     """Not signed by somebody we allow, for this purpose; the message says why."""
+
+
+def _is_version_1(signature: bytes) -> bool:
+    """The version's byte is signed by nobody, and ssh-keygen takes a lower one for 1."""
+    head = b"".join(signature.splitlines()[1:])[:16]
+    try:
+        return base64.b64decode(head).startswith(b"SSHSIG\0\0\0\1")
+    except ValueError:
+        return False
 
 
 def verify(
@@ -41,6 +51,8 @@ def verify(
         raise SignatureError("no allowed_signers at %s" % allowed_signers)
     if revoked is not None and not os.path.isfile(revoked):
         raise SignatureError("no list of revoked keys at %s" % revoked)
+    if not _is_version_1(signature):
+        raise SignatureError("it is no SSH signature of version 1")
     with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
         held.write(signature)
         held.flush()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,12 @@ class Bench:
     def invoke(
         self, *words: str, code: int = 0, inventory: str = "deploying"
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        done = self.typed(*words, inventory=inventory)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def typed(self, *words: str, inventory: str = "deploying") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", inventory],
             cwd=self.hosts.root,
             env={**os.environ, "MACD_ROOT": str(self.hosts.root)},
@@ -57,8 +63,6 @@ class Bench:
             timeout=240,
             check=False,
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
 
     def json(self, *words: str, code: int = 0) -> Any:
         return json.loads(self.invoke(*words, "--json", code=code).stdout)
@@ -167,6 +171,43 @@ def test_a_bad_release_is_reverted_with_exit_4(bench: Bench, variant: str) -> No
     assert bench.live == before
     assert bench.json("status")["well"]
     assert bench.json("status")["hosts"][0]["rollback"]["release"] != bad
+
+
+def test_an_older_signed_release_is_refused(bench: Bench) -> None:
+    """Newer ones came, though none of them stayed."""
+    before, life = bench.live, bench.life
+    there = bench.on_prod("ls", f"{APP}/releases").split()
+    for replayed in (small_releases.make(bench.inventory, 3), *there):
+        if replayed != before and replayed != max(there):
+            told = bench.invoke("deploy", "--yes", "--release", replayed, code=6).stderr
+            assert "older release" in told
+    assert (bench.live, bench.life) == (before, life)
+
+
+def test_a_current_that_is_a_real_directory_is_left_alone(bench: Bench) -> None:
+    release = small_releases.make(bench.inventory, 20)
+    there = f"cd {APP} && mv current kept && mkdir current && echo precious > current/by-hand"
+    bench.on_prod("sh", "-c", there)
+    try:
+        for words in (("deploy", "--yes", "--release", release), ("rollback", "--yes")):
+            assert "is not a symbolic link" in bench.invoke(*words, code=6).stderr
+        assert bench.on_prod("cat", f"{APP}/current/by-hand") == "precious"
+    finally:
+        bench.on_prod("sh", "-c", f"cd {APP} && rm -r current && mv kept current")
+    assert bench.json("status")["well"]
+
+
+def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(bench: Bench) -> None:
+    names = [small_releases.make(bench.inventory, serial) for serial in (21, 22)]
+    with ThreadPoolExecutor() as pool:
+        typed = [pool.submit(bench.typed, "deploy", "--yes", "--release", name) for name in names]
+        ended = {name: one.result() for name, one in zip(names, typed, strict=True)}
+    assert sorted(one.returncode for one in ended.values()) == [0, 6], ended
+    [winner] = [name for name, one in ended.items() if one.returncode == 0]
+    [loser] = set(names) - {winner}
+    assert "has held the lock for" in ended[loser].stderr
+    assert bench.live == winner
+    assert bench.json("status")["well"]
 
 
 def test_drift_is_seen_and_provision_mends_it(bench: Bench) -> None:

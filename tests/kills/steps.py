@@ -30,12 +30,12 @@ SOCKET = "macd-analysis.socket"
 
 
 class Upload:
-    """A client that sends a release's files when asked, as the port the upload speaks to."""
+    """A client that sends files when asked, as the port the upload speaks to."""
 
-    def __init__(self, files: list[bytes]) -> None:
-        self._bodies = {hashlib.sha256(body).hexdigest(): body for body in files}
+    def __init__(self, bodies: dict[str, bytes]) -> None:
+        self._bodies = bodies
         self._coming: list[dict[str, Any]] = []
-        self.wanted = [(name, len(body)) for name, body in self._bodies.items()]
+        self.wanted = [(name, len(body)) for name, body in bodies.items()]
 
     def progress(self, value: dict[str, Any]) -> None:
         for sha256, offset in value.get("missing", []):
@@ -54,10 +54,24 @@ def send(app: str, release: str, units: dict[str, str], keep: int, who: str = "t
     accepts = json.loads((folder / "accepts").read_text())
     deploying.lock(app, who, "deploy")
     deploying.recover(app)
-    upload = Upload([path.read_bytes() for path in (folder / "files").rglob("*") if path.is_file()])
+    upload = Upload(_bodies(folder / "files", manifest))
     blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
     staged = deploying.stage(app, manifest, signature, accepts, [], "user", None)
     return _activate(app, "deploy", staged["release"], dict(units), keep, accepts)
+
+
+def _bodies(folder: Path, manifest: bytes) -> dict[str, bytes]:
+    """What lies here of a release, under the hashes its manifest gives; its wheels under theirs."""
+    try:
+        declared = {file["path"]: file["sha256"] for file in json.loads(manifest)["files"]}
+    except (ValueError, KeyError):
+        declared = {}  # a test has damaged it
+    found = {}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        body = path.read_bytes()
+        own = hashlib.sha256(body).hexdigest()
+        found[declared.get(str(path.relative_to(folder)), own)] = body
+    return found
 
 
 def deploy(app: str, release: str, units: dict[str, str], keep: int, who: str) -> str:

@@ -39,7 +39,7 @@ def test_the_real_one_passes(made: Made) -> None:
 
 
 def test_every_changed_byte_of_the_manifest_is_refused(made: Made) -> None:
-    for position in range(0, len(made.raw), 7):
+    for position in range(len(made.raw)):
         changed = bytearray(made.raw)
         changed[position] ^= 0x01
         with pytest.raises(SignatureError):
@@ -49,7 +49,7 @@ def test_every_changed_byte_of_the_manifest_is_refused(made: Made) -> None:
 def test_every_changed_byte_of_the_signature_is_refused_or_means_the_same(made: Made) -> None:
     body = made.signature.splitlines()
     payload = b"".join(body[1:-1])
-    for position in range(0, len(payload) - 2, 5):
+    for position in range(len(payload) - 2):
         letter = b"B" if payload[position : position + 1] == b"A" else b"A"
         changed = payload[:position] + letter + payload[position + 1 :]
         armoured = b"\n".join([body[0], changed, body[-1], b""])
