@@ -44,6 +44,7 @@ class Progress:
         self._began = 0.0
         self._printed = 0.0
         self._open_line = False
+        self._confirmed = False
 
     def __call__(self, kind: str, fields: Mapping[str, Any]) -> None:
         """One event: a step of ours, or a state the host has told."""
@@ -51,6 +52,10 @@ class Progress:
             return
         if kind == "looking":  # the next host: its rate is its own
             self._began = self._printed = 0.0
+            self._confirmed = False
+        self._confirmed |= kind == "confirmed"
+        if kind == "awaiting confirmation" and self._confirmed:
+            return  # the host told it before it was asked, and is heard afterwards
         if kind == "sending":
             self._sending(fields["sent"], fields["total"])
         elif kind == "planned":
