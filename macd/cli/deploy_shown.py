@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from macd.cli.sizes import size
+
 if TYPE_CHECKING:
     from macd.deploy.campaign import Result
     from macd.deploy.follow import Outcome
@@ -109,15 +111,6 @@ def _detail(kind: str, fields: Mapping[str, Any]) -> str:
     if kind == "recovered":
         return f": {fields['outcome']}"
     return ""
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def summary(plan: Plan) -> list[str]:
