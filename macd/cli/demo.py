@@ -68,7 +68,13 @@ LAST = Step("end what the demo started", ("lab.down",))
 LEFT_UP = "the lab was up before the demo and stays up; invoke lab.down ends it"
 
 
-@verb(name="demo", help={"keep": "leave the lab up at the end", "json": "print JSON at the end"})
+@verb(
+    name="demo",
+    help={
+        "keep": "leave the lab up at the end",
+        "json": "print one JSON document for machines, at the end",
+    },
+)
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     """The whole story on the embedded hosts with the sample data; every command is printed."""
     from macd import lab

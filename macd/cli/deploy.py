@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from macd.cli.verb import confirm, emit, error_fields, same, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode, RefusedError
 
 if TYPE_CHECKING:
     from macd.cli.deploy_shown import Progress
@@ -48,6 +48,8 @@ def plan(
     for one in plans:
         print_plan(one)
     options = same(env=env, host=host, release=release, inventory=inventory)
+    if any(one.problems for one in plans):
+        return  # each with what to do about it
     if any(not one.empty for one in plans):
         print(f"\n  next: invoke deploy{options}")
     elif any(one.unwell for one in plans):
@@ -84,10 +86,10 @@ def deploy(
     from macd.inventory import load
 
     known = load(inventory)
-    hosts = list(campaign.hosts_of(known, env, host))
     options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(known, env, hosts, options, json=json)
+        return _attach(known, env, host, options, json=json)
+    hosts = list(campaign.hosts_of(known, env, host))
     planned = campaign.waves(hosts, wave)
     if dry_run or not yes:
         plans, offer = _plans(known, env, host, release)
@@ -141,7 +143,8 @@ def rollback(
     hosts = list(campaign.hosts_of(known, env, host))
     stay: list[str] = []
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        ways = back.ways([(one.name, observe(one, known)) for one in hosts], to)
+        looked = [(one.name, observe(one, known)) for one in hosts]
+        ways = back.ways(looked, to)
         stay = [way.host for way in ways if way.stays]
         if dry_run and json:
             emit({"dry_run": True, "to": {w.host: None if w.stays else w.to for w in ways}})
@@ -149,6 +152,8 @@ def rollback(
             print("\n".join(f"{way.host}: {way}" for way in ways))
         if dry_run:
             return None
+        if not yes and not any(way.to for way in ways):
+            raise _no_way_back(env, any(found.exists for _, found in looked))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
     progress = _progress(json)
@@ -166,6 +171,20 @@ def rollback(
     result = run.run([[one for one in hosts if one.name not in stay]], one_host, to=to)
     result = replace(result, untouched=[*result.untouched, *stay])
     return _end(result, "rollback", options, json=json)
+
+
+def _no_way_back(env: str, provisioned: bool) -> RefusedError:
+    if not provisioned:
+        live = "nothing, as before"
+        return RefusedError(
+            "nothing is provisioned", live=live, hint=f"invoke provision --env {env}"
+        )
+    return RefusedError(
+        "there is nothing to roll back to",
+        why="no other release that is still good was live there",
+        live="what was live before",
+        hint=f"invoke history --env {env} shows what was live there; --to ID names one of them",
+    )
 
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
@@ -218,17 +237,13 @@ def _not_agreed(*, json: bool) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _attach(
-    known: Inventory, env: str, hosts: list[Host], options: str, *, json: bool
-) -> ExitCode | None:
+def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import campaign, follow
 
-    if len(hosts) > 1:
-        names = ", ".join(one.name for one in hosts)
-        raise UsageError("attach to which host?", hint=f"--host, one of {names}")
-    begun = campaign.Memory(known).of(hosts[0].name)
-    outcome = follow.attach(hosts[0], known, begun, _progress(json))
+    one = campaign.only_host(known, env, host, "--attach follows")
+    begun = campaign.Memory(known).of(one.name)
+    outcome = follow.attach(one, known, begun, _progress(json))
     outcomes = [outcome] if outcome else []
     ours = outcome is not None and begun is not None and begun.number == outcome.number
     warning = campaign.Campaign(known, "deploy", env).late(outcome) if outcome and ours else ""
@@ -236,7 +251,7 @@ def _attach(
     if json:
         emit({"outcomes": as_fields(outcomes), "warnings": warnings})
     elif outcome is None:
-        print(f"{hosts[0].name}: nothing was ever deployed there")
+        print(f"{one.name}: nothing was ever deployed there")
     else:
         print_end(campaign.Result(outcomes, [], warnings=warnings), "activation", options)
     return outcome.exit_code if outcome else None

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from macd.cli.sizes import size
+
 if TYPE_CHECKING:
     from macd.deploy.campaign import Result
     from macd.deploy.follow import Outcome
@@ -44,6 +46,7 @@ class Progress:
         self._began = 0.0
         self._printed = 0.0
         self._open_line = False
+        self._confirmed = False
 
     def __call__(self, kind: str, fields: Mapping[str, Any]) -> None:
         """One event: a step of ours, or a state the host has told."""
@@ -51,6 +54,10 @@ class Progress:
             return
         if kind == "looking":  # the next host: its rate is its own
             self._began = self._printed = 0.0
+            self._confirmed = False
+        self._confirmed |= kind == "confirmed"
+        if kind == "awaiting confirmation" and self._confirmed:
+            return  # the host told it before it was asked, and is heard afterwards
         if kind == "sending":
             self._sending(fields["sent"], fields["total"])
         elif kind == "planned":
@@ -104,15 +111,6 @@ def _detail(kind: str, fields: Mapping[str, Any]) -> str:
     if kind == "recovered":
         return f": {fields['outcome']}"
     return ""
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def summary(plan: Plan) -> list[str]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from macd.cli.verb import confirm, emit, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -53,12 +53,12 @@ def disable_stacking(
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.campaign import operator
+    from macd.deploy.campaign import only_host, operator
     from macd.inventory import load
     from macd.shadow import flag
 
     known = load(inventory)
-    one = _only(known, env, host)
+    one = only_host(known, env, host, "the flag is set on")
     act = flag.enable if kind == "enable" else flag.disable
     if dry_run or not yes:
         looked = act(one, known, operator(), dry_run=True)
@@ -70,16 +70,6 @@ def _flip(
     ended = act(one, known, operator())
     warning = _record(kind, known, one, ended)
     return _tell(kind, ended, warning, json=json)
-
-
-def _only(known: Inventory, env: str, host: str) -> Host:
-    from macd.deploy.campaign import hosts_of
-
-    hosts = list(hosts_of(known, env, host))
-    if len(hosts) > 1:
-        names = ", ".join(one.name for one in hosts)
-        raise UsageError("the flag is set on one host at a time", hint=f"--host, one of {names}")
-    return hosts[0]
 
 
 def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:

@@ -85,14 +85,10 @@ def shadow_gate(
 
 
 def _of_host(known: Inventory, env: str, host: str, rule: Rule, days: float) -> Judged:
-    from macd.deploy.campaign import hosts_of
+    from macd.deploy.campaign import only_host
     from macd.shadow.run import of_host
 
-    hosts = list(hosts_of(known, env, host))
-    if len(hosts) > 1:
-        names = ", ".join(one.name for one in hosts)
-        raise UsageError("the gate judges one host at a time", hint=f"--host, one of {names}")
-    return of_host(known, hosts[0], rule, days)
+    return of_host(known, only_host(known, env, host, "the gate judges"), rule, days)
 
 
 def _rule(known: Inventory, min_bars: int, rule: str) -> Rule:

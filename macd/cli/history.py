@@ -142,7 +142,10 @@ def _print(records: list[Record], limit: int, kind: str, *, full: bool) -> None:
         print(head.rstrip() if full else f"{head} {_brief(record)}".rstrip())
         for name, value in record.fields.items() if full else ():
             print(f"{'':7}{name}: {_shown(value)}")
-    if len(chosen) < len(records):
+    if kind and not chosen:
+        kinds = ", ".join(sorted({record.kind for record in records}))
+        print(f"no record of kind {kind}; there are: {kinds or 'none'}")
+    elif len(chosen) < len(records):
         print(f"{len(chosen)} of {len(records)} records\n  more: invoke history --limit 0")
     elif chosen and not full:
         print("  every field: invoke history --full")

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.remote.trust import Shown
 
-_INVENTORY = "inventory to use (default: MACD_INVENTORY, or lab)"
+_INVENTORY = "which inventory (default: MACD_INVENTORY or lab)"
 
 
-@verb(name="list", help={"inventory": _INVENTORY, "json": "print JSON"})
+@verb(name="list", help={"inventory": _INVENTORY, "json": "print one JSON document for machines"})
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show every host of the inventory with the hops that lead to it; connects to nothing."""
     from macd.inventory import load
@@ -74,7 +74,7 @@ def _told(row: dict[str, Any], inventory: str) -> str:
         "yes": "pin keys seen for the first time without asking (never a changed one)",
         "dry-run": "show the keys and pin nothing",
         "inventory": _INVENTORY,
-        "json": "print JSON",
+        "json": "print one JSON document for machines",
     },
 )
 def trust(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -45,7 +46,7 @@ def logs(
     json: bool = False,
 ) -> None:
     """Show the newest signal lines of a host, with --follow also those still to come."""
-    from macd.deploy.campaign import hosts_of
+    from macd.deploy.campaign import only_host
     from macd.inventory import load
     from macd.shadow import follow as following
 
@@ -54,18 +55,15 @@ def logs(
     except re.error as error:
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
     known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
-    if len(hosts) > 1:
-        names = ", ".join(one.name for one in hosts)
-        raise UsageError("the logs of which host?", hint=f"--host, one of {names}")
-    copy = _pulled(known, hosts[0])
+    one = only_host(known, env, host, "logs shows")
+    copy = _pulled(known, one)
     notes = following.notes(copy)
     newest: deque[str] = deque(maxlen=max(0, lines))
     newest.extend(filter(wanted.search, map(following.shown, following.newest_lines(copy))))
     if json and not follow:
         emit(
             {
-                "host": hosts[0].name,
+                "host": one.name,
                 "copy": str(copy.directory),
                 "lines": list(newest),
                 "notes": notes,
@@ -77,9 +75,10 @@ def logs(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if not copy.names and not follow:
-        print(f"{hosts[0].name} has written no signal lines yet", file=sys.stderr)
+        print(f"{one.name} has written no signal lines yet", file=sys.stderr)
     if follow:
-        _follow(known, hosts[0], following.end_of(copy), wanted)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+            _follow(known, one, following.end_of(copy), wanted)
 
 
 def _pulled(known: Inventory, host: Host) -> Pulled:

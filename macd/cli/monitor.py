@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import emit, verb
-from macd.errors import ContactLostError, ExitCode, UsageError
+from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -45,10 +45,11 @@ def monitor(
     json: bool = False,
 ) -> ExitCode | None:
     """Show the guard's reports until its watch is over; exit 4 if it took back, 1 if it died."""
+    from macd.deploy.campaign import only_host
     from macd.inventory import load
 
     known = load(inventory)
-    one = _only(known, env, host)
+    one = only_host(known, env, host, "monitor looks at")
     if json:
         seen = _once(known, one)
         emit({**_fields(seen), "warning": _catch_up(seen, one, known)})
@@ -105,16 +106,6 @@ def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
                 raise
             print(f"{error.what}; trying again", file=sys.stderr)
             time.sleep(min(30, 2**failures))
-
-
-def _only(known: Inventory, env: str, host: str) -> Host:
-    from macd.deploy.campaign import hosts_of
-
-    hosts = list(hosts_of(known, env, host))
-    if len(hosts) > 1:
-        names = ", ".join(one.name for one in hosts)
-        raise UsageError("monitor looks at one host at a time", hint=f"--host, one of {names}")
-    return hosts[0]
 
 
 def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:

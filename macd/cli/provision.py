@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @verb(
     name="provision",
     help={
-        "env": "the environment whose hosts are provisioned",
+        "env": "the environment whose hosts are provisioned (default: prod)",
         "host": "only this host of it",
         "dry-run": "show what would change, with diffs, and change nothing",
         "yes": "do not ask",

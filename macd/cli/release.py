@@ -16,9 +16,9 @@ from macd.cli.release_steps import (
     signed,
     signers_of,
     signing_key,
-    size,
     store_of,
 )
+from macd.cli.sizes import size
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 

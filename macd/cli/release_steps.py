@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macd.cli.sizes import size
 from macd.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -188,7 +189,3 @@ def record(made: Release, order: Order) -> dict[str, Any]:
 def say(json: bool, text: str) -> None:
     if not json:
         print(text)
-
-
-def size(count: int) -> str:
-    return f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"

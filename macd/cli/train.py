@@ -168,7 +168,7 @@ def fetch(
     help=_COMMON
     | {
         "run": "id of the run to stop",
-        "yes": "don't ask",
+        "yes": "do not ask",
         "dry-run": "say what would be stopped, stop nothing",
     },
 )

@@ -69,7 +69,8 @@ def tell_only(
     contact: Contact, order: Order, checks: list[Check], *, json: bool
 ) -> ExitCode | None:
     """What would travel and run; changes nothing."""
-    from macd.cli.train_shown import size, step
+    from macd.cli.sizes import size
+    from macd.cli.train_shown import step
     from macd.jobs import sync
 
     count, lacking = sync.missing(contact, order)
@@ -93,7 +94,8 @@ def tell_only(
 
 def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> None:
     """Send what the host lacks, start the run, record it."""
-    from macd.cli.train_shown import size, step
+    from macd.cli.sizes import size
+    from macd.cli.train_shown import step
     from macd.jobs import ask, record, sync
 
     sent = sync.send(contact, order)
@@ -140,7 +142,8 @@ def to_the_end(
 
 def bring_home(contact: Contact, book: Inventory, run: str, *, json: bool) -> ExitCode | None:
     """Fetch the files of a run that is over, record its end and tell it."""
-    from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, size, step
+    from macd.cli.sizes import size
+    from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
     from macd.jobs import collect, follow, record
 
     got = collect.collect(contact, run, place(book))

@@ -1,20 +1,27 @@
 """What Invoke's command line lacks: status 2 for wrong usage, and a bare word that may be left out.
 
-Invoke ends wrong options with 1; our contract says 2, so scripts can tell the two. And it knows no
-optional positional argument, while both `invoke release.show` and `release.show ID` are typed.
+Invoke ends wrong options with 1; our contract says 2, so scripts can tell the two. Its messages
+name its own objects; ours name what was typed, and what was meant. And it knows no optional
+positional argument, while both `invoke release.show` and `release.show ID` are typed.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from invoke import Exit, ParseError, Program
 
-from macd.errors import ExitCode
+from macd.cli.verb import emit, error_fields
+from macd.errors import ExitCode, UsageError
 
 _MARK = "ends_with_usage"
 _BARE = {"release.show": "--id", "release.verify": "--id"}  # task -> option a bare word stands for
+_UNKNOWN = re.compile(r"No idea what '(.*)' is!")
+_VALUELESS = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
+_MISSING = re.compile(r"'([\w.-]+)' did not receive required positional arguments: (.*)")
 
 
 def install() -> None:
@@ -25,18 +32,50 @@ def install() -> None:
 
     @functools.wraps(original)
     def parse_tasks(self: Program) -> None:
-        hint = "  do: invoke --list shows every task, invoke --help TASK its options"
+        typed = list(self.core.unparsed)
         try:
-            self.core.unparsed = spelt_out(self.core.unparsed)
+            self.core.unparsed = spelt_out(typed)
             original(self)
         except ParseError as error:
-            raise Exit(f"✗ {error}\n{hint}", code=int(ExitCode.USAGE)) from error
+            context = error.context
+            task = (context.name or "") if context else ""
+            flags = context.flags if context and task else ()
+            raise _end(typed, told(str(error), task, self.collection.task_names, flags)) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
-            what = f"an option here takes a number: {error}"
-            raise Exit(f"✗ {what}\n{hint}", code=int(ExitCode.USAGE)) from error
+            wrong = told(f"an option here takes a number: {error}")
+            raise _end(typed, wrong) from error
 
     setattr(parse_tasks, _MARK, True)
     setattr(Program, "parse_tasks", parse_tasks)  # noqa: B010 - mypy knows no other way to say so
+
+
+def told(
+    error: str, task: str = "", tasks: Iterable[str] = (), flags: Iterable[str] = ()
+) -> UsageError:
+    """Invoke's error about `task` in our words, with the task or option that was meant."""
+    hint = f"invoke --list shows every task, invoke --help {task or 'TASK'} its options"
+    if found := _UNKNOWN.search(error):
+        word = found[1]
+        close = difflib.get_close_matches(word, flags if word.startswith("-") else tasks, n=1)
+        kind = "option" if word.startswith("-") else "task"
+        of = f" of {task}" if kind == "option" and task else ""
+        return UsageError(
+            f"{word} is no {kind}{of}" + (f"; did you mean {close[0]}?" if close else ""), hint=hint
+        )
+    if found := _VALUELESS.search(error):
+        return UsageError(f"--{found[1]} needs a value", hint=hint)
+    if found := _MISSING.search(error):
+        words = found[2].replace("'", "").upper()
+        hint = f"invoke {found[1]} {words}; invoke --help {found[1]} shows its options"
+        return UsageError(f"{found[1]} needs {words}", hint=hint)
+    return UsageError(error, hint=hint)
+
+
+def _end(typed: Sequence[str], error: UsageError) -> Exit:
+    if "--json" in typed:
+        emit(error_fields(error))
+        return Exit(code=int(ExitCode.USAGE))
+    return Exit(f"✗ {error}", code=int(ExitCode.USAGE))
 
 
 def spelt_out(argv: Sequence[str]) -> list[str]:

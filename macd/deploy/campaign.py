@@ -164,4 +164,17 @@ def hosts_of(inventory: Inventory, env: str, name: str) -> Iterator[Host]:
         if host.name == name:
             yield host
             return
-    raise UsageError(f"{name} does not serve {env}", why=", ".join(h.name for h in serving))
+    raise UsageError(
+        f"{name} does not serve {env}",
+        why=f"these do: {', '.join(host.name for host in serving)}",
+        hint="give --host one of them; invoke host.list shows every host and its env",
+    )
+
+
+def only_host(inventory: Inventory, env: str, name: str, doing: str) -> Host:
+    """The one host `doing` is about: named, or the only one of `env`. Raises UsageError."""
+    hosts = list(hosts_of(inventory, env, name))
+    if len(hosts) > 1:
+        names = ", ".join(host.name for host in hosts)
+        raise UsageError(f"{doing} one host at a time", hint=f"--host, one of {names}")
+    return hosts[0]

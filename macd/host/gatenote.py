@@ -6,6 +6,7 @@ note only ever closes: what opens is the signed report itself.
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime
 from typing import Any, Dict, List, Optional
@@ -21,6 +22,8 @@ _LONGEST = 200
 def gate_note(app: str, note: Dict[str, Any]) -> bool:
     """Keep verdict, opens, release, sha256 (of the report) and made, if none newer is here.
 
+    A host that was never provisioned keeps none, and is not made to look as if it had been.
+
     Raises:
         HostError ("refused"): it was made in the future, or says not when; nothing was kept.
     """
@@ -29,6 +32,8 @@ def gate_note(app: str, note: Dict[str, Any]) -> bool:
     if made is None or made > time.time() + _CLOCKS_DIFFER_S:
         raise HostError(f"no gate report was made at {note.get('made')!r:.40}", kind="refused")
     known = newest(layout)
+    if not os.path.isdir(layout.state()):
+        return False
     if known is not None and _epoch(known["made"]) >= made:
         return False
     names = ("verdict", "release", "sha256", "made")

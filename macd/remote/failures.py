@@ -14,10 +14,10 @@ class RemoteError(MacdError):
     """An operation failed on a host. `kind` is the host's exception type or HostError's kind."""
 
     def __init__(self, host: str, op: str, told: Mapping[str, Any]) -> None:
-        what = told.get("what") or _worded(told)
+        what = told.get("what") or f"{op}: {_worded(told)}"  # the host's own words need no op
         path = str(told.get("path") or "")
         super().__init__(
-            f"{host}: {op}: {what}" + (f": {path}" if path else ""),
+            f"{host}: {what}" + (f": {path}" if path else ""),
             why=str(told.get("why") or ""),
             hint=str(told.get("hint") or _remedy(host, told)),
             live=str(told.get("live") or ""),

@@ -151,13 +151,16 @@ def standing(
     Pure. Whether the logs are the same on the host is asked by `same_on_host`.
     """
     told = []
-    if document.get("verdict") != PASS:
-        told.append(f"its verdict is {document.get('verdict')}")
+    verdict = document.get("verdict")
+    if verdict != PASS:
+        told.append(f"its verdict is {verdict}")
     if document.get("source") != "host":
         told.append("it is about files, not about a host")
-    told += [str(why) for why in document.get("opens_nothing", ["it does not say that it opens"])]
+    closed = document.get("opens_nothing", ["it does not say that it opens"])
+    told += [str(why) for why in closed if why != f"the verdict is {verdict}" or verdict == PASS]
     if release is None or document.get("release") != release:
-        told.append(f"it is about release {document.get('release')}, live is {release}")
+        about = document.get("release") or "none"
+        told.append(f"it is about release {about}, live is {release or 'nothing'}")
     elif document.get("manifest_sha256") != manifest_sha256:
         told.append("the live release has another manifest")
     try:

@@ -59,5 +59,7 @@ def test_a_cut_line_loses_and_repeats_nothing(place: Project, clean_links: LabSt
         typed.send_signal(signal.SIGINT)
         out, said = typed.communicate(timeout=60)
     assert out == ""
+    assert typed.returncode == 0  # Ctrl-C is how it is left
     assert seen == list(range(5, 36))
     assert said.count("trying again") >= 3, said
+    assert "interrupted" not in said

@@ -235,6 +235,9 @@ SLIPS = {
     "yaml broken": Slip(
         "status", 2, "mine.yml", "host.list", edit("mine.yml", "role: serve", "role: [serve")
     ),
+    "no such host of the env": Slip(
+        "deploy --host h800 --yes", 2, "h800 does not serve prod", "host.list"
+    ),
     "no such env": Slip(
         "deploy --env staging", 2, "no host that serves env 'staging'", "host.list"
     ),
@@ -266,6 +269,9 @@ SLIPS = {
     ),
     "not provisioned, rollback": Slip(
         "rollback --yes", 6, "not provisioned", "provision", live=True
+    ),
+    "not provisioned, rollback asked": Slip(
+        "rollback", 6, "nothing is provisioned", "provision", live=True
     ),
     "not provisioned, shadow": Slip(
         "disable-stacking --yes", 6, "not provisioned", "provision", live=True

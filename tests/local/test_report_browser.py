@@ -107,8 +107,11 @@ def test_stands_alone_and_fits(
     assert page.screenshot(tmp_path / "page.png").stat().st_size > 20_000
 
 
-def test_no_words_lie_on_each_other_in_any_chart(run_dir: Path, browser: Browser) -> None:
-    page = browser.open(url(run_dir), width=390)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_words_lie_on_each_other_in_any_chart(
+    run_dir: Path, browser: Browser, width: int
+) -> None:
+    page = browser.open(url(run_dir), width=width)
     overlaps = page.run(
         """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
           const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent,
@@ -179,9 +182,12 @@ def test_a_run_of_one_stage_says_what_did_not_run(
     out = tmp_path / "only-lgbm"
     train(out, bars, mode="lgbm")
     training.write(out)
+    wide = browser.open(url(out), width=1280)
+    assert wide.complaints == []
     page = browser.open(url(out), width=390)
     assert page.complaints == []
     words = page.run("document.body.innerText")
+    assert wide.run("document.body.innerText").split() == words.split()
     for told in (
         "LSTM has no figures in this run.",
         "Stacking has no figures in this run.",

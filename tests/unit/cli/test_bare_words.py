@@ -1,10 +1,10 @@
-"""A bare word after a task that takes one, and nothing else, gets its option's name."""
+"""A bare word after a task that takes one gets its option's name; wrong words are told plainly."""
 
 from __future__ import annotations
 
 import pytest
 
-from macd.cli.usage import spelt_out
+from macd.cli.usage import spelt_out, told
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,26 @@ def test_only_tasks_that_take_a_bare_word_get_its_option(
     typed: list[str], meant: list[str]
 ) -> None:
     assert spelt_out(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("error", "task", "said"),
+    [
+        ("No idea what 'statsu' is!", "", "statsu is no task; did you mean status?"),
+        ("No idea what 'prod' is!", "status", "prod is no task"),
+        ("No idea what '--jsno' is!", "status",
+         "--jsno is no option of status; did you mean --json?"),
+        ("No idea what '-z' is!", "status", "-z is no option of status"),
+        ("Flag <Argument: host (h)> needed value and was not given one!", "status",
+         "--host needs a value"),
+        ("'host.trust' did not receive required positional arguments: 'name'", "host.trust",
+         "host.trust needs NAME"),
+        ("something new", "", "something new"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_is_told_as_it_was_typed_with_what_was_meant(
+    error: str, task: str, said: str
+) -> None:
+    wrong = told(error, task, ["status", "release.list"], ["--json", "--host", "-j"])
+    assert wrong.what == said
+    assert f"invoke --help {task or 'TASK'} " in wrong.hint

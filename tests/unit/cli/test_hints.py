@@ -9,7 +9,7 @@ from macd.cli import deploy, deploy_shown, provision
 from macd.cli.verb import same
 from macd.deploy.campaign import Result
 from macd.deploy.follow import Outcome
-from macd.deploy.plan import Plan
+from macd.deploy.plan import Plan, Problem
 from macd.deploy.provision import Provisioned
 
 
@@ -29,6 +29,26 @@ def test_plan_names_the_deploy_of_the_same_environment(
     assert last == "  next: invoke deploy --env staging --host two --release r --inventory lab"
     deploy.plan(Context())
     assert capsys.readouterr().out.splitlines()[-1] == "  next: invoke deploy"
+
+
+def test_plan_names_no_deploy_that_would_be_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = Problem("this host is not provisioned", "invoke provision")
+    made = Plan(host="two", live=None, release="r", steps=("send",), problems=(refused,))
+    monkeypatch.setattr(deploy, "_plans", lambda *_: ([made], None))
+    deploy.plan(Context())
+    assert capsys.readouterr().out.splitlines()[-1] == "    do: invoke provision"
+
+
+def test_a_confirmation_is_not_waited_for_once_it_was_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A host that is asked now and then tells that it waits after it was confirmed."""
+    shown = deploy_shown.Progress(quiet=False)
+    for kind in ("looking", "awaiting confirmation", "confirmed", "awaiting confirmation"):
+        shown(kind, {})
+    assert capsys.readouterr().out.count("waiting for a confirmation") == 1
 
 
 def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:

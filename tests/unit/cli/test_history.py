@@ -55,6 +55,13 @@ def test_an_empty_journal_is_said_to_be_empty(journal: Journal) -> None:
     assert json.loads(history(journal, "--json").stdout)["records"] == []
 
 
+def test_a_kind_that_was_never_recorded_is_told_with_those_that_were(journal: Journal) -> None:
+    filled(journal)
+    assert "no record of kind gate; there are: deploy, deploy.reverted, release" in (
+        history(journal, "--kind", "gate").stdout
+    )
+
+
 def test_newest_last_and_escapes_do_not_reach_the_terminal(journal: Journal) -> None:
     filled(journal)
     done = history(journal, "--full")

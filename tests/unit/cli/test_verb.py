@@ -83,11 +83,20 @@ def test_ctrl_c_is_told_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("argv", [("end", "--nope"), ("nope",)])
-def test_unknown_words_are_usage_errors(tmp_path: Path, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("argv", [("end", "--nope"), ("nope",), ("end", "--kind")])
+def test_wrong_words_are_usage_errors(tmp_path: Path, argv: tuple[str, ...]) -> None:
     ended = _invoke(tmp_path, *argv)
     assert ended.returncode == 2
     assert "invoke --list" in ended.stderr
+    assert "<Argument" not in ended.stderr and not ended.stdout
+
+
+def test_a_wrong_word_is_one_document_too(tmp_path: Path) -> None:
+    ended = _invoke(tmp_path, "end", "--nope", "--json")
+    assert ended.returncode == 2
+    told = json.loads(ended.stdout)
+    assert told["exit_code"] == 2
+    assert told["error"]["what"] == "--nope is no option of end"
 
 
 def test_help_shows_the_line_and_the_options(tmp_path: Path) -> None:

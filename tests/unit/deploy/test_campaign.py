@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.deploy.campaign import Campaign, Memory, waves
+from macd.deploy.campaign import Campaign, Memory, only_host, waves
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
 from macd.errors import ContactLostError, ExitCode, UsageError
@@ -51,6 +51,17 @@ def test_waves(text: str, sizes: list[int]) -> None:
     made = waves(HOSTS, text)
     assert [len(wave) for wave in made] == sizes
     assert [host for wave in made for host in wave] == HOSTS
+
+
+def test_one_host_is_the_one_named_and_never_picked_for_you(inventory: Inventory) -> None:
+    assert only_host(inventory, "prod", "prod2", "logs shows").name == "prod2"
+    with pytest.raises(UsageError) as several:
+        only_host(inventory, "prod", "", "logs shows")
+    assert several.value.what == "logs shows one host at a time"
+    assert several.value.hint == "--host, one of prod1, prod2, prod3, prod4, prod5"
+    with pytest.raises(UsageError, match="h800 does not serve prod") as other:
+        only_host(inventory, "prod", "h800", "logs shows")
+    assert "prod1, prod2" in other.value.why and "invoke host.list" in other.value.hint
 
 
 @pytest.mark.parametrize("text", ["0", "half", "1,,2", "101%", "-1", "1;2", "50 %"])

@@ -88,3 +88,15 @@ def test_a_log_that_is_gone_is_a_note_and_a_problem_in_the_window(tmp_path: Path
     assert notes == [f"{name} was fetched before and is not on the host any more" for name in gone]
     many = tuple(f"trades_{day}.jsonl" for day in range(20260101, 20260130))
     assert run._notes(Pulled(tmp_path, 0, (), gone=many))[-1] == "and 19 older logs that are gone"
+
+
+def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
+    document = {"verdict": INCONCLUSIVE, "source": "host", "opens_nothing": [
+        f"the verdict is {INCONCLUSIVE}", "days laxer than in inventory lab"]}  # fmt: skip
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    told = evidence.standing(document, release=None, manifest_sha256="", now=now)
+    assert told[:3] == [
+        "its verdict is INCONCLUSIVE",
+        "days laxer than in inventory lab",
+        "it is about release none, live is nothing",
+    ]
