@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from macd.host import activation, blobs, durable, flagchange, identity, ledger, releases
+from macd.host import activation, blobs, durable, flagchange, identity, ledger, overrides, releases
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, load
 from macd.host.probe import ProbeError, ask
@@ -60,6 +60,8 @@ def deploy_facts(
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
+        "dropins": overrides.dropins(scope, units),
+        "not_read": overrides.not_read(supervisor, units),
         "env": _read(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
+from macd.deploy.drift import is_about_units
 from macd.host.flagfile import FLAG, SHADOW
 from macd.shadow import symptoms
 from macd.shadow.case import Case, Finding, short
@@ -183,9 +184,11 @@ def _clock(case: Case) -> Finding:
 
 
 def _units(case: Case) -> Finding:
-    changed = [text for text in case.drift if text.endswith(" was changed or is missing")]
+    changed = [text for text in case.drift if is_about_units(text)]
     if changed:
         remedy = "invoke plan shows the difference; invoke provision, invoke deploy --restart"
+        if case.found.dropins:
+            remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)
     return Finding("units", True, "units are as the inventory and templates say")
 
