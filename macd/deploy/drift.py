@@ -25,7 +25,7 @@ def drift(found: HostState, wanted: Desired) -> list[str]:
         told += [f"{name}{_CHANGED}" for name in _changed_units(found, wanted)]
         rehearsal = found.rehearsal
         if not rehearsal.get("ready", True):
-            told.append(f"the live release was changed: {rehearsal.get('why')}")
+            told.append(f"the live release is not as it was deployed: {rehearsal.get('why')}")
         if found.live not in [entry["release"] for entry in found.history]:
             told.append(f"{found.live} is live, but was never committed here")
         if found.process.get("active") != "active":

@@ -81,8 +81,12 @@ def _release(case: Case) -> Finding:
         told = f"the process serves {answers}, current is {found.live}"
         return Finding(name, False, told, "invoke deploy --restart")
     if not found.rehearsal.get("ready", True):
-        told = f"files of {found.live} are not as signed: {found.rehearsal.get('why')}"
-        return Finding(name, False, short(told), "invoke rollback; then invoke deploy it again")
+        why, runtime = found.rehearsal.get("why"), found.rehearsal.get("runtime")
+        told = f"{found.live} is not as it was deployed: {why}"
+        remedy = "invoke rollback; then invoke deploy it again"
+        if runtime and why == runtime:
+            remedy = f"invoke deploy --restart --release {found.live} builds its runtime again"
+        return Finding(name, False, short(told), remedy)
     if found.live not in [entry["release"] for entry in found.history]:
         told = f"{found.live} is live, but this host never committed it"
         return Finding(name, False, told, "invoke history --env; invoke deploy")
