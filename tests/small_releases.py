@@ -79,16 +79,17 @@ def make(
     package: str = "",
     name: str = "tiny",
     module: str = "",
+    first: str = "",
 ) -> str:
     """Put a signed release into releases/; returns its id. Variants: see tests/deployment.py.
 
     With `package` its runtime needs version `package` of a package called `name` (and pip), whose
-    code is `module`.
+    code is `module`. `first` is run before the service's own code.
     """
     lock = locked(inventory, package, name, module) if package else EMPTY_LOCK
     code = SERVICE.format(variant=variant, endpoint="ENDPOINT").replace("'ENDPOINT'", _SETTINGS)
     files = {
-        "app/serve.py": code.encode(),
+        "app/serve.py": (first + code).encode(),
         "lock.json": lock,
         "data/ml_models/model.txt": f"model {serial}".encode() * 40 + extra,
         "data/ml_models/shared.txt": b"the same in every release\n" * 100,

@@ -191,8 +191,8 @@ def _offer(known: Inventory, env: str, release: str) -> Offer:
     from macd.deploy import offer as offers
     from macd.release.store import Store
 
-    index = known.service.runtime == "index"
-    return offers.read(Store(known.root / "releases"), release, env, index=index)
+    index, feed = known.service.runtime == "index", known.service.feed.kind
+    return offers.read(Store(known.root / "releases"), release, env, index=index, feed=feed)
 
 
 def _plans(known: Inventory, env: str, host: str, release: str) -> tuple[list[Plan], Offer]:

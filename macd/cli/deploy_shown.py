@@ -143,10 +143,17 @@ def _nothing_to_do(plan: Plan) -> str:
 
 
 def way_back(plan: Plan) -> str:
-    """ "rollback ready", or why not."""
+    """ "rollback ready" and by what was checked, or why not: loud where there should be one."""
+    target, why = plan.rollback.get("release"), plan.rollback.get("why")
     if plan.rollback.get("ready"):
-        return f"rollback ready: {plan.rollback['release']}, its hashes and runtime are checked"
-    return f"no rollback: {plan.rollback.get('why') or 'nothing was live here before'}"
+        checked = "files as signed, runtime whole (each file's size) and its Python runs"
+        return f"rollback ready: {target}: {checked}"
+    if target:
+        return (
+            f"✗ THE WAY BACK IS BROKEN: {why}; don't count on a failed release being reverted to "
+            f"{target}"
+        )
+    return f"no rollback: {why or 'nothing was live here before'}"
 
 
 def print_plan(plan: Plan) -> None:

@@ -6,6 +6,15 @@ from macd.deploy.desired import Desired
 from macd.deploy.state import HostState
 from macd.host import envfile
 
+_CHANGED = " was changed or is missing"
+_OVERRIDES = " overrides "
+_NOT_READ = "systemd has not read "
+
+
+def is_about_units(text: str) -> bool:
+    """Whether a line of `drift` tells of the units."""
+    return text.endswith(_CHANGED) or _OVERRIDES in text or text.startswith(_NOT_READ)
+
 
 def drift(found: HostState, wanted: Desired) -> list[str]:
     """What stands on the host that neither the code nor a deploy has put there."""
@@ -13,10 +22,10 @@ def drift(found: HostState, wanted: Desired) -> list[str]:
         return []
     told = []
     if found.live:
-        told += [f"{name} was changed or is missing" for name in _changed_units(found, wanted)]
+        told += [f"{name}{_CHANGED}" for name in _changed_units(found, wanted)]
         rehearsal = found.rehearsal
         if not rehearsal.get("ready", True):
-            told.append(f"the live release was changed: {rehearsal.get('why')}")
+            told.append(f"the live release is not as it was deployed: {rehearsal.get('why')}")
         if found.live not in [entry["release"] for entry in found.history]:
             told.append(f"{found.live} is live, but was never committed here")
         if found.process.get("active") != "active":
@@ -24,6 +33,7 @@ def drift(found: HostState, wanted: Desired) -> list[str]:
         answering = found.health.get("release")
         if answering not in (None, found.live):
             told.append(f"the running process serves {answering}, not {found.live}")
+    told += _around_units(found, wanted)
     told += [
         f"state/{name} is not the inventory's; invoke provision puts it there"
         for name in _foreign_trust(found, wanted)
@@ -56,6 +66,20 @@ def _foreign_trust(found: HostState, wanted: Desired) -> list[str]:
 
 def _changed_units(found: HostState, wanted: Desired) -> list[str]:
     return [name for name, text in wanted.units.items() if found.units.get(name) != text]
+
+
+def _around_units(found: HostState, wanted: Desired) -> list[str]:
+    """What has a unit run otherwise than its file says."""
+    told = []
+    for unit, beside in found.dropins.items():
+        for one in beside:
+            sets = f", sets {', '.join(one['sets'])}" if one["sets"] else ""
+            told.append(f"{one['path']}{_OVERRIDES}{unit}{sets}")
+    reload = f"systemctl {'--user ' if wanted.scope == 'user' else ''}daemon-reload"
+    return told + [
+        f"{_NOT_READ}{unit} as it stands on the disk: {reload} on the host"
+        for unit in found.not_read
+    ]
 
 
 def _flag_drift(found: HostState, wanted: Desired) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,23 @@ from macd.release.store import Store
 from macd.remote.blobs import Blob
 
 _SAMPLE = 1 << 18
-# What must import in a finished runtime: the packages whose binaries can be wrong for a machine.
-_IMPORTS = {name: name for name in ("numpy", "polars", "onnxruntime", "lightgbm")}
+# What must import in a finished runtime: what the service imports, as far as the lock has it. ccxt
+# is large, and only a feed that asks an exchange imports it.
+_IMPORTS = {
+    "numpy": "numpy",
+    "polars": "polars",
+    "onnxruntime": "onnxruntime",
+    "lightgbm": "lightgbm",
+    "prometheus-client": "prometheus_client",
+    "pydantic": "pydantic",
+}
+_OF_FEED = {"ccxt": {"ccxt": "ccxt"}}
+
+
+def imports(packages: Iterable[str], feed: str) -> list[str]:
+    """The modules that must import where `packages` are installed for a service with that feed."""
+    wanted = {**_IMPORTS, **_OF_FEED.get(feed, {})}
+    return [wanted[name] for name in packages if name in wanted]
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,12 @@ class Offer:
         return [Blob(p.sha256, p.size, p.source) for p in self.parts if p.source is not None]
 
 
-def read(store: Store, wanted: str, env: str, *, index: bool = False) -> Offer:
+def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str = "") -> Offer:
     """The release named, or the newest one made for `env`.
 
     Args:
         index: the host gets its packages from an index itself; only pip travels.
+        feed: the kind of feed that the service is to have.
 
     Raises:
         UsageError: there is no such release here.
@@ -94,7 +110,7 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False) -> Offer:
         wheels=tuple(_part(w.file, w.size, w.sha256, _wheel(store, w)) for w in wheels),
         manifest=release.raw,
         signature=release.signature,
-        imports=tuple(_IMPORTS[w.name] for w in release.lock.wheels if w.name in _IMPORTS),
+        imports=tuple(imports([w.name for w in release.lock.wheels], feed)),
     )
 
 

@@ -15,10 +15,12 @@ MODULES = ("deploying", "provisioning")
 
 @dataclass(frozen=True)
 class HostState:
-    """The answer of deploy_facts (macd/host/deploying.py); times are epoch seconds there.
+    """The answer of deploy_facts (macd/host/observing.py); times are epoch seconds there.
 
-    `units` maps unit name to its text or None; `missing` lists [sha256, bytes already there];
-    `last` is the last word of the newest activation, `well` in it whether what was left serves.
+    `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
+    ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
+    lists [sha256, bytes already there]; `last` is the last word of the newest activation, `well`
+    in it whether what was left serves.
     """
 
     app: str
@@ -41,6 +43,8 @@ class HostState:
     process: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, str | None] = field(default_factory=dict)
+    dropins: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    not_read: Sequence[str] = ()
     env: str | None = None
     service_settings: str | None = None
     agent_archive: str | None = None

@@ -10,10 +10,12 @@ import time
 from typing import Any, Dict, List, Optional
 
 from macd.host import envfile, ledger, releases
+from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.flagfile import FLAG, SHADOW
 from macd.host.layout import Layout, live_release
-from macd.host.observing import rehearse
+from macd.host.observing import unable
+from macd.host.supervisor import Supervisor
 
 
 def accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
@@ -26,7 +28,12 @@ def accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
 
 
 def check_rollback(
-    layout: Layout, to: Optional[str], history: List[Dict[str, Any]], bad: List[str]
+    layout: Layout,
+    to: Optional[str],
+    history: List[Dict[str, Any]],
+    bad: List[str],
+    scope: str,
+    unit: str,
 ) -> None:
     """Raises HostError ("refused"): `to` can't come back on this host, or is live."""
     committed = [entry["release"] for entry in history]
@@ -46,9 +53,10 @@ def check_rollback(
     if to in bad:
         hint = "invoke deploy can try it again; invoke history shows why it failed"
         raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
-    ready = rehearse(layout, to)
-    if not ready["ready"]:
-        raise HostError(f"{to} can't come back", why=ready["why"], kind="refused")
+    walls = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
+    why = unable(layout, to, walls)
+    if why:
+        raise HostError(f"{to} can't come back", why=why, kind="refused")
 
 
 def in_shadow(

@@ -170,7 +170,7 @@ def activate(
     if kind == "rollback":
         bad = [entry["release"] for entry in ledger.bad_releases(layout)]
         to = to or releases.rollback_target(history, origin, bad)
-        admission.check_rollback(layout, to, history, bad)
+        admission.check_rollback(layout, to, history, bad, service["scope"], service["unit"])
     if to is None:
         raise HostError("no release was named", kind="refused")
     if kind == "deploy" and _staged(layout) != to:

@@ -9,7 +9,18 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from macd.host import activation, blobs, durable, flagchange, identity, ledger, releases
+from macd.host import (
+    activation,
+    blobs,
+    durable,
+    flagchange,
+    identity,
+    ledger,
+    overrides,
+    releases,
+    runtimecheck,
+)
+from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, load
 from macd.host.probe import ProbeError, ask
@@ -38,6 +49,9 @@ def deploy_facts(
     live = live_release(layout)
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
+    rehearsal = Rehearsal(layout, Confinement(scope, supervisor.unit_text(unit), layout.app))
+    back = _way_back(rehearsal, history, live, bad_ids)
+    of_live = rehearsal.of(live)
     return {
         "app": layout.app,
         "exists": os.path.isdir(layout.state()),
@@ -50,7 +64,8 @@ def deploy_facts(
         "bad": bad,
         "releases": releases.on_host(layout),
         "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
-        "runtimes": _names(layout.runtimes),
+        # One that is not whole is built again by the next deploy that needs it.
+        "runtimes": [n for n in _names(layout.runtimes) if n not in rehearsal.broken],
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
         "last": ledger.last_end(layout) if os.path.isdir(layout.state("activations")) else None,
@@ -60,6 +75,8 @@ def deploy_facts(
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
+        "dropins": overrides.dropins(scope, units),
+        "not_read": overrides.not_read(supervisor, units),
         "env": _read(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
@@ -67,8 +84,8 @@ def deploy_facts(
         "accepts": _read(layout.state(identity.FILE)),
         "revoked": _file_sha256(layout.state(identity.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
-        "rollback": _way_back(layout, history, live, bad_ids),
-        "rehearsal": rehearse(layout, live),
+        "rollback": back,
+        "rehearsal": of_live,
         "free": _free(layout.app),
     }
 
@@ -90,13 +107,13 @@ def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
 
 
 def _way_back(
-    layout: Layout, history: List[Dict[str, Any]], live: Optional[str], bad: List[str]
+    rehearsal: "Rehearsal", history: List[Dict[str, Any]], live: Optional[str], bad: List[str]
 ) -> Dict[str, Any]:
     """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
     target = releases.rollback_target(history, live, bad)
     if target is not None or not history:
-        return rehearse(layout, target)
-    here = releases.on_host(layout)
+        return rehearsal.of(target)
+    here = releases.on_host(rehearsal.layout)
     names = [str(entry["release"]) for entry in reversed(history)]
     left = [name for name in dict.fromkeys(names) if name not in (live, *bad) and name in here]
     why = "no other release was committed here yet"
@@ -107,19 +124,57 @@ def _way_back(
     return {"release": None, "ready": False, "why": why}
 
 
-def rehearse(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
-    """Could this host go back to `release` now, with nothing sent? Checks hashes and runtime."""
-    if release is None:
-        return {"release": None, "ready": False, "why": "nothing was committed here before"}
+class Rehearsal:
+    """Could this host go back to a release now, with nothing sent? Nothing is changed.
+
+    Its files are hashed, of its runtime is asked what runtimecheck asks. Not asked: whether the
+    models load and predict; the release's own check does that before a switch.
+    """
+
+    def __init__(self, layout: Layout, walls: Confinement) -> None:
+        self.layout = layout
+        self._walls = walls
+        self._runtimes: Dict[str, str] = {}  # releases share them
+
+    @property
+    def broken(self) -> List[str]:
+        """The runtimes that were asked about and are not whole."""
+        return [lock for lock, wrong in self._runtimes.items() if wrong]
+
+    def of(self, release: Optional[str]) -> Dict[str, Any]:
+        """`why` it is not ready; `runtime` is what is wrong with the runtime, of that."""
+        if release is None:
+            return {"release": None, "ready": False, "why": "nothing was committed here before"}
+        damage, runtime = "", ""
+        try:
+            damage = releases.tell_differences(releases.differences(self.layout, release))
+            runtime = self._of_runtime(release)
+        except HostError as error:
+            damage = str(error)
+        why = "; ".join(part for part in (damage, runtime) if part)
+        return {"release": release, "ready": not why, "why": why, "runtime": runtime}
+
+    def _of_runtime(self, release: str) -> str:
+        lock = releases.read_manifest(self.layout, release).lock
+        if lock not in self._runtimes:
+            place = self.layout.runtime(lock)
+            wheels = load(os.path.join(self.layout.release(release), "lock.json"), {"wheels": []})
+            self._runtimes[lock] = runtimecheck.wrong_with(place, wheels["wheels"], self._walls)
+        return self._runtimes[lock]
+
+
+def unable(layout: Layout, release: str, walls: Confinement) -> str:
+    """Why there is no sense in trying to go back to `release`, "" if there is.
+
+    Less is asked than of a rehearsal: whether it can do without what its runtime lacks, its own
+    check will say, and somebody wants it back now.
+    """
     try:
-        damage = releases.differences(layout, release)
-        why = releases.tell_differences(damage)
-        lock_hash = releases.read_manifest(layout, release).lock
-        if not os.path.exists(os.path.join(layout.runtime(lock_hash), "bin", "python")):
-            why = why or "its runtime is gone"
+        damage = releases.tell_differences(releases.differences(layout, release))
+        runtime = layout.runtime(releases.read_manifest(layout, release).lock)
     except HostError as error:
-        why = str(error)
-    return {"release": release, "ready": not why, "why": why}
+        return str(error)
+    return damage or runtimecheck.python_wrong(runtime, walls)
 
 
 def _pending_public(layout: Layout) -> Optional[Dict[str, Any]]:

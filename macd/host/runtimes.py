@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, package_index, releases
+from macd.host import durable, package_index, releases, runtimecheck
 from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
@@ -50,9 +50,9 @@ def install(
     """
     lock = hashlib.sha256(raw_lock).hexdigest()
     target = layout.runtime(lock)
-    if os.path.isdir(target) and _is_sound(target, imports, walls):
-        return {"lock": lock, "built": False}
     document = json.loads(raw_lock)
+    if os.path.isdir(target) and _is_sound(target, document["wheels"], imports, walls):
+        return {"lock": lock, "built": False}
     durable.make_directories(layout.runtimes)
     _clear_forgotten(layout, walls)
     # A new one each time: the last one's may be the service account's still.
@@ -89,7 +89,11 @@ def _clear_forgotten(layout: Layout, walls: Confinement) -> None:
             shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
 
 
-def _is_sound(runtime: str, imports: List[str], walls: Confinement) -> bool:
+def _is_sound(
+    runtime: str, wheels: List[Dict[str, Any]], imports: List[str], walls: Confinement
+) -> bool:
+    if runtimecheck.wrong_with(runtime, wheels, walls):
+        return False
     try:
         check_imports(runtime, imports, walls)
     except HostError:

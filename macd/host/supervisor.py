@@ -11,7 +11,10 @@ from macd.host import detach, durable
 from macd.host.failure import HostError
 
 _TIMEOUT_S = 60
-_PROPERTIES = "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
+_PROPERTIES = (
+    "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
+    ",NeedDaemonReload"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Process:
     result: str
     enabled: str
     loaded: str
+    needs_reload: bool = False
 
     def is_same_life(self, other: "Process") -> bool:
         """True while the very process goes on that `other` described."""
@@ -104,6 +108,7 @@ class Supervisor:
             result=found.get("Result", ""),
             enabled=found.get("UnitFileState", ""),
             loaded=found.get("LoadState", ""),
+            needs_reload=found.get("NeedDaemonReload") == "yes",
         )
 
     def last_words(self, unit: str) -> str:

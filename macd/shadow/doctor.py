@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
+from macd.deploy.drift import is_about_units
 from macd.host.flagfile import FLAG, SHADOW
 from macd.shadow import symptoms
 from macd.shadow.case import Case, Finding, short
@@ -80,8 +81,12 @@ def _release(case: Case) -> Finding:
         told = f"the process serves {answers}, current is {found.live}"
         return Finding(name, False, told, "invoke deploy --restart")
     if not found.rehearsal.get("ready", True):
-        told = f"files of {found.live} are not as signed: {found.rehearsal.get('why')}"
-        return Finding(name, False, short(told), "invoke rollback; then invoke deploy it again")
+        why, runtime = found.rehearsal.get("why"), found.rehearsal.get("runtime")
+        told = f"{found.live} is not as it was deployed: {why}"
+        remedy = "invoke rollback; then invoke deploy it again"
+        if runtime and why == runtime:
+            remedy = f"invoke deploy --restart --release {found.live} builds its runtime again"
+        return Finding(name, False, short(told), remedy)
     if found.live not in [entry["release"] for entry in found.history]:
         told = f"{found.live} is live, but this host never committed it"
         return Finding(name, False, told, "invoke history --env; invoke deploy")
@@ -183,9 +188,11 @@ def _clock(case: Case) -> Finding:
 
 
 def _units(case: Case) -> Finding:
-    changed = [text for text in case.drift if text.endswith(" was changed or is missing")]
+    changed = [text for text in case.drift if is_about_units(text)]
     if changed:
         remedy = "invoke plan shows the difference; invoke provision, invoke deploy --restart"
+        if case.found.dropins:
+            remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)
     return Finding("units", True, "units are as the inventory and templates say")
 

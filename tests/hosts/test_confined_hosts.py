@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from macd.remote.session import open_session
 from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, UNIT, Bench, bench
 
@@ -41,6 +42,21 @@ told = {{
 print(json.dumps(told))
 sys.exit(1)
 """
+# As above when this file is there, else as the service of any good release.
+ASKED = "/etc/tell-what-you-may"
+WHEN_ASKED = f"""
+import os, sys
+if "--check" in sys.argv and os.path.exists("{ASKED}"):
+    exec({NOSY!r})
+"""
+BEHIND_WALLS = {
+    "capabilities": 0,
+    "no_new_privileges": "1",
+    "filtered": "2",
+    "writes": [],
+    "reads": [],
+    "preloaded": None,
+}
 IN_THE_ARCHIVE = f"""
 import json, subprocess, sys, time
 sys.path.insert(0, "{APP}/bin/macd-host.pyz")
@@ -67,16 +83,26 @@ def test_a_check_is_nobody_special_and_its_last_words_come_back(bench: Bench) ->
     assert outcome["reason"].startswith("its own check failed here: {")
     told = json.loads(outcome["reason"].partition("here: ")[2])
     assert told.pop("uid") == int(bench.on_prod("id", "-u", "macd")) != 0
-    assert told == {
-        "capabilities": 0,
-        "no_new_privileges": "1",
-        "filtered": "2",
-        "writes": [],
-        "reads": [],
-        "preloaded": None,
-    }
+    assert told == BEHIND_WALLS
     assert (bench.live, bench.life) == (before, life)
     assert bench.on_prod("systemctl", "list-units", "--all", "--quiet", "macd-confined*") == ""
+
+
+def test_no_variable_that_loads_code_reaches_the_service(bench: Bench) -> None:
+    text = bench.on_prod("cat", f"/etc/systemd/system/{UNIT}")
+    names = [w for line in text.splitlines() if line.startswith("UnsetEnvironment=")
+             for w in line.partition("=")[2].split()]  # fmt: skip
+    assert {"LD_PRELOAD", "GCONV_PATH", "OPENSSL_CONF", "PYTHONPATH"} < set(names)
+    bench.on_prod("cp", f"{APP}/.env", "/run/env.kept")
+    lines = "".join(f"{name}=/no/such\\n" for name in [*names, "INNOCENT"])
+    bench.on_prod("sh", "-c", f"printf '{lines}' >> {APP}/.env && systemctl restart {UNIT}")
+    pid = bench.on_prod("systemctl", "show", "-p", "MainPID", "--value", UNIT)
+    environ = bench.on_prod("cat", f"/proc/{pid}/environ").split("\0")
+    bench.on_prod("cp", "/run/env.kept", f"{APP}/.env")
+    bench.on_prod("systemctl", "restart", UNIT)
+    reached = {variable.partition("=")[0] for variable in environ}
+    assert "INNOCENT" in reached
+    assert reached & set(names) == set()
 
 
 def test_a_module_that_does_not_import_was_not_imported_by_root(bench: Bench) -> None:
@@ -103,6 +129,14 @@ def test_what_pip_installed_is_roots_again(bench: Bench) -> None:
     as_macd = ("setpriv", "--reuid", "macd", "--regid", "macd", "--clear-groups")
     version = bench.on_prod(*as_macd, python, "-I", "-c", "import tiny; print(tiny.__version__)")
     assert version == "1.0"
+    assert bench.json("status")["hosts"][0]["rehearsal"]["ready"]
+    bench.on_prod("rm", tiny)
+    small_releases.make(bench.inventory, 105)
+    assert "THE WAY BACK IS BROKEN: its runtime lacks 1 files" in bench.invoke("plan").stdout
+    # The same release again builds the runtime again.
+    bench.invoke("deploy", "--yes", "--restart", "--release", release)
+    assert bench.on_prod("stat", "-c", "%U %a", tiny) == "root 644"
+    assert bench.json("status")["hosts"][0]["rehearsal"]["ready"]
 
 
 def test_what_takes_too_long_is_ended_with_all_it_started(bench: Bench) -> None:
@@ -193,3 +227,23 @@ print(json.dumps([before, others, left()]))
     )
     assert told == [[True, True], [True, True], [False, False]]
     bench.on_prod("rm", "-r", place)
+
+
+def test_the_checks_of_a_diagnosis_and_of_a_rollback_are_nobody_special(bench: Bench) -> None:
+    asked = small_releases.make(bench.inventory, 110, first=WHEN_ASKED)
+    assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
+    bench.on_prod("touch", ASKED)
+    host = bench.inventory.host("prod")
+    with open_session(host, bench.inventory, modules=("checkup",)) as session:
+        checkup = session.call("checkup", app=APP, unit=UNIT, scope="system", endpoint="unix")
+    said = [json.loads(checkup["check"]["said"])]
+    small_releases.make(bench.inventory, 111)
+    assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
+    before, life = bench.live, bench.life
+    outcome = bench.json("rollback", "--yes", code=4)["outcomes"][0]
+    bench.on_prod("rm", ASKED)
+    assert outcome["release"] == asked
+    assert (bench.live, bench.life) == (before, life)
+    said.append(json.loads(outcome["reason"].partition("its own check failed here: ")[2]))
+    account = int(bench.on_prod("id", "-u", "macd"))
+    assert said == [{"uid": account, **BEHIND_WALLS}] * 2

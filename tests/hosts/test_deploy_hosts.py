@@ -213,13 +213,22 @@ def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(bench: Bench) -> 
 def test_drift_is_seen_and_provision_mends_it(bench: Bench) -> None:
     bench.on_prod("sh", "-c", f"echo '# by hand' >> /etc/systemd/system/{UNIT}")
     bench.on_prod("sh", "-c", f"echo API_TOKEN=s3cret >> {APP}/.env")
+    beside = f"/run/systemd/system/{UNIT}.d"
+    text = "[Service]\\nEnvironment=TOKEN=s3cret\\n"
+    bench.on_prod("sh", "-c", f"mkdir {beside} && printf '{text}' > {beside}/x.conf")
     shown = bench.invoke("plan").stdout
+    assert f"drift  {beside}/x.conf overrides {UNIT}, sets Environment\n" in shown
+    assert f"drift  systemd has not read {UNIT} as it stands on the disk" in shown
+    assert f"systemd has not read {UNIT.replace('.service', '.socket')}" not in shown
+    bench.on_prod("rm", "-r", beside)
     assert f"drift  {UNIT} was changed" in shown
     assert "-# by hand" in shown
     assert "API_TOKEN" in shown
     assert "s3cret" not in shown + bench.invoke("provision", "--dry-run").stdout
     assert bench.json("provision", "--yes")["hosts"][0]["changes"]
     assert "0 changes" in bench.invoke("provision", "--yes").stdout
+    left = bench.json("plan")["hosts"][0]["drift"]
+    assert [told for told in left if UNIT in told] == []
     assert "API_TOKEN=s3cret" in bench.on_prod("cat", f"{APP}/.env")
 
 

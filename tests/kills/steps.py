@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.host import activation, blobs, deploying, observing, proving, releases, runtimes
+from macd.host.confined import DIRECT
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
@@ -158,7 +159,8 @@ def look(app: str) -> str:
     layout = Layout(app)
     live = live_release(layout)
     damage = releases.differences(layout, live) if live else {}
-    return json.dumps({"live": live, "damage": damage, "ready": observing.rehearse(layout, live)})
+    ready = observing.Rehearsal(layout, DIRECT).of(live)
+    return json.dumps({"live": live, "damage": damage, "ready": ready})
 
 
 STEPS = {

@@ -26,7 +26,8 @@ def test_first_second_and_rollback(host: Place) -> None:
     assert facts["health"]["release"] == first.id
     assert facts["health"]["flags"]["ML_ENABLE_STACKING"] == "0"
     assert host.deploy(second) == "committed"
-    assert host.facts()["rollback"] == {"release": first.id, "ready": True, "why": ""}
+    ready = {"release": first.id, "ready": True, "why": "", "runtime": ""}
+    assert host.facts()["rollback"] == ready
     assert host.rollback() == "committed"
     assert host.live == first.id
     assert host.facts()["health"]["release"] == first.id

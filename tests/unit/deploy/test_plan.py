@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from macd.cli.deploy_shown import summary
 from macd.deploy.desired import Desired
-from macd.deploy.offer import Offer, Part
+from macd.deploy.offer import Offer, Part, imports
 from macd.deploy.plan import Plan, make
 from macd.deploy.state import HostState
 
@@ -55,6 +57,33 @@ def as_told(plan: Plan, field: str) -> Any:
 def test_case(name: str) -> None:
     plan, expect = planned(name)
     assert {field: as_told(plan, field) for field in expect} == expect
+
+
+@pytest.mark.parametrize(
+    ("rollback", "told"),
+    [
+        ({"release": "R", "ready": True, "why": ""}, "rollback ready: R: files as signed"),
+        (
+            {"release": "R", "ready": False, "why": "its runtime lacks 1 packages (numpy)"},
+            "✗ THE WAY BACK IS BROKEN: its runtime lacks 1 packages (numpy); don't count on a "
+            "failed release being reverted to R",
+        ),
+        ({"release": None, "ready": False, "why": "nothing yet"}, "no rollback: nothing yet"),
+    ],
+)
+def test_a_broken_way_back_is_loud_and_forbids_nothing(rollback: dict[str, Any], told: str) -> None:
+    plan, _ = planned("a_new_release")
+    shown = summary(replace(plan, rollback=rollback))
+    assert next(line for line in shown if line.startswith("back ")).startswith(f"back   {told}")
+    assert plan.problems == ()
+
+
+def test_what_must_import_is_what_the_service_imports_with_its_feed() -> None:
+    locked = ["ccxt", "numpy", "pip", "prometheus-client", "pydantic"]
+    common = ["numpy", "prometheus_client", "pydantic"]
+    assert imports(locked, "directory") == common
+    assert imports(locked, "ccxt") == ["ccxt", *common]
+    assert imports(["numpy"], "ccxt") == ["numpy"]  # not locked: its own check names that
 
 
 def test_the_cases_are_there() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.host.envfile import EnvFileError, parse, with_values
+
+ROOT = Path(__file__).parents[3]
 
 TEXT = "# flags\nML_ENABLE_STACKING=0\n\nEXCHANGE_API_KEY=abc123\nML_ENABLE_STACKING=1\n"
 
@@ -61,6 +65,15 @@ def test_a_key_that_changes_what_is_loaded_or_trusted_is_refused(key: str) -> No
         parse(f"ML_ENABLE_STACKING=0\n{key}=/tmp/x\n")
     with pytest.raises(EnvFileError, match=f"{key} would change"):
         with_values("", {key: "/tmp/x"})
+
+
+def test_what_the_unit_takes_out_may_not_be_put_in() -> None:
+    lines = (ROOT / "templates" / "service.unit.j2").read_text().splitlines()
+    taken = [w for line in lines if line.startswith("UnsetEnvironment=") for w in line[17:].split()]
+    assert "GCONV_PATH" in taken
+    for key in taken:
+        with pytest.raises(EnvFileError):
+            with_values("", {key: "1"})
 
 
 @pytest.mark.parametrize("key", ["EXCHANGE_API_KEY", "HTTPS_PROXY", "HOMEBASE", "PATHS", "TEMPO"])

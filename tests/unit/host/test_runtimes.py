@@ -6,13 +6,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from macd.host import blobs, runtimes
-from macd.host.confined import Confinement
+from macd.host import blobs, runtimecheck, runtimes
+from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 
@@ -77,3 +80,50 @@ def test_what_a_killed_build_left_is_ended_then_removed(
     assert ended == [True]  # while it could still write there
     assert [path.name for path in (tmp_path / "runtimes").iterdir()] == [lock]
     assert not (tmp_path / "runtimes" / lock / "sitecustomize.py").exists()
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """A runtime as an install leaves it: this Python, and the package tiny with its RECORD."""
+    packages = tmp_path / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    (packages / "Tiny_x-1.0.dist-info").mkdir(parents=True)
+    (packages / "tiny.py").write_text("x = 1\n")
+    (packages / "Tiny_x-1.0.dist-info" / "RECORD").write_text(
+        '"tiny.py",sha256=AAAA,6\n../../../bin/tiny,sha256=AAAA,2\n'
+        "__pycache__/tiny.pyc,,\nplain.txt,,\nTiny_x-1.0.dist-info/RECORD,,\n"
+    )
+    (packages / "plain.txt").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tiny").write_text("#!")
+    (tmp_path / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
+    return tmp_path
+
+
+LIB = "lib/python*/site-packages"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("true", ""),
+        (f"rm {LIB}/tiny.py", "its runtime lacks 1 files as installed (tiny.py)"),
+        (f"echo >> {LIB}/tiny.py", "its runtime lacks 1 files as installed (tiny.py)"),
+        (f"ln -sf /bin/sh {LIB}/tiny.py", "its runtime lacks 1 files as installed (tiny.py)"),
+        (f"rm {LIB}/plain.txt", "its runtime lacks 1 files as installed (plain.txt)"),
+        ("rm bin/tiny", "its runtime lacks 1 files as installed (../../../bin/tiny)"),
+        (f"rm -r {LIB}/*", "its runtime lacks 1 packages (tiny-x)"),
+        (f"cd {LIB}/Tiny*; rm RECORD; mkfifo RECORD", "1 packages (tiny-x)"),
+        (f"echo tiny.py,, > {LIB}/*/RECORD", ""),
+        (f"echo tiny.py > {LIB}/*/RECORD", "its runtime lacks 1 packages (tiny-x)"),
+        ("mv lib/python* lib/python3.1", "its packages were installed for another one"),
+        ("rm bin/python", "its runtime has no Python"),
+        ("ln -sf /bin/false bin/python", "its Python does not run"),
+        ("rm -r $PWD", "its runtime is gone"),
+    ],
+)
+def test_a_runtime_that_is_not_whole_any_more_is_told(built: Path, damage: str, told: str) -> None:
+    subprocess.run(["/bin/bash", "-ec", damage], cwd=built, check=True)
+    wheels = [{"name": "tiny-x"}, {"name": "pip"}]
+    wrong = runtimecheck.wrong_with(str(built), wheels, DIRECT)
+    assert told in wrong
+    assert bool(wrong) == bool(told)

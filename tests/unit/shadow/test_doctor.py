@@ -169,6 +169,21 @@ def test_a_host_that_is_well(well: Case) -> None:
             {"drift": ["macd-analysis.service was changed or is missing"]},
         ),
         (
+            "units",
+            "x.conf overrides macd-analysis.service, sets User",
+            "remove it on the host",
+            {
+                "drift": ["/etc/x.conf overrides macd-analysis.service, sets User"],
+                "dropins": {"macd-analysis.service": [{"path": "/etc/x.conf", "sets": ["User"]}]},
+            },
+        ),
+        (
+            "units",
+            "not read x.socket",
+            "invoke deploy --restart",
+            {"drift": ["systemd has not read x.socket as it stands on the disk: ..."]},
+        ),
+        (
             "training on h800",
             "CUDA out of memory",
             "smaller",
