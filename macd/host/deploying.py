@@ -24,62 +24,13 @@ from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.ledger import EventLog, Pending, locked
+from macd.host.locking import holds_the_lock, lock, require_lock
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
 from macd.host.supervisor import Supervisor
 
-_SESSION = contextlib.ExitStack()  # what this agent process holds until its channel closes
 _STAGED = "staged"
 _RUNNER_START_S = 30.0
-_RUNNER_END_S = 10.0
-
-
-def lock(app: str, who: str, doing: str) -> Dict[str, Any]:
-    """Hold the host's deploy lock for as long as this session lives.
-
-    Raises:
-        HostError ("refused"): somebody holds it, or the host was never provisioned.
-    """
-    layout = Layout(durable.expand(app))
-    if not os.path.isdir(layout.state()):
-        raise HostError(
-            "this host is not provisioned",
-            why=f"there is no {layout.state()}",
-            hint="invoke provision",
-            live="nothing; nothing was changed",
-            kind="refused",
-        )
-    os.umask(0o022)  # the service account reads what root puts here, whatever root's own umask is
-    layout.make()
-    with contextlib.ExitStack() as held:
-        held.enter_context(locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}))
-        _let_the_runner_end(layout)
-        _SESSION.enter_context(held.pop_all())
-    return {"held": True}
-
-
-def _let_the_runner_end(layout: Layout) -> None:
-    """An activation whose client left still clears up: what is staged meanwhile would go with it.
-
-    Raises:
-        HostError ("refused"): it is not at its end yet.
-    """
-    deadline = time.monotonic() + _RUNNER_END_S
-    while ledger.holder_of(layout, activation.LOCK) is not None:
-        admission.refuse_if_pending(layout)
-        if time.monotonic() > deadline:
-            raise HostError("the last deploy is still clearing up", kind="refused")
-        time.sleep(0.05)
-
-
-def _holds_the_lock(layout: Layout) -> bool:
-    holder = ledger.holder_of(layout, DEPLOY_LOCK)
-    return holder is not None and holder.get("pid") == os.getpid()
-
-
-def _require_lock(layout: Layout) -> None:
-    if not _holds_the_lock(layout):
-        raise HostError("this session does not hold the host's deploy lock", kind="refused")
 
 
 def stage(
@@ -100,7 +51,7 @@ def stage(
     installed and imported as the service of `scope` and `unit_text` will run.
     """
     layout = Layout(durable.expand(app))
-    _require_lock(layout)
+    require_lock(layout)
     # An activation may be asked for behind this call, before anybody knows how it ends.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.state(_STAGED))
@@ -162,7 +113,7 @@ def activate(
         HostError ("refused"): an activation is under way, or `to` can't go live.
     """
     layout = Layout(durable.expand(app))
-    _require_lock(layout)
+    require_lock(layout)
     admission.refuse_if_pending(layout)
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
@@ -298,7 +249,7 @@ def recover(app: str) -> Dict[str, Any]:
         return {"outcome": "nothing"}
     with contextlib.ExitStack() as held:
         try:
-            if not _holds_the_lock(layout):
+            if not holds_the_lock(layout):
                 held.enter_context(locked(layout, DEPLOY_LOCK, {"who": "recovery"}))
             flags.end(layout, recorder(layout))
             return {"outcome": activation.carry_on(layout, recorder(layout))}
