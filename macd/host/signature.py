@@ -13,6 +13,7 @@ from typing import Optional
 
 RELEASE_NAMESPACE = "release-manifest@macd"
 GATE_NAMESPACE = "gate-report@macd"
+_BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----\n", b"\n-----END SSH SIGNATURE-----\n"
 _TIMEOUT_S = 30
 
 
@@ -20,13 +21,20 @@ class SignatureError(ValueError):
     """Not signed by somebody we allow, for this purpose; the message says why."""
 
 
-def _is_version_1(signature: bytes) -> bool:
-    """The version's byte is signed by nobody, and ssh-keygen takes a lower one for 1."""
-    head = b"".join(signature.splitlines()[1:])[:16]
+def _is_plain(signature: bytes) -> bool:
+    """Exactly an SSH signature of version 1, each of its bits in its one place.
+
+    ssh-keygen takes a lower version for 1, and leaves unread what follows and what base64 leaves
+    over; what nobody signed could be changed there unseen.
+    """
+    if not (signature.startswith(_BEGIN) and signature.endswith(_END)):
+        return False
+    body = signature[len(_BEGIN) : -len(_END)].replace(b"\n", b"")
     try:
-        return base64.b64decode(head).startswith(b"SSHSIG\0\0\0\1")
+        payload = base64.b64decode(body, validate=True)
     except ValueError:
         return False
+    return payload.startswith(b"SSHSIG\0\0\0\1") and base64.b64encode(payload) == body
 
 
 def verify(
@@ -51,8 +59,8 @@ def verify(
         raise SignatureError("no allowed_signers at %s" % allowed_signers)
     if revoked is not None and not os.path.isfile(revoked):
         raise SignatureError("no list of revoked keys at %s" % revoked)
-    if not _is_version_1(signature):
-        raise SignatureError("it is no SSH signature of version 1")
+    if not _is_plain(signature):
+        raise SignatureError("it is no SSH signature of version 1, or something stands around it")
     with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
         held.write(signature)
         held.flush()

@@ -150,8 +150,6 @@ def test_no_byte_of_manifest_or_signature_can_change(host: Ward, name: str, step
             offered.write_bytes(whole)
             damaged = bytearray(whole)
             damaged[offset] ^= 0x20
-            if name == "manifest.json.sig" and damaged.split() == whole.split():
-                continue
             offered.write_bytes(damaged)
             assert "failed" in host.send(3), offset
             assert state_of(host) == before
