@@ -255,11 +255,11 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     assert "training on h800" in told
 
 
-def problem(place: Project) -> tuple[str, str, str]:
-    """Name, evidence and remedy of the one there is."""
+def problems(place: Project) -> dict[str, tuple[str, str]]:
+    """Evidence and remedy of each there is, by name."""
     (one,) = place.json("doctor", code=1)["hosts"]
-    (found,) = [finding for finding in one["findings"] if finding["ok"] is False]
-    return found["name"], found["evidence"], found["remedy"]
+    found = [finding for finding in one["findings"] if finding["ok"] is False]
+    return {finding["name"]: (finding["evidence"], finding["remedy"]) for finding in found}
 
 
 def test_the_doctor_finds_what_the_host_lacks(
@@ -268,15 +268,22 @@ def test_the_doctor_finds_what_the_host_lacks(
     fill(deployed)
     (package,) = (deployed.app / "current/runtime/lib").glob("python*/site-packages/tiny.py")
     shutil.move(package, tmp_path)
-    name, evidence, remedy = problem(deployed)
-    shutil.move(tmp_path / package.name, package)
-    assert (name, evidence) == ("dependencies", "ModuleNotFoundError: No module named 'tiny'")
-    assert remedy == "invoke release makes the lock again, invoke deploy builds its runtime"
+    try:
+        found = problems(deployed)
+    finally:
+        shutil.move(tmp_path / package.name, package)
+    assert found.keys() == {"dependencies", "release"}
+    assert found["dependencies"] == (
+        "ModuleNotFoundError: No module named 'tiny'",
+        "invoke release makes the lock again, invoke deploy builds its runtime",
+    )
+    assert found["release"][0].endswith("its runtime lacks 1 files as installed (tiny.py)")
+    assert "invoke deploy --restart --release" in found["release"][1]
 
     (tmp_path / "sitecustomize.py").write_text(FAST_CLOCK)
     with monkeypatch.context() as patched:
         patched.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        name, evidence, remedy = problem(deployed)
+        ((name, (evidence, remedy)),) = problems(deployed).items()
     assert name == "clock"
     offset, error = (float(word) for word in evidence.split() if word[-1].isdigit())
     assert abs(offset + 90) <= error + 0.2
@@ -286,8 +293,10 @@ def test_the_doctor_finds_what_the_host_lacks(
         pytest.skip("no root that may mount: the disk is nobody's to fill")
     ballast = deployed.app / "data/live/ballast"
     ballast.write_bytes(bytes(150 << 20))
-    name, evidence, remedy = problem(deployed)
-    ballast.unlink()
+    try:
+        ((name, (evidence, remedy)),) = problems(deployed).items()
+    finally:
+        ballast.unlink()
     assert name == "disk"
     assert int(evidence.split()[0]) < 300
     assert evidence.endswith(f" MB of {DISK_MB} MB free")

@@ -109,7 +109,7 @@ def test_the_question_is_asked_for_each_key(world: World) -> None:
     assert world.servers["one"].public in known_hosts(world)
     assert world.servers["two"].public not in known_hosts(world)
     done = answered(world, "y\n", "host.trust", "box")
-    assert done.returncode == 0 and "pin this key? [y/N]" in done.stdout
+    assert done.returncode == 0 and "pin this key? [y/N]" in done.stderr
     assert connects(inventory)
 
 
