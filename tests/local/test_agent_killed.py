@@ -19,7 +19,7 @@ from tests.local.test_client_killed import host_of
 
 pytestmark = pytest.mark.timeout(1200)
 # Prime to the two kills a call has: both kinds come up. All of them in `make test-full`.
-EVERY = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.full)])
+EVERY = pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.full)])
 
 
 def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.count[int]]:

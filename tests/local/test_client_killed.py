@@ -16,7 +16,7 @@ from tests.local.deploying import Project, project
 
 pytestmark = pytest.mark.timeout(1200)  # some fifty kills, each followed by what ends it
 # A trial takes a quarter of a minute: every fourth call each time, every call in `make test-full`.
-EVERY = pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)])
+EVERY = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.full)])
 LEAST = 8  # lock, recover, facts, activate, follow ..., confirm
 TIMES = (
     ("ready_s: 8", "ready_s: 40"),  # only a trial that fails takes as long
