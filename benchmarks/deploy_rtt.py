@@ -12,9 +12,9 @@ The scripts do the same job with the same service: tar over ssh, rsync with --li
 master connection; both check hashes on the host, switch a link by rename and restart. The time
 Python takes to start is told apart.
 
-Ends with 1 when a goal is missed at the longest delay: live within 1.25 times floor and restart;
-two files changed at least 1.5 times ahead of the better script, the restart taken out of both. What
-it took against the bare floor is told beside them, met or missed likewise, and decides nothing.
+Ends with 1 when a goal is missed at the longest delay: the first deploy live within 1.25 times the
+floor; two files changed live at least 1.5 times ahead of the better script. All of it counts, the
+service's restart too. How the small deploy stands to the floor is told beside them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ def main() -> int:
         bench = Bench(inventory, options.mbit)
         rows = [row for rtt in rtts for row in measured(bench, rtt, options.repeat)]
     rows.append({"what": "start of the command itself", "seconds": command_start()})
-    met, bare = goals(rows, max(rtts)), beside(rows, max(rtts))
+    met, told = goals(rows, max(rtts)), beside(rows, max(rtts))
     if options.json:
-        print(json.dumps({"rows": rows, "goals": met, "bare_floor": bare}, indent=1))
+        print(json.dumps({"rows": rows, "goals": met, "told": told}, indent=1))
     else:
         show(rows)
-        for name, good in {**met, **bare}.items():
+        print(f"at {max(rtts):g} ms:")
+        for name, good in met.items():
             print(f"{'met   ' if good else 'MISSED'}  {name}")
+        print("        " + "\n        ".join(told))
     return 0 if all(met.values()) else 1
 
 
@@ -103,26 +105,20 @@ def command_start() -> float:
 
 def goals(rows: list[Row], longest: float) -> dict[str, bool]:
     at = {row["kind"]: row for row in rows if row.get("rtt_ms") == longest}
-    within = {
-        f"{kind} at {longest:g} ms within {GOAL_FLOOR} times the floor and restart":
-        number(at[kind], "ours") <= GOAL_FLOOR * number(at[kind], "+restart")
-        for kind in KINDS[:2]
-    }  # fmt: skip
-    two = at["two changed"]
-    ours, tar, rsync = (number(two, name) - number(two, "restart") for name in WAYS)
-    ahead = min(tar, rsync) >= GOAL_AHEAD * ours
-    return {**within, f"two changed at least {GOAL_AHEAD} times ahead of the scripts": ahead}
+    first, two = at["first"], at["two changed"]
+    floors = number(first, "ours") / number(first, "floor")
+    ahead = min(number(two, way) for way in WAYS[1:]) / number(two, "ours")
+    return {
+        f"first: {floors:.2f} times the floor (at most {GOAL_FLOOR})": floors <= GOAL_FLOOR,
+        f"two changed: {ahead:.2f} times ahead (at least {GOAL_AHEAD})": ahead >= GOAL_AHEAD,
+    }
 
 
-def beside(rows: list[Row], longest: float) -> dict[str, bool]:
-    """The same against the bare floor, the service's restart counted as ours."""
-    found = {}
-    for row in rows:
-        if row.get("rtt_ms") == longest and row["kind"] in KINDS[:2]:
-            times = number(row, "ours") / number(row, "floor")
-            told = f"{row['kind']} at {longest:g} ms took {times:.2f} times the bare floor"
-            found[f"{told} ({GOAL_FLOOR} asked)"] = times <= GOAL_FLOOR
-    return found
+def beside(rows: list[Row], longest: float) -> list[str]:
+    """How the small deploy stands to the floor, of which the restart is then the largest part."""
+    two = next(r for r in rows if r.get("rtt_ms") == longest and r["kind"] == "two changed")
+    bare, whole = (number(two, "ours") / number(two, name) for name in ("floor", "+restart"))
+    return [f"two changed: {bare:.2f} times the floor, {whole:.2f} times floor and restart"]
 
 
 def number(row: Row, name: str) -> float:

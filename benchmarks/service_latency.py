@@ -1,6 +1,6 @@
 """How long a bar takes in the service, from its arrival to its line on the disk, and its memory.
 
-    python benchmarks/service_latency.py [--release releases/ID] [--bars 500] [--ccxt]
+    python -m benchmarks.service_latency [--release releases/ID] [--bars 500] [--ccxt]
 
 Real models, features, log (fsync included); bars of the sample come one by one. Without --release
 the tests' tiny training is used, whose nets are smaller than a full training's. Goal: p50 and p99

@@ -16,7 +16,7 @@ from macd.release.lock import Wheel
 from macd.release.store import Store
 from macd.remote.blobs import Blob
 
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 16
 # What must import in a finished runtime: what the service imports, as far as the lock has it. ccxt
 # is large, and only a feed that asks an exchange imports it.
 _IMPORTS = {
@@ -107,7 +107,8 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
         lock=manifest.lock,
         python=release.lock.python,
         files=files,
-        wheels=tuple(_part(w.file, w.size, w.sha256, _wheel(store, w)) for w in wheels),
+        # compressed as they are
+        wheels=tuple(Part(w.file, w.size, w.sha256, w.size, _wheel(store, w)) for w in wheels),
         manifest=release.raw,
         signature=release.signature,
         imports=tuple(imports([w.name for w in release.lock.wheels], feed)),

@@ -176,7 +176,7 @@ def _in_shadow(texts: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
 
 def _start_runner(layout: Layout, pending: Pending) -> None:
     name = f"macd-activation-{pending.number}-{os.path.basename(layout.app)}"
-    argv = [sys.executable, "-I", layout.agent_archive, "activate", "--app", layout.app]
+    argv = [sys.executable, "-I", "-S", layout.agent_archive, "activate", "--app", layout.app]
     log = layout.state("activations", f"{pending.number}.log")
     try:
         Supervisor(pending.scope).run_detached(name, argv, log)

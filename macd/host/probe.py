@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
-import time
 from typing import Any, Dict, List
 
 from macd.host.supervisor import Process
@@ -17,48 +14,23 @@ class ProbeError(Exception):
     """No usable answer came from the service's health endpoint."""
 
 
-class _BoundedSocket(socket.socket):
-    """Ends a whole conversation in time: a service may drip an answer byte by byte."""
-
-    deadline = 0.0
-
-    def recv_into(self, *args: Any, **keywords: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("it answers too slowly")
-        self.settimeout(left)
-        return super().recv_into(*args, **keywords)
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, endpoint: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._endpoint = endpoint
-        self._within = timeout
-
-    def connect(self) -> None:
-        self.sock: _BoundedSocket
-        path = self._endpoint.removeprefix("unix:")
-        family = socket.AF_INET if path == self._endpoint else socket.AF_UNIX
-        self.sock = _BoundedSocket(family, socket.SOCK_STREAM)
-        self.sock.deadline = time.monotonic() + self._within
-        self.sock.settimeout(self._within)
-        host, _, port = self._endpoint.rpartition(":")
-        self.sock.connect(path if family == socket.AF_UNIX else (host, int(port)))
-
-
 def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[str, Any]:
     """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
 
     Raises:
         ProbeError: nobody answers, not in time, or not with a JSON object.
     """
-    connection = _Connection(endpoint, timeout)
+    # Imported while the service starts rather than before: a switch comes sooner by that.
+    from http.client import HTTPException  # noqa: PLC0415
+
+    from macd.host.loopback import Connection  # noqa: PLC0415
+
+    connection = Connection(endpoint, timeout)
     try:
         connection.request("GET", path)
         raw = connection.getresponse().read(_LIMIT)
         answer = json.loads(raw)
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+    except (OSError, HTTPException, ValueError, RecursionError) as error:
         raise ProbeError(f"{type(error).__name__}: {error}") from error
     finally:
         connection.close()

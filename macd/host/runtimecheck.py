@@ -27,7 +27,7 @@ def wrong_with(runtime: str, wheels: Sequence[Dict[str, Any]], walls: Confinemen
 
     walls: behind which its Python runs; it came with a release.
     """
-    return python_wrong(runtime, walls) or _lacking(runtime, wheels)
+    return python_wrong(runtime, walls) or lacking(runtime, wheels)
 
 
 def python_wrong(runtime: str, walls: Confinement) -> str:
@@ -56,24 +56,25 @@ def _packages(runtime: str, version: str) -> str:
     return os.path.join(runtime, "lib", f"python{version}", "site-packages")
 
 
-def _lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
+def lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
+    """Which packages of `wheels`, or files of theirs, `runtime` lacks; "" if none."""
     lib = os.path.join(runtime, "lib")
     records: Dict[str, str] = {}
-    for version in sorted(os.listdir(lib)):
+    for version in sorted(os.listdir(lib)) if os.path.isdir(lib) else []:
         packages = os.path.join(lib, version, "site-packages")
         for name in os.listdir(packages) if os.path.isdir(packages) else []:
             if name.endswith(".dist-info"):
                 project = name[: -len(".dist-info")].rpartition("-")[0]
                 records[_normal(project)] = os.path.join(packages, name, "RECORD")
     wanted = {_normal(str(wheel["name"])) for wheel in wheels} - _NOT_INSTALLED
-    lacking = sorted(wanted - set(records))
+    gone = sorted(wanted - set(records))
     damaged: List[str] = []
     for name in sorted(wanted & set(records)):
         try:
             damaged += _damaged(records[name])
         except (OSError, ValueError, csv.Error):
-            lacking.append(name)
-    told = [f"{len(lacking)} packages ({_first(lacking)})"] if lacking else []
+            gone.append(name)
+    told = [f"{len(gone)} packages ({_first(gone)})"] if gone else []
     told += [f"{len(damaged)} files as installed ({_first(damaged)})"] if damaged else []
     return f"its runtime lacks {' and '.join(told)}" if told else ""
 

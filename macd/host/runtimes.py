@@ -92,9 +92,9 @@ def _clear_forgotten(layout: Layout, walls: Confinement) -> None:
 def _is_sound(
     runtime: str, wheels: List[Dict[str, Any]], imports: List[str], walls: Confinement
 ) -> bool:
-    if runtimecheck.wrong_with(runtime, wheels, walls):
+    if runtimecheck.lacking(runtime, wheels):
         return False
-    try:
+    try:  # its Python runs then, too
         check_imports(runtime, imports, walls)
     except HostError:
         return False

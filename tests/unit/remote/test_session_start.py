@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+import macd.host
 from macd.errors import MacdError, UsageError
 from macd.host import frames
 from macd.remote import assembler
 from macd.remote.session import Session
 
 StartAgent = Callable[..., Session]
+HOST = Path(macd.host.__file__).parent
+MODULES = sorted(path.stem for path in HOST.glob("*.py"))
 
 SHELLS = {
     "bash": ("bash", "--norc", "-c"),
@@ -93,6 +97,20 @@ def test_what_is_shipped_is_the_same_each_time() -> None:
 def test_a_module_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UsageError, match="no module 'nothing'"):
         assembler.sources(["nothing"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_imports_found_by_pattern_are_those_that_a_parser_finds(name: str) -> None:
+    source = (HOST / f"{name}.py").read_text()
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "macd.host":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("macd.host."):
+            found.add(str(node.module).split(".")[2])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[2] for a in node.names if a.name.startswith("macd.host.")}
+    assert set(assembler.imported(source)) == found
 
 
 def test_what_a_module_imports_is_shipped_with_it() -> None:
