@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Much of the tests' time is waiting for hosts; three workers fill two cores.
-SPREAD ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Much of the tests' time is waiting for hosts: five workers fill two cores.
+SPREAD ?= -n 5 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-full check lock clean
 

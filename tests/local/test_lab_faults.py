@@ -30,7 +30,8 @@ def test_the_next_connection_is_cut_after_so_many_bytes_and_the_one_after_is_who
     assert seen.counters.bytes_up == 2 * MB
     assert seen.counters.cuts == 1
     assert seen.fault == Fault()
-    assert (clean_links.hosts[host].home / "cut").stat().st_size < 2 * MB
+    arrived = clean_links.hosts[host].home / "cut"  # a shell ended early opened none
+    assert not arrived.exists() or arrived.stat().st_size < 2 * MB
     whole = ssh(clean_links.ssh_config, host, "cat > whole", data=bytes(5 * MB))
     assert whole.returncode == 0
     assert (clean_links.hosts[host].home / "whole").stat().st_size == 5 * MB
