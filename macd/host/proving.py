@@ -72,7 +72,9 @@ class Prover:
         for _ in range(_TRIES):
             now = self._supervisor.show(self._pending.unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
-                raise ActivationFailedError(f"it did not stay up: {now.result or now.active}")
+                said = self._supervisor.last_words(self._pending.unit)
+                told = f"; its last words: {said}" if said else ""
+                raise ActivationFailedError(f"it did not stay up: {now.result or now.active}{told}")
             wrong, _ = self._asked(self._pending.to, self._pending.manifest_sha256, now)
             if not wrong:
                 return
