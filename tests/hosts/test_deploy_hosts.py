@@ -64,8 +64,9 @@ class Bench:
             check=False,
         )
 
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self.invoke(*words, "--json", code=code).stdout)
+    def json(self, *words: str, code: int = 0, inventory: str = "deploying") -> Any:
+        done = self.invoke(*words, "--json", code=code, inventory=inventory)
+        return json.loads(done.stdout)
 
     def on_prod(self, *argv: str) -> str:
         return self.hosts.prod.exec(*argv).strip()
