@@ -19,8 +19,11 @@ def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = project(lab, tmp_path_factory.mktemp("deploy") / "p", "deploy-test")
     made.release(1)
     assert "not provisioned" in made.invoke("deploy", "--yes", code=6)
+    announced = made.json("provision", "--dry-run")["hosts"][0]["changes"]
     assert not made.app.exists()
     told = made.invoke("provision", "--yes")
+    assert f"  {len(announced)} changes\n" in told
+    assert all(f"  ✓ {one['how']}: {one['what']} {one['name']}\n" in told for one in announced)
     assert told.count("no bars to replay") == 1  # this project has none: said, and not refused
     assert "BTCUSD_1h.parquet" in told
     made.invoke("deploy", "--yes")
