@@ -23,7 +23,7 @@ from macd.host import durable, envfile, ledger
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
-from macd.host.masking import masked
+from macd.host.masking import hidden, masked
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
@@ -200,7 +200,8 @@ class _Look:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown = _texts(masked(text).encode(), masked(after).encode())
+            shown: Dict[str, Any] = _texts(masked(text).encode(), masked(after).encode())
+            shown["hidden"] = hidden(present, changes)
             write = functools.partial(durable.replace_file, path, after.encode(), mode=0o600)
             self._change("file", path, how, write, **shown)
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
