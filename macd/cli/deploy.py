@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from macd.cli.verb import confirm, emit, error_fields, same, verb
-from macd.errors import ExitCode, RefusedError
+from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
     from macd.cli.deploy_shown import Progress
@@ -112,7 +112,8 @@ def deploy(
         return apply.deploy(one, known, offer, wish)
 
     run = campaign.Campaign(known, "deploy", env)
-    return _end(run.run(planned, one_host, release=offer.id), "deploy", options, json=json)
+    result = run.run(planned, one_host, release=offer.id, serial=offer.serial)
+    return _end(result, "deploy", options, json=json)
 
 
 @verb(
@@ -135,30 +136,33 @@ def rollback(
     json: bool = False,
 ) -> ExitCode | None:
     """Back to the last good release: models, code, runtime, unit and flags; nothing is sent."""
-    from macd.deploy import apply, back, campaign
-    from macd.deploy.observe import observe
+    from macd.cli import rollback_steps as steps
+    from macd.deploy import apply, campaign
     from macd.inventory import load
+    from macd.remote.refusals import UnreachableError
 
     known = load(inventory)
     hosts = list(campaign.hosts_of(known, env, host))
+    options = same(env=env, host=host, inventory=inventory)
+    run = campaign.Campaign(known, "rollback", env)
     stay: list[str] = []
+    away: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        looked = [(one.name, observe(one, known)) for one in hosts]
-        ways = back.ways(looked, to)
+        ways, away = steps.ways(run, known, hosts, to)
         stay = [way.host for way in ways if way.stays]
-        if dry_run and json:
-            emit({"dry_run": True, "to": {w.host: None if w.stays else w.to for w in ways}})
-        elif not json:
-            print("\n".join(f"{way.host}: {way}" for way in ways))
         if dry_run:
-            return None
-        if not yes and not any(way.to for way in ways):
-            raise _no_way_back(env, any(found.exists for _, found in looked))
+            return steps.dry(ways, away, options, json=json)
+        if not json:
+            steps.show(ways, away)
+        if not (yes or away or any(way.to for way in ways)):
+            raise steps.no_way_back(env, any(way.provisioned for way in ways))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
     progress = _progress(json)
 
     def one_host(one: Host) -> Outcome:
+        if one.name in away:
+            raise away[one.name]  # asked already, and patiently
         if not json:
             print(f"rolling {one.name} back")
         memory = campaign.Memory(known)
@@ -166,25 +170,11 @@ def rollback(
             one, known, to, apply.Wish(campaign.operator(), progress, memory.keep)
         )
 
-    run = campaign.Campaign(known, "rollback", env)
-    options = same(env=env, host=host, inventory=inventory)
-    result = run.run([[one for one in hosts if one.name not in stay]], one_host, to=to)
+    going = [one for one in hosts if one.name not in stay]
+    passes = (UnreachableError, ContactLostError) if len(hosts) > 1 else ()
+    result = run.run([going], one_host, passes=passes, to=to)
     result = replace(result, untouched=[*result.untouched, *stay])
     return _end(result, "rollback", options, json=json)
-
-
-def _no_way_back(env: str, provisioned: bool) -> RefusedError:
-    if not provisioned:
-        live = "nothing, as before"
-        return RefusedError(
-            "nothing is provisioned", live=live, hint=f"invoke provision --env {env}"
-        )
-    return RefusedError(
-        "there is nothing to roll back to",
-        why="no other release that is still good was live there",
-        live="what was live before",
-        hint=f"invoke history --env {env} shows what was live there; --to ID names one of them",
-    )
 
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
@@ -259,16 +249,18 @@ def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) 
 
 def _end(result: Result, kind: str, options: str, *, json: bool) -> ExitCode | None:
     from macd.cli.deploy_shown import as_fields, print_end
+    from macd.deploy.campaign import not_taken_back
 
+    error = result.error or (not_taken_back(result.away, options) if result.away else None)
     if json:
         told = {"outcomes": as_fields(result.outcomes), "untouched": result.untouched}
-        failed = error_fields(result.error) if result.error else {}
-        emit({**told, "warnings": result.warnings, **failed})
+        failed = error_fields(error) if error else {}
+        emit({**told, "away": list(result.away), "warnings": result.warnings, **failed})
     else:
         print_end(result, kind, options)
-    if result.error is not None:
+    if error is not None:
         if not json:
-            raise result.error
-        return result.error.exit_code
+            raise error
+        return error.exit_code
     worst = [outcome.exit_code for outcome in result.outcomes if outcome.exit_code]
     return worst[0] if worst else None

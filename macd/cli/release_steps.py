@@ -140,11 +140,14 @@ def signed(book: Inventory, raw: bytes) -> bytes:
             revoked=str(signers.revoked) if signers.revoked else None,
         )
     except signature.SignatureError as error:
+        hint = f"add the key for {signers.identity} there, then invoke provision"
+        if isinstance(error, signature.RevokedError):
+            hint = "name a key that is not revoked as release.sign_key"
         raise RefusedError(
             "hosts would refuse what this key signs",
             why=f"{signers.allowed}: {error}",
             live="no release was made",
-            hint=f"add the key for {signers.identity} there, then invoke provision",
+            hint=hint,
         ) from error
     return signature_bytes
 

@@ -20,6 +20,7 @@ class Way:
     live: str | None
     to: str | None
     stays: bool = False
+    provisioned: bool = True
 
     def __str__(self) -> str:
         if self.stays:
@@ -29,16 +30,25 @@ class Way:
         return f"back to {self.to or 'nothing: no other good release was live there'}"
 
 
-def ways(looked: Sequence[tuple[str, HostState]], to: str = "") -> list[Way]:
+def ways(looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0) -> list[Way]:
     """One for each host looked at. `to`: the release named, else each host's last good one.
 
     The newest release that is live on any of them is the one that is undone: serials only rise.
+
+    Args:
+        unseen: the highest serial that may be live on a host that could not be looked at.
     """
     if to:
-        return [Way(name, found.live, to) for name, found in looked]
-    newest = max((_serial(found) for _, found in looked), default=0)
+        return [Way(name, found.live, to, provisioned=found.exists) for name, found in looked]
+    newest = max([unseen, *(_serial(found) for _, found in looked)])
     return [
-        Way(name, found.live, found.rollback.get("release"), stays=_serial(found) < newest)
+        Way(
+            name,
+            found.live,
+            found.rollback.get("release"),
+            stays=_serial(found) < newest,
+            provisioned=found.exists,
+        )
         for name, found in looked
     ]
 

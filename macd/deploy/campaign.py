@@ -1,4 +1,7 @@
-"""A change on all hosts of an environment: in waves, recorded, stopped at the first failure."""
+"""A change on all hosts of an environment: in waves, recorded, stopped at the first failure.
+
+But for a rollback, which passes by a host that can't be reached: the others need it all the same.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
-from macd.errors import MacdError, UsageError
+from macd.errors import ContactLostError, MacdError, UsageError
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 
@@ -51,12 +54,13 @@ def operator() -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of each host. `error` is what stopped the rest."""
+    """What became of each host. `error` is what stopped the rest, `away` whom it passed by."""
 
     outcomes: Sequence[Outcome]
     untouched: Sequence[str]
     error: MacdError | None = None
     warnings: Sequence[str] = ()
+    away: Mapping[str, MacdError] = field(default_factory=dict)
 
 
 class Campaign:
@@ -73,10 +77,20 @@ class Campaign:
         self._journal.append(f"{self._kind}.{what}", named, now=datetime.now(UTC))
 
     def run(
-        self, planned: Sequence[Sequence[Host]], one: Callable[[Host], Outcome], **about: Any
+        self,
+        planned: Sequence[Sequence[Host]],
+        one: Callable[[Host], Outcome],
+        *,
+        passes: tuple[type[MacdError], ...] = (),
+        **about: Any,
     ) -> Result:
-        """Do the waves in order; the first that ends with anything but 0 is the last."""
+        """Do the waves in order; the first that ends with anything but 0 is the last.
+
+        Args:
+            passes: errors that leave a host as it is and don't stop the rest.
+        """
         outcomes: list[Outcome] = []
+        away: dict[str, MacdError] = {}
         waiting = [host.name for wave in planned for host in wave]
         for number, wave in enumerate(planned, start=1):
             for host in wave:
@@ -86,16 +100,39 @@ class Campaign:
                     outcome = one(host)
                 except MacdError as error:
                     self.record("ended", host=host.name, result="failed", why=error.what)
+                    if isinstance(error, passes):
+                        away[host.name] = error
+                        continue
                     told = self._notify(f"{host.name}: {error.what}", good=False)
-                    return Result(outcomes, waiting, error, told)
+                    return Result(outcomes, waiting, error, told, away)
                 outcomes.append(outcome)
                 self.record("ended", **_recorded(outcome))
                 if outcome.exit_code:
                     told = self._notify(_sentence(self._kind, outcome), good=False)
-                    return Result(outcomes, waiting, None, told)
-        done = [outcome for outcome in outcomes if outcome.result != "nothing"]
-        body = "\n".join(_sentence(self._kind, outcome) for outcome in done)
-        return Result(outcomes, waiting, None, self._notify(body, good=True) if done else ())
+                    return Result(outcomes, waiting, None, told, away)
+        lines = [_sentence(self._kind, done) for done in outcomes if done.result != "nothing"]
+        lines += [f"{name}: {error.what}" for name, error in away.items()]
+        told = self._notify("\n".join(lines), good=not away) if lines else ()
+        return Result(outcomes, waiting, None, told, away)
+
+    def may_be_live(self, host: str) -> int:
+        """The highest serial that what was recorded here may have left live on a host; 0: none.
+
+        A deploy that failed without a word of the host's counts: it may have gone live since.
+        """
+        serials: dict[str, int] = {}
+        live = begun = 0
+        for record in self._journal.records():
+            fields = record.fields
+            if fields.get("host") != host:
+                continue
+            if record.kind == "deploy.began":
+                begun = serials[fields.get("release", "")] = fields.get("serial", 0)
+            elif record.kind == "deploy.ended" and fields.get("result") == "failed":
+                live = max(live, begun)
+            elif record.kind.endswith(".ended") and fields.get("result") != "failed":
+                live = serials.get(fields.get("live") or "", 0)
+        return live
 
     def late(self, outcome: Outcome) -> str:
         """Record and tell once how an activation ended that was begun here and let go of.
@@ -114,6 +151,18 @@ class Campaign:
         title = f"macd {self._kind} {self._env}: {'done' if good else 'FAILED'}"
         told = notify(self._inventory.notify, title, body, good=good)
         return (told,) if told else ()
+
+
+def not_taken_back(away: Mapping[str, MacdError], options: str) -> ContactLostError:
+    """What is said of hosts that a rollback passed by. `options`: those a next command needs."""
+    one = next(iter(away)) if len(away) == 1 else "NAME"
+    look, again = (f"invoke {verb} --host {one}{options}" for verb in ("status", "rollback"))
+    return ContactLostError(
+        f"not taken back: {', '.join(away)}",
+        why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
+        live="not known of these; of the others as told above",
+        hint=f"when it answers again: {look}; {again}",
+    )
 
 
 def _sentence(kind: str, outcome: Outcome) -> str:

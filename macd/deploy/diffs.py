@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from macd.deploy.desired import SHADOW, Desired
 from macd.deploy.state import HostState
 from macd.host import envfile
-from macd.host.masking import masked_lines
+from macd.host.masking import hidden, masked_lines
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,14 @@ def _flags(text: str, wanted: Desired, *, new: bool) -> Iterator[Diff]:
     if new and any(present.get(key) != value for key, value in SHADOW.items()):
         yield Diff(".env", unified(text, shadow, ".env", context=0))
     if missing:
-        yield Diff(".env", unified(text, later, ".env", context=0), "provision")
+        told = unified(text, later, ".env", context=0)
+        yield Diff(".env", with_hidden(told, hidden(present, missing)), "provision")
+
+
+def with_hidden(diff: str, keys: Sequence[str]) -> str:
+    """A diff, and below it which variables change whose old and new values look the same there."""
+    told = f"values of {', '.join(keys)} change (hidden)" if keys else ""
+    return "\n".join(part for part in (diff, told) if part)
 
 
 def unified(before: str, after: str, name: str, *, context: int = 3) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from macd.deploy import archive, desired, state
-from macd.deploy.diffs import unified
+from macd.deploy.diffs import unified, with_hidden
 from macd.inventory import Host, Inventory
 from macd.inventory.revoked import revoked
 from macd.remote.failures import RemoteFileNotFoundError
@@ -161,4 +161,5 @@ def _change(told: Mapping[str, Any]) -> Change:
     diff = ""
     if "after" in told:
         diff = unified(told.get("before", ""), told["after"], told["name"].rpartition("/")[2])
+        diff = with_hidden(diff, told.get("hidden", ()))
     return Change(told["what"], told["name"], told["how"], diff)

@@ -7,7 +7,7 @@ covered to the end of its line, and on through the lines that carry the value on
 from __future__ import annotations
 
 import re
-from typing import List
+from typing import List, Mapping
 
 COVER = "••••"
 _WORDS = r"KEY|SECRET|TOKEN|PASS|PWD|CRED|WEBHOOK|AUTHORIZATION|BEARER"
@@ -46,6 +46,17 @@ def masked_lines(text: str) -> List[str]:
         depth = max(0, _opened(value)) if is_json else 0
         carried = line.endswith("\\") or (is_json and not value.strip())
     return shown
+
+
+def hidden(before: Mapping[str, str], changes: Mapping[str, str]) -> List[str]:
+    """Which variables of a flags file change unseen: covered, they are the same line as before."""
+    return [
+        key
+        for key, value in changes.items()
+        if key in before
+        and before[key] != value
+        and masked(f"{key}={before[key]}") == masked(f"{key}={value}")
+    ]
 
 
 def _without_login(line: str) -> str:

@@ -1,13 +1,15 @@
 """Make a host what the inventory says it is, and tell each thing that had to be changed for it.
 
-Converges: what is right is not touched, so a second run changes nothing. Knows no templates and no
-inventory; it is told owners, modes, texts and units.
+Converges: what is right is not touched, so a second run changes nothing. Everything is looked at
+before anything is done, and a dry run ends there: it tells the very list that another one does.
+Knows no templates and no inventory; it is told owners, modes, texts and units.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import grp
 import importlib.util
 import os
@@ -15,13 +17,13 @@ import pwd
 import shutil
 import stat
 import subprocess
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from macd.host import durable, envfile, ledger
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
-from macd.host.masking import masked
+from macd.host.masking import hidden, masked
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
@@ -51,7 +53,8 @@ def provision(
         units: text by name; None: the unit must not be there.
 
     Raises:
-        HostError ("refused"): not root, the lock is held, or an activation is under way.
+        HostError ("refused"): not root, the lock is held, an activation is under way, or something
+            stands there that is not provision's to change. Nothing was changed.
     """
     layout = Layout(durable.expand(app))
     if scope == "system" and os.geteuid() != 0:
@@ -62,25 +65,26 @@ def provision(
             live="unchanged",
             kind="refused",
         )
-    run = _Run(layout, Supervisor(scope), scope, dry_run)
+    look = _Look(layout, Supervisor(scope), scope)
     os.umask(0o022)
     with contextlib.ExitStack() as held:
-        if os.path.isdir(layout.state()):
+        is_new = not os.path.isdir(layout.state())
+        if not is_new:
             _refuse_if_busy(layout)
             if not dry_run:
                 held.enter_context(_lock(layout, who))
-        run.account(account)
+        look.account(account)
         for directory in directories:
-            run.directory(directory["path"], directory["mode"], directory["owner"])
-        if not dry_run and not os.path.lexists(layout.state(DEPLOY_LOCK)):
-            held.enter_context(_lock(layout, who))
+            look.directory(directory["path"], directory["mode"], directory["owner"])
+        if is_new:
+            look.doings.append(lambda: held.enter_context(_lock(layout, who)))
         for file in files:
-            run.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
-        run.flags(flags)
-        run.units(units)
-        for unit in enable:
-            run.enabled(unit)
-    return {"app": layout.app, "changes": run.changes, "missing": missing_programs()}
+            look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
+        look.flags(flags)
+        look.units(units, enable)
+        for do in () if dry_run else look.doings:
+            do()
+    return {"app": layout.app, "changes": look.changes, "missing": missing_programs()}
 
 
 def _lock(layout: Layout, who: str) -> Any:
@@ -98,19 +102,21 @@ def _refuse_if_busy(layout: Layout) -> None:
         )
 
 
-class _Run:
-    """One pass over the host; with `dry_run` it only looks."""
+class _Look:
+    """One pass over the host: what differs, and in the same order how each of it is put right."""
 
-    def __init__(self, layout: Layout, supervisor: Supervisor, scope: str, dry_run: bool) -> None:
+    def __init__(self, layout: Layout, supervisor: Supervisor, scope: str) -> None:
         self._layout = layout
         self._supervisor = supervisor
         self._scope = scope
-        self._dry_run = dry_run
         self.changes: List[Change] = []
+        self.doings: List[Callable[[], object]] = []
 
-    def _change(self, what: str, name: str, how: str, **more: Any) -> bool:
+    def _change(
+        self, what: str, name: str, how: str, do: Callable[[], object], **more: Any
+    ) -> None:
         self.changes.append({"what": what, "name": name, "how": how, **more})
-        return not self._dry_run
+        self.doings.append(do)
 
     def account(self, name: str) -> None:
         """A system account without a login and without a home of its own."""
@@ -119,20 +125,18 @@ class _Run:
         with contextlib.suppress(KeyError):
             pwd.getpwnam(name)
             return
-        if self._change("account", name, "created"):
-            argv = ["useradd", "--system", "--user-group", "--no-create-home"]
-            argv += ["--home-dir", self._layout.app, "--shell", "/usr/sbin/nologin", name]
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-            if done.returncode != 0:
-                raise HostError(f"the account {name} was not made", why=done.stderr.strip())
+        self._change("account", name, "created", lambda: _add_account(name, self._layout.app))
 
     def directory(self, relative: str, mode: int, owner: str) -> None:
         path = os.path.join(self._layout.app, relative).rstrip("/")
+
+        def make() -> None:
+            durable.make_directories(path)
+            os.chmod(path, mode)
+            self._chown(path, owner)
+
         if not os.path.lexists(path):
-            if self._change("directory", path, "created"):
-                durable.make_directories(path)
-                os.chmod(path, mode)
-                self._chown(path, owner)
+            self._change("directory", path, "created", make)
             return
         status = os.lstat(path)
         if not stat.S_ISDIR(status.st_mode):
@@ -140,12 +144,11 @@ class _Run:
             raise HostError(f"{path} is no directory", hint=hint, kind="refused")
         if stat.S_IMODE(status.st_mode) != mode:
             how = f"mode {stat.S_IMODE(status.st_mode):o} -> {mode:o}"
-            if self._change("directory", path, how):
-                os.chmod(path, mode)
+            self._change("directory", path, how, lambda: os.chmod(path, mode))
         wanted = self._ids(owner)
-        wrong = wanted is not None and (status.st_uid, status.st_gid) != wanted
-        if wrong and self._change("directory", path, f"owner -> {owner or 'root'}"):
-            self._chown(path, owner)
+        if wanted is not None and (status.st_uid, status.st_gid) != wanted:
+            how = f"owner -> {owner or 'root'}"
+            self._change("directory", path, how, lambda: self._chown(path, owner))
 
     def _ids(self, owner: str) -> "Optional[tuple[int, int]]":
         if self._scope == "user":
@@ -153,7 +156,7 @@ class _Run:
         try:
             return (pwd.getpwnam(owner).pw_uid, grp.getgrnam(owner).gr_gid) if owner else (0, 0)
         except KeyError:
-            return -1, -1  # not made yet: a dry run
+            return -1, -1  # not made yet
 
     def _chown(self, path: str, owner: str) -> None:
         ids = self._ids(owner)
@@ -166,16 +169,16 @@ class _Run:
         path = os.path.join(self._layout.app, relative)
         before = _content(path)
         if data is None:
-            if before is not None and self._change("file", path, "removed"):
-                discard(path)
+            if before is not None:
+                self._change("file", path, "removed", lambda: discard(path))
         elif before != data:
             shown = {} if secret else _texts(before, data)
-            if self._change("file", path, "created" if before is None else "changed", **shown):
-                durable.replace_file(path, data, mode=mode)
+            how = "created" if before is None else "changed"
+            write = functools.partial(durable.replace_file, path, data, mode=mode)
+            self._change("file", path, how, write, **shown)
         elif stat.S_IMODE(os.stat(path).st_mode) != mode:
             how = f"mode {stat.S_IMODE(os.stat(path).st_mode):o} -> {mode:o}"
-            if self._change("file", path, how):
-                os.chmod(path, mode)
+            self._change("file", path, how, lambda: os.chmod(path, mode))
 
     def flags(self, wanted: Dict[str, str]) -> None:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
@@ -197,31 +200,51 @@ class _Run:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown = _texts(masked(text).encode(), masked(after).encode())
-            if self._change("file", path, how, **shown):
-                durable.replace_file(path, after.encode(), mode=0o600)
-            return
-        exposed = stat.S_IMODE(os.stat(path).st_mode) & 0o077
-        if exposed and self._change("file", path, "made private"):
-            os.chmod(path, 0o600)
+            shown: Dict[str, Any] = _texts(masked(text).encode(), masked(after).encode())
+            shown["hidden"] = hidden(present, changes)
+            write = functools.partial(durable.replace_file, path, after.encode(), mode=0o600)
+            self._change("file", path, how, write, **shown)
+        elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
 
-    def units(self, wanted: Dict[str, Optional[str]]) -> None:
-        differing = {}
+    def units(self, wanted: Dict[str, Optional[str]], enable: List[str]) -> None:
+        differing: Dict[str, Optional[str]] = {}
+
+        def install() -> None:
+            for name in [name for name, text in differing.items() if text is None]:
+                self._supervisor.disable(name)
+            self._supervisor.install(differing)  # all of them, and one reload
+
         for name, text in sorted(wanted.items()):
             before = self._supervisor.unit_text(name)
             if before != text:
                 how = "created" if before is None else "removed" if text is None else "changed"
-                self._change("unit", name, how, before=before or "", after=text or "")
+                do = _nothing if differing else install
+                self._change("unit", name, how, do, before=before or "", after=text or "")
                 differing[name] = text
-        if differing and not self._dry_run:
-            for name in [name for name, text in differing.items() if text is None]:
-                self._supervisor.disable(name)
-            self._supervisor.install(differing)
+        for unit in enable:
+            if self._is_off(unit, wanted[unit] or "", is_new=unit in differing):
+                enabling = functools.partial(self._supervisor.enable, unit)
+                self._change("unit", unit, "enabled", enabling)
 
-    def enabled(self, unit: str) -> None:
-        there = self._supervisor.show(unit).enabled in ("enabled", "static")
-        if not there and self._change("unit", unit, "enabled"):
-            self._supervisor.enable(unit)
+    def _is_off(self, unit: str, text: str, *, is_new: bool) -> bool:
+        """Whether it has to be enabled once its file says `text`; `is_new`: not as it stands."""
+        shown = self._supervisor.show(unit).enabled
+        if is_new:
+            return "[Install]" in text.splitlines() and shown != "enabled"
+        return shown not in ("enabled", "static")
+
+
+def _nothing() -> None:
+    """What the first of several changes does for all of them."""
+
+
+def _add_account(name: str, app: str) -> None:
+    argv = ["useradd", "--system", "--user-group", "--no-create-home"]
+    argv += ["--home-dir", app, "--shell", "/usr/sbin/nologin", name]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise HostError(f"the account {name} was not made", why=done.stderr.strip())
 
 
 def missing_programs() -> List[Dict[str, Any]]:

@@ -57,6 +57,8 @@ def accept(
         manifest = parse(raw)
     except signature.SignatureError as error:
         hint = "sign with the key provisioned here, or provision the new key"
+        if isinstance(error, signature.RevokedError):
+            hint = "invoke release makes one again, signed with a key that is not revoked"
         raise _refused("the release's signature was refused", str(error), hint) from error
     except ManifestError as error:
         raise _refused("the manifest was refused", str(error), "invoke release") from error

@@ -9,7 +9,7 @@ import base64
 import os
 import subprocess
 import tempfile
-from typing import Optional
+from typing import List, Optional
 
 RELEASE_NAMESPACE = "release-manifest@macd"
 GATE_NAMESPACE = "gate-report@macd"
@@ -17,8 +17,15 @@ _BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----\n", b"\n-----END SSH SIGNATURE---
 _TIMEOUT_S = 30
 
 
+_LIST = b"SSHKRL\n\0"  # else it is a plain list of public keys
+
+
 class SignatureError(ValueError):
     """Not signed by somebody we allow, for this purpose; the message says why."""
+
+
+class RevokedError(SignatureError):
+    """All would be well with it, but that the key that signed it no longer counts."""
 
 
 def _is_plain(signature: bytes) -> bool:
@@ -64,18 +71,53 @@ def verify(
     with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
         held.write(signature)
         held.flush()
-        argv = ["ssh-keygen", "-Y", "verify", "-f", allowed_signers, "-I", identity]
-        argv += ["-n", namespace, "-s", held.name]
-        if revoked is not None:
-            argv += ["-r", revoked]
-        try:
-            done = subprocess.run(
-                argv, input=signed, capture_output=True, timeout=_TIMEOUT_S, check=False
-            )
-        except FileNotFoundError as error:
-            raise SignatureError("ssh-keygen is not installed (package openssh-client)") from error
-        except subprocess.TimeoutExpired as error:
-            raise SignatureError("ssh-keygen gave no answer in %d s" % _TIMEOUT_S) from error
-    if done.returncode != 0:
-        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
-        raise SignatureError(said or "ssh-keygen refused it with %d" % done.returncode)
+        words = ["-Y", "verify", "-f", allowed_signers, "-I", identity]
+        words += ["-n", namespace, "-s", held.name]
+        done = _keygen(words + (["-r", revoked] if revoked is not None else []), signed)
+        if done.returncode == 0:
+            return
+        # ssh-keygen does not say that it was the list.
+        if revoked is not None and _keygen(words, signed).returncode == 0:
+            raise _by_the_list(revoked, signature)
+    said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
+    raise SignatureError(said or "ssh-keygen refused it with %d" % done.returncode)
+
+
+def _by_the_list(revoked: str, signature: bytes) -> SignatureError:
+    """A list that can't be read refuses everybody, and has revoked nobody."""
+    with open(revoked, "rb") as file:
+        is_plain = file.read(len(_LIST)) != _LIST
+    if is_plain or _lists(revoked, _key_of(signature)):
+        return RevokedError("the key that signed it is revoked: %s names it" % revoked)
+    return SignatureError("%s is no list of revoked keys that ssh-keygen can read" % revoked)
+
+
+def _key_of(signature: bytes) -> bytes:
+    """The public key in a signature that `_is_plain`, as a line of a .pub file."""
+    payload = base64.b64decode(signature[len(_BEGIN) : -len(_END)].replace(b"\n", b""))
+    key = _string(payload[len(b"SSHSIG") + 4 :])
+    return _string(key) + b" " + base64.b64encode(key) + b"\n"
+
+
+def _string(data: bytes) -> bytes:
+    """A string of the SSH protocol at the beginning of `data` (RFC 4251, section 5)."""
+    return data[4 : 4 + int.from_bytes(data[:4], "big")]
+
+
+def _lists(revoked: str, key: bytes) -> bool:
+    with tempfile.NamedTemporaryFile(prefix="macd-key-", suffix=".pub") as held:
+        held.write(key)
+        held.flush()
+        return _keygen(["-Q", "-f", revoked, held.name], b"").returncode == 1
+
+
+def _keygen(words: List[str], given: bytes) -> "subprocess.CompletedProcess[bytes]":
+    argv = ["ssh-keygen", *words]
+    try:
+        return subprocess.run(
+            argv, input=given, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise SignatureError("ssh-keygen is not installed (package openssh-client)") from error
+    except subprocess.TimeoutExpired as error:
+        raise SignatureError("ssh-keygen gave no answer in %d s" % _TIMEOUT_S) from error

@@ -105,6 +105,8 @@ def _signed(name: str, raw: bytes, signed: bytes, signers: Signers) -> tuple[byt
             revoked=str(signers.revoked) if signers.revoked else None,
         )
         return raw, parse(raw)
+    except signature.RevokedError as error:
+        raise _refused(name, str(error), "is revoked") from error
     except (signature.SignatureError, ManifestError) as error:
         raise _refused(name, str(error)) from error
 
@@ -134,9 +136,11 @@ def _intact(place: Path, file: File) -> bool:
         return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
 
 
-def _refused(name: str, why: str) -> RefusedError:
+def _refused(
+    name: str, why: str, what: str = "is not signed by a key that is allowed to"
+) -> RefusedError:
     return RefusedError(
-        f"{name} is not signed by a key that is allowed to",
+        f"{name} {what}",
         why=why,
         live="nothing was changed",
         hint="don't deploy it; invoke release makes one, signed with release.sign_key",

@@ -64,8 +64,9 @@ class Bench:
             check=False,
         )
 
-    def json(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self.invoke(*words, "--json", code=code).stdout)
+    def json(self, *words: str, code: int = 0, inventory: str = "deploying") -> Any:
+        done = self.invoke(*words, "--json", code=code, inventory=inventory)
+        return json.loads(done.stdout)
 
     def on_prod(self, *argv: str) -> str:
         return self.hosts.prod.exec(*argv).strip()
@@ -102,10 +103,10 @@ def test_the_whole_way(bench: Bench) -> None:
     assert bench.on_prod("ls", "/opt") == ""
 
     # a sudo user provisions; root then finds nothing to change
-    dry = bench.invoke("provision", "--dry-run", inventory="sudo").stdout
-    assert "would be created: account macd" in dry
+    dry = bench.json("provision", "--dry-run", inventory="sudo")["hosts"][0]["changes"]
+    assert dry[0] == {"what": "account", "name": "macd", "how": "created", "diff": ""}
     assert bench.on_prod("ls", "/opt") == ""
-    bench.invoke("provision", "--yes", inventory="sudo")
+    assert bench.json("provision", "--yes", inventory="sudo")["hosts"][0]["changes"] == dry
     assert "  0 changes" in bench.invoke("provision", "--yes").stdout
     stat = ("stat", "-c", "%U:%G %a", f"{APP}/data/live", f"{APP}/.env", f"{APP}/state/snapshots")
     assert bench.on_prod(*stat).splitlines() == ["macd:macd 750", "root:root 600", "root:root 700"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +18,11 @@ def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = project(lab, tmp_path_factory.mktemp("deploy") / "p", "deploy-test")
     made.release(1)
     assert "not provisioned" in made.invoke("deploy", "--yes", code=6)
+    announced = made.json("provision", "--dry-run")["hosts"][0]["changes"]
     assert not made.app.exists()
     told = made.invoke("provision", "--yes")
+    assert f"  {len(announced)} changes\n" in told
+    assert all(f"  ✓ {one['how']}: {one['what']} {one['name']}\n" in told for one in announced)
     assert told.count("no bars to replay") == 1  # this project has none: said, and not refused
     assert "BTCUSD_1h.parquet" in told
     made.invoke("deploy", "--yes")
@@ -280,32 +282,3 @@ def test_a_revert_to_what_does_not_start_is_no_4_and_a_restart_brings_it_back(
     serve.write_bytes(whole)
     bench.invoke(*same, "--yes", "--restart")  # though a newer serial was seen here
     assert bench.json("status")["well"]
-
-
-def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path) -> None:
-    made = project(lab, tmp_path / "w", "wave-a")
-    path = made.root / "inventory" / "lab.yml"
-    other = "{role: serve, env: prod, ssh: lab-prod, app_dir: ~/wave-b, unit: wave-b, scope: user}"
-    path.write_text(path.read_text().replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
-    made.invoke("provision", "--yes")
-    made.release(1, "check fails")
-    told = made.invoke("deploy", "--yes", "--wave", "1,100%", code=4)
-    assert "prod: untouched" in told
-    good = made.release(2)
-    told = made.invoke("deploy", "--yes", "--wave", "1,100%")
-    assert f"✓ prod-b: {good} is live" in told
-    assert f"✓ prod: {good} is live" in told
-    lives = [host["live"] for host in made.json("status")["hosts"]]
-    assert lives == [good, good]
-    newer = made.release(3)
-    made.invoke("deploy", "--yes", "--host", "prod-b")
-    told = made.json("rollback", "--dry-run")["to"]
-    assert told == {"prod-b": good, "prod": None}
-    told = made.json("rollback", "--yes")
-    assert [one["host"] for one in told["outcomes"]] == ["prod-b"]
-    assert told["untouched"] == ["prod"]  # nobody brought it anything since
-    # A host that refuses ends it: what became of the first is told with the error.
-    ended = made.json("rollback", "--yes", "--to", newer, code=6)
-    assert [one["live"] for one in ended["outcomes"]] == [newer]
-    assert "never committed" in ended["error"]["what"]
-    assert ended["exit_code"] == 6

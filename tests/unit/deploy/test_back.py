@@ -42,6 +42,13 @@ def test_only_the_newest_live_release_is_undone(
     assert ["stays at" in str(way) for way in told] == [way.stays for way in told]
 
 
+def test_what_may_be_live_on_a_host_that_is_away_counts() -> None:
+    looked = [("b", found("r2", "r1"))]
+    assert [way.stays for way in ways(looked, unseen=3)] == [True]
+    assert [way.stays for way in ways(looked, unseen=2)] == [False]
+    assert [way.to for way in ways(looked, "r1", unseen=3)] == ["r1"]
+
+
 def test_a_named_release_is_for_all_and_said_where_it_is_live_already() -> None:
     told = ways([("a", found("r3", "r2")), ("b", found("r2", "r1"))], "r2")
     assert [str(way) for way in told] == ["back to r2", "r2 is live already"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from macd.deploy.campaign import Campaign, Memory, only_host, waves
+from macd.deploy.campaign import Campaign, Memory, not_taken_back, only_host, waves
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
-from macd.errors import ContactLostError, ExitCode, UsageError
+from macd.errors import ContactLostError, ExitCode, RefusedError, UsageError
 from macd.inventory import Host, Inventory, load
 from macd.journal import Journal
 
@@ -115,6 +115,48 @@ def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None
     assert len(result.untouched) == 4
     last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
     assert (last.kind, last.fields["why"]) == ("deploy.ended", "gone")
+
+
+def test_a_rollback_passes_by_who_is_away_and_stops_at_who_refuses(inventory: Inventory) -> None:
+    def one(host: Host) -> Outcome:
+        if host.name == "prod2":
+            raise ContactLostError("gone")
+        if host.name == "prod4":
+            raise RefusedError("no")
+        return Outcome(host.name, "committed", "old", "old")
+
+    run = Campaign(inventory, "rollback", "prod")
+    ended = run.run([HOSTS], one, passes=(ContactLostError,))
+    assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod3"]
+    assert (list(ended.away), ended.untouched) == (["prod2"], ["prod5"])
+    assert isinstance(ended.error, RefusedError)
+    told = not_taken_back(ended.away, " --inventory five")
+    assert told.exit_code == ExitCode.CONTACT_LOST
+    assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
+    assert "invoke rollback --host prod2 --inventory five" in told.hint
+
+
+def test_what_may_be_live_on_a_host_that_is_away(inventory: Inventory) -> None:
+    run = Campaign(inventory, "deploy", "prod")
+
+    def deploy(serial: int, result: str, live: str = "") -> int:
+        def one(host: Host) -> Outcome:
+            if result == "lost":
+                raise ContactLostError("gone")
+            return Outcome(host.name, result, f"r{serial}", live or f"r{serial}")
+
+        run.run([HOSTS[:1]], one, release=f"r{serial}", serial=serial)
+        return run.may_be_live("prod1")
+
+    assert run.may_be_live("prod1") == 0
+    assert deploy(1, "committed") == 1
+    assert deploy(2, "reverted", "r1") == 1
+    assert deploy(3, "lost") == 3  # it may have gone live since
+    assert deploy(4, "committed") == 4
+    back = Campaign(inventory, "rollback", "prod")
+    back.run([HOSTS[:1]], lambda host: Outcome(host.name, "committed", "r1", "r1"), to="")
+    assert run.may_be_live("prod1") == 1
+    assert run.may_be_live("prod2") == 0
 
 
 def test_the_right_to_confirm_is_kept_privately(inventory: Inventory) -> None:

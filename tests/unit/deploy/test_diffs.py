@@ -50,6 +50,11 @@ def test_the_flags_file_shows_what_a_deploy_and_what_provision_would_change() ->
     assert "THEIRS" not in deploys.text + provisions.text
     [only] = differs(new=False, env=env, desired=flags)  # the same release keeps its flags
     assert only.by == "provision"
+    assert "hidden" not in only.text
+    flags["flags"]["API_TOKEN"] = "other"
+    [only] = differs(new=False, env=env, desired=flags)
+    assert only.text.endswith("+ML_STACKING_MIN_SAMPLES=50\nvalues of API_TOKEN change (hidden)")
+    assert "other" not in only.text
 
 
 def test_keys_that_may_sign_are_shown_for_provision_to_put_right() -> None:

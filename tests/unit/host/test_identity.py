@@ -55,7 +55,9 @@ def test_a_release_signed_by_a_revoked_key_is_refused(made: Made, tmp_path: Path
     listed = krl(tmp_path, made.key.with_suffix(".pub"))
     layout = host(made, tmp_path, revoked=hashlib.sha256(listed).hexdigest())
     Path(layout.state("revoked.krl")).write_bytes(listed)
-    assert "the release's signature was refused" in refusal(layout, made)
+    told = refusal(layout, made)
+    assert "the release's signature was refused: the key that signed it is revoked" in told
+    assert "do: invoke release makes one again, signed with a key that is not revoked" in told
     other = krl(tmp_path, make_key(tmp_path, "other").with_suffix(".pub"))
     Path(layout.state("revoked.krl")).write_bytes(other)
     assert "revoked.krl is not as provisioned" in refusal(layout, made)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from macd.errors import MacdError, UsageError
-from macd.host.signature import GATE_NAMESPACE, SignatureError, verify
+from macd.host.signature import GATE_NAMESPACE, RevokedError, SignatureError, verify
 from macd.release.signing import sign
 from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
 
@@ -86,7 +86,15 @@ def test_other_keys_names_and_purposes_are_refused(made: Made, tmp_path: Path) -
 def test_a_revoked_key_is_refused(made: Made, tmp_path: Path) -> None:
     krl = tmp_path / "revoked.krl"
     subprocess.run(["ssh-keygen", "-q", "-k", "-f", krl, f"{made.key}.pub"], check=True)
-    with pytest.raises(SignatureError):
+    public = made.key.with_suffix(".pub")
+    for listed in (krl, public):  # a plain list of public keys is one too
+        with pytest.raises(RevokedError, match=f"is revoked: {listed} names it"):
+            _verify(made, revoked=str(listed))
+        with pytest.raises(SignatureError) as also_forged:
+            _verify(made, signed=made.raw + b"\n", revoked=str(listed))
+        assert not isinstance(also_forged.value, RevokedError)
+    krl.write_bytes(krl.read_bytes()[:30])
+    with pytest.raises(SignatureError, match="is no list of revoked keys that ssh-keygen can read"):
         _verify(made, revoked=str(krl))
     with pytest.raises(SignatureError, match="no list of revoked keys at"):
         _verify(made, revoked=str(tmp_path / "none.krl"))

@@ -184,6 +184,19 @@ def test_a_signature_that_does_not_count_is_refused(
     assert caught.value.exit_code == 6
 
 
+def test_a_release_whose_key_was_revoked_is_called_revoked(
+    made: Made, signers: Signers, tmp_path: Path
+) -> None:
+    listed = shutil.copy(made.key.with_suffix(".pub"), tmp_path / "revoked")
+    signers = replace(signers, revoked=Path(listed))
+    archive = made.directory / bundle_name(made.manifest)
+    for look in (lambda: verify.directory(made.directory, signers),
+                 lambda: verify.bundle(archive, signers)):  # fmt: skip
+        with pytest.raises(RefusedError, match="is revoked") as caught:
+            look()
+        assert f"the key that signed it is revoked: {listed} names it" in caught.value.why
+
+
 def test_a_bundle_file_is_verified_wherever_it_lies(made: Made, signers: Signers) -> None:
     archive = shutil.copy(made.directory / bundle_name(made.manifest), made.directory.parent)
     assert verify.bundle(Path(archive), signers).id == made.directory.name

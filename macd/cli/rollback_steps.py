@@ -1,0 +1,65 @@
+"""Where `invoke rollback` would take each host, and how that is said; nothing is changed here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from macd.cli.verb import emit, error_fields
+from macd.errors import ExitCode, MacdError, RefusedError
+
+if TYPE_CHECKING:
+    from macd.deploy.back import Way
+    from macd.deploy.campaign import Campaign
+    from macd.inventory import Host, Inventory
+
+
+def ways(
+    run: Campaign, known: Inventory, hosts: list[Host], to: str
+) -> tuple[list[Way], dict[str, MacdError]]:
+    """Where each host would go, and which can't be asked; those may have what is to be undone."""
+    from macd.deploy import back
+    from macd.deploy.observe import observe_each
+
+    looked, away = observe_each(hosts, known)
+    unseen = max((run.may_be_live(name) for name in away), default=0)
+    return back.ways(looked, to, unseen), away
+
+
+def show(found: list[Way], away: dict[str, MacdError]) -> None:
+    """One line for each host."""
+    for way in found:
+        print(f"{way.host}: {way}")
+    for name, error in away.items():
+        print(f"{name}: passed by: {error.what}")
+
+
+def dry(
+    found: list[Way], away: dict[str, MacdError], options: str, *, json: bool
+) -> ExitCode | None:
+    """Only say so; with the error for hosts that could not be asked."""
+    from macd.deploy.campaign import not_taken_back
+
+    error = not_taken_back(away, options) if away else None
+    if not json:
+        show(found, away)
+        if error is not None:
+            raise error
+        return None
+    to = {way.host: None if way.stays else way.to for way in found}
+    emit({"dry_run": True, "to": to, **(error_fields(error) if error else {})})
+    return error.exit_code if error else None
+
+
+def no_way_back(env: str, provisioned: bool) -> RefusedError:
+    """No host has anywhere to go."""
+    if not provisioned:
+        live = "nothing, as before"
+        return RefusedError(
+            "nothing is provisioned", live=live, hint=f"invoke provision --env {env}"
+        )
+    return RefusedError(
+        "there is nothing to roll back to",
+        why="no other release that is still good was live there",
+        live="what was live before",
+        hint=f"invoke history --env {env} shows what was live there; --to ID names one of them",
+    )

@@ -1,0 +1,67 @@
+"""What provision announces is what it does, word for word; and a refusal changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.host.failure import HostError
+from macd.host.provisioning import provision
+
+
+def run(app: Path, env: dict[str, str], *, dry_run: bool) -> list[dict[str, Any]]:
+    """With neither account nor units: those are tests/local/test_deploy_lab.py and tests/hosts."""
+    told = provision(
+        app=str(app),
+        scope="user",
+        account="",
+        directories=[{"path": p, "mode": 0o755, "owner": ""} for p in ("", "state", "data")],
+        files=[{"path": "state/signers", "data": b"us\n", "mode": 0o644}],
+        flags=env,
+        units={},
+        enable=[],
+        who="tester",
+        dry_run=dry_run,
+    )
+    changes: list[dict[str, Any]] = told["changes"]
+    return changes
+
+
+def test_a_dry_run_tells_the_very_list_and_changes_nothing(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    flags = {"ML_ENABLE_STACKING": "0"}
+    announced = run(app, flags, dry_run=True)
+    assert not app.exists()
+    assert run(app, flags, dry_run=False) == announced
+    assert [one["how"] for one in announced] == ["created"] * 5
+    assert run(app, flags, dry_run=False) == []
+    (app / "data").chmod(0o700)
+    (app / "state/signers").write_text("them\n")
+    (app / ".env").chmod(0o644)
+    announced = run(app, flags, dry_run=True)
+    assert [one["how"] for one in announced] == ["mode 700 -> 755", "changed", "made private"]
+    assert run(app, flags, dry_run=False) == announced
+    assert run(app, flags, dry_run=True) == []
+
+
+def test_a_secret_that_changes_is_named_and_not_shown(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    flags = {"API_TOKEN": "old", "PROXY": "http://bob:old@proxy", "MODE": "a", "ML_X": "1"}
+    run(app, flags, dry_run=False)
+    flags = {"API_TOKEN": "new", "PROXY": "http://bob:new@proxy", "MODE": "b", "NEW_KEY": "new"}
+    [change] = run(app, flags, dry_run=True)
+    assert change["hidden"] == ["API_TOKEN", "PROXY"]  # the others are lines that differ
+    assert "new" not in change["before"] + change["after"]
+    assert "NEW_KEY=" in change["after"] and "MODE=b" in change["after"]
+
+
+def test_what_is_not_understood_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    run(app, {}, dry_run=False)
+    (app / ".env").write_text("nonsense\n")
+    (app / "state/signers").unlink()
+    with pytest.raises(HostError, match="can't be understood"):
+        run(app, {}, dry_run=False)
+    assert not (app / "state/signers").exists()
