@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from invoke import Collection
 
-from macd.cli import (
+from macd.cli import interrupts
+
+interrupts.leave_quietly()
+
+from macd.cli import (  # noqa: E402 - these take a while
     data,
     demo,
     deploy,

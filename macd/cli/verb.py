@@ -13,6 +13,7 @@ from typing import Any
 
 from invoke import Exit, Task, task
 
+from macd.cli import interrupts
 from macd.errors import ExitCode, MacdError
 
 Verb = Callable[..., Any]
@@ -52,6 +53,7 @@ def verb(
 
 def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     try:
+        interrupts.as_usual()
         result = body(*args, **kwargs)
     except MacdError as error:
         return _tell(error, as_json=bool(kwargs.get("json")))

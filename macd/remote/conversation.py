@@ -209,10 +209,19 @@ class Conversation:
     # -- the end ----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the agent (it ends with its stdin) and what was opened for it. Idempotent."""
+        """End the agent (it ends with its stdin) and what was opened for it. Idempotent.
+
+        Returns in bounded time. A Ctrl-C may be raised at the very instant at which paramiko has
+        taken a lock and not yet seen to its release; closing would wait for that lock for ever.
+        """
         if self._closed:
             return
         self._closed = True
+        ending = threading.Thread(target=self._hang_up, name=f"end {self.name}", daemon=True)
+        ending.start()
+        ending.join(_EXIT_SECONDS)
+
+    def _hang_up(self) -> None:
         self._channel.shutdown_write()
         self._channel.close()
         if self._link is not None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,3 +201,12 @@ def test_a_cut_in_the_middle_of_a_call_is_contact_lost(
     with pytest.raises(ContactLostError, match="contact with prod was lost"):
         pending.result()
     assert open_to("prod").call("ping")
+
+
+@pytest.mark.timeout(60)
+def test_it_ends_though_a_ctrl_c_left_a_lock_of_paramiko_taken(open_to: Open) -> None:
+    session = open_to("prod")
+    session.ping()
+    below: Any = session
+    below._channel._channel.lock.acquire()  # as an interrupt between acquire() and try does
+    session.close()
