@@ -6,10 +6,12 @@ note only ever closes: what opens is the signed report itself.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
 from datetime import datetime
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -31,16 +33,28 @@ def gate_note(app: str, note: Dict[str, Any]) -> bool:
     made = _epoch(note.get("made"))
     if made is None or made > time.time() + _CLOCKS_DIFFER_S:
         raise HostError(f"no gate report was made at {note.get('made')!r:.40}", kind="refused")
-    known = newest(layout)
     if not os.path.isdir(layout.state()):
         return False
-    if known is not None and _epoch(known["made"]) >= made:
-        return False
-    names = ("verdict", "release", "sha256", "made")
-    kept = {name: str(note.get(name))[:_LONGEST] for name in names}
     durable.make_directories(layout.state("gate"))
-    save(_path(layout), {**kept, "opens": note.get("opens") is True})
+    with _alone(layout):
+        known = newest(layout)
+        if known is not None and _epoch(known["made"]) >= made:
+            return False
+        names = ("verdict", "release", "sha256", "made")
+        kept = {name: str(note.get(name))[:_LONGEST] for name in names}
+        save(_path(layout), {**kept, "opens": note.get("opens") is True})
     return True
+
+
+@contextlib.contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """Two machines may judge at once: without waiting, the older note could be written last."""
+    descriptor = os.open(layout.state("gate", "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def newest(layout: Layout) -> Optional[Dict[str, Any]]:
