@@ -9,10 +9,12 @@ import pytest
 
 from macd.remote.session import open_session
 from tests import small_releases
-from tests.hosts.test_deploy_hosts import APP, UNIT, Bench, bench
+from tests.hosts.test_deploy_hosts import APP, MORE, UNIT, Bench, bench
 
 __all__ = ["bench"]
 pytestmark = pytest.mark.hosts
+
+INDEX = 'index_url: "http://127.0.0.1:8099/simple"'
 
 # A check that tells what it may, and fails: its last words come back as the reason.
 NOSY = f"""
@@ -137,6 +139,32 @@ def test_what_pip_installed_is_roots_again(bench: Bench) -> None:
     bench.invoke("deploy", "--yes", "--restart", "--release", release)
     assert bench.on_prod("stat", "-c", "%U %a", tiny) == "root 644"
     assert bench.json("status")["hosts"][0]["rehearsal"]["ready"]
+
+
+def test_pip_reaches_an_index_through_the_walls(bench: Bench) -> None:
+    inventories = bench.inventory.root / "inventory"
+    plain, to_index = MORE, MORE.replace("service: {", f"service: {{runtime: index, {INDEX}, ")
+    text = (inventories / "deploying.yml").read_text()
+    assert plain in text
+    (inventories / "indexed.yml").write_text(text.replace(plain, to_index))
+    release = small_releases.make(bench.inventory, 106, package="3.0")
+    (wheel,) = bench.inventory.root.glob("releases/wheels/*/tiny-3.0-*.whl")
+    shelf = "/run/index/simple/tiny"
+    page = f'<!DOCTYPE html><html><body><a href="{wheel.name}">{wheel.name}</a></body></html>'
+    put = "import sys; open(sys.argv[1], 'wb').write(bytes.fromhex(sys.argv[2]))"
+    bench.on_prod("mkdir", "-p", shelf)
+    bench.on_prod("python3", "-c", put, f"{shelf}/{wheel.name}", wheel.read_bytes().hex())
+    bench.on_prod("python3", "-c", put, f"{shelf}/index.html", page.encode().hex())
+    wheel.unlink()  # it can come from nowhere else
+    serve = ("python3", "-m", "http.server", "8099", "--bind", "127.0.0.1", "-d", "/run/index")
+    bench.on_prod("systemd-run", "--quiet", "--collect", "--unit=test-index", *serve)
+    try:
+        outcome = bench.json("deploy", "--yes", inventory="indexed")["outcomes"][0]
+    finally:
+        bench.on_prod("systemctl", "stop", "test-index")
+    assert (outcome["result"], bench.live) == ("committed", release)
+    python = bench.on_prod("readlink", "-f", f"{APP}/current/runtime") + "/bin/python"
+    assert bench.on_prod(python, "-I", "-c", "import tiny; print(tiny.__version__)") == "3.0"
 
 
 def test_what_takes_too_long_is_ended_with_all_it_started(bench: Bench) -> None:
