@@ -36,6 +36,11 @@ def imports(packages: Iterable[str], feed: str) -> list[str]:
     return [wanted[name] for name in packages if name in wanted]
 
 
+def lacking(packages: Iterable[str], feed: str) -> list[str]:
+    """The packages that a feed of that kind needs beyond `packages`."""
+    return sorted(set(_OF_FEED.get(feed, {})) - set(packages))
+
+
 @dataclass(frozen=True)
 class Part:
     """A file of the release, or a wheel its runtime needs; `wire` is what it compresses to, about.
@@ -52,7 +57,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Offer:
-    """One release: id, serial, epoch seconds it expires, files, wheels, and its lock's hash."""
+    """One release: id, serial, epoch seconds it expires, files, wheels, and its lock's hash.
+
+    `lacks`: packages that the service's feed needs and the lock does not have.
+    """
 
     id: str
     app: str
@@ -66,6 +74,7 @@ class Offer:
     manifest: bytes = field(default=b"", repr=False, compare=False)
     signature: bytes = field(default=b"", repr=False, compare=False)
     imports: Sequence[str] = ()
+    lacks: Sequence[str] = ()
 
     @property
     def parts(self) -> list[Part]:
@@ -97,6 +106,7 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
             why=f"missing: {', '.join(gone)}",
             hint="invoke release.verify shows more",
         )
+    packages = [wheel.name for wheel in release.lock.wheels]
     wheels = [one for one in release.lock.wheels if not index or one.name == "pip"]
     return Offer(
         id=release.id,
@@ -111,7 +121,8 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
         wheels=tuple(Part(w.file, w.size, w.sha256, w.size, _wheel(store, w)) for w in wheels),
         manifest=release.raw,
         signature=release.signature,
-        imports=tuple(imports([w.name for w in release.lock.wheels], feed)),
+        imports=tuple(imports(packages, feed)),
+        lacks=tuple(lacking(packages, feed)),
     )
 
 

@@ -192,6 +192,9 @@ def _cannot_fit(found: HostState, offer: Offer, lacking: Sequence[Part]) -> list
     if offer.wheels and offer.python and offer.python != found.python.get("version"):
         what = f"locked for Python {offer.python}, the host has {found.python.get('version')}"
         told.append(Problem(what, "invoke release locks for the host's Python"))
+    if offer.lacks:
+        what = f"it was made without {', '.join(offer.lacks)}, which the service's feed needs"
+        told.append(Problem(what, "invoke release makes one for the feed of the inventory"))
     unsendable = [part.path for part in lacking if part.source is None]
     if unsendable and any(part.source for part in offer.parts):
         what = f"wheels that neither the host nor this machine has: {', '.join(unsendable)}"

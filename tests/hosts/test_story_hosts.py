@@ -6,7 +6,10 @@ else is the hosts' own. The tests of this file are one story: each goes on where
 
 from __future__ import annotations
 
+import threading
+import time
 from datetime import UTC, datetime
+from ipaddress import ip_interface
 from typing import Any
 
 import pytest
@@ -28,6 +31,7 @@ from tests.hosts.story import (
     with_another_model,
 )
 from tests.trained import ROOT
+from tests.unit.market.test_fetch import HOUR, Server
 
 pytestmark = pytest.mark.hosts
 
@@ -176,7 +180,8 @@ def test_it_is_all_well_and_on_record(story: Story) -> None:
 
 
 def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(story: Story) -> None:
-    *past, first, second, third = bars_up_to_now(540)  # of 527 the features are made
+    # Of 527 the features are made; the newest of all is left to the exchange.
+    *past, first, second, third, _ = bars_up_to_now(541)
     story.on_prod("install", "-d", "-o", WRITER, BARS_DIRECTORY)
     story.append("timestamp,open,high,low,close,volume\n" + "".join(past))
     inventory = story.root / "inventory" / "story.yml"
@@ -208,3 +213,39 @@ def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(sto
     assert len(numbers) > before
     assert story.pid == held
     assert story.healthz["feed"]["state"] == "reading its directory"
+
+
+def test_bars_that_an_exchange_closes_become_lines_of_the_hardened_unit(story: Story) -> None:
+    prod = story.on_prod("ip", "-4", "-o", "address", "show", "host0").split()[3]
+    here = str(next(one for one in ip_interface(prod).network.hosts() if str(one) not in prod))
+    exchange = Server(here)
+    exchange.pairs = [("BTC", "USD")]
+    exchange.now = int(time.time() * 1000)
+    for bar in bars_up_to_now(541):
+        opened, *prices = bar.strip().split(",")
+        end = int(opened) + HOUR - 1
+        exchange.rows.append([int(opened), *prices, end, "1.0", 5, "1.0", "1.0", "0"])
+    threading.Thread(target=exchange.serve_forever, daemon=True).start()
+    feed = f"{{kind: ccxt, exchange: binance, api_url: '{exchange.url}'}}"
+    inventory = story.root / "inventory" / "story.yml"
+    inventory.write_text(inventory.read_text().replace(FILES, feed))
+    # What is live was locked for a feed that asks nobody.
+    told = story.invoke("deploy", "--yes", "--release", story.live, code=6)
+    assert "made without ccxt" in told
+    made = release(story)
+    (outcome,) = story.json("deploy", "--yes")["outcomes"]
+    assert (outcome["result"], story.live) == ("committed", made)
+    newest = datetime.fromtimestamp(exchange.rows[-1][0] / 1000, UTC)
+
+    def signals() -> list[dict[str, Any]]:
+        found = [line for line in story.lines if line["level"] == "SIGNAL"]
+        return [one for one in found if datetime.fromisoformat(one["bar_time"]) == newest]
+
+    story.until("the exchange's newest bar", lambda: bool(signals()))
+    (line,) = signals()
+    assert line["data"]["components"]["ml_error"] is None
+    assert 0 < line["data"]["components"]["ml_stacking_prob"] < 1
+    assert line["data"]["components"]["close"] == float(exchange.rows[-1][4])
+    assert story.healthz["feed"]["state"] == "polling"
+    assert int(story.on_prod("grep", "VmHWM", f"/proc/{story.pid}/status").split()[1]) < 300_000
+    exchange.shutdown()

@@ -62,12 +62,14 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         self.faults: dict[int, Fault] = {}
         self.asked: list[int] = []
         self.now = int(NOW.timestamp() * 1000)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = f"http://{address}:{self.server_address[1]}"
+        self.pairs = [("ETH", "USDT"), ("ETH", "USDC"), ("BTC", "USDT")]
+        self.rows: list[list[Any]] = []  # klines to serve instead of those made up
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,8 +89,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         if url.path == "/api/v3/exchangeInfo":
-            pairs = [("ETH", "USDT"), ("ETH", "USDC"), ("BTC", "USDT")]
-            self.answer(200, {"symbols": [market(*pair) for pair in pairs]})
+            self.answer(200, {"symbols": [market(*pair) for pair in self.server.pairs]})
         elif url.path == "/api/v3/time":
             self.answer(200, {"serverTime": self.server.now})
         elif url.path == "/api/v3/klines":
@@ -103,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {"code": -1, "msg": f"no such path {url.path}"})
 
     def klines(self, query: dict[str, str]) -> list[list[Any]]:
+        if self.server.rows:
+            after = [row for row in self.server.rows if row[0] >= int(query["startTime"])]
+            return after[: int(query["limit"])]
         first = max(int(query["startTime"]), LISTED)
         first += -first % HOUR
         stamps = range(first, self.server.now + 1, HOUR)
