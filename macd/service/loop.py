@@ -67,7 +67,7 @@ class Loop:
         """Get the history of every symbol; a feed that is down is asked again until it is not."""
         while not self._stop.is_set():
             try:
-                self._remember(self._feed.begin(NEED, self._log.last_bar_ms))
+                self._remember(self._feed.begin(NEED, self._last_told()))
                 self._status.feed(self._feed.state)
                 return
             except MacdError as error:
@@ -75,6 +75,17 @@ class Loop:
                 self._status.feed(error.what)
                 self._alive()
                 self._stop.wait(_RETRY_S)
+
+    def _last_told(self) -> int | None:
+        """Behind which bar to go on; None where what was told before says nothing about this feed.
+
+        Years of bars lie between a replay and the exchange that follows it: each would be told as
+        one that came late.
+        """
+        last = self._log.last_bar_ms
+        if last is None or not self._feed.live:
+            return last
+        return last if self._now_ms() - last <= NEED * self._settings.step else None
 
     def run(self) -> None:
         """Until `stop` is set; what had arrived by then is finished first."""
