@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.sizes import size
+from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.deploy.campaign import Result

@@ -18,9 +18,9 @@ from macd.cli.release_steps import (
     signing_key,
     store_of,
 )
-from macd.cli.sizes import size
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
+from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.sizes import size
 from macd.errors import RefusedError, UsageError
+from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory

@@ -69,9 +69,9 @@ def tell_only(
     contact: Contact, order: Order, checks: list[Check], *, json: bool
 ) -> ExitCode | None:
     """What would travel and run; changes nothing."""
-    from macd.cli.sizes import size
     from macd.cli.train_shown import step
     from macd.jobs import sync
+    from macd.sizes import size
 
     count, lacking = sync.missing(contact, order)
     failed = any(check.level == "error" for check in checks)
@@ -94,9 +94,9 @@ def tell_only(
 
 def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> None:
     """Send what the host lacks, start the run, record it."""
-    from macd.cli.sizes import size
     from macd.cli.train_shown import step
     from macd.jobs import ask, record, sync
+    from macd.sizes import size
 
     sent = sync.send(contact, order)
     if not json:
@@ -142,9 +142,9 @@ def to_the_end(
 
 def bring_home(contact: Contact, book: Inventory, run: str, *, json: bool) -> ExitCode | None:
     """Fetch the files of a run that is over, record its end and tell it."""
-    from macd.cli.sizes import size
     from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
     from macd.jobs import collect, follow, record
+    from macd.sizes import size
 
     got = collect.collect(contact, run, place(book))
     record.finished(

@@ -17,6 +17,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from macd import sizes
+
 TEMPLATES = Path(__file__).parents[2] / "templates"
 
 Cell = str | float | int | bool | None
@@ -95,12 +97,8 @@ def seconds(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """A file's size: `959 B`, `66.6 kB`, `5.1 MB`."""
-    if value is None:
-        return "–"
-    if value < 1000:
-        return f"{value:.0f} B"
-    return f"{value / 1e3:.1f} kB" if value < 1e6 else f"{value / 1e6:.1f} MB"
+    """A file's size, `–` where nobody knows."""
+    return "–" if value is None else sizes.size(value)
 
 
 def moment(iso: str | None) -> str:

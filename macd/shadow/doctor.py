@@ -14,6 +14,7 @@ from macd.deploy.drift import is_about_units
 from macd.host.flagfile import FLAG, SHADOW
 from macd.shadow import symptoms
 from macd.shadow.case import Case, Finding, short
+from macd.sizes import size
 
 _CLOCK_OFF_S = 5.0
 _FREE_BYTES, _FREE_SHARE, _FREE_INODES = 300 << 20, 0.03, 500
@@ -172,7 +173,7 @@ def _epoch(text: object) -> float | None:
 def _disk(case: Case) -> Finding:
     disk = case.checkup["disk"]
     free, total, inodes = disk["free"], disk["total"], disk["inodes"]
-    told = f"{free >> 20} MB of {total >> 20} MB free"
+    told = f"{size(free)} of {size(total)} free"
     full = free < _FREE_BYTES or free < _FREE_SHARE * total
     if 0 <= inodes < _FREE_INODES:
         full, told = True, f"{told}, {inodes} inodes free"

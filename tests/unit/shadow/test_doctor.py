@@ -150,7 +150,7 @@ def test_a_host_that_is_well(well: Case) -> None:
         ),
         (
             "disk",
-            "20 MB of",
+            "21.0 MB of 1099.5 GB free",
             "release.keep",
             {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}},
         ),

@@ -1,4 +1,4 @@
-"""Bytes for people: one way to say them, whichever verb does."""
+"""Bytes for people: one way to say them, on the terminal and on pages."""
 
 from __future__ import annotations
 
