@@ -6,7 +6,9 @@ exactly what they mean there. What the inventory says comes first. Nothing is co
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
 import subprocess
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -82,16 +84,25 @@ def resolve(host: Host, inventory: Inventory) -> tuple[Hop, ...]:
 def _config(inventory: Inventory) -> Path | None:
     """The file to name to ssh, None for what it reads by itself."""
     path = inventory.ssh_config
-    if path is None or path == Path("~/.ssh/config").expanduser().resolve():
+    if path is None or path == _read_by_ssh():
         return None  # then /etc/ssh/ssh_config counts too, and the file needn't exist
     if path.is_file():
         return path
+    if path == Path("~/.ssh/config").expanduser().resolve():
+        return None
     lab = ".lab" in path.parts
     raise UsageError(
         f"{path} does not exist",
         why=f"inventory {inventory.name} reads its ssh aliases from there (key ssh_config)",
         hint="invoke lab.up starts the lab and writes it" if lab else "correct ssh_config",
     )
+
+
+def _read_by_ssh() -> Path | None:
+    """The user's own file as ssh finds it: by the account, whatever HOME says."""
+    with contextlib.suppress(KeyError):
+        return Path(pwd.getpwuid(os.getuid()).pw_dir, ".ssh/config").resolve()
+    return None
 
 
 def _way(host: Host, inventory: Inventory) -> list[Hop]:

@@ -238,6 +238,22 @@ def test_the_users_own_configuration_need_not_exist(book: Book) -> None:
     assert ways[0] == ways[1] and ways[0][0].alias == "localhost"
 
 
+def test_a_home_that_is_not_the_accounts_is_read_where_it_was_named(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ssh itself goes by the account, so it has to be told."""
+    monkeypatch.setenv("HOME", str(book.directory))
+    (book.directory / ".ssh").mkdir()
+    named = book.directory / ".ssh" / "config"
+    named.write_text("Host box\n  HostName 192.0.2.7\n")
+    host = Host(name="box", role="jump", ssh="box")
+    (hop,) = resolve(host, inventory_of(book.directory, str(named), host))
+    assert hop.hostname == "192.0.2.7"
+    named.unlink()
+    (hop,) = resolve(host, inventory_of(book.directory, str(named), host))
+    assert hop.hostname == "box"
+
+
 def inventory_of(directory: Path, config: str | None, host: Host) -> Inventory:
     return Inventory.model_validate(
         {
