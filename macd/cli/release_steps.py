@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json as jsonlib
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,28 @@ if TYPE_CHECKING:
     from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Signers
+
+_MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
+
+
+def stays_off(book: Inventory, run: Run) -> str:
+    """Why the service will skip stacking, so that no gate can pass; "" where it will not.
+
+    The criterion counts bars that a meta-model judged unseen, this flag the moves that taught it.
+    """
+    from macd.release.run import MODELS
+
+    asked = book.service.env.get(_MIN_SAMPLES, "")
+    meta = run.directory / MODELS / f"stacking_meta_{run.tf}.json"
+    if not (asked.isdigit() and meta.is_file()):
+        return ""
+    taught = jsonlib.loads(meta.read_bytes()).get("n_oof_samples", 0)
+    if taught >= int(asked):
+        return ""
+    return (
+        f"stacking will stay off: it was taught by {taught:,} samples, and service.env asks for "
+        f"{_MIN_SAMPLES}={asked}; train on more bars, or lower it there"
+    )
 
 
 def order_of(
@@ -41,6 +64,9 @@ def order_of(
     findings = judge(run.criteria, book.train.criteria, run.audit, run.metrics["models"])
     for finding in findings:
         say(json, finding.line())
+    off = stays_off(book, run)
+    if off:
+        say(json, f"⚠ {off}")
     constraints = book.root / "constraints.txt"
     if not blocking(findings) or accept:
         target, warnings = target_of(book, env)

@@ -147,6 +147,7 @@ def strict(project: Path) -> None:
     text = (project / "inventory/lab.yml").read_text()
     assert "lstm_val_auc: {level: warn}" in text
     text = text.replace("lstm_val_auc: {level: warn}", "lstm_val_auc: {level: block}")
+    text = text.replace("service:\n", 'service:\n  env: {ML_STACKING_MIN_SAMPLES: "1000000"}\n')
     (project / "inventory/strict.yml").write_text(text)
 
 
@@ -155,6 +156,8 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
     done = invoke(project, "release", "--inventory", "strict")
     assert done.returncode == 6
     assert "missed by" in done.stderr
+    assert "⚠ stacking will stay off: it was taught by" in done.stdout
+    assert "ML_STACKING_MIN_SAMPLES=1000000" in done.stdout
     assert "--accept" in done.stderr
     dry = invoke(
         project, "release", "--inventory", "strict", "--accept", "a drill", "--dry-run", "--json"
@@ -223,6 +226,7 @@ def test_code_of_another_tree_goes_in_and_is_told(project: Path, made: dict[str,
     done = invoke(project, "release", "--source", "elsewhere")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"not this clone's but that of {tree}" in done.stdout
+    assert "stacking will stay off" not in done.stdout
     other = json.loads(invoke(project, "release.show", "--json").stdout)
     before = json.loads(invoke(project, "release.show", made["id"], "--json").stdout)
     wheel = "app/macd-0.1.0-py3-none-any.whl"
