@@ -60,7 +60,7 @@ def import_(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Read a CSV or parquet file of bars into the canonical form; asks where it can't tell."""
+    """Read CSV or parquet bars into the canonical form; asks where it can't tell."""
     from macd.market.bars import bars_path, digest, read_bars, write_bars
     from macd.market.columns import parse_mapping
     from macd.market.importing import Answers, between, closed, merge, read_file
@@ -140,7 +140,7 @@ def fetch(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Bring what is missing from an exchange, page by page; interrupted, run it again."""
+    """Bring missing bars from an exchange, page by page; interrupted, run it again."""
     import sys
     import time
 
@@ -214,7 +214,10 @@ def verify(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Name every gap, duplicate, impossible or suspicious bar; exit 1 on errors; repair nothing."""
+    """Name gaps, duplicates, impossible or suspicious bars; exit 1 on errors.
+
+    Repairs nothing.
+    """
     from macd.inventory import load
     from macd.market.bars import bars_path, digest, read_rows, symbol_name
     from macd.market.checks import Limits, check_all

@@ -76,7 +76,7 @@ LEFT_UP = "the lab was up before the demo and stays up; invoke lab.down ends it"
     },
 )
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
-    """The whole story on the embedded hosts with the sample data; every command is printed."""
+    """The whole story on the embedded hosts with sample data, each command printed."""
     from macd import lab
     from macd.inventory import project_root
 

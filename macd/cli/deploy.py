@@ -34,7 +34,10 @@ def plan(
     inventory: str = "",
     json: bool = False,
 ) -> None:
-    """Show what deploy would change: files, units, bytes, drift, the way back. Changes nothing."""
+    """Show what deploy would change: files, units, bytes, drift, the way back.
+
+    Changes nothing.
+    """
     from macd.inventory import load
 
     known = load(inventory)
@@ -81,7 +84,7 @@ def deploy(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Bring a release live: send, verify on the host, switch, restart, soak, commit or revert."""
+    """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
     from macd.deploy import apply, campaign
     from macd.inventory import load
 
@@ -135,7 +138,7 @@ def rollback(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Back to the last good release: models, code, runtime, unit and flags; nothing is sent."""
+    """Back to the last good release: models, code, unit, flags; nothing is sent."""
     from macd.cli import rollback_steps as steps
     from macd.deploy import apply, campaign
     from macd.inventory import load

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     },
 )
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
-    """Show a host's system, Python, disks, service manager, GPUs and clock (changes nothing)."""
+    """Show a host's system, Python, disks, service manager, GPUs and clock.
+
+    Changes nothing.
+    """
     from macd.inventory import load
     from macd.remote.session import open_session
 

@@ -32,7 +32,7 @@ def enable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Let stacking decide: needs the newest gate report to be a signed PASS about what is live."""
+    """Let stacking decide: the newest gate report must be a PASS about what is live."""
     return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
@@ -46,7 +46,7 @@ def disable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Back to shadow: stacking is computed and logged, the weighted average decides again."""
+    """Back to shadow: stacking is only logged, the weighted average decides again."""
     return _flip("disable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 

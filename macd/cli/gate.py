@@ -43,7 +43,7 @@ def shadow_gate(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Judge what the live release did in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    """Judge the live release's time in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from macd.inventory import load
     from macd.report import gate as page
     from macd.shadow import report

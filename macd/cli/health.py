@@ -36,7 +36,7 @@ def health(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Load and run every model, compare golden predictions; exit 1 if any item fails."""
+    """Load and run every model, compare golden predictions; exit 1 if an item fails."""
     from macd.inventory import load
 
     if release and run:

@@ -50,7 +50,7 @@ def history(
     yes: bool = False,
     json: bool = False,
 ) -> ExitCode | None:
-    """Print the journal: every run, release, deploy, gate, flag and rollback, newest last."""
+    """Print the journal: runs, releases, deploys, gates, flags; newest last."""
     from macd.inventory import load
 
     if limit < 0:

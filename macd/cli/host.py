@@ -16,7 +16,7 @@ _INVENTORY = "which inventory (default: MACD_INVENTORY or lab)"
 
 @verb(name="list", help={"inventory": _INVENTORY, "json": "print one JSON document for machines"})
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
-    """Show every host of the inventory with the hops that lead to it; connects to nothing."""
+    """Show the inventory's hosts with the hops to each; connects to nothing."""
     from macd.inventory import load
 
     book = load(inventory)
@@ -86,7 +86,7 @@ def trust(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show the host keys on the way to a host, ask, and pin them in the inventory's known_hosts."""
+    """Show the host keys on the way to a host, ask, and pin them in known_hosts."""
     from macd.inventory import load
     from macd.remote.trust import trust as walk
 

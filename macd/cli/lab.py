@@ -15,7 +15,7 @@ _JSON = {"json": "print one JSON document for machines"}
 
 @verb(name="up", help=_JSON)
 def up(_: object, json: bool = False) -> None:
-    """Start three SSH hosts on this machine, without root: jump, h800 behind it, prod."""
+    """Start three SSH hosts here, without root: jump, h800 behind it, prod."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -34,7 +34,7 @@ def up(_: object, json: bool = False) -> None:
     | _JSON,
 )
 def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = False) -> None:
-    """End the lab and everything that runs on its hosts; their homes stay for the next lab.up."""
+    """End the lab and all that runs on its hosts; homes stay for the next lab.up."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -93,7 +93,7 @@ def fault(
     clear: bool = False,
     json: bool = False,
 ) -> None:
-    """Spoil a host's link: delay, bandwidth, stall or cut; replaces what was set before."""
+    """Spoil a host's link: delay, bandwidth, stall or cut; replaces the last fault."""
     from macd import lab
     from macd.errors import UsageError
     from macd.inventory import project_root

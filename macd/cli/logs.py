@@ -45,7 +45,7 @@ def logs(
     inventory: str = "",
     json: bool = False,
 ) -> None:
-    """Show the newest signal lines of a host, with --follow also those still to come."""
+    """Show the newest signal lines of a host; --follow adds those still to come."""
     from macd.deploy.campaign import only_host
     from macd.inventory import load
     from macd.shadow import follow as following

@@ -44,7 +44,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Show the guard's reports until its watch is over; exit 4 if it took back, 1 if it died."""
+    """Show the guard's reports to the end; exit 4 if it took back, 1 if it died."""
     from macd.deploy.campaign import only_host
     from macd.inventory import load
 

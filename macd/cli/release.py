@@ -59,7 +59,7 @@ def release(
     inventory: str = "",
     json: bool = False,
 ) -> None:
-    """Make a signed release of a finished training: judged, proved by running it, reproducible."""
+    """Make a signed, reproducible release of a finished training, judged and run."""
     from macd.cli.health import onnx_against_torch
     from macd.inventory import load
     from macd.journal import Journal
@@ -105,7 +105,7 @@ def release(
 
 @verb(name="list", help=_COMMON | {"env": "only releases for this environment"})
 def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> None:
-    """List the releases made here, newest last, and where one was last deployed from here."""
+    """List the releases made here, newest last, and where one was last deployed."""
     from macd.inventory import load
 
     book = load(inventory)
@@ -161,7 +161,7 @@ def show(
 def verify(
     _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Check a release or bundle against its signature; names extra, missing and changed files."""
+    """Check a release or bundle: its signature, extra, missing and changed files."""
     from macd.inventory import load
     from macd.release import verify as verifying
 

@@ -26,7 +26,7 @@ _COMMON = {
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Show what is live, since when, its process, health, flags, drift, and the way back."""
+    """Show what is live, since when, process, health, flags, drift, the way back."""
     from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import drift, observe
     from macd.inventory import load
@@ -129,7 +129,7 @@ def _way_back(target: Mapping[str, Any]) -> str:
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Tell why the live release is live: run, data, criteria, gate, who brought it and when."""
+    """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
     from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import observe
     from macd.inventory import load

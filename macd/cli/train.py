@@ -62,7 +62,7 @@ def train(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Train on a host: check, send what changed, start, follow, bring the models back."""
+    """Train on a host: check, send what changed, start, follow, fetch the models."""
     from macd.inventory import load
     from macd.jobs import choice
     from macd.jobs import order as orders
@@ -96,7 +96,10 @@ def train(
 def status(
     _: object, run: str = "", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Say how a run stands, as its host sees it; changes nothing. Exit 3 while it is RUNNING."""
+    """Say how a run stands, as its host sees it; exit 3 while it is RUNNING.
+
+    Changes nothing.
+    """
     from macd.cli.train_shown import EXIT_CODES, show_last_seen, show_status
     from macd.inventory import load
     from macd.jobs import ask, follow
@@ -128,7 +131,7 @@ def attach(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Follow a run from where this machine stopped, and bring its files back when it is done."""
+    """Follow a run from where this machine stopped; fetch its files when it is done."""
     from macd.inventory import load
     from macd.jobs import ask
 
@@ -152,7 +155,7 @@ def fetch(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Bring the files of a run that is over (again); what is here and whole does not travel."""
+    """Bring the files of a finished run again; what is here and whole stays."""
     from macd.inventory import load
     from macd.jobs import ask
 
@@ -181,7 +184,7 @@ def cancel(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Stop a run on its host; finished fits stay, so the same training goes on from them later."""
+    """Stop a run on its host; finished fits stay for the same training later."""
     from macd.inventory import load
     from macd.jobs import ask
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from inspect import cleandoc
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,13 @@ def test_every_room_is_in_the_picture_and_has_its_paragraph() -> None:
     told = (ROOT / "docs/architecture.md").read_text()
     assert {room for room in rooms if f'class="b">{room}<' not in drawn} == set()
     assert {room for room in rooms if f"\n**{room}** (`macd/{room}" not in told} == set()
+
+
+def test_each_command_is_explained_in_lines_of_a_terminal() -> None:
+    """`invoke --help` indents the text by two and breaks none of its lines."""
+    told = {name: namespace[name].__doc__ or "" for name in namespace.task_names}
+    assert all(told.values())
+    long = [
+        line for text in told.values() for line in cleandoc(text).splitlines() if len(line) > 78
+    ]
+    assert long == []
