@@ -32,7 +32,7 @@ def provision(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Converge hosts: account, directories, units, keys; repeated, it changes nothing."""
+    """Converge hosts: account, directories, units, keys; repeated, changes nothing."""
     from macd.deploy import provision as provisioning
     from macd.deploy.campaign import Campaign, hosts_of, operator
     from macd.inventory import load
