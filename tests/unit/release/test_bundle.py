@@ -150,6 +150,25 @@ def test_hostile_archives_are_refused(made: Made, tmp_path: Path, edit: Edit) ->
     assert not Path("/tmp/macd-evil").exists()
 
 
+@pytest.mark.parametrize("path", CONTENT)
+def test_a_file_that_is_gone_or_has_anothers_content_is_refused(
+    made: Made, tmp_path: Path, path: str
+) -> None:
+    whole = {"manifest.json": made.raw, "manifest.json.sig": made.signature, **CONTENT}
+    gone = {name: data for name, data in whole.items() if name != path}
+    swapped = [
+        {**whole, path: whole[other], other: whole[path]} for other in gone if other in CONTENT
+    ]
+    for number, files in enumerate((gone, *swapped)):
+        raw = io.BytesIO()
+        with tarfile.open(fileobj=raw, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+            for name, data in files.items():
+                _add(archive, f"{TOP}/{name}", data)
+        place = tmp_path / str(number)
+        place.mkdir()
+        refused(raw, made, place)
+
+
 def refused(archive: io.BytesIO, made: Made, place: Path) -> None:
     """With nothing written: not in the directory it was for, nor beside or above it."""
     out = place / "out"
