@@ -50,6 +50,12 @@ class Case:
     no_report: str = ""
     trainings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    @property
+    def restart(self) -> str:
+        """What starts again what is live; without its name the newest release would go live."""
+        named = f" --release {self.found.live}" if self.found.live else ""
+        return f"invoke deploy --restart{named}"
+
 
 def short(text: str) -> str:
     """Foreign text on one line, harmless and not too long."""

@@ -46,10 +46,10 @@ def _serving(case: Case) -> Finding:
         told = f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
         last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
         told += f"; it said: {last[-1]}" if last else ""
-        return Finding("serving", False, short(told), "invoke rollback, or invoke deploy --restart")
+        return Finding("serving", False, short(told), f"invoke rollback, or {case.restart}")
     if "unreachable" in health:
         told = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
-        return Finding("serving", False, short(told), "invoke deploy --restart")
+        return Finding("serving", False, short(told), case.restart)
     if health.get("status") != "ok":
         golden = health.get("golden") or {}
         told = f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
@@ -63,11 +63,11 @@ def _old_process(case: Case) -> Finding:
     answers = health.get("pid")
     if answers is not None and process.get("pid") and answers != process["pid"]:
         told = f"pid {answers} answers, but the unit's process is {process['pid']}"
-        return Finding(name, False, told, f"on the host: kill {answers}; invoke deploy --restart")
+        return Finding(name, False, told, f"on the host: kill {answers}; {case.restart}")
     if others:
         pids = " ".join(map(str, others))
         told = f"beside the unit's process {process.get('pid') or '(none)'} run {pids}"
-        return Finding(name, False, told, f"on the host: kill {pids}; invoke deploy --restart")
+        return Finding(name, False, told, f"on the host: kill {pids}; {case.restart}")
     if others is None:
         return Finding(name, None, "this host has no /proc to look for others")
     return Finding(name, True, "no other process of this application")
@@ -80,13 +80,13 @@ def _release(case: Case) -> Finding:
     answers = found.health.get("release")
     if answers is not None and answers != found.live:
         told = f"the process serves {answers}, current is {found.live}"
-        return Finding(name, False, told, "invoke deploy --restart")
+        return Finding(name, False, told, case.restart)
     if not found.rehearsal.get("ready", True):
         why, runtime = found.rehearsal.get("why"), found.rehearsal.get("runtime")
         told = f"{found.live} is not as it was deployed: {why}"
         remedy = "invoke rollback; then invoke deploy it again"
         if runtime and why == runtime:
-            remedy = f"invoke deploy --restart --release {found.live} builds its runtime again"
+            remedy = f"{case.restart} builds its runtime again"
         return Finding(name, False, short(told), remedy)
     if found.live not in [entry["release"] for entry in found.history]:
         told = f"{found.live} is live, but this host never committed it"
@@ -191,7 +191,7 @@ def _clock(case: Case) -> Finding:
 def _units(case: Case) -> Finding:
     changed = [text for text in case.drift if is_about_units(text)]
     if changed:
-        remedy = "invoke plan shows the difference; invoke provision, invoke deploy --restart"
+        remedy = f"invoke plan shows the difference; invoke provision, {case.restart}"
         if case.found.dropins:
             remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)

@@ -42,7 +42,7 @@ def samples(case: Case) -> Finding:
             told = f"{group['count']} bars: {group['example']}"
             remedy = (
                 "more bars (invoke data.fetch) and invoke train; or lower ML_STACKING_MIN_SAMPLES "
-                "in service.env of the inventory, invoke provision, invoke deploy --restart"
+                f"in service.env of the inventory, invoke provision, {case.restart}"
             )
             return Finding(name, False, short(told), remedy)
     one = _criterion(case.report, "stacking_activation")

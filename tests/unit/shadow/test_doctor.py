@@ -212,7 +212,7 @@ def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
     (found,) = wrong(about(well, health=health))
     assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
-    assert found.remedy == "invoke deploy --restart"
+    assert found.remedy == f"invoke deploy --restart --release {well.found.live}"
     health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
