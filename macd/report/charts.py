@@ -83,7 +83,9 @@ def forest(
         return empty(title)
     extra = finite([reference, *(band or ())])
     low, high = domain or around([*known, *extra])
-    top, step, left, right = 8.0, 18.0, 108.0, WIDTH - 104
+    shown = [len(interval_text(row.value, row.low, row.high, digits)) for row in rows]
+    top, step, left = 8.0, 18.0, 108.0
+    right = WIDTH - max(104, 6.4 * max(shown) + 8)  # bold figures are the widest
     bottom = top + step * len(rows)
     x = Scale(low, high, left, right)
     parts = []

@@ -74,6 +74,9 @@ def auc(pairs: Sequence[tuple[float, bool]], overlap: int = 1) -> dict[str, Any]
         ranks += at * sum(up for _, up in ordered[start:end])
         start = end
     value = (ranks - ups * (ups + 1) / 2) / (ups * downs)
+    if value in (0.0, 1.0):  # where the formula below has no width, however few they are
+        most = _Z * _Z / (told["effective_n"] + _Z * _Z)
+        return {**told, "value": value, "low": value * (1 - most), "high": max(value, most)}
     few, many = max(1.0, ups / overlap), max(1.0, downs / overlap)
     q1, q2 = value / (2 - value), 2 * value * value / (1 + value)
     square = value * value

@@ -96,3 +96,13 @@ def test_latency_quantiles_are_within_a_step() -> None:
     assert told["p50"] == pytest.approx(50, rel=0.13)
     assert told["p99"] == pytest.approx(99, rel=0.13)
     assert told["max"] == 100
+
+
+def test_a_few_bars_that_all_came_true_are_no_certainty() -> None:
+    right = [(0.1, False), (0.9, True)] * 3
+    wrong = [(p, not up) for p, up in right]
+    for pairs, value in ((right, 1.0), (wrong, 0.0)):
+        told = auc(pairs, overlap=24)
+        assert told["value"] == value
+        assert 0.9 < told["high"] - told["low"] < 1
+    assert auc(right * 1000)["low"] > 0.99
