@@ -85,7 +85,7 @@ def forest(
     low, high = domain or around([*known, *extra])
     shown = [len(interval_text(row.value, row.low, row.high, digits)) for row in rows]
     top, step, left = 8.0, 18.0, 108.0
-    right = WIDTH - max(104, 6.4 * max(shown) + 8)  # bold figures are the widest
+    right = WIDTH - max(104, 6.0 * max(shown) + 8)  # bold figures are the widest
     bottom = top + step * len(rows)
     x = Scale(low, high, left, right)
     parts = []
