@@ -226,7 +226,7 @@ def test_bars_that_an_exchange_closes_become_lines_of_the_hardened_unit(story: S
         end = int(opened) + HOUR - 1
         exchange.rows.append([int(opened), *prices, end, "1.0", 5, "1.0", "1.0", "0"])
     threading.Thread(target=exchange.serve_forever, daemon=True).start()
-    feed = f"{{kind: ccxt, exchange: binance, api_url: '{exchange.url}'}}"
+    feed = f"{{kind: ccxt, exchange: binance, api_url: '{exchange.url}', stale_bars: 6}}"
     inventory = story.root / "inventory" / "story.yml"
     inventory.write_text(inventory.read_text().replace(FILES, feed))
     # What is live was locked for a feed that asks nobody.
