@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import emit, verb
+from macd.cli.verb import emit, error_fields, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -28,22 +29,25 @@ def status(
 ) -> ExitCode | None:
     """Show what is live, since when, process, health, flags, drift, the way back."""
     from macd.deploy.campaign import hosts_of
-    from macd.deploy.observe import drift, observe
+    from macd.deploy.observe import drift, observe_each
     from macd.inventory import load
 
     known = load(inventory)
-    rows = []
-    for one in hosts_of(known, env, host):
-        found = observe(one, known)
-        rows.append((one.name, found, drift(one, known, found)))
-    well = all(found.serves_well for _, found, _ in rows)
+    looked, away = observe_each(list(hosts_of(known, env, host)), known)
+    rows = [(name, found, drift(known.host(name), known, found)) for name, found in looked]
+    well = not away and all(found.serves_well for _, found, _ in rows)
     if json:
-        emit({"well": well, "hosts": [_fields(*row) for row in rows]})
+        lost = {name: error_fields(error) for name, error in away.items()}
+        emit({"well": well, "hosts": [_fields(*row) for row in rows], "away": lost})
     else:
         for name, found, drifted in rows:
             print(f"{name}  {found.app}")
             for label, text in _lines(found, drifted):
                 print(f"  {label:<9} {text}")
+        for error in away.values():
+            print(f"✗ {error}", file=sys.stderr)
+    if away:
+        return max(error.exit_code for error in away.values())
     return None if well else ExitCode.FAILED
 
 
