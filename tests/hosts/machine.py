@@ -91,8 +91,9 @@ class Machine:
         return done.stdout
 
     def boot_id(self) -> str:
-        """Return what changes with every boot."""
-        return self.exec("cat", "/proc/sys/kernel/random/boot_id").strip()
+        """Return what changes with every boot. Read from outside: see reboot."""
+        inside = Path(f"/proc/{self.leader()}/root/proc/sys/kernel/random/boot_id")
+        return inside.read_text().strip()
 
     def reboot(self) -> None:
         """Shut down in order and boot again from the same disk; returns when it is up."""
@@ -159,8 +160,7 @@ class Machine:
 
     def _booted(self, previous_boot: str) -> bool:
         try:
-            boot = self.exec("cat", "/proc/sys/kernel/random/boot_id", timeout=10).strip()
-            if boot == previous_boot:
+            if self.boot_id() == previous_boot:
                 return False  # a systemctl asked while it goes down may hold the reboot up
             told = self.exec("systemctl", "is-system-running", check=False, timeout=10)
             return told.strip() in ("running", "degraded")
@@ -168,6 +168,8 @@ class Machine:
             subprocess.TimeoutExpired
         ):  # it held the shutdown up; now that it is gone, on it goes
             return False
+        except OSError:
+            return False  # it has no leader for the moment
         except RuntimeError:
             if not self.running():
                 raise
