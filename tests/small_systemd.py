@@ -63,7 +63,7 @@ class _Service:
             notify = None
             if known.get("Type") == "notify":
                 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                address = str(self.runtime / f"notify{self.restarts}.{uuid.uuid4().hex[:4]}")
+                address = str(self.runtime / f"notify{uuid.uuid4().hex}")
                 notify.bind(address)
                 environment["NOTIFY_SOCKET"] = address
             self.invocation = uuid.uuid4().hex

@@ -44,7 +44,7 @@ def test_a_bad_release_is_reverted_and_the_old_one_serves(host: Place, variant: 
     assert before is not None
     serial = 10 + len(host.state("bad.json", []))
     bad = host.release(serial, variant)
-    assert host.deploy(bad, soak_s=1.5, health_s=3.0) == "reverted"
+    assert host.deploy(bad, soak_s=1.5, health_s=8.0) == "reverted"
     assert host.live == before
     assert host.facts()["health"]["release"] == before
     assert host.state("bad.json")[-1]["release"] == bad.id
