@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json as jsonlib
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,16 +26,21 @@ def stays_off(book: Inventory, run: Run) -> str:
     The criterion counts bars that a meta-model judged unseen, this flag the moves that taught it.
     """
     from macd.release.run import MODELS
+    from macd.release.stacking import StackingError, StackingModel, taught_by
 
     asked = book.service.env.get(_MIN_SAMPLES, "")
     meta = run.directory / MODELS / f"stacking_meta_{run.tf}.json"
     if not (asked.isdigit() and meta.is_file()):
         return ""
-    taught = jsonlib.loads(meta.read_bytes()).get("n_oof_samples", 0)
-    if taught >= int(asked):
+    try:
+        model = StackingModel.from_json(meta.read_bytes())
+    except StackingError:
+        return ""  # the health check says what is wrong with it
+    if taught_by(model.facts, int(asked)):
         return ""
+    taught = model.facts.get("n_oof_samples")
     return (
-        f"stacking will stay off: it was taught by {taught:,} samples, and service.env asks for "
+        f"stacking will stay off: it was taught by {taught} samples, and service.env asks for "
         f"{_MIN_SAMPLES}={asked}; train on more bars, or lower it there"
     )
 

@@ -47,12 +47,13 @@ def python_wrong(runtime: str, walls: Confinement) -> str:
         said = (done.stderr or done.stdout).strip().splitlines()
         return "its Python does not run" + (f": {said[-1]}" if said else "")
     version = done.stdout.strip()
-    if not os.path.isdir(_packages(runtime, version)):
+    if not os.path.isdir(packages(runtime, version)):
         return f"its Python is {version} now, its packages were installed for another one"
     return ""
 
 
-def _packages(runtime: str, version: str) -> str:
+def packages(runtime: str, version: str) -> str:
+    """Where the packages for a Python of that version ("3.11") lie."""
     return os.path.join(runtime, "lib", f"python{version}", "site-packages")
 
 
@@ -61,11 +62,11 @@ def lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
     lib = os.path.join(runtime, "lib")
     records: Dict[str, str] = {}
     for version in sorted(os.listdir(lib)) if os.path.isdir(lib) else []:
-        packages = os.path.join(lib, version, "site-packages")
-        for name in os.listdir(packages) if os.path.isdir(packages) else []:
+        folder = os.path.join(lib, version, "site-packages")
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
             if name.endswith(".dist-info"):
                 project = name[: -len(".dist-info")].rpartition("-")[0]
-                records[_normal(project)] = os.path.join(packages, name, "RECORD")
+                records[_normal(project)] = os.path.join(folder, name, "RECORD")
     wanted = {_normal(str(wheel["name"])) for wheel in wheels} - _NOT_INSTALLED
     gone = sorted(wanted - set(records))
     damaged: List[str] = []

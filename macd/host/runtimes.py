@@ -94,11 +94,11 @@ def _is_sound(
 ) -> bool:
     if runtimecheck.lacking(runtime, wheels):
         return False
-    try:  # its Python runs then, too
-        check_imports(runtime, imports, walls)
+    try:
+        version = check_imports(runtime, imports, walls)
     except HostError:
         return False
-    return True
+    return os.path.isdir(runtimecheck.packages(runtime, version))
 
 
 def _install_wheels(
@@ -139,18 +139,20 @@ def _install_wheels(
         raise package_index.failure(done.stderr or done.stdout, index=index)
 
 
-def check_imports(runtime: str, imports: List[str], walls: Confinement) -> None:
-    """Import each module in a fresh process of the runtime.
+def check_imports(runtime: str, imports: List[str], walls: Confinement) -> str:
+    """Import each module in a fresh process of the runtime; answers its Python's version ("3.11").
 
     Raises:
         HostError: one does not import, with the end of what Python said.
     """
     code = "import importlib,sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    code += "\nprint('%d.%d' % sys.version_info[:2])"
     python = os.path.join(runtime, "bin", "python")
     doing = "importing the packages"
     argv = [python, "-I", "-c", code, *imports]
     done = _run(argv, doing, timeout=_IMPORT_TIMEOUT_S, walls=walls)
     _refuse_failure(done, doing)
+    return done.stdout.split()[-1]
 
 
 def _run(

@@ -53,6 +53,12 @@ class Head:
         return math.fsum(w * v for v, w in kept) + self.intercept
 
 
+def taught_by(facts: Mapping[str, Any], least: int) -> bool:
+    """Whether a model was fitted on at least so many out-of-fold samples; 0 asks for none."""
+    samples = facts.get("n_oof_samples")
+    return not least or (isinstance(samples, int) and samples >= least)
+
+
 @dataclass(frozen=True)
 class StackingModel:
     """Base probabilities and context in, one probability of "up" per horizon out.

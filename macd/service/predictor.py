@@ -19,6 +19,7 @@ import polars as pl
 
 from macd.market import stream
 from macd.release.scoring import FAMILIES, SEQ, Scorer, Scores
+from macd.release.stacking import taught_by
 from macd.service.settings import Flags
 
 _FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
@@ -130,9 +131,9 @@ class Predictor:
         stacking = self._scorer.stacking
         if stacking is None:
             return self._scorer.errors.get("stacking") or "the release has no stacking model"
-        samples = stacking.facts.get("n_oof_samples")
         least = self._flags.min_samples
-        if least and not (isinstance(samples, int) and samples >= least):
+        if not taught_by(stacking.facts, least):
+            samples = stacking.facts.get("n_oof_samples")
             return f"n_oof_samples {samples} is below ML_STACKING_MIN_SAMPLES {least}"
         return ""
 
