@@ -112,11 +112,12 @@ class Trial:
 
     def until(self, number: int, state: str) -> None:
         with self.session() as session:
-            deadline = time.monotonic() + 40
+            deadline, seen = time.monotonic() + 40, 0
             while time.monotonic() < deadline:
-                told = session.call("follow", app=APP, number=number, wait=0.5)
+                told = session.call("follow", app=APP, number=number, seen=seen, wait=0.5)
                 if state in [event["state"] for event in told["events"]]:
                     return
+                seen += len(told["events"])
         raise AssertionError(f"{state} was not reached: {told}")
 
     def end(self, number: int, *, confirm: bool = True) -> dict[str, Any]:
@@ -127,13 +128,15 @@ class Trial:
         """As `end`; every event."""
         with self.session() as session:
             deadline = time.monotonic() + 60
+            events: list[dict[str, Any]] = []
             while time.monotonic() < deadline:
-                told = session.call("follow", app=APP, number=number, wait=0.5)
-                states = [event["state"] for event in told["events"]]
+                told = session.call("follow", app=APP, number=number, seen=len(events), wait=0.5)
+                events += told["events"]
+                states = [event["state"] for event in events]
                 if confirm and "soaking" in states:
                     session.call("confirm", app=APP, number=number, token="t0ken")
                 if told["over"]:
-                    return list(told["events"])
+                    return events
         raise AssertionError(f"{number} did not end: {told}")
 
     def deploy(self, release: Signed) -> str:
