@@ -19,6 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up .venv (about a minute, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q macd tasks.py
 	@touch $@
 
 demo: $(READY)

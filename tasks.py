@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from invoke import Collection
 
 from macd.cli import interrupts
 
 interrupts.leave_quietly()
+# Invoke forbids Python to keep compiled modules, and each command would compile them all again.
+sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 from macd.cli import (  # noqa: E402 - these take a while
     data,

@@ -1,0 +1,48 @@
+"""What a command must not do each time it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from macd.inventory import project_root
+
+INVOKE = Path(sys.executable).with_name("invoke")
+
+
+@pytest.mark.parametrize("forbidden", [False, True])
+def test_compiled_modules_are_kept_unless_that_is_forbidden(
+    tmp_path: Path, forbidden: bool
+) -> None:
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if forbidden:
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    subprocess.run(
+        [INVOKE, "--list"], cwd=project_root(), env=environment, check=True, capture_output=True
+    )
+    kept = {path.name.split(".")[0] for path in tmp_path.rglob("macd/**/*.pyc")}
+    assert ("deploy" in kept) != forbidden
+
+
+def test_what_needs_no_host_loads_neither_ssh_nor_what_a_deploy_needs() -> None:
+    program = """
+import sys
+from macd.cli import history, host, release
+from macd.inventory import load
+load("lab")
+heavy = {"paramiko", "fabric", "jinja2", "rich", "numpy", "polars", "cryptography"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=project_root(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]"
