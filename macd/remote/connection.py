@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
+from collections.abc import Callable
 from typing import Any
 
 import paramiko
@@ -17,12 +17,11 @@ from paramiko.ssh_exception import AuthenticationException, BadAuthenticationTyp
 
 from macd.inventory import LinkSettings
 from macd.remote import credentials
+from macd.remote.dial import tcp
 from macd.remote.hostkeys import HostKey, KnownHosts, Verdict
 from macd.remote.sshconfig import Hop
 from macd.remote.transport import WINDOW, LinkTransport, quietly_closed
 from macd.remote.wire import Wire
-
-_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
 
 
 class HostKeyError(SSHException):
@@ -46,12 +45,16 @@ class LoginError(SSHException):
 
 
 class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
-    """A connection to one hop, through `gateway` where there is one."""
+    """A connection to one hop, through `gateway` where there is one.
+
+    `dial` makes the TCP connection where there is none; it may have been begun before.
+    """
 
     # Declared here because Fabric takes other attributes for configuration.
     hop: Hop
     known_hosts: KnownHosts
     limits: LinkSettings
+    dial: Callable[[], socket.socket]
     wire: Wire | None = None
     attempt: LinkTransport | None = None
 
@@ -61,6 +64,7 @@ class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
         known_hosts: KnownHosts,
         limits: LinkSettings,
         gateway: HopConnection | None = None,
+        dial: Callable[[], socket.socket] | None = None,
     ) -> None:
         super().__init__(
             host=hop.hostname,
@@ -71,6 +75,7 @@ class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
             forward_agent=False,
         )
         self._set(hop=hop, known_hosts=known_hosts, limits=limits)
+        self._set(dial=dial or (lambda: tcp(hop, limits.connect_s)))
         self.client.set_missing_host_key_policy(_OnlyPinned(hop, known_hosts))
         # Otherwise Python prints paramiko's log, tracebacks included, where nobody configured one.
         logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -125,29 +130,9 @@ class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
             self.wire.close()
 
     def _dial(self) -> Wire:
-        made = Wire(self.open_gateway(), WINDOW) if self.gateway else Wire(self._tcp())
+        made = Wire(self.open_gateway(), WINDOW) if self.gateway else Wire(self.dial())
         self._set(wire=made)
         return made
-
-    def _tcp(self) -> socket.socket:
-        family = _FAMILIES.get(self.hop.family, socket.AF_UNSPEC)
-        found = socket.getaddrinfo(
-            self.hop.hostname, self.hop.port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
-        )
-        deadline = time.monotonic() + self.limits.connect_s
-        failure: OSError = OSError("the name has no address")
-        for number, (kind, _, _, _, address) in enumerate(found):
-            left = (deadline - time.monotonic()) / (len(found) - number)
-            made = socket.socket(kind, socket.SOCK_STREAM)
-            try:
-                made.settimeout(max(left, 0.1))
-                made.connect(address)
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return made
-            except OSError as error:
-                made.close()
-                failure = error
-        raise failure
 
     def _transport(self, sock: Wire, **options: Any) -> LinkTransport:
         pinned = self.known_hosts.pinned(self.hop.known_as)

@@ -18,6 +18,7 @@ from macd.remote.pending import Finished, Pending
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
+    from macd.remote.ahead import LinksAhead
     from macd.remote.blobs import Blob, PutReport
     from macd.remote.channel import Channel
 
@@ -25,15 +26,23 @@ _PIECE = 1 << 20
 _AHEAD = 8  # pieces in flight: more than a fast link holds over a long way
 
 
-def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = ()) -> Session:
+def open_session(
+    host: Host,
+    inventory: Inventory,
+    *,
+    modules: Iterable[str] = (),
+    ahead: LinksAhead | None = None,
+) -> Session:
     """Connect to `host` and start the agent there with `modules` of macd/host added.
+
+    A link that was begun `ahead` is used.
 
     Use it as a context manager. A host without a usable Python is reported by the first call.
     """
     from macd.remote.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
     command = assembler.command(host.python, become=host.become)
-    link = connect(host, inventory)
+    link = (ahead and ahead.take(host)) or connect(host, inventory)
     try:
         channel = link.open_channel(command)
         return Session(channel, name=host.name, python=host.python, modules=modules, link=link)

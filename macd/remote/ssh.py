@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 import paramiko
@@ -34,18 +36,29 @@ _STDERR_KEPT = 64 << 10
 _CHUNK = 1 << 15
 
 
-def connect(host: Host, inventory: Inventory) -> Link:
+def connect(
+    host: Host,
+    inventory: Inventory,
+    *,
+    hops: tuple[Hop, ...] = (),
+    first: Callable[[], socket.socket] | None = None,
+) -> Link:
     """A link to `host` through every hop; use it as a context manager.
+
+    Args:
+        hops: the way, where the caller has resolved it.
+        first: gives the TCP connection to the first hop, where the caller has begun it.
 
     Raises UnreachableError or RefusedError naming the hop that failed, UsageError for a
     configuration that leads nowhere. Each step is bounded by `inventory.link`.
     """
-    hops = resolve(host, inventory)
+    hops = hops or resolve(host, inventory)
     known_hosts = KnownHosts.read(inventory.known_hosts)
     opened: list[HopConnection] = []
     for index, hop in enumerate(hops):
         gateway = opened[-1] if opened else None
-        connection = HopConnection(hop, known_hosts, inventory.link, gateway)
+        dial = None if gateway else first
+        connection = HopConnection(hop, known_hosts, inventory.link, gateway, dial)
         try:
             connection.open()
         except BaseException as error:
