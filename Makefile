@@ -8,7 +8,7 @@ PIP_ARGS ?=
 # Much of the tests' time is waiting for hosts: five workers fill two cores.
 SPREAD ?= -n 5 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-full check lock clean
+.PHONY: setup demo test test-full check check-fast docs lock clean
 
 setup: $(READY)
 
@@ -30,7 +30,15 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(READY) check
+# What to run before each commit: no network, no root, no hosts.
+check-fast: check
+	$(BIN)/python -m pytest -q tests/unit -m "not full" -n 2 --dist loadfile
+
+docs: $(READY)
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
+	@echo "site/index.html"
+
+test: $(READY) check docs
 	@sh tests/system-packages.sh
 	$(BIN)/python -m pytest -m "not full" $(SPREAD)
 
@@ -42,4 +50,4 @@ lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache

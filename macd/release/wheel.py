@@ -47,7 +47,7 @@ def build(root: Path) -> tuple[str, bytes]:
         )
     with tempfile.TemporaryDirectory(prefix="macd-wheel-") as temporary:
         source, out = Path(temporary, "source"), Path(temporary, "out")
-        _copy(parts, source)
+        _copy([*parts, *root.glob("LICENSE")], source)
         out.mkdir()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         environment |= {"SOURCE_DATE_EPOCH": _EPOCH, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
@@ -82,10 +82,15 @@ def _copy(parts: list[Path], source: Path) -> None:
     source.mkdir()
     for path in parts:
         if path.is_file():
-            shutil.copyfile(path, source / path.name)
+            _copy_file(path, source / path.name)
         else:
             junk = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "*.tmp")
-            shutil.copytree(path, source / path.name, ignore=junk, copy_function=shutil.copyfile)
+            shutil.copytree(path, source / path.name, ignore=junk, copy_function=_copy_file)
+
+
+def _copy_file(path: Path | str, there: Path | str) -> None:
+    shutil.copyfile(path, there)
+    Path(there).chmod(0o644)  # files that are no modules keep their mode in the wheel
 
 
 def _explain(said: str) -> None:

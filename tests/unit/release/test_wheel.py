@@ -20,7 +20,7 @@ from tests.trained import ROOT
 def tree(tmp_path: Path) -> Path:
     junk = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "macd", tmp_path / "tree/macd", ignore=junk)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "tree")
     return tmp_path / "tree"
 
@@ -42,6 +42,8 @@ def test_modes_times_and_litter_of_a_clone_do_not_matter(tree: Path) -> None:
     assert name == "macd-0.1.0-py3-none-any.whl"
     sources = {str(p.relative_to(tree)) for p in (tree / "macd").rglob("*.py")}
     assert sources <= inside
+    assert "macd/py.typed" in inside
+    assert any(path.endswith("licenses/LICENSE") for path in inside)
     assert not [path for path in inside if path.endswith((".pyc", ".swp", ".so"))]
     (tree / "macd/errors.py").write_text("# other code\n")
     assert wheel.build(tree)[1] != first
