@@ -81,6 +81,24 @@ class Sshd:
         )
         return load("lab", root=self.directory)
 
+    def reached_through(self, jump: Sshd, how: str) -> Inventory:
+        """The host `gpu` of an ssh_config whose ProxyJump is `how`; both servers let us in."""
+        key_file = f"  IdentityFile {self.directory}/right\n"
+        (jump.directory / "authorized").write_text((self.directory / "authorized").read_text())
+        known = self.directory / "inventory" / "known_hosts.lab"
+        known.write_text(
+            known.read_text() + (jump.directory / "inventory" / "known_hosts.lab").read_text()
+        )
+        user = getpass.getuser()
+        (self.directory / "ssh_config").write_text(
+            f"Host gpu\n  HostName 127.0.0.1\n  Port {self.port}\n  User {user}\n"
+            f"  ProxyJump {how}\nHost *\n  IdentityAgent none\n{key_file}"
+        )
+        (self.directory / "inventory" / "lab.yml").write_text(
+            "ssh_config: ../ssh_config\nhosts:\n  gpu: {role: jump, ssh: gpu}\n"
+        )
+        return load("lab", root=self.directory)
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
@@ -107,6 +125,25 @@ def test_commands_run_through_a_jump(sshd: Sshd) -> None:
             got += piece
         assert got == data
         eventually(lambda: channel.exit_status() == 7)
+
+
+def test_a_jump_host_by_its_ipv4_address_in_ssh_config(sshd: Sshd, tmp_path: Path) -> None:
+    """Two servers; `ssh -G` prints the first one's address in brackets."""
+    (tmp_path / "jump").mkdir()
+    jump = Sshd(tmp_path / "jump")
+    try:
+        how = f"{getpass.getuser()}@127.0.0.1:{jump.port}"
+        inventory = sshd.reached_through(jump, how)
+        with ssh.connect(inventory.host("gpu"), inventory) as link:
+            assert [hop.address for hop in link.hops] == [
+                f"127.0.0.1:{jump.port}",
+                f"127.0.0.1:{sshd.port}",
+            ]
+            channel = link.open_channel("echo $SSH_CONNECTION")
+            assert channel.recv(200).split()[3] == str(sshd.port).encode()
+    finally:
+        jump.process.terminate()
+        jump.process.wait(20)
 
 
 def test_wrong_keys_before_the_right_one(sshd: Sshd) -> None:
