@@ -39,7 +39,8 @@ class Closable(Protocol):
 class Conversation:
     """One agent, spoken to over one channel. Thread-safe; close it, or use it with `with`.
 
-    `clock` is the best estimate so far of the host's clock.
+    `clock` is the best estimate so far of the host's clock. `sudo_login` is the account that
+    starts the agent by sudo, "" where it is started directly.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Conversation:
         python: str = "python3",
         modules: Iterable[str] = (),
         link: Closable | None = None,
+        sudo_login: str = "",
         start_seconds: float = START_SECONDS,
     ) -> None:
         self.name = name
         self.clock = Clock(0.0, float("inf"))
         self._python = python
+        self._sudo_login = sudo_login
         self._channel = channel
         self._received = Received(channel)
         self._link = link
@@ -195,6 +198,7 @@ class Conversation:
             stderr=self._channel.stderr(),
             status=self._channel.exit_status(),
             cause=str(error),
+            sudo_login=self._sudo_login,
         )
 
     def _why_broken(self) -> MacdError:

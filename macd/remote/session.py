@@ -35,8 +35,14 @@ def open_session(host: Host, inventory: Inventory, *, modules: Iterable[str] = (
     command = assembler.command(host.python, become=host.become)
     link = connect(host, inventory)
     try:
-        channel = link.open_channel(command)
-        return Session(channel, name=host.name, python=host.python, modules=modules, link=link)
+        return Session(
+            link.open_channel(command),
+            name=host.name,
+            python=host.python,
+            modules=modules,
+            link=link,
+            sudo_login=link.hops[-1].user if host.become == "sudo" else "",
+        )
     except BaseException:
         link.close()
         raise
