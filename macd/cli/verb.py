@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json as jsonlib
 import os
@@ -65,18 +66,19 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         )
         return ExitCode.FAILED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - `| head` closed us; stay silent
+        interrupts.discard_unread()  # `| head` closed us; stay silent
         return ExitCode.DONE
     return int(result or 0)
 
 
 def _tell(error: MacdError, *, as_json: bool) -> int:
-    if debugging():
-        traceback.print_exception(error)
-    if as_json:
-        emit(error_fields(error))
-    else:
-        print(f"✗ {error}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # the status counts, read or not
+        if debugging():
+            traceback.print_exception(error)
+        if as_json:
+            emit(error_fields(error))
+        else:
+            print(f"✗ {error}", file=sys.stderr)
     return int(error.exit_code)
 
 
