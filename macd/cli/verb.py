@@ -14,7 +14,7 @@ from typing import Any
 
 from invoke import Exit, Task, task
 
-from macd.cli import interrupts
+from macd.cli import calls, interrupts
 from macd.errors import ExitCode, MacdError
 
 Verb = Callable[..., Any]
@@ -55,6 +55,7 @@ def verb(
 def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     try:
         interrupts.as_usual()
+        calls.write_as_asked()
         result = body(*args, **kwargs)
     except MacdError as error:
         return _tell(error, as_json=bool(kwargs.get("json")))
@@ -90,7 +91,8 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
-    return "--debug" in sys.argv or os.environ.get("MACD_DEBUG", "") not in ("", "0")
+    named = os.environ.get("MACD_DEBUG", "")
+    return "--debug" in sys.argv or (named not in ("", "0") and not calls.is_file(named))
 
 
 def emit(data: Any) -> None:

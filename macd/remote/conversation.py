@@ -63,6 +63,8 @@ class Conversation:
         self._link = link
         self._tag = secrets.token_bytes(frames.TAG_LENGTH)
         opening = assembler.opening(self._tag, modules)
+        self._starting = Pending(self, "(agent)", 0)  # shipping it is told like a call
+        self._starting.bytes_out = len(opening)
         self._sending = threading.Lock()
         self._waiting: dict[int, Pending] = {}
         self._last_id = 0
@@ -95,6 +97,7 @@ class Conversation:
             self._last_id += 1
             pending = Pending(self, op, self._last_id, progress)
             frame = self._encode({"id": pending.id, "op": op, "args": dict(args)})
+            pending.bytes_out = len(frame)
             self._waiting[pending.id] = pending
             self._send(frame)
         if self._ended.is_set():
@@ -107,6 +110,7 @@ class Conversation:
         """One data frame for a running stream; returns its length on the wire."""
         with self._sending:
             frame = self._encode({**fields, "id": pending.id}, compress=compress)
+            pending.bytes_out += len(frame)
             self._send(frame)
             return len(frame)
 
@@ -130,19 +134,23 @@ class Conversation:
     def _receive(self) -> None:
         try:
             while True:
+                before = self._received.taken
                 message, _ = frames.read_frame(self._received.read, self._tag)
-                self._dispatch(message, time.time())
+                self._dispatch(message, time.time(), self._received.taken - before)
         except Exception as error:  # even a channel's own bug must end the calls, not hang them
             self._end(error)
 
-    def _dispatch(self, message: Message, arrived: float) -> None:
+    def _dispatch(self, message: Message, arrived: float, size: int) -> None:
         if "hello" in message:
             self._received.forget_beginning()
+            self._starting.bytes_in = size
+            self._starting.finish()
             self._hello.set()
             return
         pending = self._waiting.get(message.get("id", -1))
         if pending is None:
             return
+        pending.bytes_in += size
         if "progress" in message:
             pending.told(message["progress"])
             return
@@ -169,7 +177,7 @@ class Conversation:
             self._broken = self._lost(error) if self._hello.is_set() else self._not_started(error)
         self._ended.set()
         self._hello.set()
-        for pending in list(self._waiting.values()):
+        for pending in (self._starting, *self._waiting.values()):
             pending.finish(error=self._broken)
 
     def _lost(self, error: Exception) -> MacdError:
