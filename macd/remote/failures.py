@@ -37,6 +37,8 @@ class RemoteError(MacdError):
 
 
 def _remedy(host: str, told: Mapping[str, Any]) -> str:
+    if told.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room on {host}; df -h and df -i show whether bytes or inodes are used up"
     if told.get("type") != "PermissionError":
         return ""
     return (
