@@ -121,11 +121,11 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
             hint="invoke release.verify shows more",
         )
     packages = [wheel.name for wheel in release.lock.wheels]
-    # compressed as they are
-    wheels = {
-        w.name: Part(w.file, w.size, w.sha256, w.size, _wheel(store, w))
+    wheels = [
+        # compressed as they are
+        (w.name, Part(w.file, w.size, w.sha256, w.size, _wheel(store, w)))
         for w in release.lock.wheels
-    }
+    ]
     return Offer(
         id=release.id,
         app=manifest.app,
@@ -135,12 +135,12 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
         lock=manifest.lock,
         python=release.lock.python,
         files=files,
-        wheels=tuple(part for name, part in wheels.items() if not index or name == "pip"),
+        wheels=tuple(part for name, part in wheels if not index or name == "pip"),
         manifest=release.raw,
         signature=release.signature,
         imports=tuple(imports(packages, feed)),
         lacks=tuple(lacking(packages, feed)),
-        installs=tuple(part for name, part in wheels.items() if name != "pip"),
+        installs=tuple(part for name, part in wheels if name != "pip"),
     )
 
 

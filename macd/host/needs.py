@@ -18,7 +18,7 @@ _PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}  # of D
 REMOUNT = "mount -o remount,exec {0} on the host, and in its /etc/fstab; or set app_dir elsewhere"
 _FULL = re.compile(r"No space left on device|Disk quota exceeded")
 _NO_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
-_OTHER_LIBC = re.compile(r"version `(GLIBC\w*_[\d.]+)' not found")
+_OTHER_LIBC = re.compile(r"version `(GLIBC_[\d.]+)' not found")
 
 
 def room(path: str) -> Dict[str, Any]:
@@ -29,7 +29,7 @@ def room(path: str) -> Dict[str, Any]:
         path = os.path.dirname(path)
     status = os.statvfs(path)
     noexec = ""
-    if status.f_flag & os.ST_NOEXEC:
+    if status.f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
         noexec = os.path.realpath(path)
         while not os.path.ismount(noexec):
             noexec = os.path.dirname(noexec)
@@ -72,7 +72,7 @@ def failure(doing: str, said: str, path: str) -> Optional[HostError]:
         hint = f"install the package that has it: apt-file search {library[1]}"
         if library[1] in _PACKAGES:
             hint = f"apt-get install {_PACKAGES[library[1]]}"
-        hint += f" on the host (its {os.uname().machine} package)"
+        hint += " on the host"
     elif libc:
         what = f"the host's C library has no {libc[1]}"
         hint = "invoke release locks for the C library that the host has now"

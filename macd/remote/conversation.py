@@ -156,7 +156,7 @@ class Conversation:
             return
         del self._waiting[pending.id]
         received, answered = message["clock"]
-        pending.worked = answered - received
+        pending.worked = answered - received - message.get("waited", 0.0)
         self._set_clock(pending.sent, received, answered, arrived)
         if "error" in message:
             pending.finish(error=failures.from_host(self.name, pending.op, message["error"]))

@@ -147,6 +147,7 @@ def test_what_a_failed_program_says_is_understood(said: str, what: str, hint: st
     "said",
     [
         "ModuleNotFoundError: No module named 'tiny'",
+        "ImportError: libstdc++.so.6: version `GLIBCXX_3.4.30' not found",
         "ImportError: x.so: failed to map segment from shared object",  # memory: it runs code
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,6 +96,20 @@ def test_every_call_is_a_line_and_all_bytes_are_in_them(
     assert float(lines[2]["worked"]) >= 0.3
     assert sum(int(line["out"]) for line in lines) == counting[0].bytes_out
     assert sum(int(line["in"]) for line in lines) == counting[0].bytes_in
+
+
+def test_waiting_for_data_is_the_links_time(
+    start_agent: StartAgent, told: Callable[[], list[Any]], tmp_path: Path
+) -> None:
+    session, blob = start_agent(), Blob.of_bytes(b"late")
+    asked = threading.Event()
+    request = {"root": str(tmp_path / "app"), "blobs": [[blob.sha256, blob.size]]}
+    pending = session.stream("blobs_put", request, lambda _: asked.set())
+    assert asked.wait(30)
+    time.sleep(0.4)
+    session.send_data(pending, {"sha256": blob.sha256, "data": b"late"})
+    pending.result()
+    assert float(told()[-1]["link"]) >= 0.39
 
 
 def test_nothing_that_was_said_is_in_a_line(
