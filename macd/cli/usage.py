@@ -1,4 +1,5 @@
-"""What Invoke's command line lacks: status 2 for wrong usage, and a bare word that may be left out.
+"""What Invoke's command line lacks: status 2 for wrong usage, a bare word that may be left out, and
+a quiet end when nobody reads its lists any more.
 
 Invoke ends wrong options with 1; our contract says 2, so scripts can tell the two. Its messages
 name its own objects; ours name what was typed, and what was meant. And it knows no optional
@@ -7,6 +8,7 @@ positional argument, while both `invoke release.show` and `release.show ID` are 
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import functools
 import re
@@ -14,6 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from invoke import Exit, ParseError, Program
 
+from macd.cli import interrupts
 from macd.cli.verb import emit, error_fields
 from macd.errors import ExitCode, UsageError
 
@@ -25,8 +28,8 @@ _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional argument
 
 
 def install() -> None:
-    """Teach the running `invoke` both. Called once by tasks.py."""
-    original = Program.parse_tasks
+    """Teach the running `invoke` all of it. Called once by tasks.py."""
+    original, lists = Program.parse_tasks, Program.parse_cleanup
     if getattr(original, _MARK, False):
         return
 
@@ -45,8 +48,17 @@ def install() -> None:
             wrong = told(f"an option here takes a number: {error}")
             raise _end(typed, wrong) from error
 
+    @functools.wraps(lists)
+    def parse_cleanup(self: Program) -> None:  # --list, --help TASK
+        try:
+            lists(self)
+        except BrokenPipeError:
+            raise Exit from None
+
     setattr(parse_tasks, _MARK, True)
     setattr(Program, "parse_tasks", parse_tasks)  # noqa: B010 - mypy knows no other way to say so
+    setattr(Program, "parse_cleanup", parse_cleanup)  # noqa: B010
+    atexit.register(interrupts.discard_unread)
 
 
 def told(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json as jsonlib
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from invoke import Exit, Task, task
 
-from macd.cli import interrupts
+from macd.cli import calls, interrupts
 from macd.errors import ExitCode, MacdError
 
 Verb = Callable[..., Any]
@@ -54,6 +55,7 @@ def verb(
 def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     try:
         interrupts.as_usual()
+        calls.write_as_asked()
         result = body(*args, **kwargs)
     except MacdError as error:
         return _tell(error, as_json=bool(kwargs.get("json")))
@@ -65,18 +67,19 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         )
         return ExitCode.FAILED
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - `| head` closed us; stay silent
+        interrupts.discard_unread()  # `| head` closed us; stay silent
         return ExitCode.DONE
     return int(result or 0)
 
 
 def _tell(error: MacdError, *, as_json: bool) -> int:
-    if debugging():
-        traceback.print_exception(error)
-    if as_json:
-        emit(error_fields(error))
-    else:
-        print(f"✗ {error}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # the status counts, read or not
+        if debugging():
+            traceback.print_exception(error)
+        if as_json:
+            emit(error_fields(error))
+        else:
+            print(f"✗ {error}", file=sys.stderr)
     return int(error.exit_code)
 
 
@@ -88,7 +91,8 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
-    return "--debug" in sys.argv or os.environ.get("MACD_DEBUG", "") not in ("", "0")
+    named = os.environ.get("MACD_DEBUG", "")
+    return "--debug" in sys.argv or (named not in ("", "0") and not calls.is_file(named))
 
 
 def emit(data: Any) -> None:

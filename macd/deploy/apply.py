@@ -16,11 +16,12 @@ from macd.deploy import plan as planning
 from macd.deploy import state
 from macd.deploy.desired import Blueprint, Desired
 from macd.deploy.follow import Begun, Outcome, Tell, watch
-from macd.deploy.offer import Offer
+from macd.deploy.offer import Offer, Unpacked, unpacked
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.inventory import Host, Inventory
 from macd.remote import blobs
+from macd.remote.failures import RemoteDiskFullError
 from macd.remote.pending import Pending
 from macd.remote.session import Session, open_session
 
@@ -43,7 +44,9 @@ def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
     blueprint = Blueprint(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
         found = state.observed(_ask(session, host, inventory, offer))
-    return planning.make(host.name, found, blueprint.render(host, found), offer, now=time.time())
+    wanted = blueprint.render(host, found)
+    takes = _unpacked(offer, found)
+    return planning.make(host.name, found, wanted, offer, now=time.time(), unpacked=takes)
 
 
 def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcome:
@@ -107,6 +110,11 @@ def _nothing(plan: Plan) -> Outcome:
     return told.having(serving=plan.unwell, well=not plan.unwell)
 
 
+def _unpacked(offer: Offer, found: state.HostState) -> Unpacked:
+    """What the runtime will take there; nothing where it stands already."""
+    return Unpacked() if offer.lock in found.runtimes else unpacked(offer)
+
+
 def _ask(session: Session, host: Host, inventory: Inventory, offer: Offer) -> Pending:
     wanted = {part.sha256: part.size for part in offer.parts}
     return state.ask(session, host, inventory, list(wanted.items()))
@@ -151,7 +159,7 @@ class _Deploy:
             report = blobs.put(
                 session, app, self._offer.blobs(), progress, hooks=hooks, create=False
             )
-        except RefusedError:
+        except (RefusedError, RemoteDiskFullError):
             self._decide()  # knows better why
             raise
         self.sent = report.sent
@@ -172,6 +180,7 @@ class _Deploy:
             self._offer,
             now=time.time(),
             restart=self._wish.restart,
+            unpacked=_unpacked(self._offer, found),
         )
         self._wish.tell("planned", {"plan": self.plan})
         if self.plan.problems:
@@ -179,7 +188,7 @@ class _Deploy:
                 f"{self._host.name}: {self._offer.id} can't be deployed",
                 why="\n".join(problem.what for problem in self.plan.problems),
                 live=f"{found.live or 'nothing'}, as before",
-                hint=next((p.hint for p in self.plan.problems if p.hint), ""),
+                hint="\n".join(dict.fromkeys(p.hint for p in self.plan.problems if p.hint)),
             )
         self._decided = found, wanted
 

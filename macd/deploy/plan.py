@@ -12,13 +12,18 @@ from typing import Any
 from macd.deploy.desired import Desired
 from macd.deploy.diffs import Diff, differing
 from macd.deploy.drift import drift
-from macd.deploy.offer import Offer, Part
+from macd.deploy.offer import Offer, Part, Unpacked
 from macd.deploy.state import HostState
+from macd.host import needs
+from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
 # question included; stage and activate are asked together, right behind the data.
 _UNTIL_LIVE = 7
 _TO_CONFIRM = 6
+_SPARE = 16 << 20  # as the host keeps free (macd/host/blobs.py)
+_SPARE_FILES = 100  # of its state, its logs and the release's directories
+_NOTHING = Unpacked()
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,21 @@ def make(
     *,
     now: float,
     restart: bool = False,
+    unpacked: Unpacked = _NOTHING,
 ) -> Plan:
     """The plan for one host. `restart`: even if nothing differs.
 
     Args:
         now: epoch seconds, for the release's expiry.
+        unpacked: what the runtime will take there, where it has to be built.
     """
     new = found.live != offer.id
     diffs = tuple(differing(found, wanted, new=new))
     changed = new or restart or any(diff.by == "deploy" for diff in diffs)
     lacking = [] if not changed else _lacking(found, offer)
+    problems = _problems(found, wanted, offer, lacking, now)
+    if changed and found.exists:
+        problems += [*_no_room(found, lacking, unpacked), *_cannot_run(found, offer)]
     return Plan(
         host=host,
         live=found.live,
@@ -99,7 +109,7 @@ def make(
         round_trips=(_UNTIL_LIVE + _TO_CONFIRM) if changed else _UNTIL_LIVE - 1,
         drift=tuple(drift(found, wanted)),
         notes=tuple(_notes(found, offer)) if changed else (),
-        problems=tuple(_problems(found, wanted, offer, lacking, now)),
+        problems=tuple(problems),
         rollback=_way_back(found, new=new),
         unwell=found.unwell,
     )
@@ -199,9 +209,42 @@ def _cannot_fit(found: HostState, offer: Offer, lacking: Sequence[Part]) -> list
     if unsendable and any(part.source for part in offer.parts):
         what = f"wheels that neither the host nor this machine has: {', '.join(unsendable)}"
         told.append(Problem(what, "invoke release makes the lock and its wheels again"))
-    needed = sum(part.size for part in lacking)
+    return told
+
+
+def _no_room(found: HostState, lacking: Sequence[Part], unpacked: Unpacked) -> list[Problem]:
+    told = []
+    receive = sum(part.size for part in lacking)
+    if not receive + unpacked.size:  # a restart takes next to nothing
+        return []
+    needed = receive + unpacked.size + _SPARE
     if needed > found.free:
-        told.append(Problem(f"{needed} bytes to receive, {found.free} free there", "make room"))
+        runtime = f", {size(unpacked.size)} for the unpacked runtime" if unpacked.size else ""
+        what = f"{size(found.free)} are free at {found.app}, {size(needed)} are needed: "
+        what += f"{size(receive)} to receive{runtime}, {size(_SPARE)} to spare"
+        told.append(Problem(what, f"make room there: {size(needed - found.free)} more"))
+    files = len(lacking) + unpacked.files + _SPARE_FILES
+    if 0 <= found.free_inodes < files:
+        what = f"{found.free_inodes} inodes are free at {found.app}, {files} are needed"
+        hint = "remove files there (df -i), or put app_dir on a file system with more inodes"
+        told.append(Problem(what, hint))
+    return told
+
+
+def _cannot_run(found: HostState, offer: Offer) -> list[Problem]:
+    told = []
+    if found.noexec:
+        at = f"{found.app} is mounted noexec (at {found.noexec})"
+        told.append(
+            Problem(
+                f"{at}: no library of the runtime can be loaded there",
+                needs.REMOUNT.format(found.noexec),
+            )
+        )
+    for one in found.lacks:
+        if one["needed"] or one.get("module") in offer.imports:
+            hint = f"apt-get install {one['package']} on the host"
+            told.append(Problem(f"the host has no {one['name']}", hint))
     return told
 
 

@@ -20,7 +20,8 @@ class HostState:
     `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
     lists [sha256, bytes already there]; `last` is the last word of the newest activation, `well`
-    in it whether what was left serves.
+    in it whether what was left serves. `free`, `free_inodes` (-1: not counted) and `noexec` are of
+    the file system of `app`, `lacks` the system's packages that are not there (macd/host/needs.py).
     """
 
     app: str
@@ -55,6 +56,9 @@ class HostState:
     rollback: Mapping[str, Any] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     free: int = 0
+    free_inodes: int = -1
+    noexec: str = ""
+    lacks: Sequence[Mapping[str, Any]] = ()
 
     @property
     def held(self) -> str:

@@ -50,6 +50,7 @@ class Peer:
         self._inbox: queue.Queue[Optional[Message]] = queue.Queue(_QUEUED_FRAMES)
         self._current: Any = None
         self._pushed_back: Optional[Message] = None
+        self.waited = 0.0  # seconds in which the running operation waited for the client's data
         self.gone = threading.Event()
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
 
@@ -84,12 +85,14 @@ class Peer:
             except PeerGoneError:
                 return None
             if "op" in message:
-                self._current = message.get("id")
+                self._current, self.waited = message.get("id"), 0.0
                 return message
 
     def receive(self) -> Message:
         """The next data frame of the running operation. Raises PeerGoneError."""
+        since = time.monotonic()
         message = self._next()
+        self.waited += time.monotonic() - since
         if "op" in message or message.get("id") != self._current:
             self._pushed_back = message
             raise HostError("the client stopped sending in the middle of a stream")
@@ -131,6 +134,8 @@ def _answer(
         else:
             raise HostError(f"the agent has no operation {name!r}", kind="unknown operation")
         answer["clock"] = [request["$received"], time.time()]
+        if peer.waited:
+            answer["waited"] = peer.waited
         frame = peer.encode(answer)
     except (PeerGoneError, BrokenPipeError):
         raise

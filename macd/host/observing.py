@@ -16,6 +16,7 @@ from macd.host import (
     flagchange,
     identity,
     ledger,
+    needs,
     overrides,
     releases,
     runtimecheck,
@@ -86,7 +87,8 @@ def deploy_facts(
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "rollback": back,
         "rehearsal": of_live,
-        "free": _free(layout.app),
+        **needs.room(layout.app),
+        "lacks": needs.missing_programs(),
     }
 
 
@@ -228,13 +230,6 @@ def _read(path: str) -> Optional[str]:
 
 def _file_sha256(path: str) -> Optional[str]:
     return hashlib.sha256(_bytes(path)).hexdigest() if os.path.isfile(path) else None
-
-
-def _free(path: str) -> int:
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
 
 
 OPERATIONS = {"deploy_facts": deploy_facts}

@@ -8,18 +8,15 @@ Knows no templates and no inventory; it is told owners, modes, texts and units.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import grp
-import importlib.util
 import os
 import pwd
-import shutil
 import stat
 import subprocess
 from typing import Any, Callable, Dict, List, Optional
 
-from macd.host import durable, envfile, ledger
+from macd.host import durable, envfile, ledger, needs
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
@@ -84,7 +81,7 @@ def provision(
         look.units(units, enable)
         for do in () if dry_run else look.doings:
             do()
-    return {"app": layout.app, "changes": look.changes, "missing": missing_programs()}
+    return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
 
 
 def _lock(layout: Layout, who: str) -> Any:
@@ -245,21 +242,6 @@ def _add_account(name: str, app: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
-
-
-def missing_programs() -> List[Dict[str, Any]]:
-    """What deploying needs and this host lacks; `needed` False: only some releases need it."""
-    found = []
-    if importlib.util.find_spec("venv") is None:
-        found.append({"name": "python3 -m venv", "package": "python3-venv", "needed": True})
-    for program, package in (("ssh-keygen", "openssh-client"), ("systemctl", "systemd")):
-        if shutil.which(program) is None:
-            found.append({"name": program, "package": package, "needed": True})
-    try:
-        ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        found.append({"name": "libgomp (LightGBM)", "package": "libgomp1", "needed": False})
-    return found
 
 
 def _content(path: str) -> Optional[bytes]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, package_index, releases, runtimecheck
+from macd.host import durable, needs, package_index, releases, runtimecheck
 from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
@@ -62,7 +62,7 @@ def install(
         base = python or sys.executable
         doing = "making the virtualenv"
         argv = [base, "-I", "-m", "venv", "--without-pip", building]
-        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=DIRECT), doing)
+        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=DIRECT), doing, building)
         if document["wheels"]:
             settings = package_index.settings(index, index_url)
             walls.give(building)
@@ -136,7 +136,8 @@ def _install_wheels(
     doing = "installing the wheels"
     done = _run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=walls, settings=settings, into=building)
     if done.returncode != 0:
-        raise package_index.failure(done.stderr or done.stdout, index=index)
+        said = done.stderr or done.stdout
+        raise needs.failure(doing, said, building) or package_index.failure(said, index=index)
 
 
 def check_imports(runtime: str, imports: List[str], walls: Confinement) -> str:
@@ -151,7 +152,7 @@ def check_imports(runtime: str, imports: List[str], walls: Confinement) -> str:
     doing = "importing the packages"
     argv = [python, "-I", "-c", code, *imports]
     done = _run(argv, doing, timeout=_IMPORT_TIMEOUT_S, walls=walls)
-    _refuse_failure(done, doing)
+    _refuse_failure(done, doing, runtime)
     return done.stdout.split()[-1]
 
 
@@ -171,8 +172,11 @@ def _run(
         raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
 
 
-def _refuse_failure(done: "subprocess.CompletedProcess[str]", doing: str) -> None:
+def _refuse_failure(done: "subprocess.CompletedProcess[str]", doing: str, path: str) -> None:
     if done.returncode != 0:
-        why = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
+        said = done.stderr or done.stdout
+        if (told := needs.failure(doing, said, path)) is not None:
+            raise told
+        why = "\n".join(said.strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)

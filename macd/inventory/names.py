@@ -16,8 +16,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 _JUMP = re.compile(
-    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<number>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
 )
+_DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
 _PATH_PART = re.compile(r"[A-Za-z0-9._@+][A-Za-z0-9._@+-]{0,254}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _UNIT = re.compile(r"(?!.*\.service$)[A-Za-z0-9](?:[A-Za-z0-9:_.@-]{0,126}[A-Za-z0-9])?")
@@ -40,13 +41,19 @@ def is_user(text: str) -> bool:
 
 
 def split_jump(text: str) -> tuple[str | None, str, int | None] | None:
-    """User, host and port of `[user@]host[:port]` as in ProxyJump; None where it isn't one."""
+    """User, host and port of `[user@]host[:port]` as in ProxyJump; None where it isn't one.
+
+    Brackets hold any address, not only IPv6: `ssh -G` puts there every host of digits and dots
+    (dump_client_config in OpenSSH's readconf.c).
+    """
     match = _JUMP.fullmatch(text)
     if match is None:
         return None
     user, port = match["user"], int(match["port"]) if match["port"] else None
-    host = match["host"] if match["v6"] is None else match["v6"]
-    good_host = _is_ipv6(host) if match["v6"] is not None else is_host(host)
+    number = match["number"]
+    host = match["host"] if number is None else number
+    plain = number is None or _DIGITS_AND_DOTS.fullmatch(number) is not None
+    good_host = is_host(host) if plain else _is_ipv6(host)
     if not good_host or (user is not None and not is_user(user)):
         return None
     if port is not None and not 1 <= port <= 65535:

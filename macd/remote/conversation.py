@@ -39,7 +39,8 @@ class Closable(Protocol):
 class Conversation:
     """One agent, spoken to over one channel. Thread-safe; close it, or use it with `with`.
 
-    `clock` is the best estimate so far of the host's clock.
+    `clock` is the best estimate so far of the host's clock. `sudo_login` is the account that
+    starts the agent by sudo, "" where it is started directly.
     """
 
     def __init__(
@@ -50,16 +51,20 @@ class Conversation:
         python: str = "python3",
         modules: Iterable[str] = (),
         link: Closable | None = None,
+        sudo_login: str = "",
         start_seconds: float = START_SECONDS,
     ) -> None:
         self.name = name
         self.clock = Clock(0.0, float("inf"))
         self._python = python
+        self._sudo_login = sudo_login
         self._channel = channel
         self._received = Received(channel)
         self._link = link
         self._tag = secrets.token_bytes(frames.TAG_LENGTH)
         opening = assembler.opening(self._tag, modules)
+        self._starting = Pending(self, "(agent)", 0)  # shipping it is told like a call
+        self._starting.bytes_out = len(opening)
         self._sending = threading.Lock()
         self._waiting: dict[int, Pending] = {}
         self._last_id = 0
@@ -92,6 +97,7 @@ class Conversation:
             self._last_id += 1
             pending = Pending(self, op, self._last_id, progress)
             frame = self._encode({"id": pending.id, "op": op, "args": dict(args)})
+            pending.bytes_out = len(frame)
             self._waiting[pending.id] = pending
             self._send(frame)
         if self._ended.is_set():
@@ -104,6 +110,7 @@ class Conversation:
         """One data frame for a running stream; returns its length on the wire."""
         with self._sending:
             frame = self._encode({**fields, "id": pending.id}, compress=compress)
+            pending.bytes_out += len(frame)
             self._send(frame)
             return len(frame)
 
@@ -127,25 +134,29 @@ class Conversation:
     def _receive(self) -> None:
         try:
             while True:
+                before = self._received.taken
                 message, _ = frames.read_frame(self._received.read, self._tag)
-                self._dispatch(message, time.time())
+                self._dispatch(message, time.time(), self._received.taken - before)
         except Exception as error:  # even a channel's own bug must end the calls, not hang them
             self._end(error)
 
-    def _dispatch(self, message: Message, arrived: float) -> None:
+    def _dispatch(self, message: Message, arrived: float, size: int) -> None:
         if "hello" in message:
             self._received.forget_beginning()
+            self._starting.bytes_in = size
+            self._starting.finish()
             self._hello.set()
             return
         pending = self._waiting.get(message.get("id", -1))
         if pending is None:
             return
+        pending.bytes_in += size
         if "progress" in message:
             pending.told(message["progress"])
             return
         del self._waiting[pending.id]
         received, answered = message["clock"]
-        pending.worked = answered - received
+        pending.worked = answered - received - message.get("waited", 0.0)
         self._set_clock(pending.sent, received, answered, arrived)
         if "error" in message:
             pending.finish(error=failures.from_host(self.name, pending.op, message["error"]))
@@ -166,7 +177,7 @@ class Conversation:
             self._broken = self._lost(error) if self._hello.is_set() else self._not_started(error)
         self._ended.set()
         self._hello.set()
-        for pending in list(self._waiting.values()):
+        for pending in (self._starting, *self._waiting.values()):
             pending.finish(error=self._broken)
 
     def _lost(self, error: Exception) -> MacdError:
@@ -195,6 +206,7 @@ class Conversation:
             stderr=self._channel.stderr(),
             status=self._channel.exit_status(),
             cause=str(error),
+            sudo_login=self._sudo_login,
         )
 
     def _why_broken(self) -> MacdError:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from macd.errors import MacdError, RefusedError
 from macd.remote import assembler
+
+_NO_SUDO = re.compile(rb"sudo: (?:command )?not found", re.IGNORECASE)
+_COMMAND = re.compile(rb"'(/[^\s']+) -EsSBc [^']*'")  # our command as sudo quotes it
+_SUDO_WOULD = (b"macd-agent:", b"Traceback", b"command not found")  # it is about Python then
 
 
 class RemoteError(MacdError):
@@ -32,6 +37,8 @@ class RemoteError(MacdError):
 
 
 def _remedy(host: str, told: Mapping[str, Any]) -> str:
+    if told.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+        return f"make room on {host}; df -h and df -i show whether bytes or inodes are used up"
     if told.get("type") != "PermissionError":
         return ""
     return (
@@ -95,15 +102,27 @@ def from_host(host: str, op: str, told: Mapping[str, Any]) -> RemoteError:
 
 
 def not_started(
-    host: str, python: str, *, noise: bytes, stderr: bytes, status: int | None, cause: str
+    host: str,
+    python: str,
+    *,
+    noise: bytes,
+    stderr: bytes,
+    status: int | None,
+    cause: str,
+    sudo_login: str = "",
 ) -> MacdError:
-    """Why there is no agent, read from what the host printed instead of speaking."""
+    """Why there is no agent, read from what the host printed instead of speaking.
+
+    sudo_login: the account that was to start it by sudo, "" where no sudo was asked.
+    """
     too_old = noise.partition(assembler.TOO_OLD.encode())[2].split()
     if too_old:
         return MacdError(
             f"{host}: {python} is Python {_shown(too_old[0])}; the agent needs 3.9 or newer",
             hint=f"set the key `python` of host {host} in the inventory to a newer one there",
         )
+    if sudo_login and (told := _by_sudo(host, python, sudo_login, stderr, status)):
+        return told
     if status == 127 or b"not found" in stderr or b"No such file" in stderr:
         return MacdError(
             f"{host}: there is no {python}",
@@ -123,6 +142,43 @@ def not_started(
         hint=f"ssh to {host} and run `{python} -c 'print(1)'`; a login shell must stay silent and"
         " leave stdin alone when it isn't interactive",
     )
+
+
+def _by_sudo(
+    host: str, python: str, login: str, stderr: bytes, status: int | None
+) -> MacdError | None:
+    """What sudo said, None where it was not sudo that failed. Its words may be in any language."""
+    if _NO_SUDO.search(stderr) or (status == 127 and b"sudo" in stderr):
+        return MacdError(
+            f"{host}: there is no sudo",
+            why=_shown(stderr),
+            hint=f"apt-get install sudo there, or log in as root and drop become: of {host} in the"
+            " inventory",
+        )
+    named = _COMMAND.search(stderr)
+    said = _COMMAND.sub(rb"'\1 ...'", stderr)
+    from_sudo = status == 1 and (named is not None or b"sudo" in said)
+    if not from_sudo or any(mark in said for mark in _SUDO_WOULD):
+        return None
+    path = named[1].decode("utf-8", "replace") if named else _path_of(python, login)
+    hint = (
+        "add these as the last lines of sudoers there (visudo -f /etc/sudoers.d/zz-macd):\n"
+        f"{login} ALL=(root) NOPASSWD: {path}\nDefaults:{login} !requiretty"
+    )
+    if not named and "/" not in python:
+        hint += f"\nif `command -v {python}` there shows another path than {path}: that one"
+    return MacdError(
+        f"{host}: sudo -n may not start {python}",
+        why=_shown(said),
+        hint=hint,
+    )
+
+
+def _path_of(python: str, login: str) -> str:
+    """Where `python` of the inventory is, most likely: sudoers takes absolute paths only."""
+    if python.startswith("~/"):
+        return f"/home/{login}/{python[2:]}"
+    return python if "/" in python else f"/usr/bin/{python}"
 
 
 def _shown(text: bytes, limit: int = 300) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[Any], None]
 
+# A line for each call; macd/cli/calls.py says where they go. Nothing that was said is in them.
+CALLS = logging.getLogger("macd.calls")
 _RECEIVE = 256 << 10
 _BEGINNING = 4096
 
@@ -41,7 +44,7 @@ class Pending:
     """The promise of one answer.
 
     `sent` is the epoch second the request was made, `worked` the seconds the host took for it: the
-    rest of the time went into the link.
+    rest of the time went into the link. `bytes_out` and `bytes_in` count its frames.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Pending:
         self.id = number
         self.sent = time.time()
         self.worked = 0.0
+        self.bytes_out = self.bytes_in = 0
         self._session = session
         self._progress = progress
         self._finishing = threading.Lock()
@@ -95,17 +99,32 @@ class Pending:
             if self._done.is_set():
                 return
             self._result, self._error = result, error
+            self._log(failed=error is not None)  # before anybody who waits may end the process
             self._done.set()
             callback = self._callback
         if callback is not None:
             callback()
 
+    def _log(self, *, failed: bool) -> None:
+        link = max(0.0, time.time() - self.sent - self.worked)
+        CALLS.info(
+            "%s %s: host %.3f s, link %.3f s, sent %d B, received %d B%s",
+            self._session.name,
+            self.op,
+            max(0.0, self.worked),
+            link,
+            self.bytes_out,
+            self.bytes_in,
+            "" if not failed else ", failed" if self.bytes_in else ", no answer",
+        )
+
 
 class Received:
-    """read(n) with exactly n bytes, from a channel that gives what it has."""
+    """read(n) with exactly n bytes, from a channel that gives what it has; `taken` counts them."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.taken = 0
         self._data = bytearray()
         self._beginning: bytearray | None = bytearray()
 
@@ -128,4 +147,5 @@ class Received:
                 self._beginning += chunk[:_BEGINNING]
         taken = bytes(self._data[:count])
         del self._data[:count]
+        self.taken += len(taken)
         return taken

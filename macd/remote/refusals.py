@@ -13,7 +13,7 @@ from macd.errors import MacdError, RefusedError
 from macd.remote.connection import HopConnection, HostKeyError, LoginError
 from macd.remote.hostkeys import HostKey, Verdict
 from macd.remote.sshconfig import Hop
-from macd.remote.transport import LinkTransport, SilentPeerError
+from macd.remote.transport import LinkTransport, Mismatch, SilentPeerError
 
 Reason = Literal[
     "name",
@@ -30,6 +30,8 @@ Reason = Literal[
 _NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 _PROHIBITED, _CONNECT_FAILED = 1, 2  # RFC 4254, section 5.1
 _LIVE = "nothing was done on any host"
+_SHOWN = 80  # characters of a server's own words
+_NAMED = 12
 
 
 class UnreachableError(MacdError):
@@ -107,14 +109,40 @@ def _not_spoken(
         return _no_greeting(way, connection)
     said = attempt.disconnect_reason or str(error) or type(error).__name__
     if isinstance(error, IncompatiblePeer):
-        hint = "update the SSH server; ssh -Q kex, ssh -Q cipher and ssh -Q key show what we know"
-        what = f"{way.who} speaks SSH, but no algorithm that we do"
-        return _unreachable(what, way, "algorithms", said, hint)
+        return _no_algorithm(way, attempt, said)
     silent = isinstance(error, EOFError) and connection.wire and not connection.wire.ended
     if silent or isinstance(error, SilentPeerError):
         what = f"{way.who} fell silent while keys were exchanged"
         return _unreachable(what, way, "timeout", "the link stalls, or the host is overloaded")
     return _unreachable(f"{way.who} ended the connection while we logged in", way, "lost", said)
+
+
+def _no_algorithm(way: Way, attempt: LinkTransport, said: str) -> MacdError:
+    wrong = attempt.mismatches
+    kinds = " and no ".join(each.kind for each in wrong) or "algorithm"
+    why = "\n".join(_both_lists(each) for each in wrong) or said
+    server = _harmless(attempt.remote_version)
+    settings = " and to ".join(each.setting for each in wrong)
+    if wrong and "OpenSSH" in server:
+        hint = f"add one that we speak to {settings} in sshd_config there, then restart sshd"
+    else:
+        hint = f"let its SSH server ({server}) speak one that we speak, or replace that server"
+    if any(each.setting == "HostKeyAlgorithms" for each in wrong):
+        hint += "; where it has no such host key, ssh-keygen -A makes one"
+    return _unreachable(
+        f"{way.who} speaks SSH, but no {kinds} that we do", way, "algorithms", why, hint
+    )
+
+
+def _both_lists(wrong: Mismatch) -> str:
+    theirs = ", ".join(map(_harmless, wrong.theirs[:_NAMED]))
+    more = ", ..." if len(wrong.theirs) > _NAMED else ""
+    return f"{wrong.kind}: it offers {theirs or 'none'}{more}; we speak {', '.join(wrong.ours)}"
+
+
+def _harmless(text: str) -> str:
+    """The beginning of a server's word, harmless to a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:_SHOWN]).strip()
 
 
 def _unreachable(what: str, way: Way, reason: Reason, why: str, hint: str = "") -> UnreachableError:
@@ -197,10 +225,10 @@ def _said_by_gateway(connection: HopConnection) -> str:
 def _no_greeting(way: Way, connection: HopConnection) -> MacdError:
     wire = connection.wire
     head = wire.head.decode("ascii", "replace") if wire else ""
-    said = "".join(c if c.isprintable() else " " for c in head).strip()
+    said = _harmless(head)
     hint = f"check the port of {way.hop.name} ({way.hop.port})"
     if said:
-        why = f"it says: {said[:80]}"
+        why = f"it says: {said}"
         return _unreachable(
             f"what answers at {way.who} is no SSH server", way, "not-ssh", why, hint
         )

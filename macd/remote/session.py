@@ -44,8 +44,14 @@ def open_session(
     command = assembler.command(host.python, become=host.become)
     link = (ahead and ahead.take(host)) or connect(host, inventory)
     try:
-        channel = link.open_channel(command)
-        return Session(channel, name=host.name, python=host.python, modules=modules, link=link)
+        return Session(
+            link.open_channel(command),
+            name=host.name,
+            python=host.python,
+            modules=modules,
+            link=link,
+            sudo_login=link.hops[-1].user if host.become == "sudo" else "",
+        )
     except BaseException:
         link.close()
         raise

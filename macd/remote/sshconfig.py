@@ -17,7 +17,7 @@ from pathlib import Path
 from macd.errors import UsageError
 from macd.inventory import Host, Inventory
 from macd.inventory.names import is_host, is_user, split_jump
-from macd.remote.sshtokens import Tokens, agent_socket, paths
+from macd.remote.sshtokens import Tokens, agent_socket, expand_jumps, paths
 
 _DEEPEST = 16
 _RESOLVE_S = 20  # a `Match exec` in the user's own configuration may take a moment
@@ -165,7 +165,8 @@ def _as_ssh_goes(
     chain = settings["proxyjump"][-1:]
     if not chain or chain == ["none"]:
         return [hop]
-    before, _, last = chain[0].rpartition(",")
+    tokens = Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, "")
+    before, _, last = expand_jumps(chain[0], tokens).rpartition(",")
     following = _spelled(last, wanted.alias)
     return [*_as_ssh_goes(following, config, before or None, (*passed, here)), hop]
 

@@ -1,4 +1,4 @@
-"""Expand what `ssh -G` prints unexpanded in paths: ~, %-tokens, ${VAR} (ssh_config(5), TOKENS)."""
+"""Expand what `ssh -G` prints unexpanded: ~, %-tokens and ${VAR} (ssh_config(5), TOKENS)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from macd.errors import UsageError
+
+_JUMP_TOKENS = ("%", "h", "n", "p", "r")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,21 @@ class Tokens:
 def paths(texts: Iterable[str], tokens: Tokens, environment: Mapping[str, str]) -> tuple[Path, ...]:
     """IdentityFile or CertificateFile lines as paths; `none` stands for nothing."""
     return tuple(Path(tokens.expand(t, environment)) for t in texts if t and t != "none")
+
+
+def expand_jumps(text: str, tokens: Tokens) -> str:
+    """ProxyJump with the tokens replaced that it may have. Raises UsageError for another one."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] not in _JUMP_TOKENS:
+            raise UsageError(
+                f"the ssh configuration names the jump host {text!r}, in which %{match[1]} is not"
+                " known",
+                hint="write the name out in ProxyJump",
+            )
+        return tokens.values[match[1]]
+
+    return re.sub(r"%(.?)", put, text)
 
 
 def agent_socket(text: str, tokens: Tokens, environment: Mapping[str, str]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import paramiko
@@ -20,7 +21,7 @@ from paramiko.common import (
     cMSG_SERVICE_REQUEST,
     cMSG_USERAUTH_REQUEST,
 )
-from paramiko.ssh_exception import SSHException
+from paramiko.ssh_exception import IncompatiblePeer, SSHException
 from paramiko.transport import ServiceRequestingTransport
 
 from macd.remote.wire import Socket
@@ -36,6 +37,17 @@ _MACS = (
     "hmac-sha2-512",
 )
 _KEY_ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
+_NO_ALGORITHMS = ("ext-info-", "kex-strict-")  # in the list of key exchanges, but signals
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Algorithms of one kind of which the server and we share none; `setting` is sshd_config's."""
+
+    kind: str
+    setting: str
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
 
 
 class SilentPeerError(SSHException):
@@ -49,6 +61,7 @@ class LinkTransport(ServiceRequestingTransport):
         super().__init__(_below(sock), default_window_size=WINDOW, **options)
         self.disconnect_reason = ""
         self.open_failure = ""
+        self.mismatches: tuple[Mismatch, ...] = ()
         security = self.get_security_options()
         security.ciphers, security.digests = _CIPHERS, _MACS
         pinned = [name for t in pinned_types for name in _KEY_ALGORITHMS.get(t, (t,))]
@@ -97,6 +110,30 @@ class LinkTransport(ServiceRequestingTransport):
         request.add_string("keepalive@openssh.com")
         request.add_boolean(True)
         _below(self)._send_user_message(request)
+
+    def _parse_kex_init(self, message: Message) -> None:
+        try:
+            _below(super())._parse_kex_init(message)
+        except IncompatiblePeer:  # says which kind is wrong, but neither of the two lists
+            message.rewind()
+            offered = _below(self)._really_parse_kex_init(message)
+            self.mismatches = tuple(self._mismatches(offered))
+            raise
+
+    def _mismatches(self, offered: Mapping[str, Sequence[str]]) -> Iterable[Mismatch]:
+        security = self.get_security_options()
+        for kind, setting, keys, ours in (
+            ("key exchange", "KexAlgorithms", ["kex"], security.kex),
+            ("host key type", "HostKeyAlgorithms", ["server_key"], security.key_types),
+            ("cipher", "Ciphers", ["client_encrypt", "server_encrypt"], security.ciphers),
+            ("MAC", "MACs", ["client_mac", "server_mac"], security.digests),
+        ):
+            for key in keys:
+                named = offered[f"{key}_algo_list"]
+                theirs = tuple(name for name in named if not name.startswith(_NO_ALGORITHMS))
+                if not set(theirs) & set(ours):
+                    yield Mismatch(kind, setting, theirs, tuple(ours))
+                    break
 
     def _parse_disconnect(self, message: Message) -> None:
         message.get_int()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,10 +33,13 @@ def project(lab: LabState, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def facts(project: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+def facts(
+    project: Path, *argv: str, before: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), "facts", *argv],
+        [str(Path(sys.executable).with_name("invoke")), *before, "facts", *argv],
         cwd=project,
+        env=os.environ | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -64,3 +69,29 @@ def test_a_name_that_is_not_in_the_inventory_ends_with_2(project: Path) -> None:
     done = facts(project, "--host", "nowhere")
     assert done.returncode == 2
     assert "jump, h800, prod" in done.stderr
+
+
+CALL = re.compile(r"\S+Z prod \S+: host \d+\.\d+ s, link \d+\.\d+ s, sent \d+ B, received \d+ B")
+
+
+def test_debug_tells_each_call_on_stderr(project: Path) -> None:
+    done = facts(project, "--host", "prod", "--json", before=("--debug",))
+    assert json.loads(done.stdout)["host"] == "prod"
+    calls = [line for line in done.stderr.splitlines() if CALL.fullmatch(line)]
+    assert [line.split()[2] for line in calls] == ["(agent):", "facts:", "ping:"]
+
+
+def test_a_file_named_by_macd_debug_gets_a_line_for_each_call(project: Path) -> None:
+    log = project / "calls.log"
+    for _ in range(2):
+        done = facts(project, "--host", "prod", MACD_DEBUG=str(log))
+        assert (done.returncode, done.stderr) == (0, "")
+    lines = log.read_text().splitlines()
+    assert len(lines) == 6 and all(map(CALL.fullmatch, lines))
+
+
+def test_a_file_that_cannot_be_written_is_told(project: Path) -> None:
+    done = facts(project, "--host", "prod", MACD_DEBUG=str(project / "none" / "calls.log"))
+    assert done.returncode == 2
+    assert "MACD_DEBUG names a file that can't be written" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def key(path: Path) -> str:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+def key(path: Path, kind: str = "ed25519") -> str:
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(path)], check=True)
     return " ".join(path.with_name(path.name + ".pub").read_text().split()[:2])
 
 
@@ -49,9 +50,11 @@ class Sshd:
                 f"PidFile {directory}/pid",
                 "StrictModes no",
                 "UsePAM no",
-                *lines,
+                *(line.format(directory) for line in lines),
             ]
         )
+        if "/rsa" in text:
+            key(directory / "rsa", "rsa")
         (directory / "sshd_config").write_text(text + "\n")
         (directory / "inventory").mkdir()
         (directory / "ssh_config").write_text("Host *\n  IdentityAgent none\n")
@@ -59,11 +62,27 @@ class Sshd:
         known.write_text(f"[127.0.0.1]:{self.port} {public}\n")
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists; Debian's unit makes it too
+        self.start()
+
+    def start(self) -> None:
         assert SSHD is not None
         self.process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")], stderr=subprocess.DEVNULL
+            [SSHD, "-D", "-e", "-f", str(self.directory / "sshd_config")], stderr=subprocess.DEVNULL
         )
         eventually(self._listens)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+    def add(self, setting: str, algorithm: str) -> None:
+        """What the message tells the administrator to do."""
+        config = self.directory / "sshd_config"
+        text = re.sub(rf"(?m)^({setting} .*)$", rf"\1,{algorithm}", config.read_text())
+        assert algorithm in text
+        config.write_text(text)
+        self.stop()
+        self.start()
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
@@ -81,6 +100,24 @@ class Sshd:
         )
         return load("lab", root=self.directory)
 
+    def reached_through(self, jump: Sshd, how: str) -> Inventory:
+        """The host `gpu` of an ssh_config whose ProxyJump is `how`; both servers let us in."""
+        key_file = f"  IdentityFile {self.directory}/right\n"
+        (jump.directory / "authorized").write_text((self.directory / "authorized").read_text())
+        known = self.directory / "inventory" / "known_hosts.lab"
+        known.write_text(
+            known.read_text() + (jump.directory / "inventory" / "known_hosts.lab").read_text()
+        )
+        user = getpass.getuser()
+        (self.directory / "ssh_config").write_text(
+            f"Host gpu\n  HostName 127.0.0.1\n  Port {self.port}\n  User {user}\n"
+            f"  ProxyJump {how}\nHost *\n  IdentityAgent none\n{key_file}"
+        )
+        (self.directory / "inventory" / "lab.yml").write_text(
+            "ssh_config: ../ssh_config\nhosts:\n  gpu: {role: jump, ssh: gpu}\n"
+        )
+        return load("lab", root=self.directory)
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
@@ -91,8 +128,7 @@ def directory(tmp_path: Path) -> Path:
 def sshd(directory: Path, request: pytest.FixtureRequest) -> Iterator[Sshd]:
     made = Sshd(directory, *getattr(request, "param", ()))
     yield made
-    made.process.terminate()
-    made.process.wait(20)
+    made.stop()
 
 
 def test_commands_run_through_a_jump(sshd: Sshd) -> None:
@@ -107,6 +143,24 @@ def test_commands_run_through_a_jump(sshd: Sshd) -> None:
             got += piece
         assert got == data
         eventually(lambda: channel.exit_status() == 7)
+
+
+def test_a_jump_host_by_its_ipv4_address_in_ssh_config(sshd: Sshd, tmp_path: Path) -> None:
+    """Two servers; `ssh -G` prints the first one's address in brackets."""
+    (tmp_path / "jump").mkdir()
+    jump = Sshd(tmp_path / "jump")
+    try:
+        how = f"{getpass.getuser()}@127.0.0.1:{jump.port}"
+        inventory = sshd.reached_through(jump, how)
+        with ssh.connect(inventory.host("gpu"), inventory) as link:
+            assert [hop.address for hop in link.hops] == [
+                f"127.0.0.1:{jump.port}",
+                f"127.0.0.1:{sshd.port}",
+            ]
+            channel = link.open_channel("echo $SSH_CONNECTION")
+            assert channel.recv(200).split()[3] == str(sshd.port).encode()
+    finally:
+        jump.stop()
 
 
 def test_wrong_keys_before_the_right_one(sshd: Sshd) -> None:
@@ -148,6 +202,64 @@ def test_a_server_without_keys_is_told(sshd: Sshd) -> None:
     with pytest.raises(UnreachableError) as caught:
         ssh.connect(inventory.host("gate"), inventory)
     assert "it takes no keys, only: password" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("sshd", "setting", "theirs", "ours"),
+    [
+        (
+            ("Ciphers chacha20-poly1305@openssh.com",),
+            "Ciphers",
+            "cipher: it offers chacha20-poly1305@openssh.com; we speak",
+            "aes256-gcm@openssh.com",
+        ),
+        (
+            ("KexAlgorithms sntrup761x25519-sha512@openssh.com",),
+            "KexAlgorithms",
+            "key exchange: it offers sntrup761x25519-sha512@openssh.com; we speak",
+            "curve25519-sha256@libssh.org",
+        ),
+        (
+            ("MACs umac-128-etm@openssh.com,umac-64@openssh.com",),
+            "MACs",
+            "MAC: it offers umac-128-etm@openssh.com, umac-64@openssh.com; we speak",
+            "hmac-sha2-256-etm@openssh.com",
+        ),
+        (
+            ("HostKeyAlgorithms sk-ssh-ed25519@openssh.com,ssh-rsa", "HostKey {}/rsa"),
+            "HostKeyAlgorithms",
+            "host key type: it offers ssh-rsa; we speak",
+            "ssh-ed25519",
+        ),
+    ],
+    indirect=["sshd"],
+)
+def test_a_server_without_an_algorithm_of_ours_is_told_with_a_remedy_that_works(
+    sshd: Sshd, setting: str, theirs: str, ours: str
+) -> None:
+    inventory = sshd.inventory("right")
+    with pytest.raises(UnreachableError) as caught:
+        ssh.connect(inventory.host("gate"), inventory)
+    error = caught.value
+    assert error.reason == "algorithms"
+    assert theirs in error.why and ours in error.why.partition("we speak")[2]
+    assert f"add one that we speak to {setting} in sshd_config there" in error.hint
+    sshd.add(setting, ours)
+    with ssh.connect(inventory.host("gate"), inventory) as link:
+        assert link.open_channel("echo hi").recv(10) == b"hi\n"
+
+
+@pytest.mark.parametrize(
+    "sshd",
+    [("Ciphers chacha20-poly1305@openssh.com", "MACs umac-128-etm@openssh.com")],
+    indirect=True,
+)
+def test_every_kind_of_algorithm_that_is_missing_is_told_at_once(sshd: Sshd) -> None:
+    inventory = sshd.inventory("right")
+    with pytest.raises(UnreachableError) as caught:
+        ssh.connect(inventory.host("gate"), inventory)
+    assert "no cipher and no MAC that we do" in caught.value.what
+    assert "to Ciphers and to MACs in sshd_config" in caught.value.hint
 
 
 @pytest.mark.parametrize("sshd", [("ForceCommand exit 3",)], indirect=True)

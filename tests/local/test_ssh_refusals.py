@@ -292,7 +292,20 @@ def test_a_server_without_an_algorithm_of_ours(world: World) -> None:
     port = world.speak(b"SSH-2.0-Old\r\n" + old, hold=True)
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "algorithms", "box")
-    assert "no acceptable ciphers" in error.why
+    assert "no cipher that we do" in error.what
+    assert "cipher: it offers 3des-cbc-x; we speak aes128-ctr, aes256-ctr" in error.why
+    assert "SSH-2.0-Old" in error.hint and "sshd_config" not in error.hint
+
+
+def test_the_names_of_a_servers_algorithms_are_harmless_to_a_terminal(world: World) -> None:
+    world.start("one")
+    inventory = world.chain("one")
+    port = world.speak(
+        b"SSH-2.0-Old\r\n" + kexinit().replace(b"aes128-ctr", b"\x1b[2J\x07cbc-x"), hold=True
+    )
+    edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
+    error = unreachable(inventory, "algorithms", "box")
+    assert "it offers [2J cbc-x; we speak" in error.why
 
 
 def test_a_failed_attempt_keeps_nothing_waiting(world: World) -> None:

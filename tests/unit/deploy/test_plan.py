@@ -11,7 +11,7 @@ import pytest
 
 from macd.cli.deploy_shown import summary
 from macd.deploy.desired import Desired
-from macd.deploy.offer import Offer, Part, imports
+from macd.deploy.offer import Offer, Part, Unpacked, imports
 from macd.deploy.plan import Plan, make
 from macd.deploy.state import HostState
 
@@ -36,6 +36,7 @@ def planned(name: str) -> tuple[Plan, dict[str, Any]]:
         Offer(**offer),
         now=1000.0,
         restart=given.get("restart", False),
+        unpacked=Unpacked(**given.get("unpacked", {})),
     )
     return plan, case["expect"]
 

@@ -66,6 +66,41 @@ def test_hosts_and_users_are_harmless(text: str) -> None:
         assert text and set(text) <= HARMLESS and not text.startswith("-")
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("gate", (None, "gate", None)),
+        ("joe@gate.example:2022", ("joe", "gate.example", 2022)),
+        ("1.2.3.4", (None, "1.2.3.4", None)),
+        ("[1.2.3.4]", (None, "1.2.3.4", None)),
+        ("joe@[127.0.0.1]:2303", ("joe", "127.0.0.1", 2303)),
+        ("[10]:22", (None, "10", 22)),
+        ("[::1]", (None, "::1", None)),
+        ("joe@[fe80::1%eth0]:22", ("joe", "fe80::1%eth0", 22)),
+        ("[gate]", None),
+        ("[1.2.3.4", None),
+        ("1.2.3.4]", None),
+        ("[]", None),
+        ("[.]", None),
+        ("[-1.2.3.4]", None),
+        ("[1.2.3.4;id]", None),
+        ("::1", None),
+        ("joe@", None),
+        ("@gate", None),
+        ("gate:0", None),
+        ("gate:65536", None),
+        ("gate/", None),
+        ("http://gate", None),
+        ("ssh://gate", None),
+        ("a,b", None),
+    ],
+)
+def test_a_jump_is_read_as_people_and_ssh_write_it(
+    text: str, parts: tuple[str | None, str, int | None] | None
+) -> None:
+    assert split_jump(text) == parts
+
+
 @given(hostile)
 def test_jumps_come_apart_into_harmless_parts(text: str) -> None:
     parts = split_jump(text)

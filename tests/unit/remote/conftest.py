@@ -26,13 +26,19 @@ def start_agent() -> Iterator[StartAgent]:
             *,
             wrap: Callable[[PipeChannel], Any] = lambda channel: channel,
             start_seconds: float = 30.0,
+            become: str = "",
             **options: Any,
         ) -> Session:
-            channel = PipeChannel(assembler.command(python), **options)
+            channel = PipeChannel(assembler.command(python, become=become), **options)
             stack.callback(channel.close)
-            return stack.enter_context(
-                Session(wrap(channel), name="here", python=python, start_seconds=start_seconds)
+            session = Session(
+                wrap(channel),
+                name="here",
+                python=python,
+                start_seconds=start_seconds,
+                sudo_login="joe" if become else "",
             )
+            return stack.enter_context(session)
 
         yield start
 

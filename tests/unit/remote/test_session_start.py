@@ -182,6 +182,67 @@ def test_a_shell_that_reads_our_input_is_an_error(start_agent: StartAgent, tmp_p
     assert "stdin was read by something else" in caught.value.why
 
 
+# -- sudo -----------------------------------------------------------------------------------
+
+# What a real sudo 1.9.13 printed (tests/hosts/test_sudo_hosts.py asks a real one).
+PASSWORD = "sudo: a password is required"
+IN_GERMAN = "sudo: Ein Passwort ist notwendig"
+NO_TTY = "sudo: sorry, you must have a tty to run sudo"
+NOT_ALLOWED = "Sorry, user joe is not allowed to execute '/usr/bin/python3.11 $*' as root on here."
+
+
+def with_sudo(start_agent: StartAgent, folder: Path, body: str, python: str) -> MacdError:
+    script(folder / "sudo", f"#!/bin/sh\n{body}\n")
+    path = f"{folder}:{os.environ['PATH']}"
+    with pytest.raises(MacdError) as caught:
+        start_agent(python, become="sudo", env={**os.environ, "PATH": path}).call("ping")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("said", "python", "path"),
+    [
+        (PASSWORD, "python3", "/usr/bin/python3"),
+        (PASSWORD, "/opt/py/bin/python3.12", "/opt/py/bin/python3.12"),
+        (PASSWORD, "~/venv/bin/python", "/home/joe/venv/bin/python"),
+        (IN_GERMAN, "python3", "/usr/bin/python3"),
+        (NO_TTY, "python3", "/usr/bin/python3"),
+        (NOT_ALLOWED, "python3", "/usr/bin/python3.11"),
+    ],
+)
+def test_a_sudo_that_says_no_is_told_with_the_lines_it_wants(
+    start_agent: StartAgent, tmp_path: Path, said: str, python: str, path: str
+) -> None:
+    body = f'shift 3\necho "sudo: unable to resolve host here" >&2\necho "{said}" >&2\nexit 1'
+    error = with_sudo(start_agent, tmp_path, body, python)
+    assert error.what == f"here: sudo -n may not start {python}"
+    assert said.partition(" $*")[0].replace("'", "'")[:60] in error.why
+    assert "import sys" not in error.why
+    assert f"joe ALL=(root) NOPASSWD: {path}\nDefaults:joe !requiretty" in error.hint
+    assert "shell" not in str(error)
+
+
+def test_a_host_without_sudo_is_told(start_agent: StartAgent, tmp_path: Path) -> None:
+    error = with_sudo(
+        start_agent, tmp_path, "echo 'sh: 1: exec: sudo: not found' >&2; exit 127", "x"
+    )
+    assert error.what == "here: there is no sudo"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ('shift 2; echo "sudo: $1: command not found" >&2; exit 1', "there is no python3"),
+        ("echo 'sudo: unable to resolve host' >&2; exit 7", "the agent did not start"),
+        ("echo 'sudo: unable to resolve host' >&2; echo Traceback >&2; exit 1", "did not start"),
+    ],
+)
+def test_what_is_not_sudos_fault_is_not_blamed_on_sudo(
+    start_agent: StartAgent, tmp_path: Path, body: str, told: str
+) -> None:
+    assert told in with_sudo(start_agent, tmp_path, body, "python3").what
+
+
 # -- the wrong Python -----------------------------------------------------------------------
 
 

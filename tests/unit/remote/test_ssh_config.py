@@ -108,6 +108,27 @@ Host two
     ]
 
 
+@pytest.mark.parametrize(
+    ("jumps", "way"),
+    [
+        ("ubash@127.0.0.1:2303", ["ubash@127.0.0.1:2303"]),
+        ("127.0.0.1", [f"{ME}@127.0.0.1:22"]),
+        ("a@1.2.3.4,b@[::1]:44,c@5.6.7.8:9", ["a@1.2.3.4:22", "b@[::1]:44", "c@5.6.7.8:9"]),
+        ("ssh://a@1.2.3.4:22,ssh://b@gate:23/", ["a@1.2.3.4:22", "b@gate:23"]),
+        ("10,11", [f"{ME}@0.0.0.10:22", f"{ME}@0.0.0.11:22"]),
+        ("gw.%h,%r@%n.gw:23", [f"{ME}@gw.box.example:22", "bob@box.gw:23"]),
+    ],
+)
+def test_whatever_ssh_prints_as_proxyjump_is_gone(book: Book, jumps: str, way: list[str]) -> None:
+    config = f"Host box\n  HostName box.example\n  User bob\n  ProxyJump {jumps}\n"
+    assert book.shown(config) == [*way, "bob@box.example:22"]
+
+
+def test_a_token_that_proxyjump_does_not_have_is_told(book: Book) -> None:
+    with pytest.raises(UsageError, match="%C is not known"):
+        book.way("Host box\n  ProxyJump gate-%C\n")
+
+
 def test_a_jumps_own_proxyjump_is_gone_first(book: Book) -> None:
     config = "Host box\n  ProxyJump b\nHost b\n  ProxyJump c\nHost c\n  ProxyJump d\n"
     assert [hop.alias for hop in book.way(config)] == ["d", "c", "b", "box"]
