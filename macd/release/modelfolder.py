@@ -28,6 +28,7 @@ _LIGHTGBM = {".txt", ".lgb", ".model"}
 _PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt"}
 _LIGHTGBM_NAME = re.compile(r"(lgb|lgbm|lightgbm)([_.-]|$)", re.IGNORECASE)
 _FAMILY_NAME = re.compile(r"(lgb|lgbm|lightgbm|lstm|tft|stacking)([_.-]|$)", re.IGNORECASE)
+_BASE_NAME = re.compile(r"(lgb|lgbm|lightgbm|lstm|tft)([_.-]\w{1,12}){0,4}", re.IGNORECASE)
 _NAME_KEYS = ("features", "feature_names", "feature_cols", "feature_columns", "input_features")
 _COUNT_KEYS = ("n_features", "num_features", "feature_count", "input_size", "input_dim", "features")
 _SEQ_KEYS = ("seq_len", "sequence_length", "seq_length", "lookback", "window")
@@ -215,7 +216,8 @@ def _meta(folder: _Folder, meta: _Meta) -> list[Item]:
         detail = f"it names {len(meta.names)} features and says there are {meta.count}"
         items.append(Item(name, False, detail, "it was edited by hand", _COPY))
     lacking = [*_missing_files(folder, meta), *_missing_bases(folder, meta)]
-    for what in dict.fromkeys([*lacking, *_missing_models(folder, meta)]):
+    lacking += _missing_models(folder, meta)
+    for what in dict.fromkeys([*lacking, *_missing_families(folder, meta, lacking)]):
         pickled = any({*_tokens(what)} <= {*_tokens(path.name)} for path in folder.pickles)
         detail = f"it names {_plain(what)}, which is {'only a pickle' if pickled else 'not'} here"
         cause = "the model was not shipped with the others"
@@ -261,6 +263,16 @@ def _gives(folder: _Folder, model: Path, base: str) -> bool:
         heads = _texts(meta.document.get("heads")) if meta else ()
         words |= {*map(str.lower, heads)} if heads else {*rest}
     return all(word in words or f"{word}h" in words for word in rest)
+
+
+def _missing_families(folder: _Folder, meta: _Meta, lacking: list[str]) -> list[str]:
+    """Families that a stacking takes its inputs from, whatever it calls the list of them."""
+    if not _is_stacking(meta):
+        return []
+    asked = {_tokens(word)[0] for word in _words(meta.document) if _BASE_NAME.fullmatch(word)}
+    known = {word for path in folder.models for word in _tokens(path.stem)}
+    known |= {word for name in lacking for word in _tokens(name)}
+    return sorted(asked - known)
 
 
 def _missing_models(folder: _Folder, meta: _Meta) -> list[str]:
@@ -329,6 +341,18 @@ def _told(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]
             yield from _told(inner, "" if isinstance(inner, Mapping) else key, depth + 1)
             if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
                 yield key, inner["name"]  # [{"name": "lgbm_5h", "weight": 0.4}]
+
+
+def _words(value: Any, depth: int = 0) -> Iterator[str]:
+    """Every key and text of a document."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list) and depth < _DEEPEST:
+        for inner in value:
+            yield from _words(inner, depth + 1)
+        if isinstance(value, Mapping):
+            for inner in value.values():
+                yield from _words(inner, depth + 1)
 
 
 def _tokens(text: str) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from macd.release import childprocess, modelfolder, modelrun
 from macd.release.health import Item
@@ -248,6 +250,14 @@ def test_the_child_has_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> N
             "it names ridge, which is not here",
         ),
         (
+            lambda m: (
+                (m / "stacking_meta_1h.json").write_text('{"weights": {"lgb_p": 1, "TFT_p": 2}}'),
+                (m / "tft_1h.onnx").unlink(),
+            ),
+            "stacking_meta_1h.json",
+            "it names tft, which is not here",
+        ),
+        (
             lambda m: (m / "tft_1h_meta.json").write_text("{"),
             "tft_1h_meta.json",
             "can't be read as JSON",
@@ -285,6 +295,27 @@ def test_a_meta_file_and_what_is_not_there(
 )
 def test_no_meta_file_raises(models: Path, document: Any) -> None:
     (models / "lstm_1h_meta.json").write_text(json.dumps(document))
+    assert failed(models)
+
+
+keys = st.sampled_from(
+    ["features", "n_features", "heads", "bases", "base_models", "models", "model_file", "format",
+     "seq_len", "name", "lgbm", "lstm_5h", "headline", "clip", "context", "inputs", "weights"]
+)  # fmt: skip
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | keys
+    | st.sampled_from(["macd-stacking/1", "lgbm_1h_5h.txt", "x.pkl"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(keys, documents), st.sampled_from(["stacking_meta", "lgbm_meta", "meta"]))
+def test_no_document_raises(models: Path, document: Any, name: str) -> None:
+    for old in models.iterdir():
+        old.unlink()
+    (models / "lgbm_1h_5h.pkl").touch()
+    (models / f"{name}.json").write_text(json.dumps(document))
     assert failed(models)
 
 
