@@ -164,19 +164,19 @@ def _tried(
         alone = [] if fixed else [run(np.arange(n, n + 1)) for n in range(3)]
     except MemoryError:
         raise
-    except WrongError:
-        raise
+    except WrongError as one:
+        return shown, [*wrong, one]
     except Exception as error:
         if "alloc" in str(error).lower():  # as onnxruntime says it
             raise MemoryError from error
         cause = "its graph is broken, or its inputs are other than they are declared"
         return shown, [*wrong, WrongError(f"it can't be run: {_first_line(error)}", cause, _EXPORT)]
-    if not outputs:
-        cause = "it gives labels or text"
+    if not outputs or not outputs[0].size:
+        cause = "it gives labels or text, or nothing"
         return shown, [*wrong, WrongError("it gives no numbers", cause, _EXPORT)]
     wrong += _not_finite(outputs, ordinary)
     first = outputs[0]
-    if not wrong or np.isfinite(first[:ordinary]).all():
+    if np.isfinite(first[:ordinary]).all():
         wrong += _judged(first, ordinary, asked)
         if alone and (off := _apart(first, alone)) > _BATCH_TOLERANCE:
             cause = "the graph mixes the rows of a batch, or is locked to the batch of its export"
@@ -245,7 +245,8 @@ def _values(one: Any, rows: Array, asked: Asked) -> Array:
     """Rows of standard normal values, each as wide as `_ORDINARY` and `_WIDE` say."""
     kind = _TYPES.get(one.type)
     if kind is None:
-        raise WrongError(f"input {one.name} takes {one.type}", "it is no model of numbers", _EXPORT)
+        cause = "only floats, whole numbers of 32 or 64 bits and booleans are made up here"
+        raise WrongError(f"input {one.name} takes {one.type}", cause, _EXPORT)
     shape = [_size(n, at, len(one.shape), asked) for at, n in enumerate(one.shape)][1:]
     if math.prod(shape) * len(rows) > _MOST_VALUES:
         cause = "it declares an input that no bar fills"

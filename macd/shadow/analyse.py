@@ -88,7 +88,7 @@ class Analysis:
         self._anonymous = 0
         # Where our own lines are judged, none of them names a release in another style.
         self._only_ours = window.strict or parse.is_release(window.release)
-        self._styles: Counter[str] = Counter()
+        self._styles: dict[str, None] = {}
         self._tells = False  # whether a line of the release has the field ml_error
         self._quiet = tallies.Groups()  # the lines without it that nothing else is wrong with
         self._symbols: set[str] = set()
@@ -102,7 +102,8 @@ class Analysis:
             return
         if line.foreign and self._only_ours:
             if self._entered or self.window.start <= line.time:
-                self._styles[line.release or ""] += 1
+                if len(self._styles) <= _MOST_STYLES:  # a hostile log has as many as it likes
+                    self._styles.setdefault((line.release or "")[:_LONGEST_NAME])
                 self._bad(_ANOTHER_STYLE, file, number)
             return
         # Lines come in the order they were written: a clock set back takes none out of the window.
@@ -340,7 +341,7 @@ class Analysis:
         return tuple(sorted(told, key=lambda cause: -cause.count))
 
     def _style(self, count: int) -> str:
-        names = [name[:_LONGEST_NAME] for name, _ in self._styles.most_common(_MOST_STYLES)]
+        names = [*self._styles][:_MOST_STYLES]
         more = ["..."] if len(self._styles) > _MOST_STYLES else []
         verb = "names" if count == 1 else "name"
         return f"{_lines(count)} {verb} a release in another style ({', '.join([*names, *more])})"

@@ -112,6 +112,18 @@ def test_few_lines_in_another_style_are_the_reason_of_inconclusive() -> None:
     assert first == "1 line names a release in another style (v2)"
 
 
+def test_a_thousand_names_are_neither_told_nor_kept() -> None:
+    lines = made(1000)
+    for at, line in enumerate(lines):
+        line["release"] = f"v{at}" + "x" * 200
+    found = analysed(lines)
+    (cause,) = found.causes()
+    assert cause.count == 1000
+    assert cause.words.endswith("...)")
+    assert len(cause.words) < 200
+    assert len(found._styles) == 4
+
+
 def test_lines_of_the_writer_before_ours_count_only_inside_the_window() -> None:
     before = made(30, release="v1.4.2", end=NOW - timedelta(hours=3))
     ours = made(40, first_seq=31)
