@@ -1,4 +1,4 @@
-"""`invoke health`: every model of a release or run really loaded and run, one line per item."""
+"""`invoke health`: every model of a release, run or folder really loaded and run, a line each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json as jsonlib
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import emit, verb
@@ -24,6 +25,8 @@ _TORCH = "ONNX against torch"
         "release": "a release's id (default: the newest for the environment)",
         "env": "the environment whose newest release is meant (default: prod)",
         "run": "a training run instead: id below runs/, or a directory",
+        "dir": "a folder of models that no run here made, such as data/ml_models",
+        "bundle": "an archive of such a folder, such as macd_models_20260301.tar.gz",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
         "json": "print one JSON document for machines",
     },
@@ -32,17 +35,21 @@ def health(
     _: object,
     release: str = "",
     run: str = "",
+    dir: str = "",
+    bundle: str = "",
     env: str = "prod",
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
     """Load and run every model, compare golden predictions; exit 1 if an item fails."""
-    from macd.inventory import load
+    _one_of(release=release, run=run, dir=dir, bundle=bundle)
+    if dir or bundle:
+        name, items = _of_folder(dir) if dir else _of_bundle(bundle)
+    else:
+        from macd.inventory import load
 
-    if release and run:
-        raise UsageError("--release or --run, not both")
-    book = load(inventory)
-    name, items = _of_run(book, run) if run else _of_release(book, release, env)
+        book = load(inventory)
+        name, items = _of_run(book, run) if run else _of_release(book, release, env)
     failed = sum(not item.ok for item in items)
     if json:
         emit({"checked": name, "ok": not failed, "items": [asdict(item) for item in items]})
@@ -60,8 +67,41 @@ def _summary(items: list[Item]) -> str:
         return f"{failed} of {len(items)} items failed"
     undone = sum(not item.done for item in items)
     if undone:
-        return f"{len(items) - undone} are well, {undone} not compared"
+        return f"{len(items) - undone} are well, {undone} not looked into"
     return f"all {len(items)} are well"
+
+
+def _one_of(**options: str) -> None:
+    given = [f"--{name}" for name, text in options.items() if text]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} name different models", hint="give one of them")
+
+
+def _of_folder(named: str) -> tuple[str, list[Item]]:
+    from macd.release import modelfolder
+
+    top = Path(named)
+    if not top.is_dir():
+        raise UsageError(f"--dir {named}: there is no such folder")
+    return named, modelfolder.check(top)
+
+
+def _of_bundle(named: str) -> tuple[str, list[Item]]:
+    """Unpacked into a folder that goes away; what it can't be unpacked for is its one item."""
+    from macd.release import modelfolder, unpacking
+    from macd.release.health import Item
+
+    archive = Path(named)
+    if not archive.is_file():
+        raise UsageError(f"--bundle {named}: there is no such file")
+    with TemporaryDirectory(prefix="macd-models-") as place:
+        try:
+            unpacking.unpack(archive, Path(place))
+        except unpacking.ArchiveError as error:
+            cause = "it was damaged on its way, or made to do harm; nothing of it was read"
+            remedy = "make it again: tar -czf macd_models.tar.gz -C data ml_models"
+            return named, [Item("bundle", False, str(error), cause, remedy)]
+        return named, modelfolder.check(Path(place))
 
 
 def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]:

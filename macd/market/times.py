@@ -18,6 +18,7 @@ _EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100, in mil
 # Upper bounds of each unit: 1e11 seconds is the year 5138, 1e11 milliseconds is 1973.
 _EPOCHS = ((1e11, 1_000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (float("inf"), 1, 1_000_000))
 
+_NUMBER = r"^\d+(\.\d*)?([eE]\+?\d+)?$"
 _CLOCK = (
     r"(?:[T ,;_-]+(?P<h>\d{1,2})(?::?(?P<min>\d{2}))?(?::?(?P<s>\d{2}))?"
     r"(?:[.,](?P<f>\d{1,9}))?(?:[ -]?(?P<ap>[AaPp])\.?[Mm]\.?)?)?"
@@ -76,7 +77,22 @@ def _looks_epoch(cells: pl.Series) -> bool:
     """Plain numbers, but not 20191017 or 201910170900, which only look like numbers."""
     text = cells.cast(pl.String)
     packed = text.str.contains(r"^(19|20)\d{6}(\d{4}(\d{2})?)?$")
-    return bool((text.str.contains(r"^\d+(\.\d*)?([eE]\+?\d+)?$") & ~packed).all())
+    return bool((text.str.contains(_NUMBER) & ~packed).all())
+
+
+def epoch_ms(text: str) -> int | None:
+    """Epoch milliseconds of a number of seconds to nanoseconds since 1970; None for other text.
+
+    Raises ValueError for a number that is no time between 1990 and 2100 in any of these units.
+    """
+    if not re.match(_NUMBER, text):
+        return None
+    number = int(text) if text.isdecimal() else round(float(text))
+    times, parts = next((times, parts) for bound, times, parts in _EPOCHS if number < bound)
+    ms = number * times // parts
+    if not _EARLIEST <= ms <= _LATEST:
+        raise ValueError(f"{text} is no time between 1990 and 2100")
+    return ms
 
 
 def _epoch(table: Table, cells: pl.Series) -> pl.Series:

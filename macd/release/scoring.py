@@ -193,17 +193,22 @@ def _bytes(path: Path) -> bytes:
         raise ModelError(f"{path.name}: {error.strerror}") from error
 
 
+def onnx_session(data: bytes) -> Any:
+    """An onnxruntime session of a model that may read no other file; raises whatever is wrong."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime  # noqa: PLC0415 - after the environment, which it reads at import
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what is wrong is raised, and told once
+    options.add_session_config_entry(*_NO_OTHER_FILES)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
 def _load_onnx(path: Path) -> Predict:
     data = _bytes(path)
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        import onnxruntime  # noqa: PLC0415 - after the environment, which it reads at import
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what is wrong is raised, and told once
-        options.add_session_config_entry(*_NO_OTHER_FILES)
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnx_session(data)
     except Exception as error:  # onnxruntime raises types of its own for each way to be broken
         raise ModelError(f"{path.name} can't be loaded: {_first_line(error)}") from error
     name = session.get_inputs()[0].name

@@ -1,8 +1,10 @@
 """Bars that another process appends to files: <directory>/SYMBOL_TF.csv or .jsonl, one bar a line.
 
 CSV: timestamp,open,high,low,close,volume (a header line may come first); JSONL: objects with these
-names. timestamp is the bar's open: epoch milliseconds, epoch seconds, or ISO 8601 with a zone. Only
+names. timestamp is the bar's open: seconds to nanoseconds since 1970, or ISO 8601 with a zone. Only
 lines that end with a newline are read; a bar is taken as closed when its line stands there.
+A bar that can't be closed yet, or has no place in any history, is handed on for the loop to refuse,
+and no other bar is measured by it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.market.bars import COLUMNS
+from macd.market.bars import COLUMNS, step_ms
+from macd.market.times import epoch_ms
 from macd.service.feed import Bar, Item, Trouble
+from macd.service.history import closes_later, unusable
 from macd.service.settings import Settings
 
 _PAUSE_S = 0.2
@@ -27,7 +31,6 @@ _LONGEST_LINE = 4096
 _SPARE_BARS = 10_000  # of history in memory, until only what is needed is kept
 _MOST_TOLD = 200
 _CROSS_S = 10.0  # how long a bar of the main symbol waits for those of the same time
-_SECONDS_BELOW = 100_000_000_000  # as milliseconds this is 1973: such a number is in seconds
 
 
 class DirectoryFeed:
@@ -41,13 +44,15 @@ class DirectoryFeed:
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self._sleep, self._clock = sleep, clock
+        self._sleep, self._clock, self._now = sleep, clock, now
+        self._step = step_ms(settings.tf)
         self.state = "reading its directory"
         names = (*settings.cross, settings.symbol)  # the main one last: see Feed
         self._main = settings.symbol
         self._followed = {
-            name: _Followed(name, settings.feed_directory / f"{name}_{settings.tf}")
+            name: _Followed(name, settings.feed_directory / f"{name}_{settings.tf}", self._believes)
             for name in names
         }
         self._waiting: list[Item] = []
@@ -58,7 +63,7 @@ class DirectoryFeed:
         later: list[Bar] = []
         troubles: list[Item] = []
         for name, followed in self._followed.items():
-            history[name], new, told = _since(followed.all(), need, after_ms)
+            history[name], new, told = _since(followed.all(), need, after_ms, self._is_closed)
             later += new
             troubles += told
         # In the order of time, the main symbol behind the others of the same time.
@@ -87,6 +92,13 @@ class DirectoryFeed:
                 return found
             self._sleep(min(_PAUSE_S, left))
 
+    def _is_closed(self, bar: Bar) -> bool:
+        return not closes_later(bar, self._step, self._now() * 1000)
+
+    def _believes(self, bar: Bar) -> bool:
+        """Whether its time tells how far a file has come: the loop refuses other bars."""
+        return self._is_closed(bar) and not unusable(bar, self._step)
+
     def _ripe(self) -> list[Item]:
         """What the main symbol's file held, once every other file has come as far, or is late.
 
@@ -98,6 +110,7 @@ class DirectoryFeed:
             late, item = self._held[0]
             if (
                 isinstance(item, Bar)
+                and self._believes(item)
                 and self._clock() < late
                 and item.open_ms > min(others, default=item.open_ms)
             ):
@@ -108,9 +121,12 @@ class DirectoryFeed:
 
 
 def _since(
-    items: Iterable[Item], need: int, after_ms: int | None
+    items: Iterable[Item], need: int, after_ms: int | None, is_closed: Callable[[Bar], bool]
 ) -> tuple[list[Bar], list[Bar], list[Item]]:
-    """The last `need` bars up to `after_ms`, the bars behind it, and what was wrong since then."""
+    """The last `need` bars up to `after_ms`, the bars behind it, and what was wrong since then.
+
+    Bars that can't be closed yet are behind it, whenever it was.
+    """
     known: dict[int, Bar] = {}
     newest = -1
     later: list[Bar] = []
@@ -118,7 +134,7 @@ def _since(
     for item in items:
         if not isinstance(item, Bar):
             troubles.append(item)
-        elif after_ms is not None and item.open_ms > after_ms:
+        elif (after_ms is not None and item.open_ms > after_ms) or not is_closed(item):
             later.append(item)
         else:
             if item.open_ms > newest:  # what was wrong before it was told by an earlier life
@@ -134,11 +150,13 @@ def _since(
 class _Followed:
     """One growing file, read from where the last reading ended; a new file is read from its start.
 
-    Bars that stand in a new file again are old news and are left out without a word.
+    Bars that stand in a new file again are old news and are left out without a word: those up to
+    newest_ms, the newest bar that `believes` holds for.
     """
 
     symbol: str
     stem: Path
+    believes: Callable[[Bar], bool]
     offset: int = 0
     inode: int = 0
     newest_ms: int = -1
@@ -199,7 +217,8 @@ class _Followed:
             return Trouble(self.symbol, "unreadable", f"{line[:120]!r}: {error}")
         if self.renewed and bar.open_ms <= self.newest_ms:
             return None
-        self.newest_ms = max(self.newest_ms, bar.open_ms)
+        if bar.open_ms > self.newest_ms and self.believes(bar):
+            self.newest_ms = bar.open_ms
         return bar
 
 
@@ -221,9 +240,9 @@ def _bar(symbol: str, line: bytes, is_json: bool) -> Bar:
 
 def _epoch_ms(cell: Any) -> int:
     text = str(cell).strip().strip('"')
-    if text.lstrip("-").isdecimal():
-        number = int(text)
-        return number * 1000 if abs(number) < _SECONDS_BELOW else number
+    number = epoch_ms(text)
+    if number is not None:
+        return number
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text} has no time zone")

@@ -17,6 +17,7 @@ from macd.service.feed import Bar
 
 LONGEST_REFUSAL = 48  # bars: a model's whole window
 _LAST_MS = 253_402_300_800_000  # the year 10,000
+_CLOCKS_DIFFER_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def unusable(bar: Bar, step: int) -> str:
     if step < 604_800_000 and bar.open_ms % step:  # weeks open on Mondays, the epoch on a Thursday
         return "its time is not on the grid of its timeframe"
     return ""
+
+
+def closes_later(bar: Bar, step: int, now_ms: float) -> bool:
+    """Whether the bar can't be closed yet, by whichever of two clocks that differ a little."""
+    return bar.open_ms + step > now_ms + _CLOCKS_DIFFER_MS
 
 
 def frames(histories: Mapping[str, History]) -> dict[str, pl.DataFrame]:

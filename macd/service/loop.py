@@ -17,7 +17,7 @@ from macd.errors import MacdError
 from macd.market import stream
 from macd.release.scoring import SEQ
 from macd.service.feed import Bar, Feed, Fresh, Item, Trouble
-from macd.service.history import History, frames
+from macd.service.history import History, closes_later, frames
 from macd.service.predictor import Prediction, Predictor, no_models
 from macd.service.settings import Settings
 from macd.service.signal_log import SignalLog, bar_time
@@ -142,8 +142,7 @@ class Loop:
                 self._signal(bar, history)
 
     def _in_the_future(self, bar: Bar) -> bool:
-        closes = bar.open_ms + self._settings.step
-        return self._feed.live and closes > self._now_ms() + 60_000
+        return self._feed.live and closes_later(bar, self._settings.step, self._now_ms())
 
     def _late_by(self, bar: Bar) -> str:
         if not self._feed.live:

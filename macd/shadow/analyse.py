@@ -3,7 +3,9 @@
 Counts what is there and decides nothing (gate.py does); reads no file and no clock. Damage must
 never raise a rate: junk and bars that were refused count as bars without evidence, and a bar told
 again (known by symbol and time, as in a replay's next lap) counts once while all is well, else
-again. Standard library alone: the guard runs this on the host.
+again. A line without ml_error tells of no error, unless another line of its release has the field
+(then it was lost here) or a model gave no number (then something was wrong). Standard library
+alone: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from typing import Any
 
 from macd.shadow import parse, tallies
 from macd.shadow.continuity import REFUSED, Continuity, step_ms
+from macd.shadow.gate import Cause
 from macd.shadow.parse import SEVERE, SIGNAL, WARN, Bad, Line
 from macd.shadow.realised import MOST, Seen, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
+_UNTOLD = 16  # good as far as it goes; bad once a line of the release turns out to have ml_error
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
+_MOST_STYLES, _LONGEST_NAME = 3, 40
+_LOST = "no field ml_error, which other lines of the release have"
+_ANOTHER_STYLE = Bad("release is no release's id")
 _LATE = REFUSED[0]
 _SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
 _PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
@@ -73,11 +80,17 @@ class Analysis:
         self._timeline, self._latency = tallies.Timeline(), tallies.Latency()
         self._stuck = {"tft": tallies.Stuck(TFT), "lstm": tallies.Stuck(LSTM)}
         self._seen: deque[Seen] = deque(maxlen=MOST)
-        self._pending = 0
+        self._pending: Counter[str] = Counter()
+        self._junk_why: Counter[str] = Counter()
         self._inside = True
         self.whole = Continuity()
         self._entered = False
         self._anonymous = 0
+        # Where our own lines are judged, none of them names a release in another style.
+        self._only_ours = window.strict or parse.is_release(window.release)
+        self._styles: dict[str, None] = {}
+        self._tells = False  # whether a line of the release has the field ml_error
+        self._quiet = tallies.Groups()  # the lines without it that nothing else is wrong with
         self._symbols: set[str] = set()
         self._refused: dict[str, Line] = {}
 
@@ -86,6 +99,12 @@ class Analysis:
         self.lines += 1
         if isinstance(line, Bad):
             self._bad(line, file, number)
+            return
+        if line.foreign and self._only_ours:
+            if self._entered or self.window.start <= line.time:
+                if len(self._styles) <= _MOST_STYLES:  # a hostile log has as many as it likes
+                    self._styles.setdefault((line.release or "")[:_LONGEST_NAME])
+                self._bad(_ANOTHER_STYLE, file, number)
             return
         # Lines come in the order they were written: a clock set back takes none out of the window.
         inside = self._entered = self._entered or self.window.start <= line.time
@@ -100,6 +119,8 @@ class Analysis:
         self.newest = line
         if of_release:
             self.whole.follow(line, inside)
+            if not self._tells and line.kind == SIGNAL and _named(line) and not line.untold:
+                self._begins_to_tell()
         if not ours:
             self._counts["without seq or release"] += inside and line.seq is None
             return
@@ -122,17 +143,23 @@ class Analysis:
 
     def _bad(self, line: Bad, file: str, number: int) -> None:
         self.malformed += 1
-        self._pending += 1
+        self._pending[line.why] += 1
         self._why[line.why] += 1
         if len(self._quarantine) < _MOST_KEPT:
             self._quarantine.append({"file": file, "line": number, "why": line.why})
 
     def _settle(self, ours: bool) -> None:
         """Junk is a bar without evidence unless it lies between lines that are no evidence."""
-        if self._pending and (ours or self._inside):
-            self.junk += self._pending
-        self._pending = 0
+        self._count_junk(ours or self._inside)
         self._inside = ours
+
+    def _count_junk(self, among_ours: bool) -> None:
+        if not self._pending:
+            return
+        if among_ours:
+            self.junk += self._pending.total()
+            self._junk_why += self._pending
+        self._pending.clear()
 
     def _unnumbered(self, line: Line) -> None:
         """Every line of ours has a seq: what one without it was, nobody knows."""
@@ -150,11 +177,7 @@ class Analysis:
         self._symbols.add(line.symbol)
         if usable:
             self.newest_signal = line
-        error, p = line.error, line.p
-        if error:
-            self._errors.add(error, line.time)
-            if error.startswith(_SEVERE_ERRORS):
-                self.severe.add(error, line.time)
+        error, p = self._error(line), line.p
         bits = 0
         if self._models["p"].add(p) or p in (0.0, 1.0):
             bits = COVERED if usable and not error else 0
@@ -163,14 +186,36 @@ class Analysis:
             bits |= ACTIVATED
         self._modes[line.mode if line.mode in parse.MODES else "?"] += 1
         if not bits & ACTIVATED:
-            self._skipped.add(_why_not(line, bits, stacked), line.time)
+            self._skipped.add(_why_not(line, error, bits, stacked), line.time)
         bits |= self._judge_nets(line, bits)
+        if not error and line.untold and _named(line):
+            bits |= _UNTOLD
+            self._quiet.add(_LOST, line.time)
         key = self._place(self._key(line), bits)
         for name, stuck in self._stuck.items():
             value = getattr(line, name)
             if value is not None and math.isfinite(value):
                 stuck.add(value, key, self.bars)
         self._look(line, bits)
+
+    def _error(self, line: Line) -> str:
+        """Its error, also one that it kept quiet about; "" for none."""
+        error = line.error
+        if line.untold and _named(line):
+            error = _LOST if self._tells else _silent(line)
+        if error:
+            self._errors.add(error, line.time)
+            if error.startswith(_SEVERE_ERRORS):
+                self.severe.add(error, line.time)
+        return error
+
+    def _begins_to_tell(self) -> None:
+        """The writer has the field, so the lines before this one lost it."""
+        self._tells = True
+        self._errors.take(self._quiet)
+        for key, bits in self.bars.items():
+            if bits & _UNTOLD:
+                self.bars[key] = 0
 
     def _key(self, line: Line) -> int | str:
         if line.bar is None:
@@ -183,7 +228,7 @@ class Analysis:
         known = self.bars.get(key)
         if known is not None:
             self._counts["told again"] += 1
-            if bits == ALL:
+            if bits == ALL or (bits == ALL | _UNTOLD and known & _UNTOLD):
                 return key
             self._anonymous += 1
             key = -self._anonymous
@@ -212,9 +257,7 @@ class Analysis:
 
     def finish(self) -> None:
         """No more lines come."""
-        if self._pending and self._inside:
-            self.junk += self._pending
-        self._pending = 0
+        self._count_junk(self._inside)
         for stuck in self._stuck.values():
             stuck.end(self.bars)
         for key, line in self._refused.items():
@@ -280,6 +323,34 @@ class Analysis:
             "lstm_normal": (having(ACTIVATED | LSTM), activated + self.junk),
         }
 
+    def causes(self) -> tuple[Cause, ...]:
+        """Why bars are without evidence, other than by what the models did; most frequent first."""
+        told = [
+            Cause(
+                n,
+                self._style(n)
+                if why == _ANOTHER_STYLE.why
+                else f"{_lines(n)} can't be read: {why}",
+            )
+            for why, n in self._junk_why.items()
+        ]
+        if n := self._counts["bars without seq"]:
+            told.append(Cause(n, f"without seq: {_lines(n)} of the release"))
+        if n := self._errors.count(_LOST):
+            told.append(Cause(n, f"{_LOST}: {_lines(n)}"))
+        return tuple(sorted(told, key=lambda cause: -cause.count))
+
+    def _style(self, count: int) -> str:
+        names = [*self._styles][:_MOST_STYLES]
+        more = ["..."] if len(self._styles) > _MOST_STYLES else []
+        verb = "names" if count == 1 else "name"
+        return f"{_lines(count)} {verb} a release in another style ({', '.join([*names, *more])})"
+
+    @property
+    def untold(self) -> int:
+        """How many bars count as without an error because no line says anything of errors."""
+        return 0 if self._tells else self._quiet.count(_LOST)
+
     @property
     def unnamed(self) -> int:
         """How many lines in the window carry no seq or no release."""
@@ -290,11 +361,27 @@ class Analysis:
         return self._counts["in the future"]
 
 
-def _why_not(line: Line, bits: int, stacked: bool) -> str:
+def _named(line: Line) -> bool:
+    """Whether the line is of a writer that names its release and numbers its lines."""
+    return line.seq is not None and line.release is not None
+
+
+def _silent(line: Line) -> str:
+    """What a line without ml_error would have had to say there; "" when nothing is missing."""
+    said = {"bull": line.p, "lgb": line.lgb, "lstm": line.lstm, "tft": line.tft}
+    lacking = [f"ml_{k}_prob" for k, p in said.items() if p is None or not math.isfinite(p)]
+    return f"no number in {', '.join(lacking)}, and no field ml_error" if lacking else ""
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
+def _why_not(line: Line, error: str, bits: int, stacked: bool) -> str:
     if line.skipped:
         return line.skipped
     if not bits:
-        return f"not covered: {line.error}" if line.error else "not covered: no prediction"
+        return f"not covered: {error}" if error else "not covered: no prediction"
     if line.stacking is None:
         return "no reason told"
     return f"mode {line.mode or 'not told'}" if stacked else "not a probability in (0, 1)"

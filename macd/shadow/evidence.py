@@ -88,13 +88,17 @@ def problems(
     lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
     first, newest = found.first, found.newest
     if newest is None:
-        return [*lost, "there is not one signal line"]
+        none = (
+            f"not one of {found.lines} lines is evidence" if found.lines else "there are no lines"
+        )
+        return [*lost, none]
     told = [*lost, *_gaps(found)]
     if first is not None and (first.seq or 1) > 1 and first.time > found.window.start:
         told.append(f"the window begins before the first line, whose seq is {first.seq}")
     told += _stale(found, now)
     if found.window.release and not found.window.takes(newest):
-        told.append(f"the newest line is of release {newest.release}")
+        of = f"is of release {newest.release}" if newest.release else "names no release"
+        told.append(f"the newest line {of}")
     for at in found.whole.intruders[:1]:
         release = at["release"] or "no release"
         told.append(f"{at['file']} line {at['line']} of {release} stands between lines of the live")

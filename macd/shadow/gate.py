@@ -89,14 +89,24 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Something about the lines themselves that took the evidence from `count` bars, in words."""
+
+    count: int
+    words: str
+
+
+@dataclass(frozen=True)
 class Findings:
     """What was counted. tally: successes and trials by criterion; the trials of ml_coverage are
     the bars. severe: severe errors in words. problems: why the evidence can't be relied on.
+    causes: what took evidence from bars; told where a share was missed by that more than by else.
     """
 
     tally: dict[str, tuple[int, int]]
     severe: tuple[str, ...] = ()
     problems: tuple[str, ...] = field(default=())
+    causes: tuple[Cause, ...] = ()
 
 
 def decide(found: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
@@ -109,11 +119,14 @@ def decide(found: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
     failed = [f"severe error: {words}" for words in found.severe]
     enough = bars >= rule.min_bars
     if enough or rule.rule == "sequential":
-        failed += [_missed(one) for one in criteria if one.outcome == FAIL]
+        for one in criteria:
+            if one.outcome == FAIL:
+                failed += [*_mostly(found.causes, one), _missed(one)]
     if failed:
-        return Decision(FAIL, criteria, (*failed, *found.problems))
+        return Decision(FAIL, criteria, tuple(dict.fromkeys((*failed, *found.problems))))
     more = max(rule.min_bars - bars, *(one.more for one in criteria), 0)
-    reasons = list(found.problems)
+    causes = [words for one in criteria for words in _mostly(found.causes, one)]
+    reasons = [*dict.fromkeys(causes), *found.problems]
     unsure = [one for one in criteria if one.outcome != PASS]
     if not enough:
         reasons.append(f"{bars} of at least {rule.min_bars} bars so far")
@@ -184,6 +197,14 @@ def document(decision: Decision) -> dict[str, Any]:
             for one in decision.criteria
         ],
     }
+
+
+def _mostly(causes: tuple[Cause, ...], one: Criterion) -> list[str]:
+    """The causes of at least half of what an unproved share lacks."""
+    lacking = one.trials - one.successes
+    if one.outcome == PASS or not lacking:
+        return []
+    return [cause.words for cause in causes if 2 * cause.count >= lacking]
 
 
 def _missed(one: Criterion) -> str:

@@ -1,9 +1,9 @@
 """One log line read with suspicion: a Line, or Bad with the reason; nothing in it can raise.
 
 Also the layouts of earlier versions: each signal field at the top level, or in data, or in
-data.components; and where a line names no seq or no release, so that it is no evidence for a flip,
-a level in lower case and times as epoch seconds or milliseconds. Standard library alone and pure:
-the guard runs this on the host.
+data.components; and where a line names no seq or no release of macd, so that it is no evidence for
+a flip, a level in lower case and times as epoch seconds or milliseconds. Standard library alone
+and pure: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ _LEVELS = {
 }
 _RELEASE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TEXT = 300
-_UNTOLD = "no field ml_error"  # our own lines always have it, so a damaged key hides no error
 _MOST_SEQ = 1 << 53
 _MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138: such a number is in milliseconds
 _FIELDS = frozenset(
@@ -51,6 +50,8 @@ class Line(NamedTuple):
 
     p: ml_bull_prob; it and the models' may be NaN or infinite, as the line said. heads: per family
     and head of FAMILIES and HEADS, flat, or None. note: a warning's event or an error's words.
+    foreign: its release is named in another style than ours. untold: it is a signal without the
+    field ml_error, which says neither that there was an error nor that there was none.
     """
 
     kind: int
@@ -72,6 +73,8 @@ class Line(NamedTuple):
     close: float | None = None
     heads: tuple[float | None, ...] | None = None
     note: str = ""
+    foreign: bool = False
+    untold: bool = False
 
 
 class Bad(NamedTuple):
@@ -103,6 +106,11 @@ def parse(raw: bytes) -> Line | Bad:
         return Bad("not JSON")
 
 
+def is_release(name: str | None) -> bool:
+    """Whether a release is named in our style."""
+    return bool(name) and _RELEASE.fullmatch(name or "") is not None
+
+
 def clean(text: str) -> str:
     """Words of a stranger for a terminal or page: short, one line, no control characters."""
     text = text[:_TEXT]
@@ -123,9 +131,8 @@ def _line(document: dict[str, Any]) -> Line:
     if seq is not None and (type(seq) is not int or not 0 < seq < _MOST_SEQ):
         raise _WrongError("seq is not a positive whole number")
     release, symbol, tf = (_text(document, name) for name in ("release", "symbol", "tf"))
-    if release and not _RELEASE.fullmatch(release):
-        raise _WrongError("release is no release's id")
-    lax = not (seq and release)
+    foreign = bool(release) and not is_release(release)
+    lax = foreign or not (seq and release)
     level = document.get("level")
     if level is None and any(
         "action_taken" in p or "ml_bull_prob" in p for p in (document, data, parts)
@@ -151,17 +158,19 @@ def _line(document: dict[str, Any]) -> Line:
             _number(parts, "ml_tft_prob"),
             _number(parts, "ml_stacking_prob"),
             _text(parts, "ml_stacking_mode"),
-            _error(parts.get("ml_error", None if lax else _UNTOLD)),
+            _error(parts.get("ml_error")),
             _text(parts, "ml_stacking_skipped_reason"),
             _number(parts, "ml_latency_ms"),
             _number(parts, "close"),
             _heads(parts.get("ml_heads")),
+            foreign=foreign,
+            untold="ml_error" not in parts,
         )
     note = ""
     if kind != OTHER:
         told = data.get("event") or data.get("message") or data.get("error") or level
         note = clean(told if type(told) is str else str(type(told).__name__))
-    return Line(kind, time, seq, release or None, symbol, tf, bar, note=note)
+    return Line(kind, time, seq, release or None, symbol, tf, bar, note=note, foreign=foreign)
 
 
 def _kind(level: Any, lax: bool) -> int:
@@ -182,7 +191,7 @@ def _gathered(
     for place in (*places, parts):
         found.update((name, place[name]) for name in _FIELDS.intersection(place))
     for place in places:
-        if place.get("ml_error") not in (None, ""):
+        if _error(place.get("ml_error")):
             found["ml_error"] = place["ml_error"]
     return found
 
@@ -211,8 +220,8 @@ def _text(parts: dict[str, Any], name: str) -> str:
 
 
 def _error(value: Any) -> str:
-    """Anything but nothing is an error, whatever its type."""
-    if value is None or value == "":
+    """Anything but null, false and an empty text is an error, whatever its type."""
+    if value is None or value is False or value == "":
         return ""
     return clean(value) if type(value) is str else f"({type(value).__name__})"
 

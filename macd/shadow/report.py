@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ _KEPT = 50
 
 @dataclass(frozen=True)
 class About:
-    """What a report is about. host, env, manifest_sha256: "" for local files."""
+    """What a report is about. host, env, manifest_sha256: "" for local files; days: 0 for all."""
 
     host: str
     env: str
@@ -74,7 +75,7 @@ def build(
     if decision.verdict != gate.PASS:
         closed.append(f"the verdict is {decision.verdict}")
     own = rule_of(inventory)
-    if laxer := rule.laxer_than(own, days=about.days, other_days=inventory.gate.days):
+    if laxer := rule.laxer_than(own, days=about.days or math.inf, other_days=inventory.gate.days):
         closed.append(f"{', '.join(laxer)} laxer than in inventory {inventory.name}")
     expires = about.made + timedelta(hours=inventory.gate.expires_hours)
     return {

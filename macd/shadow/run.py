@@ -79,7 +79,7 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
     document = report.build(about, found, decision, rule, logs, inventory)
-    document["notes"] = [*_too_short(found, decision, days), *_notes(copy)]
+    document["notes"] = [*_too_short(found, decision, days), *_untold(found), *_notes(copy)]
     return Judged(document, decision, now, copy.fetched)
 
 
@@ -106,8 +106,9 @@ def of_files(
     decision = _decide(found, rule, evidence.problems(found, now=end))
     about = report.About("", "", release, "", now, days or 0.0, {})
     document = report.build(about, found, decision, rule, evidence.ranges(sources), inventory)
+    document["notes"] = _untold(found)
     if found.unnamed:
-        document["notes"] = [f"{found.unnamed} lines without seq or release count as well"]
+        document["notes"].append(f"{found.unnamed} lines without seq or release count as well")
     return Judged(document, decision, now)
 
 
@@ -140,7 +141,16 @@ def _too_short(found: Analysis, decision: Decision, days: float) -> list[str]:
 
 def _decide(found: Analysis, rule: Rule, problems: list[str]) -> Decision:
     severe = tuple(one["example"] for one in found.severe.document()[:5])
-    return gate.decide(Findings(found.tally(), severe, tuple(problems)), rule)
+    return gate.decide(Findings(found.tally(), severe, tuple(problems), found.causes()), rule)
+
+
+def _untold(found: Analysis) -> list[str]:
+    if not found.untold:
+        return []
+    return [
+        f"{found.untold} bars have no field ml_error, and no line has it: with a number of every "
+        "model they count as bars without an error"
+    ]
 
 
 def _not_serving(live: state.HostState, answers: bool) -> list[str]:
@@ -155,18 +165,21 @@ def _not_serving(live: state.HostState, answers: bool) -> list[str]:
 def _newest(sources: list[reading.Source], now: datetime) -> tuple[int, str | None]:
     """When the newest line was written (epoch ms, 0 without one), and the newest release named.
 
-    The release is the last one named in the newest file. A line from the future decides nothing,
-    and no single line whose time is damaged decides which file that is.
+    The release is the last one named in the newest file that names one of ours; one in another
+    style only where none does. A line from the future decides nothing, and no single line whose
+    time or name is damaged decides which file that is.
     """
     latest = _ms(now + _CLOCKS_DIFFER)
-    time, newest, release = 0, -1, None
+    time, newest, release = 0, (False, -1), None
     for source in sources:
         raws = reading.raw_lines(source.path, max(0, source.size - _TAIL), source.size)
         lines = [one for one in map(parse, raws) if isinstance(one, Line) and one.time <= latest]
         time = max([time, *(one.time for one in lines)])
-        named = [one for one in lines if one.release][-_LAST:]
-        if named and (written := median_low(one.time for one in named)) >= newest:
-            newest, release = written, named[-1].release
+        named = [one for one in lines if one.release]
+        ours = [one for one in named if not one.foreign]
+        last = (ours or named)[-_LAST:]
+        if last and (written := (bool(ours), median_low(one.time for one in last))) >= newest:
+            newest, release = written, last[-1].release
     return time, release
 
 

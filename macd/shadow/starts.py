@@ -61,8 +61,13 @@ def judge(live: Path, order: Mapping[str, Any], now: datetime) -> tuple[Decision
     reading.analyse(sources, _Each(parts), workers=1)
     whole = parts[0]
     severe = tuple(one["example"] for one in whole.severe.document()[:_SEVERE_NAMED])
-    decision = gate.decide(Findings(whole.tally(), severe, _holes(whole, end)), rule, alpha)
-    later = [(part, gate.decide(Findings(part.tally()), rule, alpha)) for part in parts[1:]]
+    decision = gate.decide(
+        Findings(whole.tally(), severe, _holes(whole, end), whole.causes()), rule, alpha
+    )
+    later = [
+        (part, gate.decide(Findings(part.tally(), causes=part.causes()), rule, alpha))
+        for part in parts[1:]
+    ]
     failed = [(part, one) for part, one in later if one.verdict == gate.FAIL]
     if failed and decision.verdict != gate.FAIL:
         part, one = failed[-1]  # the shortest stretch names the break best

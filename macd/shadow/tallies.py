@@ -35,6 +35,17 @@ class Groups:
         group[0] += 1
         group[3] = time
 
+    def take(self, other: Groups) -> None:
+        """Take over what `other` found, all of it earlier than what comes from now on."""
+        for key, (count, text, first, last) in other.found.items():
+            group = self.found.setdefault(key, [0, text, first, last])
+            group[0] += count
+            group[2], group[3] = min(group[2], first), max(group[3], last)
+
+    def count(self, text: str) -> int:
+        """How often a text like this one came."""
+        return int(self.found.get(_NUMBERS.sub("#", text), [0])[0])
+
     def document(self) -> list[dict[str, Any]]:
         """The most frequent first."""
         ordered = sorted(self.found.values(), key=lambda group: (-group[0], group[1]))

@@ -78,10 +78,11 @@ def test_each_field_is_read_where_it_stands(inner: str) -> None:
 def test_an_error_in_any_place_is_an_error_and_none_told_stays_none_told() -> None:
     assert read({**good(), "ml_error": "tft: broken"}).error == "tft: broken"
     assert read({**good(ml_error="lstm: broken"), "ml_error": None}).error == "lstm: broken"
-    assert read({**good(), "ml_error": False}).error == "(bool)"
+    assert read({**good(), "ml_error": True}).error == "(bool)"
     line = good()
     del line["data"]["components"]["ml_error"]
-    assert read({**line, "close": 4.0}).error == "no field ml_error"
+    assert read({**line, "close": 4.0}).untold
+    assert not read({**line, "ml_error": None}).untold
 
 
 def test_numbers_as_times_and_small_levels_are_only_earlier_versions() -> None:
@@ -140,7 +141,7 @@ def test_what_is_refused_says_why() -> None:
         ("timestamp", "1815-12-10T00:00:00Z", "timestamp is out of range"),
         ("timestamp", None, "no timestamp"),
         ("data", [], "data is not an object"),
-        ("release", "../..", "release is no release's id"),
+        ("release", 5, "release is not text"),
         ("symbol", 5, "symbol is not text"),
     ):
         assert refused({**good(), field: value}) == why
@@ -150,13 +151,29 @@ def test_what_is_refused_says_why() -> None:
     assert refused(good(ml_heads={"tft": [1]})) == "ml_heads is not by family and head"
 
 
-def test_anything_in_ml_error_is_an_error_and_so_is_its_absence() -> None:
-    assert read(good(ml_error="")).error == ""
-    assert read(good(ml_error={"tft": 1})).error == "(dict)"
-    assert read(good(ml_error=False)).error == "(bool)"
+@pytest.mark.parametrize("nothing", [None, "", False])
+def test_nothing_in_ml_error_is_no_error(nothing: Any) -> None:
+    line = read(good(ml_error=nothing))
+    assert (line.error, line.untold) == ("", False)
+
+
+def test_anything_else_in_ml_error_is_an_error() -> None:
+    for value, told in (({"tft": 1}, "(dict)"), (0, "(int)"), (True, "(bool)"), ([], "(list)")):
+        assert read(good(ml_error=value)).error == told
+
+
+def test_a_line_without_ml_error_says_so() -> None:
     line = good()
     del line["data"]["components"]["ml_error"]
-    assert read(line).error == "no field ml_error"
+    assert (read(line).error, read(line).untold) == ("", True)
+
+
+@pytest.mark.parametrize("name", ["v1.4.2", "../..", signal_lines.RELEASE[:-1]])
+def test_a_release_in_another_style_is_read_and_marked(name: str) -> None:
+    line = read({**good(), "release": name})
+    assert (line.release, line.foreign) == (name, True)
+    assert read({**good(), "release": name, "level": "signal"}).kind == SIGNAL
+    assert not read(good()).foreign
 
 
 def test_foreign_words_move_no_cursor() -> None:

@@ -1,0 +1,116 @@
+"""`invoke health --dir` and `--bundle`: the exit code, the words, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from invoke import Collection, Program
+
+from macd.cli import health, usage
+from macd.release import childprocess
+from tests import foreign_models as made
+
+
+def run(line: str) -> int:
+    usage.install()
+    with pytest.raises(SystemExit) as ended:
+        Program(namespace=Collection(health.health)).run(f"invoke health {line}")
+    return int(ended.value.code or 0)
+
+
+def succeeded(line: str) -> bool:
+    usage.install()
+    Program(namespace=Collection(health.health)).run(f"invoke health {line}", exit=False)
+    return True
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return made.hand_over(tmp_path / "ml_models")
+
+
+@pytest.fixture
+def unrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are run by the tests of modelfolder.py."""
+    real = childprocess.ask
+    well = {"detail": "run", "wrong": []}
+    monkeypatch.setattr(
+        childprocess, "ask", lambda m, q: well if m.endswith("modelrun") else real(m, q)
+    )
+
+
+def test_a_healthy_folder_ends_with_0(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert succeeded(f"--dir {models}")
+    told = capsys.readouterr().out
+    assert f"health of {models}" in told
+    assert "✓ tft_1h.onnx: x (N, 12, 6); outputs 0." in told
+    assert told.rstrip().endswith("all 9 are well")
+
+
+@pytest.mark.usefixtures("unrun")
+def test_a_missing_base_model_ends_with_1(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "lgbm_1h_12h.txt").unlink()
+    assert run(f"--dir {models} --json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["checked"], told["ok"]) == (str(models), False)
+    wrong = [item for item in told["items"] if not item["ok"]]
+    assert [item["detail"] for item in wrong] == [
+        "it names lgbm_1h_12h.txt, which is not here",
+        "it names lgbm_12h, which is not here",
+    ]
+    assert all(item["cause"] and item["remedy"] for item in wrong)
+
+
+@pytest.mark.usefixtures("unrun")
+def test_a_bundle_is_unpacked_checked_and_gone(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    bundle = tmp_path / "macd_models_20260301.tar.gz"
+    with tarfile.open(bundle, "w:gz") as out:
+        out.add(models, "ml_models")
+    assert succeeded(f"--bundle {bundle}")
+    told = capsys.readouterr().out
+    assert f"health of {bundle}" in told
+    assert "✓ ml_models/tft_1h.onnx: run" in told
+    with tarfile.open(bundle, "w:gz") as out:
+        (models / "link").symlink_to("/etc/passwd")
+        out.add(models, "ml_models")
+    assert run(f"--bundle {bundle}") == 1
+    told = capsys.readouterr().out
+    assert "✗ bundle: 'ml_models/link' is a link, a device or such, no plain file" in told
+    assert "1 of 1 items failed" in told
+    assert list(place.iterdir()) == []
+
+
+def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(f"--dir {tmp_path}/empty") == 1
+    told = capsys.readouterr().out
+    assert "✗ models: none" in told
+    assert "remedy: ONNX (.onnx) and LightGBM text (.txt) can be checked" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--dir . --bundle x.tar.gz", "--dir and --bundle name different models"),
+        ("--dir . --release 2026", "--release and --dir name different models"),
+        ("--run a --bundle b", "--run and --bundle name different models"),
+        ("--release a --run b", "--release and --run name different models"),
+        ("--dir /no/such", "--dir /no/such: there is no such folder"),
+        ("--dir /etc/passwd", "--dir /etc/passwd: there is no such folder"),
+        ("--bundle /no/such.tar.gz", "--bundle /no/such.tar.gz: there is no such file"),
+        ("--bundle /etc", "--bundle /etc: there is no such file"),
+    ],
+)
+def test_wrong_options_end_with_2(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line) == 2
+    assert told in capsys.readouterr().err
