@@ -36,6 +36,7 @@ from tests.unit.release.releases import IDENTITY, make_key
 
 ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
 UNIT = "macd-analysis.service"
+FLAGS = ("ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES")
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
@@ -215,6 +216,7 @@ class Place:
     def begin(
         self, session: Session, kind: str, to: str | None, *, confirm_s: float = 10.0,
         health_s: float = 6.0, soak_s: float = 0.3, keep: int = 3,
+        flags: tuple[str, ...] | list[str] = FLAGS, after: dict[str, str | None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         begun: dict[str, Any] = session.call(
             "activate",
@@ -226,8 +228,9 @@ class Place:
             service=self.service(),
             times={"health_s": health_s, "soak_s": soak_s, "confirm_s": confirm_s},
             keep=keep,
-            after={UNIT: self.unit_text()},
+            after={UNIT: self.unit_text()} if after is None else after,
             accepts=ACCEPTS,
+            flags=list(flags),
         )
         return begun
 
@@ -273,6 +276,7 @@ class Place:
             units=[UNIT],
             scope="user",
             endpoint=self.endpoint,
+            flags=list(FLAGS),
         )
         return found
 

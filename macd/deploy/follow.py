@@ -40,6 +40,8 @@ class Outcome:
     """How it ended on one host: committed, reverted or nothing (to do).
 
     `well`: whether what is live now serves well; None where the host could not tell.
+    `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
+    the release. `kept`: where the texts lie on the host that people had changed, and that went.
     """
 
     host: str
@@ -53,6 +55,9 @@ class Outcome:
     sent: int = 0
     seconds: float = 0.0
     plan: Plan | None = None
+    files: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def having(self, **changes: Any) -> Self:
         """The same with some fields replaced."""
@@ -105,6 +110,8 @@ class _Watch:
         self._seen = 0
         self._last: dict[str, Any] = {}
         self._live: str | None = begun.origin
+        self._switched: dict[str, Any] = {}
+        self._kept: list[str] = []
         self._confirming: threading.Thread | None = None
         times = inventory.soak
         whole = 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
@@ -150,6 +157,9 @@ class _Watch:
             for event in told["events"]:
                 self._seen += 1
                 self._last = event
+                if event["state"] == "switched":
+                    self._switched = event
+                self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
                 self._tell(event["state"], event)
                 if event["state"] in ("soaking", "awaiting confirmation"):
                     self._confirm_from_outside()
@@ -172,6 +182,9 @@ class _Watch:
             serving=str(self._last.get("serving", "")),
             well=True if how == "committed" else self._last.get("well"),
             number=self._begun.number,
+            files=tuple(self._switched.get("files", ())),
+            keys=tuple(self._switched.get("keys", ())),
+            kept=tuple(self._kept),
         )
 
     def _confirm_from_outside(self) -> None:

@@ -64,7 +64,7 @@ def in_shadow(
 ) -> Dict[str, Optional[str]]:
     """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
     try:
-        shadow = envfile.with_values(before.get(".env") or "", {FLAG: SHADOW})
+        envfile.parse(before.get(".env") or "")
     except envfile.EnvFileError as error:
         raise HostError(
             "the flags file on the host can't be understood",
@@ -72,6 +72,8 @@ def in_shadow(
             hint="mend that line, then deploy again",
             kind="refused",
         ) from error
+    data = (before.get(".env") or "").encode("utf-8", "surrogateescape")
+    shadow = envfile.rewritten(data, {FLAG: SHADOW}).decode("utf-8", "surrogateescape")
     return {**before, **after, ".env": shadow}
 
 

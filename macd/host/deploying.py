@@ -17,6 +17,7 @@ from macd.host import (
     flags,
     ledger,
     releases,
+    rollback,
     runtimes,
     snapshots,
 )
@@ -102,12 +103,14 @@ def activate(
     keep: int,
     after: Dict[str, Optional[str]],
     accepts: Optional[Dict[str, str]] = None,
+    flags: Optional[List[str]] = None,
 ) -> Dict[str, Any]:
     """Begin a deploy or rollback that the host carries on by itself; answers its number.
 
-    Needs the lock. A rollback (`to` None: the last good release) takes unit, flags and settings
-    from when that release was last live; a deploy takes `after`. Both turn live stacking off: the
-    evidence for it was about another release, and its guard's watch ended.
+    Needs the lock. A rollback (`to` None: the last good release) takes unit, settings and the
+    tool's flags from when that release was last live; a deploy takes `after`. Both turn live
+    stacking off: the evidence for it was about another release, and its guard's watch ended.
+    `flags` are the keys of .env that the tool sets; what else stands there stays.
 
     Raises:
         HostError ("refused"): an activation is under way, or `to` can't go live.
@@ -135,6 +138,15 @@ def activate(
     if kind == "deploy" and to != origin:  # what serves already was accepted when it came
         admission.accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
+    edited = snapshots.edited(before, rollback.written(layout, origin, history))
+    keys: List[str] = []
+    if kind == "rollback":
+        back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
+        after, keys = back.after, back.keys
+        edited += [snapshots.FLAGS] if keys else []
+    else:
+        # The same release again (new settings, a restart): the evidence for its flags still holds.
+        after = {**before, **after} if to == origin else admission.in_shadow(before, after)
     if origin is not None:
         snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
     pending = Pending(
@@ -154,10 +166,10 @@ def activate(
         check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
         keep=keep,
         before=before,
-        after=_in_shadow(snapshots.of(layout, to))
-        if kind == "rollback"
-        # The same release again (new settings, a restart): the evidence for its flags still holds.
-        else ({**before, **after} if to == origin else admission.in_shadow(before, after)),
+        after=after,
+        edited=edited,
+        flags=sorted(flags or ()),
+        keys=keys,
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
@@ -167,11 +179,6 @@ def activate(
     ledger.write_pending(layout, pending)
     _start_runner(layout, pending)
     return {"number": pending.number, "release": to, "origin": origin}
-
-
-def _in_shadow(texts: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
-    """What comes back, without live stacking: its watch ended when the release went."""
-    return texts if texts.get(".env") is None else admission.in_shadow(texts, {})
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:

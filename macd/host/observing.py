@@ -18,6 +18,7 @@ from macd.host import (
     ledger,
     overrides,
     releases,
+    rollback,
     runtimecheck,
 )
 from macd.host.confined import Confinement
@@ -36,10 +37,12 @@ def deploy_facts(
     scope: str,
     endpoint: str,
     wanted: Sequence[Tuple[str, int]] = (),
+    flags: Sequence[str] = (),
 ) -> Dict[str, Any]:
     """Everything a plan needs, in one answer; changes nothing and needs no lock.
 
-    `endpoint` may be "unix": the answer says where that is on this host.
+    `endpoint` may be "unix": the answer says where that is on this host. `flags` are the keys of
+    .env that the tool sets.
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
@@ -85,6 +88,7 @@ def deploy_facts(
         "revoked": _file_sha256(layout.state(identity.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "rollback": back,
+        "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
         "rehearsal": of_live,
         "free": _free(layout.app),
     }
