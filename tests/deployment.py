@@ -235,7 +235,7 @@ class Place:
         return begun
 
     def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
-        """Follow an activation to its end, confirming over another session; its events."""
+        """Follow an activation to its end, confirming over a new session; its events."""
         deadline = time.monotonic() + 60
         confirmed = False
         events: list[dict[str, Any]] = []
@@ -245,8 +245,9 @@ class Place:
             told = self.watching.call("follow", seen=len(events), wait=0.2, **ask)
             events += told["events"]
             states = [event["state"] for event in events]
-            if confirm and not confirmed and "soaking" in states:
-                self.watching.call("confirm", token="t0ken", **ask)
+            if confirm and not confirmed and "awaiting confirmation" in states:
+                with self.session() as fresh:
+                    fresh.call("confirm", token="t0ken", **ask)
                 confirmed = True
             if told["over"]:
                 return events

@@ -1,7 +1,8 @@
 """Watch an activation the host carries out, and confirm it the way that proves something.
 
-The confirmation goes over a connection opened after the switch: an old one that still works would
-not show that the host can still be reached.
+The confirmation goes over a connection opened after the soak: an older one that still works would
+not show that the host can be reached with what was soaked. It is tried for as long as the host
+waits, which the host alone decides.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any, Self
 from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.host.confirmation import WAITING
+from macd.host.proving import CHECK_TIMEOUT_S
 from macd.inventory import Host, Inventory
 from macd.remote.session import Session, open_session
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 _WAIT_S = 5.0
+_AGAIN_S = 1.0
 _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts as lost
 
 
@@ -101,6 +105,33 @@ def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) ->
         return watch(session, host, inventory, begun, tell)
 
 
+def keep_confirming(
+    attempt: Callable[[], bool], wait: Callable[[float], bool], failed: Callable[[str], None]
+) -> None:
+    """Try again and again until `attempt` says that all is said, or the activation is over.
+
+    There is no deadline here: the host has one, and when it gives up it is followed to its end.
+
+    Args:
+        attempt: over a connection of its own; raises MacdError while the host can't be reached.
+        wait: so many seconds, or until it is over; whether it is.
+    """
+    while True:
+        try:
+            if attempt():
+                return
+        except MacdError as error:
+            failed(error.what)
+        if wait(_AGAIN_S):
+            return
+
+
+def _longest(inventory: Inventory) -> float:
+    """How many seconds a host may take from any point of an activation to its end."""
+    times = inventory.soak
+    return CHECK_TIMEOUT_S + 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
+
+
 class _Watch:
     def __init__(self, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> None:
         self._host = host
@@ -113,13 +144,12 @@ class _Watch:
         self._switched: dict[str, Any] = {}
         self._kept: list[str] = []
         self._confirming: threading.Thread | None = None
-        times = inventory.soak
-        whole = 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
-        self._deadline = time.monotonic() + whole
+        self._over = threading.Event()
 
     def to_the_end(self, session: Session) -> Outcome:
         lost: ContactLostError | None = None
-        while lost is None or time.monotonic() < self._deadline:
+        deadline = 0.0
+        while lost is None or time.monotonic() < deadline:
             try:
                 if lost is None:
                     return self._follow(session)
@@ -131,6 +161,7 @@ class _Watch:
             except ContactLostError as error:
                 if lost is None:
                     self._tell("contact lost", {"why": error.what})
+                    deadline = time.monotonic() + _longest(self._inventory)
                 lost = error
                 time.sleep(1.0)
             except MacdError:
@@ -161,7 +192,7 @@ class _Watch:
                     self._switched = event
                 self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
                 self._tell(event["state"], event)
-                if event["state"] in ("soaking", "awaiting confirmation"):
+                if event["state"] == WAITING:
                     self._confirm_from_outside()
             if told["over"]:
                 return self._outcome()
@@ -191,34 +222,38 @@ class _Watch:
         if self._confirming is not None or not self._begun.token:
             return
 
+        def attempt() -> bool:
+            with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
+                return self._confirm_over(fresh)
+
+        def failed(why: str) -> None:
+            self._tell("confirming", {"failed": why})
+
         def confirm() -> None:
-            deadline = time.monotonic() + self._inventory.soak.confirm_s
-            while time.monotonic() < deadline:
-                try:
-                    with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
-                        self._confirm_over(fresh)
-                    return
-                except MacdError as error:
-                    self._tell("confirming", {"failed": error.what})
-                    time.sleep(1.0)
+            keep_confirming(attempt, self._over.wait, failed)
 
         thread = threading.Thread(target=confirm, name="confirm", daemon=True)
         thread.start()
         self._confirming = thread  # only now: a Ctrl-C inside start() leaves nothing to join
 
-    def _confirm_over(self, fresh: Session) -> None:
-        if self._begun.token:
-            told = fresh.call(
-                "confirm",
-                app=self._host.app_dir,
-                number=self._begun.number,
-                token=self._begun.token,
-            )
-            if told["confirmed"]:
-                self._tell("confirmed", {})
+    def _confirm_over(self, fresh: Session) -> bool:
+        """Whether there is nothing more to confirm; the host takes no word before its soak ended,
+        nor over a connection that is older than that."""
+        if not self._begun.token:
+            return True
+        told = fresh.call(
+            "confirm",
+            app=self._host.app_dir,
+            number=self._begun.number,
+            token=self._begun.token,
+        )
+        if told["confirmed"]:
+            self._tell("confirmed", {})
+        return bool(told["confirmed"] or told["over"])
 
     def let_go(self) -> None:
         """The confirming connection closes on its own; give it a moment to do it in order."""
+        self._over.set()
         if self._confirming is not None:
             self._confirming.join(2.0)
 

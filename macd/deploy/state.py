@@ -35,6 +35,7 @@ class HostState:
     history: Sequence[Mapping[str, Any]] = ()
     bad: Sequence[Mapping[str, Any]] = ()
     releases: Sequence[str] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
     foreign: Sequence[str] = ()
     runtimes: Sequence[str] = ()
     serial: Mapping[str, Any] = field(default_factory=dict)

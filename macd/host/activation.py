@@ -13,7 +13,7 @@ import os
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
-from macd.host import ledger, proving, releases, retention, snapshots
+from macd.host import confirmation, ledger, proving, releases, retention, snapshots
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
 from macd.host.ledger import EventLog, Pending
@@ -158,17 +158,10 @@ class Activation:
 
     def _await_confirmation(self, process: Process) -> None:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
-        self._enter("awaiting confirmation", seconds=self._pending.confirm_s)
-        deadline = time.monotonic() + self._pending.confirm_s
-        while not ledger.is_confirmed(self._layout, self._pending):
-            if time.monotonic() > deadline:
-                waited = f"{self._pending.confirm_s:g} s"
-                raise ActivationFailedError(
-                    f"nobody confirmed over a fresh connection within {waited}",
-                    blames_release=False,
-                )
-            self._prover.still_well(process)
-            time.sleep(proving.POLL_S)
+        since = confirmation.uptime()
+        self._pending = dataclasses.replace(self._pending, waiting_since=since)
+        self._enter(confirmation.WAITING, seconds=self._pending.confirm_s)
+        confirmation.wait_for(self._layout, self._pending, lambda: self._prover.still_well(process))
 
     def _commit(self) -> None:
         pending = self._pending

@@ -56,7 +56,16 @@ def check_rollback(
     walls = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
     why = unable(layout, to, walls)
     if why:
-        raise HostError(f"{to} can't come back", why=why, kind="refused")
+        others = [name for name in dict.fromkeys(reversed(committed)) if name not in (to, *bad)]
+        here = [name for name in others if name in releases.on_host(layout)]
+        left = [name for name in here if name != live_release(layout)]
+        raise HostError(
+            f"{to} can't come back",
+            why=why,
+            live=live_release(layout) or "nothing",
+            hint=f"invoke rollback --to {left[0]} goes to another one" if left else "invoke deploy",
+            kind="refused",
+        )
 
 
 def in_shadow(

@@ -13,6 +13,7 @@ from macd.host import (
     activation,
     admission,
     blobs,
+    confirmation,
     durable,
     flags,
     ledger,
@@ -206,15 +207,19 @@ def _start_runner(layout: Layout, pending: Pending) -> None:
 
 
 def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
-    """Called over a FRESH connection: this host can still be reached, the change may stay."""
+    """Called over a FRESH connection: this host can still be reached, the change may stay.
+
+    Answers `confirmed` False, and what `follow` does, while the soak goes on, over a connection
+    that was opened before it ended, and when it is too late.
+    """
     layout = Layout(durable.expand(app))
     pending = ledger.read_pending(layout)
-    if pending is None or pending.number != number or pending.token != token:
-        return {"confirmed": False, **follow(app, number)}
-    if pending.session == os.getpid():
+    ours = pending is not None and (pending.number, pending.token) == (number, token)
+    if ours and pending is not None and pending.session == os.getpid():
         raise HostError("the session that began this can't confirm it", hint="open a new one")
-    ledger.confirm(layout, pending)
-    return {"confirmed": True}
+    if confirmation.give(layout, number, token, confirmation.process_began()):
+        return {"confirmed": True}
+    return {"confirmed": False, **follow(app, number)}
 
 
 def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[str, Any]:

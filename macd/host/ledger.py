@@ -48,6 +48,7 @@ class Pending:
     confirm_s: float = 60.0
     keep: int = 5
     reason: str = ""
+    waiting_since: Optional[float] = None  # for a confirmation, by confirmation.uptime
     session: int = 0  # the agent that began it: its own word is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
@@ -141,7 +142,8 @@ def drop_old_logs(layout: Layout, number: int) -> None:
     for name in os.listdir(directory):
         first = name.split(".")[0]
         if first.isdigit() and int(first) <= number - _LOGS_KEPT:
-            os.unlink(os.path.join(directory, name))
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(directory, name))
 
 
 class EventLog:

@@ -18,7 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macd.host import activation, blobs, deploying, observing, proving, releases, runtimes
+from macd.host import (
+    activation,
+    blobs,
+    deploying,
+    ledger,
+    observing,
+    proving,
+    releases,
+    runtimes,
+)
 from macd.host.confined import DIRECT
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -129,7 +138,13 @@ def _activate(
 
 
 def confirm(app: str, number: int) -> str:
-    return json.dumps(deploying.confirm(app, number, TOKEN))
+    """The word of a client, as it stands once it was given; before the run, which then finds it."""
+    layout = Layout(app)
+    pending = ledger.read_pending(layout)
+    if pending is None or pending.number != number:
+        return "too late"
+    ledger.confirm(layout, pending)
+    return "confirmed"
 
 
 def run(app: str) -> str:
