@@ -54,6 +54,8 @@ def stage(
     """
     layout = Layout(durable.expand(app))
     require_lock(layout)
+    walls = Confinement(scope, unit_text, layout.app)
+    walls.refuse_root()
     # An activation may be asked for behind this call, before anybody knows how it ends.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.state(_STAGED))
@@ -68,7 +70,7 @@ def stage(
         python=python,
         index=index,
         index_url=index_url,
-        walls=Confinement(scope, unit_text, layout.app),
+        walls=walls,
     )
     releases.stage(layout, identifier, manifest, signature)
     durable.replace_file(layout.state(_STAGED), identifier.encode())
@@ -119,6 +121,7 @@ def activate(
     layout = Layout(durable.expand(app))
     require_lock(layout)
     admission.refuse_if_pending(layout)
+    Confinement(service["scope"], None, layout.app).refuse_root()
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
     history = ledger.history(layout)
