@@ -69,7 +69,8 @@ def _given_up(layout: Layout, pending: Pending) -> bool:
     with _deciding(layout):
         if ledger.is_confirmed(layout, pending):
             return False
-        ledger.write_pending(layout, dataclasses.replace(pending, state="reverting"))
+        with contextlib.suppress(OSError):  # a full disk takes no word either
+            ledger.write_pending(layout, dataclasses.replace(pending, state="reverting"))
         return True
 
 
