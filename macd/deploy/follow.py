@@ -74,8 +74,19 @@ class Outcome:
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
 
-def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> Outcome:
+def watch(
+    session: Session,
+    host: Host,
+    inventory: Inventory,
+    begun: Begun,
+    tell: Tell,
+    *,
+    attached: bool = False,
+) -> Outcome:
     """Follow to the end; reconnects when the session dies.
+
+    Args:
+        attached: the session is not the one that began it, so it may do to confirm it.
 
     Raises:
         ContactLostError: the host could not be reached again in all the time it had.
@@ -83,7 +94,7 @@ def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell
     """
     run = _Watch(host, inventory, begun, tell)
     try:
-        return run.to_the_end(session)
+        return run.to_the_end(session, attached=attached)
     except KeyboardInterrupt as interrupt:
         raise run.interrupted() from interrupt
     finally:
@@ -102,7 +113,7 @@ def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) ->
         if begun is None or begun.number != told["number"]:
             first = told["events"][0] if told["events"] else {}
             begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
-        return watch(session, host, inventory, begun, tell)
+        return watch(session, host, inventory, begun, tell, attached=True)
 
 
 def keep_confirming(
@@ -146,18 +157,18 @@ class _Watch:
         self._confirming: threading.Thread | None = None
         self._over = threading.Event()
 
-    def to_the_end(self, session: Session) -> Outcome:
+    def to_the_end(self, session: Session, *, attached: bool) -> Outcome:
         lost: ContactLostError | None = None
         deadline = 0.0
         while lost is None or time.monotonic() < deadline:
             try:
                 if lost is None:
-                    return self._follow(session)
+                    return self._follow(session, may_confirm=attached)
                 with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
                     self._tell("contact again", {})
                     self._confirm_over(fresh)
                     lost = None
-                    return self._follow(fresh)
+                    return self._follow(fresh, may_confirm=True)
             except ContactLostError as error:
                 if lost is None:
                     self._tell("contact lost", {"why": error.what})
@@ -175,7 +186,7 @@ class _Watch:
             hint="invoke status shows how it ended",
         )
 
-    def _follow(self, session: Session) -> Outcome:
+    def _follow(self, session: Session, *, may_confirm: bool) -> Outcome:
         while True:
             told = session.call(
                 "follow",
@@ -192,7 +203,7 @@ class _Watch:
                     self._switched = event
                 self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
                 self._tell(event["state"], event)
-                if event["state"] == WAITING:
+                if event["state"] == WAITING and not (may_confirm and self._confirm_over(session)):
                     self._confirm_from_outside()
             if told["over"]:
                 return self._outcome()

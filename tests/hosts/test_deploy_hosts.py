@@ -234,7 +234,7 @@ def test_drift_is_seen_and_provision_mends_it(bench: Bench) -> None:
 
 
 def test_a_rollback_loses_nothing_that_people_changed_since(bench: Bench) -> None:
-    """A rotated key, a new token, a raised limit and `systemctl edit`, as a team does it."""
+    """A rotated key, a new token, a raised limit and a drop-in, as a team does it."""
     first, second = bench.live, small_releases.make(bench.inventory, 30)
     bench.on_prod("sh", "-c", f"echo 'EXCHANGE_KEY=old' >> {APP}/.env")
     bench.invoke("deploy", "--yes")
@@ -247,11 +247,10 @@ def test_a_rollback_loses_nothing_that_people_changed_since(bench: Bench) -> Non
     bench.on_prod("sed", "-i", "s/^MemoryMax=.*/MemoryMax=900M/", unit)
     edited = bench.on_prod("cat", unit)
     assert "MemoryMax=900M" in edited
-    editing = f"printf '[Service]\\nEnvironment=EXTRA_SETTING=kept\\n' > {APP}/drop.conf"
-    bench.on_prod("sh", "-c", editing)
-    editor = f"SYSTEMD_EDITOR='cp {APP}/drop.conf' EDITOR= systemctl edit {UNIT}"
-    bench.on_prod("sh", "-c", editor)
     dropin = f"{unit}.d/override.conf"
+    text = "[Service]\\nEnvironment=EXTRA_SETTING=kept\\n"
+    bench.on_prod("sh", "-c", f"mkdir {unit}.d && printf '{text}' > {dropin}")
+    bench.on_prod("systemctl", "daemon-reload")  # systemctl edit does the same, on a terminal
     dry = bench.invoke("rollback", "--dry-run").stdout
     assert f"puts back as they were with {first}: {UNIT}\n" in dry
     assert f"{UNIT} was changed on the host since the last deploy" in dry
@@ -268,7 +267,7 @@ def test_a_rollback_loses_nothing_that_people_changed_since(bench: Bench) -> Non
     running = bench.on_prod("cat", f"/proc/{pid}/environ")
     for setting in ("EXCHANGE_KEY=r0tated", "EXTRA_TOKEN=x", "EXTRA_SETTING=kept"):
         assert setting in running
-    bench.on_prod("rm", "-r", f"{unit}.d", kept, f"{APP}/drop.conf")
+    bench.on_prod("rm", "-r", f"{unit}.d", kept)
     bench.on_prod("systemctl", "daemon-reload")
     assert bench.json("status")["well"]
 

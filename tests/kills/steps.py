@@ -37,6 +37,7 @@ _PR_SET_PTRACER, _ANY = 0x59616D61, -1
 TOKEN = "t0ken"
 UNIT = "macd-analysis.service"
 SOCKET = "macd-analysis.socket"
+FLAGS = ["ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES"]  # what the tool sets of .env
 
 
 class Upload:
@@ -132,7 +133,7 @@ def _activate(
     times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
     sys.executable = str(Path(app).parent / "bin" / "handed-over")
     begun = deploying.activate(
-        app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None
+        app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None, FLAGS
     )
     return str(begun["number"])
 

@@ -217,7 +217,8 @@ def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Projec
     env, settings = bench.app / ".env", bench.app / "service.json"
     units = bench.lab.hosts["prod"].home / ".config/systemd/user"
     unit = units / "deploy-test.service"
-    flags = env.read_text() + "EXCHANGE_KEY=r0tated\nEXTRA_TOKEN=s3cret # 'odd\n"
+    before = env.read_text()
+    flags = before + "EXCHANGE_KEY=r0tated\nEXTRA_TOKEN=s3cret # 'odd\n"
     env.write_text(flags)
     settings.write_text('{"by": "hand"}\n')
     edited = unit.read_text() + "# API_TOKEN=s3cret\n"
@@ -249,6 +250,7 @@ def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Projec
     assert "EXTRA=s3cret" in dropin.read_text()
     dropin.unlink()
     dropin.parent.rmdir()
+    env.write_text(before)  # a deploy wants to understand every line
 
 
 def test_a_damaged_release_is_named_by_status_and_by_the_next_deploy(bench: Project) -> None:
