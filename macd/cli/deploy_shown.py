@@ -227,7 +227,8 @@ def _switched_with(outcome: Outcome, kind: str) -> list[str]:
 
 
 def _kept(outcome: Outcome) -> list[str]:
-    return [f"  kept on the host, what somebody had changed there: {path}" for path in outcome.kept]
+    told = "what was changed on the host since the last deploy is kept there"
+    return [f"  {told}: {path}" for path in outcome.kept]
 
 
 def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
