@@ -166,7 +166,7 @@ class _Watch:
                     return self._follow(session, may_confirm=attached)
                 with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
                     self._tell("contact again", {})
-                    self._confirm_over(fresh)
+                    self._confirmed_by(fresh)
                     lost = None
                     return self._follow(fresh, may_confirm=True)
             except ContactLostError as error:
@@ -203,7 +203,7 @@ class _Watch:
                     self._switched = event
                 self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
                 self._tell(event["state"], event)
-                if event["state"] == WAITING and not (may_confirm and self._confirm_over(session)):
+                if event["state"] == WAITING and not (may_confirm and self._confirmed_by(session)):
                     self._confirm_from_outside()
             if told["over"]:
                 return self._outcome()
@@ -246,6 +246,16 @@ class _Watch:
         thread = threading.Thread(target=confirm, name="confirm", daemon=True)
         thread.start()
         self._confirming = thread  # only now: a Ctrl-C inside start() leaves nothing to join
+
+    def _confirmed_by(self, session: Session) -> bool:
+        """As `_confirm_over`, by the session that follows: what the host refuses ends nothing."""
+        try:
+            return self._confirm_over(session)
+        except ContactLostError:
+            raise
+        except MacdError as error:
+            self._tell("confirming", {"failed": error.what})
+            return False
 
     def _confirm_over(self, fresh: Session) -> bool:
         """Whether there is nothing more to confirm; the host takes no word before its soak ended,
