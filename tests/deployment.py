@@ -36,6 +36,7 @@ from tests.unit.release.releases import IDENTITY, make_key
 
 ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
 UNIT = "macd-analysis.service"
+FLAGS = ("ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES")
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
@@ -215,6 +216,7 @@ class Place:
     def begin(
         self, session: Session, kind: str, to: str | None, *, confirm_s: float = 10.0,
         health_s: float = 6.0, soak_s: float = 0.3, keep: int = 3,
+        flags: tuple[str, ...] | list[str] = FLAGS, after: dict[str, str | None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         begun: dict[str, Any] = session.call(
             "activate",
@@ -226,13 +228,14 @@ class Place:
             service=self.service(),
             times={"health_s": health_s, "soak_s": soak_s, "confirm_s": confirm_s},
             keep=keep,
-            after={UNIT: self.unit_text()},
+            after={UNIT: self.unit_text()} if after is None else after,
             accepts=ACCEPTS,
+            flags=list(flags),
         )
         return begun
 
     def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
-        """Follow an activation to its end, confirming over another session; its events."""
+        """Follow an activation to its end, confirming over a new session; its events."""
         deadline = time.monotonic() + 60
         confirmed = False
         events: list[dict[str, Any]] = []
@@ -242,8 +245,9 @@ class Place:
             told = self.watching.call("follow", seen=len(events), wait=0.2, **ask)
             events += told["events"]
             states = [event["state"] for event in events]
-            if confirm and not confirmed and "soaking" in states:
-                self.watching.call("confirm", token="t0ken", **ask)
+            if confirm and not confirmed and "awaiting confirmation" in states:
+                with self.session() as fresh:
+                    fresh.call("confirm", token="t0ken", **ask)
                 confirmed = True
             if told["over"]:
                 return events
@@ -273,6 +277,7 @@ class Place:
             units=[UNIT],
             scope="user",
             endpoint=self.endpoint,
+            flags=list(FLAGS),
         )
         return found
 

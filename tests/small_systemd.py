@@ -57,9 +57,10 @@ class _Service:
                 return False
             known = self.settings()
             environment = {"PATH": "/usr/bin:/bin"}
-            for line in Path(known["EnvironmentFile"].lstrip("-")).read_text().splitlines():
+            flags = Path(known["EnvironmentFile"].lstrip("-")).read_text(errors="surrogateescape")
+            for line in flags.splitlines():
                 name, _, value = line.partition("=")
-                environment[name] = value
+                environment[name.strip()] = value.strip()
             notify = None
             if known.get("Type") == "notify":
                 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

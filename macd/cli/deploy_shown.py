@@ -200,9 +200,11 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
         told = f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
         shadow = "it came back in shadow (ML_ENABLE_STACKING=0); to have stacking decide again:"
         again = f"invoke shadow-gate{options}, then invoke enable-stacking{options}"
-        return f"{told}\n  {shadow}\n  {again}" if kind == "rollback" else told
+        lines = [told, *_switched_with(outcome, kind)]
+        return "\n".join([*lines, f"  {shadow}", f"  {again}"] if kind == "rollback" else lines)
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
+    lines += _kept(outcome)
     if outcome.well is False:
         lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
         away = f"invoke rollback --to ID{options}"
@@ -212,6 +214,21 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     look = f"invoke status{options}; invoke doctor{options}"
     lines.append(f"  do: {look}; the failed release stays there for study")
     return "\n".join(lines)
+
+
+def _switched_with(outcome: Outcome, kind: str) -> list[str]:
+    """What went back with a release, and where the texts are that people had changed."""
+    told = []
+    if kind == "rollback":
+        files = [f"  put back as they were: {', '.join(outcome.files)}"] if outcome.files else []
+        keys = [f"  set in .env as they were: {', '.join(outcome.keys)}"] if outcome.keys else []
+        told = [*files, *keys, "  everything else in .env is as it was a moment ago"]
+    return told + _kept(outcome)
+
+
+def _kept(outcome: Outcome) -> list[str]:
+    told = "what was changed on the host since the last deploy is kept there"
+    return [f"  {told}: {path}" for path in outcome.kept]
 
 
 def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

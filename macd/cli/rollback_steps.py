@@ -46,7 +46,8 @@ def dry(
             raise error
         return None
     to = {way.host: None if way.stays else way.to for way in found}
-    emit({"dry_run": True, "to": to, **(error_fields(error) if error else {})})
+    changes = {way.host: way.changes for way in found if way.goes}
+    emit({"dry_run": True, "to": to, "changes": changes, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 
 

@@ -249,6 +249,7 @@ def _activation(
         },
         "times": {"health_s": soak.ready_s, "soak_s": soak.soak_s, "confirm_s": soak.confirm_s},
         "keep": inventory.release.keep,
+        "flags": state.tool_flags(inventory),
     }
 
 

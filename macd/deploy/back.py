@@ -6,8 +6,8 @@ a wave that failed the others never had it, and would lose the good release they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from macd.deploy.state import HostState
 
@@ -21,13 +21,41 @@ class Way:
     to: str | None
     stays: bool = False
     provisioned: bool = True
+    files: Sequence[str] = ()
+    edited: Sequence[str] = ()
+    keys: Sequence[str] = ()
+    dropins: Sequence[str] = ()
+
+    @property
+    def goes(self) -> bool:
+        """Whether another release would be live afterwards."""
+        return not self.stays and self.to not in (None, self.live)
+
+    @property
+    def changes(self) -> dict[str, Sequence[str]]:
+        """For machines: what would be put back beside the release, what is kept and what stays."""
+        names = ("files", "edited", "keys", "dropins")
+        return {name: list(getattr(self, name)) for name in names}
 
     def __str__(self) -> str:
         if self.stays:
             return f"stays at {self.live or 'nothing'}: the last deploy did not go live there"
         if self.to is not None and self.to == self.live:
             return f"{self.to} is live already"
-        return f"back to {self.to or 'nothing: no other good release was live there'}"
+        told = f"back to {self.to or 'nothing: no other good release was live there'}"
+        return "\n".join([told, *(f"  {line}" for line in self._beside())])
+
+    def _beside(self) -> Iterator[str]:
+        if self.files:
+            yield f"puts back as they were with {self.to}: {', '.join(self.files)}"
+        for name in self.edited:
+            yield f"{name} was changed on the host since the last deploy: what it says now is kept"
+            yield f"beside it, as {name}.before-rollback-NUMBER"
+        if self.keys:
+            yield f"sets in .env as they were with {self.to}: {', '.join(self.keys)}"
+            yield "the values they have now are kept beside it, as .env.before-rollback-NUMBER"
+        if self.goes:
+            yield "leaves alone: everything else in .env" + "".join(f", {p}" for p in self.dropins)
 
 
 def ways(looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0) -> list[Way]:
@@ -39,18 +67,27 @@ def ways(looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0)
         unseen: the highest serial that may be live on a host that could not be looked at.
     """
     if to:
-        return [Way(name, found.live, to, provisioned=found.exists) for name, found in looked]
+        return [_way(name, found, to) for name, found in looked]
     newest = max([unseen, *(_serial(found) for _, found in looked)])
     return [
-        Way(
-            name,
-            found.live,
-            found.rollback.get("release"),
-            stays=_serial(found) < newest,
-            provisioned=found.exists,
-        )
+        _way(name, found, found.rollback.get("release"), stays=_serial(found) < newest)
         for name, found in looked
     ]
+
+
+def _way(name: str, found: HostState, to: str | None, *, stays: bool = False) -> Way:
+    way = Way(name, found.live, to, stays=stays, provisioned=found.exists)
+    if not way.goes:
+        return way
+    told = found.returns.get(to or "", {})
+    dropins = [one["path"] for beside in found.dropins.values() for one in beside]
+    return replace(
+        way,
+        files=told.get("files", ()),
+        edited=told.get("edited", ()),
+        keys=told.get("keys", ()),
+        dropins=dropins,
+    )
 
 
 def _serial(found: HostState) -> int:

@@ -40,6 +40,7 @@ def drift(found: HostState, wanted: Desired) -> list[str]:
     ]
     told += _flag_drift(found, wanted)
     told += [f"releases/{name} is nothing a deploy made" for name in found.foreign]
+    told += [f"releases/{name} is damaged: {why}" for name, why in found.damaged.items()]
     known = {e["release"] for e in [*found.history, *found.bad]}
     if found.pending:
         known.add(found.pending["to"])

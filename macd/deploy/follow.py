@@ -1,7 +1,8 @@
 """Watch an activation the host carries out, and confirm it the way that proves something.
 
-The confirmation goes over a connection opened after the switch: an old one that still works would
-not show that the host can still be reached.
+The confirmation goes over a connection opened after the soak: an older one that still works would
+not show that the host can be reached with what was soaked. It is tried for as long as the host
+waits, which the host alone decides.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any, Self
 from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.host.confirmation import WAITING
+from macd.host.proving import CHECK_TIMEOUT_S
 from macd.inventory import Host, Inventory
 from macd.remote.session import Session, open_session
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 _WAIT_S = 5.0
+_AGAIN_S = 1.0
 _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts as lost
 
 
@@ -40,6 +44,8 @@ class Outcome:
     """How it ended on one host: committed, reverted or nothing (to do).
 
     `well`: whether what is live now serves well; None where the host could not tell.
+    `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
+    the release. `kept`: where the texts lie on the host that people had changed, and that went.
     """
 
     host: str
@@ -53,6 +59,9 @@ class Outcome:
     sent: int = 0
     seconds: float = 0.0
     plan: Plan | None = None
+    files: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def having(self, **changes: Any) -> Self:
         """The same with some fields replaced."""
@@ -65,8 +74,19 @@ class Outcome:
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
 
-def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> Outcome:
+def watch(
+    session: Session,
+    host: Host,
+    inventory: Inventory,
+    begun: Begun,
+    tell: Tell,
+    *,
+    attached: bool = False,
+) -> Outcome:
     """Follow to the end; reconnects when the session dies.
+
+    Args:
+        attached: the session is not the one that began it, so it may do to confirm it.
 
     Raises:
         ContactLostError: the host could not be reached again in all the time it had.
@@ -74,7 +94,7 @@ def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell
     """
     run = _Watch(host, inventory, begun, tell)
     try:
-        return run.to_the_end(session)
+        return run.to_the_end(session, attached=attached)
     except KeyboardInterrupt as interrupt:
         raise run.interrupted() from interrupt
     finally:
@@ -93,7 +113,34 @@ def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) ->
         if begun is None or begun.number != told["number"]:
             first = told["events"][0] if told["events"] else {}
             begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
-        return watch(session, host, inventory, begun, tell)
+        return watch(session, host, inventory, begun, tell, attached=True)
+
+
+def keep_confirming(
+    attempt: Callable[[], bool], wait: Callable[[float], bool], failed: Callable[[str], None]
+) -> None:
+    """Try again and again until `attempt` says that all is said, or the activation is over.
+
+    There is no deadline here: the host has one, and when it gives up it is followed to its end.
+
+    Args:
+        attempt: over a connection of its own; raises MacdError while the host can't be reached.
+        wait: so many seconds, or until it is over; whether it is.
+    """
+    while True:
+        try:
+            if attempt():
+                return
+        except MacdError as error:
+            failed(error.what)
+        if wait(_AGAIN_S):
+            return
+
+
+def _longest(inventory: Inventory) -> float:
+    """How many seconds a host may take from any point of an activation to its end."""
+    times = inventory.soak
+    return CHECK_TIMEOUT_S + 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
 
 
 class _Watch:
@@ -105,25 +152,27 @@ class _Watch:
         self._seen = 0
         self._last: dict[str, Any] = {}
         self._live: str | None = begun.origin
+        self._switched: dict[str, Any] = {}
+        self._kept: list[str] = []
         self._confirming: threading.Thread | None = None
-        times = inventory.soak
-        whole = 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
-        self._deadline = time.monotonic() + whole
+        self._over = threading.Event()
 
-    def to_the_end(self, session: Session) -> Outcome:
+    def to_the_end(self, session: Session, *, attached: bool) -> Outcome:
         lost: ContactLostError | None = None
-        while lost is None or time.monotonic() < self._deadline:
+        deadline = 0.0
+        while lost is None or time.monotonic() < deadline:
             try:
                 if lost is None:
-                    return self._follow(session)
+                    return self._follow(session, may_confirm=attached)
                 with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
                     self._tell("contact again", {})
-                    self._confirm_over(fresh)
+                    self._confirmed_by(fresh)
                     lost = None
-                    return self._follow(fresh)
+                    return self._follow(fresh, may_confirm=True)
             except ContactLostError as error:
                 if lost is None:
                     self._tell("contact lost", {"why": error.what})
+                    deadline = time.monotonic() + _longest(self._inventory)
                 lost = error
                 time.sleep(1.0)
             except MacdError:
@@ -137,7 +186,7 @@ class _Watch:
             hint="invoke status shows how it ended",
         )
 
-    def _follow(self, session: Session) -> Outcome:
+    def _follow(self, session: Session, *, may_confirm: bool) -> Outcome:
         while True:
             told = session.call(
                 "follow",
@@ -150,8 +199,11 @@ class _Watch:
             for event in told["events"]:
                 self._seen += 1
                 self._last = event
+                if event["state"] == "switched":
+                    self._switched = event
+                self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
                 self._tell(event["state"], event)
-                if event["state"] in ("soaking", "awaiting confirmation"):
+                if event["state"] == WAITING and not (may_confirm and self._confirmed_by(session)):
                     self._confirm_from_outside()
             if told["over"]:
                 return self._outcome()
@@ -172,40 +224,57 @@ class _Watch:
             serving=str(self._last.get("serving", "")),
             well=True if how == "committed" else self._last.get("well"),
             number=self._begun.number,
+            files=tuple(self._switched.get("files", ())),
+            keys=tuple(self._switched.get("keys", ())),
+            kept=tuple(self._kept),
         )
 
     def _confirm_from_outside(self) -> None:
         if self._confirming is not None or not self._begun.token:
             return
 
+        def attempt() -> bool:
+            with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
+                return self._confirm_over(fresh)
+
+        def failed(why: str) -> None:
+            self._tell("confirming", {"failed": why})
+
         def confirm() -> None:
-            deadline = time.monotonic() + self._inventory.soak.confirm_s
-            while time.monotonic() < deadline:
-                try:
-                    with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
-                        self._confirm_over(fresh)
-                    return
-                except MacdError as error:
-                    self._tell("confirming", {"failed": error.what})
-                    time.sleep(1.0)
+            keep_confirming(attempt, self._over.wait, failed)
 
         thread = threading.Thread(target=confirm, name="confirm", daemon=True)
         thread.start()
         self._confirming = thread  # only now: a Ctrl-C inside start() leaves nothing to join
 
-    def _confirm_over(self, fresh: Session) -> None:
-        if self._begun.token:
-            told = fresh.call(
-                "confirm",
-                app=self._host.app_dir,
-                number=self._begun.number,
-                token=self._begun.token,
-            )
-            if told["confirmed"]:
-                self._tell("confirmed", {})
+    def _confirmed_by(self, session: Session) -> bool:
+        """As `_confirm_over`, by the session that follows: what the host refuses ends nothing."""
+        try:
+            return self._confirm_over(session)
+        except ContactLostError:
+            raise
+        except MacdError as error:
+            self._tell("confirming", {"failed": error.what})
+            return False
+
+    def _confirm_over(self, fresh: Session) -> bool:
+        """Whether there is nothing more to confirm; the host takes no word before its soak ended,
+        nor over a connection that is older than that."""
+        if not self._begun.token:
+            return True
+        told = fresh.call(
+            "confirm",
+            app=self._host.app_dir,
+            number=self._begun.number,
+            token=self._begun.token,
+        )
+        if told["confirmed"]:
+            self._tell("confirmed", {})
+        return bool(told["confirmed"] or told["over"])
 
     def let_go(self) -> None:
         """The confirming connection closes on its own; give it a moment to do it in order."""
+        self._over.set()
         if self._confirming is not None:
             self._confirming.join(2.0)
 

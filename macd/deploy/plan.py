@@ -154,10 +154,15 @@ def _delta(found: HostState, offer: Offer) -> list[Delta]:
 
 
 def _notes(found: HostState, offer: Offer) -> list[str]:
+    told = [
+        f"releases/{name} on the host is damaged, nothing can go back to it: {why}"
+        for name, why in found.damaged.items()
+        if name != offer.id
+    ]
     if found.live == offer.id:
-        return ["the release stays, and so do its flags"]
+        return [*told, "the release stays, and so do its flags"]
     failed = [entry["reason"] for entry in found.bad if entry["release"] == offer.id]
-    told = [f"this release failed on this host before: {reason}" for reason in failed]
+    told += [f"this release failed on this host before: {reason}" for reason in failed]
     if found.env and "ML_ENABLE_STACKING=1" in found.env.splitlines():
         told.append("stacking goes back to shadow: its evidence was about the release before")
     return told

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from macd.host.flagfile import FLAG
 from macd.inventory import Host, Inventory
 from macd.remote.pending import Pending
 from macd.remote.session import Session
@@ -19,9 +20,11 @@ class HostState:
 
     `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
-    lists [sha256, bytes already there]; `last` is the last word of the newest activation, `well`
-    in it whether what was left serves. `free`, `free_inodes` (-1: not counted) and `noexec` are of
-    the file system of `app`, `lacks` the system's packages that are not there (macd/host/needs.py).
+    lists [sha256, bytes already there]; `returns` has for each release that may come back the
+    names of what is put back with it (macd/host/rollback.py); `last` is the last word of the newest
+    activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not counted)
+    and `noexec` are of the file system of `app`, `lacks` the system's packages that are not there
+    (macd/host/needs.py).
     """
 
     app: str
@@ -34,6 +37,7 @@ class HostState:
     history: Sequence[Mapping[str, Any]] = ()
     bad: Sequence[Mapping[str, Any]] = ()
     releases: Sequence[str] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
     foreign: Sequence[str] = ()
     runtimes: Sequence[str] = ()
     serial: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class HostState:
     revoked: str | None = None
     missing: Sequence[Sequence[Any]] = ()
     rollback: Mapping[str, Any] = field(default_factory=dict)
+    returns: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     rehearsal: Mapping[str, Any] = field(default_factory=dict)
     free: int = 0
     free_inodes: int = -1
@@ -104,7 +109,13 @@ def ask(
         scope=host.scope,
         endpoint=inventory.service.health,
         wanted=[list(one) for one in wanted],
+        flags=tool_flags(inventory),
     )
+
+
+def tool_flags(inventory: Inventory) -> list[str]:
+    """The keys of .env that the tool sets; all others are the team's, and are left alone."""
+    return sorted({FLAG, *inventory.service.env})
 
 
 def observed(answer: Pending) -> HostState:

@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import os
 import time
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
-from macd.host import ledger, proving, releases, retention, snapshots
+from macd.host import confirmation, ledger, proving, releases, retention, snapshots
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
 from macd.host.ledger import EventLog, Pending
@@ -69,6 +69,7 @@ class Activation:
         self._supervisor = Supervisor(pending.scope)
         self._prover = Prover(layout.app, pending, self._supervisor)
         self._events = EventLog(layout, pending.number)
+        self._kept: List[str] = []  # by the way back
 
     def go(self) -> str:
         """All the way forward; the way back on anything that fails."""
@@ -119,9 +120,25 @@ class Activation:
     def _switch(self) -> None:
         _hold_room(self._layout)
         self._enter("switching")
-        snapshots.put(self._layout, self._supervisor, self._pending.after)
-        point_current_at(self._layout, self._pending.to)
-        self._enter("switched")
+        pending = self._pending
+        forward = snapshots.Switch(
+            self._layout,
+            self._supervisor,
+            before=pending.before,
+            after=pending.after,
+            mark=self._mark,
+            edited=pending.edited,
+            keys=pending.keys,
+        )
+        forward.carry_out()
+        point_current_at(self._layout, pending.to)
+        files = snapshots.changed_files(pending.before, pending.after)
+        keys = snapshots.changed_keys(pending.before, pending.after, pending.keys)
+        self._enter("switched", files=files, keys=keys, kept=forward.kept)
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._pending.kind}-{self._pending.number}"
 
     def _restart(self) -> Process:
         self._enter("restarting")
@@ -141,17 +158,10 @@ class Activation:
 
     def _await_confirmation(self, process: Process) -> None:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
-        self._enter("awaiting confirmation", seconds=self._pending.confirm_s)
-        deadline = time.monotonic() + self._pending.confirm_s
-        while not ledger.is_confirmed(self._layout, self._pending):
-            if time.monotonic() > deadline:
-                waited = f"{self._pending.confirm_s:g} s"
-                raise ActivationFailedError(
-                    f"nobody confirmed over a fresh connection within {waited}",
-                    blames_release=False,
-                )
-            self._prover.still_well(process)
-            time.sleep(proving.POLL_S)
+        since = confirmation.uptime()
+        self._pending = dataclasses.replace(self._pending, waiting_since=since)
+        self._enter(confirmation.WAITING, seconds=self._pending.confirm_s)
+        confirmation.wait_for(self._layout, self._pending, lambda: self._prover.still_well(process))
 
     def _commit(self) -> None:
         pending = self._pending
@@ -168,6 +178,8 @@ class Activation:
             "kind": pending.kind,
             "who": pending.who,
             "at": time.time(),
+            "written": snapshots.hashes(pending.after),
+            "flags": pending.flags,
         }
         for entry in entries:
             if entry["release"] == pending.to:
@@ -194,8 +206,8 @@ class Activation:
         self._note_the_revert(reason if blames_release else "", touched=touched)
         serving, well = self._put_back() if touched else self._as_it_was()
         with contextlib.suppress(OSError, HostError):
-            live = self._pending.origin
-            self._tell("reverted", reason=reason, live=live, serving=serving, well=well)
+            told = {"live": self._pending.origin, "serving": serving, "well": well}
+            self._tell("reverted", reason=reason, kept=self._kept, **told)
         self._tidy_up()
         return "reverted"
 
@@ -236,10 +248,20 @@ class Activation:
             self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
         point_current_at(self._layout, pending.origin)
         failure: Optional[Exception] = None
+        back = snapshots.Switch(
+            self._layout,
+            self._supervisor,
+            before=pending.after,
+            after=pending.before,
+            mark=f"revert-{pending.number}",
+            keys=pending.keys,
+        )
         try:
-            snapshots.put(self._layout, self._supervisor, pending.before, reload=True)
+            back.carry_out(reload=True, must_keep=False)
+            back.forget(pending.edited, self._mark)
         except (OSError, HostError) as error:
             failure = error  # on a full disk: rather the old release with wrong flags than none
+        self._kept = back.kept
         well: Optional[bool] = None
         if self._booting:
             serving = "systemd starts it next"

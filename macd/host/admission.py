@@ -56,7 +56,16 @@ def check_rollback(
     walls = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
     why = unable(layout, to, walls)
     if why:
-        raise HostError(f"{to} can't come back", why=why, kind="refused")
+        others = [name for name in dict.fromkeys(reversed(committed)) if name not in (to, *bad)]
+        here = [name for name in others if name in releases.on_host(layout)]
+        left = [name for name in here if name != live_release(layout)]
+        raise HostError(
+            f"{to} can't come back",
+            why=why,
+            live=live_release(layout) or "nothing",
+            hint=f"invoke rollback --to {left[0]} goes to another one" if left else "invoke deploy",
+            kind="refused",
+        )
 
 
 def in_shadow(
@@ -64,7 +73,7 @@ def in_shadow(
 ) -> Dict[str, Optional[str]]:
     """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
     try:
-        shadow = envfile.with_values(before.get(".env") or "", {FLAG: SHADOW})
+        envfile.parse(before.get(".env") or "")
     except envfile.EnvFileError as error:
         raise HostError(
             "the flags file on the host can't be understood",
@@ -72,6 +81,8 @@ def in_shadow(
             hint="mend that line, then deploy again",
             kind="refused",
         ) from error
+    data = (before.get(".env") or "").encode("utf-8", "surrogateescape")
+    shadow = envfile.rewritten(data, {FLAG: SHADOW}).decode("utf-8", "surrogateescape")
     return {**before, **after, ".env": shadow}
 
 

@@ -32,6 +32,14 @@ _STRAY = ("PYTHON", "PIP_")
 _RUN = "/run"
 
 
+def _is_of_a_system(runtime: str) -> bool:
+    """Whether `runtime`, $XDG_RUNTIME_DIR, is a login's; the embedded lab has one of its own."""
+    if not os.path.isdir("/run/systemd/system"):
+        return False
+    manager = os.path.join(runtime, "systemd", "private")
+    return not runtime or runtime.startswith("/run/user/") or os.path.exists(manager)
+
+
 @dataclass(frozen=True)
 class Confinement:
     """The walls of one unit: its scope, the text of its file (None: there is none), and whose.
@@ -48,6 +56,18 @@ class Confinement:
         """Whether a process can be put behind them here: a system's systemd, asked by root."""
         root = os.geteuid() == 0
         return self.scope == "system" and root and os.path.isdir("/run/systemd/system")
+
+    def refuse_root(self) -> None:
+        """Raises HostError ("refused"): what came with a release would run as root."""
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if self.scope == "user" and os.geteuid() == 0 and _is_of_a_system(runtime):
+            raise HostError(
+                "releases are not run as root here",
+                why="its scope is user, and the login is root: a release would own the host",
+                hint="log in as another user, or set scope: system for this host in the inventory",
+                live="unchanged",
+                kind="refused",
+            )
 
     @property
     def user(self) -> str:

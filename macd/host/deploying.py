@@ -13,10 +13,12 @@ from macd.host import (
     activation,
     admission,
     blobs,
+    confirmation,
     durable,
     flags,
     ledger,
     releases,
+    rollback,
     runtimes,
     snapshots,
 )
@@ -52,6 +54,8 @@ def stage(
     """
     layout = Layout(durable.expand(app))
     require_lock(layout)
+    walls = Confinement(scope, unit_text, layout.app)
+    walls.refuse_root()
     # An activation may be asked for behind this call, before anybody knows how it ends.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.state(_STAGED))
@@ -66,7 +70,7 @@ def stage(
         python=python,
         index=index,
         index_url=index_url,
-        walls=Confinement(scope, unit_text, layout.app),
+        walls=walls,
     )
     releases.stage(layout, identifier, manifest, signature)
     durable.replace_file(layout.state(_STAGED), identifier.encode())
@@ -102,12 +106,14 @@ def activate(
     keep: int,
     after: Dict[str, Optional[str]],
     accepts: Optional[Dict[str, str]] = None,
+    flags: Optional[List[str]] = None,
 ) -> Dict[str, Any]:
     """Begin a deploy or rollback that the host carries on by itself; answers its number.
 
-    Needs the lock. A rollback (`to` None: the last good release) takes unit, flags and settings
-    from when that release was last live; a deploy takes `after`. Both turn live stacking off: the
-    evidence for it was about another release, and its guard's watch ended.
+    Needs the lock. A rollback (`to` None: the last good release) takes unit, settings and the
+    tool's flags from when that release was last live; a deploy takes `after`. Both turn live
+    stacking off: the evidence for it was about another release, and its guard's watch ended.
+    `flags` are the keys of .env that the tool sets; what else stands there stays.
 
     Raises:
         HostError ("refused"): an activation is under way, or `to` can't go live.
@@ -115,6 +121,7 @@ def activate(
     layout = Layout(durable.expand(app))
     require_lock(layout)
     admission.refuse_if_pending(layout)
+    Confinement(service["scope"], None, layout.app).refuse_root()
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
     history = ledger.history(layout)
@@ -135,6 +142,15 @@ def activate(
     if kind == "deploy" and to != origin:  # what serves already was accepted when it came
         admission.accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
+    edited = snapshots.edited(before, rollback.written(layout, origin, history))
+    keys: List[str] = []
+    if kind == "rollback":
+        back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
+        after, keys = back.after, back.keys
+        edited += [snapshots.FLAGS] if keys else []
+    else:
+        # The same release again (new settings, a restart): the evidence for its flags still holds.
+        after = {**before, **after} if to == origin else admission.in_shadow(before, after)
     if origin is not None:
         snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
     pending = Pending(
@@ -154,10 +170,10 @@ def activate(
         check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
         keep=keep,
         before=before,
-        after=_in_shadow(snapshots.of(layout, to))
-        if kind == "rollback"
-        # The same release again (new settings, a restart): the evidence for its flags still holds.
-        else ({**before, **after} if to == origin else admission.in_shadow(before, after)),
+        after=after,
+        edited=edited,
+        flags=sorted(flags or ()),
+        keys=keys,
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
@@ -167,11 +183,6 @@ def activate(
     ledger.write_pending(layout, pending)
     _start_runner(layout, pending)
     return {"number": pending.number, "release": to, "origin": origin}
-
-
-def _in_shadow(texts: Dict[str, Optional[str]]) -> Dict[str, Optional[str]]:
-    """What comes back, without live stacking: its watch ended when the release went."""
-    return texts if texts.get(".env") is None else admission.in_shadow(texts, {})
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:
@@ -199,15 +210,19 @@ def _start_runner(layout: Layout, pending: Pending) -> None:
 
 
 def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
-    """Called over a FRESH connection: this host can still be reached, the change may stay."""
+    """Called over a FRESH connection: this host can still be reached, the change may stay.
+
+    Answers `confirmed` False, and what `follow` does, while the soak goes on, over a connection
+    that was opened before it ended, and when it is too late.
+    """
     layout = Layout(durable.expand(app))
     pending = ledger.read_pending(layout)
-    if pending is None or pending.number != number or pending.token != token:
-        return {"confirmed": False, **follow(app, number)}
-    if pending.session == os.getpid():
+    ours = pending is not None and (pending.number, pending.token) == (number, token)
+    if ours and pending is not None and pending.session == os.getpid():
         raise HostError("the session that began this can't confirm it", hint="open a new one")
-    ledger.confirm(layout, pending)
-    return {"confirmed": True}
+    if confirmation.give(layout, number, token, confirmation.process_began()):
+        return {"confirmed": True}
+    return {"confirmed": False, **follow(app, number)}
 
 
 def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[str, Any]:

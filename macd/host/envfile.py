@@ -7,7 +7,7 @@ variables, and its last duplicate wins silently; so only lines that can mean one
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from macd.host.masking import SECRET
 
@@ -62,6 +62,44 @@ def with_values(text: str, changes: Mapping[str, str]) -> str:
             lines.append(f"{key}={values[key]}")
     lines += [f"{key}={value}" for key, value in changes.items() if key not in written]
     return "\n".join(lines) + "\n"
+
+
+def rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
+    """The file with each key of `changes` set, None removes it; every other byte stays.
+
+    Works on any bytes: only a key's own lines are rewritten, all of them; where it has none, one is
+    added at the end.
+    """
+    pieces = data.split(b"\n")
+    lines = [piece + b"\n" for piece in pieces[:-1]] + ([pieces[-1]] if pieces[-1] else [])
+    for key, value in changes.items():
+        own = key.encode()
+        after: List[bytes] = []
+        seen = False
+        for line in lines:
+            name, equals, _ = line.partition(b"=")
+            if not equals or name.strip() != own:
+                after.append(line)
+            elif value is not None:
+                bare = line.rstrip(b"\r\n")
+                after.append(own + b"=" + value.encode() + line[len(bare) :])
+            seen |= bool(equals) and name.strip() == own
+        if value is not None and not seen:
+            if after and not after[-1].endswith(b"\n"):
+                after[-1] += b"\n"
+            after.append(own + b"=" + value.encode() + b"\n")
+        lines = after
+    return b"".join(lines)
+
+
+def values_of(data: bytes, name: str) -> List[str]:
+    """Each value that `name` is given in the file, in order."""
+    found = []
+    for line in data.split(b"\n"):
+        key, equals, value = line.partition(b"=")
+        if equals and key.strip() == name.encode():
+            found.append(_unquoted(value.strip().decode("utf-8", "replace")))
+    return found
 
 
 def _is_comment(line: str) -> bool:

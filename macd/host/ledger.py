@@ -48,9 +48,13 @@ class Pending:
     confirm_s: float = 60.0
     keep: int = 5
     reason: str = ""
+    waiting_since: Optional[float] = None  # for a confirmation, by confirmation.uptime
     session: int = 0  # the agent that began it: its own word is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
+    edited: List[str] = field(default_factory=list)  # of `before`: what the tool did not write
+    flags: List[str] = field(default_factory=list)  # the keys of .env that the tool sets
+    keys: List[str] = field(default_factory=list)  # of these and those set before, what is switched
 
 
 def read_pending(layout: Layout) -> Optional[Pending]:
@@ -86,8 +90,9 @@ def clear_pending(layout: Layout) -> None:
 def history(layout: Layout) -> List[Dict[str, Any]]:
     """What was committed here, oldest first.
 
-    Each: number, release, serial, manifest_sha256, at, kind, who; and abandoned, once it was rolled
-    back from (true) or came back later (false).
+    Each: number, release, serial, manifest_sha256, at, kind, who; `written`, hashes of the texts
+    that went live with it; `flags`, the keys of .env that the tool sets; and abandoned, once it was
+    rolled back from (true) or came back later (false). Older versions recorded less.
     """
     return list(load(layout.state("committed.json"), []))
 
@@ -137,7 +142,8 @@ def drop_old_logs(layout: Layout, number: int) -> None:
     for name in os.listdir(directory):
         first = name.split(".")[0]
         if first.isdigit() and int(first) <= number - _LOGS_KEPT:
-            os.unlink(os.path.join(directory, name))
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(directory, name))
 
 
 class EventLog:

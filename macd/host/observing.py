@@ -19,6 +19,7 @@ from macd.host import (
     needs,
     overrides,
     releases,
+    rollback,
     runtimecheck,
 )
 from macd.host.confined import Confinement
@@ -37,10 +38,12 @@ def deploy_facts(
     scope: str,
     endpoint: str,
     wanted: Sequence[Tuple[str, int]] = (),
+    flags: Sequence[str] = (),
 ) -> Dict[str, Any]:
     """Everything a plan needs, in one answer; changes nothing and needs no lock.
 
-    `endpoint` may be "unix": the answer says where that is on this host.
+    `endpoint` may be "unix": the answer says where that is on this host. `flags` are the keys of
+    .env that the tool sets.
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
@@ -64,6 +67,7 @@ def deploy_facts(
         "history": history,
         "bad": bad,
         "releases": releases.on_host(layout),
+        "damaged": releases.damaged(layout),
         "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
         # One that is not whole is built again by the next deploy that needs it.
         "runtimes": [n for n in _names(layout.runtimes) if n not in rehearsal.broken],
@@ -86,6 +90,7 @@ def deploy_facts(
         "revoked": _file_sha256(layout.state(identity.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "rollback": back,
+        "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
         "rehearsal": of_live,
         **needs.room(layout.app),
         "lacks": needs.missing_programs(),
@@ -151,7 +156,7 @@ class Rehearsal:
         try:
             damage = releases.tell_differences(releases.differences(self.layout, release))
             runtime = self._of_runtime(release)
-        except HostError as error:
+        except (HostError, OSError) as error:
             damage = str(error)
         why = "; ".join(part for part in (damage, runtime) if part)
         return {"release": release, "ready": not why, "why": why, "runtime": runtime}
@@ -160,9 +165,21 @@ class Rehearsal:
         lock = releases.read_manifest(self.layout, release).lock
         if lock not in self._runtimes:
             place = self.layout.runtime(lock)
-            wheels = load(os.path.join(self.layout.release(release), "lock.json"), {"wheels": []})
-            self._runtimes[lock] = runtimecheck.wrong_with(place, wheels["wheels"], self._walls)
+            wheels = _wheels(os.path.join(self.layout.release(release), "lock.json"))
+            self._runtimes[lock] = runtimecheck.wrong_with(place, wheels, self._walls)
         return self._runtimes[lock]
+
+
+def _wheels(path: str) -> List[Dict[str, Any]]:
+    """What a lock lists. Raises HostError for a file that is no lock."""
+    lock = load(path, {"wheels": []})
+    wheels = lock.get("wheels") if isinstance(lock, dict) else None
+    names = {"name", "sha256"}
+    if not isinstance(wheels, list) or not all(
+        isinstance(w, dict) and names <= {*w} for w in wheels
+    ):
+        raise HostError(f"{path} is no lock")
+    return wheels
 
 
 def unable(layout: Layout, release: str, walls: Confinement) -> str:
@@ -174,7 +191,7 @@ def unable(layout: Layout, release: str, walls: Confinement) -> str:
     try:
         damage = releases.tell_differences(releases.differences(layout, release))
         runtime = layout.runtime(releases.read_manifest(layout, release).lock)
-    except HostError as error:
+    except (HostError, OSError) as error:
         return str(error)
     return damage or runtimecheck.python_wrong(runtime, walls)
 

@@ -17,7 +17,7 @@ from macd.host.ledger import Pending, Snapshot
 from macd.host.supervisor import Process, Supervisor
 
 POLL_S = 0.2
-_CHECK_TIMEOUT_S = 180
+CHECK_TIMEOUT_S = 180
 _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
 _TRIES = 3
@@ -52,7 +52,7 @@ class Prover:
         text = self._pending.after.get(self._pending.unit)
         walls = Confinement(self._pending.scope, text, self._app)
         try:
-            done = walls.run(self._pending.check_argv, timeout=_CHECK_TIMEOUT_S)
+            done = walls.run(self._pending.check_argv, timeout=CHECK_TIMEOUT_S)
         except HostError as error:
             why = f"its own check was not run: {error} ({error.why})"
             raise ActivationFailedError(why, blames_release=False) from error

@@ -17,6 +17,7 @@ import subprocess
 from typing import Any, Callable, Dict, List, Optional
 
 from macd.host import durable, envfile, ledger, needs
+from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
@@ -50,8 +51,9 @@ def provision(
         units: text by name; None: the unit must not be there.
 
     Raises:
-        HostError ("refused"): not root, the lock is held, an activation is under way, or something
-            stands there that is not provision's to change. Nothing was changed.
+        HostError ("refused"): not root, or root where it must not be, the lock is held, an
+            activation is under way, or something stands there that is not provision's to change.
+            Nothing was changed.
     """
     layout = Layout(durable.expand(app))
     if scope == "system" and os.geteuid() != 0:
@@ -62,6 +64,7 @@ def provision(
             live="unchanged",
             kind="refused",
         )
+    Confinement(scope, None, layout.app).refuse_root()
     look = _Look(layout, Supervisor(scope), scope)
     os.umask(0o022)
     with contextlib.ExitStack() as held:

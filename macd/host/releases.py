@@ -98,13 +98,13 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
     target = layout.release(identifier)
     manifest = parse(raw)
     if os.path.isdir(target):
-        damage = differences(layout, identifier)
-        if not any(damage.values()):
+        damage = _damage(layout, identifier)
+        if not damage:
             return
         if live_release(layout) == identifier:
             raise HostError(
                 f"the live release {identifier} was changed on the host",
-                why=tell_differences(damage),
+                why=damage,
                 hint="deploy a new release, or roll back",
                 kind="refused",
             )
@@ -118,6 +118,13 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
         raise
     os.rename(building, target)
     durable.sync_directory(layout.releases)
+
+
+def _damage(layout: Layout, identifier: str) -> str:
+    try:
+        return tell_differences(differences(layout, identifier))
+    except HostError as error:
+        return str(error)
 
 
 def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
@@ -186,6 +193,20 @@ def read_manifest(layout: Layout, identifier: str) -> Manifest:
         raise HostError(f"release {identifier} is not on this host") from error
     except ManifestError as error:
         raise HostError(f"the manifest of {identifier} was changed", why=str(error)) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise HostError(f"the manifest of {identifier} can't be read", why=why) from error
+
+
+def damaged(layout: Layout) -> Dict[str, str]:
+    """The releases here whose manifest says nothing any more, and why."""
+    found = {}
+    for identifier in on_host(layout):
+        try:
+            read_manifest(layout, identifier)
+        except HostError as error:
+            found[identifier] = f"{error}: {error.why}" if error.why else str(error)
+    return found
 
 
 def manifest_sha256(layout: Layout, identifier: str) -> str:

@@ -1,4 +1,8 @@
-"""What stays on the host after a deploy, and how the rest goes: never half of a thing in view."""
+"""What stays on the host after a deploy, and how the rest goes: never half of a thing in view.
+
+One damaged thing keeps nothing else from going: each is looked at and removed for itself. What
+can't be understood stays, and `releases.damaged` names it.
+"""
 
 from __future__ import annotations
 
@@ -42,25 +46,31 @@ def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
 def retire(layout: Layout, keep: Set[str]) -> List[str]:
     """Remove releases, runtimes, snapshots and blobs that nothing of `keep` needs; the ids.
 
-    The caller sees to it that nobody stages a release meanwhile.
+    What can't be removed now stays for the next time. The caller sees to it that nobody stages a
+    release meanwhile.
     """
     removed = []
+    live = live_release(layout)
     for identifier in releases.on_host(layout):
-        if identifier not in keep and identifier != live_release(layout):
-            releases.remove(layout, identifier)
-            removed.append(identifier)
+        if identifier not in keep and identifier != live:
+            with contextlib.suppress(OSError):
+                releases.remove(layout, identifier)
+                removed.append(identifier)
     here = releases.on_host(layout)
-    _drop_runtimes(layout, {releases.read_manifest(layout, one).lock for one in here})
+    _drop_runtimes(layout, {_lock_of(layout, identifier) for identifier in here})
     for directory in (layout.releases, layout.runtimes):
         for name in os.listdir(directory):
             if name.startswith(_LEFTOVERS):
-                shutil.rmtree(os.path.join(directory, name), ignore_errors=True)
+                _discard_tree(os.path.join(directory, name))
     committed = {entry["release"] for entry in ledger.history(layout)}
     for name in os.listdir(layout.state("snapshots")):
         release = name[: -len(".json")]
         if name.endswith(".json") and release in committed and release not in here:
-            os.unlink(layout.state("snapshots", name))
-    _drop_blobs(layout, _wheels_of(layout, here))
+            with contextlib.suppress(OSError):
+                os.unlink(layout.state("snapshots", name))
+    _drop_blobs(
+        layout, {sha256 for identifier in here for sha256 in _wheels_of(layout, identifier)}
+    )
     return removed
 
 
@@ -68,15 +78,33 @@ def _drop_runtimes(layout: Layout, needed: Set[str]) -> None:
     """Out of sight by a rename first: half a runtime under its name would be taken for whole."""
     for name in os.listdir(layout.runtimes):
         if name not in needed and not name.startswith("."):
-            durable.set_aside(os.path.join(layout.runtimes, name), _TRASH)
+            with contextlib.suppress(OSError):
+                durable.set_aside(os.path.join(layout.runtimes, name), _TRASH)
 
 
-def _wheels_of(layout: Layout, here: List[str]) -> Set[str]:
-    needed: Set[str] = set()
-    for identifier in here:
+def _lock_of(layout: Layout, identifier: str) -> str:
+    """The runtime that a release needs; by its link where the manifest tells none any more."""
+    try:
+        return releases.read_manifest(layout, identifier).lock
+    except HostError:
+        link = os.path.join(layout.release(identifier), releases.RUNTIME_LINK)
+        return os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
+
+
+def _wheels_of(layout: Layout, identifier: str) -> List[str]:
+    """None where the lock is damaged: its release can't come back, and is sent anew."""
+    try:
         lock = load(os.path.join(layout.release(identifier), "lock.json"), {"wheels": []})
-        needed |= {wheel["sha256"] for wheel in lock["wheels"]}
-    return needed
+        return [str(wheel["sha256"]) for wheel in lock["wheels"]]
+    except (HostError, OSError, KeyError, TypeError):
+        return []
+
+
+def _discard_tree(path: str) -> None:
+    """A directory, or whatever else is called like one of ours."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _drop_blobs(layout: Layout, needed: Set[str]) -> None:
@@ -84,12 +112,13 @@ def _drop_blobs(layout: Layout, needed: Set[str]) -> None:
     for directory, _, names in os.walk(os.path.join(top, "sha256")):
         for name in names:
             path = os.path.join(directory, name)
-            if name not in needed and os.lstat(path).st_nlink == 1:
-                os.unlink(path)
+            with contextlib.suppress(OSError):
+                if name not in needed and os.lstat(path).st_nlink == 1:
+                    os.unlink(path)
     for directory, _, names in os.walk(os.path.join(top, ".partial")):
         for name in names:
             path = os.path.join(directory, name)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if time.time() - os.lstat(path).st_mtime > _PARTIAL_KEPT_S:
                     os.unlink(path)
 

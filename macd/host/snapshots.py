@@ -1,50 +1,201 @@
-"""What goes live together with a release: flags, settings and units, kept and put back as text."""
+"""What goes live together with a release: flags, settings and units, kept and put back as text.
+
+People edit the same files. So of the flags file only the keys that differ between the two sides of
+a change are ever written, and a text that the tool did not write is kept beside before it goes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from typing import List, Optional
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence
 
-from macd.host import durable
+from macd.host import durable, envfile
 from macd.host.failure import HostError
+from macd.host.flagfile import FLAG
 from macd.host.layout import Layout, load, save
 from macd.host.ledger import Snapshot
 from macd.host.supervisor import Supervisor
 
-_FLAGS, _SETTINGS = ".env", "service.json"
+FLAGS, SETTINGS = ".env", "service.json"
 
 
 def take(layout: Layout, supervisor: Supervisor, units: List[str]) -> Snapshot:
     """What goes with the live release now; None: there is no such file."""
     taken: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
-    taken[_FLAGS] = _text(layout.env)
-    taken[_SETTINGS] = _text(layout.service_settings)
+    taken[FLAGS] = _text(layout.env)
+    taken[SETTINGS] = _text(layout.service_settings)
     return taken
 
 
-def put(layout: Layout, supervisor: Supervisor, texts: Snapshot, *, reload: bool = False) -> None:
-    """Write what differs; systemd is told of units that changed (`reload`: in any case)."""
-    for name, path in ((_FLAGS, layout.env), (_SETTINGS, layout.service_settings)):
-        if name not in texts or _text(path) == texts[name]:
-            continue
-        content = texts[name]
+class Switch:
+    """From one snapshot to another, as often as it takes; what others wrote meanwhile is not lost.
+
+    Args:
+        mark: what a text that nobody else has is called by: `FILE.before-MARK`, beside the file.
+        edited: names whose text in `before` is such a text.
+        keys: of the flags file, those that may be written.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        supervisor: Supervisor,
+        *,
+        before: Snapshot,
+        after: Snapshot,
+        mark: str,
+        edited: Sequence[str] = (),
+        keys: Sequence[str] = (),
+    ) -> None:
+        self._layout = layout
+        self._supervisor = supervisor
+        self._before = before
+        self._after = after
+        self._mark = mark
+        self._edited = edited
+        self._keys = [FLAG, *(key for key in keys if key != FLAG)]
+        self.kept: List[str] = []  # paths
+
+    def carry_out(self, *, reload: bool = False, must_keep: bool = True) -> None:
+        """Write what differs; systemd is told of units that changed (`reload`: in any case).
+
+        `must_keep` False: going back matters more than keeping a text that has no room.
+        """
+        with contextlib.suppress(*(() if must_keep else (OSError,))):
+            self._keep_texts()
+        self._put_flags(must_keep)
+        self._put_settings()
+        self._put_units(reload)
+
+    def _now(self, name: str) -> Optional[str]:
+        if name == SETTINGS:
+            return _text(self._layout.service_settings)
+        return self._supervisor.unit_text(name)
+
+    def _keep_texts(self) -> None:
+        for name, text in self._after.items():
+            now = None if name == FLAGS else self._now(name)
+            if now in (None, text) or (name not in self._edited and now == self._before.get(name)):
+                continue
+            self._keep(name, (now or "").encode("utf-8", "surrogateescape"))
+
+    def _keep(self, name: str, data: bytes) -> None:
+        path = _path(self._layout, self._supervisor, name)
+        aside = aside_of(path, self._mark)
+        durable.replace_file(aside, data, mode=0o600 if name == FLAGS else _mode(path))
+        self.kept.append(aside)
+
+    def _put_flags(self, must_keep: bool) -> None:
+        if FLAGS not in self._after:
+            return
+        path = self._layout.env
+        now, after = _bytes(path), _encoded(self._after[FLAGS])
+        as_expected = now == _encoded(self._before.get(FLAGS))
+        if now == after:
+            return
+        changes = differing(self._before.get(FLAGS), self._after[FLAGS], self._keys)
+        if not as_expected or FLAGS in self._edited:
+            with contextlib.suppress(*(() if must_keep else (OSError,))):
+                self._keep_flags(now, changes)
+        if not as_expected:  # somebody has written in it since
+            after = _rewritten(now or b"", changes)
+        if after is None:
+            os.unlink(path)
+            durable.sync_directory(self._layout.app)
+        elif after != now:
+            durable.replace_file(path, after, mode=_mode(path))
+
+    def _keep_flags(self, now: Optional[bytes], changes: Mapping[str, Optional[str]]) -> None:
+        """Of the flags file only the values that go: a copy of the rest would spread secrets."""
+        has = flag_values((now or b"").decode("utf-8", "surrogateescape"), changes)
+        known = flag_values(self._before.get(FLAGS), changes)
+        gone = {
+            key: value
+            for key, value in has.items()
+            if key != FLAG
+            and value not in (None, changes[key])
+            and (FLAGS in self._edited or value != known[key])
+        }
+        if gone:
+            self._keep(FLAGS, _rewritten(b"", gone))
+
+    def _put_settings(self) -> None:
+        path = self._layout.service_settings
+        if SETTINGS not in self._after or _text(path) == self._after[SETTINGS]:
+            return
+        content = _encoded(self._after[SETTINGS])
         if content is None:
             os.unlink(path)
-            durable.sync_directory(layout.app)
+            durable.sync_directory(self._layout.app)
         else:
-            data = content.encode("utf-8", "surrogateescape")
-            durable.replace_file(path, data, mode=_mode(path))
-    units = {name: text for name, text in texts.items() if name not in (_FLAGS, _SETTINGS)}
-    there = {name for name in units if supervisor.unit_text(name) is not None}
-    for name, text in units.items():
-        if text is None and name in there:
-            supervisor.disable(name)
-    begun = [name for name, text in units.items() if text is not None and name not in there]
-    supervisor.install(units, reload=reload)
-    for name in begun:
-        with contextlib.suppress(HostError):  # one without [Install] starts by another's leave
-            supervisor.enable(name)
+            durable.replace_file(path, content, mode=_mode(path))
+
+    def _put_units(self, reload: bool) -> None:
+        units = {n: text for n, text in self._after.items() if n not in (FLAGS, SETTINGS)}
+        there = {name for name in units if self._supervisor.unit_text(name) is not None}
+        for name, text in units.items():
+            if text is None and name in there:
+                self._supervisor.disable(name)
+        begun = [name for name, text in units.items() if text is not None and name not in there]
+        self._supervisor.install(units, reload=reload)
+        for name in begun:
+            with contextlib.suppress(HostError):  # one without [Install] starts by another's leave
+                self._supervisor.enable(name)
+
+    def forget(self, edited: Sequence[str], mark: str) -> None:
+        """Remove what was kept by `mark` and stands in its own place again."""
+        for name in edited:
+            path = _path(self._layout, self._supervisor, name)
+            if _is_there(_bytes(aside_of(path, mark)), _bytes(path), name):
+                with contextlib.suppress(OSError):
+                    os.unlink(aside_of(path, mark))
+
+
+def aside_of(path: str, mark: str) -> str:
+    """Where a text that a change replaces is kept: beside it, and no unit or settings file."""
+    return f"{path}.before-{mark}"
+
+
+def flag_values(text: Optional[str], keys: Iterable[str]) -> Dict[str, Optional[str]]:
+    """What a flags file sets each key to, whatever else it holds; None: it does not set it."""
+    data = _encoded(text) or b""
+    found = {key: envfile.values_of(data, key) for key in keys}
+    return {key: values[-1] if values else None for key, values in found.items()}
+
+
+def differing(
+    before: Optional[str], after: Optional[str], keys: Iterable[str]
+) -> Dict[str, Optional[str]]:
+    """Those of the keys that two flags files set otherwise, with what `after` has for them."""
+    old, new = flag_values(before, keys), flag_values(after, keys)
+    return {key: new[key] for key in old if old[key] != new[key]}
+
+
+def changed_files(before: Snapshot, after: Snapshot) -> List[str]:
+    """The names of what is switched, but for the flags file."""
+    return sorted(n for n, text in after.items() if n != FLAGS and text != before.get(n))
+
+
+def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> List[str]:
+    """The keys of the flags file that are switched, but for stacking's."""
+    told = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
+    return sorted(key for key in told if key != FLAG)
+
+
+def hashes(texts: Snapshot) -> Dict[str, Optional[str]]:
+    """Of what the tool wrote; not of the flags file, which is not the tool's alone."""
+    return {name: _sha256(text) for name, text in texts.items() if name != FLAGS}
+
+
+def edited(now: Snapshot, written: Mapping[str, Optional[str]]) -> List[str]:
+    """Names of the texts that stand there and that the tool did not write."""
+    return sorted(
+        name
+        for name, sha256 in hashes(now).items()
+        if sha256 is not None and written.get(name) != sha256
+    )
 
 
 def sockets(texts: Snapshot) -> List[str]:
@@ -62,19 +213,59 @@ def of(layout: Layout, release: str) -> Snapshot:
     found = load(layout.state("snapshots", f"{release}.json"), None)
     if found is None:
         raise HostError(f"{release} was never live here", kind="refused")
+    if not isinstance(found, dict):
+        raise HostError(f"what went with {release} can't be read", kind="refused")
     return dict(found)
 
 
+def _rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
+    for key, value in changes.items():
+        with contextlib.suppress(envfile.EnvFileError):  # no file can say it, so nobody had it
+            data = envfile.rewritten(data, {key: value})
+    return data
+
+
+def _is_there(kept: Optional[bytes], now: Optional[bytes], name: str) -> bool:
+    if name != FLAGS or kept is None:
+        return kept is not None and kept == now
+    lines = (line.partition(b"=")[0].decode() for line in kept.splitlines())
+    keys = list(lines)
+    texts = [(data or b"").decode("utf-8", "surrogateescape") for data in (kept, now)]
+    return flag_values(texts[0], keys) == flag_values(texts[1], keys)
+
+
+def _sha256(text: Optional[str]) -> Optional[str]:
+    data = _encoded(text)
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def _encoded(text: Optional[str]) -> Optional[bytes]:
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
 def _text(path: str) -> Optional[str]:
+    data = _bytes(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def _bytes(path: str) -> Optional[bytes]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
         return None
+
+
+def _path(layout: Layout, supervisor: Supervisor, name: str) -> str:
+    if name == FLAGS:
+        return layout.env
+    if name == SETTINGS:
+        return layout.service_settings
+    return os.path.join(supervisor.unit_directory, name)
 
 
 def _mode(path: str) -> int:
     try:
         return os.stat(path).st_mode & 0o777
     except FileNotFoundError:
-        return 0o600 if path.endswith(_FLAGS) else 0o644
+        return 0o600 if path.endswith(FLAGS) else 0o644

@@ -6,11 +6,12 @@ guard decides, and how, is in macd/shadow/guard.py, which macd-host.pyz carries.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 from macd.host import durable, flagfile, ledger
 from macd.host.failure import HostError
@@ -126,13 +127,18 @@ def guard_status(app: str, after: str = "") -> Dict[str, Any]:
         "live": live_release(layout),
         "flag": flagfile.in_file(layout),
         "loop": ledger.holder_of(layout, GUARD_LOCK) is not None,
-        "reports": [
-            {"name": name, "report": load(layout.state("gate", name), {})}
-            for name in names
-            if name > after
-        ],
+        "reports": list(_reports(layout, [name for name in names if name > after])),
         "now": time.time(),
     }
+
+
+def _reports(layout: Layout, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
+    """One that is damaged, or gone meanwhile, hides no other."""
+    for name in names:
+        with contextlib.suppress(HostError, OSError):
+            report = load(layout.state("gate", name), None)
+            if isinstance(report, dict):
+                yield {"name": name, "report": report}
 
 
 def _dead(layout: Layout, order: Optional[Dict[str, Any]]) -> bool:
@@ -166,7 +172,8 @@ def prune(layout: Layout, order: Dict[str, Any]) -> None:
     )
     for name in report_names(layout)[:-_KEPT]:
         if name < began:
-            os.unlink(layout.state("gate", name))
+            with contextlib.suppress(OSError):
+                os.unlink(layout.state("gate", name))
 
 
 def _units(unit: str, argv: List[str], every_s: float) -> Dict[str, str]:

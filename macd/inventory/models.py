@@ -8,7 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from macd.errors import UsageError
 from macd.inventory.names import (
@@ -79,6 +86,19 @@ class Host(_Model):
     become: Literal["", "sudo"] = ""
     unit: Unit = "macd-analysis"
     scope: Literal["system", "user"] = "system"
+
+    @field_validator("scope")
+    @classmethod
+    def _no_release_code_as_root(cls, scope: str, info: ValidationInfo) -> str:
+        """A user's own services run as whoever logs in; of ssh_config's word the host judges."""
+        known = info.data
+        root = known.get("user") == "root" or known.get("become") == "sudo"
+        if known.get("role") == "serve" and scope == "user" and root:
+            raise ValueError(
+                "system, where the service runs as service.user; or a login that is not root, "
+                "without become: with scope user, releases would run as root"
+            )
+        return scope
 
     @model_validator(mode="after")
     def _complete_for_role(self) -> Host:

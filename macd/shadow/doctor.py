@@ -34,6 +34,7 @@ def diagnose(case: Case) -> list[Finding]:
     found = [finding(case) for finding in _OF_THE_HOST]
     found += symptoms.outputs(case)
     found += [finding(case) for finding in _AROUND_IT]
+    found += _damaged(case)
     return [*found, *_trainings(case)]
 
 
@@ -196,6 +197,17 @@ def _units(case: Case) -> Finding:
             remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)
     return Finding("units", True, "units are as the inventory and templates say")
+
+
+def _damaged(case: Case) -> Iterable[Finding]:
+    """Releases that lie on the host and can't be read; nothing is said where all can."""
+    for release, why in case.found.damaged.items():
+        remedy = (
+            f"nothing can go back to it; on the host: rm -r {case.found.app}/releases/{release}"
+        )
+        if release == case.found.live:
+            remedy = "invoke rollback; or invoke release and invoke deploy"
+        yield Finding("stored releases", False, short(f"{release} is damaged: {why}"), remedy)
 
 
 def _trainings(case: Case) -> Iterable[Finding]:

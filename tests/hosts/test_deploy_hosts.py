@@ -233,6 +233,58 @@ def test_drift_is_seen_and_provision_mends_it(bench: Bench) -> None:
     assert "API_TOKEN=s3cret" in bench.on_prod("cat", f"{APP}/.env")
 
 
+def test_a_rollback_loses_nothing_that_people_changed_since(bench: Bench) -> None:
+    """A rotated key, a new token, a raised limit and a drop-in, as a team does it."""
+    first, second = bench.live, small_releases.make(bench.inventory, 30)
+    bench.on_prod("sh", "-c", f"echo 'EXCHANGE_KEY=old' >> {APP}/.env")
+    bench.invoke("deploy", "--yes")
+    assert bench.live == second
+    bench.on_prod(
+        "sh", "-c", f"sed -i s/=old/=r0tated/ {APP}/.env; echo EXTRA_TOKEN=x >> {APP}/.env"
+    )
+    env = bench.on_prod("cat", f"{APP}/.env")
+    unit = f"/etc/systemd/system/{UNIT}"
+    bench.on_prod("sed", "-i", "s/^MemoryMax=.*/MemoryMax=900M/", unit)
+    edited = bench.on_prod("cat", unit)
+    assert "MemoryMax=900M" in edited
+    dropin = f"{unit}.d/override.conf"
+    text = "[Service]\\nEnvironment=EXTRA_SETTING=kept\\n"
+    bench.on_prod("sh", "-c", f"mkdir {unit}.d && printf '{text}' > {dropin}")
+    bench.on_prod("systemctl", "daemon-reload")  # systemctl edit does the same, on a terminal
+    dry = bench.invoke("rollback", "--dry-run").stdout
+    assert f"puts back as they were with {first}: {UNIT}\n" in dry
+    assert f"{UNIT} was changed on the host since the last deploy" in dry
+    assert f"leaves alone: everything else in .env, {dropin}" in dry
+    told = bench.json("rollback", "--yes")["outcomes"][0]
+    assert (told["live"], told["files"], told["keys"]) == (first, [UNIT], [])
+    assert "r0tated" not in dry + json.dumps(told)
+    assert bench.on_prod("cat", f"{APP}/.env") == env
+    [kept] = told["kept"]
+    assert kept.startswith(f"{unit}.before-rollback-")
+    assert bench.on_prod("cat", kept) == edited
+    assert "MemoryMax=900M" not in bench.on_prod("cat", unit)
+    pid = bench.on_prod("systemctl", "show", "-p", "MainPID", "--value", UNIT)
+    running = bench.on_prod("cat", f"/proc/{pid}/environ")
+    for setting in ("EXCHANGE_KEY=r0tated", "EXTRA_TOKEN=x", "EXTRA_SETTING=kept"):
+        assert setting in running
+    bench.on_prod("rm", "-r", f"{unit}.d", kept)
+    bench.on_prod("systemctl", "daemon-reload")
+    assert bench.json("status")["well"]
+
+
+def test_root_is_not_given_releases_by_a_users_own_services(bench: Bench) -> None:
+    """ssh_config says that the login is root, which no inventory can know."""
+    text = (bench.hosts.root / "inventory" / "deploying.yml").read_text()
+    as_root = text.replace("ssh: prod,", "ssh: prod, scope: user,").replace(APP, "/opt/as-root")
+    (bench.hosts.root / "inventory" / "as-root.yml").write_text(as_root)
+    refused = bench.invoke("provision", "--yes", code=6, inventory="as-root").stderr
+    assert "releases are not run as root here" in refused
+    assert bench.on_prod("ls", "/opt") == "macd-analysis"
+    named = as_root.replace("ssh: prod,", "ssh: prod, user: root,")
+    (bench.hosts.root / "inventory" / "as-root.yml").write_text(named)
+    assert "hosts.prod.scope" in bench.invoke("plan", code=2, inventory="as-root").stderr
+
+
 def test_it_comes_back_after_a_reboot(bench: Bench) -> None:
     before = bench.live
     bench.hosts.prod.machine.reboot()

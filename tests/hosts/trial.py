@@ -133,8 +133,9 @@ class Trial:
                 told = session.call("follow", app=APP, number=number, seen=len(events), wait=0.5)
                 events += told["events"]
                 states = [event["state"] for event in events]
-                if confirm and "soaking" in states:
-                    session.call("confirm", app=APP, number=number, token="t0ken")
+                if confirm and "awaiting confirmation" in states and not told["over"]:
+                    with self.session() as fresh:
+                        fresh.call("confirm", app=APP, number=number, token="t0ken")
                 if told["over"]:
                     return events
         raise AssertionError(f"{number} did not end: {told}")

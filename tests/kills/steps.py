@@ -18,7 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macd.host import activation, blobs, deploying, observing, proving, releases, runtimes
+from macd.host import (
+    activation,
+    blobs,
+    deploying,
+    ledger,
+    observing,
+    proving,
+    releases,
+    runtimes,
+)
 from macd.host.confined import DIRECT
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -28,6 +37,7 @@ _PR_SET_PTRACER, _ANY = 0x59616D61, -1
 TOKEN = "t0ken"
 UNIT = "macd-analysis.service"
 SOCKET = "macd-analysis.socket"
+FLAGS = ["ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES"]  # what the tool sets of .env
 
 
 class Upload:
@@ -123,13 +133,19 @@ def _activate(
     times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
     sys.executable = str(Path(app).parent / "bin" / "handed-over")
     begun = deploying.activate(
-        app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None
+        app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None, FLAGS
     )
     return str(begun["number"])
 
 
 def confirm(app: str, number: int) -> str:
-    return json.dumps(deploying.confirm(app, number, TOKEN))
+    """The word of a client, as it stands once it was given; before the run, which then finds it."""
+    layout = Layout(app)
+    pending = ledger.read_pending(layout)
+    if pending is None or pending.number != number:
+        return "too late"
+    ledger.confirm(layout, pending)
+    return "confirmed"
 
 
 def run(app: str) -> str:

@@ -20,6 +20,8 @@ import pytest
 from tests.kills.ward import Ward, ward
 
 Point = tuple[str, int, str]
+# What the team wrote into .env since release 1 was live; nothing may lose it.
+TEAM = "# rotated\nEXCHANGE_KEY='new'  \n"
 _BAD, _NEXT, _PACKED = 4, 7, (8, 9)
 
 
@@ -42,8 +44,9 @@ def host() -> Iterator[Ward]:
         made.save("empty")
         assert made.deploy(1) == "committed"
         shadow = "ML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES={}\n"
-        made.flags = {serial: shadow.format(serial) for serial in (1, 2)}
-        (made.app / ".env").write_text(made.flags[1].replace("STACKING=0", "STACKING=1", 1))
+        made.flags = {serial: shadow.format(serial) + TEAM for serial in (1, 2)}
+        stacking = shadow.format(1).replace("STACKING=0", "STACKING=1", 1)
+        (made.app / ".env").write_text(stacking)
         assert made.deploy(2) == "committed"
         (made.app / ".env").write_text(made.flags[2])
         assert made.deploy(2) == "committed"  # the same release again: its flags are taken up

@@ -60,6 +60,31 @@ def test_nobody_confirms(host: Place) -> None:
     assert release.id not in [entry["release"] for entry in host.state("bad.json")]
 
 
+def test_a_word_before_the_soak_ended_or_over_an_older_connection_proves_nothing(
+    host: Place,
+) -> None:
+    """What breaks SSH late in the soak would not be found out by it."""
+    release = host.release(31)
+    with host.session() as session:
+        session.call("lock", app=str(host.app), who="tester", doing="deploy")
+        host.stage(session, release)
+        number = host.begin(session, "deploy", release.id, soak_s=3.0, confirm_s=30.0)["number"]
+    word = {"app": str(host.app), "number": number, "token": "t0ken"}
+    seen: list[str] = []
+    with host.session() as opened_early:
+        while "awaiting confirmation" not in seen:
+            told = opened_early.call(
+                "follow", app=str(host.app), number=number, seen=len(seen), wait=5.0
+            )
+            seen += [event["state"] for event in told["events"]]
+            if "soaking" in seen:  # and once more when the soak has ended
+                assert opened_early.call("confirm", **word)["confirmed"] is False
+        assert host.state("confirmed.json") is None
+        with host.session() as fresh:
+            assert fresh.call("confirm", **word)["confirmed"] is True
+    assert host.finish(number, confirm=False)[-1]["state"] == "committed"
+
+
 def test_an_older_release_is_refused(host: Place) -> None:
     with pytest.raises(RemoteError, match="older release"):
         host.deploy(host.release(5))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +181,92 @@ def test_of_two_at_once_one_wins_and_the_other_says_who(bench: Project) -> None:
         assert ends[1][0] == 6
         assert "held the lock for" in ends[1][1] or "under way" in ends[1][1]
     assert bench.live == release
+
+
+def test_an_outage_as_long_as_a_soak_that_is_longer_than_the_confirmation(
+    bench: Project, clean_links: LabState
+) -> None:
+    """The operator tries for as long as the host waits, and that begins when the soak has ended."""
+    inventory = bench.root / "inventory" / "lab.yml"
+    before = inventory.read_text()
+    inventory.write_text(before.replace("soak_s: 1", "soak_s: 9"))
+    assert "confirm_s: 8" in before
+    release = bench.release(10)
+    try:
+        with bench.start("deploy", "--yes") as typed:
+            assert typed.stdout is not None
+            for line in typed.stdout:
+                if "soaking" in line:
+                    break
+            lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
+            log = max((bench.app / "state/activations").glob("*.jsonl"), key=lambda p: int(p.stem))
+            while '"awaiting confirmation"' not in log.read_text():
+                assert typed.poll() is None
+                time.sleep(0.05)
+            lab_room.set_fault(bench.lab.root, "prod", Fault())
+            out, err = typed.communicate(timeout=120)
+    finally:
+        inventory.write_text(before)
+    assert typed.returncode == 0, out + err
+    assert bench.live == release
+
+
+def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Project) -> None:
+    first, second = bench.live, bench.release(11)
+    bench.invoke("deploy", "--yes")
+    env, settings = bench.app / ".env", bench.app / "service.json"
+    units = bench.lab.hosts["prod"].home / ".config/systemd/user"
+    unit = units / "deploy-test.service"
+    before = env.read_text()
+    flags = before + "EXCHANGE_KEY=r0tated\nEXTRA_TOKEN=s3cret # 'odd\n"
+    env.write_text(flags)
+    settings.write_text('{"by": "hand"}\n')
+    edited = unit.read_text() + "# API_TOKEN=s3cret\n"
+    unit.write_text(edited)
+    (units / "deploy-test.service.d").mkdir()
+    dropin = units / "deploy-test.service.d" / "override.conf"
+    dropin.write_text("[Service]\nEnvironment=EXTRA=s3cret\n")
+    changed = ["deploy-test.service", "service.json"]
+    dry = bench.json("rollback", "--dry-run")
+    assert dry["to"] == {"prod": first}
+    assert dry["changes"]["prod"] == {
+        "files": changed, "edited": changed, "keys": [], "dropins": [str(dropin)],
+    }  # fmt: skip
+    asked = bench.invoke("rollback", code=1)  # the question names them, and a no changes nothing
+    assert f"puts back as they were with {first}: {', '.join(changed)}" in asked
+    assert "deploy-test.service was changed on the host since the last deploy" in asked
+    assert f"leaves alone: everything else in .env, {dropin}" in asked
+    assert (bench.live, env.read_text(), unit.read_text()) == (second, flags, edited)
+    said = bench.json("rollback", "--yes")
+    told = said["outcomes"][0]
+    assert (told["live"], told["files"], told["keys"]) == (first, changed, [])
+    assert "s3cret" not in asked + str(said)
+    assert env.read_text() == flags
+    kept = {Path(path).name.partition(".before-rollback-")[0]: Path(path) for path in told["kept"]}
+    assert sorted(kept) == changed
+    assert kept["deploy-test.service"].read_text() == edited
+    assert kept["service.json"].read_text() == '{"by": "hand"}\n'
+    assert "# API_TOKEN" not in unit.read_text()
+    assert "EXTRA=s3cret" in dropin.read_text()
+    dropin.unlink()
+    dropin.parent.rmdir()
+    env.write_text(before)  # a deploy wants to understand every line
+
+
+def test_a_damaged_release_is_named_by_status_and_by_the_next_deploy(bench: Project) -> None:
+    releases = bench.app / "releases"
+    kept = sorted(path.name for path in releases.iterdir() if path.name != bench.live)[-1]
+    manifest = releases / kept / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(whole[:-9])  # the blob it is linked to stays as it is
+    try:
+        assert f"drift     releases/{kept} is damaged" in bench.invoke("status")
+        bench.release(12)
+        told = bench.invoke("deploy", "--yes")
+        assert f"note   releases/{kept} on the host is damaged, nothing can go back to it" in told
+    finally:
+        manifest.write_bytes(whole)
 
 
 def test_the_runtime_comes_with_the_release_and_goes_back_with_it(bench: Project) -> None:

@@ -58,6 +58,20 @@ def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> Non
     assert "do: invoke status --env staging; invoke doctor --env staging;" in told
 
 
+def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = "/etc/systemd/system/m.service.before-rollback-7"
+    back = Outcome("two", "committed", "r1", "r1", files=("m.service",), keys=("ML_X",))
+    deploy_shown.print_end(Result([back.having(kept=(kept,))], []), "rollback")
+    told = capsys.readouterr().out
+    assert "  put back as they were: m.service\n" in told
+    assert "  set in .env as they were: ML_X\n" in told
+    assert f"the last deploy is kept there: {kept}\n" in told
+    deploy_shown.print_end(Result([back], []), "deploy")
+    assert "put back" not in capsys.readouterr().out
+
+
 def test_what_does_not_serve_is_said_with_the_way_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,4 +52,26 @@ def test_what_may_be_live_on_a_host_that_is_away_counts() -> None:
 
 def test_a_named_release_is_for_all_and_said_where_it_is_live_already() -> None:
     told = ways([("a", found("r3", "r2")), ("b", found("r2", "r1"))], "r2")
-    assert [str(way) for way in told] == ["back to r2", "r2 is live already"]
+    assert [str(way).splitlines()[0] for way in told] == ["back to r2", "r2 is live already"]
+
+
+def test_what_is_put_back_and_what_stays_is_named() -> None:
+    told = {"files": ["m.service", "service.json"], "edited": ["m.service"], "keys": ["ML_X"]}
+    dropin = {"path": "/etc/systemd/system/m.service.d/override.conf", "sets": ["Environment"]}
+    host = replace(found("r3", "r2"), returns={"r2": told}, dropins={"m.service": [dropin]})
+    [way] = ways([("a", host)])
+    assert way.changes == {**told, "dropins": [dropin["path"]]}
+    said = str(way)
+    assert "puts back as they were with r2: m.service, service.json" in said
+    assert "m.service.before-rollback-NUMBER" in said
+    assert "service.json.before" not in said  # nobody has touched it
+    assert "sets in .env as they were with r2: ML_X" in said
+    assert f"leaves alone: everything else in .env, {dropin['path']}" in said
+
+
+def test_a_host_that_stays_or_is_there_already_names_no_changes() -> None:
+    told = {"r2": {"files": ["m.service"], "edited": [], "keys": []}}
+    stays = replace(found("r2", "r1"), returns=told)
+    for way in (*ways([("b", stays)], unseen=3), *ways([("b", stays)], "r2")):
+        assert not any(way.changes.values())
+        assert "leaves alone" not in str(way)

@@ -16,11 +16,16 @@ from macd.remote.session import Session
 BEGUN = follow.Begun("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
 
 
-class SaysSoaking:
-    """A session whose host says that it soaks: the word on which the confirming is begun."""
+class SaysWaiting:
+    """A session whose host says that it has soaked: the word on which the confirming is begun."""
 
     def call(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return {"live": None, "events": [{"state": "soaking"}], "over": False, "runner": True}
+        return {
+            "live": None,
+            "events": [{"state": "awaiting confirmation"}],
+            "over": False,
+            "runner": True,
+        }
 
 
 def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +35,7 @@ def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> 
     inventory = load("lab", root=Path(__file__).parents[3])
     monkeypatch.setattr(threading.Thread, "start", begin)
     with pytest.raises(MacdError) as caught:
-        session = cast("Session", SaysSoaking())
+        session = cast("Session", SaysWaiting())
         follow.watch(session, inventory.hosts["prod"], inventory, BEGUN, lambda *_: None)
     assert caught.value.exit_code == 5
     assert "activation 7" in caught.value.what

@@ -105,3 +105,35 @@ def test_the_one_directory_to_write_is_one_word_and_bounded() -> None:
         ("LimitFSIZE", "9"),
     ]
     assert ("ExecPaths", '"/opt/x"') in hardening.writing("/opt/x", [("NoExecPaths", "/")], 9)
+
+
+@pytest.mark.parametrize(
+    ("scope", "uid", "runtime", "booted", "refused"),
+    [
+        ("user", 0, "/run/user/0", True, True),
+        ("user", 0, "", True, True),  # sudo takes the variable away
+        ("user", 0, "/tmp/lab-of-its-own", True, False),
+        ("user", 0, "/run/user/0", False, False),  # nothing here starts services
+        ("user", 1000, "/run/user/1000", True, False),
+        ("system", 0, "/run/user/0", True, False),  # it runs as the unit's account
+    ],
+)
+def test_roots_own_user_services_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    scope: str,
+    uid: int,
+    runtime: str,
+    booted: bool,
+    refused: bool,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    monkeypatch.setattr("os.path.isdir", lambda path: booted and path == "/run/systemd/system")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    walls = Confinement(scope, None, "/opt/app")
+    if not refused:
+        walls.refuse_root()
+        return
+    with pytest.raises(HostError, match="not run as root") as told:
+        walls.refuse_root()
+    assert told.value.kind == "refused"
+    assert "scope: system" in told.value.hint

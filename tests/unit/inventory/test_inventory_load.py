@@ -251,3 +251,14 @@ def test_a_file_may_change_only_a_criterions_level(root: Path) -> None:
     criteria = load("one", root=root).train.criteria
     assert (criteria["n_oof"].threshold, criteria["n_oof"].level) == (10000, "warn")
     assert (criteria["lstm_val_auc"].threshold, criteria["lstm_val_auc"].level) == (0.57, "block")
+
+
+@pytest.mark.parametrize("more", ["user: root", "user: quant, become: sudo"])
+def test_a_users_services_are_not_roots(root: Path, more: str) -> None:
+    serves = "  p2: {role: serve, env: prod, ssh: q, app_dir: ~/x, scope: user, %s}\n"
+    said = told(root, GOOD + serves % more)
+    assert "hosts.p2.scope" in said
+    assert "a login that is not root" in said
+    trains = "  t: {role: train, ssh: q, work_dir: ~/w, scope: user, user: root}\n"
+    write(root, GOOD + trains + serves % "user: quant")
+    assert load("one", root=root).hosts["t"].user == "root"

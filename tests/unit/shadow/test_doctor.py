@@ -319,6 +319,16 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
     assert not [name for name, ok in found.items() if ok is False]
 
 
+@pytest.mark.parametrize(
+    ("release", "remedy"),
+    [("20260301T000100Z-0", "rm -r /opt/macd-analysis/releases/"), (LIVE, "invoke rollback")],
+)
+def test_a_damaged_release_on_the_host_is_named(well: Case, release: str, remedy: str) -> None:
+    [bad] = [one for one in diagnose(about(well, damaged={release: "x"})) if one.ok is False]
+    assert (bad.name, bad.evidence) == ("stored releases", f"{release} is damaged: x")
+    assert remedy in bad.remedy
+
+
 def test_a_host_that_was_never_provisioned(well: Case) -> None:
     (found,) = diagnose(about(well, exists=False))
     assert (found.ok, found.remedy) == (False, "invoke provision")

@@ -1,0 +1,164 @@
+"""A rollback or revert puts back what the tool set, and loses nothing that people changed since."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deployment import FLAGS, UNIT, Place, place
+
+SECRET = "r0tated-s3cret"
+
+
+@pytest.fixture
+def host() -> Iterator[Place]:
+    """Release 1 was live with MIN_SAMPLES=100; release 2 is."""
+    with place() as made:
+        env(made).write_bytes(
+            b"# by the team\nEXCHANGE_KEY=old\nML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES=100\n"
+        )
+        env(made).chmod(0o600)
+        assert made.deploy(made.release(1)) == "committed"
+        assert made.deploy(made.release(2)) == "committed"
+        yield made
+
+
+def env(host: Place) -> Path:
+    return host.app / ".env"
+
+
+def unit(host: Place) -> Path:
+    return host.top / "home/.config/systemd/user" / UNIT
+
+
+def returns(host: Place) -> dict[str, Any]:
+    """What the host says, before it is asked to, of a rollback to its last good release."""
+    facts = host.facts()
+    found: dict[str, Any] = facts["returns"][facts["rollback"]["release"]]
+    return found
+
+
+def asides(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.before-*"))
+
+
+def switched(host: Place, number: int) -> dict[str, Any]:
+    events: list[dict[str, Any]] = host.watching.call("follow", app=str(host.app), number=number)[
+        "events"
+    ]
+    return next(event for event in events if event["state"] == "switched")
+
+
+def test_a_rotated_key_and_a_new_token_stay_byte_for_byte(host: Place) -> None:
+    rotated = (
+        b"# by the team\r\n  EXCHANGE_KEY = 'new!'  \n"
+        b"ML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES=100\n"
+        b"https_proxy=http://a:b@proxy?x=y\nEXTRA_TOKEN=caf\xe9"
+    )
+    env(host).write_bytes(rotated)
+    told = returns(host)
+    assert (told["keys"], told["files"], told["edited"]) == ([], [], [])
+    assert host.rollback() == "committed"
+    assert env(host).read_bytes() == rotated
+    assert asides(env(host)) == []
+
+
+def test_a_key_the_tool_set_goes_back_named_and_its_line_is_kept(host: Place) -> None:
+    lines = (
+        f"EXTRA_TOKEN={SECRET}\nML_STACKING_MIN_SAMPLES=321\n# end\nML_ENABLE_STACKING=1\n".encode()
+    )
+    env(host).write_bytes(lines)
+    told = returns(host)
+    assert told["keys"] == ["ML_STACKING_MIN_SAMPLES"]
+    assert "321" not in str(told)
+    assert host.rollback() == "committed"
+    went_back = lines.replace(b"=321", b"=100").replace(b"STACKING=1", b"STACKING=0")
+    assert env(host).read_bytes() == went_back
+    [aside] = asides(env(host))
+    assert aside.name == ".env.before-rollback-3"
+    assert aside.read_bytes() == b"ML_STACKING_MIN_SAMPLES=321\n"  # no other secret is copied
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    event = switched(host, 3)
+    assert (event["keys"], event["kept"]) == (["ML_STACKING_MIN_SAMPLES"], [str(aside)])
+    assert "321" not in str(event)
+
+
+def test_a_hand_edited_unit_and_settings_are_kept_beside(host: Place) -> None:
+    edited = unit(host).read_text() + "# by hand\n"
+    unit(host).write_text(edited)
+    settings = host.app / "service.json"
+    settings.write_text('{"by": "hand"}\n')
+    told = returns(host)
+    assert told["edited"] == [UNIT, "service.json"]
+    assert host.rollback() == "committed"
+    assert "# by hand" not in unit(host).read_text()
+    [aside] = asides(unit(host))
+    assert (aside.name, aside.read_text()) == (f"{UNIT}.before-rollback-3", edited)
+    [aside] = asides(settings)
+    assert aside.read_text() == '{"by": "hand"}\n'
+    assert not settings.exists()  # release 1 had none
+    assert sorted(switched(host, 3)["files"]) == [UNIT, "service.json"]
+
+
+def test_an_edit_counts_though_a_failed_deploy_came_between(host: Place) -> None:
+    """What the failed one took for the state before it is not what a deploy wrote."""
+    unit(host).write_text(unit(host).read_text() + "# by hand\n")
+    edited = unit(host).read_text()
+    assert host.deploy(host.release(3, "exits")) == "reverted"
+    assert unit(host).read_text() == edited
+    assert asides(unit(host)) == []  # it is where it was, so no copy is left
+    assert returns(host)["edited"] == [UNIT]
+    assert host.rollback() == "committed"
+    assert [one.read_text() for one in asides(unit(host))] == [edited]
+
+
+def test_a_dropin_of_systemctl_edit_stays(host: Place) -> None:
+    beside = unit(host).with_name(f"{UNIT}.d") / "override.conf"
+    beside.parent.mkdir()
+    beside.write_text("[Service]\nEnvironment=EXTRA=1\n")
+    assert host.rollback() == "committed"
+    assert beside.read_text() == "[Service]\nEnvironment=EXTRA=1\n"
+
+
+def test_what_changes_while_a_release_is_on_trial_survives_its_revert(host: Place) -> None:
+    before = unit(host).read_text()
+    host.app.joinpath("service.json").unlink(missing_ok=True)
+    with host.session() as session:
+        session.call("lock", app=str(host.app), who="tester", doing="deploy")
+        third = host.release(3)
+        host.stage(session, third)
+        begun = host.begin(
+            session, "deploy", third.id, soak_s=0.2, confirm_s=1.5,
+            after={UNIT: before + "# release 3\n"},
+        )  # fmt: skip
+        number = begun["number"]
+        seen: list[str] = []
+        while "soaking" not in seen:
+            told = session.call(
+                "follow", app=str(host.app), number=number, seen=len(seen), wait=5.0
+            )
+            seen += [event["state"] for event in told["events"]]
+        text = env(host).read_bytes()
+        env(host).write_bytes(text.replace(b"=old", b"=rotated") + b"EXTRA_TOKEN=x\n")
+        unit(host).write_text("# by hand, while it soaked\n")
+    ended = host.finish(number, confirm=False)
+    assert ended[-1]["state"] == "reverted"
+    assert env(host).read_bytes() == text.replace(b"=old", b"=rotated") + b"EXTRA_TOKEN=x\n"
+    assert unit(host).read_text() == before
+    [aside] = asides(unit(host))
+    assert aside.read_text() == "# by hand, while it soaked\n"
+    assert str(aside) in ended[-1]["kept"]
+
+
+def test_a_key_the_tool_added_since_goes_and_one_of_the_teams_stays(host: Place) -> None:
+    """What the tool sets is recorded with each release; a name alone says nothing."""
+    assert host.deploy(host.release(3), flags=[*FLAGS, "OMP_NUM_THREADS"]) == "committed"
+    text = env(host).read_bytes()
+    env(host).write_bytes(text + b"OMP_NUM_THREADS=4\nML_OTHER=4\n")
+    assert returns(host)["keys"] == ["OMP_NUM_THREADS"]
+    assert host.rollback() == "committed"
+    assert env(host).read_bytes() == text + b"ML_OTHER=4\n"
