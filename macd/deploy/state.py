@@ -20,7 +20,7 @@ class HostState:
     `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
     lists [sha256, bytes already there]; `last` is the last word of the newest activation, `well`
-    in it whether what was left serves.
+    in it whether what was left serves. `stacking` is the answer of macd/host/stacking.py.
     """
 
     app: str
@@ -42,6 +42,7 @@ class HostState:
     lock: Mapping[str, Any] | None = None
     process: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
+    stacking: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, str | None] = field(default_factory=dict)
     dropins: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     not_read: Sequence[str] = ()

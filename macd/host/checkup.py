@@ -11,7 +11,7 @@ import os
 import subprocess
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, flagfile
+from macd.host import durable
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -22,21 +22,16 @@ _LONGEST = 2000
 _LOG_LINES = 30
 
 
-def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
-    """`endpoint` may be "unix". Unknown answers are None.
+def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
+    """Unknown answers are None.
 
-    Answers process_flags, flag_in_file, others (pids of further processes of this application),
-    check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}).
+    Answers others (pids of further processes of this application), check ({"code", "said"}), log
+    (the unit's newest lines), disk ({"free", "total", "inodes"}).
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     process = supervisor.show(unit)
-    in_file = None
-    with contextlib.suppress(HostError):
-        in_file = flagfile.in_file(layout)
     return {
-        "process_flags": flagfile.of_process(process, layout.endpoint(endpoint, scope)),
-        "flag_in_file": in_file,
         "others": _others(layout, process.pid),
         "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),

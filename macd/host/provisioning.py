@@ -184,7 +184,7 @@ class _Look:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
         content = _content(path)
-        text = "" if content is None else content.decode("utf-8", "replace")
+        text = "" if content is None else content.decode("utf-8", "surrogateescape")
         try:
             present = envfile.parse(text)
             changes = {k: v for k, v in wanted.items() if present.get(k) != v}
@@ -193,16 +193,16 @@ class _Look:
             after = envfile.with_values(text, changes)
         except envfile.EnvFileError as error:
             raise HostError(
-                f"{path} can't be understood",
+                f"{path} can't stay as it is",
                 why=str(error),
                 hint="mend that line, then provision again",
                 kind="refused",
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown: Dict[str, Any] = _texts(masked(text).encode(), masked(after).encode())
+            shown: Dict[str, Any] = _texts(_encoded(masked(text)), _encoded(masked(after)))
             shown["hidden"] = hidden(present, changes)
-            write = functools.partial(durable.replace_file, path, after.encode(), mode=0o600)
+            write = functools.partial(durable.replace_file, path, _encoded(after), mode=0o600)
             self._change("file", path, how, write, **shown)
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
@@ -233,6 +233,10 @@ class _Look:
         if is_new:
             return "[Install]" in text.splitlines() and shown != "enabled"
         return shown not in ("enabled", "static")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _nothing() -> None:
