@@ -44,7 +44,7 @@ _KEY_END = re.compile(rb"[=\r\n]")
 _STOPS = re.compile(rb"[\\\r\n]")
 _STOPS_QUOTED = re.compile(rb'["\\]')
 _UNESCAPED = b'"\\`$'  # within double quotes a backslash before one of these goes
-# systemd drops a variable whose value holds one of these.
+# An older systemd drops a variable whose value holds one of these.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _NO_CHARACTER = re.compile("[\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _BEFORE_254, _SINCE_254 = True, False
@@ -125,13 +125,11 @@ def readings(data: bytes) -> Tuple[Dict[str, str], Dict[str, str]]:
 
 
 def passed_over(data: bytes) -> List[int]:
-    """The numbers of the lines with a "=" whose name or value is none for a variable."""
+    """The numbers of the lines with a "=" that name no variable."""
     return [
         _line_number(data, one.start)
         for one in _assignments(data, _SINCE_254)
-        if not _is_variable(
-            one.key.decode("utf-8", "replace"), one.value.decode("utf-8", "replace")
-        )
+        if not _NAME.match(one.key.decode("utf-8", "replace"))
     ]
 
 
@@ -203,11 +201,7 @@ def _reading(data: bytes, comments_go_on: bool) -> Dict[str, str]:
                 " from the whole file"
             )
         found[key] = value
-    return {key: value for key, value in found.items() if _is_variable(key, value)}
-
-
-def _is_variable(key: str, value: str) -> bool:
-    return bool(_NAME.match(key)) and not _CONTROL.search(value)
+    return {key: value for key, value in found.items() if _NAME.match(key)}
 
 
 def _values(data: bytes, key: bytes, comments_go_on: bool) -> List[bytes]:

@@ -41,7 +41,7 @@ READ = {
     b"\xef\xbb\xbfA=1\nB=2\n": {"B": "2"},
     b"# A=1\n ; B=2\nA=# no comment\n": {"A": "# no comment"},
     b"A=\nB=\xc3\xa9$HOME`id`\n": {"A": "", "B": "é$HOME`id`"},
-    b"A=1\nA=\x01\nB=a\tb\n": {"B": "a\tb"},
+    b"A=1\nA=\x01\nB='\r\n'\tb\n": {"A": "\x01", "B": "\r\nb"},
     b"# latin-1: \xe9\nA=1": {"A": "1"},
     b"": {},
 }
@@ -175,7 +175,7 @@ def test_what_systemd_does_not_take_or_may_not_be_there_is_refused(text: str, wh
 
 
 def test_what_systemd_passes_over_is_known() -> None:
-    assert passed_over(b"A=1\nexport B=1\n# C D=1\nE='\x01\n'\r\nF-G=1") == [2, 4, 6]
+    assert passed_over(b"A=1\nexport B=1\n# C D=1\nE='\n'\r\nF-G=1\rno") == [2, 6]
 
 
 @pytest.mark.parametrize(
