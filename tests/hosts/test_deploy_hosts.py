@@ -249,7 +249,7 @@ def test_a_flag_set_by_hand_is_seen_by_every_look(bench: Bench) -> None:
         told = bench.invoke(verb, code=code).stdout
         assert "stacking decides without evidence: no gate report and no guard" in told, verb
         assert "as it should be" not in told
-    kept = bench.invoke("deploy", "--restart", "--dry-run", "--release", bench.live).stdout
+    kept = bench.invoke("deploy", "--restart", "--yes", "--release", bench.live).stdout
     assert "stacking will decide, without evidence" in kept
     bench.invoke("disable-stacking", "--yes")
     flags = bench.on_prod("grep", "ML_ENABLE_STACKING", f"{APP}/.env").splitlines()
