@@ -44,7 +44,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Show the guard's reports to the end; exit 4 if it took back, 1 if nobody watches."""
+    """Show the guard's reports to the end; exit 4 if it took back, 1 if unguarded."""
     from macd.deploy.campaign import only_host
     from macd.inventory import load
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from typing import Any, Dict, List, Optional
 
@@ -20,6 +21,7 @@ from macd.host.supervisor import Supervisor
 _CHECK_TIMEOUT_S = 180
 _LONGEST = 2000
 _LOG_LINES = 30
+_QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
 def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
@@ -96,7 +98,9 @@ def _log(unit: str, scope: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout[-_LONGEST:] if done.returncode == 0 else ""
+    # systemd prints what it does not take from .env, values and all.
+    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
+    return "\n".join(lines)[-_LONGEST:] if done.returncode == 0 else ""
 
 
 def _disk(path: str) -> Dict[str, int]:

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
+from macd.host.masking import COVER
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 # What needs no quotes, and no thought about who reads it. We write nothing else.
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
@@ -137,6 +139,18 @@ def values_of(data: bytes, name: str) -> List[str]:
     """Each value that `name` is given in the file, in order; before or since systemd 254."""
     found = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
     return [value.decode("utf-8", "replace") for value in found]
+
+
+def shown(text: str) -> str:
+    """Its variables for people, a line each: values are covered, but for those of our own flags."""
+    try:
+        found = parse(text)
+    except EnvFileError:
+        return ""
+    return "".join(
+        f"{key}={value if key in FLAGS and FLAGS[key].match(value) else COVER}\n"
+        for key, value in found.items()
+    )
 
 
 def with_values(text: str, changes: Mapping[str, str]) -> str:

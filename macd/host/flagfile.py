@@ -19,15 +19,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def in_file(layout: Layout) -> str:
     """The value the next start of the service takes from the file.
 
-    "1" where any version of systemd reads a 1. "" where systemd takes nothing from the file, so
-    that the next start is in shadow, whatever the process that runs has.
+    "1" where any version of systemd reads a 1, "?" for what is neither 0 nor 1. "" where systemd
+    takes nothing from the file: the next start is in shadow, whatever the process that runs has.
     """
     try:
         found = envfile.readings(content(layout))
     except envfile.EnvFileError:
         return ""
     before, since = (one.get(FLAG, SHADOW) for one in found)
-    return LIVE if before == LIVE else since
+    if before == LIVE or since in (LIVE, SHADOW):
+        return LIVE if before == LIVE else since
+    return "?"
 
 
 def refuse_unreadable(layout: Layout) -> None:

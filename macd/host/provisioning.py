@@ -23,7 +23,7 @@ from macd.host import durable, envfile, ledger
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
-from macd.host.masking import hidden, masked
+from macd.host.masking import hidden
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
@@ -200,9 +200,12 @@ class _Look:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown: Dict[str, Any] = _texts(_encoded(masked(text)), _encoded(masked(after)))
-            shown["hidden"] = hidden(present, changes)
-            write = functools.partial(durable.replace_file, path, _encoded(after), mode=0o600)
+            shown: Dict[str, Any] = _texts(
+                envfile.shown(text).encode(), envfile.shown(after).encode()
+            )
+            shown["hidden"] = hidden(present, changes, envfile.FLAGS)
+            data = after.encode("utf-8", "surrogateescape")
+            write = functools.partial(durable.replace_file, path, data, mode=0o600)
             self._change("file", path, how, write, **shown)
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
@@ -233,10 +236,6 @@ class _Look:
         if is_new:
             return "[Install]" in text.splitlines() and shown != "enabled"
         return shown not in ("enabled", "static")
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _nothing() -> None:

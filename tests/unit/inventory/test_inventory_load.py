@@ -251,3 +251,10 @@ def test_a_file_may_change_only_a_criterions_level(root: Path) -> None:
     criteria = load("one", root=root).train.criteria
     assert (criteria["n_oof"].threshold, criteria["n_oof"].level) == (10000, "warn")
     assert (criteria["lstm_val_auc"].threshold, criteria["lstm_val_auc"].level) == (0.57, "block")
+
+
+def test_a_setting_of_the_service_is_named_and_its_value_is_not_shown(root: Path) -> None:
+    text = GOOD + "service: {env: {DB_URL: 'postgres://u:hunter2!w@h/db?x=1'}}\n"
+    said = told(root, text)
+    assert "service.env.DB_URL" in said
+    assert "hunter2" not in said
