@@ -95,18 +95,17 @@ def _set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[Tuple
         yield f"Environment= of {unit}", variables[FLAG]
     ours = os.path.realpath(layout.env)
     for path in [p for name in files for p in sorted(glob.glob(name))] or [layout.env]:
-        is_ours = os.path.realpath(path) == ours
-        value = flagfile.in_file(layout) if is_ours else _value_in(path)
+        value = _value_in(path)
         if value:
-            yield layout.env if is_ours else path, value
+            yield layout.env if os.path.realpath(path) == ours else path, value
 
 
 def _value_in(path: str) -> str:
-    """Of a file beside .env; "" where it does not set the flag."""
+    """What a file says of the flag, a 1 to any version of systemd first; "" where it does not."""
     with contextlib.suppress(OSError, envfile.EnvFileError):
         with open(path, "rb") as file:
-            found = envfile.readings(file.read(envfile.MOST_BYTES + 1))
-        return max(reading.get(FLAG, "") for reading in found)
+            before, since = envfile.readings(file.read(envfile.MOST_BYTES + 1))
+        return LIVE if before.get(FLAG) == LIVE else since.get(FLAG, "")
     return ""
 
 
