@@ -91,7 +91,7 @@ def disable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False
 def _is_so(found: HostState, value: str) -> bool:
     """For a look only: the host knows what is under way and who watches."""
     said = found.stacking
-    return bool(said) and said["next"] == said["running"] == value and not said["changing"]
+    return bool(said) and said["next"] == said["running"] == value
 
 
 def _evidence(session: Session, host: Host, inventory: Inventory, found: HostState) -> Report:
