@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from macd.host.envfile import EnvFileError, readings
+
 CLIENT = """#!/bin/sh
 # a line to the manager, an answer from it
 answer={top}/run/answer.$$
@@ -57,10 +59,9 @@ class _Service:
                 return False
             known = self.settings()
             environment = {"PATH": "/usr/bin:/bin"}
-            flags = Path(known["EnvironmentFile"].lstrip("-")).read_text(errors="surrogateescape")
-            for line in flags.splitlines():
-                name, _, value = line.partition("=")
-                environment[name.strip()] = value.strip()
+            with contextlib.suppress(EnvFileError, FileNotFoundError):  # as with "-" before it
+                data = Path(known["EnvironmentFile"].lstrip("-")).read_bytes()
+                environment.update(readings(data)[0])
             notify = None
             if known.get("Type") == "notify":
                 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -142,6 +143,9 @@ class _Service:
                 "NRestarts": self.restarts,
                 "Result": self.result,
             }
+            if there:
+                named = self.settings().get("EnvironmentFile", "").lstrip("-")
+                told["EnvironmentFiles"] = f"{named} (ignore_errors=yes)"
         return "".join(f"{name}={value}\n" for name, value in told.items())
 
 

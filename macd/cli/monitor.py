@@ -44,7 +44,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Show the guard's reports to the end; exit 4 if it took back, 1 if it died."""
+    """Show the guard's reports to the end; exit 4 if it took back, 1 if unguarded."""
     from macd.deploy.campaign import only_host
     from macd.inventory import load
 
@@ -67,6 +67,10 @@ def monitor(
         print("  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches")
         print("    do: invoke disable-stacking; invoke shadow-gate, then invoke enable-stacking,")
         print("        begins a new watch: it needs a report that still holds")
+    for text in seen.drift:
+        print(f"  ✗ {text}")
+    if seen.drift:
+        print("    do: invoke disable-stacking; invoke shadow-gate, then invoke enable-stacking")
     if warning:
         print(f"  note   {warning}")
     return _exit(seen)
@@ -76,7 +80,7 @@ def _once(known: Inventory, host: Host) -> Seen:
     from macd.shadow import watch
 
     with watch.connect(host, known) as session:
-        return watch.look(session, host)
+        return watch.look(session, host, known.service.health)
 
 
 def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
@@ -89,7 +93,7 @@ def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
         try:
             with watch.connect(host, known) as session:
                 while True:
-                    seen = watch.look(session, host, last)
+                    seen = watch.look(session, host, known.service.health, last)
                     failures = 0
                     if not shown:
                         _head(seen)
@@ -120,7 +124,7 @@ def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
 
 
 def _exit(seen: Seen) -> ExitCode | None:
-    if seen.dead or seen.state == "failing":
+    if seen.dead or seen.state == "failing" or seen.drift:
         return ExitCode.FAILED
     return ExitCode.REVERTED if seen.state == "failed" else None
 
@@ -129,11 +133,11 @@ def _fields(seen: Seen) -> dict[str, Any]:
     from dataclasses import asdict
 
     reports = [{"name": name, **report} for name, report in seen.reports]
-    return {**asdict(seen), "state": seen.state, "reports": reports}
+    return {**asdict(seen), "state": seen.state, "drift": seen.drift, "reports": reports}
 
 
 def _head(seen: Seen) -> None:
-    mode = "stacking decides" if seen.flag == "1" else "stacking is in shadow"
+    mode = "stacking decides" if seen.decides else "stacking is in shadow"
     print(f"{seen.host}: {mode}, live is {seen.live or 'nothing'}")
     if seen.order is not None:
         order = seen.order

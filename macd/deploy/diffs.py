@@ -59,10 +59,16 @@ def _flags(text: str, wanted: Desired, *, new: bool) -> Iterator[Diff]:
     except envfile.EnvFileError:
         return  # the drift says which line
     if new and any(present.get(key) != value for key, value in SHADOW.items()):
-        yield Diff(".env", unified(text, shadow, ".env", context=0))
+        yield Diff(".env", _of_variables(text, shadow))
     if missing:
-        told = unified(text, later, ".env", context=0)
-        yield Diff(".env", with_hidden(told, hidden(present, missing)), "provision")
+        told = _of_variables(text, later)
+        unseen = hidden(present, missing, envfile.FLAGS)
+        yield Diff(".env", with_hidden(told, unseen), "provision")
+
+
+def _of_variables(before: str, after: str) -> str:
+    """Which variables change; a value is shown of our own flags alone."""
+    return unified(envfile.shown(before), envfile.shown(after), ".env", context=0)
 
 
 def with_hidden(diff: str, keys: Sequence[str]) -> str:

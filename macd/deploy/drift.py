@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from macd.deploy.desired import Desired
 from macd.deploy.state import HostState
 from macd.host import envfile
+from macd.host.flagfile import FLAG, LIVE
 
 _CHANGED = " was changed or is missing"
 _OVERRIDES = " overrides "
@@ -83,19 +87,53 @@ def _around_units(found: HostState, wanted: Desired) -> list[str]:
     ]
 
 
+def about_stacking(said: Mapping[str, Any]) -> list[str]:
+    """What is wrong with who decides. `said`: the answer of macd/host/stacking.py; {}: nothing."""
+    if not said or said["changing"]:  # a flip or an activation puts it right by itself
+        return []
+    running, upcoming = said["running"], said["next"]
+    told = [f"{one['where']} sets {FLAG}={one['value']}; only .env may" for one in said["beside"]]
+    if said["unread"]:
+        told.append(f"systemd takes nothing from .env: {said['unread']}")
+    if running not in (None, upcoming):
+        told.append(f"{_source(said)} says {FLAG}={upcoming}{_count(said)}, the process {running}")
+    if LIVE in (running, upcoming) and said["guard"] not in ("watches", "failing"):
+        when = "decides" if running == LIVE else "will decide from the next start on,"
+        lacking = "its guard is dead" if said["guard"] == "dead" else "no gate report and no guard"
+        told.append(f"stacking {when} without evidence: {lacking}")
+    return told
+
+
+def _source(said: Mapping[str, Any]) -> str:
+    places = [one["where"] for one in said["beside"] if one["value"] == said["next"]]
+    in_file = said["in_file"][-1:] or ["0"]
+    return ".env" if in_file[0] == said["next"] or not places else str(places[-1])
+
+
+def _count(said: Mapping[str, Any]) -> str:
+    count = len(said["in_file"])
+    return "" if count < 2 else " (twice)" if count == 2 else f" ({count} times)"
+
+
 def _flag_drift(found: HostState, wanted: Desired) -> list[str]:
+    told = about_stacking(found.stacking)
     if found.env is None:
-        return [".env is missing"]
+        return [*told, ".env is missing"]
     try:
         present = envfile.parse(found.env)
     except envfile.EnvFileError as error:
-        return [f".env can't be understood: {error}"]
-    told = [
+        unread = found.stacking.get("unread")
+        return told if unread else [*told, f".env: {error}"]
+    told += [
+        f".env: line {number} sets nothing, systemd passes over it"
+        for number in found.stacking.get("passed_over", ())
+    ]
+    told += [
         f".env holds {key}, which the inventory does not know"
         for key in present
         if key not in wanted.flags and key not in envfile.FLAGS
     ]
     for key, value in wanted.flags.items():
-        if key != "ML_ENABLE_STACKING" and present.get(key) != value:
+        if key != FLAG and present.get(key) != value:
             told.append(f".env has not {key} as the inventory says; invoke provision sets it")
     return told

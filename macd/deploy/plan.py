@@ -15,6 +15,7 @@ from macd.deploy.drift import drift
 from macd.deploy.offer import Offer, Part, Unpacked
 from macd.deploy.state import HostState
 from macd.host import needs
+from macd.host.flagfile import FLAG, LIVE
 from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
@@ -160,12 +161,22 @@ def _notes(found: HostState, offer: Offer) -> list[str]:
         if name != offer.id
     ]
     if found.live == offer.id:
-        return [*told, "the release stays, and so do its flags"]
+        return [*told, f"the release stays, and so do its flags{_as_kept(found)}"]
     failed = [entry["reason"] for entry in found.bad if entry["release"] == offer.id]
     told += [f"this release failed on this host before: {reason}" for reason in failed]
-    if found.env and "ML_ENABLE_STACKING=1" in found.env.splitlines():
+    if found.stacking.get("next") == LIVE:
         told.append("stacking goes back to shadow: its evidence was about the release before")
     return told
+
+
+def _as_kept(found: HostState) -> str:
+    """What a restart makes of the flag that stands there."""
+    if found.stacking.get("next") != LIVE:
+        return ""
+    if found.stacking["guard"] == "watches":
+        return ": stacking goes on deciding"
+    told = ": stacking will decide, without evidence (no gate report, no guard)"
+    return f"{told}; invoke disable-stacking first, if that is not wanted"
 
 
 def _problems(
@@ -189,6 +200,15 @@ def _problems(
     if replayed and offer.id != found.live:  # a newer one that failed forbids no restart
         what = f"its serial {offer.serial} is not above {highest}, which was seen here before"
         told.append(Problem(what, "older releases come back by invoke rollback"))
+    if offer.id != found.live:
+        told += [
+            Problem(
+                f"it would not start in shadow: {one['where']} sets {FLAG}=1 and wins over .env",
+                "take it out there, on the host",
+            )
+            for one in found.stacking.get("beside", ())[-1:]
+            if one["value"] == found.stacking["next"] == LIVE
+        ]
     return told + _cannot_fit(found, offer, lacking)
 
 

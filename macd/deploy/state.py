@@ -24,7 +24,7 @@ class HostState:
     names of what is put back with it (macd/host/rollback.py); `last` is the last word of the newest
     activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not counted)
     and `noexec` are of the file system of `app`, `lacks` the system's packages that are not there
-    (macd/host/needs.py).
+    (macd/host/needs.py). `stacking` is the answer of macd/host/stacking.py.
     """
 
     app: str
@@ -47,6 +47,7 @@ class HostState:
     lock: Mapping[str, Any] | None = None
     process: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
+    stacking: Mapping[str, Any] = field(default_factory=dict)
     units: Mapping[str, str | None] = field(default_factory=dict)
     dropins: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     not_read: Sequence[str] = ()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, flagfile
+from macd.host import durable
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -20,23 +21,19 @@ from macd.host.supervisor import Supervisor
 _CHECK_TIMEOUT_S = 180
 _LONGEST = 2000
 _LOG_LINES = 30
+_QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
-def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
-    """`endpoint` may be "unix". Unknown answers are None.
+def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
+    """Unknown answers are None.
 
-    Answers process_flags, flag_in_file, others (pids of further processes of this application),
-    check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}).
+    Answers others (pids of further processes of this application), check ({"code", "said"}), log
+    (the unit's newest lines), disk ({"free", "total", "inodes"}).
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     process = supervisor.show(unit)
-    in_file = None
-    with contextlib.suppress(HostError):
-        in_file = flagfile.in_file(layout)
     return {
-        "process_flags": flagfile.of_process(process, layout.endpoint(endpoint, scope)),
-        "flag_in_file": in_file,
         "others": _others(layout, process.pid),
         "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
@@ -101,7 +98,9 @@ def _log(unit: str, scope: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout[-_LONGEST:] if done.returncode == 0 else ""
+    # systemd prints what it does not take from .env, values and all.
+    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
+    return "\n".join(lines)[-_LONGEST:] if done.returncode == 0 else ""
 
 
 def _disk(path: str) -> Dict[str, int]:

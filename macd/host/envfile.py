@@ -1,18 +1,26 @@
-"""The flags file a unit reads as EnvironmentFile=: parsed strictly, rewritten whole.
+"""The flags file a unit reads as EnvironmentFile=: read as systemd reads it, rewritten in place.
 
-systemd lets a newline, an open quote or a trailing backslash in such a file swallow or set other
-variables, and its last duplicate wins silently; so only lines that can mean one thing are accepted.
+What systemd accepts is accepted, and every byte that is not a key's own is kept. The rules are
+systemd.exec(5)'s and those of its reader, src/basic/env-file.c. CR and LF both end a line. Quotes
+and a trailing backslash carry a value on into the next lines. Of a key that stands twice the last
+counts. What is no variable name is passed over. One rule changed: before systemd 254 a comment that
+ends with a backslash goes on into the next line. Both readings are asked here.
+
+No message tells a value: it may be a password.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Dict, List, Mapping, Optional, Tuple
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
-from macd.host.masking import SECRET
+from macd.host.masking import COVER
 
-_KEY = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
-_VALUE = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# What needs no quotes, and no thought about who reads it. We write nothing else.
+_PLAIN = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.,:/@+=%-]")
 # What would change which code the process loads, or whom it trusts, whatever the unit says. No list
 # of what is allowed: a key that nobody named (an exchange's, say) is left alone and shown as drift.
 # A proxy may be named: it carries TLS that SSL_* and the like would have to open for it.
@@ -27,119 +35,343 @@ FLAGS: Dict[str, "re.Pattern[str]"] = {
     "ML_ENABLE_STACKING": re.compile(r"[01]\Z"),
     "ML_STACKING_MIN_SAMPLES": re.compile(r"[0-9]{1,9}\Z"),
 }
+_ALLOWED = {"ML_ENABLE_STACKING": "0 or 1", "ML_STACKING_MIN_SAMPLES": "a whole number"}
+MOST_BYTES = (64 << 20) - 1  # a larger file systemd does not read
+
+_BLANK = b" \t"
+_NEWLINE = b"\r\n"
+_FIRST = re.compile(rb"[^ \t\r\n]")
+_LINE_END = re.compile(rb"[\r\n]")
+_KEY_END = re.compile(rb"[=\r\n]")
+_STOPS = re.compile(rb"[\\\r\n]")
+_STOPS_QUOTED = re.compile(rb'["\\]')
+_UNESCAPED = b'"\\`$'  # within double quotes a backslash before one of these goes
+# An older systemd drops a variable whose value holds one of these.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_NO_CHARACTER = re.compile("[\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_BEFORE_254, _SINCE_254 = True, False
+_RULES = (_BEFORE_254, _SINCE_254)
 
 
 class EnvFileError(ValueError):
-    """A line or value that could mean something else to systemd than to a reader."""
+    """A file, line or value that systemd does not take, or that may not be in this file."""
 
 
-def parse(text: str) -> Dict[str, str]:
-    """Keys and values; of a key that stands twice the last, as systemd takes it.
+@dataclass(frozen=True)
+class _Assignment:
+    """KEY=value with its bytes data[start:stop]. `open`: its quote is not closed in the file."""
 
-    Raises:
-        EnvFileError: naming the line that is no plain KEY=value, comment or blank.
-    """
-    return dict(pair for _, pair in _assignments(text))
-
-
-def with_values(text: str, changes: Mapping[str, str]) -> str:
-    """The file with `changes` set: comments and order kept, each key once, one newline at the end.
-
-    Raises:
-        EnvFileError: the file has a line we don't understand, or a value is not allowed.
-    """
-    for key, value in changes.items():
-        _check(key, value)
-    values = {**parse(text), **changes}
-    written = set()
-    lines: List[str] = []
-    for line in text.splitlines():
-        key = line.partition("=")[0].strip()
-        if _is_comment(line):
-            lines.append(line.rstrip())
-        elif key not in written:
-            written.add(key)
-            lines.append(f"{key}={values[key]}")
-    lines += [f"{key}={value}" for key, value in changes.items() if key not in written]
-    return "\n".join(lines) + "\n"
+    key: bytes
+    value: bytes
+    start: int
+    stop: int
+    open: bool
 
 
 def rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
-    """The file with each key of `changes` set, None removes it; every other byte stays.
+    """The file with each key of `changes` set (None: removed), whatever else the file holds.
 
-    Works on any bytes: only a key's own lines are rewritten, all of them; where it has none, one is
-    added at the end.
+    Only the key's own lines change, all of them; a key that is absent gets a line of its own. Every
+    other byte is kept. systemd of any version then reads the new value.
+
+    Raises:
+        EnvFileError: a key is no variable name, or no file can give systemd that value.
     """
-    pieces = data.split(b"\n")
-    lines = [piece + b"\n" for piece in pieces[:-1]] + ([pieces[-1]] if pieces[-1] else [])
-    for key, value in changes.items():
-        own = key.encode()
-        after: List[bytes] = []
-        seen = False
-        for line in lines:
-            name, equals, _ = line.partition(b"=")
-            if not equals or name.strip() != own:
-                after.append(line)
-            elif value is not None:
-                bare = line.rstrip(b"\r\n")
-                after.append(own + b"=" + value.encode() + line[len(bare) :])
-            seen |= bool(equals) and name.strip() == own
-        if value is not None and not seen:
-            if after and not after[-1].endswith(b"\n"):
-                after[-1] += b"\n"
-            after.append(own + b"=" + value.encode() + b"\n")
-        lines = after
-    return b"".join(lines)
+    for name, value in changes.items():
+        key, line = name.encode(), _line(name, value)
+        wanted = None if value is None else value.encode()
+        # A rewritten line may uncover one that an open quote before had swallowed: look again.
+        while any(_all_but(data, key, wanted, rule) for rule in _RULES):
+            for rule in _RULES:
+                data = _replaced(data, key, wanted, line, rule)
+        if wanted is not None and not all(_values(data, key, rule) for rule in _RULES):
+            data = _added(data, key, line)
+    return data
+
+
+def parse(text: str) -> Dict[str, str]:
+    """Keys and values as systemd takes them; of a key that stands twice the last.
+
+    Bytes that are no UTF-8 come as surrogates (errors="surrogateescape").
+
+    Raises:
+        EnvFileError: systemd takes nothing from this file, its versions read it in two ways, or it
+            sets what may not come from here.
+    """
+    data = text.encode("utf-8", "surrogateescape")
+    before, since = readings(data)
+    if before != since:
+        raise EnvFileError(
+            "a comment ends with a backslash: before systemd 254 it goes on into the next line"
+        )
+    for key in since:
+        _refuse_forbidden(key)
+    return since
+
+
+def readings(data: bytes) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """What systemd before 254 takes from the file, and what it takes since; mostly the same.
+
+    Raises:
+        EnvFileError: it takes nothing from the file, and starts the service as if there were none.
+    """
+    if len(data) > MOST_BYTES:
+        raise EnvFileError(f"it is larger than systemd reads ({MOST_BYTES + 1 >> 20} MiB)")
+    if b"\0" in data:
+        raise EnvFileError(
+            f"line {_line_number(data, data.index(0))} holds a NUL byte; systemd then takes nothing"
+            " from the whole file"
+        )
+    before, since = (_reading(data, rule) for rule in _RULES)
+    return before, since
+
+
+def passed_over(data: bytes) -> List[int]:
+    """The numbers of the lines with a "=" that name no variable."""
+    return [
+        _line_number(data, one.start)
+        for one in _assignments(data, _SINCE_254)
+        if not _NAME.match(one.key.decode("utf-8", "replace"))
+    ]
 
 
 def values_of(data: bytes, name: str) -> List[str]:
-    """Each value that `name` is given in the file, in order."""
-    found = []
-    for line in data.split(b"\n"):
-        key, equals, value = line.partition(b"=")
-        if equals and key.strip() == name.encode():
-            found.append(_unquoted(value.strip().decode("utf-8", "replace")))
-    return found
+    """Each value that `name` is given in the file, in order; before or since systemd 254."""
+    found = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
+    return [value.decode("utf-8", "replace") for value in found]
 
 
-def _is_comment(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith(("#", ";"))
+def shown(text: str) -> str:
+    """Its variables for people, a line each: values are covered, but for those of our own flags."""
+    try:
+        found = parse(text)
+    except EnvFileError:
+        return ""
+    return "".join(
+        f"{key}={value if key in FLAGS and FLAGS[key].match(value) else COVER}\n"
+        for key, value in found.items()
+    )
 
 
-def _assignments(text: str) -> List[Tuple[int, Tuple[str, str]]]:
-    found = []
-    # Only "\n" ends a line for systemd; any other control character is refused below.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.isprintable():
-            raise EnvFileError(f"line {number} holds a character that is not printable")
-        if _is_comment(line):
-            if line.endswith("\\"):
-                raise EnvFileError(f"line {number} is a comment that goes on into the next line")
-            continue
-        key, equals, value = line.strip().partition("=")
-        if not equals:
-            raise EnvFileError(f"line {number} is not KEY=value")
-        try:
-            _check(key, _unquoted(value))
-        except EnvFileError as error:
-            raise EnvFileError(f"line {number}: {error}") from error
-        found.append((number, (key, _unquoted(value))))
-    return found
+def with_values(text: str, changes: Mapping[str, str]) -> str:
+    """The file with `changes` set, for what may refuse a file: provision, deploy, enabling.
 
-
-def _unquoted(value: str) -> str:
-    for quote in ('"', "'"):
-        if len(value) >= 2 and value[0] == value[-1] == quote:
-            return value[1:-1]
-    return value
+    Raises:
+        EnvFileError: as `parse` does, or a value is not allowed.
+    """
+    for key, value in changes.items():
+        _check(key, value)
+    parse(text)
+    data = rewritten(text.encode("utf-8", "surrogateescape"), changes)
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _check(key: str, value: str) -> None:
-    if not _KEY.match(key):
-        raise EnvFileError(f"{key!r} is not a variable name")
+    """What we write ourselves is plain; what others wrote is their business."""
+    if not _NAME.match(key):
+        raise EnvFileError("a name of a variable has letters, digits and _ only")
+    _refuse_forbidden(key)
+    if not _PLAIN.match(value):
+        strange = _NOT_PLAIN.search(value)
+        where = f"at place {strange.start() + 1}" if strange else "too many"
+        raise EnvFileError(
+            f"{key} has a character other than letters, digits and _.,:/@+=%- {where}"
+        )
+    if key in FLAGS and not FLAGS[key].match(value):
+        raise EnvFileError(f"{key} can't have this value: {_ALLOWED[key]}")
+
+
+def _refuse_forbidden(key: str) -> None:
     if _FORBIDDEN.match(key):
         raise EnvFileError(f"{key} would change what the service loads or trusts")
-    shape = FLAGS.get(key, _VALUE)
-    if not shape.match(value):
-        told = "a value" if SECRET.search(key) else repr(value)
-        raise EnvFileError(f"{key} can't be {told}: letters, digits and _.,:/@+=%- only")
+
+
+def _line(name: str, value: Optional[str]) -> bytes:
+    """NAME=value so that systemd reads this very value; b"" for one that goes."""
+    if not _NAME.match(name):
+        raise EnvFileError("a name of a variable has letters, digits and _ only")
+    if value is None:
+        return b""
+    unable = _CONTROL.search(value) or _NO_CHARACTER.search(value)
+    if unable:
+        raise EnvFileError(
+            f"{name} has a character that systemd refuses at place {unable.start() + 1}"
+        )
+    if not _PLAIN.match(value):
+        value = '"' + re.sub(r'(["\\`$])', r"\\\1", value) + '"'
+    return f"{name}={value}".encode()
+
+
+def _reading(data: bytes, comments_go_on: bool) -> Dict[str, str]:
+    found: Dict[str, str] = {}
+    for one in _assignments(data, comments_go_on):
+        try:
+            key, value = one.key.decode(), one.value.decode()
+        except UnicodeDecodeError:
+            key = value = "\ud800"
+        if _NO_CHARACTER.search(key + value):
+            raise EnvFileError(
+                f"line {_line_number(data, one.start)} is not in UTF-8; systemd then takes nothing"
+                " from the whole file"
+            )
+        found[key] = value
+    return {key: value for key, value in found.items() if _NAME.match(key)}
+
+
+def _values(data: bytes, key: bytes, comments_go_on: bool) -> List[bytes]:
+    return [one.value for one in _assignments(data, comments_go_on) if one.key == key]
+
+
+def _all_but(data: bytes, key: bytes, wanted: Optional[bytes], comments_go_on: bool) -> bool:
+    """Whether the key has another value anywhere in the file."""
+    return any(value != wanted for value in _values(data, key, comments_go_on))
+
+
+def _replaced(
+    data: bytes, key: bytes, wanted: Optional[bytes], line: bytes, comments_go_on: bool
+) -> bytes:
+    """With `line` in the place of each assignment of `key` that says something else."""
+    parts: List[bytes] = []
+    at = kept = 0
+    while True:
+        found, at = _next(data, at, comments_go_on)
+        if found is None:
+            return b"".join([*parts, data[kept:]])
+        if found.key != key or found.value == wanted:
+            continue
+        start, stop = found.start, found.stop
+        if found.open:  # to the end of the file: somebody's other lines are in it
+            stop = _end_of_line(data, start)
+        if wanted is None:
+            start, stop = _whole_line(data, start, stop)
+        parts += [data[kept:start], line]
+        kept = at = stop
+
+
+def _added(data: bytes, key: bytes, line: bytes) -> bytes:
+    """At the end; at the front where an open quote, a backslash or a comment there swallows it."""
+    torn = data and data[-1:] not in (b"\n", b"\r")
+    appended = data + (b"\n" if torn else b"") + line + b"\n"
+    for rule in _RULES:
+        before, after = (list(_assignments(text, rule)) for text in (data, appended))
+        read = [(one.key, one.value) for one in before if one.key != key]
+        then = [(one.key, one.value) for one in after if one.key != key]
+        if read != then or not any(one.start >= len(data) for one in after):
+            return line + b"\n" + data
+    return appended
+
+
+def _whole_line(data: bytes, start: int, stop: int) -> Tuple[int, int]:
+    """An assignment with the blanks before it and the end of its line.
+
+    The end stays where a backslash before would take the next line in its place.
+    """
+    while data[start - 1 : start] and data[start - 1 : start] in _BLANK:
+        start -= 1
+    if data[:start].rstrip(_NEWLINE).endswith(b"\\"):
+        return start, stop
+    return start, stop + (2 if data[stop : stop + 2] == b"\r\n" else 1)
+
+
+def _line_number(data: bytes, at: int) -> int:
+    return len(data[:at].splitlines()) + (data[:at][-1:] in (b"", b"\n", b"\r"))
+
+
+def _assignments(data: bytes, comments_go_on: bool) -> Iterator[_Assignment]:
+    found, at = _next(data, 0, comments_go_on)
+    while found is not None:
+        yield found
+        found, at = _next(data, at, comments_go_on)
+
+
+def _next(data: bytes, at: int, comments_go_on: bool) -> Tuple[Optional[_Assignment], int]:
+    """The next assignment from `at`, where a line begins, and where it ends; None: no more."""
+    while True:
+        first = _FIRST.search(data, at)
+        if first is None:
+            return None, len(data)
+        start = first.start()
+        if data[start : start + 1] in (b"#", b";"):
+            at = _comment_end(data, start) if comments_go_on else _end_of_line(data, start)
+            continue
+        end = _KEY_END.search(data, start + 1)
+        if end is None or end[0] != b"=":  # no assignment
+            at = end.end() if end else len(data)
+            continue
+        value, stop, is_open = _value(data, end.end())
+        key = data[start : end.start()].rstrip(_BLANK)
+        return _Assignment(key, value, start, stop, is_open), stop
+
+
+def _end_of_line(data: bytes, at: int) -> int:
+    end = _LINE_END.search(data, at)
+    return end.start() if end else len(data)
+
+
+def _comment_end(data: bytes, at: int) -> int:
+    """Where a comment ends in which a backslash takes the next character with it."""
+    while True:
+        stop = _STOPS.search(data, at)
+        if stop is None:
+            return len(data)
+        if stop[0] != b"\\":
+            return stop.start()
+        at = stop.end() + 1
+
+
+def _value(data: bytes, at: int) -> Tuple[bytes, int, bool]:
+    """The value that begins behind "=", the end of its last line, and whether a quote is open."""
+    parts: List[bytes] = []
+    while at < len(data):
+        one = data[at : at + 1]
+        if one in (b" ", b"\t"):
+            at += 1
+        elif one in (b"\r", b"\n"):
+            break
+        elif one == b"'":
+            close = data.find(b"'", at + 1)
+            if close < 0:
+                return b"".join([*parts, data[at + 1 :]]), len(data), True
+            parts.append(data[at + 1 : close])
+            at = close + 1
+        elif one == b'"':
+            quoted, at, is_open = _double_quoted(data, at + 1)
+            parts.append(quoted)
+            if is_open:
+                return b"".join(parts), at, True
+        else:
+            bare, at = _bare(data, at)
+            parts.append(bare)
+            break
+    return b"".join(parts), at, False
+
+
+def _bare(data: bytes, at: int) -> Tuple[bytes, int]:
+    """Without quotes, or behind them: to the end of the line, quotes are characters."""
+    parts: List[bytes] = []
+    while True:
+        stop = _STOPS.search(data, at)
+        end = stop.start() if stop else len(data)
+        if stop is None or stop[0] != b"\\":
+            return b"".join([*parts, data[at:end].rstrip(_BLANK)]), end
+        parts.append(data[at:end])
+        parts.append(data[end + 1 : end + 2].strip(_NEWLINE))
+        at = min(end + 2, len(data))
+
+
+def _double_quoted(data: bytes, at: int) -> Tuple[bytes, int, bool]:
+    parts: List[bytes] = []
+    while True:
+        stop = _STOPS_QUOTED.search(data, at)
+        if stop is None:
+            return b"".join([*parts, data[at:]]), len(data), True
+        parts.append(data[at : stop.start()])
+        at = stop.end()
+        if stop[0] == b'"':
+            return b"".join(parts), at, False
+        escaped = data[at : at + 1]
+        if escaped and escaped not in _UNESCAPED:
+            parts.append(b"" if escaped == b"\n" else b"\\" + escaped)
+        else:
+            parts.append(escaped)
+        at = min(at + 1, len(data))

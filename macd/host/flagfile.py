@@ -17,74 +17,87 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_file(layout: Layout) -> str:
-    """The value the next start of the service takes. Raises HostError ("refused")."""
+    """The value the next start of the service takes from the file.
+
+    "1" where any version of systemd reads a 1, "?" for what is neither 0 nor 1. "" where systemd
+    takes nothing from the file: the next start is in shadow, whatever the process that runs has.
+    """
     try:
-        return envfile.parse(_text(layout)).get(FLAG, SHADOW)
+        found = envfile.readings(content(layout))
+    except envfile.EnvFileError:
+        return ""
+    before, since = (one.get(FLAG, SHADOW) for one in found)
+    if before == LIVE or since in (LIVE, SHADOW):
+        return LIVE if before == LIVE else since
+    return "?"
+
+
+def refuse_unreadable(layout: Layout) -> None:
+    """Raises HostError ("refused"): stacking can't be enabled in this file."""
+    try:
+        envfile.parse(content(layout).decode("utf-8", "surrogateescape"))
     except envfile.EnvFileError as error:
-        raise _unreadable(layout, error) from error
+        raise HostError(
+            f"{layout.env} does not say what systemd would make of it",
+            why=str(error),
+            live="flags as before",
+            hint="mend that line, then try again; invoke disable-stacking works all the same",
+            kind="refused",
+        ) from error
 
 
 def write(layout: Layout, value: str) -> None:
     """Into the file as it is now: others may have changed other keys since this began.
 
-    On a full disk stacking is still taken back, in the file's own place.
+    The flag's own lines alone are rewritten, so it works on any file. On a full disk stacking is
+    still taken back, in the file's own place.
     """
-    text = _text(layout)
+    before = content(layout)
+    if len(before) > envfile.MOST_BYTES or os.path.isdir(layout.env):
+        return  # systemd does not read it: the next start is in shadow
+    after = envfile.rewritten(before, {FLAG: value})
+    if after == before:
+        return
     try:
-        after = envfile.with_values(text, {FLAG: value})
-    except envfile.EnvFileError as error:
-        raise _unreadable(layout, error) from error
-    if after != text:
-        try:
-            mode = os.stat(layout.env).st_mode & 0o777
-        except FileNotFoundError:
-            mode = 0o600
-        try:
-            durable.replace_file(layout.env, after.encode(), mode=mode)
-        except OSError as error:
-            if value != SHADOW or error.errno not in _FULL:
-                raise
-            if not _overwritten(layout.env, text.encode(), after.encode()):
-                raise
+        mode = os.stat(layout.env).st_mode & 0o777
+    except FileNotFoundError:
+        mode = 0o600
+    try:
+        durable.replace_file(layout.env, after, mode=mode)
+    except OSError as error:
+        if value != SHADOW or error.errno not in _FULL:
+            raise
+        if not _overwritten(layout.env, before, after):
+            raise
 
 
 def _overwritten(path: str, before: bytes, after: bytes) -> bool:
-    """Change the one byte in which they differ where it stands, which needs no room on the disk.
+    """Change the bytes in which they differ where they stand, which needs no room on the disk.
 
-    One byte is never half written. False, and nothing done, where more would have to change.
+    Each is a 1 that becomes a 0, and one byte is never half written. False, and nothing done, where
+    the length would change.
     """
     if len(before) != len(after):
-        return False
-    differing = [at for at in range(len(before)) if before[at] != after[at]]
-    if len(differing) != 1:
         return False
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.pread(descriptor, len(before) + 1, 0) != before:
             return False
-        os.pwrite(descriptor, after[differing[0] : differing[0] + 1], differing[0])
+        for at in (at for at in range(len(before)) if before[at] != after[at]):
+            os.pwrite(descriptor, after[at : at + 1], at)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return True
 
 
-def _text(layout: Layout) -> str:
+def content(layout: Layout) -> bytes:
+    """As it stands, b"" where there is none; of one that is larger than systemd reads, no more."""
     try:
-        with open(layout.env, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
-
-
-def _unreadable(layout: Layout, error: envfile.EnvFileError) -> HostError:
-    return HostError(
-        f"{layout.env} can't be understood",
-        why=str(error),
-        live="flags as before",
-        hint="mend that line, then try again",
-        kind="refused",
-    )
+        with open(layout.env, "rb") as file:
+            return file.read(envfile.MOST_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError):
+        return b""
 
 
 def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:

@@ -16,7 +16,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any, Dict, Optional, Tuple
 
-from macd.host import durable, evidence, ledger, probe, releases, watching
+from macd.host import durable, evidence, ledger, probe, releases, stacking, watching
 from macd.host.failure import HostError
 from macd.host.flagchange import (
     PENDING,
@@ -29,7 +29,15 @@ from macd.host.flagchange import (
     told,
     unwatched,
 )
-from macd.host.flagfile import FLAG, LIVE, SHADOW, in_file, of_process, write
+from macd.host.flagfile import (
+    FLAG,
+    LIVE,
+    SHADOW,
+    in_file,
+    of_process,
+    refuse_unreadable,
+    write,
+)
 from macd.host.layout import Layout, live_release
 from macd.host.observing import DEPLOY_LOCK
 from macd.host.record import recorder
@@ -87,9 +95,10 @@ def set_flag(
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
         so = _is_so(layout, change, process)
-        if so and (wanted == SHADOW or _is_watched(layout, change.release)):
+        if so and (wanted == SHADOW or stacking.guard_of(layout, change.release) == "watches"):
             return told("already", change, process, "")
         if wanted == LIVE:
+            refuse_unreadable(layout)
             if so and not report:
                 raise unwatched(change)
             claim = evidence.Claim(report, signature, identity)
@@ -171,16 +180,6 @@ def _is_so(layout: Layout, change: Change, process: Process) -> bool:
     )
 
 
-def _is_watched(layout: Layout, release: str) -> bool:
-    """Whether the guard watches what this very release does, or has watched it to the end."""
-    order = watching.order_of(layout)
-    if order is None or order["release"] != release:
-        return False
-    if order["state"] == watching.WATCHING:
-        return not watching.guard_status(layout.app, after="~")["dead"]  # without its reports
-    return bool(order["state"] == "over")
-
-
 def _arm(
     layout: Layout, notes: Notes, change: Change, service: Dict[str, Any], guard: Dict[str, Any]
 ) -> None:
@@ -198,6 +197,8 @@ def _carry_out(
     try:
         write(layout, change.wanted)
         if not booting:
+            if change.wanted == SHADOW:
+                _refuse_beside(layout, notes, change)
             process, wrong = _restarted(layout, change, change.wanted)
     except (_NotProvedError, HostError, OSError) as error:
         if change.wanted == LIVE:
@@ -205,9 +206,38 @@ def _carry_out(
         if not isinstance(error, _NotProvedError):
             raise  # still on record: the next call goes on with it
         wrong = _words(error)
+        _refuse_live(change, wrong)
     if wrong and change.wanted == LIVE:
         return _put_back(layout, notes, change, wrong)
     return _proved(notes, change, process, wrong)
+
+
+def _refuse_beside(layout: Layout, notes: Notes, change: Change) -> None:
+    """Raises HostError: a restart would have the flag again, whatever .env says.
+
+    Nothing stays on record, so that no deploy and no rollback has to wait for it.
+    """
+    beside = stacking.beside(layout, Supervisor(change.scope), change.unit)
+    if beside:
+        notes.forget()
+        raise HostError(
+            "stacking still decides: something beside .env sets it",
+            why=f"{beside[0]} sets {FLAG}=1 and wins over .env, which says 0 now",
+            live=f"{change.release} with stacking",
+            hint="take it out there, then: invoke disable-stacking",
+        )
+
+
+def _refuse_live(change: Change, wrong: str) -> None:
+    """Raises HostError: the process that runs still has it. On record, so the next call goes on."""
+    running = of_process(Supervisor(change.scope).show(change.unit), change.endpoint)
+    if running is not None and running.get(FLAG, SHADOW) == LIVE:
+        raise HostError(
+            "stacking still decides: the service was not started again",
+            why=wrong,
+            live=f"{change.release} with stacking; .env says {FLAG}=0",
+            hint="invoke disable-stacking tries it again",
+        )
 
 
 def _proved(notes: Notes, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:

@@ -7,7 +7,8 @@ covered to the end of its line, and on through the lines that carry the value on
 from __future__ import annotations
 
 import re
-from typing import List, Mapping
+import shlex
+from typing import Container, List, Mapping
 
 COVER = "••••"
 _WORDS = r"KEY|SECRET|TOKEN|PASS|PWD|CRED|WEBHOOK|AUTHORIZATION|BEARER"
@@ -17,12 +18,16 @@ _NAMED = re.compile(
     rf"""[\w.-]*(?:{_WORDS})[\w.-]*["']?\s*[=:]|-[\w-]*(?:{_WORDS})[\w-]*\s|\bBEARER\s""",
     re.IGNORECASE,
 )
+_ENVIRONMENT = re.compile(r"\s*Environment\s*=")
+_NUMBER = re.compile(r"\w+=\d{1,2}\Z")
 _LOGIN = re.compile(r"://[^\s\"']*@")
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 
 
 def masked(text: str) -> str:
-    """The same lines with secrets covered: named ones, and what logs in by a URL."""
+    """The same lines with secrets covered: named ones, what logs in by a URL, and what a unit's
+    Environment= sets.
+    """
     return "".join(f"{line}\n" for line in masked_lines(text))
 
 
@@ -36,6 +41,10 @@ def masked_lines(text: str) -> List[str]:
             depth = max(0, depth + _opened(line))
             carried = line.endswith("\\") or (carried and not line.strip())
             continue
+        if _ENVIRONMENT.match(line):
+            shown.append(_of_unit(line))
+            carried = line.endswith("\\")
+            continue
         found = _NAMED.search(line)
         if found is None:
             shown.append(_without_login(line))
@@ -48,15 +57,30 @@ def masked_lines(text: str) -> List[str]:
     return shown
 
 
-def hidden(before: Mapping[str, str], changes: Mapping[str, str]) -> List[str]:
-    """Which variables of a flags file change unseen: covered, they are the same line as before."""
+def hidden(
+    before: Mapping[str, str], changes: Mapping[str, str], shown: Container[str]
+) -> List[str]:
+    """Which variables of a flags file change unseen: all but those that are `shown`."""
     return [
         key
         for key, value in changes.items()
-        if key in before
-        and before[key] != value
-        and masked(f"{key}={before[key]}") == masked(f"{key}={value}")
+        if key in before and before[key] != value and key not in shown
     ]
+
+
+def _of_unit(line: str) -> str:
+    """Of Environment= in a unit the names alone; a number of two digits is no secret."""
+    head, _, rest = line.partition("=")
+    try:
+        words = shlex.split(rest.rstrip("\\"))
+    except ValueError:
+        return f"{head}={COVER}"
+    told = [
+        word if _NUMBER.match(word) else f"{word.partition('=')[0]}={COVER}"
+        for word in words
+        if "=" in word
+    ]
+    return f"{head}={' '.join(told)}"
 
 
 def _without_login(line: str) -> str:

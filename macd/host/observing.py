@@ -21,6 +21,7 @@ from macd.host import (
     releases,
     rollback,
     runtimecheck,
+    stacking,
 )
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
@@ -77,12 +78,13 @@ def deploy_facts(
         "flag_change": _flag_change_public(layout),
         "lock": _lock(layout),
         "process": vars(process),
+        "stacking": stacking.standing(layout, supervisor, unit, process, endpoint),
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
         "dropins": overrides.dropins(scope, units),
         "not_read": overrides.not_read(supervisor, units),
-        "env": _read(layout.env),
+        "env": _text(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
@@ -241,6 +243,14 @@ def _bytes(path: str) -> bytes:
 def _read(path: str) -> Optional[str]:
     try:
         return _bytes(path).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+
+
+def _text(path: str) -> Optional[str]:
+    """As it stands: bytes that are no UTF-8 as surrogates, as envfile.parse takes them."""
+    try:
+        return _bytes(path).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
 

@@ -21,7 +21,7 @@ from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
-from macd.host.masking import hidden, masked
+from macd.host.masking import hidden
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
@@ -184,7 +184,7 @@ class _Look:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
         content = _content(path)
-        text = "" if content is None else content.decode("utf-8", "replace")
+        text = "" if content is None else content.decode("utf-8", "surrogateescape")
         try:
             present = envfile.parse(text)
             changes = {k: v for k, v in wanted.items() if present.get(k) != v}
@@ -193,16 +193,19 @@ class _Look:
             after = envfile.with_values(text, changes)
         except envfile.EnvFileError as error:
             raise HostError(
-                f"{path} can't be understood",
+                f"{path} can't stay as it is",
                 why=str(error),
                 hint="mend that line, then provision again",
                 kind="refused",
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown: Dict[str, Any] = _texts(masked(text).encode(), masked(after).encode())
-            shown["hidden"] = hidden(present, changes)
-            write = functools.partial(durable.replace_file, path, after.encode(), mode=0o600)
+            shown: Dict[str, Any] = _texts(
+                envfile.shown(text).encode(), envfile.shown(after).encode()
+            )
+            shown["hidden"] = hidden(present, changes, envfile.FLAGS)
+            data = after.encode("utf-8", "surrogateescape")
+            write = functools.partial(durable.replace_file, path, data, mode=0o600)
             self._change("file", path, how, write, **shown)
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))

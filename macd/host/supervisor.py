@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import subprocess
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from macd.host import detach, durable
 from macd.host.failure import HostError
@@ -110,6 +112,21 @@ class Supervisor:
             loaded=found.get("LoadState", ""),
             needs_reload=found.get("NeedDaemonReload") == "yes",
         )
+
+    def environment(self, unit: str) -> Tuple[Dict[str, str], List[str]]:
+        """What Environment= sets, and the EnvironmentFile= paths in their order; drop-ins count."""
+        names = ("--property", "Environment", "--property", "EnvironmentFiles")
+        lines = self._call("show", unit, *names, check=False).splitlines()
+        variables: Dict[str, str] = {}
+        files = []
+        for name, _, value in (line.partition("=") for line in lines):
+            if name == "EnvironmentFiles":
+                files.append(value.rpartition(" (")[0] or value)
+            elif name == "Environment":
+                with contextlib.suppress(ValueError):  # a quote that nobody closed
+                    pairs = (word.partition("=") for word in shlex.split(value))
+                    variables.update({key: setting for key, _, setting in pairs})
+        return variables, files
 
     def last_words(self, unit: str) -> str:
         """The last line the unit's own processes wrote, cut to 300 characters; "" if not known."""

@@ -179,6 +179,8 @@ def _translated(error: ValidationError, document: Document) -> Iterator[Problem]
         elif key in document.templates:
             # What a variable holds may be a secret; the template says where to look.
             found = f"{document.templates[key]!r} (from the environment)"
+        elif key[:2] == ("service", "env") and len(key) > 2:
+            found = "a value that is not shown"
         yield Problem(key, expected, found, document.line(key))
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from systemctl2 import systemctl3
 
+from macd.host.envfile import EnvFileError, readings
+
 _UNIT_FOLDERS = [
     "{XDG_CONFIG_HOME}/systemd/user",
     "{XDG_RUNTIME_DIR}/systemd/user",
@@ -48,6 +50,12 @@ def _short_naps() -> Iterator[None]:
         yield
     finally:
         vars(systemctl3)["time"] = time
+
+
+def _read_env_file(filename: str, _root: str | None = None) -> Iterator[tuple[str, str]]:
+    """As systemd reads it: the replacement takes `export` and others that systemd passes over."""
+    with contextlib.suppress(OSError, EnvFileError):
+        yield from readings(Path(filename).read_bytes())[1].items()
 
 
 class LabSystemctl(systemctl3.Systemctl):
@@ -161,6 +169,7 @@ def main(arguments: list[str]) -> int:
         print("Failed to connect to bus: $XDG_RUNTIME_DIR not defined", file=sys.stderr)  # noqa: T201
         return 1
     _confine()
+    vars(systemctl3)["read_env_file"] = _read_env_file
     if "--value" in arguments:
         arguments = [word for word in arguments if word != "--value"]
         LabSystemctl.only_values = True

@@ -106,13 +106,22 @@ def _checked(feed: Feed) -> Feed:
 
 def flags(environment: Mapping[str, str]) -> Flags:
     """What the environment says. Anything but a plain 1 leaves stacking in shadow."""
-    shown: dict[str, Any] = {k: v for k, v in sorted(environment.items()) if k.startswith("ML_")}
     problems = []
-    enabled = shown.get("ML_ENABLE_STACKING", "0")
+    enabled = environment.get("ML_ENABLE_STACKING", "0")
     if enabled not in ("0", "1"):
-        problems.append(f"ML_ENABLE_STACKING is {enabled!r}, taken as 0")
-    text = shown.get("ML_STACKING_MIN_SAMPLES", "") or "0"
+        problems.append("ML_ENABLE_STACKING is neither 0 nor 1, taken as 0")
+    text = environment.get("ML_STACKING_MIN_SAMPLES", "") or "0"
     least = int(text) if text.isdecimal() else 0
     if not text.isdecimal():
-        problems.append(f"ML_STACKING_MIN_SAMPLES is {text!r}, taken as 0")
+        problems.append("ML_STACKING_MIN_SAMPLES is no whole number, taken as 0")
+    # Of any other, and of what is not understood, nobody is shown the value: it may be a secret.
+    understood = {
+        "ML_ENABLE_STACKING": enabled in ("0", "1"),
+        "ML_STACKING_MIN_SAMPLES": bool(text.isdecimal()),
+    }
+    shown: dict[str, Any] = {
+        k: v if understood.get(k) else "(hidden)"
+        for k, v in sorted(environment.items())
+        if k.startswith("ML_")
+    }
     return Flags(enabled == "1", least, shown, "; ".join(problems))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
-from macd.deploy.drift import is_about_units
+from macd.deploy.drift import about_stacking, is_about_units
 from macd.host.flagfile import FLAG, SHADOW
 from macd.shadow import symptoms
 from macd.shadow.case import Case, Finding, short
@@ -98,19 +98,21 @@ def _release(case: Case) -> Finding:
 
 
 def _flag(case: Case) -> Finding:
-    name = "flag"
-    in_file, running = case.checkup.get("flag_in_file"), case.checkup.get("process_flags")
-    if in_file is None:
-        remedy = "mend .env on the host; invoke provision"
-        return Finding(name, False, ".env can't be understood", remedy)
-    if running is None:
-        return Finding(name, None, f".env says {FLAG}={in_file}; no process can be asked")
-    has = running.get(FLAG, SHADOW)
-    if has != in_file:
-        told = f".env says {FLAG}={in_file}, the running process has {has}"
+    name, said = "flag", case.found.stacking
+    wrong = about_stacking(said)
+    if wrong:
         remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
-        return Finding(name, False, told, remedy)
-    return Finding(name, True, f"{FLAG}={in_file} in .env and in the process")
+        if said["beside"]:
+            remedy = f"take it out there, on the host; then {remedy}"
+        elif said["unread"]:
+            remedy = "mend .env on the host; invoke disable-stacking works all the same"
+        return Finding(name, False, short("; ".join(wrong)), remedy)
+    if said.get("changing"):
+        return Finding(name, None, "a flip or a deploy is under way; invoke status shows it")
+    if said.get("running") is None:
+        upcoming = said.get("next", SHADOW)
+        return Finding(name, None, f".env says {FLAG}={upcoming}; no process can be asked")
+    return Finding(name, True, f"{FLAG}={said['next']} in .env and in the process")
 
 
 def _dependency(case: Case) -> Finding:

@@ -29,7 +29,6 @@ def examine(host: Host, inventory: Inventory, trainings: Mapping[str, Mapping[st
             app=host.app_dir,
             unit=f"{host.unit}.service",
             scope=host.scope,
-            endpoint=inventory.service.health,
         )
         found = state.observed(question)
         checkup = asked.result()

@@ -13,8 +13,8 @@ from typing import Any
 from macd.deploy import state
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
-from macd.host import envfile, gatenote
-from macd.host.flagfile import FLAG, LIVE, SHADOW
+from macd.host import gatenote
+from macd.host.flagfile import LIVE, SHADOW
 from macd.inventory import Host, Inventory
 from macd.remote.session import Session, open_session
 from macd.shadow import evidence, report
@@ -89,17 +89,9 @@ def disable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False
 
 
 def _is_so(found: HostState, value: str) -> bool:
-    """For a look only: the host asks the kernel, and knows what is under way and who watches."""
-    try:
-        in_file = envfile.parse(found.env or "").get(FLAG, SHADOW)
-    except envfile.EnvFileError:
-        return False
-    flags = found.health.get("flags") or {}
-    return (
-        in_file == value
-        and found.health.get("pid") == found.process.get("pid")
-        and str(flags.get(FLAG, SHADOW)) == value
-    )
+    """For a look only: the host knows what is under way and who watches."""
+    said = found.stacking
+    return bool(said) and said["next"] == said["running"] == value
 
 
 def _evidence(session: Session, host: Host, inventory: Inventory, found: HostState) -> Report:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from macd.deploy.drift import about_stacking
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.remote.session import Session, open_session
 
-MODULES = ("watching",)
+MODULES = ("watching", "stacking")
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 
@@ -21,7 +22,7 @@ class Seen:
 
     loop: whether its own loop runs (a host with systemd has a timer instead). dead: a watch is
     ordered, but neither loop nor timer is there to carry it out. state: "failing" from the verdict
-    until stacking is off.
+    until stacking is off. stacking: the answer of macd/host/stacking.py.
     """
 
     host: str
@@ -32,6 +33,17 @@ class Seen:
     now: float
     loop: bool
     dead: bool = False
+    stacking: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def drift(self) -> list[str]:
+        """What is wrong with who decides here; [] while a flip or a deploy is under way."""
+        return about_stacking(self.stacking)
+
+    @property
+    def decides(self) -> bool:
+        """Whether stacking decides: by the process, or where nobody can tell by the file."""
+        return (self.stacking.get("running") or self.flag) == "1"
 
     @property
     def state(self) -> str:
@@ -54,8 +66,15 @@ def connect(host: Host, inventory: Inventory) -> Session:
     return open_session(host, inventory, modules=MODULES)
 
 
-def look(session: Session, host: Host, after: str = "") -> Seen:
+def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:
     """The guard now, with its reports behind the one called `after`."""
+    asked = session.submit(
+        "stacking",
+        app=host.app_dir,
+        unit=f"{host.unit}.service",
+        scope=host.scope,
+        endpoint=endpoint,
+    )
     told = session.call("guard_status", app=host.app_dir, after=after)
     reports = [(str(one["name"]), one["report"]) for one in told["reports"]]
     return Seen(
@@ -67,6 +86,7 @@ def look(session: Session, host: Host, after: str = "") -> Seen:
         now=told["now"],
         loop=told["loop"],
         dead=told["dead"],
+        stacking=asked.result(),
     )
 
 

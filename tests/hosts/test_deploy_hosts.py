@@ -23,11 +23,12 @@ APP = "/opt/macd-analysis"
 UNIT = "macd-analysis.service"
 TASKS = """
 from invoke import Collection
-from macd.cli import deploy, history, provision, status, usage
+from macd.cli import deploy, doctor, flag, history, monitor, provision, status, usage
 usage.install()
 namespace = Collection(
     deploy.plan, deploy.deploy, deploy.rollback, provision.provision,
     status.status, status.why, history.history,
+    doctor.doctor, monitor.monitor, flag.disable_stacking,
 )
 """
 MORE = """
@@ -283,6 +284,70 @@ def test_root_is_not_given_releases_by_a_users_own_services(bench: Bench) -> Non
     named = as_root.replace("ssh: prod,", "ssh: prod, user: root,")
     (bench.hosts.root / "inventory" / "as-root.yml").write_text(named)
     assert "hosts.prod.scope" in bench.invoke("plan", code=2, inventory="as-root").stderr
+
+
+LOOKS = {"status": 0, "plan": 0, "doctor": 1, "monitor": 1}
+
+
+def test_a_flag_set_by_hand_is_seen_by_every_look(bench: Bench) -> None:
+    bench.on_prod("sh", "-c", f"echo ML_ENABLE_STACKING=1 >> {APP}/.env")
+    for verb, code in LOOKS.items():
+        told = bench.invoke(verb, code=code).stdout
+        assert ".env says ML_ENABLE_STACKING=1 (twice), the process 0" in told, verb
+        assert "no gate report and no guard" in told, verb
+        assert "as it should be" not in told
+    bench.on_prod("systemctl", "restart", UNIT)
+    for verb, code in LOOKS.items():
+        told = bench.invoke(verb, code=code).stdout
+        assert "stacking decides without evidence: no gate report and no guard" in told, verb
+        assert "as it should be" not in told
+    kept = bench.invoke("deploy", "--restart", "--yes", "--release", bench.live).stdout
+    assert "stacking will decide, without evidence" in kept
+    bench.invoke("disable-stacking", "--yes")
+    flags = bench.on_prod("grep", "ML_ENABLE_STACKING", f"{APP}/.env").splitlines()
+    assert flags == ["ML_ENABLE_STACKING=0", "ML_ENABLE_STACKING=0"]
+    assert "stacking" not in " ".join(bench.json("plan")["hosts"][0]["drift"])
+    bench.invoke("monitor")
+
+
+def test_what_sets_the_flag_beside_env_is_named_and_no_restart_is_wasted(bench: Bench) -> None:
+    beside = f"/etc/systemd/system/{UNIT}.d"
+    bench.on_prod("mkdir", beside)
+    bench.on_prod("sh", "-c", "echo ML_ENABLE_STACKING=1 > /etc/extra.env")
+    text = "[Service]\\nEnvironmentFile=/etc/extra.env\\nEnvironment=ML_ENABLE_STACKING=1\\n"
+    bench.on_prod("sh", "-c", f"printf '{text}' > {beside}/x.conf")
+    bench.on_prod("systemctl", "daemon-reload")
+    bench.on_prod("systemctl", "restart", UNIT)
+    for verb, code in LOOKS.items():
+        told = bench.invoke(verb, code=code).stdout
+        assert "/etc/extra.env sets ML_ENABLE_STACKING=1; only .env may" in told, verb
+        assert f"Environment= of {UNIT} sets ML_ENABLE_STACKING=1; only .env may" in told, verb
+    life = bench.life
+    refused = bench.invoke("disable-stacking", "--yes", code=1).stderr
+    assert "/etc/extra.env sets ML_ENABLE_STACKING=1 and wins over .env" in refused
+    assert bench.life == life
+    bench.on_prod("rm", "-r", beside, "/etc/extra.env")
+    bench.on_prod("systemctl", "daemon-reload")
+    bench.invoke("disable-stacking", "--yes")
+    bench.invoke("monitor")
+
+
+def test_no_look_prints_what_stands_in_the_flags_file(bench: Bench) -> None:
+    line = "DB_URL=postgres://u:hunter2!w@h/db?sslmode=require&x=1"
+    bench.on_prod(
+        "sh", "-c", f"echo '{line}' >> {APP}/.env; printf 'export P=hunter2\\r\\n' >> {APP}/.env"
+    )
+    for words in (("plan",), ("status", "--json"), ("provision", "--yes"), ("plan", "--json")):
+        done = bench.invoke(*words)
+        assert "hunter2" not in done.stdout + done.stderr, words
+    assert ".env holds DB_URL, which the inventory does not know" in bench.invoke("plan").stdout
+    assert line in bench.on_prod("cat", f"{APP}/.env")
+    bench.on_prod("sh", "-c", f"printf 'X=hunter2\\000\\n' >> {APP}/.env")
+    for words, code in ((("plan",), 0), (("status", "--json"), 0), (("provision", "--yes"), 6)):
+        done = bench.invoke(*words, code=code)
+        assert "holds a NUL byte" in done.stdout + done.stderr, words
+        assert "hunter2" not in done.stdout + done.stderr, words
+    bench.on_prod("sh", "-c", f"echo ML_ENABLE_STACKING=0 > {APP}/.env")
 
 
 def test_it_comes_back_after_a_reboot(bench: Bench) -> None:

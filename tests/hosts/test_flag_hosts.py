@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import random
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from macd.deploy.drift import about_stacking
+from macd.host.envfile import EnvFileError, readings, rewritten
+from macd.host.flagfile import FLAG
 from macd.host.signature import GATE_NAMESPACE
 from macd.release.signing import sign
 from macd.remote.session import Session, open_session
 from tests import signal_lines
 from tests.hosts.fleet import Hosts
 from tests.hosts.trial import APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
+from tests.unit.host.test_envfile import READ
 from tests.unit.release.releases import IDENTITY, make_key
 
 pytestmark = pytest.mark.hosts
@@ -49,7 +55,7 @@ def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def session_of(trial: Trial) -> Session:
     host = trial.inventory.host("prod")
-    return open_session(host, trial.inventory, modules=("deploying", "watching"))
+    return open_session(host, trial.inventory, modules=("deploying", "watching", "stacking"))
 
 
 def flip(trial: Trial, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:
@@ -160,6 +166,132 @@ def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: Trial, gate: Pat
         time.sleep(0.5)
     trial.answers()
     assert flags(trial) == ("0", "0")
+
+
+@pytest.mark.parametrize(
+    ("more", "is_disabled"),
+    [
+        (b"https_proxy=http://proxy.example:3128\n", False),
+        (b'A=1\r\nNAME="two words"\r\nexport X=1\r\nML_ENABLE_STACKING=1\r\n', False),
+        (b"DB_URL=postgres://u:p!w@h/db?sslmode=require&x=1\n", True),
+    ],
+)
+def test_no_line_of_the_flags_file_keeps_stacking_on(
+    trial: Trial, gate: Path, more: bytes, is_disabled: bool
+) -> None:
+    assert flip(trial, gate, "0")["outcome"] in ("already", "set")
+    assert flip(trial, gate, "1", every_s=3000.0)["outcome"] == "set"
+    with session_of(trial) as session:
+        on = session.read(f"{APP}/.env") + more
+        session.write(f"{APP}/.env", on, mode=0o600)
+    off = on.replace(b"STACKING=1", b"STACKING=0")
+    if is_disabled:
+        assert flip(trial, gate, "0")["outcome"] == "set"
+    else:
+        critical(trial)
+        trial.on_prod("systemctl", "start", f"{NAME}-guard.service")
+        deadline = time.monotonic() + 60
+        while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
+            assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", f"{NAME}-guard")
+            time.sleep(0.5)
+    trial.answers()
+    with session_of(trial) as session:
+        assert session.read(f"{APP}/.env") == off
+    told = standing(trial)
+    assert (told["next"], told["running"], set(told["in_file"])) == ("0", "0", {"0"})
+    assert about_stacking(told) == []
+    with session_of(trial) as session:
+        session.write(f"{APP}/.env", b"ML_ENABLE_STACKING=0\n", mode=0o600)
+
+
+def critical(trial: Trial) -> None:
+    """Lines since the flip of which each says that a model is broken."""
+    lines = signal_lines.lines(
+        90,
+        release=trial.live,
+        end=datetime.now(UTC),
+        every=timedelta(milliseconds=1),
+        level="CRITICAL",
+        ml_error="tft: broken",
+    )
+    data = b"".join(map(signal_lines.encode, lines))
+    with session_of(trial) as session:
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
+
+
+def standing(trial: Trial) -> dict[str, Any]:
+    with session_of(trial) as session:
+        told: dict[str, Any] = session.call(
+            "stacking", app=APP, unit=UNIT, scope="system", endpoint=ENDPOINT
+        )
+    return told
+
+
+# Starts a unit for each file and says what systemd gave it: {"version", "variables": [...]}.
+PROBE = """
+import base64, json, os, subprocess, sys
+top = "/run/probe"
+os.makedirs(top)
+with open("/run/systemd/system/probe@.service", "w") as unit:
+    unit.write("[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nType=oneshot\\n")
+    unit.write(f"EnvironmentFile=-{top}/%i.env\\nExecStart=/usr/bin/env -0\\n")
+    unit.write(f"StandardOutput=file:{top}/%i.out\\n")
+subprocess.run(["systemctl", "daemon-reload"], check=True)
+files = [base64.b64decode(text) for text in json.load(sys.stdin)]
+for n, data in enumerate(files):
+    with open(f"{top}/{n}.env", "wb") as file:
+        file.write(data)
+for n in range(0, len(files), 60):
+    units = [f"probe@{m}.service" for m in range(n, min(n + 60, len(files)))]
+    subprocess.run(["systemctl", "start", *units], check=True)
+found = []
+for n in range(len(files)):
+    with open(f"{top}/{n}.out", "rb") as file:
+        found.append(base64.b64encode(file.read()).decode())
+said = subprocess.run(["systemctl", "--version"], capture_output=True, text=True).stdout
+print(json.dumps({"version": int(said.split()[1]), "variables": found}))
+"""
+PIECES = [
+    *(b"ML_ENABLE_STACKING", b"=", b"0", b"1", b"\n", b"\n", b"\r\n", b"\r", b"\\", b'"', b"'"),
+    *(b" ", b"#", b";", b"\t", b"A=", b"B=", b"export ", b"x", b"$A", b"`", b"%h", b"\xc3\xa9"),
+    *(b"\nML_ENABLE_STACKING=1\n", b"\nhttps_proxy=http://p:1\r\n", b"\xef\xbb\xbf", b"\x01"),
+]
+
+
+def test_a_real_systemd_reads_the_flags_file_as_we_do(trial: Trial) -> None:
+    chance = random.Random(13)
+    made = [b"".join(chance.choices(PIECES, k=chance.randrange(1, 20))) for _ in range(100)]
+    made += [
+        *READ,
+        b"A=1\0\n",
+        b"A=\xe9\nB=1\n",
+        b"A=\xef\xbf\xbf\n",
+        b"# c\\\nA=1\n",
+        b"1A=1\nA=2",
+    ]
+    made += [b"A=\xef\xb7\x90", b"# \xff\0", b"A=\x7f\nB=1", b"A=1\nA=\x1b\nB='\r'"]
+    on = [rewritten(data, {FLAG: "1", "C": 'two "words"\n$x\\'}) for data in made]
+    off = [rewritten(data, {FLAG: "0", "C": None}) for data in on]
+    files = [b"", *made, *on, *off]
+    asked = json.dumps([base64.b64encode(data).decode() for data in files])
+    said = json.loads(trial.hosts.prod.exec("python3", "-c", PROBE, input=asked))
+    raw = [base64.b64decode(text).decode().split("\0") for text in said["variables"]]
+    found = [dict(pair.partition("=")[::2] for pair in pairs if pair) for pairs in raw]
+    own = found[0].keys()  # what systemd adds by itself
+    assert "PATH" in own
+    for data, variables in zip(files, found, strict=True):
+        got = {k: v for k, v in variables.items() if k not in own}
+        assert got == read(data, said["version"]), data
+    for data, variables in zip([*on, *off], found[1 + len(made) :], strict=True):
+        if read(data, said["version"]):  # else systemd took nothing, not even this
+            assert variables[FLAG] == ("1" if data in on else "0"), data
+
+
+def read(data: bytes, version: int) -> dict[str, str]:
+    try:
+        return readings(data)[version >= 254]
+    except EnvFileError:
+        return {}
 
 
 def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> None:

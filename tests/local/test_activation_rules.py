@@ -148,7 +148,7 @@ def test_a_damaged_runtime_is_built_anew(host: Ward) -> None:
 
 
 def test_flags_that_are_no_utf8_come_back_as_they_were(host: Ward) -> None:
-    raw = b"# caf\xe9\r\nML_ENABLE_STACKING=0\n"
+    raw = b"NAME=caf\xe9\r\nML_ENABLE_STACKING=0\n"
     (host.app / ".env").write_bytes(raw)
     assert "can't be understood" in host.send(20)["failed"]
     assert (host.app / ".env").read_bytes() == raw

@@ -377,13 +377,31 @@ def test_a_process_that_does_not_get_the_flag_is_put_back(host: Place) -> None:
     subprocess.run(reload, check=True)
 
 
-def test_a_flags_file_that_could_mean_two_things_is_not_touched(host: Place) -> None:
-    text = 'ML_ENABLE_STACKING=0\nA="x\nML_ENABLE_STACKING=1"\n'
-    (host.app / ".env").write_text(text)
-    with pytest.raises(RefusedError, match="understood"):
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (b"A=caf\xe9\n", "not in UTF-8"),
+        (b"# c \\\nB=2\n", "before systemd 254"),
+        (b"LD_AUDIT=/tmp/x.so\n", "LD_AUDIT would change"),
+    ],
+)
+def test_enabling_refuses_what_systemd_does_not_take_and_taking_back_does_not(
+    host: Place, more: bytes, why: str
+) -> None:
+    assert flip(host, "1", report(host))["outcome"] == "set"
+    off = ENV.encode() + more
+    on = off.replace(b"STACKING=0", b"STACKING=1")
+    (host.app / ".env").write_bytes(on)
+    assert flip(host, "0")["outcome"] == "set"
+    assert (host.app / ".env").read_bytes() == off
+    before = pid(host)
+    with pytest.raises(RefusedError) as raised:
         flip(host, "1", report(host))
-    assert (host.app / ".env").read_text() == text
-    (host.app / ".env").write_text(ENV)
+    assert why in raised.value.why
+    assert (host.app / ".env").read_bytes() == off
+    assert pid(host) == before
+    (host.app / ".env").write_text(ENV.replace("STACKING=0", "STACKING=1"))
+    assert flip(host, "0")["outcome"] == "set"  # and the process has its settings again
 
 
 def test_not_while_a_deploy_holds_the_host(host: Place) -> None:

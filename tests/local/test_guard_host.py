@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from macd.deploy import archive
-from macd.errors import RefusedError
+from macd.errors import MacdError, RefusedError
+from macd.host import envfile
 from macd.host.signature import GATE_NAMESPACE
 from tests import signal_lines
-from tests.deployment import Place, place
+from tests.deployment import UNIT, Place, place
 from tests.local.test_flag_host import (
     ENV,
     LOG,
@@ -33,6 +34,7 @@ from tests.local.test_flag_host import (
     flags_now,
     flip,
     kinds,
+    pid,
     release,
     report,
     request,
@@ -248,10 +250,38 @@ def test_a_guard_killed_while_it_takes_back_forgets_nothing(host: Place) -> None
     assert states.count("failing") > 3
 
 
-def test_a_flags_file_nobody_understands_is_told_and_taken_back_when_mended(host: Place) -> None:
+STRANGE = {
+    "a proxy": b"https_proxy=http://proxy.example:3128\n",
+    "line ends of Windows": b"A=1\r\nB=2\r\n",
+    "a password, quotes, export": b"P='h!x'\nNAME=\"two words\"\nexport X=1\nURL=a?b=c&d\n",
+    "an open quote": b'A="x\n',
+    "the flag twice": b"ML_ENABLE_STACKING=1\n",
+    "a comment that goes on": b"# c \\\nB=2\n",
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_whatever_stands_in_the_flags_file_the_guard_takes_back(host: Place, name: str) -> None:
     bad_and_unguarded(host)
-    env = (host.app / ".env").read_text()
-    (host.app / ".env").write_text(env + 'A="x\n')
+    env = (host.app / ".env").read_bytes()
+    (host.app / ".env").write_bytes(env + STRANGE[name])
+    assert looked(host) == "failed"
+    assert set(envfile.values_of((host.app / ".env").read_bytes(), "ML_ENABLE_STACKING")) == {"0"}
+    now = (host.app / ".env").read_bytes()
+    assert now == (env + STRANGE[name]).replace(b"STACKING=1", b"STACKING=0")
+    environ = Path(f"/proc/{pid(host)}/environ").read_bytes().split(b"\0")
+    assert b"ML_ENABLE_STACKING=0" in environ
+
+
+def test_what_sets_the_flag_beside_env_is_told_and_taken_back_when_it_is_gone(host: Place) -> None:
+    bad_and_unguarded(host)
+    unit = host.top / "home/.config/systemd/user" / UNIT
+    text = unit.read_text()
+    (host.top / "other.env").write_text("ML_ENABLE_STACKING=1\n")
+    reload = [str(host.top / "bin/systemctl"), "--user", "daemon-reload"]
+    unit.write_text(text.replace(f"{host.app}/.env", f"{host.top}/other.env"))
+    subprocess.run(reload, check=True)
+    before = pid(host)
     with listening(200) as (url, came):
         (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
         for _ in range(2):
@@ -263,9 +293,15 @@ def test_a_flags_file_nobody_understands_is_told_and_taken_back_when_mended(host
             assert done.returncode == 1  # systemd looks again soon
     assert [one["event"] for one in came] == ["guard.failing"]  # once
     assert "FAIL, but stacking could not be disabled" in came[0]["text"]
-    assert ".env can't be understood" in came[0]["text"]
-    (host.app / ".env").write_text(env)
+    assert "something beside .env sets it" in came[0]["text"]
+    assert pid(host) == before  # no restart every half minute that changes nothing
+    assert flags_now(host) == ("0", "1")
+    with pytest.raises(MacdError, match="something beside") as raised:
+        flip(host, "0")
+    assert f"{host.top}/other.env sets ML_ENABLE_STACKING=1" in raised.value.why
     assert status(host)["order"]["state"] == "failing"
+    unit.write_text(text)
+    subprocess.run(reload, check=True)
     assert looked(host) == "failed"
     assert flags_now(host) == ("0", "0")
 

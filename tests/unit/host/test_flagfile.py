@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from macd.host import durable
-from macd.host.flagfile import of_process, write
+from macd.host.failure import HostError
+from macd.host.flagfile import in_file, of_process, refuse_unreadable, write
 from macd.host.layout import Layout
 from macd.host.supervisor import Process
 
@@ -81,8 +82,13 @@ def test_without_proc_its_own_word_counts(tmp_path: Path, endpoint: str) -> None
     [
         ("# by hand\nA=1\nML_ENABLE_STACKING=1\n", "0", "# by hand\nA=1\nML_ENABLE_STACKING=0\n"),
         ("ML_ENABLE_STACKING=0\n", "1", ""),  # a full disk opens nothing
-        ("ML_ENABLE_STACKING=1\nML_ENABLE_STACKING=1\n", "0", ""),  # one byte would not do
-        ("ML_ENABLE_STACKING=1", "0", ""),
+        (
+            "ML_ENABLE_STACKING=1\nA='\nML_ENABLE_STACKING=1'\nML_ENABLE_STACKING=1\r\n\0",
+            "0",
+            "ML_ENABLE_STACKING=0\nA='\nML_ENABLE_STACKING=1'\nML_ENABLE_STACKING=0\r\n\0",
+        ),
+        ("ML_ENABLE_STACKING=1", "0", "ML_ENABLE_STACKING=0"),
+        ('ML_ENABLE_STACKING="1"\n', "0", ""),  # another length: there is no room for it
     ],
 )
 def test_a_full_disk_does_not_keep_stacking_on(
@@ -97,15 +103,49 @@ def test_a_full_disk_does_not_keep_stacking_on(
         raise OSError(number, os.strerror(number))
 
     file = tmp_path / ".env"
-    file.write_text(before)
+    file.write_bytes(before.encode())
     same = file.stat().st_ino
     monkeypatch.setattr(durable, "write_all", full)
     if after and number != errno.EROFS:
         write(Layout(str(tmp_path)), value)
-        assert file.read_text() == after
+        assert file.read_bytes() == after.encode()
     else:
         with pytest.raises(OSError, match=os.strerror(number)):
             write(Layout(str(tmp_path)), value)
-        assert file.read_text() == before
+        assert file.read_bytes() == before.encode()
     assert file.stat().st_ino == same
     assert [path.name for path in tmp_path.iterdir()] == [".env"]
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (None, "0"),
+        (b"", "0"),
+        (b"ML_ENABLE_STACKING=1\r\nDB_URL=p://u:h!w@h\nexport X=1\nno assignment", "1"),
+        (b"ML_ENABLE_STACKING=1\nML_ENABLE_STACKING = '0'\n", "0"),
+        (b"# before 254 the next line is a comment \\\nML_ENABLE_STACKING=1\n", "1"),
+        (b"# c \\\nML_ENABLE_STACKING=0\nML_ENABLE_STACKING=yes", "?"),
+        (b"ML_ENABLE_STACKING=1\n\0", ""),
+        (b"ML_ENABLE_STACKING=1\nA=\xe9\n", ""),
+        (b"ML_ENABLE_STACKING=1\n" + b"#" * (64 << 20), ""),
+    ],
+)
+def test_any_file_is_read_and_taken_back(tmp_path: Path, data: bytes | None, value: str) -> None:
+    file, layout = tmp_path / ".env", Layout(str(tmp_path))
+    if data is not None:
+        file.write_bytes(data)
+        file.chmod(0o640)
+    assert in_file(layout) == value
+    if value and b"before 254" not in (data or b""):
+        refuse_unreadable(layout)
+    else:
+        with pytest.raises(HostError, match="does not say what systemd"):
+            refuse_unreadable(layout)
+    write(layout, "0")
+    large = data is not None and len(data) > 64 << 20
+    assert in_file(layout) == ("" if value == "" else "0")
+    if not large:
+        assert b"ML_ENABLE_STACKING=1" not in file.read_bytes()
+    if data is not None:
+        assert file.stat().st_mode & 0o777 == 0o640

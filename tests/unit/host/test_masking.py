@@ -59,3 +59,10 @@ def test_what_is_no_secret_stays(text: str) -> None:
 @given(st.text(alphabet='aTOKEN=:"[]{}\\\n /@-', max_size=80))
 def test_each_line_stays_a_line(text: str) -> None:
     assert len(masked_lines(text)) == len(text.splitlines())
+
+
+def test_of_what_a_unit_sets_the_names_alone_are_shown() -> None:
+    line = "Environment=OMP_NUM_THREADS=1 \"DSN=hunter2 x\" 'A=hunter2'"
+    assert masked(line) == "Environment=OMP_NUM_THREADS=1 DSN=•••• A=••••\n"
+    assert "hunter2" not in masked('Environment="DSN=hunter2')
+    assert "hunter2" not in masked("Environment=A=1 \\\n  DSN=hunter2\n")

@@ -52,16 +52,31 @@ def test_a_secret_that_changes_is_named_and_not_shown(tmp_path: Path) -> None:
     run(app, flags, dry_run=False)
     flags = {"API_TOKEN": "new", "PROXY": "http://bob:new@proxy", "MODE": "b", "NEW_KEY": "new"}
     [change] = run(app, flags, dry_run=True)
-    assert change["hidden"] == ["API_TOKEN", "PROXY"]  # the others are lines that differ
+    assert change["hidden"] == ["API_TOKEN", "PROXY", "MODE"]
     assert "new" not in change["before"] + change["after"]
-    assert "NEW_KEY=" in change["after"] and "MODE=b" in change["after"]
+    assert "NEW_KEY=" in change["after"] and "MODE=•" in change["after"]
 
 
 def test_what_is_not_understood_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
     app = tmp_path / "app"
     run(app, {}, dry_run=False)
-    (app / ".env").write_text("nonsense\n")
     (app / "state/signers").unlink()
-    with pytest.raises(HostError, match="can't be understood"):
-        run(app, {}, dry_run=False)
-    assert not (app / "state/signers").exists()
+    for data in (b"ML_ENABLE_STACKING=0\n\0", b"A=\xe9\n", b"LD_AUDIT=/tmp/x.so\n"):
+        (app / ".env").write_bytes(data)
+        with pytest.raises(HostError, match="can't stay as it is"):
+            run(app, {}, dry_run=False)
+        assert not (app / "state/signers").exists()
+
+
+def test_what_systemd_takes_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    run(app, {"ML_ENABLE_STACKING": "0"}, dry_run=False)
+    data = (
+        b"# caf\xe9\r\nhttps_proxy=http://p:1\r\nexport X=1\nML_X=1\nDB_URL=p://u:hunter2!w@h\nA='1"
+    )
+    (app / ".env").write_bytes(b"ML_ENABLE_STACKING=1\r\n" + data)
+    [change] = run(app, {"ML_X": "2", "ML_ENABLE_STACKING": "0"}, dry_run=True)
+    assert "hunter2" not in change["before"] + change["after"]
+    run(app, {"ML_X": "2", "ML_ENABLE_STACKING": "0"}, dry_run=False)
+    after = b"ML_ENABLE_STACKING=1\r\n" + data.replace(b"ML_X=1", b"ML_X=2")
+    assert (app / ".env").read_bytes() == after

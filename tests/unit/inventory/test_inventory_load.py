@@ -262,3 +262,10 @@ def test_a_users_services_are_not_roots(root: Path, more: str) -> None:
     trains = "  t: {role: train, ssh: q, work_dir: ~/w, scope: user, user: root}\n"
     write(root, GOOD + trains + serves % "user: quant")
     assert load("one", root=root).hosts["t"].user == "root"
+
+
+def test_a_setting_of_the_service_is_named_and_its_value_is_not_shown(root: Path) -> None:
+    text = GOOD + "service: {env: {DB_URL: 'postgres://u:hunter2!w@h/db?x=1'}}\n"
+    said = told(root, text)
+    assert "service.env.DB_URL" in said
+    assert "hunter2" not in said

@@ -34,6 +34,12 @@ def judged(tmp_path: Path, **components: Any) -> Mapping[str, Any]:
     return found.document
 
 
+STACKING = {
+    "in_file": ["0"], "unread": "", "passed_over": [], "beside": [], "next": "0", "running": "0",
+    "guard": "none", "changing": False,
+}  # fmt: skip
+
+
 @pytest.fixture
 def well(tmp_path: Path) -> Case:
     """A host with nothing wrong."""
@@ -51,11 +57,10 @@ def well(tmp_path: Path) -> Case:
         history=[{"release": LIVE}],
         process={"active": "active", "pid": 42},
         health=health,
+        stacking=STACKING,
         rehearsal={"ready": True, "why": ""},
     )
     checkup = {
-        "process_flags": {"ML_ENABLE_STACKING": "0"},
-        "flag_in_file": "0",
         "others": [],
         "check": {"code": 0, "said": '{"ok": true}'},
         "log": "",
@@ -117,14 +122,30 @@ def test_a_host_that_is_well(well: Case) -> None:
             {"rehearsal": {"ready": False, "why": "model.txt"}},
         ),
         ("release", "never committed", "invoke deploy", {"history": []}),
-        ("flag", "process has 0", "invoke disable-stacking", {"flag_in_file": "1"}),
         (
             "flag",
-            "process has 1",
+            ".env says ML_ENABLE_STACKING=1 (twice), the process 0",
             "invoke disable-stacking",
-            {"process_flags": {"ML_ENABLE_STACKING": "1"}},
+            {"stacking": {**STACKING, "in_file": ["0", "1"], "next": "1"}},
         ),
-        ("flag", "understood", "mend .env", {"flag_in_file": None}),
+        (
+            "flag",
+            ".env says ML_ENABLE_STACKING=0, the process 1; stacking decides without evidence",
+            "invoke disable-stacking",
+            {"stacking": {**STACKING, "running": "1"}},
+        ),
+        (
+            "flag",
+            "takes nothing from .env: line 2 holds a NUL byte",
+            "mend .env",
+            {"stacking": {**STACKING, "unread": "line 2 holds a NUL byte"}},
+        ),
+        (
+            "flag",
+            "/etc/x.env sets ML_ENABLE_STACKING=1; only .env may",
+            "take it out there",
+            {"stacking": {**STACKING, "beside": [{"where": "/etc/x.env", "value": "1"}]}},
+        ),
         (
             "dependencies",
             "No module named 'lightgbm'",
@@ -305,7 +326,7 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
                 report=None,
                 no_report="no logs",
                 others=None,
-                process_flags=None,
+                stacking={**STACKING, "running": None},
                 health={**well.found.health, "feed": None},
                 trainings={"h800": {"state": "", "why": "can't be reached", "remedy": ""}},
             )
