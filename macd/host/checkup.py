@@ -11,7 +11,7 @@ import os
 import subprocess
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, flagfile
+from macd.host import durable, flagfile, untrusted
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -53,11 +53,12 @@ def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
     try:
         done = walls.run(argv, timeout=_CHECK_TIMEOUT_S)
     except HostError as error:
-        return {"code": None, "said": f"{error}: {error.why}"[:_LONGEST], "hint": error.hint}
+        said = untrusted.text(f"{error}: {error.why}", _LONGEST)
+        return {"code": None, "said": said, "hint": error.hint}
     except (OSError, subprocess.TimeoutExpired) as error:
-        return {"code": None, "said": str(error)[:_LONGEST]}
+        return {"code": None, "said": untrusted.text(error, _LONGEST)}
     said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
-    return {"code": done.returncode, "said": said[-_LONGEST:]}
+    return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
 
 
 def _others(layout: Layout, main: int) -> Optional[List[int]]:
@@ -101,7 +102,7 @@ def _log(unit: str, scope: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout[-_LONGEST:] if done.returncode == 0 else ""
+    return untrusted.text(done.stdout[-_LONGEST:], _LONGEST) if done.returncode == 0 else ""
 
 
 def _disk(path: str) -> Dict[str, int]:

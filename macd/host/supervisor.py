@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence
 
-from macd.host import detach, durable
+from macd.host import detach, durable, untrusted
 from macd.host.failure import HostError
 
 _TIMEOUT_S = 60
@@ -122,7 +122,7 @@ class Supervisor:
         except (OSError, subprocess.TimeoutExpired):
             return ""
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        return lines[-1][:300] if done.returncode == 0 and lines else ""
+        return untrusted.line(lines[-1], 300) if done.returncode == 0 and lines else ""
 
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
