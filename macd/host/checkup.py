@@ -11,7 +11,7 @@ import os
 import subprocess
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable, flagfile, untrusted
+from macd.host import durable, flagfile, untrusted, watching
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -26,7 +26,8 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
     """`endpoint` may be "unix". Unknown answers are None.
 
     Answers process_flags, flag_in_file, others (pids of further processes of this application),
-    check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}).
+    check ({"code", "said"}), log (the unit's newest lines), disk ({"free", "total", "inodes"}),
+    unjudged (how often in a row the guard could not judge, "" while it can).
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
@@ -41,6 +42,7 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
         "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
+        "unjudged": watching.unjudged(watching.order_of(layout)),
     }
 
 

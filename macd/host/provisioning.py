@@ -19,7 +19,7 @@ import stat
 import subprocess
 from typing import Any, Callable, Dict, List, Optional
 
-from macd.host import durable, envfile, ledger
+from macd.host import durable, envfile, ledger, watching
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
 from macd.host.ledger import locked
@@ -81,7 +81,7 @@ def provision(
         for file in files:
             look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
         look.flags(flags)
-        look.units(units, enable)
+        look.units({**units, **watching.units_in_force(layout, scope)}, enable)
         for do in () if dry_run else look.doings:
             do()
     return {"app": layout.app, "changes": look.changes, "missing": missing_programs()}

@@ -109,6 +109,10 @@ def _flag(case: Case) -> Finding:
         told = f".env says {FLAG}={in_file}, the running process has {has}"
         remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
         return Finding(name, False, told, remedy)
+    unjudged = case.checkup.get("unjudged")
+    if unjudged:
+        remedy = "invoke logs shows what the service writes; invoke disable-stacking ends it"
+        return Finding(name, False, short(f"stacking decides, its guard {unjudged}"), remedy)
     return Finding(name, True, f"{FLAG}={in_file} in .env and in the process")
 
 

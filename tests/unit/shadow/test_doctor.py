@@ -60,6 +60,7 @@ def well(tmp_path: Path) -> Case:
         "check": {"code": 0, "said": '{"ok": true}'},
         "log": "",
         "disk": {"free": 20 << 30, "total": 40 << 30, "inodes": 10**6},
+        "unjudged": "",
     }
     return Case(
         found=found,
@@ -125,6 +126,12 @@ def test_a_host_that_is_well(well: Case) -> None:
             {"process_flags": {"ML_ENABLE_STACKING": "1"}},
         ),
         ("flag", "understood", "mend .env", {"flag_in_file": None}),
+        (
+            "flag",
+            "its guard could not judge, 2 of 3: no answer",
+            "invoke disable-stacking",
+            {"unjudged": "could not judge, 2 of 3: no answer"},
+        ),
         (
             "dependencies",
             "No module named 'lightgbm'",
