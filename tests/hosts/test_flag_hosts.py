@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 import pytest
 
 from macd.host.signature import GATE_NAMESPACE
+from macd.journal import Journal
 from macd.release.signing import sign
 from macd.remote.session import Session, open_session
 from tests import signal_lines
 from tests.hosts.fleet import Hosts
-from tests.hosts.trial import APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
+from tests.hosts.trial import ACCOUNT, APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
 from tests.unit.release.releases import IDENTITY, make_key
 
 pytestmark = pytest.mark.hosts
 
 LOG = f"{APP}/data/live/trades_20260302.jsonl"
+GUARD = f"{NAME}-guard.service"
 RULE = {
     "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
     "min_bars": 20, "rule": "point",
@@ -181,3 +184,249 @@ def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> N
     trial.answers()
     assert flags(trial) == ("0", "0")
     assert "pending-flag.json" not in trial.on_prod("ls", f"{APP}/state")
+
+
+def unguarded(trial: Trial, gate: Path, lines: bytes) -> None:
+    """Stacking is live, `lines` are what the service wrote, and the next look is far away."""
+    trial.on_prod("sh", "-c", f"rm -f {APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl")
+    if flags(trial) != ("0", "0"):
+        assert flip(trial, gate, "0")["outcome"] == "set"
+    assert flip(trial, gate, "1", every_s=3000.0)["outcome"] == "set"
+    settled(trial)
+    with session_of(trial) as session:
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", lines)
+    trial.on_prod("sh", "-c", f"chown {ACCOUNT}: {APP}/data/live/trades_*")
+
+
+def settled(trial: Trial) -> None:
+    """The look that a host has after boot comes at once here; it is over."""
+    deadline = time.monotonic() + 60
+    while trial.on_prod("systemctl", "is-active", GUARD, check=False) != "inactive":
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+        time.sleep(0.2)
+
+
+def order(trial: Trial) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(trial.on_prod("cat", f"{APP}/state/guard.json"))
+    return told
+
+
+def written(trial: Trial, n: int, **components: Any) -> bytes:
+    """`n` lines since the flip, a millisecond apart."""
+    lines = signal_lines.lines(
+        n,
+        release=trial.live,
+        end=datetime.now(UTC),
+        every=timedelta(milliseconds=1),
+        **components,
+    )
+    return b"".join(map(signal_lines.encode, lines))
+
+
+def exposure(trial: Trial) -> float:
+    told = trial.on_prod("systemd-analyze", "security", "--no-pager", GUARD)
+    return float(told.rpartition("exposure level for")[2].split(":")[1].split()[0])
+
+
+def until_failed(trial: Trial) -> None:
+    deadline = time.monotonic() + 90
+    while order(trial)["state"] != "failed" or order(trial).get("untold", True):
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+        time.sleep(0.5)
+    trial.answers()
+
+
+def test_the_guards_unit_is_hardened_and_can_do_all_it_must(trial: Trial, gate: Path) -> None:
+    unguarded(trial, gate, b"")
+    unit = trial.on_prod("systemctl", "show", GUARD, "-p", "MemoryMax,TasksMax,NoNewPrivileges")
+    assert "MemoryMax=402653184" in unit
+    assert "TasksMax=32" in unit
+    assert "NoNewPrivileges=yes" in unit
+    with session_of(trial) as session:
+        data = written(trial, 90, ml_error="tft: broken")
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
+    with taker(trial) as came:
+        trial.on_prod("systemctl", "start", GUARD)
+        until_failed(trial)
+        (message,) = came()
+    assert "ML coverage" in message["text"]
+    assert flags(trial) == ("0", "0")
+
+
+# Bars of as many series as there are lines, refused bars among them, and lines as long as can be.
+HOSTILE = """
+import json, sys
+from datetime import datetime, timedelta, timezone
+now = datetime.now(timezone.utc).isoformat()
+with open(sys.argv[1], "w") as file:
+    for n in range(60_000):
+        line = {{"timestamp": now, "seq": n + 1, "release": "{release}", "tf": "1h",
+                 "level": "SIGNAL" if n % 2 else "WARN", "symbol": f"{{n:0300}}",
+                 "bar_time": (datetime(2019, 1, 1, tzinfo=timezone.utc)
+                              + timedelta(hours=n)).isoformat(),
+                 "ml_bull_prob": 0.5, "ml_error": None, "ml_stacking_mode": "live",
+                 "ml_stacking_prob": 0.5, "ml_lstm_prob": 0.3 + n % 97 / 200,
+                 "ml_tft_prob": 0.3 + n % 89 / 200, "close": 1.0, "data": {{"event": "bad_bar"}}}}
+        if n % 2:
+            del line["data"]
+        file.write(json.dumps(line) + "\\n")
+    for n in range(30):
+        file.write(json.dumps([[]] * 260_000) + "\\n")
+"""
+
+
+def test_a_hostile_log_is_judged_within_the_units_memory(trial: Trial, gate: Path) -> None:
+    """No two lines alike, symbols of 300 characters, and lines of a megabyte."""
+    unguarded(trial, gate, b"")
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    trial.on_prod("python3", "-c", HOSTILE.format(release=trial.live), name)
+    trial.on_prod("chown", f"{ACCOUNT}:", name)
+    trial.on_prod("systemctl", "start", GUARD)
+    deadline, peak = time.monotonic() + 400, 0
+    while trial.on_prod("systemctl", "is-active", GUARD, check=False) == "active":
+        assert time.monotonic() < deadline
+        peak = max(peak, memory_of(trial))
+        time.sleep(0.2)
+    until_failed(trial)  # half of what it calls bars it refused
+    after = order(trial)
+    assert after["reason"].startswith("ML coverage")
+    assert after["tries"] == 0
+    newest = trial.on_prod("sh", "-c", f"ls {APP}/state/gate/guard-* | tail -1")
+    report = json.loads(trial.on_prod("cat", newest))
+    assert report["findings"]["lines"] == 60_030
+    # The test hosts' systemd has no memory controller: what that would count is added up here.
+    assert 0 < peak < 384 << 20, peak
+    assert flags(trial) == ("0", "0")
+
+
+def memory_of(trial: Trial) -> int:
+    """Bytes that all processes of the guard's unit hold, as the kernel counts them."""
+    script = (
+        "cd /sys/fs/cgroup/systemd 2>/dev/null || cd /sys/fs/cgroup; "
+        f"for pid in $(cat $(find . -path '*{GUARD}/cgroup.procs') 2>/dev/null); do "
+        "grep VmRSS /proc/$pid/status 2>/dev/null; done; true"
+    )
+    told = trial.on_prod("sh", "-c", script)
+    return sum(int(line.split()[1]) << 10 for line in told.splitlines())
+
+
+def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
+    trial: Trial, gate: Path
+) -> None:
+    """Killed as the kernel kills when memory is short: all of it, while it reads an endless log."""
+    unguarded(trial, gate, written(trial, 60))
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    trial.on_prod("truncate", "-s", "4T", name)
+    with taker(trial) as came:
+        trial.on_prod("systemctl", "start", GUARD)
+        for n in (1, 2, 3):
+            deadline = time.monotonic() + 90
+            while order(trial).get("tries") != n or not order(trial)["open"]:
+                assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+                time.sleep(0.2)
+            assert flags(trial) == ("1", "1")
+            trial.on_prod("systemctl", "kill", "-s", "KILL", GUARD)
+        until_failed(trial)
+        (message,) = came()
+    assert flags(trial) == ("0", "0")
+    assert message["event"] == "guard.failed"
+    assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
+    trial.on_prod("rm", name)
+
+
+@contextmanager
+def taker(trial: Trial) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """A receiver on prod's loopback, to which the guard is to tell; what came to it so far."""
+    program = (
+        "import http.server\n"
+        "class Taker(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        data = self.rfile.read(int(self.headers['Content-Length']))\n"
+        "        open('/run/took', 'ab').write(data + b'\\n')\n"
+        "        self.send_response(204); self.end_headers()\n"
+        "http.server.HTTPServer(('127.0.0.1', 8765), Taker).serve_forever()\n"
+    )
+    trial.on_prod("sh", "-c", "rm -f /run/took; touch /run/took")
+    trial.on_prod("systemd-run", "--quiet", "--unit=taker", "python3", "-c", program)
+    notify = json.dumps({"url": "http://127.0.0.1:8765/hook"}).encode()
+    try:
+        with session_of(trial) as session:
+            session.write(f"{APP}/state/notify.json", notify, mode=0o600)
+        deadline = time.monotonic() + 30
+        probe = "import socket; socket.create_connection(('127.0.0.1', 8765))"
+        while "Error" in trial.on_prod("sh", "-c", f'python3 -c "{probe}" 2>&1', check=False):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield lambda: [json.loads(x) for x in trial.on_prod("cat", "/run/took").splitlines()]
+    finally:
+        trial.on_prod("rm", f"{APP}/state/notify.json", check=False)
+        trial.on_prod("systemctl", "stop", "taker", check=False)
+
+
+OLD_UNIT = f"""[Unit]
+Description=guard of {NAME}
+StartLimitIntervalSec=0
+[Service]
+Type=simple
+Restart=on-failure
+RestartSec=30
+ExecStart=/usr/bin/python3 -I -S {APP}/bin/macd-host.pyz guard --app {APP}
+"""
+
+
+def test_provision_renews_the_unit_of_a_watch_that_an_earlier_version_ordered(
+    trial: Trial, gate: Path
+) -> None:
+    unguarded(trial, gate, written(trial, 60))
+    path = f"/etc/systemd/system/{GUARD}"
+    new = trial.on_prod("cat", path)
+    old = {k: v for k, v in order(trial).items() if k not in ("tries", "open", "why")}
+    with session_of(trial) as session:
+        session.write(path, OLD_UNIT.encode())
+        session.write(f"{APP}/state/guard.json", json.dumps(old).encode())
+    trial.on_prod("systemctl", "daemon-reload")
+    assert exposure(trial) > 9
+    trial.on_prod("systemctl", "start", GUARD)  # the old unit carries the new program out
+    settled(trial)
+    assert order(trial)["tries"] == 0
+    for wanted in ([GUARD], []):
+        with trial.session() as session:
+            told = session.call(
+                "provision",
+                app=APP,
+                scope="system",
+                account=ACCOUNT,
+                directories=[],
+                files=[],
+                flags={},
+                units={},
+                enable=[],
+                who="tester",
+            )
+        assert [one["name"] for one in told["changes"]] == wanted
+    assert trial.on_prod("cat", path) == new
+    assert exposure(trial) < 3.5
+    trial.on_prod("systemctl", "start", GUARD)
+    settled(trial)
+    assert order(trial)["tries"] == 0
+    assert trial.on_prod("systemctl", "is-active", f"{NAME}-guard.timer") == "active"
+
+
+def test_a_service_that_tells_a_megabyte_of_itself_leaves_a_journal_that_goes_on(
+    trial: Trial, tmp_path: Path
+) -> None:
+    """Its answers come from a release: unwell, and with text of any length in every field."""
+    path = f"{APP}/state/journal.jsonl"
+    before = trial.on_prod("cat", path)
+    for size in (1 << 20, 60_000):
+        assert trial.deploy(trial.release("talks", extra=b"=%d" % size)) == "reverted"
+    assert trial.deploy(trial.release()) == "committed"
+    after = trial.on_prod("cat", path)
+    assert after.startswith(before)
+    assert max(map(len, after.splitlines())) < 64 << 10
+    copy = tmp_path / "journal.jsonl"
+    copy.write_text(after + "\n")
+    records = Journal(copy).records()
+    assert [r.kind for r in records].count("reverted") >= 2
+    assert "journal.damaged-set-aside" not in [r.kind for r in records]
+    assert all("\x1b" not in str(r.fields) for r in records)
