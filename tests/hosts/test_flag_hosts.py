@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from macd.deploy import archive
+from macd.host import watching
+from macd.host.layout import Layout
 from macd.host.signature import GATE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
@@ -430,3 +435,44 @@ def test_a_service_that_tells_a_megabyte_of_itself_leaves_a_journal_that_goes_on
     assert [r.kind for r in records].count("reverted") >= 2
     assert "journal.damaged-set-aside" not in [r.kind for r in records]
     assert all("\x1b" not in str(r.fields) for r in records)
+
+
+def test_a_users_systemd_takes_the_unit_and_the_guard_judges_there(hosts: Hosts) -> None:
+    """Scope user: what needs root or mounts is left out, the rest holds."""
+    h800, now = hosts.h800, datetime.now(UTC)
+    app, release = "/home/quant/guarded", signal_lines.RELEASE
+    watch = {
+        "state": "watching", "failed": {}, "release": release, "since": now.timestamp() - 60,
+        "until": now.timestamp() + 3600, "every_s": 3000.0, "next": now.timestamp(), "rule": RULE,
+        "service": {"unit": "guarded.service", "scope": "user"}, "health_s": 5.0, "reason": "",
+    }  # fmt: skip
+    units = watching._units(Layout(app), watch)
+    unit = units["guarded-guard.service"].replace(sys.executable, "/usr/bin/python3")
+    assert "ProtectSystem" not in unit
+    assert "SystemCallFilter" in unit
+    lines = signal_lines.lines(25, release=release, end=now, every=timedelta(milliseconds=1))
+    files = {
+        "bin/macd-host.pyz": archive.build(),
+        "state/guard.json": json.dumps(watch).encode(),
+        "state/gate/newest": b"{}",
+        ".env": b"ML_ENABLE_STACKING=1\n",
+        f"data/live/trades_{now:%Y%m%d}.jsonl": b"".join(map(signal_lines.encode, lines)),
+        "../.config/systemd/user/guarded-guard.service": unit.encode(),
+    }
+    assert h800.ssh("loginctl enable-linger quant", user="root").returncode == 0
+    for name, data in files.items():
+        path = f"{app}/{name}"
+        script = f"mkdir -p $(dirname {path}) && base64 -d > {path}"
+        assert h800.ssh(script, input=base64.b64encode(data).decode()).returncode == 0
+    assert h800.ssh(f"ln -sfn releases/{release} {app}/current").returncode == 0
+    systemctl = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user"
+    told = h800.ssh(f"{systemctl} daemon-reload && {systemctl} start guarded-guard")
+    assert told.returncode == 0, told.stderr
+    deadline = time.monotonic() + 60
+    while h800.ssh(f"{systemctl} is-active guarded-guard").stdout.strip() == "active":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert h800.ssh(f"{systemctl} show -p Result --value guarded-guard").stdout == "success\n"
+    after = json.loads(h800.ssh(f"cat {app}/state/guard.json").stdout)
+    assert (after["state"], after["tries"]) == ("watching", 0)
+    assert after["next"] > watch["next"]
