@@ -42,8 +42,15 @@ def checkup(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
         "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
-        "unjudged": watching.unjudged(watching.order_of(layout)),
+        "unjudged": _unjudged(layout),
     }
+
+
+def _unjudged(layout: Layout) -> str:
+    try:
+        return watching.unjudged(watching.order_of(layout))
+    except HostError as error:
+        return f"does not know what to watch: {error}"
 
 
 def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:

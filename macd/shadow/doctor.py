@@ -110,7 +110,7 @@ def _flag(case: Case) -> Finding:
         remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
         return Finding(name, False, told, remedy)
     unjudged = case.checkup.get("unjudged")
-    if unjudged:
+    if unjudged and in_file != SHADOW:
         remedy = "invoke logs shows what the service writes; invoke disable-stacking ends it"
         return Finding(name, False, short(f"stacking decides, its guard {unjudged}"), remedy)
     return Finding(name, True, f"{FLAG}={in_file} in .env and in the process")

@@ -108,7 +108,7 @@ def _understood(raw: bytes) -> Judgement:
             for one in document["criteria"]
         }
         return Judgement(document["verdict"], reasons, rates, {**document, "reasons": reasons})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise CannotJudgeError("its answer can't be understood") from error
 
 

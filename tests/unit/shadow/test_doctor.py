@@ -130,7 +130,11 @@ def test_a_host_that_is_well(well: Case) -> None:
             "flag",
             "its guard could not judge, 2 of 3: no answer",
             "invoke disable-stacking",
-            {"unjudged": "could not judge, 2 of 3: no answer"},
+            {
+                "unjudged": "could not judge, 2 of 3: no answer",
+                "flag_in_file": "1",
+                "process_flags": {"ML_ENABLE_STACKING": "1"},
+            },
         ),
         (
             "dependencies",

@@ -156,6 +156,8 @@ def test_it_has_the_rights_of_whoever_owns_the_logs() -> None:
         b'{"verdict": "PASS", "reasons": 3, "criteria": []}',
         b'{"verdict": "PASS", "reasons": [], "criteria": [{"name": "x"}]}',
         b'{"verdict": "PASS", "reasons": [], "criteria": [7]}',
+        b'{"verdict": "PASS", "reasons": [],'
+        b' "criteria": [{"name": "x", "successes": Infinity, "trials": 1}]}',
         b"[" * 100_000,
         b"\xff",
     ],
