@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import sys
@@ -23,6 +24,7 @@ from macd.journal import Journal
 from macd.release.signing import sign
 from macd.remote.session import Session, open_session
 from tests import signal_lines
+from tests.hosts import claim as claims
 from tests.hosts.fleet import Hosts
 from tests.hosts.trial import ACCOUNT, APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
 from tests.unit.release.releases import IDENTITY, make_key
@@ -337,6 +339,60 @@ def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
     assert message["event"] == "guard.failed"
     assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
     trial.on_prod("rm", name)
+
+
+def test_a_guard_that_runs_out_of_memory_takes_stacking_back(trial: Trial, gate: Path) -> None:
+    """The kernel's own killer, by a limit from outside: the test hosts' systemd can't set one."""
+    if not MEMORY_GROUPS.is_dir():
+        pytest.skip("this machine has no memory controller of cgroup v1")
+    unguarded(trial, gate, written(trial, 60))
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    long = "import sys; line = b'[' + b'[],' * 340_000 + b'[]]\\n'; "
+    trial.on_prod("python3", "-c", long + "open(sys.argv[1], 'ab').write(line * 200)", name)
+    with taker(trial) as came, limited(trial.hosts.prod.machine.name, 8 << 20) as kills:
+        trial.on_prod("systemctl", "start", "--no-block", GUARD)
+        deadline = time.monotonic() + 200
+        while order(trial)["state"] == "watching":  # afterwards it must not be hindered
+            assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+            kills()
+        until_failed(trial)
+        assert kills() >= 3
+        (message,) = came()
+    trial.answers()
+    assert flags(trial) == ("0", "0")
+    assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
+    trial.on_prod("rm", name)
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@contextmanager
+def limited(machine: str, limit: int) -> Iterator[Callable[[], int]]:
+    """Asked again and again, it puts the guard's processes that judge into a group with a limit.
+
+    It answers how many the kernel has killed there.
+    """
+    group = MEMORY_GROUPS / f"{machine}-guard"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(limit))
+    units = [parent / claims.CGROUPS / machine for parent in claims.cgroup_parents()]
+
+    def kills() -> int:
+        for place in (p for unit in units for p in unit.rglob(f"{GUARD}/cgroup.procs")):
+            with contextlib.suppress(OSError):
+                for pid in place.read_text().split()[1:]:  # the first is the guard itself
+                    (group / "cgroup.procs").write_text(pid)
+        told = (group / "memory.oom_control").read_text().split()
+        return int(told[told.index("oom_kill") + 1])
+
+    try:
+        yield kills
+    finally:
+        deadline = time.monotonic() + 30
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        group.rmdir()
 
 
 @contextmanager
