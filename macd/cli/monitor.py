@@ -88,7 +88,7 @@ def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
     from macd.remote.refusals import UnreachableError
     from macd.shadow import watch
 
-    last, shown, idle, failures = "", False, 0, 0
+    last, shown, idle, failures, unjudged = "", False, 0, 0, ""
     while True:
         try:
             with watch.connect(host, known) as session:
@@ -99,6 +99,7 @@ def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
                         _head(seen)
                         shown = True
                     last = _reports(seen, last)
+                    unjudged = _unjudged(seen, unjudged)
                     idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
                     if seen.over or seen.dead or once or idle > 1:
                         return seen, _catch_up(seen, host, known)
@@ -124,7 +125,7 @@ def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
 
 
 def _exit(seen: Seen) -> ExitCode | None:
-    if seen.dead or seen.state == "failing" or seen.drift:
+    if seen.dead or seen.unjudged or seen.state == "failing" or seen.drift:
         return ExitCode.FAILED
     return ExitCode.REVERTED if seen.state == "failed" else None
 
@@ -133,7 +134,8 @@ def _fields(seen: Seen) -> dict[str, Any]:
     from dataclasses import asdict
 
     reports = [{"name": name, **report} for name, report in seen.reports]
-    return {**asdict(seen), "state": seen.state, "drift": seen.drift, "reports": reports}
+    told = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
+    return {**asdict(seen), **told, "reports": reports}
 
 
 def _head(seen: Seen) -> None:
@@ -157,6 +159,14 @@ def _reports(seen: Seen, last: str) -> str:
             print(f"  {'':<20}  {reason}")
         last = name
     return last
+
+
+def _unjudged(seen: Seen, said: str) -> str:
+    """Print it if it was not said before."""
+    if seen.unjudged and seen.unjudged != said:
+        print(f"  ✗ the guard {seen.unjudged}")
+        print("    after the last try it disables stacking; invoke logs shows what it reads")
+    return seen.unjudged
 
 
 def _time(epoch: float) -> str:

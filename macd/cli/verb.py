@@ -16,7 +16,9 @@ from invoke import Exit, Task, task
 
 from macd.cli import calls, interrupts
 from macd.errors import ExitCode, MacdError
+from macd.host import untrusted
 
+_LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
 
 
@@ -79,7 +81,8 @@ def _tell(error: MacdError, *, as_json: bool) -> int:
         if as_json:
             emit(error_fields(error))
         else:
-            print(f"✗ {error}", file=sys.stderr)
+            # Some of its words may be a host's or a service's own.
+            print(f"✗ {untrusted.text(error, _LONGEST)}", file=sys.stderr)
     return int(error.exit_code)
 
 

@@ -18,7 +18,7 @@ sys.exit(main())
 """
 # Carried as text: this room knows nothing of that one, and the host needs it with nobody connected.
 _GUARD = (
-    *("guard", "starts", "gate", "bounds", "analyse", "continuity"),
+    *("guard", "judging", "starts", "gate", "bounds", "analyse", "continuity"),
     *("parse", "tallies", "realised", "reading"),
 )
 
@@ -29,7 +29,7 @@ def build() -> bytes:
     Stored, not deflated: another version of zlib would give other bytes.
     """
     files = {"__main__.py": _MAIN, "macd/__init__.py": "", "macd/host/__init__.py": ""}
-    for name, text in with_imports(["__main__", "watching", "telling"]).items():
+    for name, text in with_imports(["__main__", "watching", "telling", "untrusted"]).items():
         files[f"macd/host/{name}.py"] = text
     shadow = resources.files("macd").joinpath("shadow")
     files["macd/shadow/__init__.py"] = ""

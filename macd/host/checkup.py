@@ -12,7 +12,7 @@ import re
 import subprocess
 from typing import Any, Dict, List, Optional
 
-from macd.host import durable
+from macd.host import durable, untrusted, watching
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -28,7 +28,8 @@ def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
     """Unknown answers are None.
 
     Answers others (pids of further processes of this application), check ({"code", "said"}), log
-    (the unit's newest lines), disk ({"free", "total", "inodes"}).
+    (the unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
+    guard could not judge, "" while it can).
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
@@ -38,7 +39,15 @@ def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
         "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
+        "unjudged": _unjudged(layout),
     }
+
+
+def _unjudged(layout: Layout) -> str:
+    try:
+        return watching.unjudged(watching.order_of(layout))
+    except HostError as error:
+        return f"does not know what to watch: {error}"
 
 
 def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
@@ -50,11 +59,12 @@ def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
     try:
         done = walls.run(argv, timeout=_CHECK_TIMEOUT_S)
     except HostError as error:
-        return {"code": None, "said": f"{error}: {error.why}"[:_LONGEST], "hint": error.hint}
+        said = untrusted.text(f"{error}: {error.why}", _LONGEST)
+        return {"code": None, "said": said, "hint": error.hint}
     except (OSError, subprocess.TimeoutExpired) as error:
-        return {"code": None, "said": str(error)[:_LONGEST]}
+        return {"code": None, "said": untrusted.text(error, _LONGEST)}
     said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
-    return {"code": done.returncode, "said": said[-_LONGEST:]}
+    return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
 
 
 def _others(layout: Layout, main: int) -> Optional[List[int]]:
@@ -100,7 +110,8 @@ def _log(unit: str, scope: str) -> str:
         return ""
     # systemd prints what it does not take from .env, values and all.
     lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
-    return "\n".join(lines)[-_LONGEST:] if done.returncode == 0 else ""
+    said = "\n".join(lines)[-_LONGEST:]
+    return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
 
 
 def _disk(path: str) -> Dict[str, int]:

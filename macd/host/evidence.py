@@ -21,7 +21,7 @@ _CLOCKS_DIFFER = timedelta(minutes=5)
 
 @dataclass(frozen=True)
 class Claim:
-    """A report as it came: the signed bytes, their signature, and who should have signed."""
+    """A report as it came: the signed bytes, their signature, and who is said to have signed."""
 
     raw: bytes
     signature: bytes
@@ -34,12 +34,13 @@ def check(layout: Layout, claim: Claim, live: str, *, now: datetime) -> Dict[str
     Raises:
         HostError ("refused"): with every reason why not.
     """
+    signer = identity.check_signer(layout, claim.identity)
     try:
         signature.verify(
             claim.raw,
             claim.signature,
             allowed_signers=layout.state("allowed_signers"),
-            identity=claim.identity,
+            identity=signer,
             namespace=signature.GATE_NAMESPACE,
             revoked=identity.revocations(layout),
         )

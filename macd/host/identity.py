@@ -52,6 +52,26 @@ def check_claim(layout: Layout, claimed: Dict[str, str]) -> None:
         )
 
 
+def check_signer(layout: Layout, claimed: str) -> str:
+    """Whose signature counts here: the same identity for a gate report as for a release.
+
+    Which key it must be, allowed_signers says by its namespaces.
+
+    Raises:
+        HostError ("refused"): the client names another signer, or nobody told this host.
+    """
+    own = str(accepts(layout)["identity"])
+    if claimed != own:
+        raise HostError(
+            "this host does not take gate reports of that signer",
+            why=f"it takes those of {own}, the inventory says {claimed!r:.200}",
+            hint="check release.identity and --inventory; invoke provision makes the host take it",
+            live="flags as before",
+            kind="refused",
+        )
+    return own
+
+
 def revocations(layout: Layout) -> Optional[str]:
     """The list of revoked keys to hold signatures against; None where provision put none.
 

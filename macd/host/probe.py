@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Dict, List
 
+from macd.host import untrusted
 from macd.host.supervisor import Process
 
-_LIMIT = 1 << 20
+_LIMIT = 64 << 10  # bytes; our service says a few thousand
 
 
 class ProbeError(Exception):
@@ -17,8 +18,10 @@ class ProbeError(Exception):
 def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[str, Any]:
     """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
 
+    Whoever answers is not trusted: each text is short and fit for a journal and a terminal.
+
     Raises:
-        ProbeError: nobody answers, not in time, or not with a JSON object.
+        ProbeError: nobody answers, not in time, too long, or not with a JSON object.
     """
     # Imported while the service starts rather than before: a switch comes sooner by that.
     from http.client import HTTPException  # noqa: PLC0415
@@ -28,10 +31,12 @@ def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[
     connection = Connection(endpoint, timeout)
     try:
         connection.request("GET", path)
-        raw = connection.getresponse().read(_LIMIT)
-        answer = json.loads(raw)
+        raw = connection.getresponse().read(_LIMIT + 1)
+        if len(raw) > _LIMIT:
+            raise ProbeError(f"the answer is longer than {_LIMIT >> 10} KiB")
+        answer = untrusted.document(json.loads(raw))
     except (OSError, HTTPException, ValueError, RecursionError) as error:
-        raise ProbeError(f"{type(error).__name__}: {error}") from error
+        raise ProbeError(untrusted.line(f"{type(error).__name__}: {error}")) from error
     finally:
         connection.close()
     if not isinstance(answer, dict):

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Tuple
 
-from macd.host import probe, snapshots
+from macd.host import probe, snapshots, untrusted
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.ledger import Pending, Snapshot
@@ -21,13 +21,14 @@ CHECK_TIMEOUT_S = 180
 _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
 _TRIES = 3
+_LONGEST_REASON = 2000
 
 
 class ActivationFailedError(Exception):
     """The new release did not prove itself; `blames_release` tells whether it is at fault."""
 
     def __init__(self, reason: str, *, blames_release: bool = True) -> None:
-        super().__init__(reason)
+        super().__init__(untrusted.line(reason, _LONGEST_REASON))  # a release's own words are in it
         self.blames_release = blames_release
 
 

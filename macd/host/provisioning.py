@@ -16,7 +16,7 @@ import stat
 import subprocess
 from typing import Any, Callable, Dict, List, Optional
 
-from macd.host import durable, envfile, ledger, needs
+from macd.host import durable, envfile, ledger, needs, watching
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard
@@ -81,7 +81,7 @@ def provision(
         for file in files:
             look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
         look.flags(flags)
-        look.units(units, enable)
+        look.units({**units, **watching.units_in_force(layout, scope)}, enable)
         for do in () if dry_run else look.doings:
             do()
     return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}

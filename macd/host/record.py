@@ -16,13 +16,15 @@ import os
 from datetime import datetime, timezone
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from macd.host import durable
+from macd.host import durable, untrusted
 from macd.host.layout import Layout
 
 FIRST_PREV = "0" * 64
 TORN_MOVED = "journal.torn-tail-moved"
 SET_ASIDE = "journal.damaged-set-aside"
-_TAIL = 64 * 1024
+_BLOCK = 64 * 1024
+_MOST = 32 * 1024  # bytes of a record's fields: half of what earlier versions read back
+_SHORTER = (4000, 1000, 200, 40)  # characters of each text, until all of them together fit
 
 
 class _DamagedError(Exception):
@@ -65,7 +67,11 @@ def newest(layout: Layout, kind: str, *, since: float) -> Optional[Dict[str, Any
 
 
 def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> None:
-    """Add one record; it is on the disk when this returns. Nothing follows an edited record."""
+    """Add one record; it is on the disk when this returns. Nothing follows an edited record.
+
+    Whatever the fields hold, they are recorded: what is too long is cut, and says so.
+    """
+    fields = _fitting(fields)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -80,6 +86,19 @@ def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> No
     finally:
         os.close(descriptor)
     durable.sync_directory(os.path.dirname(path))
+
+
+def _fitting(fields: Dict[str, Any]) -> Dict[str, Any]:
+    try:
+        if len(canonical(fields)) <= _MOST:
+            return fields
+    except (TypeError, ValueError, RecursionError):
+        pass  # not what JSON can hold
+    for most in _SHORTER:
+        shorter: Dict[str, Any] = untrusted.document(fields, most)
+        if len(canonical(shorter)) <= _MOST:
+            return shorter
+    return {"cut": "%d fields that are too long together" % len(fields)}
 
 
 def _write(
@@ -99,8 +118,7 @@ def _write(
 
 def _cut_torn_tail(descriptor: int, path: str) -> Dict[str, Any]:
     size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, _TAIL, max(0, size - _TAIL))
-    torn = tail.rpartition(b"\n")[2]
+    torn = _line_before(descriptor, size)
     if not torn:
         return {}
     sha256 = hashlib.sha256(torn).hexdigest()
@@ -118,7 +136,7 @@ def _last_sound(descriptor: int, path: str) -> Tuple[Dict[str, Any], Dict[str, A
     except _DamagedError:
         pass
     size = os.fstat(descriptor).st_size
-    whole = b"".join(os.pread(descriptor, _TAIL, at) for at in range(0, size, _TAIL))
+    whole = b"".join(os.pread(descriptor, _BLOCK, at) for at in range(0, size, _BLOCK))
     sha256 = hashlib.sha256(whole).hexdigest()
     aside = f"{path}.damaged-{sha256[:8]}"
     durable.replace_file(aside, whole)
@@ -132,12 +150,25 @@ def _last(descriptor: int) -> Dict[str, Any]:
     size = os.fstat(descriptor).st_size
     if size == 0:
         return {"seq": 0, "hash": FIRST_PREV}
-    line = os.pread(descriptor, _TAIL, max(0, size - _TAIL)).rstrip(b"\n").rpartition(b"\n")[2]
     try:
-        record = json.loads(line)
+        record = json.loads(_line_before(descriptor, size - 1))
         body = {key: value for key, value in record.items() if key != "hash"}
         if record["hash"] == hashlib.sha256(canonical(body)).hexdigest():
             return dict(record)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise _DamagedError
+
+
+def _line_before(descriptor: int, end: int) -> bytes:
+    """What stands between the last newline before `end` and `end`, however long it is."""
+    blocks = []
+    while end > 0:
+        begin = max(0, end - _BLOCK)
+        block = os.pread(descriptor, end - begin, begin)
+        _, newline, rest = block.rpartition(b"\n")
+        blocks.append(rest)
+        if newline:
+            break
+        end = begin
+    return b"".join(reversed(blocks))

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from macd.host import detach, durable
+from macd.host import detach, durable, untrusted
 from macd.host.failure import HostError
 
 _TIMEOUT_S = 60
@@ -139,7 +139,7 @@ class Supervisor:
         except (OSError, subprocess.TimeoutExpired):
             return ""
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        return lines[-1][:300] if done.returncode == 0 and lines else ""
+        return untrusted.line(lines[-1], 300) if done.returncode == 0 and lines else ""
 
     def enable(self, unit: str) -> None:
         self._call("enable", unit)

@@ -20,11 +20,51 @@ from macd.host.supervisor import Supervisor
 
 GUARD_LOCK = "guard.lock"
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
+TRIES = 3  # looks in a row without a judgement, after which stacking is taken back
+NO_TRIES: Dict[str, Any] = {"tries": 0, "open": False, "why": ""}
+_KILLED = "it was killed while it judged"
 _ORDER = "guard.json"
 _PREFIX = "guard-"
 _STARTS_S = 10.0
 _KEPT = 50
 _RETRY_S, _BOOTED_S = 30, 120
+_LASTS_S = 1800  # no look takes that long; one that hangs counts as one that was killed
+# It reads what a stranger wrote, but in a process that has given up root (macd/shadow/judging.py).
+# What is left to root: .env and state/, systemctl, the service's environment in /proc.
+_ANYWHERE = """UMask=0022
+NoNewPrivileges=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+MemoryMax=384M
+MemorySwapMax=0
+TasksMax=32
+LimitCORE=0
+"""
+# A user's systemd may not be able to mount, where this host does not let users do that.
+_SYSTEM = """CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_SYS_PTRACE CAP_SETUID CAP_SETGID CAP_KILL
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=read-only
+ReadWritePaths={app}
+ReadOnlyPaths=-{app}/bin -{app}/releases -{app}/runtimes -{app}/blobs -{app}/data
+PrivateTmp=yes
+PrivateDevices=yes
+DevicePolicy=closed
+PrivateIPC=yes
+ProtectHostname=yes
+ProtectClock=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+"""
 
 
 def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
@@ -36,6 +76,22 @@ def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
 def in_force(order: Optional[Dict[str, Any]]) -> bool:
     """Whether the guard still has work: it watches, or has yet to take back what it failed."""
     return order is not None and order["state"] in (WATCHING, FAILING)
+
+
+def why_not_judged(order: Dict[str, Any]) -> str:
+    """Of the last try that ended without a judgement; an open one nobody ended was killed."""
+    return _KILLED if order.get("open") else str(order.get("why", ""))
+
+
+def unjudged(order: Optional[Dict[str, Any]]) -> str:
+    """How often in a row the watch at hand could not judge, in words; "" while it can.
+
+    A look that is being had is not counted yet.
+    """
+    if order is None or not in_force(order):
+        return ""
+    tries = order.get("tries", 0) - bool(order.get("open"))
+    return f"could not judge, {tries} of {TRIES}: {order['why']}" if tries > 0 else ""
 
 
 def keep(layout: Layout, order: Dict[str, Any]) -> None:
@@ -66,28 +122,35 @@ def arm(
     }
     keep(layout, order)
     supervisor = Supervisor(service["scope"])
-    # The host's own Python and nothing that is installed (-S): the guard is root, a release is not.
-    argv = [sys.executable, "-I", "-S", layout.agent_archive, "guard", "--app", layout.app]
     if supervisor.has_timers():
-        units = _units(service["unit"], argv, order["every_s"])
+        units = _units(layout, order)
         supervisor.install(dict(units))
-        timer = next(name for name in units if name.endswith(".timer"))
+        timer = _timer(order)
         supervisor.enable(timer)
         supervisor.stop(timer)  # counts from now on, not from an earlier order
         supervisor.start(timer)
     else:
         name = f"{os.path.basename(layout.app)}-guard"
         log = layout.state("guard.log")
-        supervisor.run_detached(name, [*argv, "--loop"], log, keep_alive=False)
+        supervisor.run_detached(name, [*_argv(layout), "--loop"], log, keep_alive=False)
+
+
+def units_in_force(layout: Layout, scope: str) -> Dict[str, str]:
+    """What the units of the watch at hand should say; none where no unit carries one out.
+
+    An earlier macd may have written them otherwise.
+    """
+    order = order_of(layout)
+    if not in_force(order) or order is None or not Supervisor(scope).has_timers():
+        return {}
+    return _units(layout, order) if order["service"]["scope"] == scope else {}
 
 
 def release_timer(layout: Layout, order: Dict[str, Any]) -> None:
     """The watch is over: nothing wakes the guard any more."""
     supervisor = Supervisor(order["service"]["scope"])
     if supervisor.has_timers():
-        units = _units(order["service"]["unit"], [], 1.0)
-        timer = next(name for name in units if name.endswith(".timer"))
-        supervisor.disable(timer)
+        supervisor.disable(_timer(order))
 
 
 def failures(order: Optional[Dict[str, Any]]) -> Dict[str, Any]:
@@ -151,8 +214,7 @@ def _dead(layout: Layout, order: Optional[Dict[str, Any]]) -> bool:
     supervisor = Supervisor(order["service"]["scope"])
     if not supervisor.has_timers():
         return ledger.holder_of(layout, GUARD_LOCK) is None
-    base = order["service"]["unit"].rpartition(".")[0]
-    return supervisor.show(f"{base}-guard.timer").active not in ("active", "activating")
+    return supervisor.show(_timer(order)).active not in ("active", "activating")
 
 
 def report_path(layout: Layout, now: datetime) -> str:
@@ -176,20 +238,36 @@ def prune(layout: Layout, order: Dict[str, Any]) -> None:
                 os.unlink(layout.state("gate", name))
 
 
-def _units(unit: str, argv: List[str], every_s: float) -> Dict[str, str]:
-    base = unit.rpartition(".")[0]
+def _argv(layout: Layout) -> List[str]:
+    """The host's own Python and nothing that is installed (-S): the guard is root, releases not."""
+    return [sys.executable, "-I", "-S", layout.agent_archive, "guard", "--app", layout.app]
+
+
+def _base(order: Dict[str, Any]) -> str:
+    return str(order["service"]["unit"]).rpartition(".")[0]
+
+
+def _timer(order: Dict[str, Any]) -> str:
+    return f"{_base(order)}-guard.timer"
+
+
+def _units(layout: Layout, order: Dict[str, Any]) -> Dict[str, str]:
+    base, every_s = _base(order), order["every_s"]
     about = "# Written by enable-stacking: watches what stacking does, and disables it on FAIL.\n"
     # A look that could not be had is had again soon. Not Type=oneshot: before systemd 244 that one
     # may not be restarted.
     service = f"[Unit]\nDescription=guard of {base}\nStartLimitIntervalSec=0\n"
     service += f"[Service]\nType=simple\nRestart=on-failure\nRestartSec={_RETRY_S}\n"
+    service += f"RuntimeMaxSec={_LASTS_S}\n{_ANYWHERE}"
+    if order["service"]["scope"] == "system":
+        service += _SYSTEM.format(app=layout.app)
     # OnBootSec: OnActiveSec begins anew at every boot, so a host that boots often had no look.
     timer = f"[Unit]\nDescription=wakes the guard of {base}\n[Timer]\nOnActiveSec={every_s:g}\n"
     timer += f"OnBootSec={_BOOTED_S}\nOnUnitActiveSec={every_s:g}\nAccuracySec=1\n"
     timer += "[Install]\nWantedBy=timers.target\n"
     return {
-        f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(argv)}\n",
-        f"{base}-guard.timer": about + timer,
+        f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(_argv(layout))}\n",
+        _timer(order): about + timer,
     }
 
 

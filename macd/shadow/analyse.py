@@ -4,8 +4,9 @@ Counts what is there and decides nothing (gate.py does); reads no file and no cl
 never raise a rate: junk and bars that were refused count as bars without evidence, and a bar told
 again (known by symbol and time, as in a replay's next lap) counts once while all is well, else
 again. A line without ml_error tells of no error, unless another line of its release has the field
-(then it was lost here) or a model gave no number (then something was wrong). Standard library
-alone: the guard runs this on the host.
+(then it was lost here) or a model gave no number (then something was wrong). What is kept is
+bounded, whatever the lines hold: of more bars than can be told apart, a good one counts as told
+again and any other as junk. Standard library alone: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from macd.shadow.realised import MOST, Seen, realised
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
 _UNTOLD = 16  # good as far as it goes; bad once a line of the release turns out to have ml_error
+MOST_BARS = 1_000_000  # about 100 MB
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
+_MOST_RELEASES = 1000
 _MOST_STYLES, _LONGEST_NAME = 3, 40
+_POSITIVE = (1 << 63) - 1
 _LOST = "no field ml_error, which other lines of the release have"
 _ANOTHER_STYLE = Bad("release is no release's id")
 _LATE = REFUSED[0]
@@ -59,11 +63,13 @@ class Analysis:
     Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
     in `malformed`, of which `junk` count as bars. newest: the last line, whatever it says;
     newest_signal: the last one that is a bar of the release. whole: whether they are all there.
+    most: bars that are told apart.
     """
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, most: int = MOST_BARS) -> None:
         self.window = window
-        self.bars: dict[int | str, int] = {}
+        self.most = most
+        self.bars: dict[int, int] = {}
         self.lines = self.malformed = self.junk = 0
         self.newest: Line | None = None
         self.newest_signal: Line | None = None
@@ -91,8 +97,9 @@ class Analysis:
         self._styles: dict[str, None] = {}
         self._tells = False  # whether a line of the release has the field ml_error
         self._quiet = tallies.Groups()  # the lines without it that nothing else is wrong with
-        self._symbols: set[str] = set()
-        self._refused: dict[str, Line] = {}
+        self._symbols = tallies.Few()
+        self._refused: dict[int, tuple[str, str, int]] = {}  # event, symbol, time
+        self._no_junk = 0  # of `junk`, the lines that could be read
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
         """The next line: `number` counts from 1 in `file`."""
@@ -113,7 +120,7 @@ class Analysis:
         self._settle(ours)
         self.whole.meet(line, ours, inside, file, number)
         self.whole.number(line, inside, file, number)
-        self._releases[line.release or ""] += inside
+        self._releases[self._release(line.release or "")] += inside
         if self.first is None:
             self.first = line
         self.newest = line
@@ -138,8 +145,32 @@ class Analysis:
         elif line.kind == WARN:
             self._warnings.add(line.note, line.time)
             if line.note in REFUSED:
-                at = line.time if line.bar is None else line.bar
-                self._refused.setdefault(f"refused {line.symbol} {line.tf} {at}", line)
+                self._refuse(line)
+
+    def _refuse(self, line: Line) -> None:
+        at = line.time if line.bar is None else line.bar
+        key = hash(("refused", line.symbol, line.tf, at)) & _POSITIVE
+        if key in self._refused:
+            return
+        if self._is_full:
+            self._crowded(good=False)
+        else:
+            self._refused[key] = (line.note, line.symbol, line.time)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.bars) + len(self._refused) >= self.most
+
+    def _crowded(self, *, good: bool) -> None:
+        """A bar beyond those that can be told apart: perhaps one that was told before."""
+        self._counts["bars too many to be told apart"] += 1
+        if not good:
+            self.junk += 1
+            self._no_junk += 1
+
+    def _release(self, name: str) -> str:
+        known = name in self._releases or len(self._releases) < _MOST_RELEASES
+        return name if known else "(others)"
 
     def _bad(self, line: Bad, file: str, number: int) -> None:
         self.malformed += 1
@@ -164,6 +195,7 @@ class Analysis:
     def _unnumbered(self, line: Line) -> None:
         """Every line of ours has a seq: what one without it was, nobody knows."""
         self.junk += 1
+        self._no_junk += 1
         self._counts["bars without seq"] += 1
         self._skipped.add("not covered: a line without seq", line.time)
         self._timeline.add(line.time, False, False)
@@ -192,11 +224,15 @@ class Analysis:
             bits |= _UNTOLD
             self._quiet.add(_LOST, line.time)
         key = self._place(self._key(line), bits)
+        if key is not None:
+            self._look_for_stuck(line, key)
+        self._look(line, bits)
+
+    def _look_for_stuck(self, line: Line, key: int) -> None:
         for name, stuck in self._stuck.items():
             value = getattr(line, name)
             if value is not None and math.isfinite(value):
                 stuck.add(value, key, self.bars)
-        self._look(line, bits)
 
     def _error(self, line: Line) -> str:
         """Its error, also one that it kept quiet about; "" for none."""
@@ -217,14 +253,15 @@ class Analysis:
             if bits & _UNTOLD:
                 self.bars[key] = 0
 
-    def _key(self, line: Line) -> int | str:
+    def _key(self, line: Line) -> int:
+        """Python's hashes of text differ from run to run, so nobody can make two bars meet."""
         if line.bar is None:
             self._anonymous += 1
             return -self._anonymous
-        return f"{line.symbol} {line.tf} {line.bar}"
+        return hash((line.symbol, line.tf, line.bar)) & _POSITIVE
 
-    def _place(self, key: int | str, bits: int) -> int | str:
-        """Where the bar's bits went."""
+    def _place(self, key: int, bits: int) -> int | None:
+        """Where the bar's bits went; None: nothing is kept of it."""
         known = self.bars.get(key)
         if known is not None:
             self._counts["told again"] += 1
@@ -232,6 +269,9 @@ class Analysis:
                 return key
             self._anonymous += 1
             key = -self._anonymous
+        if self._is_full:
+            self._crowded(good=bits == ALL)
+            return None
         self.bars[key] = bits
         return key
 
@@ -260,13 +300,13 @@ class Analysis:
         self._count_junk(self._inside)
         for stuck in self._stuck.values():
             stuck.end(self.bars)
-        for key, line in self._refused.items():
+        for key, (note, symbol, time) in self._refused.items():
             # A cross symbol's bad bar is no bar of ours: ours then says by itself what it lacked.
-            if line.note == _LATE or not self._symbols or line.symbol in self._symbols:
+            if note == _LATE or not self._symbols or symbol in self._symbols:
                 self.bars[key] = 0
                 self._counts["refused bars"] += 1
-                self._skipped.add(f"not covered: the bar was refused as {line.note}", line.time)
-                self._timeline.add(line.time, False, False)
+                self._skipped.add(f"not covered: the bar was refused as {note}", time)
+                self._timeline.add(time, False, False)
 
     def document(self) -> dict[str, Any]:
         """Everything but the verdict, as JSON can hold it."""
@@ -285,7 +325,7 @@ class Analysis:
             "lines": self.lines,
             "malformed": {
                 "count": self.malformed,
-                "counted_as_bars": self.junk - self._counts["bars without seq"],
+                "counted_as_bars": self.junk - self._no_junk,
                 "why": dict(self._why),
                 "quarantine": self._quarantine,
             },

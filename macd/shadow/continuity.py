@@ -13,6 +13,7 @@ from macd.shadow.parse import SIGNAL, Line
 
 REFUSED = ("stale", "bad_bar")  # as the service calls bars it gives no signal on
 _MOST_KEPT = 50
+_MOST_SERIES = 1000
 _STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -71,6 +72,9 @@ class Continuity:
         if line.bar is None or not step:
             return
         series = (line.symbol, line.tf)
+        if series not in self._due and len(self._due) >= _MOST_SERIES:
+            self.incomplete += inside  # nobody can follow so many: what lacks there is not known
+            return
         due = self._due.get(series, line.bar)
         if line.kind == SIGNAL and line.bar > due and inside:
             self.incomplete += 1

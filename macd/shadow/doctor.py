@@ -107,6 +107,10 @@ def _flag(case: Case) -> Finding:
         elif said["unread"]:
             remedy = "mend .env on the host; invoke disable-stacking works all the same"
         return Finding(name, False, short("; ".join(wrong)), remedy)
+    unjudged = case.checkup.get("unjudged")
+    if unjudged and said.get("next") != SHADOW:
+        remedy = "invoke logs shows what the service writes; invoke disable-stacking ends it"
+        return Finding(name, False, short(f"stacking decides, its guard {unjudged}"), remedy)
     if said.get("changing"):
         return Finding(name, None, "a flip or a deploy is under way; invoke status shows it")
     if said.get("running") is None:

@@ -1,6 +1,8 @@
 """The guard: runs on the host, by itself, after stacking was enabled; takes it back on FAIL.
 
-What it judges by is in starts.py. The standard library and macd/host alone: macd-host.pyz carries
+What it judges by is in starts.py, read by a process without rights (judging.py). Each look counts
+before it is had; after TRIES in a row that ended without a judgement stacking is taken back too: a
+guard that can't see is no guard. The standard library and macd/host alone: macd-host.pyz carries
 this file and what it imports.
 """
 
@@ -20,9 +22,11 @@ from macd.host import durable, flagfile, flags, ledger, record, telling, watchin
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
-from macd.shadow import gate, starts
+from macd.shadow import gate, judging
+from macd.shadow.judging import CannotJudgeError, Judgement
 
 WHO = "guard"
+TRIES = watching.TRIES
 BUSY, OFF, TROUBLE = "busy", "off", "trouble"
 _AGAIN_S = 30.0
 _ENDS = {
@@ -63,29 +67,86 @@ def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
             return _over(layout, order, watching.FAILED, ours, now)
         gone = f"{order['release']} with stacking is not live any more"
         return _over(layout, order, "ended", gone, now)
-    decision, document = starts.judge(Path(layout.live), order, now)
+    if order.get("tries", 0) >= TRIES:
+        return _give_up(layout, order, now)
+    order, is_counted = _counted(layout, order)
+    try:
+        judged, why = judging.judge(Path(layout.live), order, now), ""
+    except CannotJudgeError as error:
+        judged, why = None, str(error)
     if watching.order_of(layout) != order:
         return BUSY  # another watch was ordered meanwhile
-    rates = {one.name: [one.successes, one.trials] for one in decision.criteria}
-    fields = {"release": order["release"], "verdict": decision.verdict, "rates": rates}
+    if judged is None:
+        return _unjudged(layout, order, why, now, is_counted=is_counted)
+    return _judged(layout, {**order, **watching.NO_TRIES}, judged, now)
+
+
+def _judged(layout: Layout, order: dict[str, Any], judged: Judgement, now: datetime) -> str:
+    fields = {"release": order["release"], "verdict": judged.verdict, "rates": judged.rates}
     with contextlib.suppress(HostError, OSError):  # on a full disk stacking is taken back as well
-        save(watching.report_path(layout, now), document)
+        save(watching.report_path(layout, now), judged.document)
         watching.prune(layout, order)
         record.recorder(layout)("guard.judged", fields)
-    if decision.verdict == gate.FAIL:
-        reason = "; ".join(decision.reasons)[:2000]
-        ended = {"reason": reason, "ended": now.timestamp(), "next": now.timestamp()}
-        failing = {**order, "state": watching.FAILING, **ended}
-        with contextlib.suppress(OSError):
-            watching.keep(layout, failing)  # whatever kills us from here on, it stays failed
-        return _take_back(layout, failing, now)
+    if judged.verdict == gate.FAIL:
+        return _fail(layout, order, "; ".join(judged.reasons), now)
     if now.timestamp() >= order["until"]:
-        said = f"the last verdict is {decision.verdict}"
-        if decision.verdict != gate.PASS:
-            said = "; ".join((said, *decision.reasons))[:2000]
-        return _over(layout, order, "over", said, now, tell=decision.verdict != gate.PASS)
+        said = f"the last verdict is {judged.verdict}"
+        if judged.verdict != gate.PASS:
+            said = "; ".join((said, *judged.reasons))[:2000]
+        return _over(layout, order, "over", said, now, tell=judged.verdict != gate.PASS)
     watching.keep(layout, {**order, "next": now.timestamp() + order["every_s"]})
     return str(order["state"])
+
+
+def _fail(layout: Layout, order: dict[str, Any], reason: str, now: datetime) -> str:
+    ended = {"reason": reason[:2000], "ended": now.timestamp(), "next": now.timestamp()}
+    failing = {**order, "state": watching.FAILING, **ended}
+    with contextlib.suppress(OSError):
+        watching.keep(layout, failing)  # whatever kills us from here on, it stays failed
+    return _take_back(layout, failing, now)
+
+
+def _counted(layout: Layout, order: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The order with one more try, on record before the try: a kill leaves it counted.
+
+    False where the disk takes nothing: the logs are judged all the same.
+    """
+    why = watching.why_not_judged(order)
+    if order.get("open"):
+        _record_unjudged(layout, order, why)
+    counted = {**order, "tries": order.get("tries", 0) + 1, "open": True, "why": why}
+    try:
+        watching.keep(layout, counted)
+    except OSError:
+        return order, False
+    return counted, True
+
+
+def _unjudged(
+    layout: Layout, order: dict[str, Any], why: str, now: datetime, *, is_counted: bool
+) -> str:
+    """One look more without a judgement: the last one, or to be had again soon (HostError)."""
+    order = {**order, "open": False, "why": why}
+    with contextlib.suppress(OSError):
+        watching.keep(layout, order)
+    _record_unjudged(layout, order, why)
+    if order.get("tries", 0) >= TRIES or not is_counted:  # never again without a count
+        return _give_up(layout, order, now)
+    raise HostError(f"the guard could not judge, {order['tries']} of {TRIES}", why=why)
+
+
+def _record_unjudged(layout: Layout, order: dict[str, Any], why: str) -> None:
+    said = {"release": order["release"], "tries": order.get("tries", 0), "of": TRIES, "why": why}
+    with contextlib.suppress(HostError, OSError):
+        record.recorder(layout)("guard.unjudged", said)
+
+
+def _give_up(layout: Layout, order: dict[str, Any], now: datetime) -> str:
+    tries, why = order.get("tries", 0), watching.why_not_judged(order)
+    reason = f"the guard could not judge {tries} times in a row; the last time: {why}"
+    if tries < TRIES:
+        reason = f"the guard could neither judge ({why}) nor put that on record"
+    return _fail(layout, order, reason, now)
 
 
 def _disabled_here(layout: Layout, order: dict[str, Any], now: datetime) -> str:
@@ -97,9 +158,10 @@ def _disabled_here(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     disabled = last is not None and last["wanted"] == flagfile.SHADOW
     if last is not None and disabled and last["who"] != WHO:
         return ""
-    decision, _ = starts.judge(Path(layout.live), order, now)
-    if decision.verdict == gate.FAIL:
-        return "; ".join(decision.reasons)[:2000]
+    with contextlib.suppress(CannotJudgeError):
+        judged = judging.judge(Path(layout.live), order, now)
+        if judged.verdict == gate.FAIL:
+            return "; ".join(judged.reasons)[:2000]
     return "why could not be put on record" if disabled else ""
 
 

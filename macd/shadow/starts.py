@@ -20,6 +20,7 @@ from macd.shadow.continuity import step_ms
 from macd.shadow.gate import Decision, Findings, Rule
 from macd.shadow.parse import Bad, Line
 
+_MOST_BARS = 50_000  # of each start: bars of a minute for a month
 MOST = 6  # more starts find a break sooner but each needs more bars to be sure of it
 _SEVERE_NAMED = 5
 
@@ -55,7 +56,7 @@ def judge(live: Path, order: Mapping[str, Any], now: datetime) -> tuple[Decision
     alpha, rule = gate.ALPHA / len(plan), Rule(**order["rule"])
     end = round(now.timestamp() * 1000)
     begins = [round(at * 1000) for at in plan if at == plan[0] or at < now.timestamp()]
-    parts = [Analysis(Window(begin, end, order["release"])) for begin in begins]
+    parts = [Analysis(Window(begin, end, order["release"]), _MOST_BARS) for begin in begins]
     first = f"trades_{datetime.fromtimestamp(order['since'], UTC):%Y%m%d}.jsonl"
     sources = [one for one in reading.ordered(live) if one.name >= first] if live.is_dir() else []
     reading.analyse(sources, _Each(parts), workers=1)

@@ -52,6 +52,24 @@ class Groups:
         return [{"count": n, "example": text, "first": a, "last": b} for n, text, a, b in ordered]
 
 
+class Few:
+    """A set of texts that keeps a few: once it is full, every text counts as one of them."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._kept: set[str] = set()
+
+    def add(self, text: str) -> None:
+        if len(self._kept) < self._most:
+            self._kept.add(text)
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._kept or len(self._kept) >= self._most
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
 @dataclass(slots=True)
 class Model:
     """What one model answered: where it lies, how it is spread, and what was no answer."""
@@ -216,12 +234,12 @@ class Stuck:
     def __init__(self, bit: int) -> None:
         self.bit = bit
         self.value = math.nan
-        self.run: list[int | str] = []
+        self.run: list[int] = []
         self.length = 0
         self.changed = False
         self.total = 0
 
-    def add(self, p: float, key: int | str, bars: dict[int | str, int]) -> None:
+    def add(self, p: float, key: int, bars: dict[int, int]) -> None:
         if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
             self.changed = self.changed or self.length > 0
             self.value, self.run, self.length = p, [], 0
@@ -234,7 +252,7 @@ class Stuck:
             bars[one] &= ~self.bit
         self.run = []
 
-    def end(self, bars: dict[int | str, int]) -> None:
+    def end(self, bars: dict[int, int]) -> None:
         """A model that never said anything else is stuck, however few its answers."""
         if not self.changed and 1 < self.length < STUCK_RUN:
             self.total += len(self.run)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from macd.deploy.drift import about_stacking
+from macd.host import watching
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.remote.session import Session, open_session
@@ -52,6 +53,11 @@ class Seen:
     @property
     def over(self) -> bool:
         return self.state not in (WATCHING, FAILING)
+
+    @property
+    def unjudged(self) -> str:
+        """How often in a row the guard could not judge, and why; "" while it can."""
+        return watching.unjudged(dict(self.order) if self.order else None)
 
     @property
     def idle(self) -> bool:

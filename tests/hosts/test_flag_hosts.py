@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import random
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from macd.deploy import archive
 from macd.deploy.drift import about_stacking
+from macd.host import watching
 from macd.host.envfile import EnvFileError, readings, rewritten
 from macd.host.flagfile import FLAG
+from macd.host.layout import Layout
 from macd.host.signature import GATE_NAMESPACE
+from macd.journal import Journal
 from macd.release.signing import sign
 from macd.remote.session import Session, open_session
 from tests import signal_lines
+from tests.hosts import claim as claims
 from tests.hosts.fleet import Hosts
-from tests.hosts.trial import APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
+from tests.hosts.trial import ACCOUNT, APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
 from tests.unit.host.test_envfile import READ
 from tests.unit.release.releases import IDENTITY, make_key
 
 pytestmark = pytest.mark.hosts
 
 LOG = f"{APP}/data/live/trades_20260302.jsonl"
+GUARD = f"{NAME}-guard.service"
 RULE = {
     "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
     "min_bars": 20, "rule": "point",
@@ -313,3 +322,344 @@ def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> N
     trial.answers()
     assert flags(trial) == ("0", "0")
     assert "pending-flag.json" not in trial.on_prod("ls", f"{APP}/state")
+
+
+def unguarded(trial: Trial, gate: Path, lines: bytes) -> None:
+    """Stacking is live, `lines` are what the service wrote, and the next look is far away."""
+    trial.on_prod("sh", "-c", f"rm -f {APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl")
+    if flags(trial) != ("0", "0"):
+        assert flip(trial, gate, "0")["outcome"] == "set"
+    assert flip(trial, gate, "1", every_s=3000.0)["outcome"] == "set"
+    settled(trial)
+    with session_of(trial) as session:
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", lines)
+    trial.on_prod("sh", "-c", f"chown {ACCOUNT}: {APP}/data/live/trades_*")
+
+
+def settled(trial: Trial) -> None:
+    """The look that a host has after boot comes at once here; it is over."""
+    deadline = time.monotonic() + 60
+    while trial.on_prod("systemctl", "is-active", GUARD, check=False) != "inactive":
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+        time.sleep(0.2)
+
+
+def order(trial: Trial) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(trial.on_prod("cat", f"{APP}/state/guard.json"))
+    return told
+
+
+def written(trial: Trial, n: int, **components: Any) -> bytes:
+    """`n` lines since the flip, a millisecond apart."""
+    lines = signal_lines.lines(
+        n,
+        release=trial.live,
+        end=datetime.now(UTC),
+        every=timedelta(milliseconds=1),
+        **components,
+    )
+    return b"".join(map(signal_lines.encode, lines))
+
+
+def exposure(trial: Trial) -> float:
+    told = trial.on_prod("systemd-analyze", "security", "--no-pager", GUARD)
+    return float(told.rpartition("exposure level for")[2].split(":")[1].split()[0])
+
+
+def until_failed(trial: Trial) -> None:
+    deadline = time.monotonic() + 90
+    while order(trial)["state"] != "failed" or order(trial).get("untold", True):
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+        time.sleep(0.5)
+    trial.answers()
+
+
+def test_the_guards_unit_is_hardened_and_can_do_all_it_must(trial: Trial, gate: Path) -> None:
+    unguarded(trial, gate, b"")
+    unit = trial.on_prod("systemctl", "show", GUARD, "-p", "MemoryMax,TasksMax,NoNewPrivileges")
+    assert "MemoryMax=402653184" in unit
+    assert "TasksMax=32" in unit
+    assert "NoNewPrivileges=yes" in unit
+    with session_of(trial) as session:
+        data = written(trial, 90, ml_error="tft: broken")
+        session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
+    with taker(trial) as came:
+        trial.on_prod("systemctl", "start", GUARD)
+        until_failed(trial)
+        (message,) = came()
+    assert "ML coverage" in message["text"]
+    assert flags(trial) == ("0", "0")
+
+
+# Bars of as many series as there are lines, refused bars among them, and lines as long as can be.
+HOSTILE = """
+import json, sys
+from datetime import datetime, timedelta, timezone
+now = datetime.now(timezone.utc).isoformat()
+with open(sys.argv[1], "w") as file:
+    for n in range(60_000):
+        line = {{"timestamp": now, "seq": n + 1, "release": "{release}", "tf": "1h",
+                 "level": "SIGNAL" if n % 2 else "WARN", "symbol": f"{{n:0300}}",
+                 "bar_time": (datetime(2019, 1, 1, tzinfo=timezone.utc)
+                              + timedelta(hours=n)).isoformat(),
+                 "ml_bull_prob": 0.5, "ml_error": None, "ml_stacking_mode": "live",
+                 "ml_stacking_prob": 0.5, "ml_lstm_prob": 0.3 + n % 97 / 200,
+                 "ml_tft_prob": 0.3 + n % 89 / 200, "close": 1.0, "data": {{"event": "bad_bar"}}}}
+        if n % 2:
+            del line["data"]
+        file.write(json.dumps(line) + "\\n")
+    for n in range(30):
+        file.write(json.dumps([[]] * 260_000) + "\\n")
+"""
+
+
+def test_a_hostile_log_is_judged_within_the_units_memory(trial: Trial, gate: Path) -> None:
+    """No two lines alike, symbols of 300 characters, and lines of a megabyte."""
+    unguarded(trial, gate, b"")
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    trial.on_prod("python3", "-c", HOSTILE.format(release=trial.live), name)
+    trial.on_prod("chown", f"{ACCOUNT}:", name)
+    trial.on_prod("systemctl", "start", GUARD)
+    deadline, peak = time.monotonic() + 400, 0
+    while trial.on_prod("systemctl", "is-active", GUARD, check=False) == "active":
+        assert time.monotonic() < deadline
+        peak = max(peak, memory_of(trial))
+        time.sleep(0.2)
+    until_failed(trial)  # half of what it calls bars it refused
+    after = order(trial)
+    assert after["reason"].startswith("ML coverage")
+    assert after["tries"] == 0
+    newest = trial.on_prod("sh", "-c", f"ls {APP}/state/gate/guard-* | tail -1")
+    report = json.loads(trial.on_prod("cat", newest))
+    assert report["findings"]["lines"] == 60_030
+    # The test hosts' systemd has no memory controller: what that would count is added up here.
+    assert 0 < peak < 384 << 20, peak
+    assert flags(trial) == ("0", "0")
+
+
+def memory_of(trial: Trial) -> int:
+    """Bytes that all processes of the guard's unit hold, as the kernel counts them."""
+    script = (
+        "cd /sys/fs/cgroup/systemd 2>/dev/null || cd /sys/fs/cgroup; "
+        f"for pid in $(cat $(find . -path '*{GUARD}/cgroup.procs') 2>/dev/null); do "
+        "grep VmRSS /proc/$pid/status 2>/dev/null; done; true"
+    )
+    told = trial.on_prod("sh", "-c", script)
+    return sum(int(line.split()[1]) << 10 for line in told.splitlines())
+
+
+def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
+    trial: Trial, gate: Path
+) -> None:
+    """Killed as the kernel kills when memory is short: all of it, while it reads an endless log."""
+    unguarded(trial, gate, written(trial, 60))
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    trial.on_prod("truncate", "-s", "4T", name)
+    with taker(trial) as came:
+        trial.on_prod("systemctl", "start", GUARD)
+        for n in (1, 2, 3):
+            deadline = time.monotonic() + 90
+            while order(trial).get("tries") != n or not order(trial)["open"]:
+                assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+                time.sleep(0.2)
+            assert flags(trial) == ("1", "1")
+            trial.on_prod("systemctl", "kill", "-s", "KILL", GUARD)
+        until_failed(trial)
+        (message,) = came()
+    assert flags(trial) == ("0", "0")
+    assert message["event"] == "guard.failed"
+    assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
+    trial.on_prod("rm", name)
+
+
+def test_a_guard_that_runs_out_of_memory_takes_stacking_back(trial: Trial, gate: Path) -> None:
+    """The kernel's own killer, by a limit from outside: the test hosts' systemd can't set one."""
+    if not MEMORY_GROUPS.is_dir():
+        pytest.skip("this machine has no memory controller of cgroup v1")
+    unguarded(trial, gate, written(trial, 60))
+    name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+    long = "import sys; line = b'[' + b'[],' * 340_000 + b'[]]\\n'; "
+    trial.on_prod("python3", "-c", long + "open(sys.argv[1], 'ab').write(line * 200)", name)
+    with taker(trial) as came, limited(trial.hosts.prod.machine.name, 8 << 20) as kills:
+        trial.on_prod("systemctl", "start", "--no-block", GUARD)
+        deadline = time.monotonic() + 200
+        while order(trial)["state"] == "watching":  # afterwards it must not be hindered
+            assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+            kills()
+        until_failed(trial)
+        assert kills() >= 3
+        (message,) = came()
+    trial.answers()
+    assert flags(trial) == ("0", "0")
+    assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
+    trial.on_prod("rm", name)
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@contextmanager
+def limited(machine: str, limit: int) -> Iterator[Callable[[], int]]:
+    """Asked again and again, it puts the guard's processes that judge into a group with a limit.
+
+    It answers how many the kernel has killed there.
+    """
+    group = MEMORY_GROUPS / f"{machine}-guard"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(limit))
+    units = [parent / claims.CGROUPS / machine for parent in claims.cgroup_parents()]
+
+    def kills() -> int:
+        for place in (p for unit in units for p in unit.rglob(f"{GUARD}/cgroup.procs")):
+            with contextlib.suppress(OSError):
+                for pid in place.read_text().split()[1:]:  # the first is the guard itself
+                    (group / "cgroup.procs").write_text(pid)
+        told = (group / "memory.oom_control").read_text().split()
+        return int(told[told.index("oom_kill") + 1])
+
+    try:
+        yield kills
+    finally:
+        deadline = time.monotonic() + 30
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        group.rmdir()
+
+
+@contextmanager
+def taker(trial: Trial) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """A receiver on prod's loopback, to which the guard is to tell; what came to it so far."""
+    program = (
+        "import http.server\n"
+        "class Taker(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        data = self.rfile.read(int(self.headers['Content-Length']))\n"
+        "        open('/run/took', 'ab').write(data + b'\\n')\n"
+        "        self.send_response(204); self.end_headers()\n"
+        "http.server.HTTPServer(('127.0.0.1', 8765), Taker).serve_forever()\n"
+    )
+    trial.on_prod("sh", "-c", "rm -f /run/took; touch /run/took")
+    trial.on_prod("systemd-run", "--quiet", "--unit=taker", "python3", "-c", program)
+    notify = json.dumps({"url": "http://127.0.0.1:8765/hook"}).encode()
+    try:
+        with session_of(trial) as session:
+            session.write(f"{APP}/state/notify.json", notify, mode=0o600)
+        deadline = time.monotonic() + 30
+        probe = "import socket; socket.create_connection(('127.0.0.1', 8765))"
+        while "Error" in trial.on_prod("sh", "-c", f'python3 -c "{probe}" 2>&1', check=False):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield lambda: [json.loads(x) for x in trial.on_prod("cat", "/run/took").splitlines()]
+    finally:
+        trial.on_prod("rm", f"{APP}/state/notify.json", check=False)
+        trial.on_prod("systemctl", "stop", "taker", check=False)
+
+
+OLD_UNIT = f"""[Unit]
+Description=guard of {NAME}
+StartLimitIntervalSec=0
+[Service]
+Type=simple
+Restart=on-failure
+RestartSec=30
+ExecStart=/usr/bin/python3 -I -S {APP}/bin/macd-host.pyz guard --app {APP}
+"""
+
+
+def test_provision_renews_the_unit_of_a_watch_that_an_earlier_version_ordered(
+    trial: Trial, gate: Path
+) -> None:
+    unguarded(trial, gate, written(trial, 60))
+    path = f"/etc/systemd/system/{GUARD}"
+    new = trial.on_prod("cat", path)
+    old = {k: v for k, v in order(trial).items() if k not in ("tries", "open", "why")}
+    with session_of(trial) as session:
+        session.write(path, OLD_UNIT.encode())
+        session.write(f"{APP}/state/guard.json", json.dumps(old).encode())
+    trial.on_prod("systemctl", "daemon-reload")
+    assert exposure(trial) > 9
+    trial.on_prod("systemctl", "start", GUARD)  # the old unit carries the new program out
+    settled(trial)
+    assert order(trial)["tries"] == 0
+    for wanted in ([GUARD], []):
+        with trial.session() as session:
+            told = session.call(
+                "provision",
+                app=APP,
+                scope="system",
+                account=ACCOUNT,
+                directories=[],
+                files=[],
+                flags={},
+                units={},
+                enable=[],
+                who="tester",
+            )
+        assert [one["name"] for one in told["changes"]] == wanted
+    assert trial.on_prod("cat", path) == new
+    assert exposure(trial) < 3.5
+    trial.on_prod("systemctl", "start", GUARD)
+    settled(trial)
+    assert order(trial)["tries"] == 0
+    assert trial.on_prod("systemctl", "is-active", f"{NAME}-guard.timer") == "active"
+
+
+def test_a_service_that_tells_a_megabyte_of_itself_leaves_a_journal_that_goes_on(
+    trial: Trial, tmp_path: Path
+) -> None:
+    """Its answers come from a release: unwell, and with text of any length in every field."""
+    path = f"{APP}/state/journal.jsonl"
+    before = trial.on_prod("cat", path)
+    for size in (1 << 20, 60_000):
+        assert trial.deploy(trial.release("talks", extra=b"=%d" % size)) == "reverted"
+    assert trial.deploy(trial.release()) == "committed"
+    after = trial.on_prod("cat", path)
+    assert after.startswith(before)
+    assert max(map(len, after.splitlines())) < 64 << 10
+    copy = tmp_path / "journal.jsonl"
+    copy.write_text(after + "\n")
+    records = Journal(copy).records()
+    assert [r.kind for r in records].count("reverted") >= 2
+    assert "journal.damaged-set-aside" not in [r.kind for r in records]
+    assert all("\x1b" not in str(r.fields) for r in records)
+
+
+def test_a_users_systemd_takes_the_unit_and_the_guard_judges_there(hosts: Hosts) -> None:
+    """Scope user: what needs root or mounts is left out, the rest holds."""
+    h800, now = hosts.h800, datetime.now(UTC)
+    app, release = "/home/quant/guarded", signal_lines.RELEASE
+    watch = {
+        "state": "watching", "failed": {}, "release": release, "since": now.timestamp() - 60,
+        "until": now.timestamp() + 3600, "every_s": 3000.0, "next": now.timestamp(), "rule": RULE,
+        "service": {"unit": "guarded.service", "scope": "user"}, "health_s": 5.0, "reason": "",
+    }  # fmt: skip
+    units = watching._units(Layout(app), watch)
+    unit = units["guarded-guard.service"].replace(sys.executable, "/usr/bin/python3")
+    assert "ProtectSystem" not in unit
+    assert "SystemCallFilter" in unit
+    lines = signal_lines.lines(25, release=release, end=now, every=timedelta(milliseconds=1))
+    files = {
+        "bin/macd-host.pyz": archive.build(),
+        "state/guard.json": json.dumps(watch).encode(),
+        "state/gate/newest": b"{}",
+        ".env": b"ML_ENABLE_STACKING=1\n",
+        f"data/live/trades_{now:%Y%m%d}.jsonl": b"".join(map(signal_lines.encode, lines)),
+        "../.config/systemd/user/guarded-guard.service": unit.encode(),
+    }
+    assert h800.ssh("loginctl enable-linger quant", user="root").returncode == 0
+    for name, data in files.items():
+        path = f"{app}/{name}"
+        script = f"mkdir -p $(dirname {path}) && base64 -d > {path}"
+        assert h800.ssh(script, input=base64.b64encode(data).decode()).returncode == 0
+    assert h800.ssh(f"ln -sfn releases/{release} {app}/current").returncode == 0
+    systemctl = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user"
+    told = h800.ssh(f"{systemctl} daemon-reload && {systemctl} start guarded-guard")
+    assert told.returncode == 0, told.stderr
+    deadline = time.monotonic() + 60
+    while h800.ssh(f"{systemctl} is-active guarded-guard").stdout.strip() == "active":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert h800.ssh(f"{systemctl} show -p Result --value guarded-guard").stdout == "success\n"
+    after = json.loads(h800.ssh(f"cat {app}/state/guard.json").stdout)
+    assert (after["state"], after["tries"]) == ("watching", 0)
+    assert after["next"] > watch["next"]

@@ -514,6 +514,25 @@ def test_at_boot_only_the_file_is_put_right(host: Place) -> None:
     assert host.facts()["flag_change"] is None
 
 
+def test_whose_report_counts_is_the_hosts_word_and_not_the_clients(host: Place) -> None:
+    """Another whom allowed_signers knows for gate reports, of another environment say."""
+    signers = host.app / "state/allowed_signers"
+    before = signers.read_text()
+    public = make_key(host.top, "other").with_suffix(".pub").read_text().strip()
+    signers.write_text(f'{before}other@example.com namespaces="{GATE_NAMESPACE}" {public}\n')
+    good, key = report(host), host.top / "other"
+    try:
+        with pytest.raises(RefusedError, match="gate reports of that signer") as refused:
+            flip(host, "1", good, key=key, identity="other@example.com")
+        assert f"those of {IDENTITY}" in refused.value.why
+        with pytest.raises(RefusedError, match="does not take the gate report"):
+            flip(host, "1", good, key=key)
+        assert flags_now(host) == ("0", "0")
+        assert flip(host, "1", good)["outcome"] == "set"
+    finally:
+        signers.write_text(before)
+
+
 def test_nothing_live_is_refused() -> None:
     with place() as empty, pytest.raises(MacdError, match="no release is live"):
         flip(empty, "0")

@@ -23,7 +23,7 @@ import pytest
 
 from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
-from macd.host import envfile
+from macd.host import envfile, watching
 from macd.host.signature import GATE_NAMESPACE
 from tests import signal_lines
 from tests.deployment import UNIT, Place, place
@@ -468,3 +468,120 @@ def test_what_people_disabled_ends_the_watch(host: Place, *, full: bool) -> None
         assert flip(host, "0")["outcome"] == "set"
     assert flags_now(host) == ("0", "0")
     assert looked(host) == ("failed" if full else "ended")
+
+
+def message_on(host: Place, url: str) -> None:
+    (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
+
+
+def crowd(host: Place) -> None:
+    """More files than anybody reads."""
+    for n in range(10_001):
+        (host.app / "data/live" / f"x{n}").touch()
+
+
+def good_and_unguarded(host: Place) -> None:
+    bad_and_unguarded(host)
+    (host.app / "data/live" / f"trades_{datetime.now(UTC):%Y%m%d}.jsonl").unlink()
+    write(host, 60)
+
+
+def test_a_guard_killed_before_any_change_has_counted_or_judged(host: Place) -> None:
+    good_and_unguarded(host)
+    for n in range(1, 20):
+        before, reports = host.state("guard.json"), len(status(host)["reports"])
+        how = looked(host, n)
+        after = host.state("guard.json")
+        counted = after.get("tries", 0) == before.get("tries", 0) + 1
+        judged = len(status(host)["reports"]) > reports
+        # Before the first change of all nothing was read either.
+        assert counted or judged or (n == 1 and after == before), f"killed before change {n}"
+        if how != "killed":
+            break
+        assert looked(host) == "watching"  # one judgement, and the count begins anew
+        assert host.state("guard.json")["tries"] == 0
+    assert n > 3
+    assert flags_now(host) == ("1", "1")
+
+
+def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(host: Place) -> None:
+    old = report(host)
+    good_and_unguarded(host)
+    with listening(200) as (url, came):
+        message_on(host, url)
+        for n in (1, 2, 3):
+            assert looked(host, 2) == "killed"  # it has counted, and judges
+            assert host.state("guard.json")["tries"] == n
+            assert flags_now(host) == ("1", "1")
+        assert looked(host) == "failed"
+    assert flags_now(host) == ("0", "0")
+    (message,) = came
+    assert message["event"] == "guard.failed"
+    assert "could not judge 3 times in a row; the last time: it was killed" in message["text"]
+    told = kinds(host)
+    assert told.count("guard.unjudged") == 2  # the third is the reason
+    assert told[-3:] == ["flag.set", "guard.failed", "guard.notified"]
+    with pytest.raises(RefusedError, match="older than the guard's"):
+        flip(host, "1", old, guard=TERMS)
+
+
+def test_logs_nobody_can_judge_take_stacking_back_and_say_so_before(host: Place) -> None:
+    good_and_unguarded(host)
+    crowd(host)
+    with listening(200) as (url, came):
+        message_on(host, url)
+        for n in (1, 2):
+            assert look_fails(host)
+            order = host.state("guard.json")
+            said = f"could not judge, {n} of 3: ValueError: more than 10000 files in data/live"
+            assert watching.unjudged(order) == said
+            assert flags_now(host) == ("1", "1")
+        assert looked(host) == "failed"
+    assert flags_now(host) == ("0", "0")
+    assert "more than 10000 files" in came[0]["reason"]
+    assert kinds(host).count("guard.unjudged") == 3
+
+
+def look_fails(host: Place) -> bool:
+    """The program that provision puts there, once: systemd looks again after exit 1."""
+    done = subprocess.run(
+        [sys.executable, str(host.app / "bin/macd-host.pyz"), "guard", "--app", host.app],
+        env=host.environment,
+        check=False,
+    )
+    return done.returncode == 1
+
+
+def test_one_judgement_in_between_begins_the_count_anew(host: Place) -> None:
+    good_and_unguarded(host)
+    for _ in range(2):
+        assert looked(host, 2) == "killed"
+    assert looked(host) == "watching"
+    for _ in range(2):
+        assert looked(host, 2) == "killed"
+    assert looked(host) == "watching"
+    assert flags_now(host) == ("1", "1")
+
+
+def test_an_order_of_an_earlier_version_is_carried_out(host: Place) -> None:
+    good_and_unguarded(host)
+    order = host.state("guard.json")
+    old = {k: v for k, v in order.items() if k not in watching.NO_TRIES}
+    (host.app / "state/guard.json").write_text(json.dumps(old))
+    assert looked(host) == "watching"
+    assert len(status(host)["reports"]) == 1
+    assert host.state("guard.json")["tries"] == 0
+
+
+def test_on_a_disk_that_takes_no_count_the_first_look_without_a_judgement_is_the_last(
+    host: Place,
+) -> None:
+    good_and_unguarded(host)
+    assert on_a_full_disk(host, LOOK, str(host.app)) == 1  # judged; what was said is lost
+    assert flags_now(host) == ("1", "1")
+    crowd(host)
+    with listening(200) as (url, came):
+        message_on(host, url)
+        assert on_a_full_disk(host, LOOK, str(host.app)) == 1
+    assert flags_now(host) == ("0", "0")
+    assert "could neither judge" in came[0]["text"]

@@ -30,7 +30,7 @@ def end(c, kind="done", json=False):
     if kind == "interrupt":
         raise KeyboardInterrupt
     if kind in ERRORS:
-        why = "a reason\\nin two lines"
+        why = "a reason\\nin two \x1b[31mlines\x1b[0m"
         raise ERRORS[kind]("it broke", why=why, live="release A serves", hint="invoke status")
     emit({"ok": True}) if json else print("fine")
 

@@ -65,6 +65,7 @@ def well(tmp_path: Path) -> Case:
         "check": {"code": 0, "said": '{"ok": true}'},
         "log": "",
         "disk": {"free": 20 << 30, "total": 40 << 30, "inodes": 10**6},
+        "unjudged": "",
     }
     return Case(
         found=found,
@@ -145,6 +146,16 @@ def test_a_host_that_is_well(well: Case) -> None:
             "/etc/x.env sets ML_ENABLE_STACKING=1; only .env may",
             "take it out there",
             {"stacking": {**STACKING, "beside": [{"where": "/etc/x.env", "value": "1"}]}},
+        ),
+        (
+            "flag",
+            "its guard could not judge, 2 of 3: no answer",
+            "invoke disable-stacking",
+            {
+                "unjudged": "could not judge, 2 of 3: no answer",
+                "flag_in_file": "1",
+                "process_flags": {"ML_ENABLE_STACKING": "1"},
+            },
         ),
         (
             "dependencies",
