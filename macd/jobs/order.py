@@ -75,6 +75,8 @@ def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, An
         "seed": train.seed,
         "engine": train.engine,
         "min_move": train.min_move,
+        "limits": dict(train.limits),
+        "accept": [one.as_json() for one in train.accept],
         "stages": list(train.stages),
         "criteria": {
             name: {"threshold": one.threshold, "level": one.level}

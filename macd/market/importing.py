@@ -119,6 +119,17 @@ def between(found: Imported, since: datetime | None, until: datetime | None) -> 
     return dataclasses.replace(found, bars=bars, notes=found.notes + note)
 
 
+def scaled(found: Imported, factor: float) -> Imported:
+    """Prices times `factor`, volume divided by it: bars of an old denomination in the new unit."""
+    if factor == 1:
+        return found
+    bars = found.bars.with_columns(
+        pl.col("open", "high", "low", "close") * factor, pl.col("volume") / factor
+    )
+    note = f"prices times {factor:g}, volume divided by it (--factor)"
+    return dataclasses.replace(found, bars=bars, notes=(*found.notes, note))
+
+
 def closed(found: Imported, now: datetime) -> Imported:
     """Without a last bar that is still open (said in the notes); bars of the future are refused."""
     stamp = pl.col("timestamp")

@@ -53,6 +53,7 @@ def render(
         "created": f"{created:%Y-%m-%d %H:%M} UTC",
         "expires": f"{expires:%Y-%m-%d %H:%M} UTC",
         "rows": _rows(details),
+        "checked": _checked(details),
         "missed": [one for one in details["criteria"] if not one["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),
         "baseline": _NAMES["volatility"],
@@ -73,6 +74,21 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
             n = figures["val"]["n"]
             rows.append((name, f"{head}{star}", *aucs, "–" if n is None else f"{n:,}"))
     return rows
+
+
+def _checked(details: Mapping[str, Any]) -> list[str]:
+    """What the checks of the bars were told to let pass, a sentence each."""
+    told = details.get("bars_checked") or {}
+    limits = ", ".join(f"{name} {value:g}" for name, value in told.get("limits", {}).items())
+    lines = [f"bars checked with other limits than the usual ones: {limits}"] if limits else []
+    for one in told.get("accepted", []):
+        time = one["from"] or "the whole file"
+        more = f" and {one['count'] - 1:,} more to {one['to']}" if one["count"] > 1 else ""
+        lines.append(
+            f"accepted by a person: {one['symbol']} {one['check']} at {time}{more} "
+            f"({one['detail']}); reason given: {one['reason']}"
+        )
+    return lines
 
 
 def _bars_ahead(item: tuple[str, Any]) -> int:

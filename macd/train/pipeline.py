@@ -14,6 +14,8 @@ from typing import Any
 import polars as pl
 
 from macd.errors import MacdError, RefusedError
+from macd.market.accepted import counted, record
+from macd.market.findings import Limits
 from macd.train import artefacts, dataset, leak_audit, oof, stages, summary
 from macd.train.cache import Cache, Entry, code_digest, library_versions
 from macd.train.criteria import Outcome, evaluate
@@ -95,8 +97,8 @@ def _prepare(settings: Settings, events: Events) -> Training:
         now = datetime.fromtimestamp(events.clock(), UTC)
         findings = verify(settings, now, settings.out / "verify.json")
         bars = dataset.read(settings)
-        warned = f", {len(findings)} warnings (verify.json)" if findings else ""
-        told = f"{bars.symbol} {len(bars.main):,} bars, no errors{warned}"
+        seen = f"{counted(findings)} (verify.json)" if findings else ""
+        told = f"{bars.symbol} {len(bars.main):,} bars, no errors{seen}"
         events.emit("note", stage="verify", note=told)
         (settings.out / "data_digest").write_text(bars.digest() + "\n")
     with stage(events, spent, "features"):
@@ -111,6 +113,7 @@ def _prepare(settings: Settings, events: Events) -> Training:
         events=events,
         meter=Meter(events.clock),
         spent=spent,
+        checked=record(findings, Limits().changed(settings.limits)),
     )
 
 
@@ -264,6 +267,7 @@ def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dic
             "complete": s.mode == "all"
             or artefacts.missing(s.out, artefacts.expected("all", s.stages, s.tf)) == [],
             "data_digest": training.bars.digest(),
+            "bars_checked": training.checked,
             "seconds": seconds,
             "peak_mb": peak_mb(),
             **facts,
