@@ -237,15 +237,14 @@ def verify(
     symbols = [symbol_name(name) for name in symbol.split(",") if name.strip()]
     symbols = symbols or _trained(settings, directory, tf, given=bool(data))
     frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
+    usual = {str(name): value for name, value in settings.train.limits.items()}
     agreed = _accepted(settings, accept or [])
     found = check_all(
         frames,
         main=symbols[0],
         tf=tf,
         now=_time("now", now) or datetime.now(UTC),
-        limits=Limits()
-        .changed({str(k): v for k, v in settings.train.limits.items()})
-        .changed(limits),
+        limits=Limits().changed(usual).changed(limits),
     )
     found = judged(found, agreed)
     absent = [one for one in unused(found, agreed) if one.symbol in frames]

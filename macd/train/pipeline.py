@@ -16,7 +16,7 @@ import polars as pl
 from macd.errors import MacdError, RefusedError
 from macd.market.accepted import counted, record
 from macd.market.findings import Limits
-from macd.train import artefacts, dataset, leak_audit, oof, stages, summary
+from macd.train import artefacts, dataset, leak_audit, moves, oof, stacking, stages, summary
 from macd.train.cache import Cache, Entry, code_digest, library_versions
 from macd.train.criteria import Outcome, evaluate
 from macd.train.evaluate import figures
@@ -59,9 +59,10 @@ def run(
 
 def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) -> dict[str, Any]:
     started = events.clock()
-    training = _prepare(settings, events)
     mode = settings.mode
     wanted = settings.stages if mode == "all" else (mode,)
+    stacked = stacking.min_samples(environment) if "stacking" in wanted else 0
+    training = _prepare(settings, events, stacked)
     if mode == "verify":
         return _finish(training, started, {})
     entries: dict[str, list[Entry]] = {}
@@ -91,7 +92,7 @@ def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) 
     return _finish(training, started, _short(metrics, outcomes))
 
 
-def _prepare(settings: Settings, events: Events) -> Training:
+def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
     spent: dict[str, dict[str, float]] = {}
     with stage(events, spent, "verify"):
         now = datetime.fromtimestamp(events.clock(), UTC)
@@ -104,6 +105,7 @@ def _prepare(settings: Settings, events: Events) -> Training:
     with stage(events, spent, "features"):
         data = dataset.build(bars, settings.min_move)
         plan = dataset.plan(data, settings)
+        moves.require(data, plan, settings.min_move, stacking=stacked)
     return Training(
         settings=settings,
         bars=bars,

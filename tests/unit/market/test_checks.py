@@ -48,8 +48,8 @@ def test_every_defect_of_the_contract_has_a_file() -> None:
     named = set(re.findall(r"# expect: \w+ (\S+)", "".join(p.read_text() for p in CASES.iterdir())))
     assert named == {
         "denomination", "duplicate", "empty", "frozen", "future", "gap", "high-below", "jump",
-        "local-time", "low-above", "misaligned", "missing", "nan", "negative-volume", "non-positive", "spike",
-        "unfinished", "unsorted", "zero-volume",
+        "local-time", "low-above", "misaligned", "missing", "nan", "negative-volume",
+        "non-positive", "spike", "unfinished", "unsorted", "zero-volume",
     }  # fmt: skip
 
 
