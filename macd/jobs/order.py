@@ -128,7 +128,7 @@ def make(
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found = [top / "__init__.py", top / "errors.py"]
+    found = [top / "__init__.py", top / "errors.py", top / "heads.py"]
     for room in _ROOMS:
         found += sorted((top / room).rglob("*.py"))
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from macd.errors import MacdError, RefusedError
+from macd.heads import shown
 from macd.market.accepted import counted, record
 from macd.market.findings import Limits
 from macd.train import artefacts, dataset, leak_audit, moves, oof, stacking, stages, summary
@@ -215,14 +216,14 @@ def _criteria(
         head = models["lstm"][best["lstm"]]
         val, test = head["val"]["value"], head["test"]["value"]
         values["lstm_val_auc"] = val
-        details["lstm_val_auc"] = f"at {best['lstm']}"
+        details["lstm_val_auc"] = f"at {shown(best['lstm'], s.tf)}"
         if val is not None and test is not None:
             values["test_val_gap"] = abs(test - val)
             details["test_val_gap"] = f"test {test:.3f}, validation {val:.3f}"
     if "stacking" in models:
         head = models["stacking"][best["stacking"]]
         values["stacking_oof_auc"] = head["val"]["value"]
-        details["stacking_oof_auc"] = f"at {best['stacking']}"
+        details["stacking_oof_auc"] = f"at {shown(best['stacking'], s.tf)}"
         values["n_oof"] = head["val_all"]["n"]
         details["n_oof"] = (
             f"bars judged by a meta-model that had not seen them; {head['val']['n']:,} of them "
