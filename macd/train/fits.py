@@ -90,7 +90,7 @@ class Task:
         return min(rows, getattr(loop, "rows_per_epoch", 0) or rows)
 
 
-def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...], tf: str) -> FitData:
+def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -> FitData:
     """What the model may see: bars to the last training row, labels of its rows, nothing else."""
     used = task.rows if task.stop is None else np.union1d(task.rows, task.stop)
     end = int(used.max()) + 1
