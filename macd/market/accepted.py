@@ -170,17 +170,18 @@ def way_out(findings: Sequence[Finding]) -> str:
         text = ",".join(f"{name}={value:g}" for name, value in limits.items())
         lines += ["or allow as much for all bars:", f"  --limits {text}"]
     lines.append("in an inventory, which data.verify and train both read:")
-    yaml = ", ".join(f"{name}: {value}" for name, value in _quoted(accept[0]).items())
-    lines.append(f"  train: {{accept: [{{{yaml}}}]}}")
+    entries = ", ".join(_yaml(one) for one in accept[:_LISTED])
+    lines.append(f"  train: {{accept: [{entries}]}}")
     if limits:
         text = ", ".join(f"{name}: {value:g}" for name, value in limits.items())
         lines.append(f"  train: {{limits: {{{text}}}}}")
     return "\n".join(lines)
 
 
-def _quoted(one: Accepted) -> dict[str, str]:
+def _yaml(one: Accepted) -> str:
     values = one.as_json()
-    return values | {name: f'"{values[name]}"' for name in ("from", "to") if name in values}
+    values |= {name: f'"{values[name]}"' for name in ("from", "to") if name in values}
+    return "{" + ", ".join(f"{name}: {value}" for name, value in values.items()) + "}"
 
 
 def _parts(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from macd.errors import MacdError, UsageError
 from macd.market.bars import read_bars, write_bars
+from macd.report import training as report
 from macd.train import dataset, moves, pipeline
 from macd.train.settings import settings_from
 from tests.unit.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
@@ -89,6 +90,7 @@ def test_what_a_person_accepts_is_on_record_in_the_run(tmp_path: Path) -> None:
     accepted = done["bars_checked"]["accepted"]
     assert {a["check"] for a in accepted} == {"spike", "gap", "missing"}
     assert {a["reason"] for a in accepted} == {"as everywhere"}
+    assert "accepted: as everywhere" in report.write(tmp_path / "out").read_text()
     (limits,) = re.findall(r"--limits (\S+)", told)
     done = run(settings_for(tmp_path, bars, mode="verify", limits=limits))
     assert done["bars_checked"]["limits"]["gap_error"] == 33
