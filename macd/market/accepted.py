@@ -167,13 +167,13 @@ def way_out(findings: Sequence[Finding]) -> str:
     if len(accept) > _LISTED:
         lines.append(f"  and {len(accept) - _LISTED} more, one for each kind and symbol")
     if limits:
-        text = ",".join(f"{name}={value:g}" for name, value in limits.items())
+        text = ",".join(f"{name}={value}" for name, value in limits.items())
         lines += ["or allow as much for all bars:", f"  --limits {text}"]
     lines.append("in an inventory, which data.verify and train both read:")
     entries = ", ".join(_yaml(one) for one in accept[:_LISTED])
     lines.append(f"  train: {{accept: [{entries}]}}")
     if limits:
-        text = ", ".join(f"{name}: {value:g}" for name, value in limits.items())
+        text = ", ".join(f"{name}: {value}" for name, value in limits.items())
         lines.append(f"  train: {{limits: {{{text}}}}}")
     return "\n".join(lines)
 

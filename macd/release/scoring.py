@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.errors import MacdError
-from macd.heads import GUIDE, HORIZONS, head_names, is_head
+from macd.heads import GUIDE, HORIZONS, bars_ahead, head_names, is_head
 from macd.release.stacking import StackingModel
 
 Floats = npt.NDArray[np.float32]
@@ -227,7 +227,7 @@ def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
     """As the model's own meta names them: models of other timeframes were named in hours once."""
     told = meta.get("heads")
     known = told if isinstance(told, list) and all(map(is_head, told)) else []
-    return tuple(known) if len(known) == len(HORIZONS) else head_names(tf)
+    return tuple(known) if tuple(map(bars_ahead, known)) == HORIZONS else head_names(tf)
 
 
 def _load_lgbm(directory: Path, tf: str, heads: tuple[str, ...]) -> Predict:
