@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,21 +10,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
+    from macd.market.accepted import Accepted
     from macd.market.findings import Finding
 
+_MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of one kind; --all shows every one
 
 
 def tell(
-    frames: Mapping[str, pl.DataFrame], found: list[Finding], *, heading: str, every: bool
+    frames: Mapping[str, pl.DataFrame],
+    found: list[Finding],
+    absent: list[Accepted],
+    *,
+    directory: Path,
+    tf: str,
+    every: bool,
 ) -> None:
-    """What was found about each asset, then the sum of it and what to do."""
+    """What was found about each asset, then the sum of it and what to do.
+
+    absent: what was accepted beforehand and isn't there.
+    """
     from macd.market.bars import digest
 
+    where = short(directory)
     for symbol, rows in frames.items():
-        print(f"{symbol} {heading}: {span(rows)}, digest {digest(rows)[:12]}")
+        print(f"{symbol} {tf} in {where}: {span(rows)}, digest {digest(rows)[:12]}")
         _show([finding for finding in found if finding.symbol == symbol], every=every)
-    _judge(found)
+    for one in absent:
+        print(f"  ! accepted, and not found in these bars: {one}")
+    _judge(found, f"--data {shlex.quote(where)} --tf {tf}")
 
 
 def span(rows: pl.DataFrame) -> str:
@@ -53,22 +68,28 @@ def _show(found: list[Finding], *, every: bool) -> None:
         kinds.setdefault((finding.level, finding.check), []).append(finding)
     for (level, check), several in sorted(kinds.items()):
         for finding in several if every else several[:SHOWN]:
-            print(f"  {'✗' if level == 'error' else '!'} {finding}")
+            print(f"  {_MARKS[level]} {finding}")
         if not every and len(several) > SHOWN:
             print(f"    and {len(several) - SHOWN:,} more {check}; --all shows them")
 
 
-def _judge(found: list[Finding]) -> None:
+def _judge(found: list[Finding], bars: str) -> None:
+    from macd.market.accepted import way_out
     from macd.market.findings import remedy
 
-    errors = sum(finding.level == "error" for finding in found)
-    warnings = len(found) - errors
+    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
+    accepted = len(found) - errors - warnings
     told = f"{warnings} warning{'s' * (warnings != 1)}"
+    told += f", {accepted:,} accepted" if accepted else ""
     if not errors:
         print(f"✓ no errors, {told}" + (": odd, but markets do such things" if warnings else ""))
         return
     print(f"✗ {errors:,} error{'s' * (errors != 1)}, {told}; nothing was changed")
-    for check in sorted({finding.check for finding in found if finding.level == "error"}):
-        print(
-            f"  {check}: {remedy(check) or 'look at the row; correct or cut the file, import it'}"
-        )
+    wrong = [finding for finding in found if finding.level == "error"]
+    for check in sorted({finding.check for finding in wrong}):
+        several = [finding for finding in wrong if finding.check == check]
+        own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
+        general = remedy(check) or "look at the row; correct or cut the file, import it"
+        print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
+    for line in way_out(wrong).splitlines():
+        print(f"  {line}")

@@ -14,6 +14,7 @@ from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
+    from macd.market.accepted import Accepted
 
 _COMMON = {
     "symbol": "the market, as BTCUSD or BTC/USD",
@@ -31,14 +32,15 @@ _DATA = {"data": "directory of canonical files (default: data/bars)"}
     help=_COMMON
     | _DATA
     | {
-        "file": "CSV (also .gz, .zip) or parquet",
-        "columns": 'which is which, as "time=Date,open=Open"; by number if nameless',
+        "file": "CSV (also .gz, .zip), JSON, parquet or feather",
+        "columns": 'which is which, as "time=Date+Clock,open=Open"; by number if nameless',
         "timezone": "where the file's clock hung, if not UTC: +02:00, or America/New_York",
         "time-is": "open or close: what a bar's time means in the file",
         "dates": "dmy or mdy, where 03/04/2020 could be either",
         "decimal": "the sign before decimals, . or , where 1,234 could be either",
         "since": "only bars from this time on (UTC)",
         "until": "only bars that open before this time (UTC)",
+        "factor": "multiply prices by this, and divide volume: bars of an old denomination",
         "overwrite": "these bars take the place of all that are there, instead of joining them",
     },
 )
@@ -55,15 +57,16 @@ def import_(
     decimal: str = "",
     since: str = "",
     until: str = "",
+    factor: float = 1.0,
     replace: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Read CSV or parquet bars into the canonical form; asks where it can't tell."""
+    """Read bars from a file into the canonical form; asks where it can't tell."""
     from macd.market.bars import bars_path, digest, read_bars, write_bars
     from macd.market.columns import parse_mapping
-    from macd.market.importing import Answers, between, closed, merge, read_file
+    from macd.market.importing import Answers, between, closed, merge, read_file, scaled
 
     answers = Answers(
         symbol=symbol,
@@ -75,7 +78,7 @@ def import_(
         decimal=_one_of("decimal", decimal, "", ".", ","),
     )
     found = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
-    found = closed(found, datetime.now(UTC))
+    found = closed(scaled(found, _factor(factor)), datetime.now(UTC))
     path = bars_path(_directory(data), found.symbol, found.tf)
     there = read_bars(path) if path.exists() and not overwrite else None
     merged = merge(there, found.bars, replace=replace)
@@ -191,12 +194,16 @@ def fetch(
 
 @verb(
     name="verify",
+    iterable=["accept"],
     help={
         "symbol": "one or more, BTCUSD,ETHUSD: the first is set against the others "
         "(default: those of the inventory's training)",
         "tf": "timeframe (default: the inventory's)",
         "data": "directory of canonical files (default: the inventory's train.data_dir)",
-        "limits": "other thresholds, as frozen_warn=12,spike_z=20; a wrong name lists them all",
+        "limits": "other thresholds, as frozen_warn=12,spike_z=20, over the inventory's "
+        "train.limits; a wrong name lists them all",
+        "accept": "a finding you know to be the market itself, beside the inventory's "
+        "train.accept: check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY; may be repeated",
         "now": "the time taken for now (UTC), for files that are to be judged as of then",
         "all": f"show every finding, not the first {SHOWN} of a kind",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
@@ -209,6 +216,7 @@ def verify(
     tf: str = "",
     data: str = "",
     limits: str = "",
+    accept: list[str] | None = None,
     now: str = "",
     all: bool = False,
     inventory: str = "",
@@ -219,6 +227,7 @@ def verify(
     Repairs nothing.
     """
     from macd.inventory import load
+    from macd.market.accepted import judged, unused
     from macd.market.bars import bars_path, digest, read_rows, symbol_name
     from macd.market.checks import Limits, check_all
 
@@ -228,21 +237,27 @@ def verify(
     symbols = [symbol_name(name) for name in symbol.split(",") if name.strip()]
     symbols = symbols or _trained(settings, directory, tf, given=bool(data))
     frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
+    usual = {str(name): value for name, value in settings.train.limits.items()}
+    agreed = _accepted(settings, accept or [])
     found = check_all(
         frames,
         main=symbols[0],
         tf=tf,
         now=_time("now", now) or datetime.now(UTC),
-        limits=Limits().changed(limits),
+        limits=Limits().changed(usual).changed(limits),
     )
-    errors = sum(finding.level == "error" for finding in found)
+    found = judged(found, agreed)
+    absent = [one for one in unused(found, agreed) if one.symbol in frames]
+    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
     if json:
         emit(
             {
                 "data": str(directory),
                 "tf": tf,
                 "errors": errors,
-                "warnings": len(found) - errors,
+                "warnings": warnings,
+                "accepted": len(found) - errors - warnings,
+                "accepted_and_not_there": [one.as_json() for one in absent],
                 "symbols": {
                     name: {"bars": rows.height, "digest": digest(rows)}
                     for name, rows in frames.items()
@@ -251,8 +266,19 @@ def verify(
             }
         )
     else:
-        tell(frames, found, heading=f"{tf} in {short(directory)}", every=all)
+        tell(frames, found, absent, directory=directory, tf=tf, every=all)
     return ExitCode.FAILED if errors else None
+
+
+def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
+    """What the inventory accepts, and what was typed beside it."""
+    from macd.market.accepted import EXAMPLE, parse
+
+    try:
+        given = [one.as_json() for one in settings.train.accept]
+        return [parse(one) for one in (*given, *typed)]
+    except ValueError as error:
+        raise UsageError("--accept is not understood", why=str(error), hint=EXAMPLE) from error
 
 
 def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
@@ -290,6 +316,12 @@ def _time(option: str, text: str) -> datetime | None:
             f"--{option} {text!r} is not a time", hint=f"--{option} 2024-01-31, or 2024-01-31T13:00"
         ) from error
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _factor(factor: float) -> float:
+    if not 1e-12 <= factor <= 1e12:
+        raise UsageError(f"--factor {factor:g} is no factor of prices", hint="--factor 1000")
+    return factor
 
 
 def _one_of(option: str, value: str, *known: str) -> str:

@@ -209,11 +209,9 @@ def _told(label: str, value: Any) -> list[str]:
 
 
 def _figures(family: str, by_head: Mapping[str, Any]) -> str:
+    from macd.heads import in_order
     from macd.release.card import auc
 
     measured = {head: one["val"] for head, one in by_head.items() if one.get("val")}
-    heads = [
-        f"{head} {auc(val)}"
-        for head, val in sorted(measured.items(), key=lambda item: int(item[0].rstrip("hmd")))
-    ]
+    heads = [f"{head} {auc(measured[head])}" for head in in_order(measured)]
     return f"{family:<10} val AUC  {'  '.join(heads)}"

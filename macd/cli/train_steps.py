@@ -35,7 +35,7 @@ def check(
     s = order.settings
     if not json:
         print(f"{s.symbol} {s.tf}, profile {s.profile}, seed {s.seed}, on {contact.host.name}")
-    checks = preflight.check_data(bars, s.tf, datetime.now(UTC))
+    checks = preflight.check_data(bars, s, datetime.now(UTC))
     if any(check.level == "error" for check in checks):
         if not json:
             show_checks(checks)

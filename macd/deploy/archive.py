@@ -31,6 +31,7 @@ def build() -> bytes:
     files = {"__main__.py": _MAIN, "macd/__init__.py": "", "macd/host/__init__.py": ""}
     for name, text in with_imports(["__main__", "watching", "telling", "untrusted"]).items():
         files[f"macd/host/{name}.py"] = text
+    files["macd/heads.py"] = resources.files("macd").joinpath("heads.py").read_text("utf-8")
     shadow = resources.files("macd").joinpath("shadow")
     files["macd/shadow/__init__.py"] = ""
     for name in _GUARD:

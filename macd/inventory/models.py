@@ -5,6 +5,7 @@ Each field is documented by a comment in inventory/production.example.yml, which
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,37 @@ CriterionName = Literal[
     "leak_audit",
 ]
 
+
+# The thresholds and findings of data.verify, which this room may not ask; a test holds them equal.
+LimitName = Literal[
+    "gap_error",
+    "missing_error",
+    "zero_volume_warn",
+    "zero_volume_error",
+    "frozen_warn",
+    "frozen_error",
+    "spike_z",
+    "spike_min",
+    "spike_error",
+    "wick_min",
+    "jump",
+    "jump_error",
+    "overlap_warn",
+    "overlap_error",
+    "overlap_bars",
+]
+FindingName = Literal[
+    "gap",
+    "missing",
+    "zero-volume",
+    "frozen",
+    "spike",
+    "jump",
+    "denomination",
+    "overlap",
+    "shifted",
+    "local-time",
+]
 
 _GUIDE: dict[str, float] = {
     "lstm_val_auc": 0.57,  # best head, validation AUC, at least
@@ -131,6 +163,23 @@ class Criterion(_Model):
     level: Literal["block", "warn"] = "block"
 
 
+class AcceptedFinding(_Model):
+    """Findings about bars that a person knows to be the market itself, and why."""
+
+    check: FindingName
+    symbol: Symbol
+    since: date | datetime | None = Field(default=None, alias="from")
+    until: date | datetime | None = Field(default=None, alias="to")
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+    def as_json(self) -> dict[str, str]:
+        """As training settings write it."""
+        return {
+            name: value if isinstance(value, str) else value.isoformat()
+            for name, value in self.model_dump(by_alias=True, exclude_none=True).items()
+        }
+
+
 class TrainSettings(_Model):
     """What is trained, from which bars, in which stages, and what counts as success."""
 
@@ -144,6 +193,8 @@ class TrainSettings(_Model):
     require_gpu: bool = True
     min_free_gb: Annotated[float, Field(ge=0)] = 20
     min_move: Annotated[float, Field(ge=0, lt=1)] = 0.003
+    limits: dict[LimitName, Annotated[float, Field(ge=0, lt=1e9)]] = {}
+    accept: tuple[AcceptedFinding, ...] = ()
     stages: tuple[Stage, ...] = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
     criteria: dict[CriterionName, Criterion] = Field(default={}, validate_default=True)
 

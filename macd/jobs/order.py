@@ -75,6 +75,8 @@ def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, An
         "seed": train.seed,
         "engine": train.engine,
         "min_move": train.min_move,
+        "limits": dict(train.limits),
+        "accept": [one.as_json() for one in train.accept],
         "stages": list(train.stages),
         "criteria": {
             name: {"threshold": one.threshold, "level": one.level}
@@ -126,7 +128,7 @@ def make(
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found = [top / "__init__.py", top / "errors.py"]
+    found = [top / "__init__.py", top / "errors.py", top / "heads.py"]
     for room in _ROOMS:
         found += sorted((top / room).rglob("*.py"))
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from macd.inventory import TrainSettings
+from macd.market.accepted import counted, judged
 from macd.market.bars import read_rows
-from macd.market.checks import check_all
+from macd.market.checks import Limits, check_all
 from macd.remote.facts import Clock, Facts
 from macd.remote.pending import Finished
 from macd.remote.session import Session
+from macd.train.settings import Settings
 
 _SHOWN = 3
 _CLOCK_S = 5.0
@@ -66,14 +68,15 @@ class Check:
     hint: str = ""
 
 
-def check_data(data: Mapping[str, Path], tf: str, now: datetime) -> list[Check]:
+def check_data(data: Mapping[str, Path], settings: Settings, now: datetime) -> list[Check]:
     """The bars that would travel. The first symbol is the one trained on.
 
     Raises MacdError for a file that is not there or holds no bars.
     """
     frames = {symbol: read_rows(path) for symbol, path in data.items()}
     main = next(iter(frames))
-    found = check_all(frames, main=main, tf=tf, now=now)
+    tf, limits = settings.tf, Limits().changed(settings.limits)
+    found = judged(check_all(frames, main=main, tf=tf, now=now, limits=limits), settings.accept)
     checks = []
     for symbol, rows in frames.items():
         mine = [f for f in found if f.symbol == symbol]
@@ -84,8 +87,7 @@ def check_data(data: Mapping[str, Path], tf: str, now: datetime) -> list[Check]:
             hint = f"invoke data.verify --symbol {symbol} --tf {tf} --data {data[symbol].parent}"
             checks.append(Check("data", "error", f"{told}: {len(errors)} errors\n{worst}", hint))
         else:
-            warned = f", {len(mine)} warnings" if mine else ""
-            checks.append(Check("data", "ok", told + warned))
+            checks.append(Check("data", "ok", told + counted(mine)))
     return checks
 
 

@@ -48,7 +48,7 @@ def symbol_name(symbol: str) -> str:
     name = re.sub(r"[/\-_ ]", "", symbol.partition(":")[0]).upper()
     if not re.fullmatch(r"[A-Z0-9.]{1,30}", name) or not name.strip("."):
         raise UsageError(
-            f"symbol {symbol!r} is not understood",
+            f"symbol {symbol[:60]!r} is not understood",
             why="a symbol is made of letters and digits, with or without / between the two assets",
             hint="--symbol BTCUSD",
         )

@@ -6,6 +6,7 @@ that is not the market; a `warn` is odd but happens in real markets, and a perso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +23,7 @@ __all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
 
 _PRICES = COLUMNS[1:5]
 _SCALE_BARS = 168  # a week of hourly bars around a bar tells how restless the market was
+_NEAR_TEN = 0.3  # log distance from a power of ten, since the market moves in that bar as well
 _MAX_SHIFT = 14  # hours; the farthest time zone is +14:00
 Values = npt.NDArray[np.float64]
 
@@ -98,8 +100,17 @@ class _Series:
         ):  # impossible prices are named elsewhere
             self.logs = dict(zip(_PRICES, np.log(values[:, :4]).T, strict=True))
 
-    def finding(self, check: str, level: Level, at: int, detail: str) -> Finding:
-        return Finding(check, level, int(self.rows[at]), moment(self.stamps[at]), detail)
+    def finding(
+        self,
+        check: str,
+        level: Level,
+        at: int,
+        detail: str,
+        allow: tuple[str, float] | None = None,
+        remedy: str = "",
+    ) -> Finding:
+        row, time = int(self.rows[at]), moment(self.stamps[at])
+        return Finding(check, level, row, time, detail, allow=allow, remedy=remedy)
 
 
 def _repeats(stamps: npt.NDArray[np.int64], values: Values) -> Mask:
@@ -135,14 +146,15 @@ def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
         if (length := stop - start) >= limits.zero_volume_warn:
             level: Level = "error" if length >= limits.zero_volume_error else "warn"
             detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
-            yield series.finding("zero-volume", level, start, detail)
+            allow = ("zero_volume_error", length + 1)
+            yield series.finding("zero-volume", level, start, detail, allow)
     for start, stop in runs(np.diff(series.close) == 0):
         if (length := stop - start + 1) >= limits.frozen_warn:
             level = "error" if length >= limits.frozen_error else "warn"
             detail = (
                 f"close {series.close[start]:.10g} for {length:,} bars, to {_clock(series, stop)}"
             )
-            yield series.finding("frozen", level, start, detail)
+            yield series.finding("frozen", level, start, detail, ("frozen_error", length + 1))
 
 
 def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:
@@ -164,14 +176,51 @@ def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:
         size = float(out[at])
         level: Level = "error" if abs(size) > limits.spike_error else "warn"
         detail = f"close {np.expm1(size):+.1%} and back in the next bar"
-        yield series.finding("spike", level, int(at) + 1, detail)
+        yield series.finding("spike", level, int(at) + 1, detail, _size("spike_error", size))
     near = np.zeros(len(close), dtype=np.bool_)
     near[1:-1] = spiked
     jumped = np.abs(moves) > limits.jump
     for at in np.flatnonzero(jumped & ~near[1:] & ~near[:-1]) + 1:
-        detail = f"close {np.expm1(moves[at - 1]):+.1%} in one bar, and it stays"
-        yield series.finding("jump", "warn", int(at), detail)
+        yield _jump(series, int(at), float(moves[at - 1]), limits)
     yield from _wicks(series, np.concatenate((scale[:1], scale)), limits)
+
+
+def _jump(series: _Series, at: int, move: float, limits: Limits) -> Finding:
+    """A change that stays. No market does five times in a bar; a new unit does."""
+    if abs(move) <= limits.jump_error:
+        return series.finding(
+            "jump", "warn", at, f"close {np.expm1(move):+.1%} in one bar, and it stays"
+        )
+    factor = 10.0 ** round(float(np.clip(move / np.log(10), -300, 300)))
+    tenfold = abs(move - np.log(factor)) < _NEAR_TEN
+    shown = f"times {np.exp(move):.4g}" if move > 0 else f"to one {np.exp(-move):.4g}th"
+    guess = f"a new denomination, by {factor:g}?" if tenfold else "another unit, or another asset?"
+    return series.finding(
+        "denomination",
+        "error",
+        at,
+        f"close {shown} in one bar, and it stays: {guess}",
+        _size("jump_error", move),
+        _one_unit(f"{moment(series.stamps[at]):%Y-%m-%dT%H:%M}", factor if tenfold else 0.0),
+    )
+
+
+def _one_unit(time: str, factor: float) -> str:
+    """The commands that leave bars of one unit: the newer ones, or all after converting."""
+    again = "invoke data.import ORIGINAL-FILE {bars}"
+    newer = f"the newer bars alone: {again} --overwrite --since {time}"
+    if not factor:
+        return newer
+    return (
+        f"{newer}\nor all, the older ones in the new unit: "
+        f"{again} --overwrite --until {time} --factor {factor:g}\n"
+        f"  and then: {again} --since {time}"
+    )
+
+
+def _size(limit: str, move: float) -> tuple[str, float] | None:
+    """The limit that lets a log return of this size pass, rounded up so that it can be typed."""
+    return (limit, math.ceil(100 * abs(move)) / 100) if math.isfinite(move) else None
 
 
 def _wicks(series: _Series, scale: Values, limits: Limits) -> Iterator[Finding]:
@@ -185,7 +234,8 @@ def _wicks(series: _Series, scale: Values, limits: Limits) -> Iterator[Finding]:
             share = np.expm1(reach[at]) if name == "high" else -np.expm1(-reach[at])
             level: Level = "error" if reach[at] > limits.spike_error else "warn"
             detail = f"{name} {share:.1%} beyond the prices around it"
-            yield series.finding("spike", level, int(at), detail)
+            allow = _size("spike_error", float(reach[at]))
+            yield series.finding("spike", level, int(at), detail, allow)
 
 
 def _scale(moves: Values) -> Values:
@@ -217,6 +267,7 @@ def _overlap(
         f"{symbol} has {shared:,} of {main}'s {base.height:,} bars ({share:.1%}); it runs from "
         f"{other['timestamp'][0]:%Y-%m-%d %H:%M} to {other['timestamp'][-1]:%Y-%m-%d %H:%M}"
     )
+    # Two limits draw this line, and one can't be allowed for both: so it is accepted, or mended.
     yield Finding("overlap", "error" if wrong else "warn", -1, None, detail, symbol)
 
 

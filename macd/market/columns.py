@@ -51,6 +51,8 @@ _BINANCE = _words(
     "open_time open high low close volume close_time quote_volume count taker_buy_volume "
     "taker_buy_quote_volume ignore"
 )
+_DATE = r"(19|20)[0-9]{6}|[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}"
+_TIME_OF_DAY = r"[0-9]{1,2}:[0-9]{2}.*|[0-9]{4}|[0-9]{6}"
 _SHOWN = {"time": "Date", **{role: role.capitalize() for role in COLUMNS[1:]}}
 
 
@@ -94,7 +96,10 @@ def map_columns(
     closes: the times are those of bar closes.
     """
     names = _shape_names(table) if not table.header else {}
-    found = {role: _given(table, role, name) for role, name in given.items()}
+    found = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
+    clock = ""
+    if "time" in given:
+        found["time"], clock = _given_time(table, given["time"])
     known = {_plain(names.get(column, column)): column for column in table.frame.columns}
     for role in (*PRICES, "symbol"):
         if role not in found and (match := _first(known, _NAMES[role])):
@@ -112,7 +117,7 @@ def map_columns(
         )
     return Mapped(
         time=found["time"],
-        clock="" if "time" in given else _clock(table, known, found["time"]),
+        clock=clock if "time" in given else _clock(table, known, found["time"]),
         prices={role: found[role] for role in PRICES},
         volume=found["volume"],
         symbol=found.get("symbol", ""),
@@ -121,7 +126,7 @@ def map_columns(
 
 def _plain(name: str) -> str:
     plain = re.sub(r"[^a-z0-9\u4e00-\u9fff]", "", name.casefold())
-    return re.sub(r"^\d+[ab]?(?=open|high|low|close|volume)", "", plain)
+    return re.sub(r"^[0-9]+[ab]?(?=open|high|low|close|volume)", "", plain)
 
 
 def _first(known: Mapping[str, str], wanted: tuple[str, ...]) -> str:
@@ -136,6 +141,21 @@ def _given(table: Table, role: str, name: str) -> str:
     raise table.unclear(
         f"there is no column {name!r} for {role}", example=f'--columns "{role}={columns[0]}"'
     )
+
+
+def _given_time(table: Table, name: str) -> tuple[str, str]:
+    """The column of the time, and that of the clock where the user named two: time=Date+Time."""
+    columns = {column.casefold() for column in table.frame.columns}
+    if "+" not in name or name.casefold() in columns:
+        return _given(table, "time", name), ""
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) != 2 or not all(parts):
+        raise table.unclear(
+            f"time={name} is not understood",
+            why="the time is one column, or two columns: the date and the clock",
+            example=f'--columns "time={"+".join(table.frame.columns[:2])}"',
+        )
+    return _given(table, "time", parts[0]), _given(table, "time", parts[1])
 
 
 def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
@@ -157,13 +177,20 @@ def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
 
 
 def _clock(table: Table, known: Mapping[str, str], time: str) -> str:
-    """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader)."""
+    """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader, Stooq)."""
     date, clock = known.get("date", ""), known.get("time", "")
-    if not (date and clock) or time != date:
-        return ""
-    cells = table.frame.select(date, clock).head(1)
-    apart = cells.height and re.fullmatch(r"[\d./-]{8,10}", str(cells[0, 0]))
-    return clock if apart and re.match(r"\d{1,2}:\d{2}", str(cells[0, 1])) else ""
+    apart = date and clock and time == date and _date_and_clock(table, date, clock)
+    return clock if apart else ""
+
+
+def _date_and_clock(table: Table, date: str, clock: str) -> bool:
+    """Whether these two columns are a date without a time of day, and a time of day."""
+    cells = table.frame.select(pl.col(date, clock).cast(pl.String, strict=False)).head(1)
+    return bool(
+        cells.height
+        and re.fullmatch(_DATE, str(cells[0, 0]))
+        and re.fullmatch(_TIME_OF_DAY, str(cells[0, 1]))
+    )
 
 
 def _volume(table: Table, known: Mapping[str, str], symbol: str) -> str:
@@ -194,14 +221,18 @@ def _shape_names(table: Table) -> dict[str, str]:
     """Names for a headerless file whose shape says what it is, by its column numbers."""
     frame = table.frame
     width = frame.width
-    if width not in (6, 7, 12) or frame.is_empty():
+    apart = width in (7, 8) and _date_and_clock(table, "1", "2")
+    if frame.is_empty() or (width not in (6, 7, 12) and not apart):
         return {}
     names = (*_BINANCE[:6], "trades") if width == 7 else _BINANCE[:width]
+    if apart:  # MetaTrader 4, Stooq
+        names = ("date", "time", *COLUMNS[1:], "openint")[:width]
     cells = frame.select(
         pl.col(str(at)).cast(pl.Float64, strict=False).alias(name)
         for at, name in enumerate(names[:7], start=1)
+        if not (apart and at <= 2)
     )
-    if width < 12 and cells["open_time"].null_count() == cells.height:
+    if not apart and width < 12 and cells["open_time"].null_count() == cells.height:
         cells = cells.drop("open_time")  # written as text; read later
     if any(cells.null_count().row(0)):
         return {}
@@ -209,7 +240,7 @@ def _shape_names(table: Table) -> dict[str, str]:
     fits = (pl.col("high") >= body[0]) & (pl.col("low") <= body[1])
     if width == 12:
         fits &= pl.col("close_time") > pl.col("open_time")
-    if width == 7:
+    if width == 7 and not apart:
         fits &= pl.col("trades") == pl.col("trades").floor()
     if not cells.select(fits.all()).item():
         return {}
@@ -221,6 +252,9 @@ def _example(missing: list[str]) -> str:
 
 
 def _by_place(table: Table) -> str:
-    places = [str(min(at, table.frame.width)) for at in range(1, 7)]
+    apart = table.frame.width > 6 and _date_and_clock(table, "1", "2")
+    first = 3 if apart else 2
+    places = ["1+2" if apart else "1"]
+    places += [str(min(at, table.frame.width)) for at in range(first, first + 5)]
     pairs = zip(("time", *COLUMNS[1:]), places, strict=True)
     return '--columns "' + ",".join(f"{role}={place}" for role, place in pairs) + '"'

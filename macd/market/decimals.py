@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from macd.market.table import Table
+from macd.market.table import Table, shortened
 
-_PLAIN = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
+_PLAIN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
 _NOTHING = ("", "nan", "null", "none", "na", "n/a", "-")
 
 
@@ -24,7 +24,7 @@ def read_numbers(table: Table, columns: Mapping[str, str], *, decimal: str = "")
     for role in typed:
         if not frame.schema[role].is_numeric():
             raise table.unclear(
-                f"column {columns[role]} holds {frame.schema[role]}, not numbers",
+                f"column {columns[role]} holds {shortened(str(frame.schema[role]))}, not numbers",
                 example=f'--columns "{role}=COLUMN"',
             )
     text = frame.drop(typed).with_columns(pl.all().str.replace_all(r"[$€£¥\s\u00a0']", ""))
@@ -53,7 +53,7 @@ def _comma_decimals(table: Table, text: pl.DataFrame) -> bool:
     if cells.str.contains(r"\..*,").any() or not cells.str.contains(_THOUSANDS).all():
         return True  # 1.234,50; or a comma that can't part thousands, as in 8051,5 and 0,123
     raise table.unclear(
-        f"is {cells[0]} a thousand and more, or a number with three decimals?",
+        f"is {shortened(cells[0])} a thousand and more, or a number with three decimals?",
         why="every comma in the file stands before exactly three digits",
         example="--decimal .    (or --decimal ,)",
     )
@@ -69,11 +69,13 @@ def _multiplied(name: str) -> pl.Expr:
 
 def _refuse_words(table: Table, text: pl.DataFrame, columns: Mapping[str, str]) -> None:
     for role in text.columns:
-        wrong = ~text[role].str.contains(_PLAIN).fill_null(value=True)
+        plain = text[role].str.contains(_PLAIN)
+        finite = text[role].cast(pl.Float64, strict=False).is_finite()
+        wrong = ~(plain & finite).fill_null(text[role].is_null())
         if wrong.any():
             row = int(wrong.arg_true()[0])
             raise table.unclear(
-                f"{table.where(row)}: {table.frame[columns[role]][row]!r} in column "
+                f"{table.where(row)}: {table.cell(columns[role], row)!r} in column "
                 f"{columns[role]} is not a number",
                 why=f"the row: {table.sample(row)}",
                 example=f'--columns "{role}=COLUMN"',

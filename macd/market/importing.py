@@ -19,7 +19,7 @@ from macd.errors import RefusedError, UsageError
 from macd.market.bars import COLUMNS, canonical, step_ms, symbol_name
 from macd.market.columns import map_columns
 from macd.market.decimals import read_numbers
-from macd.market.table import Table, read_table
+from macd.market.table import BROKEN, Table, first_line, read_table
 from macd.market.times import read_times
 
 TIMEFRAMES = tuple("1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w".split())  # noqa: SIM905
@@ -64,8 +64,18 @@ class Merged:
 
 
 def read_file(path: Path, answers: Answers | None = None) -> Imported:
-    """Read a CSV or parquet file of bars; UsageError asks what the file doesn't tell."""
-    answers = answers or Answers()
+    """Read a file of bars; UsageError asks what the file doesn't tell."""
+    try:
+        return _read_file(path, answers or Answers())
+    except (*BROKEN, OverflowError, RecursionError) as error:  # a cell that no check foresaw
+        raise UsageError(
+            f"{path}: this file can't be made sense of",
+            why=first_line(error)[:500],
+            hint="open it, and keep only the lines and columns of the bars; then import it again",
+        ) from error
+
+
+def _read_file(path: Path, answers: Answers) -> Imported:
     table = read_table(path)
     if table.frame.is_empty():
         raise UsageError(
@@ -107,6 +117,17 @@ def between(found: Imported, since: datetime | None, until: datetime | None) -> 
         )
     note = (f"{cut:,} bars outside --since and --until: left out",) if cut else ()
     return dataclasses.replace(found, bars=bars, notes=found.notes + note)
+
+
+def scaled(found: Imported, factor: float) -> Imported:
+    """Prices times `factor`, volume divided by it: bars of an old denomination in the new unit."""
+    if factor == 1:
+        return found
+    bars = found.bars.with_columns(
+        pl.col("open", "high", "low", "close") * factor, pl.col("volume") / factor
+    )
+    note = f"prices times {factor:g}, volume divided by it (--factor)"
+    return dataclasses.replace(found, bars=bars, notes=(*found.notes, note))
 
 
 def closed(found: Imported, now: datetime) -> Imported:

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.errors import UsageError
+from macd.heads import HORIZONS
 
-HORIZONS = (5, 12, 24)
+__all__ = ["HORIZONS", "direction", "forward_returns"]
 
 Array = npt.NDArray[np.float64]
 

@@ -1,7 +1,8 @@
 """Get rows and columns out of a file somebody else wrote, before anybody says what they mean.
 
 Knows text (comma, semicolon, tab or bar between the cells; comment lines; any of the usual
-encodings; plain, .gz or .zip as exchanges publish them) and parquet. Doesn't interpret a value.
+encodings; plain, .gz or .zip as exchanges publish them), JSON, parquet and feather. Doesn't
+interpret a value.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ import csv
 import gzip
 import io
 import re
+import struct
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from macd.errors import MacdError, UsageError
+from macd.market.jsonrows import looks_json, rows_of
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LOOK = 200  # lines looked at to find delimiter and header
-_NUMBER = re.compile(r'^"?[+-]?[$€£¥]?\d[\d.,:/ TZ+-]*([eE][+-]?\d+)?"?$')
+_NUMBER = re.compile(r'^"?[+-]?[$€£¥]?[0-9][0-9.,:/ TZ+-]*([eE][+-]?[0-9]+)?"?$')
+_SHOWN_COLUMNS, _SHOWN_CHARACTERS = 20, 60  # of a file in a message
+# What polars raises on bytes it can't make sense of; a panic is no Exception of Python's.
+BROKEN = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,19 @@ class Table:
 
     def sample(self, row: int = 0) -> str:
         """One row as `name=value, ...`, for messages."""
-        cells = self.frame.row(row) if self.frame.height > row else ()
-        return ", ".join(
-            f"{name}={value}" for name, value in zip(self.frame.columns, cells, strict=False)
-        )
+        return _listed([f"{name}={self.cell(name, row)}" for name in self.frame.columns])
+
+    def cell(self, name: str, row: int) -> str:
+        """One cell for a message; empty where there is none."""
+        try:
+            value = self.frame[name][row] if self.frame.height > row else ""
+        except (
+            *BROKEN,
+            ValueError,
+            OverflowError,
+        ):  # a date in the year 300,000 is none of Python's
+            return "?"
+        return shortened(str(value))
 
     def where(self, row: int) -> str:
         """How a person finds this row again."""
@@ -46,13 +62,17 @@ class Table:
 
     def unclear(self, what: str, *, why: str = "", example: str = "") -> UsageError:
         """The question to ask when a file isn't understood: what is there, and how to answer."""
-        shown = f"columns: {', '.join(self.frame.columns)}\nfirst row: {self.sample()}"
+        shown = f"columns: {_listed(self.frame.columns)}\nfirst row: {self.sample()}"
         command = f"invoke data.import {self.path}"
         return UsageError(
             what,
             why=f"{why}\n{shown}" if why else shown,
             hint=f"{command} {example}" if example else command,
         )
+
+
+# What zipfile raises on a password, on a way to pack that it doesn't know, on nonsense in a header.
+_UNZIPPABLE = (RuntimeError, NotImplementedError, ValueError, UnicodeError, struct.error)
 
 
 def read_table(path: Path) -> Table:
@@ -65,21 +85,61 @@ def read_table(path: Path) -> Table:
             why=error.strerror or str(error),
             hint="invoke data.import FILE, where FILE is CSV or parquet",
         ) from error
+    raw = _unpack(path, raw)
     if raw[:4] == b"PAR1":
-        return _parquet(path, raw)
-    return _text(path, _decode(path, _unpack(path, raw)))
+        return _columnar(path, raw, "parquet", pl.read_parquet)
+    if raw[:6] == b"ARROW1":
+        return _columnar(path, raw, "feather", pl.read_ipc)
+    text = _decode(path, raw)
+    return _json(path, text) if looks_json(text) else _text(path, text)
 
 
-def _parquet(path: Path, raw: bytes) -> Table:
+def _columnar(
+    path: Path, raw: bytes, kind: str, read: Callable[[io.BytesIO], pl.DataFrame]
+) -> Table:
     try:
-        frame = pl.read_parquet(io.BytesIO(raw))
-    except pl.exceptions.PolarsError as error:
+        frame = read(io.BytesIO(raw))
+    except (*BROKEN, OSError) as error:
         raise MacdError(
-            f"{path} is a damaged parquet file",
-            why=str(error).splitlines()[0],
+            f"{path} is a damaged {kind} file",
+            why=first_line(error),
             hint="get the file again from where it came",
         ) from error
     return Table(path, frame, header=True, lines=())
+
+
+def _json(path: Path, text: str) -> Table:
+    try:
+        names, rows = rows_of(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is JSON, and not a list of bars",
+            why=str(error),
+            hint="JSON must look like [[time, open, high, low, close, volume], ...]; anything "
+            "else: save it as CSV or parquet, then invoke data.import FILE",
+        ) from error
+    width = len(names or rows[0])
+    columns = names or [str(at) for at in range(1, width + 1)]
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String()), orient="row")
+    frame = frame.with_columns(pl.all().str.strip_chars())
+    return Table(path, frame, header=bool(names), lines=())
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, as far as a person reads it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names or cells for a message: not all of a thousand columns, and no cell of a page."""
+    more = len(names) - _SHOWN_COLUMNS
+    listed = ", ".join(shortened(name) for name in names[:_SHOWN_COLUMNS])
+    return listed + (f", and {more:,} more" if more > 0 else "")
+
+
+def shortened(text: str) -> str:
+    """A cell or a name as a message shows it."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _unpack(path: Path, raw: bytes) -> bytes:
@@ -88,7 +148,12 @@ def _unpack(path: Path, raw: bytes) -> bytes:
             return gzip.decompress(raw)
         if raw[:4] == b"PK\x03\x04":
             with zipfile.ZipFile(io.BytesIO(raw)) as packed:
-                names = [name for name in packed.namelist() if not name.endswith("/")]
+                names = [name for name in packed.namelist() if not _carried_along(name)]
+                if "xl/workbook.xml" in names:
+                    raise UsageError(
+                        f"{path} is an Excel workbook",
+                        hint="in Excel: save as CSV UTF-8, then invoke data.import THAT-FILE",
+                    )
                 if len(names) == 1:
                     return packed.read(names[0])
             raise UsageError(
@@ -96,16 +161,23 @@ def _unpack(path: Path, raw: bytes) -> bytes:
                 why=", ".join(names[:10]),
                 hint="unzip it and import them one by one; bars of one market are put together",
             )
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, *_UNZIPPABLE) as error:
         raise MacdError(
-            f"{path} is a damaged archive", why=str(error), hint="get the file again"
+            f"{path} is a damaged archive, or one with a password",
+            why=first_line(error),
+            hint="get the file again, or unpack it and import what was in it",
         ) from error
     return raw
 
 
+def _carried_along(name: str) -> bool:
+    """Folders, and what macOS and exchanges put beside the file itself."""
+    return name.endswith(("/", ".CHECKSUM")) or name.startswith("__MACOSX/")
+
+
 def _decode(path: Path, raw: bytes) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return raw.decode("utf-16")
+        return raw.decode("utf-16", "replace")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -131,8 +203,8 @@ def _text(path: Path, text: str) -> Table:
     if header and len(set(names)) != width:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UsageError(
-            f"{path} has two columns named {', '.join(twice)}",
-            why=f"header: {lines[first]}",
+            f"{path} has two columns named {_listed(twice)}",
+            why=f"header: {_listed(head)}",
             hint="give every column its own name in the first line, and import again",
         )
     kept = [at for at in range(start, len(lines)) if lines[at].strip() and lines[at][0] != "#"]
@@ -147,11 +219,11 @@ def _text(path: Path, text: str) -> Table:
         )
     except pl.exceptions.NoDataError:
         frame = pl.DataFrame(schema=dict.fromkeys(names if header else numbered, pl.String()))
-    except pl.exceptions.PolarsError as error:
+    except BROKEN as error:
         raise UsageError(
             f"{path}: not every line has the same number of cells",
-            why=str(error).splitlines()[0],
-            hint=f"the lines should have {width} cells, as line {first + 1}: {lines[first]}",
+            why=first_line(error)[:500],
+            hint=f"the lines should have {width} cells, as line {first + 1}: {_listed(head)}",
         ) from error
     frame = frame.with_columns(pl.all().str.strip_chars())
     return Table(path, frame, header=header, lines=[at + 1 for at in kept])
@@ -168,12 +240,12 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:
         if width >= 5 and (best is None or (widths.count(width), width) > best[:2]):
             best = (widths.count(width), width, delimiter, 0)
     if best is None:
-        start = "\n".join(lines[:3]) or "nothing"
+        start = "\n".join(_listed([line]) for line in lines[:3]) or "nothing"
         raise UsageError(
             f"{path} doesn't look like bars",
             why="there must be at least a time, open, high, low, close and volume on each line, "
             f"with , ; tab or | between them; it begins with:\n{start}",
-            hint="invoke data.import FILE, where FILE is CSV or parquet",
+            hint="invoke data.import FILE, where FILE is CSV, JSON, parquet or feather",
         )
     _, width, delimiter, _ = best
     for at, line in enumerate(lines):
@@ -183,4 +255,7 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:  # a cell longer than csv takes: nobody's number
+        return [line]

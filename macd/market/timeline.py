@@ -5,6 +5,7 @@ Pure: takes epoch milliseconds in file order, the step and the time now; gives f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -86,6 +87,7 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
             int(order[at + 1]),
             moment(in_time[at + 1]),
             f"{count:,} bar{'s' * (count > 1)} missing after {moment(in_time[at]):%Y-%m-%d %H:%M}",
+            allow=("gap_error", count),
         )
     expected = int(slots[-1] - slots[0]) + 1
     absent = int(missing[missing > 0].sum())
@@ -97,6 +99,7 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
             None,
             f"{absent:,} of {expected:,} bars ({absent / expected:.1%}) are missing between the "
             "first and the last: is the timeframe right?",
+            allow=("missing_error", math.ceil(1000 * absent / expected) / 1000),
         )
 
 

@@ -12,25 +12,26 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from macd.market.table import Table
+from macd.market.table import Table, shortened
 
 _EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100, in milliseconds
+_FIRST = -2_208_988_800_000  # 1900: times that are written out may be older than exchanges
 # Upper bounds of each unit: 1e11 seconds is the year 5138, 1e11 milliseconds is 1973.
 _EPOCHS = ((1e11, 1_000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (float("inf"), 1, 1_000_000))
 
-_NUMBER = r"^\d+(\.\d*)?([eE]\+?\d+)?$"
+_NUMBER = r"^[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?$"
 _CLOCK = (
-    r"(?:[T ,;_-]+(?P<h>\d{1,2})(?::?(?P<min>\d{2}))?(?::?(?P<s>\d{2}))?"
-    r"(?:[.,](?P<f>\d{1,9}))?(?:[ -]?(?P<ap>[AaPp])\.?[Mm]\.?)?)?"
-    r"\s*(?P<z>Z|z|UTC|GMT|utc|[+-]\d{2}:?\d{2}|[+-]\d{2})?$"
+    r"(?:[T ,;_-]+(?P<h>[0-9]{1,2})(?::?(?P<min>[0-9]{2}))?(?::?(?P<s>[0-9]{2}))?"
+    r"(?:[.,](?P<f>[0-9]{1,9}))?(?:[ -]?(?P<ap>[AaPp])\.?[Mm]\.?)?)?"
+    r"\s*(?P<z>Z|z|UTC|GMT|utc|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2})?$"
 )
 _SHAPES = {
-    "ymd": r"^(?P<y>\d{4})[-/.](?P<m>\d{1,2})[-/.](?P<d>\d{1,2})" + _CLOCK,
-    "xxy": r"^(?P<a>\d{1,2})[-/.](?P<b>\d{1,2})[-/.](?P<y>\d{4})" + _CLOCK,
-    "packed": r"^(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})" + _CLOCK.replace("]+", "]*", 1),
-    "day month": r"^(?:[A-Za-z]{3,9},? )?(?P<d>\d{1,2})[- ](?P<mon>[A-Za-z]{3,9})[- ,]+(?P<y>\d{4})"
-    + _CLOCK,
-    "month day": r"^(?P<mon>[A-Za-z]{3,9})\.? (?P<d>\d{1,2}),? (?P<y>\d{4})" + _CLOCK,
+    "ymd": r"^(?P<y>[0-9]{4})[-/.](?P<m>[0-9]{1,2})[-/.](?P<d>[0-9]{1,2})" + _CLOCK,
+    "xxy": r"^(?P<a>[0-9]{1,2})[-/.](?P<b>[0-9]{1,2})[-/.](?P<y>[0-9]{4})" + _CLOCK,
+    "packed": r"^(?P<y>[0-9]{4})(?P<m>[0-9]{2})(?P<d>[0-9]{2})" + _CLOCK.replace("]+", "]*", 1),
+    "day month": r"^(?:[A-Za-z]{3,9},? )?(?P<d>[0-9]{1,2})[- ](?P<mon>[A-Za-z]{3,9})[- ,]+"
+    r"(?P<y>[0-9]{4})" + _CLOCK,
+    "month day": r"^(?P<mon>[A-Za-z]{3,9})\.? (?P<d>[0-9]{1,2}),? (?P<y>[0-9]{4})" + _CLOCK,
 }
 _MONTHS = dict(
     jan=1, feb=2, mar=3, apr=4, may=5, jun=6, jul=7, aug=8, sep=9, oct=10, nov=11, dec=12
@@ -50,12 +51,28 @@ def read_times(
 ) -> Times:
     """The column's times; UsageError where they can't be read for certain.
 
-    zone: where the file's clock hung ("+02:00", "Europe/Berlin"), for times that don't say;
-    dates: "dmy" or "mdy", where 03/04/2020 could be either.
+    clock: the column of the time of day, where `column` has dates alone; zone: where the file's
+    clock hung ("+02:00", "Europe/Berlin"), for times that don't say; dates: "dmy" or "mdy", where
+    03/04/2020 could be either.
     """
+    times = _read(table, column, clock=clock, zone=zone, dates=dates)
+    unreal = ~times.stamps.to_physical().is_between(_FIRST, _LATEST)
+    if unreal.any():
+        row = int(unreal.arg_true()[0])
+        raise table.unclear(
+            f"{table.where(row)}: {table.cell(column, row)} is no time of a bar",
+            why="bars lie between the years 1900 and 2100",
+            example='--columns "time=COLUMN"',
+        )
+    return times
+
+
+def _read(table: Table, column: str, *, clock: str, zone: str, dates: str) -> Times:
     cells = table.frame[column]
+    for name in filter(None, (column, clock)):
+        _refuse_no_time(table, name)
     if clock:
-        cells = cells.cast(pl.String) + " " + table.frame[clock].cast(pl.String)
+        cells = cells.cast(pl.String) + " " + _clocks(table.frame[clock])
     if cells.null_count():
         row = int(cells.is_null().arg_true()[0])
         raise table.unclear(f"{table.where(row)} has no time", why=f"the row: {table.sample(row)}")
@@ -73,10 +90,31 @@ def read_times(
     return _text(table, cells.cast(pl.String), zone=zone, dates=dates)
 
 
+def _refuse_no_time(table: Table, column: str) -> None:
+    """Parquet may hold lists, bytes, yes and no."""
+    kind = table.frame.schema[column]
+    text = kind in (pl.String, pl.Categorical, pl.Enum, pl.Null)
+    if text or kind.is_numeric() or kind in (pl.Datetime, pl.Date, pl.Time):
+        return
+    raise table.unclear(
+        f"column {column} holds {shortened(str(kind))}, not times",
+        example='--columns "time=COLUMN"',
+    )
+
+
+def _clocks(cells: pl.Series) -> pl.Series:
+    """A column of clocks as text; 93000 is 09:30:00 that lost its zero on the way."""
+    text = cells.cast(pl.String)
+    longest = text.str.len_chars().max()
+    if not isinstance(longest, int) or longest < 3 or not text.str.contains(r"^[0-9]+$").all():
+        return text
+    return text.str.zfill(4 if longest <= 4 else 6)
+
+
 def _looks_epoch(cells: pl.Series) -> bool:
     """Plain numbers, but not 20191017 or 201910170900, which only look like numbers."""
     text = cells.cast(pl.String)
-    packed = text.str.contains(r"^(19|20)\d{6}(\d{4}(\d{2})?)?$")
+    packed = text.str.contains(r"^(19|20)[0-9]{6}([0-9]{4}([0-9]{2})?)?$")
     return bool((text.str.contains(_NUMBER) & ~packed).all())
 
 
@@ -98,7 +136,9 @@ def epoch_ms(text: str) -> int | None:
 def _epoch(table: Table, cells: pl.Series) -> pl.Series:
     whole = cells.cast(pl.Int64, strict=False)
     exact = pl.select(
-        pl.coalesce(whole, cells.cast(pl.Float64, strict=False).round().cast(pl.Int64))
+        pl.coalesce(
+            whole, cells.cast(pl.Float64, strict=False).round().cast(pl.Int64, strict=False)
+        )
     )
     value = pl.col("value")
     scaled = pl.lit(None, dtype=pl.Int64)
@@ -109,7 +149,7 @@ def _epoch(table: Table, cells: pl.Series) -> pl.Series:
     if wrong.any():
         row = int(wrong.arg_true()[0])
         raise table.unclear(
-            f"{table.where(row)}: {cells[row]} is not a time",
+            f"{table.where(row)}: {shortened(str(cells[row]))} is not a time",
             why="a number must be seconds, milliseconds, microseconds or nanoseconds since 1970, "
             "and fall between 1990 and 2100",
             example='--columns "time=COLUMN"',
@@ -130,7 +170,7 @@ def _text(table: Table, cells: pl.Series, *, zone: str, dates: str) -> Times:
     if local.null_count():
         row = int(local.is_null().arg_true()[0])
         raise table.unclear(
-            f"{table.where(row)}: {cells[row]!r} is no time that any clock shows",
+            f"{table.where(row)}: {shortened(cells[row])!r} is no time that any clock shows",
             example="after correcting it",
         )
     zoned = parts["z"].is_not_null()
@@ -155,7 +195,7 @@ def _match(table: Table, cells: pl.Series) -> tuple[str, pl.DataFrame]:
     fits = max((cells.str.contains(shape) for shape in _SHAPES.values()), key=pl.Series.sum)
     row = int((~fits).arg_true()[0])
     raise table.unclear(
-        f"{table.where(row)}: the time {cells[row]!r} is not understood",
+        f"{table.where(row)}: the time {shortened(cells[row])!r} is not understood",
         why="understood are 2019-10-17 09:00, 2019-10-17 09-AM, 2019-10-17T09:00:00+02:00, "
         "17.10.2019 09:00, 10/17/2019 9:00 PM, 17 Oct 2019 09:00, and seconds or milliseconds "
         "since 1970; all rows must be written alike",
@@ -236,7 +276,7 @@ def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:
     if not zone:
         note = "the times name no zone and are taken as UTC (if they are not: --timezone +02:00)"
         return Times(local.dt.replace_time_zone("UTC"), (note,))
-    if re.fullmatch(r"[+-]\d{1,2}(:?\d{2})?", zone):
+    if re.fullmatch(r"[+-][0-9]{1,2}(:?[0-9]{2})?", zone):
         sign, rest = zone[0], zone[1:].replace(":", "")
         hours, minutes = (rest[:-2], rest[-2:]) if len(rest) > 2 else (rest, "0")
         moved = f"{sign}{hours.zfill(2)}{minutes.zfill(2)}"

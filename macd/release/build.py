@@ -174,6 +174,7 @@ def _details(order: Order, scorer: Scorer) -> dict[str, Any]:
         "holdout": run.metrics["holdout"],
         "libraries": run.metrics["libraries"],
         "data_digest": run.digest,
+        "bars_checked": run.result.get("bars_checked") or {"limits": {}, "accepted": []},
         "features_schema": scorer.schema,
         "metrics": metrics,
         "best_head": run.metrics["best_head"],

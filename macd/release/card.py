@@ -13,6 +13,8 @@ from typing import Any
 
 import jinja2
 
+from macd.heads import bars_ahead, explained, shown
+
 TEMPLATES = Path(__file__).parents[2] / "templates"
 HTML, MARKDOWN = "card.html", "card.md"
 _NAMES = {
@@ -53,6 +55,8 @@ def render(
         "created": f"{created:%Y-%m-%d %H:%M} UTC",
         "expires": f"{expires:%Y-%m-%d %H:%M} UTC",
         "rows": _rows(details),
+        "checked": _checked(details),
+        "heads": explained(details["tf"]),
         "missed": [one for one in details["criteria"] if not one["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),
         "baseline": _NAMES["volatility"],
@@ -68,16 +72,32 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for model, name in _NAMES.items():
         for head, figures in sorted(details["metrics"].get(model, {}).items(), key=_bars_ahead):
+            named = shown(head, details["tf"])
             star = " ★" if details["best_head"].get(model) == head else ""
             aucs = [auc(figures[part]) for part in _PARTS]
             n = figures["val"]["n"]
-            rows.append((name, f"{head}{star}", *aucs, "–" if n is None else f"{n:,}"))
+            rows.append((name, f"{named}{star}", *aucs, "–" if n is None else f"{n:,}"))
     return rows
+
+
+def _checked(details: Mapping[str, Any]) -> list[str]:
+    """What the checks of the bars were told to let pass, a sentence each."""
+    told = details.get("bars_checked") or {}
+    limits = ", ".join(f"{name} {value:g}" for name, value in told.get("limits", {}).items())
+    lines = [f"bars checked with other limits than the usual ones: {limits}"] if limits else []
+    for one in told.get("accepted", []):
+        time = one["from"] or "the whole file"
+        more = f" and {one['count'] - 1:,} more to {one['to']}" if one["count"] > 1 else ""
+        lines.append(
+            f"accepted by a person: {one['symbol']} {one['check']} at {time}{more} "
+            f"({one['detail']}); reason given: {one['reason']}"
+        )
+    return lines
 
 
 def _bars_ahead(item: tuple[str, Any]) -> int:
     """Canonical JSON sorts heads as words: 12h before 5h."""
-    return int(item[0].rstrip("mhd"))
+    return bars_ahead(item[0])
 
 
 def auc(figures: Mapping[str, Any]) -> str:

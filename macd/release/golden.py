@@ -17,7 +17,7 @@ import polars as pl
 from macd.errors import MacdError
 from macd.market import features
 from macd.market.bars import COLUMNS, SCHEMA
-from macd.release.scoring import FAMILIES, HEADS, SEQ, Floats, Scorer, window_at
+from macd.release.scoring import FAMILIES, SEQ, Floats, Scorer, window_at
 
 ROWS = 8
 TOLERANCE = 1e-4  # other processors round differently; a wrong feature moves far more
@@ -43,7 +43,9 @@ def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) 
     kept, others = _frame(told["bars"]), {n: _frame(rows) for n, rows in told["cross"].items()}
     found = _predict(kept, others, told["rows"], scorer)
     broken = [name for name, values in found.items() if not all(map(math.isfinite, values))]
-    lacking = sorted({f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in HEADS} - set(found))
+    lacking = sorted(
+        {f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in scorer.heads} - set(found)
+    )
     if broken or lacking or scorer.errors:
         raise MacdError(
             "the models don't run on the newest bars",
@@ -150,11 +152,12 @@ def _predict(
     found = {
         f"{family}_{head}": [float(v) for v in p[:, k]]
         for family, p in base.items()
-        for k, head in enumerate(HEADS)
+        for k, head in enumerate(scorer.heads)
     }
     for n, row in enumerate(rows):
         by_family = {
-            family: dict(zip(HEADS, map(float, p[n]), strict=True)) for family, p in base.items()
+            family: dict(zip(scorer.heads, map(float, p[n]), strict=True))
+            for family, p in base.items()
         }
         context = dict(zip(scorer.features, map(float, table[row]), strict=True))
         stacked, _ = scorer.stack(by_family, context)

@@ -17,7 +17,7 @@ import numpy as np
 
 from macd.market.features import FEATURE_VERSION, feature_names, schema_hash
 from macd.release import golden, holdout, installed
-from macd.release.scoring import FAMILIES, HEADS, MODELS, Floats, ModelError, Scorer
+from macd.release.scoring import FAMILIES, MODELS, Floats, ModelError, Scorer
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 RESULTS = Path("data/gpu_results")
@@ -152,12 +152,12 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
         cause = "its weights or its graph are broken"
         return Item(name, False, errors[family], cause, remedy)
     p = found[family]
-    stuck = [head for k, head in enumerate(HEADS) if np.ptp(p[:, k]) < _STUCK]
+    stuck = [head for k, head in enumerate(scorer.heads) if np.ptp(p[:, k]) < _STUCK]
     if stuck:
         return Item(
             name,
             False,
-            f"says {p[0, HEADS.index(stuck[0])]:.3f} whatever it sees ({', '.join(stuck)})",
+            f"says {p[0, scorer.heads.index(stuck[0])]:.3f} whatever it sees ({', '.join(stuck)})",
             "it learnt nothing, or its export lost the weights",
             remedy,
         )
@@ -169,7 +169,7 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
 def _best_head(scorer: Scorer) -> str:
     """As the training named it: the scorer's own answer has a default, which is nobody's word."""
     named = scorer.metas.get("lstm", {}).get("best_head")
-    return str(named) if named in HEADS else "unknown (its meta names none)"
+    return str(named) if named in scorer.heads else "unknown (its meta names none)"
 
 
 def _stacking(scorer: Scorer, said: Said | None) -> Item:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from macd.release.scoring import FAMILIES, HEADS
+from macd.heads import in_order
+from macd.release.scoring import FAMILIES
 
 HOLDOUT = -1  # the `fold` of rows that the shipped models judged
 # LightGBM computes the same everywhere. Nets are fitted and judged on a GPU, in its precision, and
@@ -55,7 +56,7 @@ def compare(
     off, worst, count = {}, 0.0, 0
     families: dict[str, None] = {}
     for family in (*FAMILIES, "stacking"):
-        for head in HEADS:
+        for head in in_order(name.removeprefix(f"{family}_") for name in found):
             name, column = f"{family}_{head}", f"p_{family}_{head}"
             if name not in found or column not in stored.columns:
                 continue

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from macd.heads import HORIZONS, bars_ahead, in_order
 from macd.inventory import Criterion
 
-HEADS = ("5h", "12h", "24h")
 _PARTS = ("val", "val_all", "test", "test_all")
 _BELOW = frozenset({"test_val_gap"})  # met when strictly below; the others when at or above
 _YES_OR_NO = frozenset({"files_exist", "onnx_test", "leak_audit"})
@@ -105,12 +105,13 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:
     """Held again here, and not taken from the audit's word: it is the cheapest lie to tell."""
     title = "no result too good to be believed"
-    if not all(_number(allowed.get(head)) for head in HEADS):
+    known = in_order(name for name in allowed if _number(allowed[name]))
+    if [bars_ahead(head) for head in known] != list(HORIZONS):
         return Finding("too_good", title, False, "block", "the run names no limits to believe")
     found = []
     for model, heads in models.items():
         for head, figures in heads.items():
-            if head not in HEADS:
+            if head not in known:
                 found.append(f"{model} {head}: a head that nobody knows, so no limit holds for it")
                 continue
             highest, what = max(
@@ -119,7 +120,7 @@ def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, flo
             if highest > allowed[head]:
                 by = f"above {allowed[head]:.3f} by {highest - allowed[head]:.3f}"
                 found.append(f"{model} {head}: {what} {highest:.3f}, {by}")
-    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in HEADS)
+    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in known)
     note = "; ".join(found) or f"no interval lies above {limits}"
     return Finding("too_good", title, not found, "block", note)
 

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.errors import MacdError
+from macd.heads import GUIDE, HORIZONS, bars_ahead, head_names, is_head
 from macd.release.stacking import StackingModel
 
 Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
-HEADS = ("5h", "12h", "24h")
 FAMILIES = ("lgbm", "lstm", "tft")
 SEQ = 48
 MODELS = Path("data/ml_models")
@@ -64,7 +64,8 @@ class Scores:
 class Scorer:
     """The models of one release, ready to run.
 
-    features: the columns of a window, in order. errors: what could not be loaded.
+    features: the columns of a window, in order. errors: what could not be loaded. heads: names of
+    the columns of every output.
     """
 
     tf: str
@@ -74,6 +75,7 @@ class Scorer:
     models: dict[str, Predict]
     stacking: StackingModel | None
     errors: dict[str, str]
+    heads: tuple[str, ...] = head_names(GUIDE)
 
     @classmethod
     def load(cls, directory: Path, tf: str) -> Scorer:
@@ -89,7 +91,7 @@ class Scorer:
             try:
                 metas[family] = _meta(directory / f"{family}_{tf}_meta.json")
                 models[family] = (
-                    _load_lgbm(directory, tf)
+                    _load_lgbm(directory, tf, _heads(metas[family], tf))
                     if family == "lgbm"
                     else _load_onnx(directory / f"{family}_{tf}.onnx")
                 )
@@ -105,13 +107,14 @@ class Scorer:
         if not models:
             raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
         features, schema = _one_schema(metas, models, errors)
-        return cls(tf, features, schema, metas, models, stacking, errors)
+        heads = _heads(next(metas[family] for family in models), tf)
+        return cls(tf, features, schema, metas, models, stacking, errors, heads)
 
     @property
     def best_head(self) -> str:
         """The head that decides: named by the training on validation alone."""
         named = self.metas.get("lstm", {}).get("best_head")
-        return str(named) if named in HEADS else HEADS[0]
+        return str(named) if named in self.heads else self.heads[0]
 
     def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
         """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family."""
@@ -128,7 +131,8 @@ class Scorer:
         """Everything for one raw window (48, F), whose last row is the bar that just closed."""
         found, errors = self.score_batch(window[np.newaxis])
         base = {
-            family: dict(zip(HEADS, map(float, p[0]), strict=True)) for family, p in found.items()
+            family: dict(zip(self.heads, map(float, p[0]), strict=True))
+            for family, p in found.items()
         }
         context = dict(zip(self.features, map(float, window[-1]), strict=True))
         stacking, reason = self.stack(base, context)
@@ -152,8 +156,8 @@ def window_at(matrix: Floats, row: int) -> Floats:
 
 
 def _checked(p: Floats) -> Floats:
-    if p.ndim != 2 or p.shape[1] != len(HEADS):
-        raise ModelError(f"output has shape {p.shape}, not (N, {len(HEADS)})")
+    if p.ndim != 2 or p.shape[1] != len(HORIZONS):
+        raise ModelError(f"output has shape {p.shape}, not (N, {len(HORIZONS)})")
     if not np.isfinite(p).all():
         raise ModelError("output is not finite")
     if p.min() < 0.0 or p.max() > 1.0:
@@ -224,9 +228,16 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _load_lgbm(directory: Path, tf: str) -> Predict:
+def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
+    """As the model's own meta names them: models of other timeframes were named in hours once."""
+    told = meta.get("heads")
+    known = told if isinstance(told, list) and all(map(is_head, told)) else []
+    return tuple(known) if tuple(map(bars_ahead, known)) == HORIZONS else head_names(tf)
+
+
+def _load_lgbm(directory: Path, tf: str, heads: tuple[str, ...]) -> Predict:
     texts = [
-        _bytes(directory / f"lgbm_{tf}_{head}.txt").decode("utf-8", "replace") for head in HEADS
+        _bytes(directory / f"lgbm_{tf}_{head}.txt").decode("utf-8", "replace") for head in heads
     ]
     _survives_parsing(tuple(texts))
     import lightgbm  # noqa: PLC0415 - slow, and health can tell when it is missing

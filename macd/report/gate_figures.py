@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from macd.heads import bars_ahead, in_order
 from macd.report import charts
 from macd.report.charts import Curve, Interval
 from macd.report.page import Figure, Table
@@ -134,7 +135,7 @@ def latency(found: Mapping[str, Any]) -> list[Figure]:
 def realised(found: Mapping[str, Any]) -> list[Figure]:
     """AUC of what has come to pass, by horizon."""
     made = []
-    for head in ("5h", "12h", "24h"):
+    for head in in_order({row["head"] for row in found["realised"]}):
         rows = sorted(
             (
                 {**row, "of": "lgb" if row["model"] == "lgbm" else row["model"]}
@@ -145,7 +146,8 @@ def realised(found: Mapping[str, Any]) -> list[Figure]:
         )
         if all(row["value"] is None for row in rows):
             continue
-        title = f"Realised AUC, {head} ahead"
+        ahead = head if head.endswith("h") else f"{bars_ahead(head)} bars"
+        title = f"Realised AUC, {ahead} ahead"
         marks = [
             Interval(
                 NAMES[row["of"]], row["value"], row["low"], row["high"], series=_SERIES[row["of"]]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from macd.heads import in_order
 from macd.report import charts
 from macd.report.charts import Curve
 from macd.report.page import Cell, Figure, Table
-from macd.report.run import HEADS, NAMES, TrainingRun
+from macd.report.run import NAMES, TrainingRun
 from macd.report.training_figures import COLOURS
 
 TOP = 20
@@ -20,13 +21,13 @@ def weights(run: TrainingRun) -> list[Figure]:
     """The final meta-model's weights on its standardised inputs, by head."""
     figures = []
     heads = run.stacking.get("heads", {})
-    for head in [h for h in HEADS if h in heads]:
+    for head in in_order(heads):
         made = heads[head]
         items = list(zip(made["inputs"], made["meta_coefficients"], strict=True))
         told: list[tuple[Cell, ...]] = [*items]
         beside = ("intercept", "slope", "oof_meta_auc", "n_oof_samples", "n_oof_scored")
         told += [(name, made[name]) for name in beside]
-        title = f"Weights at {head}"
+        title = f"Weights at {run.shown(head)}"
         svg = charts.bars(
             items,
             title=f"Stacking: {title.lower()}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
+from macd.heads import in_order, shown
 
 MODELS = ("lgbm", "lstm", "tft", "stacking", "volatility")
 NAMES = {
@@ -23,7 +24,6 @@ NAMES = {
     "stacking": "Stacking",
     "volatility": "Volatility only",
 }
-HEADS = ("5h", "12h", "24h")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,15 @@ class TrainingRun:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
         return {name: made[name] for name in MODELS if name in made}
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads that figures were made of, the nearest first."""
+        return in_order(next(iter(self.models.values()), self.stacking.get("heads", {})))
+
+    def shown(self, head: str) -> str:
+        """A head for people: 5h, or 5 bars (1h15m)."""
+        return shown(head, self.tf)
 
     @property
     def oof(self) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, seconds
-from macd.report.run import HEADS, NAMES, TrainingRun
+from macd.report.run import NAMES, TrainingRun
 
 
 def brief(made: Mapping[str, Any]) -> str:
@@ -19,13 +19,13 @@ def all_auc(run: TrainingRun) -> Table:
     """Every model and head: AUC on validation and holdout, headline and all bars."""
     rows: list[tuple[Cell, ...]] = []
     for model, heads in run.models.items():
-        for head in HEADS:
+        for head in run.heads:
             made = heads[head]
             val = made["val"]
             best = " ★" if run.metrics["best_head"].get(model) == head else ""
             rows.append(
                 (
-                    f"{NAMES[model]} {head}{best}",
+                    f"{NAMES[model]} {run.shown(head)}{best}",
                     *(brief(made[part]) for part in ("val", "val_all", "test", "test_all")),
                     val["n"],
                     f"{val['effective_n']:,.0f}",

@@ -129,7 +129,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
     move = f"{100 * run.metrics['min_move']:g} %"
     told = [
         _tile(
-            f"{NAMES[model]} {head}, validation",
+            f"{NAMES[model]} {run.shown(head)}, validation",
             made["val"],
             f"bars that moved more than {move}; nobody knows these in advance",
         ),
@@ -145,7 +145,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
             "Effective sample",
             f"{val['effective_n']:,.0f}",
             f"of {val['n']:,} bars",
-            f"labels {head} ahead overlap; this many are worth counting",
+            f"labels {run.shown(head)} ahead overlap; this many are worth counting",
         )
     )
     return told
@@ -182,15 +182,15 @@ def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
     made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
     val, test, told = made["val"], made["test"], []
+    name = f"{NAMES[model]} {run.shown(head)}"
     # A model may hold the baseline upside down, so its distance from a half is what counts.
     known = baseline is not None and baseline["val"]["value"] is not None
     reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and known else 0.0
     if val["low"] is not None and val["low"] <= 0.5:
-        told.append(f"The interval of {NAMES[model]} {head} holds 0.5: chance explains it.")
+        told.append(f"The interval of {name} holds 0.5: chance explains it.")
     elif val["low"] is not None and val["low"] <= 0.5 + reach:
         told.append(
-            f"Volatility alone stands {reach:.3f} from chance, within the interval of "
-            f"{NAMES[model]} {head}."
+            f"Volatility alone stands {reach:.3f} from chance, within the interval of {name}."
         )
     if None not in (val["value"], test["value"]) and abs(test["value"] - val["value"]) >= 0.02:
         told.append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from macd.heads import in_order
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval
 from macd.report.page import Cell, Figure, Table
-from macd.report.run import HEADS, MODELS, NAMES, TrainingRun
+from macd.report.run import MODELS, NAMES, TrainingRun
 from macd.report.svg import around, finite
 from macd.shadow.bounds import wilson
 
@@ -21,7 +22,7 @@ def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
     where = {"val": "validation", "test": "holdout"}[part]
     domain = _domain(run.models, (part, f"{part}_all"))
     figures = []
-    for head in HEADS:
+    for head in run.heads:
         rows, told = [], []
         for model, heads in run.models.items():
             for reading, muted in ((part, False), (f"{part}_all", True)):
@@ -30,7 +31,7 @@ def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
                 rows.append(_line(name, made, COLOURS[model], muted=muted))
                 whole = f"{NAMES[model]}, {'all bars' if muted else 'moves'}"
                 told.append(_cells(whole, made))
-        title = f"{head} ahead, {where}"
+        title = f"{run.shown(head)} ahead, {where}"
         svg = charts.forest(
             rows,
             title=f"AUC {title}",
@@ -49,14 +50,14 @@ def auc_by_fold(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
     for model, heads in run.models.items():
         figures = []
         domain = _domain({model: heads}, ("val", "test"), folds=True)
-        for head in HEADS:
+        for head in run.heads:
             made = heads[head]
             rows = [_line(f"fold {f['fold']}", f, COLOURS[model]) for f in made["folds"]]
             rows.append(_line("folds pooled", made["val"], COLOURS[model], strong=True))
             rows.append(_line("holdout", made["test"], COLOURS[model], strong=True))
             told = [_cells(f"fold {f['fold']}", f) for f in made["folds"]]
             told += [_cells("folds pooled", made["val"]), _cells("holdout", made["test"])]
-            title = f"{NAMES[model]} {head}"
+            title = f"{NAMES[model]} {run.shown(head)}"
             svg = charts.forest(
                 rows,
                 title=f"AUC by fold, {title}",
@@ -75,19 +76,21 @@ def curves(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
     for model, fits in run.metrics.get("history", {}).items():
         told = [fit for fit in fits if fit["epochs"]]
         if told:
-            head = run.metrics["best_head"].get(model, HEADS[0])
-            groups.append((NAMES.get(model, model), _curves(model, told, head)))
+            head = run.metrics["best_head"].get(model, run.heads[0])
+            groups.append((NAMES.get(model, model), _curves(run, model, told, head)))
     return groups
 
 
-def _curves(model: str, fits: Sequence[Mapping[str, Any]], head: str) -> list[Figure]:
+def _curves(
+    run: TrainingRun, model: str, fits: Sequence[Mapping[str, Any]], head: str
+) -> list[Figure]:
     seeds = {fit["seed"] for fit in fits}
     stopped = any("stop_loss" in epoch for fit in fits for epoch in fit["epochs"])
     on = str(fits[0]["epochs"][-1].get("on", "train sample"))
     wanted: list[tuple[str, str]] = [("loss", "training loss")]
     if stopped:
         wanted.append(("stop_loss", "loss on the inner slice"))
-    wanted.append((head, f"AUC {head}, {on}"))
+    wanted.append((head, f"AUC {run.shown(head)}, {on}"))
     figures = []
     for key, name in wanted:
         drawn = [
@@ -136,7 +139,7 @@ def calibration(run: TrainingRun) -> list[Figure]:
             low, high = wilson(point["y"] * trials, trials) if trials > 0 else (None, None)
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
             told.append((point["p"], point["y"], low, high, int(point["n"])))
-        title = f"{NAMES[model]} {head}"
+        title = f"{NAMES[model]} {run.shown(head)}"
         brier, base = made["val"]["brier"], made["val"]["base_rate"]
         note = ""
         if brier is not None and base is not None:
@@ -173,7 +176,7 @@ def spread(run: TrainingRun) -> list[Figure]:
             counts[k] += 1
         used = [k for k, count in enumerate(counts) if count] or [0]
         first, last = min(used[0], 19), max(used[-1], 20)
-        title = f"{NAMES[model]} {head}"
+        title = f"{NAMES[model]} {run.shown(head)}"
         svg = charts.histogram(
             counts[first : last + 1],
             edges[first : last + 2],
@@ -193,7 +196,7 @@ def surrogates(run: TrainingRun) -> list[Figure]:
     figures = []
     for model, heads in run.audit.get("surrogates", {}).items():
         name = NAMES.get(model, model)
-        for head in [h for h in HEADS if h in heads]:
+        for head in in_order(heads):
             made = heads[head]
             colour = COLOURS.get(model, 0)
             rows = [
@@ -203,7 +206,7 @@ def surrogates(run: TrainingRun) -> list[Figure]:
             rows.append(Interval("mean", made["mean"], series=colour, strong=True))
             told: list[tuple[Cell, ...]] = [(row.label, row.value) for row in rows]
             band = (0.5 - made["band"], 0.5 + made["band"])
-            title = f"{name} {head} on flipped bars"
+            title = f"{name} {run.shown(head)} on flipped bars"
             svg = charts.forest(
                 rows,
                 title=title,
@@ -229,9 +232,13 @@ def durations(run: TrainingRun) -> Figure | None:
 def _domain(
     models: Mapping[str, Mapping[str, Any]], parts: Sequence[str], *, folds: bool = False
 ) -> tuple[float, float]:
-    made = [heads[head][part] for heads in models.values() for head in HEADS for part in parts]
+    made = [
+        heads[head][part] for heads in models.values() for head in in_order(heads) for part in parts
+    ]
     if folds:
-        made += [f for heads in models.values() for head in HEADS for f in heads[head]["folds"]]
+        made += [
+            f for heads in models.values() for head in in_order(heads) for f in heads[head]["folds"]
+        ]
     return around(finite([0.5, *(m[k] for m in made for k in ("value", "low", "high"))]))
 
 

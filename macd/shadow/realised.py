@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from macd.shadow.parse import FAMILIES, HEADS
+from macd.heads import GUIDE, HORIZONS, head_name
+from macd.shadow.parse import FAMILIES
 
 MOST = 5000  # newest bars that are looked at
 _Z = 1.959963984540054
@@ -39,8 +40,9 @@ def realised(bars: Iterable[Seen]) -> list[dict[str, Any]]:
     """
     by_bar = {seen.key(): seen for seen in bars}
     told = []
-    for at, head in enumerate(HEADS):
-        ahead = int(head.removesuffix("h"))
+    tf = next((seen.tf for seen in by_bar.values()), GUIDE)
+    for at, ahead in enumerate(HORIZONS):
+        head = head_name(ahead, tf)
         ups = {}
         for seen in by_bar.values():
             later = by_bar.get(seen.key(ahead))
@@ -49,7 +51,7 @@ def realised(bars: Iterable[Seen]) -> list[dict[str, Any]]:
         for row, family in enumerate(FAMILIES):
             pairs = []
             for bar, up in ups.items():
-                p = by_bar[bar].heads[row * len(HEADS) + at]
+                p = by_bar[bar].heads[row * len(HORIZONS) + at]
                 if p is not None and math.isfinite(p):
                     pairs.append((p, up))
             told.append({"model": family, "head": head, **auc(pairs, ahead)})

@@ -69,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="auto, cpu or cuda (default auto)")
     add("--workers", type=int, help="fits side by side (default: all cores, or two a GPU)")
     add("--min-move", type=float, help="train on |return| above this fraction (default 0.003)")
+    add("--limits", help="other limits for the checks of bars, e.g. gap_error=36,spike_error=1.2")
+    add(
+        "--accept",
+        action="append",
+        help="a finding about the bars that is the market itself; may be repeated: "
+        "check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY",
+    )
     add("--settings", type=Path, help="JSON file with any of these and more; flags win")
     add("--debug", action="store_true", help="show tracebacks")
     return parser

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
+from macd.heads import head_names
 from macd.train.cache import Entry, write_atomic
-from macd.train.fitdata import HEADS
 
 MODELS = Path("data/ml_models")
 RESULTS = Path("data/gpu_results")
@@ -30,7 +30,7 @@ def expected(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
     by_stage = {
         "verify": [Path("verify.json")],
         "lgbm": [
-            *(MODELS / f"lgbm_{tf}_{head}.txt" for head in HEADS),
+            *(MODELS / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
             MODELS / f"lgbm_{tf}_meta.json",
         ],
         "lstm": [MODELS / f"lstm_{tf}.pt", MODELS / f"lstm_{tf}_meta.json"],

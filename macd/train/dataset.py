@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd.errors import MacdError
+from macd.heads import GUIDE
 from macd.market import bars as market_bars
 from macd.market import features, splits
 from macd.market.labels import direction, forward_returns
@@ -48,6 +49,7 @@ class Dataset:
     y: Floats
     y_all: Floats
     first: int
+    tf: str = GUIDE
 
     def __len__(self) -> int:
         return len(self.times_ms)
@@ -96,6 +98,7 @@ def build(bars: Bars, min_move: float) -> Dataset:
         y=direction(returns, min_move).astype(np.float32),
         y_all=direction(returns, 0.0).astype(np.float32),
         first=first,
+        tf=bars.tf,
     )
 
 

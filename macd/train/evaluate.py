@@ -16,9 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd.market.labels import HORIZONS, direction
-from macd.train.fitdata import HEADS
 from macd.train.metrics import Auc, auc, reliability, score
-from macd.train.oof import HOLDOUT, columns
+from macd.train.oof import HOLDOUT, columns, heads_in
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
     rows, fold = frame["row"].to_numpy(), frame["fold"].to_numpy()
     validation, test = fold != HOLDOUT, fold == HOLDOUT
     told: dict[str, Any] = {}
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(heads_in(frame)):
 
         def on(
             part: NDArray[np.bool_], y: NDArray[np.float64], k: int = k
@@ -56,7 +55,7 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     before = frame.filter(pl.col("fold") != HOLDOUT)
     p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
     values = {}
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(heads_in(frame)):
         known = np.isfinite(p[:, k]) & np.isfinite(moves[:, k])
         values[head] = auc(moves[known, k], p[known, k])
     return values

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from macd.errors import MacdError
+from macd.market.labels import HORIZONS
 from macd.train.checkpoint import write_whole
-from macd.train.fitdata import HEADS, Floats, Rows
+from macd.train.fitdata import Floats, Rows
 from macd.train.lstm import LstmNet
 from macd.train.lstm import Model as LstmModel
 from macd.train.nets import SEQ, reproducible, with_history
@@ -114,7 +115,7 @@ def check(data: bytes, net: nn.Module, *, X: Floats, rows: Rows) -> float:
 
 
 def _difference(expected: Floats, got: Floats, batch: int) -> float:
-    if got.shape != (batch, len(HEADS)):
+    if got.shape != (batch, len(HORIZONS)):
         raise ExportError(
             "the exported graph is locked to one batch size",
             why=f"a batch of {batch} windows came out with shape {got.shape}",
@@ -136,10 +137,10 @@ def _difference(expected: Floats, got: Floats, batch: int) -> float:
 
 def _alive(p: Floats) -> None:
     """A net that says the same whatever it sees has learnt nothing, or lost it in the export."""
-    stuck = [head for k, head in enumerate(HEADS) if np.ptp(p[:, k]) < 1e-6]
+    stuck = [str(bars) for k, bars in enumerate(HORIZONS) if np.ptp(p[:, k]) < 1e-6]
     if stuck and len(p) > 1:
         raise ExportError(
-            f"the net is constant at {', '.join(stuck)}",
+            f"the net is constant at {', '.join(stuck)} bars ahead",
             why=f"{len(p)} different windows gave the same probability to within 1e-6",
         )
 

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.errors import MacdError
+from macd.heads import GUIDE
 from macd.market.labels import HORIZONS
-
-HEADS = ("5h", "12h", "24h")  # HORIZONS as artefacts and reports name them
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -34,6 +33,7 @@ class FitData:
     y: float32 (N, 3), 1 up, 0 down, NaN unknown or left out; columns as HORIZONS.
     stop_rows: int64, inner purged rows for early stopping, or None for fixed epochs.
     features: names of X's columns, () when nobody needs them.
+    tf: the timeframe, which names the heads.
     """
 
     X: Floats
@@ -41,6 +41,7 @@ class FitData:
     y: Floats
     stop_rows: Rows | None = None
     features: tuple[str, ...] = field(default=())
+    tf: str = GUIDE
 
     def __post_init__(self) -> None:
         problem = self._problem()

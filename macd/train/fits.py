@@ -21,11 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from macd.errors import MacdError
+from macd.heads import head_names
 from macd.market.splits import Fold
 from macd.train import engine
 from macd.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
 from macd.train.events import Events
-from macd.train.fitdata import HEADS, FitData, Floats, Rows
+from macd.train.fitdata import FitData, Floats, Rows
 from macd.train.metrics import auc
 from macd.train.nets import SEQ
 from macd.train.provenance import Provenance, observe, verify
@@ -139,6 +140,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     events = inputs.events.within(model=task.family, fold=task.label)
     events.emit("fit_started", rows=len(task.rows))
     data = training_data(task, inputs.X, inputs.y, inputs.features)
+    data = dataclasses.replace(data, tf=inputs.tf)
     history: list[dict[str, Any]] = []
     checkpoint = None
     if inputs.checkpoints is not None and inputs.checkpoints.is_dir():
@@ -248,7 +250,9 @@ def _accept(
     scores = None
     if task.fold.index >= 0:  # the holdout's answers are not looked at here
         y, p = inputs.y[task.fold.test], entry.arrays["p"]
-        scores = {head: _known_auc(y[:, k], p[:, k]) for k, head in enumerate(HEADS)}
+        scores = {
+            head: _known_auc(y[:, k], p[:, k]) for k, head in enumerate(head_names(inputs.tf))
+        }
     inputs.events.emit(
         "fit_done",
         model=task.family,

@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from macd.heads import bars_ahead, head_names, in_order
 from macd.market.audit import causality_violations, cut_points
 from macd.market.splits import LeakError
 from macd.train import dataset
 from macd.train.cache import Entry
 from macd.train.dataset import Bars, Dataset, Plan
 from macd.train.events import Events
-from macd.train.fitdata import HEADS, FitData, Floats
+from macd.train.fitdata import FitData, Floats
 from macd.train.fits import Task, training_data
 from macd.train.metrics import auc
 from macd.train.provenance import Provenance, observe, verify
 from macd.train.surrogate import sign_flipped
 
-# How far the mean pooled AUC on sign-flipped bars may stand from 0.5. At 24h labels overlap
+# How far the mean pooled AUC on sign-flipped bars may stand from 0.5. At 24 bars labels overlap
 # longest, so chance moves it most.
-BANDS = {"5h": 0.02, "12h": 0.03, "24h": 0.035}
+BANDS = {5: 0.02, 12: 0.03, 24: 0.035}  # by bars ahead
 
 # Features are compared as the models get them, in float32.
 TOLERANCE = 1e-6
@@ -112,7 +113,7 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
             parts.append(family.predict(model, np.ascontiguousarray(made.X[:end]), fold.test))
             events.emit("audit_fit", stage="audit", model=name, fold=fold.index, flip=flip.seed)
         arrays[name] = np.concatenate(parts)
-    facts = {name: _aucs(made.y[rows], p) for name, p in arrays.items()}
+    facts = {name: _aucs(made.y[rows], p, bars.tf) for name, p in arrays.items()}
     return Entry(
         {},
         facts={
@@ -128,9 +129,9 @@ def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str
     checks, told = [], {}
     for family in flips[0].facts["auc"]:
         heads = {}
-        for head in HEADS:
+        for head in in_order(flips[0].facts["auc"][family]):
             values = np.array([flip.facts["auc"][family][head] for flip in flips])
-            mean, band = float(values.mean()), BANDS[head]
+            mean, band = float(values.mean()), BANDS[bars_ahead(head)]
             spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
             heads[head] = {
                 "mean": mean,
@@ -202,7 +203,7 @@ def allowed_aucs(surrogates: Mapping[str, Mapping[str, Any]], edge_cap: float) -
     end of its interval lies above this.
     """
     allowed = {}
-    for head in HEADS:
+    for head in in_order(next(iter(surrogates.values()), {})):
         spreads = [family[head]["spread"] for family in surrogates.values()]
         chance = max((s for s in spreads if s is not None), default=0.0)
         allowed[head] = round(0.5 + edge_cap + 2 * min(chance, 0.05), 4)
@@ -221,9 +222,9 @@ def check_too_good(lows: Mapping[str, Mapping[str, float]], allowed: Mapping[str
     return Check("not_too_good", not found, "; ".join(found) or f"no interval above {limits}")
 
 
-def _aucs(y: Floats, p: Floats) -> dict[str, float]:
+def _aucs(y: Floats, p: Floats, tf: str) -> dict[str, float]:
     values = {}
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(head_names(tf)):
         known = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
         values[head] = auc(y[known, k], p[known, k])
     return values

@@ -12,8 +12,9 @@ import lightgbm
 import numpy as np
 
 from macd.errors import MacdError
+from macd.heads import head_names
 from macd.train.checkpoint import write_whole
-from macd.train.fitdata import HEADS, Facts, FitData, Floats, Report, Rows, silent
+from macd.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.train.meta import meta_json
 
 
@@ -60,7 +61,7 @@ def fit(
     `device` and `checkpoint` are there so that all families are called alike.
     """
     texts = {}
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(head_names(data.tf)):
         rows = data.rows[~np.isnan(data.y[data.rows, k])]
         y = data.y[rows, k]
         if len(np.unique(y)) < 2:
@@ -105,9 +106,9 @@ def _settings(params: Params, seed: int) -> dict[str, Any]:
 
 def predict(model: Model, X: Floats, rows: Rows) -> Floats:
     """float32 (len(rows), 3) in (0, 1); the trees take NaN as it is."""
-    out = np.empty((len(rows), len(HEADS)), dtype=np.float32)
-    for k, head in enumerate(HEADS):
-        booster = lightgbm.Booster(model_str=model.texts[head])
+    out = np.empty((len(rows), len(model.texts)), dtype=np.float32)
+    for k, text in enumerate(model.texts.values()):
+        booster = lightgbm.Booster(model_str=text)
         out[:, k] = booster.predict(X[rows], num_threads=1)
     return out
 
@@ -136,7 +137,7 @@ def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) 
 def load(directory: Path, tf: str) -> Model:
     """Read what `save` wrote."""
     meta = json.loads((directory / f"lgbm_{tf}_meta.json").read_bytes())
-    texts = {head: (directory / f"lgbm_{tf}_{head}.txt").read_text() for head in HEADS}
+    texts = {head: (directory / f"lgbm_{tf}_{head}.txt").read_text() for head in head_names(tf)}
     fields = {field.name for field in dataclasses.fields(Params)}
     params = Params(**{k: v for k, v in meta["params"].items() if k in fields})
     facts = {k: meta[k] for k in ("seed", "training_digest")}

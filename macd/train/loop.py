@@ -266,7 +266,7 @@ class _Run:
             "epoch": self.state.epoch,
             "epochs": self.loop.epochs,
             "loss": round(loss, 6),
-            "auc": auc_by_head(p, y),
+            "auc": auc_by_head(p, y, self.data.tf),
             "on": "train sample" if stop is None else "inner slice",
         }
         if stop is not None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from macd.market.labels import HORIZONS
 from macd.train import nets
-from macd.train.fitdata import HEADS, Facts, FitData, Floats, Report, Rows, silent
+from macd.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.train.loop import Loop, train
 from macd.train.netfile import read_net, run_facts, write_net
 
@@ -64,7 +65,7 @@ class LstmNet(nn.Module):
         self.heads = nn.Sequential(
             nn.LayerNorm(params.hidden),
             nn.Dropout(params.dropout),
-            nn.Linear(params.hidden, len(HEADS)),
+            nn.Linear(params.hidden, len(HORIZONS)),
         )
 
     def body(self, scaled: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from macd.heads import head_names
 from macd.market.features import schema_hash
 from macd.market.labels import HORIZONS
-from macd.train.fitdata import HEADS, Facts
+from macd.train.fitdata import Facts
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,7 +23,7 @@ def meta_json(
         "model": model,
         "tf": tf,
         "seq_len": 1 if model == "lgbm" else 48,
-        "heads": list(HEADS),
+        "heads": list(head_names(tf)),
         "horizons": list(HORIZONS),
         "features": list(features),
         "schema_hash": schema_hash(features),

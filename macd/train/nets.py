@@ -15,7 +15,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from macd.train.fitdata import HEADS, Floats, Report, Rows
+from macd.heads import GUIDE, head_names
+from macd.market.labels import HORIZONS
+from macd.train.fitdata import Floats, Report, Rows
 
 SEQ = 48  # bars in a window, the bar predicted from included
 PREDICT_BATCH = 2_048  # more costs memory and wins nothing
@@ -64,7 +66,7 @@ def with_history(rows: Rows) -> Rows:
 
 def predict(net: nn.Module, X: Floats, rows: Rows) -> Floats:
     """Probabilities float32 (len(rows), 3) on the net's device; NaN where history lacks."""
-    out = np.full((len(rows), len(HEADS)), np.nan, dtype=np.float32)
+    out = np.full((len(rows), len(HORIZONS)), np.nan, dtype=np.float32)
     whole = np.flatnonzero(rows >= SEQ - 1)
     device = next(net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
@@ -85,10 +87,10 @@ def predict(net: nn.Module, X: Floats, rows: Rows) -> Floats:
     return out
 
 
-def auc_by_head(p: Floats, y: Floats) -> dict[str, float | None]:
+def auc_by_head(p: Floats, y: Floats, tf: str = GUIDE) -> dict[str, float | None]:
     """AUC of each head on the known labels; None where only one class is there."""
     aucs: dict[str, float | None] = {}
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(head_names(tf)):
         known = ~np.isnan(y[:, k]) & ~np.isnan(p[:, k])
         both = len(np.unique(y[known, k])) == 2
         aucs[head] = round(float(roc_auc_score(y[known, k], p[known, k])), 4) if both else None

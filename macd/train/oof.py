@@ -10,9 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from macd.heads import head_names, in_order
+from macd.market.labels import HORIZONS
 from macd.train.cache import Entry, write_atomic
 from macd.train.dataset import Dataset, Plan, trailing_volatility
-from macd.train.fitdata import HEADS, Floats
+from macd.train.fitdata import Floats
 
 HOLDOUT = -1  # the `fold` of rows that no walk-forward fold tests
 
@@ -31,9 +33,10 @@ def table(data: Dataset, plan: Plan) -> pl.DataFrame:
         "bar_time": pl.Series(data.times_ms[rows]).cast(pl.Datetime("ms", "UTC")),
         "fold": pl.Series(labels),
     }
-    for k, head in enumerate(HEADS):
+    heads = head_names(data.tf)
+    for k, head in enumerate(heads):
         columns[f"y_{head}"] = pl.Series(data.y_all[rows, k]).fill_nan(None)
-    for k, head in enumerate(HEADS):
+    for k, head in enumerate(heads):
         columns[f"ret_{head}"] = pl.Series(data.returns[rows, k]).fill_nan(None)
     return pl.DataFrame(columns)
 
@@ -42,14 +45,14 @@ def with_model(frame: pl.DataFrame, model: str, p: Floats) -> pl.DataFrame:
     """The table with p_<model>_<head> beside it; p is (rows, 3), NaN where nothing was said."""
     return frame.with_columns(
         pl.Series(f"p_{model}_{head}", p[:, k].astype(np.float32)).fill_nan(None)
-        for k, head in enumerate(HEADS)
+        for k, head in enumerate(heads_in(frame))
     )
 
 
 def from_entries(frame: pl.DataFrame, entries: Sequence[Entry]) -> Floats:
     """Predictions of fits, laid out along the table's rows; NaN where no fit judged a row."""
     rows = frame["row"].to_numpy()
-    p = np.full((len(rows), len(HEADS)), np.nan, dtype=np.float32)
+    p = np.full((len(rows), len(HORIZONS)), np.nan, dtype=np.float32)
     for entry in entries:
         at = np.searchsorted(rows, entry.arrays["rows"])
         p[at] = entry.arrays["p"]
@@ -63,10 +66,10 @@ def volatility_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Float
     """
     level = np.log(trailing_volatility(data.close) + 1e-8)
     rows = frame["row"].to_numpy()
-    p = np.full((len(rows), len(HEADS)), np.nan, dtype=np.float32)
+    p = np.full((len(rows), len(HORIZONS)), np.nan, dtype=np.float32)
     for fold in (*plan.folds, plan.holdout):
         at = np.searchsorted(rows, fold.test)
-        for k in range(len(HEADS)):
+        for k in range(len(HORIZONS)):
             p[at, k] = _one_feature(level, data.y[:, k], fold.train, fold.test)
     return p
 
@@ -82,20 +85,26 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
 
 
 def columns(frame: pl.DataFrame, prefix: str) -> NDArray[np.float64]:
-    """The three columns <prefix>_5h, _12h, _24h as (rows, 3), null as NaN."""
-    wanted = [pl.col(f"{prefix}_{head}").cast(pl.Float64).fill_null(np.nan) for head in HEADS]
-    return frame.select(wanted).to_numpy()
+    """The columns <prefix>_<head> of every head as (rows, 3), null as NaN."""
+    names = [f"{prefix}_{head}" for head in heads_in(frame)]
+    return frame.select(pl.col(names).cast(pl.Float64).fill_null(np.nan)).to_numpy()
+
+
+def heads_in(frame: pl.DataFrame) -> list[str]:
+    """The heads the table has columns of, the nearest first."""
+    return in_order(name.removeprefix("ret_") for name in frame.columns)
 
 
 def models_in(frame: pl.DataFrame, known: Sequence[str]) -> list[str]:
     """Which of the known models the table holds predictions of."""
-    return [name for name in known if f"p_{name}_{HEADS[0]}" in frame.columns]
+    nearest = heads_in(frame)[0]
+    return [name for name in known if f"p_{name}_{nearest}" in frame.columns]
 
 
 def best_head(aucs: Mapping[str, float]) -> str:
     """The head with the highest validation AUC; the earlier one on a tie."""
     known = {head: value for head, value in aucs.items() if np.isfinite(value)}
-    return max(known, key=lambda head: known[head]) if known else HEADS[0]
+    return max(known or aucs, key=lambda head: aucs[head] if known else 0.0)
 
 
 def _one_feature(

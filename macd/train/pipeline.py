@@ -14,7 +14,10 @@ from typing import Any
 import polars as pl
 
 from macd.errors import MacdError, RefusedError
-from macd.train import artefacts, dataset, leak_audit, oof, stages, summary
+from macd.heads import shown
+from macd.market.accepted import counted, record
+from macd.market.findings import Limits
+from macd.train import artefacts, dataset, leak_audit, moves, oof, stacking, stages, summary
 from macd.train.cache import Cache, Entry, code_digest, library_versions
 from macd.train.criteria import Outcome, evaluate
 from macd.train.evaluate import figures
@@ -57,9 +60,10 @@ def run(
 
 def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) -> dict[str, Any]:
     started = events.clock()
-    training = _prepare(settings, events)
     mode = settings.mode
     wanted = settings.stages if mode == "all" else (mode,)
+    stacked = stacking.min_samples(environment) if "stacking" in wanted else 0
+    training = _prepare(settings, events, stacked)
     if mode == "verify":
         return _finish(training, started, {})
     entries: dict[str, list[Entry]] = {}
@@ -89,19 +93,20 @@ def _stages(settings: Settings, events: Events, environment: Mapping[str, str]) 
     return _finish(training, started, _short(metrics, outcomes))
 
 
-def _prepare(settings: Settings, events: Events) -> Training:
+def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
     spent: dict[str, dict[str, float]] = {}
     with stage(events, spent, "verify"):
         now = datetime.fromtimestamp(events.clock(), UTC)
         findings = verify(settings, now, settings.out / "verify.json")
         bars = dataset.read(settings)
-        warned = f", {len(findings)} warnings (verify.json)" if findings else ""
-        told = f"{bars.symbol} {len(bars.main):,} bars, no errors{warned}"
+        seen = f"{counted(findings)} (verify.json)" if findings else ""
+        told = f"{bars.symbol} {len(bars.main):,} bars, no errors{seen}"
         events.emit("note", stage="verify", note=told)
         (settings.out / "data_digest").write_text(bars.digest() + "\n")
     with stage(events, spent, "features"):
         data = dataset.build(bars, settings.min_move)
         plan = dataset.plan(data, settings)
+        moves.require(data, plan, settings.min_move, stacking=stacked)
     return Training(
         settings=settings,
         bars=bars,
@@ -111,6 +116,7 @@ def _prepare(settings: Settings, events: Events) -> Training:
         events=events,
         meter=Meter(events.clock),
         spent=spent,
+        checked=record(findings, Limits().changed(settings.limits)),
     )
 
 
@@ -210,14 +216,14 @@ def _criteria(
         head = models["lstm"][best["lstm"]]
         val, test = head["val"]["value"], head["test"]["value"]
         values["lstm_val_auc"] = val
-        details["lstm_val_auc"] = f"at {best['lstm']}"
+        details["lstm_val_auc"] = f"at {shown(best['lstm'], s.tf)}"
         if val is not None and test is not None:
             values["test_val_gap"] = abs(test - val)
             details["test_val_gap"] = f"test {test:.3f}, validation {val:.3f}"
     if "stacking" in models:
         head = models["stacking"][best["stacking"]]
         values["stacking_oof_auc"] = head["val"]["value"]
-        details["stacking_oof_auc"] = f"at {best['stacking']}"
+        details["stacking_oof_auc"] = f"at {shown(best['stacking'], s.tf)}"
         values["n_oof"] = head["val_all"]["n"]
         details["n_oof"] = (
             f"bars judged by a meta-model that had not seen them; {head['val']['n']:,} of them "
@@ -264,6 +270,7 @@ def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dic
             "complete": s.mode == "all"
             or artefacts.missing(s.out, artefacts.expected("all", s.stages, s.tf)) == [],
             "data_digest": training.bars.digest(),
+            "bars_checked": training.checked,
             "seconds": seconds,
             "peak_mb": peak_mb(),
             **facts,

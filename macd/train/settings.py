@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from macd.errors import UsageError
+from macd.market.accepted import Accepted, parse
+from macd.market.findings import Limits
 from macd.train.criteria import DEFAULTS, Criterion, parse_criteria
 
 STAGES = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
@@ -31,6 +33,8 @@ class Settings:
     stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
     min_move: fraction; training and headline use bars with |return| above it.
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
+    limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
+    accept: findings about the bars that a person knows to be the market itself, and why.
     edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
     """
 
@@ -56,6 +60,8 @@ class Settings:
     surrogates: int = 0
     edge_cap: float = 0.12
     inner_stop: float = 0.0
+    limits: dict[str, float] = field(default_factory=dict)
+    accept: tuple[Accepted, ...] = ()
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
 
@@ -80,6 +86,7 @@ class Settings:
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
         plain |= {name: list(plain[name]) for name in ("cross", "stages")}
+        plain["accept"] = [one.as_json() for one in self.accept]
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
         return plain
 
@@ -114,6 +121,8 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
             continue
         try:
             values[name] = _convert(name, value)
+        except UsageError as error:
+            problems.append(f"{name}: {error.what}; {error.why}")
         except (TypeError, ValueError) as error:
             problems.append(f"{name}: {error}")
     if not problems:
@@ -129,18 +138,42 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
 
 
 def _convert(name: str, value: Any) -> Any:
-    if name == "criteria":
-        return parse_criteria(value)
-    if name in ("cross", "stages"):
-        parts = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(part.strip() for part in parts if part.strip())
-    if name in ("data", "out", "cache"):
-        return Path(os.path.expandvars(value)).expanduser().absolute() if value else None
-    if name == "params":
-        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise ValueError('must look like {"lstm": {"epochs": 3}}')
-        return value
-    return _plain_value(name, value)
+    return _READ[name](value) if name in _READ else _plain_value(name, value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _directory(value: Any) -> Path | None:
+    return Path(os.path.expandvars(value)).expanduser().absolute() if value else None
+
+
+def _params(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise ValueError('must look like {"lstm": {"epochs": 3}}')
+    return value
+
+
+def _limits(value: Any) -> dict[str, float]:
+    if not isinstance(value, str | dict):
+        raise ValueError('must look like {"gap_error": 36}')
+    return Limits().changed(value).differing()
+
+
+def _accept(value: Any) -> tuple[Accepted, ...]:
+    return tuple(parse(one) for one in ([value] if isinstance(value, str | dict) else value))
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "criteria": parse_criteria,
+    "limits": _limits,
+    "accept": _accept,
+    "params": _params,
+    **dict.fromkeys(("cross", "stages"), _names),
+    **dict.fromkeys(("data", "out", "cache"), _directory),
+}
 
 
 def _plain_value(name: str, value: Any) -> Any:

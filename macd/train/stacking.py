@@ -27,10 +27,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from macd.errors import RefusedError, UsageError
+from macd.heads import GUIDE, head_names
 from macd.market.splits import EMBARGO, purge
 from macd.release.stacking import FORMAT, Head, StackingModel
 from macd.train.checkpoint import write_whole
-from macd.train.fitdata import HEADS, Facts, Floats, Rows
+from macd.train.fitdata import Facts, Floats, Rows
 from macd.train.metrics import auc
 
 MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
@@ -60,7 +61,7 @@ class StackData:
     """Out-of-fold predictions, one line per bar of the reported folds, oldest first.
 
     rows: (M,) the bars' rows. fold: (M,). base: model -> (M, 3) probabilities, NaN where it has
-    none. y: (M, 3) 1, 0, NaN. context: feature -> (M,).
+    none. y: (M, 3) 1, 0, NaN. context: feature -> (M,). heads: names of the three columns.
     """
 
     rows: Rows
@@ -68,6 +69,7 @@ class StackData:
     base: Mapping[str, Floats]
     y: Floats
     context: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
+    heads: tuple[str, ...] = head_names(GUIDE)
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,17 @@ class Stack:
     pipelines: dict[str, Pipeline]
     document: dict[str, Any]
 
-    def model(self, headline: str = HEADS[0]) -> StackingModel:
-        """The model as production will read it."""
-        return StackingModel.from_json(_encode(self._headed(headline)))
+    def model(self, headline: str = "") -> StackingModel:
+        """The model as production will read it; without a name the nearest head is on top."""
+        named = headline or next(iter(self.document["heads"]))
+        return StackingModel.from_json(_encode(self._headed(named)))
 
     def _headed(self, headline: str) -> dict[str, Any]:
         """The document with one head's figures on top, where the guide looks for them."""
         if headline not in self.document["heads"]:
-            raise UsageError(f"no head {headline!r}", hint=f"one of {', '.join(HEADS)}")
+            raise UsageError(
+                f"no head {headline!r}", hint=f"one of {', '.join(self.document['heads'])}"
+            )
         head = self.document["heads"][headline]
         weights = dict(zip(head["inputs"], head["meta_coefficients"], strict=True))
         on_top = {name: head[name] for name in ("intercept", "n_oof_samples", "oof_meta_auc")}
@@ -123,9 +128,9 @@ def fit(data: StackData, params: Params) -> Stack:
             why=f"folds given: {len(folds)}; the first only trains it",
             hint="train with more folds",
         )
-    oof = np.full((len(data.rows), len(HEADS)), np.nan, dtype=np.float32)
+    oof = np.full((len(data.rows), len(data.heads)), np.nan, dtype=np.float32)
     heads, pipelines = {}, {}
-    for k, name in enumerate(HEADS):
+    for k, name in enumerate(data.heads):
         head = _OneHead(data, params, k)
         head.require(params.min_samples)
         oof[:, k] = head.chain(folds)
@@ -133,7 +138,7 @@ def fit(data: StackData, params: Params) -> Stack:
     document = {
         "format": FORMAT,
         "heads": heads,
-        "bases": [f"{model}_{head}" for head in HEADS for model in data.base],
+        "bases": [f"{model}_{head}" for head in data.heads for model in data.base],
         "context": list(data.context),
         "clip": params.clip,
         "min_samples": params.min_samples,
@@ -159,7 +164,7 @@ class _OneHead:
     """The stacking of one horizon: `chain` through the folds, then the `final` model."""
 
     def __init__(self, data: StackData, params: Params, k: int) -> None:
-        self.data, self.params, self.name = data, params, HEADS[k]
+        self.data, self.params, self.name = data, params, data.heads[k]
         self.y = data.y[:, k].astype(np.float64)
         bases = [_logit(p[:, k], params.clip) for p in data.base.values()]
         self.Z: Doubles = np.column_stack([*bases, *data.context.values()]).astype(np.float64)

@@ -11,13 +11,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from macd.heads import head_names
 from macd.market.features import schema_hash
+from macd.market.labels import HORIZONS
 from macd.release.stacking import StackingModel
 from macd.train import artefacts, export, leak_audit, oof, stacking
 from macd.train.cache import Entry, code_digest, key_of, library_versions, write_atomic
 from macd.train.engine import run as run_engine
 from macd.train.evaluate import validation_aucs
-from macd.train.fitdata import HEADS
 from macd.train.fits import FAMILIES, Task
 from macd.train.settings import Settings
 from macd.train.training import Training, params_of
@@ -162,7 +163,7 @@ def stack(training: Training, entries: Entries, environment: Mapping[str, str]) 
         aucs = validation_aucs(scored, "stacking", training.settings.min_move)
         head = oof.best_head(aucs)
         training.events.emit("head_fixed", stage="stacking", model="stacking", head=head, auc=aucs)
-        p = np.full((len(frame), len(HEADS)), np.nan)
+        p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = made.oof
         behind = frame.filter(pl.col("fold") == oof.HOLDOUT)
         p[len(before) :] = _served(made.model(head), _stack_data(training, behind))
@@ -229,19 +230,20 @@ def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
         base={name: oof.columns(frame, f"p_{name}").astype(np.float32) for name in FAMILIES},
         y=training.data.y[rows],
         context={name: training.data.X[rows, names.index(name)] for name in stacking.CONTEXT},
+        heads=head_names(training.settings.tf),
     )
 
 
 def _served(model: StackingModel, data: stacking.StackData) -> NDArray[np.float64]:
-    p = np.full((len(data.rows), len(HEADS)), np.nan)
+    p = np.full((len(data.rows), len(data.heads)), np.nan)
     for i in range(len(data.rows)):
         base = {
             f"{name}_{head}": float(values[i, k])
             for name, values in data.base.items()
-            for k, head in enumerate(HEADS)
+            for k, head in enumerate(data.heads)
         }
         found = model.probability(base, {name: float(v[i]) for name, v in data.context.items()})
-        p[i] = [np.nan if found.get(head) is None else found[head] for head in HEADS]
+        p[i] = [np.nan if found.get(head) is None else found[head] for head in data.heads]
     return p
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from macd.heads import explained, in_order, shown
 from macd.train.criteria import Outcome
-from macd.train.fitdata import HEADS
 
 NAMES = {
     "lgbm": "LightGBM",
@@ -27,11 +27,13 @@ def lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
         f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
         "beside it the sign on ALL bars",
     ]
+    tf = str(metrics["tf"])
+    told += filter(None, [explained(tf)])
     for model in ("lgbm", "lstm", "tft", "stacking"):
         if model in metrics["models"]:
-            told += ["", *_model(NAMES[model], metrics["models"][model])]
-            told.append(f"Best head: {metrics['best_head'][model]}")
-    told += ["", *_model(NAMES["volatility"], metrics["models"]["volatility"])]
+            told += ["", *_model(NAMES[model], metrics["models"][model], tf)]
+            told.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
+    told += ["", *_model(NAMES["volatility"], metrics["models"]["volatility"], tf)]
     openings = metrics["holdout"]["openings"]
     if openings > 1:
         told += [
@@ -44,8 +46,8 @@ def lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
     return told
 
 
-def _model(name: str, heads: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {head:<4} {_figures(heads[head])}" for head in HEADS]
+def _model(name: str, heads: Mapping[str, Any], tf: str) -> list[str]:
+    return [f"{name} {shown(head, tf):<4} {_figures(heads[head])}" for head in in_order(heads)]
 
 
 def _figures(head: Mapping[str, Any]) -> str:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from macd.market.labels import HORIZONS
 from macd.train import nets
-from macd.train.fitdata import HEADS, Facts, FitData, Floats, Report, Rows, silent
+from macd.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.train.loop import Loop, train
 from macd.train.netfile import read_net, run_facts, write_net
 
@@ -131,7 +132,7 @@ class TftNet(nn.Module):
         self.attended = Gate(width, width, dropout)
         self.feed = GatedResidual(width, width, width, dropout)
         self.fed = Gate(width, width, dropout)
-        self.heads = nn.Linear(width, len(HEADS))
+        self.heads = nn.Linear(width, len(HORIZONS))
 
     def look(self, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, 3), feature weights (B, 48, F), weights of the past bars (B, 48)."""

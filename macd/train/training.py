@@ -53,7 +53,10 @@ class Meter:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything a stage needs. `spent` collects seconds and peak memory by stage."""
+    """Everything a stage needs. `spent` collects seconds and peak memory by stage.
+
+    checked: with which limits the bars were checked, and what was accepted (accepted.record).
+    """
 
     settings: Settings
     bars: Bars
@@ -63,6 +66,7 @@ class Training:
     events: Events
     meter: Meter
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    checked: Mapping[str, Any] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one before the holdout, which is kept."""

@@ -8,34 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
+from macd.market.accepted import judged, way_out
 from macd.market.bars import bars_path, read_rows, symbol_name
-from macd.market.checks import Finding, check_all
+from macd.market.checks import Finding, Limits, check_all
 from macd.train.cache import write_atomic
 from macd.train.settings import Settings
 
 _SHOWN = 10
+_ALL = (
+    "invoke data.verify --symbol {symbols} --tf {s.tf} --data {s.data} shows all of them and what "
+    "mends each; nothing is repaired silently"
+)
 
 
 def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
     """All findings about the bars of a training, written to `path` as JSON.
 
-    Raises MacdError when one of them is an error.
+    Raises MacdError when one of them is an error that the settings don't accept.
     """
     main = symbol_name(settings.symbol)
     symbols = [main, *(symbol_name(name) for name in settings.cross)]
     frames = {
         symbol: read_rows(bars_path(settings.data, symbol, settings.tf)) for symbol in symbols
     }
-    found = check_all(frames, main=main, tf=settings.tf, now=now)
+    limits = Limits().changed(settings.limits)
+    found = judged(
+        check_all(frames, main=main, tf=settings.tf, now=now, limits=limits), settings.accept
+    )
     told = [_plain(finding) for finding in found]
     write_atomic(path, (json.dumps(told, indent=1) + "\n").encode())
-    errors = [f"{finding.symbol} {finding}" for finding in found if finding.level == "error"]
-    if errors:
-        more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    wrong = [finding for finding in found if finding.level == "error"]
+    if wrong:
+        more = f"\nand {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise MacdError(
-            f"the bars have {len(errors)} error{'s' if len(errors) > 1 else ''}",
-            why="\n".join(errors[:_SHOWN]) + more,
-            hint="invoke data.verify shows all of them; nothing is repaired silently",
+            f"the bars have {len(wrong)} error{'s' if len(wrong) > 1 else ''}",
+            why="\n".join(f"{finding.symbol} {finding}" for finding in wrong[:_SHOWN]) + more,
+            hint="\n".join(
+                filter(None, (_ALL.format(symbols=",".join(symbols), s=settings), way_out(wrong)))
+            ),
         )
     return found
 
@@ -48,4 +58,5 @@ def _plain(finding: Finding) -> dict[str, Any]:
         "row": finding.row,
         "time": finding.time.isoformat() if finding.time else None,
         "detail": finding.detail,
+        **({"reason": finding.reason} if finding.reason else {}),
     }

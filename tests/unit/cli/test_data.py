@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,3 +198,61 @@ def test_fetch_says_what_it_would_ask_for(project: Path, invoke: Typed) -> None:
     assert done.returncode == 0, done.stderr
     assert "2019-10-16 00:00 .. 2019-10-16 03:00 UTC" in done.stdout
     assert "2019-10-17 10:00 .. 2019-10-18 00:00 UTC" in done.stdout
+
+
+MARKETS = CASES / "markets"
+
+
+def test_a_real_market_is_accepted_in_the_inventory_and_on_the_line(
+    project: Path, invoke: Typed
+) -> None:
+    invoke("data.import", str(MARKETS / "ATOMUSDT_1h.csv"), "--data", "mine")
+    asked = ("data.verify", "--data", "mine", "--symbol", "ATOMUSDT")
+    refused = invoke(*asked)
+    assert refused.returncode == 1
+    assert "data.fetch" not in refused.stdout
+    (typed,) = re.findall(r'--accept "(.*)"', refused.stdout)
+    done = invoke(*asked, "--accept", typed)
+    assert done.returncode == 0, done.stdout
+    assert "· accepted spike" in done.stdout
+    assert "(accepted: WHY)" in done.stdout
+    assert "1 accepted" in done.stdout.splitlines()[-1]
+    told = json.loads(invoke(*asked, "--accept", typed, "--json").stdout)
+    assert (told["errors"], told["accepted"]) == (0, 1)
+    # The other two remedies, as told.
+    for line in re.findall(r"train: \{(.*)\}$", refused.stdout, re.MULTILINE):
+        text = INVENTORY.replace("data_dir", f"{line}, data_dir")
+        (project / "inventory" / "lab.yml").write_text(text)
+        assert invoke(*asked).returncode == 0, line
+    other = "check=gap,symbol=ATOMUSDT,from=2025-10-01,to=2025-10-02,reason=x"
+    (project / "inventory" / "lab.yml").write_text(INVENTORY)
+    absent = invoke(*asked, "--accept", typed, "--accept", other)
+    assert "! accepted, and not found in these bars: check=gap,symbol=ATOMUSDT" in absent.stdout
+    wrong = invoke(*asked, "--accept", "check=nan,symbol=ATOMUSDT,reason=x")
+    assert wrong.returncode == 2
+    assert "can't be accepted" in wrong.stderr
+
+
+def test_a_new_denomination_is_an_error_and_both_remedies_work(
+    project: Path, invoke: Typed
+) -> None:
+    original = str(MARKETS / "BTTCUSDT_1h.csv")
+    invoke("data.import", original, "--data", "mine")
+    asked = ("data.verify", "--data", "mine", "--symbol", "BTTCUSDT")
+    refused = invoke(*asked)
+    assert refused.returncode == 1
+    assert "✗ error denomination" in refused.stdout
+    commands = re.findall(r"invoke (data\.import ORIGINAL-FILE .*)", refused.stdout)
+    newer, older, join = (line.replace("ORIGINAL-FILE", original).split() for line in commands)
+    assert invoke(*older).returncode == 0
+    assert invoke(*join).returncode == 0
+    assert invoke(*asked).returncode == 0
+    whole = pl.read_parquet(project / "mine" / "BTTCUSDT_1h.parquet")
+    truth = pl.read_csv(original)
+    assert whole.height == truth.height
+    assert whole["close"].max() / whole["close"].min() < 1.5
+    assert whole["volume"][0] == pytest.approx(truth["volume"][0] / 1000)
+    assert invoke(*newer).returncode == 0
+    assert invoke(*asked).returncode == 0
+    assert 0 < pl.read_parquet(project / "mine" / "BTTCUSDT_1h.parquet").height < truth.height
+    assert invoke("data.import", original, "--factor", "0").returncode == 2

@@ -6,6 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from pydantic import BaseModel
 
 from macd.inventory import Inventory, load
 from macd.inventory.load import _OURS
+from macd.inventory.models import FindingName, LimitName
+from macd.market.accepted import ACCEPTABLE, parse
+from macd.market.findings import Limits
 from macd.train.criteria import DEFAULTS
 
 ROOT = Path(__file__).parents[3]
@@ -56,7 +60,7 @@ def test_the_examples_values_are_the_defaults(production: Inventory) -> None:
         shown = getattr(production, section)
         assert shown == type(shown)(), section
     fresh = type(production.train)(data_dir=production.train.data_dir)
-    own = {"symbol", "cross"}
+    own = {"symbol", "cross", "accept"}
     assert production.train.model_dump(exclude=own) == fresh.model_dump(exclude=own)
 
 
@@ -68,7 +72,7 @@ def fields_of(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, str]]
     for name, info in model.model_fields.items():
         if (model is Inventory and name in _OURS) or (at.endswith("hosts.") and name == "name"):
             continue
-        yield at + name, name
+        yield at + name, info.alias or name
         for inner in models_in(info.annotation):
             yield from fields_of(inner, f"{at}{name}.")
 
@@ -113,6 +117,16 @@ def test_every_key_is_explained_where_it_first_appears() -> None:
         "h800",
         "prod",
     }
+
+
+def test_limits_and_findings_are_those_of_the_checks(production: Inventory) -> None:
+    assert list(typing.get_args(LimitName)) == [field.name for field in fields(Limits)]
+    assert typing.get_args(FindingName) == ACCEPTABLE
+    (shown,) = (parse(one.as_json()) for one in production.train.accept)
+    assert str(shown) == (
+        "check=gap,symbol=BTCUSDT,from=2018-02-08T00:00,to=2018-02-10T23:59,"
+        "reason=Binance stood still"
+    )
 
 
 def test_the_criteria_are_those_the_training_knows(production: Inventory) -> None:

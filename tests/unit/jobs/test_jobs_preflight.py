@@ -18,8 +18,10 @@ from macd.jobs.preflight import PACKAGES, Check, check_data, check_host
 from macd.market.bars import read_bars, write_bars
 from macd.remote.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
 from macd.remote.pending import Finished
+from macd.train.settings import Settings, settings_from
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings()
 GOOD = {"python": [3, 11, 2], "packages": {"torch": "2.6"}, "errors": {}, "cuda": ["H800"]}
 DISK = Disk("/work", True, True, 10**12, 10**11, 10**6, 1)
 FACTS = Facts(
@@ -119,10 +121,18 @@ def test_a_finished_run_is_not_in_the_way() -> None:
 def test_bars_are_checked_before_they_travel(tmp_path: Path) -> None:
     bars = read_bars(project_root() / "data/sample/BTCUSD_1h_2017-2019.parquet")[:300]
     write_bars(bars, tmp_path / "good.parquet")
-    [fine] = check_data({"BTCUSD": tmp_path / "good.parquet"}, "1h", NOW)
+    [fine] = check_data({"BTCUSD": tmp_path / "good.parquet"}, SETTINGS, NOW)
     assert (fine.level, "300 bars" in fine.told) == ("ok", True)
     broken = bars.with_columns(high=pl.col("low") - 1)
     broken.write_parquet(tmp_path / "bad.parquet")
-    [bad] = check_data({"BTCUSD": tmp_path / "bad.parquet"}, "1h", NOW)
+    [bad] = check_data({"BTCUSD": tmp_path / "bad.parquet"}, SETTINGS, NOW)
     assert bad.level == "error"
     assert "invoke data.verify" in bad.hint
+    bars[:100].vstack(bars[140:]).write_parquet(tmp_path / "hole.parquet")
+    hole = {"BTCUSD": tmp_path / "hole.parquet"}
+    assert check_data(hole, SETTINGS, NOW)[0].level == "error"
+    let = {"limits": {"gap_error": 40, "missing_error": 0.2}}
+    assert check_data(hole, settings_from(let), NOW)[0].level == "ok"
+    whole = [f"check={check},symbol=BTCUSD,reason=it stood still" for check in ("gap", "missing")]
+    [accepted] = check_data(hole, settings_from({"accept": whole}), NOW)
+    assert (accepted.level, accepted.told.split(", ")[-1]) == ("ok", "2 accepted")

@@ -47,9 +47,9 @@ def test_the_file_gives_exactly_the_findings_it_states(path: Path, tmp_path: Pat
 def test_every_defect_of_the_contract_has_a_file() -> None:
     named = set(re.findall(r"# expect: \w+ (\S+)", "".join(p.read_text() for p in CASES.iterdir())))
     assert named == {
-        "duplicate", "empty", "frozen", "future", "gap", "high-below", "jump", "local-time",
-        "low-above", "misaligned", "missing", "nan", "negative-volume", "non-positive", "spike",
-        "unfinished", "unsorted", "zero-volume",
+        "denomination", "duplicate", "empty", "frozen", "future", "gap", "high-below", "jump",
+        "local-time", "low-above", "misaligned", "missing", "nan", "negative-volume",
+        "non-positive", "spike", "unfinished", "unsorted", "zero-volume",
     }  # fmt: skip
 
 

@@ -7,14 +7,16 @@ import json
 import subprocess
 import sys
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.host.manifest import parse
 from macd.inventory import Criterion
-from macd.release import judge, verify
+from macd.release import card, judge, verify
 from macd.release import run as runs
 from macd.release.health import Item
 from macd.release.store import Release
@@ -239,3 +241,53 @@ def test_two_at_once_are_one_and_a_refusal(shop: Workshop) -> None:
     release = shop.make(sign_with=sign_while_another_tries)
     assert shop.store.ids() == [release.id]
     assert release.manifest.created == CREATED
+
+
+def cards_of(release: Release, **changes: Any) -> tuple[str, str]:
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    pages = card.render(
+        {**release.manifest.details, **changes},
+        app="macd",
+        env="prod",
+        serial=1,
+        created=moment,
+        expires=moment,
+    )
+    return pages[card.MARKDOWN].decode(), pages[card.HTML].decode()
+
+
+def test_what_a_person_accepted_about_the_bars_stands_in_manifest_and_card(
+    made: tuple[Workshop, Release],
+) -> None:
+    _, release = made
+    assert release.manifest.details["bars_checked"] == {"limits": {}, "accepted": []}
+    accepted = {
+        "symbol": "ATOMUSDT",
+        "check": "spike",
+        "count": 3,
+        "from": "2025-10-10T21:00",
+        "to": "2025-10-11T03:00",
+        "detail": "low 55.0% beyond the prices around it",
+        "reason": "the crash <b>everywhere</b>",
+    }
+    for page in cards_of(
+        release, bars_checked={"limits": {"gap_error": 49}, "accepted": [accepted]}
+    ):
+        assert "other limits than the usual ones: gap_error 49" in page
+        assert "ATOMUSDT spike at 2025-10-10T21:00 and 2 more to 2025-10-11T03:00" in page
+        assert "reason given: the crash" in page
+    assert "<b>everywhere" not in page
+
+
+def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Release]) -> None:
+    _, release = made
+    for page in cards_of(release):
+        assert "not hours" not in page
+    metrics = {
+        model: {f"h{head[:-1]}": figures for head, figures in heads.items()}
+        for model, heads in release.manifest.details["metrics"].items()
+    }
+    for page in cards_of(release, tf="15m", metrics=metrics, best_head={"lstm": "h12"}):
+        assert "h5 = 1h15m, h12 = 3h, h24 = 6h" in page
+        assert "12 bars (3h) ★" in page
+        assert "5 bars (1h15m)" in page

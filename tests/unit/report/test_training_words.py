@@ -9,7 +9,7 @@ import pytest
 
 from macd.errors import MacdError, UsageError
 from macd.report import training
-from macd.report.run import HEADS, TrainingRun, read_run
+from macd.report.run import TrainingRun, read_run
 
 Made = dict[str, Any]
 
@@ -36,7 +36,7 @@ def model(val: float, test: float, half: float = 0.02) -> Made:
         "folds": [{"fold": 0, **auc(None)}, {"fold": 1, **auc(val, half)}],
         "reliability": [],
     }
-    return dict.fromkeys(HEADS, head)
+    return dict.fromkeys(("5h", "12h", "24h"), head)
 
 
 def outcome(name: str, ok: bool, level: str = "block") -> Made:

@@ -153,8 +153,13 @@ def test_a_host_that_is_well(well: Case) -> None:
             "invoke disable-stacking",
             {
                 "unjudged": "could not judge, 2 of 3: no answer",
-                "flag_in_file": "1",
-                "process_flags": {"ML_ENABLE_STACKING": "1"},
+                "stacking": {
+                    **STACKING,
+                    "in_file": ["1"],
+                    "next": "1",
+                    "running": "1",
+                    "guard": "watches",
+                },  # fmt: skip
             },
         ),
         (

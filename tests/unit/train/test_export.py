@@ -102,7 +102,7 @@ def test_a_graph_locked_to_its_batch_is_refused(graphs: dict[str, bytes], bars: 
 def test_a_constant_net_is_refused_and_no_file_is_written(bars: Floats, tmp_path: Path) -> None:
     model = nets()["lstm"]
     torch.nn.init.zeros_(model.net.get_submodule("heads.2").weight)
-    with pytest.raises(export.ExportError, match="constant at 5h, 12h, 24h"):
+    with pytest.raises(export.ExportError, match="constant at 5, 12, 24 bars"):
         export.to_onnx(model, tmp_path / "x.onnx", X=bars, rows=np.arange(900))
     assert not list(tmp_path.iterdir())
 

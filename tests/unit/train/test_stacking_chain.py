@@ -11,11 +11,13 @@ import pytest
 from scipy.special import expit
 
 from macd.errors import RefusedError, UsageError
+from macd.heads import GUIDE, head_names
 from macd.release.stacking import StackingModel
 from macd.train import stacking
 from macd.train.metrics import auc
 from macd.train.stacking import Params, StackData
 
+HEADS = head_names(GUIDE)
 M, FOLDS, START = 4_000, 4, 700
 PARAMS = Params(C=0.005, min_samples=500)  # these toy models know more than real ones
 
@@ -55,7 +57,7 @@ def test_the_first_fold_only_trains(stack: stacking.Stack, data: StackData) -> N
 
 
 def test_it_beats_each_model_and_says_how_well(stack: stacking.Stack, data: StackData) -> None:
-    for k, head in enumerate(stacking.HEADS):
+    for k, head in enumerate(HEADS):
         told = stack.document["heads"][head]
         scored = ~np.isnan(stack.oof[:, k]) & ~np.isnan(data.y[:, k])
         assert told["oof_meta_auc"] == pytest.approx(
@@ -102,12 +104,10 @@ def test_the_json_gives_the_numbers_of_sklearn(
     freak = {"vol_z_168": 1e6, "hour_sin": -1.0}
     for i in [*range(100, 3_000, 97), -1]:
         base = {
-            f"{m}_{h}": float(p[i, k])
-            for m, p in data.base.items()
-            for k, h in enumerate(stacking.HEADS)
+            f"{m}_{h}": float(p[i, k]) for m, p in data.base.items() for k, h in enumerate(HEADS)
         }
         context = freak if i == -1 else {n: float(v[i]) for n, v in data.context.items()}
-        for k, head in enumerate(stacking.HEADS):
+        for k, head in enumerate(HEADS):
             p = np.array([values[i, k] for values in data.base.values()], dtype=np.float64)
             row = np.concatenate([np.log(p) - np.log1p(-p), [*context.values()]])[None]
             raw = stack.pipelines[head].decision_function(row)[0]
@@ -130,7 +130,7 @@ def test_files_hold_what_the_guide_reads(stack: stacking.Stack, tmp_path: Path) 
     )
     assert {*told["meta_coefficients"]} == {*head["inputs"]}
     assert (told["headline"], told["tf"], told["schema_hash"]) == ("12h", "1h", "abc")
-    assert told["bases"] == [f"{m}_{h}" for h in stacking.HEADS for m in ("lgbm", "lstm", "tft")]
+    assert told["bases"] == [f"{m}_{h}" for h in HEADS for m in ("lgbm", "lstm", "tft")]
     assert stack.model("12h").headline == "12h"
 
 

@@ -1,0 +1,70 @@
+"""What a model's head is called: it looks a number of BARS ahead, whatever a bar's length is.
+
+At 1h the guide's names hold, in files, documents and signals: 5h, 12h, 24h. At any other
+timeframe a head is named by its bars: h5, h12, h24. Readers know both. Standard library alone and
+Python 3.9: the guard on production asks it too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+HORIZONS = (5, 12, 24)  # bars
+GUIDE = "1h"  # the timeframe at which bars are hours
+_NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
+_MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+
+
+def head_name(bars: int, tf: str) -> str:
+    """The name of the head that looks `bars` ahead at this timeframe: 5h at 1h, h5 at 15m."""
+    return f"{bars}h" if tf == GUIDE else f"h{bars}"
+
+
+def head_names(tf: str) -> tuple[str, ...]:
+    """The names of all heads at this timeframe, the nearest first."""
+    return tuple(head_name(bars, tf) for bars in HORIZONS)
+
+
+def bars_ahead(name: str) -> int:
+    """How many bars a head looks ahead, from either kind of name. ValueError for no head's name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no head: it is h5, or 5h at 1h")
+    return int(match[1] or match[2])
+
+
+def is_head(name: object) -> bool:
+    """Whether this names one of our heads, in either way."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and bars_ahead(name) in HORIZONS
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The heads among these names, the nearest first."""
+    return sorted(filter(is_head, names), key=bars_ahead)
+
+
+def span(bars: int, tf: str) -> str:
+    """How long so many bars last: 5 bars of 15m are 1h15m."""
+    minutes = bars * int(tf[:-1]) * _MINUTES[tf[-1]]
+    parts = []
+    for unit in ("d", "h", "m"):
+        count, minutes = divmod(minutes, _MINUTES[unit])
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts)
+
+
+def shown(name: str, tf: str) -> str:
+    """A head for people: 5h at 1h, otherwise "5 bars (1h15m)"; what is no head's name, as it is."""
+    if tf == GUIDE or not is_head(name):
+        return name
+    bars = bars_ahead(name)
+    return f"{bars} bars ({span(bars, tf)})"
+
+
+def explained(tf: str) -> str:
+    """One sentence on what the names mean; "" at 1h, where they say it."""
+    if tf == GUIDE:
+        return ""
+    spans = ", ".join(f"{head_name(bars, tf)} = {span(bars, tf)}" for bars in HORIZONS)
+    return f"Heads look 5, 12 and 24 bars of {tf} ahead, not hours: {spans}"
