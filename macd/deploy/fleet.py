@@ -10,16 +10,33 @@ import contextlib
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
 
-from macd.errors import MacdError
+from macd.errors import ExitCode, MacdError
 from macd.inventory import Host
 
 T = TypeVar("T")
 PARALLEL = 10
+# What needs somebody most stands first: known to be wrong, unknown, put back, not done, not yet.
+_SEVERITY = (
+    ExitCode.FAILED,
+    ExitCode.CONTACT_LOST,
+    ExitCode.REVERTED,
+    ExitCode.REFUSED,
+    ExitCode.USAGE,
+    ExitCode.INCONCLUSIVE,
+    ExitCode.DONE,
+)
+
+
+def worst(codes: Iterable[ExitCode | None]) -> ExitCode:
+    """The exit code of several hosts: the worst of those that each would have had alone."""
+    return min(
+        (code or ExitCode.DONE for code in codes), key=_SEVERITY.index, default=ExitCode.DONE
+    )
 
 
 @dataclass(frozen=True)
