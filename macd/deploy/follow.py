@@ -81,16 +81,21 @@ def watch(session: Session, host: Host, inventory: Inventory, begun: Begun, tell
         run.let_go()
 
 
-def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) -> Outcome | None:
+def attach(
+    host: Host, inventory: Inventory, begun: Begun | None, tell: Tell, *, ended: bool = True
+) -> Outcome | None:
     """Follow the activation that is under way, or say how the newest one ended; None: never one.
 
     With `begun` (this machine started it) it is confirmed too; from elsewhere it is only watched.
+    Without `ended` None too where the newest one is over and was not `begun` here.
     """
     with open_session(host, inventory, modules=state.MODULES) as session:
         told = session.call("follow", app=host.app_dir)
         if not told["number"]:
             return None
         if begun is None or begun.number != told["number"]:
+            if told["over"] and not ended:
+                return None
             first = told["events"][0] if told["events"] else {}
             begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
         return watch(session, host, inventory, begun, tell)
