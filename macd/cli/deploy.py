@@ -382,7 +382,10 @@ def _follow_each(
             begun = None
         with shown.host(one.name) as progress:
             outcome = follow.attach(one, known, begun, progress, ended=not several)
-        return outcome, bool(outcome and begun and begun.number == outcome.number)
+        if outcome is None or begun is None or not begun.is_of(outcome):
+            return outcome, False
+        memory.keep(replace(begun, number=outcome.number))
+        return outcome, True
 
     with Shown([hosts], quiet=quiet) as shown:
         if several:

@@ -26,13 +26,21 @@ _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts a
 
 @dataclass(frozen=True)
 class Begun:
-    """An activation that a host has taken over; `token` is the right to confirm it."""
+    """An activation that a host was asked for; `token` is the right to confirm it.
+
+    `number` is 0 until the host has told which it is.
+    """
 
     host: str
     number: int
     token: str
     release: str
     origin: str | None
+
+    def is_of(self, outcome: Outcome) -> bool:
+        """Whether that is how it ended."""
+        same = self.host == outcome.host and self.release == outcome.release
+        return same and self.number in (0, outcome.number)
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,14 @@ def attach(
         told = session.call("follow", app=host.app_dir)
         if not told["number"]:
             return None
+        first = told["events"][0] if told["events"] else {}
+        release = str(first.get("release", ""))
+        if begun is not None and not begun.number and begun.release == release:
+            begun = dataclasses.replace(begun, number=told["number"])
         if begun is None or begun.number != told["number"]:
             if told["over"] and not ended:
                 return None
-            first = told["events"][0] if told["events"] else {}
-            begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
+            begun = Begun(host.name, told["number"], "", release, None)
         return watch(session, host, inventory, begun, tell)
 
 
