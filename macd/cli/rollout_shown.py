@@ -16,8 +16,6 @@ from macd.cli.train_shown import safe
 from macd.errors import MacdError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import Console
     from rich.table import Table
 
@@ -48,15 +46,11 @@ class Shown:
             self._board.open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._board is not None:
             self._board.close()
-        self._lines.__exit__(kind, error, trace)  # from now on threads that go on are silent
+        with self._lines:
+            pass  # they are over: from now on threads that go on are silent
 
     @contextlib.contextmanager
     def host(self, name: str, begins: str = "") -> Iterator[Progress]:

@@ -299,8 +299,10 @@ class Memory:
     def keep(self, begun: Begun) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._path(begun.host)
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(begun)))
+        new = path.with_suffix(".new")  # whole or not at all: a token that is lost confirms nothing
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(asdict(begun)))
+        new.replace(path)
 
     def of(self, host: str) -> Begun | None:
         try:
