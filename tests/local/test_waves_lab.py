@@ -18,7 +18,8 @@ def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path
     made = project(lab, tmp_path / "w", "wave-a")
     path = made.root / "inventory" / "lab.yml"
     other = "{role: serve, env: prod, ssh: lab-prod, app_dir: ~/wave-b, unit: wave-b, scope: user}"
-    path.write_text(path.read_text().replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
+    text = path.read_text().replace("ready_s: 8", "ready_s: 60")
+    path.write_text(text.replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
     made.invoke("provision", "--yes")
     made.release(1, "check fails")
     told = made.invoke("deploy", "--yes", "--wave", "1,100%", code=4)
