@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from macd.cli.hosts import away_fields, on_each, print_away
 from macd.cli.verb import confirm, emit, error_fields, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.cli.deploy_shown import Progress
-    from macd.deploy.campaign import Result
+    from collections.abc import Sequence
+
+    from macd.deploy.campaign import Campaign, Result
+    from macd.deploy.fleet import Results
     from macd.deploy.follow import Outcome
     from macd.deploy.offer import Offer
     from macd.deploy.plan import Plan
@@ -23,6 +27,10 @@ _COMMON = {
     "json": "print one JSON document for machines",
 }
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
+_LIMITS = {
+    "parallel": "how many hosts at the same time (default: 10)",
+    "max-failed": "go on while no more hosts failed or reverted (default: 0)",
+}
 
 
 @verb(name="plan", help={**_COMMON, **_RELEASE})
@@ -33,7 +41,7 @@ def plan(
     release: str = "",
     inventory: str = "",
     json: bool = False,
-) -> None:
+) -> ExitCode:
     """Show what deploy would change: files, units, bytes, drift, the way back.
 
     Changes nothing.
@@ -41,22 +49,22 @@ def plan(
     from macd.inventory import load
 
     known = load(inventory)
-    plans, _offer = _plans(known, env, host, release)
+    looked = _look(known, env, host, release)
+    plans = looked.plans
     if json:
         hosts = [{**asdict(one), "changes": not one.empty} for one in plans]
-        emit({"changes": any(not one.empty for one in plans), "hosts": hosts})
-        return
-    from macd.cli.deploy_shown import print_plan
-
-    for one in plans:
-        print_plan(one)
+        changes = any(not one.empty for one in plans)
+        emit({"changes": changes, "hosts": hosts, "away": away_fields(looked.failed)})
+        return looked.exit_code
+    looked.show()
     options = same(env=env, host=host, release=release, inventory=inventory)
     if any(one.problems for one in plans):
-        return  # each with what to do about it
+        return looked.exit_code  # each with what to do about it
     if any(not one.empty for one in plans):
         print(f"\n  next: invoke deploy{options}")
     elif any(one.unwell for one in plans):
         print(f"\n  next: invoke deploy --restart{options}")
+    return looked.exit_code
 
 
 @verb(
@@ -64,7 +72,9 @@ def plan(
     help={
         **_COMMON,
         **_RELEASE,
+        **_LIMITS,
         "wave": 'how many hosts are done after each wave, e.g. "1,50%,100%"',
+        "skip-unreachable": "pass by hosts that can't be reached; exit 5 at the end",
         "restart": "restart even if nothing differs",
         "attach": "follow (and, if begun here, confirm) what is under way; starts nothing",
         "dry-run": "the same as invoke plan",
@@ -77,16 +87,21 @@ def deploy(
     host: str = "",
     release: str = "",
     wave: str = "",
+    parallel: int = 10,
+    max_failed: int = 0,
+    skip_unreachable: bool = False,
     restart: bool = False,
     attach: bool = False,
     dry_run: bool = False,
     yes: bool = False,
     inventory: str = "",
     json: bool = False,
-) -> ExitCode | None:
+) -> ExitCode:
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
+    from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, campaign
     from macd.inventory import load
+    from macd.remote.refusals import UnreachableError
 
     known = load(inventory)
     options = same(env=env, host=host, inventory=inventory)
@@ -94,35 +109,45 @@ def deploy(
         return _attach(known, env, host, options, json=json)
     hosts = list(campaign.hosts_of(known, env, host))
     planned = campaign.waves(hosts, wave)
+    limits = campaign.Limits(parallel, max_failed)
+    away: dict[str, MacdError] = {}
     if dry_run or not yes:
-        plans, offer = _plans(known, env, host, release)
-        _show(plans, json=json, dry_run=dry_run)
-        if dry_run:
-            return None
-        if all(one.empty for one in plans) and not restart:
-            return _as_it_is(plans, options, json=json)
-        if not confirm(f"deploy {offer.id} to {', '.join(h.name for h in hosts)}?", yes=False):
-            return _not_agreed(json=json)
+        looked = _look(known, env, host, release)
+        how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
+        code = _before(looked, how)
+        if code is not None:
+            return code
+        offer, away = looked.offer, looked.failed
     else:
         offer = _offer(known, env, release)
-    progress = _progress(json)
 
     def one_host(one: Host) -> Outcome:
-        if not json:
-            print(f"deploying {offer.id} to {one.name}")
-        memory = campaign.Memory(known)
-        wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
-        return apply.deploy(one, known, offer, wish)
+        with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
+            memory = campaign.Memory(known)
+            wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
+            return apply.deploy(one, known, offer, wish)
 
+    passes = (UnreachableError,) if skip_unreachable and len(hosts) > 1 else ()
     run = campaign.Campaign(known, "deploy", env)
-    result = run.run(planned, one_host, release=offer.id, serial=offer.serial)
-    return _end(result, "deploy", options, json=json)
+    with Shown(planned, quiet=json, away=list(away)) as shown:
+        result = run.run(
+            planned,
+            one_host,
+            limits=limits,
+            passes=passes,
+            away=away,
+            on_interrupt=shown.interrupted,
+            release=offer.id,
+            serial=offer.serial,
+        )
+    return _end(result, "deploy", options, hosts=len(hosts), json=json, release=offer.id)
 
 
 @verb(
     name="rollback",
     help={
         **_COMMON,
+        **_LIMITS,
         "to": "release id, one that was live there (default: undo the last deploy, where live)",
         "dry-run": "only say where it would go",
         "yes": "do not ask",
@@ -133,6 +158,8 @@ def rollback(
     env: str = "prod",
     host: str = "",
     to: str = "",
+    parallel: int = 10,
+    max_failed: int = 0,
     dry_run: bool = False,
     yes: bool = False,
     inventory: str = "",
@@ -140,12 +167,14 @@ def rollback(
 ) -> ExitCode | None:
     """Back to the last good release: models, code, unit, flags; nothing is sent."""
     from macd.cli import rollback_steps as steps
+    from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, campaign
     from macd.inventory import load
     from macd.remote.refusals import UnreachableError
 
     known = load(inventory)
     hosts = list(campaign.hosts_of(known, env, host))
+    limits = campaign.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
     run = campaign.Campaign(known, "rollback", env)
     stay: list[str] = []
@@ -161,23 +190,113 @@ def rollback(
             raise steps.no_way_back(env, any(way.provisioned for way in ways))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
-    progress = _progress(json)
 
     def one_host(one: Host) -> Outcome:
-        if one.name in away:
-            raise away[one.name]  # asked already, and patiently
-        if not json:
-            print(f"rolling {one.name} back")
-        memory = campaign.Memory(known)
-        return apply.rollback(
-            one, known, to, apply.Wish(campaign.operator(), progress, memory.keep)
-        )
+        with shown.host(one.name, f"rolling {one.name} back") as progress:
+            memory = campaign.Memory(known)
+            wish = apply.Wish(campaign.operator(), progress, memory.keep)
+            return apply.rollback(one, known, to, wish)
 
     going = [one for one in hosts if one.name not in stay]
     passes = (UnreachableError, ContactLostError) if len(hosts) > 1 else ()
-    result = run.run([going], one_host, passes=passes, to=to)
+    with Shown([going], quiet=json, away=list(away)) as shown:
+        result = run.run(
+            [going],
+            one_host,
+            limits=limits,
+            passes=passes,
+            away=away,
+            on_interrupt=shown.interrupted,
+            to=to,
+        )
     result = replace(result, untouched=[*result.untouched, *stay])
-    return _end(result, "rollback", options, json=json)
+    return _end(result, "rollback", options, hosts=len(hosts), json=json)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What a deploy would do on each host that could be asked, and why the others could not."""
+
+    plans: Sequence[Plan]
+    failed: dict[str, MacdError]
+    offer: Offer
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return all(one.empty for one in self.plans)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        from macd.deploy.fleet import code_of, worst
+
+        return worst(code_of(error) for error in self.failed.values())
+
+    @property
+    def all_unreachable(self) -> bool:
+        """Whether those that could not be asked could not be reached, all of them."""
+        from macd.deploy.fleet import code_of
+
+        return all(code_of(error) == ExitCode.CONTACT_LOST for error in self.failed.values())
+
+    def show(self) -> None:
+        """For people."""
+        from macd.cli.deploy_shown import print_plan
+
+        for one in self.plans:
+            print_plan(one)
+        sys.stdout.flush()
+        print_away(self.failed)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What was typed that decides whether a deploy begins."""
+
+    options: str
+    dry: bool
+    skip: bool
+    restart: bool
+    json: bool
+
+
+def _look(known: Inventory, env: str, host: str, release: str) -> _Looked:
+    from macd.deploy import apply
+    from macd.deploy.campaign import hosts_of
+
+    offer = _offer(known, env, release)
+    hosts = list(hosts_of(known, env, host))
+    results = on_each(hosts, lambda one: apply.look(one, known, offer))
+    return _Looked(list(results.done.values()), results.failed, offer)
+
+
+def _before(looked: _Looked, how: _How) -> ExitCode | None:
+    """Show what would be done and ask; the exit code if that is all, None to go on."""
+    if how.dry:
+        _show(looked, how)
+        return looked.exit_code
+    if looked.failed and not (how.skip and looked.all_unreachable):
+        if not how.json:
+            looked.show()
+        raise _not_begun(looked, how.options)
+    _show(looked, how)
+    if looked.nothing_to_do and not how.restart:
+        return _as_it_is(looked, how)
+    names = ", ".join(one.host for one in looked.plans)
+    past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
+    if not confirm(f"deploy {looked.offer.id} to {names}{past}?", yes=False):
+        return _not_agreed(json=how.json)
+    return None
+
+
+def _not_begun(looked: _Looked, options: str) -> MacdError:
+    skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
+    return MacdError(
+        f"no deploy was begun: {', '.join(looked.failed)} could not be asked",
+        why="\n".join(f"{name}: {error.what}" for name, error in looked.failed.items()),
+        live="on every host what was live before",
+        hint=skip if looked.all_unreachable else f"see to it; invoke plan{options} asks again",
+        exit_code=looked.exit_code,
+    )
 
 
 def _offer(known: Inventory, env: str, release: str) -> Offer:
@@ -188,37 +307,21 @@ def _offer(known: Inventory, env: str, release: str) -> Offer:
     return offers.read(Store(known.root / "releases"), release, env, index=index, feed=feed)
 
 
-def _plans(known: Inventory, env: str, host: str, release: str) -> tuple[list[Plan], Offer]:
-    from macd.deploy import apply
-    from macd.deploy.campaign import hosts_of
-
-    offer = _offer(known, env, release)
-    return [apply.look(one, known, offer) for one in hosts_of(known, env, host)], offer
-
-
-def _progress(json: bool) -> Progress:
-    from macd.cli.deploy_shown import Progress
-
-    return Progress(quiet=json)
+def _show(looked: _Looked, how: _How) -> None:
+    if how.json and (how.dry or looked.nothing_to_do):
+        hosts = [asdict(one) for one in looked.plans]
+        emit({"dry_run": how.dry, "hosts": hosts, "away": away_fields(looked.failed)})
+    elif not how.json:
+        looked.show()
 
 
-def _show(plans: list[Plan], *, json: bool, dry_run: bool) -> None:
-    if json and (dry_run or all(one.empty for one in plans)):
-        emit({"dry_run": dry_run, "hosts": [asdict(one) for one in plans]})
-    elif not json:
-        from macd.cli.deploy_shown import print_plan
-
-        for one in plans:
-            print_plan(one)
-
-
-def _as_it_is(plans: list[Plan], options: str, *, json: bool) -> ExitCode | None:
+def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(one.unwell for one in plans):
-        return None
-    if not json:
-        again = f"invoke deploy --restart --release {plans[0].release}{options}"
-        print(f"  do: {again}; invoke doctor{options}")
+    if not any(one.unwell for one in looked.plans):
+        return looked.exit_code
+    if not how.json:
+        again = f"invoke deploy --restart --release {looked.offer.id}{how.options}"
+        print(f"  do: {again}; invoke doctor{how.options}")
     return ExitCode.FAILED
 
 
@@ -230,40 +333,109 @@ def _not_agreed(*, json: bool) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode | None:
+def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
+    from macd.deploy import campaign
+
+    hosts = list(campaign.hosts_of(known, env, host))
+    run = campaign.Campaign(known, "deploy", env)
+    results = _follow_each(known, run, hosts, quiet=json)
+    if len(hosts) == 1 and results.failed:
+        raise results.failed[hosts[0].name]
+    outcomes = [outcome for outcome, _ in results.done.values() if outcome]
+    warnings = run.late(outcome for outcome, ours in results.done.values() if outcome and ours)
+    ended = campaign.Result(
+        outcomes, [], warnings=warnings, failed=results.failed, left=results.left
+    )
+    if json:
+        told = {"outcomes": as_fields(outcomes), "warnings": warnings}
+        emit({**told, "errors": away_fields(ended.failed), "left": ended.left})
+        return ended.exit_code
+    for name, (outcome, _) in results.done.items():
+        if outcome is None and len(hosts) == 1:
+            print(f"{name}: nothing was ever deployed there")
+        elif outcome is None:
+            print(f"{name}: nothing is under way")
+    print_end(ended, "activation", options)
+    _print_errors(ended, _left(ended, options))
+    return ended.exit_code
+
+
+def _follow_each(
+    known: Inventory, run: Campaign, hosts: list[Host], *, quiet: bool
+) -> Results[tuple[Outcome | None, bool]]:
+    """The end of each, and whether its activation was begun here.
+
+    Of several hosts only those are followed that have something under way, or whose end was begun
+    here and is not recorded yet.
+    """
+    from macd.cli.rollout_shown import Shown
     from macd.deploy import campaign, follow
+    from macd.deploy.fleet import in_waves, side_by_side
 
-    one = campaign.only_host(known, env, host, "--attach follows")
-    begun = campaign.Memory(known).of(one.name)
-    outcome = follow.attach(one, known, begun, _progress(json))
-    outcomes = [outcome] if outcome else []
-    ours = outcome is not None and begun is not None and begun.number == outcome.number
-    warning = campaign.Campaign(known, "deploy", env).late(outcome) if outcome and ours else ""
-    warnings = [warning] if warning else []
-    if json:
-        emit({"outcomes": as_fields(outcomes), "warnings": warnings})
-    elif outcome is None:
-        print(f"{one.name}: nothing was ever deployed there")
-    else:
-        print_end(campaign.Result(outcomes, [], warnings=warnings), "activation", options)
-    return outcome.exit_code if outcome else None
+    several = len(hosts) > 1
+    memory = campaign.Memory(known)
+
+    def one_host(one: Host) -> tuple[Outcome | None, bool]:
+        begun = memory.of(one.name)
+        if several and begun is not None and run.recorded(begun):
+            begun = None
+        with shown.host(one.name) as progress:
+            outcome = follow.attach(one, known, begun, progress, ended=not several)
+        if outcome is None or begun is None or not begun.is_of(outcome):
+            return outcome, False
+        memory.keep(replace(begun, number=outcome.number))
+        return outcome, True
+
+    with Shown([hosts], quiet=quiet) as shown:
+        if several:
+            return in_waves([hosts], one_host, on_interrupt=shown.interrupted)
+        return side_by_side(hosts, one_host)
 
 
-def _end(result: Result, kind: str, options: str, *, json: bool) -> ExitCode | None:
+def _end(
+    result: Result, kind: str, options: str, *, hosts: int, json: bool, release: str = ""
+) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
-    from macd.deploy.campaign import not_taken_back
+    from macd.deploy.campaign import passed_by
 
-    error = result.error or (not_taken_back(result.away, options) if result.away else None)
+    past = passed_by(kind, result.away, options, release=release) if result.away else None
+    error = result.error or past or _left(result, options)
+    code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
-        told = {"outcomes": as_fields(result.outcomes), "untouched": result.untouched}
-        failed = error_fields(error) if error else {}
-        emit({**told, "away": list(result.away), "warnings": result.warnings, **failed})
-    else:
-        print_end(result, kind, options)
-    if error is not None:
-        if not json:
-            raise error
-        return error.exit_code
-    worst = [outcome.exit_code for outcome in result.outcomes if outcome.exit_code]
-    return worst[0] if worst else None
+        told: dict[str, Any] = {
+            "outcomes": as_fields(result.outcomes),
+            "untouched": result.untouched,
+            "away": list(result.away),
+            "warnings": result.warnings,
+            "stopped": result.stopped,
+            "left": result.left,
+            "errors": away_fields({**result.failed, **result.away}),
+        }
+        emit({**told, **(error_fields(error) if error else {}), "exit_code": int(code)})
+        return code
+    print_end(result, kind, options)
+    if error is not None and hosts == 1:
+        raise error
+    _print_errors(result, past, _left(result, options))
+    return code
+
+
+def _left(result: Result, options: str) -> MacdError | None:
+    if not result.left:
+        return None
+    return ContactLostError(
+        f"not waited for: {', '.join(result.left)}",
+        why="Ctrl-C was pressed twice; each host ends by itself what it was asked to do",
+        live="being decided on each; unless somebody confirms, it goes back",
+        hint=f"invoke deploy --attach{options} follows and confirms; "
+        f"invoke status{options} shows the end",
+    )
+
+
+def _print_errors(result: Result, *others: MacdError | None) -> None:
+    sys.stdout.flush()
+    print_away(result.failed)
+    for error in (result.unrecorded, *others):
+        if error is not None:
+            print(f"✗ {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from macd.sizes import size
@@ -38,11 +38,20 @@ _WORDS = {
 
 
 class Progress:
-    """Prints what a deploy tells, as it happens; nothing with `quiet`."""
+    """Tells what a deploy of a host does, as it happens; nothing with `quiet`.
 
-    def __init__(self, *, quiet: bool) -> None:
+    Args:
+        say: takes each line; None prints it here, and what is sent in place on a terminal.
+        one_line: all that is shown of the host is the last line that `say` was given.
+    """
+
+    def __init__(
+        self, *, quiet: bool, say: Callable[[str], None] | None = None, one_line: bool = False
+    ) -> None:
         self._quiet = quiet
-        self._tty = sys.stdout.isatty()
+        self._say = say
+        self._one_line = one_line
+        self._tty = say is None and sys.stdout.isatty()
         self._began = 0.0
         self._printed = 0.0
         self._open_line = False
@@ -61,14 +70,23 @@ class Progress:
         if kind == "sending":
             self._sending(fields["sent"], fields["total"])
         elif kind == "planned":
-            for line in summary(fields["plan"]):
-                self._line(f"  {line}")
+            self._planned(fields["plan"])
         elif kind == "staging":
             self._line("  building the runtime and staging" if fields["runtime"] else "  staging")
         elif kind in _WORDS:
             self._line(f"  {_mark(kind)} {_WORDS[kind]}{_detail(kind, fields)}")
 
+    def _planned(self, plan: Plan) -> None:
+        if self._one_line and not plan.empty:
+            self._line(f"  planned: {size(plan.send_bytes)} to send")
+            return
+        for line in summary(plan):
+            self._line(f"  {line}")
+
     def _line(self, text: str) -> None:
+        if self._say is not None:
+            self._say(text)
+            return
         if self._open_line:
             print()
             self._open_line = False
@@ -79,7 +97,8 @@ class Progress:
         if not self._began:
             self._began = now - 1e-3
         last = sent == total
-        if not last and (not self._tty or now - self._printed < _EVERY_S):
+        in_place = self._tty or self._one_line
+        if not last and (not in_place or now - self._printed < _EVERY_S):
             return
         self._printed = now
         rate = sent / (now - self._began)
@@ -92,7 +111,7 @@ class Progress:
             print(f"\r{text}\x1b[K", end="", flush=True)
             self._open_line = True
         else:
-            print(text, flush=True)
+            self._line(text)
 
 
 def _mark(kind: str) -> str:
@@ -185,6 +204,8 @@ def print_end(result: Result, kind: str, options: str = "") -> None:
         print(_end(outcome, kind, options))
     for name in result.untouched:
         print(f"{name}: untouched")
+    if result.stopped:
+        print(result.stopped)
     for warning in result.warnings:
         print(f"note: {warning}")
 

@@ -190,6 +190,7 @@ def _chosen(store: Store, named: str, env: str) -> Release:
 
 def _live(book: Inventory) -> dict[str, list[str]]:
     """release -> hosts where the last deploy or rollback from this machine left it live."""
+    from macd.deploy.back import ENDS
     from macd.journal import Journal
 
     by_host: dict[str, str] = {}
@@ -199,7 +200,7 @@ def _live(book: Inventory) -> dict[str, list[str]]:
         return {}
     for one in records:
         host, live = one.fields.get("host"), one.fields.get("live")
-        if one.kind.endswith(".ended") and isinstance(host, str) and isinstance(live, str):
+        if one.kind in ENDS and isinstance(host, str) and isinstance(live, str):
             by_host[host] = live
     found: dict[str, list[str]] = {}
     for host, live in by_host.items():

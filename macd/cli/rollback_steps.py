@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from macd.cli.hosts import away_fields
 from macd.cli.verb import emit, error_fields
 from macd.errors import ExitCode, MacdError, RefusedError
 
@@ -37,9 +38,9 @@ def dry(
     found: list[Way], away: dict[str, MacdError], options: str, *, json: bool
 ) -> ExitCode | None:
     """Only say so; with the error for hosts that could not be asked."""
-    from macd.deploy.campaign import not_taken_back
+    from macd.deploy.campaign import passed_by
 
-    error = not_taken_back(away, options) if away else None
+    error = passed_by("rollback", away, options) if away else None
     if not json:
         show(found, away)
         if error is not None:
@@ -47,7 +48,8 @@ def dry(
         return None
     to = {way.host: None if way.stays else way.to for way in found}
     changes = {way.host: way.changes for way in found if way.goes}
-    emit({"dry_run": True, "to": to, "changes": changes, **(error_fields(error) if error else {})})
+    told = {"dry_run": True, "to": to, "changes": changes, "away": away_fields(away)}
+    emit({**told, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 
 

@@ -94,6 +94,8 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             asked = True
             token = secrets.token_hex(16)
             request = _activation(host, inventory, found, token, wish.who)
+            goes_to = to or found.rollback.get("release") or ""
+            wish.remember(Begun(host.name, 0, token, goes_to, found.live))
             begins = session.call("activate", kind="rollback", to=to or None, after={}, **request)
             begun = Begun(host.name, begins["number"], token, begins["release"], begins["origin"])
             wish.remember(begun)
@@ -210,6 +212,8 @@ class _Deploy:
             unit_text=wanted.units[f"{self._host.unit}.service"],
         )
         request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
+        # The right to confirm is kept before it is needed: nobody may hear which number it got.
+        self._wish.remember(Begun(self._host.name, 0, self._token, self._offer.id, found.live))
         self._activated = session.submit(
             "activate",
             kind="deploy",

@@ -6,10 +6,15 @@ a wave that failed the others never had it, and would lose the good release they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macd.deploy.state import HostState
+from macd.journal import Record
+
+# The kinds of records that say what a host told is live on it. Others end too: the guard's watch.
+ENDS = ("deploy.ended", "rollback.ended")
+_BEGINS = ("deploy.began", "rollback.began")
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,31 @@ def _way(name: str, found: HostState, to: str | None, *, stays: bool = False) ->
 def _serial(found: HostState) -> int:
     committed = [entry for entry in found.history if entry["release"] == found.live]
     return int(committed[-1].get("serial", 0)) if committed else 0
+
+
+def may_be_live(records: Iterable[Record], host: str) -> int:
+    """The highest serial that what was recorded here may have left live on `host`; 0: none.
+
+    What the host told last counts, and every release since whose deploy (or rollback) began and of
+    which the host told no end: it failed without a word, or the operator was killed. Where the host
+    told of a release whose serial is not recorded here, what was known before still counts.
+    """
+    serials: dict[str, int] = {}
+    live = 0
+    since: list[int] = []
+    for record in records:
+        fields = record.fields
+        if isinstance(serial := fields.get("serial"), int) and "release" in fields:
+            serials[fields["release"]] = serial
+        if fields.get("host") != host:
+            continue
+        if record.kind in _BEGINS:
+            goes_to = fields.get("release") or fields.get("to") or ""
+            since.append(serials.get(goes_to, 0))
+        elif record.kind in ENDS and fields.get("result") != "failed":
+            told = fields.get("live")
+            live = serials.get(told, live) if told else 0
+            since.clear()
+        elif record.kind in ENDS and fields.get("unreachable") and since:
+            since.pop()  # it was never asked
+    return max([live, *since])

@@ -1,6 +1,7 @@
-"""A change on all hosts of an environment: in waves, recorded, stopped at the first failure.
+"""A change on all hosts of an environment: in waves, recorded, stopped when too many have failed.
 
-But for a rollback, which passes by a host that can't be reached: the others need it all the same.
+The hosts of a wave are acted on side by side. A host that can't be reached may be passed by: a
+rollback always does, because the others need it all the same.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from macd.deploy.back import ENDS, may_be_live
+from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side, worst
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
-from macd.errors import ContactLostError, MacdError, UsageError
+from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
+from macd.remote.refusals import UnreachableError
 
 _WAVE = re.compile(r"([1-9][0-9]*)(%?)")
 
@@ -53,14 +57,57 @@ def operator() -> str:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How a campaign goes over several hosts: so many at once, and when it stops."""
+
+    parallel: int = PARALLEL
+    max_failed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1:
+            raise UsageError(f"--parallel {self.parallel}: at least one host at a time")
+        if self.max_failed < 0:
+            raise UsageError(f"--max-failed {self.max_failed}: 0 or more hosts")
+
+
+@dataclass(frozen=True)
 class Result:
-    """What became of each host. `error` is what stopped the rest, `away` whom it passed by."""
+    """What became of each host: it has an outcome, failed, was passed by, or is untouched.
+
+    Args:
+        away: those that were passed by, and why.
+        failed: those that ended with an error.
+        stopped: why no further host was begun, "" if none was left out for it.
+        left: those still under way when a second Ctrl-C said to wait no longer.
+        unrecorded: why an end could not be put into the journal.
+        interrupted: a Ctrl-C kept hosts from being begun.
+    """
 
     outcomes: Sequence[Outcome]
     untouched: Sequence[str]
-    error: MacdError | None = None
     warnings: Sequence[str] = ()
     away: Mapping[str, MacdError] = field(default_factory=dict)
+    failed: Mapping[str, MacdError] = field(default_factory=dict)
+    stopped: str = ""
+    left: Sequence[str] = ()
+    unrecorded: MacdError | None = None
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The worst of what each host would have ended with alone; no promise that isn't kept."""
+        codes = [outcome.exit_code for outcome in self.outcomes]
+        codes += [code_of(error) for error in self.failed.values()]
+        codes += [ExitCode.CONTACT_LOST] * bool(self.away or self.left)
+        codes += [ExitCode.FAILED] * bool(self.unrecorded or (self.interrupted and not self.left))
+        return worst(codes)
+
+    @property
+    def error(self) -> MacdError | None:
+        """The one to tell where there is room for one: of the failed, the worst."""
+        errors = [*self.failed.values(), *filter(None, [self.unrecorded])]
+        code = worst(code_of(error) for error in errors)
+        return next((error for error in errors if code_of(error) == code), None)
 
 
 class Campaign:
@@ -73,6 +120,7 @@ class Campaign:
         self._journal = Journal(inventory.state_dir / "journal.jsonl")
 
     def record(self, what: str, **fields: Any) -> None:
+        """Into the journal here; may be called from several threads."""
         named = {"env": self._env, "who": operator(), **fields}
         self._journal.append(f"{self._kind}.{what}", named, now=datetime.now(UTC))
 
@@ -81,88 +129,150 @@ class Campaign:
         planned: Sequence[Sequence[Host]],
         one: Callable[[Host], Outcome],
         *,
+        limits: Limits | None = None,
         passes: tuple[type[MacdError], ...] = (),
+        away: Mapping[str, MacdError] | None = None,
+        on_interrupt: Callable[[Sequence[str]], None] | None = None,
         **about: Any,
     ) -> Result:
-        """Do the waves in order; the first that ends with anything but 0 is the last.
+        """Do the waves in order, the hosts of each side by side, until too many have failed.
+
+        A host fails by an error or an outcome whose exit code isn't 0. More than
+        `limits.max_failed` of them, and no further host is begun; those at work end.
 
         Args:
-            passes: errors that leave a host as it is and don't stop the rest.
+            passes: errors that leave a host as it is and don't count as failed.
+            away: hosts that are passed by without asking again, and why.
+            on_interrupt: with several hosts: called by the first Ctrl-C with those at work. They
+                end, no other is begun; a second one waits no longer.
         """
-        outcomes: list[Outcome] = []
-        away: dict[str, MacdError] = {}
-        waiting = [host.name for wave in planned for host in wave]
-        for number, wave in enumerate(planned, start=1):
-            for host in wave:
-                self.record("began", host=host.name, wave=number, **about)
-                waiting.remove(host.name)
-                try:
-                    outcome = one(host)
-                except MacdError as error:
-                    self.record("ended", host=host.name, result="failed", why=error.what)
-                    if isinstance(error, passes):
-                        away[host.name] = error
-                        continue
-                    told = self._notify(f"{host.name}: {error.what}", good=False)
-                    return Result(outcomes, waiting, error, told, away)
-                outcomes.append(outcome)
+        limits = limits or Limits()
+        wave_of = {host.name: n for n, wave in enumerate(planned, start=1) for host in wave}
+        hosts = [host for wave in planned for host in wave]
+        away = away or {}
+        unrecorded: list[MacdError] = []
+
+        def act(host: Host) -> Outcome:
+            self.record("began", host=host.name, wave=wave_of[host.name], **about)
+            try:
+                if host.name in away:
+                    raise away[host.name]
+                outcome = one(host)
+            except MacdError as error:
+                # Who was never reached has not got anything: see may_be_live.
+                never = host.name in away or isinstance(error, UnreachableError)
+                told = {"unreachable": True} if never else {}
+                self.record("ended", host=host.name, result="failed", why=error.what, **told)
+                raise
+            try:
                 self.record("ended", **_recorded(outcome))
-                if outcome.exit_code:
-                    told = self._notify(_sentence(self._kind, outcome), good=False)
-                    return Result(outcomes, waiting, None, told, away)
-        lines = [_sentence(self._kind, done) for done in outcomes if done.result != "nothing"]
-        lines += [f"{name}: {error.what}" for name, error in away.items()]
-        told = self._notify("\n".join(lines), good=not away) if lines else ()
-        return Result(outcomes, waiting, None, told, away)
+            except MacdError as error:  # what is live is to be told all the same
+                unrecorded.append(error)
+            return outcome
+
+        def passed(failed: Mapping[str, MacdError]) -> dict[str, MacdError]:
+            return {n: e for n, e in failed.items() if n in away or isinstance(e, passes)}
+
+        def too_many(done: Mapping[str, Outcome], failed: Mapping[str, MacdError]) -> bool:
+            count = _bad(done) + len(failed) - len(passed(failed))
+            return bool(unrecorded) or count > limits.max_failed
+
+        if len(hosts) == 1:
+            ended = side_by_side(hosts, act)
+        else:
+            ended = in_waves(
+                planned, act, parallel=limits.parallel, stop=too_many, on_interrupt=on_interrupt
+            )
+        result = _result(ended, passed(ended.failed), limits, unrecorded[0] if unrecorded else None)
+        return replace(result, warnings=() if result.left else self._tell(result))
 
     def may_be_live(self, host: str) -> int:
-        """The highest serial that what was recorded here may have left live on a host; 0: none.
+        """The highest serial that what was recorded here may have left live on a host; 0: none."""
+        return may_be_live(self._journal.records(), host)
 
-        A deploy that failed without a word of the host's counts: it may have gone live since.
+    def recorded(self, begun: Begun | Outcome) -> bool:
+        """Whether the journal here has the end of that activation."""
+        same = {"host": begun.host, "number": begun.number, "release": begun.release}
+        return any(
+            record.kind in ENDS and same.items() <= record.fields.items()
+            for record in self._journal.records()
+        )
+
+    def late(self, outcomes: Iterable[Outcome]) -> Sequence[str]:
+        """Record and tell once how activations ended that were begun here and let go of.
+
+        Returns warnings.
         """
-        serials: dict[str, int] = {}
-        live = begun = 0
-        for record in self._journal.records():
-            fields = record.fields
-            if fields.get("host") != host:
-                continue
-            if record.kind == "deploy.began":
-                begun = serials[fields.get("release", "")] = fields.get("serial", 0)
-            elif record.kind == "deploy.ended" and fields.get("result") == "failed":
-                live = max(live, begun)
-            elif record.kind.endswith(".ended") and fields.get("result") != "failed":
-                live = serials.get(fields.get("live") or "", 0)
-        return live
+        news = [outcome for outcome in outcomes if not self.recorded(outcome)]
+        for outcome in news:
+            self.record("ended", **_recorded(outcome), attached=True)
+        return self._tell(Result(news, []))
 
-    def late(self, outcome: Outcome) -> str:
-        """Record and tell once how an activation ended that was begun here and let go of.
-
-        Returns a warning, "" for none.
-        """
-        same = {"host": outcome.host, "number": outcome.number, "release": outcome.release}
-        for record in self._journal.records():
-            if record.kind.endswith(".ended") and same.items() <= record.fields.items():
-                return ""
-        self.record("ended", **_recorded(outcome), attached=True)
-        good = not outcome.exit_code
-        return "".join(self._notify(_sentence(self._kind, outcome), good=good))
-
-    def _notify(self, body: str, *, good: bool) -> tuple[str, ...]:
+    def _tell(self, result: Result) -> Sequence[str]:
+        """One message to people elsewhere about all hosts; warnings where that did not work."""
+        lines = [_sentence(self._kind, one) for one in result.outcomes if not _as_it_was(one)]
+        errors = {**result.failed, **result.away}
+        lines += [f"{name}: {error.what}" for name, error in errors.items()]
+        lines += [result.stopped] if result.stopped else []
+        if not lines:
+            return ()
+        good = not result.exit_code
         title = f"macd {self._kind} {self._env}: {'done' if good else 'FAILED'}"
-        told = notify(self._inventory.notify, title, body, good=good)
+        told = notify(self._inventory.notify, title, "\n".join(lines), good=good)
         return (told,) if told else ()
 
 
-def not_taken_back(away: Mapping[str, MacdError], options: str) -> ContactLostError:
-    """What is said of hosts that a rollback passed by. `options`: those a next command needs."""
+def _result(
+    ended: Results[Outcome],
+    passed: Mapping[str, MacdError],
+    limits: Limits,
+    unrecorded: MacdError | None,
+) -> Result:
+    failed = {name: error for name, error in ended.failed.items() if name not in passed}
+    count = _bad(ended.done) + len(failed)
+    why = ""
+    if ended.not_started and ended.interrupted:
+        why = "interrupted"
+    elif ended.not_started and count > limits.max_failed:
+        hosts = "1 host" if count == 1 else f"{count} hosts"
+        why = f"{hosts} failed or reverted, more than --max-failed {limits.max_failed} allows"
+    elif ended.not_started:
+        why = "the journal here could not be written"
+    names = ", ".join(ended.not_started)
+    return Result(
+        outcomes=list(ended.done.values()),
+        untouched=list(ended.not_started),
+        away=passed,
+        failed=failed,
+        stopped=f"stopped: {why}; not touched: {names}" if why else "",
+        left=ended.left,
+        unrecorded=unrecorded,
+        interrupted=ended.interrupted and bool(ended.not_started),
+    )
+
+
+def _bad(done: Mapping[str, Outcome]) -> int:
+    """How many reverted, or do not serve."""
+    return sum(1 for outcome in done.values() if outcome.exit_code)
+
+
+def passed_by(
+    kind: str, away: Mapping[str, MacdError], options: str, *, release: str = ""
+) -> ContactLostError:
+    """What is said of hosts that could not be reached. `options`: those a next command needs."""
     one = next(iter(away)) if len(away) == 1 else "NAME"
-    look, again = (f"invoke {verb} --host {one}{options}" for verb in ("status", "rollback"))
+    which = f" --release {release}" if release else ""
+    again = f"invoke {kind} --host {one}{which}{options}"
     return ContactLostError(
-        f"not taken back: {', '.join(away)}",
+        f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(away)}",
         why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
         live="not known of these; of the others as told above",
-        hint=f"when it answers again: {look}; {again}",
+        hint=f"when it answers again: invoke status --host {one}{options}; {again}",
     )
+
+
+def _as_it_was(outcome: Outcome) -> bool:
+    return outcome.result == "nothing" and outcome.well is not False
 
 
 def _sentence(kind: str, outcome: Outcome) -> str:
@@ -189,8 +299,10 @@ class Memory:
     def keep(self, begun: Begun) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._path(begun.host)
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(asdict(begun)))
+        new = path.with_suffix(".new")  # whole or not at all: a token that is lost confirms nothing
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(asdict(begun)))
+        new.replace(path)
 
     def of(self, host: str) -> Begun | None:
         try:

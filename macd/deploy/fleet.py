@@ -10,30 +10,58 @@ import contextlib
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Generic, TypeVar
 
-from macd.errors import MacdError
+from macd.errors import ExitCode, MacdError
 from macd.inventory import Host
+from macd.remote.refusals import UnreachableError
 
 T = TypeVar("T")
 PARALLEL = 10
+# What needs somebody most stands first: known to be wrong, unknown, put back, not done, not yet.
+_SEVERITY = (
+    ExitCode.FAILED,
+    ExitCode.CONTACT_LOST,
+    ExitCode.REVERTED,
+    ExitCode.REFUSED,
+    ExitCode.USAGE,
+    ExitCode.INCONCLUSIVE,
+    ExitCode.DONE,
+)
+
+
+def worst(codes: Iterable[ExitCode | None]) -> ExitCode:
+    """The exit code of several hosts: the worst of those that each would have had alone."""
+    return min(
+        (code or ExitCode.DONE for code in codes), key=_SEVERITY.index, default=ExitCode.DONE
+    )
+
+
+def code_of(error: MacdError) -> ExitCode:
+    """What an error on one of several hosts counts for: of who isn't reached nothing is known."""
+    return ExitCode.CONTACT_LOST if isinstance(error, UnreachableError) else error.exit_code
 
 
 @dataclass(frozen=True)
 class Results(Generic[T]):
-    """What became of each host, by name. A host is in exactly one of the three."""
+    """What became of each host, by name. A host is in exactly one of the four.
+
+    Args:
+        left: still at work when a second Ctrl-C said to wait no longer.
+        interrupted: a Ctrl-C said to start no further host.
+    """
 
     done: dict[str, T]
     failed: dict[str, MacdError]
     not_started: Sequence[str] = ()
+    left: Sequence[str] = ()
+    interrupted: bool = False
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether a Ctrl-C kept hosts from being started."""
-        return bool(self.not_started)
+
+Stop = Callable[[Mapping[str, T], Mapping[str, MacdError]], bool]
 
 
 def side_by_side(
@@ -50,15 +78,34 @@ def side_by_side(
             there are several hosts.
         parallel: how many hosts are acted on at the same time, at least 1.
         on_interrupt: given, a Ctrl-C starts no further host and lets the running ones, whose names
-            it is called with, end; a second Ctrl-C leaves at once. Without it the first one does.
+            it is called with, end; a second Ctrl-C waits no longer. Without it the first one does.
 
     Raises:
-        KeyboardInterrupt: as said above; threads still at work end with the process.
+        KeyboardInterrupt: without `on_interrupt`; threads still at work end with the process.
         Exception: anything but a MacdError that `act` raised, once every running host has ended.
     """
     if len(hosts) == 1:
         return _alone(hosts[0], act)
-    return _Threads(hosts, act, max(1, parallel)).run(on_interrupt)
+    return in_waves([hosts], act, parallel=parallel, on_interrupt=on_interrupt)
+
+
+def in_waves(
+    waves: Sequence[Sequence[Host]],
+    act: Callable[[Host], T],
+    *,
+    parallel: int = PARALLEL,
+    stop: Stop[T] | None = None,
+    on_interrupt: Callable[[Sequence[str]], None] | None = None,
+) -> Results[T]:
+    """As `side_by_side`, wave by wave: the next one begins when all hosts of the last have ended.
+
+    Even a single host has a thread of its own.
+
+    Args:
+        stop: asked after each host's end with what is done and what failed so far; once it says
+            True no further host is started, in this wave or the next.
+    """
+    return _Threads(waves, act, max(1, parallel), stop).run(on_interrupt)
 
 
 def _alone(host: Host, act: Callable[[Host], T]) -> Results[T]:
@@ -71,54 +118,79 @@ def _alone(host: Host, act: Callable[[Host], T]) -> Results[T]:
 class _Threads(Generic[T]):
     """Several hosts at once. Only the calling thread reads or changes these fields."""
 
-    def __init__(self, hosts: Sequence[Host], act: Callable[[Host], T], parallel: int) -> None:
+    def __init__(
+        self,
+        waves: Sequence[Sequence[Host]],
+        act: Callable[[Host], T],
+        parallel: int,
+        stop: Stop[T] | None,
+    ) -> None:
         self._act = act
         self._parallel = parallel
-        self._order = [host.name for host in hosts]
-        self._waiting = list(hosts)
+        self._stop = stop
+        self._order = [host.name for wave in waves for host in wave]
+        self._waiting = [list(wave) for wave in waves]
         self._running: list[str] = []
-        self._stopping = False
+        self._stopping = self._interrupted = False
+        self._done: dict[str, T] = {}
+        self._failed: dict[str, MacdError] = {}
+        self._unexpected: BaseException | None = None
         # What workers and the signal handler leave for the calling thread; None is a Ctrl-C.
         self._events: queue.SimpleQueue[_Ended[T] | None] = queue.SimpleQueue()
 
     def run(self, on_interrupt: Callable[[Sequence[str]], None] | None) -> Results[T]:
-        done: dict[str, T] = {}
-        failed: dict[str, MacdError] = {}
-        unexpected: BaseException | None = None
+        left: list[str] = []
         with self._first_interrupt(wanted=on_interrupt is not None):
-            while self._running or (self._waiting and not self._stopping):
-                self._start_some()
-                event = self._events.get()
-                if event is None:
-                    self._stopping = True
-                    if on_interrupt is not None:
-                        on_interrupt(tuple(self._running))
-                    continue
-                self._running.remove(event.host)
-                if event.error is None:
-                    done[event.host] = event.result  # type: ignore[assignment]
-                elif isinstance(event.error, MacdError):
-                    failed[event.host] = event.error
-                else:
-                    unexpected, self._stopping = unexpected or event.error, True
-        if unexpected is not None:
-            raise unexpected
+            try:
+                self._until_all_ended(on_interrupt)
+            except KeyboardInterrupt:
+                if not self._interrupted:
+                    raise
+                ended = {*self._done, *self._failed}
+                left = [name for name in self._running if name not in ended]
+        if self._unexpected is not None:
+            raise self._unexpected
         return Results(
-            {name: done[name] for name in self._order if name in done},
-            {name: failed[name] for name in self._order if name in failed},
-            [host.name for host in self._waiting],
+            {name: self._done[name] for name in self._order if name in self._done},
+            {name: self._failed[name] for name in self._order if name in self._failed},
+            [host.name for wave in self._waiting for host in wave],
+            left,
+            self._interrupted,
         )
+
+    def _until_all_ended(self, on_interrupt: Callable[[Sequence[str]], None] | None) -> None:
+        self._start_some()
+        while self._running:
+            event = self._events.get()
+            if event is not None:
+                self._note(event)
+            elif on_interrupt is not None:
+                on_interrupt(tuple(self._running))
+            self._start_some()
+
+    def _note(self, event: _Ended[T]) -> None:
+        if event.error is None:
+            self._done[event.host] = event.result  # type: ignore[assignment]
+        elif isinstance(event.error, MacdError):
+            self._failed[event.host] = event.error
+        else:
+            self._unexpected, self._stopping = self._unexpected or event.error, True
+        self._running.remove(event.host)
+        if self._stop is not None and self._stop(self._done, self._failed):
+            self._stopping = True
 
     @contextlib.contextmanager
     def _first_interrupt(self, *, wanted: bool) -> Iterator[None]:
-        """Make the first Ctrl-C an event; the next one is what it was before."""
-        if not wanted or threading.current_thread() is not threading.main_thread():
+        """Make the first Ctrl-C an event, the next one what it was before; ignored, it stays so."""
+        before = signal.getsignal(signal.SIGINT)
+        here = threading.current_thread() is threading.main_thread()
+        if not (wanted and here) or before == signal.SIG_IGN:
             yield
             return
-        before = signal.getsignal(signal.SIGINT)
 
         def note(_number: int, _frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, before)
+            self._stopping = self._interrupted = True
             self._events.put(None)
 
         signal.signal(signal.SIGINT, note)
@@ -128,8 +200,11 @@ class _Threads(Generic[T]):
             signal.signal(signal.SIGINT, before)
 
     def _start_some(self) -> None:
-        while self._waiting and not self._stopping and len(self._running) < self._parallel:
-            host = self._waiting.pop(0)
+        while self._waiting and not self._waiting[0] and not self._running:
+            self._waiting.pop(0)
+        wave = self._waiting[0] if self._waiting else []
+        while wave and not self._stopping and len(self._running) < self._parallel:
+            host = wave.pop(0)
             self._running.append(host.name)
             threading.Thread(target=self._work, args=(host,), name=host.name, daemon=True).start()
 

@@ -30,13 +30,21 @@ _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts a
 
 @dataclass(frozen=True)
 class Begun:
-    """An activation that a host has taken over; `token` is the right to confirm it."""
+    """An activation that a host was asked for; `token` is the right to confirm it.
+
+    `number` is 0 until the host has told which it is.
+    """
 
     host: str
     number: int
     token: str
     release: str
     origin: str | None
+
+    def is_of(self, outcome: Outcome) -> bool:
+        """Whether that is how it ended."""
+        same = self.host == outcome.host and self.release == outcome.release
+        return same and self.number in (0, outcome.number)
 
 
 @dataclass(frozen=True)
@@ -101,18 +109,26 @@ def watch(
         run.let_go()
 
 
-def attach(host: Host, inventory: Inventory, begun: Begun | None, tell: Tell) -> Outcome | None:
+def attach(
+    host: Host, inventory: Inventory, begun: Begun | None, tell: Tell, *, ended: bool = True
+) -> Outcome | None:
     """Follow the activation that is under way, or say how the newest one ended; None: never one.
 
     With `begun` (this machine started it) it is confirmed too; from elsewhere it is only watched.
+    Without `ended` None too where the newest one is over and was not `begun` here.
     """
     with open_session(host, inventory, modules=state.MODULES) as session:
         told = session.call("follow", app=host.app_dir)
         if not told["number"]:
             return None
+        first = told["events"][0] if told["events"] else {}
+        release = str(first.get("release", ""))
+        if begun is not None and not begun.number and begun.release == release:
+            begun = dataclasses.replace(begun, number=told["number"])
         if begun is None or begun.number != told["number"]:
-            first = told["events"][0] if told["events"] else {}
-            begun = Begun(host.name, told["number"], "", str(first.get("release", "")), None)
+            if told["over"] and not ended:
+                return None
+            begun = Begun(host.name, told["number"], "", release, None)
         return watch(session, host, inventory, begun, tell, attached=True)
 
 

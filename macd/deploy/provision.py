@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from macd.deploy import archive, desired, state
@@ -57,8 +58,7 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         UsageError: the inventory names no allowed_signers file, or a list of revoked keys that
             isn't there.
     """
-    signers = desired.allowed_signers(inventory)
-    krl = revoked(inventory)
+    signers, krl = files_here(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
         found = state.observed(state.ask(session, host, inventory))
         wanted = desired.render(host, inventory, found)
@@ -99,6 +99,14 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         live=found.live or "",
         note=note,
     )
+
+
+def files_here(inventory: Inventory) -> tuple[bytes, Path | None]:
+    """What hosts get from this machine: the allowed_signers, and the list of revoked keys.
+
+    Raises UsageError as `provision` does.
+    """
+    return desired.allowed_signers(inventory), revoked(inventory)
 
 
 def _stale(changes: Sequence[Change], read_at_start: Sequence[str]) -> list[str]:

@@ -8,13 +8,14 @@ Knows no templates and no inventory; it is told owners, modes, texts and units.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import grp
 import os
 import pwd
 import stat
 import subprocess
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from macd.host import durable, envfile, ledger, needs, watching
 from macd.host.confined import Confinement
@@ -122,10 +123,8 @@ class _Look:
         """A system account without a login and without a home of its own."""
         if not name or self._scope == "user":
             return
-        with contextlib.suppress(KeyError):
-            pwd.getpwnam(name)
-            return
-        self._change("account", name, "created", lambda: _add_account(name, self._layout.app))
+        if not _has_account(name):
+            self._change("account", name, "created", lambda: _add_account(name, self._layout.app))
 
     def directory(self, relative: str, mode: int, owner: str) -> None:
         path = os.path.join(self._layout.app, relative).rstrip("/")
@@ -242,10 +241,32 @@ def _nothing() -> None:
     """What the first of several changes does for all of them."""
 
 
+@contextlib.contextmanager
+def _accounts() -> Iterator[None]:
+    """One at a time: applications of one host may be provisioned at once, for the same account."""
+    held = os.open("/etc", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _has_account(name: str) -> bool:
+    with _accounts(), contextlib.suppress(KeyError):
+        pwd.getpwnam(name)
+        return True
+    return False
+
+
 def _add_account(name: str, app: str) -> None:
     argv = ["useradd", "--system", "--user-group", "--no-create-home"]
     argv += ["--home-dir", app, "--shell", "/usr/sbin/nologin", name]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    with _accounts():
+        with contextlib.suppress(KeyError):
+            pwd.getpwnam(name)
+            return  # made since it was looked for
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
 

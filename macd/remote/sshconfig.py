@@ -186,6 +186,7 @@ def _ask_ssh(
             errors="replace",
             timeout=_RESOLVE_S,
             check=False,
+            start_new_session=True,  # a Ctrl-C that lets hosts end must not end this for them
         )
     except FileNotFoundError as error:
         raise UsageError(

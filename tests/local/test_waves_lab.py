@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
+from macd.journal import Journal
 from macd.lab import LabState
-from tests.local.deploying import project
+from tests.local.deploying import Project, project
 
 
 def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path) -> None:
     made = project(lab, tmp_path / "w", "wave-a")
     path = made.root / "inventory" / "lab.yml"
     other = "{role: serve, env: prod, ssh: lab-prod, app_dir: ~/wave-b, unit: wave-b, scope: user}"
-    path.write_text(path.read_text().replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
+    text = path.read_text().replace("ready_s: 8", "ready_s: 60")
+    path.write_text(text.replace("  prod:\n", f"  prod-b: {other}\n  prod:\n"))
     made.invoke("provision", "--yes")
     made.release(1, "check fails")
     told = made.invoke("deploy", "--yes", "--wave", "1,100%", code=4)
@@ -37,6 +44,10 @@ def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path
     assert ended["exit_code"] == 6
 
     # One that can't be reached is passed by, and what may be live on it counts.
+    # The end of a guard's watch there, as `invoke monitor` records it, says nothing about that.
+    fields = {"env": "prod", "host": "prod-b", "release": newer, "result": "over", "reason": ""}
+    journal = Journal(made.inventory.state_dir / "journal.jsonl")
+    journal.append("guard.ended", fields, now=datetime.now(UTC))
     whole = path.read_text()
     path.write_text(whole.replace(other, other.replace("lab-prod", "127.0.0.1, port: 1")))
     told = made.json("rollback", "--dry-run", code=5)
@@ -54,3 +65,124 @@ def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path
     assert "refused the connection" in told["away"]["prod-b"]["error"]["what"]
     path.write_text(whole)
     assert [one["live"] for one in made.json("status")["hosts"]] == [newer, good]
+
+
+def several(lab: LabState, root: Path, name: str, **hosts: str) -> Project:
+    """A project with these hosts (name -> how ssh gets there) before its own, prod."""
+    made = project(lab, root, name)
+    path = made.root / "inventory" / "lab.yml"
+    more = "".join(
+        f"  {host}: {{role: serve, env: prod, ssh: {ssh}, app_dir: ~/{name}-{host}, "
+        f"unit: {name}-{host}, scope: user}}\n"
+        for host, ssh in hosts.items()
+    )
+    text = path.read_text().replace("  prod:\n", f"{more}  prod:\n")
+    for old, new in (("ready_s: 8", "ready_s: 60"), ("confirm_s: 8", "confirm_s: 60")):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return made
+
+
+def deploys(made: Project) -> list[tuple[str, str]]:
+    """What the journal has of deploys, oldest first: (began or ended, host)."""
+    records = Journal(made.inventory.state_dir / "journal.jsonl").records()
+    kinds = [(record.kind.partition("."), record.fields.get("host", "")) for record in records]
+    return [(what, host) for (noun, _, what), host in kinds if noun == "deploy"]
+
+
+@pytest.mark.timeout(300)
+def test_who_is_away_hides_and_stops_nobody(lab: LabState, tmp_path: Path) -> None:
+    made = several(
+        lab, tmp_path / "w", "away", gone="127.0.0.1, port: 1", b="lab-prod", c="lab-prod"
+    )
+    told = made.json("provision", "--yes", code=5)
+    assert [host["host"] for host in told["hosts"]] == ["b", "c", "prod"]
+    assert "refused the connection" in told["away"]["gone"]["error"]["what"]
+    release = made.release(1)
+
+    told = made.json("plan", code=5)
+    assert [host["host"] for host in told["hosts"]] == ["b", "c", "prod"]
+    assert list(told["away"]) == ["gone"]
+    said = made.invoke("plan", code=5)
+    assert "✗ gone" in said
+    assert "next: invoke deploy" in said
+    assert list(made.json("deploy", "--dry-run", code=5)["away"]) == ["gone"]
+
+    said = made.invoke("deploy", code=5)
+    assert "no deploy was begun: gone could not be asked" in said
+    assert "invoke deploy --skip-unreachable" in said
+    assert made.json("deploy", code=5)["error"]["what"].startswith("no deploy was begun: gone")
+    assert deploys(made) == []
+    told = made.json("deploy", "--yes", "--parallel", "1", code=5)
+    assert (told["outcomes"], told["untouched"]) == ([], ["b", "c", "prod"])
+    assert told["stopped"].startswith("stopped: 1 host failed or reverted")
+    assert list(told["errors"]) == ["gone"]
+
+    before = len(deploys(made))
+    told = made.json("deploy", "--yes", "--skip-unreachable", "--wave", "2,100%", code=5)
+    assert [(one["host"], one["live"]) for one in told["outcomes"]] == [
+        ("b", release),
+        ("c", release),
+        ("prod", release),
+    ]
+    assert (told["away"], told["untouched"], told["exit_code"]) == (["gone"], [], 5)
+    assert told["error"]["what"] == "not deployed: gone"
+    acted = deploys(made)[before:]
+    assert sorted(acted[:4]) == [(w, h) for w in ("began", "ended") for h in ("b", "gone")]
+    # prod and c are of one wave: each began before the other had ended.
+    assert sorted(acted[4:6]) == [("began", "c"), ("began", "prod")]
+
+    said = made.invoke("deploy", "--yes", "--skip-unreachable", code=5)
+    assert "c    | deploying" in said
+    assert "gone |   ✗ " in said
+    assert f"prod: nothing to do, {release} is live" in said
+    assert "✗ not deployed: gone" in said
+    assert f"invoke deploy --host gone --release {release}" in said
+    said = made.invoke("deploy", "--attach", code=5)
+    assert "b: nothing is under way" in said
+    assert "✗ gone" in said
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_lets_the_wave_end_and_a_second_one_leaves_it_to_the_hosts(
+    lab: LabState, tmp_path: Path
+) -> None:
+    made = several(lab, tmp_path / "w", "halt", b="lab-prod", c="lab-prod")
+    made.invoke("provision", "--yes")
+    release = made.release(1)
+    wave = ("deploy", "--yes", "--wave", "2,100%")
+    code, said = made.interrupt_at(r"\| .*soaking", *wave)
+    assert code == 1
+    assert "no other host is begun" in said
+    assert "Ctrl-C again waits no longer" in said
+    assert f"✓ b: {release} is live" in said
+    assert f"✓ c: {release} is live" in said
+    assert "prod: untouched" in said
+    assert "stopped: interrupted; not touched: prod" in said
+    assert sorted(deploys(made)) == [(w, h) for w in ("began", "ended") for h in ("b", "c")]
+
+    newer = made.release(2)
+    with made.start(*wave) as typed:
+        assert typed.stdout is not None
+        assert typed.stderr is not None
+        until(typed.stdout, "the host has taken over")
+        typed.send_signal(signal.SIGINT)
+        until(typed.stderr, "Ctrl-C again")
+        typed.send_signal(signal.SIGINT)
+        _, told = typed.communicate(timeout=120)
+    assert typed.returncode == 5
+    assert "✗ not waited for: b" in told
+    assert "invoke deploy --attach" in told
+    assert deploys(made)[4:6] in (both := [("began", "b"), ("began", "c")], both[::-1])
+
+    told = made.invoke("deploy", "--attach")  # on whichever has it, confirmed from here
+    assert "prod: nothing is under way" in told
+    assert f"✓ b: {newer} is live" in told
+    ends = [record for record in deploys(made)[6:] if record == ("ended", "b")]
+    assert len(ends) == 1
+    assert "b: nothing is under way" in made.invoke("deploy", "--attach")
+
+
+def until(lines: Iterable[str], word: str) -> None:
+    assert any(word in line for line in lines), f"{word!r} was never said"

@@ -23,7 +23,7 @@ def test_plan_names_the_deploy_of_the_same_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = Plan(host="two", live=None, release="r", steps=("send",))
-    monkeypatch.setattr(deploy, "_plans", lambda *_: ([made], None))
+    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
     deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "  next: invoke deploy --env staging --host two --release r --inventory lab"
@@ -36,7 +36,7 @@ def test_plan_names_no_deploy_that_would_be_refused(
 ) -> None:
     refused = Problem("this host is not provisioned", "invoke provision")
     made = Plan(host="two", live=None, release="r", steps=("send",), problems=(refused,))
-    monkeypatch.setattr(deploy, "_plans", lambda *_: ([made], None))
+    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
     deploy.plan(Context())
     assert capsys.readouterr().out.splitlines()[-1] == "    do: invoke provision"
 

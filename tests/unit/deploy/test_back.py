@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from macd.deploy.back import ways
+from macd.deploy.back import may_be_live, ways
 from macd.deploy.state import HostState
+from macd.journal import Record
 
 SERIALS = {"r1": 1, "r2": 2, "r3": 3}
 
@@ -75,3 +77,92 @@ def test_a_host_that_stays_or_is_there_already_names_no_changes() -> None:
     for way in (*ways([("b", stays)], unseen=3), *ways([("b", stays)], "r2")):
         assert not any(way.changes.values())
         assert "leaves alone" not in str(way)
+
+
+def began(serial: int, host: str = "a") -> dict[str, Any]:
+    return {"kind": "deploy.began", "host": host, "release": f"r{serial}", "serial": serial}
+
+
+def ended(result: str, live: str | None, kind: str = "deploy", **more: Any) -> dict[str, Any]:
+    return {"kind": f"{kind}.ended", "host": "a", "result": result, "live": live, **more}
+
+
+def failed(kind: str = "deploy", **more: Any) -> dict[str, Any]:
+    return {"kind": f"{kind}.ended", "host": "a", "result": "failed", "why": "gone", **more}
+
+
+BACK: dict[str, Any] = {"kind": "rollback.began", "host": "a", "to": ""}
+LIVE_1 = [began(1), ended("committed", "r1")]
+LIVE_2 = [*LIVE_1, began(2), ended("committed", "r2")]
+NEVER = failed(unreachable=True)
+
+
+@pytest.mark.parametrize(
+    ("history", "serial"),
+    [
+        pytest.param([], 0, id="nothing"),
+        pytest.param(LIVE_2, 2, id="committed"),
+        pytest.param([*LIVE_1, began(2), ended("reverted", "r1")], 1, id="reverted"),
+        pytest.param([began(1), ended("reverted", None)], 0, id="reverted to nothing"),
+        pytest.param([*LIVE_2, began(2), ended("nothing", "r2")], 2, id="nothing to do"),
+        # The deploy of which nobody heard the end may have gone live.
+        pytest.param([*LIVE_1, began(2), failed()], 2, id="contact lost"),
+        pytest.param([*LIVE_1, began(2)], 2, id="operator killed"),
+        pytest.param([*LIVE_1, began(3), failed(), began(2), failed()], 3, id="lost twice"),
+        pytest.param([began(3), failed(), *LIVE_1], 1, id="lost, then the host told"),
+        pytest.param([*LIVE_1, began(2), NEVER], 1, id="never reached"),
+        pytest.param([*LIVE_1, began(2), failed(), began(2), NEVER], 2, id="lost, then away"),
+        pytest.param(
+            [*LIVE_1, began(2), failed(), ended("reverted", "r1", attached=True)], 1, id="attached"
+        ),
+        pytest.param([*LIVE_1, began(2), ended("committed", "r2", attached=True)], 2, id="late"),
+        # A rollback tells by what is live then.
+        pytest.param([*LIVE_2, BACK, ended("committed", "r1", "rollback")], 1, id="rolled back"),
+        pytest.param([*LIVE_2, BACK, ended("reverted", "r2", "rollback")], 2, id="not rolled back"),
+        pytest.param([*LIVE_2, BACK, failed("rollback")], 2, id="rollback lost"),
+        pytest.param([*LIVE_2, BACK], 2, id="rollback killed"),
+        pytest.param(
+            [*LIVE_2, BACK, ended("committed", "r1", "rollback"), {**BACK, "to": "r2"}],
+            2,
+            id="killed on the way forward again",
+        ),
+        # Of what else ends, or is done, nothing follows about what is live.
+        pytest.param(
+            [*LIVE_2, {"kind": "guard.ended", "host": "a", "release": "r2", "result": "over"}],
+            2,
+            id="guard ended",
+        ),
+        pytest.param(
+            [*LIVE_2, {"kind": "flag.enable", "host": "a", "release": "r2", "result": "set"}],
+            2,
+            id="flag set",
+        ),
+        pytest.param(
+            [*LIVE_2, {"kind": "provision.done", "host": "a", "changes": 3}], 2, id="provisioned"
+        ),
+        pytest.param(
+            [*LIVE_1, began(2), {"kind": "guard.ended", "host": "a", "result": "over"}],
+            2,
+            id="killed, then the guard ended",
+        ),
+        # Other hosts say nothing about this one but which serial a release has.
+        pytest.param([*LIVE_1, began(2, host="b")], 1, id="another host's deploy"),
+        pytest.param(
+            [began(2, host="b"), ended("committed", "r2", "rollback")], 2, id="known from b"
+        ),
+        pytest.param(
+            [{"kind": "release.made", "release": "r7", "serial": 7}, ended("committed", "r7")],
+            7,
+            id="known from its making",
+        ),
+        # A release from another machine: its serial is not recorded here.
+        pytest.param([*LIVE_2, BACK, ended("committed", "rx", "rollback")], 2, id="not known"),
+        pytest.param([*LIVE_1, began(3), ended("reverted", "rx")], 1, id="not known, reverted"),
+    ],
+)
+def test_the_highest_serial_that_may_be_live(history: list[dict[str, Any]], serial: int) -> None:
+    records = [
+        Record(number, datetime(2026, 3, 1, tzinfo=UTC), fields["kind"], fields, "", "")
+        for number, fields in enumerate(history, start=1)
+    ]
+    assert may_be_live(records, "a") == serial

@@ -1,21 +1,33 @@
-"""Waves split as they are typed, stop at the first failure, and are recorded whatever happens."""
+"""Waves split as they are typed, act side by side, stop when too many fail, and are recorded."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from macd.deploy.campaign import Campaign, Memory, not_taken_back, only_host, waves
+from macd.deploy.campaign import (
+    Campaign,
+    Limits,
+    Memory,
+    Result,
+    only_host,
+    passed_by,
+    waves,
+)
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
-from macd.errors import ContactLostError, ExitCode, RefusedError, UsageError
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory, load
 from macd.journal import Journal
+from macd.remote.refusals import UnreachableError
 
 HOSTS = [
     Host(name=f"prod{n}", role="serve", env="prod", ssh=f"prod{n}", app_dir="/opt/macd-analysis")
@@ -70,26 +82,134 @@ def test_what_is_no_wave(text: str) -> None:
         waves(HOSTS, text)
 
 
+def away(name: str) -> UnreachableError:
+    return UnreachableError(f"{name} is away", hop=name, reason="timeout", why="", hint="")
+
+
+def committed(host: Host) -> Outcome:
+    return Outcome(host.name, "committed", "new", "new")
+
+
+def reverted(host: Host) -> Outcome:
+    return Outcome(host.name, "reverted", "new", "old")
+
+
+def records_of(inventory: Inventory) -> list[tuple[str, str]]:
+    records = Journal(inventory.state_dir / "journal.jsonl").records()
+    return [(record.kind, record.fields["host"]) for record in records]
+
+
+def test_the_hosts_of_a_wave_are_acted_on_at_the_same_time(inventory: Inventory) -> None:
+    together = {2: threading.Barrier(2, timeout=30), 3: threading.Barrier(3, timeout=30)}
+
+    def one(host: Host) -> Outcome:
+        together[2 if host in HOSTS[:2] else 3].wait()  # breaks unless all are inside at once
+        return committed(host)
+
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
+
+    assert [outcome.host for outcome in result.outcomes] == [host.name for host in HOSTS]
+    assert (result.exit_code, result.failed, result.stopped) == (ExitCode.DONE, {}, "")
+
+
+def test_never_more_hosts_at_once_than_was_said(inventory: Inventory) -> None:
+    asked: list[str] = []
+
+    def one(host: Host) -> Outcome:
+        asked.append(host.name)
+        return committed(host)
+
+    run = Campaign(inventory, "deploy", "prod")
+    run.run([HOSTS], one, limits=Limits(parallel=1))
+    kinds = [kind for kind, _ in records_of(inventory)]
+    assert asked == [host.name for host in HOSTS]
+    assert kinds == ["deploy.began", "deploy.ended"] * 5
+    with pytest.raises(UsageError, match="--parallel 0"):
+        Limits(parallel=0)
+    with pytest.raises(UsageError, match="--max-failed -1"):
+        Limits(max_failed=-1)
+
+
+def test_the_next_wave_begins_when_all_of_the_last_have_ended(inventory: Inventory) -> None:
+    may_end = threading.Event()
+    seen: list[list[tuple[str, str]]] = []
+
+    def one(host: Host) -> Outcome:
+        if host in HOSTS[2:]:
+            seen.append(records_of(inventory))
+        elif host.name == "prod1":
+            assert may_end.wait(30)  # the last of its wave, whatever the machine does meanwhile
+        else:
+            threading.Timer(0.05, may_end.set).start()
+        return committed(host)
+
+    Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
+
+    ends = {("deploy.ended", "prod1"), ("deploy.ended", "prod2")}
+    assert len(seen) == 3
+    assert all(ends <= set(records) for records in seen)
+
+
 def test_a_revert_leaves_the_rest_untouched(inventory: Inventory) -> None:
     asked = []
 
     def one(host: Host) -> Outcome:
         asked.append(host.name)
-        result = "reverted" if host.name == "prod2" else "committed"
-        return Outcome(host.name, result, "new", "new" if result == "committed" else "old")
+        return reverted(host) if host.name == "prod2" else committed(host)
 
     result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,50%,100%"), one)
-    assert asked == ["prod1", "prod2"]
-    assert result.untouched == ["prod3", "prod4", "prod5"]
-    assert [outcome.exit_code for outcome in result.outcomes] == [ExitCode.DONE, ExitCode.REVERTED]
+    assert asked[0] == "prod1"
+    assert sorted(asked) == ["prod1", "prod2", "prod3"]  # the wave of the one that reverted ends
+    assert result.untouched == ["prod4", "prod5"]
+    assert [outcome.exit_code for outcome in result.outcomes] == [0, 4, 0]
+    assert result.exit_code == ExitCode.REVERTED
+    told = "stopped: 1 host failed or reverted, more than --max-failed 0 allows"
+    assert result.stopped == f"{told}; not touched: prod4, prod5"
     records = Journal(inventory.state_dir / "journal.jsonl").records()
-    assert [(r.kind, r.fields["host"]) for r in records] == [
-        ("deploy.began", "prod1"),
-        ("deploy.ended", "prod1"),
-        ("deploy.began", "prod2"),
-        ("deploy.ended", "prod2"),
-    ]
-    assert records[-1].fields["result"] == "reverted"
+    [end] = [r for r in records if r.kind == "deploy.ended" and r.fields["host"] == "prod2"]
+    assert end.fields["result"] == "reverted"
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "untouched"),
+    [(0, ["prod3", "prod4", "prod5"]), (1, ["prod5"]), (2, []), (5, [])],
+)
+def test_so_many_may_fail(inventory: Inventory, max_failed: int, untouched: list[str]) -> None:
+    """prod2 reverts, prod3 refuses; one is acted on at a time, so it stops within a wave too."""
+
+    def one(host: Host) -> Outcome:
+        if host.name == "prod3":
+            raise RefusedError("no")
+        return reverted(host) if host.name == "prod2" else committed(host)
+
+    limits = Limits(parallel=1, max_failed=max_failed)
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "4,100%"), one, limits=limits)
+
+    # prod4 is of the wave in which too many failed, prod5 of the next
+    assert result.untouched == (["prod4", *untouched] if max_failed == 1 else untouched)
+    assert bool(result.stopped) == bool(untouched)
+    assert result.exit_code == ExitCode.REVERTED
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        (Result([], []), 0),
+        (Result([committed(HOSTS[0]), reverted(HOSTS[1])], []), 4),
+        (Result([reverted(HOSTS[0])], [], failed={"b": RefusedError("no")}), 4),
+        (Result([committed(HOSTS[0])], [], failed={"b": RefusedError("no")}), 6),
+        (Result([reverted(HOSTS[0])], [], failed={"b": ContactLostError("gone")}), 5),
+        (Result([reverted(HOSTS[0])], [], away={"b": MacdError("away")}), 5),
+        (Result([committed(HOSTS[0])], [], failed={"b": away("b")}), 5),
+        (Result([], [], failed={"b": ContactLostError("gone"), "c": MacdError("no")}), 1),
+        (Result([committed(HOSTS[0])], [], left=["b"]), 5),
+        (Result([committed(HOSTS[0])], ["b"], interrupted=True), 1),
+        (Result([committed(HOSTS[0])], [], unrecorded=MacdError("disk full")), 1),
+        (Result([reverted(HOSTS[0])], ["b"], stopped="stopped: ..."), 4),
+    ],
+)
+def test_the_exit_code_of_several_hosts(result: Result, code: int) -> None:
+    assert result.exit_code == code
 
 
 @pytest.mark.parametrize("result", ["reverted", "nothing"])
@@ -99,8 +219,9 @@ def test_what_does_not_serve_is_no_4_and_stops_the_waves(inventory: Inventory, r
     def one(host: Host) -> Outcome:
         return Outcome(host.name, result, "new", "old", serving="old is down", well=False)
 
-    ended = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, ""), one)
+    ended = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert [outcome.exit_code for outcome in ended.outcomes] == [ExitCode.FAILED]
+    assert ended.exit_code == ExitCode.FAILED
     assert len(ended.untouched) == 4
     last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
     assert (last.fields["result"], last.fields["well"]) == (result, False)
@@ -110,14 +231,53 @@ def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None
     def one(host: Host) -> Outcome:
         raise ContactLostError("gone")
 
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, ""), one)
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert isinstance(result.error, ContactLostError)
+    assert result.exit_code == ExitCode.CONTACT_LOST
     assert len(result.untouched) == 4
     last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
     assert (last.kind, last.fields["why"]) == ("deploy.ended", "gone")
 
 
-def test_a_rollback_passes_by_who_is_away_and_stops_at_who_refuses(inventory: Inventory) -> None:
+def test_who_is_passed_by_is_named_and_stops_nothing(inventory: Inventory) -> None:
+    """prod1 was asked before and did not answer, prod2 is found away, prod3 refuses."""
+    asked = []
+
+    def one(host: Host) -> Outcome:
+        asked.append(host.name)
+        if host.name == "prod2":
+            raise away("prod2")
+        if host.name == "prod3":
+            raise RefusedError("no")
+        return committed(host)
+
+    run = Campaign(inventory, "deploy", "prod")
+    ended = run.run(
+        waves(HOSTS, "3,100%"),
+        one,
+        limits=Limits(max_failed=1),
+        passes=(UnreachableError,),
+        away={"prod1": ContactLostError("gone")},
+        release="r3",
+        serial=3,
+    )
+    assert sorted(asked) == ["prod2", "prod3", "prod4", "prod5"]
+    assert [outcome.host for outcome in ended.outcomes] == ["prod4", "prod5"]
+    assert (list(ended.away), list(ended.failed)) == (["prod1", "prod2"], ["prod3"])
+    assert isinstance(ended.error, RefusedError)
+    assert ended.exit_code == ExitCode.CONTACT_LOST
+    # Who was never reached can't have got it; who refused may, as far as is known here.
+    assert [run.may_be_live(f"prod{n}") for n in (1, 2, 3)] == [0, 0, 3]
+
+    told = passed_by("deploy", ended.away, " --inventory five", release="r3")
+    assert (told.what, told.why) == (
+        "not deployed: prod1, prod2",
+        "prod1: gone\nprod2: prod2 is away",
+    )
+    assert "invoke deploy --host NAME --release r3 --inventory five" in told.hint
+
+
+def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: Inventory) -> None:
     def one(host: Host) -> Outcome:
         if host.name == "prod2":
             raise ContactLostError("gone")
@@ -126,14 +286,83 @@ def test_a_rollback_passes_by_who_is_away_and_stops_at_who_refuses(inventory: In
         return Outcome(host.name, "committed", "old", "old")
 
     run = Campaign(inventory, "rollback", "prod")
-    ended = run.run([HOSTS], one, passes=(ContactLostError,))
+    ended = run.run([HOSTS], one, passes=(ContactLostError,), limits=Limits(parallel=1))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod3"]
     assert (list(ended.away), ended.untouched) == (["prod2"], ["prod5"])
     assert isinstance(ended.error, RefusedError)
-    told = not_taken_back(ended.away, " --inventory five")
+    told = passed_by("rollback", ended.away, " --inventory five")
     assert told.exit_code == ExitCode.CONTACT_LOST
     assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
     assert "invoke rollback --host prod2 --inventory five" in told.hint
+
+
+def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) -> None:
+    told: list[tuple[str, ...]] = []
+    go_on, both = threading.Event(), threading.Barrier(2, timeout=30)
+
+    def one(host: Host) -> Outcome:
+        both.wait()
+        if host.name == "prod1":
+            os.kill(os.getpid(), signal.SIGINT)
+        assert go_on.wait(30)
+        return committed(host)
+
+    def interrupted(running: object) -> None:
+        told.append(tuple(running))  # type: ignore[call-overload]
+        go_on.set()
+
+    run = Campaign(inventory, "deploy", "prod")
+    result = run.run(waves(HOSTS, "2,100%"), one, on_interrupt=interrupted)
+
+    assert told == [("prod1", "prod2")]
+    assert [outcome.host for outcome in result.outcomes] == ["prod1", "prod2"]
+    assert result.untouched == ["prod3", "prod4", "prod5"]
+    assert result.stopped == "stopped: interrupted; not touched: prod3, prod4, prod5"
+    assert result.exit_code == ExitCode.FAILED
+    assert [kind for kind, _ in records_of(inventory)].count("deploy.ended") == 2
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_what_began_may_be_live(inventory: Inventory) -> None:
+    never, both = threading.Event(), threading.Barrier(2, timeout=30)
+
+    def one(host: Host) -> Outcome:
+        both.wait()
+        if host.name == "prod1":
+            os.kill(os.getpid(), signal.SIGINT)
+        never.wait(30)
+        return committed(host)
+
+    run = Campaign(inventory, "deploy", "prod")
+    result = run.run(
+        waves(HOSTS, "2,100%"),
+        one,
+        on_interrupt=lambda _: os.kill(os.getpid(), signal.SIGINT),
+        release="r3",
+        serial=3,
+    )
+    assert result.left == ["prod1", "prod2"]
+    assert result.exit_code == ExitCode.CONTACT_LOST
+    assert [kind for kind, _ in records_of(inventory)] == ["deploy.began"] * 2
+    assert [run.may_be_live(f"prod{n}") for n in (1, 2, 3)] == [3, 3, 0]
+    never.set()
+
+
+def test_an_end_that_could_not_be_recorded_is_told_and_stops_the_rest(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(host: Host) -> Outcome:
+        monkeypatch.setattr(Journal, "append", full)
+        return committed(host)
+
+    def full(*_: object, **__: object) -> None:
+        raise MacdError("the journal could not be written")
+
+    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
+    assert [outcome.live for outcome in result.outcomes] == ["new"]
+    assert result.error is not None
+    assert result.error.what == "the journal could not be written"
+    assert result.untouched == ["prod2", "prod3", "prod4", "prod5"]
+    assert result.exit_code == ExitCode.FAILED
 
 
 def test_what_may_be_live_on_a_host_that_is_away(inventory: Inventory) -> None:
@@ -157,6 +386,20 @@ def test_what_may_be_live_on_a_host_that_is_away(inventory: Inventory) -> None:
     back.run([HOSTS[:1]], lambda host: Outcome(host.name, "committed", "r1", "r1"), to="")
     assert run.may_be_live("prod1") == 1
     assert run.may_be_live("prod2") == 0
+
+
+def test_the_watch_of_a_guard_that_ended_says_nothing_about_what_is_live(
+    inventory: Inventory,
+) -> None:
+    """`invoke monitor` records it; a host whose activation had the same number is not meant."""
+    run = Campaign(inventory, "deploy", "prod")
+    run.run([HOSTS[:1]], lambda host: Outcome(host.name, "committed", "r2", "r2"),
+            release="r2", serial=2)  # fmt: skip
+    journal = Journal(inventory.state_dir / "journal.jsonl")
+    same = {"host": "prod1", "release": "r2", "number": 4}
+    journal.append("guard.ended", {**same, "result": "over"}, now=datetime.now(UTC))
+    assert run.may_be_live("prod1") == 2
+    assert not run.recorded(Begun("prod1", 4, "t0ken", "r2", None))
 
 
 def test_the_right_to_confirm_is_kept_privately(inventory: Inventory) -> None:
@@ -217,6 +460,7 @@ def test_a_campaign_tells_how_it_ended(
 
     result = Campaign(told, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
     assert result.warnings == ()
+    assert len(taken) == 1
     good = ends == "committed"
     assert taken[0]["title"] == f"macd deploy prod: {'done' if good else 'FAILED'}"
     assert taken[0]["type"] == ("success" if good else "failure")
@@ -235,11 +479,34 @@ def test_an_end_that_only_attach_saw_is_recorded_and_told_once(
     told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
     outcome = Outcome("prod1", "reverted", "new", "old", "it hangs", number=4)
     for _ in range(2):
-        assert Campaign(told, "deploy", "prod").late(outcome) == ""
+        assert Campaign(told, "deploy", "prod").late([outcome]) == ()
     [record] = Journal(inventory.state_dir / "journal.jsonl").records()
     assert (record.kind, record.fields["result"]) == ("deploy.ended", "reverted")
     [message] = listener[1]
     assert "prod1: deploy of new reverted: it hangs" in message["message"]
+
+
+def test_people_get_one_message_for_all_hosts(
+    inventory: Inventory, listener: tuple[str, list[dict[str, str]]]
+) -> None:
+    pytest.importorskip("apprise")
+    told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
+
+    def one(host: Host) -> Outcome:
+        if host.name == "prod3":
+            raise RefusedError("locked")
+        return reverted(host) if host.name == "prod2" else committed(host)
+
+    Campaign(told, "deploy", "prod").run(waves(HOSTS, "3,100%"), one)
+    [message] = listener[1]
+    assert message["title"] == "macd deploy prod: FAILED"
+    for said in (
+        "prod1: new is live",
+        "prod2: deploy of new reverted",
+        "prod3: locked",
+        "not touched: prod4, prod5",
+    ):
+        assert said in message["message"]
 
 
 def test_a_dead_url_fails_no_deploy(inventory: Inventory) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from macd.deploy.fleet import side_by_side
-from macd.errors import MacdError
+from macd.deploy.fleet import side_by_side, worst
+from macd.errors import ExitCode, MacdError
 
 
 def hosts(count: int) -> list[Any]:
@@ -116,3 +116,20 @@ def test_without_a_word_about_it_ctrl_c_leaves_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         side_by_side(hosts(2), act)
     never.set()
+
+
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([], 0),
+        ([None, ExitCode.DONE], 0),
+        ([None, 3], 3),
+        ([3, 2], 2),
+        ([2, 6], 6),
+        ([6, 4], 4),
+        ([4, 5], 5),
+        ([5, 1, 0], 1),
+    ],
+)
+def test_the_worst_of_several_exit_codes(codes: list[Any], said: int) -> None:
+    assert worst(codes) == worst(reversed(codes)) == said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,3 +42,82 @@ def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.exit_code == 5
     assert "activation 7" in caught.value.what
     assert "invoke deploy --attach" in caught.value.hint
+
+
+class Asked:
+    """A session to a host whose newest activation is one of a release, under way or over."""
+
+    def __init__(self, release: str, *, over: bool) -> None:
+        self.release, self.over = release, over
+        self.confirmed: list[tuple[int, str]] = []
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, op: str, **args: Any) -> dict[str, Any]:
+        if op == "confirm":
+            self.confirmed.append((args["number"], args["token"]))
+            return {"confirmed": True}
+        end = bool(self.over or self.confirmed)
+        state = "committed" if end else "awaiting confirmation"
+        events = [{"state": "verified", "release": self.release}, {"state": state}]
+        told = {"number": 7, "live": self.release, "over": end, "runner": True}
+        return {**told, "events": events[args.get("seen", 0) :]}
+
+
+@pytest.mark.parametrize(
+    ("begun", "over", "ended", "confirmed"),
+    [
+        pytest.param(BEGUN, False, True, [(7, "t0ken")], id="from here"),
+        pytest.param(
+            replace(BEGUN, number=0), False, True, [(7, "t0ken")], id="number never heard"
+        ),
+        pytest.param(replace(BEGUN, number=6), False, True, [], id="an older one from here"),
+        pytest.param(None, False, False, [], id="from elsewhere"),
+        pytest.param(BEGUN, True, False, [], id="from here, over"),
+    ],
+)
+def test_attach_confirms_what_was_begun_here(
+    monkeypatch: pytest.MonkeyPatch,
+    begun: follow.Begun | None,
+    over: bool,
+    ended: bool,
+    confirmed: list[tuple[int, str]],
+) -> None:
+    inventory = load("lab", root=Path(__file__).parents[3])
+    session = Asked(BEGUN.release, over=over)
+    if not confirmed and not over:  # somebody else confirms it
+        session.over = True
+        monkeypatch.setattr(session, "call", first_under_way(session.call))
+    monkeypatch.setattr(follow, "open_session", lambda *_, **__: session)
+    outcome = follow.attach(inventory.hosts["prod"], inventory, begun, lambda *_: None, ended=ended)
+    assert outcome is not None
+    assert (outcome.number, outcome.result) == (7, "committed")
+    assert session.confirmed == confirmed
+
+
+def first_under_way(call: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    asked: list[str] = []
+
+    def once(op: str, **args: Any) -> dict[str, Any]:
+        told = call(op, **args)
+        told["over"] = bool(asked)
+        asked.append(op)
+        return told
+
+    return once
+
+
+@pytest.mark.parametrize("begun", [None, replace(BEGUN, number=6)])
+def test_of_several_hosts_what_others_ended_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, begun: follow.Begun | None
+) -> None:
+    inventory = load("lab", root=Path(__file__).parents[3])
+    session = Asked(BEGUN.release, over=True)
+    monkeypatch.setattr(follow, "open_session", lambda *_, **__: session)
+    host = inventory.hosts["prod"]
+    assert follow.attach(host, inventory, begun, lambda *_: None, ended=False) is None
+    assert follow.attach(host, inventory, begun, lambda *_: None) is not None

@@ -159,7 +159,7 @@ def test_a_host_that_is_well(well: Case) -> None:
                     "next": "1",
                     "running": "1",
                     "guard": "watches",
-                },  # fmt: skip
+                },
             },
         ),
         (

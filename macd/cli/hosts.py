@@ -1,0 +1,95 @@
+"""Say what became of several hosts: each by its name, and of whom nothing is known, why."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from macd.cli.verb import error_fields
+from macd.errors import ExitCode, MacdError
+
+if TYPE_CHECKING:
+    from macd.deploy.fleet import Results
+    from macd.inventory import Host
+
+T = TypeVar("T")
+
+
+def on_each(
+    hosts: Sequence[Host],
+    act: Callable[[Host], T],
+    *,
+    on_interrupt: Callable[[Sequence[str]], None] | None = None,
+) -> Results[T]:
+    """What `side_by_side` gives. The error of a host that was asked alone is raised."""
+    from macd.deploy.fleet import side_by_side
+
+    results = side_by_side(hosts, act, on_interrupt=on_interrupt)
+    if len(hosts) == 1 and results.failed:
+        raise results.failed[hosts[0].name]
+    return results
+
+
+def away_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+    """The hosts on which it could not be done, as a JSON document names them."""
+    return {name: error_fields(error) for name, error in failed.items()}
+
+
+def print_away(failed: Mapping[str, MacdError]) -> None:
+    """The same for people; an error may be about a jump host, so its host is named before it."""
+    for name, error in failed.items():
+        named = error.what.startswith((f"{name} ", f"{name}:"))
+        print(f"✗ {'' if named else f'{name}: '}{error}", file=sys.stderr)
+
+
+def exit_code(codes: Sequence[ExitCode | None], failed: Mapping[str, MacdError]) -> ExitCode:
+    """The worst of what each host would have ended with alone."""
+    from macd.deploy.fleet import worst
+
+    return worst([*codes, *(error.exit_code for error in failed.values())])
+
+
+class Lines:
+    """Lines of several hosts on one terminal: each whole, with its host's name before it.
+
+    A single host's lines are printed as they are. Whoever speaks or pauses once all is over, or
+    once nobody reads any more, gets a BrokenPipeError: that ends threads that would go on.
+    """
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self._width = max(len(host.name) for host in hosts) if len(hosts) > 1 else 0
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A thread that holds the terminal's lock while the process ends would abort it.
+        with self._lock:
+            self._over.set()
+
+    def say(self, host: str, text: str, *, to: TextIO | None = None) -> None:
+        """Print `text`, which may have several lines, to stdout or `to`."""
+        head = f"{host:<{self._width}} | " if self._width else ""
+        whole = "".join(f"{head}{line}\n" for line in text.split("\n"))
+        with self._lock:
+            self._go_on()
+            try:
+                file = sys.stdout if to is None else to
+                file.write(whole)
+                file.flush()
+            except BrokenPipeError:
+                self._over.set()
+                raise
+
+    def pause(self, seconds: float) -> None:
+        """Wait; ends early when all is over."""
+        self._over.wait(seconds)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._over.is_set():
+            raise BrokenPipeError

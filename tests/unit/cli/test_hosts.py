@@ -1,0 +1,91 @@
+"""What is said of several hosts: each line whole, each host named, one exit code."""
+
+from __future__ import annotations
+
+import io
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from macd.cli import hosts
+from macd.errors import ContactLostError, MacdError, RefusedError
+
+
+def named(*names: str) -> list[Any]:
+    return [SimpleNamespace(name=name) for name in names]
+
+
+def refuse(host: Any) -> str:
+    raise RefusedError(f"{host.name} refuses")
+
+
+def test_the_error_of_a_host_asked_alone_is_raised_and_of_several_kept() -> None:
+    with pytest.raises(RefusedError, match="a refuses"):
+        hosts.on_each(named("a"), refuse)
+
+    results = hosts.on_each(named("a", "b"), refuse)
+
+    assert list(results.failed) == ["a", "b"]
+    assert hosts.away_fields(results.failed)["b"]["error"]["what"] == "b refuses"
+    assert hosts.exit_code([None], results.failed) == 6
+
+
+def test_an_error_about_a_jump_host_names_the_host_behind_it(capsys: Any) -> None:
+    hosts.print_away(
+        {
+            "prod-b": MacdError("jump host gw (192.0.2.1) refused the connection"),
+            "prod": ContactLostError("prod: contact was lost"),
+            "prod-c": MacdError("prod-c (192.0.2.2) did not answer"),
+        }
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "✗ prod-b: jump host gw (192.0.2.1) refused the connection",
+        "✗ prod: contact was lost",
+        "✗ prod-c (192.0.2.2) did not answer",
+    ]
+
+
+def test_lines_of_several_hosts_have_their_names_and_of_one_none(capsys: Any) -> None:
+    with hosts.Lines(named("a", "long")) as lines:
+        lines.say("a", "one\ntwo")
+        lines.say("long", "three")
+    with hosts.Lines(named("a")) as lines:
+        lines.say("a", "alone")
+    said = capsys.readouterr().out
+    assert said == "a    | one\na    | two\nlong | three\nalone\n"
+
+
+def test_once_all_is_over_nobody_speaks_or_waits(capsys: Any) -> None:
+    lines = hosts.Lines(named("a", "b"))
+    waiting = threading.Event()
+    ended = []
+
+    def wait() -> None:
+        waiting.set()
+        with pytest.raises(BrokenPipeError):
+            lines.pause(600)
+        ended.append(True)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waiting.wait(30)
+    with lines:
+        pass
+    thread.join(30)
+    with pytest.raises(BrokenPipeError):
+        lines.say("a", "too late")
+    assert (ended, capsys.readouterr().out) == ([True], "")
+
+
+def test_where_one_finds_nobody_reading_all_stop(capsys: Any) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    lines = hosts.Lines(named("a", "b"))
+    with pytest.raises(BrokenPipeError):
+        lines.say("a", "one", to=Gone())
+    with pytest.raises(BrokenPipeError):
+        lines.pause(600)

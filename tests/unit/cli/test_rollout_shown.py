@@ -1,0 +1,139 @@
+"""Several hosts at work: each line whole and named without a terminal, one line a host on one."""
+
+from __future__ import annotations
+
+import io
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from macd.cli.rollout_shown import Board, Shown
+from macd.deploy.plan import Plan
+from macd.errors import MacdError
+
+
+def named(*names: str) -> list[Any]:
+    return [SimpleNamespace(name=name) for name in names]
+
+
+def test_one_host_is_shown_as_it_always_was(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown([named("prod")], quiet=False) as shown:
+        with shown.host("prod", "deploying r2 to prod") as tell:
+            tell("switching", {})
+        shown.ended("prod", "3 changes")
+    assert capsys.readouterr().out == "deploying r2 to prod\n  · switching\n"
+
+
+def test_an_error_of_one_host_is_left_to_whoever_prints_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        pytest.raises(MacdError),
+        Shown([named("prod")], quiet=False) as shown,
+        shown.host("prod"),
+    ):
+        raise MacdError("gone")
+    assert capsys.readouterr().out == ""
+
+
+def test_several_without_a_terminal_are_named_in_every_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def act(shown: Shown, name: str) -> None:
+        with shown.host(name, f"deploying r2 to {name}") as tell:
+            for number in range(50):
+                together.wait()
+                tell("restarted", {"pid": number})
+            if name == "bb":
+                raise MacdError("contact with bb was lost")
+
+    def quietly(shown: Shown, name: str) -> None:
+        try:
+            act(shown, name)
+        except MacdError:
+            return
+
+    with Shown([named("a"), named("bb")], quiet=False) as shown:
+        threads = [threading.Thread(target=quietly, args=(shown, name)) for name in ("a", "bb")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 103
+    assert all(line.startswith(("a  | ", "bb | ")) for line in lines)
+    assert lines.count("bb |   ✗ contact with bb was lost") == 1
+
+
+def test_who_goes_on_after_the_end_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thread that a second Ctrl-C did not wait for."""
+    with Shown([named("a", "b")], quiet=False) as shown, shown.host("a") as tell:
+        pass
+    tell("switching", {})
+    assert capsys.readouterr().out == ""
+
+
+def test_for_machines_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown([named("a", "b")], quiet=True) as shown, shown.host("a", "deploying") as tell:
+        tell("switching", {})
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_names_who_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    Shown([named("a", "b")], quiet=True).interrupted(["a", "b"])
+    told = capsys.readouterr()
+    assert told.out == ""  # that is one JSON document
+    assert "interrupted: a, b go on to the end; no other host is begun" in told.err
+    assert "Ctrl-C again" in told.err
+
+
+def board(waves: list[list[Any]]) -> tuple[Board, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=60, legacy_windows=False)
+    return Board(waves, console), screen
+
+
+def test_on_a_terminal_each_host_has_one_line() -> None:
+    made, screen = board([named("a"), named("bb")])
+    made.open()
+    made.rows["a"] = "✓ switched"
+    made.close()
+    shown = screen.getvalue()
+    assert "waiting for wave 2" in shown
+    assert "✓ switched" in shown
+    last = shown.rsplit("\x1b[2K", 1)[-1]
+    assert "a   " in shown and "waiting for wave 2" in last  # still there when it ends
+
+
+def test_a_long_line_is_cut_and_what_a_host_says_moves_no_cursor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, screen = board([named("a", "b")])
+    shown = Shown([named("a", "b")], quiet=False)
+    monkeypatch.setattr(shown, "_board", made)
+    with shown, shown.host("a") as tell:
+        tell("reverted", {"reason": "\x1b[5Anot\nwell [bold]" + "x" * 100})
+    text = screen.getvalue()
+    assert "\x1b[5A" not in text
+    assert "[bold]" in text and "…" in text
+
+
+def test_the_line_of_a_host_says_how_much_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = board([named("a", "b")])
+    shown = Shown([named("a", "b")], quiet=False)
+    monkeypatch.setattr(shown, "_board", made)
+    with shown.host("a", "deploying r2 to a") as tell:
+        assert made.rows["a"] == "deploying r2 to a"
+        steps = ("send",)
+        tell("planned", {"plan": Plan(host="a", live=None, release="r2", steps=steps)})
+        assert made.rows["a"] == "planned: 0 B to send"
+        tell("sending", {"sent": 500, "total": 1000})
+        assert "500 B of 1.0 kB" in made.rows["a"]
+        nothing = Plan(host="a", live="r2", release="r2")
+        tell("planned", {"plan": nothing})
+        assert made.rows["a"].startswith("nothing to do: r2 is live")
