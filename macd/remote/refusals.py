@@ -29,7 +29,7 @@ Reason = Literal[
 ]
 _NO_ROUTE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 _PROHIBITED, _CONNECT_FAILED = 1, 2  # RFC 4254, section 5.1
-_LIVE = "nothing was done on any host"
+_LIVE = "nothing was done there"
 
 
 class UnreachableError(MacdError):
