@@ -58,8 +58,9 @@ def doctor(
             print(name)
             for finding in found:
                 _print(finding)
-        where = " on the hosts that answered" if results.failed else ""
-        print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found{where}")
+        if rows:
+            where = " on the hosts that answered" if results.failed else ""
+            print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found{where}")
         if problems and len(hosts) > 1:
             print("  what is advised acts on every host; add --host NAME for one alone")
         print_away(results.failed)

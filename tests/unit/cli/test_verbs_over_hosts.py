@@ -1,0 +1,128 @@
+"""Each verb over an environment asks all its hosts at once, and names each that is away."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invoke import Context, Exit
+
+from macd.cli import doctor, flag, gate, history, logs, monitor, status
+from macd.inventory import Host
+from macd.remote.refusals import UnreachableError
+
+HOSTS = ("one", "two", "three")
+WAIT_S = 60.0
+SERVING = "".join(
+    f"  {name}: {{role: serve, env: prod, ssh: {name}, app_dir: /opt/macd}}\n" for name in HOSTS
+)
+BOX = "  h800: {role: train, ssh: h800, work_dir: ~/work}\n"
+CASES = [
+    (status.status, {}, 1),
+    (status.why, {}, 1),
+    (doctor.doctor, {}, 1),
+    (history.history, {"env": "prod"}, 1),
+    (logs.logs, {}, 1),
+    (logs.logs, {"follow": True}, 1),
+    (gate.shadow_gate, {}, 1),
+    (monitor.monitor, {}, 1),
+    (monitor.monitor, {"once": True}, 1),
+    (flag.enable_stacking, {"yes": True}, 6),
+    (flag.enable_stacking, {"dry_run": True}, 6),
+    (flag.disable_stacking, {"yes": True}, 1),
+    (flag.disable_stacking, {"dry_run": True}, 1),
+]
+NAMES = [f"{case[0].name} {' '.join(case[1])}".strip() for case in CASES]
+
+
+class Away:
+    """Hosts none of which answers, and that only once all of `together` are being asked."""
+
+    def __init__(self, together: int) -> None:
+        self.inside = threading.Barrier(together, timeout=WAIT_S)
+        self.asked: list[str] = []
+
+    def connect(self, host: Host, *_: Any, **__: Any) -> Any:
+        self.asked.append(host.name)
+        self.inside.wait()  # breaks, and fails the test, where one is asked after the other
+        gateway = f"jump host of {host.name} refused the connection"
+        raise UnreachableError(gateway, hop="gw", reason="refused", why="it is down", hint="")
+
+
+def inventory(root: Path, monkeypatch: Any, hosts: str) -> None:
+    (root / "tasks.py").touch()
+    (root / "inventory").mkdir()
+    (root / "inventory" / "lab.yml").write_text(f"hosts:\n{hosts}")
+    monkeypatch.setenv("MACD_ROOT", str(root))
+    monkeypatch.delenv("MACD_INVENTORY", raising=False)
+
+
+def typed(verb: Any, **options: Any) -> int:
+    try:
+        verb(Context(), **options)
+    except Exit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize(("verb", "options", "code"), CASES, ids=NAMES)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_all_hosts_are_asked_at_once_and_each_is_named(
+    verb: Any,
+    options: dict[str, Any],
+    code: int,
+    as_json: bool,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING)
+    away = Away(len(HOSTS))
+    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+
+    ended = typed(verb, json=as_json, **options)
+
+    said = capsys.readouterr()
+    assert ended == code, said
+    assert sorted(away.asked) == sorted(HOSTS)
+    for name in HOSTS:
+        named = (
+            rf"{name}(:| +\| ✗) jump host of {name} refused" if said.err else f"of {name} refused"
+        )
+        assert re.search(named, said.err or said.out)
+    if as_json and not options.get("follow"):
+        told = json.loads(said.out)
+        assert list(told["away"]) == list(HOSTS)
+        assert told["away"]["one"]["exit_code"] == 1
+        assert told["hosts"] == []
+
+
+def test_doctor_asks_the_training_box_beside_the_hosts_and_once(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING + BOX)
+    away = Away(len(HOSTS) + 1)
+    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+
+    assert typed(doctor.doctor) == 1
+
+    assert sorted(away.asked) == sorted([*HOSTS, "h800"])
+    assert capsys.readouterr().out == ""  # nothing is known of any host
+
+
+def test_the_error_of_a_host_named_alone_is_the_whole_answer(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING)
+    away = Away(1)
+    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+
+    for verb, options, _ in CASES:
+        assert typed(verb, host="two", json=True, **options) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["error"]["what"] == "jump host of two refused the connection"
+    assert set(away.asked) == {"two"}
