@@ -187,7 +187,8 @@ def lineage(found: HostState, gate: str | None) -> dict[str, Any]:
         "serial": last.get("serial"),
         "gate": gate,
     }
-    names = ("run", "host", "symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
+    told |= {"run": details.get("run"), "trained on": details.get("host")}
+    names = ("symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
     told |= {name: details.get(name) for name in names}
     told |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
     told["flags"] = found.health.get("flags")
