@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from macd.inventory import Host
 
 T = TypeVar("T")
+_LAST_LINE_S = 1.0
 
 
 def on_each(
@@ -86,9 +87,10 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A thread that holds the terminal's lock while the process ends would abort it.
-        with self._lock:
-            self._over.set()
+        self._over.set()
+        # A thread that holds the terminal while the process ends would abort it.
+        if self._lock.acquire(timeout=_LAST_LINE_S):
+            self._lock.release()
 
     def say(self, host: str, text: str, *, to: TextIO | None = None) -> None:
         """Print what is about a host, one line or several, to stdout or `to`."""

@@ -83,15 +83,17 @@ def logs(
         emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
-        view = _View(terminal, wanted, several=len(hosts) > 1, objects=json and len(hosts) > 1)
+        view = _View(terminal, wanted, objects=json and len(hosts) > 1)
         _print(results.done, view, follow=follow)
         print_away(results.failed)
-        lost: Mapping[str, MacdError] = {}
+        lost = dict(results.failed)
         if follow:
             chosen = [one for one in hosts if one.name in results.done]
             with contextlib.suppress(KeyboardInterrupt):  # the way to leave
-                lost = _follow_all(known, chosen, results.done, view)
-    return exit_code([], {**results.failed, **lost})
+                _follow_all(known, chosen, results.done, view, lost)
+    if lost and len(hosts) == 1:
+        raise lost[hosts[0].name]
+    return exit_code([], lost)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,6 @@ class _View:
 
     terminal: Lines
     wanted: re.Pattern[str]
-    several: bool
     objects: bool
 
     def line(self, host: str, raw: bytes) -> None:
@@ -140,22 +141,23 @@ def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
 
 
 def _follow_all(
-    known: Inventory, hosts: Sequence[Host], seen: Mapping[str, _Seen], view: _View
-) -> Mapping[str, MacdError]:
-    """Show what comes from all hosts until they are all lost; why each was."""
+    known: Inventory,
+    hosts: Sequence[Host],
+    seen: Mapping[str, _Seen],
+    view: _View,
+    lost: dict[str, MacdError],
+) -> None:
+    """Show what comes from all hosts until all are lost; why goes into `lost` as it happens."""
     from macd.deploy.fleet import side_by_side
 
     def follow(host: Host) -> None:
         try:
             _follow(known, host, seen[host.name].end, view)
         except MacdError as error:
+            lost[host.name] = error
             view.terminal.away(host.name, error)
-            raise
 
-    lost = side_by_side(hosts, follow, parallel=len(hosts)).failed
-    if lost and not view.several:
-        raise lost[hosts[0].name]
-    return lost
+    side_by_side(hosts, follow, parallel=len(hosts))
 
 
 def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ import pytest
 from invoke import Context, Exit
 
 from macd.cli import doctor, flag, gate, history, logs, monitor, status
+from macd.errors import ContactLostError
 from macd.inventory import Host
 from macd.remote.refusals import UnreachableError
+from macd.shadow.follow import Place
+from macd.shadow.pull import Pulled
 
 HOSTS = ("one", "two", "three")
 WAIT_S = 60.0
@@ -126,3 +131,37 @@ def test_the_error_of_a_host_named_alone_is_the_whole_answer(
         told = json.loads(capsys.readouterr().out)
         assert told["error"]["what"] == "jump host of two refused the connection"
     assert set(away.asked) == {"two"}
+
+
+def test_following_goes_on_without_a_lost_host_and_ctrl_c_still_tells_of_it(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING)
+    told, end = threading.Event(), threading.Event()
+    say = logs.Lines.say
+
+    def saying(lines: logs.Lines, host: str, text: str, **to: Any) -> None:
+        say(lines, host, text, **to)
+        if "lost" in text:
+            told.set()
+
+    def follow(_: Any, host: Host, __: Any, view: Any) -> None:
+        if host.name == "two":
+            raise ContactLostError("contact with two was lost")
+        assert told.wait(WAIT_S)
+        view.line(host.name, b"went on")
+        if host.name == "three":
+            os.kill(os.getpid(), signal.SIGINT)
+        end.wait(WAIT_S)
+
+    copy = Pulled(tmp_path, 0, ("trades_20260301.jsonl",))
+    monkeypatch.setattr(logs, "_look", lambda *_: logs._Seen(copy, [], [], Place()))
+    monkeypatch.setattr(logs, "_follow", follow)
+    monkeypatch.setattr(logs.Lines, "say", saying)
+
+    assert typed(logs.logs, follow=True) == 5
+
+    end.set()
+    said = capsys.readouterr()
+    assert "three | went on" in said.out
+    assert said.err == "two   | ✗ contact with two was lost\n"
