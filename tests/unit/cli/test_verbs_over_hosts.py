@@ -16,7 +16,9 @@ from invoke import Context, Exit
 from macd.cli import doctor, flag, gate, history, logs, monitor, status
 from macd.errors import ContactLostError
 from macd.inventory import Host
+from macd.journal import Journal
 from macd.remote.refusals import UnreachableError
+from macd.shadow.flag import Flipped
 from macd.shadow.follow import Place
 from macd.shadow.pull import Pulled
 
@@ -165,3 +167,39 @@ def test_following_goes_on_without_a_lost_host_and_ctrl_c_still_tells_of_it(
     said = capsys.readouterr()
     assert "three | went on" in said.out
     assert said.err == "two   | ✗ contact with two was lost\n"
+
+
+def test_flips_are_asked_for_by_host_and_end_with_the_worst(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING)
+    results = {"one": "set", "two": "reverted", "three": "already"}
+    questions = []
+
+    def disable(host: Host, _: Any, __: str, *, dry_run: bool = False) -> Flipped:
+        result = results[host.name]
+        if dry_run:
+            result = "would" if result == "set" else "already"
+        wrong = "it is not well" if host.name == "one" and not dry_run else ""
+        return Flipped(host.name, result, "0", "r1", wrong=wrong)
+
+    def agree(question: str, *, yes: bool) -> bool:
+        questions.append((question, yes))
+        return True
+
+    monkeypatch.setattr("macd.shadow.flag.disable", disable)
+    monkeypatch.setattr(flag, "confirm", agree)
+
+    assert typed(flag.disable_stacking, json=True) == 1  # unwell is worse than put back
+
+    (question,) = questions
+    assert question == (
+        "disable stacking on one (r1), two (r1; it looks so already), "
+        "three (r1; it looks so already)?",
+        False,
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert [one["result"] for one in told["hosts"]] == list(results.values())
+    # Two are on record; where nothing was done, nothing is.
+    records = Journal(tmp_path / ".macd/lab/journal.jsonl").records()
+    assert sorted(record.fields["host"] for record in records) == ["one", "two"]
