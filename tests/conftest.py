@@ -2,7 +2,10 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from macd.cli import interrupts
 
 # A busy machine is no defect.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -10,3 +13,9 @@ settings.load_profile("untimed")
 
 for name in ("MACD_INVENTORY", "MACD_ROOT"):  # an operator's own must not steer the commands typed
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_as_usual() -> None:
+    """Importing tasks.py lets Ctrl-C end the process; a test that presses it would end them all."""
+    interrupts.as_usual()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
+from macd.cli.hosts import away_fields, exit_code, print_away
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
@@ -26,29 +27,45 @@ _SIGNS = {True: "✓", False: "✗", None: "?"}
 )
 def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
-) -> ExitCode | None:
+) -> ExitCode:
     """Look for the known failures, with evidence and remedy; exit 1 if there is one."""
     from macd.deploy.campaign import hosts_of
+    from macd.deploy.fleet import side_by_side
     from macd.inventory import load
     from macd.shadow.doctor import diagnose
-    from macd.shadow.examine import examine
 
     known = load(inventory)
-    trainings = _trainings(known)
-    rows = [
-        (one.name, diagnose(examine(one, known, trainings))) for one in hosts_of(known, env, host)
-    ]
-    problems = sum(finding.ok is False for _, found in rows for finding in found)
+    hosts = list(hosts_of(known, env, host))
+    boxes = [one for one in known.hosts.values() if one.role == "train"]
+    # The training boxes are asked beside the hosts, and once for all of them.
+    results = side_by_side([*hosts, *boxes], lambda one: _ask(one, known))
+    if len(hosts) == 1 and results.failed:
+        raise results.failed[hosts[0].name]
+    told = results.done
+    trainings = {box.name: told[box.name] for box in boxes}
+    rows = {
+        one.name: diagnose(replace(told[one.name], trainings=trainings))
+        for one in hosts
+        if one.name in told
+    }
+    ill = {name: sum(finding.ok is False for finding in found) for name, found in rows.items()}
+    problems = sum(ill.values())
     if json:
-        hosts = [{"host": name, "findings": [asdict(f) for f in found]} for name, found in rows]
-        emit({"problems": problems, "hosts": hosts})
+        shown = [{"host": n, "findings": [asdict(f) for f in found]} for n, found in rows.items()]
+        emit({"problems": problems, "hosts": shown, "away": away_fields(results.failed)})
     else:
-        for name, found in rows:
+        for name, found in rows.items():
             print(name)
             for finding in found:
                 _print(finding)
-        print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found")
-    return ExitCode.FAILED if problems else None
+        if rows:
+            where = " on the hosts that answered" if results.failed else ""
+            print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found{where}")
+        if problems and len(hosts) > 1:
+            print("  what is advised acts on every host; add --host NAME for one alone")
+        print_away(results.failed)
+    codes = [ExitCode.FAILED if count else None for count in ill.values()]
+    return exit_code(codes, results.failed)
 
 
 def _print(finding: Finding) -> None:
@@ -57,9 +74,11 @@ def _print(finding: Finding) -> None:
         print(f"    {'':<18} do: {finding.remedy}")
 
 
-def _trainings(known: Inventory) -> dict[str, dict[str, str]]:
-    training = [host for host in known.hosts.values() if host.role == "train"]
-    return {host.name: _training(host, known) for host in training}
+def _ask(host: Host, known: Inventory) -> Any:
+    """The case of a serving host, or how the newest run on a training box stands."""
+    from macd.shadow.examine import examine
+
+    return _training(host, known) if host.role == "train" else examine(host, known)
 
 
 def _training(host: Host, known: Inventory) -> dict[str, str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, verb
-from macd.errors import ExitCode
+from macd.cli.hosts import about, away_fields, exit_code, let_end, on_each, print_away
+from macd.cli.verb import confirm, emit, error_fields, same, verb
+from macd.errors import ExitCode, RefusedError
 
 if TYPE_CHECKING:
+    from macd.deploy.fleet import Results
     from macd.inventory import Host, Inventory
     from macd.shadow.flag import Flipped
 
 _COMMON = {
     "env": "the environment (default: prod)",
-    "host": "which host of it (default: the only one)",
+    "host": "only this host of it",
     "inventory": "which inventory (default: MACD_INVENTORY or lab)",
     "json": "print one JSON document for machines",
     "dry-run": "only say whether it would be done",
@@ -50,26 +53,81 @@ def disable_stacking(
     return _flip("disable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """What became of one host. warning: why people elsewhere were not told."""
+
+    flipped: Flipped
+    warning: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {**asdict(self.flipped), "warning": self.warning}
+
+    @property
+    def exit_code(self) -> ExitCode | None:
+        if self.flipped.result == "reverted":
+            return ExitCode.REVERTED
+        return ExitCode.FAILED if self.flipped.wrong else None
+
+
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.campaign import only_host, operator
+    from macd.deploy.campaign import hosts_of, operator
     from macd.inventory import load
     from macd.shadow import flag
 
     known = load(inventory)
-    one = only_host(known, env, host, "the flag is set on")
+    hosts = list(hosts_of(known, env, host))
+    several = len(hosts) > 1
     act = flag.enable if kind == "enable" else flag.disable
-    if dry_run or not yes:
-        looked = act(one, known, operator(), dry_run=True)
-        if dry_run:
-            return _tell(kind, looked, "", json=json)
-        seen = "; it looks so already" if looked.result == "already" else ""
-        if not confirm(f"{kind} stacking on {one.name} ({looked.release}{seen})?", yes=False):
+    if dry_run or not yes or (several and kind == "enable"):
+        looks = on_each(hosts, lambda one: _Ended(act(one, known, operator(), dry_run=True)))
+        if looks.failed and kind == "enable":
+            return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
+        if dry_run or not looks.done:
+            return _tell(kind, looks, several=several, json=json)
+        if not yes:
+            print_away(looks.failed)
+        if not confirm(_question(kind, looks), yes=yes):
             return _not_agreed(json=json)
-    ended = act(one, known, operator())
-    warning = _record(kind, known, one, ended)
-    return _tell(kind, ended, warning, json=json)
+
+    def flip(one: Host) -> _Ended:
+        flipped = act(one, known, operator())
+        return _Ended(flipped, _record(kind, known, one, flipped))
+
+    ended = on_each(hosts, flip, on_interrupt=let_end)
+    return _tell(kind, ended, several=several, json=json)
+
+
+def _question(kind: str, looks: Results[_Ended]) -> str:
+    hosts = []
+    for name, look in looks.done.items():
+        seen = "; it looks so already" if look.flipped.result == "already" else ""
+        hosts.append(f"{name} ({look.flipped.release}{seen})")
+    return f"{kind} stacking on {', '.join(hosts)}?"
+
+
+def _none_enabled(looks: Results[_Ended], options: str, *, json: bool) -> ExitCode:
+    """No host is enabled where one of several would not be: they would decide differently."""
+    hint = list(dict.fromkeys(error.hint for error in looks.failed.values() if error.hint))
+    ready = next(iter(looks.done), None)
+    if ready:
+        hint.append(f"for one host alone: invoke enable-stacking --host {ready}{options}")
+    error = RefusedError(
+        f"stacking was enabled on no host, because of {', '.join(looks.failed)}",
+        why="\n".join(
+            about(name, f"{error.what}\n{error.why}".strip())
+            for name, error in looks.failed.items()
+        ),
+        live="flags as before on every host",
+        hint="\n".join(hint),
+    )
+    if not json:
+        raise error
+    emit({**_fields(looks), **error_fields(error)})
+    return error.exit_code
 
 
 def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:
@@ -99,18 +157,22 @@ def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:
     return notify(known.notify, title, body, good=good)
 
 
-def _tell(kind: str, ended: Flipped, warning: str, *, json: bool) -> ExitCode | None:
-    from dataclasses import asdict
-
+def _tell(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> ExitCode:
     if json:
-        emit({**asdict(ended), "warning": warning})
+        fields = _fields(results)
+        emit(fields if several else fields["hosts"][0])
     else:
-        print("\n".join(_lines(kind, ended)))
-        if warning:
-            print(f"  note   {warning}")
-    if ended.result == "reverted":
-        return ExitCode.REVERTED
-    return ExitCode.FAILED if ended.wrong else None
+        for ended in results.done.values():
+            print("\n".join(_lines(kind, ended.flipped)))
+            if ended.warning:
+                print(f"  note   {ended.warning}")
+        print_away(results.failed)
+    return exit_code([ended.exit_code for ended in results.done.values()], results.failed)
+
+
+def _fields(results: Results[_Ended]) -> dict[str, Any]:
+    hosts = [ended.fields for ended in results.done.values()]
+    return {"hosts": hosts, "away": away_fields(results.failed)}
 
 
 def _lines(kind: str, ended: Flipped) -> list[str]:

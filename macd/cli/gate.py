@@ -1,17 +1,21 @@
-"""`invoke shadow-gate`: pull a host's logs, judge them, leave a signed report and its page."""
+"""`invoke shadow-gate`: pull each host's logs, judge them, leave a signed report and page."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
+from macd.cli.hosts import away_fields, exit_code, on_each, print_away
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from macd.inventory import Inventory
+    from macd.deploy.fleet import Results
+    from macd.inventory import Host, Inventory
     from macd.shadow.gate import Rule
     from macd.shadow.run import Judged
 
@@ -22,14 +26,14 @@ _EXIT = {"PASS": ExitCode.DONE, "FAIL": ExitCode.FAILED, "INCONCLUSIVE": ExitCod
     name="shadow-gate",
     help={
         "env": "the environment (default: prod)",
-        "host": "which host of it (default: the only one)",
+        "host": "only this host of it",
         "days": "how far back lines count (default: the inventory's; with --logs: all)",
         "min-bars": "the fewest bars that decide (default: the inventory's)",
         "rule": "point: plain rates, one look; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory instead; such a report opens nothing",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
-        "json": "print the report itself",
+        "json": "print the report itself; of several hosts verdict and hosts, a report each",
     },
 )
 def shadow_gate(
@@ -45,8 +49,6 @@ def shadow_gate(
 ) -> ExitCode:
     """Judge the live release's time in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from macd.inventory import load
-    from macd.report import gate as page
-    from macd.shadow import report
 
     known = load(inventory)
     wanted = _rule(known, min_bars, rule)
@@ -54,41 +56,98 @@ def shadow_gate(
     if logs:
         from macd.shadow.run import of_files
 
-        judged = of_files(known, Path(logs), wanted, span, datetime.now(UTC))
-    else:
-        judged = _of_host(known, env, host, wanted, span or known.gate.days)
-    document = judged.document
-    place = report.directory_of(known, str(document["host"]), judged.made)
-    path = report.save(document, place, known)
-    shown = page.write(path)
-    warnings = (
-        [] if logs else [report.note_on_host(path, document, known), _told(known, judged, path)]
-    )
-    report.prune(known, place.parent.name, _in_use(known))
-    if json:
-        emit(
-            {
-                **document,
-                "path": str(path),
-                "page": str(shown),
-                "warnings": [*filter(None, warnings)],
-            }
-        )
-    else:
-        from macd.cli.gate_shown import print_report
-
-        print_report(document)
-        print(f"\n  report {path}\n  page   {shown}")
-        for warning in filter(None, warnings):
-            print(f"  note   {warning}")
-    return _EXIT[judged.decision.verdict]
-
-
-def _of_host(known: Inventory, env: str, host: str, rule: Rule, days: float) -> Judged:
-    from macd.deploy.campaign import only_host
+        kept = _keep(known, of_files(known, Path(logs), wanted, span, datetime.now(UTC)), Lock())
+        return _tell_one(kept, json=json)
+    from macd.deploy.campaign import hosts_of
     from macd.shadow.run import of_host
 
-    return of_host(known, only_host(known, env, host, "the gate judges"), rule, days)
+    hosts = list(hosts_of(known, env, host))
+    signing = Lock()  # for a passphrase or a touch is asked once at a time
+
+    def judge(one: Host) -> _Kept:
+        return _keep(known, of_host(known, one, wanted, span or known.gate.days), signing)
+
+    results = on_each(hosts, judge)
+    if len(hosts) == 1:
+        return _tell_one(results.done[hosts[0].name], json=json)
+    return _tell_all(env, results, json=json)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A report that was kept, and its page. warnings: what did not work beside it."""
+
+    document: Mapping[str, Any]
+    path: Path
+    page: Path
+    warnings: Sequence[str]
+
+    @property
+    def verdict(self) -> str:
+        return str(self.document["verdict"])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        places = {"path": str(self.path), "page": str(self.page)}
+        return {**self.document, **places, "warnings": list(self.warnings)}
+
+
+def _keep(known: Inventory, judged: Judged, signing: Lock) -> _Kept:
+    """Sign and keep the report, make its page, and tell the host and the journal of the verdict."""
+    from macd.report import gate as page
+    from macd.shadow import report
+
+    document = judged.document
+    place = report.directory_of(known, str(document["host"]), judged.made)
+    with signing:
+        path = report.save(document, place, known)
+    shown = page.write(path)
+    warnings = []
+    if document["host"]:
+        warnings = [report.note_on_host(path, document, known), _told(known, judged, path)]
+    report.prune(known, place.parent.name, _in_use(known))
+    return _Kept(document, path, shown, [*filter(None, warnings)])
+
+
+def _tell_one(kept: _Kept, *, json: bool) -> ExitCode:
+    if json:
+        emit(kept.fields)
+    else:
+        from macd.cli.gate_shown import lines
+
+        print("\n".join(lines(kept.document)) + "\n")
+        _print_places(kept)
+    return _EXIT[kept.verdict]
+
+
+def _tell_all(env: str, results: Results[_Kept], *, json: bool) -> ExitCode:
+    """The verdict on several hosts; a host that could not be judged is INCONCLUSIVE for it."""
+    from macd.shadow.run import together
+
+    verdict = together(
+        [*(kept.verdict for kept in results.done.values()), *("" for _ in results.failed)]
+    )
+    if json:
+        hosts = [kept.fields for kept in results.done.values()]
+        emit({"verdict": verdict, "hosts": hosts, "away": away_fields(results.failed)})
+    else:
+        from macd.cli.gate_shown import SIGNS, head
+
+        for kept in results.done.values():
+            print("\n".join(head(kept.document)))
+            _print_places(kept)
+            print()
+        print_away(results.failed)
+        told = [f"{name} {kept.verdict}" for name, kept in results.done.items()]
+        told += [f"{name} not judged" for name in results.failed]
+        print(f"{SIGNS[verdict]} {verdict}  env {env}: {', '.join(told)}")
+    return _EXIT[verdict] if results.done else exit_code([], results.failed)
+
+
+def _print_places(kept: _Kept) -> None:
+    print(f"  report    {kept.path}\n  page      {kept.page}")
+    for warning in kept.warnings:
+        print(f"  note      {warning}")
 
 
 def _rule(known: Inventory, min_bars: int, rule: str) -> Rule:

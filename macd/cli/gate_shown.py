@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
+SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
 _MODELS = {"tft": "TFT", "lstm": "LSTM", "lgb": "LightGBM", "stacking": "stacking", "p": "decision"}
 
 _ABNORMAL = {
@@ -16,16 +16,12 @@ _ABNORMAL = {
 }
 
 
-def print_report(document: Mapping[str, Any]) -> None:
-    """Print it; everything foreign in it was made harmless by the parser."""
-    print("\n".join(lines(document)))
-
-
 def lines(document: Mapping[str, Any]) -> list[str]:
-    """The report's lines."""
+    """The report's lines; everything foreign in it was made harmless by the parser."""
     found = document["findings"]
     return [
-        *_head(document),
+        *head(document),
+        "",
         *_criteria(document),
         *_counted("not activated because", found["not_activated"]),
         *_models(found["models"]),
@@ -38,12 +34,13 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _head(document: Mapping[str, Any]) -> list[str]:
+def head(document: Mapping[str, Any]) -> list[str]:
+    """The verdict and why."""
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
     found = document["findings"]
     told = [
-        f"{_SIGNS[document['verdict']]} {document['verdict']}  {where}",
+        f"{SIGNS[document['verdict']]} {document['verdict']}  {where}",
         f"  release   {document['release'] or 'not told by the lines'}",
         f"  window    {f'the last {days:g} days' if days else 'all lines'}, "
         f"rule {document['rule']['rule']}",
@@ -56,7 +53,7 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     if document["host"] and not document["release"]:
         told.append(f"  do        invoke deploy --env {document['env']}: nothing is live there yet")
     told += [f"  opens nothing: {why}" for why in _closed(document)]
-    return [*told, ""]
+    return told
 
 
 def _closed(document: Mapping[str, Any]) -> list[str]:
@@ -72,7 +69,7 @@ def _criteria(document: Mapping[str, Any]) -> list[str]:
         low, high = one["anytime"] if sequential else one["wilson"]
         rate = "      –" if one["rate"] is None else f"{100 * one['rate']:6.1f} %"
         told.append(
-            f"  {_SIGNS[one['outcome']]} {one['title']:<20} {rate}  "
+            f"  {SIGNS[one['outcome']]} {one['title']:<20} {rate}  "
             f"[{100 * low:.1f}, {100 * high:.1f}]  {one['successes']} of {one['trials']}, "
             f"must exceed {100 * one['threshold']:g} %"
         )

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macd.cli.hosts import away_fields, exit_code, on_each, print_away
 from macd.cli.verb import confirm, emit, verb
 from macd.errors import ExitCode, UsageError
 from macd.journal import Journal, JournalError, Record
 
 if TYPE_CHECKING:
-    from macd.inventory import Inventory
+    from macd.inventory import Host, Inventory
 
 _WIDEST = 200
 _PLAIN = ("host", "release", "result", "verdict", "state")  # they say what they are
@@ -57,8 +58,7 @@ def history(
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
     known = load(inventory)
     if env or host:
-        _on_hosts(known, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
-        return None
+        return _on_hosts(known, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
     journal = Journal(known.state_dir / "journal.jsonl")
     if repair_torn:
         return _repair(journal, dry_run=dry_run, yes=yes, json=json)
@@ -80,25 +80,32 @@ def history(
 
 def _on_hosts(
     known: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
-) -> None:
+) -> ExitCode:
     """What each host recorded itself, whoever deployed to it; its chain is checked here."""
     from macd.deploy.campaign import hosts_of
+
+    results = on_each(list(hosts_of(known, env, host)), lambda one: _fetched(one, known))
+    if json:
+        told = [
+            {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
+            for name, records in results.done.items()
+        ]
+        emit({"hosts": told, "away": away_fields(results.failed)})
+        return exit_code([], results.failed)
+    for name, records in results.done.items():
+        print(f"{name}{'' if records else ': nothing has been recorded there yet'}")
+        _print(records, limit, kind, full=full)
+    print_away(results.failed)
+    return exit_code([], results.failed)
+
+
+def _fetched(host: Host, known: Inventory) -> list[Record]:
     from macd.deploy.observe import fetch_journal
 
-    told = []
-    for one in hosts_of(known, env, host):
-        with tempfile.TemporaryDirectory(prefix="macd-journal-") as directory:
-            copy = Path(directory, "journal.jsonl")
-            copy.write_bytes(fetch_journal(one, known))
-            records = Journal(copy).records()
-        if json:
-            chosen = _chosen(records, limit, kind)
-            told.append({"host": one.name, "records": [_fields(r) for r in chosen]})
-            continue
-        print(f"{one.name}{'' if records else ': nothing has been recorded there yet'}")
-        _print(records, limit, kind, full=full)
-    if json:
-        emit({"hosts": told})
+    with tempfile.TemporaryDirectory(prefix="macd-journal-") as directory:
+        copy = Path(directory, "journal.jsonl")
+        copy.write_bytes(fetch_journal(host, known))
+        return Journal(copy).records()
 
 
 def _repair(journal: Journal, *, dry_run: bool, yes: bool, json: bool) -> ExitCode | None:

@@ -15,21 +15,37 @@ if TYPE_CHECKING:
     from macd.inventory import Host
 
 T = TypeVar("T")
+_LAST_LINE_S = 1.0
 
 
 def on_each(
     hosts: Sequence[Host],
     act: Callable[[Host], T],
     *,
+    parallel: int = 0,
     on_interrupt: Callable[[Sequence[str]], None] | None = None,
 ) -> Results[T]:
-    """What `side_by_side` gives. The error of a host that was asked alone is raised."""
-    from macd.deploy.fleet import side_by_side
+    """What `side_by_side` gives, with an error for each host that a Ctrl-C left out.
 
-    results = side_by_side(hosts, act, on_interrupt=on_interrupt)
+    The error of a host that was asked alone is raised.
+    """
+    from macd.deploy.fleet import PARALLEL, Results, side_by_side
+
+    results = side_by_side(hosts, act, parallel=parallel or PARALLEL, on_interrupt=on_interrupt)
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
-    return results
+    left = {name: _left_out(name) for name in results.not_started}
+    return Results(results.done, {**results.failed, **left}, results.not_started)
+
+
+def _left_out(host: str) -> MacdError:
+    return MacdError(f"{host} was not begun: interrupted", live="as before", hint="run it again")
+
+
+def let_end(running: Sequence[str]) -> None:
+    """Say what a first Ctrl-C does where hosts are let end what they began."""
+    names = ", ".join(running)
+    print(f"\ninterrupted: waiting for {names}; Ctrl-C again leaves at once", file=sys.stderr)
 
 
 def away_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
@@ -38,17 +54,21 @@ def away_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
 
 
 def print_away(failed: Mapping[str, MacdError]) -> None:
-    """The same for people; an error may be about a jump host, so its host is named before it."""
+    """The same for people."""
     for name, error in failed.items():
-        named = error.what.startswith((f"{name} ", f"{name}:"))
-        print(f"✗ {'' if named else f'{name}: '}{error}", file=sys.stderr)
+        print(f"✗ {about(name, str(error))}", file=sys.stderr)
+
+
+def about(host: str, text: str) -> str:
+    """An error's text that begins with the host's name; it may be about a jump host."""
+    return text if text.startswith((f"{host} ", f"{host}:")) else f"{host}: {text}"
 
 
 def exit_code(codes: Sequence[ExitCode | None], failed: Mapping[str, MacdError]) -> ExitCode:
-    """The worst of what each host would have ended with alone."""
-    from macd.deploy.fleet import worst
+    """The worst of what each host ended with; one of several that can't be reached counts as 5."""
+    from macd.deploy.fleet import code_of, worst
 
-    return worst([*codes, *(error.exit_code for error in failed.values())])
+    return worst([*codes, *(code_of(error) for error in failed.values())])
 
 
 class Lines:
@@ -67,19 +87,28 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A thread that holds the terminal's lock while the process ends would abort it.
-        with self._lock:
-            self._over.set()
+        self._over.set()
+        # A thread that holds the terminal while the process ends would abort it.
+        if self._lock.acquire(timeout=_LAST_LINE_S):
+            self._lock.release()
 
     def say(self, host: str, text: str, *, to: TextIO | None = None) -> None:
-        """Print `text`, which may have several lines, to stdout or `to`."""
+        """Print what is about a host, one line or several, to stdout or `to`."""
         head = f"{host:<{self._width}} | " if self._width else ""
-        whole = "".join(f"{head}{line}\n" for line in text.split("\n"))
+        self.write("\n".join(head + line for line in text.split("\n")), to=to)
+
+    def away(self, host: str, error: MacdError) -> None:
+        """Say at once that nothing more comes of a host; a single one's error is the caller's."""
+        if self._width:
+            self.say(host, f"✗ {error}", to=sys.stderr)
+
+    def write(self, text: str, *, to: TextIO | None = None) -> None:
+        """Print lines as they are."""
         with self._lock:
             self._go_on()
             try:
                 file = sys.stdout if to is None else to
-                file.write(whole)
+                file.write(text + "\n")
                 file.flush()
             except BrokenPipeError:
                 self._over.set()

@@ -1,16 +1,19 @@
-"""`invoke logs`: the newest signal lines of a host, and with --follow those still to come."""
+"""`invoke logs`: the newest signal lines of the hosts, and with --follow those still to come."""
 
 from __future__ import annotations
 
 import contextlib
+import json as jsonlib
 import re
 import sys
-import time
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from macd.cli.hosts import Lines, away_fields, exit_code, on_each, print_away
 from macd.cli.verb import emit, verb
-from macd.errors import ContactLostError, UsageError
+from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -19,20 +22,39 @@ if TYPE_CHECKING:
 
 _LAST = 20
 _RETRIES = 5
+_EMPTY_S = 2.0  # between two looks for a first log; else the host waits for more lines
 # Why a host that was reached before isn't now, where waiting may help: the line, not the login.
 _PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a host has written so far. newest: the lines that were asked for, as they are there."""
+
+    copy: Pulled
+    newest: Sequence[bytes]
+    notes: Sequence[str]
+    end: Place
+
+    def fields(self, host: str) -> dict[str, Any]:
+        from macd.shadow.follow import shown
+
+        lines = [shown(raw) for raw in self.newest]
+        where = str(self.copy.directory)
+        return {"host": host, "copy": where, "lines": lines, "notes": list(self.notes)}
 
 
 @verb(
     name="logs",
     help={
         "env": "the environment (default: prod)",
-        "host": "which host of it (default: the only one)",
+        "host": "only this host of it",
         "follow": "go on with what is written from now on, until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
-        "lines": "how many of the newest to begin with (default: 20)",
+        "lines": "how many of each host's newest to begin with (default: 20)",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
-        "json": "one JSON document; with --follow nothing but the lines",
+        "json": "one JSON document; with --follow nothing but the lines, of several hosts "
+        "each as an object with host and line",
     },
 )
 def logs(
@@ -44,53 +66,101 @@ def logs(
     lines: int = _LAST,
     inventory: str = "",
     json: bool = False,
-) -> None:
-    """Show the newest signal lines of a host; --follow adds those still to come."""
-    from macd.deploy.campaign import only_host
+) -> ExitCode:
+    """Show the newest signal lines of each host; --follow adds those still to come."""
+    from macd.deploy.campaign import hosts_of
     from macd.inventory import load
-    from macd.shadow import follow as following
 
     try:
         wanted = re.compile(grep)
     except re.error as error:
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
     known = load(inventory)
-    one = only_host(known, env, host, "logs shows")
-    copy = _pulled(known, one)
-    notes = following.notes(copy)
-    newest: deque[str] = deque(maxlen=max(0, lines))
-    newest.extend(filter(wanted.search, map(following.shown, following.newest_lines(copy))))
+    hosts = list(hosts_of(known, env, host))
+    results = on_each(hosts, lambda one: _look(known, one, wanted, lines))
     if json and not follow:
-        emit(
-            {
-                "host": one.name,
-                "copy": str(copy.directory),
-                "lines": list(newest),
-                "notes": notes,
-            }
-        )
-        return
-    for line in newest:
-        print(line, flush=follow)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if not copy.names and not follow:
-        print(f"{one.name} has written no signal lines yet", file=sys.stderr)
-    if follow:
-        with contextlib.suppress(KeyboardInterrupt):  # the way to leave
-            _follow(known, one, following.end_of(copy), wanted)
+        rows = [seen.fields(name) for name, seen in results.done.items()]
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
+        return exit_code([], results.failed)
+    with Lines(hosts) as terminal:
+        view = _View(terminal, wanted, objects=json and len(hosts) > 1)
+        _print(results.done, view, follow=follow)
+        print_away(results.failed)
+        lost = dict(results.failed)
+        if follow:
+            chosen = [one for one in hosts if one.name in results.done]
+            with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+                _follow_all(known, chosen, results.done, view, lost)
+    if lost and len(hosts) == 1:
+        raise lost[hosts[0].name]
+    return exit_code([], lost)
 
 
-def _pulled(known: Inventory, host: Host) -> Pulled:
+@dataclass(frozen=True)
+class _View:
+    """How lines are shown. objects: each as JSON with its host."""
+
+    terminal: Lines
+    wanted: re.Pattern[str]
+    objects: bool
+
+    def line(self, host: str, raw: bytes) -> None:
+        from macd.shadow.follow import shown
+
+        text = shown(raw)
+        if not self.wanted.search(text):
+            return
+        if self.objects:
+            self.terminal.write(jsonlib.dumps({"host": host, "line": text}, ensure_ascii=False))
+        else:
+            self.terminal.say(host, text)
+
+
+def _look(known: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> _Seen:
     from macd.remote.session import open_session
-    from macd.shadow import pull
+    from macd.shadow import follow, pull
     from macd.shadow.run import logs_of
 
     with open_session(host, known, modules=pull.MODULES) as session:
-        return pull.pull(session, host.app_dir, logs_of(known, host))
+        copy = pull.pull(session, host.app_dir, logs_of(known, host))
+    matching = (raw for raw in follow.newest_lines(copy) if wanted.search(follow.shown(raw)))
+    newest = deque(matching, maxlen=max(0, lines))
+    return _Seen(copy, newest, follow.notes(copy), follow.end_of(copy))
 
 
-def _follow(known: Inventory, host: Host, place: Place, wanted: re.Pattern[str]) -> None:
+def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
+    from macd.shadow.follow import merged
+
+    for host, raw in merged({name: one.newest for name, one in seen.items()}):
+        view.line(host, raw)
+    for host, one in seen.items():
+        for note in one.notes:
+            view.terminal.say(host, f"note: {note}", to=sys.stderr)
+        if not one.copy.names and not follow:
+            view.terminal.write(f"{host} has written no signal lines yet", to=sys.stderr)
+
+
+def _follow_all(
+    known: Inventory,
+    hosts: Sequence[Host],
+    seen: Mapping[str, _Seen],
+    view: _View,
+    lost: dict[str, MacdError],
+) -> None:
+    """Show what comes from all hosts until all are lost; why goes into `lost` as it happens."""
+    from macd.deploy.fleet import side_by_side
+
+    def follow(host: Host) -> None:
+        try:
+            _follow(known, host, seen[host.name].end, view)
+        except MacdError as error:
+            lost[host.name] = error
+            view.terminal.away(host.name, error)
+
+    side_by_side(hosts, follow, parallel=len(hosts))
+
+
+def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
     from macd.remote.refusals import UnreachableError
     from macd.remote.session import open_session
@@ -104,11 +174,12 @@ def _follow(known: Inventory, host: Host, place: Place, wanted: re.Pattern[str])
                 while True:
                     came, place = following.more(session, host.app_dir, place)
                     failures = 0
-                    for line in filter(wanted.search, map(following.shown, came)):
-                        print(line, flush=True)
+                    for raw in came:
+                        view.line(host.name, raw)
+                    view.terminal.pause(0 if place.name else _EMPTY_S)
         except (ContactLostError, UnreachableError) as error:
             failures += 1
             if failures > _RETRIES or getattr(error, "reason", "lost") not in _PASSING:
                 raise
-            print(f"{error.what}; trying again", file=sys.stderr)
-            time.sleep(min(30, 2**failures))
+            view.terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
+            view.terminal.pause(min(30, 2**failures))

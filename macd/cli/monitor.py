@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import emit, verb
-from macd.errors import ContactLostError, ExitCode
+from macd.cli.hosts import Lines, away_fields, exit_code, on_each
+from macd.cli.verb import emit, same, verb
+from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -24,13 +25,16 @@ _ENDS = {
     "failed": "the guard disabled stacking",
     "ended": "the watch ended",
 }
+_UNJUDGED = """\
+  ✗ the guard {}
+    after the last try it disables stacking; invoke logs shows what it reads"""
 
 
 @verb(
     name="monitor",
     help={
         "env": "the environment (default: prod)",
-        "host": "which host of it (default: the only one)",
+        "host": "only this host of it",
         "once": "look once and leave; the guard itself goes on on the host",
         "inventory": "which inventory (default: MACD_INVENTORY or lab)",
         "json": "look once and print one JSON document for machines",
@@ -43,47 +47,75 @@ def monitor(
     once: bool = False,
     inventory: str = "",
     json: bool = False,
-) -> ExitCode | None:
+) -> ExitCode:
     """Show the guard's reports to the end; exit 4 if it took back, 1 if unguarded."""
-    from macd.deploy.campaign import only_host
+    from macd.deploy.campaign import hosts_of
     from macd.inventory import load
 
     known = load(inventory)
-    one = only_host(known, env, host, "monitor looks at")
+    hosts = list(hosts_of(known, env, host))
+    several = len(hosts) > 1
     if json:
-        seen = _once(known, one)
-        emit({**_fields(seen), "warning": _catch_up(seen, one, known)})
-        return _exit(seen)
-    seen, warning = _watched(known, one, once=once)
-    if seen.over:
-        print(f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else ""))
-    if seen.idle:
-        print("  stacking is not live any more: the watch ends at the guard's next look")
-    if seen.state == "failing" and seen.order:
-        print(f"  ✗ the guard is taking stacking back: {seen.order['reason']}")
-        if seen.order.get("trouble"):
-            print(f"    {seen.order['trouble']}; it is tried again")
-    if seen.dead:
-        print("  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches")
-        print("    do: invoke disable-stacking; invoke shadow-gate, then invoke enable-stacking,")
-        print("        begins a new watch: it needs a report that still holds")
-    for text in seen.drift:
-        print(f"  ✗ {text}")
-    if seen.drift:
-        print("    do: invoke disable-stacking; invoke shadow-gate, then invoke enable-stacking")
-    if warning:
-        print(f"  note   {warning}")
-    return _exit(seen)
+        looks = on_each(hosts, lambda one: _once(known, one))
+        rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
+        emit({"hosts": rows, "away": away_fields(looks.failed)} if several else rows[0])
+    else:
+
+        def show(one: Host) -> tuple[Seen, str]:
+            options = same(env=env, host=one.name if several else host, inventory=inventory)
+            return _shown(known, one, terminal, options, once=once)
+
+        with Lines(hosts) as terminal:
+            looks = on_each(hosts, show, parallel=len(hosts))
+    return exit_code([_exit(seen) for seen, _ in looks.done.values()], looks.failed)
 
 
-def _once(known: Inventory, host: Host) -> Seen:
+def _once(known: Inventory, host: Host) -> tuple[Seen, str]:
     from macd.shadow import watch
 
     with watch.connect(host, known) as session:
-        return watch.look(session, host, known.service.health)
+        seen = watch.look(session, host, known.service.health)
+    return seen, _catch_up(seen, host, known)
 
 
-def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
+def _shown(
+    known: Inventory, host: Host, terminal: Lines, options: str, *, once: bool
+) -> tuple[Seen, str]:
+    """Show the watch on one host to its end, and then how it ended."""
+    try:
+        seen, warning = _watched(known, host, terminal, once=once)
+    except MacdError as error:
+        terminal.away(host.name, error)
+        raise
+    for line in _ending(seen, warning, options):
+        terminal.say(host.name, line)
+    return seen, warning
+
+
+def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
+    if seen.over:
+        yield f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else "")
+    if seen.idle:
+        yield "  stacking is not live any more: the watch ends at the guard's next look"
+    if seen.state == "failing" and seen.order:
+        yield f"  ✗ the guard is taking stacking back: {seen.order['reason']}"
+        if seen.order.get("trouble"):
+            yield f"    {seen.order['trouble']}; it is tried again"
+    if seen.dead:
+        yield "  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches"
+        yield f"    do: invoke disable-stacking{options}"
+        yield f"        or invoke shadow-gate{options}, then invoke enable-stacking{options}:"
+        yield "        it begins a new watch, and needs a report that still holds"
+    for text in seen.drift:
+        yield f"  ✗ {text}"
+    if seen.drift:
+        yield f"    do: invoke disable-stacking{options}"
+        yield f"        or invoke shadow-gate{options}, then invoke enable-stacking{options}"
+    if warning:
+        yield f"  note   {warning}"
+
+
+def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
     """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
     from macd.remote.refusals import UnreachableError
     from macd.shadow import watch
@@ -95,22 +127,26 @@ def _watched(known: Inventory, host: Host, *, once: bool) -> tuple[Seen, str]:
                 while True:
                     seen = watch.look(session, host, known.service.health, last)
                     failures = 0
-                    if not shown:
-                        _head(seen)
-                        shown = True
-                    last = _reports(seen, last)
-                    unjudged = _unjudged(seen, unjudged)
+                    for line in () if shown else _head(seen):
+                        terminal.say(host.name, line)
+                    shown = True
+                    for name, report in _reports(seen):
+                        terminal.say(host.name, report)
+                        last = name
+                    if seen.unjudged and seen.unjudged != unjudged:
+                        terminal.say(host.name, _UNJUDGED.format(seen.unjudged))
+                    unjudged = seen.unjudged
                     idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
                     if seen.over or seen.dead or once or idle > 1:
                         return seen, _catch_up(seen, host, known)
-                    time.sleep(_POLL_S)
+                    terminal.pause(_POLL_S)
         except (ContactLostError, UnreachableError) as error:
             failures += 1
             passing = getattr(error, "reason", "lost") in _PASSING
             if not shown or failures > _RETRIES or not passing:
                 raise
-            print(f"{error.what}; trying again", file=sys.stderr)
-            time.sleep(min(30, 2**failures))
+            terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
+            terminal.pause(min(30, 2**failures))
 
 
 def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
@@ -138,35 +174,25 @@ def _fields(seen: Seen) -> dict[str, Any]:
     return {**asdict(seen), **told, "reports": reports}
 
 
-def _head(seen: Seen) -> None:
+def _head(seen: Seen) -> Iterator[str]:
     mode = "stacking decides" if seen.decides else "stacking is in shadow"
-    print(f"{seen.host}: {mode}, live is {seen.live or 'nothing'}")
+    yield f"{seen.host}: {mode}, live is {seen.live or 'nothing'}"
     if seen.order is not None:
         order = seen.order
         due = f", next look {_time(order['next'])}" if order["next"] else ""
-        print(f"  watch  {_time(order['since'])} to {_time(order['until'])}: {seen.state}{due}")
+        yield f"  watch  {_time(order['since'])} to {_time(order['until'])}: {seen.state}{due}"
 
 
-def _reports(seen: Seen, last: str) -> str:
-    """Print the new ones; the name of the newest there is."""
+def _reports(seen: Seen) -> Iterator[tuple[str, str]]:
+    """The name of each new report and what it says."""
     for name, report in seen.reports:
         rates = ", ".join(
             f"{one['title']} {one['successes']}/{one['trials']}" for one in report["criteria"]
         )
         moment = datetime.fromisoformat(report["made"])
-        print(f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}", flush=True)
-        for reason in report["reasons"]:
-            print(f"  {'':<20}  {reason}")
-        last = name
-    return last
-
-
-def _unjudged(seen: Seen, said: str) -> str:
-    """Print it if it was not said before."""
-    if seen.unjudged and seen.unjudged != said:
-        print(f"  ✗ the guard {seen.unjudged}")
-        print("    after the last try it disables stacking; invoke logs shows what it reads")
-    return seen.unjudged
+        told = [f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}"]
+        told += [f"  {'':<20}  {reason}" for reason in report["reasons"]]
+        yield name, "\n".join(told)
 
 
 def _time(epoch: float) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import emit, error_fields, verb
+from macd.cli.hosts import away_fields, exit_code, on_each, print_away
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
+    from macd.inventory import Host
     from macd.journal import Record
 
 _COMMON = {
@@ -26,29 +27,32 @@ _COMMON = {
 @verb(name="status", help=_COMMON)
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
-) -> ExitCode | None:
+) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, the way back."""
     from macd.deploy.campaign import hosts_of
-    from macd.deploy.observe import drift, observe_each
+    from macd.deploy.observe import drift, observe
     from macd.inventory import load
 
     known = load(inventory)
-    looked, away = observe_each(list(hosts_of(known, env, host)), known)
-    rows = [(name, found, drift(known.host(name), known, found)) for name, found in looked]
-    well = not away and all(found.serves_well for _, found, _ in rows)
+
+    def look(one: Host) -> tuple[HostState, list[str]]:
+        found = observe(one, known)
+        return found, drift(one, known, found)
+
+    results = on_each(list(hosts_of(known, env, host)), look)
+    rows = [(name, *seen) for name, seen in results.done.items()]
+    well = not results.failed and all(found.serves_well for _, found, _ in rows)
     if json:
-        lost = {name: error_fields(error) for name, error in away.items()}
-        emit({"well": well, "hosts": [_fields(*row) for row in rows], "away": lost})
+        away = away_fields(results.failed)
+        emit({"well": well, "hosts": [_fields(*row) for row in rows], "away": away})
     else:
         for name, found, drifted in rows:
             print(f"{name}  {found.app}")
             for label, text in _lines(found, drifted):
                 print(f"  {label:<9} {text}")
-        for error in away.values():
-            print(f"✗ {error}", file=sys.stderr)
-    if away:
-        return max(error.exit_code for error in away.values())
-    return None if well else ExitCode.FAILED
+        print_away(results.failed)
+    serves = [None if found.serves_well else ExitCode.FAILED for _, found, _ in rows]
+    return exit_code(serves, results.failed)
 
 
 def _fields(name: str, found: HostState, drifted: list[str]) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _way_back(target: Mapping[str, Any]) -> str:
 @verb(name="why", help=_COMMON)
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
-) -> ExitCode | None:
+) -> ExitCode:
     """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
     from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import observe
@@ -141,22 +145,30 @@ def why(
 
     known = load(inventory)
     records = Journal(known.state_dir / "journal.jsonl").records()
-    rows = [(one.name, observe(one, known)) for one in hosts_of(known, env, host)]
-    chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows}
+    results = on_each(list(hosts_of(known, env, host)), lambda one: observe(one, known))
+    rows = results.done
+    chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows.items()}
     if json:
-        emit({"hosts": [{"host": name, **chain} for name, chain in chains.items()]})
+        hosts = [{"host": name, **chain} for name, chain in chains.items()]
+        emit({"hosts": hosts, "away": away_fields(results.failed)})
     else:
-        for name, found in rows:
-            print(f"{name}  {found.app}")
-            if not found.live:
-                first = "deploy" if found.exists else "provision"
-                print(f"  live          nothing\n  do: invoke {first} --env {env}")
-                continue
-            for label, value in chains[name].items():
-                for line in _told(label, value):
-                    print(f"  {label:<13} {line}")
-                    label = ""  # noqa: PLW2901 - said once, above the lines that go with it
-    return None if all(found.live for _, found in rows) else ExitCode.FAILED
+        for name, found in rows.items():
+            _print_chain(name, found, chains[name], env)
+        print_away(results.failed)
+    lives = [None if found.live else ExitCode.FAILED for found in rows.values()]
+    return exit_code(lives, results.failed)
+
+
+def _print_chain(name: str, found: HostState, chain: Mapping[str, Any], env: str) -> None:
+    print(f"{name}  {found.app}")
+    if not found.live:
+        first = "deploy" if found.exists else "provision"
+        print(f"  live          nothing\n  do: invoke {first} --env {env}")
+        return
+    for label, value in chain.items():
+        for line in _told(label, value):
+            print(f"  {label:<13} {line}")
+            label = ""  # noqa: PLW2901 - said once, above the lines that go with it
 
 
 def lineage(found: HostState, gate: str | None) -> dict[str, Any]:
@@ -175,7 +187,8 @@ def lineage(found: HostState, gate: str | None) -> dict[str, Any]:
         "serial": last.get("serial"),
         "gate": gate,
     }
-    names = ("run", "host", "symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
+    told |= {"run": details.get("run"), "trained on": details.get("host")}
+    names = ("symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
     told |= {name: details.get(name) for name in names}
     told |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
     told["flags"] = found.health.get("flags")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from macd.deploy import desired, state
 from macd.deploy import drift as drifting
+from macd.deploy.fleet import code_of, side_by_side, worst
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Host, Inventory
@@ -25,18 +26,28 @@ def observe_each(
 ) -> tuple[list[tuple[str, HostState]], dict[str, MacdError]]:
     """Each host by name, and of those that can't be reached why; changes nothing.
 
-    Raises what `observe` does where none can be reached.
+    Raises what `observe` does otherwise; where none can be reached, one error that names them all.
     """
-    looked: list[tuple[str, HostState]] = []
-    away: dict[str, MacdError] = {}
-    for host in hosts:
-        try:
-            looked.append((host.name, observe(host, inventory)))
-        except (UnreachableError, ContactLostError) as error:
-            away[host.name] = error
-    if away and not looked:
-        raise next(iter(away.values()))
-    return looked, away
+    results = side_by_side(hosts, lambda host: observe(host, inventory))
+    away = dict(results.failed)
+    for error in away.values():
+        if not isinstance(error, UnreachableError | ContactLostError):
+            raise error
+    if away and not results.done:
+        raise _none(away)
+    return list(results.done.items()), away
+
+
+def _none(away: Mapping[str, MacdError]) -> MacdError:
+    if len(away) == 1:
+        return next(iter(away.values()))
+    return MacdError(
+        f"none of {', '.join(away)} can be reached",
+        why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
+        live="as before: nothing was done on any host",
+        hint="\n".join(dict.fromkeys(error.hint for error in away.values() if error.hint)),
+        exit_code=worst(code_of(error) for error in away.values()),
+    )
 
 
 def drift(host: Host, inventory: Inventory, found: HostState) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from macd.deploy import observe, state
@@ -16,11 +15,10 @@ from macd.shadow.continuity import step_ms
 _MODULES = (*state.MODULES, "checkup")
 
 
-def examine(host: Host, inventory: Inventory, trainings: Mapping[str, Mapping[str, str]]) -> Case:
-    """Everything `doctor.diagnose` asks for; changes nothing on the host, keeps no report.
+def examine(host: Host, inventory: Inventory) -> Case:
+    """Everything `doctor.diagnose` asks for but for trainings, which are about no one host.
 
-    trainings: what the caller knows of training hosts. Raises MacdError when the host can't be
-    reached.
+    Changes nothing on the host, keeps no report. Raises MacdError when it can't be reached.
     """
     with open_session(host, inventory, modules=_MODULES) as session:
         question = state.ask(session, host, inventory)
@@ -49,7 +47,6 @@ def examine(host: Host, inventory: Inventory, trainings: Mapping[str, Mapping[st
         now=datetime.now(UTC).timestamp() + clock.offset,
         report=judged.document if judged else None,
         no_report=why,
-        trainings=trainings,
     )
 
 

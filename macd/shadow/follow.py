@@ -5,8 +5,10 @@ A follower's place is a file and an offset behind a whole line, so it survives a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from macd.remote.failures import RemoteError
 from macd.remote.session import Session
@@ -36,6 +38,23 @@ def newest_lines(copy: Pulled) -> Iterator[bytes]:
         path = copy.directory / name
         size = path.stat().st_size
         yield from raw_lines(path, max(0, size - _TAIL), size)
+
+
+def merged(lines: Mapping[str, Iterable[bytes]]) -> list[tuple[str, bytes]]:
+    """The lines of several hosts by the times in them, each with its host; a host's stay in order.
+
+    What tells no time goes behind the line before it.
+    """
+    timed = (_timed(host, raws) for host, raws in lines.items())
+    return [(host, raw) for _, host, raw in heapq.merge(*timed, key=itemgetter(0))]
+
+
+def _timed(host: str, lines: Iterable[bytes]) -> Iterator[tuple[int, str, bytes]]:
+    latest = 0
+    for raw in lines:
+        line = parse(raw)
+        latest = max(latest, line.time) if isinstance(line, Line) else latest
+        yield latest, host, raw
 
 
 def notes(copy: Pulled) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,6 +110,14 @@ def of_files(
     if found.unnamed:
         document["notes"].append(f"{found.unnamed} lines without seq or release count as well")
     return Judged(document, decision, now)
+
+
+def together(verdicts: Iterable[str]) -> str:
+    """The verdict on several hosts, each judged on its own evidence; "": it could not be judged."""
+    each = set(verdicts)
+    if gate.FAIL in each:
+        return gate.FAIL
+    return gate.PASS if each == {gate.PASS} else gate.INCONCLUSIVE
 
 
 def _notes(copy: pull.Pulled) -> list[str]:

@@ -60,7 +60,7 @@ def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path
     assert f"✓ prod: {good} is live" in said
     assert "✗ not taken back: prod-b" in said
     assert "invoke rollback --host prod-b" in said
-    told = made.json("status", code=1)  # who answers is shown all the same
+    told = made.json("status", code=5)  # who answers is shown all the same
     assert ([one["live"] for one in told["hosts"]], told["well"]) == ([good], False)
     assert "refused the connection" in told["away"]["prod-b"]["error"]["what"]
     path.write_text(whole)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -89,3 +91,26 @@ def test_where_one_finds_nobody_reading_all_stop(capsys: Any) -> None:
         lines.say("a", "one", to=Gone())
     with pytest.raises(BrokenPipeError):
         lines.pause(600)
+
+
+def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
+    go_on = threading.Event()
+
+    def act(host: Any) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert go_on.wait(30)
+        return str(host.name)
+
+    def told(running: Any) -> None:
+        hosts.let_end(running)
+        go_on.set()
+
+    results = hosts.on_each(named("a", "b", "c"), act, parallel=1, on_interrupt=told)
+
+    assert list(results.done) == ["a"]
+    assert [error.what for error in results.failed.values()] == [
+        "b was not begun: interrupted",
+        "c was not begun: interrupted",
+    ]
+    assert hosts.exit_code([], results.failed) == 1
+    assert "interrupted: waiting for a; Ctrl-C again leaves" in capsys.readouterr().err
