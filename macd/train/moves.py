@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from macd.errors import UsageError
+from macd.errors import RefusedError, UsageError
 from macd.market.labels import HORIZONS, direction
 from macd.train.dataset import Dataset, Plan
+from macd.train.stacking import MIN_SAMPLES
 
 EACH_WAY = 10  # ups, and downs, in every part that is learnt from or judged; fewer is no figure
 
@@ -17,6 +18,7 @@ EACH_WAY = 10  # ups, and downs, in every part that is learnt from or judged; fe
 def require(data: Dataset, plan: Plan, min_move: float, *, stacking: int) -> None:
     """Raise UsageError naming a min_move that works, where this one leaves too little.
 
+    RefusedError where only stacking can't have enough, whatever min_move is.
     stacking: how many out-of-fold moves the meta-model asks for; 0 where none is trained.
     """
     lacking = _lacking(data.returns, plan, min_move, stacking)
@@ -36,6 +38,19 @@ def require(data: Dataset, plan: Plan, min_move: float, *, stacking: int) -> Non
             what, why=why, hint=f"--min-move {_typed(working)} (train.min_move in an inventory)"
         )
     _, least = _lacking(data.returns, plan, 0.0, stacking) or (bars, why)
+    enough = not _lacking(data.returns, plan, min_move, 0)
+    alone = min_move if enough else _working(data.returns, plan, min(min_move, median), 0)
+    if alone is not None:
+        most = min(_judged(direction(data.returns, alone), plan, k) for k in range(len(HORIZONS)))
+        fewer = f"set {MIN_SAMPLES} to at most {most}"
+        if not enough:
+            hint = f"--min-move {_typed(alone)}, and {fewer} or bring more bars"
+            raise UsageError(what, why=f"with --min-move 0: {least}", hint=hint)
+        raise RefusedError(
+            f"stacking needs {stacking} out-of-fold samples, and these bars don't hold as many",
+            why=f"{what}\nwith all moves, which is --min-move 0: {least}",
+            hint=f"train on more bars, or {fewer}",
+        )
     raise UsageError(
         f"{len(data) - data.first:,} bars are too few to train on, or they stand still",
         why=f"{what}\nwith all moves, which is --min-move 0: {least}",
@@ -56,10 +71,15 @@ def _lacking(
                 if min(ups, downs) < EACH_WAY:
                     text = f"{name} {doing} {ups:,} ups and {downs:,} downs, and {EACH_WAY} of each"
                     return bars, f"{text} are the least"
-        judged = sum(int(np.isfinite(y[fold.test, k]).sum()) for fold in plan.folds)
+        judged = _judged(y, plan, k)
         if judged < stacking:
             return bars, f"stacking asks for {stacking:,} out-of-fold moves, there are {judged:,}"
     return None
+
+
+def _judged(y: NDArray[np.float64], plan: Plan, k: int) -> int:
+    """Out-of-fold moves of one head: those that stacking is fitted on."""
+    return sum(int(np.isfinite(y[fold.test, k]).sum()) for fold in plan.folds)
 
 
 def _working(returns: NDArray[np.float64], plan: Plan, start: float, stacking: int) -> float | None:

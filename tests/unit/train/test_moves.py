@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from macd.errors import MacdError, UsageError
+from macd.errors import MacdError, RefusedError, UsageError
 from macd.market.bars import read_bars, write_bars
 from macd.report import training as report
 from macd.train import dataset, moves, pipeline
@@ -70,9 +70,11 @@ def test_stacking_counts_beforehand_what_it_will_ask_for(tmp_path: Path) -> None
     moves.require(data, plan, 0.003, stacking=100)
     with pytest.raises(UsageError, match="only"):
         moves.require(data, plan, 0.003, stacking=1350)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(RefusedError) as caught:
         moves.require(data, plan, 0.003, stacking=5000)
     assert "stacking asks for 5,000 out-of-fold moves" in caught.value.why
+    (most,) = re.findall(r"ML_STACKING_MIN_SAMPLES to at most (\d+)$", caught.value.hint)
+    moves.require(data, plan, 0.003, stacking=int(most))
 
 
 def test_what_a_person_accepts_is_on_record_in_the_run(tmp_path: Path) -> None:
