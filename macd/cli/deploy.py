@@ -98,49 +98,54 @@ def deploy(
     json: bool = False,
 ) -> ExitCode:
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
-    from macd.cli.rollout_shown import Shown
-    from macd.deploy import apply, campaign
+    from macd.deploy.waves import hosts_of, waves
     from macd.inventory import load
-    from macd.remote.refusals import UnreachableError
+    from macd.remote.ahead import LinksAhead
 
     known = load(inventory)
     options = same(env=env, host=host, inventory=inventory)
     if attach:
         return _attach(known, env, host, options, json=json)
-    hosts = list(campaign.hosts_of(known, env, host))
-    planned = campaign.waves(hosts, wave)
-    limits = campaign.Limits(parallel, max_failed)
-    away: dict[str, MacdError] = {}
-    if dry_run or not yes:
-        looked = _look(known, env, host, release)
-        how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
-        code = _before(looked, how)
-        if code is not None:
-            return code
-        offer, away = looked.offer, looked.failed
-    else:
-        offer = _offer(known, env, release)
+    planned = waves(list(hosts_of(known, env, host)), wave)
+    asks = dry_run or not yes
+    with LinksAhead([] if asks else planned[0][: max(parallel, 0)], known) as ahead:
+        # Loaded while the links are being made.
+        from macd.cli.rollout_shown import Shown
+        from macd.deploy import apply, campaign
+        from macd.remote.refusals import UnreachableError
 
-    def one_host(one: Host) -> Outcome:
-        with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
-            memory = campaign.Memory(known)
-            wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
-            return apply.deploy(one, known, offer, wish)
+        limits = campaign.Limits(parallel, max_failed)
+        away: dict[str, MacdError] = {}
+        if asks:
+            looked = _look(known, env, host, release)
+            how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
+            code = _before(looked, how)
+            if code is not None:
+                return code
+            offer, away = looked.offer, looked.failed
+        else:
+            offer = _offer(known, env, release)
 
-    passes = (UnreachableError,) if skip_unreachable and len(hosts) > 1 else ()
-    run = campaign.Campaign(known, "deploy", env)
-    with Shown(planned, quiet=json, away=list(away)) as shown:
-        result = run.run(
-            planned,
-            one_host,
-            limits=limits,
-            passes=passes,
-            away=away,
-            on_interrupt=shown.interrupted,
-            release=offer.id,
-            serial=offer.serial,
-        )
-    return _end(result, "deploy", options, hosts=len(hosts), json=json, release=offer.id)
+        def one_host(one: Host) -> Outcome:
+            with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
+                memory = campaign.Memory(known)
+                wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
+                return apply.deploy(one, known, offer, wish, ahead)
+
+        count = sum(map(len, planned))
+        run = campaign.Campaign(known, "deploy", env)
+        with Shown(planned, quiet=json, away=list(away)) as shown:
+            result = run.run(
+                planned,
+                one_host,
+                limits=limits,
+                passes=(UnreachableError,) if skip_unreachable and count > 1 else (),
+                away=away,
+                on_interrupt=shown.interrupted,
+                release=offer.id,
+                serial=offer.serial,
+            )
+        return _end(result, "deploy", options, hosts=count, json=json, release=offer.id)
 
 
 @verb(
@@ -169,11 +174,12 @@ def rollback(
     from macd.cli import rollback_steps as steps
     from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, campaign
+    from macd.deploy.waves import hosts_of
     from macd.inventory import load
     from macd.remote.refusals import UnreachableError
 
     known = load(inventory)
-    hosts = list(campaign.hosts_of(known, env, host))
+    hosts = list(hosts_of(known, env, host))
     limits = campaign.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
     run = campaign.Campaign(known, "rollback", env)
@@ -261,7 +267,7 @@ class _How:
 
 def _look(known: Inventory, env: str, host: str, release: str) -> _Looked:
     from macd.deploy import apply
-    from macd.deploy.campaign import hosts_of
+    from macd.deploy.waves import hosts_of
 
     offer = _offer(known, env, release)
     hosts = list(hosts_of(known, env, host))
@@ -336,8 +342,9 @@ def _not_agreed(*, json: bool) -> ExitCode:
 def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import campaign
+    from macd.deploy.waves import hosts_of
 
-    hosts = list(campaign.hosts_of(known, env, host))
+    hosts = list(hosts_of(known, env, host))
     run = campaign.Campaign(known, "deploy", env)
     results = _follow_each(known, run, hosts, quiet=json)
     if len(hosts) == 1 and results.failed:

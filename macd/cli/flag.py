@@ -74,7 +74,8 @@ class _Ended:
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.campaign import hosts_of, operator
+    from macd.deploy.campaign import operator
+    from macd.deploy.waves import hosts_of
     from macd.inventory import load
     from macd.shadow import flag
 

@@ -58,7 +58,7 @@ def shadow_gate(
 
         kept = _keep(known, of_files(known, Path(logs), wanted, span, datetime.now(UTC)), Lock())
         return _tell_one(kept, json=json)
-    from macd.deploy.campaign import hosts_of
+    from macd.deploy.waves import hosts_of
     from macd.shadow.run import of_host
 
     hosts = list(hosts_of(known, env, host))

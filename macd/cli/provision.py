@@ -41,8 +41,9 @@ def provision(
 ) -> ExitCode:
     """Converge hosts: account, directories, units, keys; repeated, changes nothing."""
     from macd.deploy import provision as provisioning
-    from macd.deploy.campaign import Limits, hosts_of, operator
+    from macd.deploy.campaign import Limits, operator
     from macd.deploy.fleet import Results
+    from macd.deploy.waves import hosts_of
     from macd.inventory import load
 
     known = load(inventory)

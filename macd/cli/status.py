@@ -29,8 +29,8 @@ def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, the way back."""
-    from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import drift, observe
+    from macd.deploy.waves import hosts_of
     from macd.inventory import load
 
     known = load(inventory)
@@ -138,8 +138,8 @@ def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
-    from macd.deploy.campaign import hosts_of
     from macd.deploy.observe import observe
+    from macd.deploy.waves import hosts_of
     from macd.inventory import load
     from macd.journal import Journal
 

@@ -21,6 +21,7 @@ from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.inventory import Host, Inventory
 from macd.remote import blobs
+from macd.remote.ahead import LinksAhead
 from macd.remote.failures import RemoteDiskFullError
 from macd.remote.pending import Pending
 from macd.remote.session import Session, open_session
@@ -49,8 +50,12 @@ def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
     return planning.make(host.name, found, wanted, offer, now=time.time(), unpacked=takes)
 
 
-def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcome:
+def deploy(
+    host: Host, inventory: Inventory, offer: Offer, wish: Wish, ahead: LinksAhead | None = None
+) -> Outcome:
     """Make `offer` live on one host, or find out that it should not be.
+
+    A link that was begun `ahead` is used.
 
     Raises:
         RefusedError: the host or the plan says no; nothing was changed.
@@ -58,7 +63,7 @@ def deploy(host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> Outcom
     """
     started = time.monotonic()
     run = _Deploy(host, inventory, offer, wish)
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory, modules=state.MODULES, ahead=ahead) as session:
         try:
             run.send(session)
             begun = run.begun()

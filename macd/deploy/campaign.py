@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import getpass
 import json
-import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +23,6 @@ from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.remote.refusals import UnreachableError
-
-_WAVE = re.compile(r"([1-9][0-9]*)(%?)")
-
-
-def waves(hosts: Sequence[Host], text: str) -> list[list[Host]]:
-    """Split hosts by "1,50%,100%": each word says how many are done after that wave.
-
-    Raises:
-        UsageError: not such a list, or it goes backwards.
-    """
-    made: list[list[Host]] = []
-    done = 0
-    for word in (text or "100%").split(","):
-        match = _WAVE.fullmatch(word.strip())
-        count = int(match[1]) if match else 0
-        if match is None or (match[2] and count > 100):
-            raise UsageError(f"--wave {text}: not such a list", hint="--wave 1,50%,100%")
-        until = min(len(hosts), ceil(len(hosts) * count / 100) if match[2] else count)
-        if until > done:
-            made.append(list(hosts[done:until]))
-            done = until
-    if done < len(hosts):
-        made.append(list(hosts[done:]))
-    return made
 
 
 def operator() -> str:
@@ -313,29 +287,3 @@ class Memory:
 
     def _path(self, host: str) -> Path:
         return self._directory / f"{host}.json"
-
-
-def hosts_of(inventory: Inventory, env: str, name: str) -> Iterator[Host]:
-    """The serving hosts of `env`, or the one of them that is named. Raises UsageError."""
-    serving = inventory.env_hosts(env)
-    if not name:
-        yield from serving
-        return
-    for host in serving:
-        if host.name == name:
-            yield host
-            return
-    raise UsageError(
-        f"{name} does not serve {env}",
-        why=f"these do: {', '.join(host.name for host in serving)}",
-        hint="give --host one of them; invoke host.list shows every host and its env",
-    )
-
-
-def only_host(inventory: Inventory, env: str, name: str, doing: str) -> Host:
-    """The one host `doing` is about: named, or the only one of `env`. Raises UsageError."""
-    hosts = list(hosts_of(inventory, env, name))
-    if len(hosts) > 1:
-        names = ", ".join(host.name for host in hosts)
-        raise UsageError(f"{doing} one host at a time", hint=f"--host, one of {names}")
-    return hosts[0]

@@ -18,12 +18,11 @@ from macd.deploy.campaign import (
     Limits,
     Memory,
     Result,
-    only_host,
     passed_by,
-    waves,
 )
 from macd.deploy.follow import Begun, Outcome
 from macd.deploy.notify import notify
+from macd.deploy.waves import hosts_of, waves
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory, load
 from macd.journal import Journal
@@ -65,14 +64,11 @@ def test_waves(text: str, sizes: list[int]) -> None:
     assert [host for wave in made for host in wave] == HOSTS
 
 
-def test_one_host_is_the_one_named_and_never_picked_for_you(inventory: Inventory) -> None:
-    assert only_host(inventory, "prod", "prod2", "logs shows").name == "prod2"
-    with pytest.raises(UsageError) as several:
-        only_host(inventory, "prod", "", "logs shows")
-    assert several.value.what == "logs shows one host at a time"
-    assert several.value.hint == "--host, one of prod1, prod2, prod3, prod4, prod5"
+def test_a_host_may_be_named_and_must_then_serve_there(inventory: Inventory) -> None:
+    assert [host.name for host in hosts_of(inventory, "prod", "prod2")] == ["prod2"]
+    assert len(list(hosts_of(inventory, "prod", ""))) == 5
     with pytest.raises(UsageError, match="h800 does not serve prod") as other:
-        only_host(inventory, "prod", "h800", "logs shows")
+        list(hosts_of(inventory, "prod", "h800"))
     assert "prod1, prod2" in other.value.why and "invoke host.list" in other.value.hint
 
 
