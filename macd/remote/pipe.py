@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from macd.errors import ContactLostError
 
+_LAST_WORDS_S = 1.0
+
 
 class PipeChannel:
     """Runs `command` the way sshd does, by a shell with -c, and speaks to it over pipes."""
@@ -38,7 +40,8 @@ class PipeChannel:
         assert stdin is not None and stdout is not None and stderr is not None  # noqa: S101
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._printed = bytearray()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         """Keep stderr from filling its pipe, which would stop the process."""
@@ -62,6 +65,8 @@ class PipeChannel:
             raise ContactLostError("the local agent has gone", why=str(error)) from error
 
     def stderr(self) -> bytes:
+        if self.process.poll() is not None:
+            self._listener.join(_LAST_WORDS_S)  # a child may hold the pipe open
         return bytes(self._printed)
 
     def exit_status(self) -> int | None:
