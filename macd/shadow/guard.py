@@ -22,6 +22,7 @@ from macd.host import durable, flagfile, flags, ledger, record, telling, watchin
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
+from macd.host.supervisor import Supervisor
 from macd.shadow import gate, judging
 from macd.shadow.judging import CannotJudgeError, Judgement
 
@@ -61,7 +62,7 @@ def step(layout: Layout, now: datetime) -> str:
 
 def _watch(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     is_live = live_release(layout) == order["release"]
-    if not is_live or _flag(layout) not in (flagfile.LIVE, ""):
+    if not is_live or not _decides(layout, order):
         ours = _disabled_here(layout, order, now) if is_live else ""
         if ours:
             return _over(layout, order, watching.FAILED, ours, now)
@@ -165,12 +166,20 @@ def _disabled_here(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     return "why could not be put on record" if disabled else ""
 
 
-def _flag(layout: Layout) -> str:
-    """ "" where the file can't be understood: nobody knows, so it is not off."""
+def _decides(layout: Layout, order: dict[str, Any]) -> bool:
+    """Whether stacking decides, or would from the next start on; nobody knows: yes.
+
+    A 0 in .env is no proof: the process that runs has what it was started with.
+    """
     try:
-        return flagfile.in_file(layout)
+        if flagfile.in_file(layout) in (flagfile.LIVE, ""):
+            return True
     except HostError:
-        return ""
+        return True
+    service = order["service"]
+    process = Supervisor(service["scope"]).show(service["unit"])
+    running = flagfile.of_process(process, service["endpoint"])
+    return running is not None and running.get(flagfile.FLAG) == flagfile.LIVE
 
 
 def _is_taken(layout: Layout) -> bool:

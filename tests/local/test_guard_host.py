@@ -470,6 +470,15 @@ def test_what_people_disabled_ends_the_watch(host: Place, *, full: bool) -> None
     assert looked(host) == ("failed" if full else "ended")
 
 
+def test_a_flag_put_to_0_by_hand_ends_no_watch_over_a_process_that_has_1(host: Place) -> None:
+    bad_and_unguarded(host)
+    env = host.app / ".env"
+    env.write_bytes(env.read_bytes().replace(b"STACKING=1", b"STACKING=0"))
+    assert flags_now(host) == ("0", "1")
+    assert looked(host) == "failed"
+    assert flags_now(host) == ("0", "0")
+
+
 def message_on(host: Place, url: str) -> None:
     (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
 
