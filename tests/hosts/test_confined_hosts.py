@@ -263,7 +263,7 @@ def test_the_checks_of_a_diagnosis_and_of_a_rollback_are_nobody_special(bench: B
     bench.on_prod("touch", ASKED)
     host = bench.inventory.host("prod")
     with open_session(host, bench.inventory, modules=("checkup",)) as session:
-        checkup = session.call("checkup", app=APP, unit=UNIT, scope="system", endpoint="unix")
+        checkup = session.call("checkup", app=APP, unit=UNIT, scope="system")
     said = [json.loads(checkup["check"]["said"])]
     small_releases.make(bench.inventory, 111)
     assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"

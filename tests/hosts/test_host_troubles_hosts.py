@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -20,9 +21,13 @@ LIBGOMP = "/usr/lib/x86_64-linux-gnu/libgomp.so.1"
 
 @pytest.fixture
 def prod(bench: Bench) -> Iterator[Bench]:
-    """Nothing provisioned before, nothing mounted afterwards."""
+    """Nothing provisioned before, nothing mounted afterwards; other files deploy their newest."""
     bench.on_prod("mkdir", "-p", APP)
+    store = bench.inventory.root / "releases"
+    before = set(store.iterdir()) if store.exists() else set()
     yield bench
+    for made in set(store.glob("2*-*")) - before:
+        shutil.rmtree(made)
     bench.on_prod("sh", "-c", f"systemctl disable --now {UNIT} macd-analysis.socket || true")
     bench.on_prod("sh", "-c", f"umount --lazy {APP} || true; rm -rf {APP}")
 

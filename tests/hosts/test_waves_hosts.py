@@ -114,7 +114,7 @@ def test_five_hosts_of_which_one_reverts_and_one_is_away(fleet: Bench) -> None:
     last = max(acted.index(("deploy.ended", name)) for name in NAMES[:3])
     assert min(acted.index(("deploy.began", name)) for name in NAMES[3:]) > last
 
-    after = lives(fleet, code=1)
+    after = lives(fleet, code=5)
     assert {name: one["live"] for name, one in after.items()} == {
         "prod": new,
         "second": old,
