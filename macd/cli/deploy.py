@@ -423,6 +423,8 @@ def _end(
         return code
     print_end(result, kind, options)
     if error is not None and hosts == 1:
+        if result.unrecorded not in (None, error):
+            print(f"✗ {result.unrecorded}", file=sys.stderr)
         raise error
     _print_errors(result, past, _left(result, options))
     return code

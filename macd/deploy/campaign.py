@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import socket
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -79,7 +80,7 @@ class Result:
     @property
     def error(self) -> MacdError | None:
         """The one to tell where there is room for one: of the failed, the worst."""
-        errors = [*self.failed.values(), *filter(None, [self.unrecorded])]
+        errors = list(self.failed.values()) or list(filter(None, [self.unrecorded]))
         code = worst(code_of(error) for error in errors)
         return next((error for error in errors if code_of(error) == code), None)
 
@@ -126,22 +127,28 @@ class Campaign:
         away = away or {}
         unrecorded: list[MacdError] = []
 
+        def ended_with(**fields: Any) -> None:
+            try:
+                self.record("ended", **fields)
+            except MacdError as error:  # what became of the host is to be told all the same
+                unrecorded.append(error)
+
         def act(host: Host) -> Outcome:
             self.record("began", host=host.name, wave=wave_of[host.name], **about)
             try:
                 if host.name in away:
                     raise away[host.name]
                 outcome = one(host)
-            except MacdError as error:
+            except BaseException as error:  # a Ctrl-C, or what nobody thought of, is an end too
+                why = error.what if isinstance(error, MacdError) else _named(error)
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in away or isinstance(error, UnreachableError)
                 told = {"unreachable": True} if never else {}
-                self.record("ended", host=host.name, result="failed", why=error.what, **told)
+                ended_with(host=host.name, result="failed", why=why, **told)
+                if len(hosts) > 1 and not isinstance(error, MacdError):
+                    raise _unforeseen(host.name, error) from error  # it hides no other host
                 raise
-            try:
-                self.record("ended", **_recorded(outcome))
-            except MacdError as error:  # what is live is to be told all the same
-                unrecorded.append(error)
+            ended_with(**_recorded(outcome))
             return outcome
 
         def passed(failed: Mapping[str, MacdError]) -> dict[str, MacdError]:
@@ -228,6 +235,20 @@ def _result(
 def _bad(done: Mapping[str, Outcome]) -> int:
     """How many reverted, or do not serve."""
     return sum(1 for outcome in done.values() if outcome.exit_code)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip(": ")
+
+
+def _unforeseen(host: str, error: BaseException) -> MacdError:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return MacdError(
+        f"{host}: something nobody thought of went wrong here: {_named(error)}",
+        why=f"in {at.filename}, line {at.lineno}; this is a mistake in macd itself",
+        live="unknown from here: the host commits or goes back by itself",
+        hint=f"invoke status shows what is live; the same with --host {host} shows all of it",
+    )
 
 
 def passed_by(

@@ -525,3 +525,53 @@ def test_a_failure_is_a_note_without_the_url(
     told = notify([url.format(base=listener[0])], "title", "body", good=False)
     assert "did not take" in told
     assert "://" not in told
+
+
+def test_what_nobody_thought_of_on_one_host_hides_no_other(inventory: Inventory) -> None:
+    def one(host: Host) -> Outcome:
+        if host.name == "prod2":
+            raise KeyError("golden")
+        return committed(host)
+
+    run = Campaign(inventory, "deploy", "prod")
+    result = run.run([HOSTS], one, limits=Limits(parallel=1), release="r3", serial=3)
+    assert [outcome.host for outcome in result.outcomes] == ["prod1"]
+    assert "KeyError: 'golden'" in result.failed["prod2"].what
+    assert "test_campaign.py" in result.failed["prod2"].why
+    assert result.untouched == ["prod3", "prod4", "prod5"]
+    assert result.exit_code == ExitCode.FAILED
+    kinds = [kind for kind, _ in records_of(inventory)]
+    assert kinds == ["deploy.began", "deploy.ended"] * 2
+    assert run.may_be_live("prod2") == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("golden")])
+def test_a_host_alone_has_an_end_in_the_journal_too(
+    inventory: Inventory, error: BaseException
+) -> None:
+    def one(_: Host) -> Outcome:
+        raise error
+
+    run = Campaign(inventory, "deploy", "prod")
+    with pytest.raises(type(error)) as raised:
+        run.run([HOSTS[:1]], one, release="r3", serial=3)
+    assert raised.value is error
+    assert [kind for kind, _ in records_of(inventory)] == ["deploy.began", "deploy.ended"]
+    assert run.may_be_live("prod1") == 3
+
+
+def test_a_full_disk_here_hides_no_error_of_a_host(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(_: Host) -> Outcome:
+        monkeypatch.setattr(Journal, "append", full)
+        raise ContactLostError("gone")
+
+    def full(*_: object, **__: object) -> None:
+        raise MacdError("the journal could not be written")
+
+    result = Campaign(inventory, "deploy", "prod").run([HOSTS[:1]], one)
+    assert result.failed["prod1"].what == "gone"
+    assert isinstance(result.error, ContactLostError)
+    assert result.unrecorded is not None
+    assert result.unrecorded.what == "the journal could not be written"
