@@ -15,7 +15,7 @@ from typing import Any
 from macd.deploy import plan as planning
 from macd.deploy import state
 from macd.deploy.desired import Blueprint, Desired
-from macd.deploy.follow import Begun, Outcome, Tell, watch
+from macd.deploy.follow import Begun, EndUnknownError, Outcome, Tell, watch
 from macd.deploy.offer import Offer, Unpacked, unpacked
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
@@ -286,7 +286,7 @@ def _interrupted(host: Host, asked: bool, again: str) -> MacdError:
 
 def _lost(host: Host, error: ContactLostError, asked: bool, again: str) -> MacdError:
     if asked:
-        return ContactLostError(
+        return EndUnknownError(
             error.what,
             why=error.why,
             live="unknown from here: the host may have begun to switch, and ends that by itself",

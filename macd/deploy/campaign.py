@@ -18,7 +18,7 @@ from typing import Any
 
 from macd.deploy.back import ENDS, may_be_live
 from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side, worst
-from macd.deploy.follow import Begun, Outcome
+from macd.deploy.follow import Begun, EndUnknownError, Outcome
 from macd.deploy.notify import notify
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
@@ -254,15 +254,34 @@ def _unforeseen(host: str, error: BaseException) -> MacdError:
 def passed_by(
     kind: str, away: Mapping[str, MacdError], options: str, *, release: str = ""
 ) -> ContactLostError:
-    """What is said of hosts that could not be reached. `options`: those a next command needs."""
-    one = next(iter(away)) if len(away) == 1 else "NAME"
-    which = f" --release {release}" if release else ""
-    again = f"invoke {kind} --host {one}{which}{options}"
+    """What is said of hosts that were passed by. `options`: those a next command needs.
+
+    Of a host that may have begun to switch nobody knows the end. Asked again it could go further
+    back than was meant, so nothing but a look is advised there.
+    """
+    not_done = [name for name, error in away.items() if not isinstance(error, EndUnknownError)]
+    unknown = [name for name in away if name not in not_done]
+    what, hint = [], []
+    if not_done:
+        one = not_done[0] if len(not_done) == 1 else "NAME"
+        which = f" --release {release}" if release else ""
+        again = f"invoke {kind} --host {one}{which}{options}"
+        what.append(
+            f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(not_done)}"
+        )
+        hint.append(f"when it answers again: invoke status --host {one}{options}; {again}")
+    if unknown:
+        one = unknown[0] if len(unknown) == 1 else "NAME"
+        what.append(f"not known how it ended: {', '.join(unknown)}")
+        hint.append(
+            f"when it answers again: invoke deploy --attach --host {one}{options} follows it; "
+            f"invoke status --host {one}{options} shows the end"
+        )
     return ContactLostError(
-        f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(away)}",
+        "; ".join(what),
         why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
         live="not known of these; of the others as told above",
-        hint=f"when it answers again: invoke status --host {one}{options}; {again}",
+        hint="\n".join(hint),
     )
 
 

@@ -159,6 +159,10 @@ def _longest(inventory: Inventory) -> float:
     return CHECK_TIMEOUT_S + 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
 
 
+class EndUnknownError(ContactLostError):
+    """Contact was lost after the host was asked to switch: it commits or goes back by itself."""
+
+
 class _Watch:
     def __init__(self, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> None:
         self._host = host
@@ -195,7 +199,7 @@ class _Watch:
                 if lost is None:
                     raise
                 time.sleep(2.0)  # refused connections, unknown hosts: it may be rebooting
-        raise ContactLostError(
+        raise EndUnknownError(
             f"contact with {self._host.name} was lost during activation {self._begun.number}",
             why=lost.what,
             live="unknown from here: the host commits or goes back by itself",

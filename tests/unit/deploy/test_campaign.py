@@ -20,7 +20,7 @@ from macd.deploy.campaign import (
     Result,
     passed_by,
 )
-from macd.deploy.follow import Begun, Outcome
+from macd.deploy.follow import Begun, EndUnknownError, Outcome
 from macd.deploy.notify import notify
 from macd.deploy.waves import hosts_of, waves
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
@@ -575,3 +575,23 @@ def test_a_full_disk_here_hides_no_error_of_a_host(
     assert isinstance(result.error, ContactLostError)
     assert result.unrecorded is not None
     assert result.unrecorded.what == "the journal could not be written"
+
+
+def test_of_who_was_lost_while_it_switched_nobody_says_it_did_not(inventory: Inventory) -> None:
+    """Told to try again, it would go back once more where the first time had worked."""
+
+    def one(host: Host) -> Outcome:
+        if host.name == "prod2":
+            raise EndUnknownError("gone")
+        if host.name == "prod3":
+            raise away("prod3")
+        return Outcome(host.name, "committed", "old", "old")
+
+    run = Campaign(inventory, "rollback", "prod")
+    ended = run.run([HOSTS], one, passes=(UnreachableError, ContactLostError))
+    assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod4", "prod5"]
+    told = passed_by("rollback", ended.away, " --inventory five")
+    assert told.what == "not taken back: prod3; not known how it ended: prod2"
+    assert "invoke rollback --host prod2" not in told.hint
+    assert "invoke rollback --host prod3 --inventory five" in told.hint
+    assert "invoke deploy --attach --host prod2 --inventory five" in told.hint
