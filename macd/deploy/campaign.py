@@ -254,7 +254,9 @@ def _unforeseen(host: str, error: BaseException) -> MacdError:
 def passed_by(
     kind: str, away: Mapping[str, MacdError], options: str, *, release: str = ""
 ) -> ContactLostError:
-    """What is said of hosts that were passed by. `options`: those a next command needs.
+    """What is said of hosts that were passed by.
+
+    `release`: which was named, or is deployed. `options`: those a next command needs.
 
     Of a host that may have begun to switch nobody knows the end. Asked again it could go further
     back than was meant, so nothing but a look is advised there.
@@ -264,8 +266,11 @@ def passed_by(
     what, hint = [], []
     if not_done:
         one = not_done[0] if len(not_done) == 1 else "NAME"
-        which = f" --release {release}" if release else ""
+        option = "to" if kind == "rollback" else "release"
+        which = f" --{option} {release}" if release else ""
         again = f"invoke {kind} --host {one}{which}{options}"
+        if kind == "rollback" and not release:
+            again = f"if what was undone is live there: {again}"
         what.append(
             f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(not_done)}"
         )

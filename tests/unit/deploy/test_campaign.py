@@ -289,7 +289,11 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
     told = passed_by("rollback", ended.away, " --inventory five")
     assert told.exit_code == ExitCode.CONTACT_LOST
     assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
-    assert "invoke rollback --host prod2 --inventory five" in told.hint
+    assert "live there: invoke rollback --host prod2 --inventory five" in told.hint
+    named = passed_by("rollback", ended.away, " --inventory five", release="r1")
+    assert (
+        "status --host prod2 --inventory five; invoke rollback --host prod2 --to r1" in named.hint
+    )
 
 
 def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) -> None:
