@@ -189,7 +189,7 @@ def rollback(
         ways, away = steps.ways(run, known, hosts, to)
         stay = [way.host for way in ways if way.stays]
         if dry_run:
-            return steps.dry(ways, away, options, json=json)
+            return steps.dry(ways, away, options, to, json=json)
         if not json:
             steps.show(ways, away)
         if not (yes or away or any(way.to for way in ways)):
@@ -216,7 +216,7 @@ def rollback(
             to=to,
         )
     result = replace(result, untouched=[*result.untouched, *stay])
-    return _end(result, "rollback", options, hosts=len(hosts), json=json)
+    return _end(result, "rollback", options, hosts=len(hosts), json=json, release=to)
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
             looked.show()
         raise _not_begun(looked, how.options)
     _show(looked, how)
-    if looked.nothing_to_do and not how.restart:
+    if looked.nothing_to_do and not (how.restart and looked.plans):
         return _as_it_is(looked, how)
     names = ", ".join(one.host for one in looked.plans)
     past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
@@ -423,6 +423,8 @@ def _end(
         return code
     print_end(result, kind, options)
     if error is not None and hosts == 1:
+        if result.unrecorded not in (None, error):
+            print(f"✗ {result.unrecorded}", file=sys.stderr)
         raise error
     _print_errors(result, past, _left(result, options))
     return code

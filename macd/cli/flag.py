@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import about, away_fields, exit_code, let_end, on_each, print_away
 from macd.cli.verb import confirm, emit, error_fields, same, verb
-from macd.errors import ExitCode, RefusedError
+from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
@@ -55,20 +55,25 @@ def disable_stacking(
 
 @dataclass(frozen=True)
 class _Ended:
-    """What became of one host. warning: why people elsewhere were not told."""
+    """What became of one host. warning: why people elsewhere were not told.
+
+    unrecorded: why the journal here does not have it.
+    """
 
     flipped: Flipped
     warning: str = ""
+    unrecorded: str = ""
 
     @property
     def fields(self) -> dict[str, Any]:
-        return {**asdict(self.flipped), "warning": self.warning}
+        more = {"warning": self.warning, "unrecorded": self.unrecorded}
+        return {**asdict(self.flipped), **more}
 
     @property
     def exit_code(self) -> ExitCode | None:
         if self.flipped.result == "reverted":
             return ExitCode.REVERTED
-        return ExitCode.FAILED if self.flipped.wrong else None
+        return ExitCode.FAILED if self.flipped.wrong or self.unrecorded else None
 
 
 def _flip(
@@ -96,7 +101,10 @@ def _flip(
 
     def flip(one: Host) -> _Ended:
         flipped = act(one, known, operator())
-        return _Ended(flipped, _record(kind, known, one, flipped))
+        try:
+            return _Ended(flipped, _record(kind, known, one, flipped))
+        except MacdError as error:  # what was done there is to be told all the same
+            return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
     ended = on_each(hosts, flip, on_interrupt=let_end)
     return _tell(kind, ended, several=several, json=json)
@@ -167,6 +175,8 @@ def _tell(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> 
             print("\n".join(_lines(kind, ended.flipped)))
             if ended.warning:
                 print(f"  note   {ended.warning}")
+            if ended.unrecorded:
+                print(f"  ✗ not recorded here: {ended.unrecorded}")
         print_away(results.failed)
     return exit_code([ended.exit_code for ended in results.done.values()], results.failed)
 

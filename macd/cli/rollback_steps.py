@@ -35,20 +35,20 @@ def show(found: list[Way], away: dict[str, MacdError]) -> None:
 
 
 def dry(
-    found: list[Way], away: dict[str, MacdError], options: str, *, json: bool
+    found: list[Way], away: dict[str, MacdError], options: str, to: str, *, json: bool
 ) -> ExitCode | None:
     """Only say so; with the error for hosts that could not be asked."""
     from macd.deploy.campaign import passed_by
 
-    error = passed_by("rollback", away, options) if away else None
+    error = passed_by("rollback", away, options, release=to) if away else None
     if not json:
         show(found, away)
         if error is not None:
             raise error
         return None
-    to = {way.host: None if way.stays else way.to for way in found}
+    goes_to = {way.host: None if way.stays else way.to for way in found}
     changes = {way.host: way.changes for way in found if way.goes}
-    told = {"dry_run": True, "to": to, "changes": changes, "away": away_fields(away)}
+    told = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(away)}
     emit({**told, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 

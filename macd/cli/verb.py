@@ -119,4 +119,8 @@ def confirm(question: str, *, yes: bool) -> bool:
     if not sys.stdin.isatty():
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout may be for a machine
-    return input().strip().lower() in ("y", "yes")
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D, or the terminal is gone
+        print(file=sys.stderr)
+        return False

@@ -15,7 +15,7 @@ from typing import Any
 from macd.deploy import plan as planning
 from macd.deploy import state
 from macd.deploy.desired import Blueprint, Desired
-from macd.deploy.follow import Begun, Outcome, Tell, watch
+from macd.deploy.follow import Begun, EndUnknownError, Outcome, Tell, at, watch
 from macd.deploy.offer import Offer, Unpacked, unpacked
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
@@ -71,9 +71,9 @@ def deploy(
                 return _nothing(run.plan)
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, run.asked, _AGAIN) from interrupt
+            raise _interrupted(host, run.asked, _AGAIN, at(host, inventory)) from interrupt
         except ContactLostError as error:
-            raise _lost(host, error, run.asked, _AGAIN) from error
+            raise _lost(host, error, run.asked, _AGAIN, at(host, inventory)) from error
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
 
@@ -105,9 +105,9 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             begun = Begun(host.name, begins["number"], token, begins["release"], begins["origin"])
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, asked, _BACK_AGAIN) from interrupt
+            raise _interrupted(host, asked, _BACK_AGAIN, at(host, inventory)) from interrupt
         except ContactLostError as error:
-            raise _lost(host, error, asked, _BACK_AGAIN) from error
+            raise _lost(host, error, asked, _BACK_AGAIN, at(host, inventory)) from error
         outcome = watch(session, host, inventory, begun, wish.tell)
     return outcome.having(seconds=time.monotonic() - started)
 
@@ -268,13 +268,14 @@ def _tell_recovered(recovering: Pending, tell: Tell) -> None:
         tell("recovered", dict(outcome))
 
 
-def _interrupted(host: Host, asked: bool, again: str) -> MacdError:
+def _interrupted(host: Host, asked: bool, again: str, there: str) -> MacdError:
     if asked:
         return MacdError(
             f"{host.name}: interrupted after the host was asked to switch",
             why="it carries on by itself; unless somebody confirms, it goes back by itself too",
             live="being decided on the host",
-            hint="invoke deploy --attach follows and confirms it; invoke status shows how it ended",
+            hint=f"invoke deploy --attach{there} follows and confirms it; "
+            f"invoke status{there} shows how it ended",
             exit_code=ExitCode.CONTACT_LOST,
         )
     return MacdError(
@@ -284,13 +285,14 @@ def _interrupted(host: Host, asked: bool, again: str) -> MacdError:
     )
 
 
-def _lost(host: Host, error: ContactLostError, asked: bool, again: str) -> MacdError:
+def _lost(host: Host, error: ContactLostError, asked: bool, again: str, there: str) -> MacdError:
     if asked:
-        return ContactLostError(
+        return EndUnknownError(
             error.what,
             why=error.why,
             live="unknown from here: the host may have begun to switch, and ends that by itself",
-            hint="invoke deploy --attach follows it; invoke status shows how it ended",
+            hint=f"invoke deploy --attach{there} follows it; "
+            f"invoke status{there} shows how it ended",
         )
     return ContactLostError(
         error.what,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import socket
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from typing import Any
 
 from macd.deploy.back import ENDS, may_be_live
 from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side, worst
-from macd.deploy.follow import Begun, Outcome
+from macd.deploy.follow import Begun, EndUnknownError, Outcome
 from macd.deploy.notify import notify
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
@@ -79,7 +80,7 @@ class Result:
     @property
     def error(self) -> MacdError | None:
         """The one to tell where there is room for one: of the failed, the worst."""
-        errors = [*self.failed.values(), *filter(None, [self.unrecorded])]
+        errors = list(self.failed.values()) or list(filter(None, [self.unrecorded]))
         code = worst(code_of(error) for error in errors)
         return next((error for error in errors if code_of(error) == code), None)
 
@@ -126,22 +127,28 @@ class Campaign:
         away = away or {}
         unrecorded: list[MacdError] = []
 
+        def ended_with(**fields: Any) -> None:
+            try:
+                self.record("ended", **fields)
+            except MacdError as error:  # what became of the host is to be told all the same
+                unrecorded.append(error)
+
         def act(host: Host) -> Outcome:
             self.record("began", host=host.name, wave=wave_of[host.name], **about)
             try:
                 if host.name in away:
                     raise away[host.name]
                 outcome = one(host)
-            except MacdError as error:
+            except BaseException as error:  # a Ctrl-C, or what nobody thought of, is an end too
+                why = error.what if isinstance(error, MacdError) else _named(error)
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in away or isinstance(error, UnreachableError)
                 told = {"unreachable": True} if never else {}
-                self.record("ended", host=host.name, result="failed", why=error.what, **told)
+                ended_with(host=host.name, result="failed", why=why, **told)
+                if len(hosts) > 1 and not isinstance(error, MacdError):
+                    raise _unforeseen(host.name, error) from error  # it hides no other host
                 raise
-            try:
-                self.record("ended", **_recorded(outcome))
-            except MacdError as error:  # what is live is to be told all the same
-                unrecorded.append(error)
+            ended_with(**_recorded(outcome))
             return outcome
 
         def passed(failed: Mapping[str, MacdError]) -> dict[str, MacdError]:
@@ -230,18 +237,56 @@ def _bad(done: Mapping[str, Outcome]) -> int:
     return sum(1 for outcome in done.values() if outcome.exit_code)
 
 
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip(": ")
+
+
+def _unforeseen(host: str, error: BaseException) -> MacdError:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return MacdError(
+        f"{host}: something nobody thought of went wrong here: {_named(error)}",
+        why=f"in {at.filename}, line {at.lineno}; this is a mistake in macd itself",
+        live="unknown from here: the host commits or goes back by itself",
+        hint=f"invoke status shows what is live; the same with --host {host} shows all of it",
+    )
+
+
 def passed_by(
     kind: str, away: Mapping[str, MacdError], options: str, *, release: str = ""
 ) -> ContactLostError:
-    """What is said of hosts that could not be reached. `options`: those a next command needs."""
-    one = next(iter(away)) if len(away) == 1 else "NAME"
-    which = f" --release {release}" if release else ""
-    again = f"invoke {kind} --host {one}{which}{options}"
+    """What is said of hosts that were passed by.
+
+    `release`: which was named, or is deployed. `options`: those a next command needs.
+
+    Of a host that may have begun to switch nobody knows the end. Asked again it could go further
+    back than was meant, so nothing but a look is advised there.
+    """
+    not_done = [name for name, error in away.items() if not isinstance(error, EndUnknownError)]
+    unknown = [name for name in away if name not in not_done]
+    what, hint = [], []
+    if not_done:
+        one = not_done[0] if len(not_done) == 1 else "NAME"
+        option = "to" if kind == "rollback" else "release"
+        which = f" --{option} {release}" if release else ""
+        again = f"invoke {kind} --host {one}{which}{options}"
+        if kind == "rollback" and not release:
+            again = f"if what was undone is live there: {again}"
+        what.append(
+            f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(not_done)}"
+        )
+        hint.append(f"when it answers again: invoke status --host {one}{options}; {again}")
+    if unknown:
+        one = unknown[0] if len(unknown) == 1 else "NAME"
+        what.append(f"not known how it ended: {', '.join(unknown)}")
+        hint.append(
+            f"when it answers again: invoke deploy --attach --host {one}{options} follows it; "
+            f"invoke status --host {one}{options} shows the end"
+        )
     return ContactLostError(
-        f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(away)}",
+        "; ".join(what),
         why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
         live="not known of these; of the others as told above",
-        hint=f"when it answers again: invoke status --host {one}{options}; {again}",
+        hint="\n".join(hint),
     )
 
 

@@ -159,6 +159,16 @@ def _longest(inventory: Inventory) -> float:
     return CHECK_TIMEOUT_S + 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
 
 
+def at(host: Host, inventory: Inventory) -> str:
+    """The options that lead a next command to that host's environment; "" where it is the usual."""
+    env = "" if host.env == "prod" else f" --env {host.env}"
+    return env + ("" if inventory.name == "lab" else f" --inventory {inventory.name}")
+
+
+class EndUnknownError(ContactLostError):
+    """Contact was lost after the host was asked to switch: it commits or goes back by itself."""
+
+
 class _Watch:
     def __init__(self, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> None:
         self._host = host
@@ -195,11 +205,11 @@ class _Watch:
                 if lost is None:
                     raise
                 time.sleep(2.0)  # refused connections, unknown hosts: it may be rebooting
-        raise ContactLostError(
+        raise EndUnknownError(
             f"contact with {self._host.name} was lost during activation {self._begun.number}",
             why=lost.what,
             live="unknown from here: the host commits or goes back by itself",
-            hint="invoke status shows how it ended",
+            hint=f"invoke status{at(self._host, self._inventory)} shows how it ended",
         )
 
     def _follow(self, session: Session, *, may_confirm: bool) -> Outcome:
@@ -296,10 +306,12 @@ class _Watch:
 
     def interrupted(self) -> MacdError:
         doing = self._last.get("state", "verified")
+        there = at(self._host, self._inventory)
         return MacdError(
             f"interrupted; {self._host.name} goes on with activation {self._begun.number}",
             why=f"it is {doing}; unless somebody confirms over a fresh connection it goes back",
             live=f"being decided on {self._host.name}: {self._begun.release} or {self._live}",
-            hint="invoke deploy --attach follows and confirms it; invoke status shows the end",
+            hint=f"invoke deploy --attach{there} follows and confirms it; "
+            f"invoke status{there} shows the end",
             exit_code=ExitCode.CONTACT_LOST,
         )

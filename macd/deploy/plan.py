@@ -14,7 +14,7 @@ from macd.deploy.diffs import Diff, differing
 from macd.deploy.drift import drift
 from macd.deploy.offer import Offer, Part, Unpacked
 from macd.deploy.state import HostState
-from macd.host import needs
+from macd.host import envfile, needs
 from macd.host.flagfile import FLAG, LIVE
 from macd.sizes import size
 
@@ -201,6 +201,7 @@ def _problems(
         what = f"its serial {offer.serial} is not above {highest}, which was seen here before"
         told.append(Problem(what, "older releases come back by invoke rollback"))
     if offer.id != found.live:
+        told += _flags_refused(found)
         told += [
             Problem(
                 f"it would not start in shadow: {one['where']} sets {FLAG}=1 and wins over .env",
@@ -210,6 +211,16 @@ def _problems(
             if one["value"] == found.stacking["next"] == LIVE
         ]
     return told + _cannot_fit(found, offer, lacking)
+
+
+def _flags_refused(found: HostState) -> list[Problem]:
+    """What the host would say of its flags file once all is sent (macd/host/admission.py)."""
+    try:
+        envfile.parse(found.env or "")
+    except envfile.EnvFileError as error:
+        what = f"the flags file on the host can't be understood: .env: {error}"
+        return [Problem(what, "mend that line on the host")]
+    return []
 
 
 def _occupied(found: HostState) -> list[Problem]:

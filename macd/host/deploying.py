@@ -142,7 +142,8 @@ def activate(
     if kind == "deploy" and to != origin:  # what serves already was accepted when it came
         admission.accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
-    edited = snapshots.edited(before, rollback.written(layout, origin, history))
+    written = rollback.written(layout, origin, history)
+    edited = snapshots.edited(before, written)
     keys: List[str] = []
     if kind == "rollback":
         back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
@@ -152,6 +153,7 @@ def activate(
         # The same release again (new settings, a restart): the evidence for its flags still holds.
         after = {**before, **after} if to == origin else admission.in_shadow(before, after)
     if origin is not None:
+        ledger.remember_written(layout, origin, written)
         snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
     pending = Pending(
         number=ledger.next_number(layout),

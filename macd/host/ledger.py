@@ -101,6 +101,15 @@ def save_history(layout: Layout, entries: List[Dict[str, Any]]) -> None:
     save(layout.state("committed.json"), entries)
 
 
+def remember_written(layout: Layout, release: str, written: Dict[str, Optional[str]]) -> None:
+    """For what an older version committed: it is told by the snapshot, which is about to change."""
+    entries = history(layout)
+    its = [entry for entry in entries if entry["release"] == release]
+    if its and written and not any(isinstance(entry.get("written"), dict) for entry in its):
+        its[-1]["written"] = written
+        save_history(layout, entries)
+
+
 def bad_releases(layout: Layout) -> List[Dict[str, Any]]:
     return list(load(layout.state("bad.json"), []))
 

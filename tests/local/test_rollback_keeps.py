@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,24 @@ def test_an_edit_counts_though_a_failed_deploy_came_between(host: Place) -> None
     assert returns(host)["edited"] == [UNIT]
     assert host.rollback() == "committed"
     assert [one.read_text() for one in asides(unit(host))] == [edited]
+
+
+def test_an_edit_counts_so_too_where_an_older_version_deployed(host: Place) -> None:
+    """Such a version recorded neither what it wrote nor which keys it set."""
+    committed = host.app / "state" / "committed.json"
+    entries = json.loads(committed.read_text())
+    committed.write_text(
+        json.dumps([{k: e[k] for k in e if k not in ("written", "flags")} for e in entries])
+    )
+    unit(host).write_text(unit(host).read_text() + "# by hand\n")
+    edited = unit(host).read_text()
+    assert returns(host)["edited"] == [UNIT]
+    assert host.deploy(host.release(3, "exits")) == "reverted"
+    assert returns(host)["edited"] == [UNIT]
+    env(host).write_bytes(env(host).read_bytes().replace(b"=100", b"=200") + b"NEW_TOKEN=1\n")
+    assert host.rollback() == "committed"
+    assert [one.read_text() for one in asides(unit(host))] == [edited]
+    assert b"SAMPLES=100\nNEW_TOKEN=1\n" in env(host).read_bytes()
 
 
 def test_a_dropin_of_systemctl_edit_stays(host: Place) -> None:

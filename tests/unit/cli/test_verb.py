@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from macd.cli.verb import confirm
 
 TASKS = """
 from invoke import Collection
@@ -103,3 +107,18 @@ def test_help_shows_the_line_and_the_options(tmp_path: Path) -> None:
     shown = _invoke(tmp_path, "--help", "end").stdout
     assert "End in the way that is asked for." in shown
     assert "which way to end" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "agreed"), [(b"y\n", True), (b"YES\n", True), (b"\n", False), (b"\x04", False)]
+)
+def test_a_question_is_answered_by_yes_alone(
+    monkeypatch: pytest.MonkeyPatch, typed: bytes, agreed: bool
+) -> None:
+    """Ctrl-D, the last, is an answer too."""
+    here, there = pty.openpty()
+    os.write(here, typed)
+    with os.fdopen(there, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert confirm("really?", yes=False) is agreed
+    os.close(here)

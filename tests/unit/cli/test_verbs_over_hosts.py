@@ -203,3 +203,19 @@ def test_flips_are_asked_for_by_host_and_end_with_the_worst(
     # Two are on record; where nothing was done, nothing is.
     records = Journal(tmp_path / ".macd/lab/journal.jsonl").records()
     assert sorted(record.fields["host"] for record in records) == ["one", "two"]
+
+
+def test_a_flip_is_told_though_the_journal_here_can_not_be_written(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    inventory(tmp_path, monkeypatch, SERVING)
+    (tmp_path / ".macd/lab").mkdir(parents=True)
+    (tmp_path / ".macd/lab/journal.jsonl").write_bytes(b"half a rec")
+    set_there = lambda host, *_, **__: Flipped(host.name, "set", "0", "r1")  # noqa: E731
+    monkeypatch.setattr("macd.shadow.flag.disable", set_there)
+
+    assert typed(flag.disable_stacking, host="one", yes=True) == 1
+
+    said = capsys.readouterr()
+    assert "one: stacking is in shadow" in said.out
+    assert "not recorded here: " in said.out

@@ -20,7 +20,7 @@ from macd.deploy.campaign import (
     Result,
     passed_by,
 )
-from macd.deploy.follow import Begun, Outcome
+from macd.deploy.follow import Begun, EndUnknownError, Outcome
 from macd.deploy.notify import notify
 from macd.deploy.waves import hosts_of, waves
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
@@ -289,7 +289,11 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
     told = passed_by("rollback", ended.away, " --inventory five")
     assert told.exit_code == ExitCode.CONTACT_LOST
     assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
-    assert "invoke rollback --host prod2 --inventory five" in told.hint
+    assert "live there: invoke rollback --host prod2 --inventory five" in told.hint
+    named = passed_by("rollback", ended.away, " --inventory five", release="r1")
+    assert (
+        "status --host prod2 --inventory five; invoke rollback --host prod2 --to r1" in named.hint
+    )
 
 
 def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) -> None:
@@ -525,3 +529,73 @@ def test_a_failure_is_a_note_without_the_url(
     told = notify([url.format(base=listener[0])], "title", "body", good=False)
     assert "did not take" in told
     assert "://" not in told
+
+
+def test_what_nobody_thought_of_on_one_host_hides_no_other(inventory: Inventory) -> None:
+    def one(host: Host) -> Outcome:
+        if host.name == "prod2":
+            raise KeyError("golden")
+        return committed(host)
+
+    run = Campaign(inventory, "deploy", "prod")
+    result = run.run([HOSTS], one, limits=Limits(parallel=1), release="r3", serial=3)
+    assert [outcome.host for outcome in result.outcomes] == ["prod1"]
+    assert "KeyError: 'golden'" in result.failed["prod2"].what
+    assert "test_campaign.py" in result.failed["prod2"].why
+    assert result.untouched == ["prod3", "prod4", "prod5"]
+    assert result.exit_code == ExitCode.FAILED
+    kinds = [kind for kind, _ in records_of(inventory)]
+    assert kinds == ["deploy.began", "deploy.ended"] * 2
+    assert run.may_be_live("prod2") == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), KeyError("golden")])
+def test_a_host_alone_has_an_end_in_the_journal_too(
+    inventory: Inventory, error: BaseException
+) -> None:
+    def one(_: Host) -> Outcome:
+        raise error
+
+    run = Campaign(inventory, "deploy", "prod")
+    with pytest.raises(type(error)) as raised:
+        run.run([HOSTS[:1]], one, release="r3", serial=3)
+    assert raised.value is error
+    assert [kind for kind, _ in records_of(inventory)] == ["deploy.began", "deploy.ended"]
+    assert run.may_be_live("prod1") == 3
+
+
+def test_a_full_disk_here_hides_no_error_of_a_host(
+    inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(_: Host) -> Outcome:
+        monkeypatch.setattr(Journal, "append", full)
+        raise ContactLostError("gone")
+
+    def full(*_: object, **__: object) -> None:
+        raise MacdError("the journal could not be written")
+
+    result = Campaign(inventory, "deploy", "prod").run([HOSTS[:1]], one)
+    assert result.failed["prod1"].what == "gone"
+    assert isinstance(result.error, ContactLostError)
+    assert result.unrecorded is not None
+    assert result.unrecorded.what == "the journal could not be written"
+
+
+def test_of_who_was_lost_while_it_switched_nobody_says_it_did_not(inventory: Inventory) -> None:
+    """Told to try again, it would go back once more where the first time had worked."""
+
+    def one(host: Host) -> Outcome:
+        if host.name == "prod2":
+            raise EndUnknownError("gone")
+        if host.name == "prod3":
+            raise away("prod3")
+        return Outcome(host.name, "committed", "old", "old")
+
+    run = Campaign(inventory, "rollback", "prod")
+    ended = run.run([HOSTS], one, passes=(UnreachableError, ContactLostError))
+    assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod4", "prod5"]
+    told = passed_by("rollback", ended.away, " --inventory five")
+    assert told.what == "not taken back: prod3; not known how it ended: prod2"
+    assert "invoke rollback --host prod2" not in told.hint
+    assert "invoke rollback --host prod3 --inventory five" in told.hint
+    assert "invoke deploy --attach --host prod2 --inventory five" in told.hint

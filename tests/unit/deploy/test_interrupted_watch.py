@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from macd.deploy import follow
-from macd.errors import MacdError
+from macd.deploy import apply, follow
+from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
 from macd.remote.session import Session
 
@@ -42,6 +42,20 @@ def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.exit_code == 5
     assert "activation 7" in caught.value.what
     assert "invoke deploy --attach" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("inventory", "env", "options"),
+    [("lab", "prod", ""), ("eu", "staging", " --env staging --inventory eu")],
+)
+def test_the_next_command_leads_to_the_same_host(inventory: str, env: str, options: str) -> None:
+    known = load("lab", root=Path(__file__).parents[3])
+    known = known.model_copy(update={"name": inventory})
+    host = known.hosts["prod"].model_copy(update={"env": env})
+    run = follow._Watch(host, known, BEGUN, lambda *_: None)
+    assert f"invoke deploy --attach{options} follows" in run.interrupted().hint
+    lost = apply._lost(host, ContactLostError("gone"), True, "", follow.at(host, known))
+    assert f"invoke deploy --attach{options} follows" in lost.hint
 
 
 class Asked:

@@ -1,0 +1,26 @@
+"""What `invoke deploy` asks before it begins, and when there is nothing to ask about."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from macd.cli import deploy
+from macd.errors import ExitCode
+from macd.remote.refusals import UnreachableError
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_where_nobody_can_be_reached_nothing_is_asked(
+    monkeypatch: pytest.MonkeyPatch, *, restart: bool
+) -> None:
+    def asked(*_: Any, **__: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(deploy, "confirm", asked)
+    gone = UnreachableError("a is away", hop="a", reason="timeout", why="", hint="")
+    looked = deploy._Looked([], {"a": gone, "b": gone}, cast("Any", SimpleNamespace(id="r1")))
+    how = deploy._How("", dry=False, skip=True, restart=restart, json=False)
+    assert deploy._before(looked, how) == ExitCode.CONTACT_LOST
