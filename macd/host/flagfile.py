@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import Dict, Optional
 
 from macd.host import durable, envfile, probe
@@ -14,6 +15,8 @@ from macd.host.supervisor import Process
 FLAG = "ML_ENABLE_STACKING"
 LIVE, SHADOW = "1", "0"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# Nothing there, a link to nothing, round in a circle or through what is no directory, a socket.
+_NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
 
 def in_file(layout: Layout) -> str:
@@ -35,6 +38,8 @@ def in_file(layout: Layout) -> str:
 def refuse_unreadable(layout: Layout) -> None:
     """Raises HostError ("refused"): stacking can't be enabled in this file."""
     try:
+        if os.path.lexists(layout.env) and not os.path.isfile(layout.env):
+            raise envfile.EnvFileError("it is no file, or a link to none")
         envfile.parse(content(layout).decode("utf-8", "surrogateescape"))
     except envfile.EnvFileError as error:
         raise HostError(
@@ -60,7 +65,9 @@ def write(layout: Layout, value: str) -> None:
         return
     try:
         mode = os.stat(layout.env).st_mode & 0o777
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
         mode = 0o600
     try:
         durable.replace_file(layout.env, after, mode=mode)
@@ -93,11 +100,21 @@ def _overwritten(path: str, before: bytes, after: bytes) -> bool:
 
 def content(layout: Layout) -> bytes:
     """As it stands, b"" where there is none; of one that is larger than systemd reads, no more."""
+    return read(layout.env)
+
+
+def read(path: str) -> bytes:
+    """As `content`; of a pipe or a socket, for whose writer one would wait forever, b"" as well."""
     try:
-        with open(layout.env, "rb") as file:
-            return file.read(envfile.MOST_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError):
-        return b""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return b""
+        raise
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        return file.read(envfile.MOST_BYTES + 1)
 
 
 def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:
