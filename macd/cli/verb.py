@@ -81,9 +81,13 @@ def _tell(error: MacdError, *, as_json: bool) -> int:
         if as_json:
             emit(error_fields(error))
         else:
-            # Some of its words may be a host's or a service's own.
-            print(f"✗ {untrusted.text(error, _LONGEST)}", file=sys.stderr)
+            print(f"✗ {harmless(error)}", file=sys.stderr)
     return int(error.exit_code)
+
+
+def harmless(error: MacdError) -> str:
+    """An error for a terminal: some of its words may be a host's or a service's own."""
+    return untrusted.text(error, _LONGEST)
 
 
 def error_fields(error: MacdError) -> dict[str, Any]:
