@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import Dict, Optional
 
 from macd.host import durable, envfile, probe
@@ -15,8 +14,6 @@ from macd.host.supervisor import Process
 FLAG = "ML_ENABLE_STACKING"
 LIVE, SHADOW = "1", "0"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Nothing there, a link to nothing, round in a circle or through what is no directory, a socket.
-_NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
 
 def in_file(layout: Layout) -> str:
@@ -66,7 +63,7 @@ def write(layout: Layout, value: str) -> None:
     try:
         mode = os.stat(layout.env).st_mode & 0o777
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in durable.NO_FILE:
             raise
         mode = 0o600
     try:
@@ -104,17 +101,8 @@ def content(layout: Layout) -> bytes:
 
 
 def read(path: str) -> bytes:
-    """As `content`; of a pipe or a socket, for whose writer one would wait forever, b"" as well."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in _NO_FILE:
-            return b""
-        raise
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        return file.read(envfile.MOST_BYTES + 1)
+    """As `content`, of any file that systemd may read; b"" for what is no file."""
+    return durable.regular(path, envfile.MOST_BYTES + 1) or b""
 
 
 def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:
