@@ -103,8 +103,11 @@ def debugging() -> bool:
 
 
 def emit(data: Any) -> None:
-    """Print one JSON document for machines."""
-    print(jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """Print one JSON document for machines; what a terminal would obey is escaped."""
+    text = jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else jsonlib.dumps(c)[1:-1] for c in text)
+    print(text)
 
 
 def same(*, env: str = "prod", **options: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from macd.cli.verb import emit
+
 TASKS = """
 from invoke import Collection
 from macd.cli import usage
@@ -103,3 +105,12 @@ def test_help_shows_the_line_and_the_options(tmp_path: Path) -> None:
     shown = _invoke(tmp_path, "--help", "end").stdout
     assert "End in the way that is asked for." in shown
     assert "which way to end" in shown
+
+
+def test_a_document_moves_no_cursor_and_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"é": "\x1b[2J \x9b2J \x7f \u202e \ud800 \U000e0001 \n ü"}
+    emit(words)
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert "é" in said
+    assert json.loads(said) == words
