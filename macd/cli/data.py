@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from macd.cli.bars_shown import SHOWN, next_step, short, span, tell
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
+from macd.host import untrusted
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
@@ -107,9 +108,9 @@ def import_(
         emit(fields)
         return
     print(f"{found.symbol} {found.tf} from {file}: {span(found.bars)}")
-    print(f"  read as: {found.columns}")
+    print(f"  read as: {untrusted.line(found.columns)}")  # the file's own names
     for note in found.notes:
-        print(f"  ! {note}")
+        print(f"  ! {untrusted.line(note)}")
     print(
         f"{'would be' if dry_run else 'now'} in {short(path)}: {merged.bars.height:,} bars "
         f"({merged.added:,} new, {merged.same:,} there already, {merged.replaced:,} replaced)"

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from macd.cli.verb import error_fields
+from macd.cli.verb import error_fields, harmless
 from macd.errors import ExitCode, MacdError
+from macd.host import untrusted
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
@@ -56,7 +57,7 @@ def away_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
 def print_away(failed: Mapping[str, MacdError]) -> None:
     """The same for people."""
     for name, error in failed.items():
-        print(f"✗ {about(name, str(error))}", file=sys.stderr)
+        print(f"✗ {about(name, harmless(error))}", file=sys.stderr)
 
 
 def about(host: str, text: str) -> str:
@@ -93,14 +94,18 @@ class Lines:
             self._lock.release()
 
     def say(self, host: str, text: str, *, to: TextIO | None = None) -> None:
-        """Print what is about a host, one line or several, to stdout or `to`."""
+        """Print what is about a host, one line or several, to stdout or `to`.
+
+        Its words may be the host's own: none moves the cursor.
+        """
+        text = untrusted.text(text, len(text))
         head = f"{host:<{self._width}} | " if self._width else ""
         self.write("\n".join(head + line for line in text.split("\n")), to=to)
 
     def away(self, host: str, error: MacdError) -> None:
         """Say at once that nothing more comes of a host; a single one's error is the caller's."""
         if self._width:
-            self.say(host, f"✗ {error}", to=sys.stderr)
+            self.say(host, f"✗ {harmless(error)}", to=sys.stderr)
 
     def write(self, text: str, *, to: TextIO | None = None) -> None:
         """Print lines as they are."""

@@ -81,9 +81,13 @@ def _tell(error: MacdError, *, as_json: bool) -> int:
         if as_json:
             emit(error_fields(error))
         else:
-            # Some of its words may be a host's or a service's own.
-            print(f"✗ {untrusted.text(error, _LONGEST)}", file=sys.stderr)
+            print(f"✗ {harmless(error)}", file=sys.stderr)
     return int(error.exit_code)
+
+
+def harmless(error: MacdError) -> str:
+    """An error for a terminal: some of its words may be a host's or a service's own."""
+    return untrusted.text(error, _LONGEST)
 
 
 def error_fields(error: MacdError) -> dict[str, Any]:
@@ -99,8 +103,11 @@ def debugging() -> bool:
 
 
 def emit(data: Any) -> None:
-    """Print one JSON document for machines."""
-    print(jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """Print one JSON document for machines; what a terminal would obey is escaped."""
+    text = jsonlib.dumps(data, indent=2, ensure_ascii=False, default=str)
+    if not text.replace("\n", "").isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else jsonlib.dumps(c)[1:-1] for c in text)
+    print(text)
 
 
 def same(*, env: str = "prod", **options: str) -> str:

@@ -1,23 +1,44 @@
-"""Changes to files that are whole or absent after a kill or a power cut, never between."""
+"""Changes to files that are whole or absent after a kill or a power cut, and reads that end."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import stat
 import time
-from typing import Union
+from typing import Optional, Union
 
 Data = Union[bytes, bytearray, memoryview]
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
+# Nothing there, a link to nothing, round in a circle or through what is no directory, a socket.
+NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
 
 def expand(path: str) -> str:
     """`path` with a leading ~ resolved to a home directory of THIS host, made absolute."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def regular(path: str, most: int = -1) -> Optional[bytes]:
+    """What stands there, at most that many bytes of it; None where no file is, whatever else is.
+
+    For whoever writes into a pipe one would wait forever.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    with open(descriptor, "rb") as file:
+        return file.read(most)
 
 
 def sync_directory(path: str) -> None:

@@ -35,6 +35,8 @@ def in_file(layout: Layout) -> str:
 def refuse_unreadable(layout: Layout) -> None:
     """Raises HostError ("refused"): stacking can't be enabled in this file."""
     try:
+        if os.path.lexists(layout.env) and not os.path.isfile(layout.env):
+            raise envfile.EnvFileError("it is no file, or a link to none")
         envfile.parse(content(layout).decode("utf-8", "surrogateescape"))
     except envfile.EnvFileError as error:
         raise HostError(
@@ -60,7 +62,9 @@ def write(layout: Layout, value: str) -> None:
         return
     try:
         mode = os.stat(layout.env).st_mode & 0o777
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in durable.NO_FILE:
+            raise
         mode = 0o600
     try:
         durable.replace_file(layout.env, after, mode=mode)
@@ -93,11 +97,12 @@ def _overwritten(path: str, before: bytes, after: bytes) -> bool:
 
 def content(layout: Layout) -> bytes:
     """As it stands, b"" where there is none; of one that is larger than systemd reads, no more."""
-    try:
-        with open(layout.env, "rb") as file:
-            return file.read(envfile.MOST_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError):
-        return b""
+    return read(layout.env)
+
+
+def read(path: str) -> bytes:
+    """As `content`, of any file that systemd may read; b"" for what is no file."""
+    return durable.regular(path, envfile.MOST_BYTES + 1) or b""
 
 
 def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:

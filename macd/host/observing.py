@@ -249,10 +249,8 @@ def _read(path: str) -> Optional[str]:
 
 def _text(path: str) -> Optional[str]:
     """As it stands: bytes that are no UTF-8 as surrogates, as envfile.parse takes them."""
-    try:
-        return _bytes(path).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        return None
+    data = durable.regular(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
 
 
 def _file_sha256(path: str) -> Optional[str]:

@@ -88,10 +88,10 @@ class Switch:
         self.kept.append(aside)
 
     def _put_flags(self, must_keep: bool) -> None:
-        if FLAGS not in self._after:
-            return
         path = self._layout.env
-        now, after = _bytes(path), _encoded(self._after[FLAGS])
+        if FLAGS not in self._after or os.path.isdir(path):  # systemd takes nothing from it
+            return
+        now, after = durable.regular(path), _encoded(self._after[FLAGS])
         as_expected = now == _encoded(self._before.get(FLAGS))
         if now == after:
             return
@@ -148,7 +148,7 @@ class Switch:
         """Remove what was kept by `mark` and stands in its own place again."""
         for name in edited:
             path = _path(self._layout, self._supervisor, name)
-            if _is_there(_bytes(aside_of(path, mark)), _bytes(path), name):
+            if _is_there(durable.regular(aside_of(path, mark)), durable.regular(path), name):
                 with contextlib.suppress(OSError):
                     os.unlink(aside_of(path, mark))
 
@@ -244,16 +244,8 @@ def _encoded(text: Optional[str]) -> Optional[bytes]:
 
 
 def _text(path: str) -> Optional[str]:
-    data = _bytes(path)
+    data = durable.regular(path)
     return None if data is None else data.decode("utf-8", "surrogateescape")
-
-
-def _bytes(path: str) -> Optional[bytes]:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
 
 
 def _path(layout: Layout, supervisor: Supervisor, name: str) -> str:
@@ -267,5 +259,7 @@ def _path(layout: Layout, supervisor: Supervisor, name: str) -> str:
 def _mode(path: str) -> int:
     try:
         return os.stat(path).st_mode & 0o777
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in durable.NO_FILE:
+            raise
         return 0o600 if path.endswith(FLAGS) else 0o644

@@ -103,8 +103,7 @@ def _set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[Tuple
 def _value_in(path: str) -> str:
     """What a file says of the flag, a 1 to any version of systemd first; "" where it does not."""
     with contextlib.suppress(OSError, envfile.EnvFileError):
-        with open(path, "rb") as file:
-            before, since = envfile.readings(file.read(envfile.MOST_BYTES + 1))
+        before, since = envfile.readings(flagfile.read(path))
         return LIVE if before.get(FLAG) == LIVE else since.get(FLAG, "")
     return ""
 

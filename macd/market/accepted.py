@@ -29,7 +29,8 @@ _LISTED = 12
 class Accepted:
     """Findings of one kind about one symbol, both ends included; None: from the first, to the last.
 
-    A finding about a file as a whole (missing, overlap) has no time, and is met by any.
+    A finding about a file as a whole (missing, overlap) has no time, and is met by any. One about
+    a stretch is meant where all of it is: a gap that has grown since is another one.
     """
 
     check: str
@@ -42,10 +43,11 @@ class Accepted:
         """Whether this finding is meant."""
         if (finding.check, finding.symbol) != (self.check, self.symbol):
             return False
-        if finding.time is None:
+        if finding.whole is None:
             return True
-        after = self.since is None or finding.time >= self.since
-        return after and (self.until is None or finding.time <= self.until)
+        first, last = finding.whole
+        after = self.since is None or first >= self.since
+        return after and (self.until is None or last <= self.until)
 
     def as_json(self) -> dict[str, str]:
         """As it is written in settings and inventories; ends that are open are left out."""
@@ -117,8 +119,7 @@ def record(findings: Sequence[Finding], limits: Limits) -> dict[str, Any]:
                 "symbol": symbol,
                 "check": check,
                 "count": len(several),
-                "from": _time_text(several[0].time),
-                "to": _time_text(several[-1].time),
+                **_from_to(several),
                 "detail": several[0].detail,
                 "reason": reason,
             }
@@ -144,8 +145,9 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
         limits = {}  # some have no limit, so none would be enough
     accept = []
     for (check, symbol), several in groups.items():
-        times = sorted(one.time for one in several if one.time)
-        spans = [(time, time) for time in times] if len(times) <= _FEW else [(times[0], times[-1])]
+        spans = sorted(one.whole for one in several if one.whole)
+        if len(spans) > _FEW:
+            spans = [(spans[0][0], max(last for _, last in spans))]
         accept += [Accepted(check, symbol, since, until, "WHY") for since, until in spans]
         accept += [] if spans else [Accepted(check, symbol, None, None, "WHY")]
     return limits, accept
@@ -213,6 +215,13 @@ def _time(given: Any, *, end: bool = False) -> datetime | None:
     except ValueError:
         raise ValueError(f"{given!r} is not a time such as 2025-10-10T21:00") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _from_to(findings: Sequence[Finding]) -> dict[str, str | None]:
+    spans = [one.whole for one in findings if one.whole]
+    first = min((since for since, _ in spans), default=None)
+    last = max((until for _, until in spans), default=None)
+    return {"from": _time_text(first), "to": _time_text(last)}
 
 
 def _time_text(time: datetime | None) -> str | None:

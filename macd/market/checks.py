@@ -112,6 +112,10 @@ class _Series:
         row, time = int(self.rows[at]), moment(self.stamps[at])
         return Finding(check, level, row, time, detail, allow=allow, remedy=remedy)
 
+    def over(self, finding: Finding, first: int, last: int) -> Finding:
+        """The same, about the bars from `first` to `last`."""
+        return replace(finding, span=(moment(self.stamps[first]), moment(self.stamps[last])))
+
 
 def _repeats(stamps: npt.NDArray[np.int64], values: Values) -> Mask:
     """Rows whose time came before (in file order) with the very same values."""
@@ -147,14 +151,17 @@ def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
             level: Level = "error" if length >= limits.zero_volume_error else "warn"
             detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
             allow = ("zero_volume_error", length + 1)
-            yield series.finding("zero-volume", level, start, detail, allow)
+            found = series.finding("zero-volume", level, start, detail, allow)
+            yield series.over(found, start, stop - 1)
     for start, stop in runs(np.diff(series.close) == 0):
         if (length := stop - start + 1) >= limits.frozen_warn:
             level = "error" if length >= limits.frozen_error else "warn"
             detail = (
                 f"close {series.close[start]:.10g} for {length:,} bars, to {_clock(series, stop)}"
             )
-            yield series.finding("frozen", level, start, detail, ("frozen_error", length + 1))
+            allow = ("frozen_error", length + 1)
+            found = series.finding("frozen", level, start, detail, allow)
+            yield series.over(found, start, stop)
 
 
 def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:

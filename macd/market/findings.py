@@ -24,6 +24,7 @@ class Finding:
     allow: the limit and the value that would make a warning of an error, where one does.
     remedy: what mends just this one; `{bars}` stands for the options that name these bars.
     reason: why a person accepted it (see accepted.py).
+    span: the first and the last time it is about, where that is more than `time`.
     """
 
     check: str
@@ -35,6 +36,12 @@ class Finding:
     allow: tuple[str, float] | None = None
     remedy: str = ""
     reason: str = ""
+    span: tuple[datetime, datetime] | None = None
+
+    @property
+    def whole(self) -> tuple[datetime, datetime] | None:
+        """The first and the last time it is about; None for the file as a whole."""
+        return self.span or ((self.time, self.time) if self.time else None)
 
     def __str__(self) -> str:
         where = f"row {self.row}, {self.time:%Y-%m-%d %H:%M}" if self.time else "the whole file"

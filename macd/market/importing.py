@@ -67,7 +67,7 @@ def read_file(path: Path, answers: Answers | None = None) -> Imported:
     """Read a file of bars; UsageError asks what the file doesn't tell."""
     try:
         return _read_file(path, answers or Answers())
-    except (*BROKEN, OverflowError, RecursionError) as error:  # a cell that no check foresaw
+    except (*BROKEN, OverflowError, RecursionError, UnicodeError) as error:  # no check foresaw it
         raise UsageError(
             f"{path}: this file can't be made sense of",
             why=first_line(error)[:500],

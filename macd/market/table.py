@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import polars as pl
 
@@ -25,6 +26,8 @@ from macd.market.jsonrows import looks_json, rows_of
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LOOK = 200  # lines looked at to find delimiter and header
+_BLOCK = 1 << 20
+_LARGEST = 2 << 30  # bytes, unpacked: ten years of bars of a minute take half of it
 _NUMBER = re.compile(r'^"?[+-]?[$€£¥]?[0-9][0-9.,:/ TZ+-]*([eE][+-]?[0-9]+)?"?$')
 _SHOWN_COLUMNS, _SHOWN_CHARACTERS = 20, 60  # of a file in a message
 # What polars raises on bytes it can't make sense of; a panic is no Exception of Python's.
@@ -145,17 +148,19 @@ def shortened(text: str) -> str:
 def _unpack(path: Path, raw: bytes) -> bytes:
     try:
         if raw[:2] == b"\x1f\x8b":
-            return gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+                return _unpacked(path, packed)
         if raw[:4] == b"PK\x03\x04":
-            with zipfile.ZipFile(io.BytesIO(raw)) as packed:
-                names = [name for name in packed.namelist() if not _carried_along(name)]
+            with zipfile.ZipFile(io.BytesIO(raw)) as several:
+                names = [name for name in several.namelist() if not _carried_along(name)]
                 if "xl/workbook.xml" in names:
                     raise UsageError(
                         f"{path} is an Excel workbook",
                         hint="in Excel: save as CSV UTF-8, then invoke data.import THAT-FILE",
                     )
                 if len(names) == 1:
-                    return packed.read(names[0])
+                    with several.open(names[0]) as packed:
+                        return _unpacked(path, packed)
             raise UsageError(
                 f"{path} holds {len(names)} files, and only one can be imported at a time",
                 why=", ".join(names[:10]),
@@ -168,6 +173,21 @@ def _unpack(path: Path, raw: bytes) -> bytes:
             hint="get the file again, or unpack it and import what was in it",
         ) from error
     return raw
+
+
+def _unpacked(path: Path, packed: IO[bytes] | gzip.GzipFile) -> bytes:
+    """All of it, but no more than bars can be: a small archive may unpack to fill any memory."""
+    parts: list[bytes] = []
+    left = _LARGEST
+    while part := packed.read(_BLOCK):
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
+            raise UsageError(
+                f"{path} unpacks to more than {_LARGEST >> 20:,} MiB",
+                hint="unpack it, and import it in parts; bars of one market are put together",
+            )
+    return b"".join(parts)
 
 
 def _carried_along(name: str) -> bool:

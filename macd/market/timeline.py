@@ -88,6 +88,7 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
             moment(in_time[at + 1]),
             f"{count:,} bar{'s' * (count > 1)} missing after {moment(in_time[at]):%Y-%m-%d %H:%M}",
             allow=("gap_error", count),
+            span=(moment(in_time[at] + step), moment(in_time[at + 1])),
         )
     expected = int(slots[-1] - slots[0]) + 1
     absent = int(missing[missing > 0].sum())

@@ -23,6 +23,7 @@ from macd.release.stacking import FORMAT, StackingModel
 
 _MOST_FILES = 5_000
 _LARGEST_JSON = 64 << 20
+_LARGEST_COUNT = 1_000_000_000  # of features or bars; beyond it's no count
 _MOST_NAMED = 8
 _LIGHTGBM = {".txt", ".lgb", ".model"}
 _PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt"}
@@ -106,25 +107,42 @@ def check(top: Path) -> list[Item]:
 
 
 def _look_around(folder: _Folder) -> None:
-    for number, path in enumerate(_files(folder.top)):
+    for number, path in enumerate(_files(folder)):
         if number >= _MOST_FILES:
             cause = "it is more than a folder of models"
             detail = f"more than {_MOST_FILES} files; the rest was not looked at"
             folder.items.append(Item("files", False, detail, cause, "name the models' own folder"))
             return
-        if not path.is_file():  # a pipe or a device, or a link to nothing
-            folder.ignored.append(path)
-        elif not path.resolve().is_relative_to(folder.top):
-            cause = "a link can lead to any file of this machine"
-            detail = "a link out of the folder; it was not followed"
-            remedy = "put the file itself there, or name the folder that it leads to"
-            folder.items.append(Item(folder.shown(path), False, detail, cause, remedy))
-        else:
-            _sort_in(folder, path)
+        try:
+            _look_at(folder, path)
+        except OSError as error:
+            _unseen(folder, path, error)
 
 
-def _files(top: Path) -> Iterator[Path]:
-    for directory, below, names in os.walk(top):
+def _look_at(folder: _Folder, path: Path) -> None:
+    if not path.is_file():  # a pipe or a device, or a link to nothing
+        folder.ignored.append(path)
+    elif not path.resolve().is_relative_to(folder.top):
+        cause = "a link can lead to any file of this machine"
+        detail = "a link out of the folder; it was not followed"
+        remedy = "put the file itself there, or name the folder that it leads to"
+        folder.items.append(Item(folder.shown(path), False, detail, cause, remedy))
+    else:
+        _sort_in(folder, path)
+
+
+def _unseen(folder: _Folder, path: Path, error: OSError) -> None:
+    detail = f"can't be looked at: {error.strerror}"
+    cause = "it belongs to somebody else, lies too deep, or its disk is broken"
+    item = Item(folder.shown(path), False, detail, cause, "copy the models to a folder of yours")
+    folder.items.append(item)
+
+
+def _files(folder: _Folder) -> Iterator[Path]:
+    def unseen(error: OSError) -> None:
+        _unseen(folder, Path(error.filename), error)
+
+    for directory, below, names in os.walk(folder.top, onerror=unseen):
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
@@ -367,7 +385,7 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 
 def _whole(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value < _LARGEST_COUNT else 0
 
 
 def _is_p(value: float) -> bool:

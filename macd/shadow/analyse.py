@@ -6,7 +6,8 @@ again (known by symbol and time, as in a replay's next lap) counts once while al
 again. A line without ml_error tells of no error, unless another line of its release has the field
 (then it was lost here) or a model gave no number (then something was wrong). What is kept is
 bounded, whatever the lines hold: of more bars than can be told apart, a good one counts as told
-again and any other as junk. Standard library alone: the guard runs this on the host.
+again and any other as junk, also one of a model that is stuck. Standard library alone: the guard
+runs this on the host.
 """
 
 from __future__ import annotations
@@ -224,11 +225,11 @@ class Analysis:
             bits |= _UNTOLD
             self._quiet.add(_LOST, line.time)
         key = self._place(self._key(line), bits)
-        if key is not None:
+        if key is not None or bits == ALL:  # else it counts as junk already
             self._look_for_stuck(line, key)
         self._look(line, bits)
 
-    def _look_for_stuck(self, line: Line, key: int) -> None:
+    def _look_for_stuck(self, line: Line, key: int | None) -> None:
         for name, stuck in self._stuck.items():
             value = getattr(line, name)
             if value is not None and math.isfinite(value):
@@ -359,8 +360,13 @@ class Analysis:
         return {
             "ml_coverage": (covered, len(self.bars) + self.junk),
             "stacking_activation": (activated, covered + self.junk),
-            "tft_normal": (having(ACTIVATED | TFT), activated + self.junk),
-            "lstm_normal": (having(ACTIVATED | LSTM), activated + self.junk),
+            **{
+                f"{name}_normal": (
+                    having(ACTIVATED | stuck.bit),
+                    activated + self.junk + stuck.lost,
+                )
+                for name, stuck in self._stuck.items()
+            },
         }
 
     def causes(self) -> tuple[Cause, ...]:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.host import durable, flagfile, flags, ledger, record, telling, watching
+from macd.host import durable, flagfile, flags, ledger, record, stacking, telling, watching
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, save
 from macd.host.observing import DEPLOY_LOCK
@@ -169,17 +169,21 @@ def _disabled_here(layout: Layout, order: dict[str, Any], now: datetime) -> str:
 def _decides(layout: Layout, order: dict[str, Any]) -> bool:
     """Whether stacking decides, or would from the next start on; nobody knows: yes.
 
-    A 0 in .env is no proof: the process that runs has what it was started with.
+    A 0 in .env is no proof: the process that runs has what it was started with, and where none
+    runs something beside .env may set the flag for the next one.
     """
+    service = order["service"]
+    supervisor = Supervisor(service["scope"])
     try:
         if flagfile.in_file(layout) in (flagfile.LIVE, ""):
             return True
-    except HostError:
+        process = supervisor.show(service["unit"])
+        if not process.pid:
+            return bool(stacking.beside(layout, supervisor, service["unit"]))
+    except (HostError, OSError):
         return True
-    service = order["service"]
-    process = Supervisor(service["scope"]).show(service["unit"])
     running = flagfile.of_process(process, service["endpoint"])
-    return running is not None and running.get(flagfile.FLAG) == flagfile.LIVE
+    return running is None or running.get(flagfile.FLAG) == flagfile.LIVE
 
 
 def _is_taken(layout: Layout) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -229,17 +230,21 @@ class Pair:
 
 
 class Stuck:
-    """Finds answers that repeat, and takes back that the first of them were normal."""
+    """Finds answers that repeat, and takes back that the first of them were normal.
+
+    lost: those of bars that nothing is kept of (their key is None), which nobody else counts.
+    """
 
     def __init__(self, bit: int) -> None:
         self.bit = bit
+        self.lost = 0
         self.value = math.nan
-        self.run: list[int] = []
+        self.run: list[int | None] = []
         self.length = 0
         self.changed = False
         self.total = 0
 
-    def add(self, p: float, key: int, bars: dict[int, int]) -> None:
+    def add(self, p: float, key: int | None, bars: dict[int, int]) -> None:
         if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
             self.changed = self.changed or self.length > 0
             self.value, self.run, self.length = p, [], 0
@@ -247,16 +252,20 @@ class Stuck:
         if self.length < STUCK_RUN:
             self.run.append(key)
             return
-        self.total += len(self.run) + 1
-        for one in (*self.run, key):
-            bars[one] &= ~self.bit
+        self._take_back((*self.run, key), bars)
         self.run = []
 
     def end(self, bars: dict[int, int]) -> None:
         """A model that never said anything else is stuck, however few its answers."""
         if not self.changed and 1 < self.length < STUCK_RUN:
-            self.total += len(self.run)
-            for one in self.run:
+            self._take_back(self.run, bars)
+
+    def _take_back(self, run: Sequence[int | None], bars: dict[int, int]) -> None:
+        self.total += len(run)
+        for one in run:
+            if one is None:
+                self.lost += 1
+            else:
                 bars[one] &= ~self.bit
 
 

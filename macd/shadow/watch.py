@@ -9,6 +9,7 @@ from typing import Any
 
 from macd.deploy.drift import about_stacking
 from macd.host import watching
+from macd.host.flagfile import LIVE
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.remote.session import Session, open_session
@@ -44,7 +45,7 @@ class Seen:
     @property
     def decides(self) -> bool:
         """Whether stacking decides: by the process, or where nobody can tell by the file."""
-        return (self.stacking.get("running") or self.flag) == "1"
+        return (self.stacking.get("running") or self.flag) == LIVE
 
     @property
     def state(self) -> str:
@@ -64,7 +65,8 @@ class Seen:
         """Whether what it watches is not live any more, which its next look will find."""
         if self.order is None or self.state != WATCHING:
             return False
-        return self.flag != "1" or self.live != self.order["release"]
+        running = self.stacking.get("running") == LIVE  # as the guard asks: a 0 is no proof
+        return self.live != self.order["release"] or not (running or self.flag in (LIVE, ""))
 
 
 def connect(host: Host, inventory: Inventory) -> Session:

@@ -362,6 +362,21 @@ def test_an_unwell_service_is_put_back_but_shadow_is_never_denied(host: Place) -
     assert flags_now(host) == ("0", "0")
 
 
+def test_a_damaged_release_keeps_no_stacking_on(host: Place) -> None:
+    assert flip(host, "1", report(host))["outcome"] == "set"
+    manifest = host.app / "current/manifest.json"
+    moved = manifest.rename(host.app / "manifest.json")
+    try:
+        told = flip(host, "0")
+    finally:
+        moved.rename(manifest)
+    assert (told["outcome"], told["value"]) == ("set", "0")
+    assert told["wrong"]  # such a release may not even start
+    assert b"ML_ENABLE_STACKING=0" in (host.app / ".env").read_bytes()
+    flip(host, "0")
+    assert flags_now(host) == ("0", "0")
+
+
 def test_a_process_that_does_not_get_the_flag_is_put_back(host: Place) -> None:
     unit = host.top / "home/.config/systemd/user" / UNIT
     text = unit.read_text()

@@ -479,6 +479,30 @@ def test_a_flag_put_to_0_by_hand_ends_no_watch_over_a_process_that_has_1(host: P
     assert flags_now(host) == ("0", "0")
 
 
+def test_a_flags_file_nobody_can_read_ends_no_watch(host: Place) -> None:
+    bad_and_unguarded(host)
+    env = host.app / ".env"
+    env.unlink()
+    env.symlink_to(".env")
+    assert looked(host) == "failed"
+    assert flags_now(host) == ("0", "0")
+
+
+def test_a_service_that_is_down_ends_no_watch_where_its_next_start_has_the_flag(
+    host: Place,
+) -> None:
+    bad_and_unguarded(host)
+    env, unit = host.app / ".env", host.top / "home/.config/systemd/user" / UNIT
+    (host.top / "other.env").write_text("ML_ENABLE_STACKING=1\n")
+    unit.write_text(unit.read_text().replace(f"{host.app}/.env", f"{host.top}/other.env"))
+    env.write_bytes(env.read_bytes().replace(b"STACKING=1", b"STACKING=0"))
+    for words in (["daemon-reload"], ["stop", UNIT]):
+        argv = [str(host.top / "bin/systemctl"), "--user", *words]
+        subprocess.run(argv, check=True)
+    assert look_fails(host)
+    assert host.state("guard.json")["state"] == "failing"
+
+
 def message_on(host: Place, url: str) -> None:
     (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_a_key_the_tool_set_goes_back_named_and_its_line_is_kept(host: Place) ->
     event = switched(host, 3)
     assert (event["keys"], event["kept"]) == (["ML_STACKING_MIN_SAMPLES"], [str(aside)])
     assert "321" not in str(event)
+
+
+@pytest.mark.parametrize("what", ["a circle", "a pipe"])
+def test_whatever_is_in_the_place_of_the_flags_file_it_goes_back(host: Place, what: str) -> None:
+    """Waiting for a pipe's writer would last forever."""
+    env(host).unlink()
+    if what == "a circle":
+        env(host).symlink_to(".env")
+    else:
+        os.mkfifo(env(host))
+    assert host.rollback() == "committed"
+    assert b"ML_ENABLE_STACKING=0\n" in env(host).read_bytes()
 
 
 def test_a_hand_edited_unit_and_settings_are_kept_beside(host: Place) -> None:

@@ -256,3 +256,13 @@ def test_a_new_denomination_is_an_error_and_both_remedies_work(
     assert invoke(*asked).returncode == 0
     assert 0 < pl.read_parquet(project / "mine" / "BTTCUSDT_1h.parquet").height < truth.height
     assert invoke("data.import", original, "--factor", "0").returncode == 2
+
+
+def test_a_file_s_own_names_move_no_cursor(project: Path, invoke: Typed) -> None:
+    text = CDD.read_text().replace("Open", "Open\x1b[", 1).replace("open", "open\x1b[", 1)
+    assert "\x1b" in text
+    (project / "in_BTCUSD.csv").write_text(text)
+    done = invoke("data.import", str(project / "in_BTCUSD.csv"), "--data", "there")
+    assert done.returncode == 0, done.stderr
+    assert "read as:" in done.stdout
+    assert "\x1b" not in done.stdout

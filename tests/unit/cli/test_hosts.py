@@ -59,6 +59,21 @@ def test_lines_of_several_hosts_have_their_names_and_of_one_none(capsys: Any) ->
     assert said == "a    | one\na    | two\nlong | three\nalone\n"
 
 
+def test_the_words_of_a_host_move_no_cursor(capsys: Any) -> None:
+    error = MacdError("a refused", why="\x1b[2J\x1b]0;title\x07it\r\x9b1mself\nsecond line")
+    hosts.print_away({"a": error})
+    with hosts.Lines(named("a", "b")) as lines:
+        lines.away("a", error)
+        lines.say("b", error.why)
+    with hosts.Lines(named("b")) as lines:
+        lines.say("b", error.why + "x" * 100_000)
+    out, err = capsys.readouterr()
+    said = out + err
+    assert all(c.isprintable() or c == "\n" for c in said)
+    assert said.count("second line") == 4
+    assert out.endswith("x" * 100_000 + "\n")
+
+
 def test_once_all_is_over_nobody_speaks_or_waits(capsys: Any) -> None:
     lines = hosts.Lines(named("a", "b"))
     waiting = threading.Event()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.cli.verb import confirm
+from macd.cli.verb import confirm, emit
 
 TASKS = """
 from invoke import Collection
@@ -122,3 +122,12 @@ def test_a_question_is_answered_by_yes_alone(
         monkeypatch.setattr(sys, "stdin", terminal)
         assert confirm("really?", yes=False) is agreed
     os.close(here)
+
+
+def test_a_document_moves_no_cursor_and_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"é": "\x1b[2J \x9b2J \x7f \u202e \ud800 \U000e0001 \n ü"}
+    emit(words)
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").isprintable()
+    assert "é" in said
+    assert json.loads(said) == words

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -149,3 +150,35 @@ def test_any_file_is_read_and_taken_back(tmp_path: Path, data: bytes | None, val
         assert b"ML_ENABLE_STACKING=1" not in file.read_bytes()
     if data is not None:
         assert file.stat().st_mode & 0o777 == 0o640
+
+
+def _circle(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _through_a_file(path: Path) -> None:
+    (path.parent / "x").touch()
+    path.symlink_to("x/y")
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(path))
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("put", [_circle, _through_a_file, _socket, _pipe])
+def test_what_is_no_file_neither_hangs_nor_keeps_stacking_on(
+    tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    file, layout = tmp_path / ".env", Layout(str(tmp_path))
+    put(file)
+    assert in_file(layout) == "0"
+    with pytest.raises(HostError, match="does not say what systemd"):
+        refuse_unreadable(layout)
+    write(layout, "0")
+    assert file.is_file()
+    assert file.read_bytes() == b"ML_ENABLE_STACKING=0\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from macd.market import accepted, checks
@@ -81,6 +83,40 @@ def test_only_what_was_meant_is_accepted(other: str) -> None:
     findings = found("ATOMUSDT_1h", accept=(other,))
     assert errors(findings) == ["spike"]
     assert len(accepted.unused(findings, [accepted.parse(other)])) == 1
+
+
+@pytest.mark.parametrize("what", ["gap", "frozen", "zero-volume"])
+def test_what_was_accepted_covers_no_more_than_was_there(what: str) -> None:
+    """A gap that has grown is not the one that somebody looked at, nor is a longer standstill."""
+
+    def bars(length: int) -> pl.DataFrame:
+        hours = np.arange(9000)
+        close = 100 + np.sin(hours) * 0.1
+        volume = np.full(9000, 5.0)
+        kept = np.ones(9000, np.bool_)
+        bad = slice(8000 - length, 8000) if what == "gap" else slice(1000, 1000 + length)
+        if what == "gap":
+            kept[bad] = False
+        elif what == "frozen":
+            close[bad] = 100
+        else:
+            volume[bad] = 0
+        opens = [datetime(2023, 1, 1, tzinfo=UTC) + timedelta(hours=int(at)) for at in hours]
+        stamps = pl.Series(opens).cast(pl.Datetime("ms", "UTC"))
+        prices = {name: close for name in ("open", "high", "low", "close")}
+        frame = pl.DataFrame({"timestamp": stamps, **prices, "volume": volume})
+        return frame.filter(pl.Series(kept))
+
+    def verified(length: int, accept: list[accepted.Accepted]) -> list[str]:
+        made = checks.check_all({"BTCUSD": bars(length)}, main="BTCUSD", tf="1h", now=NOW)
+        return errors(accepted.judged(made, accept))
+
+    assert verified(60, []) == [what]
+    seen = checks.check_all({"BTCUSD": bars(60)}, main="BTCUSD", tf="1h", now=NOW)
+    _, accept = accepted.wanted(seen)
+    assert verified(60, accept) == []
+    assert verified(59, accept) == []
+    assert verified(61, accept) == [what]
 
 
 @pytest.mark.parametrize(

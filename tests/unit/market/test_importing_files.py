@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 
 from macd.errors import MacdError, UsageError
+from macd.market import table
 from macd.market.columns import parse_mapping
 from macd.market.importing import Answers, Imported, read_file
 from tests.unit.market.test_importing import DIALECTS, truth
@@ -116,6 +118,31 @@ def test_a_workbook_is_named_and_what_archives_carry_along_is_passed_over(tmp_pa
         out.writestr("__MACOSX/._BTCUSD-1h-2019-10.csv", "\0\0")
         out.writestr("BTCUSD-1h-2019-10.csv.CHECKSUM", "00ff BTCUSD-1h-2019-10.csv")
     assert read_file(tmp_path / "BTCUSD-1h-2019-10.zip").bars.equals(truth())
+
+
+@pytest.mark.parametrize("half", ["cell", "name"])
+def test_half_a_character_in_json_is_named(tmp_path: Path, half: str) -> None:
+    """JSON can name half of a pair of surrogates, which no text holds."""
+    text = json.dumps([[*row[:5], "7\ud800"] for row in rows()]) if half == "cell" else json.dumps(
+        [dict(zip(("date", "open", "high", "low", "close", "vol\ud800"), row, strict=True))
+         for row in rows()])  # fmt: skip
+    (tmp_path / "BTC_USD-1h.json").write_text(text)
+    assert "can't be made sense of" in refused(tmp_path / "BTC_USD-1h.json").what
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_an_archive_that_would_fill_the_memory_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(table, "_LARGEST", 3 << 20)
+    path = tmp_path / f"BTCUSD_1h.csv.{kind}"
+    if kind == "gz":
+        path.write_bytes(gzip.compress(b"0" * (8 << 20)))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+            out.writestr("BTCUSD_1h.csv", b"0" * (8 << 20))
+    assert path.stat().st_size < 10_000
+    assert "unpacks to more than 3 MiB" in refused(path).what
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,40 @@ def test_names_of_strangers_move_no_cursor(models: Path) -> None:
     assert "\x1b" not in "".join(item.line() for item in modelfolder.check(models))
 
 
+def test_what_can_not_be_looked_at_is_named_and_hides_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be kept from a file who is root; but a path can be too long for anybody."""
+    (models / "meta.json").write_text("{}")
+    monkeypatch.chdir(models)
+    for _ in range(20):
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    Path("lstm.onnx").touch()
+    (found,) = [one for one in modelfolder.check(models) if "File name too long" in one.detail]
+    assert not found.ok
+    assert only(models, "meta.json").ok
+
+
+def test_a_file_whose_path_is_too_long_is_named(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    length = len(str(models))
+    while length < 3900:
+        name = "d" * min(200, 3950 - length)
+        Path(name).mkdir()
+        os.chdir(name)
+        length += len(name) + 1
+    Path("x" * 240 + ".onnx").touch()
+    assert any("File name too long" in detail for detail in failed(models).values())
+
+
+def test_a_number_that_is_no_count_is_not_told(models: Path) -> None:
+    (models / "meta.json").write_text('{"n_features": 1' + "0" * 4000 + "}")
+    assert all(len(item.line()) < 500 for item in modelfolder.check(models))
+
+
 def test_rows_are_the_same_alone_and_together() -> None:
     asked = modelrun.Asked("onnx", "", "")
     one = type("Input", (), {"type": "tensor(float)", "shape": ["N", 4], "name": "x"})

@@ -114,3 +114,14 @@ def test_once_there_are_too_many_symbols_every_refused_bar_is_one_of_ours() -> N
     assert analysed(iter(lines), 5000).document()["counts"]["refused bars"] == 1
     few = [signal(0), signal(1, kind=WARN, note="bad_bar", symbol="ETH")]
     assert "refused bars" not in analysed(iter(few), 5000).document()["counts"]
+
+
+@pytest.mark.parametrize("name", ["tft", "lstm"])
+def test_a_model_that_is_stuck_fails_however_many_bars_came_before(name: str) -> None:
+    lines = [signal(n) for n in range(1000)]
+    lines += [signal(n, **{name: 0.5}) for n in range(1000, 1600)]
+    found = analysed(iter(lines), 500)
+    tally = found.tally()
+    assert tally.pop(f"{name}_normal") == (500, 1100)
+    assert tally == dict.fromkeys(tally, (500, 500))
+    assert found.document()["models"][name]["stuck"] == 600

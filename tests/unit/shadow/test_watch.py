@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from macd.inventory import load
 from macd.journal import Journal
 from macd.shadow import watch
@@ -33,3 +35,25 @@ def test_several_watches_are_caught_up_with_each_once_and_in_order(tmp_path: Pat
     assert [one["ended"][:19] for one in told] == [
         f"1970-01-01T00:0{n}:{s}" for n, s in ((1, 40), (3, 20), (5, "00"), (6, 40))
     ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "running", "idle"),
+    [
+        ("1", "1", False),
+        ("1", None, False),
+        ("0", "0", True),
+        ("0", None, True),
+        ("0", "1", False),  # by hand: the process that runs still has it
+        ("", "1", False),  # systemd takes nothing from .env from now on
+        ("", None, False),
+        ("?", "0", True),
+    ],
+)
+def test_a_watch_is_idle_only_where_the_guard_would_end_it(
+    flag: str, running: str | None, *, idle: bool
+) -> None:
+    order = {"state": "watching", "release": "r"}
+    found = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
+    assert found.idle is idle
+    assert Seen("prod", order, "other", flag, (), 0.0, loop=False).idle
