@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from macd.errors import MacdError
 from macd.remote import assembler
@@ -114,10 +114,6 @@ class Session(Conversation):
     ) -> None:
         """Replace a file atomically and durably; up to 8 MiB (larger things are blobs)."""
         self.call("write", path=path, data=data, mode=mode, parents=parents, owner=owner)
-
-    def tail(self, path: str, *, offset: int = 0, limit: int = 1 << 20, wait: float = 0.0) -> Any:
-        """See macd/host/files.py: data, offset, size, inode, device, truncated."""
-        return self.call("tail", path=path, offset=offset, limit=limit, wait=wait)
 
     def run(
         self,
