@@ -38,7 +38,6 @@ def expected(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
         "onnx": [MODELS / f"lstm_{tf}.onnx", MODELS / f"tft_{tf}.onnx", Path("onnx.json")],
         "stacking": [
             MODELS / f"stacking_meta_{tf}.json",
-            MODELS / f"stacking_meta_{tf}.pkl",
             oof_path(tf),
             Path("leak_audit.json"),
         ],
