@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.remote.ahead import LinksAhead
     from macd.remote.blobs import Blob, PutReport
-    from macd.remote.channel import Channel
 
 _PIECE = 1 << 20
 _AHEAD = 8  # pieces in flight: more than a fast link holds over a long way
@@ -59,18 +58,6 @@ def open_session(
 
 class Session(Conversation):
     """A conversation with the operations every agent has."""
-
-    @classmethod
-    def over(
-        cls,
-        channel: Channel,
-        *,
-        name: str = "host",
-        python: str = "python3",
-        modules: Iterable[str] = (),
-    ) -> Session:
-        """A session over any channel on which assembler.command(python) is running."""
-        return cls(channel, name=name, python=python, modules=modules)
 
     def ping(self) -> Clock:
         """One round trip; returns the best estimate of the host's clock so far."""
