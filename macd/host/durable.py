@@ -1,8 +1,9 @@
-"""Changes to files that are whole or absent after a kill or a power cut, never between."""
+"""Files as all of macd treats them: changed whole or not at all, whatever is cut, and hashed."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -11,6 +12,8 @@ import time
 from typing import Union
 
 Data = Union[bytes, bytearray, memoryview]
+PathLike = Union[str, "os.PathLike[str]"]
+_PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
 
@@ -18,6 +21,15 @@ _TEMPORARY = ".macd-tmp"
 def expand(path: str) -> str:
     """`path` with a leading ~ resolved to a home directory of THIS host, made absolute."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def sha256_of(path: PathLike) -> str:
+    """The SHA-256 (hex) of a file, read in pieces: it may be larger than memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(_PIECE), b""):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def sync_directory(path: str) -> None:

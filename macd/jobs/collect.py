@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from collections import deque
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import ContactLostError, MacdError
+from macd.host.durable import sha256_of
 from macd.host.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, lost
@@ -199,8 +199,7 @@ def _is_there(folder: Path, one: Wanted) -> bool:
     path = folder / one.path
     if not path.is_file() or path.stat().st_size != one.size:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == one.sha256
+    return sha256_of(path) == one.sha256
 
 
 def _put_in_place(partial: Path, folder: Path, wanted: list[Wanted]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 
 from macd.errors import MacdError
 from macd.heads import head_names
+from macd.host.durable import sha256_of
 from macd.train.cache import Entry, write_atomic
 
 MODELS = Path("data/ml_models")
@@ -96,7 +96,7 @@ def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> 
         {
             "path": str(path),
             "size": (out / path).stat().st_size,
-            "sha256": hashlib.sha256((out / path).read_bytes()).hexdigest(),
+            "sha256": sha256_of(out / path),
         }
         for path in files
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -138,3 +139,10 @@ def test_home_is_the_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("HOME", str(tmp_path))
     assert durable.expand("~/work") == f"{tmp_path}/work"
     assert durable.expand("/opt/$HOME/*") == "/opt/$HOME/*"  # nothing else means anything
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (2 << 20) + 1])
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+    content = bytes(k % 251 for k in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert durable.sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
