@@ -46,11 +46,11 @@ def make_directories(path: str, mode: int = 0o755) -> None:
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
-        path = os.path.dirname(path)
+        path = _parent(path)
     for made in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(made, mode)
-        sync_directory(os.path.dirname(made))
+        sync_directory(_parent(made))
 
 
 def write_all(descriptor: int, data: Data) -> None:
@@ -60,14 +60,19 @@ def write_all(descriptor: int, data: Data) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(path: str, data: Data, *, mode: int = 0o644, owner: str = "") -> None:
+def replace_file(
+    path: PathLike, data: Data, *, mode: int = 0o644, owner: str = "", parents: bool = False
+) -> None:
     """Put `data` at `path` atomically and durably: temp beside it, fsync, rename, fsync directory.
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
-    followed. `owner` is "user" or "user:group". An error (disk full, EIO on fsync) leaves the old
-    content and no temp behind; fsync is never retried, since the kernel forgets what it dropped.
+    followed. `owner` is "user" or "user:group". `parents` makes its directory where there is none.
+    An error (disk full, EIO on fsync) leaves the old content and no temp behind; fsync is never
+    retried, since the kernel forgets what it dropped.
     """
-    directory, name = os.path.split(path)
+    directory, name = _parent(os.fspath(path)), os.path.basename(path)
+    if parents:
+        make_directories(directory)
     _sweep(directory, name)
     temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}{_TEMPORARY}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -97,6 +102,10 @@ def set_aside(path: str, prefix: str) -> None:
     os.rename(path, aside)
     sync_directory(directory)
     shutil.rmtree(aside)
+
+
+def _parent(path: str) -> str:
+    return os.path.dirname(path) or os.curdir
 
 
 def _sweep(directory: str, name: str) -> None:

@@ -32,9 +32,7 @@ def write(
     target = durable.expand(path)
     if os.path.isdir(target) and not os.path.islink(target):
         raise IsADirectoryError(21, "Is a directory", target)
-    if parents:
-        durable.make_directories(os.path.dirname(target))
-    durable.replace_file(target, data, mode=mode, owner=owner)
+    durable.replace_file(target, data, mode=mode, owner=owner, parents=parents)
     return {"path": target, "size": len(data)}
 
 

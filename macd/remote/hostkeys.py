@@ -15,13 +15,13 @@ import fnmatch
 import hashlib
 import hmac
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
+from macd.host.durable import replace_file
 
 
 @dataclass(frozen=True)
@@ -179,20 +179,10 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-        os.fsync(handle)
     finally:
         os.close(handle)
 
 
 def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            os.fchmod(handle, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    replace_file(path, text.encode("utf-8", "surrogateescape"), mode=mode)

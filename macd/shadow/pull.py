@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import RefusedError
+from macd.host.durable import replace_file
 from macd.host.logs import HEAD, NAME
 from macd.remote.failures import RemoteError
 from macd.remote.pending import Pending
@@ -262,6 +263,5 @@ def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_index(directory: Path, index: Mapping[str, Any]) -> None:
-    temporary = directory / f".{_INDEX}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(directory / _INDEX)
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    replace_file(directory / _INDEX, text.encode())

@@ -12,8 +12,8 @@ from typing import Any
 
 from macd.errors import MacdError
 from macd.heads import head_names
-from macd.host.durable import sha256_of
-from macd.train.cache import Entry, write_atomic
+from macd.host.durable import replace_file, sha256_of
+from macd.train.cache import Entry
 
 MODELS = Path("data/ml_models")
 RESULTS = Path("data/gpu_results")
@@ -76,7 +76,7 @@ def model_of(entry: Entry, family: str, tf: str) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines, whole or not at all; NaN is refused."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    replace_file(path, (text + "\n").encode(), parents=True)
 
 
 def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> dict[str, Any]:

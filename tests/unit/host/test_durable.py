@@ -129,6 +129,16 @@ def test_directories_are_made_with_all_their_parents(tmp_path: Path) -> None:
     assert (tmp_path / "a/b/c").is_dir()
 
 
+@pytest.mark.parametrize("name", ["file", "a/b/file"])
+def test_a_path_from_here_is_written_with_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    durable.replace_file(Path(name), b"new", parents=True)
+    assert (tmp_path / name).read_bytes() == b"new"
+    assert len(names((tmp_path / name).parent)) == 1
+
+
 def test_a_file_where_a_directory_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
