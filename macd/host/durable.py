@@ -1,15 +1,19 @@
-"""Files as all of macd treats them: changed whole or not at all, whatever is cut, and hashed."""
+"""Files as all of macd treats them: changed whole or not at all, by one at a time, and hashed.
+
+A kill or a power cut leaves the old content or the new, never something between.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import stat
 import time
-from typing import Union
+from typing import Iterator, Union
 
 Data = Union[bytes, bytearray, memoryview]
 PathLike = Union[str, "os.PathLike[str]"]
@@ -30,6 +34,21 @@ def sha256_of(path: PathLike) -> str:
         for piece in iter(lambda: file.read(_PIECE), b""):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: PathLike, *, mode: int = 0o666) -> Iterator[None]:
+    """Wait for the lock on a directory, or on a file that is made for it, and hold it.
+
+    The system frees it when its process ends, however that ends.
+    """
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: str) -> None:

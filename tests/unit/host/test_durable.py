@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -156,3 +157,42 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) ->
     content = bytes(k % 251 for k in range(size))
     (tmp_path / "file").write_bytes(content)
     assert durable.sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+HOLDER = """
+import sys, time
+from macd.host import durable
+with durable.one_at_a_time(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(1000)
+"""
+
+
+def is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "new file"])
+def test_a_lock_is_held_to_its_end_or_its_holders(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path if kind == "directory" else tmp_path / "lock"
+    if kind == "file":
+        lock.write_text("kept")
+    with durable.one_at_a_time(lock):
+        assert not is_free(lock)
+    assert is_free(lock)
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert not is_free(lock)
+        holder.kill()
+    with durable.one_at_a_time(lock):
+        pass
+    assert kind != "file" or lock.read_text() == "kept"
