@@ -13,13 +13,32 @@ import secrets
 import shutil
 import stat
 import time
-from typing import Iterator, Union
+from typing import Iterator, NamedTuple, Union
 
 Data = Union[bytes, bytearray, memoryview]
 PathLike = Union[str, "os.PathLike[str]"]
 _PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
+
+
+class Disk(NamedTuple):
+    """A file system, asked at `at`; `inodes` are the free ones, -1 where it doesn't count them."""
+
+    at: str
+    total: int
+    free: int
+    inodes: int
+
+
+def disk_of(path: str) -> Disk:
+    """Where `path` lies, or will lie once it is made; what is free is free for this user."""
+    while not os.path.exists(path):
+        path = _parent(path)
+    status = os.statvfs(path)
+    size = status.f_frsize
+    inodes = status.f_favail if status.f_files else -1
+    return Disk(path, status.f_blocks * size, status.f_bavail * size, inodes)
 
 
 def expand(path: str) -> str:
