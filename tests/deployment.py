@@ -29,8 +29,8 @@ from macd.host.manifest import File, Manifest, release_id, render
 from macd.release.signing import sign
 from macd.remote.assembler import command
 from macd.remote.blobs import Blob, put
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
+from tests.pipe_channel import PipeChannel
 from tests.small_systemd import manager
 from tests.unit.release.releases import IDENTITY, make_key
 
@@ -164,7 +164,7 @@ class Place:
 
     def session(self) -> Session:
         channel = PipeChannel(command(), env=self.environment, cwd=self.top)
-        return Session.over(channel, modules=("deploying",))
+        return Session(channel, modules=("deploying",))
 
     @cached_property
     def watching(self) -> Session:

@@ -21,6 +21,7 @@ from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side
 from macd.deploy.follow import Begun, EndUnknownError, Outcome
 from macd.deploy.notify import notify
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
+from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.remote.refusals import UnreachableError
@@ -317,11 +318,8 @@ class Memory:
 
     def keep(self, begun: Begun) -> None:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._path(begun.host)
-        new = path.with_suffix(".new")  # whole or not at all: a token that is lost confirms nothing
-        new.touch(mode=0o600)
-        new.write_text(json.dumps(asdict(begun)))
-        new.replace(path)
+        # whole or not at all: a token that is lost confirms nothing
+        replace_file(self._path(begun.host), json.dumps(asdict(begun)).encode(), mode=0o600)
 
     def of(self, host: str) -> Begun | None:
         try:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from macd.deploy import archive
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
+from macd.host.durable import sha256_of
 from macd.inventory import Host, Inventory
 from macd.inventory.revoked import revoked
 
@@ -222,7 +223,7 @@ def _signers_here(inventory: Inventory) -> str | None:
 def _revoked_here(inventory: Inventory) -> str | None:
     with contextlib.suppress(UsageError):
         path = revoked(inventory)
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
+        return sha256_of(path) if path else ""
     return None
 
 

@@ -40,7 +40,7 @@ def missing(root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, Any]:
     """Which of `blobs` (sha256, size) are not here, and how much of each is. Changes nothing."""
     root = durable.expand(root)
     wanted = [[sha256, _have(root, sha256, size)] for sha256, size in _absent(root, blobs)]
-    return {"missing": wanted, "free": _free(root)}
+    return {"missing": wanted, "free": durable.disk_of(root).free}
 
 
 def put(
@@ -245,15 +245,8 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
         yield piece
 
 
-def _free(root: str) -> int:
-    while not os.path.exists(root):
-        root = os.path.dirname(root)
-    status = os.statvfs(root)
-    return status.f_bavail * status.f_frsize
-
-
 def _check_room(root: str, needed: int) -> None:
-    free = _free(root)
+    free = durable.disk_of(root).free
     if needed + _SPARE_BYTES > free:
         raise HostError(
             f"not enough room under {root}: {needed} bytes to receive, {free} free",

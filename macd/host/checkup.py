@@ -115,14 +115,8 @@ def _log(unit: str, scope: str) -> str:
 
 
 def _disk(path: str) -> Dict[str, int]:
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    status = os.statvfs(path)
-    size = status.f_frsize
-    free, total = status.f_bavail * size, status.f_blocks * size
-    # 0 inodes in all: a file system that doesn't count them
-    inodes = status.f_favail if status.f_files else -1
-    return {"free": free, "total": total, "inodes": inodes}
+    disk = durable.disk_of(path)
+    return {"free": disk.free, "total": disk.total, "inodes": disk.inodes}
 
 
 OPERATIONS = {"checkup": checkup}

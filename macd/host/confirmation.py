@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import time
-from typing import Callable, Iterator, Optional
+from typing import Callable, ContextManager, Optional
 
-from macd.host import ledger
+from macd.host import durable, ledger
 from macd.host.layout import Layout
 from macd.host.ledger import Pending
 from macd.host.proving import POLL_S, ActivationFailedError
@@ -74,15 +73,9 @@ def _given_up(layout: Layout, pending: Pending) -> bool:
         return True
 
 
-@contextlib.contextmanager
-def _deciding(layout: Layout) -> Iterator[None]:
+def _deciding(layout: Layout) -> ContextManager[None]:
     """One at a time; on the directory itself, which takes no room on a full disk."""
-    descriptor = os.open(layout.state(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return durable.one_at_a_time(layout.state())
 
 
 def _too_old(opened: Optional[float], since: Optional[float]) -> bool:

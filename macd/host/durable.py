@@ -1,21 +1,47 @@
-"""Changes to files that are whole or absent after a kill or a power cut, and reads that end."""
+"""Files as all of macd treats them: changed whole or not at all, by one at a time, and hashed.
+
+A kill or a power cut leaves the old content or the new, never something between. Reads end.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 import time
-from typing import Optional, Union
+from typing import Iterator, NamedTuple, Optional, Union
 
 Data = Union[bytes, bytearray, memoryview]
+PathLike = Union[str, "os.PathLike[str]"]
+_PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
 # Nothing there, a link to nothing, round in a circle or through what is no directory, a socket.
 NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
+
+
+class Disk(NamedTuple):
+    """A file system, asked at `at`; `inodes` are the free ones, -1 where it doesn't count them."""
+
+    at: str
+    total: int
+    free: int
+    inodes: int
+
+
+def disk_of(path: str) -> Disk:
+    """Where `path` lies, or will lie once it is made; what is free is free for this user."""
+    while not os.path.exists(path):
+        path = _parent(path)
+    status = os.statvfs(path)
+    size = status.f_frsize
+    inodes = status.f_favail if status.f_files else -1
+    return Disk(path, status.f_blocks * size, status.f_bavail * size, inodes)
 
 
 def expand(path: str) -> str:
@@ -41,6 +67,30 @@ def regular(path: str, most: int = -1) -> Optional[bytes]:
         return file.read(most)
 
 
+def sha256_of(path: PathLike) -> str:
+    """The SHA-256 (hex) of a file, read in pieces: it may be larger than memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(_PIECE), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: PathLike, *, mode: int = 0o666) -> Iterator[None]:
+    """Wait for the lock on a directory, or on a file that is made for it, and hold it.
+
+    The system frees it when its process ends, however that ends.
+    """
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: str) -> None:
     """Make renames, links and unlinks inside `path` survive a power cut."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,11 +105,11 @@ def make_directories(path: str, mode: int = 0o755) -> None:
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
-        path = os.path.dirname(path)
+        path = _parent(path)
     for made in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(made, mode)
-        sync_directory(os.path.dirname(made))
+        sync_directory(_parent(made))
 
 
 def write_all(descriptor: int, data: Data) -> None:
@@ -69,14 +119,19 @@ def write_all(descriptor: int, data: Data) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(path: str, data: Data, *, mode: int = 0o644, owner: str = "") -> None:
+def replace_file(
+    path: PathLike, data: Data, *, mode: int = 0o644, owner: str = "", parents: bool = False
+) -> None:
     """Put `data` at `path` atomically and durably: temp beside it, fsync, rename, fsync directory.
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
-    followed. `owner` is "user" or "user:group". An error (disk full, EIO on fsync) leaves the old
-    content and no temp behind; fsync is never retried, since the kernel forgets what it dropped.
+    followed. `owner` is "user" or "user:group". `parents` makes its directory where there is none.
+    An error (disk full, EIO on fsync) leaves the old content and no temp behind; fsync is never
+    retried, since the kernel forgets what it dropped.
     """
-    directory, name = os.path.split(path)
+    directory, name = _parent(os.fspath(path)), os.path.basename(path)
+    if parents:
+        make_directories(directory)
     _sweep(directory, name)
     temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}{_TEMPORARY}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -106,6 +161,10 @@ def set_aside(path: str, prefix: str) -> None:
     os.rename(path, aside)
     sync_directory(directory)
     shutil.rmtree(aside)
+
+
+def _parent(path: str) -> str:
+    return os.path.dirname(path) or os.curdir
 
 
 def _sweep(directory: str, name: str) -> None:

@@ -102,18 +102,16 @@ def memory() -> Dict[str, int]:
 
 def disk(path: str) -> Dict[str, Any]:
     """The file system `path` is on, or would be on once it is made."""
-    existing = expanded = durable.expand(path)
-    while not os.path.exists(existing):
-        existing = os.path.dirname(existing)
-    status = os.statvfs(existing)
+    expanded = durable.expand(path)
+    found = durable.disk_of(expanded)
     return {
         "path": expanded,
-        "exists": existing == expanded,
-        "writable": os.access(existing, os.W_OK),
-        "total": status.f_blocks * status.f_frsize,
-        "free": status.f_bavail * status.f_frsize,
-        "free_inodes": status.f_favail,
-        "device": os.stat(existing).st_dev,
+        "exists": found.at == expanded,
+        "writable": os.access(found.at, os.W_OK),
+        "total": found.total,
+        "free": found.free,
+        "free_inodes": max(0, found.inodes),
+        "device": os.stat(found.at).st_dev,
     }
 
 

@@ -1,17 +1,15 @@
-"""Read, replace and follow files on the host, in pieces that fit a message."""
+"""Read and replace files on the host, in pieces that fit a message."""
 
 from __future__ import annotations
 
 import os
 import stat
-import time
 from typing import Any, Dict
 
 from macd.host import durable, frames
 from macd.host.failure import HostError
 
 _PIECE = 4 << 20
-_POLL_SECONDS = 0.2
 
 
 def read(path: str, offset: int = 0, limit: int = _PIECE) -> Dict[str, Any]:
@@ -34,28 +32,8 @@ def write(
     target = durable.expand(path)
     if os.path.isdir(target) and not os.path.islink(target):
         raise IsADirectoryError(21, "Is a directory", target)
-    if parents:
-        durable.make_directories(os.path.dirname(target))
-    durable.replace_file(target, data, mode=mode, owner=owner)
+    durable.replace_file(target, data, mode=mode, owner=owner, parents=parents)
     return {"path": target, "size": len(data)}
-
-
-def tail(path: str, offset: int = 0, limit: int = _PIECE, wait: float = 0.0) -> Dict[str, Any]:
-    """What stands after `offset`, for a caller who comes back with offset + len(data).
-
-    `inode` and `device` name the file: when they change, or `size` is below the offset asked for,
-    it was rotated or truncated and the caller decides where to go on. With `wait`, an answer
-    without data comes only after that many seconds without growth.
-    """
-    target = durable.expand(path)
-    deadline = time.monotonic() + wait
-    while True:
-        piece = read(target, offset, limit)
-        rotated = offset >= 0 and piece["size"] < offset
-        if piece["data"] or rotated or time.monotonic() >= deadline:
-            piece["truncated"] = rotated
-            return piece
-        time.sleep(_POLL_SECONDS)
 
 
 def _open_regular(path: str) -> int:
@@ -91,4 +69,4 @@ def _piece(descriptor: int, offset: int, limit: int) -> Dict[str, Any]:
     }
 
 
-OPERATIONS = {"read": read, "write": write, "tail": tail}
+OPERATIONS = {"read": read, "write": write}

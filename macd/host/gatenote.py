@@ -6,12 +6,10 @@ note only ever closes: what opens is the signed report itself.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
 from datetime import datetime
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List, Optional
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -36,7 +34,8 @@ def gate_note(app: str, note: Dict[str, Any]) -> bool:
     if not os.path.isdir(layout.state()):
         return False
     durable.make_directories(layout.state("gate"))
-    with _alone(layout):
+    # Two machines may judge at once: without waiting, the older note could be written last.
+    with durable.one_at_a_time(layout.state("gate", "lock"), mode=0o600):
         known = newest(layout)
         if known is not None and _epoch(known["made"]) >= made:
             return False
@@ -44,17 +43,6 @@ def gate_note(app: str, note: Dict[str, Any]) -> bool:
         kept = {name: str(note.get(name))[:_LONGEST] for name in names}
         save(_path(layout), {**kept, "opens": note.get("opens") is True})
     return True
-
-
-@contextlib.contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """Two machines may judge at once: without waiting, the older note could be written last."""
-    descriptor = os.open(layout.state("gate", "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def newest(layout: Layout) -> Optional[Dict[str, Any]]:

@@ -6,10 +6,10 @@ or a release made for another application or environment, does not get in by cla
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any, Dict, Optional
 
+from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, load
 from macd.host.signature import SignatureError
@@ -83,8 +83,7 @@ def revocations(layout: Layout) -> Optional[str]:
     if not wanted and not os.path.lexists(path):
         return None
     try:
-        with open(path, "rb") as file:
-            found = hashlib.sha256(file.read()).hexdigest()
+        found = durable.sha256_of(path)
     except OSError as error:
         raise SignatureError(
             f"the list of revoked keys can't be read ({error.strerror}: {path}); invoke provision"

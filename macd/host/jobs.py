@@ -8,13 +8,12 @@ events.jsonl and result.json among it).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
 import signal
 import time
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from macd.host import blobs, detach, durable, jobviews
 from macd.host.failure import HostError
@@ -84,7 +83,7 @@ def job_start(
     if not _DIGEST.match(tree) or not os.path.isdir(code):
         raise HostError(f"the code tree {tree} is not on the host", hint="invoke train again")
     durable.make_directories(os.path.dirname(directory))
-    with _starting(work):
+    with durable.one_at_a_time(os.path.join(work, "runs", ".start.lock")):
         if os.path.exists(os.path.join(directory, SPEC)):
             return job_status(work, run)
         _refuse_another(work)
@@ -115,14 +114,6 @@ def job_start(
         save(os.path.join(directory, DETACHED), {"how": how})
         _await_process(directory)
     return job_status(work, run)
-
-
-@contextlib.contextmanager
-def _starting(work: str) -> Iterator[None]:
-    """One start at a time in a work directory; the lock goes with the agent."""
-    with open(os.path.join(work, "runs", ".start.lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _refuse_another(work: str) -> None:

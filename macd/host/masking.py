@@ -12,7 +12,6 @@ from typing import Container, List, Mapping
 
 COVER = "••••"
 _WORDS = r"KEY|SECRET|TOKEN|PASS|PWD|CRED|WEBHOOK|AUTHORIZATION|BEARER"
-SECRET = re.compile(_WORDS, re.IGNORECASE)
 # NAME=value and "name": value anywhere in a line, --name value, Bearer value.
 _NAMED = re.compile(
     rf"""[\w.-]*(?:{_WORDS})[\w.-]*["']?\s*[=:]|-[\w-]*(?:{_WORDS})[\w-]*\s|\bBEARER\s""",

@@ -12,6 +12,7 @@ import re
 import shutil
 from typing import Any, Dict, List, Optional
 
+from macd.host import durable
 from macd.host.failure import HostError
 
 _PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}  # of Debian
@@ -25,16 +26,13 @@ def room(path: str) -> Dict[str, Any]:
     """Of the file system at `path`: `free` bytes, `free_inodes` (-1: it doesn't count them), and
     `noexec`: where it is mounted if nothing there may run, else "".
     """
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    status = os.statvfs(path)
+    disk = durable.disk_of(path)
     noexec = ""
-    if status.f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
-        noexec = os.path.realpath(path)
+    if os.statvfs(disk.at).f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
+        noexec = os.path.realpath(disk.at)
         while not os.path.ismount(noexec):
             noexec = os.path.dirname(noexec)
-    inodes = status.f_favail if status.f_files else -1
-    return {"free": status.f_bavail * status.f_frsize, "free_inodes": inodes, "noexec": noexec}
+    return {"free": disk.free, "free_inodes": disk.inodes, "noexec": noexec}
 
 
 def missing_programs() -> List[Dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import sys
 import time
@@ -254,7 +253,7 @@ def _text(path: str) -> Optional[str]:
 
 
 def _file_sha256(path: str) -> Optional[str]:
-    return hashlib.sha256(_bytes(path)).hexdigest() if os.path.isfile(path) else None
+    return durable.sha256_of(path) if os.path.isfile(path) else None
 
 
 OPERATIONS = {"deploy_facts": deploy_facts}

@@ -8,14 +8,13 @@ Knows no templates and no inventory; it is told owners, modes, texts and units.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import grp
 import os
 import pwd
 import stat
 import subprocess
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, ContextManager, Dict, List, Optional
 
 from macd.host import durable, envfile, ledger, needs, watching
 from macd.host.confined import Confinement
@@ -241,15 +240,9 @@ def _nothing() -> None:
     """What the first of several changes does for all of them."""
 
 
-@contextlib.contextmanager
-def _accounts() -> Iterator[None]:
+def _accounts() -> ContextManager[None]:
     """One at a time: applications of one host may be provisioned at once, for the same account."""
-    held = os.open("/etc", os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
+    return durable.one_at_a_time("/etc")
 
 
 def _has_account(name: str) -> bool:

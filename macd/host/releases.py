@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import stat
@@ -20,7 +19,6 @@ SIGNATURE = "manifest.json.sig"
 RUNTIME_LINK = "runtime"
 _OURS = {MANIFEST, SIGNATURE, RUNTIME_LINK}
 _STAGE, _TRASH = ".stage-", ".trash-"
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
     blob = blobs.path_of(layout.app, sha256)
     if not os.path.exists(blob):
         raise HostError(f"{name} is not on the host", hint="deploy again; it is sent then")
-    if _sha256(blob) != sha256:
+    if durable.sha256_of(blob) != sha256:
         raise damaged_blob(layout, sha256, name)
     os.link(blob, path)
 
@@ -211,7 +209,7 @@ def damaged(layout: Layout) -> Dict[str, str]:
 
 def manifest_sha256(layout: Layout, identifier: str) -> str:
     """The SHA-256 of the manifest as it stands in the release."""
-    return _sha256(os.path.join(layout.release(identifier), MANIFEST))
+    return durable.sha256_of(os.path.join(layout.release(identifier), MANIFEST))
 
 
 def differences(layout: Layout, identifier: str) -> Dict[str, List[str]]:
@@ -246,17 +244,11 @@ def _plain_files(top: str) -> Set[str]:
 
 def _is_intact(path: str, size: int, sha256: str) -> bool:
     status = os.lstat(path)
-    return stat.S_ISREG(status.st_mode) and status.st_size == size and _sha256(path) == sha256
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while True:
-            piece = file.read(_PIECE)
-            if not piece:
-                return digest.hexdigest()
-            digest.update(piece)
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == size
+        and durable.sha256_of(path) == sha256
+    )
 
 
 def on_host(layout: Layout) -> List[str]:

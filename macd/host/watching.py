@@ -146,7 +146,7 @@ def units_in_force(layout: Layout, scope: str) -> Dict[str, str]:
     return _units(layout, order) if order["service"]["scope"] == scope else {}
 
 
-def release_timer(layout: Layout, order: Dict[str, Any]) -> None:
+def release_timer(order: Dict[str, Any]) -> None:
     """The watch is over: nothing wakes the guard any more."""
     supervisor = Supervisor(order["service"]["scope"])
     if supervisor.has_timers():

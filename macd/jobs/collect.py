@@ -6,18 +6,16 @@ bytes are taken than were declared.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from macd.errors import ContactLostError, MacdError
+from macd.host.durable import one_at_a_time, sha256_of
 from macd.host.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, lost
@@ -65,7 +63,9 @@ def collect(
     try:
         told = contact.use(lambda session: session.call("job_files", work=work, run=run))
         wanted = checked([*told["files"], *told["records"]])
-        with _alone(place, run):
+        place.runs.mkdir(parents=True, exist_ok=True)
+        lock = place.runs / f".{place.whole(run).name}.lock"
+        with one_at_a_time(lock):  # the second collector of a run finds it done
             return _collect(contact, told["status"], wanted, place, progress)
     except ContactLostError as error:
         raise lost(error, run) from error
@@ -96,16 +96,6 @@ def _collect(
         _fetch(contact, remote, one, partial, meter)
     _put_in_place(partial, folder, wanted)
     return Collected(folder, len(wanted), meter.taken, status)
-
-
-@contextlib.contextmanager
-def _alone(place: Place, run: str) -> Iterator[None]:
-    """One collector of a run at a time on this machine; the second finds it done."""
-    place.runs.mkdir(parents=True, exist_ok=True)
-    path = place.runs / f".{place.whole(run).name}.lock"
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def checked(listed: Iterable[Any]) -> list[Wanted]:
@@ -199,8 +189,7 @@ def _is_there(folder: Path, one: Wanted) -> bool:
     path = folder / one.path
     if not path.is_file() or path.stat().st_size != one.size:
         return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == one.sha256
+    return sha256_of(path) == one.sha256
 
 
 def _put_in_place(partial: Path, folder: Path, wanted: list[Wanted]) -> None:

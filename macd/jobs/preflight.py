@@ -37,7 +37,6 @@ PACKAGES = {
     "joblib": "joblib",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
-    "safetensors": "safetensors",
 }
 # Really imported, in one process: a wheel for another CPU or a missing library shows only then.
 _PROBE = """

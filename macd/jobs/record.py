@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macd.host.durable import sha256_of
 from macd.journal import Journal
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def finished(
         "host": host,
         "state": status["state"],
         "reason": status["reason"],
-        "result_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if result else "",
+        "result_sha256": sha256_of(path) if result else "",
         **{name: result[name] for name in _SUMMARY if name in result},
     }
     _once(journal, FINISHED, fields, now=now)

@@ -107,7 +107,7 @@ def map_columns(
     if "time" not in found:
         found["time"] = _time(table, known, closes=closes)
     if "volume" not in found:
-        found["volume"] = _volume(table, known, symbol or _only_symbol(table, found.get("symbol")))
+        found["volume"] = _volume(known, symbol or _only_symbol(table, found.get("symbol")))
     missing = [role for role in ("time", *COLUMNS[1:]) if not found.get(role)]
     if missing:
         raise table.unclear(
@@ -193,7 +193,7 @@ def _date_and_clock(table: Table, date: str, clock: str) -> bool:
     )
 
 
-def _volume(table: Table, known: Mapping[str, str], symbol: str) -> str:
+def _volume(known: Mapping[str, str], symbol: str) -> str:
     """The base asset's volume. Publishers write two, told apart by the asset in the name."""
     if "amount" in known and "vol" in known and "volume" not in known:
         return ""  # one exchange means base by amount, another by vol

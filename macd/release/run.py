@@ -7,7 +7,6 @@ of a release. Whether its numbers suffice is asked in judge.py.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from macd.errors import MacdError, RefusedError, UsageError
+from macd.host.durable import sha256_of
 from macd.host.manifest import ManifestError, check_path
 from macd.market.bars import bars_path, digest_of_all, read_bars, symbol_name
 
@@ -138,7 +138,7 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
             files[entry["path"]] = entry["sha256"]
             if not path.is_file():
                 wrong.append(f"{entry['path']} is missing")
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            elif sha256_of(path) != entry["sha256"]:
                 wrong.append(f"{entry['path']} was changed")
     except (KeyError, TypeError, ManifestError) as error:
         raise _refused(directory, "has a result.json that can't be read", str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import IO
 
 from macd.errors import RefusedError, UsageError
 from macd.host import signature
+from macd.host.durable import sha256_of
 from macd.host.manifest import File, Manifest, ManifestError, parse, release_id
 from macd.release.bundle import (
     MANIFEST,
@@ -132,8 +132,7 @@ def _intact(place: Path, file: File) -> bool:
     target = place / file.path
     if target.is_symlink() or not target.is_file() or target.stat().st_size != file.size:
         return False
-    with target.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
+    return sha256_of(target) == file.sha256
 
 
 def _refused(

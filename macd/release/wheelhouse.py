@@ -26,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
+from macd.host.durable import sha256_of
 from macd.release import lock as locks
 from macd.release.lock import Lock, Wheel
 
@@ -145,7 +146,7 @@ class Wheelhouse:
         lock = locks.parse((place / locks.FILE).read_bytes())
         paths = [place / wheel.file for wheel in lock.wheels]
         for wheel, path in zip(lock.wheels, paths, strict=True):
-            if not path.is_file() or _sha256(path) != wheel.sha256:
+            if not path.is_file() or sha256_of(path) != wheel.sha256:
                 return None
         return lock, paths
 
@@ -208,7 +209,7 @@ def _describe(path: Path) -> Wheel:
         ]
         told = BytesParser().parsebytes(archive.read(inside), headersonly=True)
     name = re.sub(r"[-_.]+", "-", str(told["Name"])).lower()
-    return Wheel(name, str(told["Version"]), path.name, path.stat().st_size, _sha256(path))
+    return Wheel(name, str(told["Version"]), path.name, path.stat().st_size, sha256_of(path))
 
 
 def _key(wanted: Sequence[str], target: Target, constraints: Path) -> str:
@@ -218,11 +219,6 @@ def _key(wanted: Sequence[str], target: Target, constraints: Path) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def proved_with(lock: Lock, constraints: Path) -> dict[str, str]:

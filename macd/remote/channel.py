@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Channel(Protocol):
-    """What an SSH exec channel offers; a pipe to a local process offers the same.
+    """What an SSH exec channel offers; any other that offers the same will do.
 
     `send` and `recv` may be used from two different threads. All raise ContactLostError once the
     link is dead, within the time its keepalives allow.

@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import fcntl
 import fnmatch
 import hashlib
 import hmac
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
+from macd.host.durable import one_at_a_time, replace_file
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def pin(path: Path, name: str, key: HostKey) -> None:
     target = path.resolve()  # a link stays a link
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
+        with one_at_a_time(target.parent):  # two that pin at once must not lose a key
             kept = "".join(_without(raw, line, name) for raw, line in _parse(_text(target)))
             if kept and not kept.endswith("\n"):
                 kept += "\n"
@@ -172,27 +170,6 @@ def _text(path: Path) -> str:
         raise MacdError(f"{path} can't be read", why=str(error)) from error
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Two commands that pin at once must not lose one of the keys."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            os.fchmod(handle, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    replace_file(path, text.encode("utf-8", "surrogateescape"), mode=mode)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from macd.errors import MacdError
 from macd.remote import assembler
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.remote.ahead import LinksAhead
     from macd.remote.blobs import Blob, PutReport
-    from macd.remote.channel import Channel
 
 _PIECE = 1 << 20
 _AHEAD = 8  # pieces in flight: more than a fast link holds over a long way
@@ -59,18 +58,6 @@ def open_session(
 
 class Session(Conversation):
     """A conversation with the operations every agent has."""
-
-    @classmethod
-    def over(
-        cls,
-        channel: Channel,
-        *,
-        name: str = "host",
-        python: str = "python3",
-        modules: Iterable[str] = (),
-    ) -> Session:
-        """A session over any channel on which assembler.command(python) is running."""
-        return cls(channel, name=name, python=python, modules=modules)
 
     def ping(self) -> Clock:
         """One round trip; returns the best estimate of the host's clock so far."""
@@ -114,10 +101,6 @@ class Session(Conversation):
     ) -> None:
         """Replace a file atomically and durably; up to 8 MiB (larger things are blobs)."""
         self.call("write", path=path, data=data, mode=mode, parents=parents, owner=owner)
-
-    def tail(self, path: str, *, offset: int = 0, limit: int = 1 << 20, wait: float = 0.0) -> Any:
-        """See macd/host/files.py: data, offset, size, inode, device, truncated."""
-        return self.call("tail", path=path, offset=offset, limit=limit, wait=wait)
 
     def run(
         self,

@@ -8,7 +8,6 @@ drawing made by macd.report.charts.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from macd import sizes
+from macd.host.durable import replace_file
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 
@@ -62,9 +62,7 @@ def render(template: str, *, templates: Path = TEMPLATES, **context: Any) -> str
 
 def write_page(path: Path, html: str) -> Path:
     """Write the page whole or not at all; somebody may have the old one open."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, html.encode())
     return path
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from macd.errors import MacdError
 from macd.host import manifest as manifests
+from macd.host.durable import sha256_of
 from macd.host.manifest import Manifest, ManifestError
 from macd.release import golden
 from macd.release.golden import Outcome
@@ -90,8 +91,7 @@ def _changed_files(identity: Identity) -> list[str]:
     for file in identity.manifest.files:
         path = identity.directory / file.path
         try:
-            with path.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = sha256_of(path)
         except OSError as error:
             wrong.append(f"{file.path} ({error.strerror})")
             continue

@@ -250,7 +250,7 @@ def _clear_up(layout: Layout, order: dict[str, Any]) -> None:
             watching.keep(layout, told)
         order = told
     if not watching.in_force(watching.order_of(layout)):
-        watching.release_timer(layout, order)
+        watching.release_timer(order)
 
 
 def _tell(layout: Layout, order: dict[str, Any]) -> None:

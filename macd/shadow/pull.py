@@ -8,18 +8,17 @@ mixed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from macd.errors import RefusedError
+from macd.host.durable import one_at_a_time, replace_file
 from macd.host.logs import HEAD, NAME
 from macd.remote.failures import RemoteError
 from macd.remote.pending import Pending
@@ -57,7 +56,8 @@ def pull(session: Session, app: str, directory: Path) -> Pulled:
         RefusedError: the host told names or sizes that no honest one has; the copy is as before.
         ContactLostError: cut; what came is kept, the next pull goes on there.
     """
-    with _alone(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(directory / _LOCK):  # two pulls into one copy take turns
         return _pull(session, app, directory)
 
 
@@ -97,15 +97,6 @@ def _pull(session: Session, app: str, directory: Path) -> Pulled:
         tuple(sorted(set(index) - there)),
         tuple((str(name)[:120], str(why)[:200]) for name, why in told["refused"][:20]),
     )
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Two pulls into one copy take turns."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _checked(entry: Any) -> dict[str, Any]:
@@ -262,6 +253,5 @@ def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_index(directory: Path, index: Mapping[str, Any]) -> None:
-    temporary = directory / f".{_INDEX}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(directory / _INDEX)
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    replace_file(directory / _INDEX, text.encode())

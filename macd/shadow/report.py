@@ -6,7 +6,6 @@ opens nothing (from files, not PASS, or by a rule laxer than the inventory's) sa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, RefusedError, UsageError
-from macd.host.durable import replace_file
+from macd.host.durable import replace_file, sha256_of
 from macd.host.record import canonical
 from macd.host.signature import GATE_NAMESPACE, SignatureError, verify
 from macd.inventory import Inventory
@@ -144,7 +143,7 @@ def note_on_host(path: Path, document: Mapping[str, Any], inventory: Inventory) 
     """
     host = inventory.host(str(document["host"]))
     note = {name: document[name] for name in ("verdict", "release", "made")}
-    note |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    note |= {"sha256": sha256_of(path)}
     note |= {"opens": not document["opens_nothing"]}
     try:
         with open_session(host, inventory, modules=("gatenote",)) as session:

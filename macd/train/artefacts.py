@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -13,7 +12,8 @@ from typing import Any
 
 from macd.errors import MacdError
 from macd.heads import head_names
-from macd.train.cache import Entry, write_atomic
+from macd.host.durable import replace_file, sha256_of
+from macd.train.cache import Entry
 
 MODELS = Path("data/ml_models")
 RESULTS = Path("data/gpu_results")
@@ -38,7 +38,6 @@ def expected(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
         "onnx": [MODELS / f"lstm_{tf}.onnx", MODELS / f"tft_{tf}.onnx", Path("onnx.json")],
         "stacking": [
             MODELS / f"stacking_meta_{tf}.json",
-            MODELS / f"stacking_meta_{tf}.pkl",
             oof_path(tf),
             Path("leak_audit.json"),
         ],
@@ -77,7 +76,7 @@ def model_of(entry: Entry, family: str, tf: str) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines, whole or not at all; NaN is refused."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    replace_file(path, (text + "\n").encode(), parents=True)
 
 
 def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> 
         {
             "path": str(path),
             "size": (out / path).stat().st_size,
-            "sha256": hashlib.sha256((out / path).read_bytes()).hexdigest(),
+            "sha256": sha256_of(out / path),
         }
         for path in files
     ]

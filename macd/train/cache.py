@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from macd.host.durable import replace_file
+
 Array = NDArray[Any]
 
 _MAGIC = b"macdfit1"
@@ -71,7 +73,7 @@ class Cache:
     def put(self, key: str, entry: Entry) -> None:
         """Store an entry durably and drop the fit's checkpoint."""
         payload = _pack(entry)
-        write_atomic(self.path(key), _MAGIC + _sha(payload) + payload)
+        replace_file(self.path(key), _MAGIC + _sha(payload) + payload, parents=True)
         self.checkpoint(key).unlink(missing_ok=True)
 
     def prune(self, keep_bytes: int) -> int:
@@ -87,22 +89,6 @@ class Cache:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that readers, and a power cut, see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

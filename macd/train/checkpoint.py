@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from macd.host.durable import replace_file
+
 _DIGEST = hashlib.sha256().digest_size
 
 
 def write_whole(path: Path, data: bytes) -> Path:
-    """Replace `path` by temp file, fsync and rename: a kill or power cut leaves old or new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temp = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.chmod(0o644)
-        temp.replace(path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Write an artefact and return where it is: a kill or power cut leaves old or new."""
+    replace_file(path, data, parents=True)
     return path
 
 

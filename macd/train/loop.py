@@ -79,7 +79,7 @@ def train(
     checkpoint: Path | None,
     report: Report,
 ) -> dict[str, Any]:
-    """Train `net` in place; return the loop's last state (history, optimizer ...) for the file.
+    """Train `net` in place; return how it went (history, best epoch ...) for the files.
 
     Raises MacdError when the loss stops being a number, or memory lacks for a single window.
     """
@@ -185,7 +185,6 @@ class _Run:
             "best_epoch": self.state.best_epoch or self.state.epoch,
             "batch_that_fit": self.state.micro,
             "history": self.state.history,
-            "optimizer": self.optimizer.state_dict(),
         }
 
     def _set_rate(self, progress: float) -> None:

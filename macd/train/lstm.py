@@ -17,7 +17,7 @@ from macd.market.labels import HORIZONS
 from macd.train import nets
 from macd.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.train.loop import Loop, train
-from macd.train.netfile import read_net, run_facts, write_net
+from macd.train.netfile import read_net, write_net
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class LstmNet(nn.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted net; `loop` tells how the training went (history, optimizer state ...)."""
+    """A fitted net; `loop` tells how the training went (seed, history ...)."""
 
     net: LstmNet
     params: Params
@@ -122,7 +122,6 @@ def predict(model: Model, X: Floats, rows: Rows) -> Floats:
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
     """Write lstm_{tf}.pt and lstm_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    told = {**run_facts(model.loop), **(facts or {})}
     return write_net(
         "lstm",
         model.net,
@@ -131,7 +130,7 @@ def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) 
         loop=model.loop,
         directory=directory,
         tf=tf,
-        facts=told,
+        facts=facts or {},
     )
 
 

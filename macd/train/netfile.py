@@ -27,14 +27,15 @@ def write_net(
     tf: str,
     facts: Facts,
 ) -> list[Path]:
-    """Write both files; `loop` goes into the .pt, `facts` into the meta beside the features."""
+    """Write both files; `loop` goes into both, `facts` into the meta beside the features."""
     config = {"params": dataclasses.asdict(params), "features": list(features)}
     weights = {name: value.cpu() for name, value in net.state_dict().items()}
     state = {"format": f"macd-{family}/1", "weights": weights, "config": config, "loop": loop}
     return [
         write_whole(directory / f"{family}_{tf}.pt", pack(state)),
         write_whole(
-            directory / f"{family}_{tf}_meta.json", meta_json(family, tf, params, features, facts)
+            directory / f"{family}_{tf}_meta.json",
+            meta_json(family, tf, params, features, {**loop, **facts}),
         ),
     ]
 
@@ -42,8 +43,3 @@ def write_net(
 def read_net(family: str, directory: Path, tf: str) -> dict[str, Any]:
     """The .pt's content: weights, config, loop. Nothing in the file is run (weights_only)."""
     return unpack((directory / f"{family}_{tf}.pt").read_bytes())
-
-
-def run_facts(loop: dict[str, Any]) -> dict[str, Any]:
-    """What of a training's last state the meta tells: all but the optimizer's tensors."""
-    return {name: value for name, value in loop.items() if name != "optimizer"}

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from macd.heads import head_names, in_order
+from macd.host.durable import replace_file
 from macd.market.labels import HORIZONS
-from macd.train.cache import Entry, write_atomic
+from macd.train.cache import Entry
 from macd.train.dataset import Dataset, Plan, trailing_volatility
 from macd.train.fitdata import Floats
 
@@ -79,7 +80,7 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     frame.drop("row").write_parquet(temporary)
-    write_atomic(path, temporary.read_bytes())
+    replace_file(path, temporary.read_bytes(), parents=True)
     temporary.unlink()
     return path
 

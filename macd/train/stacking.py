@@ -12,7 +12,6 @@ What production computes is macd/release/stacking.py, from the JSON written here
 from __future__ import annotations
 
 import json
-import pickle  # nosec - written for old readers, never read
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,15 +148,11 @@ def fit(data: StackData, params: Params) -> Stack:
 def save(
     stack: Stack, directory: Path, tf: str, *, headline: str, facts: Facts | None = None
 ) -> list[Path]:
-    """Write stacking_meta_{tf}.json, and the .pkl that old readers expect and we never load."""
+    """Write stacking_meta_{tf}.json."""
     document = {**stack._headed(headline), "tf": tf, **(facts or {})}
     data = _encode(document)
     StackingModel.from_json(data)  # what we ship, we can read
-    old = {"models": stack.pipelines, "document": document}
-    return [
-        write_whole(directory / f"stacking_meta_{tf}.json", data),
-        write_whole(directory / f"stacking_meta_{tf}.pkl", pickle.dumps(old, protocol=4)),
-    ]
+    return [write_whole(directory / f"stacking_meta_{tf}.json", data)]
 
 
 class _OneHead:

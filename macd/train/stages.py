@@ -12,11 +12,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd.heads import head_names
+from macd.host.durable import replace_file
 from macd.market.features import schema_hash
 from macd.market.labels import HORIZONS
 from macd.release.stacking import StackingModel
 from macd.train import artefacts, export, leak_audit, oof, stacking
-from macd.train.cache import Entry, code_digest, key_of, library_versions, write_atomic
+from macd.train.cache import Entry, code_digest, key_of, library_versions
 from macd.train.engine import run as run_engine
 from macd.train.evaluate import validation_aucs
 from macd.train.fits import FAMILIES, Task
@@ -107,7 +108,7 @@ def export_onnx(training: Training, entries: Entries) -> dict[str, float]:
                 difference = export.to_onnx(model, path, X=training.data.X, rows=rows)
                 stored = Entry({}, {path.name: path.read_bytes()}, {"difference": difference})
                 training.cache.put(key, stored)
-            write_atomic(path, stored.files[path.name])
+            replace_file(path, stored.files[path.name], parents=True)
             differences[family] = stored.facts["difference"]
             training.events.emit(
                 "note",

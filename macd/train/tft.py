@@ -26,7 +26,7 @@ from macd.market.labels import HORIZONS
 from macd.train import nets
 from macd.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.train.loop import Loop, train
-from macd.train.netfile import read_net, run_facts, write_net
+from macd.train.netfile import read_net, write_net
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class TftNet(nn.Module):
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted net; `loop` tells how the training went (history, optimizer state ...)."""
+    """A fitted net; `loop` tells how the training went (seed, history ...)."""
 
     net: TftNet
     params: Params
@@ -218,7 +218,6 @@ def importance(model: Model) -> dict[str, float]:
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
     """Write tft_{tf}.pt and tft_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    told = {**run_facts(model.loop), **(facts or {})}
     return write_net(
         "tft",
         model.net,
@@ -227,7 +226,7 @@ def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) 
         loop=model.loop,
         directory=directory,
         tf=tf,
-        facts=told,
+        facts=facts or {},
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
+from macd.host.durable import replace_file
 from macd.market.accepted import judged, way_out
 from macd.market.bars import bars_path, read_rows, symbol_name
 from macd.market.checks import Finding, Limits, check_all
-from macd.train.cache import write_atomic
 from macd.train.settings import Settings
 
 _SHOWN = 10
@@ -36,7 +36,7 @@ def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
         check_all(frames, main=main, tf=settings.tf, now=now, limits=limits), settings.accept
     )
     told = [_plain(finding) for finding in found]
-    write_atomic(path, (json.dumps(told, indent=1) + "\n").encode())
+    replace_file(path, (json.dumps(told, indent=1) + "\n").encode(), parents=True)
     wrong = [finding for finding in found if finding.level == "error"]
     if wrong:
         more = f"\nand {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -128,6 +130,16 @@ def test_directories_are_made_with_all_their_parents(tmp_path: Path) -> None:
     assert (tmp_path / "a/b/c").is_dir()
 
 
+@pytest.mark.parametrize("name", ["file", "a/b/file"])
+def test_a_path_from_here_is_written_with_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    durable.replace_file(Path(name), b"new", parents=True)
+    assert (tmp_path / name).read_bytes() == b"new"
+    assert len(names((tmp_path / name).parent)) == 1
+
+
 def test_a_file_where_a_directory_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
@@ -138,3 +150,49 @@ def test_home_is_the_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("HOME", str(tmp_path))
     assert durable.expand("~/work") == f"{tmp_path}/work"
     assert durable.expand("/opt/$HOME/*") == "/opt/$HOME/*"  # nothing else means anything
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (2 << 20) + 1])
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+    content = bytes(k % 251 for k in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert durable.sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+HOLDER = """
+import sys, time
+from macd.host import durable
+with durable.one_at_a_time(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(1000)
+"""
+
+
+def is_free(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "new file"])
+def test_a_lock_is_held_to_its_end_or_its_holders(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path if kind == "directory" else tmp_path / "lock"
+    if kind == "file":
+        lock.write_text("kept")
+    with durable.one_at_a_time(lock):
+        assert not is_free(lock)
+    assert is_free(lock)
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        assert not is_free(lock)
+        holder.kill()
+    with durable.one_at_a_time(lock):
+        pass
+    assert kind != "file" or lock.read_text() == "kept"

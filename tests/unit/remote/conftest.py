@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from macd.remote import assembler
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
+from tests.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 

@@ -19,8 +19,8 @@ from macd.errors import ContactLostError
 from macd.remote.blobs import Blob
 from macd.remote.failures import RemoteError
 from macd.remote.pending import CALLS
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
+from tests.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 LINE = re.compile(

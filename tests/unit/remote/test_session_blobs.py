@@ -18,8 +18,8 @@ from macd.host import blobs as host_blobs
 from macd.host import frames
 from macd.remote.blobs import Blob
 from macd.remote.failures import RemoteDiskFullError, RemoteError, RemoteMismatchError
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
+from tests.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 

@@ -166,19 +166,22 @@ def test_the_agent_ends_with_the_session(start_agent: StartAgent) -> None:
         session.call("ping")
 
 
+ROOT = Path(__file__).parents[3]
 CLIENT = """
 import sys
 from macd.remote import assembler
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
-session = Session.over(PipeChannel(assembler.command(sys.executable)))
+from tests.pipe_channel import PipeChannel
+session = Session(PipeChannel(assembler.command(sys.executable)))
 print(session.call("ping")["pid"], flush=True)
 session.run(["sleep", "1000"])
 """
 
 
 def test_a_client_that_dies_ends_the_agent_and_what_it_runs() -> None:
-    with subprocess.Popen([sys.executable, "-c", CLIENT], stdout=subprocess.PIPE) as client:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdout=subprocess.PIPE, cwd=ROOT
+    ) as client:
         assert client.stdout is not None
         agent_pid = int(client.stdout.readline())
         children = Path(f"/proc/{agent_pid}/task/{agent_pid}/children")

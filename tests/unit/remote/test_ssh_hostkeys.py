@@ -11,7 +11,6 @@ import asyncssh
 import pytest
 
 from macd.errors import MacdError, UsageError
-from macd.remote import hostkeys
 from macd.remote.hostkeys import HostKey, KnownHosts, Verdict, pin
 
 
@@ -204,7 +203,7 @@ def test_a_failed_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Monk
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hostkeys.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(MacdError, match="can't be written"):
         pin(path, "box", TWO)
     assert path.read_text() == entry("box", ONE)

@@ -16,11 +16,11 @@ import pytest
 from macd.errors import MacdError, RefusedError
 from macd.host.logs import HEAD
 from macd.remote.assembler import command
-from macd.remote.pipe import PipeChannel
 from macd.remote.session import Session
 from macd.shadow import follow, pull, reading
 from macd.shadow.analyse import Analysis, Window
 from tests import signal_lines
+from tests.pipe_channel import PipeChannel
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
@@ -29,7 +29,7 @@ NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     home = tmp_path_factory.mktemp("home")
     channel = PipeChannel(command(), env={"HOME": str(home), "PATH": os.environ["PATH"]}, cwd=home)
-    with Session.over(channel, modules=pull.MODULES) as made:
+    with Session(channel, modules=pull.MODULES) as made:
         yield made
 
 

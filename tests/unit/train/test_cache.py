@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import macd
-from macd.train.cache import Cache, Entry, code_digest, key_of, write_atomic
+from macd.train.cache import Cache, Entry, code_digest, key_of
 
 
 @pytest.fixture
@@ -90,21 +90,6 @@ def test_code_counts_with_what_it_imports_but_comments_do_not(
     assert code_digest(["macd.scratch.a"]) == before
     (room / "c.py").write_text("rate = 0.04\n")
     assert code_digest(["macd.scratch.a"]) != before
-
-
-def test_an_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
-    def broken(_: object, __: object) -> None:
-        raise OSError("power cut")
-
-    monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(OSError, match="power cut"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_prune_keeps_the_newest(cache: Cache) -> None:

@@ -99,7 +99,6 @@ def test_result_lists_every_artefact_with_its_hash(done: Path) -> None:
         "data/ml_models/tft_1h_meta.json",
         "data/ml_models/tft_1h.onnx",
         "data/ml_models/stacking_meta_1h.json",
-        "data/ml_models/stacking_meta_1h.pkl",
         "data/gpu_results/oof_1h.parquet",
         "metrics.json",
         "criteria.json",

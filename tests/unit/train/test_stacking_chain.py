@@ -120,7 +120,7 @@ def test_the_json_gives_the_numbers_of_sklearn(
 
 def test_files_hold_what_the_guide_reads(stack: stacking.Stack, tmp_path: Path) -> None:
     written = stacking.save(stack, tmp_path, "1h", headline="12h", facts={"schema_hash": "abc"})
-    assert [p.name for p in written] == ["stacking_meta_1h.json", "stacking_meta_1h.pkl"]
+    assert [p.name for p in written] == ["stacking_meta_1h.json"]
     told = json.loads(written[0].read_bytes())
     head = told["heads"]["12h"]
     for name in ("intercept", "n_oof_samples", "oof_meta_auc"):

@@ -1,7 +1,4 @@
-"""A Channel to a process on this machine: the agent without SSH. Only the tests use it.
-
-Session.over is their way to a session on it; macd itself opens sessions over SSH.
-"""
+"""A Channel to a process on this machine: the agent without SSH."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ class PipeChannel:
             cwd=cwd,
         )
         stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
-        assert stdin is not None and stdout is not None and stderr is not None  # noqa: S101
+        assert stdin is not None and stdout is not None and stderr is not None
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._printed = bytearray()
         self._listener = threading.Thread(target=self._listen, daemon=True)
