@@ -1,8 +1,8 @@
 """What a model's head is called: it looks a number of BARS ahead, whatever a bar's length is.
 
 At 1h the guide's names hold, in files, documents and signals: 5h, 12h, 24h. At any other
-timeframe a head is named by its bars: h5, h12, h24. Readers know both. Standard library alone and
-Python 3.9: the guard on production asks it too.
+timeframe a head is named by its bars: h5, h12, h24. Readers know both. Standard library
+alone: the guard on production asks it too.
 """
 
 from __future__ import annotations

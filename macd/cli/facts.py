@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from macd.cli.verb import emit, verb
-from macd.errors import UsageError
+from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -28,13 +28,20 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     Changes nothing.
     """
     from macd.inventory import load
+    from macd.remote.failures import UnfitPythonError
     from macd.remote.session import open_session
 
     known = load(inventory)
     chosen = _choose(known, host)
-    with open_session(chosen, known) as session:
-        told = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
-        session.ping()  # the first answer's way was long: the agent had to start
+    try:
+        with open_session(chosen, known) as session:
+            told = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
+            session.ping()  # the first answer's way was long: the agent had to start
+    except UnfitPythonError as error:
+        if chosen.role != "jump":
+            raise
+        _tell_jump(chosen, error, json=json)
+        return
     if json:
         emit({"host": chosen.name, **asdict(told), "clock": asdict(session.clock)})
         return
@@ -42,6 +49,15 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
         print(f"{name:<10}{value}")
     clock = session.clock
     print(f"{'clock':<10}{clock.offset * 1e3:+.1f} ms against here, ± {clock.error * 1e3:.1f} ms")
+
+
+def _tell_jump(host: Host, error: MacdError, *, json: bool) -> None:
+    """A host that is only a way to others may be without Python; then there is no more to tell."""
+    if json:
+        emit({"host": host.name, "python": None, "told": error.what})
+        return
+    print(f"{'host':<10}{host.name} answers; as a jump host it needs no Python")
+    print(f"{'python':<10}none that could tell more: {error.what}")
 
 
 def _choose(inventory: Inventory, name: str) -> Host:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
     """What a lock for `env` must fit, and warnings where a host could only be remembered.
 
-    Raises MacdError when a host can't be reached and never was.
+    Raises MacdError when a host can't be reached and never was, or its Python is too old.
     """
     from macd.release.wheelhouse import Target, common
+    from macd.remote.failures import UnfitPythonError
 
     memory = inventory.state_dir / "facts" / f"{env}.json"
     known: dict[str, Any] = _read(memory)
@@ -31,6 +32,8 @@ def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
         try:
             found[host.name] = _ask(host, inventory)
             known[host.name] = {**asdict(found[host.name]), "at": f"{datetime.now(UTC):%F %T} UTC"}
+        except UnfitPythonError:
+            raise  # it was reached, so what it had before says nothing
         except MacdError as error:
             told = dict(known.get(host.name) or {})
             if not told:

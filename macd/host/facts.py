@@ -136,7 +136,7 @@ def systemd() -> Dict[str, Any]:
         version, *states = pool.map(_output, (["systemctl", *words] for words in questions))
     named = re.match(r"systemd (\S+)", version)
     found["version"] = named.group(1) if named else ""
-    for scope, state in zip(scopes, states):  # noqa: B905 - Python 3.9 has no strict=
+    for scope, state in zip(scopes, states, strict=True):
         if state.strip() not in ("", "offline", "unknown"):
             found.update(scope=scope, state=state.strip())
             break

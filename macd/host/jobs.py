@@ -144,7 +144,7 @@ def _await_process(directory: str) -> None:
     raise HostError(
         "the job did not start",
         why=end_of(os.path.join(directory, LOG)) or f"no sign of its runner in {START_S:g} s",
-        hint="invoke train.status shows it; the host's Python must be 3.9 or newer",
+        hint="invoke train.status shows it",
     )
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from typing import Any, Dict, List, Optional
 
 from macd.host import durable
@@ -42,7 +43,8 @@ def missing_programs() -> List[Dict[str, Any]]:
     """
     found = []
     if importlib.util.find_spec("venv") is None:
-        found.append({"name": "python3 -m venv", "package": "python3-venv", "needed": True})
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        found.append({"name": "python3 -m venv", "package": package, "needed": True})
     for program, package in (("ssh-keygen", "openssh-client"), ("systemctl", "systemd")):
         if shutil.which(program) is None:
             found.append({"name": program, "package": package, "needed": True})

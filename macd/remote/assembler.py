@@ -17,6 +17,7 @@ from importlib import resources
 
 from macd.errors import UsageError
 
+OLDEST_PYTHON = "3.11"  # for the agent; training and the service need no older one either
 TOO_OLD = "macd-agent: python too old: "
 BASE_MODULES = ("agent", "files", "commands", "blobs", "facts")
 
@@ -36,7 +37,8 @@ _LOADER = (
     "import sys;"
     "sys.path[:]=[p for p in sys.path if p];"
     "v=sys.version_info;"
-    f'v<(3,9)and(sys.stdout.write("{TOO_OLD}%d.%d "%v[:2]),sys.stdout.flush(),sys.exit(78));'
+    f"v<({OLDEST_PYTHON.replace('.', ',')})and"
+    f'(sys.stdout.write("{TOO_OLD}%d.%d "%v[:2]),sys.stdout.flush(),sys.exit(78));'
     "import json,os,zlib;"
     'f=os.fdopen(os.dup(0),"rb");'
     f"h=f.read({_PREAMBLE}).split();"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from macd.errors import MacdError, RefusedError
-from macd.remote import assembler
+from macd.remote.assembler import OLDEST_PYTHON, TOO_OLD
 
 _NO_SUDO = re.compile(rb"sudo: (?:command )?not found", re.IGNORECASE)
 _COMMAND = re.compile(rb"'(/[^\s']+) -EsSBc [^']*'")  # our command as sudo quotes it
@@ -77,6 +77,10 @@ class RemoteRefusedError(RemoteError, RefusedError):
         self.exit_code = RefusedError("").exit_code
 
 
+class UnfitPythonError(MacdError):
+    """The host has no Python where the inventory says, or one that is too old for macd."""
+
+
 _BY_ERRNO: dict[int, type[RemoteError]] = {
     errno.ENOENT: RemoteFileNotFoundError,
     errno.EACCES: RemotePermissionError,
@@ -115,20 +119,19 @@ def not_started(
 
     sudo_login: the account that was to start it by sudo, "" where no sudo was asked.
     """
-    too_old = noise.partition(assembler.TOO_OLD.encode())[2].split()
+    too_old = noise.partition(TOO_OLD.encode())[2].split()
     if too_old:
-        return MacdError(
-            f"{host}: {python} is Python {_shown(too_old[0])}; the agent needs 3.9 or newer",
-            hint=f"set the key `python` of host {host} in the inventory to a newer one there",
+        return UnfitPythonError(
+            f"{host}: {python} is Python {_shown(too_old[0])}; macd needs {OLDEST_PYTHON} or newer",
+            why="what macd runs on a host, training and the service all need it",
+            hint=_other_python(host),
+            live="nothing was done there",
         )
     if sudo_login and (told := _by_sudo(host, python, sudo_login, stderr, status)):
         return told
     if status == 127 or b"not found" in stderr or b"No such file" in stderr:
-        return MacdError(
-            f"{host}: there is no {python}",
-            why=_shown(stderr),
-            hint=f"install Python 3.9 or newer there, or set the key `python` of host {host} in the"
-            " inventory to where it is; then: invoke facts",
+        return UnfitPythonError(
+            f"{host}: there is no {python}", why=_shown(stderr), hint=_other_python(host)
         )
     printed = [
         f"{name} begins: {_shown(text)}"
@@ -141,6 +144,16 @@ def not_started(
         why="\n".join([ended, *printed]),
         hint=f"ssh to {host} and run `{python} -c 'print(1)'`; a login shell must stay silent and"
         " leave stdin alone when it isn't interactive",
+    )
+
+
+def _other_python(host: str) -> str:
+    return (
+        f"set the key `python` of host {host} in the inventory to one that is {OLDEST_PYTHON} or"
+        f" newer, such as python3.11; then: invoke facts --host {host}\n"
+        "if it has none, install it. Ubuntu 22.04: apt-get install python3.11 python3.11-venv\n"
+        "RHEL 9: dnf install python3.11\n"
+        "Debian 11 has no package: build it from python.org's sources, make altinstall"
     )
 
 

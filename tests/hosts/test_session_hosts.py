@@ -110,10 +110,10 @@ def test_no_python_and_one_too_old_are_named(hosts: Hosts, open_to: Open) -> Non
     # The rootfs has one Python: let the real one believe to be older, before our loader runs.
     pretend = (
         "#!/bin/sh\n"
-        'exec python3 -c "import sys; sys.version_info = (3, 7); exec(sys.argv[1])" "$2"\n'
+        'exec python3 -c "import sys; sys.version_info = (3, 10); exec(sys.argv[1])" "$2"\n'
     )
     hosts.prod.ssh("cat > /root/old && chmod +x /root/old", input=pretend)
-    with pytest.raises(MacdError, match=r"prod: /root/old is Python 3\.7; the agent needs 3\.9"):
+    with pytest.raises(MacdError, match=r"prod: /root/old is Python 3\.10; macd needs 3\.11"):
         open_to("prod", python="/root/old").facts()
 
 

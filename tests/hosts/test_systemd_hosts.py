@@ -116,7 +116,7 @@ def test_a_small_disk_fills_up(hosts: Hosts) -> None:
 
 def test_what_later_tests_need_is_there(hosts: Hosts) -> None:
     done = hosts.prod.ssh(
-        "python3 -c 'import venv, ensurepip, sys; assert sys.version_info >= (3, 9)'"
+        "python3 -c 'import venv, ensurepip, sys; assert sys.version_info >= (3, 11)'"
         " && python3 -m pip --version && strace -o /dev/null true && ssh-keygen -Y 2>&1 | head -1"
         " && ldconfig -p | grep libgomp.so.1"
     )

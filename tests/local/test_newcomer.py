@@ -6,6 +6,7 @@ an inventory `mine` that is the lab's, spoilt in one place.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from macd.cli.target import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
+from macd.remote.failures import UnfitPythonError
 from tests import small_releases
 
 INVOKE = Path(sys.executable).with_name("invoke")
@@ -150,6 +153,17 @@ def released_then_changed(desk: Desk) -> None:
     other_pins(desk)
 
 
+def old_python(desk: Desk) -> None:
+    """The real interpreter, which believes to be an older one before our loader runs."""
+    old = desk.root / "old-python"
+    older = "import sys; sys.version_info = (3, 10, 12); exec(sys.argv[1])"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{older}" "$2"\n')
+    old.chmod(0o755)
+    a_release(desk)
+    for alias in ("lab-prod", "lab-h800", "lab-jump"):
+        desk.edit("mine.yml", f"ssh: {alias}", f"ssh: {alias}\n    python: {old}")
+
+
 def csv(text: str) -> Callable[[Desk], object]:
     return lambda desk: (desk.root / "bars.csv").write_text(text)
 
@@ -214,6 +228,17 @@ SLIPS = {
         "facts",
         edit("mine.yml", "ssh: lab-prod", "ssh: lab-prod\n    python: python3.99"),
     ),
+    **{
+        f"old python, {words}": Slip(
+            words, 1, "is Python 3.10; macd needs 3.11 or newer", "facts", old_python, True
+        )
+        for words in (
+            "facts --host prod",
+            "provision --yes",
+            "deploy --yes",
+            "train --host h800 --dry-run",
+        )
+    },
     "no such host": Slip("facts --host h801", 2, "no host 'h801'", "host.list"),
     # The inventory.
     "variable not set": Slip(
@@ -346,6 +371,29 @@ def test_a_slip_ends_in_one_message(desk: Desk, commands: set[str], slip: Slip) 
     assert named <= commands
     assert not slip.live or "\n  now: " in err, said
     assert desk.remains() == before
+
+
+def test_a_host_that_is_only_a_jump_needs_no_python(desk: Desk) -> None:
+    old_python(desk)
+    code, out, err = desk.types("facts", "--host", "jump")
+    assert (code, err) == (0, "")
+    assert "as a jump host it needs no Python" in out
+    assert "is Python 3.10" in out
+    code, out, err = desk.types("facts", "--host", "jump", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["python"] is None
+
+
+def test_a_release_is_not_made_for_what_an_old_python_was(desk: Desk) -> None:
+    """A host that answers is asked, whatever it said before."""
+    known = load("mine", root=desk.root)
+    memory = known.state_dir / "facts" / "prod.json"
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    remembered = {"python": "3.12", "machine": "x86_64", "libc": "glibc", "libc_version": "2.36"}
+    memory.write_text(json.dumps({"prod": {**remembered, "at": "then"}}))
+    old_python(desk)
+    with pytest.raises(UnfitPythonError, match=r"is Python 3\.10"):
+        target_of(load("mine", root=desk.root), "prod")
 
 
 def test_the_gate_before_any_deploy_is_inconclusive_and_names_deploy(desk: Desk) -> None:

@@ -170,9 +170,9 @@ def test_a_host_without_python_is_named(open_to: Open) -> None:
 
 def test_a_host_whose_python_is_too_old_is_named(lab: LabState, open_to: Open) -> None:
     old = lab.hosts["prod"].home / "old python"
-    old.write_text("#!/bin/sh\necho 'macd-agent: python too old: 3.6 '; exit 78\n")
+    old.write_text("#!/bin/sh\necho 'macd-agent: python too old: 3.10 '; exit 78\n")
     old.chmod(0o755)
-    with pytest.raises(MacdError, match=r"prod: ~/old python is Python 3\.6"):
+    with pytest.raises(MacdError, match=r"prod: ~/old python is Python 3\.10; macd needs 3\.11"):
         open_to("prod", python="~/old python").facts()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ensurepip
+import importlib.util
 import io
 import json
 import os
@@ -174,3 +175,13 @@ def test_what_a_runtime_takes_is_known_before_it_is_built(tmp_path: Path) -> Non
 def test_a_wheel_that_is_not_here_counts_as_it_is_packed() -> None:
     offer = Offer("", "", "", 1, 0.0, "", "", (), installs=(Part("x.whl", 9000, "", 0),))
     assert unpacked(offer).size - unpacked(Offer("", "", "", 1, 0.0, "", "", ())).size >= 9000
+
+
+def test_a_missing_venv_is_named_with_the_package_of_this_very_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of Ubuntu 22.04's python3-venv, python3.11 has nothing."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    [missing] = [one for one in needs.missing_programs() if one["name"] == "python3 -m venv"]
+    assert missing["package"] == f"python3.{sys.version_info.minor}-venv"
+    assert missing["needed"]

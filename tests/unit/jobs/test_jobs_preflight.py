@@ -71,7 +71,6 @@ def test_a_good_host_has_nothing_against_it() -> None:
             {"facts": replace(FACTS, disks=(replace(DISK, writable=False),))},
         ),
         ("clock", "warn", "set-ntp", {"facts": replace(FACTS, clock=Clock(-90.0, 0.1))}),
-        ("python", "error", "3.11", {"answer": probe({"python": [3, 9, 2]})}),
         ("python", "error", "Killed", {"answer": probe(stdout=b"", stderr=b"Killed", exit=-9)}),
         ("python", "error", "in time", {"answer": probe(stdout=b"", timed_out=True)}),
         (

@@ -253,38 +253,40 @@ def test_no_python_names_the_host_and_the_key(start_agent: StartAgent) -> None:
 
 def old_pythons() -> list[str]:
     versions = Path("~/.pyenv/versions").expanduser()
-    found = [
-        str(path) for old in ("2.7", "3.6", "3.8") for path in versions.glob(f"{old}.*/bin/python")
-    ]
-    found += filter(None, map(shutil.which, ("python2", "python3.6", "python3.8")))
+    old = ["2.7", *(f"3.{minor}" for minor in range(6, 11))]
+    found = [str(path) for each in old for path in versions.glob(f"{each}.*/bin/python")]
+    found += filter(None, (shutil.which(f"python{each}") for each in old))
     return [path for path in found if os.system(f"{path} -c 1 2>/dev/null") == 0]
 
 
 def test_a_python_too_old_says_so(start_agent: StartAgent, tmp_path: Path) -> None:
-    """A real interpreter that believes to be 3.8: the loader must notice before anything else."""
+    """A real interpreter that believes to be 3.10: the loader must notice before anything else."""
     pretend = (
         "import sys\n"
-        "sys.version_info = (3, 8, 18, 'final', 0)\n"
+        "sys.version_info = (3, 10, 18, 'final', 0)\n"
         "exec(compile(sys.argv[-1], '<loader>', 'exec'))\n"
     )
     (tmp_path / "pretend.py").write_text(pretend)
     python = script(
         tmp_path / "python3", f'#!/bin/sh\nexec {sys.executable} {tmp_path}/pretend.py "$2"\n'
     )
-    with pytest.raises(MacdError, match=r"is Python 3\.8; the agent needs 3\.9 or newer") as caught:
+    with pytest.raises(MacdError, match=r"is Python 3\.10; macd needs 3\.11 or newer") as caught:
         start_agent(python).call("ping")
+    assert "training" in caught.value.why
+    assert caught.value.live == "nothing was done there"
     assert "the key `python` of host here" in caught.value.hint
+    assert "apt-get install python3.11" in caught.value.hint
 
 
 @pytest.mark.parametrize("python", old_pythons() or [None])
 def test_a_really_old_python_says_so(start_agent: StartAgent, python: str | None) -> None:
     if python is None:
-        pytest.skip("no Python older than 3.9 here")
-    with pytest.raises(MacdError, match=r"the agent needs 3\.9 or newer"):
+        pytest.skip("no Python older than 3.11 here")
+    with pytest.raises(MacdError, match=r"is Python [23]\.\d+; macd needs 3\.11 or newer"):
         start_agent(python).call("ping")
 
 
-@pytest.mark.parametrize("minor", range(9, 15))
+@pytest.mark.parametrize("minor", range(11, 15))
 def test_every_supported_python_runs_every_operation(
     start_agent: StartAgent, tmp_path: Path, minor: int
 ) -> None:
