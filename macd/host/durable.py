@@ -14,9 +14,10 @@ import secrets
 import shutil
 import stat
 import time
-from typing import Iterator, NamedTuple, Optional, Union
+from collections.abc import Iterator
+from typing import NamedTuple, Union
 
-Data = Union[bytes, bytearray, memoryview]
+Data = bytes | bytearray | memoryview
 PathLike = Union[str, "os.PathLike[str]"]
 _PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
@@ -49,7 +50,7 @@ def expand(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def regular(path: str, most: int = -1) -> Optional[bytes]:
+def regular(path: str, most: int = -1) -> bytes | None:
     """What stands there, at most that many bytes of it; None where no file is, whatever else is.
 
     For whoever writes into a pipe one would wait forever.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Dict
+from typing import Any
 
 from macd.host import durable, frames
 from macd.host.failure import HostError
@@ -12,7 +12,7 @@ from macd.host.failure import HostError
 _PIECE = 4 << 20
 
 
-def read(path: str, offset: int = 0, limit: int = _PIECE) -> Dict[str, Any]:
+def read(path: str, offset: int = 0, limit: int = _PIECE) -> dict[str, Any]:
     """Up to `limit` bytes from `offset` (negative: that many from the end).
 
     The answer's `size` is the file's; `eof` says that nothing followed. Only regular files: a FIFO
@@ -27,7 +27,7 @@ def read(path: str, offset: int = 0, limit: int = _PIECE) -> Dict[str, Any]:
 
 def write(
     path: str, data: bytes, mode: int = 0o644, parents: bool = False, owner: str = ""
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Replace `path` atomically and durably (see durable.replace_file)."""
     target = durable.expand(path)
     if os.path.isdir(target) and not os.path.islink(target):
@@ -44,7 +44,7 @@ def _open_regular(path: str) -> int:
     raise HostError(f"{path} is not a regular file", kind="not a file")
 
 
-def _piece(descriptor: int, offset: int, limit: int) -> Dict[str, Any]:
+def _piece(descriptor: int, offset: int, limit: int) -> dict[str, Any]:
     status = os.fstat(descriptor)
     if offset < 0:
         offset = max(0, status.st_size + offset)

@@ -14,7 +14,8 @@ import os
 import pwd
 import stat
 import subprocess
-from typing import Any, Callable, ContextManager, Dict, List, Optional
+from collections.abc import Callable
+from typing import Any
 
 from macd.host import durable, envfile, ledger, needs, watching
 from macd.host.confined import Confinement
@@ -25,21 +26,21 @@ from macd.host.masking import hidden
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
-Change = Dict[str, Any]
+Change = dict[str, Any]
 
 
 def provision(
     app: str,
     scope: str,
     account: str,
-    directories: List[Dict[str, Any]],
-    files: List[Dict[str, Any]],
-    flags: Dict[str, str],
-    units: Dict[str, Optional[str]],
-    enable: List[str],
+    directories: list[dict[str, Any]],
+    files: list[dict[str, Any]],
+    flags: dict[str, str],
+    units: dict[str, str | None],
+    enable: list[str],
     who: str,
     dry_run: bool = False,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Converge; answers {"changes": [...], "missing": [...]}, with `dry_run` what it would change.
 
     Args:
@@ -109,8 +110,8 @@ class _Look:
         self._layout = layout
         self._supervisor = supervisor
         self._scope = scope
-        self.changes: List[Change] = []
-        self.doings: List[Callable[[], object]] = []
+        self.changes: list[Change] = []
+        self.doings: list[Callable[[], object]] = []
 
     def _change(
         self, what: str, name: str, how: str, do: Callable[[], object], **more: Any
@@ -148,7 +149,7 @@ class _Look:
             how = f"owner -> {owner or 'root'}"
             self._change("directory", path, how, lambda: self._chown(path, owner))
 
-    def _ids(self, owner: str) -> "Optional[tuple[int, int]]":
+    def _ids(self, owner: str) -> tuple[int, int] | None:
         if self._scope == "user":
             return None
         try:
@@ -161,9 +162,7 @@ class _Look:
         if ids is not None:
             os.chown(path, *ids)
 
-    def file(
-        self, relative: str, data: Optional[bytes], mode: int, *, secret: bool = False
-    ) -> None:
+    def file(self, relative: str, data: bytes | None, mode: int, *, secret: bool = False) -> None:
         path = os.path.join(self._layout.app, relative)
         before = _content(path)
         if data is None:
@@ -178,7 +177,7 @@ class _Look:
             how = f"mode {stat.S_IMODE(os.stat(path).st_mode):o} -> {mode:o}"
             self._change("file", path, how, lambda: os.chmod(path, mode))
 
-    def flags(self, wanted: Dict[str, str]) -> None:
+    def flags(self, wanted: dict[str, str]) -> None:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
         content = _content(path)
@@ -198,7 +197,7 @@ class _Look:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown: Dict[str, Any] = _texts(
+            shown: dict[str, Any] = _texts(
                 envfile.shown(text).encode(), envfile.shown(after).encode()
             )
             shown["hidden"] = hidden(present, changes, envfile.FLAGS)
@@ -208,8 +207,8 @@ class _Look:
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
 
-    def units(self, wanted: Dict[str, Optional[str]], enable: List[str]) -> None:
-        differing: Dict[str, Optional[str]] = {}
+    def units(self, wanted: dict[str, str | None], enable: list[str]) -> None:
+        differing: dict[str, str | None] = {}
 
         def install() -> None:
             for name in [name for name, text in differing.items() if text is None]:
@@ -240,7 +239,7 @@ def _nothing() -> None:
     """What the first of several changes does for all of them."""
 
 
-def _accounts() -> ContextManager[None]:
+def _accounts() -> contextlib.AbstractContextManager[None]:
     """One at a time: applications of one host may be provisioned at once, for the same account."""
     return durable.one_at_a_time("/etc")
 
@@ -264,7 +263,7 @@ def _add_account(name: str, app: str) -> None:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
 
 
-def _content(path: str) -> Optional[bytes]:
+def _content(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -272,7 +271,7 @@ def _content(path: str) -> Optional[bytes]:
         return None
 
 
-def _texts(before: Optional[bytes], after: bytes) -> Dict[str, str]:
+def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
     """Both texts for a diff; nothing for what isn't text."""
     if b"\0" in after or b"\0" in (before or b""):
         return {}
