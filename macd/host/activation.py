@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
 
 from macd.host import confirmation, ledger, proving, releases, retention, snapshots
 from macd.host.failure import HostError
@@ -24,7 +24,7 @@ LOCK = "activation.lock"
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
 _ROOM_BYTES = 128 << 10
-Record = Callable[[str, Dict[str, object]], None]
+Record = Callable[[str, dict[str, object]], None]
 
 
 def carry_on(
@@ -69,7 +69,7 @@ class Activation:
         self._supervisor = Supervisor(pending.scope)
         self._prover = Prover(layout.app, pending, self._supervisor)
         self._events = EventLog(layout, pending.number)
-        self._kept: List[str] = []  # by the way back
+        self._kept: list[str] = []  # by the way back
 
     def go(self) -> str:
         """All the way forward; the way back on anything that fails."""
@@ -227,7 +227,7 @@ class Activation:
             if blame and pending.kind == "deploy" and pending.to != pending.origin:
                 ledger.mark_bad(self._layout, pending.to, blame, pending.number)
 
-    def _as_it_was(self) -> Tuple[str, Optional[bool]]:
+    def _as_it_was(self) -> tuple[str, bool | None]:
         """What serves where nothing was switched: as it did, which may be badly."""
         untouched, origin = "it was never switched", self._pending.origin
         if origin is None or self._booting:
@@ -241,13 +241,13 @@ class Activation:
             return f"{untouched}; {origin} does not serve well: {wrong}", False
         return untouched, True
 
-    def _put_back(self) -> Tuple[str, Optional[bool]]:
+    def _put_back(self) -> tuple[str, bool | None]:
         """What serves now, in words, and whether well; None where that can't be known here."""
         pending = self._pending
         if pending.origin is None and not self._booting:
             self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
         point_current_at(self._layout, pending.origin)
-        failure: Optional[Exception] = None
+        failure: Exception | None = None
         back = snapshots.Switch(
             self._layout,
             self._supervisor,
@@ -262,7 +262,7 @@ class Activation:
         except (OSError, HostError) as error:
             failure = error  # on a full disk: rather the old release with wrong flags than none
         self._kept = back.kept
-        well: Optional[bool] = None
+        well: bool | None = None
         if self._booting:
             serving = "systemd starts it next"
         elif pending.origin is None:
@@ -277,7 +277,7 @@ class Activation:
             ) from failure
         return serving, well
 
-    def _serve_again(self, origin: str) -> Tuple[str, bool]:
+    def _serve_again(self, origin: str) -> tuple[str, bool]:
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
             process = self._prover.until_healthy(origin, sha256, self._pending.before)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from macd.host import envfile, ledger, releases
 from macd.host.confined import Confinement
@@ -18,7 +18,7 @@ from macd.host.observing import unable
 from macd.host.supervisor import Supervisor
 
 
-def accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
+def accept_again(layout: Layout, release: str, accepts: dict[str, str]) -> None:
     """Between staging and now a newer one may have come, or the release may have expired."""
     top = layout.release(release)
     raw, signed = (_bytes(os.path.join(top, n)) for n in (releases.MANIFEST, releases.SIGNATURE))
@@ -29,9 +29,9 @@ def accept_again(layout: Layout, release: str, accepts: Dict[str, str]) -> None:
 
 def check_rollback(
     layout: Layout,
-    to: Optional[str],
-    history: List[Dict[str, Any]],
-    bad: List[str],
+    to: str | None,
+    history: list[dict[str, Any]],
+    bad: list[str],
     scope: str,
     unit: str,
 ) -> None:
@@ -68,9 +68,7 @@ def check_rollback(
         )
 
 
-def in_shadow(
-    before: Dict[str, Optional[str]], after: Dict[str, Optional[str]]
-) -> Dict[str, Optional[str]]:
+def in_shadow(before: dict[str, str | None], after: dict[str, str | None]) -> dict[str, str | None]:
     """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
     try:
         envfile.parse(before.get(".env") or "")

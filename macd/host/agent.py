@@ -14,17 +14,18 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from macd.host import frames
 from macd.host.failure import HostError, PeerGoneError
 
-Message = Dict[str, Any]
+Message = dict[str, Any]
 _QUEUED_FRAMES = 32  # of at most MAX_PAYLOAD each; then the client is made to wait
 _TRACEBACK_LINES = 12
 
 
-def serve(stdin: BinaryIO, tag: bytes, modules: List[str]) -> int:
+def serve(stdin: BinaryIO, tag: bytes, modules: list[str]) -> int:
     """Answer requests until stdin ends. Takes over the process's stdin and stdout."""
     out = _take_over_stdio()
     operations, streams = _operations(modules)
@@ -47,9 +48,9 @@ class Peer:
         self._stdin = stdin
         self._out = out
         self._tag = tag
-        self._inbox: queue.Queue[Optional[Message]] = queue.Queue(_QUEUED_FRAMES)
+        self._inbox: queue.Queue[Message | None] = queue.Queue(_QUEUED_FRAMES)
         self._current: Any = None
-        self._pushed_back: Optional[Message] = None
+        self._pushed_back: Message | None = None
         self.waited = 0.0  # seconds in which the running operation waited for the client's data
         self.gone = threading.Event()
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
@@ -77,7 +78,7 @@ class Peer:
             raise PeerGoneError("the client closed the channel")
         return message
 
-    def next_request(self) -> Optional[Message]:
+    def next_request(self) -> Message | None:
         """The next request, or None at the end. Data left over from a failed stream is dropped."""
         while True:
             try:
@@ -120,8 +121,8 @@ class Peer:
 def _answer(
     peer: Peer,
     request: Message,
-    operations: Dict[str, Callable[..., Any]],
-    streams: Dict[str, Callable[..., Any]],
+    operations: dict[str, Callable[..., Any]],
+    streams: dict[str, Callable[..., Any]],
 ) -> None:
     answer: Message = {"id": request.get("id")}
     name = request.get("op")
@@ -166,10 +167,10 @@ def _text(path: Any) -> str:
 
 
 def _operations(
-    modules: List[str],
-) -> Tuple[Dict[str, Callable[..., Any]], Dict[str, Callable[..., Any]]]:
-    operations: Dict[str, Callable[..., Any]] = {"ping": ping}
-    streams: Dict[str, Callable[..., Any]] = {}
+    modules: list[str],
+) -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]:
+    operations: dict[str, Callable[..., Any]] = {"ping": ping}
+    streams: dict[str, Callable[..., Any]] = {}
     for name in modules:
         module = importlib.import_module(name)
         operations.update(getattr(module, "OPERATIONS", {}))
@@ -177,7 +178,7 @@ def _operations(
     return operations, streams
 
 
-def ping() -> Dict[str, int]:
+def ping() -> dict[str, int]:
     """Nothing but a round trip (and, by the answer's clock, the host's time)."""
     return {"pid": os.getpid()}
 

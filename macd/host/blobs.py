@@ -17,7 +17,8 @@ import hashlib
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -36,7 +37,7 @@ def path_of(root: str, sha256: str) -> str:
     return os.path.join(durable.expand(root), "blobs", "sha256", sha256[:2], sha256)
 
 
-def missing(root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, Any]:
+def missing(root: str, blobs: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Which of `blobs` (sha256, size) are not here, and how much of each is. Changes nothing."""
     root = durable.expand(root)
     wanted = [[sha256, _have(root, sha256, size)] for sha256, size in _absent(root, blobs)]
@@ -44,8 +45,8 @@ def missing(root: str, blobs: Sequence[Tuple[str, int]]) -> Dict[str, Any]:
 
 
 def put(
-    peer: Peer, root: str, blobs: Sequence[Tuple[str, int]], create: bool = True
-) -> Dict[str, Any]:
+    peer: Peer, root: str, blobs: Sequence[tuple[str, int]], create: bool = True
+) -> dict[str, Any]:
     """Receive those of `blobs` that are not here. Without `create`, `root` must be there.
 
     Answers at once with a progress message {"missing": [[sha256, offset], ...]}; the client then
@@ -185,7 +186,7 @@ class _Arriving:
             self._descriptor = -1
 
 
-def _absent(root: str, blobs: Sequence[Tuple[str, int]]) -> List[Tuple[str, int]]:
+def _absent(root: str, blobs: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     absent = {}
     for sha256, size in blobs:
         if not isinstance(sha256, str) or not _SHA256.match(sha256):
@@ -220,7 +221,7 @@ def _partials_of(root: str, sha256: str) -> Iterator[str]:
                 yield os.path.join(partials, name)
 
 
-def _open_locked(path: str) -> Optional[int]:
+def _open_locked(path: str) -> int | None:
     """A descriptor of a partial nobody writes, locked for us; None if somebody does."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)

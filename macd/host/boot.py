@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
-from typing import Any, Dict, Optional
+from typing import Any
 
 
 class ShippedModules:
     """An importer over sources held in memory (finder and loader in one)."""
 
-    def __init__(self, sources: Dict[str, str]) -> None:
+    def __init__(self, sources: dict[str, str]) -> None:
         self._sources = sources
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name not in self._sources:
             return None
         package = any(other.startswith(name + ".") for other in self._sources)
         origin = "<shipped>/" + name.replace(".", "/") + ".py"
         return ModuleSpec(name, self, origin=origin, is_package=package)  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -35,7 +35,7 @@ class ShippedModules:
         return self._sources[name]
 
 
-def start(stdin: Any, tag: bytes, sources: Dict[str, str]) -> int:
+def start(stdin: Any, tag: bytes, sources: dict[str, str]) -> int:
     """Install the sources and serve requests until stdin ends; returns the exit status."""
     sys.dont_write_bytecode = True
     sys.meta_path.insert(0, ShippedModules(sources))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import subprocess
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from macd.host import durable, untrusted, watching
 from macd.host.confined import Confinement
@@ -24,7 +24,7 @@ _LOG_LINES = 30
 _QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
-def checkup(app: str, unit: str, scope: str) -> Dict[str, Any]:
+def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
     """Unknown answers are None.
 
     Answers others (pids of further processes of this application), check ({"code", "said"}), log
@@ -50,7 +50,7 @@ def _unjudged(layout: Layout) -> str:
         return f"does not know what to watch: {error}"
 
 
-def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
+def _check(layout: Layout, walls: Confinement) -> dict[str, Any] | None:
     if live_release(layout) is None:
         return None
     argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
@@ -67,7 +67,7 @@ def _check(layout: Layout, walls: Confinement) -> Optional[Dict[str, Any]]:
     return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
 
 
-def _others(layout: Layout, main: int) -> Optional[List[int]]:
+def _others(layout: Layout, main: int) -> list[int] | None:
     """Processes that run this application's service but are not the unit's own, or its child."""
     if not os.path.isdir("/proc/self"):
         return None
@@ -83,7 +83,7 @@ def _others(layout: Layout, main: int) -> Optional[List[int]]:
     return sorted(found)
 
 
-def _serves(words: List[str], app: str, cwd: str) -> bool:
+def _serves(words: list[str], app: str, cwd: str) -> bool:
     """Whether it is this application's service, by a release's serve.py or as people start it."""
     program = any(os.path.basename(word) == "serve.py" for word in words)
     module = any(word in ("macd.service", "-mmacd.service") for word in words)
@@ -114,7 +114,7 @@ def _log(unit: str, scope: str) -> str:
     return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
 
 
-def _disk(path: str) -> Dict[str, int]:
+def _disk(path: str) -> dict[str, int]:
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     status = os.statvfs(path)

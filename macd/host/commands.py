@@ -8,7 +8,7 @@ import selectors
 import signal
 import subprocess
 import time
-from typing import IO, TYPE_CHECKING, Any, Dict, List, Optional
+from typing import IO, TYPE_CHECKING, Any
 
 from macd.host import durable
 
@@ -22,15 +22,15 @@ _TICK = 0.1
 
 
 def run(
-    peer: Optional[Peer],
-    argv: List[str],
+    peer: Peer | None,
+    argv: list[str],
     *,
     cwd: str = "~",
-    env: Optional[Dict[str, Optional[str]]] = None,
+    env: dict[str, str | None] | None = None,
     input: bytes = b"",  # noqa: A002 - the name subprocess.run uses
     timeout: float = 60.0,
     limit: int = _OUTPUT_LIMIT,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Run `argv` and answer with `exit` (negative: the signal), stdout, stderr, seconds, timed_out.
 
     `env` is added to the agent's; None takes a variable away. Of each output the last `limit` bytes
@@ -103,14 +103,14 @@ class _Pump:
         self.stderr = _Tail(limit)
         self._selector = selectors.DefaultSelector()
         self._input = memoryview(data)
-        self._pipes: List[IO[bytes]] = []
+        self._pipes: list[IO[bytes]] = []
         for pipe, tail in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
             assert pipe is not None  # noqa: S101 - Popen was asked for it
             self._register(pipe, selectors.EVENT_READ, tail)
         assert process.stdin is not None  # noqa: S101
         self._register(process.stdin, selectors.EVENT_WRITE, None)
 
-    def _register(self, pipe: IO[bytes], events: int, tail: Optional[_Tail]) -> None:
+    def _register(self, pipe: IO[bytes], events: int, tail: _Tail | None) -> None:
         os.set_blocking(pipe.fileno(), False)
         self._pipes.append(pipe)
         self._selector.register(pipe, events, tail)
@@ -174,7 +174,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _environment(changes: Dict[str, Optional[str]]) -> Dict[str, str]:
+def _environment(changes: dict[str, str | None]) -> dict[str, str]:
     environment = dict(os.environ)
     for name, value in changes.items():
         if value is None:

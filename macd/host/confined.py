@@ -18,8 +18,8 @@ import secrets
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Sequence
 
 from macd.host import hardening
 from macd.host.failure import HostError
@@ -48,7 +48,7 @@ class Confinement:
     """
 
     scope: str
-    unit_text: Optional[str]
+    unit_text: str | None
     app: str = ""
 
     @property
@@ -81,9 +81,9 @@ class Confinement:
         argv: Sequence[str],
         *,
         timeout: float,
-        settings: Optional[Dict[str, str]] = None,
+        settings: dict[str, str] | None = None,
         writable: str = "",
-    ) -> "subprocess.CompletedProcess[str]":
+    ) -> subprocess.CompletedProcess[str]:
         """Run it to its end; behind the walls any failure's return code is 1.
 
         Args:
@@ -163,8 +163,8 @@ class Confinement:
         return f"macd-confined-{doing}-{whose}-"
 
     def _behind_walls(
-        self, argv: List[str], timeout: float, settings: Dict[str, str], writable: str
-    ) -> "subprocess.CompletedProcess[str]":
+        self, argv: list[str], timeout: float, settings: dict[str, str], writable: str
+    ) -> subprocess.CompletedProcess[str]:
         name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
         unit = hardening.properties(self.unit_text or "")
         with _private(os.path.join(_RUN, name)) as private:
@@ -230,7 +230,7 @@ def _private(path: str) -> Iterator[str]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _systemctl(*words: str) -> "subprocess.CompletedProcess[str]":
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
     argv = ["systemctl", *words]
     try:
         return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
@@ -250,7 +250,7 @@ def _own(path: str, uid: int, gid: int) -> None:
             _own(os.path.join(path, name), uid, gid)
 
 
-def _write_variables(path: str, settings: Dict[str, str]) -> None:
+def _write_variables(path: str, settings: dict[str, str]) -> None:
     """An environment file; in single quotes every byte but the quote stands for itself."""
     for name, value in settings.items():
         if not value.isprintable() or "'" in value:

@@ -12,7 +12,7 @@ import dataclasses
 import fcntl
 import os
 import time
-from typing import Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
 
 from macd.host import ledger
 from macd.host.layout import Layout
@@ -23,7 +23,7 @@ WAITING = "awaiting confirmation"
 _TICK_S = 0.02  # as coarse as the kernel tells when a process began
 
 
-def give(layout: Layout, number: int, token: str, opened: Optional[float]) -> bool:
+def give(layout: Layout, number: int, token: str, opened: float | None) -> bool:
     """Confirm an activation that waits for it; False: it does not wait (yet, or any more).
 
     Args:
@@ -85,17 +85,17 @@ def _deciding(layout: Layout) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _too_old(opened: Optional[float], since: Optional[float]) -> bool:
+def _too_old(opened: float | None, since: float | None) -> bool:
     return opened is not None and since is not None and opened + _TICK_S < since
 
 
-def uptime() -> Optional[float]:
+def uptime() -> float | None:
     """Seconds since this host booted; None on a system that does not tell."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return None if clock is None else time.clock_gettime(clock)
 
 
-def process_began() -> Optional[float]:
+def process_began() -> float | None:
     """When this process began, by `uptime`; None on a system that does not tell."""
     try:
         with open("/proc/self/stat", "rb") as file:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from macd.host import (
     activation,
@@ -39,14 +40,14 @@ def stage(
     app: str,
     manifest: bytes,
     signature: bytes,
-    accepts: Dict[str, str],
-    imports: List[str],
+    accepts: dict[str, str],
+    imports: list[str],
     scope: str,
-    unit_text: Optional[str],
+    unit_text: str | None,
     python: str = "",
     index: bool = False,
     index_url: str = "",
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
 
     `index`: the runtime's packages come from the index at `index_url`, or the host's own. They are
@@ -98,16 +99,16 @@ def _blob_of(layout: Layout, files: Sequence[Any], path: str) -> bytes:
 def activate(
     app: str,
     kind: str,
-    to: Optional[str],
+    to: str | None,
     token: str,
     who: str,
-    service: Dict[str, Any],
-    times: Dict[str, float],
+    service: dict[str, Any],
+    times: dict[str, float],
     keep: int,
-    after: Dict[str, Optional[str]],
-    accepts: Optional[Dict[str, str]] = None,
-    flags: Optional[List[str]] = None,
-) -> Dict[str, Any]:
+    after: dict[str, str | None],
+    accepts: dict[str, str] | None = None,
+    flags: list[str] | None = None,
+) -> dict[str, Any]:
     """Begin a deploy or rollback that the host carries on by itself; answers its number.
 
     Needs the lock. A rollback (`to` None: the last good release) takes unit, settings and the
@@ -143,7 +144,7 @@ def activate(
         admission.accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
     edited = snapshots.edited(before, rollback.written(layout, origin, history))
-    keys: List[str] = []
+    keys: list[str] = []
     if kind == "rollback":
         back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
         after, keys = back.after, back.keys
@@ -209,7 +210,7 @@ def _start_runner(layout: Layout, pending: Pending) -> None:
     )
 
 
-def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
+def confirm(app: str, number: int, token: str) -> dict[str, Any]:
     """Called over a FRESH connection: this host can still be reached, the change may stay.
 
     Answers `confirmed` False, and what `follow` does, while the soak goes on, over a connection
@@ -225,7 +226,7 @@ def confirm(app: str, number: int, token: str) -> Dict[str, Any]:
     return {"confirmed": False, **follow(app, number)}
 
 
-def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[str, Any]:
+def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[str, Any]:
     """The states of an activation after the first `seen`; number 0 means the newest one.
 
     With `wait`, an answer without news comes only after that many seconds.
@@ -250,7 +251,7 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> Dict[
         time.sleep(0.05)
 
 
-def recover(app: str) -> Dict[str, Any]:
+def recover(app: str) -> dict[str, Any]:
     """End an activation whose process died: commit what was committed, else put all back.
 
     A change of the stacking flag that was interrupted is ended first.

@@ -12,7 +12,7 @@ import pwd
 import shutil
 import subprocess
 import time
-from typing import Dict, List, Mapping
+from collections.abc import Mapping
 
 from macd.host.failure import HostError
 
@@ -26,7 +26,7 @@ _LOGIND = (
 )
 
 
-def start(name: str, argv: List[str], env: Mapping[str, str], log: str) -> str:
+def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
     """Start `argv` under the unit name `name`, output appended to `log`; it is not restarted.
 
     Returns how it was done: "system unit", "user unit" or "setsid".
@@ -65,7 +65,7 @@ def start(name: str, argv: List[str], env: Mapping[str, str], log: str) -> str:
     return "user unit" if "--user" in words else "system unit"
 
 
-def _systemd_run() -> List[str]:
+def _systemd_run() -> list[str]:
     """The words that begin a transient unit here; none where systemd can't or mustn't run it."""
     if not os.path.isdir("/run/systemd/system") or not shutil.which("systemd-run"):
         return []
@@ -115,6 +115,6 @@ def _has_manager() -> bool:
     return True
 
 
-def _manager_environment() -> Dict[str, str]:
+def _manager_environment() -> dict[str, str]:
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
     return {**os.environ, "XDG_RUNTIME_DIR": runtime}

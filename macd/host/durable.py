@@ -8,9 +8,8 @@ import secrets
 import shutil
 import stat
 import time
-from typing import Union
 
-Data = Union[bytes, bytearray, memoryview]
+Data = bytes | bytearray | memoryview
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
 

@@ -12,8 +12,8 @@ No message tells a value: it may be a password.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 from macd.host.masking import COVER
 
@@ -31,7 +31,7 @@ _FORBIDDEN = re.compile(
     r"|SSLKEYLOGFILE|NETRC|HOSTALIASES"
     r"|LOCALDOMAIN|RES_OPTIONS|RESOLV_HOST_CONF|NOTIFY_SOCKET|CREDENTIALS_DIRECTORY)\Z)"
 )
-FLAGS: Dict[str, "re.Pattern[str]"] = {
+FLAGS: dict[str, re.Pattern[str]] = {
     "ML_ENABLE_STACKING": re.compile(r"[01]\Z"),
     "ML_STACKING_MIN_SAMPLES": re.compile(r"[0-9]{1,9}\Z"),
 }
@@ -68,7 +68,7 @@ class _Assignment:
     open: bool
 
 
-def rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
+def rewritten(data: bytes, changes: Mapping[str, str | None]) -> bytes:
     """The file with each key of `changes` set (None: removed), whatever else the file holds.
 
     Only the key's own lines change, all of them; a key that is absent gets a line of its own. Every
@@ -89,7 +89,7 @@ def rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
     return data
 
 
-def parse(text: str) -> Dict[str, str]:
+def parse(text: str) -> dict[str, str]:
     """Keys and values as systemd takes them; of a key that stands twice the last.
 
     Bytes that are no UTF-8 come as surrogates (errors="surrogateescape").
@@ -109,7 +109,7 @@ def parse(text: str) -> Dict[str, str]:
     return since
 
 
-def readings(data: bytes) -> Tuple[Dict[str, str], Dict[str, str]]:
+def readings(data: bytes) -> tuple[dict[str, str], dict[str, str]]:
     """What systemd before 254 takes from the file, and what it takes since; mostly the same.
 
     Raises:
@@ -126,7 +126,7 @@ def readings(data: bytes) -> Tuple[Dict[str, str], Dict[str, str]]:
     return before, since
 
 
-def passed_over(data: bytes) -> List[int]:
+def passed_over(data: bytes) -> list[int]:
     """The numbers of the lines with a "=" that name no variable."""
     return [
         _line_number(data, one.start)
@@ -135,7 +135,7 @@ def passed_over(data: bytes) -> List[int]:
     ]
 
 
-def values_of(data: bytes, name: str) -> List[str]:
+def values_of(data: bytes, name: str) -> list[str]:
     """Each value that `name` is given in the file, in order; before or since systemd 254."""
     found = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
     return [value.decode("utf-8", "replace") for value in found]
@@ -186,7 +186,7 @@ def _refuse_forbidden(key: str) -> None:
         raise EnvFileError(f"{key} would change what the service loads or trusts")
 
 
-def _line(name: str, value: Optional[str]) -> bytes:
+def _line(name: str, value: str | None) -> bytes:
     """NAME=value so that systemd reads this very value; b"" for one that goes."""
     if not _NAME.match(name):
         raise EnvFileError("a name of a variable has letters, digits and _ only")
@@ -202,8 +202,8 @@ def _line(name: str, value: Optional[str]) -> bytes:
     return f"{name}={value}".encode()
 
 
-def _reading(data: bytes, comments_go_on: bool) -> Dict[str, str]:
-    found: Dict[str, str] = {}
+def _reading(data: bytes, comments_go_on: bool) -> dict[str, str]:
+    found: dict[str, str] = {}
     for one in _assignments(data, comments_go_on):
         try:
             key, value = one.key.decode(), one.value.decode()
@@ -218,20 +218,20 @@ def _reading(data: bytes, comments_go_on: bool) -> Dict[str, str]:
     return {key: value for key, value in found.items() if _NAME.match(key)}
 
 
-def _values(data: bytes, key: bytes, comments_go_on: bool) -> List[bytes]:
+def _values(data: bytes, key: bytes, comments_go_on: bool) -> list[bytes]:
     return [one.value for one in _assignments(data, comments_go_on) if one.key == key]
 
 
-def _all_but(data: bytes, key: bytes, wanted: Optional[bytes], comments_go_on: bool) -> bool:
+def _all_but(data: bytes, key: bytes, wanted: bytes | None, comments_go_on: bool) -> bool:
     """Whether the key has another value anywhere in the file."""
     return any(value != wanted for value in _values(data, key, comments_go_on))
 
 
 def _replaced(
-    data: bytes, key: bytes, wanted: Optional[bytes], line: bytes, comments_go_on: bool
+    data: bytes, key: bytes, wanted: bytes | None, line: bytes, comments_go_on: bool
 ) -> bytes:
     """With `line` in the place of each assignment of `key` that says something else."""
-    parts: List[bytes] = []
+    parts: list[bytes] = []
     at = kept = 0
     while True:
         found, at = _next(data, at, comments_go_on)
@@ -261,7 +261,7 @@ def _added(data: bytes, key: bytes, line: bytes) -> bytes:
     return appended
 
 
-def _whole_line(data: bytes, start: int, stop: int) -> Tuple[int, int]:
+def _whole_line(data: bytes, start: int, stop: int) -> tuple[int, int]:
     """An assignment with the blanks before it and the end of its line.
 
     The end stays where a backslash before would take the next line in its place.
@@ -284,7 +284,7 @@ def _assignments(data: bytes, comments_go_on: bool) -> Iterator[_Assignment]:
         found, at = _next(data, at, comments_go_on)
 
 
-def _next(data: bytes, at: int, comments_go_on: bool) -> Tuple[Optional[_Assignment], int]:
+def _next(data: bytes, at: int, comments_go_on: bool) -> tuple[_Assignment | None, int]:
     """The next assignment from `at`, where a line begins, and where it ends; None: no more."""
     while True:
         first = _FIRST.search(data, at)
@@ -319,9 +319,9 @@ def _comment_end(data: bytes, at: int) -> int:
         at = stop.end() + 1
 
 
-def _value(data: bytes, at: int) -> Tuple[bytes, int, bool]:
+def _value(data: bytes, at: int) -> tuple[bytes, int, bool]:
     """The value that begins behind "=", the end of its last line, and whether a quote is open."""
-    parts: List[bytes] = []
+    parts: list[bytes] = []
     while at < len(data):
         one = data[at : at + 1]
         if one in (b" ", b"\t"):
@@ -346,9 +346,9 @@ def _value(data: bytes, at: int) -> Tuple[bytes, int, bool]:
     return b"".join(parts), at, False
 
 
-def _bare(data: bytes, at: int) -> Tuple[bytes, int]:
+def _bare(data: bytes, at: int) -> tuple[bytes, int]:
     """Without quotes, or behind them: to the end of the line, quotes are characters."""
-    parts: List[bytes] = []
+    parts: list[bytes] = []
     while True:
         stop = _STOPS.search(data, at)
         end = stop.start() if stop else len(data)
@@ -359,8 +359,8 @@ def _bare(data: bytes, at: int) -> Tuple[bytes, int]:
         at = min(end + 2, len(data))
 
 
-def _double_quoted(data: bytes, at: int) -> Tuple[bytes, int, bool]:
-    parts: List[bytes] = []
+def _double_quoted(data: bytes, at: int) -> tuple[bytes, int, bool]:
+    parts: list[bytes] = []
     while True:
         stop = _STOPS_QUOTED.search(data, at)
         if stop is None:

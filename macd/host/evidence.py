@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from macd.host import gatenote, identity, logs, releases, signature
 from macd.host.failure import HostError
@@ -28,7 +28,7 @@ class Claim:
     identity: str
 
 
-def check(layout: Layout, claim: Claim, live: str, *, now: datetime) -> Dict[str, Any]:
+def check(layout: Layout, claim: Claim, live: str, *, now: datetime) -> dict[str, Any]:
     """The report, if it is about exactly what is live here and its logs are still the same.
 
     Raises:
@@ -66,7 +66,7 @@ def _refused(why: str, live: str) -> HostError:
     )
 
 
-def _reasons(layout: Layout, document: Dict[str, Any], live: str, now: datetime) -> List[str]:
+def _reasons(layout: Layout, document: dict[str, Any], live: str, now: datetime) -> list[str]:
     told = []
     if document.get("verdict") != "PASS" or document.get("source") != "host":
         told.append(f"it is {document.get('verdict')!r:.40} about a {document.get('source')!r:.40}")
@@ -90,7 +90,7 @@ def _reasons(layout: Layout, document: Dict[str, Any], live: str, now: datetime)
     return told + gatenote.closed(gatenote.newest(layout), live, document.get("made"))
 
 
-def _moment(text: Any) -> Optional[datetime]:
+def _moment(text: Any) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
@@ -98,7 +98,7 @@ def _moment(text: Any) -> Optional[datetime]:
     return moment if moment.tzinfo is not None else None
 
 
-def _changed_logs(layout: Layout, ranges: Any) -> List[str]:
+def _changed_logs(layout: Layout, ranges: Any) -> list[str]:
     try:
         asked = [[one["name"], int(one["from"]), int(one["to"])] for one in ranges]
         wanted = [str(one["sha256"]) for one in ranges]

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 from macd.host import durable
 
@@ -24,7 +25,7 @@ _GPU_FIELDS = ("name", "uuid", "memory.total", "memory.free", "driver_version")
 _TOOLS = ("systemctl", "systemd-run", "journalctl", "ssh-keygen", "rsync", "tar", "nvidia-smi")
 
 
-def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> Dict[str, Any]:  # noqa: S108
+def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> dict[str, Any]:  # noqa: S108
     """Everything below in one answer; `disks` are paths whose file systems are looked at."""
     with ThreadPoolExecutor(2) as pool:  # both wait for programs that take their time
         services, cards = pool.submit(systemd), pool.submit(gpus)
@@ -44,7 +45,7 @@ def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> Dict[str, Any]:  # noqa:
     }
 
 
-def user() -> Dict[str, Any]:
+def user() -> dict[str, Any]:
     """Who the agent runs as."""
     uid = os.getuid()
     try:
@@ -56,7 +57,7 @@ def user() -> Dict[str, Any]:
     return {"name": name, "uid": uid, "gid": os.getgid(), "home": home, "shell": shell}
 
 
-def operating_system() -> Dict[str, Any]:
+def operating_system() -> dict[str, Any]:
     """Kernel, architecture, distribution, C library and when it was booted."""
     release = _os_release()
     return {
@@ -72,7 +73,7 @@ def operating_system() -> Dict[str, Any]:
     }
 
 
-def python() -> Dict[str, Any]:
+def python() -> dict[str, Any]:
     """The interpreter this agent runs on, in the words that wheel names are made of."""
     return {
         "executable": sys.executable,
@@ -91,7 +92,7 @@ def cpus() -> int:
     return os.cpu_count() or 1
 
 
-def memory() -> Dict[str, int]:
+def memory() -> dict[str, int]:
     """Bytes of memory: total, and what a new program could have without swapping."""
     lines = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
     total = int(lines.get("MemTotal", 0)) * 1024
@@ -100,7 +101,7 @@ def memory() -> Dict[str, int]:
     return {"total": total, "available": int(lines.get("MemAvailable", 0)) * 1024}
 
 
-def disk(path: str) -> Dict[str, Any]:
+def disk(path: str) -> dict[str, Any]:
     """The file system `path` is on, or would be on once it is made."""
     existing = expanded = durable.expand(path)
     while not os.path.exists(existing):
@@ -117,13 +118,13 @@ def disk(path: str) -> Dict[str, Any]:
     }
 
 
-def systemd() -> Dict[str, Any]:
+def systemd() -> dict[str, Any]:
     """Whether services can be run here, and by which manager: scope "system", "user" or "".
 
     `booted` is sd_booted(3); something that only answers to the name systemctl (as the lab's hosts
     have it) is not booted but still has a scope.
     """
-    found: Dict[str, Any] = {
+    found: dict[str, Any] = {
         "systemctl": shutil.which("systemctl"),
         "booted": os.path.isdir("/run/systemd/system"),
         "version": "",
@@ -145,7 +146,7 @@ def systemd() -> Dict[str, Any]:
     return found
 
 
-def gpus() -> List[Dict[str, Any]]:
+def gpus() -> list[dict[str, Any]]:
     """NVIDIA GPUs by nvidia-smi; memory in bytes. Empty without a GPU or without a driver."""
     query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     if not shutil.which(query[0]):
@@ -167,11 +168,11 @@ def gpus() -> List[Dict[str, Any]]:
     return found
 
 
-def _mebibytes(text: str) -> Optional[int]:
+def _mebibytes(text: str) -> int | None:
     return int(text) << 20 if text.isdigit() else None
 
 
-def _libc() -> Dict[str, str]:
+def _libc() -> dict[str, str]:
     """glibc by confstr; otherwise musl by the loader it installs; otherwise nothing is claimed."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
@@ -182,7 +183,7 @@ def _libc() -> Dict[str, str]:
     return {"name": name, "version": version}
 
 
-def _os_release() -> Dict[str, str]:
+def _os_release() -> dict[str, str]:
     text = _read("/etc/os-release") or _read("/usr/lib/os-release")
     pairs = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
     return {key: value.strip().strip("\"'") for key, _, value in pairs}
@@ -196,7 +197,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _output(argv: List[str], seconds: float = _QUICK_SECONDS) -> str:
+def _output(argv: list[str], seconds: float = _QUICK_SECONDS) -> str:
     """What a program prints, whatever its exit status; nothing if it isn't there or hangs."""
     environment = dict(os.environ, LC_ALL="C")
     runtime = f"/run/user/{os.getuid()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import Any, Dict
+from typing import Any
 
 from macd.host import durable, frames
 from macd.host.failure import HostError
@@ -14,7 +14,7 @@ _PIECE = 4 << 20
 _POLL_SECONDS = 0.2
 
 
-def read(path: str, offset: int = 0, limit: int = _PIECE) -> Dict[str, Any]:
+def read(path: str, offset: int = 0, limit: int = _PIECE) -> dict[str, Any]:
     """Up to `limit` bytes from `offset` (negative: that many from the end).
 
     The answer's `size` is the file's; `eof` says that nothing followed. Only regular files: a FIFO
@@ -29,7 +29,7 @@ def read(path: str, offset: int = 0, limit: int = _PIECE) -> Dict[str, Any]:
 
 def write(
     path: str, data: bytes, mode: int = 0o644, parents: bool = False, owner: str = ""
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Replace `path` atomically and durably (see durable.replace_file)."""
     target = durable.expand(path)
     if os.path.isdir(target) and not os.path.islink(target):
@@ -40,7 +40,7 @@ def write(
     return {"path": target, "size": len(data)}
 
 
-def tail(path: str, offset: int = 0, limit: int = _PIECE, wait: float = 0.0) -> Dict[str, Any]:
+def tail(path: str, offset: int = 0, limit: int = _PIECE, wait: float = 0.0) -> dict[str, Any]:
     """What stands after `offset`, for a caller who comes back with offset + len(data).
 
     `inode` and `device` name the file: when they change, or `size` is below the offset asked for,
@@ -66,7 +66,7 @@ def _open_regular(path: str) -> int:
     raise HostError(f"{path} is not a regular file", kind="not a file")
 
 
-def _piece(descriptor: int, offset: int, limit: int) -> Dict[str, Any]:
+def _piece(descriptor: int, offset: int, limit: int) -> dict[str, Any]:
     status = os.fstat(descriptor)
     if offset < 0:
         offset = max(0, status.st_size + offset)

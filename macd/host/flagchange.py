@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any
 
 from macd.host import ledger
 from macd.host.failure import HostError
@@ -24,7 +25,7 @@ class Change:
     was: str
     release: str
     unit: str
-    sockets: List[str]
+    sockets: list[str]
     scope: str
     endpoint: str
     health_s: float
@@ -35,7 +36,7 @@ class Change:
     reason: str = ""
 
 
-Record = Callable[[str, Dict[str, object]], None]
+Record = Callable[[str, dict[str, object]], None]
 
 
 class Notes:
@@ -57,7 +58,7 @@ class Notes:
         with self._noting():
             save(self._layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
 
-    def record(self, kind: str, fields: Dict[str, object]) -> None:
+    def record(self, kind: str, fields: dict[str, object]) -> None:
         with self._noting():
             self._record(kind, fields)
 
@@ -75,7 +76,7 @@ class Notes:
             self.lost = self.lost or f"the host could not put it on record: {error}"
 
 
-def interrupted(layout: Layout) -> Optional[Change]:
+def interrupted(layout: Layout) -> Change | None:
     document = load(layout.state(PENDING), None)
     if document is None:
         return None
@@ -95,14 +96,14 @@ def refuse_if_deploying(layout: Layout) -> None:
         )
 
 
-def named(change: Change) -> Dict[str, object]:
+def named(change: Change) -> dict[str, object]:
     names = ("wanted", "was", "release", "who", "report")
     return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
 
 
 def told(
-    outcome: str, change: Change, process: Optional[Process], wrong: str, lost: str = ""
-) -> Dict[str, Any]:
+    outcome: str, change: Change, process: Process | None, wrong: str, lost: str = ""
+) -> dict[str, Any]:
     return {
         "outcome": outcome,
         "release": change.release,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Dict, Optional
 
 from macd.host import durable, envfile, probe
 from macd.host.failure import HostError
@@ -100,7 +99,7 @@ def content(layout: Layout) -> bytes:
         return b""
 
 
-def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional[Dict[str, str]]:
+def of_process(process: Process, endpoint: str, proc: str = "/proc") -> dict[str, str] | None:
     """The ML_* settings the process was started with, None if nobody can tell.
 
     From the kernel. Only a system that has no /proc is believed by the process's own answer: where
@@ -121,7 +120,7 @@ def of_process(process: Process, endpoint: str, proc: str = "/proc") -> Optional
     return {name: value for name, value in found.items() if name.startswith("ML_")}
 
 
-def _as_it_says(process: Process, endpoint: str) -> Optional[Dict[str, str]]:
+def _as_it_says(process: Process, endpoint: str) -> dict[str, str] | None:
     try:
         answer = probe.ask(endpoint)
     except probe.ProbeError:

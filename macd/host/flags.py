@@ -13,8 +13,8 @@ import dataclasses
 import hashlib
 import os
 import time
-from datetime import datetime, timezone
-from typing import Any, Dict, Optional, Tuple
+from datetime import UTC, datetime
+from typing import Any
 
 from macd.host import durable, evidence, ledger, probe, releases, stacking, watching
 from macd.host.failure import HostError
@@ -56,13 +56,13 @@ def set_flag(
     app: str,
     wanted: str,
     who: str,
-    service: Dict[str, Any],
+    service: dict[str, Any],
     health_s: float,
     report: bytes = b"",
     signature: bytes = b"",
     identity: str = "",
-    guard: Optional[Dict[str, Any]] = None,
-) -> Dict[str, Any]:
+    guard: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
 
     `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
@@ -102,7 +102,7 @@ def set_flag(
             if so and not report:
                 raise unwatched(change)
             claim = evidence.Claim(report, signature, identity)
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             watching.refuse_older(layout, evidence.check(layout, claim, change.release, now=now))
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
         notes = Notes(layout, record, must=wanted == LIVE)
@@ -152,7 +152,7 @@ def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
 
 
 def _begin(
-    layout: Layout, wanted: str, who: str, service: Dict[str, Any], health_s: float
+    layout: Layout, wanted: str, who: str, service: dict[str, Any], health_s: float
 ) -> Change:
     live = live_release(layout)
     if live is None:
@@ -181,7 +181,7 @@ def _is_so(layout: Layout, change: Change, process: Process) -> bool:
 
 
 def _arm(
-    layout: Layout, notes: Notes, change: Change, service: Dict[str, Any], guard: Dict[str, Any]
+    layout: Layout, notes: Notes, change: Change, service: dict[str, Any], guard: dict[str, Any]
 ) -> None:
     try:
         watching.arm(layout, change.release, service, change.health_s, guard)
@@ -192,7 +192,7 @@ def _arm(
 
 def _carry_out(
     layout: Layout, notes: Notes, change: Change, *, booting: bool = False
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     process, wrong = None, ""
     try:
         write(layout, change.wanted)
@@ -240,13 +240,13 @@ def _refuse_live(change: Change, wrong: str) -> None:
         )
 
 
-def _proved(notes: Notes, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
+def _proved(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     change = dataclasses.replace(change, state="proved")
     notes.keep(change)
     return _finish(notes, change, process, wrong)
 
 
-def _finish(notes: Notes, change: Change, process: Optional[Process], wrong: str) -> Dict[str, Any]:
+def _finish(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     pid = process.pid if process else None
     notes.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
     notes.forget()
@@ -255,13 +255,13 @@ def _finish(notes: Notes, change: Change, process: Optional[Process], wrong: str
 
 def _put_back(
     layout: Layout, notes: Notes, change: Change, reason: str, *, booting: bool = False
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """The value there was before, in the file and in the process: always shadow."""
     notes = notes.may()
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
     notes.keep(change)  # where that fails, the older record leads back too
     before = dataclasses.replace(change, wanted=change.was)
-    process: Optional[Process] = Supervisor(change.scope).show(change.unit)
+    process: Process | None = Supervisor(change.scope).show(change.unit)
     wrong = ""
     touched = process is None or not _is_so(layout, before, process)
     write(layout, change.was)
@@ -277,7 +277,7 @@ def _put_back(
     return told("reverted", change, process, wrong, notes.lost)
 
 
-def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str]:
+def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
     """A NEW process seen to run with the flag at `value`, and why it is not well ("" if it is).
 
     Raises:
@@ -288,7 +288,7 @@ def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str
     before = supervisor.show(change.unit)
     deadline = time.monotonic() + change.health_s
     restarting = supervisor.restart(change.unit, change.sockets)
-    proved: Optional[Process] = None
+    proved: Process | None = None
     wrong, refusals = "it has not answered yet", 0
     while time.monotonic() < deadline and refusals <= _REFUSALS_THAT_SETTLE_IT:
         now = supervisor.show(change.unit)
@@ -309,7 +309,7 @@ def _restarted(layout: Layout, change: Change, value: str) -> Tuple[Process, str
     return proved, wrong
 
 
-def _unwell(change: Change, sha256: str, process: Process) -> Tuple[str, bool]:
+def _unwell(change: Change, sha256: str, process: Process) -> tuple[str, bool]:
     """Why it does not serve the live release well, and whether that is its last word."""
     try:
         answer = probe.ask(change.endpoint)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from typing import Any, Callable, Dict, List, Tuple
+from collections.abc import Callable
+from typing import Any
 
 TAG_LENGTH = 16
 MAX_HEADER = 8 << 20
@@ -38,12 +39,12 @@ class EndOfStreamError(FrameError):
     """The peer closed the stream; `noise` is what it wrote after its last whole frame."""
 
 
-def encode(tag: bytes, message: Dict[str, Any], *, compress: bool = True) -> bytes:
+def encode(tag: bytes, message: dict[str, Any], *, compress: bool = True) -> bytes:
     """One frame for `message`, whose values are JSON or bytes.
 
     Raises FrameError when it would be larger than a reader accepts.
     """
-    chunks: List[bytes] = []
+    chunks: list[bytes] = []
     header = _lift_bytes(message, chunks)
     payload = b"".join(chunks)
     raw_length = len(payload)
@@ -63,7 +64,7 @@ def encode(tag: bytes, message: Dict[str, Any], *, compress: bool = True) -> byt
 
 def read_frame(
     read: Callable[[int], bytes], tag: bytes, *, max_noise: int = MAX_NOISE
-) -> Tuple[Dict[str, Any], bytes]:
+) -> tuple[dict[str, Any], bytes]:
     """The next message and the noise skipped to find it.
 
     `read(n)` returns exactly n bytes, or fewer only at the end of the stream. Raises
@@ -87,7 +88,7 @@ def read_frame(
         raise FrameError("a frame header is not an object", noise)
     if "$zlib" in header:
         payload = _inflate(payload, header.pop("$zlib"))
-    message: Dict[str, Any] = _lower_bytes(header, payload)
+    message: dict[str, Any] = _lower_bytes(header, payload)
     return message, noise
 
 
@@ -132,7 +133,7 @@ def _inflate(payload: bytes, raw_length: Any) -> bytes:
     return data
 
 
-def _lift_bytes(value: Any, chunks: List[bytes]) -> Any:
+def _lift_bytes(value: Any, chunks: list[bytes]) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         chunks.append(bytes(value))
         return {_BYTES: len(chunks[-1])}

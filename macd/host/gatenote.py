@@ -10,8 +10,9 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -21,7 +22,7 @@ _CLOCKS_DIFFER_S = 300.0
 _LONGEST = 200
 
 
-def gate_note(app: str, note: Dict[str, Any]) -> bool:
+def gate_note(app: str, note: dict[str, Any]) -> bool:
     """Keep verdict, opens, release, sha256 (of the report) and made, if none newer is here.
 
     A host that was never provisioned keeps none, and is not made to look as if it had been.
@@ -57,7 +58,7 @@ def _alone(layout: Layout) -> Iterator[None]:
         os.close(descriptor)
 
 
-def newest(layout: Layout) -> Optional[Dict[str, Any]]:
+def newest(layout: Layout) -> dict[str, Any] | None:
     """The note; None where there is none that can be true (an older macd, a clock set back)."""
     try:
         found = load(_path(layout), None)
@@ -69,11 +70,11 @@ def newest(layout: Layout) -> Optional[Dict[str, Any]]:
     return dict(found)
 
 
-def gate_newest(app: str) -> Optional[Dict[str, Any]]:
+def gate_newest(app: str) -> dict[str, Any] | None:
     return newest(Layout(durable.expand(app)))
 
 
-def closed(note: Optional[Dict[str, Any]], release: Any, made: Any) -> List[str]:
+def closed(note: dict[str, Any] | None, release: Any, made: Any) -> list[str]:
     """Why a report about `release`, made at `made`, is not the newest that counts; [] if it is."""
     mine, other = _epoch(made), _epoch(note.get("made")) if note else None
     if note is None or mine is None or other is None or other <= mine or note["opens"]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import subprocess
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
-Property = Tuple[str, str]
+Property = tuple[str, str]
 # What makes the unit a service, or gives it what only the service needs (secrets first of all);
 # all else in its [Service] is who it is and what it may do. How a run ends is ours to say, too: a
 # KillMode that spares children would let what came with a release outlive it.
@@ -36,7 +36,7 @@ _SINCE = {
 }
 
 
-def properties(unit_text: str) -> List[Property]:
+def properties(unit_text: str) -> list[Property]:
     """The lines of [Service] that say who it is and what it may do, in order."""
     found = []
     section = ""
@@ -51,7 +51,7 @@ def properties(unit_text: str) -> List[Property]:
     return found
 
 
-def writing(directory: str, unit: Sequence[Property], most: int) -> List[Property]:
+def writing(directory: str, unit: Sequence[Property], most: int) -> list[Property]:
     """What lets it write below `directory`, no file of more than `most` bytes.
 
     And run what it put there, where the unit says from where programs may come.
@@ -62,7 +62,7 @@ def writing(directory: str, unit: Sequence[Property], most: int) -> List[Propert
     return found
 
 
-def flags(wanted: Sequence[Property], version: Optional[int]) -> List[str]:
+def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
     """As systemd-run takes them; without what systemd `version` (None: the newest) lacks."""
     return [
         f"--property={name}={value}"
@@ -71,7 +71,7 @@ def flags(wanted: Sequence[Property], version: Optional[int]) -> List[str]:
     ]
 
 
-def version() -> Optional[int]:
+def version() -> int | None:
     """The number of this systemd; None where it does not say."""
     done = subprocess.run(
         ["systemctl", "--version"], capture_output=True, text=True, timeout=20, check=False

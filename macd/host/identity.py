@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Dict, Optional
+from typing import Any
 
 from macd.host.failure import HostError
 from macd.host.layout import Layout, load
@@ -19,7 +19,7 @@ REVOKED = "revoked.krl"
 NAMES = ("app", "env", "identity")
 
 
-def accepts(layout: Layout) -> Dict[str, Any]:
+def accepts(layout: Layout) -> dict[str, Any]:
     """app, env, identity, and the SHA-256 of the list of revoked keys ("": there is none).
 
     Raises:
@@ -37,7 +37,7 @@ def accepts(layout: Layout) -> Dict[str, Any]:
     return found
 
 
-def check_claim(layout: Layout, claimed: Dict[str, str]) -> None:
+def check_claim(layout: Layout, claimed: dict[str, str]) -> None:
     """Raises HostError ("refused"): the inventory takes this host for another one."""
     own = accepts(layout)
     differing = [name for name in NAMES if claimed[name] != own[name]]
@@ -72,7 +72,7 @@ def check_signer(layout: Layout, claimed: str) -> str:
     return own
 
 
-def revocations(layout: Layout) -> Optional[str]:
+def revocations(layout: Layout) -> str | None:
     """The list of revoked keys to hold signatures against; None where provision put none.
 
     Raises:

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 from macd.host import durable
 from macd.host.layout import load, save
@@ -64,7 +65,7 @@ def main(directory: str) -> int:
     return int(ended["code"])
 
 
-def _end_with(runner: int) -> Optional[Callable[[], None]]:
+def _end_with(runner: int) -> Callable[[], None] | None:
     """Where Linux offers it: the job is killed when its runner is, so no job is ever unowned."""
     if not sys.platform.startswith("linux"):
         return None
@@ -87,11 +88,11 @@ class _StopRequest:
         signal.signal(signal.SIGINT, self._ask)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _ask(self, number: int, frame: Optional[FrameType]) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
 
-def _watch(directory: str, child: "subprocess.Popen[bytes]", stop: _StopRequest) -> None:
+def _watch(directory: str, child: subprocess.Popen[bytes], stop: _StopRequest) -> None:
     """Until the child ends: keep the heartbeat, pass a stop request on, kill after a grace time."""
     next_beat = 0.0
     kill_at = 0.0
@@ -121,7 +122,7 @@ def _beat(directory: str) -> None:
         save(os.path.join(directory, HEARTBEAT), {"at": time.time()})
 
 
-def _write_process(directory: str, child: Optional[int]) -> None:
+def _write_process(directory: str, child: int | None) -> None:
     document = {
         "runner": identity(os.getpid()),
         "child": identity(child) if child is not None else {},
@@ -130,7 +131,7 @@ def _write_process(directory: str, child: Optional[int]) -> None:
     save(os.path.join(directory, PROCESS), document)
 
 
-def _write_exit(directory: str, ended: Dict[str, Any]) -> None:
+def _write_exit(directory: str, ended: dict[str, Any]) -> None:
     deadline = time.monotonic() + _ROOM_S
     while True:
         try:
@@ -142,7 +143,7 @@ def _write_exit(directory: str, ended: Dict[str, Any]) -> None:
             time.sleep(1.0)
 
 
-def identity(pid: int) -> Dict[str, Any]:
+def identity(pid: int) -> dict[str, Any]:
     """A pid that can't be mistaken for a later process with the same number."""
     return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
 
@@ -172,7 +173,7 @@ def boot_id() -> str:
         return ""
 
 
-def is_alive(known: Dict[str, Any]) -> bool:
+def is_alive(known: dict[str, Any]) -> bool:
     """True while the very process of `identity` runs, on this boot."""
     if known.get("boot") != boot_id():
         return False

@@ -14,7 +14,8 @@ import re
 import shutil
 import signal
 import time
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from macd.host import blobs, detach, durable, jobviews
 from macd.host.failure import HostError
@@ -26,7 +27,7 @@ from macd.host.manifest import ManifestError, check_path
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def job_tree(work: str, digest: str, files: Sequence[Tuple[str, str]]) -> Dict[str, Any]:
+def job_tree(work: str, digest: str, files: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Make trees/<digest> from blobs that have landed: (relative path, sha256) each.
 
     Raises HostError when a path is unsafe or a blob is missing; an existing tree is left as it is.
@@ -61,12 +62,12 @@ def _link(blob: str, place: str) -> None:
 def job_start(
     work: str,
     run: str,
-    argv: List[str],
-    env: Dict[str, str],
+    argv: list[str],
+    env: dict[str, str],
     tree: str,
-    about: Dict[str, Any],
-    files: Dict[str, str],
-) -> Dict[str, Any]:
+    about: dict[str, Any],
+    files: dict[str, str],
+) -> dict[str, Any]:
     """Start `argv` detached, with the tree `tree` (a digest) as its working directory.
 
     Starting the same run again answers what it is, and never starts it twice: a client that lost
@@ -138,7 +139,7 @@ def _refuse_another(work: str) -> None:
             )
 
 
-def _placed(text: str, places: Dict[str, str]) -> str:
+def _placed(text: str, places: dict[str, str]) -> str:
     for name, value in places.items():
         text = text.replace(name, value)
     return text
@@ -157,7 +158,7 @@ def _await_process(directory: str) -> None:
     )
 
 
-def job_cancel(work: str, run: str) -> Dict[str, Any]:
+def job_cancel(work: str, run: str) -> dict[str, Any]:
     """Ask a run to stop: SIGTERM to the job, SIGKILL after 20 s. Fine when it is over already."""
     work = durable.expand(work)
     status = job_status(work, run)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -21,7 +21,7 @@ _FOLLOW_S = 0.2
 _EVENTS_PIECE = 1 << 20
 
 
-def job_status(work: str, run: str = "", log_tail: int = 0) -> Dict[str, Any]:
+def job_status(work: str, run: str = "", log_tail: int = 0) -> dict[str, Any]:
     """What is known of a run (the newest when `run` is ""), as the host itself sees it.
 
     `state` is RUNNING, DONE, FAILED or CANCELLED. A job that exited with 0 but left no result.json
@@ -62,8 +62,8 @@ def job_status(work: str, run: str = "", log_tail: int = 0) -> Dict[str, Any]:
 
 
 def _unfinished(
-    directory: str, process: Optional[Dict[str, Any]], alive: Dict[str, bool]
-) -> Tuple[str, str]:
+    directory: str, process: dict[str, Any] | None, alive: dict[str, bool]
+) -> tuple[str, str]:
     if alive["runner"]:
         return "RUNNING", ""
     if alive["child"]:
@@ -76,7 +76,7 @@ def _unfinished(
     return "FAILED", "its runner was killed on the host (SIGKILL, or out of memory)"
 
 
-def _judge(ended: Dict[str, Any], result: Dict[str, Any]) -> Tuple[str, str]:
+def _judge(ended: dict[str, Any], result: dict[str, Any]) -> tuple[str, str]:
     done = result.get("state") == "done"
     if done and not ended["code"]:
         return "DONE", ""
@@ -92,14 +92,14 @@ def _judge(ended: Dict[str, Any], result: Dict[str, Any]) -> Tuple[str, str]:
     return "FAILED", "it ended with 0 but left no finished result"
 
 
-def job_list(work: str) -> Dict[str, Any]:
+def job_list(work: str) -> dict[str, Any]:
     """Ids of the runs in this work directory, oldest first."""
     runs = os.path.join(durable.expand(work), "runs")
     found = os.listdir(runs) if os.path.isdir(runs) else []
     return {"runs": sorted(name for name in found if _RUN_ID.match(name))}
 
 
-def job_follow(work: str, run: str, offset: int, wait: float = 0.0) -> Dict[str, Any]:
+def job_follow(work: str, run: str, offset: int, wait: float = 0.0) -> dict[str, Any]:
     """The run's state and what its event stream holds after `offset`.
 
     Answers when there is something new, when the run is over, or after `wait` seconds. The state is
@@ -126,7 +126,7 @@ def _read(path: str, offset: int) -> bytes:
         return b""
 
 
-def job_files(work: str, run: str) -> Dict[str, Any]:
+def job_files(work: str, run: str) -> dict[str, Any]:
     """What a finished run leaves, as [path, size, sha256]: its records, and what it declared.
 
     The files that the run itself declared are told as declared; whoever fetches them compares.
@@ -148,7 +148,7 @@ def job_files(work: str, run: str) -> Dict[str, Any]:
     return {"status": status, "records": records, "files": files}
 
 
-def _hashed(path: str) -> Tuple[int, str]:
+def _hashed(path: str) -> tuple[int, str]:
     total, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         for piece in iter(lambda: file.read(1 << 20), b""):
@@ -157,7 +157,7 @@ def _hashed(path: str) -> Tuple[int, str]:
     return size, total.hexdigest()
 
 
-def _result(directory: str) -> Dict[str, Any]:
+def _result(directory: str) -> dict[str, Any]:
     try:
         found = load(os.path.join(directory, "result.json"), {})
     except HostError:

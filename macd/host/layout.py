@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
@@ -83,7 +83,7 @@ class Layout:
             durable.make_directories(self.state(part))
 
 
-def live_release(layout: Layout) -> Optional[str]:
+def live_release(layout: Layout) -> str | None:
     """The id `current` points to; None before the first deploy.
 
     Raises:
@@ -116,7 +116,7 @@ def live_release(layout: Layout) -> Optional[str]:
         ) from error
 
 
-def point_current_at(layout: Layout, release_id: Optional[str]) -> None:
+def point_current_at(layout: Layout, release_id: str | None) -> None:
     """Switch `current` by symlink + rename + fsync of the directory; None takes it away."""
     live_release(layout)  # refuses a real directory: rename would not, on every system
     beside = os.path.join(layout.app, ".current.tmp")

@@ -8,14 +8,15 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, load, save
 
-Snapshot = Dict[str, Optional[str]]
+Snapshot = dict[str, str | None]
 _GLANCES = 5  # whoever only looks at a lock holds it for an instant
 _GLANCE_S = 0.05
 _LOGS_KEPT = 200
@@ -32,7 +33,7 @@ class Pending:
     number: int
     kind: str  # deploy | rollback
     to: str
-    origin: Optional[str]
+    origin: str | None
     token: str
     who: str
     started: float
@@ -42,22 +43,22 @@ class Pending:
     endpoint: str
     serial: int
     manifest_sha256: str
-    check_argv: List[str] = field(default_factory=list)
+    check_argv: list[str] = field(default_factory=list)
     health_s: float = 60.0
     soak_s: float = 10.0
     confirm_s: float = 60.0
     keep: int = 5
     reason: str = ""
-    waiting_since: Optional[float] = None  # for a confirmation, by confirmation.uptime
+    waiting_since: float | None = None  # for a confirmation, by confirmation.uptime
     session: int = 0  # the agent that began it: its own word is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
-    edited: List[str] = field(default_factory=list)  # of `before`: what the tool did not write
-    flags: List[str] = field(default_factory=list)  # the keys of .env that the tool sets
-    keys: List[str] = field(default_factory=list)  # of these and those set before, what is switched
+    edited: list[str] = field(default_factory=list)  # of `before`: what the tool did not write
+    flags: list[str] = field(default_factory=list)  # the keys of .env that the tool sets
+    keys: list[str] = field(default_factory=list)  # of these and those set before, what is switched
 
 
-def read_pending(layout: Layout) -> Optional[Pending]:
+def read_pending(layout: Layout) -> Pending | None:
     document = load(layout.state("pending.json"), None)
     if document is None:
         return None
@@ -87,7 +88,7 @@ def clear_pending(layout: Layout) -> None:
     discard(layout.state("pending.json"))
 
 
-def history(layout: Layout) -> List[Dict[str, Any]]:
+def history(layout: Layout) -> list[dict[str, Any]]:
     """What was committed here, oldest first.
 
     Each: number, release, serial, manifest_sha256, at, kind, who; `written`, hashes of the texts
@@ -97,11 +98,11 @@ def history(layout: Layout) -> List[Dict[str, Any]]:
     return list(load(layout.state("committed.json"), []))
 
 
-def save_history(layout: Layout, entries: List[Dict[str, Any]]) -> None:
+def save_history(layout: Layout, entries: list[dict[str, Any]]) -> None:
     save(layout.state("committed.json"), entries)
 
 
-def bad_releases(layout: Layout) -> List[Dict[str, Any]]:
+def bad_releases(layout: Layout) -> list[dict[str, Any]]:
     return list(load(layout.state("bad.json"), []))
 
 
@@ -127,7 +128,7 @@ def next_number(layout: Layout) -> int:
     return max(begun, default=0) + 1
 
 
-def last_end(layout: Layout) -> Optional[Dict[str, Any]]:
+def last_end(layout: Layout) -> dict[str, Any] | None:
     """The last word of the newest activation here; None while it has none, or before the first."""
     number = next_number(layout) - 1
     events = EventLog(layout, number).read()
@@ -171,7 +172,7 @@ class EventLog:
             file.seek(-1, os.SEEK_END)
             return file.read(1) != b"\n"
 
-    def read(self) -> List[Dict[str, Any]]:
+    def read(self) -> list[dict[str, Any]]:
         """Whole lines only; one torn by a power cut is left out."""
         try:
             with open(self.path, "rb") as file:
@@ -186,7 +187,7 @@ class EventLog:
 
 
 @contextlib.contextmanager
-def locked(layout: Layout, name: str, holder: Dict[str, Any]) -> Iterator[None]:
+def locked(layout: Layout, name: str, holder: dict[str, Any]) -> Iterator[None]:
     """Hold the kernel lock `name` of this application, or refuse and say who has it.
 
     The kernel frees it when the holder's process ends, however it ends; the text in the file only
@@ -215,7 +216,7 @@ def _taken(descriptor: int) -> bool:
     return False
 
 
-def holder_of(layout: Layout, name: str) -> Optional[Dict[str, Any]]:
+def holder_of(layout: Layout, name: str) -> dict[str, Any] | None:
     """Who holds the lock now; None when it is free. Two who look don't take each other for one."""
     path = layout.state(name)
     try:
@@ -231,7 +232,7 @@ def holder_of(layout: Layout, name: str) -> Optional[Dict[str, Any]]:
         os.close(descriptor)
 
 
-def _holder_text(path: str) -> Dict[str, Any]:
+def _holder_text(path: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
         document = json.load(file)
         if isinstance(document, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import Any, Dict
+from typing import Any
 
 from macd.host import activation, admission, durable, ledger
 from macd.host.failure import HostError
@@ -17,7 +17,7 @@ _SESSION = contextlib.ExitStack()  # what this agent process holds until its cha
 _RUNNER_END_S = 10.0
 
 
-def lock(app: str, who: str, doing: str) -> Dict[str, Any]:
+def lock(app: str, who: str, doing: str) -> dict[str, Any]:
     """Hold the host's deploy lock for as long as this session lives.
 
     Raises:

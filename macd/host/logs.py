@@ -12,7 +12,8 @@ import os
 import re
 import stat
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from macd.host import durable, frames
 from macd.host.failure import HostError
@@ -26,15 +27,15 @@ _BLOCK = 1 << 20
 _POLL_SECONDS = 0.2
 
 
-def log_files(app: str, heads: Optional[Dict[str, int]] = None) -> Dict[str, Any]:
+def log_files(app: str, heads: dict[str, int] | None = None) -> dict[str, Any]:
     """The signal logs by name, each with what tells it apart from another of the same name.
 
     `heads` says over how many first bytes of a file its fingerprint is wanted (HEAD at most, or
     what there is of it). `refused` names what looks like a log and is none.
     """
     directory = _directory(app)
-    found: List[Dict[str, Any]] = []
-    refused: List[List[str]] = []
+    found: list[dict[str, Any]] = []
+    refused: list[list[str]] = []
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         if not name.startswith("trade"):
             continue
@@ -57,7 +58,7 @@ def log_files(app: str, heads: Optional[Dict[str, int]] = None) -> Dict[str, Any
 
 def log_read(
     app: str, name: str, offset: int, limit: int, inode: int = 0, wait: float = 0.0
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Up to `limit` bytes of a log from `offset`; with `wait`, not before there are any.
 
     Raises HostError of kind "rotated" when `inode` is given and the name now means another file.
@@ -78,10 +79,10 @@ def log_read(
         time.sleep(_POLL_SECONDS)
 
 
-def log_hashes(app: str, ranges: Sequence[Sequence[Any]]) -> List[Optional[str]]:
+def log_hashes(app: str, ranges: Sequence[Sequence[Any]]) -> list[str | None]:
     """SHA-256 of each [name, from, to); None where the file hasn't that many bytes, or is gone."""
     directory = _directory(app)
-    told: List[Optional[str]] = []
+    told: list[str | None] = []
     for name, start, end in ranges:
         try:
             descriptor = _open(directory, name)
@@ -104,7 +105,7 @@ def _directory(app: str) -> str:
     return Layout(durable.expand(app)).live
 
 
-def _described(directory: str, name: str, head: int) -> Dict[str, Any]:
+def _described(directory: str, name: str, head: int) -> dict[str, Any]:
     descriptor = _open(directory, name)
     try:
         status = os.fstat(descriptor)
@@ -132,7 +133,7 @@ def _open(directory: str, name: str) -> int:
     raise HostError("%s is no log" % name, why="not a regular file", kind="refused")
 
 
-def _hash(descriptor: int, start: int, end: int) -> Optional[str]:
+def _hash(descriptor: int, start: int, end: int) -> str | None:
     digest = hashlib.sha256()
     while start < end:
         block = os.pread(descriptor, min(_BLOCK, end - start), start)

@@ -10,8 +10,8 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import Any, Dict, List, Tuple
+from datetime import UTC, datetime
+from typing import Any
 
 MAX_BYTES = 4 * 1024 * 1024
 SCHEMA = 1
@@ -45,9 +45,9 @@ class Manifest:
     serial: int
     created: datetime
     expires: datetime
-    files: Tuple[File, ...]
+    files: tuple[File, ...]
     lock: str
-    details: Dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -165,7 +165,7 @@ def _load(raw: bytes) -> Any:
     return document
 
 
-def _no_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ManifestError("a key stands twice in one object")
@@ -176,7 +176,7 @@ def _no_constant(name: str) -> Any:
     raise ManifestError("%s is not a number" % name)
 
 
-def _text(document: Dict[str, Any], key: str, shape: "re.Pattern[str]") -> str:
+def _text(document: dict[str, Any], key: str, shape: re.Pattern[str]) -> str:
     value = document[key]
     if not isinstance(value, str) or not shape.match(value):
         raise ManifestError("%s: %.80r" % (key, value))
@@ -189,9 +189,9 @@ def _count(value: Any, what: str, *, least: int = 0) -> int:
     return value
 
 
-def _time(document: Dict[str, Any], key: str) -> datetime:
+def _time(document: dict[str, Any], key: str) -> datetime:
     try:
-        found = datetime.strptime(document[key], _TIME).replace(tzinfo=timezone.utc)
+        found = datetime.strptime(document[key], _TIME).replace(tzinfo=UTC)
     except (TypeError, ValueError) as error:
         raise ManifestError("%s: %s" % (key, error)) from error
     if found.strftime(_TIME) != document[key]:
@@ -199,7 +199,7 @@ def _time(document: Dict[str, Any], key: str) -> datetime:
     return found
 
 
-def _files(value: Any) -> Tuple[File, ...]:
+def _files(value: Any) -> tuple[File, ...]:
     if not isinstance(value, list) or not value:
         raise ManifestError("files: an empty release")
     files = []
@@ -215,7 +215,7 @@ def _files(value: Any) -> Tuple[File, ...]:
     return tuple(files)
 
 
-def _no_clashes(paths: List[str]) -> None:
+def _no_clashes(paths: list[str]) -> None:
     # Two names that fold to one on a case-insensitive disk would overwrite each other there.
     folded = [p.casefold() for p in paths]
     if len(set(folded)) != len(folded):
@@ -226,7 +226,7 @@ def _no_clashes(paths: List[str]) -> None:
         raise ManifestError("files: %r is a file and a directory" % clash[0])
 
 
-def _details(value: Any) -> Dict[str, Any]:
+def _details(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ManifestError("details: not an object")
     if not _finite(value):

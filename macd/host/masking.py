@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Container, List, Mapping
+from collections.abc import Container, Mapping
 
 COVER = "••••"
 _WORDS = r"KEY|SECRET|TOKEN|PASS|PWD|CRED|WEBHOOK|AUTHORIZATION|BEARER"
@@ -31,9 +31,9 @@ def masked(text: str) -> str:
     return "".join(f"{line}\n" for line in masked_lines(text))
 
 
-def masked_lines(text: str) -> List[str]:
+def masked_lines(text: str) -> list[str]:
     """As `masked`, one for each line of text.splitlines()."""
-    shown: List[str] = []
+    shown: list[str] = []
     depth, carried = 0, False
     for line in text.splitlines():
         if depth or carried:
@@ -59,7 +59,7 @@ def masked_lines(text: str) -> List[str]:
 
 def hidden(
     before: Mapping[str, str], changes: Mapping[str, str], shown: Container[str]
-) -> List[str]:
+) -> list[str]:
     """Which variables of a flags file change unseen: all but those that are `shown`."""
     return [
         key

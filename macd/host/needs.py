@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from macd.host.failure import HostError
 
@@ -22,7 +22,7 @@ _NO_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object fi
 _OTHER_LIBC = re.compile(r"version `(GLIBC_[\d.]+)' not found")
 
 
-def room(path: str) -> Dict[str, Any]:
+def room(path: str) -> dict[str, Any]:
     """Of the file system at `path`: `free` bytes, `free_inodes` (-1: it doesn't count them), and
     `noexec`: where it is mounted if nothing there may run, else "".
     """
@@ -38,7 +38,7 @@ def room(path: str) -> Dict[str, Any]:
     return {"free": status.f_bavail * status.f_frsize, "free_inodes": inodes, "noexec": noexec}
 
 
-def missing_programs() -> List[Dict[str, Any]]:
+def missing_programs() -> list[dict[str, Any]]:
     """What deploying needs and this host lacks.
 
     `needed` False: only releases whose runtime has the Python module `module` need it.
@@ -58,7 +58,7 @@ def missing_programs() -> List[Dict[str, Any]]:
     return found
 
 
-def failure(doing: str, said: str, path: str) -> Optional[HostError]:
+def failure(doing: str, said: str, path: str) -> HostError | None:
     """The refusal for a build that failed for want of something here; None: it was another cause.
 
     Args:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from macd.host import (
     activation,
@@ -38,9 +39,9 @@ def deploy_facts(
     units: Sequence[str],
     scope: str,
     endpoint: str,
-    wanted: Sequence[Tuple[str, int]] = (),
+    wanted: Sequence[tuple[str, int]] = (),
     flags: Sequence[str] = (),
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Everything a plan needs, in one answer; changes nothing and needs no lock.
 
     `endpoint` may be "unix": the answer says where that is on this host. `flags` are the keys of
@@ -99,7 +100,7 @@ def deploy_facts(
     }
 
 
-def _files_of(layout: Layout, release: Optional[str]) -> List[List[Any]]:
+def _files_of(layout: Layout, release: str | None) -> list[list[Any]]:
     """Path, size and hash of what the live release declares; empty when that can't be read."""
     with contextlib.suppress(HostError):
         if release is not None:
@@ -108,7 +109,7 @@ def _files_of(layout: Layout, release: Optional[str]) -> List[List[Any]]:
     return []
 
 
-def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
+def _details_of(layout: Layout, release: str | None) -> dict[str, Any]:
     with contextlib.suppress(HostError):
         if release is not None:
             return releases.read_manifest(layout, release).details
@@ -116,8 +117,8 @@ def _details_of(layout: Layout, release: Optional[str]) -> Dict[str, Any]:
 
 
 def _way_back(
-    rehearsal: "Rehearsal", history: List[Dict[str, Any]], live: Optional[str], bad: List[str]
-) -> Dict[str, Any]:
+    rehearsal: Rehearsal, history: list[dict[str, Any]], live: str | None, bad: list[str]
+) -> dict[str, Any]:
     """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
     target = releases.rollback_target(history, live, bad)
     if target is not None or not history:
@@ -143,14 +144,14 @@ class Rehearsal:
     def __init__(self, layout: Layout, walls: Confinement) -> None:
         self.layout = layout
         self._walls = walls
-        self._runtimes: Dict[str, str] = {}  # releases share them
+        self._runtimes: dict[str, str] = {}  # releases share them
 
     @property
-    def broken(self) -> List[str]:
+    def broken(self) -> list[str]:
         """The runtimes that were asked about and are not whole."""
         return [lock for lock, wrong in self._runtimes.items() if wrong]
 
-    def of(self, release: Optional[str]) -> Dict[str, Any]:
+    def of(self, release: str | None) -> dict[str, Any]:
         """`why` it is not ready; `runtime` is what is wrong with the runtime, of that."""
         if release is None:
             return {"release": None, "ready": False, "why": "nothing was committed here before"}
@@ -172,7 +173,7 @@ class Rehearsal:
         return self._runtimes[lock]
 
 
-def _wheels(path: str) -> List[Dict[str, Any]]:
+def _wheels(path: str) -> list[dict[str, Any]]:
     """What a lock lists. Raises HostError for a file that is no lock."""
     lock = load(path, {"wheels": []})
     wheels = lock.get("wheels") if isinstance(lock, dict) else None
@@ -198,7 +199,7 @@ def unable(layout: Layout, release: str, walls: Confinement) -> str:
     return damage or runtimecheck.python_wrong(runtime, walls)
 
 
-def _pending_public(layout: Layout) -> Optional[Dict[str, Any]]:
+def _pending_public(layout: Layout) -> dict[str, Any] | None:
     pending = ledger.read_pending(layout)
     if pending is None:
         return None
@@ -207,7 +208,7 @@ def _pending_public(layout: Layout) -> Optional[Dict[str, Any]]:
     return {**shown, "runner": ledger.holder_of(layout, activation.LOCK) is not None}
 
 
-def _flag_change_public(layout: Layout) -> Optional[Dict[str, Any]]:
+def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
     change = flagchange.interrupted(layout)
     if change is None:
         return None
@@ -215,7 +216,7 @@ def _flag_change_public(layout: Layout) -> Optional[Dict[str, Any]]:
     return {name: getattr(change, name) for name in names}
 
 
-def _lock(layout: Layout) -> Optional[Dict[str, Any]]:
+def _lock(layout: Layout) -> dict[str, Any] | None:
     """Who holds it and for how many seconds, by the host's clock; None when it is free."""
     held = ledger.holder_of(layout, DEPLOY_LOCK) if os.path.isdir(layout.state()) else None
     if held is None:
@@ -223,14 +224,14 @@ def _lock(layout: Layout) -> Optional[Dict[str, Any]]:
     return {**held, "age_s": max(0.0, time.time() - float(held.get("since", time.time())))}
 
 
-def _health(endpoint: str) -> Dict[str, Any]:
+def _health(endpoint: str) -> dict[str, Any]:
     try:
         return ask(os.path.expanduser(endpoint))
     except ProbeError as error:
         return {"unreachable": str(error)}
 
 
-def _names(directory: str) -> List[str]:
+def _names(directory: str) -> list[str]:
     found = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(name for name in found if not name.startswith("."))
 
@@ -240,14 +241,14 @@ def _bytes(path: str) -> bytes:
         return file.read()
 
 
-def _read(path: str) -> Optional[str]:
+def _read(path: str) -> str | None:
     try:
         return _bytes(path).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
 
 
-def _text(path: str) -> Optional[str]:
+def _text(path: str) -> str | None:
     """As it stands: bytes that are no UTF-8 as surrogates, as envfile.parse takes them."""
     try:
         return _bytes(path).decode("utf-8", "surrogateescape")
@@ -255,7 +256,7 @@ def _text(path: str) -> Optional[str]:
         return None
 
 
-def _file_sha256(path: str) -> Optional[str]:
+def _file_sha256(path: str) -> str | None:
     return hashlib.sha256(_bytes(path)).hexdigest() if os.path.isfile(path) else None
 
 

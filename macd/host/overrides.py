@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from macd.host.supervisor import Supervisor
 
@@ -34,7 +35,7 @@ _USER = (
 _MOST_BYTES = 1 << 16
 
 
-def dropins(scope: str, units: Sequence[str]) -> Dict[str, List[Dict[str, Any]]]:
+def dropins(scope: str, units: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """By unit: the path of each drop-in and the names it sets. No values: they may be secrets."""
     found = {}
     places = [
@@ -49,14 +50,14 @@ def dropins(scope: str, units: Sequence[str]) -> Dict[str, List[Dict[str, Any]]]
     return found
 
 
-def not_read(supervisor: Supervisor, units: Sequence[str]) -> List[str]:
+def not_read(supervisor: Supervisor, units: Sequence[str]) -> list[str]:
     """The units that systemd still runs as they stood before somebody changed a file of theirs."""
     if not supervisor.has_timers():  # only a systemd that is really there remembers
         return []
     return [unit for unit in units if supervisor.show(unit).needs_reload]
 
 
-def _directories(unit: str) -> List[str]:
+def _directories(unit: str) -> list[str]:
     """UNIT.d, and for a-b.service also a-.service.d."""
     stem, _, kind = unit.rpartition(".")
     words = stem.split("-")
@@ -64,11 +65,11 @@ def _directories(unit: str) -> List[str]:
     return [f"{name}.{kind}.d" for name in (stem, *prefixes)]
 
 
-def _files(place: str, directory: str) -> List[str]:
+def _files(place: str, directory: str) -> list[str]:
     return sorted(glob.glob(os.path.join(glob.escape(place), directory, "*.conf")))
 
 
-def _names_set_in(path: str) -> List[str]:
+def _names_set_in(path: str) -> list[str]:
     try:
         if not os.path.isfile(path):  # /dev/null takes a package's drop-in away
             return []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List
 from urllib.parse import urlsplit
 
 from macd.host.failure import HostError
@@ -21,7 +20,7 @@ _PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_prox
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
-def settings(index: bool, url: str) -> Dict[str, str]:
+def settings(index: bool, url: str) -> dict[str, str]:
     """The variables pip is started with; an address may hold a password, so it is never in argv.
 
     Args:
@@ -80,5 +79,5 @@ def failure(said: str, *, index: bool) -> HostError:
     )
 
 
-def _refusal(what: str, why: List[str], hint: str) -> HostError:
+def _refusal(what: str, why: list[str], hint: str) -> HostError:
     return HostError(what, why="\n".join(why), hint=hint, live="unchanged", kind="refused")

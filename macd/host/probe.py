@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, List
+from typing import Any
 
 from macd.host import untrusted
 from macd.host.supervisor import Process
@@ -15,7 +15,7 @@ class ProbeError(Exception):
     """No usable answer came from the service's health endpoint."""
 
 
-def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[str, Any]:
+def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> dict[str, Any]:
     """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
 
     Whoever answers is not trusted: each text is short and fit for a journal and a terminal.
@@ -45,8 +45,8 @@ def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> Dict[
 
 
 def problems(
-    answer: Dict[str, Any], *, release: str, manifest_sha256: str, process: Process
-) -> List[str]:
+    answer: dict[str, Any], *, release: str, manifest_sha256: str, process: Process
+) -> list[str]:
     """Why this answer does not prove that `process` serves `release` well; empty when it does.
 
     A release id alone proves little: an old process that still answers is the classic false

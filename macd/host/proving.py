@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-from typing import Tuple
 
 from macd.host import probe, snapshots, untrusted
 from macd.host.confined import Confinement
@@ -93,7 +92,7 @@ class Prover:
             time.sleep(POLL_S)
         return wrong
 
-    def _asked(self, release: str, manifest_sha256: str, process: Process) -> Tuple[str, bool]:
+    def _asked(self, release: str, manifest_sha256: str, process: Process) -> tuple[str, bool]:
         """Why its answer does not prove that `process` serves `release` well ("" if it does).
 
         And whether that is its last word: it has started, it is the one asked, and says no.

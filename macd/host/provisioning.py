@@ -15,7 +15,8 @@ import os
 import pwd
 import stat
 import subprocess
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from macd.host import durable, envfile, ledger, needs, watching
 from macd.host.confined import Confinement
@@ -26,21 +27,21 @@ from macd.host.masking import hidden
 from macd.host.supervisor import Supervisor
 
 DEPLOY_LOCK = "deploy.lock"
-Change = Dict[str, Any]
+Change = dict[str, Any]
 
 
 def provision(
     app: str,
     scope: str,
     account: str,
-    directories: List[Dict[str, Any]],
-    files: List[Dict[str, Any]],
-    flags: Dict[str, str],
-    units: Dict[str, Optional[str]],
-    enable: List[str],
+    directories: list[dict[str, Any]],
+    files: list[dict[str, Any]],
+    flags: dict[str, str],
+    units: dict[str, str | None],
+    enable: list[str],
     who: str,
     dry_run: bool = False,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Converge; answers {"changes": [...], "missing": [...]}, with `dry_run` what it would change.
 
     Args:
@@ -110,8 +111,8 @@ class _Look:
         self._layout = layout
         self._supervisor = supervisor
         self._scope = scope
-        self.changes: List[Change] = []
-        self.doings: List[Callable[[], object]] = []
+        self.changes: list[Change] = []
+        self.doings: list[Callable[[], object]] = []
 
     def _change(
         self, what: str, name: str, how: str, do: Callable[[], object], **more: Any
@@ -149,7 +150,7 @@ class _Look:
             how = f"owner -> {owner or 'root'}"
             self._change("directory", path, how, lambda: self._chown(path, owner))
 
-    def _ids(self, owner: str) -> "Optional[tuple[int, int]]":
+    def _ids(self, owner: str) -> tuple[int, int] | None:
         if self._scope == "user":
             return None
         try:
@@ -162,9 +163,7 @@ class _Look:
         if ids is not None:
             os.chown(path, *ids)
 
-    def file(
-        self, relative: str, data: Optional[bytes], mode: int, *, secret: bool = False
-    ) -> None:
+    def file(self, relative: str, data: bytes | None, mode: int, *, secret: bool = False) -> None:
         path = os.path.join(self._layout.app, relative)
         before = _content(path)
         if data is None:
@@ -179,7 +178,7 @@ class _Look:
             how = f"mode {stat.S_IMODE(os.stat(path).st_mode):o} -> {mode:o}"
             self._change("file", path, how, lambda: os.chmod(path, mode))
 
-    def flags(self, wanted: Dict[str, str]) -> None:
+    def flags(self, wanted: dict[str, str]) -> None:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
         content = _content(path)
@@ -199,7 +198,7 @@ class _Look:
             ) from error
         if content is None or changes:
             how = "created" if content is None else "changed"
-            shown: Dict[str, Any] = _texts(
+            shown: dict[str, Any] = _texts(
                 envfile.shown(text).encode(), envfile.shown(after).encode()
             )
             shown["hidden"] = hidden(present, changes, envfile.FLAGS)
@@ -209,8 +208,8 @@ class _Look:
         elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
 
-    def units(self, wanted: Dict[str, Optional[str]], enable: List[str]) -> None:
-        differing: Dict[str, Optional[str]] = {}
+    def units(self, wanted: dict[str, str | None], enable: list[str]) -> None:
+        differing: dict[str, str | None] = {}
 
         def install() -> None:
             for name in [name for name, text in differing.items() if text is None]:
@@ -271,7 +270,7 @@ def _add_account(name: str, app: str) -> None:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
 
 
-def _content(path: str) -> Optional[bytes]:
+def _content(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -279,7 +278,7 @@ def _content(path: str) -> Optional[bytes]:
         return None
 
 
-def _texts(before: Optional[bytes], after: bytes) -> Dict[str, str]:
+def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
     """Both texts for a diff; nothing for what isn't text."""
     if b"\0" in after or b"\0" in (before or b""):
         return {}

@@ -13,8 +13,9 @@ import fcntl
 import hashlib
 import json
 import os
-from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Optional, Tuple
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 from macd.host import durable, untrusted
 from macd.host.layout import Layout
@@ -36,19 +37,19 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def recorder(layout: Layout) -> Callable[[str, Dict[str, object]], None]:
+def recorder(layout: Layout) -> Callable[[str, dict[str, object]], None]:
     """A function that appends (kind, fields) to this host's journal, durably."""
     path = layout.state("journal.jsonl")
 
-    def record(kind: str, fields: Dict[str, object]) -> None:
-        append(path, kind, fields, now=datetime.now(timezone.utc))
+    def record(kind: str, fields: dict[str, object]) -> None:
+        append(path, kind, fields, now=datetime.now(UTC))
 
     return record
 
 
-def newest(layout: Layout, kind: str, *, since: float) -> Optional[Dict[str, Any]]:
+def newest(layout: Layout, kind: str, *, since: float) -> dict[str, Any] | None:
     """The fields of the newest record of a kind, unless it is older than `since` (epoch)."""
-    begun = datetime.fromtimestamp(since, timezone.utc).isoformat(timespec="microseconds")
+    begun = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
     try:
         with open(layout.state("journal.jsonl"), "rb") as file:
             lines = file.read().splitlines()
@@ -66,7 +67,7 @@ def newest(layout: Layout, kind: str, *, since: float) -> Optional[Dict[str, Any
     return None
 
 
-def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> None:
+def append(path: str, kind: str, fields: dict[str, Any], *, now: datetime) -> None:
     """Add one record; it is on the disk when this returns. Nothing follows an edited record.
 
     Whatever the fields hold, they are recorded: what is too long is cut, and says so.
@@ -88,22 +89,22 @@ def append(path: str, kind: str, fields: Dict[str, Any], *, now: datetime) -> No
     durable.sync_directory(os.path.dirname(path))
 
 
-def _fitting(fields: Dict[str, Any]) -> Dict[str, Any]:
+def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
     try:
         if len(canonical(fields)) <= _MOST:
             return fields
     except (TypeError, ValueError, RecursionError):
         pass  # not what JSON can hold
     for most in _SHORTER:
-        shorter: Dict[str, Any] = untrusted.document(fields, most)
+        shorter: dict[str, Any] = untrusted.document(fields, most)
         if len(canonical(shorter)) <= _MOST:
             return shorter
     return {"cut": "%d fields that are too long together" % len(fields)}
 
 
 def _write(
-    descriptor: int, last: Dict[str, Any], kind: str, fields: Dict[str, Any], now: datetime
-) -> Dict[str, Any]:
+    descriptor: int, last: dict[str, Any], kind: str, fields: dict[str, Any], now: datetime
+) -> dict[str, Any]:
     body = {
         "seq": last["seq"] + 1,
         "time": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -116,7 +117,7 @@ def _write(
     return record
 
 
-def _cut_torn_tail(descriptor: int, path: str) -> Dict[str, Any]:
+def _cut_torn_tail(descriptor: int, path: str) -> dict[str, Any]:
     size = os.fstat(descriptor).st_size
     torn = _line_before(descriptor, size)
     if not torn:
@@ -129,7 +130,7 @@ def _cut_torn_tail(descriptor: int, path: str) -> Dict[str, Any]:
     return {"bytes": len(torn), "sha256": sha256, "moved_to": os.path.basename(aside)}
 
 
-def _last_sound(descriptor: int, path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+def _last_sound(descriptor: int, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record to go on from, and where a journal was put that can't be gone on with."""
     try:
         return _last(descriptor), {}
@@ -146,7 +147,7 @@ def _last_sound(descriptor: int, path: str) -> Tuple[Dict[str, Any], Dict[str, A
     return _last(descriptor), told
 
 
-def _last(descriptor: int) -> Dict[str, Any]:
+def _last(descriptor: int) -> dict[str, Any]:
     size = os.fstat(descriptor).st_size
     if size == 0:
         return {"seq": 0, "hash": FIRST_PREV}

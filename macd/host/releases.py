@@ -7,8 +7,9 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any
 
 from macd.host import blobs, durable, identity, signature
 from macd.host.failure import HostError
@@ -38,7 +39,7 @@ def _refused(what: str, why: str, hint: str) -> HostError:
 
 def accept(
     layout: Layout, raw: bytes, signed: bytes, accepts: Accepts, *, now: float
-) -> Tuple[str, Manifest]:
+) -> tuple[str, Manifest]:
     """Verify, then parse, then judge a manifest; returns its release id and its values.
 
     Raises:
@@ -141,7 +142,7 @@ def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed
         durable.sync_directory(directory)
 
 
-def _make_parents(top: str, relative: str) -> Set[str]:
+def _make_parents(top: str, relative: str) -> set[str]:
     made = set()
     directory = os.path.dirname(os.path.join(top, relative))
     while directory != top:
@@ -198,7 +199,7 @@ def read_manifest(layout: Layout, identifier: str) -> Manifest:
         raise HostError(f"the manifest of {identifier} can't be read", why=why) from error
 
 
-def damaged(layout: Layout) -> Dict[str, str]:
+def damaged(layout: Layout) -> dict[str, str]:
     """The releases here whose manifest says nothing any more, and why."""
     found = {}
     for identifier in on_host(layout):
@@ -214,7 +215,7 @@ def manifest_sha256(layout: Layout, identifier: str) -> str:
     return _sha256(os.path.join(layout.release(identifier), MANIFEST))
 
 
-def differences(layout: Layout, identifier: str) -> Dict[str, List[str]]:
+def differences(layout: Layout, identifier: str) -> dict[str, list[str]]:
     """How a release on disk differs from its manifest: extra, missing and changed paths."""
     top = layout.release(identifier)
     manifest = read_manifest(layout, identifier)
@@ -232,11 +233,11 @@ def differences(layout: Layout, identifier: str) -> Dict[str, List[str]]:
     }
 
 
-def tell_differences(damage: Dict[str, List[str]]) -> str:
+def tell_differences(damage: dict[str, list[str]]) -> str:
     return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in damage.items() if paths)
 
 
-def _plain_files(top: str) -> Set[str]:
+def _plain_files(top: str) -> set[str]:
     found = set()
     for directory, _, names in os.walk(top):
         for name in names:
@@ -259,7 +260,7 @@ def _sha256(path: str) -> str:
             digest.update(piece)
 
 
-def on_host(layout: Layout) -> List[str]:
+def on_host(layout: Layout) -> list[str]:
     """Ids of the releases that stand here, oldest first."""
     found = []
     for name in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
@@ -276,8 +277,8 @@ def remove(layout: Layout, identifier: str) -> None:
 
 
 def rollback_target(
-    history: List[Dict[str, Any]], live: Optional[str], bad: Iterable[str] = ()
-) -> Optional[str]:
+    history: list[dict[str, Any]], live: str | None, bad: Iterable[str] = ()
+) -> str | None:
     """The last good release before the live one: from what this host itself committed, never by
     name or time. Releases that were rolled back from (abandoned) or that are `bad` don't count.
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import time
-from typing import List, Set
 
 from macd.host import durable, ledger, releases
 from macd.host.failure import HostError
@@ -21,7 +20,7 @@ _TRASH = ".trash-"
 _PARTIAL_KEPT_S = 86400.0  # an upload that was cut may be taken up again for so long
 
 
-def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
+def worth_keeping(layout: Layout, keep: int) -> set[str]:
     """The live release, its way back, `keep` good ones more, and one that failed, to be studied.
 
     A failed release, or one that was rolled back from, never takes the place of a good one.
@@ -30,8 +29,8 @@ def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
     history = ledger.history(layout)
     bad = [entry["release"] for entry in ledger.bad_releases(layout)]
     live = live_release(layout)
-    good: List[str] = []
-    dropped: List[str] = []
+    good: list[str] = []
+    dropped: list[str] = []
     for entry in reversed(history):
         shelf = dropped if entry.get("abandoned") or entry["release"] in bad else good
         if entry["release"] not in good + dropped:
@@ -43,7 +42,7 @@ def worth_keeping(layout: Layout, keep: int) -> "Set[str]":
     return here & {*kept, *failed, *left, *(one for one in (target, live) if one)}
 
 
-def retire(layout: Layout, keep: Set[str]) -> List[str]:
+def retire(layout: Layout, keep: set[str]) -> list[str]:
     """Remove releases, runtimes, snapshots and blobs that nothing of `keep` needs; the ids.
 
     What can't be removed now stays for the next time. The caller sees to it that nobody stages a
@@ -74,7 +73,7 @@ def retire(layout: Layout, keep: Set[str]) -> List[str]:
     return removed
 
 
-def _drop_runtimes(layout: Layout, needed: Set[str]) -> None:
+def _drop_runtimes(layout: Layout, needed: set[str]) -> None:
     """Out of sight by a rename first: half a runtime under its name would be taken for whole."""
     for name in os.listdir(layout.runtimes):
         if name not in needed and not name.startswith("."):
@@ -91,7 +90,7 @@ def _lock_of(layout: Layout, identifier: str) -> str:
         return os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
 
 
-def _wheels_of(layout: Layout, identifier: str) -> List[str]:
+def _wheels_of(layout: Layout, identifier: str) -> list[str]:
     """None where the lock is damaged: its release can't come back, and is sent anew."""
     try:
         lock = load(os.path.join(layout.release(identifier), "lock.json"), {"wheels": []})
@@ -107,7 +106,7 @@ def _discard_tree(path: str) -> None:
         os.unlink(path)
 
 
-def _drop_blobs(layout: Layout, needed: Set[str]) -> None:
+def _drop_blobs(layout: Layout, needed: set[str]) -> None:
     top = os.path.join(layout.app, "blobs")
     for directory, _, names in os.walk(os.path.join(top, "sha256")):
         for name in names:

@@ -7,8 +7,9 @@ tool sets come back: all else in it is the team's, a rotated key for instance, a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 from macd.host import envfile, releases, snapshots
 from macd.host.failure import HostError
@@ -18,7 +19,7 @@ from macd.host.ledger import Snapshot
 from macd.host.snapshots import FLAGS
 from macd.host.supervisor import Supervisor
 
-History = Sequence[Dict[str, Any]]
+History = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Rollback:
     """
 
     after: Snapshot
-    files: List[str]
-    edited: List[str]
-    keys: List[str]
+    files: list[str]
+    edited: list[str]
+    keys: list[str]
 
 
 def to_release(
-    layout: Layout, now: Snapshot, to: str, live: Optional[str], history: History, flags: List[str]
+    layout: Layout, now: Snapshot, to: str, live: str | None, history: History, flags: list[str]
 ) -> Rollback:
     """What goes back with `to`. Raises HostError when it was never live here.
 
@@ -57,10 +58,10 @@ def previews(
     layout: Layout,
     supervisor: Supervisor,
     units: Sequence[str],
-    live: Optional[str],
+    live: str | None,
     history: History,
-    flags: List[str],
-) -> Dict[str, Dict[str, List[str]]]:
+    flags: list[str],
+) -> dict[str, dict[str, list[str]]]:
     """By release that may come back: what would be put back with it. No values."""
     here = releases.on_host(layout)
     now = snapshots.take(layout, supervisor, list(units))
@@ -74,7 +75,7 @@ def previews(
     return found
 
 
-def written(layout: Layout, live: Optional[str], history: History) -> Dict[str, Optional[str]]:
+def written(layout: Layout, live: str | None, history: History) -> dict[str, str | None]:
     """Hashes of the texts that the tool wrote when `live` went live; empty when none are known."""
     if live is None:
         return {}
@@ -86,20 +87,20 @@ def written(layout: Layout, live: Optional[str], history: History) -> Dict[str, 
     return {}
 
 
-def _flags_of(history: History, release: Optional[str], flags: List[str]) -> List[str]:
+def _flags_of(history: History, release: str | None, flags: list[str]) -> list[str]:
     for entry in reversed(history):
         if entry["release"] == release and isinstance(entry.get("flags"), list):
             return [str(key) for key in entry["flags"]]
     return flags
 
 
-def _keys(now: Optional[str], kept: Optional[str], names: List[str]) -> Dict[str, Optional[str]]:
+def _keys(now: str | None, kept: str | None, names: list[str]) -> dict[str, str | None]:
     """Which of the tool's keys `kept` has otherwise, with its value there (None: it had none)."""
     differing = snapshots.differing(now, kept, names)
     return {key: value for key, value in differing.items() if _is_plain(key, value)}
 
 
-def _is_plain(key: str, value: Optional[str]) -> bool:
+def _is_plain(key: str, value: str | None) -> bool:
     """Whether the tool may have set it so; what is no such value, a person wrote."""
     try:
         envfile.with_values("", {} if value is None else {key: value})
@@ -108,7 +109,7 @@ def _is_plain(key: str, value: Optional[str]) -> bool:
     return True
 
 
-def _env(now: Optional[str], kept: Optional[str], keys: Dict[str, Optional[str]]) -> Optional[str]:
+def _env(now: str | None, kept: str | None, keys: dict[str, str | None]) -> str | None:
     """The flags file as it stands, the tool's keys as they were, stacking in shadow."""
     if now is None and kept is None:
         return None

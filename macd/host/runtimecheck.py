@@ -11,7 +11,8 @@ import os
 import re
 import stat
 import subprocess
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from macd.host.confined import Confinement
 from macd.host.failure import HostError
@@ -22,7 +23,7 @@ _NAMED = 3
 _NOT_INSTALLED = {"pip"}  # it installs the others, and is run out of its wheel
 
 
-def wrong_with(runtime: str, wheels: Sequence[Dict[str, Any]], walls: Confinement) -> str:
+def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], walls: Confinement) -> str:
     """Why `runtime` is not as it was built from `wheels` of its lock; "" if it is.
 
     walls: behind which its Python runs; it came with a release.
@@ -57,10 +58,10 @@ def packages(runtime: str, version: str) -> str:
     return os.path.join(runtime, "lib", f"python{version}", "site-packages")
 
 
-def lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
+def lacking(runtime: str, wheels: Sequence[dict[str, Any]]) -> str:
     """Which packages of `wheels`, or files of theirs, `runtime` lacks; "" if none."""
     lib = os.path.join(runtime, "lib")
-    records: Dict[str, str] = {}
+    records: dict[str, str] = {}
     for version in sorted(os.listdir(lib)) if os.path.isdir(lib) else []:
         folder = os.path.join(lib, version, "site-packages")
         for name in os.listdir(folder) if os.path.isdir(folder) else []:
@@ -69,7 +70,7 @@ def lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
                 records[_normal(project)] = os.path.join(folder, name, "RECORD")
     wanted = {_normal(str(wheel["name"])) for wheel in wheels} - _NOT_INSTALLED
     gone = sorted(wanted - set(records))
-    damaged: List[str] = []
+    damaged: list[str] = []
     for name in sorted(wanted & set(records)):
         try:
             damaged += _damaged(records[name])
@@ -80,7 +81,7 @@ def lacking(runtime: str, wheels: Sequence[Dict[str, Any]]) -> str:
     return f"its runtime lacks {' and '.join(told)}" if told else ""
 
 
-def _damaged(record: str) -> List[str]:
+def _damaged(record: str) -> list[str]:
     """The files of one package that are missing or of another size than its RECORD says."""
     status = os.lstat(record)
     if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from macd.host import durable, needs, package_index, releases, runtimecheck
 from macd.host.confined import DIRECT, Confinement
@@ -24,13 +24,13 @@ _IMPORT_TIMEOUT_S = 120
 def install(
     layout: Layout,
     raw_lock: bytes,
-    imports: List[str],
+    imports: list[str],
     *,
     python: str = "",
     index: bool = False,
     index_url: str = "",
     walls: Confinement = DIRECT,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
     The wheels come from the blobs that landed before (`index`: from the package index at
@@ -90,7 +90,7 @@ def _clear_forgotten(layout: Layout, walls: Confinement) -> None:
 
 
 def _is_sound(
-    runtime: str, wheels: List[Dict[str, Any]], imports: List[str], walls: Confinement
+    runtime: str, wheels: list[dict[str, Any]], imports: list[str], walls: Confinement
 ) -> bool:
     if runtimecheck.lacking(runtime, wheels):
         return False
@@ -104,8 +104,8 @@ def _is_sound(
 def _install_wheels(
     layout: Layout,
     building: str,
-    wheels: List[Dict[str, Any]],
-    settings: Dict[str, str],
+    wheels: list[dict[str, Any]],
+    settings: dict[str, str],
     walls: Confinement,
     *,
     index: bool,
@@ -140,7 +140,7 @@ def _install_wheels(
         raise needs.failure(doing, said, building) or package_index.failure(said, index=index)
 
 
-def check_imports(runtime: str, imports: List[str], walls: Confinement) -> str:
+def check_imports(runtime: str, imports: list[str], walls: Confinement) -> str:
     """Import each module in a fresh process of the runtime; answers its Python's version ("3.11").
 
     Raises:
@@ -157,14 +157,14 @@ def check_imports(runtime: str, imports: List[str], walls: Confinement) -> str:
 
 
 def _run(
-    argv: List[str],
+    argv: list[str],
     doing: str,
     *,
     timeout: float,
     walls: Confinement,
-    settings: Optional[Dict[str, str]] = None,
+    settings: dict[str, str] | None = None,
     into: str = "",
-) -> "subprocess.CompletedProcess[str]":
+) -> subprocess.CompletedProcess[str]:
     settings = {**(settings or {}), "ORT_DISABLE_TELEMETRY": "1"}
     try:
         return walls.run(argv, timeout=timeout, settings=settings, writable=into)
@@ -172,7 +172,7 @@ def _run(
         raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
 
 
-def _refuse_failure(done: "subprocess.CompletedProcess[str]", doing: str, path: str) -> None:
+def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: str) -> None:
     if done.returncode != 0:
         said = done.stderr or done.stdout
         if (told := needs.failure(doing, said, path)) is not None:

@@ -9,7 +9,6 @@ import base64
 import os
 import subprocess
 import tempfile
-from typing import List, Optional
 
 RELEASE_NAMESPACE = "release-manifest@macd"
 GATE_NAMESPACE = "gate-report@macd"
@@ -51,7 +50,7 @@ def verify(
     allowed_signers: str,
     identity: str,
     namespace: str = RELEASE_NAMESPACE,
-    revoked: Optional[str] = None,
+    revoked: str | None = None,
 ) -> None:
     """Return if `signature` is `identity`'s over exactly `signed`, in `namespace`, now.
 
@@ -111,7 +110,7 @@ def _lists(revoked: str, key: bytes) -> bool:
         return _keygen(["-Q", "-f", revoked, held.name], b"").returncode == 1
 
 
-def _keygen(words: List[str], given: bytes) -> "subprocess.CompletedProcess[bytes]":
+def _keygen(words: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
     argv = ["ssh-keygen", *words]
     try:
         return subprocess.run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from macd.host import durable, envfile
 from macd.host.failure import HostError
@@ -21,7 +21,7 @@ from macd.host.supervisor import Supervisor
 FLAGS, SETTINGS = ".env", "service.json"
 
 
-def take(layout: Layout, supervisor: Supervisor, units: List[str]) -> Snapshot:
+def take(layout: Layout, supervisor: Supervisor, units: list[str]) -> Snapshot:
     """What goes with the live release now; None: there is no such file."""
     taken: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
     taken[FLAGS] = _text(layout.env)
@@ -56,7 +56,7 @@ class Switch:
         self._mark = mark
         self._edited = edited
         self._keys = [FLAG, *(key for key in keys if key != FLAG)]
-        self.kept: List[str] = []  # paths
+        self.kept: list[str] = []  # paths
 
     def carry_out(self, *, reload: bool = False, must_keep: bool = True) -> None:
         """Write what differs; systemd is told of units that changed (`reload`: in any case).
@@ -69,7 +69,7 @@ class Switch:
         self._put_settings()
         self._put_units(reload)
 
-    def _now(self, name: str) -> Optional[str]:
+    def _now(self, name: str) -> str | None:
         if name == SETTINGS:
             return _text(self._layout.service_settings)
         return self._supervisor.unit_text(name)
@@ -107,7 +107,7 @@ class Switch:
         elif after != now:
             durable.replace_file(path, after, mode=_mode(path))
 
-    def _keep_flags(self, now: Optional[bytes], changes: Mapping[str, Optional[str]]) -> None:
+    def _keep_flags(self, now: bytes | None, changes: Mapping[str, str | None]) -> None:
         """Of the flags file only the values that go: a copy of the rest would spread secrets."""
         has = flag_values((now or b"").decode("utf-8", "surrogateescape"), changes)
         known = flag_values(self._before.get(FLAGS), changes)
@@ -158,38 +158,36 @@ def aside_of(path: str, mark: str) -> str:
     return f"{path}.before-{mark}"
 
 
-def flag_values(text: Optional[str], keys: Iterable[str]) -> Dict[str, Optional[str]]:
+def flag_values(text: str | None, keys: Iterable[str]) -> dict[str, str | None]:
     """What a flags file sets each key to, whatever else it holds; None: it does not set it."""
     data = _encoded(text) or b""
     found = {key: envfile.values_of(data, key) for key in keys}
     return {key: values[-1] if values else None for key, values in found.items()}
 
 
-def differing(
-    before: Optional[str], after: Optional[str], keys: Iterable[str]
-) -> Dict[str, Optional[str]]:
+def differing(before: str | None, after: str | None, keys: Iterable[str]) -> dict[str, str | None]:
     """Those of the keys that two flags files set otherwise, with what `after` has for them."""
     old, new = flag_values(before, keys), flag_values(after, keys)
     return {key: new[key] for key in old if old[key] != new[key]}
 
 
-def changed_files(before: Snapshot, after: Snapshot) -> List[str]:
+def changed_files(before: Snapshot, after: Snapshot) -> list[str]:
     """The names of what is switched, but for the flags file."""
     return sorted(n for n, text in after.items() if n != FLAGS and text != before.get(n))
 
 
-def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> List[str]:
+def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> list[str]:
     """The keys of the flags file that are switched, but for stacking's."""
     told = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
     return sorted(key for key in told if key != FLAG)
 
 
-def hashes(texts: Snapshot) -> Dict[str, Optional[str]]:
+def hashes(texts: Snapshot) -> dict[str, str | None]:
     """Of what the tool wrote; not of the flags file, which is not the tool's alone."""
     return {name: _sha256(text) for name, text in texts.items() if name != FLAGS}
 
 
-def edited(now: Snapshot, written: Mapping[str, Optional[str]]) -> List[str]:
+def edited(now: Snapshot, written: Mapping[str, str | None]) -> list[str]:
     """Names of the texts that stand there and that the tool did not write."""
     return sorted(
         name
@@ -198,7 +196,7 @@ def edited(now: Snapshot, written: Mapping[str, Optional[str]]) -> List[str]:
     )
 
 
-def sockets(texts: Snapshot) -> List[str]:
+def sockets(texts: Snapshot) -> list[str]:
     """The socket units that are there in this snapshot."""
     return [name for name, text in texts.items() if name.endswith(".socket") and text is not None]
 
@@ -218,14 +216,14 @@ def of(layout: Layout, release: str) -> Snapshot:
     return dict(found)
 
 
-def _rewritten(data: bytes, changes: Mapping[str, Optional[str]]) -> bytes:
+def _rewritten(data: bytes, changes: Mapping[str, str | None]) -> bytes:
     for key, value in changes.items():
         with contextlib.suppress(envfile.EnvFileError):  # no file can say it, so nobody had it
             data = envfile.rewritten(data, {key: value})
     return data
 
 
-def _is_there(kept: Optional[bytes], now: Optional[bytes], name: str) -> bool:
+def _is_there(kept: bytes | None, now: bytes | None, name: str) -> bool:
     if name != FLAGS or kept is None:
         return kept is not None and kept == now
     lines = (line.partition(b"=")[0].decode() for line in kept.splitlines())
@@ -234,21 +232,21 @@ def _is_there(kept: Optional[bytes], now: Optional[bytes], name: str) -> bool:
     return flag_values(texts[0], keys) == flag_values(texts[1], keys)
 
 
-def _sha256(text: Optional[str]) -> Optional[str]:
+def _sha256(text: str | None) -> str | None:
     data = _encoded(text)
     return None if data is None else hashlib.sha256(data).hexdigest()
 
 
-def _encoded(text: Optional[str]) -> Optional[bytes]:
+def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
-def _text(path: str) -> Optional[str]:
+def _text(path: str) -> str | None:
     data = _bytes(path)
     return None if data is None else data.decode("utf-8", "surrogateescape")
 
 
-def _bytes(path: str) -> Optional[bytes]:
+def _bytes(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()

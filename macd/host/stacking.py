@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 from macd.host import durable, envfile, flagchange, flagfile, ledger, record, watching
 from macd.host.flagfile import FLAG, LIVE, SHADOW
@@ -17,7 +18,7 @@ from macd.host.layout import Layout, live_release
 from macd.host.supervisor import Process, Supervisor
 
 
-def stacking(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
+def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
     """`standing`, asked from elsewhere; `endpoint` may be "unix"."""
     layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
     process = supervisor.show(unit)
@@ -26,7 +27,7 @@ def stacking(app: str, unit: str, scope: str, endpoint: str) -> Dict[str, Any]:
 
 def standing(
     layout: Layout, supervisor: Supervisor, unit: str, process: Process, endpoint: str
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """The flag in .env, beside it, at the next start and in the process; and its guard.
 
     Answers in_file (each value it is given in .env), unread (why systemd takes nothing from .env),
@@ -57,14 +58,14 @@ def standing(
     }
 
 
-def beside(layout: Layout, supervisor: Supervisor, unit: str) -> List[str]:
+def beside(layout: Layout, supervisor: Supervisor, unit: str) -> list[str]:
     """What has the service start with stacking whatever .env says."""
     set_by = list(_set_by(layout, supervisor, unit))
     wins = set_by and set_by[-1][0] != layout.env and set_by[-1][1] == LIVE
     return [set_by[-1][0]] if wins else []
 
 
-def guard_of(layout: Layout, release: Optional[str]) -> str:
+def guard_of(layout: Layout, release: str | None) -> str:
     """ "watches" the release (or did, to the end), "failing" (it is about to take stacking back),
     "dead" (it was killed), or "none".
     """
@@ -78,7 +79,7 @@ def guard_of(layout: Layout, release: Optional[str]) -> str:
     return "watches" if order["state"] == "over" and not _taken_back(layout, order) else "none"
 
 
-def _taken_back(layout: Layout, order: Dict[str, Any]) -> bool:
+def _taken_back(layout: Layout, order: dict[str, Any]) -> bool:
     """Whether stacking was disabled since that watch began; the watch is no word for it now."""
     last = record.newest(layout, "flag.set", since=order["since"])
     return last is not None and last.get("wanted") == SHADOW
@@ -88,7 +89,7 @@ def _is_changing(layout: Layout) -> bool:
     return flagchange.interrupted(layout) is not None or ledger.read_pending(layout) is not None
 
 
-def _set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[Tuple[str, str]]:
+def _set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[tuple[str, str]]:
     """Each place that sets the flag and its value; the last of them counts."""
     variables, files = supervisor.environment(unit)
     if FLAG in variables:

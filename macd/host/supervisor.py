@@ -6,8 +6,8 @@ import contextlib
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from macd.host import detach, durable, untrusted
 from macd.host.failure import HostError
@@ -33,7 +33,7 @@ class Process:
     loaded: str
     needs_reload: bool = False
 
-    def is_same_life(self, other: "Process") -> bool:
+    def is_same_life(self, other: Process) -> bool:
         """True while the very process goes on that `other` described."""
         return self.pid == other.pid and self.invocation == other.invocation and self.pid != 0
 
@@ -44,7 +44,7 @@ class Supervisor:
 
     scope: str
 
-    def _argv(self, *words: str) -> List[str]:
+    def _argv(self, *words: str) -> list[str]:
         return ["systemctl", *(["--user"] if self.scope == "user" else []), *words]
 
     def _call(self, *words: str, check: bool = True) -> str:
@@ -67,7 +67,7 @@ class Supervisor:
             return os.path.expanduser("~/.config/systemd/user")
         return "/etc/systemd/system"
 
-    def unit_text(self, unit: str) -> Optional[str]:
+    def unit_text(self, unit: str) -> str | None:
         try:
             # As it stands, to be put back as it stood: any bytes, any line ends.
             path = os.path.join(self.unit_directory, unit)
@@ -76,7 +76,7 @@ class Supervisor:
         except FileNotFoundError:
             return None
 
-    def install(self, units: Dict[str, Optional[str]], *, reload: bool = False) -> List[str]:
+    def install(self, units: dict[str, str | None], *, reload: bool = False) -> list[str]:
         """Write unit files (None removes one), reload if any changed; the names that changed.
 
         `reload` in any case: one who was killed may have written a file and not told systemd.
@@ -113,11 +113,11 @@ class Supervisor:
             needs_reload=found.get("NeedDaemonReload") == "yes",
         )
 
-    def environment(self, unit: str) -> Tuple[Dict[str, str], List[str]]:
+    def environment(self, unit: str) -> tuple[dict[str, str], list[str]]:
         """What Environment= sets, and the EnvironmentFile= paths in their order; drop-ins count."""
         names = ("--property", "Environment", "--property", "EnvironmentFiles")
         lines = self._call("show", unit, *names, check=False).splitlines()
-        variables: Dict[str, str] = {}
+        variables: dict[str, str] = {}
         files = []
         for name, _, value in (line.partition("=") for line in lines):
             if name == "EnvironmentFiles":
@@ -148,7 +148,7 @@ class Supervisor:
         """Take a unit out of use before its file goes."""
         self._call("disable", "--now", unit, check=False)
 
-    def restart(self, unit: str, sockets: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+    def restart(self, unit: str, sockets: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
 
         A start limit left by a crash loop (the sockets' too: systemd fails them with their service)
@@ -173,7 +173,7 @@ class Supervisor:
             self._call("stop", *known)
 
     def run_detached(
-        self, name: str, argv: List[str], log: str, *, keep_alive: bool = True
+        self, name: str, argv: list[str], log: str, *, keep_alive: bool = True
     ) -> None:
         """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from typing import Any, Dict
+from typing import Any
 
 from macd.host.layout import Layout, load
 
@@ -24,7 +24,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def tell(layout: Layout, message: Dict[str, Any]) -> str:
+def tell(layout: Layout, message: dict[str, Any]) -> str:
     """Send `message` as JSON. Returns "" when nobody is to be told, "told", or what went wrong."""
     try:
         url = (load(layout.state(FILE), None) or {}).get("url")

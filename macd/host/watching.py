@@ -10,8 +10,9 @@ import contextlib
 import os
 import sys
 import time
-from datetime import datetime, timezone
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from macd.host import durable, flagfile, ledger
 from macd.host.failure import HostError
@@ -21,7 +22,7 @@ from macd.host.supervisor import Supervisor
 GUARD_LOCK = "guard.lock"
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 TRIES = 3  # looks in a row without a judgement, after which stacking is taken back
-NO_TRIES: Dict[str, Any] = {"tries": 0, "open": False, "why": ""}
+NO_TRIES: dict[str, Any] = {"tries": 0, "open": False, "why": ""}
 _KILLED = "it was killed while it judged"
 _ORDER = "guard.json"
 _PREFIX = "guard-"
@@ -67,23 +68,23 @@ ProtectControlGroups=yes
 """
 
 
-def order_of(layout: Layout) -> Optional[Dict[str, Any]]:
+def order_of(layout: Layout) -> dict[str, Any] | None:
     """The newest order, whether it is still in force or over."""
-    found: Optional[Dict[str, Any]] = load(layout.state(_ORDER), None)
+    found: dict[str, Any] | None = load(layout.state(_ORDER), None)
     return found
 
 
-def in_force(order: Optional[Dict[str, Any]]) -> bool:
+def in_force(order: dict[str, Any] | None) -> bool:
     """Whether the guard still has work: it watches, or has yet to take back what it failed."""
     return order is not None and order["state"] in (WATCHING, FAILING)
 
 
-def why_not_judged(order: Dict[str, Any]) -> str:
+def why_not_judged(order: dict[str, Any]) -> str:
     """Of the last try that ended without a judgement; an open one nobody ended was killed."""
     return _KILLED if order.get("open") else str(order.get("why", ""))
 
 
-def unjudged(order: Optional[Dict[str, Any]]) -> str:
+def unjudged(order: dict[str, Any] | None) -> str:
     """How often in a row the watch at hand could not judge, in words; "" while it can.
 
     A look that is being had is not counted yet.
@@ -94,12 +95,12 @@ def unjudged(order: Optional[Dict[str, Any]]) -> str:
     return f"could not judge, {tries} of {TRIES}: {order['why']}" if tries > 0 else ""
 
 
-def keep(layout: Layout, order: Dict[str, Any]) -> None:
+def keep(layout: Layout, order: dict[str, Any]) -> None:
     save(layout.state(_ORDER), order)
 
 
 def arm(
-    layout: Layout, release: str, service: Dict[str, Any], health_s: float, terms: Dict[str, Any]
+    layout: Layout, release: str, service: dict[str, Any], health_s: float, terms: dict[str, Any]
 ) -> None:
     """Order the watch and start what carries it out; stacking is enabled only behind this.
 
@@ -107,7 +108,7 @@ def arm(
     """
     now = time.time()
     failed = failures(order_of(layout))
-    order: Dict[str, Any] = {
+    order: dict[str, Any] = {
         "state": WATCHING,
         "failed": failed,
         "release": release,
@@ -135,7 +136,7 @@ def arm(
         supervisor.run_detached(name, [*_argv(layout), "--loop"], log, keep_alive=False)
 
 
-def units_in_force(layout: Layout, scope: str) -> Dict[str, str]:
+def units_in_force(layout: Layout, scope: str) -> dict[str, str]:
     """What the units of the watch at hand should say; none where no unit carries one out.
 
     An earlier macd may have written them otherwise.
@@ -146,14 +147,14 @@ def units_in_force(layout: Layout, scope: str) -> Dict[str, str]:
     return _units(layout, order) if order["service"]["scope"] == scope else {}
 
 
-def release_timer(layout: Layout, order: Dict[str, Any]) -> None:
+def release_timer(layout: Layout, order: dict[str, Any]) -> None:
     """The watch is over: nothing wakes the guard any more."""
     supervisor = Supervisor(order["service"]["scope"])
     if supervisor.has_timers():
         supervisor.disable(_timer(order))
 
 
-def failures(order: Optional[Dict[str, Any]]) -> Dict[str, Any]:
+def failures(order: dict[str, Any] | None) -> dict[str, Any]:
     """When and why the guard last failed each release; handed on from order to order."""
     if order is None:
         return {}
@@ -163,7 +164,7 @@ def failures(order: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     return found
 
 
-def refuse_older(layout: Layout, report: Dict[str, Any]) -> None:
+def refuse_older(layout: Layout, report: dict[str, Any]) -> None:
     """A report from before the guard failed this release opens nothing any more."""
     release = str(report.get("release"))
     failure = failures(order_of(layout)).get(release)
@@ -179,7 +180,7 @@ def refuse_older(layout: Layout, report: Dict[str, Any]) -> None:
         )
 
 
-def guard_status(app: str, after: str = "") -> Dict[str, Any]:
+def guard_status(app: str, after: str = "") -> dict[str, Any]:
     """The order, the flag, and the guard's reports whose names come after `after`."""
     layout = Layout(durable.expand(app))
     names = report_names(layout)
@@ -195,7 +196,7 @@ def guard_status(app: str, after: str = "") -> Dict[str, Any]:
     }
 
 
-def _reports(layout: Layout, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
+def _reports(layout: Layout, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """One that is damaged, or gone meanwhile, hides no other."""
     for name in names:
         with contextlib.suppress(HostError, OSError):
@@ -204,7 +205,7 @@ def _reports(layout: Layout, names: Sequence[str]) -> Iterator[Dict[str, Any]]:
                 yield {"name": name, "report": report}
 
 
-def _dead(layout: Layout, order: Optional[Dict[str, Any]]) -> bool:
+def _dead(layout: Layout, order: dict[str, Any] | None) -> bool:
     """Whether a watch is ordered that nothing carries out: its loop was killed, its timer stopped.
 
     A loop that has only just been started may not hold its lock yet.
@@ -221,37 +222,35 @@ def report_path(layout: Layout, now: datetime) -> str:
     return layout.state("gate", f"{_PREFIX}{now:%Y%m%dT%H%M%S.%f}Z.json")
 
 
-def report_names(layout: Layout) -> List[str]:
+def report_names(layout: Layout) -> list[str]:
     directory = layout.state("gate")
     found = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(n for n in found if n.startswith(_PREFIX) and n.endswith(".json"))
 
 
-def prune(layout: Layout, order: Dict[str, Any]) -> None:
+def prune(layout: Layout, order: dict[str, Any]) -> None:
     """Leave the newest reports and those of the watch at hand."""
-    began = os.path.basename(
-        report_path(layout, datetime.fromtimestamp(order["since"], timezone.utc))
-    )
+    began = os.path.basename(report_path(layout, datetime.fromtimestamp(order["since"], UTC)))
     for name in report_names(layout)[:-_KEPT]:
         if name < began:
             with contextlib.suppress(OSError):
                 os.unlink(layout.state("gate", name))
 
 
-def _argv(layout: Layout) -> List[str]:
+def _argv(layout: Layout) -> list[str]:
     """The host's own Python and nothing that is installed (-S): the guard is root, releases not."""
     return [sys.executable, "-I", "-S", layout.agent_archive, "guard", "--app", layout.app]
 
 
-def _base(order: Dict[str, Any]) -> str:
+def _base(order: dict[str, Any]) -> str:
     return str(order["service"]["unit"]).rpartition(".")[0]
 
 
-def _timer(order: Dict[str, Any]) -> str:
+def _timer(order: dict[str, Any]) -> str:
     return f"{_base(order)}-guard.timer"
 
 
-def _units(layout: Layout, order: Dict[str, Any]) -> Dict[str, str]:
+def _units(layout: Layout, order: dict[str, Any]) -> dict[str, str]:
     base, every_s = _base(order), order["every_s"]
     about = "# Written by enable-stacking: watches what stacking does, and disables it on FAIL.\n"
     # A look that could not be had is had again soon. Not Type=oneshot: before systemd 244 that one
