@@ -108,7 +108,7 @@ def project(lab: LabState, root: Path, name: str) -> Project:
     for old, new in (
         ("~/macd-analysis", f"~/{name}"),
         ("unit: macd-analysis", f"unit: {name}"),
-        ("ready_s: 30", "ready_s: 8"),
+        ("ready_s: 30", "ready_s: 20"),
         ("soak_s: 3", "soak_s: 1"),
         ("confirm_s: 30", "confirm_s: 8"),
     ):

@@ -42,15 +42,15 @@ DIES_AFTER_A_FILE = """
 import os, signal, sys
 from pathlib import Path
 where = os.environ.get("DIES_IN")
-def put(self, target, replace=Path.replace):
-    made = replace(self, target)
+def put(source, target, rename=os.rename, **more):
+    made = rename(source, target, **more)
     if Path(target).suffix in (".ckpt", ".fit"):
         from macd.train.events import read_events
         if read_events(Path(where, "events.jsonl"))[-1].get("stage") == "lstm":
             os.killpg(0, signal.SIGKILL)
     return made
 if where:
-    Path.replace = put
+    os.rename = put
 """
 
 
