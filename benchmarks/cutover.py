@@ -2,10 +2,10 @@
 
     python -m benchmarks.cutover [--deploys 20] [--json FILE]
 
-Needs root on Debian: it boots the test suite's real systemd hosts. What serves is not macd.service
-but the test suite's small HTTP service behind a systemd socket, which starts at once: a real one
-takes its models' time to start, and requests wait that much longer in the same socket. What
-switches, notices and goes back is the product. Ends with 1 when a request failed.
+Needs root on Debian: it boots the test suite's real systemd hosts. What serves is not
+macd.app.service but the test suite's small HTTP service behind a systemd socket, which starts
+at once: a real one takes its models' time to start, and requests wait that much longer in the
+same socket. What switches, notices and goes back is the product. Ends with 1 when a request failed.
 
 A release that hangs or is never ready shows itself by time alone: it is noticed after the time
 that health is given, 8 s here (soak.ready_s in an inventory).

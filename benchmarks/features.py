@@ -22,9 +22,9 @@ def main(wanted: int = 28_000, repeat: int = 7) -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"  # read when polars is imported, so only now
     import polars as pl  # noqa: PLC0415
 
-    from macd.market.bars import read_bars  # noqa: PLC0415
-    from macd.market.features import compute  # noqa: PLC0415
-    from macd.market.stream import bars_needed, latest  # noqa: PLC0415
+    from macd.app.market.bars import read_bars  # noqa: PLC0415
+    from macd.app.market.features import compute  # noqa: PLC0415
+    from macd.app.market.stream import bars_needed, latest  # noqa: PLC0415
 
     sample = read_bars(SAMPLE)
     tiles = pl.concat([sample] * -(-wanted // len(sample)))[:wanted]

@@ -18,9 +18,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from macd.shadow import gate, reading
-from macd.shadow.analyse import Analysis, Window
-from macd.shadow.gate import Findings, Rule
+from macd.host.judge import gate, reading
+from macd.host.judge.analyse import Analysis, Window
+from macd.host.judge.gate import Findings, Rule
 from tests import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -27,9 +27,9 @@ from typing import Any
 from macd import lab
 from macd.inventory import Inventory, load, project_root
 from macd.lab import Fault
-from macd.remote.blobs import Blob
-from macd.remote.pending import Pending
-from macd.remote.session import Session, open_session
+from macd.ssh.blobs import Blob
+from macd.ssh.pending import Pending
+from macd.ssh.session import Session, open_session
 
 RTTS_MS = (0, 50, 200)
 GOAL_NEW = 9

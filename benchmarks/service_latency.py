@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from macd.market.bars import read_bars
-from macd.release.scoring import MODELS, Scorer
-from macd.service.feed import Bar, Item
-from macd.service.feed_replay import bars_of
-from macd.service.loop import NEED, Loop
-from macd.service.predictor import Predictor
-from macd.service.settings import Feed, Settings, flags
-from macd.service.signal_log import SignalLog
-from macd.service.status import Status
+from macd.app.market.bars import read_bars
+from macd.app.predict.scoring import MODELS, Scorer
+from macd.app.service.feed import Bar, Item
+from macd.app.service.feed_replay import bars_of
+from macd.app.service.loop import NEED, Loop
+from macd.app.service.predictor import Predictor
+from macd.app.service.settings import Feed, Settings, flags
+from macd.app.service.signal_log import SignalLog
+from macd.app.service.status import Status
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 

@@ -18,10 +18,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from macd.train import dataset
-from macd.train.events import read_events
-from macd.train.pipeline import run
-from macd.train.settings import settings_from
+from macd.app.train import dataset
+from macd.app.train.events import read_events
+from macd.app.train.pipeline import run
+from macd.app.train.settings import settings_from
 
 SAMPLE = Path(__file__).parent.parent / "data/sample"
 

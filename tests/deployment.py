@@ -21,15 +21,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from macd.host.manifest import File, Manifest, release_id, render
+import macd
+from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.release.signing import sign
-from macd.remote.assembler import command
-from macd.remote.blobs import Blob, put
-from macd.remote.session import Session
+from macd.ssh.assembler import command
+from macd.ssh.blobs import Blob, put
+from macd.ssh.session import Session
 from tests.pipe_channel import PipeChannel
 from tests.small_systemd import manager
 from tests.unit.release.releases import IDENTITY, make_key
@@ -164,7 +164,7 @@ class Place:
 
     def session(self) -> Session:
         channel = PipeChannel(command(), env=self.environment, cwd=self.top)
-        return Session(channel, modules=("deploying",))
+        return Session(channel, modules=("deploy.operations",))
 
     @cached_property
     def watching(self) -> Session:
@@ -300,9 +300,9 @@ def build_archive(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(target, "w") as archive:
         archive.writestr("macd/__init__.py", "")
-        for source in resources.files("macd.host").iterdir():
-            if source.name.endswith(".py"):
-                archive.writestr(f"macd/host/{source.name}", source.read_text())
+        top = Path(macd.__file__).parent
+        for source in sorted(top.joinpath("host").rglob("*.py")):
+            archive.writestr(f"macd/{source.relative_to(top)}", source.read_text())
         archive.writestr(
             "__main__.py", "import sys\nfrom macd.host.__main__ import main\nsys.exit(main())\n"
         )

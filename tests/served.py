@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.host.manifest import File, Manifest, canonical, release_id, render
-from macd.market.bars import read_bars
-from macd.release import golden
-from macd.release.scoring import MODELS, Scorer
+from macd.app.market.bars import read_bars
+from macd.app.predict import golden
+from macd.app.predict.scoring import MODELS, Scorer
+from macd.host.store.manifest import File, Manifest, canonical, release_id, render
 from tests.trained import SAMPLE, bars_directory, trained_run
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from macd.host.manifest import File, Manifest, release_id, render
+from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.inventory import Inventory
 from macd.release.lock import Lock, Wheel
 from macd.release.signing import sign

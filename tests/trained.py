@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from macd.market.bars import read_bars, write_bars
+from macd.app.market.bars import read_bars, write_bars
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },
 }
-_CODE = ("macd/train", "macd/market", "macd/release/stacking.py")
+_CODE = ("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py")
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def _train(made: Path) -> None:
     write_bars(read_bars(SAMPLE)[:BARS], bars / "BTCUSD_1h.parquet")
     settings = made / "settings.json"
     settings.write_text(json.dumps(SETTINGS))
-    argv = [sys.executable, "-m", "macd.train", "--mode", "all", "--settings", str(settings)]
+    argv = [sys.executable, "-m", "macd.app.train", "--mode", "all", "--settings", str(settings)]
     argv += ["--data", str(bars), "--out", str(run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "100"}
     done = subprocess.run(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-    from macd.market.accepted import Accepted
-    from macd.market.findings import Finding
+    from macd.app.market.accepted import Accepted
+    from macd.app.market.findings import Finding
 
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of one kind; --all shows every one
@@ -30,7 +30,7 @@ def tell(
 
     absent: what was accepted beforehand and isn't there.
     """
-    from macd.market.bars import digest
+    from macd.app.market.bars import digest
 
     where = short(directory)
     for symbol, rows in frames.items():
@@ -74,8 +74,8 @@ def _show(found: list[Finding], *, every: bool) -> None:
 
 
 def _judge(found: list[Finding], bars: str) -> None:
-    from macd.market.accepted import way_out
-    from macd.market.findings import remedy
+    from macd.app.market.accepted import way_out
+    from macd.app.market.findings import remedy
 
     errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
     accepted = len(found) - errors - warnings

@@ -14,8 +14,8 @@ from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
+    from macd.app.market.accepted import Accepted
     from macd.inventory import Inventory
-    from macd.market.accepted import Accepted
 
 _COMMON = {
     "symbol": "the market, as BTCUSD or BTC/USD",
@@ -65,9 +65,9 @@ def import_(
     json: bool = False,
 ) -> None:
     """Read bars from a file into the canonical form; asks where it can't tell."""
-    from macd.market.bars import bars_path, digest, read_bars, write_bars
-    from macd.market.columns import parse_mapping
-    from macd.market.importing import Answers, between, closed, merge, read_file, scaled
+    from macd.app.market.bars import bars_path, digest, read_bars, write_bars
+    from macd.app.market.columns import parse_mapping
+    from macd.app.market.importing import Answers, between, closed, merge, read_file, scaled
 
     answers = Answers(
         symbol=symbol,
@@ -148,10 +148,10 @@ def fetch(
     import sys
     import time
 
-    from macd.market.bars import bars_path, digest, symbol_name
-    from macd.market.exchange import open_exchange
-    from macd.market.fetch import Wanted, fetch_bars, lacking
-    from macd.market.findings import moment
+    from macd.app.market.bars import bars_path, digest, symbol_name
+    from macd.app.market.exchange import open_exchange
+    from macd.app.market.fetch import Wanted, fetch_bars, lacking
+    from macd.app.market.findings import moment
 
     if not symbol:
         raise UsageError("which market?", hint="--symbol BTC/USDT --since 2023-01-01")
@@ -227,10 +227,10 @@ def verify(
 
     Repairs nothing.
     """
+    from macd.app.market.accepted import judged, unused
+    from macd.app.market.bars import bars_path, digest, read_rows, symbol_name
+    from macd.app.market.checks import Limits, check_all
     from macd.inventory import load
-    from macd.market.accepted import judged, unused
-    from macd.market.bars import bars_path, digest, read_rows, symbol_name
-    from macd.market.checks import Limits, check_all
 
     settings = load(inventory)
     directory = Path(data) if data else settings.train.data_dir
@@ -273,7 +273,7 @@ def verify(
 
 def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
     """What the inventory accepts, and what was typed beside it."""
-    from macd.market.accepted import EXAMPLE, parse
+    from macd.app.market.accepted import EXAMPLE, parse
 
     try:
         given = [one.as_json() for one in settings.train.accept]
@@ -284,7 +284,7 @@ def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
 
 def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
     """The inventory's symbols; for another directory, the symbols it has bars of."""
-    from macd.market.bars import symbol_name
+    from macd.app.market.bars import symbol_name
 
     wanted = [symbol_name(name) for name in (settings.train.symbol, *settings.train.cross)]
     if not given:

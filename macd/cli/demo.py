@@ -52,7 +52,7 @@ STORY = (
     Step(
         "a mistake that no check here can see: the code of the service, changed by one line",
         script=f"rm -rf {MISTAKEN} && mkdir {MISTAKEN} && cp -R macd pyproject.toml README.md "
-        f"{MISTAKEN} && echo {shlex.quote(MISTAKE)} >> {MISTAKEN}/macd/service/loop.py",
+        f"{MISTAKEN} && echo {shlex.quote(MISTAKE)} >> {MISTAKEN}/macd/app/service/loop.py",
     ),
     Step("the mistake becomes a release", ("release", "--source", MISTAKEN)),
     Step(

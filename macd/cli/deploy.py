@@ -100,7 +100,7 @@ def deploy(
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
     from macd.deploy.waves import hosts_of, waves
     from macd.inventory import load
-    from macd.remote.ahead import LinksAhead
+    from macd.ssh.ahead import LinksAhead
 
     known = load(inventory)
     options = same(env=env, host=host, inventory=inventory)
@@ -112,7 +112,7 @@ def deploy(
         # Loaded while the links are being made.
         from macd.cli.rollout_shown import Shown
         from macd.deploy import apply, campaign
-        from macd.remote.refusals import UnreachableError
+        from macd.ssh.refusals import UnreachableError
 
         limits = campaign.Limits(parallel, max_failed)
         away: dict[str, MacdError] = {}
@@ -176,7 +176,7 @@ def rollback(
     from macd.deploy import apply, campaign
     from macd.deploy.waves import hosts_of
     from macd.inventory import load
-    from macd.remote.refusals import UnreachableError
+    from macd.ssh.refusals import UnreachableError
 
     known = load(inventory)
     hosts = list(hosts_of(known, env, host))

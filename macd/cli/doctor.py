@@ -10,8 +10,8 @@ from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
+    from macd.gate.case import Finding
     from macd.inventory import Host, Inventory
-    from macd.shadow.case import Finding
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 
@@ -31,8 +31,8 @@ def doctor(
     """Look for the known failures, with evidence and remedy; exit 1 if there is one."""
     from macd.deploy.fleet import side_by_side
     from macd.deploy.waves import hosts_of
+    from macd.gate.doctor import diagnose
     from macd.inventory import load
-    from macd.shadow.doctor import diagnose
 
     known = load(inventory)
     hosts = list(hosts_of(known, env, host))
@@ -76,7 +76,7 @@ def _print(finding: Finding) -> None:
 
 def _ask(host: Host, known: Inventory) -> Any:
     """The case of a serving host, or how the newest run on a training box stands."""
-    from macd.shadow.examine import examine
+    from macd.gate.examine import examine
 
     return _training(host, known) if host.role == "train" else examine(host, known)
 

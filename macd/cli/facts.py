@@ -11,7 +11,7 @@ from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.remote.facts import Disk, Facts, Gpu
+    from macd.ssh.facts import Disk, Facts, Gpu
 
 
 @verb(
@@ -28,8 +28,8 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     Changes nothing.
     """
     from macd.inventory import load
-    from macd.remote.failures import UnfitPythonError
-    from macd.remote.session import open_session
+    from macd.ssh.failures import UnfitPythonError
+    from macd.ssh.session import open_session
 
     known = load(inventory)
     chosen = _choose(known, host)

@@ -12,8 +12,8 @@ from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
+    from macd.gate.flag import Flipped
     from macd.inventory import Host, Inventory
-    from macd.shadow.flag import Flipped
 
 _COMMON = {
     "env": "the environment (default: prod)",
@@ -81,8 +81,8 @@ def _flip(
 ) -> ExitCode | None:
     from macd.deploy.campaign import operator
     from macd.deploy.waves import hosts_of
+    from macd.gate import flag
     from macd.inventory import load
-    from macd.shadow import flag
 
     known = load(inventory)
     hosts = list(hosts_of(known, env, host))

@@ -15,9 +15,9 @@ from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
+    from macd.gate.run import Judged
+    from macd.host.judge.gate import Rule
     from macd.inventory import Host, Inventory
-    from macd.shadow.gate import Rule
-    from macd.shadow.run import Judged
 
 _EXIT = {"PASS": ExitCode.DONE, "FAIL": ExitCode.FAILED, "INCONCLUSIVE": ExitCode.INCONCLUSIVE}
 
@@ -54,12 +54,12 @@ def shadow_gate(
     wanted = _rule(known, min_bars, rule)
     span = _days(days)
     if logs:
-        from macd.shadow.run import of_files
+        from macd.gate.run import of_files
 
         kept = _keep(known, of_files(known, Path(logs), wanted, span, datetime.now(UTC)), Lock())
         return _tell_one(kept, json=json)
     from macd.deploy.waves import hosts_of
-    from macd.shadow.run import of_host
+    from macd.gate.run import of_host
 
     hosts = list(hosts_of(known, env, host))
     signing = Lock()  # for a passphrase or a touch is asked once at a time
@@ -94,8 +94,7 @@ class _Kept:
 
 def _keep(known: Inventory, judged: Judged, signing: Lock) -> _Kept:
     """Sign and keep the report, make its page, and tell the host and the journal of the verdict."""
-    from macd.report import gate as page
-    from macd.shadow import report
+    from macd.gate import page, report
 
     document = judged.document
     place = report.directory_of(known, str(document["host"]), judged.made)
@@ -122,7 +121,7 @@ def _tell_one(kept: _Kept, *, json: bool) -> ExitCode:
 
 def _tell_all(env: str, results: Results[_Kept], *, json: bool) -> ExitCode:
     """The verdict on several hosts; a host that could not be judged is INCONCLUSIVE for it."""
-    from macd.shadow.run import together
+    from macd.gate.run import together
 
     verdict = together(
         [*(kept.verdict for kept in results.done.values()), *("" for _ in results.failed)]
@@ -151,7 +150,7 @@ def _print_places(kept: _Kept) -> None:
 
 
 def _rule(known: Inventory, min_bars: int, rule: str) -> Rule:
-    from macd.shadow.report import rule_of
+    from macd.gate.report import rule_of
 
     if rule not in ("", "point", "sequential"):
         raise UsageError(f"--rule {rule}: no such rule", hint="--rule point or --rule sequential")

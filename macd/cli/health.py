@@ -78,7 +78,7 @@ def _one_of(**options: str) -> None:
 
 
 def _of_folder(named: str) -> tuple[str, list[Item]]:
-    from macd.release import modelfolder
+    from macd.app.predict import modelfolder
 
     top = Path(named)
     if not top.is_dir():
@@ -88,7 +88,8 @@ def _of_folder(named: str) -> tuple[str, list[Item]]:
 
 def _of_bundle(named: str) -> tuple[str, list[Item]]:
     """Unpacked into a folder that goes away; what it can't be unpacked for is its one item."""
-    from macd.release import modelfolder, unpacking
+    from macd.app.predict import modelfolder
+    from macd.release import unpacking
     from macd.release.health import Item
 
     archive = Path(named)
@@ -124,8 +125,8 @@ def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]
 
 def _of_run(book: Inventory, named: str) -> tuple[str, list[Item]]:
     """A run has no golden predictions yet; its models are run on the bars here."""
-    from macd.market.bars import bars_path, read_bars
-    from macd.release import golden
+    from macd.app.market.bars import bars_path, read_bars
+    from macd.app.predict import golden
     from macd.release import health as checks
 
     below = book.root / "runs" / named
@@ -143,7 +144,7 @@ def _of_run(book: Inventory, named: str) -> tuple[str, list[Item]]:
 
 def _trained_on(run: Path) -> tuple[str, str, list[str]]:
     """Symbol, timeframe and other assets of a run, as its settings.json has them."""
-    from macd.market.bars import step_ms, symbol_name
+    from macd.app.market.bars import step_ms, symbol_name
 
     try:
         told = jsonlib.loads((run / "settings.json").read_bytes())
@@ -161,8 +162,8 @@ def _trained_on(run: Path) -> tuple[str, str, list[str]]:
 
 def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None) -> list[Item]:
     """ONNX and torch on the golden bars; where that can't be had, the item says so."""
+    from macd.app.predict.scoring import MODELS
     from macd.release.health import Item, read_golden
-    from macd.release.scoring import MODELS
 
     place = top / MODELS
     told = inputs or read_golden(top)
@@ -178,7 +179,7 @@ def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None)
     if why or told is None:
         return [Item(_TORCH, True, f"not compared: {why}", done=False)]
     cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
-    remedy = "python -m macd.train --mode onnx, then invoke release"
+    remedy = "python -m macd.app.train --mode onnx, then invoke release"
     try:
         worst = _compare(place, tf, told)
     except Exception as error:  # whatever torch, onnx or the files do, the item says it
@@ -189,9 +190,9 @@ def onnx_against_torch(top: Path, tf: str, inputs: dict[str, Any] | None = None)
 def _compare(place: Path, tf: str, told: Any) -> float:
     import numpy as np
 
-    from macd.release import golden
-    from macd.release.scoring import Scorer
-    from macd.train import export, lstm, tft
+    from macd.app.predict import golden
+    from macd.app.predict.scoring import Scorer
+    from macd.app.train import export, lstm, tft
 
     scorer = Scorer.load(place, tf)
     X = golden.table(told, scorer)  # noqa: N806 - the field's name

@@ -9,7 +9,7 @@ from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.remote.trust import Shown
+    from macd.ssh.trust import Shown
 
 _INVENTORY = "which inventory (default: MACD_INVENTORY or lab)"
 
@@ -33,8 +33,8 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
 
 
 def _row(host: Host, book: Inventory) -> dict[str, Any]:
-    from macd.remote.hostkeys import KnownHosts
-    from macd.remote.sshconfig import resolve
+    from macd.ssh.hostkeys import KnownHosts
+    from macd.ssh.sshconfig import resolve
 
     row: dict[str, Any] = {"name": host.name, "role": host.role, "env": host.env}
     try:
@@ -88,7 +88,7 @@ def trust(
 ) -> ExitCode:
     """Show the host keys on the way to a host, ask, and pin them in known_hosts."""
     from macd.inventory import load
-    from macd.remote.trust import trust as walk
+    from macd.ssh.trust import trust as walk
 
     book = load(inventory)
     wanted = [

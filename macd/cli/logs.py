@@ -16,9 +16,9 @@ from macd.cli.verb import emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
+    from macd.gate.follow import Place
+    from macd.gate.pull import Pulled
     from macd.inventory import Host, Inventory
-    from macd.shadow.follow import Place
-    from macd.shadow.pull import Pulled
 
 _LAST = 20
 _RETRIES = 5
@@ -37,7 +37,7 @@ class _Seen:
     end: Place
 
     def fields(self, host: str) -> dict[str, Any]:
-        from macd.shadow.follow import shown
+        from macd.gate.follow import shown
 
         lines = [shown(raw) for raw in self.newest]
         where = str(self.copy.directory)
@@ -105,7 +105,7 @@ class _View:
     objects: bool
 
     def line(self, host: str, raw: bytes) -> None:
-        from macd.shadow.follow import shown
+        from macd.gate.follow import shown
 
         text = shown(raw)
         if not self.wanted.search(text):
@@ -117,9 +117,9 @@ class _View:
 
 
 def _look(known: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> _Seen:
-    from macd.remote.session import open_session
-    from macd.shadow import follow, pull
-    from macd.shadow.run import logs_of
+    from macd.gate import follow, pull
+    from macd.gate.run import logs_of
+    from macd.ssh.session import open_session
 
     with open_session(host, known, modules=pull.MODULES) as session:
         copy = pull.pull(session, host.app_dir, logs_of(known, host))
@@ -129,7 +129,7 @@ def _look(known: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> 
 
 
 def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
-    from macd.shadow.follow import merged
+    from macd.gate.follow import merged
 
     for host, raw in merged({name: one.newest for name, one in seen.items()}):
         view.line(host, raw)
@@ -162,10 +162,10 @@ def _follow_all(
 
 def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
-    from macd.remote.refusals import UnreachableError
-    from macd.remote.session import open_session
-    from macd.shadow import follow as following
-    from macd.shadow import pull
+    from macd.gate import follow as following
+    from macd.gate import pull
+    from macd.ssh.refusals import UnreachableError
+    from macd.ssh.session import open_session
 
     failures = 0
     while True:

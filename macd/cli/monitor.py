@@ -12,8 +12,8 @@ from macd.cli.verb import emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
+    from macd.gate.watch import Seen
     from macd.inventory import Host, Inventory
-    from macd.shadow.watch import Seen
 
 _POLL_S = 2.0
 _RETRIES = 5
@@ -71,7 +71,7 @@ def monitor(
 
 
 def _once(known: Inventory, host: Host) -> tuple[Seen, str]:
-    from macd.shadow import watch
+    from macd.gate import watch
 
     with watch.connect(host, known) as session:
         seen = watch.look(session, host, known.service.health)
@@ -117,8 +117,8 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
 
 def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
     """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
-    from macd.remote.refusals import UnreachableError
-    from macd.shadow import watch
+    from macd.gate import watch
+    from macd.ssh.refusals import UnreachableError
 
     last, shown, idle, failures, unjudged = "", False, 0, 0, ""
     while True:
@@ -152,7 +152,7 @@ def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tu
 def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
     """Journal and tell the end of a watch once; a note if telling did not work."""
     from macd.deploy.notify import notify
-    from macd.shadow import watch
+    from macd.gate import watch
 
     if not watch.catch_up(seen, host, known) or seen.order is None:
         return ""

@@ -25,8 +25,8 @@ def stays_off(book: Inventory, run: Run) -> str:
 
     The criterion counts bars that a meta-model judged unseen, this flag the moves that taught it.
     """
+    from macd.app.predict.stacking import StackingError, StackingModel, taught_by
     from macd.release.run import MODELS
-    from macd.release.stacking import StackingError, StackingModel, taught_by
 
     asked = book.service.env.get(_MIN_SAMPLES, "")
     meta = run.directory / MODELS / f"stacking_meta_{run.tf}.json"
@@ -156,7 +156,7 @@ def signing_key(book: Inventory) -> Path:
 
 def signed(book: Inventory, raw: bytes) -> bytes:
     """Signed, and held to what the hosts hold it to, before anything is sent to one."""
-    from macd.host import signature
+    from macd.host.store import signature
     from macd.release.signing import sign
 
     signature_bytes = sign(raw, key=signing_key(book))

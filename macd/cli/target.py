@@ -22,7 +22,7 @@ def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
     Raises MacdError when a host can't be reached and never was, or its Python is too old.
     """
     from macd.release.wheelhouse import Target, common
-    from macd.remote.failures import UnfitPythonError
+    from macd.ssh.failures import UnfitPythonError
 
     memory = inventory.state_dir / "facts" / f"{env}.json"
     known: dict[str, Any] = _read(memory)
@@ -47,7 +47,7 @@ def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
 
 def _ask(host: Host, inventory: Inventory) -> Target:
     from macd.release.wheelhouse import Target
-    from macd.remote.session import open_session
+    from macd.ssh.session import open_session
 
     with open_session(host, inventory) as session:
         facts = session.facts([])

@@ -40,7 +40,7 @@ _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
         "engine": "local or ray (default: the inventory's)",
         "mode": "all, or one of verify, lgbm, lstm, tft, onnx, stacking",
         "data": "directory of canonical bars here (default: the inventory's)",
-        "settings": "JSON file with more settings of python -m macd.train, such as params",
+        "settings": "JSON file with more settings of python -m macd.app.train, such as params",
         "detach": "start it and leave; train.attach follows it later",
         "dry-run": "check everything and say what would travel; start nothing",
     },

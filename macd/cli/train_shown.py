@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from macd.app.train.events import human_line
 from macd.errors import ExitCode, MacdError
 from macd.jobs.progress import Progress
-from macd.train.events import human_line
 
 if TYPE_CHECKING:
     from types import TracebackType

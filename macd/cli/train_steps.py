@@ -195,7 +195,7 @@ def _failure(status: dict[str, Any], folder: Path, events: list[dict[str, Any]])
 
 def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
     """The report page; a run that is home stays done when its page can't be made."""
-    from macd.report import training
+    from macd.app.pages import training
 
     try:
         return training.write(folder, host=host), None

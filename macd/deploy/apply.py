@@ -20,11 +20,11 @@ from macd.deploy.offer import Offer, Unpacked, unpacked
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.inventory import Host, Inventory
-from macd.remote import blobs
-from macd.remote.ahead import LinksAhead
-from macd.remote.failures import RemoteDiskFullError
-from macd.remote.pending import Pending
-from macd.remote.session import Session, open_session
+from macd.ssh import blobs
+from macd.ssh.ahead import LinksAhead
+from macd.ssh.failures import RemoteDiskFullError
+from macd.ssh.pending import Pending
+from macd.ssh.session import Session, open_session
 
 _AGAIN = "invoke deploy again; what was sent is not sent again"
 _BACK_AGAIN = "invoke rollback again"

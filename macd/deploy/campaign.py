@@ -24,7 +24,7 @@ from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
-from macd.remote.refusals import UnreachableError
+from macd.ssh.refusals import UnreachableError
 
 
 def operator() -> str:

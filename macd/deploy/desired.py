@@ -156,7 +156,7 @@ def _service_settings(host: Host, inventory: Inventory, found: HostState) -> str
 
 
 def _feed(inventory: Inventory) -> dict[str, Any]:
-    """As macd/service/settings.py reads it; a directory may be relative to the application's."""
+    """As macd/app/service/settings.py reads it; a directory may be relative to app_dir."""
     feed = inventory.service.feed
     place = {"replay": REPLAY, "directory": str(feed.directory or "data/feed"), "ccxt": ""}
     return {**feed.model_dump(mode="json"), "directory": place[feed.kind]}
@@ -185,7 +185,7 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
     """The files a replay wants: path below the application's directory, and where it is here."""
     if inventory.service.feed.kind != "replay":
         return {}
-    from macd.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
+    from macd.app.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
 
     train = inventory.train
     return {

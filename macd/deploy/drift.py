@@ -8,7 +8,7 @@ from typing import Any
 from macd.deploy.desired import Desired
 from macd.deploy.state import HostState
 from macd.host import envfile
-from macd.host.flagfile import FLAG, LIVE
+from macd.host.flag.flag_file import FLAG, LIVE
 
 _CHANGED = " was changed or is missing"
 _OVERRIDES = " overrides "
@@ -88,7 +88,7 @@ def _around_units(found: HostState, wanted: Desired) -> list[str]:
 
 
 def about_stacking(said: Mapping[str, Any]) -> list[str]:
-    """What is wrong with who decides. `said`: the answer of macd/host/stacking.py; {}: nothing."""
+    """What is wrong with who decides. `said`: as macd/host/flag/stacking.py answers, or {}."""
     if not said or said["changing"]:  # a flip or an activation puts it right by itself
         return []
     running, upcoming = said["running"], said["next"]

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from macd.errors import ExitCode, MacdError
 from macd.inventory import Host
-from macd.remote.refusals import UnreachableError
+from macd.ssh.refusals import UnreachableError
 
 T = TypeVar("T")
 PARALLEL = 10

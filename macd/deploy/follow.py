@@ -17,10 +17,10 @@ from typing import Any, Self
 from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
-from macd.host.confirmation import WAITING
-from macd.host.proving import CHECK_TIMEOUT_S
+from macd.host.deploy.confirmation import WAITING
+from macd.host.deploy.proving import CHECK_TIMEOUT_S
 from macd.inventory import Host, Inventory
-from macd.remote.session import Session, open_session
+from macd.ssh.session import Session, open_session
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 _WAIT_S = 5.0
@@ -260,7 +260,7 @@ class _Watch:
             return
 
         def attempt() -> bool:
-            with open_session(self._host, self._inventory, modules=("deploying",)) as fresh:
+            with open_session(self._host, self._inventory, modules=("deploy.operations",)) as fresh:
                 return self._confirm_over(fresh)
 
         def failed(why: str) -> None:

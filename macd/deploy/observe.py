@@ -10,9 +10,9 @@ from macd.deploy.fleet import code_of, side_by_side, worst
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Host, Inventory
-from macd.remote.failures import RemoteFileNotFoundError
-from macd.remote.refusals import UnreachableError
-from macd.remote.session import open_session
+from macd.ssh.failures import RemoteFileNotFoundError
+from macd.ssh.refusals import UnreachableError
+from macd.ssh.session import open_session
 
 
 def observe(host: Host, inventory: Inventory) -> HostState:

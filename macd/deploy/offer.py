@@ -15,7 +15,7 @@ from pathlib import Path
 from macd.errors import MacdError
 from macd.release.lock import Wheel
 from macd.release.store import Store
-from macd.remote.blobs import Blob
+from macd.ssh.blobs import Blob
 
 _SAMPLE = 1 << 16
 _BLOCK = 4096

@@ -14,15 +14,16 @@ from macd.deploy.diffs import Diff, differing
 from macd.deploy.drift import drift
 from macd.deploy.offer import Offer, Part, Unpacked
 from macd.deploy.state import HostState
-from macd.host import envfile, needs
-from macd.host.flagfile import FLAG, LIVE
+from macd.host import envfile
+from macd.host.flag.flag_file import FLAG, LIVE
+from macd.host.store import needs
 from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
 # question included; stage and activate are asked together, right behind the data.
 _UNTIL_LIVE = 7
 _TO_CONFIRM = 6
-_SPARE = 16 << 20  # as the host keeps free (macd/host/blobs.py)
+_SPARE = 16 << 20  # as the host keeps free (macd/host/rpc/blobs.py)
 _SPARE_FILES = 100  # of its state, its logs and the release's directories
 _NOTHING = Unpacked()
 
@@ -214,7 +215,7 @@ def _problems(
 
 
 def _flags_refused(found: HostState) -> list[Problem]:
-    """What the host would say of its flags file once all is sent (macd/host/admission.py)."""
+    """What the host would say of its flags file (macd/host/deploy/admission.py)."""
     try:
         envfile.parse(found.env or "")
     except envfile.EnvFileError as error:

@@ -11,8 +11,8 @@ from macd.deploy import archive, desired, state
 from macd.deploy.diffs import unified, with_hidden
 from macd.inventory import Host, Inventory
 from macd.inventory.revoked import revoked
-from macd.remote.failures import RemoteFileNotFoundError
-from macd.remote.session import Session, open_session
+from macd.ssh.failures import RemoteFileNotFoundError
+from macd.ssh.session import Session, open_session
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from macd.host.flagfile import FLAG
+from macd.host.flag.flag_file import FLAG
 from macd.inventory import Host, Inventory
-from macd.remote.pending import Pending
-from macd.remote.session import Session
+from macd.ssh.pending import Pending
+from macd.ssh.session import Session
 
-MODULES = ("deploying", "provisioning")
+MODULES = ("deploy.operations", "deploy.provision")
 
 
 @dataclass(frozen=True)
 class HostState:
-    """The answer of deploy_facts (macd/host/observing.py); times are epoch seconds there.
+    """The answer of deploy_facts (macd/host/deploy/status.py); times are epoch seconds there.
 
     `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
     lists [sha256, bytes already there]; `returns` has for each release that may come back the
-    names of what is put back with it (macd/host/rollback.py); `last` is the last word of the newest
-    activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not counted)
-    and `noexec` are of the file system of `app`, `lacks` the system's packages that are not there
-    (macd/host/needs.py). `stacking` is the answer of macd/host/stacking.py.
+    names of what is put back with it (macd/host/deploy/rollback.py); `last` is the last word of the
+    newest activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not
+    counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
+    not there (macd/host/store/needs.py). `stacking` is the answer of macd/host/flag/stacking.py.
     """
 
     app: str

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from macd.host import activation
+from macd.host.deploy import activation
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.record import recorder
@@ -36,7 +36,7 @@ def main() -> int:
                 booting=arguments.booting,
             )
             if arguments.verb == "recover":
-                from macd.host import flags  # noqa: PLC0415 - an activation starts sooner without
+                from macd.host.flag import flag as flags  # noqa: PLC0415 - an activation starts sooner without
 
                 flag = flags.recover(layout, recorder(layout), booting=arguments.booting)
                 if flag != "nothing":

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from macd.host import durable
 
 if TYPE_CHECKING:
-    from macd.host.agent import Peer
+    from macd.host.rpc.agent import Peer
 
 _OUTPUT_LIMIT = 1 << 20
 _GRACE_SECONDS = 3.0  # between asking a program to end and killing it

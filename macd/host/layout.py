@@ -10,7 +10,7 @@ from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
-from macd.host.manifest import ManifestError, check_release_id
+from macd.host.store.manifest import ManifestError, check_release_id
 
 _LONGEST_SOCKET = 100  # bytes; Linux takes 107, others a few less
 

@@ -53,7 +53,7 @@ def stop(contact: Contact, run: str) -> dict[str, Any]:
 
 def as_lost(error: MacdError, run: str) -> MacdError:
     """An unreachable host leaves the run's state unknown: that is LOST CONTACT, not FAILED."""
-    from macd.remote.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
+    from macd.ssh.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
 
     if not isinstance(error, ContactLostError | UnreachableError):
         return error

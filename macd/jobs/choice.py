@@ -20,7 +20,7 @@ def train_host(inventory: Inventory, name: str = "") -> Host:
         raise UsageError(
             f"{name} is no training host, its role is {host.role}",
             why=f"hosts with role train in inventory {inventory.name}: {known}",
-            hint="to train on this machine: python -m macd.train",
+            hint="to train on this machine: python -m macd.app.train",
         )
     if len(training) == 1:
         return training[0]

@@ -16,11 +16,11 @@ from typing import Any
 
 from macd.errors import ContactLostError, MacdError
 from macd.host.durable import one_at_a_time, sha256_of
-from macd.host.manifest import ManifestError, check_path
+from macd.host.store.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, lost
-from macd.remote.pending import Pending
-from macd.remote.session import Session
+from macd.ssh.pending import Pending
+from macd.ssh.session import Session
 
 _MOST_FILES = 10_000
 _PIECE = 1 << 20

@@ -13,10 +13,10 @@ from typing import Protocol, Self, TypeVar
 
 from macd.errors import ContactLostError, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory
-from macd.remote.session import Session, open_session
+from macd.ssh.session import Session, open_session
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
-_MODULES = ("jobs",)
+_MODULES = ("jobs.operations",)
 T = TypeVar("T")
 
 

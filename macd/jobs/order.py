@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import macd
+from macd.app.market.bars import bars_path, no_bars, symbol_name
+from macd.app.train.settings import Settings, settings_from
 from macd.errors import UsageError
 from macd.inventory import Inventory
-from macd.market.bars import bars_path, no_bars, symbol_name
-from macd.remote.blobs import Blob
-from macd.train.settings import Settings, settings_from
+from macd.ssh.blobs import Blob
 
 # The rooms a training imports; the rest of macd has no business on a training host.
-_ROOMS = ("host", "market", "release", "train")
+_ROOMS = ("host", "release", "app/market", "app/predict", "app/train")
 _DATA = "data"
 REQUEST = "request.json"
 
@@ -58,7 +58,7 @@ class Order:
     def argv(self) -> list[str]:
         """The command on the host; the braces are filled in there."""
         here = ["--data", f"{{tree}}/{_DATA}", "--out", "{run}", "--cache", "{work}/cache"]
-        return [self.python, "-m", "macd.train", "--settings", f"{{run}}/{REQUEST}", *here]
+        return [self.python, "-m", "macd.app.train", "--settings", f"{{run}}/{REQUEST}", *here]
 
 
 def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def make(
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found = [top / "__init__.py", top / "errors.py", top / "heads.py"]
+    found = [top / "__init__.py", top / "errors.py", top / "heads.py", top / "app/__init__.py"]
     for room in _ROOMS:
         found += sorted((top / room).rglob("*.py"))
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.

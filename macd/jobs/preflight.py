@@ -12,14 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from macd.app.market.accepted import counted, judged
+from macd.app.market.bars import read_rows
+from macd.app.market.checks import Limits, check_all
+from macd.app.train.settings import Settings
 from macd.inventory import TrainSettings
-from macd.market.accepted import counted, judged
-from macd.market.bars import read_rows
-from macd.market.checks import Limits, check_all
-from macd.remote.facts import Clock, Facts
-from macd.remote.pending import Finished
-from macd.remote.session import Session
-from macd.train.settings import Settings
+from macd.ssh.facts import Clock, Facts
+from macd.ssh.pending import Finished
+from macd.ssh.session import Session
 
 _SHOWN = 3
 _CLOCK_S = 5.0

@@ -18,16 +18,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from macd.app.predict import golden
+from macd.app.predict.scoring import MODELS, ModelError, Scorer
 from macd.errors import MacdError, RefusedError
-from macd.host import manifest as manifests
-from macd.host.manifest import File, Manifest
-from macd.release import bundle, card, golden, health, launcher, wheel
+from macd.host.store import manifest as manifests
+from macd.host.store.manifest import File, Manifest
+from macd.release import bundle, card, health, launcher, wheel
 from macd.release import lock as locks
 from macd.release.health import GOLDEN, Item
 from macd.release.judge import Finding, blocking
 from macd.release.lock import Lock
 from macd.release.run import Run, bars_of
-from macd.release.scoring import MODELS, ModelError, Scorer
 from macd.release.store import BUILDING, Release, Store
 from macd.release.wheel import Code
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from macd.errors import RefusedError
-from macd.host import manifest as manifests
-from macd.host.manifest import File, Manifest, ManifestError
+from macd.host.store import manifest as manifests
+from macd.host.store.manifest import File, Manifest, ManifestError
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from macd.market.features import FEATURE_VERSION, feature_names, schema_hash
-from macd.release import golden, holdout, installed
-from macd.release.scoring import FAMILIES, MODELS, Floats, ModelError, Scorer
+from macd.app.market.features import FEATURE_VERSION, feature_names, schema_hash
+from macd.app.predict import golden, holdout
+from macd.app.predict.scoring import FAMILIES, MODELS, Floats, ModelError, Scorer
+from macd.release import installed
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 RESULTS = Path("data/gpu_results")
@@ -25,7 +26,7 @@ GOLDEN = Path("golden/golden.json")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
 _NAMES = {"lgbm": "LightGBM", "lstm": "LSTM", "tft": "TFT"}
-_RETRAIN = "train that model again: python -m macd.train --mode {family}"
+_RETRAIN = "train that model again: python -m macd.app.train --mode {family}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _best_head(scorer: Scorer) -> str:
 
 def _stacking(scorer: Scorer, said: Said | None) -> Item:
     name, model = "stacking meta", scorer.stacking
-    remedy = "python -m macd.train --mode stacking"
+    remedy = "python -m macd.app.train --mode stacking"
     if model is None:
         return Item(
             name,

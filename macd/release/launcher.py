@@ -18,7 +18,7 @@ if len(wheels) != 1:
     sys.exit("serve.py: one wheel expected in %s, found %s" % (here, wheels or "none"))
 sys.path.insert(0, os.path.join(here, wheels[0]))
 
-from macd.service.__main__ import main  # noqa: E402
+from macd.app.service.__main__ import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

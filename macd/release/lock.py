@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from macd.errors import MacdError
-from macd.host.manifest import ManifestError, canonical
+from macd.host.store.manifest import ManifestError, canonical
 
 FILE = "lock.json"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.+!-]{1,200}\.whl\Z")

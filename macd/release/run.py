@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 
+from macd.app.market.bars import bars_path, digest_of_all, read_bars, symbol_name
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.host.durable import sha256_of
-from macd.host.manifest import ManifestError, check_path
-from macd.market.bars import bars_path, digest_of_all, read_bars, symbol_name
+from macd.host.store.manifest import ManifestError, check_path
 
 MODELS = "data/ml_models/"
 RESULTS = "data/gpu_results/"

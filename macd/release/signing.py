@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
-from macd.host.signature import RELEASE_NAMESPACE
+from macd.host.store.signature import RELEASE_NAMESPACE
 
 _TIMEOUT_S = 120  # a FIDO key waits for a touch
 

@@ -17,7 +17,14 @@ from functools import cached_property
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
-from macd.host.manifest import File, Manifest, ManifestError, check_release_id, parse, release_id
+from macd.host.store.manifest import (
+    File,
+    Manifest,
+    ManifestError,
+    check_release_id,
+    parse,
+    release_id,
+)
 from macd.release import lock as locks
 from macd.release.bundle import MANIFEST, SIGNATURE, bundle_name
 from macd.release.lock import Lock, Wheel

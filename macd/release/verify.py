@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from macd.errors import RefusedError, UsageError
-from macd.host import signature
 from macd.host.durable import sha256_of
-from macd.host.manifest import File, Manifest, ManifestError, parse, release_id
+from macd.host.store import signature
+from macd.host.store.manifest import File, Manifest, ManifestError, parse, release_id
 from macd.release.bundle import (
     MANIFEST,
     SIGNATURE,

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from macd.app.market.bars import read_bars, write_bars
 from macd.cli import demo
-from macd.host.manifest import release_id, render
-from macd.host.releases import MANIFEST, SIGNATURE
-from macd.host.signature import GATE_NAMESPACE
-from macd.market.bars import read_bars, write_bars
+from macd.host.store.manifest import release_id, render
+from macd.host.store.releases import MANIFEST, SIGNATURE
+from macd.host.store.signature import GATE_NAMESPACE
 from macd.release.signing import sign
 from macd.release.store import Store
 from tests import wheels
@@ -247,6 +247,6 @@ def mistaken_code(story: Story) -> Path:
     shutil.copytree(ROOT / "macd", tree / "macd", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree)
-    with (tree / "macd/service/loop.py").open("a") as loop:
+    with (tree / "macd/app/service/loop.py").open("a") as loop:
         loop.write(f"\n{demo.MISTAKE}\n")
     return tree

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from macd.remote.failures import RemoteError
+from macd.ssh.failures import RemoteError
 from tests.hosts.fleet import Hosts
 from tests.hosts.trial import APP, BOOT, NAME, SOCKET, UNIT, Trial, trial_on
 

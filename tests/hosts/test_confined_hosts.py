@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from macd.remote.session import open_session
+from macd.ssh.session import open_session
 from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, MORE, UNIT, Bench, bench
 
@@ -62,7 +62,7 @@ BEHIND_WALLS = {
 IN_THE_ARCHIVE = f"""
 import json, subprocess, sys, time
 sys.path.insert(0, "{APP}/bin/macd-host.pyz")
-from macd.host.confined import Confinement
+from macd.host.systemd.sandbox import Confinement
 walls = Confinement("system", open("/etc/systemd/system/{UNIT}").read())
 """
 
@@ -262,7 +262,7 @@ def test_the_checks_of_a_diagnosis_and_of_a_rollback_are_nobody_special(bench: B
     assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
     bench.on_prod("touch", ASKED)
     host = bench.inventory.host("prod")
-    with open_session(host, bench.inventory, modules=("checkup",)) as session:
+    with open_session(host, bench.inventory, modules=("deploy.diagnose",)) as session:
         checkup = session.call("checkup", app=APP, unit=UNIT, scope="system")
     said = [json.loads(checkup["check"]["said"])]
     small_releases.make(bench.inventory, 111)

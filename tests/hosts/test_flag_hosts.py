@@ -19,14 +19,14 @@ import pytest
 
 from macd.deploy import archive
 from macd.deploy.drift import about_stacking
-from macd.host import watching
 from macd.host.envfile import EnvFileError, readings, rewritten
-from macd.host.flagfile import FLAG
+from macd.host.flag import guard_config
+from macd.host.flag.flag_file import FLAG
 from macd.host.layout import Layout
-from macd.host.signature import GATE_NAMESPACE
+from macd.host.store.signature import GATE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
-from macd.remote.session import Session, open_session
+from macd.ssh.session import Session, open_session
 from tests import signal_lines
 from tests.hosts import claim as claims
 from tests.hosts.fleet import Hosts
@@ -64,7 +64,9 @@ def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def session_of(trial: Trial) -> Session:
     host = trial.inventory.host("prod")
-    return open_session(host, trial.inventory, modules=("deploying", "watching", "stacking"))
+    return open_session(
+        host, trial.inventory, modules=("deploy.operations", "flag.guard_config", "flag.stacking")
+    )
 
 
 def flip(trial: Trial, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:
@@ -634,7 +636,7 @@ def test_a_users_systemd_takes_the_unit_and_the_guard_judges_there(hosts: Hosts)
         "until": now.timestamp() + 3600, "every_s": 3000.0, "next": now.timestamp(), "rule": RULE,
         "service": {"unit": "guarded.service", "scope": "user"}, "health_s": 5.0, "reason": "",
     }  # fmt: skip
-    units = watching._units(Layout(app), watch)
+    units = guard_config._units(Layout(app), watch)
     unit = units["guarded-guard.service"].replace(sys.executable, "/usr/bin/python3")
     assert "ProtectSystem" not in unit
     assert "SystemCallFilter" in unit

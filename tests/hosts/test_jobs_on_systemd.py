@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, follow
-from macd.market.bars import read_bars, write_bars
 from tests.hosts.fleet import Hosts
 from tests.local.job_standins import SAMPLE, Witness, begin, contact_to, soon
 

@@ -14,11 +14,11 @@ import pytest
 
 from macd.errors import ContactLostError, RefusedError
 from macd.inventory import Inventory, LinkSettings, load
-from macd.remote.blobs import Blob
-from macd.remote.refusals import UnreachableError
-from macd.remote.session import open_session
-from macd.remote.ssh import connect
-from macd.remote.trust import trust
+from macd.ssh.blobs import Blob
+from macd.ssh.refusals import UnreachableError
+from macd.ssh.session import open_session
+from macd.ssh.ssh import connect
+from macd.ssh.trust import trust
 from tests.hosts import network
 from tests.hosts.fleet import Hosts, TestHost
 

@@ -11,8 +11,8 @@ import pytest
 
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
-from macd.remote.blobs import Blob
-from macd.remote.session import Session, open_session
+from macd.ssh.blobs import Blob
+from macd.ssh.session import Session, open_session
 from tests.hosts.fleet import Hosts, TestHost
 
 pytestmark = pytest.mark.hosts

@@ -31,7 +31,7 @@ from tests.hosts.story import (
     with_another_model,
 )
 from tests.trained import ROOT
-from tests.unit.market.test_fetch import HOUR, Server
+from tests.unit.app.market.test_fetch import HOUR, Server
 
 pytestmark = pytest.mark.hosts
 

@@ -8,7 +8,7 @@ import pytest
 
 from macd.errors import MacdError
 from macd.inventory import Inventory, load
-from macd.remote.session import open_session
+from macd.ssh.session import open_session
 from tests.hosts.fleet import Hosts
 
 pytestmark = pytest.mark.hosts

@@ -12,8 +12,8 @@ from typing import Any
 
 from macd.deploy import archive
 from macd.inventory import Inventory, load
-from macd.remote.blobs import put
-from macd.remote.session import Session, open_session
+from macd.ssh.blobs import put
+from macd.ssh.session import Session, open_session
 from tests.deployment import ACCEPTS, EMPTY_LOCK, SERVICE, Signed, signed_release
 from tests.hosts.fleet import Hosts
 from tests.unit.release.releases import IDENTITY, make_key
@@ -63,7 +63,9 @@ class Trial:
 
     def session(self) -> Session:
         return open_session(
-            self.inventory.host("prod"), self.inventory, modules=("deploying", "provisioning")
+            self.inventory.host("prod"),
+            self.inventory,
+            modules=("deploy.operations", "deploy.provision"),
         )
 
     def on_prod(self, *argv: str, check: bool = True) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 from invoke.main import program
 
-from macd.remote import assembler
-from macd.remote.conversation import Conversation
+from macd.ssh import assembler
+from macd.ssh.conversation import Conversation
 
 FUSE = """
 
@@ -70,7 +70,7 @@ def main() -> None:
 
     def fused(modules: Iterable[str] = ()) -> dict[str, str]:
         found = sources(modules)
-        return found | {"macd.host.agent": found["macd.host.agent"] + FUSE}
+        return found | {"macd.host.rpc.agent": found["macd.host.rpc.agent"] + FUSE}
 
     Conversation._encode = encoding  # type: ignore[method-assign]
     Conversation._end = ending  # type: ignore[method-assign]

@@ -16,8 +16,8 @@ from typing import Any
 
 from invoke.main import program
 
-from macd.remote.conversation import Conversation
-from macd.remote.pending import Pending
+from macd.ssh.conversation import Conversation
+from macd.ssh.pending import Pending
 
 
 def _count(fatal: int) -> Callable[[str], None]:

@@ -18,20 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macd.host import (
-    activation,
-    blobs,
-    deploying,
-    ledger,
-    observing,
-    proving,
-    releases,
-    runtimes,
-)
-from macd.host.confined import DIRECT
+from macd.host.deploy import activation, ledger, operations, proving
+from macd.host.deploy import status as observing
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
+from macd.host.rpc import blobs
+from macd.host.store import releases, runtimes
+from macd.host.systemd.sandbox import DIRECT
 
 _PR_SET_PTRACER, _ANY = 0x59616D61, -1
 TOKEN = "t0ken"
@@ -63,11 +57,11 @@ def send(app: str, release: str, units: dict[str, str], keep: int, who: str = "t
         (folder / n).read_bytes() for n in ("manifest.json", "manifest.json.sig")
     )
     accepts = json.loads((folder / "accepts").read_text())
-    deploying.lock(app, who, "deploy")
-    deploying.recover(app)
+    operations.lock(app, who, "deploy")
+    operations.recover(app)
     upload = Upload(_bodies(folder / "files", manifest))
     blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
-    staged = deploying.stage(app, manifest, signature, accepts, [], "user", None)
+    staged = operations.stage(app, manifest, signature, accepts, [], "user", None)
     return _activate(app, "deploy", staged["release"], dict(units), keep, accepts)
 
 
@@ -100,7 +94,7 @@ def deploy(app: str, release: str, units: dict[str, str], keep: int, who: str) -
     deadline = time.monotonic() + 10
     while not refused.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    return str(deploying.follow(app, number)["events"][-1]["state"])
+    return str(operations.follow(app, number)["events"][-1]["state"])
 
 
 def _apart(step: Callable[..., str], app: str, **arguments: Any) -> int:
@@ -115,8 +109,8 @@ def _apart(step: Callable[..., str], app: str, **arguments: Any) -> int:
 
 
 def rollback(app: str, keep: int) -> str:
-    deploying.lock(app, "tester", "rollback")
-    deploying.recover(app)
+    operations.lock(app, "tester", "rollback")
+    operations.recover(app)
     return _activate(app, "rollback", None, {}, keep, {})
 
 
@@ -132,7 +126,7 @@ def _activate(
     }
     times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
     sys.executable = str(Path(app).parent / "bin" / "handed-over")
-    begun = deploying.activate(
+    begun = operations.activate(
         app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None, FLAGS
     )
     return str(begun["number"])
@@ -160,8 +154,8 @@ def boot(app: str) -> str:
 
 
 def recover(app: str) -> str:
-    deploying.lock(app, "tester", "deploy")
-    return str(deploying.recover(app)["outcome"])
+    operations.lock(app, "tester", "deploy")
+    return str(operations.recover(app)["outcome"])
 
 
 def build_runtime(app: str, lock: str) -> str:
@@ -201,7 +195,7 @@ def _child(request: dict[str, Any], out: int) -> None:
 
 def main() -> None:
     proving.POLL_S = 0.01  # nothing here takes longer
-    deploying._RUNNER_START_S = 2.0
+    operations._RUNNER_START_S = 2.0
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from macd.deploy import state
-from macd.host import manifest
+from macd.host.store import manifest
 from macd.inventory import Inventory
-from macd.remote.session import Session, open_session
+from macd.ssh.session import Session, open_session
 
 CLIENT = Path(__file__).with_name("client.py")
 ASK = (

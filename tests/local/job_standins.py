@@ -17,13 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs import order as orders
 from macd.jobs import sync
 from macd.jobs.contact import Contact
 from macd.lab import LabState
-from macd.market.bars import read_bars, write_bars
 from tests.local.plain_ssh import eventually
 
 TASKS = """

@@ -1,4 +1,4 @@
-"""Small SSH servers on loopback, with links that can be stalled, for the tests of macd/remote/ssh.
+"""Small SSH servers on loopback, with links that can be stalled, for the tests of macd/ssh/ssh.
 
 AsyncSSH in a thread of this process: every byte goes over a real socket, and a test can choose host
 keys, what is let in, and what a jump host can reach. Names end in .test and exist only for jumps.

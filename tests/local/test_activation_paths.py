@@ -8,7 +8,7 @@ import pytest
 
 from macd.errors import MacdError
 from macd.journal import Journal
-from macd.remote.failures import RemoteError
+from macd.ssh.failures import RemoteError
 from tests.deployment import ACCEPTS, Place, place
 
 

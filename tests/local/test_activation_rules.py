@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pytest
 
 from macd.errors import MacdError
-from macd.host.manifest import parse, release_id, render
+from macd.host.store.manifest import parse, release_id, render
 from macd.release.signing import sign
 from tests.deployment import Place, Signed, place
 from tests.kills.tracing import await_stop

@@ -17,7 +17,7 @@ import pytest
 
 from macd.lab import LabState
 from macd.release import health
-from macd.remote.session import open_session
+from macd.ssh.session import open_session
 from tests.constant_model import make_constant
 from tests.local.deploying import Project, project
 from tests.served import App, make_app
@@ -28,7 +28,7 @@ from macd.cli import doctor, gate, provision, usage
 usage.install()
 namespace = Collection(provision.provision, gate.shadow_gate, doctor.doctor)
 """
-SERVE = "import sys\nfrom macd.service.__main__ import main\nsys.exit(main())\n"
+SERVE = "import sys\nfrom macd.app.service.__main__ import main\nsys.exit(main())\n"
 PATIENCE_S = 90
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
-from macd.host.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
+from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
 from tests.deployment import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
@@ -48,7 +48,7 @@ def watch(event, arguments):
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 from macd.host import flags
-from macd.host.supervisor import Supervisor
+from macd.host.systemd.supervisor import Supervisor
 Supervisor.has_timers = lambda self: timers
 asked = json.load(sys.stdin)
 for name in ("report", "signature"):

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from macd import lab as lab_room
+from macd.app.market.bars import read_bars, write_bars
 from macd.errors import RefusedError
+from macd.gate import flag, report
 from macd.inventory import project_root
 from macd.jobs import ask
 from macd.journal import Journal
 from macd.lab import Fault, LabState
-from macd.market.bars import read_bars, write_bars
-from macd.shadow import flag, report
 from macd.sizes import size
 from tests import signal_lines, small_releases
 from tests.deployment import SERVICE
@@ -230,11 +230,13 @@ def test_the_doctor_finds_what_was_done_to_the_host(deployed: Project) -> None:
     unit.write_bytes(kept[unit] + b"# by hand\n")
     fill(deployed, ml_tft_prob=0.0)
     argv = [str(release / "runtime/bin/python"), "-I", "-c", "import time; time.sleep(60)"]
-    by_hand = [*argv, "-m", "macd.service", f"--root={deployed.app}/"]
+    by_hand = [*argv, "-m", "macd.app.service", f"--root={deployed.app}/"]
     with (
         subprocess.Popen([*argv, "serve.py", "--root", str(deployed.app)]) as stray,
         subprocess.Popen(by_hand) as second,
-        subprocess.Popen([*argv, "-m", "macd.service", "--root", "."], cwd=deployed.app) as third,
+        subprocess.Popen(
+            [*argv, "-m", "macd.app.service", "--root", "."], cwd=deployed.app
+        ) as third,
         subprocess.Popen([*argv, "serve.py", "--root", "/another"]) as stranger,
     ):
         found = diagnosed(deployed, 1)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from macd.errors import RefusedError
+from macd.gate import evidence, report
+from macd.gate.pull import MODULES
 from macd.journal import Journal
 from macd.lab import LabState
-from macd.remote.session import open_session
-from macd.shadow import evidence, report
-from macd.shadow.pull import MODULES
+from macd.ssh.session import open_session
 from tests import signal_lines
 from tests.local.deploying import Project, project
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from macd.gate import page, report, run
+from macd.host.judge.gate import Rule
 from macd.inventory import load
-from macd.report import gate as page
-from macd.shadow import report, run
-from macd.shadow.gate import Rule
 from tests import signal_lines
 from tests.browser import Browser, chromium
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from macd.gate import run
+from macd.gate.run import Judged
+from macd.host.judge.gate import Rule
 from macd.inventory import load
-from macd.shadow import run
-from macd.shadow.gate import Rule
-from macd.shadow.run import Judged
 from tests import signal_lines
 from tests.constant_model import make_constant
 from tests.served import App, make_app
@@ -36,7 +36,7 @@ def app() -> Iterator[App]:
 
 def write_bars(app: App, count: int = 45, *, kill: bool = False) -> None:
     """Run the service until it has written that many lines, then stop it as systemd does."""
-    argv = [sys.executable, "-m", "macd.service", "--root", str(app.root)]
+    argv = [sys.executable, "-m", "macd.app.service", "--root", str(app.root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "0"}
     with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + PATIENCE_S

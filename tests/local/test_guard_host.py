@@ -23,8 +23,9 @@ import pytest
 
 from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
-from macd.host import envfile, watching
-from macd.host.signature import GATE_NAMESPACE
+from macd.host import envfile
+from macd.host.flag import guard_config
+from macd.host.store.signature import GATE_NAMESPACE
 from tests import signal_lines
 from tests.deployment import UNIT, Place, place
 from tests.local.test_flag_host import (
@@ -60,7 +61,7 @@ def watch(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.shadow import guard
+from macd.gate import guard
 sys.addaudithook(watch)
 print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))
 """
@@ -376,7 +377,7 @@ def watch(event, arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.shadow import guard
+from macd.gate import guard
 sys.addaudithook(watch)
 print(guard.step(Layout(sys.argv[1]), datetime.now(UTC)), len(lost))
 """
@@ -410,7 +411,7 @@ LOOK = """
 import os, sys
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.shadow import guard
+from macd.gate import guard
 try:
     guard.step(Layout(sys.argv[1]), datetime.now(UTC))
 except OSError:
@@ -567,7 +568,7 @@ def test_logs_nobody_can_judge_take_stacking_back_and_say_so_before(host: Place)
             assert look_fails(host)
             order = host.state("guard.json")
             said = f"could not judge, {n} of 3: ValueError: more than 10000 files in data/live"
-            assert watching.unjudged(order) == said
+            assert guard_config.unjudged(order) == said
             assert flags_now(host) == ("1", "1")
         assert looked(host) == "failed"
     assert flags_now(host) == ("0", "0")
@@ -599,7 +600,7 @@ def test_one_judgement_in_between_begins_the_count_anew(host: Place) -> None:
 def test_an_order_of_an_earlier_version_is_carried_out(host: Place) -> None:
     good_and_unguarded(host)
     order = host.state("guard.json")
-    old = {k: v for k, v in order.items() if k not in watching.NO_TRIES}
+    old = {k: v for k, v in order.items() if k not in guard_config.NO_TRIES}
     (host.app / "state/guard.json").write_text(json.dumps(old))
     assert looked(host) == "watching"
     assert len(status(host)["reports"]) == 1

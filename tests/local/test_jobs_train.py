@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from macd import lab as lab_room
+from macd.app.market.bars import read_bars
 from macd.lab import LabState
-from macd.market.bars import read_bars
 from tests.local.job_standins import inventory_of, invoke, lay_out, records
 from tests.local.plain_ssh import eventually
 

@@ -203,7 +203,7 @@ def test_the_last_words_of_a_service_can_be_asked_for(lab: LabState, write_unit:
     systemctl(lab, "daemon-reload")
     systemctl(lab, "start talker")
     asked = (
-        "from macd.host.supervisor import Supervisor; "
+        "from macd.host.systemd.supervisor import Supervisor; "
         "print(Supervisor('user').last_words('talker.service'))"
     )
     command = f"cd {shlex.quote(str(project_root()))} && python3 -c {shlex.quote(asked)}"

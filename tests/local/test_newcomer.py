@@ -22,7 +22,7 @@ import pytest
 from macd.cli.target import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
-from macd.remote.failures import UnfitPythonError
+from macd.ssh.failures import UnfitPythonError
 from tests import small_releases
 
 INVOKE = Path(sys.executable).with_name("invoke")

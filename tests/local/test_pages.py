@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
+from macd.app.pages import training
+from macd.gate import page as gate
+from macd.gate import report, run
+from macd.host.judge.gate import Rule
 from macd.inventory import load
 from macd.release import card
-from macd.report import gate, training
-from macd.shadow import report, run
-from macd.shadow.gate import Rule
 from tests import signal_lines
 from tests.browser import Browser, Opened, chromium
 from tests.trained import trained_run

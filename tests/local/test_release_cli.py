@@ -221,7 +221,7 @@ def test_code_of_another_tree_goes_in_and_is_told(project: Path, made: dict[str,
     shutil.copytree(project / "macd", tree / "macd")
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(project / name, tree)
-    with (tree / "macd/service/loop.py").open("a") as out:
+    with (tree / "macd/app/service/loop.py").open("a") as out:
         out.write("# another\n")
     done = invoke(project, "release", "--source", "elsewhere")
     assert done.returncode == 0, done.stdout + done.stderr

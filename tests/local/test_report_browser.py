@@ -1,6 +1,6 @@
 """The page of a real training, opened in a real browser: it stands alone and fits its readers.
 
-One small run is made with `python -m macd.train` for this file; every test looks at its page.
+One small run is made with `python -m macd.app.train` for this file; every test looks at its page.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from macd.app.market.bars import read_bars, write_bars
+from macd.app.pages import training
 from macd.errors import MacdError
-from macd.market.bars import read_bars, write_bars
-from macd.report import training
 from tests.browser import Browser, chromium
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def train(out: Path, data: Path, **changes: Any) -> None:
     settings = out.parent / f"{out.name}.json"
     settings.write_text(json.dumps({**SMALL, "data": str(data), "out": str(out), **changes}))
     subprocess.run(
-        [sys.executable, "-m", "macd.train", "--settings", str(settings)],
+        [sys.executable, "-m", "macd.app.train", "--settings", str(settings)],
         cwd=ROOT,
         env={**os.environ, "ML_STACKING_MIN_SAMPLES": "100", "OMP_NUM_THREADS": "1"},
         check=True,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import blobs, runtimes
 from macd.host.failure import HostError
 from macd.host.layout import Layout
+from macd.host.rpc import blobs
+from macd.host.store import runtimes
 from macd.lab import LabState
 from macd.release import lock
 from tests import small_releases

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from macd.host import probe
+from macd.host.deploy import probe
 from tests.served import App, make_app
 
 PATIENCE_S = 90
@@ -38,7 +38,7 @@ def app() -> Iterator[App]:
 @contextlib.contextmanager
 def running(app: App, **environment: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "macd.service", "--root", str(app.root)],
+        [sys.executable, "-m", "macd.app.service", "--root", str(app.root)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stderr=subprocess.PIPE,
         text=True,
@@ -74,7 +74,7 @@ def raw_lines(app: App) -> list[bytes]:
 
 
 def check(app: App, *words: str, **environment: str) -> tuple[int, dict[str, Any]]:
-    argv = [sys.executable, "-m", "macd.service", "--root", str(app.root), "--check", *words]
+    argv = [sys.executable, "-m", "macd.app.service", "--root", str(app.root), "--check", *words]
     done = subprocess.run(
         argv, capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )

@@ -15,9 +15,9 @@ from macd import inventory as inventory_room
 from macd import lab as lab_room
 from macd.errors import ContactLostError, MacdError
 from macd.lab import Fault, LabState
-from macd.remote.blobs import Blob
-from macd.remote.failures import RemoteFileNotFoundError
-from macd.remote.session import Session, open_session
+from macd.ssh.blobs import Blob
+from macd.ssh.failures import RemoteFileNotFoundError
+from macd.ssh.session import Session, open_session
 from tests.local.plain_ssh import eventually
 
 Open = Callable[..., Session]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from macd.remote.ahead import LinksAhead
-from macd.remote.refusals import UnreachableError
-from macd.remote.session import open_session
+from macd.ssh.ahead import LinksAhead
+from macd.ssh.refusals import UnreachableError
+from macd.ssh.session import open_session
 from tests.local.plain_ssh import eventually
 from tests.local.ssh_servers import World, world_in
 
@@ -54,7 +54,7 @@ def test_a_failure_is_told_where_the_link_is_needed(world: World) -> None:
 
 
 def test_beginning_loads_nothing_that_is_slow() -> None:
-    program = "import sys, macd.remote.ahead, macd.remote.dial; print('paramiko' in sys.modules)"
+    program = "import sys, macd.ssh.ahead, macd.ssh.dial; print('paramiko' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -14,8 +14,8 @@ import pytest
 
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Inventory
-from macd.remote import ssh
-from macd.remote.refusals import UnreachableError
+from macd.ssh import ssh
+from macd.ssh.refusals import UnreachableError
 from tests.local.plain_ssh import eventually
 from tests.local.ssh_servers import World, world_in
 

@@ -16,8 +16,8 @@ import pytest
 
 from macd.errors import ContactLostError
 from macd.inventory import Inventory, load
-from macd.remote import ssh
-from macd.remote.refusals import UnreachableError
+from macd.ssh import ssh
+from macd.ssh.refusals import UnreachableError
 from tests.local.plain_ssh import eventually
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))

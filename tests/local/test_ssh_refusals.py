@@ -14,8 +14,8 @@ from paramiko import Message
 
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.inventory import Inventory
-from macd.remote import ssh
-from macd.remote.refusals import UnreachableError
+from macd.ssh import ssh
+from macd.ssh.refusals import UnreachableError
 from tests.local.plain_ssh import eventually
 from tests.local.ssh_servers import World, world_in
 

@@ -14,7 +14,7 @@ import asyncssh
 import pytest
 
 from macd.inventory import Inventory
-from macd.remote import ssh
+from macd.ssh import ssh
 from tests.local.ssh_servers import Server, World, world_in
 
 TASKS = """

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import blobs
-from macd.host.manifest import parse
+from macd.host.rpc import blobs
+from macd.host.store.manifest import parse
 from macd.release.bundle import BundleError, pack, unpack
 from tests.kills.ward import Ward, ward
 

@@ -25,7 +25,7 @@ def test_eth_with_cross_assets_end_to_end_says_honestly_what_was_reached(tmp_pat
     out = tmp_path / "eth"
     made = subprocess.run(
         [
-            *(sys.executable, "-m", "macd.train", "--symbol", "ETHUSDT"),
+            *(sys.executable, "-m", "macd.app.train", "--symbol", "ETHUSDT"),
             *("--cross", "BTCUSDT,SOLUSDT,BNBUSDT", "--data", BARS, "--out", str(out)),
         ],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""`python -m macd.train` as people and job runners meet it: words, exit codes, resume."""
+"""`python -m macd.app.train` as people and job runners meet it: words, exit codes, resume."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from macd.market.bars import read_bars, write_bars
-from macd.train.events import read_events
+from macd.app.market.bars import read_bars, write_bars
+from macd.app.train.events import read_events
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
@@ -45,7 +45,7 @@ where = os.environ.get("DIES_IN")
 def put(source, target, rename=os.rename, **more):
     made = rename(source, target, **more)
     if Path(target).suffix in (".ckpt", ".fit"):
-        from macd.train.events import read_events
+        from macd.app.train.events import read_events
         if read_events(Path(where, "events.jsonl"))[-1].get("stage") == "lstm":
             os.killpg(0, signal.SIGKILL)
     return made
@@ -64,7 +64,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "macd.train", *map(str, arguments)]
+    return [sys.executable, "-m", "macd.app.train", *map(str, arguments)]
 
 
 def call(*arguments: str | Path, **changes: Any) -> subprocess.CompletedProcess[str]:
@@ -173,7 +173,7 @@ def test_nothing_but_the_train_extra_is_needed(settings: Path, tmp_path: Path) -
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "for name in ('pydantic', 'yaml', 'invoke', 'fabric', 'paramiko', 'asyncssh', 'rich',\n"
-        "             'ccxt', 'ray', 'macd.inventory', 'macd.remote', 'macd.cli'):\n"
+        "             'ccxt', 'ray', 'macd.inventory', 'macd.ssh', 'macd.cli'):\n"
         "    sys.modules[name] = None\n"
     )
     made = call(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from macd import heads
-from macd.shadow.parse import parse
-from macd.shadow.realised import Seen, realised
+from macd.host.judge.parse import parse
+from macd.host.judge.realised import Seen, realised
 
 
 def test_names_by_timeframe_and_back() -> None:

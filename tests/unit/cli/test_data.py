@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 from invoke import Collection, Program
 
+from macd.app.market import bars
 from macd.cli import data
-from macd.market import bars
 
 CASES = Path(__file__).parents[2] / "cases" / "bars"
 CDD = CASES / "dialects" / "cryptodatadownload_am_BTCUSD.csv"

@@ -9,7 +9,7 @@ import pytest
 
 from macd.cli import deploy
 from macd.errors import ExitCode
-from macd.remote.refusals import UnreachableError
+from macd.ssh.refusals import UnreachableError
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 
 from macd.cli.facts import _lines
-from macd.remote.facts import (
-    Clock,
-    Disk,
-    Facts,
-    Gpu,
-    OperatingSystem,
-    Python,
-    Systemd,
-    User,
-)
+from macd.ssh.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
 
 TASKS = """
 from invoke import Collection

@@ -15,12 +15,12 @@ from invoke import Context, Exit
 
 from macd.cli import doctor, flag, gate, history, logs, monitor, status
 from macd.errors import ContactLostError
+from macd.gate.flag import Flipped
+from macd.gate.follow import Place
+from macd.gate.pull import Pulled
 from macd.inventory import Host
 from macd.journal import Journal
-from macd.remote.refusals import UnreachableError
-from macd.shadow.flag import Flipped
-from macd.shadow.follow import Place
-from macd.shadow.pull import Pulled
+from macd.ssh.refusals import UnreachableError
 
 HOSTS = ("one", "two", "three")
 WAIT_S = 60.0
@@ -89,7 +89,7 @@ def test_all_hosts_are_asked_at_once_and_each_is_named(
 ) -> None:
     inventory(tmp_path, monkeypatch, SERVING)
     away = Away(len(HOSTS))
-    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+    monkeypatch.setattr("macd.ssh.ssh.connect", away.connect)
 
     ended = typed(verb, json=as_json, **options)
 
@@ -113,7 +113,7 @@ def test_doctor_asks_the_training_box_beside_the_hosts_and_once(
 ) -> None:
     inventory(tmp_path, monkeypatch, SERVING + BOX)
     away = Away(len(HOSTS) + 1)
-    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+    monkeypatch.setattr("macd.ssh.ssh.connect", away.connect)
 
     assert typed(doctor.doctor) == 5
 
@@ -126,7 +126,7 @@ def test_the_error_of_a_host_named_alone_is_the_whole_answer(
 ) -> None:
     inventory(tmp_path, monkeypatch, SERVING)
     away = Away(1)
-    monkeypatch.setattr("macd.remote.ssh.connect", away.connect)
+    monkeypatch.setattr("macd.ssh.ssh.connect", away.connect)
 
     for verb, options, _ in CASES:
         assert typed(verb, host="two", json=True, **options) == 1
@@ -187,7 +187,7 @@ def test_flips_are_asked_for_by_host_and_end_with_the_worst(
         questions.append((question, yes))
         return True
 
-    monkeypatch.setattr("macd.shadow.flag.disable", disable)
+    monkeypatch.setattr("macd.gate.flag.disable", disable)
     monkeypatch.setattr(flag, "confirm", agree)
 
     assert typed(flag.disable_stacking, json=True) == 1  # unwell is worse than put back
@@ -212,7 +212,7 @@ def test_a_flip_is_told_though_the_journal_here_can_not_be_written(
     (tmp_path / ".macd/lab").mkdir(parents=True)
     (tmp_path / ".macd/lab/journal.jsonl").write_bytes(b"half a rec")
     set_there = lambda host, *_, **__: Flipped(host.name, "set", "0", "r1")  # noqa: E731
-    monkeypatch.setattr("macd.shadow.flag.disable", set_there)
+    monkeypatch.setattr("macd.gate.flag.disable", set_there)
 
     assert typed(flag.disable_stacking, host="one", yes=True) == 1
 

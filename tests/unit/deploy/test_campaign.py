@@ -26,7 +26,7 @@ from macd.deploy.waves import hosts_of, waves
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory, load
 from macd.journal import Journal
-from macd.remote.refusals import UnreachableError
+from macd.ssh.refusals import UnreachableError
 
 HOSTS = [
     Host(name=f"prod{n}", role="serve", env="prod", ssh=f"prod{n}", app_dir="/opt/macd-analysis")

@@ -10,11 +10,11 @@ import pytest
 
 from macd.deploy.follow import keep_confirming
 from macd.errors import ContactLostError
-from macd.host import confirmation, ledger
-from macd.host.confirmation import WAITING
+from macd.host.deploy import confirmation, ledger
+from macd.host.deploy.confirmation import WAITING
+from macd.host.deploy.ledger import Pending
+from macd.host.deploy.proving import ActivationFailedError
 from macd.host.layout import Layout
-from macd.host.ledger import Pending
-from macd.host.proving import ActivationFailedError
 
 CONFIRM_S = 3.0
 SOAKED_AT = 100.0  # seconds since the host booted

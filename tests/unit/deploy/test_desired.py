@@ -137,7 +137,7 @@ def test_the_program_for_hosts_is_the_same_bytes_and_runs(tmp_path: Path) -> Non
     assert hashlib.sha256(built).digest() == hashlib.sha256(archive.build()).digest()
     names = zipfile.ZipFile(io.BytesIO(built)).namelist()
     assert names == sorted(names)
-    assert "macd/host/jobs.py" not in names
+    assert "macd/host/jobs/operations.py" not in names
     program = tmp_path / "macd-host.pyz"
     program.write_bytes(built)
     (tmp_path / "app" / "state").mkdir(parents=True)

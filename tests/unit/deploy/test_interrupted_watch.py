@@ -13,7 +13,7 @@ import pytest
 from macd.deploy import apply, follow
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
-from macd.remote.session import Session
+from macd.ssh.session import Session
 
 BEGUN = follow.Begun("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from macd.app.service.settings import Feed, Settings
 from macd.deploy import desired
 from macd.errors import UsageError
 from macd.inventory import load
-from macd.service.settings import Feed, Settings
 from tests.trained import SAMPLE
 from tests.unit.deploy.test_desired import inventory, rendered
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from macd.host import __main__ as program
-from macd.host import flags
+from macd.host.flag import flag
 
 
 @pytest.mark.parametrize(("failures", "ends"), [(0, 0), (6, 0), (99, 1)])
@@ -23,7 +23,7 @@ def test_it_tries_for_a_minute(
         return "reverted"
 
     monkeypatch.setattr(program.activation, "carry_on", carry_on)
-    monkeypatch.setattr(flags, "recover", lambda *_, **__: "nothing")
+    monkeypatch.setattr(flag, "recover", lambda *_, **__: "nothing")
     monkeypatch.setattr(program.time, "sleep", waited.append)
     monkeypatch.setattr(sys, "argv", ["x", "recover", "--booting", "--app", str(tmp_path)])
     assert program.main() == ends

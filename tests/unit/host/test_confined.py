@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from macd.host import hardening
-from macd.host.confined import Confinement
 from macd.host.failure import HostError
+from macd.host.systemd import hardening
+from macd.host.systemd.sandbox import Confinement
 
 NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
 

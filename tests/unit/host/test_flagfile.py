@@ -15,9 +15,9 @@ import pytest
 
 from macd.host import durable
 from macd.host.failure import HostError
-from macd.host.flagfile import in_file, of_process, refuse_unreadable, write
+from macd.host.flag.flag_file import in_file, of_process, refuse_unreadable, write
 from macd.host.layout import Layout
-from macd.host.supervisor import Process
+from macd.host.systemd.supervisor import Process
 
 PID = 4711
 PROCESS = Process("active", "running", PID, "i", 0, "success", "enabled", "loaded")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from macd.host import frames
+from macd.host.rpc import frames
 
 # A busy machine is slow, which is nothing this file is about.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

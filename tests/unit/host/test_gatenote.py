@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from macd.host import gatenote
+from macd.host.flag import gate_note
 from macd.host.layout import Layout
 
 NOW = datetime.now(UTC)
@@ -28,15 +28,15 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_an_older_one_replaces_no_newer_one(layout: Layout) -> None:
-    assert gatenote.gate_note(layout.app, note("FAIL", 1))
-    assert not gatenote.gate_note(layout.app, note("PASS", 2))
-    assert gatenote.gate_newest(layout.app) is not None
+    assert gate_note.gate_note(layout.app, note("FAIL", 1))
+    assert not gate_note.gate_note(layout.app, note("PASS", 2))
+    assert gate_note.gate_newest(layout.app) is not None
 
 
 def test_nor_does_it_when_both_are_written_at_once(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, save = threading.Event(), gatenote.save
+    entered, save = threading.Event(), gate_note.save
 
     def slowly(path: str, document: Any) -> None:
         if document["verdict"] == "PASS":
@@ -44,11 +44,11 @@ def test_nor_does_it_when_both_are_written_at_once(
             time.sleep(0.3)
         save(path, document)
 
-    monkeypatch.setattr(gatenote, "save", slowly)
-    older = threading.Thread(target=gatenote.gate_note, args=(layout.app, note("PASS", 2)))
+    monkeypatch.setattr(gate_note, "save", slowly)
+    older = threading.Thread(target=gate_note.gate_note, args=(layout.app, note("PASS", 2)))
     older.start()
     assert entered.wait(30)
-    assert gatenote.gate_note(layout.app, note("FAIL", 1))
+    assert gate_note.gate_note(layout.app, note("FAIL", 1))
     older.join()
-    newest = gatenote.gate_newest(layout.app)
+    newest = gate_note.gate_newest(layout.app)
     assert newest is not None and newest["verdict"] == "FAIL"

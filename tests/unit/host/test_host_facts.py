@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import facts
+from macd.host.rpc import facts
 
 GPUS = """\
 NVIDIA H800, GPU-1234, 81559, 81004, 550.54.15

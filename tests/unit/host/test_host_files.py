@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import files, frames
 from macd.host.failure import HostError
+from macd.host.rpc import files, frames
 
 
 def test_pieces_add_up_to_the_file(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from macd.host import releases
 from macd.host.failure import HostError
 from macd.host.layout import Layout
+from macd.host.store import releases
 from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from macd.deploy.offer import Offer, Part, unpacked
-from macd.host import needs, runtimes
 from macd.host.failure import HostError
 from macd.host.layout import Layout
+from macd.host.store import needs, runtimes
 from tests.unit.host.test_runtimes import landed
 
 Mount = Callable[[str], Path]

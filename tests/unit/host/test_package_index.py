@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from macd.host import package_index
+from macd.host.store import package_index
 
 DOWN = (
     "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(<x>: Failed"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from macd.host.deploy.provision import provision
 from macd.host.failure import HostError
-from macd.host.provisioning import provision
 
 
 def run(app: Path, env: dict[str, str], *, dry_run: bool) -> list[dict[str, Any]]:

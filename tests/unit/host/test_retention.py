@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import blobs, ledger, releases, retention, snapshots, watching
+from macd.host.deploy import ledger
 from macd.host.failure import HostError
+from macd.host.flag import guard_config
 from macd.host.layout import Layout, point_current_at
-from macd.host.manifest import File, Manifest, release_id, render
+from macd.host.rpc import blobs
+from macd.host.store import releases, retention, snapshots
+from macd.host.store.manifest import File, Manifest, release_id, render
 
 IDS: dict[int, str] = {}
 
@@ -158,5 +161,5 @@ def test_the_live_one_is_never_taken_away_however_damaged(layout: Layout) -> Non
 def test_a_damaged_report_of_the_guard_hides_no_other(layout: Layout) -> None:
     for name, text in (("guard-1.json", '{"a": 1}'), ("guard-2.json", "{"), ("guard-3.json", "[]")):
         Path(layout.state("gate", name)).write_text(text)
-    found = watching.guard_status(layout.app)["reports"]
+    found = guard_config.guard_status(layout.app)["reports"]
     assert found == [{"name": "guard-1.json", "report": {"a": 1}}]

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import blobs, runtimecheck, runtimes
-from macd.host.confined import DIRECT, Confinement
 from macd.host.failure import HostError
 from macd.host.layout import Layout
+from macd.host.rpc import blobs
+from macd.host.store import runtime_check, runtimes
+from macd.host.systemd.sandbox import DIRECT, Confinement
 
 
 def landed(app: Path, data: bytes) -> tuple[str, Path]:
@@ -124,6 +125,6 @@ LIB = "lib/python*/site-packages"
 def test_a_runtime_that_is_not_whole_any_more_is_told(built: Path, damage: str, told: str) -> None:
     subprocess.run(["/bin/bash", "-ec", damage], cwd=built, check=True)
     wheels = [{"name": "tiny-x"}, {"name": "pip"}]
-    wrong = runtimecheck.wrong_with(str(built), wheels, DIRECT)
+    wrong = runtime_check.wrong_with(str(built), wheels, DIRECT)
     assert told in wrong
     assert bool(wrong) == bool(told)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from macd.host import record
+from macd.host.flag.stacking import beside, guard_of, standing
 from macd.host.layout import Layout
-from macd.host.stacking import beside, guard_of, standing
-from macd.host.supervisor import Process, Supervisor
+from macd.host.systemd.supervisor import Process, Supervisor
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC).timestamp()
 GONE = Process("inactive", "dead", 0, "", 0, "success", "enabled", "loaded")

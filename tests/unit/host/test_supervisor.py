@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from macd.host import detach, overrides
 from macd.host.failure import HostError
-from macd.host.supervisor import Supervisor
+from macd.host.systemd import detach, overrides
+from macd.host.systemd.supervisor import Supervisor
 
 
 def test_no_activation_begins_that_logging_out_would_end(

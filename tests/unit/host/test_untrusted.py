@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.host import probe, untrusted
-from macd.host.supervisor import Process
+from macd.host import untrusted
+from macd.host.deploy import probe
+from macd.host.systemd.supervisor import Process
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3000),

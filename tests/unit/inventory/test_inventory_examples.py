@@ -14,12 +14,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from macd.app.market.accepted import ACCEPTABLE, parse
+from macd.app.market.findings import Limits
+from macd.app.train.criteria import DEFAULTS
 from macd.inventory import Inventory, load
 from macd.inventory.load import _OURS
 from macd.inventory.models import FindingName, LimitName
-from macd.market.accepted import ACCEPTABLE, parse
-from macd.market.findings import Limits
-from macd.train.criteria import DEFAULTS
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "inventory" / "production.example.yml"

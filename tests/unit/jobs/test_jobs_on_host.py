@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import macd
-from macd.host import blobs, jobs, jobviews
 from macd.host.failure import HostError
+from macd.host.jobs.operations import operations, views
+from macd.host.rpc import blobs
 
 RUN = "20260101T000000Z-abc"
 DONE = 'open("result.json", "w").write(\'{"state": "done", "files": []}\')'
@@ -44,19 +45,19 @@ def tree(work: Path) -> str:
     for path in [top / "__init__.py", *sorted((top / "host").glob("*.py"))]:
         files.append((f"macd/{path.relative_to(top)}", land(work, path.read_bytes())))
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    assert jobs.job_tree(str(work), digest, files)["made"]
-    assert not jobs.job_tree(str(work), digest, files)["made"]
+    assert operations.job_tree(str(work), digest, files)["made"]
+    assert not operations.job_tree(str(work), digest, files)["made"]
     return digest
 
 
 def start(work: Path, tree: str, script: str, *, run: str = RUN, **files: str) -> dict[str, Any]:
     script = f"import os, signal, sys, time; os.chdir(sys.argv[1]); {script}"
     argv = [sys.executable, "-c", script, "{run}"]
-    return jobs.job_start(str(work), run, argv, {"X": "{work}"}, tree, {"k": 1}, files)
+    return operations.job_start(str(work), run, argv, {"X": "{work}"}, tree, {"k": 1}, files)
 
 
 def until(work: Path, state: str, *, run: str = RUN) -> dict[str, Any]:
-    return eventually(lambda: (s := jobviews.job_status(str(work), run))["state"] == state and s)
+    return eventually(lambda: (s := views.job_status(str(work), run))["state"] == state and s)
 
 
 def eventually(what: Callable[[], Any]) -> Any:
@@ -132,13 +133,13 @@ def test_a_reboot_is_told_from_a_kill(work: Path, tree: str) -> None:
     for who in ("runner", "child"):
         pids[who]["boot"] = "another boot"
     (work / "runs" / RUN / "process.json").write_text(json.dumps(pids))
-    assert "rebooted" in jobviews.job_status(str(work), RUN)["reason"]
+    assert "rebooted" in views.job_status(str(work), RUN)["reason"]
 
 
 def test_a_result_outlives_the_runner_that_could_not_say_so(work: Path, tree: str) -> None:
     start(work, tree, f"{DONE}; time.sleep(600)")
     eventually((work / "runs" / RUN / "result.json").exists)
-    assert jobviews.job_status(str(work), RUN)["state"] == "RUNNING"
+    assert views.job_status(str(work), RUN)["state"] == "RUNNING"
     os.kill(process(work)["runner"]["pid"], signal.SIGKILL)
     until(work, "DONE")
 
@@ -147,10 +148,10 @@ def test_cancel_lets_the_job_end_by_itself(work: Path, tree: str) -> None:
     start(work, tree, "signal.signal(15, lambda *_: sys.exit(9)); print(1); time.sleep(600)")
     eventually(lambda: process(work)["child"])
     time.sleep(0.3)  # for its handler
-    jobs.job_cancel(str(work), RUN)
+    operations.job_cancel(str(work), RUN)
     told = until(work, "CANCELLED")
     assert told["exit"]["code"] == 9
-    assert jobs.job_cancel(str(work), RUN)["state"] == "CANCELLED"
+    assert operations.job_cancel(str(work), RUN)["state"] == "CANCELLED"
 
 
 def test_a_terminated_runner_is_no_cancel(work: Path, tree: str) -> None:
@@ -169,7 +170,7 @@ def test_asked_twice_it_is_started_once(work: Path, tree: str) -> None:
     starts = work / "runs" / RUN / "starts"
     eventually(lambda: starts.exists() and starts.read_text())
     assert starts.read_text() == "x"
-    jobs.job_cancel(str(work), RUN)
+    operations.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
 
 
@@ -179,12 +180,12 @@ def test_a_second_run_is_refused_while_one_goes_on(work: Path, tree: str) -> Non
         start(work, tree, "pass", run="20260101T000001Z-def")
     assert caught.value.kind == "refused"
     assert RUN in caught.value.what
-    jobs.job_cancel(str(work), RUN)
+    operations.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
     start(work, tree, DONE, run="20260101T000001Z-def")
     until(work, "DONE", run="20260101T000001Z-def")
-    assert jobviews.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
-    assert jobviews.job_status(str(work))["run"] == "20260101T000001Z-def"
+    assert views.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
+    assert views.job_status(str(work))["run"] == "20260101T000001Z-def"
 
 
 def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
@@ -194,7 +195,7 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
     start(work, tree, f"out = open('events.jsonl', 'w'); {loop}; {DONE}")
     seen, state = b"", "RUNNING"
     while True:
-        told = jobviews.job_follow(str(work), RUN, len(seen), wait=10.0)
+        told = views.job_follow(str(work), RUN, len(seen), wait=10.0)
         seen += told["data"]
         state = told["status"]["state"]
         if state != "RUNNING" and not told["data"]:
@@ -206,10 +207,10 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
 def test_files_of_a_run_are_listed_once_it_is_over(work: Path, tree: str) -> None:
     start(work, tree, "time.sleep(600)")
     with pytest.raises(HostError, match="in progress"):
-        jobviews.job_files(str(work), RUN)
-    jobs.job_cancel(str(work), RUN)
+        views.job_files(str(work), RUN)
+    operations.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
-    told = jobviews.job_files(str(work), RUN)
+    told = views.job_files(str(work), RUN)
     assert told["files"] == []
     names = {name for name, _, _ in told["records"]}
     assert {"log", "spec.json", "exit.json"} <= names
@@ -221,31 +222,31 @@ def test_files_of_a_run_are_listed_once_it_is_over(work: Path, tree: str) -> Non
 def test_a_tree_stays_inside_itself(work: Path, path: str) -> None:
     sha256 = land(work, b"x")
     with pytest.raises(HostError):
-        jobs.job_tree(str(work), "0" * 64, [(path, sha256)])
+        operations.job_tree(str(work), "0" * 64, [(path, sha256)])
     assert not list((work / "trees").glob("*"))
 
 
 def test_a_tree_without_its_blobs_is_not_made(work: Path) -> None:
     with pytest.raises(HostError, match="not landed"):
-        jobs.job_tree(str(work), "0" * 64, [("a", "1" * 64)])
+        operations.job_tree(str(work), "0" * 64, [("a", "1" * 64)])
     assert not list((work / "trees").glob("*"))
 
 
 @pytest.mark.parametrize("run", ["../x", "20260101T000000Z-A", "x", "20260101T000000Z-a/../b"])
 def test_a_run_id_is_never_a_way_out(work: Path, run: str) -> None:
-    for operation in (jobviews.job_status, jobs.job_cancel, jobviews.job_files):
+    for operation in (views.job_status, operations.job_cancel, views.job_files):
         with pytest.raises(HostError):
             operation(str(work), run)
 
 
 def test_a_host_without_that_program_says_so(work: Path, tree: str) -> None:
     with pytest.raises(HostError, match="no such-python"):
-        jobs.job_start(str(work), RUN, ["such-python"], {}, tree, {}, {})
+        operations.job_start(str(work), RUN, ["such-python"], {}, tree, {}, {})
     assert not (work / "runs" / RUN).exists()
 
 
 def test_no_run_at_all_is_told(work: Path) -> None:
     with pytest.raises(HostError) as caught:
-        jobviews.job_status(str(work))
+        views.job_status(str(work))
     assert caught.value.kind == "none"
     shutil.rmtree(work, ignore_errors=True)

@@ -51,7 +51,7 @@ def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
     files = order(inventory).tree.files
     rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
     assert rooms == {"host", "market", "release", "train"}
-    assert "macd/train/__main__.py" in files
+    assert "macd/app/train/__main__.py" in files
     assert files["data/BTCUSD_1h.parquet"].size == 4
 
 
@@ -91,7 +91,7 @@ def test_wrong_settings_are_named(inventory: Inventory, changes: dict[str, Any],
 
 def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
     made = order(inventory, symbol="btc/usd")
-    from macd.train.settings import settings_from  # noqa: PLC0415
+    from macd.app.train.settings import settings_from  # noqa: PLC0415
 
     assert settings_from(json.loads(json.dumps(made.request))) == made.settings
     assert made.settings.symbol == "BTCUSD"

@@ -13,12 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from macd.app.market.bars import read_bars, write_bars
+from macd.app.train.settings import Settings, settings_from
 from macd.inventory import TrainSettings, project_root
 from macd.jobs.preflight import PACKAGES, Check, check_data, check_host
-from macd.market.bars import read_bars, write_bars
-from macd.remote.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
-from macd.remote.pending import Finished
-from macd.train.settings import Settings, settings_from
+from macd.ssh.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
+from macd.ssh.pending import Finished
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings()

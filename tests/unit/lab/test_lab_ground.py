@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from macd.errors import MacdError, UsageError
-from macd.host.signature import GATE_NAMESPACE, RELEASE_NAMESPACE, SignatureError, verify
+from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE, SignatureError, verify
 from macd.lab import Fault, ground, set_fault, status
 from macd.lab.state import Record, read_record, record_path, write_record
 from macd.release.signing import sign

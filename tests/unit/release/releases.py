@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from macd.host.manifest import File, Manifest, render
+from macd.host.store.manifest import File, Manifest, render
 from macd.release.signing import sign
 
 CREATED = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)

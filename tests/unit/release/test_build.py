@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from macd.errors import ExitCode, MacdError, RefusedError
-from macd.host.manifest import parse
+from macd.host.store.manifest import parse
 from macd.inventory import Criterion
 from macd.release import card, judge, verify
 from macd.release import run as runs
@@ -124,14 +124,21 @@ def test_serve_py_starts_the_service_of_the_wheel_beside_it(
     app = tmp_path / "app"
     app.mkdir()
     (app / "serve.py").write_bytes((release.directory / "app/serve.py").read_bytes())
-    main = "import macd.service\ndef main():\n    print(macd.service.__file__)\n    return 7\n"
+    main = (
+        "import macd.app.service\ndef main():\n    print(macd.app.service.__file__)\n    return 7\n"
+    )
     with zipfile.ZipFile(app / "macd-9-py3-none-any.whl", "w") as archive:
-        for name, text in (("__init__", ""), ("service/__init__", ""), ("service/__main__", main)):
+        for name, text in (
+            ("__init__", ""),
+            ("app/__init__", ""),
+            ("app/service/__init__", ""),
+            ("app/service/__main__", main),
+        ):
             archive.writestr(f"macd/{name}.py", text)
     argv = [sys.executable, "-I", str(app / "serve.py")]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 7, done.stderr
-    assert done.stdout.strip() == str(app / "macd-9-py3-none-any.whl/macd/service/__init__.py")
+    assert done.stdout.strip() == str(app / "macd-9-py3-none-any.whl/macd/app/service/__init__.py")
     (app / "macd-10-py3-none-any.whl").write_bytes(b"")
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 1
@@ -177,7 +184,7 @@ def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop
 
 
 def test_other_bars_than_the_runs_are_told(shop: Workshop, tmp_path: Path) -> None:
-    from macd.market.bars import read_bars, write_bars  # noqa: PLC0415
+    from macd.app.market.bars import read_bars, write_bars  # noqa: PLC0415
     from tests.trained import SAMPLE  # noqa: PLC0415
 
     write_bars(read_bars(SAMPLE)[:4001], tmp_path / "bars/BTCUSD_1h.parquet")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from macd.app.predict import golden
+from macd.app.predict.scoring import MODELS, Scorer
 from macd.cli.health import onnx_against_torch
-from macd.release import golden, health
+from macd.release import health
 from macd.release.health import Item
 from macd.release.run import bars_of
 from macd.release.run import read as read_run
-from macd.release.scoring import MODELS, Scorer
 from tests.trained import bars_directory, trained_run
 from tests.unit.release.damage import (
     Spoil,

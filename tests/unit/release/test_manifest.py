@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.host.manifest import (
+from macd.host.store.manifest import (
     File,
     Manifest,
     ManifestError,

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macd.release import childprocess, modelfolder, modelrun
+from macd.app.predict import modelfolder, modelrun
+from macd.release import childprocess
 from macd.release.health import Item
 from tests import foreign_models as made
 from tests.trained import trained_run
@@ -207,7 +208,7 @@ def test_the_child_has_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(childprocess.subprocess, "Popen", spy)
     with pytest.raises(childprocess.EndedError, match="ended with 1 and no answer"):
-        childprocess.ask("macd.release.modelrun", {})
+        childprocess.ask("macd.app.predict.modelrun", {})
     assert "EXCHANGE_KEY" not in seen["env"]
     assert seen["env"]["ORT_DISABLE_TELEMETRY"] == "1"
 

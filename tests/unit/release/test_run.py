@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from macd.app.market.bars import digest_of_all, read_bars
 from macd.errors import MacdError, RefusedError, UsageError
-from macd.market.bars import digest_of_all, read_bars
 from macd.release import run as runs
 from tests.trained import SAMPLE, bars_directory, trained_run
 from tests.unit.release.making import copy_of_run

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from macd.errors import MacdError, UsageError
-from macd.host.signature import GATE_NAMESPACE, RevokedError, SignatureError, verify
+from macd.host.store.signature import GATE_NAMESPACE, RevokedError, SignatureError, verify
 from macd.release.signing import sign
 from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
 

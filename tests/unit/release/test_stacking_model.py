@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.release import stacking
-from macd.release.stacking import StackingError, StackingModel
+from macd.app.predict import stacking
+from macd.app.predict.stacking import StackingError, StackingModel
 
 HEAD = {
     "inputs": ["lgbm_5h", "lstm_5h", "hour_sin"],

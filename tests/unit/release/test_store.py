@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from macd.errors import MacdError, UsageError
-from macd.host.manifest import File, Manifest, release_id, render
+from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.release import lock as locks
 from macd.release.lock import Lock, Wheel
 from macd.release.store import BUILDING, Store

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from macd.errors import RefusedError, UsageError
-from macd.host.manifest import release_id
+from macd.host.store.manifest import release_id
 from macd.release import verify
 from macd.release.bundle import BundleError, bundle_name, pack
 from macd.release.signing import sign

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from macd.app.pages import training
+from macd.app.pages.run import TrainingRun, read_run
 from macd.errors import MacdError, UsageError
-from macd.report import training
-from macd.report.run import TrainingRun, read_run
 
 Made = dict[str, Any]
 

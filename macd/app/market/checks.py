@@ -1,0 +1,311 @@
+"""`data.verify`: every defect of bars by name, row and time. Says, never repairs.
+
+Pure: bars and the time now go in, findings come out. An `error` would make training learn something
+that is not the market; a `warn` is odd but happens in real markets, and a person should look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from macd.app.market.bars import COLUMNS, step_ms
+from macd.app.market.findings import Finding, Level, Limits, Mask, moment, runs
+from macd.app.market.timeline import check_timeline
+
+__all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
+
+_PRICES = COLUMNS[1:5]
+_SCALE_BARS = 168  # a week of hourly bars around a bar tells how restless the market was
+_NEAR_TEN = 0.3  # log distance from a power of ten, since the market moves in that bar as well
+_MAX_SHIFT = 14  # hours; the farthest time zone is +14:00
+Values = npt.NDArray[np.float64]
+
+
+def check_bars(
+    rows: pl.DataFrame, *, tf: str, now: datetime, limits: Limits | None = None
+) -> list[Finding]:
+    """All findings about one symbol's rows, in row order.
+
+    `rows` as `bars.read_rows` gives them: canonical columns, any order, duplicates included.
+    """
+    limits = limits or Limits()
+    if rows.is_empty():
+        return [Finding("empty", "error", -1, None, "there is not a single bar")]
+    stamps = rows["timestamp"].to_physical().to_numpy()
+    values = rows.select(COLUMNS[1:]).fill_null(np.nan).to_numpy()
+    same = _repeats(stamps, values)
+    # What compares neighbours needs time order and one bar a time; rows are named as in the file.
+    order = np.argsort(stamps, kind="stable")
+    order = order[np.concatenate(([True], np.diff(stamps[order]) > 0))]
+    series = _Series(rows=order, stamps=stamps[order], values=values[order])
+    found = [
+        *check_timeline(stamps, step=step_ms(tf), now=now, same=same, limits=limits),
+        *_impossible(stamps, values),
+        *_stretches(series, limits),
+        *_spikes(series, limits),
+    ]
+    return sorted(found, key=lambda finding: (finding.row, finding.check))
+
+
+def check_all(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    main: str,
+    tf: str,
+    now: datetime,
+    limits: Limits | None = None,
+) -> list[Finding]:
+    """`check_bars` of every asset and `check_together` of all, each finding with its symbol."""
+    found = [
+        replace(finding, symbol=symbol)
+        for symbol, rows in frames.items()
+        for finding in check_bars(rows, tf=tf, now=now, limits=limits)
+    ]
+    return found + check_together(frames, main=main, tf=tf, limits=limits)
+
+
+def check_together(
+    frames: Mapping[str, pl.DataFrame], *, main: str, tf: str, limits: Limits | None = None
+) -> list[Finding]:
+    """Findings about assets side by side: too little overlap, clocks shifted against each other.
+
+    `frames`: rows by symbol, as for `check_bars`; `main` is the asset the others are set beside.
+    """
+    limits = limits or Limits()
+    base = _closes(frames[main])
+    found: list[Finding] = []
+    for symbol, rows in frames.items():
+        if symbol != main and not rows.is_empty() and not base.is_empty():
+            other = _closes(rows)
+            found += _overlap(main, base, symbol, other, limits)
+            found += _shifted(main, base, symbol, other, step_ms(tf))
+    return found
+
+
+class _Series:
+    """Bars in time order, one a time, with the file row each came from."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], stamps: npt.NDArray[np.int64], values: Values):
+        self.rows, self.stamps = rows, stamps
+        self.close, self.volume = values[:, 3], values[:, 4]
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # impossible prices are named elsewhere
+            self.logs = dict(zip(_PRICES, np.log(values[:, :4]).T, strict=True))
+
+    def finding(
+        self,
+        check: str,
+        level: Level,
+        at: int,
+        detail: str,
+        allow: tuple[str, float] | None = None,
+        remedy: str = "",
+    ) -> Finding:
+        row, time = int(self.rows[at]), moment(self.stamps[at])
+        return Finding(check, level, row, time, detail, allow=allow, remedy=remedy)
+
+    def over(self, finding: Finding, first: int, last: int) -> Finding:
+        """The same, about the bars from `first` to `last`."""
+        return replace(finding, span=(moment(self.stamps[first]), moment(self.stamps[last])))
+
+
+def _repeats(stamps: npt.NDArray[np.int64], values: Values) -> Mask:
+    """Rows whose time came before (in file order) with the very same values."""
+    order = np.argsort(stamps, kind="stable")
+    same = np.zeros(len(stamps), dtype=np.bool_)
+    equal = np.isclose(values[order[1:]], values[order[:-1]], rtol=0, atol=0, equal_nan=True)
+    same[order[1:]] = (np.diff(stamps[order]) == 0) & equal.all(axis=1)
+    return same
+
+
+def _impossible(stamps: npt.NDArray[np.int64], values: Values) -> Iterator[Finding]:
+    """Bars no market can make, each row by itself."""
+    o, h, low, c, volume = values.T
+    cases = (
+        ("nan", ~np.isfinite(values).all(axis=1), "a value is missing or not finite"),
+        ("non-positive", (values[:, :4] <= 0).any(axis=1), "a price is zero or negative"),
+        ("negative-volume", volume < 0, "the volume is negative"),
+        ("high-below", h < np.fmax(np.fmax(o, c), low), "high below open, close or low"),
+        ("low-above", low > np.fmin(np.fmin(o, c), h), "low above open, close or high"),
+    )
+    for check, mask, detail in cases:
+        for row in np.flatnonzero(mask):
+            shown = " ".join(
+                f"{name}={value:.10g}" for name, value in zip(COLUMNS[1:], values[row], strict=True)
+            )
+            yield Finding(check, "error", int(row), moment(stamps[row]), f"{detail} ({shown})")
+
+
+def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
+    """Nothing traded, or nothing moved, for many bars on end: often an outage filled in."""
+    for start, stop in runs(series.volume == 0):
+        if (length := stop - start) >= limits.zero_volume_warn:
+            level: Level = "error" if length >= limits.zero_volume_error else "warn"
+            detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
+            allow = ("zero_volume_error", length + 1)
+            found = series.finding("zero-volume", level, start, detail, allow)
+            yield series.over(found, start, stop - 1)
+    for start, stop in runs(np.diff(series.close) == 0):
+        if (length := stop - start + 1) >= limits.frozen_warn:
+            level = "error" if length >= limits.frozen_error else "warn"
+            detail = (
+                f"close {series.close[start]:.10g} for {length:,} bars, to {_clock(series, stop)}"
+            )
+            allow = ("frozen_error", length + 1)
+            found = series.finding("frozen", level, start, detail, allow)
+            yield series.over(found, start, stop)
+
+
+def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:
+    """One bar far away and back, a wick far from all around it, a jump that stays.
+
+    Far is measured in robust standard deviations (1.4826 x the rolling median of |log return|).
+    """
+    if len(series.close) < 3:
+        return
+    close = series.logs["close"]
+    with np.errstate(invalid="ignore"):
+        moves = np.diff(close)
+    scale = _scale(moves)
+    out, back = moves[:-1], moves[1:]
+    far = np.abs(out) > np.maximum(limits.spike_z * scale[:-1], limits.spike_min)
+    reverts = (np.sign(back) == -np.sign(out)) & (np.abs(out + back) < np.abs(out) / 3)
+    spiked = far & reverts
+    for at in np.flatnonzero(spiked):
+        size = float(out[at])
+        level: Level = "error" if abs(size) > limits.spike_error else "warn"
+        detail = f"close {np.expm1(size):+.1%} and back in the next bar"
+        yield series.finding("spike", level, int(at) + 1, detail, _size("spike_error", size))
+    near = np.zeros(len(close), dtype=np.bool_)
+    near[1:-1] = spiked
+    jumped = np.abs(moves) > limits.jump
+    for at in np.flatnonzero(jumped & ~near[1:] & ~near[:-1]) + 1:
+        yield _jump(series, int(at), float(moves[at - 1]), limits)
+    yield from _wicks(series, np.concatenate((scale[:1], scale)), limits)
+
+
+def _jump(series: _Series, at: int, move: float, limits: Limits) -> Finding:
+    """A change that stays. No market does five times in a bar; a new unit does."""
+    if abs(move) <= limits.jump_error:
+        return series.finding(
+            "jump", "warn", at, f"close {np.expm1(move):+.1%} in one bar, and it stays"
+        )
+    factor = 10.0 ** round(float(np.clip(move / np.log(10), -300, 300)))
+    tenfold = abs(move - np.log(factor)) < _NEAR_TEN
+    shown = f"times {np.exp(move):.4g}" if move > 0 else f"to one {np.exp(-move):.4g}th"
+    guess = f"a new denomination, by {factor:g}?" if tenfold else "another unit, or another asset?"
+    return series.finding(
+        "denomination",
+        "error",
+        at,
+        f"close {shown} in one bar, and it stays: {guess}",
+        _size("jump_error", move),
+        _one_unit(f"{moment(series.stamps[at]):%Y-%m-%dT%H:%M}", factor if tenfold else 0.0),
+    )
+
+
+def _one_unit(time: str, factor: float) -> str:
+    """The commands that leave bars of one unit: the newer ones, or all after converting."""
+    again = "invoke data.import ORIGINAL-FILE {bars}"
+    newer = f"the newer bars alone: {again} --overwrite --since {time}"
+    if not factor:
+        return newer
+    return (
+        f"{newer}\nor all, the older ones in the new unit: "
+        f"{again} --overwrite --until {time} --factor {factor:g}\n"
+        f"  and then: {again} --since {time}"
+    )
+
+
+def _size(limit: str, move: float) -> tuple[str, float] | None:
+    """The limit that lets a log return of this size pass, rounded up so that it can be typed."""
+    return (limit, math.ceil(100 * abs(move)) / 100) if math.isfinite(move) else None
+
+
+def _wicks(series: _Series, scale: Values, limits: Limits) -> Iterator[Finding]:
+    limit = np.maximum(limits.spike_z * scale, limits.wick_min)
+    opened, high, low, close = series.logs.values()
+    before, after = np.roll(close, 1), np.roll(close, -1)
+    before[0], after[-1] = close[0], close[-1]
+    around = np.stack((opened, close, before, after))
+    for name, reach in (("high", high - around.max(axis=0)), ("low", around.min(axis=0) - low)):
+        for at in np.flatnonzero(reach > limit):
+            share = np.expm1(reach[at]) if name == "high" else -np.expm1(-reach[at])
+            level: Level = "error" if reach[at] > limits.spike_error else "warn"
+            detail = f"{name} {share:.1%} beyond the prices around it"
+            allow = _size("spike_error", float(reach[at]))
+            yield series.finding("spike", level, int(at), detail, allow)
+
+
+def _scale(moves: Values) -> Values:
+    """Robust standard deviation of the returns around each one, centred, at least the file's own.
+
+    The floor keeps a sleepy stretch from turning every ordinary move into a spike.
+    """
+    size = pl.Series(np.abs(moves)).fill_nan(None)
+    middle = size.rolling_median(_SCALE_BARS, min_samples=1, center=True)
+    floor = size.median()
+    lowest = float(floor) if isinstance(floor, float) else 0.0
+    scale: Values = 1.4826 * np.maximum(middle.fill_null(lowest).to_numpy(), lowest)
+    return scale
+
+
+def _closes(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.select("timestamp", "close").unique("timestamp", keep="first").sort("timestamp")
+
+
+def _overlap(
+    main: str, base: pl.DataFrame, symbol: str, other: pl.DataFrame, limits: Limits
+) -> Iterator[Finding]:
+    shared = base.join(other, on="timestamp", how="semi").height
+    share = shared / base.height
+    if share >= limits.overlap_warn and shared >= limits.overlap_bars:
+        return
+    wrong = share < limits.overlap_error or shared < limits.overlap_bars
+    detail = (
+        f"{symbol} has {shared:,} of {main}'s {base.height:,} bars ({share:.1%}); it runs from "
+        f"{other['timestamp'][0]:%Y-%m-%d %H:%M} to {other['timestamp'][-1]:%Y-%m-%d %H:%M}"
+    )
+    # Two limits draw this line, and one can't be allowed for both: so it is accepted, or mended.
+    yield Finding("overlap", "error" if wrong else "warn", -1, None, detail, symbol)
+
+
+def _shifted(
+    main: str, base: pl.DataFrame, symbol: str, other: pl.DataFrame, step: int
+) -> Iterator[Finding]:
+    """Markets move together in the same bar; when they do so hours apart, one clock is wrong."""
+    unit = max(step, 3_600_000)
+    lags = range(-(_MAX_SHIFT * 3_600_000 // unit), _MAX_SHIFT * 3_600_000 // unit + 1)
+    together = {lag: _correlation(base, other, lag * unit) for lag in lags}
+    lag = max(together, key=lambda lag: together[lag])
+    if lag and together[lag] > max(0.3, together[0] + 0.1):
+        hours = abs(lag) * unit // 3_600_000
+        detail = (
+            f"{symbol} moves as {main} does {hours} h {'later' if lag < 0 else 'earlier'} "
+            f"(correlation {together[lag]:.2f}, at the same time {together[0]:.2f}): "
+            "one of the two is not in UTC bar opens"
+        )
+        yield Finding("shifted", "error", -1, None, detail, symbol)
+
+
+def _correlation(base: pl.DataFrame, other: pl.DataFrame, shift: int) -> float:
+    """Of the returns of both, `other` moved by `shift` milliseconds; 0 on fewer than 500 bars."""
+    moved = other.with_columns(pl.col("timestamp") + pl.duration(milliseconds=shift))
+    pair = base.join(moved, on="timestamp", suffix="_other", maintain_order="left")
+    returns = pair.select(pl.col("close", "close_other").pct_change()).to_numpy()
+    returns = returns[np.isfinite(returns).all(axis=1)]
+    if len(returns) < 500 or not returns.std(axis=0).all():
+        return 0.0
+    return float(np.corrcoef(returns.T)[0, 1])
+
+
+def _clock(series: _Series, at: int) -> str:
+    return f"{moment(series.stamps[at]):%Y-%m-%d %H:%M}"

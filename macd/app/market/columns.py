@@ -1,0 +1,260 @@
+"""Which column is which: by name where the name says so, by a question where it doesn't.
+
+Only names decide, and the shape of nameless dumps (Binance, Kraken, ccxt); a wrong guess between
+open and close would train a model on nonsense without anybody noticing. What isn't certain is
+asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from macd.app.market.bars import COLUMNS
+from macd.app.market.table import Table
+from macd.errors import UsageError
+
+PRICES = COLUMNS[1:5]
+_ROLES = ("time", *COLUMNS[1:], "symbol")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# The first name that is there wins: what is surely a bar's open time, then what usually is.
+_OPEN_TIME = _words(
+    "unix unixtimestamp unixtime epoch timestampms opentime opendate timeopen timeperiodstart "
+    "candlebegintime starttime periodstart begin start 开盘时间 timestamp ts datetimeutc dateutc "
+    "timeutc timestamputc utctime utc gmttime datetime time date t dt 交易时间 时间 日期"
+)
+_CLOSE_TIME = _words(
+    "closetime timeclose timeperiodend candleendtime endtime periodend end 收盘时间"
+)
+_NAMES = {
+    "open": _words("open o openprice priceopen 开盘 开盘价"),
+    "high": _words("high h highprice pricehigh max 最高 最高价"),
+    "low": _words("low l lowprice pricelow min 最低 最低价"),
+    "close": _words("close c closeprice priceclose last 收盘 收盘价"),
+    "volume": _words(
+        "volume v vol volumetraded basevolume volumebase volumebasecurrency volumecrypto 成交量"
+    ),
+    "symbol": _words("symbol pair ticker market instrument product tic 交易对"),
+}
+_QUOTE_VOLUMES = _words(
+    "volumecurrency volumequote volumeusd volumeusdt volumeusdc volumebusd volumeeur"
+)
+_BINANCE = _words(
+    "open_time open high low close volume close_time quote_volume count taker_buy_volume "
+    "taker_buy_quote_volume ignore"
+)
+_DATE = r"(19|20)[0-9]{6}|[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}"
+_TIME_OF_DAY = r"[0-9]{1,2}:[0-9]{2}.*|[0-9]{4}|[0-9]{6}"
+_SHOWN = {"time": "Date", **{role: role.capitalize() for role in COLUMNS[1:]}}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The column of each role; `clock` (time of day apart from the date) and `symbol` may be ""."""
+
+    time: str
+    clock: str
+    prices: Mapping[str, str]
+    volume: str
+    symbol: str
+
+    def __str__(self) -> str:
+        time = f"{self.time}+{self.clock}" if self.clock else self.time
+        pairs = {"time": time, **self.prices, "volume": self.volume}
+        return ", ".join(f"{role}={name}" for role, name in pairs.items())
+
+
+def parse_mapping(text: str) -> dict[str, str]:
+    """`--columns "time=Date,open=Open"` as a mapping; UsageError for an unknown role."""
+    given: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        role, equals, name = (part.strip() for part in item.partition("="))
+        if role not in _ROLES or not equals or not name:
+            raise UsageError(
+                f"--columns: {item!r} is not understood",
+                why=f"each part is ROLE=COLUMN, and the roles are {', '.join(_ROLES)}",
+                hint=_example(["time", *COLUMNS[1:]]),
+            )
+        given[role] = name
+    return given
+
+
+def map_columns(
+    table: Table, *, given: Mapping[str, str], symbol: str = "", closes: bool = False
+) -> Mapped:
+    """Find every role's column, or raise the question.
+
+    given: what the user said (role to column); symbol: helps to tell base from quote volume;
+    closes: the times are those of bar closes.
+    """
+    names = _shape_names(table) if not table.header else {}
+    found = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
+    clock = ""
+    if "time" in given:
+        found["time"], clock = _given_time(table, given["time"])
+    known = {_plain(names.get(column, column)): column for column in table.frame.columns}
+    for role in (*PRICES, "symbol"):
+        if role not in found and (match := _first(known, _NAMES[role])):
+            found[role] = match
+    if "time" not in found:
+        found["time"] = _time(table, known, closes=closes)
+    if "volume" not in found:
+        found["volume"] = _volume(known, symbol or _only_symbol(table, found.get("symbol")))
+    missing = [role for role in ("time", *COLUMNS[1:]) if not found.get(role)]
+    if missing:
+        raise table.unclear(
+            f"which column is {' and which is '.join(missing)}?",
+            why="" if table.header else "the file has no names for its columns, only places",
+            example=_example(missing) if table.header else _by_place(table),
+        )
+    return Mapped(
+        time=found["time"],
+        clock=clock if "time" in given else _clock(table, known, found["time"]),
+        prices={role: found[role] for role in PRICES},
+        volume=found["volume"],
+        symbol=found.get("symbol", ""),
+    )
+
+
+def _plain(name: str) -> str:
+    plain = re.sub(r"[^a-z0-9\u4e00-\u9fff]", "", name.casefold())
+    return re.sub(r"^[0-9]+[ab]?(?=open|high|low|close|volume)", "", plain)
+
+
+def _first(known: Mapping[str, str], wanted: tuple[str, ...]) -> str:
+    return next((known[name] for name in wanted if name in known), "")
+
+
+def _given(table: Table, role: str, name: str) -> str:
+    columns = table.frame.columns
+    for column in columns:
+        if name.casefold() == column.casefold():
+            return column
+    raise table.unclear(
+        f"there is no column {name!r} for {role}", example=f'--columns "{role}={columns[0]}"'
+    )
+
+
+def _given_time(table: Table, name: str) -> tuple[str, str]:
+    """The column of the time, and that of the clock where the user named two: time=Date+Time."""
+    columns = {column.casefold() for column in table.frame.columns}
+    if "+" not in name or name.casefold() in columns:
+        return _given(table, "time", name), ""
+    parts = [part.strip() for part in name.split("+")]
+    if len(parts) != 2 or not all(parts):
+        raise table.unclear(
+            f"time={name} is not understood",
+            why="the time is one column, or two columns: the date and the clock",
+            example=f'--columns "time={"+".join(table.frame.columns[:2])}"',
+        )
+    return _given(table, "time", parts[0]), _given(table, "time", parts[1])
+
+
+def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
+    if closes and (match := _first(known, _CLOSE_TIME)):
+        return match
+    if match := _first(known, _OPEN_TIME):
+        return known["date"] if _clock(table, known, known.get("date", "")) else match
+    if match := _first(known, _CLOSE_TIME):
+        raise table.unclear(
+            f"only the bars' closes have a time ({match}): shall it be moved to the open?",
+            example="--time-is close",
+        )
+    # A nameless or pandas index column in front; whether it holds times shows when it is read.
+    first = table.frame.columns[0]
+    if table.header and first in ("1", "index", "Unnamed: 0", "__index_level_0__"):
+        return first
+    last = table.frame.columns[-1]
+    return last if last == "__index_level_0__" else ""
+
+
+def _clock(table: Table, known: Mapping[str, str], time: str) -> str:
+    """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader, Stooq)."""
+    date, clock = known.get("date", ""), known.get("time", "")
+    apart = date and clock and time == date and _date_and_clock(table, date, clock)
+    return clock if apart else ""
+
+
+def _date_and_clock(table: Table, date: str, clock: str) -> bool:
+    """Whether these two columns are a date without a time of day, and a time of day."""
+    cells = table.frame.select(pl.col(date, clock).cast(pl.String, strict=False)).head(1)
+    return bool(
+        cells.height
+        and re.fullmatch(_DATE, str(cells[0, 0]))
+        and re.fullmatch(_TIME_OF_DAY, str(cells[0, 1]))
+    )
+
+
+def _volume(known: Mapping[str, str], symbol: str) -> str:
+    """The base asset's volume. Publishers write two, told apart by the asset in the name."""
+    if "amount" in known and "vol" in known and "volume" not in known:
+        return ""  # one exchange means base by amount, another by vol
+    if exact := _first(known, _NAMES["volume"]):
+        return exact
+    dressed = {
+        plain: name
+        for plain, name in known.items()
+        if plain.startswith("volume") and plain not in _QUOTE_VOLUMES
+    }
+    base_of = symbol.casefold()
+    base = [name for plain, name in dressed.items() if base_of.startswith(plain[len("volume") :])]
+    if symbol and len(base) == 1:
+        return base[0]
+    return next(iter(dressed.values())) if len(dressed) == 1 else ""
+
+
+def _only_symbol(table: Table, column: str | None) -> str:
+    if not column or table.frame[column].n_unique() != 1:
+        return ""
+    return _plain(str(table.frame[column][0])).upper()
+
+
+def _shape_names(table: Table) -> dict[str, str]:
+    """Names for a headerless file whose shape says what it is, by its column numbers."""
+    frame = table.frame
+    width = frame.width
+    apart = width in (7, 8) and _date_and_clock(table, "1", "2")
+    if frame.is_empty() or (width not in (6, 7, 12) and not apart):
+        return {}
+    names = (*_BINANCE[:6], "trades") if width == 7 else _BINANCE[:width]
+    if apart:  # MetaTrader 4, Stooq
+        names = ("date", "time", *COLUMNS[1:], "openint")[:width]
+    cells = frame.select(
+        pl.col(str(at)).cast(pl.Float64, strict=False).alias(name)
+        for at, name in enumerate(names[:7], start=1)
+        if not (apart and at <= 2)
+    )
+    if not apart and width < 12 and cells["open_time"].null_count() == cells.height:
+        cells = cells.drop("open_time")  # written as text; read later
+    if any(cells.null_count().row(0)):
+        return {}
+    body = pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close")
+    fits = (pl.col("high") >= body[0]) & (pl.col("low") <= body[1])
+    if width == 12:
+        fits &= pl.col("close_time") > pl.col("open_time")
+    if width == 7 and not apart:
+        fits &= pl.col("trades") == pl.col("trades").floor()
+    if not cells.select(fits.all()).item():
+        return {}
+    return {str(at): name for at, name in enumerate(names, start=1)}
+
+
+def _example(missing: list[str]) -> str:
+    return '--columns "' + ",".join(f"{role}={_SHOWN[role]}" for role in missing) + '"'
+
+
+def _by_place(table: Table) -> str:
+    apart = table.frame.width > 6 and _date_and_clock(table, "1", "2")
+    first = 3 if apart else 2
+    places = ["1+2" if apart else "1"]
+    places += [str(min(at, table.frame.width)) for at in range(first, first + 5)]
+    pairs = zip(("time", *COLUMNS[1:]), places, strict=True)
+    return '--columns "' + ",".join(f"{role}={place}" for role, place in pairs) + '"'

@@ -1,0 +1,231 @@
+"""An exchange as ccxt presents it, asked patiently: the one place that knows ccxt and its errors.
+
+Rate limits are kept by ccxt; what the network breaks is tried again with growing pauses, and told.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import polars as pl
+
+from macd.app.market.bars import SCHEMA
+from macd.app.market.findings import moment
+from macd.errors import MacdError, UsageError
+
+PAGE = 1000
+_TRIES = 7  # waits 1 + 2 + 4 + ... + 32 s: a minute in all
+_LONGEST_WAIT = 300.0  # an exchange that wants more than this has banned us for a while
+T = TypeVar("T")
+
+
+class Exchange(Protocol):
+    """What is used of a ccxt exchange; its errors are ccxt's."""
+
+    id: str
+    symbols: list[str]
+    timeframes: dict[str, Any]
+    last_response_headers: dict[str, str] | None
+    last_http_response: str | None
+    last_json_response: Any
+
+    has: dict[str, Any]
+
+    def load_markets(self) -> Any: ...
+    def fetch_time(self) -> Any: ...
+    def fetch_ohlcv(self, symbol: str, timeframe: str, since: int, limit: int) -> Any: ...
+
+
+def open_exchange(name: str, *, symbol: str = "", api_url: str = "") -> Exchange:
+    """A ccxt exchange by name, rate-limited, with the proxies of the environment (HTTPS_PROXY).
+
+    api_url: another server that speaks the exchange's API (a mirror, a reverse proxy): scheme, host
+    and port of every address are replaced, paths stay. Raises UsageError for an unknown name.
+    """
+    ccxt = _ccxt()
+    if name not in ccxt.exchanges:
+        near = difflib.get_close_matches(name.lower(), ccxt.exchanges, n=3, cutoff=0.5)
+        raise UsageError(
+            f"there is no exchange {name!r}",
+            why=f"ccxt {ccxt.__version__} knows {len(ccxt.exchanges)} of them",
+            hint=f"--exchange {near[0] if near else 'binance'}"
+            + (f"    (or {', '.join(near[1:])})" if len(near) > 1 else ""),
+        )
+    exchange = getattr(ccxt, name)(
+        {
+            "enableRateLimit": True,
+            "requests_trust_env": True,
+            "enableLastJsonResponse": True,
+            "enableLastHttpResponse": True,
+        }
+    )
+    if name.startswith("binance"):  # one list of markets is asked for, not those of three servers
+        exchange.options["fetchMarkets"] = {"types": ["linear" if ":" in symbol else "spot"]}
+    if api_url:
+        exchange.urls["api"] = _moved(exchange.urls["api"], api_url)
+    return exchange  # type: ignore[no-any-return]
+
+
+class Asking:
+    """Questions to one exchange, each tried again while network or rate limit are in the way.
+
+    sleep(seconds) waits between tries; report(line) tells of trouble; `requests` counts.
+    """
+
+    def __init__(
+        self, exchange: Exchange, *, sleep: Callable[[float], None], report: Callable[[str], None]
+    ) -> None:
+        self.exchange, self.requests = exchange, 0
+        self._sleep, self._report = sleep, report
+
+    def require(self, symbol: str, tf: str) -> None:
+        """UsageError unless the exchange trades this symbol and has this timeframe."""
+        self._patiently("the list of markets", self.exchange.load_markets)
+        _require_known(self.exchange, symbol, tf)
+
+    def clock(self, now: datetime) -> datetime:
+        """`now`, or the exchange's own time where that is earlier: a bar closes by its clock."""
+        if not self.exchange.has.get("fetchTime"):
+            return now
+        ccxt = _ccxt()
+
+        def call() -> datetime:
+            answer = self.exchange.fetch_time()
+            if not isinstance(answer, int) or answer <= 0:
+                raise ccxt.NetworkError(f"the answer is no time: {answer!r}")
+            return moment(answer)
+
+        return min(now, self._patiently("the time", call))
+
+    def page(self, symbol: str, tf: str, start: int) -> pl.DataFrame:
+        """Bars from `start` (epoch milliseconds) on, as many as the exchange gives at once.
+
+        Raises MacdError when the exchange refuses, or can't be reached after several tries.
+        """
+        ccxt = _ccxt()
+
+        def call() -> pl.DataFrame:
+            answer = self.exchange.fetch_ohlcv(symbol, tf, since=start, limit=PAGE)
+            # ccxt makes "no bars" of an answer that isn't JSON, such as a proxy's login page; taken
+            # at its word, that would leave a hole.
+            if self.exchange.last_json_response is None or not _are_bars(answer):
+                shown = self.exchange.last_http_response or ""
+                raise ccxt.NetworkError(f"the answer is not a list of bars: {shown[:80]}")
+            return _frame(answer)
+
+        return self._patiently(f"bars from {moment(start):%Y-%m-%d %H:%M}", call)
+
+    def _patiently(self, what: str, call: Callable[[], T]) -> T:
+        ccxt = _ccxt()
+        for attempt in range(_TRIES):
+            self.requests += 1
+            try:
+                return _read(call)
+            except ccxt.OperationFailed as error:  # network, rate limit, 5xx, maintenance
+                pause = max(2.0**attempt, self._told_to_wait(error))
+                if attempt == _TRIES - 1 or pause > _LONGEST_WAIT:
+                    raise self._given_up(what, error, pause) from error
+                self._report(f"{_first_line(error)}; trying again in {pause:.0f} s")
+                self._sleep(pause)
+            except ccxt.BaseError as error:
+                raise MacdError(
+                    f"{self.exchange.id} refuses {what}",
+                    why=_first_line(error),
+                    hint="check --symbol, --tf and --exchange; some refuse some countries",
+                ) from error
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _told_to_wait(self, error: Exception) -> float:
+        ccxt = _ccxt()
+        if not isinstance(error, ccxt.DDoSProtection | ccxt.RateLimitExceeded):
+            return 0.0
+        headers = self.exchange.last_response_headers or {}
+        value = headers.get("Retry-After", "")
+        return float(value) if value.isdigit() else 0.0
+
+    def _given_up(self, what: str, error: Exception, pause: float) -> MacdError:
+        hint = "the same command goes on from there; behind a proxy: HTTPS_PROXY, or --api-url URL"
+        if pause > _LONGEST_WAIT:
+            hint = f"the exchange asks to wait {pause:,.0f} s; then the same command goes on"
+        return MacdError(
+            f"{self.exchange.id} can't be reached for {what}",
+            why=_first_line(error),
+            hint=hint,
+        )
+
+
+def _read(call: Callable[[], T]) -> T:
+    """An answer that breaks ccxt itself is one more that can't be used; the next may do."""
+    try:
+        return call()
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        told = f"the answer can't be read: {type(error).__name__}: {error}"
+        raise _ccxt().NetworkError(told) from error
+
+
+def _are_bars(answer: Any) -> bool:
+    return isinstance(answer, list) and all(
+        isinstance(row, list)
+        and len(row) == 6
+        and all(isinstance(cell, int | float) for cell in row)
+        for row in answer
+    )
+
+
+def _frame(rows: list[list[float]]) -> pl.DataFrame:
+    values = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    frame = pl.DataFrame(values, schema=list(SCHEMA), orient="row")
+    stamp = pl.col("timestamp").cast(pl.Int64).cast(pl.Datetime("ms"))
+    return frame.with_columns(stamp.dt.replace_time_zone("UTC"))
+
+
+def _require_known(exchange: Exchange, symbol: str, tf: str) -> None:
+    if symbol not in exchange.symbols:
+        base = symbol.upper().partition("/")[0].partition("-")[0]
+        near = difflib.get_close_matches(symbol.upper(), exchange.symbols, n=5, cutoff=0.6)
+        near += [name for name in exchange.symbols if name.startswith(f"{base}/")][:5]
+        near = list(dict.fromkeys(near))
+        raise UsageError(
+            f"{exchange.id} has no market {symbol!r}",
+            why=f"similar: {', '.join(near)}" if near else "nothing like it is traded there",
+            hint=f"--symbol {near[0]}" if near else "--symbol BASE/QUOTE, such as BTC/USDT",
+        )
+    if tf not in exchange.timeframes:
+        raise UsageError(
+            f"{exchange.id} has no {tf} bars",
+            why=f"it has {', '.join(exchange.timeframes)}",
+            hint="--tf 1h",
+        )
+
+
+def _moved(urls: Any, base: str) -> Any:
+    if isinstance(urls, dict):
+        return {name: _moved(url, base) for name, url in urls.items()}
+    if not isinstance(urls, str):
+        return urls
+    new, old = urlsplit(base), urlsplit(urls)
+    if new.scheme not in ("http", "https") or not new.netloc:
+        raise UsageError(f"--api-url {base!r} is not an address", hint="--api-url https://HOST")
+    path = new.path.rstrip("/") + old.path
+    return urlunsplit((new.scheme, new.netloc, path, old.query, ""))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _ccxt() -> Any:
+    try:
+        return importlib.import_module("ccxt")
+    except ImportError as error:
+        raise MacdError(
+            "ccxt is not installed, and fetching needs it",
+            why=str(error),
+            hint="pip install 'macd[fetch]', or import a dump: invoke data.import FILE",
+        ) from error

@@ -1,0 +1,96 @@
+"""Moving windows that depend on the bars inside them and on nothing else, to the last bit.
+
+Moving sums that add the new bar and subtract the old one keep a trace of bars long gone, and a live
+service that starts in the middle gets other digits than training did (TA-Lib's mean of volumes, a
+spike 500 bars ago: 2e-10 apart; polars compensates, to 1e-13). Here every window is summed afresh,
+one dot product each (28k windows of 168 take 0.6 ms): the stream equals the batch, and a window of
+zeros is exactly zero.
+
+All functions return arrays as long as the input, NaN until the first window is full; a NaN inside
+a window makes that window NaN and no other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from macd.app.market.features.candles import Array
+
+
+def weighted(x: Array, kernel: Array) -> Array:
+    """Dot product of `kernel` with the last len(kernel) values; kernel[-1] weighs the newest."""
+    n = len(kernel)
+    out = np.full(len(x), np.nan)
+    if len(x) >= n:
+        out[n - 1 :] = np.correlate(x, kernel, "valid")
+    return out
+
+
+def total(x: Array, n: int) -> Array:
+    """Sum of the last n values."""
+    return weighted(x, np.ones(n))
+
+
+def mean(x: Array, n: int) -> Array:
+    """Arithmetic mean of the last n values."""
+    return total(x, n) / n
+
+
+def deviation(x: Array, n: int) -> Array:
+    """Population standard deviation of the last n values; 0 where it is lost in rounding."""
+    centre = mean(x, n)
+    variance = mean(x * x, n) - centre * centre
+    with np.errstate(invalid="ignore"):
+        lost = variance <= 1e-12 * centre * centre
+    return np.sqrt(np.where(lost, 0.0, variance))
+
+
+def zscore(x: Array, n: int) -> Array:
+    """How many deviations the newest value lies from the mean of the last n; 0 where none vary."""
+    return ratio(x - mean(x, n), deviation(x, n))
+
+
+def ratio(top: Array, bottom: Array, otherwise: float = 0.0) -> Array:
+    """top / bottom where bottom is above zero, `otherwise` where it is zero, NaN where unknown."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(bottom == 0.0, otherwise + 0.0 * top, top / bottom)
+
+
+def log_ratio(top: Array, bottom: Array) -> Array:
+    """log(top / bottom) of averages that are never negative; 0 where the bottom one is zero.
+
+    A ratio below a hundredth counts as a hundredth: the logarithm of nothing is not a number.
+    """
+    return np.log(np.maximum(ratio(top, bottom, otherwise=1.0), 0.01))
+
+
+def lag(x: Array, n: int) -> Array:
+    """The value n rows earlier."""
+    out = np.full(len(x), np.nan)
+    out[n:] = x[: max(len(x) - n, 0)]
+    return out
+
+
+def log_return(close: Array, n: int = 1) -> Array:
+    """log(close[t] / close[t-n])."""
+    return np.log(close / lag(close, n))
+
+
+def highest(x: Array, n: int) -> Array:
+    """Largest of the last n values."""
+    return _extreme(x, n, np.maximum)
+
+
+def lowest(x: Array, n: int) -> Array:
+    """Smallest of the last n values."""
+    return _extreme(x, n, np.minimum)
+
+
+def _extreme(x: Array, n: int, pick: np.ufunc) -> Array:
+    """Doubling windows: log2(n) passes instead of n."""
+    best, width = x, 1
+    while width < n:
+        step = min(width, n - width)
+        best = pick(best, lag(best, step))
+        width += step
+    return best.astype(np.float64)

@@ -1,0 +1,1 @@
+"""Runs the models anywhere, without torch: scores, stacking, golden predictions."""

@@ -1,0 +1,272 @@
+"""Run a release's models, each so that a broken one is told and never stops the others.
+
+ONNX is loaded from bytes and may name no other file, LightGBM text is parsed in a child process
+first (a malformed one can abort the process), stacking is plain JSON. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from macd.app.predict.stacking import StackingModel
+from macd.errors import MacdError
+from macd.heads import GUIDE, HORIZONS, bars_ahead, head_names, is_head
+
+Floats = npt.NDArray[np.float32]
+Predict = Callable[[Floats], Floats]
+
+FAMILIES = ("lgbm", "lstm", "tft")
+SEQ = 48
+MODELS = Path("data/ml_models")
+_PARSE_TIMEOUT_S = 60
+# Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
+# and through `..` (1.32). Below something that is no directory it finds none.
+_NO_OTHER_FILES = ("session.model_external_initializers_file_folder_path", os.devnull)
+_PARSE = """
+import json, sys, lightgbm
+for text in json.load(sys.stdin):
+    booster = lightgbm.Booster(model_str=text)
+    booster.predict([[0.0] * booster.num_feature()], num_threads=1)
+"""
+
+
+class ModelError(Exception):
+    """One model can't be loaded or run; the others may."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities of "up" for one window.
+
+    base: family -> head -> probability, only of families that worked. stacking: head ->
+    probability, empty with `stacking_reason` where it could not be computed. errors: family ->
+    what went wrong.
+    """
+
+    base: dict[str, dict[str, float]]
+    stacking: dict[str, float]
+    stacking_reason: str = ""
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The models of one release, ready to run.
+
+    features: the columns of a window, in order. errors: what could not be loaded. heads: names of
+    the columns of every output.
+    """
+
+    tf: str
+    features: tuple[str, ...]
+    schema: str
+    metas: dict[str, dict[str, Any]]
+    models: dict[str, Predict]
+    stacking: StackingModel | None
+    errors: dict[str, str]
+    heads: tuple[str, ...] = head_names(GUIDE)
+
+    @classmethod
+    def load(cls, directory: Path, tf: str) -> Scorer:
+        """Load what is in `directory` (data/ml_models of a release or run).
+
+        Raises:
+            ModelError: not even one family can be loaded.
+        """
+        models: dict[str, Predict] = {}
+        metas: dict[str, dict[str, Any]] = {}
+        errors: dict[str, str] = {}
+        for family in FAMILIES:
+            try:
+                metas[family] = _meta(directory / f"{family}_{tf}_meta.json")
+                models[family] = (
+                    _load_lgbm(directory, tf, _heads(metas[family], tf))
+                    if family == "lgbm"
+                    else _load_onnx(directory / f"{family}_{tf}.onnx")
+                )
+            except ModelError as error:
+                errors[family] = str(error)
+        stacking = None
+        try:
+            stacking = StackingModel.from_json(_bytes(directory / f"stacking_meta_{tf}.json"))
+        except MacdError as error:
+            errors["stacking"] = f"{error.what}: {error.why}"
+        except Exception as error:  # whatever it is, the base models go on without stacking
+            errors["stacking"] = str(error)
+        if not models:
+            raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
+        features, schema = _one_schema(metas, models, errors)
+        heads = _heads(next(metas[family] for family in models), tf)
+        return cls(tf, features, schema, metas, models, stacking, errors, heads)
+
+    @property
+    def best_head(self) -> str:
+        """The head that decides: named by the training on validation alone."""
+        named = self.metas.get("lstm", {}).get("best_head")
+        return str(named) if named in self.heads else self.heads[0]
+
+    def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
+        """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family."""
+        found: dict[str, Floats] = {}
+        errors = {name: why for name, why in self.errors.items() if name in FAMILIES}
+        for family, predict in self.models.items():
+            try:
+                found[family] = _checked(predict(windows))
+            except Exception as error:  # the candidate's failure is an observation, not ours
+                errors[family] = f"{type(error).__name__}: {_first_line(error)}"
+        return found, errors
+
+    def score(self, window: Floats) -> Scores:
+        """Everything for one raw window (48, F), whose last row is the bar that just closed."""
+        found, errors = self.score_batch(window[np.newaxis])
+        base = {
+            family: dict(zip(self.heads, map(float, p[0]), strict=True))
+            for family, p in found.items()
+        }
+        context = dict(zip(self.features, map(float, window[-1]), strict=True))
+        stacking, reason = self.stack(base, context)
+        return Scores(base, stacking, reason, errors)
+
+    def stack(
+        self, base: Mapping[str, Mapping[str, float]], context: Mapping[str, float]
+    ) -> tuple[dict[str, float], str]:
+        """Stacking's probability by head, or nothing and the reason."""
+        if self.stacking is None:
+            return {}, self.errors.get("stacking", "no stacking model")
+        flat = {f"{family}_{head}": p for family, by in base.items() for head, p in by.items()}
+        by_head = self.stacking.probability(flat, context)
+        reason = self.stacking.skipped_reason(flat, context)
+        return {head: p for head, p in by_head.items() if p is not None}, reason
+
+
+def window_at(matrix: Floats, row: int) -> Floats:
+    """The raw window (48, F) that ends with `row` and includes it."""
+    return matrix[row + 1 - SEQ : row + 1]
+
+
+def _checked(p: Floats) -> Floats:
+    if p.ndim != 2 or p.shape[1] != len(HORIZONS):
+        raise ModelError(f"output has shape {p.shape}, not (N, {len(HORIZONS)})")
+    if not np.isfinite(p).all():
+        raise ModelError("output is not finite")
+    if p.min() < 0.0 or p.max() > 1.0:
+        raise ModelError(f"output from {p.min():.3g} to {p.max():.3g}, not inside [0, 1]")
+    return p
+
+
+def _one_schema(
+    metas: dict[str, dict[str, Any]], models: dict[str, Predict], errors: dict[str, str]
+) -> tuple[tuple[str, ...], str]:
+    """The feature list most families share; a family that wants another one is dropped."""
+    lists = {family: tuple(metas[family]["features"]) for family in models}
+    chosen = max(lists.values(), key=lambda one: sum(one == other for other in lists.values()))
+    for family, features in lists.items():
+        if features != chosen:
+            del models[family]
+            errors[family] = "it was trained on other features than the other models"
+    schema = next(metas[f]["schema_hash"] for f in models)
+    return chosen, str(schema)
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(_bytes(path))
+        features = document["features"]
+        if not all(isinstance(name, str) for name in features) or not document["schema_hash"]:
+            raise ModelError(f"{path.name} names no features")
+        return dict(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path.name} can't be read: {error}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path.name}: {error.strerror}") from error
+
+
+def onnx_session(data: bytes) -> Any:
+    """An onnxruntime session of a model that may read no other file; raises whatever is wrong."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime  # noqa: PLC0415 - after the environment, which it reads at import
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what is wrong is raised, and told once
+    options.add_session_config_entry(*_NO_OTHER_FILES)
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _load_onnx(path: Path) -> Predict:
+    data = _bytes(path)
+    try:
+        session = onnx_session(data)
+    except Exception as error:  # onnxruntime raises types of its own for each way to be broken
+        raise ModelError(f"{path.name} can't be loaded: {_first_line(error)}") from error
+    name = session.get_inputs()[0].name
+
+    def predict(windows: Floats) -> Floats:
+        result: Floats = session.run(None, {name: windows})[0]
+        return result
+
+    return predict
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
+    """As the model's own meta names them: models of other timeframes were named in hours once."""
+    told = meta.get("heads")
+    known = told if isinstance(told, list) and all(map(is_head, told)) else []
+    return tuple(known) if tuple(map(bars_ahead, known)) == HORIZONS else head_names(tf)
+
+
+def _load_lgbm(directory: Path, tf: str, heads: tuple[str, ...]) -> Predict:
+    texts = [
+        _bytes(directory / f"lgbm_{tf}_{head}.txt").decode("utf-8", "replace") for head in heads
+    ]
+    _survives_parsing(tuple(texts))
+    import lightgbm  # noqa: PLC0415 - slow, and health can tell when it is missing
+
+    boosters = [lightgbm.Booster(model_str=text) for text in texts]
+
+    def predict(windows: Floats) -> Floats:
+        last = windows[:, -1, :].astype(np.float64)
+        columns = [booster.predict(last, num_threads=1) for booster in boosters]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    return predict
+
+
+@lru_cache(maxsize=4)  # a second of a child process; what survived once will again
+def _survives_parsing(texts: tuple[str, ...]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _PARSE],
+            input=json.dumps(texts).encode(),
+            capture_output=True,
+            timeout=_PARSE_TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"LightGBM was not done with it in {_PARSE_TIMEOUT_S} s") from error
+    if child.returncode != 0:
+        said = child.stderr.decode("utf-8", "replace").strip().splitlines()
+        how = f"signal {-child.returncode}" if child.returncode < 0 else said[-1] if said else "?"
+        raise ModelError(f"LightGBM can't read its model: {how}")

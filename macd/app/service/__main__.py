@@ -1,0 +1,119 @@
+"""Start the service (app/serve.py of a release calls this): `--root APP_DIR`, or `--check`.
+
+Exit codes: 0 stopped as asked or check passed, 1 failed, 2 unusable settings, 6 another one runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+
+_THREADS = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the process's exit status."""
+    options = _options(argv)
+    for name, value in _THREADS.items():  # read once, when the libraries are imported
+        os.environ.setdefault(name, value)
+    # Its own name and errors only now: importing them loads polars.
+    from macd.errors import MacdError  # noqa: PLC0415
+
+    try:
+        if options.check:
+            from macd.app.service.check import check  # noqa: PLC0415
+
+            root = Path(options.root).absolute()
+            told = check(Path(options.release or root / "current"), root)
+            sys.stdout.write(json.dumps(told) + "\n")
+            return 0 if told["ok"] else 1
+        return _serve(Path(options.root).absolute())
+    except MacdError as error:
+        sys.stderr.write(f"{error}\n")
+        return int(error.exit_code)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="serve.py", description=__doc__)
+    parser.add_argument("--root", required=True, help="the application's directory")
+    parser.add_argument("--check", action="store_true", help="only prove that it would work")
+    parser.add_argument("--release", default="", help="the release to check (default: current)")
+    return parser.parse_args(argv)
+
+
+def _serve(root: Path) -> int:
+    from macd.app.service import loaded  # noqa: PLC0415
+    from macd.app.service.feed import open_feed  # noqa: PLC0415
+    from macd.app.service.health import HealthServer  # noqa: PLC0415
+    from macd.app.service.loop import Loop, StoppedError  # noqa: PLC0415
+    from macd.app.service.notify_systemd import Systemd, inherited_socket  # noqa: PLC0415
+    from macd.app.service.predictor import Predictor  # noqa: PLC0415
+    from macd.app.service.settings import Settings, flags  # noqa: PLC0415
+    from macd.app.service.signal_log import SignalLog  # noqa: PLC0415
+    from macd.app.service.status import Status  # noqa: PLC0415
+
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    settings = Settings.read(root)
+    wanted = flags(os.environ)
+    status = Status(wanted.shown)
+    systemd = Systemd(os.environ)
+    health = HealthServer(settings.endpoint, status, inherited_socket(os.environ))
+    health.start()
+    log = None
+    try:
+        identity = loaded.identify(root / "current")
+        status.set(release=identity.id, manifest_sha256=identity.sha256)
+        log = SignalLog(settings.live)
+        status.set(seq=log.seq)
+        found = loaded.load(identity, settings.tf)
+        status.golden(found.outcome)
+        status.set(models=found.models)
+        why = "" if found.outcome.ok else f"golden predictions fail here: {found.outcome.detail}"
+        predictor = None
+        if found.scorer is not None:
+            predictor = Predictor(found.scorer, wanted, settings.tf, distrust=why)
+            status.set(stacking=predictor.mode)
+
+        def alive() -> None:
+            systemd.tell("WATCHDOG=1")
+
+        loop = Loop(
+            settings,
+            identity.id,
+            predictor,
+            open_feed(settings, alive),
+            log,
+            status,
+            why=why,
+            stop=stop,
+            alive=alive,
+        )
+        if why or wanted.problem:
+            status.error(why or wanted.problem)
+        # The models are as ready as they get; a feed that is down is no reason to be restarted.
+        status.set(status="failed" if why else "ok")
+        systemd.tell("READY=1", f"STATUS={why or 'serving ' + identity.id}")
+        if log.torn:
+            loop.say("torn_line", f"{log.torn} bytes of a line were left by an earlier life")
+        loop.begin()
+        loop.run()
+        return 0
+    except StoppedError:
+        return 0
+    finally:
+        systemd.tell("STOPPING=1")
+        health.close()
+        if log is not None:
+            log.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The last bars of each symbol, and the judgement whether a bar that arrives belongs behind them.
+
+Pure: what it is told decides, no clock and no file. A bar that does not fit is refused with a word
+for it, so that no feature is ever computed from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from macd.app.market.bars import COLUMNS, SCHEMA
+from macd.app.service.feed import Bar
+
+LONGEST_REFUSAL = 48  # bars: a model's whole window
+_LAST_MS = 253_402_300_800_000  # the year 10,000
+_CLOCKS_DIFFER_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`refused`: why the bar was not taken (event, detail). `missing`: bars lacking before it."""
+
+    refused: tuple[str, str] | None = None
+    missing: int = 0
+
+
+class History:
+    """The last `need` bars of one symbol."""
+
+    def __init__(self, symbol: str, step: int, need: int, bars: Iterable[Bar] = ()) -> None:
+        self.symbol = symbol
+        self._step, self._need = step, need
+        self._frame = pl.DataFrame(schema=SCHEMA)
+        self._last: Bar | None = None
+        self._doubtful = 0
+        kept: list[Bar] = []
+        for bar in bars:  # what was stored may be as wrong, and as full of holes, as what arrives
+            verdict = self._judged(bar)
+            if verdict.refused is None:
+                self._take(bar, verdict)
+                kept.append(bar)
+        if kept:
+            self._frame = _rows(kept).tail(need)
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """Canonical bars, oldest first."""
+        return self._frame
+
+    @property
+    def last(self) -> Bar | None:
+        return self._last
+
+    @property
+    def warm(self) -> bool:
+        return len(self._frame) >= self._need
+
+    @property
+    def doubtful(self) -> int:
+        """For how many bars more the models are not asked, this one included: a gap is near."""
+        return self._doubtful
+
+    def accept(self, bar: Bar) -> Verdict:
+        """Put the bar behind the others unless it has to be refused."""
+        verdict = self._judged(bar)
+        if verdict.refused is None:
+            self._take(bar, verdict)
+            self._frame = pl.concat([self._frame, _rows([bar])]).tail(self._need).rechunk()
+        return verdict
+
+    def holds(self, open_ms: int) -> bool:
+        """Whether a bar of that time is among the newest."""
+        newest = self._frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
+        return bool((newest == open_ms).any())
+
+    def _take(self, bar: Bar, verdict: Verdict) -> None:
+        self._doubtful = max(0, self._doubtful - 1)
+        if verdict.missing:
+            self._doubtful = min(LONGEST_REFUSAL, self._doubtful + verdict.missing)
+        self._last = bar
+
+    def _judged(self, bar: Bar) -> Verdict:
+        wrong = unusable(bar, self._step)
+        if wrong:
+            return Verdict(("bad_bar", wrong))
+        if self._last is None:
+            return Verdict()
+        after = bar.open_ms - self._last.open_ms
+        if after == 0:
+            same = bar == self._last
+            told = "the same bar again" if same else "other values for a bar that was closed"
+            return Verdict(("duplicate", told))
+        if after < 0:
+            return Verdict(("out_of_order", f"{-after // self._step} bars before the last one"))
+        return Verdict(missing=after // self._step - 1)
+
+
+def unusable(bar: Bar, step: int) -> str:
+    """Why no feature may be computed from this bar; empty when it is well."""
+    values = (bar.open, bar.high, bar.low, bar.close, bar.volume)
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return "a value that is not a finite number"
+    if min(values[:4]) <= 0 or bar.volume < 0:
+        return "a price that is not positive, or a negative volume"
+    if bar.high < max(bar.open, bar.close, bar.low) or bar.low > min(bar.open, bar.close):
+        return "its high or low lies inside the other prices"
+    if not 0 <= bar.open_ms < _LAST_MS:
+        return "its time is out of range"
+    if step < 604_800_000 and bar.open_ms % step:  # weeks open on Mondays, the epoch on a Thursday
+        return "its time is not on the grid of its timeframe"
+    return ""
+
+
+def closes_later(bar: Bar, step: int, now_ms: float) -> bool:
+    """Whether the bar can't be closed yet, by whichever of two clocks that differ a little."""
+    return bar.open_ms + step > now_ms + _CLOCKS_DIFFER_MS
+
+
+def frames(histories: Mapping[str, History]) -> dict[str, pl.DataFrame]:
+    """Frames by symbol, for the features."""
+    return {symbol: history.frame for symbol, history in histories.items()}
+
+
+def _rows(bars: list[Bar]) -> pl.DataFrame:
+    stamps = pl.Series("timestamp", [b.open_ms for b in bars], dtype=pl.Int64)
+    columns = [
+        pl.Series(name, [float(getattr(b, name)) for b in bars], dtype=pl.Float64)
+        for name in COLUMNS[1:]
+    ]
+    return pl.DataFrame([stamps.cast(SCHEMA["timestamp"]), *columns])

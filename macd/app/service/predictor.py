@@ -1,0 +1,227 @@
+"""What the models say of the bar that just closed, as fields of a signal line; it never raises.
+
+The models are a candidate in an experiment (github/scientist): whatever one does, raise, answer NaN
+or never answer, is an observation on the line, and the base signal goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from macd.app.market import stream
+from macd.app.predict.scoring import FAMILIES, SEQ, Scorer, Scores
+from macd.app.predict.stacking import taught_by
+from macd.app.service.settings import Flags
+
+_FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
+_SURE = 0.5
+_LONGEST = 500  # characters of an error on a line
+_SHORT = {"lgbm": "lgb", "lstm": "lstm", "tft": "tft"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """fields: ml_* of the signal line. p: what decides, None where nothing usable was said.
+
+    errors: by family, or "features", "stacking", "timeout".
+    """
+
+    p: float | None
+    fields: Mapping[str, Any]
+    errors: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Predictor:
+    """The models of one release under one set of flags.
+
+    Args:
+        distrust: why the models' word is not to be used (golden predictions fail); "" normally.
+        limit: seconds a bar may take; after that the signal goes on without the models.
+    """
+
+    def __init__(
+        self, scorer: Scorer, flags: Flags, tf: str, *, distrust: str = "", limit: float = 10.0
+    ) -> None:
+        self._scorer, self._flags, self._tf = scorer, flags, tf
+        self._distrust = distrust
+        self._limit = limit
+        self._bench = _Bench()
+        self._head = scorer.stacking.headline if scorer.stacking else scorer.best_head
+        self._blocked = self._why_no_stacking()
+
+    @property
+    def mode(self) -> str:
+        """What stacking may do at all: live, shadow, or off."""
+        if self._blocked:
+            return "off"
+        return "live" if self._flags.enable_stacking else "shadow"
+
+    def predict(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Prediction:
+        """Run the models on the window that ends with the last of `bars`."""
+        began = time.perf_counter()
+        try:
+            scores = self._bench.run(lambda: self._score(bars, cross), self._limit)
+        except TimeoutError as error:
+            return self._nothing("timeout", str(error), time.perf_counter() - began)
+        except Exception as error:  # features or the models' very plumbing
+            told = f"{type(error).__name__}: {error}"
+            return self._nothing("features", told, time.perf_counter() - began)
+        return self._read(scores, time.perf_counter() - began)
+
+    def refuse(self, why: str) -> Prediction:
+        """The fields of a bar the models are not asked about."""
+        return self._nothing("input", why, 0.0)
+
+    def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
+        table = stream.latest(bars, cross, tf=self._tf, rows=SEQ)
+        columns = table.select(pl.col(self._scorer.features).cast(pl.Float32).fill_null(math.nan))
+        return self._scorer.score(np.ascontiguousarray(columns.to_numpy(), dtype=np.float32))
+
+    def _read(self, scores: Scores, seconds: float) -> Prediction:
+        errors = {name: why[:_LONGEST] for name, why in scores.errors.items()}
+        base = {
+            family: by[self._head] for family, by in scores.base.items() if _usable(by, self._head)
+        }
+        for family in FAMILIES:
+            if family not in base:
+                errors.setdefault(family, "no usable output")
+        reason = self._blocked or scores.stacking_reason
+        stacked = None if reason else scores.stacking.get(self._head)
+        if stacked is None or not math.isfinite(stacked):
+            stacked, reason = None, reason or "no usable output"
+        mode = "off" if stacked is None else self.mode
+        averaged = self._average(base)
+        p = stacked if mode == "live" else averaged
+        if self._distrust:
+            errors["golden"] = self._distrust[:_LONGEST]
+        fields: dict[str, Any] = {
+            "ml_bull_prob": p,
+            "ml_direction": _direction(p),
+            **{f"ml_{_SHORT[family]}_prob": base.get(family) for family in FAMILIES},
+            "ml_avg_prob": averaged,
+            "ml_stacking_prob": stacked,
+            "ml_stacking_mode": mode,
+            "ml_stacking_skipped_reason": reason[:_LONGEST] or None,
+            "ml_horizon": self._head,
+            "ml_heads": {**_finite(scores.base), **_finite({"stacking": scores.stacking})},
+        }
+        return _told(fields, errors, seconds, None if self._distrust else p)
+
+    def _nothing(self, name: str, why: str, seconds: float) -> Prediction:
+        return no_models(name, why, seconds=seconds, reason=self._blocked, head=self._head)
+
+    def _average(self, base: Mapping[str, float]) -> float | None:
+        """Base models weighted by what each was worth on validation bars."""
+        if not base:
+            return None
+        weights = {family: _edge(self._scorer.metas.get(family, {}), self._head) for family in base}
+        return sum(p * weights[family] for family, p in base.items()) / sum(weights.values())
+
+    def _why_no_stacking(self) -> str:
+        stacking = self._scorer.stacking
+        if stacking is None:
+            return self._scorer.errors.get("stacking") or "the release has no stacking model"
+        least = self._flags.min_samples
+        if not taught_by(stacking.facts, least):
+            samples = stacking.facts.get("n_oof_samples")
+            return f"n_oof_samples {samples} is below ML_STACKING_MIN_SAMPLES {least}"
+        return ""
+
+
+def no_models(
+    name: str, why: str, *, seconds: float = 0.0, reason: str = "", head: str | None = None
+) -> Prediction:
+    """The fields of a bar on which no model was asked or answered. reason: of no stacking."""
+    skipped = reason or f"no base predictions: {why}"
+    fields: dict[str, Any] = {
+        "ml_bull_prob": None,
+        "ml_direction": None,
+        **{f"ml_{_SHORT[family]}_prob": None for family in FAMILIES},
+        "ml_avg_prob": None,
+        "ml_stacking_prob": None,
+        "ml_stacking_mode": "off",
+        "ml_stacking_skipped_reason": skipped[:_LONGEST],
+        "ml_horizon": head,
+        "ml_heads": {},
+    }
+    return _told(fields, {name: why[:_LONGEST]}, seconds, None)
+
+
+def _told(
+    fields: dict[str, Any], errors: dict[str, str], seconds: float, p: float | None
+) -> Prediction:
+    fields["ml_latency_ms"] = round(seconds * 1000, 3)
+    fields["ml_error"] = "; ".join(f"{k}: {v}" for k, v in errors.items()) or None
+    return Prediction(p, fields, errors, seconds)
+
+
+class _Bench:
+    """One thread for the models, so that one that hangs holds up a bar and not the service."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Scores], _Answer]] = queue.SimpleQueue()
+        self._busy: _Answer | None = None
+        threading.Thread(target=self._work, name="models", daemon=True).start()
+
+    def run(self, task: Callable[[], Scores], limit: float) -> Scores:
+        if self._busy is not None and not self._busy.done.is_set():
+            raise TimeoutError("the models have not answered for an earlier bar yet")
+        answer = self._busy = _Answer()
+        self._asked.put((task, answer))
+        if not answer.done.wait(limit):
+            raise TimeoutError(f"the models did not answer within {limit:g} s")
+        if answer.error is not None:
+            raise answer.error
+        if answer.scores is None:
+            raise RuntimeError("the models answered nothing")
+        return answer.scores
+
+    def _work(self) -> None:
+        while True:
+            task, answer = self._asked.get()
+            try:
+                answer.scores = task()
+            except BaseException as error:  # also SystemExit: this thread must not end
+                answer.error = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            answer.done.set()
+
+
+class _Answer:
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.scores: Scores | None = None
+        self.error: Exception | None = None
+
+
+def _usable(by_head: Mapping[str, float], head: str) -> bool:
+    return math.isfinite(by_head.get(head, math.nan))
+
+
+def _edge(meta: Mapping[str, Any], head: str) -> float:
+    try:
+        return max(float(meta["val_auc"][head]) - 0.5, _FLOOR)
+    except (KeyError, TypeError, ValueError):
+        return _FLOOR
+
+
+def _direction(p: float | None) -> str | None:
+    if p is None:
+        return None
+    return "bull" if p > _SURE else "bear" if p < _SURE else "neutral"
+
+
+def _finite(by_family: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {
+        family: {head: round(p, 6) if math.isfinite(p) else None for head, p in by.items()}
+        for family, by in by_family.items()
+    }

@@ -1,0 +1,293 @@
+"""Do one fit inside its fold, and all fits of a stage: cached, side by side, checked for leaks.
+
+A task names rows; `run_task` hands the model only the bars up to the last training row and only the
+labels of its rows, so a leak needs a defect here, and the record taken here shows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from macd.app.market.splits import Fold
+from macd.app.train import engine
+from macd.app.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
+from macd.app.train.events import Events
+from macd.app.train.fitdata import FitData, Floats, Rows
+from macd.app.train.metrics import auc
+from macd.app.train.nets import SEQ
+from macd.app.train.provenance import Provenance, observe, verify
+from macd.errors import MacdError
+from macd.heads import head_names
+
+FAMILIES = ("lgbm", "lstm", "tft")
+_LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
+# Seconds per thousand samples on one core, roughly: only for progress and ETA.
+_WEIGHT = {"lgbm": 0.15, "lstm": 0.27, "tft": 0.5}
+
+
+class Progress(Protocol):
+    """Counts a finished fit of that cost; returns progress (0..1) and eta_s for its event."""
+
+    def __call__(self, cost: float, *, cached: bool) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all fits of a stage share."""
+
+    X: Floats
+    y: Floats
+    features: tuple[str, ...]
+    tf: str
+    events: Events
+    checkpoints: Path | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fit: a model family on the training rows of a fold, judged on its test rows.
+
+    stop: rows for early stopping, a part of fold.train kept out of `rows`, or None.
+    keep: also return the model's files.
+    """
+
+    family: str
+    fold: Fold
+    rows: Rows
+    params: Any
+    seed: int
+    stop: Rows | None = None
+    keep: bool = False
+    key: str = ""
+
+    @property
+    def label(self) -> str | int:
+        """The fold as people and events name it."""
+        return "final" if self.fold.index < 0 else self.fold.index
+
+    @property
+    def cost(self) -> float:
+        """A guess at the relative time, for progress."""
+        loop = getattr(self.params, "loop", None)
+        epochs = 1 if loop is None else loop.epochs
+        return _WEIGHT[self.family] * epochs * self.samples_an_epoch(len(self.rows)) / 1000
+
+    def samples_an_epoch(self, rows: int) -> int:
+        """How many of the training rows one epoch looks at; LightGBM has one epoch."""
+        loop = getattr(self.params, "loop", None)
+        return min(rows, getattr(loop, "rows_per_epoch", 0) or rows)
+
+
+def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -> FitData:
+    """What the model may see: bars to the last training row, labels of its rows, nothing else."""
+    used = task.rows if task.stop is None else np.union1d(task.rows, task.stop)
+    end = int(used.max()) + 1
+    visible = np.full((end, y.shape[1]), np.nan, dtype=np.float32)
+    visible[used] = y[used]
+    labelled = task.rows[~np.isnan(visible[task.rows]).all(axis=1)]
+    return FitData(
+        X=np.array(X[:end]),  # a copy: workers share X read-only
+        rows=labelled,
+        y=visible,
+        stop_rows=task.stop,
+        features=features,
+    )
+
+
+def keyed(task: Task, inputs: Inputs, device: str, codes: Mapping[str, str]) -> Task:
+    """The task with its cache key: code, libraries, parameters, seed, device kind and numbers."""
+    data = training_data(task, inputs.X, inputs.y, inputs.features)
+    test = task.fold.test
+    key = key_of(
+        {
+            "version": 1,
+            "code": codes[task.family],
+            "libraries": library_versions(_LIBRARIES),
+            "params": dataclasses.asdict(task.params),
+            "seed": task.seed,
+            "device": device.partition(":")[0],
+            "data": data.digest(),
+            "test": array_digest(test),
+            "judged": array_digest(inputs.X[max(0, int(test[0]) - SEQ + 1) : int(test[-1]) + 1]),
+            "tf": inputs.tf,
+            "keep": task.keep,
+        }
+    )
+    return dataclasses.replace(task, key=key)
+
+
+def codes_of(families: Sequence[str]) -> dict[str, str]:
+    """The code digest of each family's module, with what it imports of ours."""
+    return {family: code_digest([f"macd.app.train.{family}"]) for family in families}
+
+
+def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
+    """Fit, predict the fold's test rows, and return predictions, files and the fit's record."""
+    started, worked = time.monotonic(), time.process_time()
+    family = import_module(f"macd.app.train.{task.family}")
+    events = inputs.events.within(model=task.family, fold=task.label)
+    events.emit("fit_started", rows=len(task.rows))
+    data = training_data(task, inputs.X, inputs.y, inputs.features)
+    data = dataclasses.replace(data, tf=inputs.tf)
+    history: list[dict[str, Any]] = []
+    checkpoint = None
+    if inputs.checkpoints is not None and inputs.checkpoints.is_dir():
+        checkpoint = inputs.checkpoints / f"{task.key}.ckpt"
+    model = family.fit(
+        data,
+        task.params,
+        seed=task.seed,
+        device=device,
+        checkpoint=checkpoint,
+        report=_reporter(events, history),
+    )
+    test = task.fold.test
+    end = int(test.max()) + 1
+    p = np.asarray(family.predict(model, np.array(inputs.X[:end]), test))
+    files, extra = _files_of(family, model, inputs.tf) if task.keep else ({}, {})
+    return Entry(
+        arrays={"p": p.astype(np.float32), "rows": test},
+        files=files,
+        facts={
+            "family": task.family,
+            "fold": task.fold.index,
+            "seed": task.seed,
+            "params": dataclasses.asdict(task.params),
+            "seconds": round(time.monotonic() - started, 3),
+            "cpu_s": round(time.process_time() - worked, 3),
+            "samples": max(1, len(history)) * task.samples_an_epoch(len(data.rows)),
+            "peak_mb": peak_mb(),
+            "device": device,
+            "history": history,
+            "provenance": observe(data, test).as_json(),
+            **extra,
+        },
+    )
+
+
+def fit_all(
+    tasks: Sequence[Task],
+    inputs: Inputs,
+    cache: Cache,
+    *,
+    engine_name: str,
+    use: engine.Resources,
+    embargo: int,
+    progress: Progress,
+) -> list[Entry]:
+    """All tasks' entries in order: from the cache where the key is known, else fitted now.
+
+    Every entry, cached or new, passes `provenance.verify`. Raises LeakError or the fit's own error.
+    """
+    device = use.devices[0]
+    codes = codes_of(sorted({task.family for task in tasks}))
+    tasks = [keyed(task, inputs, device, codes) for task in tasks]
+    entries: dict[int, Entry] = {}
+    todo: list[int] = []
+    for at, task in enumerate(tasks):
+        entry = cache.get(task.key)
+        if entry is None:
+            todo.append(at)
+        else:
+            entries[at] = entry
+            _accept(task, entry, inputs, embargo, progress, cached=True)
+    # The longest first: the last to finish is then a short one.
+    todo.sort(key=lambda at: -tasks[at].cost)
+    jobs = [tasks[at] for at in todo]
+    for position, entry in _results(jobs, inputs, engine_name, use):
+        at = todo[position]
+        entries[at] = entry
+        _accept(tasks[at], entry, inputs, embargo, progress, cached=False)
+        cache.put(tasks[at].key, entry)
+    return [entries[at] for at in range(len(tasks))]
+
+
+def peak_mb() -> int:
+    """The largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak / (1024 * 1024 if sys.platform == "darwin" else 1024))
+
+
+def _results(
+    jobs: Sequence[Task], inputs: Inputs, engine_name: str, use: engine.Resources
+) -> Iterator[tuple[int, Entry]]:
+    try:
+        yield from engine.run(run_task, jobs, inputs, engine=engine_name, use=use)
+    except MacdError:
+        raise
+    except Exception as error:
+        if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool"):
+            raise
+        raise MacdError(
+            "a worker process of the training was killed",
+            why=f"most often the machine ran out of memory ({use.workers} fits ran side by side)",
+            hint="run it again with --workers 1; finished fits are kept",
+        ) from error
+
+
+def _accept(
+    task: Task,
+    entry: Entry,
+    inputs: Inputs,
+    embargo: int,
+    progress: Progress,
+    *,
+    cached: bool,
+) -> None:
+    verify(Provenance(**entry.facts["provenance"]), task.fold, embargo)
+    scores = None
+    if task.fold.index >= 0:  # the holdout's answers are not looked at here
+        y, p = inputs.y[task.fold.test], entry.arrays["p"]
+        scores = {
+            head: _known_auc(y[:, k], p[:, k]) for k, head in enumerate(head_names(inputs.tf))
+        }
+    inputs.events.emit(
+        "fit_done",
+        model=task.family,
+        fold=task.label,
+        seed=task.seed,
+        cached=cached,
+        seconds=entry.facts["seconds"],
+        auc=scores,
+        **progress(task.cost, cached=cached),
+    )
+
+
+def _known_auc(y: Floats, p: Floats) -> float | None:
+    known = np.isfinite(y) & np.isfinite(p)
+    value = auc(y[known], p[known]) if known.any() else float("nan")
+    return round(value, 4) if np.isfinite(value) else None
+
+
+def _reporter(events: Events, history: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    parent = os.getppid()
+
+    def report(fields: dict[str, Any]) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # the training itself is gone: don't go on for nobody
+        fields = {k: v for k, v in fields.items() if k != "model"}
+        if fields.get("event") == "epoch":
+            history.append({k: v for k, v in fields.items() if k != "event"})
+        events.emit(str(fields.pop("event", "note")), **fields)
+
+    return report
+
+
+def _files_of(family: Any, model: Any, tf: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="macd-fit-") as name:
+        paths = family.save(model, Path(name), tf)
+        files = {path.name: path.read_bytes() for path in paths}
+    extra = {"importance": family.importance(model)} if hasattr(family, "importance") else {}
+    return files, extra

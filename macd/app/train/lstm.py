@@ -1,0 +1,145 @@
+"""The LSTM: 48 bars in, the direction at three horizons out.
+
+What mattered on real bars: an input projection with LayerNorm, the last state instead of
+attention pooling, the window including the bar predicted from, few epochs (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from macd.app.market.labels import HORIZONS
+from macd.app.train import nets
+from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
+from macd.app.train.loop import Loop, train
+from macd.app.train.netfile import read_net, write_net
+
+
+@dataclass(frozen=True)
+class Params:
+    """Size and training of the net."""
+
+    hidden: int
+    layers: int
+    projection: int
+    dropout: float
+    loop: Loop
+
+    @classmethod
+    def demo(cls) -> Params:
+        """Seconds on one core."""
+        loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
+        return cls(hidden=64, layers=1, projection=48, dropout=0.2, loop=loop)
+
+    @classmethod
+    def full(cls) -> Params:
+        """For a GPU: 26 s an epoch on one core. More epochs learn the noise (docs/LOG.md)."""
+        loop = Loop(epochs=3, batch=256, lr=1e-3, weight_decay=0.05, compile=True)
+        return cls(hidden=192, layers=2, projection=48, dropout=0.3, loop=loop)
+
+
+class LstmNet(nn.Module):
+    """Raw windows (B, 48, F) -> probabilities (B, 3)."""
+
+    def __init__(self, features: int, params: Params) -> None:
+        super().__init__()
+        self.scale = nets.RobustScale(features)
+        self.project = nn.Sequential(
+            nn.Linear(features, params.projection),
+            nn.LayerNorm(params.projection),
+            nn.GELU(),
+            nn.Dropout(params.dropout),
+        )
+        self.lstm = nn.LSTM(
+            params.projection,
+            params.hidden,
+            params.layers,
+            batch_first=True,
+            dropout=params.dropout if params.layers > 1 else 0.0,
+        )
+        self.heads = nn.Sequential(
+            nn.LayerNorm(params.hidden),
+            nn.Dropout(params.dropout),
+            nn.Linear(params.hidden, len(HORIZONS)),
+        )
+
+    def body(self, scaled: Tensor) -> Tensor:
+        """Scaled windows -> logits."""
+        states, _ = self.lstm(self.project(scaled))
+        logits: Tensor = self.heads(states[:, -1])
+        return logits
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return torch.sigmoid(self.body(self.scale(raw)))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted net; `loop` tells how the training went (seed, history ...)."""
+
+    net: LstmNet
+    params: Params
+    features: tuple[str, ...]
+    loop: dict[str, Any]
+
+
+def fit(
+    data: FitData,
+    params: Params,
+    *,
+    seed: int,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    report: Report = silent,
+) -> Model:
+    """Train on data.rows; a checkpoint file that fits is resumed from, to the same numbers."""
+    with nets.reproducible(torch.device("cpu")):
+        torch.manual_seed(seed)
+        net = LstmNet(data.X.shape[1], params)
+    loop = train(
+        net,
+        data,
+        params.loop,
+        name="lstm",
+        config=params,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    return Model(net, params, data.features, loop)
+
+
+def predict(model: Model, X: Floats, rows: Rows) -> Floats:
+    """float32 (len(rows), 3) in (0, 1); NaN for rows without 48 bars of history."""
+    return nets.predict(model.net, X, rows)
+
+
+def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
+    """Write lstm_{tf}.pt and lstm_{tf}_meta.json; `facts` (best_head ...) join the meta."""
+    return write_net(
+        "lstm",
+        model.net,
+        params=model.params,
+        features=model.features,
+        loop=model.loop,
+        directory=directory,
+        tf=tf,
+        facts=facts or {},
+    )
+
+
+def load(directory: Path, tf: str) -> Model:
+    """Read what `save` wrote (weights_only: nothing in the file is run)."""
+    state = read_net("lstm", directory, tf)
+    config = state["config"]["params"]
+    params = Params(**{**config, "loop": Loop(**config["loop"])})
+    net = LstmNet(state["weights"]["scale.center"].numel(), params)
+    net.load_state_dict(state["weights"])
+    net.eval()
+    return Model(net, params, tuple(state["config"]["features"]), state["loop"])

@@ -1,0 +1,209 @@
+"""What one training is asked to do, from a JSON file and flags, checked before anything runs.
+
+The pipeline runs on a GPU host without the inventory: whoever starts it renders these settings.
+Every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from macd.app.market.accepted import Accepted, parse
+from macd.app.market.findings import Limits
+from macd.app.train.criteria import DEFAULTS, Criterion, parse_criteria
+from macd.errors import UsageError
+
+STAGES = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
+MODES = ("all", *STAGES)
+PROFILES = ("demo", "full")
+ENGINES = ("local", "ray")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training. Paths are absolute; 0 in a number means "as the profile says".
+
+    stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
+    min_move: fraction; training and headline use bars with |return| above it.
+    inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
+    limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
+    accept: findings about the bars that a person knows to be the market itself, and why.
+    edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
+    """
+
+    symbol: str = "BTCUSD"
+    tf: str = "1h"
+    cross: tuple[str, ...] = ()
+    data: Path = Path("data/sample")
+    out: Path = Path("runs/local")
+    cache: Path | None = None
+    mode: str = "all"
+    stages: tuple[str, ...] = STAGES
+    profile: str = "demo"
+    seed: int = 7
+    seeds: int = 1
+    engine: str = "local"
+    device: str = "auto"
+    workers: int = 0
+    min_move: float = 0.003
+    folds: int = 0
+    initial: float = 0.15
+    holdout: float = 0.15
+    embargo: int = 48
+    surrogates: int = 0
+    edge_cap: float = 0.12
+    inner_stop: float = 0.0
+    limits: dict[str, float] = field(default_factory=dict)
+    accept: tuple[Accepted, ...] = ()
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+    criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
+
+    @property
+    def fold_count(self) -> int:
+        """Walk-forward folds: 5 in the demo, 8 in full."""
+        return self.folds or {"demo": 5, "full": 8}[self.profile]
+
+    @property
+    def surrogate_count(self) -> int:
+        """Sign-flipped series in the leak audit; their mean must stand inside its band."""
+        return self.surrogates or {"demo": 4, "full": 8}[self.profile]
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where finished fits are kept."""
+        return self.cache or self.out / "cache"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for settings.json of the run."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain |= {name: str(plain[name]) for name in ("data", "out")}
+        plain["cache"] = str(self.cache_dir)
+        plain |= {name: list(plain[name]) for name in ("cross", "stages")}
+        plain["accept"] = [one.as_json() for one in self.accept]
+        plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
+        return plain
+
+
+def read_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from a JSON file, with the flags that were given on top.
+
+    Raises UsageError naming every unknown key, wrong type and value out of range.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"settings file {path} can't be read", why=str(error)) from error
+        except ValueError as error:
+            raise UsageError(f"settings file {path} is not JSON", why=str(error)) from error
+        if not isinstance(raw, dict):
+            raise UsageError(f"settings file {path} must hold one JSON object")
+    raw |= {name: value for name, value in flags.items() if value is not None}
+    return settings_from(raw)
+
+
+def settings_from(raw: Mapping[str, Any]) -> Settings:
+    """Settings from plain values; see `read_settings`."""
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    known = {f.name: f for f in dataclasses.fields(Settings)}
+    for name, value in raw.items():
+        if name not in known:
+            problems.append(f"{name}: no such setting (known: {', '.join(sorted(known))})")
+            continue
+        try:
+            values[name] = _convert(name, value)
+        except UsageError as error:
+            problems.append(f"{name}: {error.what}; {error.why}")
+        except (TypeError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+    if not problems:
+        settings = Settings(**values)
+        problems = _range_problems(settings)
+        if not problems:
+            return settings
+    raise UsageError(
+        f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the training settings",
+        why="\n".join(problems),
+        hint="python -m macd.app.train --help",
+    )
+
+
+def _convert(name: str, value: Any) -> Any:
+    return _READ[name](value) if name in _READ else _plain_value(name, value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _directory(value: Any) -> Path | None:
+    return Path(os.path.expandvars(value)).expanduser().absolute() if value else None
+
+
+def _params(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise ValueError('must look like {"lstm": {"epochs": 3}}')
+    return value
+
+
+def _limits(value: Any) -> dict[str, float]:
+    if not isinstance(value, str | dict):
+        raise ValueError('must look like {"gap_error": 36}')
+    return Limits().changed(value).differing()
+
+
+def _accept(value: Any) -> tuple[Accepted, ...]:
+    return tuple(parse(one) for one in ([value] if isinstance(value, str | dict) else value))
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "criteria": parse_criteria,
+    "limits": _limits,
+    "accept": _accept,
+    "params": _params,
+    **dict.fromkeys(("cross", "stages"), _names),
+    **dict.fromkeys(("data", "out", "cache"), _directory),
+}
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    expected = type(getattr(Settings(), name))
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{value!r} is not of type {expected.__name__}")
+    return value
+
+
+def _range_problems(s: Settings) -> list[str]:
+    checks = [
+        (s.mode in MODES, f"mode: {s.mode!r} is none of {', '.join(MODES)}"),
+        (s.profile in PROFILES, f"profile: {s.profile!r} is none of {', '.join(PROFILES)}"),
+        (s.engine in ENGINES, f"engine: {s.engine!r} is none of {', '.join(ENGINES)}"),
+        (s.device in DEVICES, f"device: {s.device!r} is none of {', '.join(DEVICES)}"),
+        (0 <= s.min_move < 1, "min_move: a fraction from 0 to below 1 (0.003 is 0.3 %)"),
+        (0 <= s.folds <= 50, "folds: 1 to 50, or 0 for the profile's"),
+        (0 < s.initial < 0.9, "initial: between 0 and 0.9"),
+        (0 < s.holdout < 0.5, "holdout: between 0 and 0.5"),
+        (s.embargo >= 48, "embargo: at least 48 bars, twice the longest horizon"),
+        (0 <= s.inner_stop <= 0.5, "inner_stop: from 0 to 0.5"),
+        (0 <= s.surrogates <= 100, "surrogates: 1 to 100, or 0 for the profile's"),
+        (1 <= s.seeds <= 10, "seeds: 1 to 10"),
+        (0 <= s.seed < 2**31, "seed: from 0 to 2147483647"),
+        (s.workers >= 0, "workers: 1 or more, or 0 for all cores"),
+        (0 < s.edge_cap < 0.5, "edge_cap: between 0 and 0.5"),
+        (not set(s.params) - {"lgbm", "lstm", "tft"}, "params: only for lgbm, lstm, tft"),
+        (not set(s.stages) - set(STAGES), f"stages: only {', '.join(STAGES)}"),
+        (s.symbol not in s.cross, f"cross: {s.symbol} is the symbol itself"),
+    ]
+    return [text for good, text in checks if not good]

@@ -1,0 +1,180 @@
+"""One training as its stages see it: settings, bars, data, plan, cache, events, times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from macd.app.market import splits
+from macd.app.train import engine
+from macd.app.train.cache import Cache, Entry
+from macd.app.train.dataset import Bars, Dataset, Plan
+from macd.app.train.events import Clock, Events
+from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.settings import Settings
+from macd.errors import MacdError, UsageError
+
+
+@dataclass
+class Meter:
+    """How far the fits are: share done, and how long the rest takes at the pace so far."""
+
+    clock: Clock
+    total: float = 0.0
+    done: float = 0.0
+    fitted: float = 0.0
+    busy_s: float = 0.0
+    since: float | None = None
+
+    def add(self, cost: float, *, cached: bool) -> dict[str, float]:
+        """Count a finished fit; returns the fields an event carries."""
+        self.done += cost
+        told = {"progress": round(min(1.0, self.done / self.total), 4) if self.total else 1.0}
+        if not cached and self.since is not None:
+            self.fitted += cost
+            spent = self.busy_s + self.clock() - self.since
+            told["eta_s"] = round(max(0.0, self.total - self.done) * spent / self.fitted, 1)
+        return told
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The time in here is spent on fits."""
+        self.since = self.clock()
+        try:
+            yield
+        finally:
+            self.busy_s += self.clock() - self.since
+            self.since = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything a stage needs. `spent` collects seconds and peak memory by stage.
+
+    checked: with which limits the bars were checked, and what was accepted (accepted.record).
+    """
+
+    settings: Settings
+    bars: Bars
+    data: Dataset
+    plan: Plan
+    cache: Cache
+    events: Events
+    meter: Meter
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+    checked: Mapping[str, Any] = field(default_factory=dict)
+
+    def tasks(self, family: str) -> list[Task]:
+        """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
+        s = self.settings
+        params = params_of(family, s.profile, s.params.get(family, {}))
+        made = [
+            self._task(family, fold, params, s.seed + extra, keep=False)
+            for extra in range(s.seeds)
+            for fold in self.plan.folds
+        ]
+        return [*made, self._task(family, self.plan.holdout, params, s.seed, keep=True)]
+
+    def fit(self, family: str) -> list[Entry]:
+        """All entries of a family, in the order of `tasks`."""
+        with self.meter.running():
+            return fit_all(
+                self.tasks(family),
+                self.inputs(family),
+                self.cache,
+                engine_name=self.settings.engine,
+                use=self.use(family),
+                embargo=self.plan.embargo,
+                progress=self.meter.add,
+            )
+
+    def finished(self, family: str) -> list[Entry] | None:
+        """The family's entries when all of them are in the cache, else None; fits nothing."""
+        device, codes = self.use(family).devices[0], codes_of([family])
+        inputs = self.inputs(family)
+        found = [
+            self.cache.get(keyed(task, inputs, device, codes).key) for task in self.tasks(family)
+        ]
+        whole = [entry for entry in found if entry is not None]
+        return whole if len(whole) == len(found) else None
+
+    def needed(self, family: str, mode: str) -> list[Entry]:
+        """As `finished`; MacdError naming the mode to run first when something is missing."""
+        entries = self.finished(family)
+        if entries is None:
+            raise MacdError(
+                f"--mode {mode} needs the {family} models, and they are not there",
+                why=f"no finished {family} fits for these bars and settings in {self.cache.root}",
+                hint=f"run --mode {family} with the same options first, or --mode all",
+            )
+        return entries
+
+    def inputs(self, family: str) -> Inputs:
+        """What the family's fits share."""
+        return Inputs(
+            X=self.data.X,
+            y=self.data.y,
+            features=self.data.features,
+            tf=self.settings.tf,
+            events=self.events.within(stage=family),
+            checkpoints=self.cache.checkpoint("any").parent,
+        )
+
+    def use(self, family: str) -> engine.Resources:
+        """Workers and devices; LightGBM is always fitted on the CPU."""
+        device = "cpu" if family == "lgbm" else self.settings.device
+        return engine.resources(device, self.settings.workers)
+
+    def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
+        """Announce a stage; see `stage`."""
+        return stage(self.events, self.spent, name, note)
+
+    def _task(self, family: str, fold: splits.Fold, params: Any, seed: int, *, keep: bool) -> Task:
+        rows, stop = fold.train, None
+        if self.settings.inner_stop and family != "lgbm":
+            rows, stop = splits.inner_split(
+                rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
+            )
+        return Task(family, fold, rows, params, seed, stop=stop, keep=keep)
+
+
+@contextmanager
+def stage(
+    events: Events, spent: dict[str, dict[str, float]], name: str, note: str = ""
+) -> Iterator[None]:
+    """Announce a stage, record its seconds and this process's peak memory, name it in an error."""
+    started = events.clock()
+    events.emit("stage_started", stage=name, note=note)
+    try:
+        yield
+    except MacdError as error:
+        error.add_note(name)
+        raise
+    seconds = round(events.clock() - started, 3)
+    spent[name] = {"seconds": seconds, "peak_mb": peak_mb()}
+    events.emit("stage_done", stage=name, seconds=seconds)
+
+
+def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
+    """The profile's parameters with single values changed, also those of the nets' loop.
+
+    Raises UsageError for a name neither has.
+    """
+    params = getattr(import_module(f"macd.app.train.{family}").Params, profile)()
+    loop = getattr(params, "loop", None)
+    inner = {f.name for f in dataclasses.fields(loop)} if loop is not None else set()
+    outer = {f.name for f in dataclasses.fields(params)} - {"loop"}
+    unknown = sorted(set(changes) - inner - outer)
+    if unknown:
+        raise UsageError(
+            f"params: {family} has no {', '.join(unknown)}",
+            why=f"known: {', '.join(sorted(outer | inner))}",
+        )
+    if loop is not None:
+        loop = dataclasses.replace(loop, **{k: v for k, v in changes.items() if k in inner})
+        params = dataclasses.replace(params, loop=loop)
+    return dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})

@@ -1,0 +1,239 @@
+"""From what is known of a host to what is wrong with it: evidence and remedy for each failure.
+
+Pure: no clock, file or socket. The failures are the ones the team has met; each is asked whatever
+the others say, so that one cause that shows in three places is seen in three places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from macd.deploy.drift import about_stacking, is_about_units
+from macd.gate import symptoms
+from macd.gate.case import Case, Finding, short
+from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.sizes import size
+
+_CLOCK_OFF_S = 5.0
+_FREE_BYTES, _FREE_SHARE, _FREE_INODES = 300 << 20, 0.03, 500
+_FEED_GRACE_S = 120.0
+_MISSING = re.compile(
+    r"No module named '?([\w.]+)|cannot open shared object file|lib\w+\.so[.\d]*: cannot"
+    r"|needs ccxt|DLL load failed|ImportError"
+)
+
+
+def diagnose(case: Case) -> list[Finding]:
+    """A finding for each known failure, in the order in which they are worth looking at."""
+    if not case.found.exists:
+        return [
+            Finding("provisioned", False, "the host has no state directory", "invoke provision")
+        ]
+    found = [finding(case) for finding in _OF_THE_HOST]
+    found += symptoms.outputs(case)
+    found += [finding(case) for finding in _AROUND_IT]
+    found += _damaged(case)
+    return [*found, *_trainings(case)]
+
+
+def _serving(case: Case) -> Finding:
+    found = case.found
+    if found.live is None:
+        return Finding("serving", False, "no release is live", "invoke deploy")
+    process, health = found.process, found.health
+    if process.get("active") != "active":
+        told = f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
+        last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
+        told += f"; it said: {last[-1]}" if last else ""
+        return Finding("serving", False, short(told), f"invoke rollback, or {case.restart}")
+    if "unreachable" in health:
+        told = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
+        return Finding("serving", False, short(told), case.restart)
+    if health.get("status") != "ok":
+        golden = health.get("golden") or {}
+        told = f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
+        return Finding("serving", False, short(told), "invoke rollback brings the last good back")
+    return Finding("serving", True, f"pid {process.get('pid')} is ok with {found.live}")
+
+
+def _old_process(case: Case) -> Finding:
+    name = "processes"
+    health, process, others = case.found.health, case.found.process, case.checkup.get("others")
+    answers = health.get("pid")
+    if answers is not None and process.get("pid") and answers != process["pid"]:
+        told = f"pid {answers} answers, but the unit's process is {process['pid']}"
+        return Finding(name, False, told, f"on the host: kill {answers}; {case.restart}")
+    if others:
+        pids = " ".join(map(str, others))
+        told = f"beside the unit's process {process.get('pid') or '(none)'} run {pids}"
+        return Finding(name, False, told, f"on the host: kill {pids}; {case.restart}")
+    if others is None:
+        return Finding(name, None, "this host has no /proc to look for others")
+    return Finding(name, True, "no other process of this application")
+
+
+def _release(case: Case) -> Finding:
+    name, found = "release", case.found
+    if found.live is None:
+        return Finding(name, None, "no release is live")
+    answers = found.health.get("release")
+    if answers is not None and answers != found.live:
+        told = f"the process serves {answers}, current is {found.live}"
+        return Finding(name, False, told, case.restart)
+    if not found.rehearsal.get("ready", True):
+        why, runtime = found.rehearsal.get("why"), found.rehearsal.get("runtime")
+        told = f"{found.live} is not as it was deployed: {why}"
+        remedy = "invoke rollback; then invoke deploy it again"
+        if runtime and why == runtime:
+            remedy = f"{case.restart} builds its runtime again"
+        return Finding(name, False, short(told), remedy)
+    if found.live not in [entry["release"] for entry in found.history]:
+        told = f"{found.live} is live, but this host never committed it"
+        return Finding(name, False, told, "invoke history --env; invoke deploy")
+    if answers is None:
+        return Finding(name, None, "nobody answers which release it serves")
+    return Finding(name, True, f"{found.live}, and its files are as signed")
+
+
+def _flag(case: Case) -> Finding:
+    name, said = "flag", case.found.stacking
+    wrong = about_stacking(said)
+    if wrong:
+        remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
+        if said["beside"]:
+            remedy = f"take it out there, on the host; then {remedy}"
+        elif said["unread"]:
+            remedy = "mend .env on the host; invoke disable-stacking works all the same"
+        return Finding(name, False, short("; ".join(wrong)), remedy)
+    unjudged = case.checkup.get("unjudged")
+    if unjudged and said.get("next") != SHADOW:
+        remedy = "invoke logs shows what the service writes; invoke disable-stacking ends it"
+        return Finding(name, False, short(f"stacking decides, its guard {unjudged}"), remedy)
+    if said.get("changing"):
+        return Finding(name, None, "a flip or a deploy is under way; invoke status shows it")
+    if said.get("running") is None:
+        upcoming = said.get("next", SHADOW)
+        return Finding(name, None, f".env says {FLAG}={upcoming}; no process can be asked")
+    return Finding(name, True, f"{FLAG}={said['next']} in .env and in the process")
+
+
+def _dependency(case: Case) -> Finding:
+    name, check = "dependencies", case.checkup.get("check")
+    if not check:
+        return Finding(name, None, "no release is live")
+    said = f"{check['said']}\n{case.checkup.get('log') or ''}"
+    lacking = _MISSING.search(str(check["said"])) or (
+        _MISSING.search(said) if case.found.process.get("active") != "active" else None
+    )
+    if lacking:
+        line = next(line for line in said.splitlines() if lacking.group(0) in line)
+        remedy = "invoke release makes the lock again, invoke deploy builds its runtime"
+        if ".so" in lacking.group(0):
+            remedy = "invoke provision names the package of this library (libgomp1 for LightGBM)"
+        return Finding(name, False, short(line), remedy)
+    if check["code"] is None:
+        remedy = check.get("hint") or "invoke deploy builds the runtime again"
+        return Finding(name, False, short(f"its check does not run: {check['said']}"), remedy)
+    if check["code"] != 0:
+        told = f"its own check fails with {check['code']}: {check['said']}"
+        return Finding(name, False, short(told), "invoke rollback; invoke health here")
+    return Finding(name, True, "the live release's own check passes beside the service")
+
+
+def _feed(case: Case) -> Finding:
+    """By the age of the last bar too: that something comes is no sign of what comes."""
+    name, told = "feed", case.found.health.get("feed")
+    if not isinstance(told, Mapping):
+        return Finding(name, None, "the service does not say how its feed is")
+    state, arrived = str(told.get("state")), told.get("last_arrival")
+    remedy = f"service.feed of the inventory is {case.feed.kind}; invoke logs --grep feed"
+    if state.startswith(("failing", "no file of", "at the end")):
+        return Finding(name, False, short(f"it is {state}"), remedy)
+    allowed = 2 * case.feed.every_s + _FEED_GRACE_S
+    due = f"one is due every {case.feed.every_s:g} s"
+    if not isinstance(arrived, (int, float)):
+        began = _epoch(case.found.health.get("started"))
+        if began is None or case.now - began <= allowed:
+            return Finding(name, None, f"no bar has come since the start; it is {state}")
+        told = f"no bar has come in the {case.now - began:.0f} s since the start ({state}); {due}"
+        return Finding(name, False, short(told), remedy)
+    age = case.now - arrived
+    said = f"the last bar came {age:.0f} s ago ({state}); {due}"
+    opened = _epoch(case.found.health.get("last_bar"))
+    if case.feed.live and opened is not None and age <= allowed:
+        # What comes may be old: an exchange that gives yesterday's bars, a file written late.
+        age = case.now - opened - case.feed.every_s
+        said = f"{said}, and closed {age:.0f} s ago"
+    return Finding(name, age <= allowed, said, "" if age <= allowed else remedy)
+
+
+def _epoch(text: object) -> float | None:
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return moment.timestamp() if moment.tzinfo is not None else None
+
+
+def _disk(case: Case) -> Finding:
+    disk = case.checkup["disk"]
+    free, total, inodes = disk["free"], disk["total"], disk["inodes"]
+    told = f"{size(free)} of {size(total)} free"
+    full = free < _FREE_BYTES or free < _FREE_SHARE * total
+    if 0 <= inodes < _FREE_INODES:
+        full, told = True, f"{told}, {inodes} inodes free"
+    remedy = f"make room on the host: old logs in {case.found.app}/data/live, release.keep"
+    return Finding("disk", not full, told, remedy if full else "")
+
+
+def _clock(case: Case) -> Finding:
+    off = abs(case.clock_offset) - case.clock_error > _CLOCK_OFF_S
+    told = f"{case.clock_offset:+.1f} s against this machine, known to {case.clock_error:.1f} s"
+    remedy = "timedatectl set-ntp true, on whichever of the two is wrong"
+    return Finding("clock", not off, told, remedy if off else "")
+
+
+def _units(case: Case) -> Finding:
+    changed = [text for text in case.drift if is_about_units(text)]
+    if changed:
+        remedy = f"invoke plan shows the difference; invoke provision, {case.restart}"
+        if case.found.dropins:
+            remedy = f"remove it on the host, or have it in templates/; {remedy}"
+        return Finding("units", False, short("; ".join(changed)), remedy)
+    return Finding("units", True, "units are as the inventory and templates say")
+
+
+def _damaged(case: Case) -> Iterable[Finding]:
+    """Releases that lie on the host and can't be read; nothing is said where all can."""
+    for release, why in case.found.damaged.items():
+        remedy = (
+            f"nothing can go back to it; on the host: rm -r {case.found.app}/releases/{release}"
+        )
+        if release == case.found.live:
+            remedy = "invoke rollback; or invoke release and invoke deploy"
+        yield Finding("stored releases", False, short(f"{release} is damaged: {why}"), remedy)
+
+
+def _trainings(case: Case) -> Iterable[Finding]:
+    for host, told in case.trainings.items():
+        name = f"training on {host}"
+        if not told["state"]:
+            yield Finding(name, None, short(told["why"]))
+        elif told["state"] == "FAILED":
+            yield Finding(name, False, short(told["why"]), told["remedy"] or "invoke train.status")
+        else:
+            yield Finding(name, True, f"the newest run is {told['state']}")
+
+
+_OF_THE_HOST: tuple[Callable[[Case], Finding], ...] = (
+    _serving,
+    _old_process,
+    _release,
+    _flag,
+    _dependency,
+    symptoms.coverage,
+    symptoms.samples,
+)
+_AROUND_IT: tuple[Callable[[Case], Finding], ...] = (_feed, _disk, _clock, _units)

@@ -1,0 +1,201 @@
+"""What a report rests on: which bytes of which logs, whether they are whole, and still the same.
+
+A report is a claim about a host at a moment. `standing` asks whether that claim still opens
+anything there, `same_on_host` whether the host still has the very bytes; both say why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from macd.gate.pull import Pulled, sha256_of
+from macd.host.judge.analyse import Analysis
+from macd.host.judge.continuity import step_ms
+from macd.host.judge.gate import PASS, too_old
+from macd.host.judge.reading import Source
+from macd.host.rpc.logs import NAME
+from macd.ssh.session import Session
+
+_DAY = timedelta(days=1)
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LogRange:
+    """Bytes [start, end) of a log, and their SHA-256."""
+
+    name: str
+    start: int
+    end: int
+    sha256: str
+
+    def document(self) -> dict[str, Any]:
+        return {"name": self.name, "from": self.start, "to": self.end, "sha256": self.sha256}
+
+
+def choose(pulled: Pulled, start: datetime) -> list[Source]:
+    """The logs that can hold lines since `start`, and the one before, which proves the beginning.
+
+    A file is named after the day its lines were written, or the one before.
+    """
+    first = f"trades_{start - _DAY:%Y%m%d}.jsonl"
+    later = [name for name in pulled.names if name >= first]
+    before = [name for name in pulled.names if name < first][-1:]
+    paths = [pulled.directory / name for name in (*before, *later)]
+    return [Source(path, path.stat().st_size) for path in paths if path.exists()]
+
+
+def ranges(sources: Sequence[Source]) -> list[LogRange]:
+    """The bytes that are analysed, hashed here."""
+    return [LogRange(s.name, 0, s.size, sha256_of(s.path, s.size)) for s in sources]
+
+
+def same_on_host(session: Session, app: str, logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What differs between a report's log ranges and the host's own bytes, in words."""
+    asked = [[one["name"], one["from"], one["to"]] for one in logs]
+    told = session.call("log_hashes", app=app, ranges=asked)
+    if type(told) is not list or len(told) != len(asked):
+        return ["the host did not answer for every log"]
+    return [
+        f"{one['name']} is not on the host any more, or shorter"
+        if there is None
+        else f"{one['name']} on the host has other content than was analysed"
+        for one, there in zip(logs, told, strict=True)
+        if there != one["sha256"]
+    ]
+
+
+def problems(
+    found: Analysis,
+    *,
+    now: datetime,
+    head_seq: int | None = None,
+    replaced: Sequence[str] = (),
+    gone: Sequence[str] = (),
+) -> list[str]:
+    """Why the lines can't be relied on to be all there is, in words; empty when they can.
+
+    Args:
+        now: the host's time.
+        head_seq: the seq the service said it had reached before the logs were pulled.
+        replaced: analysed logs that are not the files that were fetched before.
+        gone: logs that were fetched before and are not on the host any more, of any day.
+    """
+    began = f"trades_{datetime.fromtimestamp(found.window.start / 1000, UTC):%Y%m%d}.jsonl"
+    lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
+    first, newest = found.first, found.newest
+    if newest is None:
+        none = (
+            f"not one of {found.lines} lines is evidence" if found.lines else "there are no lines"
+        )
+        return [*lost, none]
+    told = [*lost, *_gaps(found)]
+    if first is not None and (first.seq or 1) > 1 and first.time > found.window.start:
+        told.append(f"the window begins before the first line, whose seq is {first.seq}")
+    told += _stale(found, now)
+    if found.window.release and not found.window.takes(newest):
+        of = f"is of release {newest.release}" if newest.release else "names no release"
+        told.append(f"the newest line {of}")
+    for at in found.whole.intruders[:1]:
+        release = at["release"] or "no release"
+        told.append(f"{at['file']} line {at['line']} of {release} stands between lines of the live")
+    if found.future:
+        told.append(f"{found.future} lines were written in the future: a clock is wrong")
+    if head_seq is not None and (found.whole.seq or 0) < head_seq:
+        told.append(f"lines up to seq {head_seq} were written, the logs end with {found.whole.seq}")
+    told += [f"{name} on the host is not the file that was fetched before" for name in replaced]
+    return told + _holes(found)
+
+
+def _stale(found: Analysis, now: datetime) -> list[str]:
+    newest = found.newest_signal
+    if newest is None:
+        return ["no bar of this release lies in the window"]
+    step = step_ms(newest.tf)
+    if not step and not found.window.strict:
+        return []  # earlier versions did not tell the timeframe, so nothing says when one was due
+    age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
+    if not too_old(round(age.total_seconds() * 1000), step):
+        return []
+    return [f"stale: the newest bar was told {_hours(age)} ago"]
+
+
+def _holes(found: Analysis) -> list[str]:
+    told = [
+        f"{at['symbol']} {at['tf']}: bars missing between {_bar(at['after'])} "
+        f"and {_bar(at['before'])}"
+        for at in found.whole.holes[:_MOST_NAMED]
+    ]
+    if found.whole.incomplete > _MOST_NAMED:
+        told.append(f"and bars missing at {found.whole.incomplete - _MOST_NAMED} more places")
+    return told
+
+
+def _gaps(found: Analysis) -> list[str]:
+    told = []
+    for at in found.whole.breaks[:_MOST_NAMED]:
+        where = f"{at['file']} line {at['line']}"
+        if at["kind"] == "gap":
+            told.append(f"gap: seq {at['after'] + 1} to {at['seq'] - 1} are missing ({where})")
+        else:
+            told.append(f"repeat: seq {at['seq']} comes after {at['after']} ({where})")
+    if found.whole.broken > _MOST_NAMED:
+        told.append(f"and {found.whole.broken - _MOST_NAMED} more gaps or repeats")
+    return told
+
+
+def standing(
+    document: Mapping[str, Any], *, release: str | None, manifest_sha256: str, now: datetime
+) -> list[str]:
+    """Why a report (signature already verified) opens nothing for what is live now; [] if it does.
+
+    Pure. Whether the logs are the same on the host is asked by `same_on_host`.
+    """
+    told = []
+    verdict = document.get("verdict")
+    if verdict != PASS:
+        told.append(f"its verdict is {verdict}")
+    if document.get("source") != "host":
+        told.append("it is about files, not about a host")
+    closed = document.get("opens_nothing", ["it does not say that it opens"])
+    told += [str(why) for why in closed if why != f"the verdict is {verdict}" or verdict == PASS]
+    if release is None or document.get("release") != release:
+        about = document.get("release") or "none"
+        told.append(f"it is about release {about}, live is {release or 'nothing'}")
+    elif document.get("manifest_sha256") != manifest_sha256:
+        told.append("the live release has another manifest")
+    try:
+        if now >= datetime.fromisoformat(document["expires"]):
+            told.append(f"it expired at {document['expires']}")
+        if now < datetime.fromisoformat(document["made"]) - timedelta(minutes=5):
+            told.append(f"it was made in the future, at {document['made']}")
+    except (KeyError, TypeError, ValueError):
+        told.append("it does not say when it expires")
+    if not well_formed(document.get("logs")):
+        told.append("it names no logs")
+    return told
+
+
+def well_formed(logs: Any) -> bool:
+    """Whether a report's log ranges are at least one, and each complete."""
+    try:
+        return bool(logs) and all(
+            NAME.fullmatch(one["name"])
+            and 0 <= one["from"] <= one["to"]
+            and len(one["sha256"]) == 64
+            for one in logs
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def _bar(epoch_ms: int) -> str:
+    return f"{datetime.fromtimestamp(epoch_ms / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+def _hours(age: timedelta) -> str:
+    minutes = age.total_seconds() / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"

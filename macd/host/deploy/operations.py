@@ -1,0 +1,279 @@
+"""The operations a deploy calls: look, lock, stage, begin, confirm, follow, end what died."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from macd.host import durable
+from macd.host.deploy import activation, admission, confirmation, ledger, rollback
+from macd.host.deploy.ledger import EventLog, Pending, locked
+from macd.host.deploy.locking import holds_the_lock, lock, require_lock
+from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host.failure import HostError
+from macd.host.flag import flag as flags
+from macd.host.layout import Layout, live_release
+from macd.host.record import recorder
+from macd.host.rpc import blobs
+from macd.host.store import releases, runtimes, snapshots
+from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.supervisor import Supervisor
+
+_STAGED = "staged"
+_RUNNER_START_S = 30.0
+
+
+def stage(
+    app: str,
+    manifest: bytes,
+    signature: bytes,
+    accepts: dict[str, str],
+    imports: list[str],
+    scope: str,
+    unit_text: str | None,
+    python: str = "",
+    index: bool = False,
+    index_url: str = "",
+) -> dict[str, Any]:
+    """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
+
+    `index`: the runtime's packages come from the index at `index_url`, or the host's own. They are
+    installed and imported as the service of `scope` and `unit_text` will run.
+    """
+    layout = Layout(durable.expand(app))
+    require_lock(layout)
+    walls = Confinement(scope, unit_text, layout.app)
+    walls.refuse_root()
+    # An activation may be asked for behind this call, before anybody knows how it ends.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(layout.state(_STAGED))
+    identifier, known = releases.accept(
+        layout, manifest, signature, releases.Accepts(**accepts), now=time.time()
+    )
+    raw_lock = _blob_of(layout, known.files, "lock.json")
+    built = runtimes.install(
+        layout,
+        raw_lock,
+        imports,
+        python=python,
+        index=index,
+        index_url=index_url,
+        walls=walls,
+    )
+    releases.stage(layout, identifier, manifest, signature)
+    durable.replace_file(layout.state(_STAGED), identifier.encode())
+    return {"release": identifier, "runtime_built": built["built"]}
+
+
+def _staged(layout: Layout) -> str:
+    """The release whose staging was the last one begun, and ended well."""
+    with contextlib.suppress(FileNotFoundError), open(layout.state(_STAGED), "rb") as file:
+        return file.read().decode("utf-8", "replace")
+    return ""
+
+
+def _blob_of(layout: Layout, files: Sequence[Any], path: str) -> bytes:
+    for file in files:
+        if file.path == path:
+            with open(blobs.path_of(layout.app, file.sha256), "rb") as blob:
+                raw = blob.read()
+            if hashlib.sha256(raw).hexdigest() != file.sha256:
+                raise releases.damaged_blob(layout, file.sha256, file.path)
+            return raw
+    raise HostError(f"the release holds no {path}", kind="refused", live="unchanged")
+
+
+def activate(
+    app: str,
+    kind: str,
+    to: str | None,
+    token: str,
+    who: str,
+    service: dict[str, Any],
+    times: dict[str, float],
+    keep: int,
+    after: dict[str, str | None],
+    accepts: dict[str, str] | None = None,
+    flags: list[str] | None = None,
+) -> dict[str, Any]:
+    """Begin a deploy or rollback that the host carries on by itself; answers its number.
+
+    Needs the lock. A rollback (`to` None: the last good release) takes unit, settings and the
+    tool's flags from when that release was last live; a deploy takes `after`. Both turn live
+    stacking off: the evidence for it was about another release, and its guard's watch ended.
+    `flags` are the keys of .env that the tool sets; what else stands there stays.
+
+    Raises:
+        HostError ("refused"): an activation is under way, or `to` can't go live.
+    """
+    layout = Layout(durable.expand(app))
+    require_lock(layout)
+    admission.refuse_if_pending(layout)
+    Confinement(service["scope"], None, layout.app).refuse_root()
+    supervisor = Supervisor(service["scope"])
+    origin = live_release(layout)
+    history = ledger.history(layout)
+    if kind == "rollback":
+        bad = [entry["release"] for entry in ledger.bad_releases(layout)]
+        to = to or releases.rollback_target(history, origin, bad)
+        admission.check_rollback(layout, to, history, bad, service["scope"], service["unit"])
+    if to is None:
+        raise HostError("no release was named", kind="refused")
+    if kind == "deploy" and _staged(layout) != to:
+        raise HostError(f"{to} was not made ready", kind="refused", live=f"{origin}, as before")
+    manifest = releases.read_manifest(layout, to)
+    damage = releases.tell_differences(releases.differences(layout, to))
+    if damage:
+        raise HostError(
+            f"{to} was changed on the host", why=damage, kind="refused", live=origin or ""
+        )
+    if kind == "deploy" and to != origin:  # what serves already was accepted when it came
+        admission.accept_again(layout, to, accepts or {})
+    before = snapshots.take(layout, supervisor, service["units"])
+    written = rollback.written(layout, origin, history)
+    edited = snapshots.edited(before, written)
+    keys: list[str] = []
+    if kind == "rollback":
+        back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
+        after, keys = back.after, back.keys
+        edited += [snapshots.FLAGS] if keys else []
+    else:
+        # The same release again (new settings, a restart): the evidence for its flags still holds.
+        after = {**before, **after} if to == origin else admission.in_shadow(before, after)
+    if origin is not None:
+        ledger.remember_written(layout, origin, written)
+        snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
+    pending = Pending(
+        number=ledger.next_number(layout),
+        kind=kind,
+        to=to,
+        origin=origin,
+        token=token,
+        who=who,
+        started=time.time(),
+        state="verified",
+        unit=service["unit"],
+        scope=service["scope"],
+        endpoint=service["endpoint"],
+        serial=manifest.serial,
+        manifest_sha256=releases.manifest_sha256(layout, to),
+        check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
+        keep=keep,
+        before=before,
+        after=after,
+        edited=edited,
+        flags=sorted(flags or ()),
+        keys=keys,
+        health_s=times["health_s"],
+        soak_s=times["soak_s"],
+        confirm_s=times["confirm_s"],
+        session=os.getpid(),
+    )
+    EventLog(layout, pending.number).add("verified", release=to, kind=kind)
+    ledger.write_pending(layout, pending)
+    _start_runner(layout, pending)
+    return {"number": pending.number, "release": to, "origin": origin}
+
+
+def _start_runner(layout: Layout, pending: Pending) -> None:
+    name = f"macd-activation-{pending.number}-{os.path.basename(layout.app)}"
+    argv = [sys.executable, "-I", "-S", layout.agent_archive, "activate", "--app", layout.app]
+    log = layout.state("activations", f"{pending.number}.log")
+    try:
+        Supervisor(pending.scope).run_detached(name, argv, log)
+    except BaseException:
+        ledger.clear_pending(layout)  # nothing was begun, so nothing is under way
+        raise
+    deadline = time.monotonic() + _RUNNER_START_S
+    while time.monotonic() < deadline:
+        if len(EventLog(layout, pending.number).read()) > 1:
+            return
+        time.sleep(0.02)
+    with contextlib.suppress(HostError):  # it has come to life after all
+        activation.carry_on(layout, recorder(layout))
+    raise HostError(
+        "the host did not begin the activation",
+        why=f"no word from {layout.agent_archive} in {_RUNNER_START_S:g} s; its log is {log}",
+        hint="invoke provision, then deploy again",
+        live=live_release(layout) or "nothing",
+    )
+
+
+def confirm(app: str, number: int, token: str) -> dict[str, Any]:
+    """Called over a FRESH connection: this host can still be reached, the change may stay.
+
+    Answers `confirmed` False, and what `follow` does, while the soak goes on, over a connection
+    that was opened before it ended, and when it is too late.
+    """
+    layout = Layout(durable.expand(app))
+    pending = ledger.read_pending(layout)
+    ours = pending is not None and (pending.number, pending.token) == (number, token)
+    if ours and pending is not None and pending.session == os.getpid():
+        raise HostError("the session that began this can't confirm it", hint="open a new one")
+    if confirmation.give(layout, number, token, confirmation.process_began()):
+        return {"confirmed": True}
+    return {"confirmed": False, **follow(app, number)}
+
+
+def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[str, Any]:
+    """The states of an activation after the first `seen`; number 0 means the newest one.
+
+    With `wait`, an answer without news comes only after that many seconds.
+    """
+    layout = Layout(durable.expand(app))
+    if not os.path.isdir(layout.state("activations")):
+        return {"number": 0, "events": [], "over": True, "live": None, "runner": False}
+    number = number or ledger.next_number(layout) - 1
+    deadline = time.monotonic() + wait
+    while True:
+        pending = ledger.read_pending(layout)  # first: when it is gone, every word was said
+        events = EventLog(layout, number).read()
+        over = pending is None or pending.number != number
+        if len(events) > seen or over or time.monotonic() >= deadline:
+            return {
+                "number": number,
+                "events": events[seen:],
+                "over": over,
+                "live": live_release(layout),
+                "runner": ledger.holder_of(layout, activation.LOCK) is not None,
+            }
+        time.sleep(0.05)
+
+
+def recover(app: str) -> dict[str, Any]:
+    """End an activation whose process died: commit what was committed, else put all back.
+
+    A change of the stacking flag that was interrupted is ended first.
+
+    Left alone ("running"): one whose process lives, or whose client still sees to it.
+    """
+    layout = Layout(durable.expand(app))
+    if not os.path.isdir(layout.state()):
+        return {"outcome": "nothing"}
+    if ledger.read_pending(layout) is None and not flags.is_pending(layout):
+        return {"outcome": "nothing"}
+    with contextlib.ExitStack() as held:
+        try:
+            if not holds_the_lock(layout):
+                held.enter_context(locked(layout, DEPLOY_LOCK, {"who": "recovery"}))
+            flags.end(layout, recorder(layout))
+            return {"outcome": activation.carry_on(layout, recorder(layout))}
+        except HostError as error:
+            if error.kind != "refused":
+                raise
+            return {"outcome": "running"}
+
+
+OPERATIONS = {
+    "lock": lock,
+    "stage": stage,
+    "activate": activate,
+    "confirm": confirm,
+    "follow": follow,
+    "recover": recover,
+}

@@ -1,0 +1,287 @@
+"""Make a host what the inventory says it is, and tell each thing that had to be changed for it.
+
+Converges: what is right is not touched, so a second run changes nothing. Everything is looked at
+before anything is done, and a dry run ends there: it tells the very list that another one does.
+Knows no templates and no inventory; it is told owners, modes, texts and units.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import grp
+import os
+import pwd
+import stat
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from macd.host import durable, envfile
+from macd.host.deploy import ledger
+from macd.host.deploy.ledger import locked
+from macd.host.failure import HostError
+from macd.host.flag import guard_config
+from macd.host.layout import Layout, discard
+from macd.host.masking import hidden
+from macd.host.store import needs
+from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.supervisor import Supervisor
+
+DEPLOY_LOCK = "deploy.lock"
+Change = dict[str, Any]
+
+
+def provision(
+    app: str,
+    scope: str,
+    account: str,
+    directories: list[dict[str, Any]],
+    files: list[dict[str, Any]],
+    flags: dict[str, str],
+    units: dict[str, str | None],
+    enable: list[str],
+    who: str,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Converge; answers {"changes": [...], "missing": [...]}, with `dry_run` what it would change.
+
+    Args:
+        account: the service's user, made if missing; "" where it runs as whoever logs in.
+        directories: {"path" below app, "mode", "owner": "" or the account}, parents first.
+        files: {"path" below app, "data", "mode"}, replaced whole; with "secret" shown in no diff.
+            "data" None: the file must not be there.
+        flags: what .env must hold; ML_ENABLE_STACKING only counts when it isn't set yet.
+        units: text by name; None: the unit must not be there.
+
+    Raises:
+        HostError ("refused"): not root, or root where it must not be, the lock is held, an
+            activation is under way, or something stands there that is not provision's to change.
+            Nothing was changed.
+    """
+    layout = Layout(durable.expand(app))
+    if scope == "system" and os.geteuid() != 0:
+        raise HostError(
+            "provisioning this host needs root",
+            why=f"the login is {pwd.getpwuid(os.geteuid()).pw_name}; its scope is system",
+            hint="log in as root, or set become: sudo for this host in the inventory",
+            live="unchanged",
+            kind="refused",
+        )
+    Confinement(scope, None, layout.app).refuse_root()
+    look = _Look(layout, Supervisor(scope), scope)
+    os.umask(0o022)
+    with contextlib.ExitStack() as held:
+        is_new = not os.path.isdir(layout.state())
+        if not is_new:
+            _refuse_if_busy(layout)
+            if not dry_run:
+                held.enter_context(_lock(layout, who))
+        look.account(account)
+        for directory in directories:
+            look.directory(directory["path"], directory["mode"], directory["owner"])
+        if is_new:
+            look.doings.append(lambda: held.enter_context(_lock(layout, who)))
+        for file in files:
+            look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
+        look.flags(flags)
+        look.units({**units, **guard_config.units_in_force(layout, scope)}, enable)
+        for do in () if dry_run else look.doings:
+            do()
+    return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
+
+
+def _lock(layout: Layout, who: str) -> Any:
+    return locked(layout, DEPLOY_LOCK, {"who": who, "doing": "provision"})
+
+
+def _refuse_if_busy(layout: Layout) -> None:
+    pending = ledger.read_pending(layout)
+    if pending is not None:
+        raise HostError(
+            f"activation {pending.number} is under way",
+            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
+            hint="invoke deploy --attach follows it; provision again when it has ended",
+            kind="refused",
+        )
+
+
+class _Look:
+    """One pass over the host: what differs, and in the same order how each of it is put right."""
+
+    def __init__(self, layout: Layout, supervisor: Supervisor, scope: str) -> None:
+        self._layout = layout
+        self._supervisor = supervisor
+        self._scope = scope
+        self.changes: list[Change] = []
+        self.doings: list[Callable[[], object]] = []
+
+    def _change(
+        self, what: str, name: str, how: str, do: Callable[[], object], **more: Any
+    ) -> None:
+        self.changes.append({"what": what, "name": name, "how": how, **more})
+        self.doings.append(do)
+
+    def account(self, name: str) -> None:
+        """A system account without a login and without a home of its own."""
+        if not name or self._scope == "user":
+            return
+        if not _has_account(name):
+            self._change("account", name, "created", lambda: _add_account(name, self._layout.app))
+
+    def directory(self, relative: str, mode: int, owner: str) -> None:
+        path = os.path.join(self._layout.app, relative).rstrip("/")
+
+        def make() -> None:
+            durable.make_directories(path)
+            os.chmod(path, mode)
+            self._chown(path, owner)
+
+        if not os.path.lexists(path):
+            self._change("directory", path, "created", make)
+            return
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            hint = f"move it away: mv {path} {path}.by-hand"
+            raise HostError(f"{path} is no directory", hint=hint, kind="refused")
+        if stat.S_IMODE(status.st_mode) != mode:
+            how = f"mode {stat.S_IMODE(status.st_mode):o} -> {mode:o}"
+            self._change("directory", path, how, lambda: os.chmod(path, mode))
+        wanted = self._ids(owner)
+        if wanted is not None and (status.st_uid, status.st_gid) != wanted:
+            how = f"owner -> {owner or 'root'}"
+            self._change("directory", path, how, lambda: self._chown(path, owner))
+
+    def _ids(self, owner: str) -> tuple[int, int] | None:
+        if self._scope == "user":
+            return None
+        try:
+            return (pwd.getpwnam(owner).pw_uid, grp.getgrnam(owner).gr_gid) if owner else (0, 0)
+        except KeyError:
+            return -1, -1  # not made yet
+
+    def _chown(self, path: str, owner: str) -> None:
+        ids = self._ids(owner)
+        if ids is not None:
+            os.chown(path, *ids)
+
+    def file(self, relative: str, data: bytes | None, mode: int, *, secret: bool = False) -> None:
+        path = os.path.join(self._layout.app, relative)
+        before = _content(path)
+        if data is None:
+            if before is not None:
+                self._change("file", path, "removed", lambda: discard(path))
+        elif before != data:
+            shown = {} if secret else _texts(before, data)
+            how = "created" if before is None else "changed"
+            write = functools.partial(durable.replace_file, path, data, mode=mode)
+            self._change("file", path, how, write, **shown)
+        elif stat.S_IMODE(os.stat(path).st_mode) != mode:
+            how = f"mode {stat.S_IMODE(os.stat(path).st_mode):o} -> {mode:o}"
+            self._change("file", path, how, lambda: os.chmod(path, mode))
+
+    def flags(self, wanted: dict[str, str]) -> None:
+        """The .env file: made with stacking in shadow; keys we don't know are left alone."""
+        path = self._layout.env
+        content = _content(path)
+        text = "" if content is None else content.decode("utf-8", "surrogateescape")
+        try:
+            present = envfile.parse(text)
+            changes = {k: v for k, v in wanted.items() if present.get(k) != v}
+            if "ML_ENABLE_STACKING" in present:  # enable-stacking's to decide, never provision's
+                changes.pop("ML_ENABLE_STACKING", None)
+            after = envfile.with_values(text, changes)
+        except envfile.EnvFileError as error:
+            raise HostError(
+                f"{path} can't stay as it is",
+                why=str(error),
+                hint="mend that line, then provision again",
+                kind="refused",
+            ) from error
+        if content is None or changes:
+            how = "created" if content is None else "changed"
+            shown: dict[str, Any] = _texts(
+                envfile.shown(text).encode(), envfile.shown(after).encode()
+            )
+            shown["hidden"] = hidden(present, changes, envfile.FLAGS)
+            data = after.encode("utf-8", "surrogateescape")
+            write = functools.partial(durable.replace_file, path, data, mode=0o600)
+            self._change("file", path, how, write, **shown)
+        elif stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
+
+    def units(self, wanted: dict[str, str | None], enable: list[str]) -> None:
+        differing: dict[str, str | None] = {}
+
+        def install() -> None:
+            for name in [name for name, text in differing.items() if text is None]:
+                self._supervisor.disable(name)
+            self._supervisor.install(differing)  # all of them, and one reload
+
+        for name, text in sorted(wanted.items()):
+            before = self._supervisor.unit_text(name)
+            if before != text:
+                how = "created" if before is None else "removed" if text is None else "changed"
+                do = _nothing if differing else install
+                self._change("unit", name, how, do, before=before or "", after=text or "")
+                differing[name] = text
+        for unit in enable:
+            if self._is_off(unit, wanted[unit] or "", is_new=unit in differing):
+                enabling = functools.partial(self._supervisor.enable, unit)
+                self._change("unit", unit, "enabled", enabling)
+
+    def _is_off(self, unit: str, text: str, *, is_new: bool) -> bool:
+        """Whether it has to be enabled once its file says `text`; `is_new`: not as it stands."""
+        shown = self._supervisor.show(unit).enabled
+        if is_new:
+            return "[Install]" in text.splitlines() and shown != "enabled"
+        return shown not in ("enabled", "static")
+
+
+def _nothing() -> None:
+    """What the first of several changes does for all of them."""
+
+
+def _accounts() -> contextlib.AbstractContextManager[None]:
+    """One at a time: applications of one host may be provisioned at once, for the same account."""
+    return durable.one_at_a_time("/etc")
+
+
+def _has_account(name: str) -> bool:
+    with _accounts(), contextlib.suppress(KeyError):
+        pwd.getpwnam(name)
+        return True
+    return False
+
+
+def _add_account(name: str, app: str) -> None:
+    argv = ["useradd", "--system", "--user-group", "--no-create-home"]
+    argv += ["--home-dir", app, "--shell", "/usr/sbin/nologin", name]
+    with _accounts():
+        with contextlib.suppress(KeyError):
+            pwd.getpwnam(name)
+            return  # made since it was looked for
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise HostError(f"the account {name} was not made", why=done.stderr.strip())
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
+    """Both texts for a diff; nothing for what isn't text."""
+    if b"\0" in after or b"\0" in (before or b""):
+        return {}
+    return {
+        "before": (before or b"").decode("utf-8", "replace"),
+        "after": after.decode("utf-8", "replace"),
+    }
+
+
+OPERATIONS = {"provision": provision}

@@ -1,0 +1,118 @@
+"""What a rollback puts back beside the release, and what people changed that it would replace.
+
+Unit files and service.json come back as they were with the release. Of .env only the keys that the
+tool sets come back: all else in it is the team's, a rotated key for instance, and stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from macd.host import envfile
+from macd.host.deploy.ledger import Snapshot
+from macd.host.failure import HostError
+from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.host.layout import Layout
+from macd.host.store import releases, snapshots
+from macd.host.store.snapshots import FLAGS
+from macd.host.systemd.supervisor import Supervisor
+
+History = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Texts as they shall be, and what differs from now: names of files, and keys of .env.
+
+    `edited`: those of `files` whose text the tool did not write; it is kept beside the file.
+    `keys` never names stacking's, which always goes to shadow. No values but in `after`.
+    """
+
+    after: Snapshot
+    files: list[str]
+    edited: list[str]
+    keys: list[str]
+
+
+def to_release(
+    layout: Layout, now: Snapshot, to: str, live: str | None, history: History, flags: list[str]
+) -> Rollback:
+    """What goes back with `to`. Raises HostError when it was never live here.
+
+    Args:
+        now: of every unit that may be switched.
+        flags: the keys of .env that the tool sets, for releases that recorded none.
+    """
+    kept = snapshots.of(layout, to)
+    names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
+    keys = _keys(now.get(FLAGS), kept.get(FLAGS), names)
+    after = {**kept, FLAGS: _env(now.get(FLAGS), kept.get(FLAGS), keys)}
+    files = snapshots.changed_files(now, after)
+    by_hand = snapshots.edited(now, written(layout, live, history))
+    return Rollback(after, files, [name for name in files if name in by_hand], sorted(keys))
+
+
+def previews(
+    layout: Layout,
+    supervisor: Supervisor,
+    units: Sequence[str],
+    live: str | None,
+    history: History,
+    flags: list[str],
+) -> dict[str, dict[str, list[str]]]:
+    """By release that may come back: what would be put back with it. No values."""
+    here = releases.on_host(layout)
+    now = snapshots.take(layout, supervisor, list(units))
+    found = {}
+    for release in dict.fromkeys(str(entry["release"]) for entry in history):
+        if release == live or release not in here:
+            continue
+        with contextlib.suppress(HostError):  # one that can't come back says so when it is asked to
+            told = to_release(layout, now, release, live, history, flags)
+            found[release] = {"files": told.files, "edited": told.edited, "keys": told.keys}
+    return found
+
+
+def written(layout: Layout, live: str | None, history: History) -> dict[str, str | None]:
+    """Hashes of the texts that the tool wrote when `live` went live; empty when none are known."""
+    if live is None:
+        return {}
+    for entry in reversed(history):
+        if entry["release"] == live and isinstance(entry.get("written"), dict):
+            return dict(entry["written"])
+    with contextlib.suppress(HostError):  # an older version recorded none
+        return snapshots.hashes(snapshots.of(layout, live))
+    return {}
+
+
+def _flags_of(history: History, release: str | None, flags: list[str]) -> list[str]:
+    for entry in reversed(history):
+        if entry["release"] == release and isinstance(entry.get("flags"), list):
+            return [str(key) for key in entry["flags"]]
+    return flags
+
+
+def _keys(now: str | None, kept: str | None, names: list[str]) -> dict[str, str | None]:
+    """Which of the tool's keys `kept` has otherwise, with its value there (None: it had none)."""
+    differing = snapshots.differing(now, kept, names)
+    return {key: value for key, value in differing.items() if _is_plain(key, value)}
+
+
+def _is_plain(key: str, value: str | None) -> bool:
+    """Whether the tool may have set it so; what is no such value, a person wrote."""
+    try:
+        envfile.with_values("", {} if value is None else {key: value})
+    except envfile.EnvFileError:
+        return False
+    return True
+
+
+def _env(now: str | None, kept: str | None, keys: dict[str, str | None]) -> str | None:
+    """The flags file as it stands, the tool's keys as they were, stacking in shadow."""
+    if now is None and kept is None:
+        return None
+    data = (now or "").encode("utf-8", "surrogateescape")
+    return envfile.rewritten(data, {**keys, FLAG: SHADOW}).decode("utf-8", "surrogateescape")

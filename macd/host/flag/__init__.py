@@ -1,0 +1,1 @@
+"""The stacking flag on a host, and the guard that takes it back."""

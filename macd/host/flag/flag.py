@@ -1,0 +1,343 @@
+"""Set the stacking flag for the running process, not only for a file; or leave things as they were.
+
+The change is on record before anything is touched. Whatever kills this, the next call, the next
+deploy or the boot unit ends it: an interrupted enabling is taken back, an interrupted disabling is
+finished, because shadow is the safe side. For the same reason disabling is never undone: a service
+that is unwell without stacking is told of, and not given stacking back; and a disk that takes no
+record of it does not keep stacking on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from macd.host import durable
+from macd.host.deploy import ledger, probe
+from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host.failure import HostError
+from macd.host.flag import evidence, guard_config, stacking
+from macd.host.flag.flag_change import (
+    PENDING,
+    Change,
+    Notes,
+    Record,
+    interrupted,
+    named,
+    refuse_if_deploying,
+    told,
+    unwatched,
+)
+from macd.host.flag.flag_file import (
+    FLAG,
+    LIVE,
+    SHADOW,
+    in_file,
+    of_process,
+    refuse_unreadable,
+    write,
+)
+from macd.host.layout import Layout, live_release
+from macd.host.record import recorder
+from macd.host.store import releases
+from macd.host.systemd.supervisor import Process, Supervisor
+
+_POLL_S = 0.1
+_CRASHES_THAT_SETTLE_IT = 2
+_REFUSALS_THAT_SETTLE_IT = 4
+
+
+class _NotProvedError(Exception):
+    """No new process was seen to run with the flag."""
+
+
+def set_flag(
+    app: str,
+    wanted: str,
+    who: str,
+    service: dict[str, Any],
+    health_s: float,
+    report: bytes = b"",
+    signature: bytes = b"",
+    identity: str = "",
+    guard: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
+
+    `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
+    begins before stacking is enabled; None: no watch. Answers outcome ("set", "already" or
+    "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason, and lost
+    (why the way to shadow is not on record here, "" if it is).
+
+    Stacking that runs but that no guard watches (a hand edit and a restart, a killed guard) is not
+    "already": it needs the evidence and gets the watch, but a well process is not restarted.
+
+    Raises:
+        HostError ("refused"): nothing was touched.
+    """
+    layout = Layout(durable.expand(app))
+    if wanted not in (LIVE, SHADOW):
+        raise HostError(f"{FLAG} can't be {wanted!r}", kind="refused")
+    if not os.path.isdir(layout.state()):
+        raise HostError(
+            "this host is not provisioned",
+            live="nothing; nothing was changed",
+            hint="invoke provision",
+            kind="refused",
+        )
+    os.umask(0o022)
+    record = recorder(layout)
+    doing = "enable-stacking" if wanted == LIVE else "disable-stacking"
+    with ledger.locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}):
+        refuse_if_deploying(layout)
+        end(layout, record)
+        change = _begin(layout, wanted, who, service, health_s)
+        process = Supervisor(change.scope).show(change.unit)
+        so = _is_so(layout, change, process)
+        if so and (wanted == SHADOW or stacking.guard_of(layout, change.release) == "watches"):
+            return told("already", change, process, "")
+        if wanted == LIVE:
+            refuse_unreadable(layout)
+            if so and not report:
+                raise unwatched(change)
+            claim = evidence.Claim(report, signature, identity)
+            now = datetime.now(UTC)
+            guard_config.refuse_older(
+                layout, evidence.check(layout, claim, change.release, now=now)
+            )
+            change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
+        notes = Notes(layout, record, must=wanted == LIVE)
+        notes.keep(change)
+        if wanted == LIVE and guard is not None:
+            _arm(layout, notes, change, service, guard)
+        notes.record("flag.begun", named(change))
+        sha256 = _manifest(layout, change, wanted)
+        if so and not _unwell(change, sha256, process)[0]:
+            return _proved(notes, change, process, "")
+        return _carry_out(layout, notes, change)
+
+
+def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
+    """End a change that was interrupted; the caller holds the deploy lock.
+
+    `booting`: systemd starts the service after us, so only the file is put right. Returns "set",
+    "reverted", or "nothing" when none is pending.
+    """
+    change = interrupted(layout)
+    if change is None:
+        return "nothing"
+    notes = Notes(layout, record, must=change.wanted == LIVE and change.state == "proved")
+    if change.state == "proved":
+        return str(_finish(notes, change, None, "")["outcome"])
+    if change.wanted == SHADOW:
+        return str(_carry_out(layout, notes, change, booting=booting)["outcome"])
+    reason = change.reason or f"it was interrupted while {change.state}"
+    return str(_put_back(layout, notes, change, reason, booting=booting)["outcome"])
+
+
+def is_pending(layout: Layout) -> bool:
+    return os.path.exists(layout.state(PENDING))
+
+
+def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
+    """`end` for one who does not hold the lock; "running" when somebody is at work."""
+    if not is_pending(layout):
+        return "nothing"
+    try:
+        with ledger.locked(layout, DEPLOY_LOCK, {"who": "recovery", "doing": "stacking flag"}):
+            return end(layout, record, booting=booting)
+    except HostError as error:
+        if error.kind != "refused":
+            raise
+        return "running"
+
+
+def _begin(
+    layout: Layout, wanted: str, who: str, service: dict[str, Any], health_s: float
+) -> Change:
+    live = live_release(layout)
+    if live is None:
+        raise HostError("no release is live on this host", hint="invoke deploy", kind="refused")
+    return Change(
+        wanted=wanted,
+        was=SHADOW if wanted == LIVE else in_file(layout),  # an enabling only goes back to shadow
+        release=live,
+        unit=service["unit"],
+        sockets=list(service["sockets"]),
+        scope=service["scope"],
+        endpoint=service["endpoint"],
+        health_s=health_s,
+        who=who,
+        started=time.time(),
+    )
+
+
+def _is_so(layout: Layout, change: Change, process: Process) -> bool:
+    running = of_process(process, change.endpoint)
+    return (
+        in_file(layout) == change.wanted
+        and running is not None
+        and running.get(FLAG, SHADOW) == change.wanted
+    )
+
+
+def _arm(
+    layout: Layout, notes: Notes, change: Change, service: dict[str, Any], guard: dict[str, Any]
+) -> None:
+    try:
+        guard_config.arm(layout, change.release, service, change.health_s, guard)
+    except (HostError, OSError):
+        notes.forget()  # the flag was not touched
+        raise
+
+
+def _carry_out(
+    layout: Layout, notes: Notes, change: Change, *, booting: bool = False
+) -> dict[str, Any]:
+    process, wrong = None, ""
+    try:
+        write(layout, change.wanted)
+        if not booting:
+            if change.wanted == SHADOW:
+                _refuse_beside(layout, notes, change)
+            process, wrong = _restarted(layout, change, change.wanted)
+    except (_NotProvedError, HostError, OSError) as error:
+        if change.wanted == LIVE:
+            return _put_back(layout, notes, change, _words(error))
+        if not isinstance(error, _NotProvedError):
+            raise  # still on record: the next call goes on with it
+        wrong = _words(error)
+        _refuse_live(change, wrong)
+    if wrong and change.wanted == LIVE:
+        return _put_back(layout, notes, change, wrong)
+    return _proved(notes, change, process, wrong)
+
+
+def _refuse_beside(layout: Layout, notes: Notes, change: Change) -> None:
+    """Raises HostError: a restart would have the flag again, whatever .env says.
+
+    Nothing stays on record, so that no deploy and no rollback has to wait for it.
+    """
+    beside = stacking.beside(layout, Supervisor(change.scope), change.unit)
+    if beside:
+        notes.forget()
+        raise HostError(
+            "stacking still decides: something beside .env sets it",
+            why=f"{beside[0]} sets {FLAG}=1 and wins over .env, which says 0 now",
+            live=f"{change.release} with stacking",
+            hint="take it out there, then: invoke disable-stacking",
+        )
+
+
+def _refuse_live(change: Change, wrong: str) -> None:
+    """Raises HostError: the process that runs still has it. On record, so the next call goes on."""
+    running = of_process(Supervisor(change.scope).show(change.unit), change.endpoint)
+    if running is not None and running.get(FLAG, SHADOW) == LIVE:
+        raise HostError(
+            "stacking still decides: the service was not started again",
+            why=wrong,
+            live=f"{change.release} with stacking; .env says {FLAG}=0",
+            hint="invoke disable-stacking tries it again",
+        )
+
+
+def _proved(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
+    change = dataclasses.replace(change, state="proved")
+    notes.keep(change)
+    return _finish(notes, change, process, wrong)
+
+
+def _finish(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
+    pid = process.pid if process else None
+    notes.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
+    notes.forget()
+    return told("set", change, process, wrong, notes.lost)
+
+
+def _put_back(
+    layout: Layout, notes: Notes, change: Change, reason: str, *, booting: bool = False
+) -> dict[str, Any]:
+    """The value there was before, in the file and in the process: always shadow."""
+    notes = notes.may()
+    change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
+    notes.keep(change)  # where that fails, the older record leads back too
+    before = dataclasses.replace(change, wanted=change.was)
+    process: Process | None = Supervisor(change.scope).show(change.unit)
+    wrong = ""
+    touched = process is None or not _is_so(layout, before, process)
+    write(layout, change.was)
+    if booting:
+        process, wrong = None, "systemd starts it next"
+    elif touched:
+        try:
+            process, wrong = _restarted(layout, change, change.was)
+        except _NotProvedError as error:
+            process, wrong = None, _words(error)
+    notes.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
+    notes.forget()
+    return told("reverted", change, process, wrong, notes.lost)
+
+
+def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
+    """A NEW process seen to run with the flag at `value`, and why it is not well ("" if it is).
+
+    Raises:
+        _NotProvedError: there was none in health_s, or it crashes.
+    """
+    supervisor = Supervisor(change.scope)
+    sha256 = _manifest(layout, change, value)
+    before = supervisor.show(change.unit)
+    deadline = time.monotonic() + change.health_s
+    restarting = supervisor.restart(change.unit, change.sockets)
+    proved: Process | None = None
+    wrong, refusals = "it has not answered yet", 0
+    while time.monotonic() < deadline and refusals <= _REFUSALS_THAT_SETTLE_IT:
+        now = supervisor.show(change.unit)
+        crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
+        if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
+            raise _NotProvedError(f"the service does not start: {now.result or now.active}")
+        if now.pid and not now.is_same_life(before):
+            running = of_process(now, change.endpoint)
+            has_it = running is not None and running.get(FLAG, SHADOW) == value
+            proved = now if has_it else None
+            wrong, final = _unwell(change, sha256, now)
+            if has_it and not wrong:
+                return now, ""
+            refusals = refusals + 1 if final else 0
+        time.sleep(_POLL_S)
+    if proved is None or not supervisor.show(change.unit).is_same_life(proved):
+        raise _NotProvedError(f"no running process has {FLAG}={value}: {wrong}")
+    return proved, wrong
+
+
+def _manifest(layout: Layout, change: Change, value: str) -> str:
+    """The live manifest's hash. For shadow "" where it can't be read: no answer is well then."""
+    try:
+        return releases.manifest_sha256(layout, change.release)
+    except OSError:
+        if value == LIVE:
+            raise
+        return ""
+
+
+def _unwell(change: Change, sha256: str, process: Process) -> tuple[str, bool]:
+    """Why it does not serve the live release well, and whether that is its last word."""
+    try:
+        answer = probe.ask(change.endpoint)
+    except probe.ProbeError as error:
+        return f"it does not answer: {error}", False
+    wrong = probe.problems(answer, release=change.release, manifest_sha256=sha256, process=process)
+    started = process.active == "active" and answer.get("status") in ("ok", "failed")
+    return "; ".join(wrong), started and answer.get("pid") == process.pid
+
+
+def _words(error: Exception) -> str:
+    why = getattr(error, "why", "")
+    return f"{error}: {why}" if why else str(error)
+
+
+OPERATIONS = {"set_flag": set_flag}

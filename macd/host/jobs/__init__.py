@@ -1,0 +1,1 @@
+"""Long jobs that a host owns."""

@@ -1,0 +1,433 @@
+"""Lines of a log, in their order, to what they prove about a release: counts, gaps, diagnoses.
+
+Counts what is there and decides nothing (gate.py does); reads no file and no clock. Damage must
+never raise a rate: junk and bars that were refused count as bars without evidence, and a bar told
+again (known by symbol and time, as in a replay's next lap) counts once while all is well, else
+again. A line without ml_error tells of no error, unless another line of its release has the field
+(then it was lost here) or a model gave no number (then something was wrong). What is kept is
+bounded, whatever the lines hold: of more bars than can be told apart, a good one counts as told
+again and any other as junk, also one of a model that is stuck. Standard library alone: the guard
+runs this on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+from macd.host.judge import parse, tallies
+from macd.host.judge.continuity import REFUSED, Continuity, step_ms
+from macd.host.judge.gate import Cause
+from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
+from macd.host.judge.realised import MOST, Seen, realised
+
+COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
+ALL = COVERED | ACTIVATED | TFT | LSTM
+_UNTOLD = 16  # good as far as it goes; bad once a line of the release turns out to have ml_error
+MOST_BARS = 1_000_000  # about 100 MB
+_FUTURE_MS = 5 * 60_000  # a clock may differ by that much
+_MOST_KEPT = 50
+_MOST_RELEASES = 1000
+_MOST_STYLES, _LONGEST_NAME = 3, 40
+_POSITIVE = (1 << 63) - 1
+_LOST = "no field ml_error, which other lines of the release have"
+_ANOTHER_STYLE = Bad("release is no release's id")
+_LATE = REFUSED[0]
+_SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
+_PAIRS = (("lgb", "lstm"), ("lgb", "tft"), ("lstm", "tft"), ("stacking", "lgb"))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which lines are evidence: written in [start, end] (epoch ms), of this release.
+
+    release: None takes all releases, and lines without one. strict: lines must carry a seq and the
+    release, as evidence for a flip does; otherwise lines of earlier versions, which have neither,
+    count with a warning.
+    """
+
+    start: int
+    end: int
+    release: str | None
+    strict: bool = True
+
+    def takes(self, line: Line) -> bool:
+        """Whether the line is of the release, whenever it was written."""
+        return self.release in (None, line.release) or (line.release is None and not self.strict)
+
+
+class Analysis:
+    """Feed it every line with `add`, then ask for the `document`, once.
+
+    Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
+    in `malformed`, of which `junk` count as bars. newest: the last line, whatever it says;
+    newest_signal: the last one that is a bar of the release. whole: whether they are all there.
+    most: bars that are told apart.
+    """
+
+    def __init__(self, window: Window, most: int = MOST_BARS) -> None:
+        self.window = window
+        self.most = most
+        self.bars: dict[int, int] = {}
+        self.lines = self.malformed = self.junk = 0
+        self.newest: Line | None = None
+        self.newest_signal: Line | None = None
+        self.first: Line | None = None
+        self.severe = tallies.Groups()
+        self._errors, self._warnings = tallies.Groups(), tallies.Groups()
+        self._skipped, self._quarantine = tallies.Groups(), list[dict[str, Any]]()
+        self._why: Counter[str] = Counter()
+        self._releases: Counter[str] = Counter()
+        self._modes: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._models = {name: tallies.Model() for name in ("p", "lgb", "lstm", "tft", "stacking")}
+        self._pairs = {pair: tallies.Pair() for pair in _PAIRS}
+        self._timeline, self._latency = tallies.Timeline(), tallies.Latency()
+        self._stuck = {"tft": tallies.Stuck(TFT), "lstm": tallies.Stuck(LSTM)}
+        self._seen: deque[Seen] = deque(maxlen=MOST)
+        self._pending: Counter[str] = Counter()
+        self._junk_why: Counter[str] = Counter()
+        self._inside = True
+        self.whole = Continuity()
+        self._entered = False
+        self._anonymous = 0
+        # Where our own lines are judged, none of them names a release in another style.
+        self._only_ours = window.strict or parse.is_release(window.release)
+        self._styles: dict[str, None] = {}
+        self._tells = False  # whether a line of the release has the field ml_error
+        self._quiet = tallies.Groups()  # the lines without it that nothing else is wrong with
+        self._symbols = tallies.Few()
+        self._refused: dict[int, tuple[str, str, int]] = {}  # event, symbol, time
+        self._no_junk = 0  # of `junk`, the lines that could be read
+
+    def add(self, line: Line | Bad, file: str, number: int) -> None:
+        """The next line: `number` counts from 1 in `file`."""
+        self.lines += 1
+        if isinstance(line, Bad):
+            self._bad(line, file, number)
+            return
+        if line.foreign and self._only_ours:
+            if self._entered or self.window.start <= line.time:
+                if len(self._styles) <= _MOST_STYLES:  # a hostile log has as many as it likes
+                    self._styles.setdefault((line.release or "")[:_LONGEST_NAME])
+                self._bad(_ANOTHER_STYLE, file, number)
+            return
+        # Lines come in the order they were written: a clock set back takes none out of the window.
+        inside = self._entered = self._entered or self.window.start <= line.time
+        of_release = self.window.takes(line)
+        ours = inside and of_release
+        self._settle(ours)
+        self.whole.meet(line, ours, inside, file, number)
+        self.whole.number(line, inside, file, number)
+        self._releases[self._release(line.release or "")] += inside
+        if self.first is None:
+            self.first = line
+        self.newest = line
+        if of_release:
+            self.whole.follow(line, inside)
+            if not self._tells and line.kind == SIGNAL and _named(line) and not line.untold:
+                self._begins_to_tell()
+        if not ours:
+            self._counts["without seq or release"] += inside and line.seq is None
+            return
+        self._counts["without seq or release"] += line.seq is None or line.release is None
+        if line.seq is None and self.window.strict:
+            self._unnumbered(line)
+        else:
+            self._take(line)
+
+    def _take(self, line: Line) -> None:
+        if line.kind == SIGNAL:
+            self._signal(line)
+        elif line.kind == SEVERE:
+            self.severe.add(line.note, line.time)
+        elif line.kind == WARN:
+            self._warnings.add(line.note, line.time)
+            if line.note in REFUSED:
+                self._refuse(line)
+
+    def _refuse(self, line: Line) -> None:
+        at = line.time if line.bar is None else line.bar
+        key = hash(("refused", line.symbol, line.tf, at)) & _POSITIVE
+        if key in self._refused:
+            return
+        if self._is_full:
+            self._crowded(good=False)
+        else:
+            self._refused[key] = (line.note, line.symbol, line.time)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.bars) + len(self._refused) >= self.most
+
+    def _crowded(self, *, good: bool) -> None:
+        """A bar beyond those that can be told apart: perhaps one that was told before."""
+        self._counts["bars too many to be told apart"] += 1
+        if not good:
+            self.junk += 1
+            self._no_junk += 1
+
+    def _release(self, name: str) -> str:
+        known = name in self._releases or len(self._releases) < _MOST_RELEASES
+        return name if known else "(others)"
+
+    def _bad(self, line: Bad, file: str, number: int) -> None:
+        self.malformed += 1
+        self._pending[line.why] += 1
+        self._why[line.why] += 1
+        if len(self._quarantine) < _MOST_KEPT:
+            self._quarantine.append({"file": file, "line": number, "why": line.why})
+
+    def _settle(self, ours: bool) -> None:
+        """Junk is a bar without evidence unless it lies between lines that are no evidence."""
+        self._count_junk(ours or self._inside)
+        self._inside = ours
+
+    def _count_junk(self, among_ours: bool) -> None:
+        if not self._pending:
+            return
+        if among_ours:
+            self.junk += self._pending.total()
+            self._junk_why += self._pending
+        self._pending.clear()
+
+    def _unnumbered(self, line: Line) -> None:
+        """Every line of ours has a seq: what one without it was, nobody knows."""
+        self.junk += 1
+        self._no_junk += 1
+        self._counts["bars without seq"] += 1
+        self._skipped.add("not covered: a line without seq", line.time)
+        self._timeline.add(line.time, False, False)
+        if line.kind == SEVERE:
+            self.severe.add(line.note, line.time)
+
+    def _signal(self, line: Line) -> None:
+        future = line.time > self.window.end + _FUTURE_MS
+        self._counts["in the future"] += future
+        usable = not future and not (line.bar is None and self.window.strict)
+        self._symbols.add(line.symbol)
+        if usable:
+            self.newest_signal = line
+        error, p = self._error(line), line.p
+        bits = 0
+        if self._models["p"].add(p) or p in (0.0, 1.0):
+            bits = COVERED if usable and not error else 0
+        stacked = self._models["stacking"].add(line.stacking)
+        if bits and stacked and line.mode in ("shadow", "live"):
+            bits |= ACTIVATED
+        self._modes[line.mode if line.mode in parse.MODES else "?"] += 1
+        if not bits & ACTIVATED:
+            self._skipped.add(_why_not(line, error, bits, stacked), line.time)
+        bits |= self._judge_nets(line, bits)
+        if not error and line.untold and _named(line):
+            bits |= _UNTOLD
+            self._quiet.add(_LOST, line.time)
+        key = self._place(self._key(line), bits)
+        if key is not None or bits == ALL:  # else it counts as junk already
+            self._look_for_stuck(line, key)
+        self._look(line, bits)
+
+    def _look_for_stuck(self, line: Line, key: int | None) -> None:
+        for name, stuck in self._stuck.items():
+            value = getattr(line, name)
+            if value is not None and math.isfinite(value):
+                stuck.add(value, key, self.bars)
+
+    def _error(self, line: Line) -> str:
+        """Its error, also one that it kept quiet about; "" for none."""
+        error = line.error
+        if line.untold and _named(line):
+            error = _LOST if self._tells else _silent(line)
+        if error:
+            self._errors.add(error, line.time)
+            if error.startswith(_SEVERE_ERRORS):
+                self.severe.add(error, line.time)
+        return error
+
+    def _begins_to_tell(self) -> None:
+        """The writer has the field, so the lines before this one lost it."""
+        self._tells = True
+        self._errors.take(self._quiet)
+        for key, bits in self.bars.items():
+            if bits & _UNTOLD:
+                self.bars[key] = 0
+
+    def _key(self, line: Line) -> int:
+        """Python's hashes of text differ from run to run, so nobody can make two bars meet."""
+        if line.bar is None:
+            self._anonymous += 1
+            return -self._anonymous
+        return hash((line.symbol, line.tf, line.bar)) & _POSITIVE
+
+    def _place(self, key: int, bits: int) -> int | None:
+        """Where the bar's bits went; None: nothing is kept of it."""
+        known = self.bars.get(key)
+        if known is not None:
+            self._counts["told again"] += 1
+            if bits == ALL or (bits == ALL | _UNTOLD and known & _UNTOLD):
+                return key
+            self._anonymous += 1
+            key = -self._anonymous
+        if self._is_full:
+            self._crowded(good=bits == ALL)
+            return None
+        self.bars[key] = bits
+        return key
+
+    def _judge_nets(self, line: Line, bits: int) -> int:
+        good = TFT if self._models["tft"].add(line.tft) else 0
+        good |= LSTM if self._models["lstm"].add(line.lstm) else 0
+        return good if bits & ACTIVATED else 0
+
+    def _look(self, line: Line, bits: int) -> None:
+        self._models["lgb"].add(line.lgb)
+        self._latency.add(line.latency)
+        self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
+        said = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
+        known = {name: p for name, p in said.items() if p is not None and 0 < p < 1}
+        for (a, b), pair in self._pairs.items():
+            if a in known and b in known:
+                pair.add(known[a], known[b])
+        close = line.close
+        if line.heads and close is not None and line.bar is not None and math.isfinite(close):
+            step = step_ms(line.tf)
+            if step:
+                self._seen.append(Seen(line.symbol, line.tf, line.bar, step, close, line.heads))
+
+    def finish(self) -> None:
+        """No more lines come."""
+        self._count_junk(self._inside)
+        for stuck in self._stuck.values():
+            stuck.end(self.bars)
+        for key, (note, symbol, time) in self._refused.items():
+            # A cross symbol's bad bar is no bar of ours: ours then says by itself what it lacked.
+            if note == _LATE or not self._symbols or symbol in self._symbols:
+                self.bars[key] = 0
+                self._counts["refused bars"] += 1
+                self._skipped.add(f"not covered: the bar was refused as {note}", time)
+                self._timeline.add(time, False, False)
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the verdict, as JSON can hold it."""
+        for name, stuck in self._stuck.items():
+            self._models[name].stuck = stuck.total
+        models = {name: model.document() for name, model in self._models.items()}
+        pairs = {f"{a} and {b}": pair.document() for (a, b), pair in self._pairs.items()}
+        whole = self.whole
+        missing = {
+            "gap": whole.gaps,
+            "repeat": whole.repeats,
+            "holes between bars": whole.incomplete,
+        }
+        counts = {**self._counts, **missing}
+        return {
+            "lines": self.lines,
+            "malformed": {
+                "count": self.malformed,
+                "counted_as_bars": self.junk - self._no_junk,
+                "why": dict(self._why),
+                "quarantine": self._quarantine,
+            },
+            "counts": {name: count for name, count in sorted(counts.items()) if count},
+            "releases": dict(self._releases.most_common(20)),
+            "modes": dict(self._modes),
+            "seq": {"last": whole.seq, "breaks": whole.breaks},
+            "holes": whole.holes,
+            "not_activated": self._skipped.document(),
+            "models": models,
+            "agreement": pairs,
+            "errors": self._errors.document(),
+            "severe": self.severe.document(),
+            "warnings": self._warnings.document(),
+            "latency_ms": self._latency.document(),
+            "timeline": self._timeline.document(),
+            "realised": realised(self._seen),
+        }
+
+    def tally(self) -> dict[str, tuple[int, int]]:
+        """Successes and trials of each criterion.
+
+        Junk is a trial of every one: what can't be read may have been the worst of bars.
+        """
+        by_bits = Counter(self.bars.values())
+
+        def having(wanted: int) -> int:
+            return sum(n for bits, n in by_bits.items() if bits & wanted == wanted)
+
+        covered, activated = having(COVERED), having(ACTIVATED)
+        return {
+            "ml_coverage": (covered, len(self.bars) + self.junk),
+            "stacking_activation": (activated, covered + self.junk),
+            **{
+                f"{name}_normal": (
+                    having(ACTIVATED | stuck.bit),
+                    activated + self.junk + stuck.lost,
+                )
+                for name, stuck in self._stuck.items()
+            },
+        }
+
+    def causes(self) -> tuple[Cause, ...]:
+        """Why bars are without evidence, other than by what the models did; most frequent first."""
+        told = [
+            Cause(
+                n,
+                self._style(n)
+                if why == _ANOTHER_STYLE.why
+                else f"{_lines(n)} can't be read: {why}",
+            )
+            for why, n in self._junk_why.items()
+        ]
+        if n := self._counts["bars without seq"]:
+            told.append(Cause(n, f"without seq: {_lines(n)} of the release"))
+        if n := self._errors.count(_LOST):
+            told.append(Cause(n, f"{_LOST}: {_lines(n)}"))
+        return tuple(sorted(told, key=lambda cause: -cause.count))
+
+    def _style(self, count: int) -> str:
+        names = [*self._styles][:_MOST_STYLES]
+        more = ["..."] if len(self._styles) > _MOST_STYLES else []
+        verb = "names" if count == 1 else "name"
+        return f"{_lines(count)} {verb} a release in another style ({', '.join([*names, *more])})"
+
+    @property
+    def untold(self) -> int:
+        """How many bars count as without an error because no line says anything of errors."""
+        return 0 if self._tells else self._quiet.count(_LOST)
+
+    @property
+    def unnamed(self) -> int:
+        """How many lines in the window carry no seq or no release."""
+        return self._counts["without seq or release"]
+
+    @property
+    def future(self) -> int:
+        return self._counts["in the future"]
+
+
+def _named(line: Line) -> bool:
+    """Whether the line is of a writer that names its release and numbers its lines."""
+    return line.seq is not None and line.release is not None
+
+
+def _silent(line: Line) -> str:
+    """What a line without ml_error would have had to say there; "" when nothing is missing."""
+    said = {"bull": line.p, "lgb": line.lgb, "lstm": line.lstm, "tft": line.tft}
+    lacking = [f"ml_{k}_prob" for k, p in said.items() if p is None or not math.isfinite(p)]
+    return f"no number in {', '.join(lacking)}, and no field ml_error" if lacking else ""
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
+def _why_not(line: Line, error: str, bits: int, stacked: bool) -> str:
+    if line.skipped:
+        return line.skipped
+    if not bits:
+        return f"not covered: {error}" if error else "not covered: no prediction"
+    if line.stacking is None:
+        return "no reason told"
+    return f"mode {line.mode or 'not told'}" if stacked else "not a probability in (0, 1)"

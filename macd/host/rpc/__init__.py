@@ -1,0 +1,1 @@
+"""The agent on a host, and what it reads and sends."""

@@ -1,0 +1,198 @@
+"""The loop on the host: read a request, run the operation it names, answer; end when stdin ends.
+
+Requests are answered in the order they came, so a client may send many without waiting. Operations
+are plain functions with JSON or bytes in and out, found in `OPERATIONS` of each shipped module; one
+that streams, or that must notice the client leaving, is in `STREAMS` and gets the `Peer` first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from macd.host.failure import HostError, PeerGoneError
+from macd.host.rpc import frames
+
+Message = dict[str, Any]
+_QUEUED_FRAMES = 32  # of at most MAX_PAYLOAD each; then the client is made to wait
+_TRACEBACK_LINES = 12
+
+
+def serve(stdin: BinaryIO, tag: bytes, modules: list[str]) -> int:
+    """Answer requests until stdin ends. Takes over the process's stdin and stdout."""
+    out = _take_over_stdio()
+    operations, streams = _operations(modules)
+    peer = Peer(stdin, out, tag)
+    peer.send({"hello": {"pid": os.getpid(), "python": list(sys.version_info[:3])}})
+    while True:
+        try:
+            request = peer.next_request()
+            if request is None:
+                return 0
+            _answer(peer, request, operations, streams)
+        except (PeerGoneError, BrokenPipeError):
+            return 0
+
+
+class Peer:
+    """The client as an operation sees it: data frames in, progress out, and whether it is there."""
+
+    def __init__(self, stdin: BinaryIO, out: int, tag: bytes) -> None:
+        self._stdin = stdin
+        self._out = out
+        self._tag = tag
+        self._inbox: queue.Queue[Message | None] = queue.Queue(_QUEUED_FRAMES)
+        self._current: Any = None
+        self._pushed_back: Message | None = None
+        self.waited = 0.0  # seconds in which the running operation waited for the client's data
+        self.gone = threading.Event()
+        threading.Thread(target=self._receive, name="receive", daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                message, _ = frames.read_frame(self._stdin.read, self._tag)
+                message["$received"] = time.time()
+                self._inbox.put(message)
+        except frames.EndOfStreamError:
+            pass
+        except Exception as error:  # whatever it was, the stream is of no use any more
+            sys.stderr.write(f"macd agent: {error!r}\n")
+        finally:
+            self.gone.set()
+            self._inbox.put(None)
+
+    def _next(self) -> Message:
+        message, self._pushed_back = self._pushed_back, None
+        if message is None:
+            message = self._inbox.get()
+        if message is None:
+            self._inbox.put(None)
+            raise PeerGoneError("the client closed the channel")
+        return message
+
+    def next_request(self) -> Message | None:
+        """The next request, or None at the end. Data left over from a failed stream is dropped."""
+        while True:
+            try:
+                message = self._next()
+            except PeerGoneError:
+                return None
+            if "op" in message:
+                self._current, self.waited = message.get("id"), 0.0
+                return message
+
+    def receive(self) -> Message:
+        """The next data frame of the running operation. Raises PeerGoneError."""
+        since = time.monotonic()
+        message = self._next()
+        self.waited += time.monotonic() - since
+        if "op" in message or message.get("id") != self._current:
+            self._pushed_back = message
+            raise HostError("the client stopped sending in the middle of a stream")
+        return message
+
+    def progress(self, value: Any) -> None:
+        """Tell the client something before the result is there."""
+        self.send({"id": self._current, "progress": value})
+
+    def send(self, message: Message) -> None:
+        """Encode and write one message."""
+        self.write(self.encode(message))
+
+    def encode(self, message: Message) -> bytes:
+        """The frame for `message`. Raises FrameError (too large), TypeError (not JSON or bytes)."""
+        return frames.encode(self._tag, message)
+
+    def write(self, frame: bytes) -> None:
+        """Write one frame. Raises BrokenPipeError when nobody reads any more."""
+        view = memoryview(frame)
+        while view:
+            view = view[os.write(self._out, view) :]
+
+
+def _answer(
+    peer: Peer,
+    request: Message,
+    operations: dict[str, Callable[..., Any]],
+    streams: dict[str, Callable[..., Any]],
+) -> None:
+    answer: Message = {"id": request.get("id")}
+    name = request.get("op")
+    try:
+        arguments = request.get("args") or {}
+        if name in streams:
+            answer["result"] = streams[name](peer, **arguments)
+        elif name in operations:
+            answer["result"] = operations[name](**arguments)
+        else:
+            raise HostError(f"the agent has no operation {name!r}", kind="unknown operation")
+        answer["clock"] = [request["$received"], time.time()]
+        if peer.waited:
+            answer["waited"] = peer.waited
+        frame = peer.encode(answer)
+    except (PeerGoneError, BrokenPipeError):
+        raise
+    except Exception as error:
+        clock = [request["$received"], time.time()]
+        frame = peer.encode({"id": request.get("id"), "error": _describe(error), "clock": clock})
+    peer.write(frame)
+
+
+def _describe(error: Exception) -> Message:
+    told: Message = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, HostError):
+        fields = ("what", "why", "hint", "live", "kind")
+        told.update({field: getattr(error, field) for field in fields})
+        return told
+    if isinstance(error, OSError):
+        told.update(errno=error.errno, path=_text(error.filename))
+        told["message"] = error.strerror or told["message"]
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    told["traceback"] = "".join(lines[-_TRACEBACK_LINES:])
+    return told
+
+
+def _text(path: Any) -> str:
+    if path is None:
+        return ""
+    return os.fsdecode(path) if isinstance(path, (str, bytes)) else str(path)
+
+
+def _operations(
+    modules: list[str],
+) -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]:
+    operations: dict[str, Callable[..., Any]] = {"ping": ping}
+    streams: dict[str, Callable[..., Any]] = {}
+    for name in modules:
+        module = importlib.import_module(name)
+        operations.update(getattr(module, "OPERATIONS", {}))
+        streams.update(getattr(module, "STREAMS", {}))
+    return operations, streams
+
+
+def ping() -> dict[str, int]:
+    """Nothing but a round trip (and, by the answer's clock, the host's time)."""
+    return {"pid": os.getpid()}
+
+
+def _take_over_stdio() -> int:
+    """Keep the real stdout for frames; everybody else's stdout becomes stderr, stdin becomes empty.
+
+    A stray print, or a child that inherits our descriptors, can then neither break the framing nor
+    eat a request.
+    """
+    out = os.dup(1)
+    os.dup2(2, 1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdout = sys.stderr
+    return out

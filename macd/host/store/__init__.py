@@ -1,0 +1,1 @@
+"""Releases, runtimes and settings as they lie on a host."""

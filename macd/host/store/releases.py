@@ -1,0 +1,287 @@
+"""Take a signed release in, check it to the last byte, keep the right ones: never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from macd.host import durable
+from macd.host.failure import HostError
+from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.rpc import blobs
+from macd.host.store import policy as identity
+from macd.host.store import signature
+from macd.host.store.manifest import Manifest, ManifestError, check_release_id, parse, release_id
+
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+RUNTIME_LINK = "runtime"
+_OURS = {MANIFEST, SIGNATURE, RUNTIME_LINK}
+_STAGE, _TRASH = ".stage-", ".trash-"
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """What this host takes: for which application and environment, signed by whom."""
+
+    app: str
+    env: str
+    identity: str
+
+
+def _refused(what: str, why: str, hint: str) -> HostError:
+    return HostError(what, why=why, hint=hint, kind="refused", live="unchanged")
+
+
+def accept(
+    layout: Layout, raw: bytes, signed: bytes, accepts: Accepts, *, now: float
+) -> tuple[str, Manifest]:
+    """Verify, then parse, then judge a manifest; returns its release id and its values.
+
+    Raises:
+        HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed;
+            or the inventory takes this host for another one.
+    """
+    identity.check_claim(layout, vars(accepts))
+    try:
+        signature.verify(
+            raw,
+            signed,
+            allowed_signers=layout.state("allowed_signers"),
+            identity=accepts.identity,
+            revoked=identity.revocations(layout),
+        )
+        manifest = parse(raw)
+    except signature.SignatureError as error:
+        hint = "sign with the key provisioned here, or provision the new key"
+        if isinstance(error, signature.RevokedError):
+            hint = "invoke release makes one again, signed with a key that is not revoked"
+        raise _refused("the release's signature was refused", str(error), hint) from error
+    except ManifestError as error:
+        raise _refused("the manifest was refused", str(error), "invoke release") from error
+    for field, wanted in (("app", accepts.app), ("env", accepts.env)):
+        found = getattr(manifest, field)
+        if found != wanted:
+            why = f"it was made for {field} {found}, this host is {wanted}"
+            raise _refused("the release is not for this host", why, "invoke release for this env")
+    if now > manifest.expires.timestamp():
+        why = f"it expired {manifest.expires:%Y-%m-%d %H:%M} UTC"
+        raise _refused("the release has expired", why, "invoke release makes a new one")
+    identifier = release_id(raw)
+    highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
+    replayed = manifest.serial < highest["serial"] or (
+        manifest.serial == highest["serial"] and identifier != highest["release"]
+    )
+    if replayed and identifier != live_release(layout):  # what is live may be restarted
+        why = f"its serial {manifest.serial} is not above {highest['serial']}, seen here before"
+        hint = "older releases come back by invoke rollback only"
+        raise _refused("an older release was offered as a new one", why, hint)
+    return identifier, manifest
+
+
+def remember_serial(layout: Layout, identifier: str, serial: int) -> None:
+    """Never again take a lower serial. Durable before the release can become live."""
+    highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
+    if serial > highest["serial"]:
+        save(layout.state("serial.json"), {"serial": serial, "release": identifier})
+
+
+def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
+    """Build releases/<id> from the blobs that have landed; whole and durable, or not there.
+
+    Raises:
+        HostError: a blob is missing or not what its name says (it is dropped, to be sent again).
+    """
+    target = layout.release(identifier)
+    manifest = parse(raw)
+    if os.path.isdir(target):
+        damage = _damage(layout, identifier)
+        if not damage:
+            return
+        if live_release(layout) == identifier:
+            raise HostError(
+                f"the live release {identifier} was changed on the host",
+                why=damage,
+                hint="deploy a new release, or roll back",
+                kind="refused",
+            )
+        remove(layout, identifier)
+    building = os.path.join(layout.releases, _STAGE + identifier)
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        _build(layout, building, manifest, raw, signed)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    os.rename(building, target)
+    durable.sync_directory(layout.releases)
+
+
+def _damage(layout: Layout, identifier: str) -> str:
+    try:
+        return tell_differences(differences(layout, identifier))
+    except HostError as error:
+        return str(error)
+
+
+def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
+    os.mkdir(building)
+    directories = {building}
+    for file in manifest.files:
+        path = os.path.join(building, file.path)
+        directories |= _make_parents(building, file.path)
+        link_blob(layout, file.sha256, path, file.path)
+    os.symlink(os.path.join("..", "..", "runtimes", manifest.lock), f"{building}/{RUNTIME_LINK}")
+    durable.replace_file(os.path.join(building, SIGNATURE), signed)
+    durable.replace_file(os.path.join(building, MANIFEST), raw)
+    for directory in sorted(directories, key=len, reverse=True):
+        durable.sync_directory(directory)
+
+
+def _make_parents(top: str, relative: str) -> set[str]:
+    made = set()
+    directory = os.path.dirname(os.path.join(top, relative))
+    while directory != top:
+        made.add(directory)
+        directory = os.path.dirname(directory)
+    os.makedirs(os.path.dirname(os.path.join(top, relative)), exist_ok=True)
+    return made
+
+
+def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
+    """Make `path` the blob that landed as `name`, once its bytes were hashed again.
+
+    Raises:
+        HostError: it is missing or not what its name says (it is dropped, to be sent again).
+    """
+    blob = blobs.path_of(layout.app, sha256)
+    if not os.path.exists(blob):
+        raise HostError(f"{name} is not on the host", hint="deploy again; it is sent then")
+    if durable.sha256_of(blob) != sha256:
+        raise damaged_blob(layout, sha256, name)
+    os.link(blob, path)
+
+
+def damaged_blob(layout: Layout, sha256: str, name: str) -> HostError:
+    """What to raise for a blob that is not what its name says; it is removed, to be sent again."""
+    discard(blobs.path_of(layout.app, sha256))
+    return HostError(
+        f"{name} was damaged on the host's disk",
+        why=f"the blob's content no longer has its hash {sha256}; the blob was removed",
+        live="unchanged",
+        hint="deploy again; the blob is sent anew",
+    )
+
+
+def read_manifest(layout: Layout, identifier: str) -> Manifest:
+    """The manifest of a release on this host.
+
+    Raises:
+        HostError: there is none, or it is not the one the id names.
+    """
+    path = os.path.join(layout.release(identifier), MANIFEST)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+        if release_id(raw) != identifier:
+            raise ManifestError("its hash is not the one in the release's name")
+        return parse(raw)
+    except FileNotFoundError as error:
+        raise HostError(f"release {identifier} is not on this host") from error
+    except ManifestError as error:
+        raise HostError(f"the manifest of {identifier} was changed", why=str(error)) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise HostError(f"the manifest of {identifier} can't be read", why=why) from error
+
+
+def damaged(layout: Layout) -> dict[str, str]:
+    """The releases here whose manifest says nothing any more, and why."""
+    found = {}
+    for identifier in on_host(layout):
+        try:
+            read_manifest(layout, identifier)
+        except HostError as error:
+            found[identifier] = f"{error}: {error.why}" if error.why else str(error)
+    return found
+
+
+def manifest_sha256(layout: Layout, identifier: str) -> str:
+    """The SHA-256 of the manifest as it stands in the release."""
+    return durable.sha256_of(os.path.join(layout.release(identifier), MANIFEST))
+
+
+def differences(layout: Layout, identifier: str) -> dict[str, list[str]]:
+    """How a release on disk differs from its manifest: extra, missing and changed paths."""
+    top = layout.release(identifier)
+    manifest = read_manifest(layout, identifier)
+    found = _plain_files(top)
+    declared = {file.path: file for file in manifest.files}
+    changed = [
+        path
+        for path, file in declared.items()
+        if path in found and not _is_intact(os.path.join(top, path), file.size, file.sha256)
+    ]
+    return {
+        "extra": sorted(found - set(declared) - _OURS),
+        "missing": sorted(set(declared) - found),
+        "changed": sorted(changed),
+    }
+
+
+def tell_differences(damage: dict[str, list[str]]) -> str:
+    return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in damage.items() if paths)
+
+
+def _plain_files(top: str) -> set[str]:
+    found = set()
+    for directory, _, names in os.walk(top):
+        for name in names:
+            found.add(os.path.relpath(os.path.join(directory, name), top))
+    return found
+
+
+def _is_intact(path: str, size: int, sha256: str) -> bool:
+    status = os.lstat(path)
+    return (
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == size
+        and durable.sha256_of(path) == sha256
+    )
+
+
+def on_host(layout: Layout) -> list[str]:
+    """Ids of the releases that stand here, oldest first."""
+    found = []
+    for name in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
+        with contextlib.suppress(ManifestError):
+            found.append(check_release_id(name))
+    return sorted(found)
+
+
+def remove(layout: Layout, identifier: str) -> None:
+    """Take a release away: renamed out of sight first, so no half of it can ever be chosen."""
+    if live_release(layout) == identifier:
+        raise HostError(f"{identifier} is live and is not removed", kind="refused")
+    durable.set_aside(layout.release(identifier), _TRASH)
+
+
+def rollback_target(
+    history: list[dict[str, Any]], live: str | None, bad: Iterable[str] = ()
+) -> str | None:
+    """The last good release before the live one: from what this host itself committed, never by
+    name or time. Releases that were rolled back from (abandoned) or that are `bad` don't count.
+
+    Args:
+        history: the entries of committed.json, oldest first.
+    """
+    for entry in reversed(history):
+        release = str(entry["release"])
+        if release != live and not entry.get("abandoned") and release not in bad:
+            return release
+    return None

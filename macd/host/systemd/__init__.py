@@ -1,0 +1,1 @@
+"""What macd asks of systemd on a host."""

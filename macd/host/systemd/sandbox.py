@@ -1,0 +1,267 @@
+"""Run what came with a release as its service runs: same user, same walls, never as root.
+
+A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
+while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
+write nowhere but where they are told. Where there is no unit, or it names nobody to be, nothing is
+run. Without a systemd of the system (the embedded lab, a user's manager) whoever logs in is who
+serves, and runs them directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from macd.host.failure import HostError
+from macd.host.systemd import hardening
+
+_GRACE_S = 5
+_OUTPUT_BYTES = 1 << 20
+_WRITTEN_BYTES = 1 << 30  # of one file: the largest wheels hold some 500 MB
+_FORGOTTEN_S = 3600  # longer than any run may take
+_STRAY = ("PYTHON", "PIP_")
+_RUN = "/run"
+
+
+def _is_of_a_system(runtime: str) -> bool:
+    """Whether `runtime`, $XDG_RUNTIME_DIR, is a login's; the embedded lab has one of its own."""
+    if not os.path.isdir("/run/systemd/system"):
+        return False
+    manager = os.path.join(runtime, "systemd", "private")
+    return not runtime or runtime.startswith("/run/user/") or os.path.exists(manager)
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """The walls of one unit: its scope, the text of its file (None: there is none), and whose.
+
+    app: the application's directory; it names the runs, so that a later one can find them.
+    """
+
+    scope: str
+    unit_text: str | None
+    app: str = ""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether a process can be put behind them here: a system's systemd, asked by root."""
+        root = os.geteuid() == 0
+        return self.scope == "system" and root and os.path.isdir("/run/systemd/system")
+
+    def refuse_root(self) -> None:
+        """Raises HostError ("refused"): what came with a release would run as root."""
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        if self.scope == "user" and os.geteuid() == 0 and _is_of_a_system(runtime):
+            raise HostError(
+                "releases are not run as root here",
+                why="its scope is user, and the login is root: a release would own the host",
+                hint="log in as another user, or set scope: system for this host in the inventory",
+                live="unchanged",
+                kind="refused",
+            )
+
+    @property
+    def user(self) -> str:
+        """The account behind them, "" where it is whoever logs in (or the unit names none)."""
+        wanted = hardening.properties(self.unit_text or "") if self.is_real else []
+        named = [value for name, value in wanted if name == "User"]
+        return named[-1] if named else ""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        settings: dict[str, str] | None = None,
+        writable: str = "",
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end; behind the walls any failure's return code is 1.
+
+        Args:
+            timeout: seconds; then it is ended, though nobody should be here any more to do that.
+            settings: variables for it alone; they may hold secrets, so they are in no argv.
+            writable: the one directory it may write, besides a /tmp of its own.
+
+        Raises:
+            HostError ("refused"): the unit names nobody but root to run it.
+            OSError, subprocess.TimeoutExpired: as subprocess.run.
+        """
+        if self.is_real:
+            self._account()
+            return self._behind_walls(list(argv), timeout, settings or {}, writable)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY)}
+        environment.update(settings or {})
+        return subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=environment,
+            check=False,
+        )
+
+    def give(self, directory: str) -> None:
+        """Let what runs behind the walls change what is in `directory`."""
+        if self.is_real:
+            account = self._account()
+            _own(directory, account.pw_uid, account.pw_gid)
+
+    def take(self, directory: str) -> None:
+        """Root's again: from here on nobody else changes what is in `directory`."""
+        if self.is_real:
+            _own(directory, 0, 0)
+
+    def end_forgotten(self) -> None:
+        """End the builds of this application whose agent died; the caller holds its deploy lock.
+
+        Raises:
+            HostError: one does not end.
+        """
+        if not self.is_real:
+            return
+        for place in glob.glob(os.path.join(_RUN, glob.escape(self._prefix("build")) + "*")):
+            unit = os.path.basename(place) + ".service"
+            _systemctl("stop", unit)
+            if _systemctl("is-active", unit).stdout.strip() not in ("inactive", "failed"):
+                raise HostError(f"{unit} of an earlier deploy does not end", live="unchanged")
+            shutil.rmtree(place, ignore_errors=True)
+        for place in glob.glob(os.path.join(_RUN, glob.escape(self._prefix("check")) + "*")):
+            with contextlib.suppress(FileNotFoundError):  # a diagnosis holds no lock
+                if time.time() - os.stat(place).st_mtime > _FORGOTTEN_S:
+                    shutil.rmtree(place, ignore_errors=True)
+
+    def _account(self) -> pwd.struct_passwd:
+        """Who runs it.
+
+        Raises:
+            HostError ("refused"): nobody is named, there is no such account, or it is root.
+        """
+        named = self.user
+        if not named:
+            where = "names no User=" if self.unit_text is not None else "is not there"
+            raise _nobody(f"the service's unit {where}")
+        try:
+            found = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
+        except (KeyError, OverflowError) as error:
+            raise _nobody(f"the account {named} of its unit is not on this host") from error
+        if found.pw_uid == 0:
+            raise _nobody(f"the account {named} of its unit is root")
+        return found
+
+    def _prefix(self, doing: str) -> str:
+        whose = hashlib.sha256(os.fsencode(os.path.realpath(self.app))).hexdigest()[:8]
+        return f"macd-confined-{doing}-{whose}-"
+
+    def _behind_walls(
+        self, argv: list[str], timeout: float, settings: dict[str, str], writable: str
+    ) -> subprocess.CompletedProcess[str]:
+        name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
+        unit = hardening.properties(self.unit_text or "")
+        with _private(os.path.join(_RUN, name)) as private:
+            out, err, variables = (os.path.join(private, n) for n in ("out", "err", "variables"))
+            _write_variables(variables, settings)
+            words = ["systemd-run", "--collect", "--service-type=oneshot"]
+            words += [f"--unit={name}.service", *hardening.flags(unit, hardening.version())]
+            # Not --pipe: it needs D-Bus; systemd opens these for it before any wall is up.
+            ours = [
+                ("StandardOutput", f"file:{out}"),
+                ("StandardError", f"file:{err}"),
+                ("EnvironmentFile", variables),
+                ("TimeoutStartSec", f"{timeout:g}"),
+                ("TimeoutStopSec", str(_GRACE_S)),
+                ("UMask", "0022"),
+            ]
+            if writable:
+                ours += hardening.writing(writable, unit, _WRITTEN_BYTES)
+            else:
+                ours.append(("LimitFSIZE", str(_OUTPUT_BYTES)))  # more than it should say
+            words += hardening.flags(ours, None)
+            began = time.monotonic()
+            try:
+                done = subprocess.run(
+                    # systemd would put variables in
+                    [*words, "--", *(word.replace("$", "$$") for word in argv)],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=timeout + 6 * _GRACE_S,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                _systemctl("kill", "-s", "KILL", f"{name}.service")
+                raise
+            said, complained = _text(out), _text(err)
+        if done.returncode != 0 and time.monotonic() - began >= timeout:
+            raise subprocess.TimeoutExpired(argv, timeout, said, complained)
+        if done.returncode != 0 and not said.strip() and not complained.strip():
+            complained = done.stderr  # systemd's words: killed by a signal, no such user, ...
+        return subprocess.CompletedProcess(argv, min(done.returncode, 1), said, complained)
+
+
+DIRECT = Confinement("user", None)  # what did not come with a release: the host's own programs
+
+
+def _nobody(why: str) -> HostError:
+    return HostError(
+        "what came with a release is not run as root",
+        why=why,
+        hint="invoke provision makes the account and its unit",
+        live="unchanged",
+        kind="refused",
+    )
+
+
+@contextlib.contextmanager
+def _private(path: str) -> Iterator[str]:
+    os.mkdir(path, 0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = ["systemctl", *words]
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"{' '.join(argv)} gave no answer in 60 s", live="unchanged") from error
+
+
+def _own(path: str, uid: int, gid: int) -> None:
+    """From the top down, so that nobody moves things about below what was taken."""
+    os.lchown(path, uid, gid)
+    if os.path.islink(path):
+        return
+    executable = os.path.isdir(path) or os.access(path, os.X_OK)
+    os.chmod(path, 0o755 if executable else 0o644)
+    if os.path.isdir(path):
+        for name in os.listdir(path):
+            _own(os.path.join(path, name), uid, gid)
+
+
+def _write_variables(path: str, settings: dict[str, str]) -> None:
+    """An environment file; in single quotes every byte but the quote stands for itself."""
+    for name, value in settings.items():
+        if not value.isprintable() or "'" in value:
+            raise HostError(f"{name} holds what no environment file can", live="unchanged")
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{name}='{value}'\n" for name, value in settings.items())
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_OUTPUT_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,225 @@
+"""What we ask of systemd: install a unit, restart it and say which process answers for it now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from macd.host import durable, untrusted
+from macd.host.failure import HostError
+from macd.host.systemd import detach
+
+_TIMEOUT_S = 60
+_PROPERTIES = (
+    "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
+    ",NeedDaemonReload"
+)
+
+
+@dataclass(frozen=True)
+class Process:
+    """One life of a service. Unknown to this systemd: empty or 0."""
+
+    active: str
+    sub: str
+    pid: int
+    invocation: str
+    restarts: int
+    result: str
+    enabled: str
+    loaded: str
+    needs_reload: bool = False
+
+    def is_same_life(self, other: Process) -> bool:
+        """True while the very process goes on that `other` described."""
+        return self.pid == other.pid and self.invocation == other.invocation and self.pid != 0
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """systemctl of one scope: "system", or "user" (the embedded lab, or a user manager)."""
+
+    scope: str
+
+    def _argv(self, *words: str) -> list[str]:
+        return ["systemctl", *(["--user"] if self.scope == "user" else []), *words]
+
+    def _call(self, *words: str, check: bool = True) -> str:
+        argv = self._argv(*words)
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except FileNotFoundError as error:
+            raise HostError("this host has no systemctl", hint="it needs systemd") from error
+        except subprocess.TimeoutExpired as error:
+            raise HostError(f"{' '.join(argv)} gave no answer in {_TIMEOUT_S} s") from error
+        if check and done.returncode != 0:
+            raise HostError(f"{' '.join(argv)} failed", why=(done.stderr or done.stdout).strip())
+        return done.stdout
+
+    @property
+    def unit_directory(self) -> str:
+        if self.scope == "user":
+            return os.path.expanduser("~/.config/systemd/user")
+        return "/etc/systemd/system"
+
+    def unit_text(self, unit: str) -> str | None:
+        try:
+            # As it stands, to be put back as it stood: any bytes, any line ends.
+            path = os.path.join(self.unit_directory, unit)
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def install(self, units: dict[str, str | None], *, reload: bool = False) -> list[str]:
+        """Write unit files (None removes one), reload if any changed; the names that changed.
+
+        `reload` in any case: one who was killed may have written a file and not told systemd.
+        """
+        changed = []
+        for unit, text in sorted(units.items()):
+            if self.unit_text(unit) == text:
+                continue
+            path = os.path.join(self.unit_directory, unit)
+            durable.make_directories(self.unit_directory)
+            if text is None:
+                os.unlink(path)
+                durable.sync_directory(self.unit_directory)
+            else:
+                durable.replace_file(path, text.encode("utf-8", "surrogateescape"))
+            changed.append(unit)
+        if changed or reload:
+            self._call("daemon-reload")
+        return changed
+
+    def show(self, unit: str) -> Process:
+        """The unit's process as it is now; an unknown unit is simply not active."""
+        told = self._call("show", unit, "--property", _PROPERTIES, check=False)
+        found = dict(line.partition("=")[::2] for line in told.splitlines())
+        return Process(
+            active=found.get("ActiveState", ""),
+            sub=found.get("SubState", ""),
+            pid=_number(found.get("MainPID", "")),
+            invocation=found.get("InvocationID", ""),
+            restarts=_number(found.get("NRestarts", "")),
+            result=found.get("Result", ""),
+            enabled=found.get("UnitFileState", ""),
+            loaded=found.get("LoadState", ""),
+            needs_reload=found.get("NeedDaemonReload") == "yes",
+        )
+
+    def environment(self, unit: str) -> tuple[dict[str, str], list[str]]:
+        """What Environment= sets, and the EnvironmentFile= paths in their order; drop-ins count."""
+        names = ("--property", "Environment", "--property", "EnvironmentFiles")
+        lines = self._call("show", unit, *names, check=False).splitlines()
+        variables: dict[str, str] = {}
+        files = []
+        for name, _, value in (line.partition("=") for line in lines):
+            if name == "EnvironmentFiles":
+                files.append(value.rpartition(" (")[0] or value)
+            elif name == "Environment":
+                with contextlib.suppress(ValueError):  # a quote that nobody closed
+                    pairs = (word.partition("=") for word in shlex.split(value))
+                    variables.update({key: setting for key, _, setting in pairs})
+        return variables, files
+
+    def last_words(self, unit: str) -> str:
+        """The last line the unit's own processes wrote, cut to 300 characters; "" if not known."""
+        which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
+        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"{which}={unit}"]
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        return untrusted.line(lines[-1], 300) if done.returncode == 0 and lines else ""
+
+    def enable(self, unit: str) -> None:
+        self._call("enable", unit)
+
+    def disable(self, unit: str) -> None:
+        """Take a unit out of use before its file goes."""
+        self._call("disable", "--now", unit, check=False)
+
+    def restart(self, unit: str, sockets: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
+
+        A start limit left by a crash loop (the sockets' too: systemd fails them with their service)
+        is cleared first, so the way back is never blocked.
+        """
+        self._call("reset-failed", unit, *sockets, check=False)
+        return subprocess.Popen(
+            self._argv("restart", unit),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start(self, unit: str) -> None:
+        self._call("start", unit)
+
+    def stop(self, *units: str) -> None:
+        """Stop what is running of `units`; one that systemd doesn't know is stopped already."""
+        known = [unit for unit in units if self.show(unit).loaded == "loaded"]
+        if known:
+            self._call("stop", *known)
+
+    def run_detached(
+        self, name: str, argv: list[str], log: str, *, keep_alive: bool = True
+    ) -> None:
+        """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
+
+        `keep_alive`: a transient unit is started again when it is killed, so that it always ends
+        what it began.
+
+        Raises:
+            HostError: systemd refused it, or would end it (and the service) when we log out.
+        """
+        if self._has_systemd_run():
+            if self.scope == "user" and not detach.lingers():
+                raise HostError(
+                    "this host would end the service and its activation when we log out",
+                    why="its user may not linger",
+                    live="unchanged",
+                    hint="once, as root on the host: loginctl enable-linger USER",
+                )
+            words = ["systemd-run", *(["--user"] if self.scope == "user" else [])]
+            words += [f"--unit={name}", "--collect", "--quiet"]
+            if keep_alive:
+                words += ["--property=Restart=on-failure", "--property=RestartSec=1"]
+                words += ["--property=StartLimitIntervalSec=0"]
+            words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
+            done = subprocess.run(
+                [*words, "--", *argv], capture_output=True, text=True, timeout=60, check=False
+            )
+            if done.returncode != 0:
+                raise HostError(f"systemd-run refused {name}", why=done.stderr.strip())
+            return
+        with open(log, "ab") as out:
+            subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def has_timers(self) -> bool:
+        """Whether a systemd is there that wakes timer units."""
+        return self._has_systemd_run()
+
+    def _has_systemd_run(self) -> bool:
+        booted = os.path.isdir("/run/systemd/system")
+        if self.scope == "user":
+            bus = os.path.join(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"), "systemd", "private")
+            return booted and os.path.exists(bus)
+        return booted
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0

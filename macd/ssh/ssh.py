@@ -1,0 +1,239 @@
+"""Reach a host through its jump chain and run commands there over channels that never hang.
+
+`connect` is the only way this project opens an SSH connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+import paramiko
+from paramiko.ssh_exception import ChannelException, SSHException
+
+from macd.errors import ContactLostError, MacdError
+from macd.inventory import Host, Inventory
+from macd.ssh.channel import Channel
+from macd.ssh.connection import HopConnection
+from macd.ssh.hostkeys import KnownHosts
+from macd.ssh.refusals import Way, explain, other_failure
+from macd.ssh.sshconfig import Hop, resolve
+from macd.ssh.transport import WINDOW, LinkTransport, command_refused, ended_well, start_command
+from macd.ssh.wire import Watch, Watched
+
+__all__ = ["Channel", "Link", "SshChannel", "connect"]
+
+_LOOK_UP_S = 0.5  # how often a waiting call looks whether the link has died and at stderr
+_STDERR_KEPT = 64 << 10
+_CHUNK = 1 << 15
+
+
+def connect(
+    host: Host,
+    inventory: Inventory,
+    *,
+    hops: tuple[Hop, ...] = (),
+    first: Callable[[], socket.socket] | None = None,
+) -> Link:
+    """A link to `host` through every hop; use it as a context manager.
+
+    Args:
+        hops: the way, where the caller has resolved it.
+        first: gives the TCP connection to the first hop, where the caller has begun it.
+
+    Raises UnreachableError or RefusedError naming the hop that failed, UsageError for a
+    configuration that leads nowhere. Each step is bounded by `inventory.link`.
+    """
+    hops = hops or resolve(host, inventory)
+    known_hosts = KnownHosts.read(inventory.known_hosts)
+    opened: list[HopConnection] = []
+    for index, hop in enumerate(hops):
+        gateway = opened[-1] if opened else None
+        dial = None if gateway else first
+        connection = HopConnection(hop, known_hosts, inventory.link, gateway, dial)
+        try:
+            connection.open()
+        except BaseException as error:
+            for each in reversed(opened):
+                each.abandon()
+            if isinstance(error, Exception) and other_failure(error):
+                way = Way(host.name, inventory.name, hops, index)
+                raise explain(error, way, connection) from error
+            raise
+        opened.append(connection)
+    return Link(host.name, tuple(opened))
+
+
+class Link:
+    """A live connection to a host. `hops` is the way it takes, the host itself last."""
+
+    def __init__(self, name: str, connections: tuple[HopConnection, ...]) -> None:
+        self.name = name
+        self.hops: tuple[Hop, ...] = tuple(each.hop for each in connections)
+        self._connections = connections
+        self._why_lost = ""
+        self._closed = False
+        limits = connections[-1].limits
+        self._watch = Watch(
+            [Watched(c.hop.name, c.wire, c.transport.probe) for c in connections if c.wire],
+            keepalive_s=limits.keepalive_s,
+            dead_after_s=limits.dead_after_s,
+            on_death=self._died,
+        )
+
+    @property
+    def connection(self) -> HopConnection:
+        """The Fabric connection to the host itself."""
+        return self._connections[-1]
+
+    def open_channel(self, command: str) -> SshChannel:
+        """Start `command` (by the login shell) and return its streams: one round trip.
+
+        Whether the server agrees to run it is not waited for; a no arrives with the first recv.
+        """
+        transport: LinkTransport = self.connection.transport
+        try:
+            channel = transport.open_session(timeout=self.connection.limits.login_s)
+            start_command(channel, command)
+        except ChannelException as error:
+            raise MacdError(
+                f"{self.name} opens no session",
+                why=f"it says: {transport.open_failure or error.text}",
+                hint="it may have reached MaxSessions; try again",
+            ) from error
+        except (SSHException, OSError, EOFError) as error:
+            raise self.lost(error) from error
+        return SshChannel(self, channel)
+
+    def lost(self, cause: BaseException | None = None) -> ContactLostError:
+        """The error for a link that is gone, with whatever is known of why."""
+        reason = self.connection.transport.disconnect_reason
+        why = self._why_lost or (f"it says: {reason}" if reason else str(cause or ""))
+        return ContactLostError(
+            f"contact with {self.name} was lost",
+            why=why or "the connection ended",
+            live="what the host was doing may or may not have been completed",
+            hint="invoke status shows how it ended; the command can be repeated",
+        )
+
+    def close(self) -> None:
+        """End it, whatever state it is in. Never raises, may be repeated."""
+        if self._closed:
+            return
+        self._closed = True
+        self._watch.stop()
+        for connection in reversed(self._connections):
+            connection.abandon()
+
+    def _died(self, hop: Watched, seconds: float) -> None:
+        where = "" if hop.name == self.hops[-1].name else f" (on the way to {self.name})"
+        self._why_lost = f"{hop.name}{where} gave no sign of life for {seconds:.0f} s"
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class SshChannel:
+    """A Channel (see macd/ssh/channel.py) to a command on the host."""
+
+    def __init__(self, link: Link, channel: paramiko.Channel) -> None:
+        channel.settimeout(_LOOK_UP_S)
+        self._link = link
+        self._channel = channel
+        self._ahead = memoryview(b"")
+        self._errors = bytearray()
+        self._errors_lock = threading.Lock()
+
+    def send(self, data: bytes) -> None:
+        """Hand over all of `data`. Raises ContactLostError."""
+        view = memoryview(data)
+        while view:
+            try:
+                sent = self._channel.send(bytes(view[:_CHUNK]))
+            except TimeoutError:
+                self._collect_stderr()  # what isn't collected fills the window the other way
+                continue
+            except (OSError, SSHException, EOFError) as error:
+                raise self._gone(error) from error
+            if not sent:
+                raise self._gone(None)
+            view = view[sent:]
+
+    def recv(self, limit: int) -> bytes:
+        """Between 1 and `limit` bytes of stdout; b"" once it is closed. Raises ContactLostError."""
+        while True:
+            if self._ahead:
+                taken = bytes(self._ahead[:limit])
+                self._ahead = self._ahead[limit:]
+                return taken
+            try:
+                self._collect_stderr()
+                # All there is: paramiko moves up what it keeps with every read.
+                self._ahead = memoryview(self._channel.recv(WINDOW))
+            except TimeoutError:
+                continue
+            except (OSError, SSHException, EOFError) as error:
+                raise self._link.lost(error) from error
+            if self._ahead:
+                continue
+            self._collect_stderr()
+            if self._connected() and command_refused(self._channel):
+                raise MacdError(
+                    f"{self._link.name} refuses to run commands",
+                    why="the SSH server denied the exec request",
+                    hint=f"see what ssh {self._link.hops[-1].alias} true says",
+                )
+            if not ended_well(self._channel):
+                raise self._link.lost()
+            return b""
+
+    def stderr(self) -> bytes:
+        """The last 64 KiB of what has arrived on stderr; never waits, takes nothing away."""
+        self._collect_stderr()
+        with self._errors_lock:
+            return bytes(self._errors)
+
+    def exit_status(self) -> int | None:
+        """The command's status, None while it runs or when it ended without one."""
+        if not self._channel.status_event.is_set() or self._channel.exit_status < 0:
+            return None
+        return self._channel.exit_status
+
+    def shutdown_write(self) -> None:
+        """Close the command's stdin. Never raises: a link that is gone has closed it too."""
+        try:
+            self._channel.shutdown_write()
+        except (OSError, SSHException, EOFError):
+            return
+
+    def close(self) -> None:
+        """End the channel; sshd then hangs up on the command. Never raises."""
+        try:
+            self._channel.close()
+        except (OSError, SSHException, EOFError):
+            return
+
+    def _gone(self, error: BaseException | None) -> ContactLostError:
+        if self._connected():
+            return self._link.lost(EOFError(f"{self._link.name} closed the channel"))
+        return self._link.lost(error)
+
+    def _connected(self) -> bool:
+        transport = self._channel.get_transport()
+        return transport is not None and transport.is_active()
+
+    def _collect_stderr(self) -> None:
+        with self._errors_lock:
+            while self._channel.recv_stderr_ready():
+                self._errors += self._channel.recv_stderr(_CHUNK)
+                del self._errors[:-_STDERR_KEPT]

@@ -1,0 +1,223 @@
+"""Real models of a tiny training, each broken in turn: the fields stay there and say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from macd.app.market import features
+from macd.app.market.bars import read_bars
+from macd.app.predict.golden import matrix
+from macd.app.predict.scoring import MODELS, SEQ, Floats, Scorer, window_at
+from macd.app.service.loop import NEED
+from macd.app.service.predictor import Predictor, no_models
+from macd.app.service.settings import Flags, flags
+from tests.served import prepared
+from tests.trained import SAMPLE
+
+SHADOW, LIVE = flags({}), flags({"ML_ENABLE_STACKING": "1"})
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return Scorer.load(prepared() / MODELS, "1h")
+
+
+@pytest.fixture(scope="module")
+def bars() -> pl.DataFrame:
+    return read_bars(SAMPLE)[:6000]
+
+
+def with_model(scorer: Scorer, family: str, model: Callable[[Floats], Floats]) -> Scorer:
+    return dataclasses.replace(scorer, models={**scorer.models, family: model})
+
+
+def fields(scorer: Scorer, bars: pl.DataFrame, told: Flags = SHADOW) -> dict[str, Any]:
+    found = dict(Predictor(scorer, told, "1h").predict(bars.tail(NEED), {}).fields)
+    json.dumps(found, allow_nan=False)  # whatever it is, it must fit on a line
+    return found
+
+
+def test_a_bar_in_the_stream_is_what_the_batch_would_say(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    table = matrix(bars, {}, scorer.features, "1h")
+    predictor = Predictor(scorer, SHADOW, "1h")
+    for row in (3000, 4711, 5999):
+        batch = scorer.score(window_at(table, row))
+        streamed = predictor.predict(bars[row + 1 - NEED : row + 1], {})
+        heads = streamed.fields["ml_heads"]
+        for family, by_head in {**batch.base, "stacking": batch.stacking}.items():
+            for head, p in by_head.items():
+                assert heads[family][head] == pytest.approx(p, abs=1e-5), (row, family, head)
+    assert NEED == features.WARMUP - 1 + SEQ
+
+
+def test_in_shadow_the_base_models_decide_and_stacking_is_logged(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    found = fields(scorer, bars)
+    each = [found[f"ml_{name}_prob"] for name in ("lgb", "lstm", "tft")]
+    assert min(each) <= found["ml_bull_prob"] <= max(each)
+    assert found["ml_bull_prob"] == found["ml_avg_prob"] != found["ml_stacking_prob"]
+    assert found["ml_stacking_mode"] == "shadow"
+    assert found["ml_error"] is None
+    assert found["ml_stacking_skipped_reason"] is None
+
+
+def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
+    found = fields(scorer, bars, LIVE)
+    assert found["ml_bull_prob"] == found["ml_stacking_prob"]
+    assert found["ml_stacking_mode"] == "live"
+    assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
+
+
+def test_the_average_weighs_by_validation(scorer: Scorer, bars: pl.DataFrame) -> None:
+    def known(value: float) -> Callable[[Floats], Floats]:
+        return lambda windows: np.full((len(windows), 3), value, np.float32)
+
+    made = dataclasses.replace(
+        scorer,
+        models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
+        metas={
+            "lgbm": {"val_auc": {"24h": 0.56}},
+            "lstm": {"val_auc": {"24h": 0.53}},
+            "tft": {"val_auc": {"24h": 0.40}},  # worse than chance: the least weight there is
+        },
+    )
+    found = fields(made, bars)
+    assert found["ml_horizon"] == "24h"
+    expected = (0.06 * 0.2 + 0.03 * 0.6 + 0.01 * 0.9) / 0.10
+    assert found["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
+
+
+def raising(_: Floats) -> Floats:
+    raise RuntimeError("CUDA on fire")
+
+
+def exiting(_: Floats) -> Floats:
+    raise SystemExit(3)
+
+
+def nan(windows: Floats) -> Floats:
+    return np.full((len(windows), 3), np.nan, np.float32)
+
+
+def outside(windows: Floats) -> Floats:
+    return np.full((len(windows), 3), 1.5, np.float32)
+
+
+def wrong_shape(windows: Floats) -> Floats:
+    return np.zeros((len(windows), 2), np.float32)
+
+
+@pytest.mark.parametrize("told", [SHADOW, LIVE])
+@pytest.mark.parametrize("family", ["lgbm", "lstm", "tft"])
+@pytest.mark.parametrize("broken", [raising, nan, outside, wrong_shape])
+def test_a_broken_model_is_named_and_the_others_go_on(
+    scorer: Scorer, bars: pl.DataFrame, broken: Any, family: str, told: Flags
+) -> None:
+    whole = fields(scorer, bars, told)
+    found = fields(with_model(scorer, family, broken), bars, told)
+    assert found["ml_error"].startswith(f"{family}: ")
+    names = {"lgbm": "ml_lgb_prob", "lstm": "ml_lstm_prob", "tft": "ml_tft_prob"}
+    assert found[names.pop(family)] is None
+    assert {key: found[key] for key in names.values()} == {k: whole[k] for k in names.values()}
+    assert found["ml_stacking_prob"] is None
+    assert found["ml_stacking_mode"] == "off"
+    assert family in found["ml_stacking_skipped_reason"]
+    assert found["ml_bull_prob"] == found["ml_avg_prob"] is not None
+
+
+def test_even_one_that_ends_the_process_does_not(scorer: Scorer, bars: pl.DataFrame) -> None:
+    predictor = Predictor(with_model(scorer, "tft", exiting), SHADOW, "1h")
+    for _ in range(2):
+        found = predictor.predict(bars.tail(NEED), {})
+        assert "SystemExit" in found.fields["ml_error"]
+        assert found.p is None
+
+
+def test_one_that_hangs_holds_up_a_bar_and_not_the_next(scorer: Scorer, bars: pl.DataFrame) -> None:
+    release = threading.Event()
+
+    def hanging(windows: Floats) -> Floats:
+        release.wait()
+        return np.full((len(windows), 3), 0.5, np.float32)
+
+    predictor = Predictor(with_model(scorer, "lstm", hanging), SHADOW, "1h", limit=0.2)
+    first = predictor.predict(bars.tail(NEED), {}).fields
+    second = predictor.predict(bars.tail(NEED), {}).fields
+    release.set()
+    assert "did not answer within" in first["ml_error"]
+    assert "earlier bar" in second["ml_error"]
+    assert second["ml_bull_prob"] is None
+    whole = None
+    while whole is None:  # the hang is over: the models are asked again
+        whole = predictor.predict(bars.tail(NEED), {}).p
+
+
+def test_all_models_broken_is_said_and_nothing_is_decided(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    made = dataclasses.replace(scorer, models=dict.fromkeys(scorer.models, raising))
+    found = fields(made, bars, LIVE)
+    assert found["ml_bull_prob"] is found["ml_direction"] is None
+    assert all(family in found["ml_error"] for family in ("lgbm", "lstm", "tft"))
+
+
+def test_a_missing_or_young_stacking_model_is_a_reason(scorer: Scorer, bars: pl.DataFrame) -> None:
+    without = dataclasses.replace(scorer, stacking=None, errors={"stacking": "no such file"})
+    found = fields(without, bars, LIVE)
+    assert found["ml_stacking_skipped_reason"] == "no such file"
+    assert found["ml_bull_prob"] == found["ml_avg_prob"] is not None
+    assert found["ml_error"] is None  # the base models did all that was asked of them
+
+    young = fields(scorer, bars, flags({"ML_STACKING_MIN_SAMPLES": "1000000"}))
+    assert "below ML_STACKING_MIN_SAMPLES 1000000" in young["ml_stacking_skipped_reason"]
+    assert (young["ml_stacking_mode"], young["ml_stacking_prob"]) == ("off", None)
+    assert fields(scorer, bars, flags({"ML_STACKING_MIN_SAMPLES": "1"}))["ml_stacking_prob"]
+
+
+def test_distrusted_models_are_logged_and_do_not_decide(scorer: Scorer, bars: pl.DataFrame) -> None:
+    predictor = Predictor(scorer, LIVE, "1h", distrust="golden predictions fail here")
+    found = predictor.predict(bars.tail(NEED), {})
+    assert found.p is None
+    assert found.fields["ml_tft_prob"] is not None
+    assert "golden" in found.fields["ml_error"]
+
+
+def test_bad_features_are_an_error_on_the_line(scorer: Scorer, bars: pl.DataFrame) -> None:
+    found = Predictor(scorer, SHADOW, "1h").predict(bars.tail(NEED - 1), {})
+    assert "features" in found.fields["ml_error"]
+    unknown = dataclasses.replace(scorer, features=("no_such_feature",))
+    assert "no_such_feature" in fields(unknown, bars)["ml_error"]
+
+
+def test_lines_without_models_have_the_same_fields(scorer: Scorer, bars: pl.DataFrame) -> None:
+    assert set(no_models("models", "gone").fields) == set(fields(scorer, bars))
+
+
+def test_no_infinite_number_reaches_a_line(scorer: Scorer, bars: pl.DataFrame) -> None:
+    def endless(_: Any, __: Any) -> dict[str, float]:
+        return {"24h": math.inf, "5h": math.nan, "12h": 0.5}
+
+    class Odd:
+        headline = "24h"
+        facts: dict[str, Any] = {}  # noqa: RUF012
+        probability = staticmethod(endless)
+
+        @staticmethod
+        def skipped_reason(*_: Any) -> str:
+            return ""
+
+    found = fields(dataclasses.replace(scorer, stacking=Odd()), bars, LIVE)  # type: ignore[arg-type]
+    assert (found["ml_stacking_prob"], found["ml_stacking_mode"]) == (None, "off")
+    assert found["ml_stacking_skipped_reason"] == "no usable output"

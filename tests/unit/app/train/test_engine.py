@@ -1,0 +1,106 @@
+"""The engine: the same numbers whoever does the work, and errors that keep their words."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from macd.app.train.engine import Resources, resources, run
+from macd.errors import MacdError
+
+SHARED = np.random.default_rng(0).normal(size=(600, 600))  # large enough to be memory-mapped
+
+
+def work(job: int, shared: np.ndarray, device: str) -> tuple[float, str]:
+    torch.manual_seed(job)
+    start = torch.from_numpy(np.array(shared[job : job + 64])).float()
+    return float((start @ torch.randn(600, 8)).sum()), device
+
+
+def process_of(job: int, shared: None, device: str) -> int:
+    return os.getpid()
+
+
+def fails(job: int, shared: None, device: str) -> int:
+    if job == 1:
+        raise MacdError("the loss became nan", why="rate too high", hint="lower it")
+    return job
+
+
+def _all(jobs: list[int], use: Resources, engine: str = "local") -> list[tuple[float, str]]:
+    found = dict(run(work, jobs, SHARED, engine=engine, use=use))
+    return [found[i] for i in range(len(jobs))]
+
+
+def test_one_worker_and_two_give_the_same_numbers_to_the_bit() -> None:
+    jobs = [3, 1, 4, 1, 5]
+    assert _all(jobs, Resources(1)) == _all(jobs, Resources(2))
+
+
+def test_two_workers_are_other_processes() -> None:
+    found = dict(run(process_of, [0, 1, 2, 3], None, engine="local", use=Resources(2)))
+    assert os.getpid() not in found.values()
+
+
+def test_devices_are_dealt_out_in_turn() -> None:
+    made = _all([1, 2, 3, 4], Resources(1, ("cuda:0", "cuda:1")))
+    assert [device for _, device in made] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_fit_arrives_whole(workers: int) -> None:
+    with pytest.raises(MacdError) as caught:
+        list(run(fails, [0, 1, 2], None, engine="local", use=Resources(workers)))
+    assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
+
+
+def test_no_jobs_no_work() -> None:
+    assert list(run(work, [], SHARED, engine="local", use=Resources(2))) == []
+
+
+def test_cuda_is_refused_in_words_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resources("auto", 3) == Resources(3)
+    with pytest.raises(MacdError, match="no CUDA device"):
+        resources("cuda", 0)
+
+
+def test_ray_missing_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MacdError, match="needs the package ray") as caught:
+        list(run(work, [1], SHARED, engine="ray", use=Resources(1)))
+    assert "macd[ray]" in caught.value.hint
+
+
+def test_ray_gives_the_same_numbers_and_words_as_joblib() -> None:
+    ray = pytest.importorskip("ray")
+    try:
+        jobs = [3, 1, 4, 1]
+        assert _all(jobs, Resources(2), engine="ray") == _all(jobs, Resources(1))
+        with pytest.raises(MacdError) as caught:
+            list(run(fails, [0, 1, 2], None, engine="ray", use=Resources(2)))
+        assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
+    finally:
+        ray.shutdown()
+
+
+def test_a_ray_cluster_that_refuses_is_named_and_not_called_a_disk_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(**_: object) -> None:
+        raise ConnectionError("authentication token is missing")
+
+    broken = types.ModuleType("ray")
+    broken.is_initialized = lambda: False  # type: ignore[attr-defined]
+    broken.init = refuses  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", broken)
+    monkeypatch.setenv("RAY_ADDRESS", "head.example:6379")
+    with pytest.raises(MacdError, match=r"head\.example:6379 can't be joined") as caught:
+        list(run(work, [1], SHARED, engine="ray", use=Resources(1)))
+    assert "token is missing" in caught.value.why
+    assert "RAY_AUTH_TOKEN" in caught.value.hint

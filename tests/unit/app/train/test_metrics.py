@@ -1,0 +1,96 @@
+"""The figures of a report: right to the digit, and honest about overlap and weeks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from macd.app.train.metrics import WEEK_MS, auc, effective_n, reliability, score, week_interval
+
+HOUR = 3_600_000
+
+
+def _hours(n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.int64) * HOUR
+
+
+def test_auc_is_sklearns_also_with_ties() -> None:
+    rng = np.random.default_rng(1)
+    y = (rng.random(500) < 0.4).astype(float)
+    p = np.round(rng.random(500) + 0.2 * y, 1)
+    assert auc(y, p) == pytest.approx(roc_auc_score(y, p), abs=1e-12)
+
+
+def test_auc_of_one_class_is_not_a_number() -> None:
+    assert np.isnan(auc(np.ones(5), np.arange(5.0)))
+
+
+def test_week_interval_is_what_resampling_whole_weeks_gives() -> None:
+    rng = np.random.default_rng(2)
+    n = 168 * 6
+    y = (rng.random(n) < 0.5).astype(float)
+    p = np.round(rng.random(n) + 0.1 * y, 2)
+    weeks = _hours(n) // WEEK_MS
+    draws = np.random.default_rng(5).integers(0, 6, size=(50, 6))
+    slow = []
+    for draw in draws:
+        rows = np.concatenate([np.flatnonzero(weeks == week) for week in draw])
+        slow.append(roc_auc_score(y[rows], p[rows]))
+    expected = np.quantile(slow, (0.025, 0.975))
+    assert week_interval(y, p, _hours(n), reps=50, seed=5) == pytest.approx(tuple(expected))
+
+
+def test_interval_is_wider_when_whole_weeks_agree() -> None:
+    """Rows of a week that stand or fall together carry less evidence than their number says."""
+    rng = np.random.default_rng(3)
+    weeks = np.repeat(np.arange(40), 168)
+    y = (rng.random(len(weeks)) < 0.5).astype(float)
+    skill = np.where(rng.random(40) < 0.5, 0.6, -0.5)[weeks]
+    together = rng.normal(size=len(y)) + skill * (2 * y - 1)
+    apart = rng.normal(size=len(y)) + rng.permutation(skill) * (2 * y - 1)
+    wide = np.ptp(week_interval(y, together, _hours(len(y))))
+    narrow = np.ptp(week_interval(y, apart, _hours(len(y))))
+    assert wide > 2 * narrow
+
+
+def test_a_single_week_has_no_interval() -> None:
+    y = np.array([0.0, 1.0, 0.0, 1.0])
+    assert all(np.isnan(week_interval(y, y, _hours(4))))
+
+
+def test_overlapping_labels_count_once() -> None:
+    assert effective_n(np.arange(100), 5) == pytest.approx(104 / 5)
+    assert effective_n(np.arange(0, 1000, 50), 5) == 20
+    assert effective_n(np.array([7]), 24) == 1
+
+
+def test_rows_without_label_or_prediction_are_not_counted() -> None:
+    n = 400
+    rng = np.random.default_rng(4)
+    y = (rng.random(n) < 0.5).astype(float)
+    p = rng.random(n)
+    kept = score(y[:300], p[:300], _hours(300), np.arange(300), 5)
+    y_more, p_more = y.copy(), p.copy()
+    y_more[300:350] = np.nan
+    p_more[350:] = np.nan
+    assert score(y_more, p_more, _hours(n), np.arange(n), 5) == kept
+    assert kept.n == 300
+
+
+def test_nothing_known_is_no_figure() -> None:
+    made = score(np.full(3, np.nan), np.ones(3), _hours(3), np.arange(3), 5)
+    assert made.n == 0
+    assert np.isnan(made.value)
+
+
+def test_brier_and_reliability_of_a_calibrated_score() -> None:
+    rng = np.random.default_rng(6)
+    p = rng.random(20_000)
+    y = (rng.random(20_000) < p).astype(float)
+    curve = reliability(y, p, bins=10)
+    assert [point["n"] for point in curve] == [2000] * 10
+    assert all(abs(point["p"] - point["y"]) < 0.04 for point in curve)
+    made = score(y, p, _hours(len(y)), np.arange(len(y)), 5)
+    assert made.brier == pytest.approx(np.mean((p - y) ** 2))
+    assert made.brier == pytest.approx(1 / 6, abs=0.01)

@@ -1,0 +1,396 @@
+"""The pipeline on a small piece of the sample: what it leaves, what it redoes, what it refuses."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from macd.app.market.bars import read_bars, write_bars
+from macd.app.predict.stacking import StackingModel
+from macd.app.train import oof, pipeline, stacking
+from macd.app.train.cache import Cache
+from macd.app.train.events import read_events
+from macd.app.train.settings import MODES, settings_from
+from macd.errors import MacdError, RefusedError, UsageError
+
+SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
+NOW = 1_900_000_000.0
+ENVIRONMENT = {"ML_STACKING_MIN_SAMPLES": "100"}
+SMALL: dict[str, Any] = {
+    "folds": 3,
+    "initial": 0.25,
+    "surrogates": 1,
+    "workers": 1,
+    "device": "cpu",
+    "params": {
+        "lgbm": {"rounds": 5},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
+    },
+}
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("bars")
+    write_bars(read_bars(SAMPLE)[:3200], where / "BTCUSD_1h.parquet")
+    return where
+
+
+def train(out: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    settings = settings_from({**SMALL, "data": str(data), "out": str(out), **changes})
+    return pipeline.run(settings, clock=lambda: NOW, environment=ENVIRONMENT, echo=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    train(out, data_dir)
+    return out
+
+
+@pytest.fixture
+def again(done: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change things in."""
+    return Path(shutil.copytree(done, tmp_path / "again"))
+
+
+def table(out: Path) -> pl.DataFrame:
+    return pl.read_parquet(out / "data/gpu_results/oof_1h.parquet")
+
+
+def fitted(out: Path, after: int = 0) -> list[tuple[str, Any]]:
+    """(model, fold) of the fits that were really done, from event number `after` on."""
+    events = read_events(out / "events.jsonl")[after:]
+    return [(e["model"], e["fold"]) for e in events if e["event"] == "fit_done" and not e["cached"]]
+
+
+def count(out: Path) -> int:
+    return len(read_events(out / "events.jsonl"))
+
+
+# What a finished run leaves.
+
+
+def test_result_lists_every_artefact_with_its_hash(done: Path) -> None:
+    result = json.loads((done / "result.json").read_text())
+    assert result["state"] == "done"
+    assert result["complete"] is True
+    names = {file["path"] for file in result["files"]}
+    assert {
+        "data/ml_models/lgbm_1h_5h.txt",
+        "data/ml_models/lgbm_1h_12h.txt",
+        "data/ml_models/lgbm_1h_24h.txt",
+        "data/ml_models/lgbm_1h_meta.json",
+        "data/ml_models/lstm_1h.pt",
+        "data/ml_models/lstm_1h_meta.json",
+        "data/ml_models/lstm_1h.onnx",
+        "data/ml_models/tft_1h.pt",
+        "data/ml_models/tft_1h_meta.json",
+        "data/ml_models/tft_1h.onnx",
+        "data/ml_models/stacking_meta_1h.json",
+        "data/gpu_results/oof_1h.parquet",
+        "metrics.json",
+        "criteria.json",
+        "leak_audit.json",
+    } <= names
+    for file in result["files"]:
+        content = (done / file["path"]).read_bytes()
+        assert len(content) == file["size"] > 0
+        assert hashlib.sha256(content).hexdigest() == file["sha256"]
+
+
+def test_out_of_fold_table_has_the_agreed_columns_and_nulls(done: Path) -> None:
+    frame = table(done)
+    heads = ("5h", "12h", "24h")
+    models = ("lgbm", "lstm", "tft", "stacking")
+    wanted = ["bar_time", "fold", *(f"y_{h}" for h in heads)]
+    assert [c for c in frame.columns if not c.startswith(("ret_", "p_"))] == wanted
+    assert set(frame.columns) >= {f"p_{m}_{h}" for m in models for h in heads}
+    assert frame["bar_time"].is_sorted()
+    assert frame["bar_time"].n_unique() == len(frame)
+    assert frame["fold"].unique().to_list() == [-1, 0, 1, 2]
+    for head, horizon in zip(heads, (5, 12, 24), strict=True):
+        assert frame[f"y_{head}"][-horizon:].null_count() == horizon
+        assert set(frame[f"y_{head}"].drop_nulls().unique()) == {0.0, 1.0}
+        for model in ("lgbm", "lstm", "tft"):
+            assert frame[f"p_{model}_{head}"].is_between(0, 1, closed="none").all()
+            assert frame[f"p_{model}_{head}"].null_count() == 0
+        first = frame.filter(pl.col("fold") == 0)[f"p_stacking_{head}"]
+        assert first.null_count() == len(first), "the first fold only trains the meta-model"
+        later = frame.filter(pl.col("fold") != 0)[f"p_stacking_{head}"]
+        assert later.null_count() == 0
+
+
+def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
+    metrics = json.loads((done / "metrics.json").read_text())
+    assert set(metrics["models"]) == {"lgbm", "lstm", "tft", "stacking", "volatility"}
+    for heads in metrics["models"].values():
+        for head in heads.values():
+            for part in ("val", "val_all", "test", "test_all"):
+                made = head[part]
+                assert made["low"] <= made["value"] <= made["high"]
+                assert 0 < made["effective_n"] < made["n"]
+            assert head["val_all"]["n"] > head["val"]["n"], "all bars are more than the moves"
+            assert len(head["folds"]) == 3
+    assert metrics["data_digest"] == (done / "data_digest").read_text().strip()
+    assert {"verify", "features", "lgbm", "lstm", "tft", "onnx", "stacking", "audit"} <= set(
+        metrics["stages"]
+    )
+    assert all(stage["peak_mb"] > 0 for stage in metrics["stages"].values())
+    curves = metrics["history"]["lstm"]
+    assert [len(curve["epochs"]) for curve in curves] == [2, 2, 2, 2]
+
+
+def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
+    """Load what was written, predict the holdout, find the numbers of the table."""
+    from macd.app.train import dataset, lgbm, lstm, tft  # noqa: PLC0415 - families under test
+
+    settings = settings_from(json.loads((done / "settings.json").read_text()))
+    data = dataset.build(dataset.read(settings), settings.min_move)
+    behind = table(done).filter(pl.col("fold") == -1)
+    rows = np.searchsorted(data.times_ms, behind["bar_time"].dt.epoch("ms").to_numpy())
+    for family in (lgbm, lstm, tft):
+        name = family.__name__.rpartition(".")[2]
+        p = family.predict(family.load(done / "data/ml_models", "1h"), data.X, rows)
+        np.testing.assert_array_equal(p[:, 0], behind[f"p_{name}_5h"].to_numpy())
+        meta = json.loads((done / f"data/ml_models/{name}_1h_meta.json").read_text())
+        assert meta["best_head"] in ("5h", "12h", "24h")
+        assert meta["features"] == list(data.features)
+        assert meta["schema_hash"]
+    model = StackingModel.from_json((done / "data/ml_models/stacking_meta_1h.json").read_bytes())
+    line = behind.row(0, named=True)
+    base = {k[2:]: v for k, v in line.items() if k.startswith("p_") and "stacking" not in k}
+    context = {n: float(data.X[rows[0], data.features.index(n)]) for n in stacking.CONTEXT}
+    found = model.probability(base, context)
+    assert found["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
+
+
+def test_events_tell_stages_epochs_scores_and_progress(done: Path) -> None:
+    events = read_events(done / "events.jsonl")
+    assert events[0]["event"] == "run_started"
+    assert events[-1]["event"] == "run_done"
+    epochs = [e for e in events if e["event"] == "epoch"]
+    assert {(e["stage"], e["model"]) for e in epochs} == {("lstm", "lstm"), ("tft", "tft")}
+    assert all({"fold", "epoch", "epochs", "loss", "auc"} <= set(e) for e in epochs)
+    fits = [e for e in events if e["event"] == "fit_done"]
+    progress = [e["progress"] for e in fits]
+    assert progress == sorted(progress)
+    assert all("eta_s" in e for e in fits)
+    assert [e for e in fits if e["fold"] == "final" and "auc" in e] == [], "the holdout is closed"
+
+
+def test_heads_are_fixed_before_the_holdout_is_opened(done: Path) -> None:
+    frame = table(done).with_columns(
+        pl.when(pl.col("fold") == -1).then(-pl.col("ret_5h")).otherwise(pl.col("ret_5h"))
+    )
+    from macd.app.train.evaluate import validation_aucs  # noqa: PLC0415
+
+    assert validation_aucs(frame, "lstm", 0.003) == validation_aucs(table(done), "lstm", 0.003)
+
+
+# What is redone.
+
+
+def test_a_repeated_run_fits_nothing_and_ends_the_same(again: Path, data_dir: Path) -> None:
+    before, started = table(again), count(again)
+    train(again, data_dir, cache=str(again / "cache"))
+    assert fitted(again, started) == []
+    assert table(again).equals(before)
+
+
+def test_a_changed_parameter_redoes_that_family_alone(again: Path, data_dir: Path) -> None:
+    started = count(again)
+    params = {**SMALL["params"], "lstm": {**SMALL["params"]["lstm"], "lr": 0.01}}
+    train(again, data_dir, params=params, stages=["verify", "lgbm", "lstm", "tft", "stacking"])
+    assert {model for model, _ in fitted(again, started)} == {"lstm"}
+
+
+def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_path: Path) -> None:
+    bars = read_bars(SAMPLE)[:3200]
+    row = pl.int_range(pl.len()) == 2300  # in the last fold's test, before the holdout
+    later = bars.with_columns(
+        pl.when(row).then(pl.col("volume") + 1).otherwise("volume").alias("volume")
+    )
+    write_bars(later, tmp_path / "later" / "BTCUSD_1h.parquet")
+    started = count(again)
+    train(again, tmp_path / "later", mode="lgbm")
+    done_now = fitted(again, started)
+    assert ("lgbm", 0) not in done_now
+    assert ("lgbm", "final") in done_now
+
+
+def test_a_damaged_entry_is_fitted_again_to_the_same_numbers(again: Path, data_dir: Path) -> None:
+    before, started = table(again), count(again)
+    victim = sorted((again / "cache/fits").glob("*/*.fit"))[0]
+    raw = bytearray(victim.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    victim.write_bytes(raw)
+    train(again, data_dir)
+    assert len(fitted(again, started)) <= 1
+    assert table(again).equals(before)
+
+
+def test_two_workers_give_the_numbers_of_one(done: Path, tmp_path: Path, data_dir: Path) -> None:
+    train(tmp_path / "two", data_dir, workers=2, mode="lstm")
+    ours = Cache(tmp_path / "two/cache")
+    for path in (tmp_path / "two/cache/fits").glob("*/*.fit"):
+        entry = ours.get(path.stem)
+        same = Cache(done / "cache").get(path.stem)
+        assert entry is not None
+        assert same is not None
+        np.testing.assert_array_equal(entry.arrays["p"], same.arrays["p"])
+
+
+def test_more_seeds_show_how_much_is_luck(again: Path, data_dir: Path) -> None:
+    started = count(again)
+    train(again, data_dir, mode="lgbm", seeds=2)
+    assert [fold for model, fold in fitted(again, started)] == [2, 1, 0], "the new seed alone"
+    metrics = json.loads((again / "metrics.json").read_text())
+    first, second = metrics["seeds"]["lgbm"]
+    assert (first["seed"], second["seed"]) == (7, 8)
+    assert first["5h"] == pytest.approx(metrics["models"]["lgbm"]["5h"]["val"]["value"], abs=1e-4)
+    assert first["5h"] != second["5h"]
+
+
+# Modes.
+
+
+@pytest.mark.parametrize(("mode", "first"), [("stacking", "lgbm"), ("onnx", "lstm")])
+def test_a_mode_names_the_one_it_needs_first(
+    tmp_path: Path, data_dir: Path, mode: str, first: str
+) -> None:
+    with pytest.raises(MacdError, match=f"--mode {mode} needs the {first} models") as caught:
+        train(tmp_path / "out", data_dir, mode=mode)
+    assert f"--mode {first}" in caught.value.hint
+    assert not list((tmp_path / "out").glob("data/*"))
+
+
+def test_the_modes_one_after_another_are_the_whole(
+    done: Path, tmp_path: Path, data_dir: Path
+) -> None:
+    out = tmp_path / "steps"
+    completes = [train(out, data_dir, mode=mode)["complete"] for mode in MODES[1:]]
+    assert completes == [False] * 5 + [True]
+    assert table(out).equals(table(done))
+    whole = json.loads((done / "metrics.json").read_text())
+    steps = json.loads((out / "metrics.json").read_text())
+    assert steps["models"] == whole["models"]
+    assert steps["holdout"]["openings"] == 1
+
+
+# What is refused, and said.
+
+
+def test_no_run_is_done_without_its_artefacts(
+    again: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (again / "data/ml_models/stacking_meta_1h.json").unlink()
+    monkeypatch.setattr(stacking, "save", lambda *_, **__: [])
+    with pytest.raises(MacdError, match="ended without its artefacts") as caught:
+        train(again, data_dir)
+    assert "stacking_meta_1h.json" in caught.value.why
+    assert json.loads((again / "result.json").read_text())["state"] == "failed"
+
+
+def test_bars_with_errors_are_not_trained_on(tmp_path: Path) -> None:
+    bars = read_bars(SAMPLE)[:3200]
+    row = pl.int_range(pl.len()) == 100
+    bad = bars.with_columns(pl.when(row).then(-1.0).otherwise("close").alias("close"))
+    write_bars(bad, tmp_path / "bad" / "BTCUSD_1h.parquet")
+    with pytest.raises(MacdError, match=r"the bars have \d+ error") as caught:
+        train(tmp_path / "out", tmp_path / "bad")
+    assert "row 100" in caught.value.why
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert (result["state"], result["stage"]) == ("failed", "verify")
+    assert fitted(tmp_path / "out") == []
+
+
+def test_a_failed_stage_is_named(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(MacdError, match="the loss became"):
+        params = {**SMALL["params"], "lstm": {**SMALL["params"]["lstm"], "lr": 1e30}}
+        train(tmp_path / "out", data_dir, params=params, mode="lstm")
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert (result["state"], result["stage"]) == ("failed", "lstm")
+    assert read_events(tmp_path / "out/events.jsonl")[-1]["event"] == "run_failed"
+
+
+def test_too_few_stacking_samples_is_said_with_the_number(again: Path, data_dir: Path) -> None:
+    settings = settings_from({**SMALL, "data": str(data_dir), "out": str(again)})
+    with pytest.raises(RefusedError, match="stacking needs 50000"):
+        pipeline.run(
+            settings,
+            clock=lambda: NOW,
+            environment={"ML_STACKING_MIN_SAMPLES": "50000"},
+            echo=False,
+        )
+
+
+def test_a_second_training_in_the_same_directory_is_refused(tmp_path: Path, data_dir: Path) -> None:
+    out = tmp_path / "busy"
+    out.mkdir()
+    with (out / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(RefusedError, match="another training is at work"):
+            train(out, data_dir)
+
+
+def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path) -> None:
+    params = {**SMALL["params"], "lgbm": {"rounds": 6}}
+    train(again, data_dir, mode="lgbm", params=params)
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert metrics["holdout"]["openings"] == 2
+    said = [e.get("note", "") for e in read_events(again / "events.jsonl")]
+    assert any("2 different recipes" in note for note in said)
+
+
+def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
+    again: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = stacking.Params
+
+    def other(**given: Any) -> stacking.Params:
+        return honest(C=1.0, **given)
+
+    monkeypatch.setattr(stacking, "Params", other)
+    train(again, data_dir)
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert metrics["holdout"]["openings"] == 2
+
+
+def test_too_few_bars_are_said(tmp_path: Path) -> None:
+    write_bars(read_bars(SAMPLE)[:500], tmp_path / "few" / "BTCUSD_1h.parquet")
+    with pytest.raises(MacdError, match="500 bars of BTCUSD are too few"):
+        train(tmp_path / "out", tmp_path / "few")
+
+
+def test_every_problem_in_the_settings_is_named_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        settings_from({"mode": "most", "embargo": 5, "holdout": 0.9})
+    assert all(name in caught.value.why for name in ("mode", "embargo", "holdout"))
+    with pytest.raises(UsageError) as caught:
+        settings_from({"profil": "demo", "seed": "seven", "criteria": {"speed": 1}})
+    assert all(name in caught.value.why for name in ("profil", "seed", "speed"))
+    with pytest.raises(UsageError, match="lstm has no depth"):
+        from macd.app.train.training import params_of  # noqa: PLC0415
+
+        params_of("lstm", "demo", {"depth": 3})
+
+
+def test_settings_of_a_run_can_be_given_again(done: Path) -> None:
+    raw = json.loads((done / "settings.json").read_text())
+    assert settings_from(raw).as_json() == raw
+
+
+def test_best_head_is_the_highest_known() -> None:
+    assert oof.best_head({"5h": 0.55, "12h": 0.56, "24h": float("nan")}) == "12h"

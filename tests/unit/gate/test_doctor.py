@@ -1,0 +1,371 @@
+"""Each known failure is found by its evidence, with a remedy; a host that is well has none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.deploy.state import HostState
+from macd.gate import report, run
+from macd.gate.case import Case, Feed, Finding
+from macd.gate.doctor import diagnose
+from macd.inventory import load
+from tests import signal_lines
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+LIVE = signal_lines.RELEASE
+NAMES = [
+    "serving", "processes", "release", "flag", "dependencies",
+    "ML coverage", "stacking samples", "TFT output", "LSTM output",
+    "LightGBM output", "feed", "disk", "clock", "units", "training on h800",
+]  # fmt: skip
+
+
+def judged(tmp_path: Path, **components: Any) -> Mapping[str, Any]:
+    """A gate document as the product makes it, of lines with these components."""
+    signal_lines.write(tmp_path / "logs", signal_lines.lines(30, end=NOW, **components))
+    known = load("lab")
+    found = run.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
+    return found.document
+
+
+STACKING = {
+    "in_file": ["0"], "unread": "", "passed_over": [], "beside": [], "next": "0", "running": "0",
+    "guard": "none", "changing": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def well(tmp_path: Path) -> Case:
+    """A host with nothing wrong."""
+    health = {
+        "release": LIVE, "pid": 42, "status": "ok", "golden": {"ok": True},
+        "feed": {"state": "polling", "last_arrival": NOW.timestamp() - 1800},
+        "started": "2026-03-01T00:00:00Z", "last_bar": "2026-03-02T10:00:00Z",
+    }  # fmt: skip
+    found = HostState(
+        app="/opt/macd-analysis",
+        exists=True,
+        python={"executable": "/usr/bin/python3", "version": "3.11"},
+        endpoint="unix:/h.sock",
+        live=LIVE,
+        history=[{"release": LIVE}],
+        process={"active": "active", "pid": 42},
+        health=health,
+        stacking=STACKING,
+        rehearsal={"ready": True, "why": ""},
+    )
+    checkup = {
+        "others": [],
+        "check": {"code": 0, "said": '{"ok": true}'},
+        "log": "",
+        "disk": {"free": 20 << 30, "total": 40 << 30, "inodes": 10**6},
+        "unjudged": "",
+    }
+    return Case(
+        found=found,
+        checkup=checkup,
+        drift=[],
+        clock_offset=0.2,
+        clock_error=0.1,
+        feed=Feed("ccxt", 3600, live=True),
+        now=NOW.timestamp(),
+        report=judged(tmp_path / "well"),
+        trainings={"h800": {"state": "DONE", "why": "", "remedy": ""}},
+    )
+
+
+def about(case: Case, **more: Any) -> Case:
+    """The case with fields of what was found, or of the checkup, replaced."""
+    fields = {field.name for field in dataclasses.fields(HostState)}
+    found = {name: value for name, value in more.items() if name in fields}
+    checkup = {name: value for name, value in more.items() if name in case.checkup}
+    rest = {n: v for n, v in more.items() if n not in found and n not in checkup}
+    return dataclasses.replace(
+        case,
+        found=dataclasses.replace(case.found, **found),
+        checkup={**case.checkup, **checkup},
+        **rest,
+    )
+
+
+def wrong(case: Case) -> list[Finding]:
+    found = diagnose(case)
+    assert [one.name for one in found] == NAMES
+    bad = [one for one in found if one.ok is False]
+    assert all(one.remedy and one.evidence for one in bad)
+    return bad
+
+
+def test_a_host_that_is_well(well: Case) -> None:
+    assert [(one.name, one.ok) for one in diagnose(well)] == [(name, True) for name in NAMES]
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "remedy", "changed"),
+    [
+        (
+            "serving",
+            "unit is failed",
+            "invoke rollback",
+            {"process": {"active": "failed", "pid": 0}},
+        ),
+        ("processes", "run 7 8", "kill 7 8; invoke deploy --restart", {"others": [7, 8]}),
+        (
+            "release",
+            "model.txt",
+            "invoke rollback",
+            {"rehearsal": {"ready": False, "why": "model.txt"}},
+        ),
+        ("release", "never committed", "invoke deploy", {"history": []}),
+        (
+            "flag",
+            ".env says ML_ENABLE_STACKING=1 (twice), the process 0",
+            "invoke disable-stacking",
+            {"stacking": {**STACKING, "in_file": ["0", "1"], "next": "1"}},
+        ),
+        (
+            "flag",
+            ".env says ML_ENABLE_STACKING=0, the process 1; stacking decides without evidence",
+            "invoke disable-stacking",
+            {"stacking": {**STACKING, "running": "1"}},
+        ),
+        (
+            "flag",
+            "takes nothing from .env: line 2 holds a NUL byte",
+            "mend .env",
+            {"stacking": {**STACKING, "unread": "line 2 holds a NUL byte"}},
+        ),
+        (
+            "flag",
+            "/etc/x.env sets ML_ENABLE_STACKING=1; only .env may",
+            "take it out there",
+            {"stacking": {**STACKING, "beside": [{"where": "/etc/x.env", "value": "1"}]}},
+        ),
+        (
+            "flag",
+            "its guard could not judge, 2 of 3: no answer",
+            "invoke disable-stacking",
+            {
+                "unjudged": "could not judge, 2 of 3: no answer",
+                "stacking": {
+                    **STACKING,
+                    "in_file": ["1"],
+                    "next": "1",
+                    "running": "1",
+                    "guard": "watches",
+                },
+            },
+        ),
+        (
+            "dependencies",
+            "No module named 'lightgbm'",
+            "invoke release",
+            {
+                "check": {
+                    "code": 1,
+                    "said": "Trace\nImportError: No module named 'lightgbm'",
+                }
+            },
+        ),
+        (
+            "dependencies",
+            "libgomp.so.1",
+            "invoke provision",
+            {"check": {"code": 1, "said": "libgomp.so.1: cannot open shared object file"}},
+        ),
+        (
+            "dependencies",
+            "does not run",
+            "invoke deploy",
+            {"check": {"code": None, "said": "no such file"}},
+        ),
+        (
+            "disk",
+            "21.0 MB of 1099.5 GB free",
+            "release.keep",
+            {"disk": {"free": 20 << 20, "total": 1 << 40, "inodes": -1}},
+        ),
+        (
+            "disk",
+            "3 inodes",
+            "data/live",
+            {"disk": {"free": 9 << 30, "total": 9 << 30, "inodes": 3}},
+        ),
+        ("clock", "-61.0 s", "timedatectl set-ntp true", {"clock_offset": -61.0}),
+        ("feed", "10800 s ago", "invoke logs --grep feed", {"now": NOW.timestamp() + 9000}),
+        (
+            "units",
+            "macd-analysis.service",
+            "invoke plan",
+            {"drift": ["macd-analysis.service was changed or is missing"]},
+        ),
+        (
+            "units",
+            "x.conf overrides macd-analysis.service, sets User",
+            "remove it on the host",
+            {
+                "drift": ["/etc/x.conf overrides macd-analysis.service, sets User"],
+                "dropins": {"macd-analysis.service": [{"path": "/etc/x.conf", "sets": ["User"]}]},
+            },
+        ),
+        (
+            "units",
+            "not read x.socket",
+            "invoke deploy --restart",
+            {"drift": ["systemd has not read x.socket as it stands on the disk: ..."]},
+        ),
+        (
+            "training on h800",
+            "CUDA out of memory",
+            "smaller",
+            {
+                "trainings": {
+                    "h800": {"state": "FAILED", "why": "CUDA out of memory", "remedy": "smaller"}
+                }
+            },
+        ),
+    ],
+)
+def test_each_failure_is_named(
+    well: Case, name: str, evidence: str, remedy: str, changed: dict[str, Any]
+) -> None:
+    (found,) = wrong(about(well, **changed))
+    assert found.name == name
+    assert evidence in found.evidence
+    assert remedy in found.remedy
+
+
+def test_what_answers_is_not_what_should(well: Case) -> None:
+    health = {**well.found.health, "pid": 41}
+    (found,) = wrong(about(well, health=health))
+    assert (found.name, "pid 41 answers" in found.evidence) == ("processes", True)
+    assert "kill 41; invoke deploy --restart" in found.remedy
+    health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
+    (found,) = wrong(about(well, health=health))
+    assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
+    assert found.remedy == f"invoke deploy --restart --release {well.found.live}"
+    health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
+    (found,) = wrong(about(well, health=health))
+    assert found.name == "serving"
+    assert "invoke rollback" in found.remedy
+    assert "\x1b" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("evidence", "changed"),
+    [
+        # Bars come, an hour each, and they are of yesterday.
+        ("came 1800 s ago (polling)", {"last_bar": "2026-03-01T10:00:00Z"}),
+        ("closed 90000 s ago", {"last_bar": "2026-03-01T10:00:00Z"}),
+        ("in the 43200 s since", {"feed": {"state": "polling", "last_arrival": None}}),
+    ],
+)
+def test_a_feed_that_brings_nothing_new_is_not_well(
+    well: Case, evidence: str, changed: dict[str, Any]
+) -> None:
+    changed = {"started": "2026-03-02T00:00:00Z", **changed}
+    (found,) = wrong(about(well, health={**well.found.health, **changed}))
+    assert found.name == "feed"
+    assert evidence in found.evidence
+    assert "invoke logs" in found.remedy
+
+
+def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(well: Case) -> None:
+    young = {"feed": {"state": "polling", "last_arrival": None}, "started": "2026-03-02T10:30:00Z"}
+    for more in (young, {**young, "started": None}):
+        found = about(well, health={**well.found.health, **more})
+        assert [one.ok for one in diagnose(found) if one.name == "feed"] == [None]
+    old = {**well.found.health, "last_bar": "2021-01-01T00:00:00Z"}
+    assert wrong(about(well, health=old, feed=Feed("replay", 3600, live=False))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "remedy", "components"),
+    [
+        ("TFT output", "every one of them 0", "invoke train --mode tft", {"ml_tft_prob": 0.0}),
+        ("TFT output", "every one of them 0.5", "invoke train --mode tft", {"ml_tft_prob": 0.5}),
+        ("TFT output", "no number on any of 30 bars", "invoke health", {"ml_tft_prob": None}),
+        ("LSTM output", "every one of them 0.5", "invoke train --mode lstm", {"ml_lstm_prob": 0.5}),
+        ("LSTM output", "no number on any of 30", "invoke health", {"ml_lstm_prob": None}),
+        (
+            "LightGBM output",
+            "30 answers, every one of them 0.5",
+            "invoke train --mode lgbm",
+            {"ml_lgb_prob": 0.5},
+        ),
+        ("LightGBM output", "no number on any", "invoke disable-stacking", {"ml_lgb_prob": None}),
+        ("ML coverage", "30 × lstm: broken", "invoke health", {"ml_error": "lstm: broken"}),
+        (
+            "stacking samples",
+            "1200 is below",
+            "invoke data.fetch",
+            {
+                "ml_stacking_prob": None,
+                "ml_stacking_mode": "off",
+                "ml_stacking_skipped_reason": (
+                    "n_oof_samples 1200 is below ML_STACKING_MIN_SAMPLES 5000"
+                ),
+            },
+        ),
+    ],
+)
+def test_the_guides_problems_are_read_from_the_lines(
+    well: Case, tmp_path: Path, name: str, evidence: str, remedy: str, components: dict[str, Any]
+) -> None:
+    (found,) = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
+    assert found.name == name
+    assert evidence in found.evidence
+    assert remedy in found.remedy
+
+
+def test_a_tree_may_say_the_same_of_a_few_bars_and_a_net_may_not(
+    well: Case, tmp_path: Path
+) -> None:
+    said = judged(tmp_path, ml_lgb_prob=0.5, ml_lstm_prob=0.5)
+    for name in ("lgb", "lstm"):
+        said["findings"]["models"][name].update(answers=5)
+    assert [one.name for one in wrong(dataclasses.replace(well, report=said))] == ["LSTM output"]
+
+
+def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None:
+    found = {
+        one.name: one.ok
+        for one in diagnose(
+            about(
+                well,
+                report=None,
+                no_report="no logs",
+                others=None,
+                stacking={**STACKING, "running": None},
+                health={**well.found.health, "feed": None},
+                trainings={"h800": {"state": "", "why": "can't be reached", "remedy": ""}},
+            )
+        )
+    }
+    unknown = {name for name, ok in found.items() if ok is None}
+    assert unknown == {
+        "processes", "flag", "ML coverage", "stacking samples",
+        "TFT output", "LSTM output", "LightGBM output", "feed", "training on h800",
+    }  # fmt: skip
+    assert not [name for name, ok in found.items() if ok is False]
+
+
+@pytest.mark.parametrize(
+    ("release", "remedy"),
+    [("20260301T000100Z-0", "rm -r /opt/macd-analysis/releases/"), (LIVE, "invoke rollback")],
+)
+def test_a_damaged_release_on_the_host_is_named(well: Case, release: str, remedy: str) -> None:
+    [bad] = [one for one in diagnose(about(well, damaged={release: "x"})) if one.ok is False]
+    assert (bad.name, bad.evidence) == ("stored releases", f"{release} is damaged: x")
+    assert remedy in bad.remedy
+
+
+def test_a_host_that_was_never_provisioned(well: Case) -> None:
+    (found,) = diagnose(about(well, exists=False))
+    assert (found.ok, found.remedy) == (False, "invoke provision")

@@ -1,0 +1,59 @@
+"""What the guard did while nobody was there comes into the journal here, once and in its order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.gate import watch
+from macd.gate.watch import Seen
+from macd.inventory import load
+from macd.journal import Journal
+
+
+def seen(state: str, n: int, ended: float | None) -> Seen:
+    order: dict[str, Any] = {"state": state, "release": f"release-{n}", "reason": f"watch {n}"}
+    return Seen("prod", {**order, "ended": ended}, f"release-{n}", "0", (), 0.0, loop=False)
+
+
+def test_several_watches_are_caught_up_with_each_once_and_in_order(tmp_path: Path) -> None:
+    inventory = load("lab").model_copy(update={"root": tmp_path})
+    host = inventory.host("prod")
+    ends = [("failed", 1, 100.0), ("over", 2, 200.0), ("ended", 2, 300.0), ("failed", 3, 400.0)]
+    for state, n, ended in ends:
+        assert not watch.catch_up(seen("watching", n, None), host, inventory)
+        assert not watch.catch_up(seen("failing", n, ended), host, inventory)
+        assert watch.catch_up(seen(state, n, ended), host, inventory)
+        assert not watch.catch_up(seen(state, n, ended), host, inventory)
+    assert not watch.catch_up(seen(*ends[0]), host, inventory)  # an old look that came late
+    told = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
+    assert [(one["result"], one["reason"]) for one in told] == [
+        ("failed", "watch 1"), ("over", "watch 2"), ("ended", "watch 2"), ("failed", "watch 3"),
+    ]  # fmt: skip
+    assert [one["ended"][:19] for one in told] == [
+        f"1970-01-01T00:0{n}:{s}" for n, s in ((1, 40), (3, 20), (5, "00"), (6, 40))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "running", "idle"),
+    [
+        ("1", "1", False),
+        ("1", None, False),
+        ("0", "0", True),
+        ("0", None, True),
+        ("0", "1", False),  # by hand: the process that runs still has it
+        ("", "1", False),  # systemd takes nothing from .env from now on
+        ("", None, False),
+        ("?", "0", True),
+    ],
+)
+def test_a_watch_is_idle_only_where_the_guard_would_end_it(
+    flag: str, running: str | None, *, idle: bool
+) -> None:
+    order = {"state": "watching", "release": "r"}
+    found = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
+    assert found.idle is idle
+    assert Seen("prod", order, "other", flag, (), 0.0, loop=False).idle
