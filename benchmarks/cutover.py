@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.hosts import rootfs
-from tests.hosts.fleet import booted
-from tests.hosts.trial import APP, ENDPOINT, Trial, trial_on
+from tests.support.hosts import rootfs
+from tests.support.hosts.fleet import booted
+from tests.support.hosts.host_app import APP, ENDPOINT, Trial, trial_on
 
 CLIENT = """
 import json, os, socket, sys, time
