@@ -17,7 +17,7 @@ import pytest
 
 import macd
 from macd.host.failure import HostError
-from macd.host.jobs.operations import operations, views
+from macd.host.jobs import operations, views
 from macd.host.rpc import blobs
 
 RUN = "20260101T000000Z-abc"
