@@ -99,7 +99,10 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        with booted(rootfs.cache_directory(), top / "project") as hosts, host_app_on(hosts, top) as on:
+        with (
+            booted(rootfs.cache_directory(), top / "project") as hosts,
+            host_app_on(hosts, top) as on,
+        ):
             seen, undone = cutover(on, arguments.deploys), reverts(on)
     print(
         f"{seen['deploys']} deploys under load: {seen['asked']} requests, "
