@@ -26,8 +26,6 @@ from macd.errors import MacdError, RefusedError
 from macd.host import envfile
 from macd.host.flag import guard_config
 from macd.host.store.signature import GATE_NAMESPACE
-from tests import signal_lines
-from tests.deployment import UNIT, Place, place
 from tests.local.test_flag_host import (
     ENV,
     LOG,
@@ -40,7 +38,9 @@ from tests.local.test_flag_host import (
     report,
     request,
 )
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support import signal_lines
+from tests.support.local_host import UNIT, Place, place
+from tests.support.signed_files import IDENTITY, make_key
 
 RULE = {
     "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,

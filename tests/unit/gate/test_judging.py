@@ -16,7 +16,7 @@ import pytest
 
 from macd.host.judge import gate, judging, starts
 from macd.host.judge.gate import Rule
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 ORDER: dict[str, Any] = {

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from macd.app.predict import modelfolder, modelrun
 from macd.release import childprocess
 from macd.release.health import Item
-from tests import foreign_models as made
-from tests.trained import trained_run
+from tests.support import small_models as made
+from tests.support.training_run import trained_run
 from tests.unit.release import damage
 
 Change = Callable[[Path], Any]
