@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.hosts import rootfs
-from tests.hosts.fleet import booted
-from tests.hosts.trial import APP, ENDPOINT, Trial, trial_on
+from tests.support.hosts import rootfs
+from tests.support.hosts.fleet import booted
+from tests.support.hosts.host_app import APP, ENDPOINT, HostApp, host_app_on
 
 CLIENT = """
 import json, os, socket, sys, time
@@ -56,7 +56,7 @@ print(json.dumps({"asked": asked, "failed": failed, "longest": longest, "release
 VARIANTS = ("exits", "hangs", "wrong golden", "never ready", "old id", "crashes soon")
 
 
-def cutover(trial: Trial, deploys: int) -> dict[str, Any]:
+def cutover(trial: HostApp, deploys: int) -> dict[str, Any]:
     """Deploy again and again under load; what the client saw and how long each took."""
     stop = f"{APP}/data/stop"
     told: list[str] = []
@@ -76,7 +76,7 @@ def cutover(trial: Trial, deploys: int) -> dict[str, Any]:
     return {**json.loads(told[0]), "deploys": deploys, "seconds": seconds}
 
 
-def reverts(trial: Trial) -> dict[str, dict[str, float]]:
+def reverts(trial: HostApp) -> dict[str, dict[str, float]]:
     """Seconds to notice each kind of bad release, and to have the old one answering again."""
     found = {}
     for variant in VARIANTS:
@@ -99,7 +99,10 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        with booted(rootfs.cache_directory(), top / "project") as hosts, trial_on(hosts, top) as on:
+        with (
+            booted(rootfs.cache_directory(), top / "project") as hosts,
+            host_app_on(hosts, top) as on,
+        ):
             seen, undone = cutover(on, arguments.deploys), reverts(on)
     print(
         f"{seen['deploys']} deploys under load: {seen['asked']} requests, "

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.real_hosts import RealHosts, Watcher
-from tests import small_releases
-from tests.deployment import EMPTY_LOCK
+from tests.support import small_releases
+from tests.support.local_host import EMPTY_LOCK
 
 BIG, CHANGED, FILES = 30 << 20, 300_000, 20
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from macd.host.judge import gate, reading
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import Findings, Rule
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 FEW = 4000

@@ -22,9 +22,9 @@ from typing import Any
 
 from benchmarks.slow_line import SlowLine
 from macd.inventory import Inventory, load, project_root
-from tests import small_releases
-from tests.hosts import fleet, rootfs
 from tests.hosts.conftest import TOOLS
+from tests.support import small_releases
+from tests.support.hosts import fleet, rootfs
 
 _NAME = "bench"
 _MORE = """

@@ -77,7 +77,7 @@ def memory_mb() -> float:
 def models(release: str) -> Path:
     if release:
         return Path(release) / MODELS
-    made: Path = importlib.import_module("tests.served").prepared()
+    made: Path = importlib.import_module("tests.support.deployed_app").prepared()
     return made / MODELS
 
 

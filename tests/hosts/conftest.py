@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts import rootfs
-from tests.hosts.fleet import Hosts, booted
+from tests.support.hosts import rootfs
+from tests.support.hosts.fleet import Hosts, booted
 
 TOOLS = ("systemd-nspawn", "debootstrap", "ip", "nsenter", "unshare", "setpriv", "ssh")
 CAP_SYS_ADMIN = 21

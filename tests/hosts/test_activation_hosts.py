@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from macd.ssh.failures import RemoteError
-from tests.hosts.fleet import Hosts
-from tests.hosts.trial import APP, BOOT, NAME, SOCKET, UNIT, Trial, trial_on
+from tests.support.hosts.fleet import Hosts
+from tests.support.hosts.host_app import APP, BOOT, NAME, SOCKET, UNIT, HostApp, host_app_on
 
 pytestmark = pytest.mark.hosts
 
 
 @pytest.fixture(scope="module")
-def trial(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    with trial_on(hosts, tmp_path_factory.mktemp("key")) as made:
+def trial(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostApp]:
+    with host_app_on(hosts, tmp_path_factory.mktemp("key")) as made:
         yield made
 
 
-def test_nobody_confirms(trial: Trial) -> None:
+def test_nobody_confirms(trial: HostApp) -> None:
     before = trial.live
     last = trial.end(trial.begin(trial.release(), confirm_s=0.5), confirm=False)
     assert last["state"] == "reverted"
@@ -28,7 +28,7 @@ def test_nobody_confirms(trial: Trial) -> None:
     trial.settled()
 
 
-def test_the_session_that_began_cannot_confirm(trial: Trial) -> None:
+def test_the_session_that_began_cannot_confirm(trial: HostApp) -> None:
     before = trial.live
     with trial.session() as session:
         number = trial.begin_over(session, trial.release(), confirm_s=1.0)
@@ -39,7 +39,7 @@ def test_the_session_that_began_cannot_confirm(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("state", ["restarting", "awaiting confirmation"])
-def test_a_killed_runner_is_started_again_and_reverts(trial: Trial, state: str) -> None:
+def test_a_killed_runner_is_started_again_and_reverts(trial: HostApp, state: str) -> None:
     before = trial.live
     number = trial.begin(trial.release())
     trial.until(number, state)
@@ -53,7 +53,7 @@ def test_a_killed_runner_is_started_again_and_reverts(trial: Trial, state: str) 
 
 
 @pytest.mark.parametrize("how", ["reboot", "power cut"])
-def test_the_boot_unit_reverts_before_the_service_starts(trial: Trial, how: str) -> None:
+def test_the_boot_unit_reverts_before_the_service_starts(trial: HostApp, how: str) -> None:
     before = trial.live
     number = trial.begin(trial.release(), confirm_s=120.0)
     trial.until(number, "awaiting confirmation")
@@ -75,7 +75,7 @@ def test_the_boot_unit_reverts_before_the_service_starts(trial: Trial, how: str)
     trial.settled()
 
 
-def test_a_crash_loop_does_not_block_the_way_back(trial: Trial) -> None:
+def test_a_crash_loop_does_not_block_the_way_back(trial: HostApp) -> None:
     """The live release crashes until systemd gives up; rollback and deploy get through."""
     good = trial.live
     assert trial.deploy(trial.release()) == "committed"
@@ -96,7 +96,7 @@ def test_a_crash_loop_does_not_block_the_way_back(trial: Trial) -> None:
     trial.settled()
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(trial: Trial) -> None:
+def test_a_full_disk_is_told_and_nothing_is_lost(trial: HostApp) -> None:
     before = trial.live
     machine = trial.hosts.prod.machine
     trial.on_prod("systemctl", "stop", SOCKET, UNIT)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from macd.ssh.session import open_session
-from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, MORE, UNIT, Bench, bench
+from tests.support import small_releases
 
 __all__ = ["bench"]
 pytestmark = pytest.mark.hosts

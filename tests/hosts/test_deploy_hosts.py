@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from macd.inventory import Inventory, load
-from tests import small_releases
-from tests.hosts.fleet import Hosts
+from tests.support import small_releases
+from tests.support.hosts.fleet import Hosts
 
 pytestmark = pytest.mark.hosts
 

@@ -27,12 +27,21 @@ from macd.host.store.signature import GATE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
 from macd.ssh.session import Session, open_session
-from tests import signal_lines
-from tests.hosts import claim as claims
-from tests.hosts.fleet import Hosts
-from tests.hosts.trial import ACCOUNT, APP, ENDPOINT, NAME, SOCKET, UNIT, Trial, trial_on
+from tests.support import signal_lines
+from tests.support.hosts import run_lock as claims
+from tests.support.hosts.fleet import Hosts
+from tests.support.hosts.host_app import (
+    ACCOUNT,
+    APP,
+    ENDPOINT,
+    NAME,
+    SOCKET,
+    UNIT,
+    HostApp,
+    host_app_on,
+)
+from tests.support.signed_files import IDENTITY, make_key
 from tests.unit.host.test_envfile import READ
-from tests.unit.release.releases import IDENTITY, make_key
 
 pytestmark = pytest.mark.hosts
 
@@ -50,8 +59,8 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    with trial_on(hosts, tmp_path_factory.mktemp("key")) as made:
+def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostApp]:
+    with host_app_on(hosts, tmp_path_factory.mktemp("key")) as made:
         public = gate.with_suffix(".pub").read_text().strip()
         with session_of(made) as session:
             signers = session.read(f"{APP}/state/allowed_signers").decode()
@@ -62,14 +71,14 @@ def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield made
 
 
-def session_of(trial: Trial) -> Session:
+def session_of(trial: HostApp) -> Session:
     host = trial.inventory.host("prod")
     return open_session(
         host, trial.inventory, modules=("deploy.operations", "flag.guard_config", "flag.stacking")
     )
 
 
-def flip(trial: Trial, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:
+def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:
     now = datetime.now(UTC)
     with session_of(trial) as session:
         log = session.read(LOG)
@@ -101,7 +110,7 @@ def flip(trial: Trial, gate: Path, wanted: str, every_s: float = 2.0) -> dict[st
     return told
 
 
-def flags(trial: Trial) -> tuple[str, str]:
+def flags(trial: HostApp) -> tuple[str, str]:
     """In the file, and in the process systemd runs."""
     pid = trial.on_prod("systemctl", "show", "-p", "MainPID", "--value", UNIT)
     running = trial.on_prod("cat", f"/proc/{pid}/environ").split("\0")
@@ -114,7 +123,7 @@ def flags(trial: Trial) -> tuple[str, str]:
 
 
 def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
-    trial: Trial, gate: Path
+    trial: HostApp, gate: Path
 ) -> None:
     assert flip(trial, gate, "1")["outcome"] == "set"
     assert flags(trial) == ("1", "1")
@@ -147,7 +156,7 @@ def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
     assert timer == "disabled"
 
 
-def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: Trial, gate: Path) -> None:
+def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: HostApp, gate: Path) -> None:
     assert flip(trial, gate, "0")["outcome"] in ("already", "set")
     assert flip(trial, gate, "1", every_s=300.0)["outcome"] == "set"
     unit = f"{NAME}-guard.service"
@@ -189,7 +198,7 @@ def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: Trial, gate: Pat
     ],
 )
 def test_no_line_of_the_flags_file_keeps_stacking_on(
-    trial: Trial, gate: Path, more: bytes, is_disabled: bool
+    trial: HostApp, gate: Path, more: bytes, is_disabled: bool
 ) -> None:
     assert flip(trial, gate, "0")["outcome"] in ("already", "set")
     assert flip(trial, gate, "1", every_s=3000.0)["outcome"] == "set"
@@ -216,7 +225,7 @@ def test_no_line_of_the_flags_file_keeps_stacking_on(
         session.write(f"{APP}/.env", b"ML_ENABLE_STACKING=0\n", mode=0o600)
 
 
-def critical(trial: Trial) -> None:
+def critical(trial: HostApp) -> None:
     """Lines since the flip of which each says that a model is broken."""
     lines = signal_lines.lines(
         90,
@@ -231,7 +240,7 @@ def critical(trial: Trial) -> None:
         session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
 
 
-def standing(trial: Trial) -> dict[str, Any]:
+def standing(trial: HostApp) -> dict[str, Any]:
     with session_of(trial) as session:
         told: dict[str, Any] = session.call(
             "stacking", app=APP, unit=UNIT, scope="system", endpoint=ENDPOINT
@@ -270,7 +279,7 @@ PIECES = [
 ]
 
 
-def test_a_real_systemd_reads_the_flags_file_as_we_do(trial: Trial) -> None:
+def test_a_real_systemd_reads_the_flags_file_as_we_do(trial: HostApp) -> None:
     chance = random.Random(13)
     made = [b"".join(chance.choices(PIECES, k=chance.randrange(1, 20))) for _ in range(100)]
     made += [
@@ -306,7 +315,7 @@ def read(data: bytes, version: int) -> dict[str, str]:
         return {}
 
 
-def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> None:
+def test_a_power_cut_while_enabling_leaves_shadow(trial: HostApp, gate: Path) -> None:
     assert flip(trial, gate, "0")["outcome"] in ("already", "set")
     # What a kill between the file and the restart leaves (tests/local/test_flag_host.py).
     pending = {
@@ -327,7 +336,7 @@ def test_a_power_cut_while_enabling_leaves_shadow(trial: Trial, gate: Path) -> N
     assert "pending-flag.json" not in trial.on_prod("ls", f"{APP}/state")
 
 
-def unguarded(trial: Trial, gate: Path, lines: bytes) -> None:
+def unguarded(trial: HostApp, gate: Path, lines: bytes) -> None:
     """Stacking is live, `lines` are what the service wrote, and the next look is far away."""
     trial.on_prod("sh", "-c", f"rm -f {APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl")
     if flags(trial) != ("0", "0"):
@@ -339,7 +348,7 @@ def unguarded(trial: Trial, gate: Path, lines: bytes) -> None:
     trial.on_prod("sh", "-c", f"chown {ACCOUNT}: {APP}/data/live/trades_*")
 
 
-def settled(trial: Trial) -> None:
+def settled(trial: HostApp) -> None:
     """The look that a host has after boot comes at once here; it is over."""
     deadline = time.monotonic() + 60
     while trial.on_prod("systemctl", "is-active", GUARD, check=False) != "inactive":
@@ -347,12 +356,12 @@ def settled(trial: Trial) -> None:
         time.sleep(0.2)
 
 
-def order(trial: Trial) -> dict[str, Any]:
+def order(trial: HostApp) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(trial.on_prod("cat", f"{APP}/state/guard.json"))
     return told
 
 
-def written(trial: Trial, n: int, **components: Any) -> bytes:
+def written(trial: HostApp, n: int, **components: Any) -> bytes:
     """`n` lines since the flip, a millisecond apart."""
     lines = signal_lines.lines(
         n,
@@ -364,12 +373,12 @@ def written(trial: Trial, n: int, **components: Any) -> bytes:
     return b"".join(map(signal_lines.encode, lines))
 
 
-def exposure(trial: Trial) -> float:
+def exposure(trial: HostApp) -> float:
     told = trial.on_prod("systemd-analyze", "security", "--no-pager", GUARD)
     return float(told.rpartition("exposure level for")[2].split(":")[1].split()[0])
 
 
-def until_failed(trial: Trial) -> None:
+def until_failed(trial: HostApp) -> None:
     deadline = time.monotonic() + 90
     while order(trial)["state"] != "failed" or order(trial).get("untold", True):
         assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
@@ -377,7 +386,7 @@ def until_failed(trial: Trial) -> None:
     trial.answers()
 
 
-def test_the_guards_unit_is_hardened_and_can_do_all_it_must(trial: Trial, gate: Path) -> None:
+def test_the_guards_unit_is_hardened_and_can_do_all_it_must(trial: HostApp, gate: Path) -> None:
     unguarded(trial, gate, b"")
     unit = trial.on_prod("systemctl", "show", GUARD, "-p", "MemoryMax,TasksMax,NoNewPrivileges")
     assert "MemoryMax=402653184" in unit
@@ -416,7 +425,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def test_a_hostile_log_is_judged_within_the_units_memory(trial: Trial, gate: Path) -> None:
+def test_a_hostile_log_is_judged_within_the_units_memory(trial: HostApp, gate: Path) -> None:
     """No two lines alike, symbols of 300 characters, and lines of a megabyte."""
     unguarded(trial, gate, b"")
     name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
@@ -440,7 +449,7 @@ def test_a_hostile_log_is_judged_within_the_units_memory(trial: Trial, gate: Pat
     assert flags(trial) == ("0", "0")
 
 
-def memory_of(trial: Trial) -> int:
+def memory_of(trial: HostApp) -> int:
     """Bytes that all processes of the guard's unit hold, as the kernel counts them."""
     script = (
         "cd /sys/fs/cgroup/systemd 2>/dev/null || cd /sys/fs/cgroup; "
@@ -452,7 +461,7 @@ def memory_of(trial: Trial) -> int:
 
 
 def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
-    trial: Trial, gate: Path
+    trial: HostApp, gate: Path
 ) -> None:
     """Killed as the kernel kills when memory is short: all of it, while it reads an endless log."""
     unguarded(trial, gate, written(trial, 60))
@@ -475,7 +484,7 @@ def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
     trial.on_prod("rm", name)
 
 
-def test_a_guard_that_runs_out_of_memory_takes_stacking_back(trial: Trial, gate: Path) -> None:
+def test_a_guard_that_runs_out_of_memory_takes_stacking_back(trial: HostApp, gate: Path) -> None:
     """The kernel's own killer, by a limit from outside: the test hosts' systemd can't set one."""
     if not MEMORY_GROUPS.is_dir():
         pytest.skip("this machine has no memory controller of cgroup v1")
@@ -530,7 +539,7 @@ def limited(machine: str, limit: int) -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def taker(trial: Trial) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+def taker(trial: HostApp) -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """A receiver on prod's loopback, to which the guard is to tell; what came to it so far."""
     program = (
         "import http.server\n"
@@ -570,7 +579,7 @@ ExecStart=/usr/bin/python3 -I -S {APP}/bin/macd-host.pyz guard --app {APP}
 
 
 def test_provision_renews_the_unit_of_a_watch_that_an_earlier_version_ordered(
-    trial: Trial, gate: Path
+    trial: HostApp, gate: Path
 ) -> None:
     unguarded(trial, gate, written(trial, 60))
     path = f"/etc/systemd/system/{GUARD}"
@@ -608,7 +617,7 @@ def test_provision_renews_the_unit_of_a_watch_that_an_earlier_version_ordered(
 
 
 def test_a_service_that_tells_a_megabyte_of_itself_leaves_a_journal_that_goes_on(
-    trial: Trial, tmp_path: Path
+    trial: HostApp, tmp_path: Path
 ) -> None:
     """Its answers come from a release: unwell, and with text of any length in every field."""
     path = f"{APP}/state/journal.jsonl"

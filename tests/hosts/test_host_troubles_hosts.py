@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from macd.sizes import size
-from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, UNIT, Bench, bench
+from tests.support import small_releases
 
 __all__ = ["bench"]
 pytestmark = pytest.mark.hosts

@@ -14,8 +14,8 @@ from macd.inventory import Inventory, load, project_root
 from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, follow
-from tests.hosts.fleet import Hosts
-from tests.local.job_standins import SAMPLE, Witness, begin, contact_to, soon
+from tests.support.hosts.fleet import Hosts
+from tests.support.job_fakes import SAMPLE, Witness, begin, contact_to, soon
 
 pytestmark = pytest.mark.hosts
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from macd.inventory import Inventory, load
-from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, MORE, Bench, bench
-from tests.kills.agents import sweep
-from tests.kills.trials import Trials, client_killed_at
+from tests.support import small_releases
+from tests.support.kills.agent_kills import sweep
+from tests.support.kills.kill_cases import KillCases, client_killed_at
 
 __all__ = ["bench"]
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
@@ -68,7 +68,7 @@ def prod(bench: Bench) -> Prod:
 
 @every(5)
 def test_the_client(prod: Prod, step: int) -> None:
-    trials = Trials()
+    trials = KillCases()
     for number in itertools.count(1, step):
         old, new = prod.live, prod.release()
         calls = client_killed_at(prod, number, "deploy", "--yes")

@@ -19,8 +19,8 @@ from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import open_session
 from macd.ssh.ssh import connect
 from macd.ssh.trust import trust
-from tests.hosts import network
-from tests.hosts.fleet import Hosts, TestHost
+from tests.support.hosts import network
+from tests.support.hosts.fleet import Hosts, TestHost
 
 pytestmark = pytest.mark.hosts
 

@@ -13,7 +13,7 @@ from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
 from macd.ssh.blobs import Blob
 from macd.ssh.session import Session, open_session
-from tests.hosts.fleet import Hosts, TestHost
+from tests.support.hosts.fleet import Hosts, TestHost
 
 pytestmark = pytest.mark.hosts
 

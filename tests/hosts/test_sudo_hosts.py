@@ -9,7 +9,7 @@ import pytest
 from macd.errors import MacdError
 from macd.inventory import Inventory, load
 from macd.ssh.session import open_session
-from tests.hosts.fleet import Hosts
+from tests.support.hosts.fleet import Hosts
 
 pytestmark = pytest.mark.hosts
 SUDOERS = "/etc/sudoers.d/deploy"

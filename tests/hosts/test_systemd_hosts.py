@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from macd.inventory import load
-from tests.hosts import network
-from tests.hosts.fleet import Hosts
+from tests.support.hosts import network
+from tests.support.hosts.fleet import Hosts
 
 pytestmark = pytest.mark.hosts
 

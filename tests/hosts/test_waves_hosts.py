@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from macd.journal import Journal
-from tests import small_releases
 from tests.hosts.test_deploy_hosts import APP, MORE, UNIT, Bench, bench
+from tests.support import small_releases
 
 __all__ = ["bench"]
 pytestmark = pytest.mark.hosts

@@ -2,7 +2,7 @@
 
 Every point is a process of the product's own code, ended by strace right before one call. What
 must hold straight after the kill, after the host's own recovery, and after the next deploy is
-written in tests/kills/ward.py.
+written in tests/support/kills/traced_host.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.kills.ward import Ward, ward
+from tests.support.kills.traced_host import TracedHost, traced_host
 
 Point = tuple[str, int, str]
 # What the team wrote into .env since release 1 was live; nothing may lose it.
@@ -36,11 +36,13 @@ pytestmark = pytest.mark.skipif(not traceable(), reason="strace can't trace here
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Ward]:
+def host() -> Iterator[TracedHost]:
     """Releases 1 (which had been allowed to stack) and 2 were live, 3 to 9 may come, 4 is bad,
     8 and 9 need a runtime of their own."""
     packed = dict.fromkeys(_PACKED, "packages")
-    with ward({1: "good", 2: "good", 3: "good", 4: "bad", 5: "good", 7: "good", **packed}) as made:
+    with traced_host(
+        {1: "good", 2: "good", 3: "good", 4: "bad", 5: "good", 7: "good", **packed}
+    ) as made:
         made.save("empty")
         assert made.deploy(1) == "committed"
         shadow = "ML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES={}\n"
@@ -56,15 +58,15 @@ def host() -> Iterator[Ward]:
         yield made
 
 
-Prepare = Callable[[Ward], None]
+Prepare = Callable[[TracedHost], None]
 
 
-def from_two(host: Ward) -> None:
+def from_two(host: TracedHost) -> None:
     host.restore("two")
 
 
 def sent(serial: int, start: str = "two") -> Prepare:
-    def prepare(host: Ward) -> None:
+    def prepare(host: TracedHost) -> None:
         host.restore(start)
         number = host.send(serial)["said"]
         host.step("confirm", number=int(number))
@@ -72,12 +74,12 @@ def sent(serial: int, start: str = "two") -> Prepare:
     return prepare
 
 
-def about_to_roll_back(host: Ward) -> None:
+def about_to_roll_back(host: TracedHost) -> None:
     host.restore("two")
     host.step("confirm", number=int(host.step("rollback", keep=0)["said"]))
 
 
-def asked_for(host: Ward) -> None:
+def asked_for(host: TracedHost) -> None:
     """A deploy that nobody has confirmed yet."""
     host.restore("two")
     host.send(3)
@@ -86,7 +88,7 @@ def asked_for(host: Ward) -> None:
 def interrupted(call: str, path: str) -> Prepare:
     """A deploy of 3 killed at the last `call` that has to do with `path`."""
 
-    def prepare(host: Ward) -> None:
+    def prepare(host: TracedHost) -> None:
         sent(3)(host)
         host.save("to-interrupt")
         calls = host.system_calls("run")
@@ -131,7 +133,7 @@ CASES = {
 }
 
 
-def arguments(host: Ward, case: Case) -> dict[str, Any]:
+def arguments(host: TracedHost, case: Case) -> dict[str, Any]:
     if case.step == "send":
         return {"keep": 0, **host.offered(case.serial)}
     if case.step == "confirm":
@@ -139,7 +141,7 @@ def arguments(host: Ward, case: Case) -> dict[str, Any]:
     return {"keep": 0} if case.step == "rollback" else {}
 
 
-def prepared(host: Ward, name: str) -> tuple[Case, str, dict[str, Any], list[Point]]:
+def prepared(host: TracedHost, name: str) -> tuple[Case, str, dict[str, Any], list[Point]]:
     """The case, what its host is saved as, what its step is told and the calls it makes."""
     case, start = CASES[name], name.replace(" ", "-")
     case.prepare(host)
@@ -149,7 +151,7 @@ def prepared(host: Ward, name: str) -> tuple[Case, str, dict[str, Any], list[Poi
     return case, start, words, [call for call in calls if case.within in call[2]]
 
 
-def recover(host: Ward, case: Case, how: str) -> None:
+def recover(host: TracedHost, case: Case, how: str) -> None:
     """As systemd does (started again), as a boot does, or as the next deploy does."""
     answer = host.step(how)
     assert answer.get("said") in ("committed", "reverted", "nothing"), answer
@@ -198,7 +200,7 @@ EVERY = [
 @pytest.mark.parametrize("whole", EVERY)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_every_call(
-    host: Ward, name: str, whole: bool, capsys: pytest.CaptureFixture[str]
+    host: TracedHost, name: str, whole: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case, start, words, calls = prepared(host, name)
     points = kills(calls, 0 if case.within else host.asked)
@@ -216,7 +218,7 @@ def test_killed_at_every_call(
         print(f"\n{name}: {len(tried)}/{len(points)} kills, then {dict(ended)}, next deploy good")
 
 
-def check(host: Ward, where: str, case: Case, how: str) -> None:
+def check(host: TracedHost, where: str, case: Case, how: str) -> None:
     try:
         assert host.live in (*case.after, *case.on_trial)
         host.check_whole()
@@ -226,7 +228,7 @@ def check(host: Ward, where: str, case: Case, how: str) -> None:
         raise AssertionError(where) from error
 
 
-def check_next(host: Ward, where: str, case: Case) -> None:
+def check_next(host: TracedHost, where: str, case: Case) -> None:
     try:
         assert host.deploy(case.next) == "committed"
         host.check_settled()
@@ -264,7 +266,7 @@ def chosen(tried: list[tuple[Point, str]]) -> list[tuple[Point, str]]:
 @pytest.mark.parametrize("error", FAULTS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_disk_that_fails(
-    host: Ward, name: str, error: str, whole: bool, capsys: pytest.CaptureFixture[str]
+    host: TracedHost, name: str, error: str, whole: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The call fails once, or from then on until the disk is mended."""
     case, start, words, calls = prepared(host, name)

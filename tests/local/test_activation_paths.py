@@ -9,7 +9,7 @@ import pytest
 from macd.errors import MacdError
 from macd.journal import Journal
 from macd.ssh.failures import RemoteError
-from tests.deployment import ACCEPTS, Place, place
+from tests.support.local_host import ACCEPTS, Place, place
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,16 @@ import pytest
 from macd.errors import MacdError
 from macd.host.store.manifest import parse, release_id, render
 from macd.release.signing import sign
-from tests.deployment import Place, Signed, place
-from tests.kills.tracing import await_stop
-from tests.kills.ward import Ward, over, ward
+from tests.support.kills.strace import await_stop
+from tests.support.kills.traced_host import TracedHost, over, traced_host
+from tests.support.local_host import Place, Signed, place
 
 GOOD = {serial: "good" for serial in range(1, 9)}
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Ward]:
-    with ward({**GOOD, 20: "bad", 21: "bad", 22: "bad", 23: "good"}) as one:
+def made() -> Iterator[TracedHost]:
+    with traced_host({**GOOD, 20: "bad", 21: "bad", 22: "bad", 23: "good"}) as one:
         one.save("empty")
         assert [one.deploy(1), one.deploy(2)] == ["committed"] * 2
         one.save("two")
@@ -33,18 +33,18 @@ def made() -> Iterator[Ward]:
 
 
 @pytest.fixture
-def host(made: Ward) -> Ward:
+def host(made: TracedHost) -> TracedHost:
     made.restore("two")
     return made
 
 
-def serials(host: Ward) -> set[int]:
+def serials(host: TracedHost) -> set[int]:
     here = {p.name for p in (host.app / "releases").iterdir()}
     assert len(here) == len({s for s, one in host.releases.items() if one.id in here})
     return {serial for serial, one in host.releases.items() if one.id in here}
 
 
-def roll_back(host: Ward) -> str:
+def roll_back(host: TracedHost) -> str:
     asked = host.step("rollback", keep=0)
     if "failed" in asked:
         return str(asked["failed"])
@@ -52,7 +52,7 @@ def roll_back(host: Ward) -> str:
     return str(host.step("run")["said"])
 
 
-def test_good_releases_stay_and_failed_ones_push_none_out(host: Ward) -> None:
+def test_good_releases_stay_and_failed_ones_push_none_out(host: TracedHost) -> None:
     assert [host.deploy(20), host.deploy(21)] == ["reverted"] * 2
     assert (host.live, serials(host)) == (2, {1, 2, 21})  # one failed release, to be studied
     assert host.deploy(22) == "reverted"
@@ -70,14 +70,14 @@ def test_good_releases_stay_and_failed_ones_push_none_out(host: Ward) -> None:
     assert len(shelved) == len({p.stat().st_ino for p in linked})  # no blob that nothing needs
 
 
-def test_keep_counts_beside_the_live_release_and_the_one_before(host: Ward) -> None:
+def test_keep_counts_beside_the_live_release_and_the_one_before(host: TracedHost) -> None:
     assert host.deploy(3, keep=1) == "committed"
     assert serials(host) == {1, 2, 3}
     assert host.deploy(4, keep=1) == "committed"
     assert serials(host) == {2, 3, 4}
 
 
-def test_an_edited_journal_stops_no_rollback(host: Ward) -> None:
+def test_an_edited_journal_stops_no_rollback(host: TracedHost) -> None:
     journal = host.app / "state/journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-4] + b"xy}\n")
     assert (roll_back(host), host.live) == ("committed", 1)
@@ -85,7 +85,7 @@ def test_an_edited_journal_stops_no_rollback(host: Ward) -> None:
     assert aside.read_bytes().endswith(b"xy}\n")
 
 
-def test_uploads_given_up_a_day_ago_go_and_fresh_ones_wait_to_be_taken_up(host: Ward) -> None:
+def test_uploads_given_up_a_day_ago_go_and_fresh_ones_wait_to_be_taken_up(host: TracedHost) -> None:
     partials = host.app / "blobs" / ".partial"
     partials.mkdir(exist_ok=True)
     old, fresh = (partials / f"{letter * 64}.0123456789ab" for letter in "ab")
@@ -97,7 +97,7 @@ def test_uploads_given_up_a_day_ago_go_and_fresh_ones_wait_to_be_taken_up(host: 
     assert list(partials.iterdir()) == [fresh]
 
 
-def test_rollback_goes_back_through_what_was_good(host: Ward) -> None:
+def test_rollback_goes_back_through_what_was_good(host: TracedHost) -> None:
     for serial in (3, 4):
         assert host.deploy(serial) == "committed"
     assert host.deploy(20) == "reverted"
@@ -108,14 +108,14 @@ def test_rollback_goes_back_through_what_was_good(host: Ward) -> None:
     host.check_settled()
 
 
-def test_a_release_that_was_live_and_then_failed_is_no_target(host: Ward) -> None:
+def test_a_release_that_was_live_and_then_failed_is_no_target(host: TracedHost) -> None:
     bad = [{"release": host.releases[1].id, "reason": "x", "activation": 9, "at": 0}]
     (host.app / "state/bad.json").write_text(json.dumps(bad))
     assert "nothing to roll back to" in roll_back(host)
     assert host.live == 2
 
 
-def test_older_expired_and_other_hosts_releases_are_refused(host: Ward) -> None:
+def test_older_expired_and_other_hosts_releases_are_refused(host: TracedHost) -> None:
     assert host.deploy(3) == "committed"
     assert "older release" in host.send(2)["failed"]
     assert "older release" in host.send(1)["failed"]
@@ -130,7 +130,7 @@ def test_older_expired_and_other_hosts_releases_are_refused(host: Ward) -> None:
     host.check_settled()
 
 
-def test_a_current_that_is_a_real_directory_is_left_alone(host: Ward) -> None:
+def test_a_current_that_is_a_real_directory_is_left_alone(host: TracedHost) -> None:
     (host.app / "current").unlink()
     (host.app / "current").mkdir()
     (host.app / "current" / "by-hand").write_text("precious")
@@ -139,7 +139,7 @@ def test_a_current_that_is_a_real_directory_is_left_alone(host: Ward) -> None:
     assert (host.app / "current" / "by-hand").read_text() == "precious"
 
 
-def test_a_damaged_runtime_is_built_anew(host: Ward) -> None:
+def test_a_damaged_runtime_is_built_anew(host: TracedHost) -> None:
     runtime = next((host.app / "runtimes").iterdir())
     (runtime / "bin/python").unlink()
     assert host.deploy(3) == "committed"
@@ -147,14 +147,14 @@ def test_a_damaged_runtime_is_built_anew(host: Ward) -> None:
     host.check_settled()
 
 
-def test_flags_that_are_no_utf8_come_back_as_they_were(host: Ward) -> None:
+def test_flags_that_are_no_utf8_come_back_as_they_were(host: TracedHost) -> None:
     raw = b"NAME=caf\xe9\r\nML_ENABLE_STACKING=0\n"
     (host.app / ".env").write_bytes(raw)
     assert "can't be understood" in host.send(20)["failed"]
     assert (host.app / ".env").read_bytes() == raw
 
 
-def _resign(host: Ward, serial: int, fields: Mapping[str, object]) -> None:
+def _resign(host: TracedHost, serial: int, fields: Mapping[str, object]) -> None:
     folder = host.top / "offers" / str(serial)
     raw = render(dataclasses.replace(parse(host.releases[serial].raw), **fields))  # type: ignore[arg-type]
     (folder / "manifest.json").write_bytes(raw)
@@ -168,7 +168,7 @@ def agents() -> Iterator[Place]:
         yield one
 
 
-def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(made: Ward) -> None:
+def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(made: TracedHost) -> None:
     """Each stages, activates and confirms a release of its own; both begin at one moment."""
     names = {3: "anna", 4: "ben"}
     rivals = dict(zip(names, (made, made.rival()), strict=True))

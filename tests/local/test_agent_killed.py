@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from tests.kills.agents import sweep
-from tests.local.deploying import Project
 from tests.local.test_client_killed import host_of
+from tests.support.kills.agent_kills import sweep
+from tests.support.lab_project import Project
 
 pytestmark = pytest.mark.timeout(1200)
 # Prime to the two kills a call has: both kinds come up. All of them in `make test-full`.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from tests.kills.trials import Trials, client_killed_at
-from tests.local.deploying import Project, project
+from tests.support.kills.kill_cases import KillCases, client_killed_at
+from tests.support.lab_project import Project, project
 
 pytestmark = pytest.mark.timeout(1200)  # some fifty kills, each followed by what ends it
 # A trial takes a quarter of a minute: every fourth call each time, every call in `make test-full`.
@@ -40,7 +40,7 @@ def host_of(lab: LabState, root: Path, name: str) -> Project:
 
 @EVERY
 def test_the_first_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
-    trials = Trials()
+    trials = KillCases()
     number, bench = 1, host_of(lab, tmp_path / "0", "killed-first-0")
     while True:
         new = bench.release(1)
@@ -61,7 +61,7 @@ def test_an_incremental_deploy(lab: LabState, tmp_path: Path, step: int) -> None
     bench = host_of(lab, tmp_path / "p", "killed-next")
     bench.release(1)
     bench.invoke("deploy", "--yes")
-    trials = Trials()
+    trials = KillCases()
     number = 1
     while True:
         old, new = bench.live, bench.release(number + 1)
@@ -82,7 +82,7 @@ def test_a_rollback(lab: LabState, tmp_path: Path, step: int) -> None:
     bench.invoke("deploy", "--yes")
     bench.release(2)
     bench.invoke("deploy", "--yes")
-    trials = Trials()
+    trials = KillCases()
     number = 1
     while True:
         old = str(bench.live)

@@ -18,9 +18,9 @@ import pytest
 from macd.lab import LabState
 from macd.release import health
 from macd.ssh.session import open_session
-from tests.constant_model import make_constant
-from tests.local.deploying import Project, project
-from tests.served import App, make_app
+from tests.support.constant_model import make_constant
+from tests.support.deployed_app import App, make_app
+from tests.support.lab_project import Project, project
 
 TASKS = """
 from invoke import Collection

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from macd.cli import demo
-from tests import wheels
-from tests.trained import ROOT
+from tests.support import wheels
+from tests.support.training_run import ROOT
 
 # What git ignores, and what no user's clone needs.
 NOT_IN_A_CLONE = shutil.ignore_patterns(

@@ -12,7 +12,7 @@ import pytest
 from macd import lab as lab_room
 from macd.journal import Journal
 from macd.lab import Fault, LabState
-from tests.local.deploying import Project, project
+from tests.support.lab_project import Project, project
 
 
 @pytest.fixture(scope="module")

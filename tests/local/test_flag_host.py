@@ -25,8 +25,8 @@ from macd.errors import MacdError, RefusedError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
-from tests.deployment import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support.local_host import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
+from tests.support.signed_files import IDENTITY, make_key
 
 LOG = "trades_20260302.jsonl"
 ENV = "# by hand\nML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES=500\n"
@@ -47,7 +47,7 @@ def watch(event, arguments):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-from macd.host import flags
+from macd.host.flag import flag
 from macd.host.systemd.supervisor import Supervisor
 Supervisor.has_timers = lambda self: timers
 asked = json.load(sys.stdin)

@@ -25,10 +25,9 @@ from macd.jobs import ask
 from macd.journal import Journal
 from macd.lab import Fault, LabState
 from macd.sizes import size
-from tests import signal_lines, small_releases
-from tests.deployment import SERVICE
-from tests.local import job_standins
-from tests.local.deploying import Project, project
+from tests.support import job_fakes, signal_lines, small_releases
+from tests.support.lab_project import Project, project
+from tests.support.local_host import SERVICE
 
 TASKS = """
 from invoke import Collection
@@ -335,18 +334,18 @@ def test_the_doctor_reads_what_the_lines_on_the_host_say(
 
 def test_the_doctor_names_a_training_that_ran_out_of_memory(deployed: Project) -> None:
     fill(deployed)
-    sample = deployed.root / job_standins.SAMPLE
+    sample = deployed.root / job_fakes.SAMPLE
     sample.parent.mkdir(parents=True, exist_ok=True)
-    bars = read_bars(project_root() / job_standins.SAMPLE)[:400]
+    bars = read_bars(project_root() / job_fakes.SAMPLE)[:400]
     write_bars(bars, sample.with_name("BTCUSD_1h.parquet"))
     path = deployed.root / "inventory" / "lab.yml"
     text = path.read_text()
     (deployed.lab.hosts["h800"].home / "doctor-jobs").mkdir()
-    known = job_standins.inventory_of(deployed.root, "doctor-jobs")
-    with job_standins.contact_to(known, job_standins.Witness()) as contact:
+    known = job_fakes.inventory_of(deployed.root, "doctor-jobs")
+    with job_fakes.contact_to(known, job_fakes.Witness()) as contact:
         why = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-        run = job_standins.begin(contact, f"sys.exit({why!r})")
-        job_standins.soon(lambda: ask.status_of(contact, run)["state"] == "FAILED")
+        run = job_fakes.begin(contact, f"sys.exit({why!r})")
+        job_fakes.soon(lambda: ask.status_of(contact, run)["state"] == "FAILED")
     (one,) = deployed.json("doctor", code=1)["hosts"]
     path.write_text(text)
     (found,) = [finding for finding in one["findings"] if finding["ok"] is False]

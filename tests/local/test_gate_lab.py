@@ -17,8 +17,8 @@ from macd.gate.pull import MODULES
 from macd.journal import Journal
 from macd.lab import LabState
 from macd.ssh.session import open_session
-from tests import signal_lines
-from tests.local.deploying import Project, project
+from tests.support import signal_lines
+from tests.support.lab_project import Project, project
 
 TASKS = """
 from invoke import Collection

@@ -12,8 +12,8 @@ import pytest
 from macd.gate import page, report, run
 from macd.host.judge.gate import Rule
 from macd.inventory import load
-from tests import signal_lines
-from tests.browser import Browser, chromium
+from tests.support import signal_lines
+from tests.support.browser import Browser, chromium
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 EVIL = "<script>document.title='owned'</script><img src=http://x.invalid/a.png onerror=alert(1)>"

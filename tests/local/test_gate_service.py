@@ -20,9 +20,9 @@ from macd.gate import run
 from macd.gate.run import Judged
 from macd.host.judge.gate import Rule
 from macd.inventory import load
-from tests import signal_lines
-from tests.constant_model import make_constant
-from tests.served import App, make_app
+from tests.support import signal_lines
+from tests.support.constant_model import make_constant
+from tests.support.deployed_app import App, make_app
 
 PATIENCE_S = 120
 

@@ -20,7 +20,7 @@ from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
 from macd.jobs.follow import Place, follow
 from macd.lab import Fault, LabState
-from tests.local.job_standins import (
+from tests.support.job_fakes import (
     Witness,
     begin,
     contact_to,

@@ -16,8 +16,8 @@ import pytest
 from macd import lab as lab_room
 from macd.app.market.bars import read_bars
 from macd.lab import LabState
-from tests.local.job_standins import inventory_of, invoke, lay_out, records
-from tests.local.plain_ssh import eventually
+from tests.support.job_fakes import inventory_of, invoke, lay_out, records
+from tests.support.openssh import eventually
 
 TINY = {
     "stages": ["verify", "lgbm", "lstm"],

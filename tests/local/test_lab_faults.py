@@ -14,7 +14,7 @@ import pytest
 
 from macd import lab as lab_room
 from macd.lab import Fault, LabState
-from tests.local.plain_ssh import argv, eventually, ssh, text
+from tests.support.openssh import argv, eventually, ssh, text
 
 MB = 1_000_000
 

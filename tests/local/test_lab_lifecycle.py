@@ -16,7 +16,7 @@ from macd import lab as lab_room
 from macd.errors import MacdError
 from macd.lab import processes
 from macd.lab.state import read_record
-from tests.local.plain_ssh import eventually, ssh, text
+from tests.support.openssh import eventually, ssh, text
 
 Place = Callable[[str], Path]
 

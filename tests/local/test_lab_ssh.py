@@ -16,7 +16,7 @@ import pytest
 
 from macd.lab import LabState
 from macd.lab.processes import marked
-from tests.local.plain_ssh import argv, eventually, ssh, text
+from tests.support.openssh import argv, eventually, ssh, text
 
 
 def test_every_host_answers_plain_ssh_as_its_own_user(lab: LabState) -> None:

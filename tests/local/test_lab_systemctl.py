@@ -11,7 +11,7 @@ import pytest
 from macd import lab as lab_room
 from macd.inventory import project_root
 from macd.lab import LabState, processes
-from tests.local.plain_ssh import eventually, ssh, text
+from tests.support.openssh import eventually, ssh, text
 
 Write = Callable[..., None]
 

@@ -11,8 +11,8 @@ import pytest
 
 from macd import lab as lab_room
 from macd.lab import Fault, LabState
-from tests import signal_lines
-from tests.local.deploying import Project, project
+from tests.support import signal_lines
+from tests.support.lab_project import Project, project
 
 TASKS = """
 from invoke import Collection

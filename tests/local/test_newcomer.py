@@ -23,7 +23,7 @@ from macd.cli.target import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
 from macd.ssh.failures import UnfitPythonError
-from tests import small_releases
+from tests.support import small_releases
 
 INVOKE = Path(sys.executable).with_name("invoke")
 NOBODY_HAS = "20200101T000000Z-deadbeef"

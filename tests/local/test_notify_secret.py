@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from tests.local.deploying import project
+from tests.support.lab_project import project
 
 URL = "https://hooks.example/t0psecret"
 

@@ -23,9 +23,9 @@ from macd.gate import report, run
 from macd.host.judge.gate import Rule
 from macd.inventory import load
 from macd.release import card
-from tests import signal_lines
-from tests.browser import Browser, Opened, chromium
-from tests.trained import trained_run
+from tests.support import signal_lines
+from tests.support.browser import Browser, Opened, chromium
+from tests.support.training_run import trained_run
 from tests.unit.release.making import workshop
 
 TOP = Path(__file__).parents[2] / "templates"

@@ -17,8 +17,8 @@ import pytest
 from macd.inventory import project_root
 from macd.journal import Journal
 from macd.lab import LabState
-from tests import wheels
-from tests.trained import bars_directory, trained_run
+from tests.support import wheels
+from tests.support.training_run import bars_directory, trained_run
 
 RUN = "20260301T120000Z-0badcafe"
 TASKS = """

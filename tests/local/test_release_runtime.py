@@ -19,8 +19,8 @@ from macd.host.store import runtime_check, runtimes
 from macd.host.systemd.sandbox import DIRECT
 from macd.release.wheel import build
 from macd.release.wheelhouse import Target, Wheelhouse, requirements
-from tests import wheels
-from tests.trained import ROOT, trained_run
+from tests.support import wheels
+from tests.support.training_run import ROOT, trained_run
 
 _RUN = """
 import sys

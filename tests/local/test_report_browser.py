@@ -20,7 +20,7 @@ import pytest
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training
 from macd.errors import MacdError
-from tests.browser import Browser, chromium
+from tests.support.browser import Browser, chromium
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"

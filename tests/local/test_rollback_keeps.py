@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.deployment import FLAGS, UNIT, Place, place
+from tests.support.local_host import FLAGS, UNIT, Place, place
 
 SECRET = "r0tated-s3cret"
 

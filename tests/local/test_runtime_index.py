@@ -20,8 +20,8 @@ from macd.host.rpc import blobs
 from macd.host.store import runtimes
 from macd.lab import LabState
 from macd.release import lock
-from tests import small_releases
-from tests.local.deploying import Project, project
+from tests.support import small_releases
+from tests.support.lab_project import Project, project
 
 VERSION = "import tiny; print(tiny.__version__)"
 

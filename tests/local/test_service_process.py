@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from macd.host.deploy import probe
-from tests.served import App, make_app
+from tests.support.deployed_app import App, make_app
 
 PATIENCE_S = 90
 

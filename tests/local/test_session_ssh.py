@@ -18,7 +18,7 @@ from macd.lab import Fault, LabState
 from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteFileNotFoundError
 from macd.ssh.session import Session, open_session
-from tests.local.plain_ssh import eventually
+from tests.support.openssh import eventually
 
 Open = Callable[..., Session]
 

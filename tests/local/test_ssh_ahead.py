@@ -12,8 +12,8 @@ import pytest
 from macd.ssh.ahead import LinksAhead
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import open_session
-from tests.local.plain_ssh import eventually
-from tests.local.ssh_servers import World, world_in
+from tests.support.openssh import eventually
+from tests.support.ssh_servers import World, world_in
 
 
 @pytest.fixture

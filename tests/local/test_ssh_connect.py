@@ -16,8 +16,8 @@ from macd.errors import ContactLostError, MacdError
 from macd.inventory import Inventory
 from macd.ssh import ssh
 from macd.ssh.refusals import UnreachableError
-from tests.local.plain_ssh import eventually
-from tests.local.ssh_servers import World, world_in
+from tests.support.openssh import eventually
+from tests.support.ssh_servers import World, world_in
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from macd.errors import MacdError, UsageError
 from macd.inventory import Inventory, load
 from macd.ssh import ssh, sshconfig
-from tests.local.ssh_servers import World, world_in
+from tests.support.ssh_servers import World, world_in
 
 COUNT = 1000
 CANARY = "canary"

@@ -18,7 +18,7 @@ from macd.errors import ContactLostError
 from macd.inventory import Inventory, load
 from macd.ssh import ssh
 from macd.ssh.refusals import UnreachableError
-from tests.local.plain_ssh import eventually
+from tests.support.openssh import eventually
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 pytestmark = pytest.mark.skipif(

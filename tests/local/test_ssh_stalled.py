@@ -10,7 +10,7 @@ import pytest
 
 from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.ssh import ssh
-from tests.local.ssh_servers import World, world_in
+from tests.support.ssh_servers import World, world_in
 
 SHORT = {"keepalive_s": 0.3, "dead_after_s": 1.5}
 

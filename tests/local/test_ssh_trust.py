@@ -15,7 +15,7 @@ import pytest
 
 from macd.inventory import Inventory
 from macd.ssh import ssh
-from tests.local.ssh_servers import Server, World, world_in
+from tests.support.ssh_servers import Server, World, world_in
 
 TASKS = """
 from invoke import Collection

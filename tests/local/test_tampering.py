@@ -17,7 +17,7 @@ import pytest
 from macd.host.rpc import blobs
 from macd.host.store.manifest import parse
 from macd.release.bundle import BundleError, pack, unpack
-from tests.kills.ward import Ward, ward
+from tests.support.kills.traced_host import TracedHost, traced_host
 
 FILES = ("app/serve.py", "data/ml_models/model.txt", "data/ml_models/shared.txt", "lock.json")
 NEW = ("app/serve.py", "data/ml_models/model.txt")  # the others are in earlier releases too
@@ -26,8 +26,8 @@ DAMAGES = ("first byte", "a byte", "last byte", "longer", "gone", "a link", "bes
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Ward]:
-    with ward({1: "good", 2: "good", 3: "good"}) as one:
+def made() -> Iterator[TracedHost]:
+    with traced_host({1: "good", 2: "good", 3: "good"}) as one:
         assert [one.deploy(1), one.deploy(2)] == ["committed"] * 2
         assert {file.path for file in parse(one.releases[3].raw).files} == set(FILES)
         one.save("two")
@@ -38,7 +38,7 @@ def made() -> Iterator[Ward]:
 
 
 @pytest.fixture
-def host(made: Ward) -> Ward:
+def host(made: TracedHost) -> TracedHost:
     made.restore("two")
     return made
 
@@ -61,7 +61,7 @@ def damage(file: Path, how: str) -> None:
         file.write_bytes(data)
 
 
-def test_what_a_client_has_of_a_release(host: Ward) -> None:
+def test_what_a_client_has_of_a_release(host: TracedHost) -> None:
     """Also in transit: the host takes bytes by their hash, whoever sends them."""
     folder = host.top / "offers/3/files"
     for path in FILES:
@@ -80,7 +80,7 @@ def test_what_a_client_has_of_a_release(host: Ward) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_blobs_on_the_host(host: Ward, path: str) -> None:
+def test_blobs_on_the_host(host: TracedHost, path: str) -> None:
     """A blob that is not what its name says is dropped; the next deploy sends it anew."""
     [sha256] = [f.sha256 for f in parse(host.releases[3].raw).files if f.path == path]
     blob = Path(blobs.path_of(str(host.app), sha256))
@@ -100,7 +100,7 @@ def test_blobs_on_the_host(host: Ward, path: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("path", (*FILES, *SIGNED))
-def test_a_release_to_go_back_to(host: Ward, path: str, how: str) -> None:
+def test_a_release_to_go_back_to(host: TracedHost, path: str, how: str) -> None:
     old = host.app / "releases" / host.releases[1].id
     damage(old / path, how)
     asked = host.step("rollback", keep=2)
@@ -121,7 +121,7 @@ def test_a_release_to_go_back_to(host: Ward, path: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("path", FILES)
-def test_a_release_that_lies_ready_is_made_anew(host: Ward, path: str, how: str) -> None:
+def test_a_release_that_lies_ready_is_made_anew(host: TracedHost, path: str, how: str) -> None:
     """Sent before, damaged since: what goes live is what was signed."""
     host.send(3)
     host.step("recover")
@@ -141,7 +141,9 @@ EVERY = [
 
 @pytest.mark.parametrize("step", EVERY)
 @pytest.mark.parametrize("name", SIGNED)
-def test_no_byte_of_manifest_or_signature_can_change(host: Ward, name: str, step: int) -> None:
+def test_no_byte_of_manifest_or_signature_can_change(
+    host: TracedHost, name: str, step: int
+) -> None:
     """By whole sends; tests/unit/release/test_signing.py verifies every byte each time."""
     offered = host.top / "offers/3" / name
     whole, before = offered.read_bytes(), state_of(host)
@@ -159,7 +161,7 @@ def test_no_byte_of_manifest_or_signature_can_change(host: Ward, name: str, step
 
 
 @pytest.mark.parametrize("path", (*FILES, *SIGNED))
-def test_the_bundle(host: Ward, path: str, tmp_path: Path) -> None:
+def test_the_bundle(host: TracedHost, path: str, tmp_path: Path) -> None:
     release = tmp_path / "release"
     manifest = parse(host.releases[3].raw)
     whole = {**host.releases[3].files, SIGNED[0]: b"{}", SIGNED[1]: b"signature"}
@@ -177,7 +179,7 @@ def test_the_bundle(host: Ward, path: str, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def state_of(host: Ward) -> tuple[list[str], int | None, int]:
+def state_of(host: TracedHost) -> tuple[list[str], int | None, int]:
     """What stands as releases, what is live, and which serial was seen."""
     return (
         sorted(os.listdir(host.app / "releases")),  # noqa: PTH208

@@ -17,8 +17,8 @@ import pytest
 
 from macd.journal import Journal
 from macd.lab import LabState
-from tests import signal_lines
-from tests.local.deploying import Project, project
+from tests.support import signal_lines
+from tests.support.lab_project import Project, project
 
 TASKS = """
 from invoke import Collection

@@ -11,7 +11,7 @@ import pytest
 
 from macd.journal import Journal
 from macd.lab import LabState
-from tests.local.deploying import Project, project
+from tests.support.lab_project import Project, project
 
 
 def test_waves_stop_at_the_first_host_that_reverts(lab: LabState, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from invoke import Collection, Program
 
 from macd.cli import health, usage
 from macd.release import childprocess
-from tests import foreign_models as made
+from tests.support import small_models as made
 
 
 def run(line: str) -> int:

@@ -10,7 +10,7 @@ from macd.app.service.settings import Feed, Settings
 from macd.deploy import desired
 from macd.errors import UsageError
 from macd.inventory import load
-from tests.trained import SAMPLE
+from tests.support.training_run import SAMPLE
 from tests.unit.deploy.test_desired import inventory, rendered
 
 

@@ -15,7 +15,7 @@ from macd.gate import report, run
 from macd.gate.case import Case, Feed, Finding
 from macd.gate.doctor import diagnose
 from macd.inventory import load
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 LIVE = signal_lines.RELEASE

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS
-from tests import signal_lines
-from tests.signal_lines import warning
+from tests.support import signal_lines
+from tests.support.signal_lines import warning
 from tests.unit.gate.test_gate_decision import (
     NOW,
     OTHER,

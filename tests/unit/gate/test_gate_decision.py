@@ -21,8 +21,8 @@ from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
 from macd.host.judge.parse import parse
-from tests import signal_lines
-from tests.signal_lines import RELEASE
+from tests.support import signal_lines
+from tests.support.signal_lines import RELEASE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 START = NOW - timedelta(days=2)

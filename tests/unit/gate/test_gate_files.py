@@ -14,8 +14,8 @@ from macd.gate.run import Judged
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import INCONCLUSIVE, PASS, Rule
 from macd.inventory import load
-from tests import signal_lines
-from tests.signal_lines import RELEASE
+from tests.support import signal_lines
+from tests.support.signal_lines import RELEASE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 OTHER = "20260101T000000Z-ffffffff"

@@ -17,8 +17,8 @@ from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, R
 from macd.host.judge.parse import parse
 from macd.host.judge.reading import analyse, ordered
 from macd.inventory import load
-from tests import signal_lines
-from tests.signal_lines import RELEASE
+from tests.support import signal_lines
+from tests.support.signal_lines import RELEASE
 
 CASES = Path(__file__).parents[2] / "cases/gate"
 NOW = datetime(2026, 11, 27, tzinfo=UTC)

@@ -16,7 +16,7 @@ from macd.host.judge import gate, starts
 from macd.host.judge.gate import Rule
 from macd.host.layout import Layout
 from macd.inventory import load
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -11,7 +11,7 @@ import pytest
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.continuity import REFUSED
 from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
-from tests.signal_lines import RELEASE
+from tests.support.signal_lines import RELEASE
 
 HOUR = 3_600_000
 N = 6000

@@ -20,8 +20,8 @@ from macd.host.judge.analyse import Analysis, Window
 from macd.host.rpc.logs import HEAD
 from macd.ssh.assembler import command
 from macd.ssh.session import Session
-from tests import signal_lines
-from tests.pipe_channel import PipeChannel
+from tests.support import signal_lines
+from tests.support.pipe_channel import PipeChannel
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macd.host.judge.parse import LONGEST, OTHER, SEVERE, SIGNAL, WARN, Bad, Line, clean, parse
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ import pytest
 
 from macd.gate.follow import merged
 from macd.gate.run import together
-from tests import signal_lines
+from tests.support import signal_lines
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

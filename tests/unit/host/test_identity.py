@@ -13,7 +13,7 @@ import pytest
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.store import releases
-from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
+from tests.support.signed_files import IDENTITY, Made, make_key, make_release
 
 
 @pytest.fixture

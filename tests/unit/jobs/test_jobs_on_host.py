@@ -17,7 +17,7 @@ import pytest
 
 import macd
 from macd.host.failure import HostError
-from macd.host.jobs.operations import operations, views
+from macd.host.jobs import operations, views
 from macd.host.rpc import blobs
 
 RUN = "20260101T000000Z-abc"
@@ -42,7 +42,7 @@ def tree(work: Path) -> str:
     """The code that the runner is made of, as job_tree lays it out."""
     top = Path(macd.__file__).parent
     files = []
-    for path in [top / "__init__.py", *sorted((top / "host").glob("*.py"))]:
+    for path in [top / "__init__.py", *sorted((top / "host").rglob("*.py"))]:
         files.append((f"macd/{path.relative_to(top)}", land(work, path.read_bytes())))
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     assert operations.job_tree(str(work), digest, files)["made"]

@@ -50,7 +50,13 @@ def test_what_is_asked_wins(inventory: Inventory) -> None:
 def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
     files = order(inventory).tree.files
     rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
-    assert rooms == {"host", "market", "release", "train"}
+    assert rooms == {"app", "host", "release"}
+    assert {path.split("/")[2] for path in files if path.startswith("macd/app/")} == {
+        "__init__.py",
+        "market",
+        "predict",
+        "train",
+    }
     assert "macd/app/train/__main__.py" in files
     assert files["data/BTCUSD_1h.parquet"].size == 4
 

@@ -18,8 +18,8 @@ from macd.release.lock import Lock, Wheel
 from macd.release.signing import sign
 from macd.release.store import Release, Store
 from macd.release.verify import Signers
-from tests.trained import ROOT, bars_directory, trained_run
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support.signed_files import IDENTITY, make_key
+from tests.support.training_run import ROOT, bars_directory, trained_run
 
 CREATED = datetime(2026, 3, 1, 12, 0, 5, tzinfo=UTC)
 WARNS = {

@@ -20,7 +20,7 @@ from macd.release import card, judge, verify
 from macd.release import run as runs
 from macd.release.health import Item
 from macd.release.store import Release
-from tests.trained import trained_run
+from tests.support.training_run import trained_run
 from tests.unit.release.making import CREATED, LOCK, Workshop, copy_of_run, workshop
 
 
@@ -185,7 +185,7 @@ def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop
 
 def test_other_bars_than_the_runs_are_told(shop: Workshop, tmp_path: Path) -> None:
     from macd.app.market.bars import read_bars, write_bars  # noqa: PLC0415
-    from tests.trained import SAMPLE  # noqa: PLC0415
+    from tests.support.training_run import SAMPLE  # noqa: PLC0415
 
     write_bars(read_bars(SAMPLE)[:4001], tmp_path / "bars/BTCUSD_1h.parquet")
     with pytest.raises(MacdError, match="are not those run") as caught:

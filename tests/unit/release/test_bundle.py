@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from macd.release.bundle import BundleError, bundle_name, pack, read_head, unpack
-from tests.unit.release.releases import CONTENT, Made, make_release
+from tests.support.signed_files import CONTENT, Made, make_release
 
 TOP = "macd_models_20260301_120005"
 MODEL = "data/ml_models/lgbm_1h_5h.txt"

@@ -17,7 +17,7 @@ from macd.release import health
 from macd.release.health import Item
 from macd.release.run import bars_of
 from macd.release.run import read as read_run
-from tests.trained import bars_directory, trained_run
+from tests.support.training_run import bars_directory, trained_run
 from tests.unit.release.damage import (
     Spoil,
     constant,

@@ -13,7 +13,7 @@ import pytest
 from macd.app.market.bars import digest_of_all, read_bars
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.release import run as runs
-from tests.trained import SAMPLE, bars_directory, trained_run
+from tests.support.training_run import SAMPLE, bars_directory, trained_run
 from tests.unit.release.making import copy_of_run
 
 

@@ -15,7 +15,7 @@ import pytest
 from macd.errors import MacdError, UsageError
 from macd.host.store.signature import GATE_NAMESPACE, RevokedError, SignatureError, verify
 from macd.release.signing import sign
-from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
+from tests.support.signed_files import IDENTITY, Made, make_key, make_release
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from macd.release import verify
 from macd.release.bundle import BundleError, bundle_name, pack
 from macd.release.signing import sign
 from macd.release.verify import Signers
-from tests.unit.release.releases import IDENTITY, Made, make_key, make_release
+from tests.support.signed_files import IDENTITY, Made, make_key, make_release
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from macd.errors import MacdError, UsageError
 from macd.release import wheel
-from tests.trained import ROOT
+from tests.support.training_run import ROOT
 
 
 @pytest.fixture

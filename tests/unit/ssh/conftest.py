@@ -11,7 +11,7 @@ import pytest
 
 from macd.ssh import assembler
 from macd.ssh.session import Session
-from tests.pipe_channel import PipeChannel
+from tests.support.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 

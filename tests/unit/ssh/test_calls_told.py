@@ -20,7 +20,7 @@ from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteError
 from macd.ssh.pending import CALLS
 from macd.ssh.session import Session
-from tests.pipe_channel import PipeChannel
+from tests.support.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 LINE = re.compile(

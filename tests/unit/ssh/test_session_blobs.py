@@ -19,7 +19,7 @@ from macd.host.rpc import frames
 from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteDiskFullError, RemoteError, RemoteMismatchError
 from macd.ssh.session import Session
-from tests.pipe_channel import PipeChannel
+from tests.support.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
 

@@ -171,7 +171,7 @@ CLIENT = """
 import sys
 from macd.ssh import assembler
 from macd.ssh.session import Session
-from tests.pipe_channel import PipeChannel
+from tests.support.pipe_channel import PipeChannel
 session = Session(PipeChannel(assembler.command(sys.executable)))
 print(session.call("ping")["pid"], flush=True)
 session.run(["sleep", "1000"])

@@ -20,8 +20,8 @@ from macd.app.predict.scoring import MODELS, SEQ, Floats, Scorer, window_at
 from macd.app.service.loop import NEED
 from macd.app.service.predictor import Predictor, no_models
 from macd.app.service.settings import Flags, flags
-from tests.served import prepared
-from tests.trained import SAMPLE
+from tests.support.deployed_app import prepared
+from tests.support.training_run import SAMPLE
 
 SHADOW, LIVE = flags({}), flags({"ML_ENABLE_STACKING": "1"})
 

@@ -18,7 +18,7 @@ from macd.app.service.feed_directory import DirectoryFeed
 from macd.app.service.feed_replay import ReplayFeed, bars_of
 from macd.app.service.settings import Settings, flags
 from macd.errors import MacdError, UsageError
-from tests.trained import SAMPLE
+from tests.support.training_run import SAMPLE
 
 HOUR = 3_600_000
 T0 = 1_700_000_000_000 // HOUR * HOUR

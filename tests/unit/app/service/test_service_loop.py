@@ -22,8 +22,8 @@ from macd.app.service.settings import Settings, flags
 from macd.app.service.signal_log import SignalLog, bar_time
 from macd.app.service.status import Status
 from macd.errors import MacdError
-from tests.served import prepared
-from tests.trained import SAMPLE
+from tests.support.deployed_app import prepared
+from tests.support.training_run import SAMPLE
 
 HOUR = 3_600_000
 BARS = bars_of("BTCUSD", read_bars(SAMPLE)[:600])

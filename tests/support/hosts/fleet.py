@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.hosts import claim as claims
-from tests.hosts import inventory, network, rootfs
-from tests.hosts.machine import Machine
+from tests.support.hosts import inventory, network, rootfs
+from tests.support.hosts import run_lock as claims
+from tests.support.hosts.machine import Machine
 
 NAMES = ("jump", "h800", "prod")
 USERS = {"jump": "jumper", "h800": "quant", "prod": "root"}
@@ -119,7 +119,7 @@ def booted(cache: Path, root: Path) -> Iterator[Hosts]:
         claim.release()
 
 
-def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
+def _lay_out(claim: claims.RunLock, lower: Path, root: Path) -> Hosts:
     wired = network.wire(claim)
     root.mkdir(parents=True, exist_ok=True)
     (root / "tasks.py").touch()
@@ -150,7 +150,7 @@ def _lay_out(claim: claims.Claim, lower: Path, root: Path) -> Hosts:
     )
 
 
-def _files(name: str, claim: claims.Claim, key: Path, host_key: Path) -> dict[str, str]:
+def _files(name: str, claim: claims.RunLock, key: Path, host_key: Path) -> dict[str, str]:
     """Return what tells this host from its twins on the shared root."""
     public = key.with_suffix(".pub").read_text()
     return {

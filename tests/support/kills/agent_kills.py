@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from macd.errors import ExitCode
-from tests.kills.trials import Bench, Trials, typed
+from tests.support.kills.kill_cases import Bench, KillCases, typed
 
-PROGRAM = Path(__file__).with_name("agent.py")
+PROGRAM = Path(__file__).with_name("agent_with_fuse.py")
 UNKNOWN = "may have begun to switch"
 UNTOUCHED = "nothing was switched"
 
@@ -54,7 +54,7 @@ def sweep(
     `trial` makes ready and says what to type, what serves and what is to; `after` proves that the
     next command works, told what serves now.
     """
-    trials = Trials()
+    trials = KillCases()
     number = first
     while True:
         words, old, new = trial(number)

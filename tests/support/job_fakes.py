@@ -24,7 +24,7 @@ from macd.jobs import order as orders
 from macd.jobs import sync
 from macd.jobs.contact import Contact
 from macd.lab import LabState
-from tests.local.plain_ssh import eventually
+from tests.support.openssh import eventually
 
 TASKS = """
 from invoke import Collection

@@ -1,6 +1,6 @@
 """The whole story on real systemd, as typed: what production will do, with real trained models.
 
-h800 trains with the interpreter and packages of this machine (tests/hosts/fleet.py says why), all
+h800 trains with the interpreter and packages of this machine (support/hosts/fleet.py says why), all
 else is the hosts' own. The tests of this file are one story: each goes on where the last stopped.
 """
 
@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from macd.journal import Journal
-from tests.hosts.fleet import Hosts
-from tests.hosts.story import (
+from tests.support.hosts.end_to_end import (
     BARS_DIRECTORY,
     ENDPOINT,
     FILES,
@@ -24,30 +23,31 @@ from tests.hosts.story import (
     UNIT,
     WATCHDOG_S,
     WRITER,
-    Story,
+    EndToEnd,
     bars_up_to_now,
     lay_out,
     mistaken_code,
     with_another_model,
 )
-from tests.trained import ROOT
+from tests.support.hosts.fleet import Hosts
+from tests.support.training_run import ROOT
 from tests.unit.app.market.test_fetch import HOUR, Server
 
 pytestmark = pytest.mark.hosts
 
 
 @pytest.fixture(scope="module")
-def story(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> EndToEnd:
     return lay_out(hosts, tmp_path_factory.mktemp("story"))
 
 
-def release(story: Story, source: str = "") -> str:
+def release(story: EndToEnd, source: str = "") -> str:
     told = story.json("release", "--source", source or str(ROOT))
     assert all(item["ok"] for item in told["health"])
     return str(told["id"])
 
 
-def test_keys_are_pinned_bars_checked_and_a_model_trained_behind_the_jump(story: Story) -> None:
+def test_keys_are_pinned_bars_checked_and_a_model_trained_behind_the_jump(story: EndToEnd) -> None:
     assert "host.trust h800" in story.invoke("facts", "--host", "h800", code=6)
     told = story.invoke("host.trust", "h800", "--yes") + story.invoke("host.trust", "prod", "--yes")
     assert told.count(" pinned ") == 3  # jump, h800, prod
@@ -59,7 +59,7 @@ def test_keys_are_pinned_bars_checked_and_a_model_trained_behind_the_jump(story:
     assert (story.root / "runs" / story.run / "report.html").is_file()
 
 
-def test_from_a_run_to_a_service_in_shadow(story: Story) -> None:
+def test_from_a_run_to_a_service_in_shadow(story: EndToEnd) -> None:
     made = release(story)
     assert story.json("health")["ok"]
     story.invoke("provision", "--yes")
@@ -84,7 +84,7 @@ def test_from_a_run_to_a_service_in_shadow(story: Story) -> None:
     assert str(answer["pid"]) == story.pid
 
 
-def test_every_model_answers_behind_the_hardened_unit(story: Story) -> None:
+def test_every_model_answers_behind_the_hardened_unit(story: EndToEnd) -> None:
     story.until_bars(25)
     told = story.on_prod("systemd-analyze", "security", "--no-pager", UNIT)
     exposure = float(told.splitlines()[-1].split(":")[1].split()[0])
@@ -102,7 +102,7 @@ def test_every_model_answers_behind_the_hardened_unit(story: Story) -> None:
     assert "ml_stacking_prob" in story.invoke("logs", "--grep", "ml_")
 
 
-def test_a_service_that_stands_still_is_restarted_and_counts_on(story: Story) -> None:
+def test_a_service_that_stands_still_is_restarted_and_counts_on(story: EndToEnd) -> None:
     before = story.pid
     assert int(before)  # of 0, kill would stop whoever asks it to
     story.on_prod("kill", "-STOP", before)
@@ -115,7 +115,7 @@ def test_a_service_that_stands_still_is_restarted_and_counts_on(story: Story) ->
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_the_gate_opens_and_the_process_has_the_flag(story: Story) -> None:
+def test_the_gate_opens_and_the_process_has_the_flag(story: EndToEnd) -> None:
     assert "there is no gate report" in story.invoke("enable-stacking", "--yes", code=6)
     judged = story.json("shadow-gate")
     assert (judged["verdict"], judged["release"]) == ("PASS", story.live)
@@ -130,7 +130,7 @@ def test_the_gate_opens_and_the_process_has_the_flag(story: Story) -> None:
     assert story.lines[-1]["data"]["components"]["ml_stacking_mode"] == "live"
 
 
-def test_a_second_release_and_back(story: Story) -> None:
+def test_a_second_release_and_back(story: EndToEnd) -> None:
     first = story.live
     for verb, flag in (("disable-stacking", "0"), ("enable-stacking", "1")):
         story.invoke(verb, "--yes")
@@ -149,7 +149,7 @@ def test_a_second_release_and_back(story: Story) -> None:
     assert story.environ["ML_ENABLE_STACKING"] == "0"
 
 
-def test_bad_releases_go_back_by_themselves(story: Story) -> None:
+def test_bad_releases_go_back_by_themselves(story: EndToEnd) -> None:
     good = story.live
     other = with_another_model(story, good)
     told = story.invoke("deploy", "--yes", "--release", other, code=4)
@@ -166,7 +166,7 @@ def test_bad_releases_go_back_by_themselves(story: Story) -> None:
     assert status["rollback"]["release"] not in (other, mistake)
 
 
-def test_it_is_all_well_and_on_record(story: Story) -> None:
+def test_it_is_all_well_and_on_record(story: EndToEnd) -> None:
     story.until_bars(1)
     assert story.json("doctor")["problems"] == 0
     told = story.invoke("status")
@@ -179,7 +179,9 @@ def test_it_is_all_well_and_on_record(story: Story) -> None:
     assert (why["live"], why["run"], why["how"]) == (story.live, story.run, "rollback")
 
 
-def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(story: Story) -> None:
+def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(
+    story: EndToEnd,
+) -> None:
     # Of 527 the features are made; the newest of all is left to the exchange.
     *past, first, second, third, _ = bars_up_to_now(541)
     story.on_prod("install", "-d", "-o", WRITER, BARS_DIRECTORY)
@@ -215,7 +217,7 @@ def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(sto
     assert story.healthz["feed"]["state"] == "reading its directory"
 
 
-def test_bars_that_an_exchange_closes_become_lines_of_the_hardened_unit(story: Story) -> None:
+def test_bars_that_an_exchange_closes_become_lines_of_the_hardened_unit(story: EndToEnd) -> None:
     prod = story.on_prod("ip", "-4", "-o", "address", "show", "host0").split()[3]
     here = str(next(one for one in ip_interface(prod).network.hosts() if str(one) not in prod))
     exchange = Server(here)

@@ -22,10 +22,10 @@ from macd.host.store.releases import MANIFEST, SIGNATURE
 from macd.host.store.signature import GATE_NAMESPACE
 from macd.release.signing import sign
 from macd.release.store import Store
-from tests import wheels
-from tests.hosts.fleet import Hosts
-from tests.trained import BARS, ROOT, SAMPLE, SETTINGS
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support import wheels
+from tests.support.hosts.fleet import Hosts
+from tests.support.signed_files import IDENTITY, make_key
+from tests.support.training_run import BARS, ROOT, SAMPLE, SETTINGS
 
 APP = "/opt/macd-analysis"
 UNIT = "macd-analysis.service"
@@ -78,7 +78,7 @@ service:
 
 
 @dataclass(frozen=True)
-class Story:
+class EndToEnd:
     """`root` is laid out like a clone, with bars and the inventory `story`."""
 
     hosts: Hosts
@@ -182,7 +182,7 @@ class Story:
         )
 
 
-def lay_out(hosts: Hosts, root: Path) -> Story:
+def lay_out(hosts: Hosts, root: Path) -> EndToEnd:
     """A clone in small: the shipped verbs and pages, some bars, keys of its own."""
     for name in ("tasks.py", "constraints.txt"):
         shutil.copy(ROOT / name, root)
@@ -201,7 +201,7 @@ def lay_out(hosts: Hosts, root: Path) -> Story:
     wheels.share(root / ".macd/story")
     wrapper = f"cat > {TRAINING}; chmod 755 {TRAINING}"
     hosts.h800.exec("sh", "-c", wrapper, input=TRAINING_PYTHON)
-    return Story(hosts, root)
+    return EndToEnd(hosts, root)
 
 
 def bars_up_to_now(count: int) -> list[str]:
@@ -215,7 +215,7 @@ def bars_up_to_now(count: int) -> list[str]:
     ]
 
 
-def with_another_model(story: Story, named: str) -> str:
+def with_another_model(story: EndToEnd, named: str) -> str:
     """A signed release whose LightGBM is not the one its golden predictions were made with.
 
     `invoke release` would refuse to make it; a key holder with a script would not.
@@ -241,7 +241,7 @@ def with_another_model(story: Story, named: str) -> str:
     return release_id(raw)
 
 
-def mistaken_code(story: Story) -> Path:
+def mistaken_code(story: EndToEnd) -> Path:
     """A tree whose service loads, answers its check, and ends at its first turn."""
     tree = story.root / "mistaken"
     shutil.copytree(ROOT / "macd", tree / "macd", ignore=shutil.ignore_patterns("__pycache__"))

@@ -15,7 +15,7 @@ from typing import Any
 
 from macd.inventory import Inventory, load, project_root
 from macd.lab import LabState
-from tests import small_releases
+from tests.support import small_releases
 
 TASKS = """
 from invoke import Collection

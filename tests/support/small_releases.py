@@ -16,8 +16,8 @@ from macd.inventory import Inventory
 from macd.release.lock import Lock, Wheel
 from macd.release.signing import sign
 from macd.release.store import Store
-from tests.deployment import EMPTY_LOCK, SERVICE
-from tests.unit.release.releases import make_key
+from tests.support.local_host import EMPTY_LOCK, SERVICE
+from tests.support.signed_files import make_key
 
 _SETTINGS = "json.load(open(root + '/service.json'))['endpoint'].removeprefix('unix:')"
 
@@ -81,7 +81,7 @@ def make(
     module: str = "",
     first: str = "",
 ) -> str:
-    """Put a signed release into releases/; returns its id. Variants: see tests/deployment.py.
+    """Put a signed release into releases/; returns its id. Variants: see local_host.py.
 
     With `package` its runtime needs version `package` of a package called `name` (and pip), whose
     code is `module`. `first` is run before the service's own code.

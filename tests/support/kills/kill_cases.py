@@ -17,7 +17,7 @@ from macd.host.store import manifest
 from macd.inventory import Inventory
 from macd.ssh.session import Session, open_session
 
-CLIENT = Path(__file__).with_name("client.py")
+CLIENT = Path(__file__).with_name("client_with_fuse.py")
 ASK = (
     "import socket,sys;s=socket.socket(1);s.settimeout(20);s.connect(sys.argv[1]);"
     "s.send(b'GET /healthz HTTP/1.0\\r\\n\\r\\n');d=b''\n"
@@ -114,7 +114,7 @@ def answer_of(session: Session, endpoint: str) -> dict[str, Any] | None:
 
 
 @dataclass
-class Trials:
+class KillCases:
     """What every trial showed."""
 
     calls: list[str] = field(default_factory=list)

@@ -14,9 +14,9 @@ from macd.deploy import archive
 from macd.inventory import Inventory, load
 from macd.ssh.blobs import put
 from macd.ssh.session import Session, open_session
-from tests.deployment import ACCEPTS, EMPTY_LOCK, SERVICE, Signed, signed_release
-from tests.hosts.fleet import Hosts
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support.hosts.fleet import Hosts
+from tests.support.local_host import ACCEPTS, EMPTY_LOCK, SERVICE, Signed, signed_release
+from tests.support.signed_files import IDENTITY, make_key
 
 APP = "/opt/trial"
 NAME = "trial"
@@ -48,12 +48,12 @@ ListenStream={APP}/state/run/h.sock
 [Install]
 WantedBy=sockets.target
 """,
-    BOOT: (Path(__file__).parents[2] / "templates" / "recover.unit.j2").read_text(),
+    BOOT: (Path(__file__).parents[3] / "templates" / "recover.unit.j2").read_text(),
 }
 
 
 @dataclass
-class Trial:
+class HostApp:
     """An application of its own on prod, deployed by the host's operations over the real SSH."""
 
     hosts: Hosts
@@ -168,10 +168,10 @@ class Trial:
 
 
 @contextmanager
-def trial_on(hosts: Hosts, keys: Path) -> Iterator[Trial]:
+def host_app_on(hosts: Hosts, keys: Path) -> Iterator[HostApp]:
     """Provisioned, with a first release live; taken out of use at the end."""
     key = make_key(keys)
-    made = Trial(hosts, load(hosts.inventory, root=hosts.root), key)
+    made = HostApp(hosts, load(hosts.inventory, root=hosts.root), key)
     public = key.with_suffix(".pub").read_text().strip()
     boot = UNITS[BOOT].replace("{{ app }}", APP).replace("{{ unit }}", NAME)
     boot = boot.replace("{{ python }}", "/usr/bin/python3").split("WantedBy")[0]

@@ -22,7 +22,7 @@ CGROUPS = "macd-test-hosts"
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunLock:
     """A number held by this process until `release`; everything a run makes carries it."""
 
     number: int
@@ -43,11 +43,11 @@ class Claim:
         os.close(self.lock)
 
 
-def take(cache: Path) -> Claim:
-    """Claim the lowest free number; clear first what dead runs left behind, theirs only."""
+def take(cache: Path) -> RunLock:
+    """RunLock the lowest free number; clear first what dead runs left behind, theirs only."""
     runs = cache / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    mine: Claim | None = None
+    mine: RunLock | None = None
     for number in range(1, LAST_NUMBER + 1):
         lock_path = runs / f"{number}.lock"
         if mine and not lock_path.exists():
@@ -64,7 +64,7 @@ def take(cache: Path) -> Claim:
             os.close(lock)
         else:
             directory.mkdir()
-            mine = Claim(number, directory, lock)
+            mine = RunLock(number, directory, lock)
     if mine is None:
         raise RuntimeError(f"all {LAST_NUMBER} test runs of {runs} are taken")
     return mine

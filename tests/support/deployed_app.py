@@ -16,7 +16,7 @@ from macd.app.market.bars import read_bars
 from macd.app.predict import golden
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.host.store.manifest import File, Manifest, canonical, release_id, render
-from tests.trained import SAMPLE, bars_directory, trained_run
+from tests.support.training_run import SAMPLE, bars_directory, trained_run
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.hosts.claim import CGROUPS, cgroup_parents, processes_in
-from tests.hosts.rootfs import LEASH
+from tests.support.hosts.rootfs import LEASH
+from tests.support.hosts.run_lock import CGROUPS, cgroup_parents, processes_in
 
 BOOT_S = 60
 _BOOT = """

@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
-from tests.hosts.claim import Claim
+from tests.support.hosts.run_lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Network:
     prod: str
 
 
-def wire(claim: Claim) -> Network:
-    """Make the namespaces, links and addresses of one run; `Claim.release` removes them."""
+def wire(claim: RunLock) -> Network:
+    """Make the namespaces, links and addresses of one run; `RunLock.release` removes them."""
     jump, h800, prod = (claim.name(host) for host in ("jump", "h800", "prod"))
     for namespace in (jump, h800, prod):
         _ip("netns", "add", namespace)

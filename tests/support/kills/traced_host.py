@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from macd.journal import Journal
-from tests.deployment import ACCEPTS, EMPTY_LOCK, Signed, signed_release
-from tests.kills.standins import HANDED_OVER, SYSTEMCTL, health, packages
-from tests.kills.steps import SOCKET, UNIT
-from tests.kills.tracing import Tracing
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support.kills.fakes import HANDED_OVER, SYSTEMCTL, health, packages
+from tests.support.kills.steps import SOCKET, UNIT
+from tests.support.kills.strace import Tracing
+from tests.support.local_host import ACCEPTS, EMPTY_LOCK, Signed, signed_release
+from tests.support.signed_files import IDENTITY, make_key
 
 CHANGES = (
     "rename renameat renameat2 unlink unlinkat rmdir symlink symlinkat link linkat mkdir mkdirat "
@@ -36,7 +36,7 @@ CHANGES = (
 
 
 @dataclass
-class Ward:
+class TracedHost:
     """One pretended host; `top` holds its home, its application, and what it was before."""
 
     top: Path
@@ -46,7 +46,7 @@ class Ward:
     releases: dict[int, Signed] = field(default_factory=dict)
     flags: dict[int, str] = field(default_factory=dict)  # .env of releases, where it is known
 
-    def rival(self) -> Ward:
+    def rival(self) -> TracedHost:
         """The same host, asked by another client; to be ended by `over`."""
         return dataclasses.replace(self, steps=started(self.top))
 
@@ -229,7 +229,7 @@ def _traced() -> str:
 def started(top: Path) -> subprocess.Popen[str]:
     """A process that runs steps, in the environment of the pretended host."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.kills.steps"],
+        [sys.executable, "-m", "tests.support.kills.steps"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -237,7 +237,7 @@ def started(top: Path) -> subprocess.Popen[str]:
             "PATH": f"{top}/bin:/usr/bin:/bin",
             "HOME": str(top / "home"),
             "TOP": str(top),
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(Path(__file__).parents[3]),
         },
     )
 
@@ -249,7 +249,7 @@ def over(steps: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def ward(serials: dict[int, str]) -> Iterator[Ward]:
+def traced_host(serials: dict[int, str]) -> Iterator[TracedHost]:
     """A host, and signed releases {serial: variant} to offer it ("bad" ones answer wrongly)."""
     memory = Path("/dev/shm")
     top = Path(tempfile.mkdtemp(prefix="macd-k-", dir=memory if memory.is_dir() else None))
@@ -267,7 +267,7 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (top / "app/state/allowed_signers").write_text(signers)
         (top / "app/state/accepts.json").write_text(json.dumps(ACCEPTS))
-        made = Ward(top, started(top), key)
+        made = TracedHost(top, started(top), key)
         for serial, variant in serials.items():
             made.releases[serial] = _offer(made, serial, variant)
         with health(top):
@@ -278,7 +278,7 @@ def ward(serials: dict[int, str]) -> Iterator[Ward]:
         shutil.rmtree(top, ignore_errors=True)
 
 
-def _offer(made: Ward, serial: int, variant: str) -> Signed:
+def _offer(made: TracedHost, serial: int, variant: str) -> Signed:
     lock, wheels = packages() if variant == "packages" else (EMPTY_LOCK, {})
     files = {
         "app/serve.py": f"# {serial} {variant}\n".encode(),
@@ -297,4 +297,4 @@ def _offer(made: Ward, serial: int, variant: str) -> Signed:
     return release
 
 
-__all__ = ["CHANGES", "SOCKET", "UNIT", "Ward", "ward"]
+__all__ = ["CHANGES", "SOCKET", "UNIT", "TracedHost", "traced_host"]

@@ -30,9 +30,9 @@ from macd.release.signing import sign
 from macd.ssh.assembler import command
 from macd.ssh.blobs import Blob, put
 from macd.ssh.session import Session
-from tests.pipe_channel import PipeChannel
-from tests.small_systemd import manager
-from tests.unit.release.releases import IDENTITY, make_key
+from tests.support.pipe_channel import PipeChannel
+from tests.support.service_manager import manager
+from tests.support.signed_files import IDENTITY, make_key
 
 ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
 UNIT = "macd-analysis.service"

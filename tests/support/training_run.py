@@ -21,7 +21,7 @@ from typing import Any
 
 from macd.app.market.bars import read_bars, write_bars
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
 BARS = 4000
 SETTINGS: dict[str, Any] = {
