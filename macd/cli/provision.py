@@ -11,9 +11,9 @@ from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
-    from macd.deploy.campaign import Limits
     from macd.deploy.fleet import Results
     from macd.deploy.provision import Provisioned
+    from macd.deploy.rollout import Limits
     from macd.inventory import Host, Inventory
 
 
@@ -41,17 +41,16 @@ def provision(
 ) -> ExitCode:
     """Converge hosts: account, directories, units, keys; repeated, changes nothing."""
     from macd.deploy import provision as provisioning
-    from macd.deploy.campaign import Limits, operator
-    from macd.deploy.fleet import Results
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import Results, hosts_of
+    from macd.deploy.rollout import Limits, operator
     from macd.inventory import load
 
-    known = load(inventory)
-    chosen = list(hosts_of(known, env, host))
+    inv = load(inventory)
+    chosen = list(hosts_of(inv, env, host))
     limits = Limits(parallel)
-    provisioning.files_here(known)  # what every host would be refused for is said once
+    provisioning.files_here(inv)  # what every host would be refused for is said once
     who = operator()
-    looked = on_each(chosen, lambda one: provisioning.provision(one, known, who=who, dry_run=True))
+    looked = on_each(chosen, lambda one: provisioning.provision(one, inv, who=who, dry_run=True))
     wanted = [one for one in chosen if one.name in looked.done and looked.done[one.name].changes]
     options = same(env=env, host=host, inventory=inventory)
     agreed = True
@@ -61,7 +60,7 @@ def provision(
             _show(looked, options, would=True)
         agreed = confirm(f"change {', '.join(one.name for one in wanted)}?", yes=yes)
         if agreed:
-            ended = _provision_each(known, env, wanted, limits, quiet=json)
+            ended = _provision_each(inv, env, wanted, limits, quiet=json)
             if len(chosen) == 1 and ended.failed:
                 raise ended.failed[chosen[0].name]
     told = _together(looked, ended)
@@ -75,20 +74,20 @@ def provision(
 
 
 def _provision_each(
-    known: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
+    inventory: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
 ) -> Results[Provisioned]:
     """Side by side; what one host fails with keeps no other from it."""
     from macd.cli.rollout_shown import Shown
     from macd.deploy import provision as provisioning
-    from macd.deploy.campaign import Campaign, operator
     from macd.deploy.fleet import in_waves, side_by_side
+    from macd.deploy.rollout import Rollout, operator
 
-    campaign = Campaign(known, "provision", env)
+    rollout = Rollout(inventory, "provision", env)
 
     def act(one: Host) -> Provisioned:
         with shown.host(one.name, "provisioning" if len(wanted) > 1 else ""):
-            done = provisioning.provision(one, known, who=operator())
-            campaign.record("done", host=one.name, changes=len(done.changes))
+            done = provisioning.provision(one, inventory, who=operator())
+            rollout.record("done", host=one.name, changes=len(done.changes))
             shown.ended(one.name, f"✓ {_count(done)}")
             return done
 

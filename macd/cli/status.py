@@ -29,17 +29,19 @@ def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, the way back."""
-    from macd.deploy.observe import drift, observe
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.desired import render
+    from macd.deploy.drift import drift
+    from macd.deploy.fleet import hosts_of
+    from macd.deploy.state import observe
     from macd.inventory import load
 
-    known = load(inventory)
+    inv = load(inventory)
 
     def look(one: Host) -> tuple[HostState, list[str]]:
-        found = observe(one, known)
-        return found, drift(one, known, found)
+        found = observe(one, inv)
+        return found, drift(found, render(one, inv, found))
 
-    results = on_each(list(hosts_of(known, env, host)), look)
+    results = on_each(list(hosts_of(inv, env, host)), look)
     rows = [(name, *seen) for name, seen in results.done.items()]
     well = not results.failed and all(found.serves_well for _, found, _ in rows)
     if json:
@@ -138,14 +140,14 @@ def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
-    from macd.deploy.observe import observe
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
+    from macd.deploy.state import observe
     from macd.inventory import load
     from macd.journal import Journal
 
-    known = load(inventory)
-    records = Journal(known.state_dir / "journal.jsonl").records()
-    results = on_each(list(hosts_of(known, env, host)), lambda one: observe(one, known))
+    inv = load(inventory)
+    records = Journal(inv.state_dir / "journal.jsonl").records()
+    results = on_each(list(hosts_of(inv, env, host)), lambda one: observe(one, inv))
     rows = results.done
     chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows.items()}
     if json:
