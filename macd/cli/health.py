@@ -48,8 +48,8 @@ def health(
     else:
         from macd.inventory import load
 
-        book = load(inventory)
-        name, items = _of_run(book, run) if run else _of_release(book, release, env)
+        inv = load(inventory)
+        name, items = _of_run(inv, run) if run else _of_release(inv, release, env)
     failed = sum(not item.ok for item in items)
     if json:
         emit({"checked": name, "ok": not failed, "items": [asdict(item) for item in items]})
@@ -105,12 +105,12 @@ def _of_bundle(named: str) -> tuple[str, list[Item]]:
         return named, modelfolder.check(Path(place))
 
 
-def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
+def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
     from macd.release import health as checks
     from macd.release.store import Store
     from macd.release.wheelhouse import proved_with
 
-    store = Store(book.root / "releases")
+    store = Store(inventory.root / "releases")
     if not named and not store.ids():
         raise UsageError(
             f"no releases yet in {store.root}",
@@ -118,23 +118,23 @@ def _of_release(book: Inventory, named: str, env: str) -> tuple[str, list[Item]]
         )
     one = store.load(named) if named else store.newest(env)
     tf = str(one.manifest.details.get("tf", "1h"))
-    versions = proved_with(one.lock, book.root / "constraints.txt")
+    versions = proved_with(one.lock, inventory.root / "constraints.txt")
     items = checks.check(one.directory, tf=tf, lock=versions)
     return one.id, [*items, *onnx_against_torch(one.directory, tf)]
 
 
-def _of_run(book: Inventory, named: str) -> tuple[str, list[Item]]:
+def _of_run(inventory: Inventory, named: str) -> tuple[str, list[Item]]:
     """A run has no golden predictions yet; its models are run on the bars here."""
     from macd.app.market.bars import bars_path, read_bars
     from macd.app.predict import golden
     from macd.release import health as checks
 
-    below = book.root / "runs" / named
+    below = inventory.root / "runs" / named
     directory = below if below.is_dir() else Path(named)
     if not (directory / "settings.json").is_file():
         raise UsageError(f"there is no run at {directory}", hint="invoke train makes one")
     symbol, tf, others = _trained_on(directory)
-    data = book.train.data_dir
+    data = inventory.train.data_dir
     bars = read_bars(bars_path(data, symbol, tf))
     cross = {name: read_bars(bars_path(data, name, tf)) for name in others}
     inputs = golden.inputs(bars, cross)

@@ -65,18 +65,18 @@ def release(
     from macd.journal import Journal
     from macd.release import build
 
-    book = load(inventory)
-    days = lifetime_days(expires_days) or book.release.expires_days
-    journal = Journal(book.state_dir / "journal.jsonl")
+    inv = load(inventory)
+    days = lifetime_days(expires_days) or inv.release.expires_days
+    journal = Journal(inv.state_dir / "journal.jsonl")
     journal.records()  # a damaged journal is told before anything is made
-    signing_key(book)
-    store = store_of(book)
+    signing_key(inv)
+    store = store_of(inv)
     now = datetime.now(UTC).replace(microsecond=0)
-    chosen = read_run(book, run)
+    chosen = read_run(inv, run)
     say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
     tree = Path(source) if source else None
     order, wheels = order_of(
-        book, chosen, store, env, accept.strip(), now, days, source=tree, json=json
+        inv, chosen, store, env, accept.strip(), now, days, source=tree, json=json
     )
     build.refuse_blocked(order)
     if dry_run:
@@ -85,7 +85,7 @@ def release(
     made, items = build.make(
         order,
         store,
-        sign=lambda raw: signed(book, raw),
+        sign=lambda raw: signed(inv, raw),
         wheels=wheels,
         also=onnx_against_torch,
     )
@@ -96,9 +96,7 @@ def release(
     for item in items:
         print(item.line())
     print(f"released {made.id}, serial {made.manifest.serial}")
-    print(
-        f"  expires {made.manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {book.release.identity}"
-    )
+    print(f"  expires {made.manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {inv.release.identity}")
     print(f"  {len(made.manifest.files)} files, {size(made.manifest.total_bytes)}: {made.bundle}")
     print(f"  next: invoke plan --env {env}")
 
@@ -108,9 +106,9 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     """List the releases made here, newest last, and where one was last deployed."""
     from macd.inventory import load
 
-    book = load(inventory)
-    store = store_of(book)
-    live = _live(book)
+    inv = load(inventory)
+    store = store_of(inv)
+    live = _live(inv)
     known = [one for one in store.readable() if env in ("", one.manifest.env)]
     broken = sorted(set(store.ids()) - {one.id for one in store.readable()})
     if json:
@@ -165,9 +163,9 @@ def verify(
     from macd.inventory import load
     from macd.release import verify as verifying
 
-    book = load(inventory)
-    signers = signers_of(book)
-    store = store_of(book)
+    inv = load(inventory)
+    signers = signers_of(inv)
+    store = store_of(inv)
     if id and (Path(id).is_file() or id.endswith((".gz", ".tgz"))):
         report = verifying.bundle(Path(id), signers)
     else:
@@ -188,14 +186,14 @@ def _chosen(store: Store, named: str, env: str) -> Release:
     return store.newest(env)
 
 
-def _live(book: Inventory) -> dict[str, list[str]]:
+def _live(inventory: Inventory) -> dict[str, list[str]]:
     """release -> hosts where the last deploy or rollback from this machine left it live."""
     from macd.deploy.rollback import ENDS
     from macd.journal import Journal
 
     by_host: dict[str, str] = {}
     try:
-        records = Journal(book.state_dir / "journal.jsonl").records()
+        records = Journal(inventory.state_dir / "journal.jsonl").records()
     except MacdError:
         return {}
     for one in records:
