@@ -177,7 +177,7 @@ def test_another_machine_begins_at_the_beginning_and_two_may_look_on(
             thread.join(60)
     assert sorted(bool(got.received) for got in at_once) == [False, True, True]
     for runs in (local, elsewhere):
-        assert (runs.whole(run) / "data/model").stat().st_size == 100_000
+        assert (runs.collected(run) / "data/model").stat().st_size == 100_000
         assert [path.name for path in runs.runs.iterdir() if path.is_dir()] == [run]
 
 
