@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macd import childprocess
 from macd.app.predict.stacking import FORMAT, StackingModel
+from macd.checklist import Item
 from macd.errors import MacdError
-from macd.release import childprocess
-from macd.release.health import Item
 
 _MOST_FILES = 5_000
 _LARGEST_JSON = 64 << 20

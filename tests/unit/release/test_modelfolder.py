@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from macd import childprocess
 from macd.app.predict import modelfolder, modelrun
-from macd.release import childprocess
-from macd.release.health import Item
+from macd.checklist import Item
 from tests.support import small_models as made
 from tests.support.training_run import trained_run
 from tests.unit.release import damage
