@@ -13,11 +13,11 @@ from macd.errors import ContactLostError, ExitCode, MacdError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from macd.deploy.campaign import Campaign, Result
+    from macd.deploy.candidate import ReleaseCandidate
     from macd.deploy.fleet import Results
     from macd.deploy.follow import Outcome
-    from macd.deploy.offer import Offer
     from macd.deploy.plan import Plan
+    from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
 _COMMON = {
@@ -98,7 +98,7 @@ def deploy(
     json: bool = False,
 ) -> ExitCode:
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
-    from macd.deploy.waves import hosts_of, waves
+    from macd.deploy.fleet import hosts_of, waves
     from macd.inventory import load
     from macd.ssh.ahead import LinksAhead
 
@@ -111,10 +111,10 @@ def deploy(
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], known) as ahead:
         # Loaded while the links are being made.
         from macd.cli.rollout_shown import Shown
-        from macd.deploy import apply, campaign
+        from macd.deploy import apply, follow, rollout
         from macd.ssh.refusals import UnreachableError
 
-        limits = campaign.Limits(parallel, max_failed)
+        limits = rollout.Limits(parallel, max_failed)
         away: dict[str, MacdError] = {}
         if asks:
             looked = _look(known, env, host, release)
@@ -128,12 +128,14 @@ def deploy(
 
         def one_host(one: Host) -> Outcome:
             with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
-                memory = campaign.Memory(known)
-                wish = apply.Wish(campaign.operator(), progress, memory.keep, restart=restart)
+                activations = follow.PendingActivations(known)
+                wish = apply.DeployOptions(
+                    rollout.operator(), progress, activations.add, restart=restart
+                )
                 return apply.deploy(one, known, offer, wish, ahead)
 
         count = sum(map(len, planned))
-        run = campaign.Campaign(known, "deploy", env)
+        run = rollout.Rollout(known, "deploy", env)
         with Shown(planned, quiet=json, away=list(away)) as shown:
             result = run.run(
                 planned,
@@ -173,34 +175,34 @@ def rollback(
     """Back to the last good release: models, code, unit, flags; nothing is sent."""
     from macd.cli import rollback_steps as steps
     from macd.cli.rollout_shown import Shown
-    from macd.deploy import apply, campaign
-    from macd.deploy.waves import hosts_of
+    from macd.deploy import apply, follow, rollout
+    from macd.deploy.fleet import hosts_of
     from macd.inventory import load
     from macd.ssh.refusals import UnreachableError
 
     known = load(inventory)
     hosts = list(hosts_of(known, env, host))
-    limits = campaign.Limits(parallel, max_failed)
+    limits = rollout.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
-    run = campaign.Campaign(known, "rollback", env)
+    run = rollout.Rollout(known, "rollback", env)
     stay: list[str] = []
     away: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        ways, away = steps.ways(run, known, hosts, to)
-        stay = [way.host for way in ways if way.stays]
+        targets, away = steps.targets(run, known, hosts, to)
+        stay = [target.host for target in targets if target.stays]
         if dry_run:
-            return steps.dry(ways, away, options, to, json=json)
+            return steps.dry(targets, away, options, to, json=json)
         if not json:
-            steps.show(ways, away)
-        if not (yes or away or any(way.to for way in ways)):
-            raise steps.no_way_back(env, any(way.provisioned for way in ways))
+            steps.show(targets, away)
+        if not (yes or away or any(target.to for target in targets)):
+            raise steps.no_way_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
 
     def one_host(one: Host) -> Outcome:
         with shown.host(one.name, f"rolling {one.name} back") as progress:
-            memory = campaign.Memory(known)
-            wish = apply.Wish(campaign.operator(), progress, memory.keep)
+            activations = follow.PendingActivations(known)
+            wish = apply.DeployOptions(rollout.operator(), progress, activations.add)
             return apply.rollback(one, known, to, wish)
 
     going = [one for one in hosts if one.name not in stay]
@@ -225,7 +227,7 @@ class _Looked:
 
     plans: Sequence[Plan]
     failed: dict[str, MacdError]
-    offer: Offer
+    offer: ReleaseCandidate
 
     @property
     def nothing_to_do(self) -> bool:
@@ -267,7 +269,7 @@ class _How:
 
 def _look(known: Inventory, env: str, host: str, release: str) -> _Looked:
     from macd.deploy import apply
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
 
     offer = _offer(known, env, release)
     hosts = list(hosts_of(known, env, host))
@@ -305,12 +307,12 @@ def _not_begun(looked: _Looked, options: str) -> MacdError:
     )
 
 
-def _offer(known: Inventory, env: str, release: str) -> Offer:
-    from macd.deploy import offer as offers
+def _offer(known: Inventory, env: str, release: str) -> ReleaseCandidate:
+    from macd.deploy import candidate as candidates
     from macd.release.store import Store
 
     index, feed = known.service.runtime == "index", known.service.feed.kind
-    return offers.read(Store(known.root / "releases"), release, env, index=index, feed=feed)
+    return candidates.read(Store(known.root / "releases"), release, env, index=index, feed=feed)
 
 
 def _show(looked: _Looked, how: _How) -> None:
@@ -341,17 +343,17 @@ def _not_agreed(*, json: bool) -> ExitCode:
 
 def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
-    from macd.deploy import campaign
-    from macd.deploy.waves import hosts_of
+    from macd.deploy import rollout
+    from macd.deploy.fleet import hosts_of
 
     hosts = list(hosts_of(known, env, host))
-    run = campaign.Campaign(known, "deploy", env)
+    run = rollout.Rollout(known, "deploy", env)
     results = _follow_each(known, run, hosts, quiet=json)
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
     outcomes = [outcome for outcome, _ in results.done.values() if outcome]
     warnings = run.late(outcome for outcome, ours in results.done.values() if outcome and ours)
-    ended = campaign.Result(
+    ended = rollout.Result(
         outcomes, [], warnings=warnings, failed=results.failed, left=results.left
     )
     if json:
@@ -369,7 +371,7 @@ def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) 
 
 
 def _follow_each(
-    known: Inventory, run: Campaign, hosts: list[Host], *, quiet: bool
+    known: Inventory, run: Rollout, hosts: list[Host], *, quiet: bool
 ) -> Results[tuple[Outcome | None, bool]]:
     """The end of each, and whether its activation was begun here.
 
@@ -377,21 +379,21 @@ def _follow_each(
     here and is not recorded yet.
     """
     from macd.cli.rollout_shown import Shown
-    from macd.deploy import campaign, follow
+    from macd.deploy import follow
     from macd.deploy.fleet import in_waves, side_by_side
 
     several = len(hosts) > 1
-    memory = campaign.Memory(known)
+    activations = follow.PendingActivations(known)
 
     def one_host(one: Host) -> tuple[Outcome | None, bool]:
-        begun = memory.of(one.name)
+        begun = activations.of(one.name)
         if several and begun is not None and run.recorded(begun):
             begun = None
         with shown.host(one.name) as progress:
             outcome = follow.attach(one, known, begun, progress, ended=not several)
         if outcome is None or begun is None or not begun.is_of(outcome):
             return outcome, False
-        memory.keep(replace(begun, number=outcome.number))
+        activations.add(replace(begun, number=outcome.number))
         return outcome, True
 
     with Shown([hosts], quiet=quiet) as shown:
@@ -404,7 +406,7 @@ def _end(
     result: Result, kind: str, options: str, *, hosts: int, json: bool, release: str = ""
 ) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
-    from macd.deploy.campaign import passed_by
+    from macd.deploy.rollout import passed_by
 
     past = passed_by(kind, result.away, options, release=release) if result.away else None
     error = result.error or past or _left(result, options)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from macd.sizes import size
 
 if TYPE_CHECKING:
-    from macd.deploy.campaign import Result
     from macd.deploy.follow import Outcome
     from macd.deploy.plan import Plan
+    from macd.deploy.rollout import Result
 
 _BAR = 24
 _EVERY_S = 0.1

@@ -29,8 +29,7 @@ def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Look for the known failures, with evidence and remedy; exit 1 if there is one."""
-    from macd.deploy.fleet import side_by_side
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of, side_by_side
     from macd.gate.doctor import diagnose
     from macd.inventory import load
 

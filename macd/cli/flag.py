@@ -79,8 +79,8 @@ class _Ended:
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.campaign import operator
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
+    from macd.deploy.rollout import operator
     from macd.gate import flag
     from macd.inventory import load
 
@@ -141,8 +141,8 @@ def _none_enabled(looks: Results[_Ended], options: str, *, json: bool) -> ExitCo
 
 def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:
     """Into the journal, and to those who want to know; a note if that did not work."""
-    from macd.deploy.campaign import operator
     from macd.deploy.notify import notify
+    from macd.deploy.rollout import operator
     from macd.journal import Journal
 
     if ended.result == "already":

@@ -58,7 +58,7 @@ def shadow_gate(
 
         kept = _keep(known, of_files(known, Path(logs), wanted, span, datetime.now(UTC)), Lock())
         return _tell_one(kept, json=json)
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
     from macd.gate.run import of_host
 
     hosts = list(hosts_of(known, env, host))
@@ -194,8 +194,8 @@ def _below(path: str, root: Path) -> bool:
 
 def _told(known: Inventory, judged: Judged, path: Path) -> str:
     """Put the verdict into the journal and tell those who want to know."""
-    from macd.deploy.campaign import operator
     from macd.deploy.notify import notify
+    from macd.deploy.rollout import operator
     from macd.journal import Journal
 
     document = judged.document

@@ -82,7 +82,7 @@ def _on_hosts(
     known: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
 ) -> ExitCode:
     """What each host recorded itself, whoever deployed to it; its chain is checked here."""
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
 
     results = on_each(list(hosts_of(known, env, host)), lambda one: _fetched(one, known))
     if json:
@@ -100,7 +100,7 @@ def _on_hosts(
 
 
 def _fetched(host: Host, known: Inventory) -> list[Record]:
-    from macd.deploy.observe import fetch_journal
+    from macd.deploy.state import fetch_journal
 
     with tempfile.TemporaryDirectory(prefix="macd-journal-") as directory:
         copy = Path(directory, "journal.jsonl")

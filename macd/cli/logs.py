@@ -68,7 +68,7 @@ def logs(
     json: bool = False,
 ) -> ExitCode:
     """Show the newest signal lines of each host; --follow adds those still to come."""
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 
     try:

@@ -49,7 +49,7 @@ def monitor(
     json: bool = False,
 ) -> ExitCode:
     """Show the guard's reports to the end; exit 4 if it took back, 1 if unguarded."""
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 
     known = load(inventory)

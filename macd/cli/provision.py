@@ -11,9 +11,9 @@ from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
-    from macd.deploy.campaign import Limits
     from macd.deploy.fleet import Results
     from macd.deploy.provision import Provisioned
+    from macd.deploy.rollout import Limits
     from macd.inventory import Host, Inventory
 
 
@@ -41,9 +41,8 @@ def provision(
 ) -> ExitCode:
     """Converge hosts: account, directories, units, keys; repeated, changes nothing."""
     from macd.deploy import provision as provisioning
-    from macd.deploy.campaign import Limits, operator
-    from macd.deploy.fleet import Results
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import Results, hosts_of
+    from macd.deploy.rollout import Limits, operator
     from macd.inventory import load
 
     known = load(inventory)
@@ -80,15 +79,15 @@ def _provision_each(
     """Side by side; what one host fails with keeps no other from it."""
     from macd.cli.rollout_shown import Shown
     from macd.deploy import provision as provisioning
-    from macd.deploy.campaign import Campaign, operator
     from macd.deploy.fleet import in_waves, side_by_side
+    from macd.deploy.rollout import Rollout, operator
 
-    campaign = Campaign(known, "provision", env)
+    rollout = Rollout(known, "provision", env)
 
     def act(one: Host) -> Provisioned:
         with shown.host(one.name, "provisioning" if len(wanted) > 1 else ""):
             done = provisioning.provision(one, known, who=operator())
-            campaign.record("done", host=one.name, changes=len(done.changes))
+            rollout.record("done", host=one.name, changes=len(done.changes))
             shown.ended(one.name, f"✓ {_count(done)}")
             return done
 

@@ -188,7 +188,7 @@ def _chosen(store: Store, named: str, env: str) -> Release:
 
 def _live(inventory: Inventory) -> dict[str, list[str]]:
     """release -> hosts where the last deploy or rollback from this machine left it live."""
-    from macd.deploy.back import ENDS
+    from macd.deploy.rollback import ENDS
     from macd.journal import Journal
 
     by_host: dict[str, str] = {}

@@ -9,36 +9,36 @@ from macd.cli.verb import emit, error_fields
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
-    from macd.deploy.back import Way
-    from macd.deploy.campaign import Campaign
+    from macd.deploy.rollback import RollbackTarget
+    from macd.deploy.rollout import Rollout
     from macd.inventory import Host, Inventory
 
 
-def ways(
-    run: Campaign, known: Inventory, hosts: list[Host], to: str
-) -> tuple[list[Way], dict[str, MacdError]]:
+def targets(
+    run: Rollout, known: Inventory, hosts: list[Host], to: str
+) -> tuple[list[RollbackTarget], dict[str, MacdError]]:
     """Where each host would go, and which can't be asked; those may have what is to be undone."""
-    from macd.deploy import back
-    from macd.deploy.observe import observe_each
+    from macd.deploy import rollback
+    from macd.deploy.state import observe_each
 
     looked, away = observe_each(hosts, known)
     unseen = max((run.may_be_live(name) for name in away), default=0)
-    return back.ways(looked, to, unseen), away
+    return rollback.targets(looked, to, unseen), away
 
 
-def show(found: list[Way], away: dict[str, MacdError]) -> None:
+def show(found: list[RollbackTarget], away: dict[str, MacdError]) -> None:
     """One line for each host."""
-    for way in found:
-        print(f"{way.host}: {way}")
+    for target in found:
+        print(f"{target.host}: {target}")
     for name, error in away.items():
         print(f"{name}: passed by: {error.what}")
 
 
 def dry(
-    found: list[Way], away: dict[str, MacdError], options: str, to: str, *, json: bool
+    found: list[RollbackTarget], away: dict[str, MacdError], options: str, to: str, *, json: bool
 ) -> ExitCode | None:
     """Only say so; with the error for hosts that could not be asked."""
-    from macd.deploy.campaign import passed_by
+    from macd.deploy.rollout import passed_by
 
     error = passed_by("rollback", away, options, release=to) if away else None
     if not json:
@@ -46,8 +46,8 @@ def dry(
         if error is not None:
             raise error
         return None
-    goes_to = {way.host: None if way.stays else way.to for way in found}
-    changes = {way.host: way.changes for way in found if way.goes}
+    goes_to = {target.host: None if target.stays else target.to for target in found}
+    changes = {target.host: target.changes for target in found if target.goes}
     told = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(away)}
     emit({**told, **(error_fields(error) if error else {})})
     return error.exit_code if error else None

@@ -29,15 +29,17 @@ def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, the way back."""
-    from macd.deploy.observe import drift, observe
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.desired import render
+    from macd.deploy.drift import drift
+    from macd.deploy.fleet import hosts_of
+    from macd.deploy.state import observe
     from macd.inventory import load
 
     known = load(inventory)
 
     def look(one: Host) -> tuple[HostState, list[str]]:
         found = observe(one, known)
-        return found, drift(one, known, found)
+        return found, drift(found, render(one, known, found))
 
     results = on_each(list(hosts_of(known, env, host)), look)
     rows = [(name, *seen) for name, seen in results.done.items()]
@@ -138,8 +140,8 @@ def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
-    from macd.deploy.observe import observe
-    from macd.deploy.waves import hosts_of
+    from macd.deploy.fleet import hosts_of
+    from macd.deploy.state import observe
     from macd.inventory import load
     from macd.journal import Journal
 

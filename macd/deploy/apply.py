@@ -14,9 +14,9 @@ from typing import Any
 
 from macd.deploy import plan as planning
 from macd.deploy import state
+from macd.deploy.candidate import ReleaseCandidate, Unpacked, unpacked
 from macd.deploy.desired import Blueprint, Desired
-from macd.deploy.follow import Begun, EndUnknownError, Outcome, Tell, at, watch
-from macd.deploy.offer import Offer, Unpacked, unpacked
+from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation, Tell, at, watch
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.inventory import Host, Inventory
@@ -31,16 +31,16 @@ _BACK_AGAIN = "invoke rollback again"
 
 
 @dataclass(frozen=True)
-class Wish:
+class DeployOptions:
     """What the operator asked for. `remember` keeps what `--attach` needs, before it is needed."""
 
     who: str
     tell: Tell
-    remember: Callable[[Begun], None]
+    remember: Callable[[PendingActivation], None]
     restart: bool = False
 
 
-def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
+def look(host: Host, inventory: Inventory, offer: ReleaseCandidate) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
     blueprint = Blueprint(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
@@ -51,7 +51,11 @@ def look(host: Host, inventory: Inventory, offer: Offer) -> Plan:
 
 
 def deploy(
-    host: Host, inventory: Inventory, offer: Offer, wish: Wish, ahead: LinksAhead | None = None
+    host: Host,
+    inventory: Inventory,
+    offer: ReleaseCandidate,
+    wish: DeployOptions,
+    ahead: LinksAhead | None = None,
 ) -> Outcome:
     """Make `offer` live on one host, or find out that it should not be.
 
@@ -78,7 +82,7 @@ def deploy(
     return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
 
 
-def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
+def rollback(host: Host, inventory: Inventory, to: str, wish: DeployOptions) -> Outcome:
     """Back to `to`, or to the last good release before the live one; sends nothing.
 
     Raises as `deploy` does.
@@ -100,9 +104,11 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: Wish) -> Outcome:
             token = secrets.token_hex(16)
             request = _activation(host, inventory, found, token, wish.who)
             goes_to = to or found.rollback.get("release") or ""
-            wish.remember(Begun(host.name, 0, token, goes_to, found.live))
+            wish.remember(PendingActivation(host.name, 0, token, goes_to, found.live))
             begins = session.call("activate", kind="rollback", to=to or None, after={}, **request)
-            begun = Begun(host.name, begins["number"], token, begins["release"], begins["origin"])
+            begun = PendingActivation(
+                host.name, begins["number"], token, begins["release"], begins["origin"]
+            )
             wish.remember(begun)
         except KeyboardInterrupt as interrupt:
             raise _interrupted(host, asked, _BACK_AGAIN, at(host, inventory)) from interrupt
@@ -117,12 +123,12 @@ def _nothing(plan: Plan) -> Outcome:
     return told.having(serving=plan.unwell, well=not plan.unwell)
 
 
-def _unpacked(offer: Offer, found: state.HostState) -> Unpacked:
+def _unpacked(offer: ReleaseCandidate, found: state.HostState) -> Unpacked:
     """What the runtime will take there; nothing where it stands already."""
     return Unpacked() if offer.lock in found.runtimes else unpacked(offer)
 
 
-def _ask(session: Session, host: Host, inventory: Inventory, offer: Offer) -> Pending:
+def _ask(session: Session, host: Host, inventory: Inventory, offer: ReleaseCandidate) -> Pending:
     wanted = {part.sha256: part.size for part in offer.parts}
     return state.ask(session, host, inventory, list(wanted.items()))
 
@@ -132,7 +138,9 @@ class _Deploy:
 
     plan: Plan
 
-    def __init__(self, host: Host, inventory: Inventory, offer: Offer, wish: Wish) -> None:
+    def __init__(
+        self, host: Host, inventory: Inventory, offer: ReleaseCandidate, wish: DeployOptions
+    ) -> None:
         self._host = host
         self._inventory = inventory
         self._offer = offer
@@ -218,7 +226,9 @@ class _Deploy:
         )
         request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
         # The right to confirm is kept before it is needed: nobody may hear which number it got.
-        self._wish.remember(Begun(self._host.name, 0, self._token, self._offer.id, found.live))
+        self._wish.remember(
+            PendingActivation(self._host.name, 0, self._token, self._offer.id, found.live)
+        )
         self._activated = session.submit(
             "activate",
             kind="deploy",
@@ -228,7 +238,7 @@ class _Deploy:
             **request,
         )
 
-    def begun(self) -> Begun | None:
+    def begun(self) -> PendingActivation | None:
         """Wait for the host's word; None when there is nothing to do."""
         if self._staged is None or self._activated is None:
             return None
@@ -236,7 +246,7 @@ class _Deploy:
         self._wish.tell("staged", staged)
         told = self._activated.result()
         name = self._host.name
-        return Begun(name, told["number"], self._token, told["release"], told["origin"])
+        return PendingActivation(name, told["number"], self._token, told["release"], told["origin"])
 
 
 def _activation(

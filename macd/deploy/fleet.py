@@ -1,4 +1,6 @@
-"""Act on several hosts side by side: each host's result, or its error, in the hosts' order.
+"""Which hosts a command is about, in which waves, and how to act on several of them side by side.
+
+Each host's result, or its error, comes in the hosts' order.
 
 One host runs in the calling thread, so a Ctrl-C reaches what is done to it. Several run in a thread
 each, at most `parallel` at once. This module knows nothing of what is done to a host.
@@ -8,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from types import FrameType
 from typing import Generic, TypeVar
 
-from macd.errors import ExitCode, MacdError
-from macd.inventory import Host
-from macd.ssh.refusals import UnreachableError
+from macd.errors import ExitCode, MacdError, UsageError
+from macd.inventory import Host, Inventory
 
 T = TypeVar("T")
 PARALLEL = 10
@@ -42,6 +45,8 @@ def worst(codes: Iterable[ExitCode | None]) -> ExitCode:
 
 def code_of(error: MacdError) -> ExitCode:
     """What an error on one of several hosts counts for: of who isn't reached nothing is known."""
+    from macd.ssh.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
+
     return ExitCode.CONTACT_LOST if isinstance(error, UnreachableError) else error.exit_code
 
 
@@ -220,3 +225,45 @@ class _Ended(Generic[T]):
     host: str
     result: T | None = None
     error: BaseException | None = None
+
+
+_WAVE = re.compile(r"([1-9][0-9]*)(%?)")
+
+
+def hosts_of(inventory: Inventory, env: str, name: str) -> Iterator[Host]:
+    """The serving hosts of `env`, or the one of them that is named. Raises UsageError."""
+    serving = inventory.env_hosts(env)
+    if not name:
+        yield from serving
+        return
+    for host in serving:
+        if host.name == name:
+            yield host
+            return
+    raise UsageError(
+        f"{name} does not serve {env}",
+        why=f"these do: {', '.join(host.name for host in serving)}",
+        hint="give --host one of them; invoke host.list shows every host and its env",
+    )
+
+
+def waves(hosts: Sequence[Host], text: str) -> list[list[Host]]:
+    """Split hosts by "1,50%,100%": each word says how many are done after that wave.
+
+    Raises:
+        UsageError: not such a list, or it goes backwards.
+    """
+    made: list[list[Host]] = []
+    done = 0
+    for word in (text or "100%").split(","):
+        match = _WAVE.fullmatch(word.strip())
+        count = int(match[1]) if match else 0
+        if match is None or (match[2] and count > 100):
+            raise UsageError(f"--wave {text}: not such a list", hint="--wave 1,50%,100%")
+        until = min(len(hosts), ceil(len(hosts) * count / 100) if match[2] else count)
+        if until > done:
+            made.append(list(hosts[done:until]))
+            done = until
+    if done < len(hosts):
+        made.append(list(hosts[done:]))
+    return made

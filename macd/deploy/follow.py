@@ -8,10 +8,12 @@ waits, which the host alone decides.
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from macd.deploy import state
@@ -19,6 +21,7 @@ from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.host.deploy.confirmation import WAITING
 from macd.host.deploy.proving import CHECK_TIMEOUT_S
+from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session
 
@@ -29,7 +32,7 @@ _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts a
 
 
 @dataclass(frozen=True)
-class Begun:
+class PendingActivation:
     """An activation that a host was asked for; `token` is the right to confirm it.
 
     `number` is 0 until the host has told which it is.
@@ -45,6 +48,28 @@ class Begun:
         """Whether that is how it ended."""
         same = self.host == outcome.host and self.release == outcome.release
         return same and self.number in (0, outcome.number)
+
+
+class PendingActivations:
+    """Activations pending from here, so that `--attach` may confirm them. Private files."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._directory = inventory.state_dir / "activations"
+
+    def add(self, pending: PendingActivation) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # whole or not at all: a token that is lost confirms nothing
+        replace_file(self._path(pending.host), json.dumps(asdict(pending)).encode(), mode=0o600)
+
+    def of(self, host: str) -> PendingActivation | None:
+        try:
+            document: Mapping[str, Any] = json.loads(self._path(host).read_text())
+            return PendingActivation(**document)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _path(self, host: str) -> Path:
+        return self._directory / f"{host}.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ def watch(
     session: Session,
     host: Host,
     inventory: Inventory,
-    begun: Begun,
+    begun: PendingActivation,
     tell: Tell,
     *,
     attached: bool = False,
@@ -110,7 +135,12 @@ def watch(
 
 
 def attach(
-    host: Host, inventory: Inventory, begun: Begun | None, tell: Tell, *, ended: bool = True
+    host: Host,
+    inventory: Inventory,
+    begun: PendingActivation | None,
+    tell: Tell,
+    *,
+    ended: bool = True,
 ) -> Outcome | None:
     """Follow the activation that is under way, or say how the newest one ended; None: never one.
 
@@ -128,7 +158,7 @@ def attach(
         if begun is None or begun.number != told["number"]:
             if told["over"] and not ended:
                 return None
-            begun = Begun(host.name, told["number"], "", release, None)
+            begun = PendingActivation(host.name, told["number"], "", release, None)
         return watch(session, host, inventory, begun, tell, attached=True)
 
 
@@ -170,7 +200,9 @@ class EndUnknownError(ContactLostError):
 
 
 class _Watch:
-    def __init__(self, host: Host, inventory: Inventory, begun: Begun, tell: Tell) -> None:
+    def __init__(
+        self, host: Host, inventory: Inventory, begun: PendingActivation, tell: Tell
+    ) -> None:
         self._host = host
         self._inventory = inventory
         self._begun = begun

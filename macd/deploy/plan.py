@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked
 from macd.deploy.desired import Desired
-from macd.deploy.diffs import Diff, differing
-from macd.deploy.drift import drift
-from macd.deploy.offer import Offer, Part, Unpacked
+from macd.deploy.drift import Diff, differing, drift
 from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import FLAG, LIVE
@@ -79,7 +78,7 @@ def make(
     host: str,
     found: HostState,
     wanted: Desired,
-    offer: Offer,
+    offer: ReleaseCandidate,
     *,
     now: float,
     restart: bool = False,
@@ -117,14 +116,14 @@ def make(
     )
 
 
-def _steps(found: HostState, offer: Offer, sends: bool) -> list[str]:
+def _steps(found: HostState, offer: ReleaseCandidate, sends: bool) -> list[str]:
     steps = ["send"] if sends else []
     if offer.lock not in found.runtimes:
         steps.append("build runtime")
     return [*steps, "stage", "check", "switch", "restart", "soak", "confirm", "commit"]
 
 
-def _lacking(found: HostState, offer: Offer) -> list[Part]:
+def _lacking(found: HostState, offer: ReleaseCandidate) -> list[Part]:
     offsets = {sha256: have for sha256, have in found.missing}
     parts = {p.sha256: p for p in offer.parts if p.sha256 in offsets}
     if offer.lock in found.runtimes:
@@ -142,7 +141,7 @@ def _lacking(found: HostState, offer: Offer) -> list[Part]:
     ]
 
 
-def _delta(found: HostState, offer: Offer) -> list[Delta]:
+def _delta(found: HostState, offer: ReleaseCandidate) -> list[Delta]:
     before = {path: sha256 for path, _, sha256 in found.live_files}
     sizes = {path: size for path, size, _ in found.live_files}
     rows = []
@@ -155,7 +154,7 @@ def _delta(found: HostState, offer: Offer) -> list[Delta]:
     return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in kept]
 
 
-def _notes(found: HostState, offer: Offer) -> list[str]:
+def _notes(found: HostState, offer: ReleaseCandidate) -> list[str]:
     told = [
         f"releases/{name} on the host is damaged, nothing can go back to it: {why}"
         for name, why in found.damaged.items()
@@ -181,7 +180,7 @@ def _as_kept(found: HostState) -> str:
 
 
 def _problems(
-    found: HostState, wanted: Desired, offer: Offer, lacking: Sequence[Part], now: float
+    found: HostState, wanted: Desired, offer: ReleaseCandidate, lacking: Sequence[Part], now: float
 ) -> list[Problem]:
     if not found.exists:
         return [Problem("the host is not provisioned", "invoke provision")]
@@ -234,7 +233,9 @@ def _occupied(found: HostState) -> list[Problem]:
     return told
 
 
-def _cannot_fit(found: HostState, offer: Offer, lacking: Sequence[Part]) -> list[Problem]:
+def _cannot_fit(
+    found: HostState, offer: ReleaseCandidate, lacking: Sequence[Part]
+) -> list[Problem]:
     told = []
     if offer.wheels and offer.python and offer.python != found.python.get("version"):
         what = f"locked for Python {offer.python}, the host has {found.python.get('version')}"
@@ -268,7 +269,7 @@ def _no_room(found: HostState, lacking: Sequence[Part], unpacked: Unpacked) -> l
     return told
 
 
-def _cannot_run(found: HostState, offer: Offer) -> list[Problem]:
+def _cannot_run(found: HostState, offer: ReleaseCandidate) -> list[Problem]:
     told = []
     if found.noexec:
         at = f"{found.app} is mounted noexec (at {found.noexec})"

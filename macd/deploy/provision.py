@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.deploy import archive, desired, state
-from macd.deploy.diffs import unified, with_hidden
+from macd.deploy.drift import unified, with_hidden
 from macd.inventory import Host, Inventory
 from macd.inventory.revoked import revoked
 from macd.ssh.failures import RemoteFileNotFoundError

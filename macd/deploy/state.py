@@ -1,4 +1,7 @@
-"""What a host says of itself before a deploy: one question, one answer, typed."""
+"""What a host says of itself: one question, one answer, typed; of one host or of several.
+
+Changes nothing on any host and takes no lock.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from macd.deploy.fleet import code_of, side_by_side, worst
+from macd.errors import ContactLostError, MacdError
 from macd.host.flag.flag_file import FLAG
 from macd.inventory import Host, Inventory
+from macd.ssh.failures import RemoteFileNotFoundError
 from macd.ssh.pending import Pending
-from macd.ssh.session import Session
+from macd.ssh.refusals import UnreachableError
+from macd.ssh.session import Session, open_session
 
 MODULES = ("deploy.operations", "deploy.provision")
 
@@ -127,3 +134,47 @@ def observed(answer: Pending) -> HostState:
 def unit_names(host: Host) -> list[str]:
     """Every unit of ours: the service, its socket, and what ends an interrupted activation."""
     return [f"{host.unit}.service", f"{host.unit}.socket", f"{host.unit}-recover.service"]
+
+
+def observe(host: Host, inventory: Inventory) -> HostState:
+    """One host as it is now; changes nothing."""
+    with open_session(host, inventory, modules=MODULES) as session:
+        return observed(ask(session, host, inventory))
+
+
+def observe_each(
+    hosts: Sequence[Host], inventory: Inventory
+) -> tuple[list[tuple[str, HostState]], dict[str, MacdError]]:
+    """Each host by name, and of those that can't be reached why; changes nothing.
+
+    Raises what `observe` does otherwise; where none can be reached, one error that names them all.
+    """
+    results = side_by_side(hosts, lambda host: observe(host, inventory))
+    away = dict(results.failed)
+    for error in away.values():
+        if not isinstance(error, UnreachableError | ContactLostError):
+            raise error
+    if away and not results.done:
+        raise _none(away)
+    return list(results.done.items()), away
+
+
+def _none(away: Mapping[str, MacdError]) -> MacdError:
+    if len(away) == 1:
+        return next(iter(away.values()))
+    return MacdError(
+        f"none of {', '.join(away)} can be reached",
+        why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
+        live="as before: nothing was done on any host",
+        hint="\n".join(dict.fromkeys(error.hint for error in away.values() if error.hint)),
+        exit_code=worst(code_of(error) for error in away.values()),
+    )
+
+
+def fetch_journal(host: Host, inventory: Inventory) -> bytes:
+    """The host's own journal as it stands; empty where nothing was ever recorded."""
+    with open_session(host, inventory) as session:
+        try:
+            return session.read(f"{host.app_dir}/state/journal.jsonl", limit=256 << 20)
+        except RemoteFileNotFoundError:
+            return b""

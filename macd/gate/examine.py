@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from macd.deploy import observe, state
+from macd.deploy import desired, state
+from macd.deploy.drift import drift
 from macd.errors import MacdError
 from macd.gate import report, run
 from macd.gate.case import Case, Feed
@@ -40,7 +41,7 @@ def examine(host: Host, inventory: Inventory) -> Case:
     return Case(
         found=found,
         checkup=checkup,
-        drift=observe.drift(host, inventory, found),
+        drift=drift(found, desired.render(host, inventory, found)),
         clock_offset=clock.offset,
         clock_error=clock.error,
         feed=feed_of(inventory),

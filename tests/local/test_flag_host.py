@@ -47,7 +47,7 @@ def watch(event, arguments):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-from macd.host import flags
+from macd.host.flag import flag
 from macd.host.systemd.supervisor import Supervisor
 Supervisor.has_timers = lambda self: timers
 asked = json.load(sys.stdin)

@@ -61,7 +61,7 @@ def watch(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.gate import guard
+from macd.host.flag import guard
 sys.addaudithook(watch)
 print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))
 """
@@ -377,7 +377,7 @@ def watch(event, arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.gate import guard
+from macd.host.flag import guard
 sys.addaudithook(watch)
 print(guard.step(Layout(sys.argv[1]), datetime.now(UTC)), len(lost))
 """
@@ -411,7 +411,7 @@ LOOK = """
 import os, sys
 from datetime import UTC, datetime
 from macd.host.layout import Layout
-from macd.gate import guard
+from macd.host.flag import guard
 try:
     guard.step(Layout(sys.argv[1]), datetime.now(UTC))
 except OSError:
@@ -420,9 +420,9 @@ os._exit(0)
 """
 DISABLE = """
 import json, sys
-from macd.host import flags
+from macd.host.flag import flag
 asked = {**json.loads(sys.argv[1]), "report": b"", "signature": b""}
-told = flags.set_flag(**asked)
+told = flag.set_flag(**asked)
 sys.exit(0 if told["outcome"] == "set" and "No space left" in told["lost"] else 3)
 """
 

@@ -82,7 +82,7 @@ def remarks(question: Document) -> Document:
     from macd.app.predict import stacking  # noqa: PLC0415
 
     meta = Path(question["run"]) / "data/ml_models" / f"stacking_meta_{question['tf']}.json"
-    remark = stacking.stays_off(meta, question["env"])
+    remark = stacking.stays_off(meta.read_bytes(), question["env"]) if meta.is_file() else ""
     return {"remarks": [remark] if remark else []}
 
 

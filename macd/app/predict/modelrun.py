@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macd import childprocess
-from macd.app.predict.scoring import SEQ, onnx_session
+from macd.app.predict.scoring import SEQ, import_lightgbm, onnx_session
 
 STUCK = 1e-6  # a spread below it over different inputs means the model says always the same
 _BATCH_TOLERANCE = 1e-4
@@ -107,8 +107,7 @@ def _onnx(asked: Asked) -> tuple[str, list[WrongError]]:
 
 
 def _lgbm(asked: Asked) -> tuple[str, list[WrongError]]:
-    import lightgbm  # noqa: PLC0415 - only this kind needs it
-
+    lightgbm = import_lightgbm()
     text = _read(Path(asked.path)).decode("utf-8", "replace")
     try:
         booster = lightgbm.Booster(model_str=text)

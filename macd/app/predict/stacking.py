@@ -1,7 +1,7 @@
 """The stacking model as plain numbers: read from JSON, computed without a library, same anywhere.
 
 Used by the training, the health check and the service alike, so that what was measured is what is
-served. Knows nothing of how it was fitted, and never unpickles anything.
+served. Knows nothing of how it was fitted, reads no file, and never unpickles anything.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
@@ -61,17 +60,17 @@ def taught_by(facts: Mapping[str, Any], least: int) -> bool:
     return not least or (isinstance(samples, int) and samples >= least)
 
 
-def stays_off(meta: Path, env: Mapping[str, str]) -> str:
-    """Why a service with this .env will skip the stacking model of this file; "" when it won't.
+def stays_off(raw: bytes, env: Mapping[str, str]) -> str:
+    """Why a service with this .env will skip this stacking model; "" when it won't.
 
     No gate can pass then. The criterion counts bars that a meta-model judged unseen, this setting
     counts the moves that it was fitted on.
     """
     asked = env.get(MIN_SAMPLES, "")
-    if not (asked.isdigit() and meta.is_file()):
+    if not asked.isdigit():
         return ""
     try:
-        model = StackingModel.from_json(meta.read_bytes())
+        model = StackingModel.from_json(raw)
     except StackingError:
         return ""  # the health check says what is wrong with it
     if taught_by(model.facts, int(asked)):

@@ -7,10 +7,10 @@ from invoke import Context
 
 from macd.cli import deploy, deploy_shown, provision
 from macd.cli.verb import same
-from macd.deploy.campaign import Result
 from macd.deploy.follow import Outcome
 from macd.deploy.plan import Plan, Problem
 from macd.deploy.provision import Provisioned
+from macd.deploy.rollout import Result
 
 
 def test_options_are_said_as_they_were_typed_but_for_the_default_environment() -> None:

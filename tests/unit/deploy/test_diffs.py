@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.deploy.desired import Desired
-from macd.deploy.diffs import Diff, differing, unified
+from macd.deploy.drift import Diff, differing, unified
 from macd.deploy.state import HostState
 
 BASE = json.loads((Path(__file__).parents[2] / "cases" / "plan" / "base.json").read_text())

@@ -15,7 +15,7 @@ from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
 from macd.ssh.session import Session
 
-BEGUN = follow.Begun("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
+BEGUN = follow.PendingActivation("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
 
 
 class SaysWaiting:
@@ -96,7 +96,7 @@ class Asked:
 )
 def test_attach_confirms_what_was_begun_here(
     monkeypatch: pytest.MonkeyPatch,
-    begun: follow.Begun | None,
+    begun: follow.PendingActivation | None,
     over: bool,
     ended: bool,
     confirmed: list[tuple[int, str]],
@@ -127,7 +127,7 @@ def first_under_way(call: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
 
 @pytest.mark.parametrize("begun", [None, replace(BEGUN, number=6)])
 def test_of_several_hosts_what_others_ended_is_no_news(
-    monkeypatch: pytest.MonkeyPatch, begun: follow.Begun | None
+    monkeypatch: pytest.MonkeyPatch, begun: follow.PendingActivation | None
 ) -> None:
     inventory = load("lab", root=Path(__file__).parents[3])
     session = Asked(BEGUN.release, over=True)

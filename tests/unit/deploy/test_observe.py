@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from macd.deploy import observe
+from macd.deploy import state
 from macd.errors import ContactLostError, MacdError, RefusedError
 from macd.inventory import Host
 
@@ -27,14 +27,14 @@ def looking(monkeypatch: Any, ends: dict[str, Any]) -> None:
             raise ends[host.name]
         return ends[host.name]
 
-    monkeypatch.setattr(observe, "observe", look)
+    monkeypatch.setattr(state, "observe", look)
 
 
 def test_who_is_away_is_told_beside_who_answers(monkeypatch: Any) -> None:
     lost = ContactLostError("contact with two was lost")
     looking(monkeypatch, {"one": "state 1", "two": lost, "three": "state 3"})
 
-    looked, away = observe.observe_each(HOSTS, None)  # type: ignore[arg-type]
+    looked, away = state.observe_each(HOSTS, None)  # type: ignore[arg-type]
 
     assert looked == [("one", "state 1"), ("three", "state 3")]
     assert away == {"two": lost}
@@ -47,7 +47,7 @@ def test_where_none_can_be_reached_all_are_named(monkeypatch: Any) -> None:
     )
 
     with pytest.raises(MacdError, match="none of one, two, three can be reached") as ended:
-        observe.observe_each(HOSTS, None)  # type: ignore[arg-type]
+        state.observe_each(HOSTS, None)  # type: ignore[arg-type]
 
     assert ended.value.exit_code == 5
     assert ended.value.why.splitlines()[1] == "two: contact with two was lost"
@@ -59,4 +59,4 @@ def test_a_host_that_refuses_is_not_passed_by(monkeypatch: Any) -> None:
     looking(monkeypatch, {"one": "state 1", "two": refused, "three": "state 3"})
 
     with pytest.raises(RefusedError, match="host key of two"):
-        observe.observe_each(HOSTS, None)  # type: ignore[arg-type]
+        state.observe_each(HOSTS, None)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from macd.cli.deploy_shown import summary
+from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked, imports
 from macd.deploy.desired import Desired
-from macd.deploy.offer import Offer, Part, Unpacked, imports
 from macd.deploy.plan import Plan, make
 from macd.deploy.state import HostState
 
@@ -33,7 +33,7 @@ def planned(name: str) -> tuple[Plan, dict[str, Any]]:
         "prod",
         HostState(**{**base["facts"], **given.get("facts", {})}),
         Desired(**{**base["desired"], **given.get("desired", {})}),
-        Offer(**offer),
+        ReleaseCandidate(**offer),
         now=1000.0,
         restart=given.get("restart", False),
         unpacked=Unpacked(**given.get("unpacked", {})),

@@ -31,7 +31,7 @@ PROGRAM = """
 import json, sys
 from datetime import datetime
 from pathlib import Path
-from macd.gate import judging
+from macd.host.judge import judging
 if sys.argv[4]:
     exec(sys.argv[4])
 try:
@@ -93,7 +93,7 @@ def test_a_log_without_an_end_ends_with_the_time(tmp_path: Path) -> None:
 def test_one_that_is_killed_is_no_judgement(tmp_path: Path) -> None:
     write(tmp_path)
     kill = (
-        "import os\nfrom macd.gate import starts\n"
+        "import os\nfrom macd.host.judge import starts\n"
         f"starts.judge = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)})"
     )
     assert judged(tmp_path, kill) == "cannot: it was killed by signal 9"
@@ -101,7 +101,7 @@ def test_one_that_is_killed_is_no_judgement(tmp_path: Path) -> None:
 
 def test_what_goes_wrong_in_it_is_told_short_and_printable(tmp_path: Path) -> None:
     fail = (
-        "from macd.gate import starts\ndef judge(*_):\n"
+        "from macd.host.judge import starts\ndef judge(*_):\n"
         "    raise OSError('\\x1b[31m' + 'x' * 9999)\nstarts.judge = judge"
     )
     told = judged(tmp_path, fail)
@@ -117,7 +117,7 @@ def test_more_files_than_anybody_reads_are_no_judgement(tmp_path: Path) -> None:
 
 SPY = """
 import os, resource
-from macd.gate import starts
+from macd.host.judge import starts
 here = os.dup2(os.open("/", os.O_RDONLY), 77)
 def judge(*_):
     fds = sorted(map(int, os.listdir("/proc/self/fd")))

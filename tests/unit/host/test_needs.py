@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.deploy.offer import Offer, Part, unpacked
+from macd.deploy.candidate import Part, ReleaseCandidate, unpacked
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.store import needs, runtimes
@@ -163,7 +163,7 @@ def test_what_a_runtime_takes_is_known_before_it_is_built(tmp_path: Path) -> Non
     path = tmp_path / "tiny.whl"
     path.write_bytes(wheel(members))
     part = Part(path.name, path.stat().st_size, "", 0, path)
-    offer = Offer("", "", "", 1, 0.0, "", "", (), installs=(part,))
+    offer = ReleaseCandidate("", "", "", 1, 0.0, "", "", (), installs=(part,))
     told = unpacked(offer)
     runtime = tmp_path / "app" / "runtimes" / build(tmp_path / "app", members)
     made = [runtime, *runtime.rglob("*")]
@@ -173,8 +173,11 @@ def test_what_a_runtime_takes_is_known_before_it_is_built(tmp_path: Path) -> Non
 
 
 def test_a_wheel_that_is_not_here_counts_as_it_is_packed() -> None:
-    offer = Offer("", "", "", 1, 0.0, "", "", (), installs=(Part("x.whl", 9000, "", 0),))
-    assert unpacked(offer).size - unpacked(Offer("", "", "", 1, 0.0, "", "", ())).size >= 9000
+    offer = ReleaseCandidate("", "", "", 1, 0.0, "", "", (), installs=(Part("x.whl", 9000, "", 0),))
+    assert (
+        unpacked(offer).size - unpacked(ReleaseCandidate("", "", "", 1, 0.0, "", "", ())).size
+        >= 9000
+    )
 
 
 def test_a_missing_venv_is_named_with_the_package_of_this_very_python(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,14 @@ def test_rows_are_the_same_alone_and_together() -> None:
     one = type("Input", (), {"type": "tensor(float)", "shape": ["N", 4], "name": "x"})
     every = modelrun._values(one, np.arange(5), asked)
     assert (modelrun._values(one, np.arange(3, 4), asked) == every[3:4]).all()
+
+
+def test_lightgbm_is_imported_without_scikit_learn() -> None:
+    program = """
+import sys
+from macd.app.predict.scoring import import_lightgbm
+import_lightgbm().Booster
+assert not [name for name in sys.modules if name.partition(".")[0] == "sklearn"]
+import sklearn
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

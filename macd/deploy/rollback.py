@@ -18,7 +18,7 @@ _BEGINS = ("deploy.began", "rollback.began")
 
 
 @dataclass(frozen=True)
-class Way:
+class RollbackTarget:
     """Where one host goes: to `to` (None: nowhere, nothing good was live there); or it `stays`."""
 
     host: str
@@ -63,7 +63,9 @@ class Way:
             yield "leaves alone: everything else in .env" + "".join(f", {p}" for p in self.dropins)
 
 
-def ways(looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0) -> list[Way]:
+def targets(
+    looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0
+) -> list[RollbackTarget]:
     """One for each host looked at. `to`: the release named, else each host's last good one.
 
     The newest release that is live on any of them is the one that is undone: serials only rise.
@@ -72,22 +74,22 @@ def ways(looked: Sequence[tuple[str, HostState]], to: str = "", unseen: int = 0)
         unseen: the highest serial that may be live on a host that could not be looked at.
     """
     if to:
-        return [_way(name, found, to) for name, found in looked]
+        return [_target(name, found, to) for name, found in looked]
     newest = max([unseen, *(_serial(found) for _, found in looked)])
     return [
-        _way(name, found, found.rollback.get("release"), stays=_serial(found) < newest)
+        _target(name, found, found.rollback.get("release"), stays=_serial(found) < newest)
         for name, found in looked
     ]
 
 
-def _way(name: str, found: HostState, to: str | None, *, stays: bool = False) -> Way:
-    way = Way(name, found.live, to, stays=stays, provisioned=found.exists)
-    if not way.goes:
-        return way
+def _target(name: str, found: HostState, to: str | None, *, stays: bool = False) -> RollbackTarget:
+    target = RollbackTarget(name, found.live, to, stays=stays, provisioned=found.exists)
+    if not target.goes:
+        return target
     told = found.returns.get(to or "", {})
     dropins = [one["path"] for beside in found.dropins.values() for one in beside]
     return replace(
-        way,
+        target,
         files=told.get("files", ()),
         edited=told.get("edited", ()),
         keys=told.get("keys", ()),

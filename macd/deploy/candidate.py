@@ -68,7 +68,7 @@ class Unpacked:
 
 
 @dataclass(frozen=True)
-class Offer:
+class ReleaseCandidate:
     """One release: id, serial, epoch seconds it expires, files, wheels, and its lock's hash.
 
     `lacks`: packages that the service's feed needs and the lock does not have. `installs`: the
@@ -99,7 +99,9 @@ class Offer:
         return [Blob(p.sha256, p.size, p.source) for p in self.parts if p.source is not None]
 
 
-def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str = "") -> Offer:
+def read(
+    store: Store, wanted: str, env: str, *, index: bool = False, feed: str = ""
+) -> ReleaseCandidate:
     """The release named, or the newest one made for `env`.
 
     Args:
@@ -126,7 +128,7 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
         (w.name, Part(w.file, w.size, w.sha256, w.size, _wheel(store, w)))
         for w in release.lock.wheels
     ]
-    return Offer(
+    return ReleaseCandidate(
         id=release.id,
         app=manifest.app,
         env=manifest.env,
@@ -144,7 +146,7 @@ def read(store: Store, wanted: str, env: str, *, index: bool = False, feed: str 
     )
 
 
-def unpacked(offer: Offer) -> Unpacked:
+def unpacked(offer: ReleaseCandidate) -> Unpacked:
     """What its runtime will take, from the tables of contents of the wheels that are here.
 
     pip compiles each module beside it. A wheel that is not here counts as large as it is packed.

@@ -7,21 +7,18 @@ rollback always does, because the others need it all the same.
 from __future__ import annotations
 
 import getpass
-import json
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from macd.deploy.back import ENDS, may_be_live
 from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side, worst
-from macd.deploy.follow import Begun, EndUnknownError, Outcome
+from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation
 from macd.deploy.notify import notify
+from macd.deploy.rollback import ENDS, may_be_live
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
-from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.ssh.refusals import UnreachableError
@@ -34,7 +31,7 @@ def operator() -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """How a campaign goes over several hosts: so many at once, and when it stops."""
+    """How a rollout goes over several hosts: so many at once, and when it stops."""
 
     parallel: int = PARALLEL
     max_failed: int = 0
@@ -86,7 +83,7 @@ class Result:
         return next((error for error in errors if code_of(error) == code), None)
 
 
-class Campaign:
+class Rollout:
     """One deploy, rollback or provision over several hosts, with its records."""
 
     def __init__(self, inventory: Inventory, kind: str, env: str) -> None:
@@ -172,7 +169,7 @@ class Campaign:
         """The highest serial that what was recorded here may have left live on a host; 0: none."""
         return may_be_live(self._journal.records(), host)
 
-    def recorded(self, begun: Begun | Outcome) -> bool:
+    def recorded(self, begun: PendingActivation | Outcome) -> bool:
         """Whether the journal here has the end of that activation."""
         same = {"host": begun.host, "number": begun.number, "release": begun.release}
         return any(
@@ -308,25 +305,3 @@ def _sentence(kind: str, outcome: Outcome) -> str:
 def _recorded(outcome: Outcome) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(outcome.having(plan=None)).items() if k != "plan"}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}
-
-
-class Memory:
-    """Activations begun from here, so that `--attach` may confirm them. Private files."""
-
-    def __init__(self, inventory: Inventory) -> None:
-        self._directory = inventory.state_dir / "activations"
-
-    def keep(self, begun: Begun) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # whole or not at all: a token that is lost confirms nothing
-        replace_file(self._path(begun.host), json.dumps(asdict(begun)).encode(), mode=0o600)
-
-    def of(self, host: str) -> Begun | None:
-        try:
-            document: Mapping[str, Any] = json.loads(self._path(host).read_text())
-            return Begun(**document)
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def _path(self, host: str) -> Path:
-        return self._directory / f"{host}.json"

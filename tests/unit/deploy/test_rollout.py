@@ -13,16 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from macd.deploy.campaign import (
-    Campaign,
-    Limits,
-    Memory,
-    Result,
-    passed_by,
-)
-from macd.deploy.follow import Begun, EndUnknownError, Outcome
+from macd.deploy.fleet import hosts_of, waves
+from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation, PendingActivations
 from macd.deploy.notify import notify
-from macd.deploy.waves import hosts_of, waves
+from macd.deploy.rollout import Limits, Result, Rollout, passed_by
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory, load
 from macd.journal import Journal
@@ -102,7 +96,7 @@ def test_the_hosts_of_a_wave_are_acted_on_at_the_same_time(inventory: Inventory)
         together[2 if host in HOSTS[:2] else 3].wait()  # breaks unless all are inside at once
         return committed(host)
 
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
+    result = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
 
     assert [outcome.host for outcome in result.outcomes] == [host.name for host in HOSTS]
     assert (result.exit_code, result.failed, result.stopped) == (ExitCode.DONE, {}, "")
@@ -115,7 +109,7 @@ def test_never_more_hosts_at_once_than_was_said(inventory: Inventory) -> None:
         asked.append(host.name)
         return committed(host)
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     run.run([HOSTS], one, limits=Limits(parallel=1))
     kinds = [kind for kind, _ in records_of(inventory)]
     assert asked == [host.name for host in HOSTS]
@@ -139,7 +133,7 @@ def test_the_next_wave_begins_when_all_of_the_last_have_ended(inventory: Invento
             threading.Timer(0.05, may_end.set).start()
         return committed(host)
 
-    Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
+    Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "2,100%"), one)
 
     ends = {("deploy.ended", "prod1"), ("deploy.ended", "prod2")}
     assert len(seen) == 3
@@ -153,7 +147,7 @@ def test_a_revert_leaves_the_rest_untouched(inventory: Inventory) -> None:
         asked.append(host.name)
         return reverted(host) if host.name == "prod2" else committed(host)
 
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,50%,100%"), one)
+    result = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "1,50%,100%"), one)
     assert asked[0] == "prod1"
     assert sorted(asked) == ["prod1", "prod2", "prod3"]  # the wave of the one that reverted ends
     assert result.untouched == ["prod4", "prod5"]
@@ -179,7 +173,7 @@ def test_so_many_may_fail(inventory: Inventory, max_failed: int, untouched: list
         return reverted(host) if host.name == "prod2" else committed(host)
 
     limits = Limits(parallel=1, max_failed=max_failed)
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "4,100%"), one, limits=limits)
+    result = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "4,100%"), one, limits=limits)
 
     # prod4 is of the wave in which too many failed, prod5 of the next
     assert result.untouched == (["prod4", *untouched] if max_failed == 1 else untouched)
@@ -215,7 +209,7 @@ def test_what_does_not_serve_is_no_4_and_stops_the_waves(inventory: Inventory, r
     def one(host: Host) -> Outcome:
         return Outcome(host.name, result, "new", "old", serving="old is down", well=False)
 
-    ended = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
+    ended = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert [outcome.exit_code for outcome in ended.outcomes] == [ExitCode.FAILED]
     assert ended.exit_code == ExitCode.FAILED
     assert len(ended.untouched) == 4
@@ -227,7 +221,7 @@ def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None
     def one(host: Host) -> Outcome:
         raise ContactLostError("gone")
 
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
+    result = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert isinstance(result.error, ContactLostError)
     assert result.exit_code == ExitCode.CONTACT_LOST
     assert len(result.untouched) == 4
@@ -247,7 +241,7 @@ def test_who_is_passed_by_is_named_and_stops_nothing(inventory: Inventory) -> No
             raise RefusedError("no")
         return committed(host)
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     ended = run.run(
         waves(HOSTS, "3,100%"),
         one,
@@ -281,7 +275,7 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
             raise RefusedError("no")
         return Outcome(host.name, "committed", "old", "old")
 
-    run = Campaign(inventory, "rollback", "prod")
+    run = Rollout(inventory, "rollback", "prod")
     ended = run.run([HOSTS], one, passes=(ContactLostError,), limits=Limits(parallel=1))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod3"]
     assert (list(ended.away), ended.untouched) == (["prod2"], ["prod5"])
@@ -311,7 +305,7 @@ def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) 
         told.append(tuple(running))  # type: ignore[call-overload]
         go_on.set()
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     result = run.run(waves(HOSTS, "2,100%"), one, on_interrupt=interrupted)
 
     assert told == [("prod1", "prod2")]
@@ -332,7 +326,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_what_began_may_be_live(inventory: In
         never.wait(30)
         return committed(host)
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     result = run.run(
         waves(HOSTS, "2,100%"),
         one,
@@ -357,7 +351,7 @@ def test_an_end_that_could_not_be_recorded_is_told_and_stops_the_rest(
     def full(*_: object, **__: object) -> None:
         raise MacdError("the journal could not be written")
 
-    result = Campaign(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
+    result = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert [outcome.live for outcome in result.outcomes] == ["new"]
     assert result.error is not None
     assert result.error.what == "the journal could not be written"
@@ -366,7 +360,7 @@ def test_an_end_that_could_not_be_recorded_is_told_and_stops_the_rest(
 
 
 def test_what_may_be_live_on_a_host_that_is_away(inventory: Inventory) -> None:
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
 
     def deploy(serial: int, result: str, live: str = "") -> int:
         def one(host: Host) -> Outcome:
@@ -382,7 +376,7 @@ def test_what_may_be_live_on_a_host_that_is_away(inventory: Inventory) -> None:
     assert deploy(2, "reverted", "r1") == 1
     assert deploy(3, "lost") == 3  # it may have gone live since
     assert deploy(4, "committed") == 4
-    back = Campaign(inventory, "rollback", "prod")
+    back = Rollout(inventory, "rollback", "prod")
     back.run([HOSTS[:1]], lambda host: Outcome(host.name, "committed", "r1", "r1"), to="")
     assert run.may_be_live("prod1") == 1
     assert run.may_be_live("prod2") == 0
@@ -392,22 +386,22 @@ def test_the_watch_of_a_guard_that_ended_says_nothing_about_what_is_live(
     inventory: Inventory,
 ) -> None:
     """`invoke monitor` records it; a host whose activation had the same number is not meant."""
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     run.run([HOSTS[:1]], lambda host: Outcome(host.name, "committed", "r2", "r2"),
             release="r2", serial=2)  # fmt: skip
     journal = Journal(inventory.state_dir / "journal.jsonl")
     same = {"host": "prod1", "release": "r2", "number": 4}
     journal.append("guard.ended", {**same, "result": "over"}, now=datetime.now(UTC))
     assert run.may_be_live("prod1") == 2
-    assert not run.recorded(Begun("prod1", 4, "t0ken", "r2", None))
+    assert not run.recorded(PendingActivation("prod1", 4, "t0ken", "r2", None))
 
 
 def test_the_right_to_confirm_is_kept_privately(inventory: Inventory) -> None:
-    memory = Memory(inventory)
-    assert memory.of("prod1") is None
-    begun = Begun("prod1", 4, "t0ken", "new", "old")
-    memory.keep(begun)
-    assert memory.of("prod1") == begun
+    activations = PendingActivations(inventory)
+    assert activations.of("prod1") is None
+    begun = PendingActivation("prod1", 4, "t0ken", "new", "old")
+    activations.add(begun)
+    assert activations.of("prod1") == begun
     kept = inventory.state_dir / "activations" / "prod1.json"
     assert kept.stat().st_mode & 0o077 == 0
 
@@ -444,7 +438,7 @@ def test_people_are_told(listener: tuple[str, list[dict[str, str]]]) -> None:
 
 
 @pytest.mark.parametrize("ends", ["committed", "reverted", "lost"])
-def test_a_campaign_tells_how_it_ended(
+def test_a_rollout_tells_how_it_ended(
     inventory: Inventory, listener: tuple[str, list[dict[str, str]]], ends: str
 ) -> None:
     pytest.importorskip("apprise")
@@ -458,7 +452,7 @@ def test_a_campaign_tells_how_it_ended(
         live = "old" if reverted else "new"
         return Outcome(host.name, ends, "new", live, "it hangs", "old is down", not reverted)
 
-    result = Campaign(told, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
+    result = Rollout(told, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
     assert result.warnings == ()
     assert len(taken) == 1
     good = ends == "committed"
@@ -479,7 +473,7 @@ def test_an_end_that_only_attach_saw_is_recorded_and_told_once(
     told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
     outcome = Outcome("prod1", "reverted", "new", "old", "it hangs", number=4)
     for _ in range(2):
-        assert Campaign(told, "deploy", "prod").late([outcome]) == ()
+        assert Rollout(told, "deploy", "prod").late([outcome]) == ()
     [record] = Journal(inventory.state_dir / "journal.jsonl").records()
     assert (record.kind, record.fields["result"]) == ("deploy.ended", "reverted")
     [message] = listener[1]
@@ -497,7 +491,7 @@ def test_people_get_one_message_for_all_hosts(
             raise RefusedError("locked")
         return reverted(host) if host.name == "prod2" else committed(host)
 
-    Campaign(told, "deploy", "prod").run(waves(HOSTS, "3,100%"), one)
+    Rollout(told, "deploy", "prod").run(waves(HOSTS, "3,100%"), one)
     [message] = listener[1]
     assert message["title"] == "macd deploy prod: FAILED"
     for said in (
@@ -512,7 +506,7 @@ def test_people_get_one_message_for_all_hosts(
 def test_a_dead_url_fails_no_deploy(inventory: Inventory) -> None:
     pytest.importorskip("apprise")
     told = inventory.model_copy(update={"notify": ["json://127.0.0.1:1/s3cret"]})
-    result = Campaign(told, "deploy", "prod").run(
+    result = Rollout(told, "deploy", "prod").run(
         waves(HOSTS, ""), lambda host: Outcome(host.name, "committed", "new", "new")
     )
     assert (result.error, len(result.outcomes)) == (None, 5)
@@ -537,11 +531,11 @@ def test_what_nobody_thought_of_on_one_host_hides_no_other(inventory: Inventory)
             raise KeyError("golden")
         return committed(host)
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     result = run.run([HOSTS], one, limits=Limits(parallel=1), release="r3", serial=3)
     assert [outcome.host for outcome in result.outcomes] == ["prod1"]
     assert "KeyError: 'golden'" in result.failed["prod2"].what
-    assert "test_campaign.py" in result.failed["prod2"].why
+    assert "test_rollout.py" in result.failed["prod2"].why
     assert result.untouched == ["prod3", "prod4", "prod5"]
     assert result.exit_code == ExitCode.FAILED
     kinds = [kind for kind, _ in records_of(inventory)]
@@ -556,7 +550,7 @@ def test_a_host_alone_has_an_end_in_the_journal_too(
     def one(_: Host) -> Outcome:
         raise error
 
-    run = Campaign(inventory, "deploy", "prod")
+    run = Rollout(inventory, "deploy", "prod")
     with pytest.raises(type(error)) as raised:
         run.run([HOSTS[:1]], one, release="r3", serial=3)
     assert raised.value is error
@@ -574,7 +568,7 @@ def test_a_full_disk_here_hides_no_error_of_a_host(
     def full(*_: object, **__: object) -> None:
         raise MacdError("the journal could not be written")
 
-    result = Campaign(inventory, "deploy", "prod").run([HOSTS[:1]], one)
+    result = Rollout(inventory, "deploy", "prod").run([HOSTS[:1]], one)
     assert result.failed["prod1"].what == "gone"
     assert isinstance(result.error, ContactLostError)
     assert result.unrecorded is not None
@@ -591,7 +585,7 @@ def test_of_who_was_lost_while_it_switched_nobody_says_it_did_not(inventory: Inv
             raise away("prod3")
         return Outcome(host.name, "committed", "old", "old")
 
-    run = Campaign(inventory, "rollback", "prod")
+    run = Rollout(inventory, "rollback", "prod")
     ended = run.run([HOSTS], one, passes=(UnreachableError, ContactLostError))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod4", "prod5"]
     told = passed_by("rollback", ended.away, " --inventory five")
