@@ -1,4 +1,4 @@
-"""`invoke health`: every model of a release, run or folder really loaded and run, a line each."""
+"""`invoke health`: every model of a release, run or folder really inv and run, a line each."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def health(
     else:
         from macd.inventory import load
 
-        loaded = load(inventory)
-        name, items = _of_run(loaded, run) if run else _of_release(loaded, release, env)
+        inv = load(inventory)
+        name, items = _of_run(inv, run) if run else _of_release(inv, release, env)
     failed = sum(not item.ok for item in items)
     if json:
         emit({"checked": name, "ok": not failed, "items": [asdict(item) for item in items]})

@@ -64,18 +64,18 @@ def release(
     from macd.journal import Journal
     from macd.release import build
 
-    loaded = load(inventory)
-    days = lifetime_days(expires_days) or loaded.release.expires_days
-    journal = Journal(loaded.state_dir / "journal.jsonl")
+    inv = load(inventory)
+    days = lifetime_days(expires_days) or inv.release.expires_days
+    journal = Journal(inv.state_dir / "journal.jsonl")
     journal.records()  # a damaged journal is reported before anything is made
-    signing_key(loaded)
-    store = store_of(loaded)
+    signing_key(inv)
+    store = store_of(inv)
     now = datetime.now(UTC).replace(microsecond=0)
-    chosen = read_run(loaded, run)
+    chosen = read_run(inv, run)
     say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
     tree = Path(source) if source else None
     request, wheels = build_request(
-        loaded, chosen, store, env, accept.strip(), now, days, source=tree, json=json
+        inv, chosen, store, env, accept.strip(), now, days, source=tree, json=json
     )
     build.refuse_blocked(request)
     if dry_run:
@@ -84,7 +84,7 @@ def release(
     made, items = build.make(
         request,
         store,
-        sign=lambda raw: signed(loaded, raw),
+        sign=lambda raw: signed(inv, raw),
         wheels=wheels,
     )
     journal.append("release.made", record(made, request), now=datetime.now(UTC))
@@ -94,9 +94,7 @@ def release(
     for item in items:
         print(item.line())
     print(f"released {made.id}, serial {made.manifest.serial}")
-    print(
-        f"  expires {made.manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {loaded.release.identity}"
-    )
+    print(f"  expires {made.manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {inv.release.identity}")
     print(f"  {len(made.manifest.files)} files, {size(made.manifest.total_bytes)}: {made.bundle}")
     print(f"  next: invoke plan --env {env}")
 
@@ -106,9 +104,9 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     """List the releases made here, newest last, and where one was last deployed."""
     from macd.inventory import load
 
-    loaded = load(inventory)
-    store = store_of(loaded)
-    live = _live(loaded)
+    inv = load(inventory)
+    store = store_of(inv)
+    live = _live(inv)
     known = [one for one in store.readable() if env in ("", one.manifest.env)]
     broken = sorted(set(store.ids()) - {one.id for one in store.readable()})
     if json:
@@ -163,9 +161,9 @@ def verify(
     from macd.inventory import load
     from macd.release import verify as verifying
 
-    loaded = load(inventory)
-    signers = signers_of(loaded)
-    store = store_of(loaded)
+    inv = load(inventory)
+    signers = signers_of(inv)
+    store = store_of(inv)
     if id and (Path(id).is_file() or id.endswith((".gz", ".tgz"))):
         report = verifying.bundle(Path(id), signers)
     else:

@@ -67,8 +67,8 @@ def train(
     from macd.jobs import choice
     from macd.jobs import order as orders
 
-    book = load(inventory)
-    machine = choice.train_host(book, host)
+    inv = load(inventory)
+    machine = choice.train_host(inv, host)
     flags = {"symbol": symbol, "cross": cross, "profile": profile, "engine": engine, "mode": mode}
     changes: dict[str, Any] = {
         **steps.more_settings(settings),
@@ -76,20 +76,20 @@ def train(
     }
     if seed >= 0:
         changes["seed"] = seed
-    request = orders.request_of(book, changes)
-    bars = orders.data_files(request, Path(data) if data else book.train.data_dir)
+    request = orders.request_of(inv, changes)
+    bars = orders.data_files(request, Path(data) if data else inv.train.data_dir)
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     order = orders.make(request, bars, python=machine.python, env=env, now=datetime.now(UTC))
-    with steps.looking_on(book, machine.name, patience, json=json) as (contact, shown):
-        checks = steps.check(contact, book, order, bars, json=json)
+    with steps.looking_on(inv, machine.name, patience, json=json) as (contact, shown):
+        checks = steps.check(contact, inv, order, bars, json=json)
         if dry_run:
             return steps.tell_only(contact, order, checks, json=json)
         steps.refuse_failed(checks, contact)
-        steps.begin(contact, book, order, json=json)
+        steps.begin(contact, inv, order, json=json)
         if detach:
             steps.say_left(order.run, json=json)
             return None
-        return steps.to_the_end(contact, book, order.run, shown, json=json)
+        return steps.to_the_end(contact, inv, order.run, shown, json=json)
 
 
 @verb(name="status", help=_COMMON | _RUN)
@@ -104,15 +104,15 @@ def status(
     from macd.inventory import load
     from macd.jobs import ask, follow
 
-    book = load(inventory)
-    name = steps.host_for(book, host, run)
+    inv = load(inventory)
+    name = steps.host_for(inv, host, run)
     try:
-        with steps.looking_on(book, name, 0.0, json=True) as (contact, shown):
+        with steps.looking_on(inv, name, 0.0, json=True) as (contact, shown):
             told = ask.status_of(contact, run)
             shown.past(ask.events_of(contact, told["run"]))
     except ContactLostError:
         if run and not json:
-            show_last_seen(follow.known_events(run, steps.place(book)))
+            show_last_seen(follow.known_events(run, steps.place(inv)))
         raise
     if json:
         emit({**told, "host": name, "progress": asdict(shown.progress)})
@@ -135,15 +135,15 @@ def attach(
     from macd.inventory import load
     from macd.jobs import ask
 
-    book = load(inventory)
-    name = steps.host_for(book, host, run)
-    with steps.looking_on(book, name, patience, json=json) as (contact, shown):
+    inv = load(inventory)
+    name = steps.host_for(inv, host, run)
+    with steps.looking_on(inv, name, patience, json=json) as (contact, shown):
         known = ask.status_of(contact, run)
         if not json:
             print(f"run {known['run']} on {contact.host.name}: {known['state']}")
         if known["state"] != "RUNNING":
-            return steps.bring_home(contact, book, known["run"], json=json)
-        return steps.to_the_end(contact, book, known["run"], shown, json=json)
+            return steps.bring_home(contact, inv, known["run"], json=json)
+        return steps.to_the_end(contact, inv, known["run"], shown, json=json)
 
 
 @verb(name="fetch", help=_COMMON | _RUN | _PATIENCE)
@@ -159,11 +159,11 @@ def fetch(
     from macd.inventory import load
     from macd.jobs import ask
 
-    book = load(inventory)
-    name = steps.host_for(book, host, run)
-    with steps.looking_on(book, name, patience, json=json) as (contact, _shown):
+    inv = load(inventory)
+    name = steps.host_for(inv, host, run)
+    with steps.looking_on(inv, name, patience, json=json) as (contact, _shown):
         known = ask.status_of(contact, run)
-        return steps.bring_home(contact, book, known["run"], json=json)
+        return steps.bring_home(contact, inv, known["run"], json=json)
 
 
 @verb(
@@ -190,9 +190,9 @@ def cancel(
 
     if not run:
         raise UsageError("which run?", hint="invoke train.status shows the newest; --run ID")
-    book = load(inventory)
-    name = steps.host_for(book, host, run)
-    with steps.looking_on(book, name, 0.0, json=True) as (contact, _shown):
+    inv = load(inventory)
+    name = steps.host_for(inv, host, run)
+    with steps.looking_on(inv, name, 0.0, json=True) as (contact, _shown):
         told = ask.status_of(contact, run)
         running = told["state"] == "RUNNING"
         if running and not dry_run:

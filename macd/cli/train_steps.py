@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    contact: Contact, book: Inventory, order: Order, bars: dict[str, Path], *, json: bool
+    contact: Contact, inventory: Inventory, order: Order, bars: dict[str, Path], *, json: bool
 ) -> list[Check]:
     """Look at the bars here and at the host, and show what was found."""
     from macd.cli.train_shown import show_checks
@@ -40,10 +40,10 @@ def check(
         if not json:
             show_checks(checks)
         refuse_failed(checks, contact)
-    _journal(book).records()  # a damaged journal is told before anything is started
+    _journal(inventory).records()  # a damaged journal is told before anything is started
     work = contact.host.work_dir
     found = contact.use(lambda session: preflight.look(session, work, order.python))
-    checks += preflight.check_host(*found, book.train)
+    checks += preflight.check_host(*found, inventory.train)
     if not json:
         show_checks(checks)
     return checks
@@ -92,7 +92,7 @@ def tell_only(
     return ExitCode.FAILED if failed else None
 
 
-def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> None:
+def begin(contact: Contact, inventory: Inventory, order: Order, *, json: bool) -> None:
     """Send what the host lacks, start the run, record it."""
     from macd.cli.train_shown import step
     from macd.jobs import ask, record, sync
@@ -108,7 +108,7 @@ def begin(contact: Contact, book: Inventory, order: Order, *, json: bool) -> Non
         told = sync.start(contact, order, about)
     except ContactLostError as error:
         raise ask.as_lost(error, order.run) from error
-    record.started(_journal(book), order, contact.host.name, now=datetime.now(UTC))
+    record.started(_journal(inventory), order, contact.host.name, now=datetime.now(UTC))
     if not json:
         step("started", f"run {order.run} ({told['detached']})")
 
@@ -122,14 +122,14 @@ def say_left(run: str, *, json: bool) -> None:
 
 
 def to_the_end(
-    contact: Contact, book: Inventory, run: str, shown: Shown, *, json: bool
+    contact: Contact, inventory: Inventory, run: str, shown: Shown, *, json: bool
 ) -> ExitCode | None:
     """Follow a run until it is over and bring it home; Ctrl-C only ends the following."""
     from macd.jobs.follow import follow
 
     try:
         with shown:
-            follow(contact, run, place(book), shown)
+            follow(contact, run, place(inventory), shown)
     except KeyboardInterrupt:
         told = f"detached; run {run} goes on on {contact.host.name}"
         if json:
@@ -137,18 +137,18 @@ def to_the_end(
         else:
             print(f"\n{told}\n  do: invoke train.attach --run {run}", file=sys.stderr)
         return ExitCode.FAILED
-    return bring_home(contact, book, run, json=json)
+    return bring_home(contact, inventory, run, json=json)
 
 
-def bring_home(contact: Contact, book: Inventory, run: str, *, json: bool) -> ExitCode | None:
+def bring_home(contact: Contact, inventory: Inventory, run: str, *, json: bool) -> ExitCode | None:
     """Fetch the files of a run that is over, record its end and tell it."""
     from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
     from macd.jobs import collect, follow, record
     from macd.sizes import size
 
-    got = collect.collect(contact, run, place(book))
+    got = collect.collect(contact, run, place(inventory))
     record.finished(
-        _journal(book), got.status, contact.host.name, got.folder, now=datetime.now(UTC)
+        _journal(inventory), got.status, contact.host.name, got.folder, now=datetime.now(UTC)
     )
     state = got.status["state"]
     events = follow.decode((got.folder / follow.EVENTS).read_bytes()) if _has(got.folder) else []
@@ -205,7 +205,7 @@ def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
 
 @contextmanager
 def looking_on(
-    book: Inventory, host: str, patience: float, *, json: bool
+    inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host and who looks on; `patience` in minutes."""
     from macd.cli.train_shown import Quiet, Shown
@@ -213,8 +213,8 @@ def looking_on(
 
     shown = Quiet(host) if json else Shown(host)
     contact = Contact(
-        book.host(host),
-        book,
+        inventory.host(host),
+        inventory,
         clock=time.monotonic,
         sleep=time.sleep,
         watcher=shown,
@@ -224,12 +224,12 @@ def looking_on(
         yield contact, shown
 
 
-def host_for(book: Inventory, host: str, run: str) -> str:
+def host_for(inventory: Inventory, host: str, run: str) -> str:
     """The host to ask: named, or where this run was started from here, or the only one."""
     from macd.jobs import choice, record
 
-    known = "" if host or not run else record.host_of(_journal(book), run)
-    return choice.train_host(book, host or known).name
+    known = "" if host or not run else record.host_of(_journal(inventory), run)
+    return choice.train_host(inventory, host or known).name
 
 
 def show_why(told: dict[str, Any], shown: Shown) -> None:
@@ -255,14 +255,14 @@ def more_settings(path: str) -> dict[str, Any]:
     return found
 
 
-def _journal(book: Inventory) -> Journal:
+def _journal(inventory: Inventory) -> Journal:
     from macd.journal import Journal
 
-    return Journal(book.state_dir / "journal.jsonl")
+    return Journal(inventory.state_dir / "journal.jsonl")
 
 
-def place(book: Inventory) -> Place:
+def place(inventory: Inventory) -> Place:
     """Where runs lie on this machine."""
     from macd.jobs.follow import Place
 
-    return Place(book.root / "runs")
+    return Place(inventory.root / "runs")
