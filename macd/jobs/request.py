@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import macd
-from macd.app.market.bars import bars_path, no_bars, symbol_name
-from macd.app.train.settings import Settings, settings_from
+from macd.application import BUILTIN, existing_bars, symbol_name, train_settings
 from macd.errors import UsageError
 from macd.inventory import Inventory
 from macd.ssh.blobs import Blob
 
-# The rooms that a training imports; nothing else of macd is sent to a training host.
-_ROOMS = ("host", "release", "app/market", "app/predict", "app/train")
+if TYPE_CHECKING:
+    from macd.application import Settings
+
 _DATA = "data"
 REQUEST = "request.json"
 
@@ -58,7 +58,7 @@ class TrainRequest:
     def argv(self) -> list[str]:
         """The command on the host; the braces are filled in there."""
         here = ["--data", f"{{tree}}/{_DATA}", "--out", "{run}", "--cache", "{work}/cache"]
-        return [self.python, "-m", "macd.app.train", "--settings", f"{{run}}/{REQUEST}", *here]
+        return [self.python, "-m", BUILTIN.train, "--settings", f"{{run}}/{REQUEST}", *here]
 
 
 def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,13 +97,8 @@ def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, A
 
 def data_files(raw: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
-    settings = settings_from(raw)
-    names = [settings.symbol, *(symbol_name(name) for name in settings.cross)]
-    files = {name: bars_path(data_dir, name, settings.tf) for name in names}
-    for path in files.values():
-        if not path.is_file():
-            raise no_bars(path)
-    return files
+    settings = train_settings(raw)
+    return existing_bars(data_dir, [settings.symbol, *settings.cross], settings.tf)
 
 
 def make(
@@ -115,7 +110,7 @@ def make(
     now: datetime,
 ) -> TrainRequest:
     """The request; its run id holds the time and a hash of everything that decides the outcome."""
-    settings = settings_from(raw)
+    settings = train_settings(raw)
     files = _sources()
     for symbol, path in data.items():
         files[f"{_DATA}/{symbol}_{settings.tf}.parquet"] = Blob.of_file(path)
@@ -128,8 +123,9 @@ def make(
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    paths = [top / "__init__.py", top / "errors.py", top / "heads.py", top / "app/__init__.py"]
-    for room in _ROOMS:
-        paths += sorted((top / room).rglob("*.py"))
+    paths: list[Path] = []
+    for name in BUILTIN.sources:  # nothing else of macd is sent to a training host
+        path = top / name
+        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.
     return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in paths}
