@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from macd.app.train.events import human_line
+from macd.application import event_line
 from macd.errors import ExitCode, MacdError
 from macd.jobs.progress import Progress
 
@@ -101,7 +101,7 @@ class Shown:
         if len(events) <= 50:  # a viewer that comes late is told the newest, not all of it
             for event in events:
                 if event.get("event") in _TOLD_AT_ONCE:
-                    self._say(safe(human_line(event)).strip())
+                    self._say(safe(event_line(event)).strip())
         self._show(at_once=self.progress.stage != before)
 
     # -- what the contact tells
@@ -157,7 +157,7 @@ def show_summary(events: list[dict[str, Any]]) -> None:
     """The figures and criteria as the training itself words them."""
     for event in events:
         if event.get("event") == "summary":
-            print(safe(human_line(event)))
+            print(safe(event_line(event)))
 
 
 def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:

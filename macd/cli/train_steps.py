@@ -195,10 +195,10 @@ def _failure(status: dict[str, Any], folder: Path, events: list[dict[str, Any]])
 
 def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
     """The report page; a run that is home stays done when its page can't be made."""
-    from macd.app.pages import training
+    from macd import application
 
     try:
-        return training.write(folder, host=host), None
+        return application.write_training_page(folder, host=host), None
     except MacdError as error:
         return None, error
 

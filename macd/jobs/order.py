@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import macd
-from macd.app.market.bars import bars_path, no_bars, symbol_name
-from macd.app.train.settings import Settings, settings_from
+from macd.application import BUILTIN, existing_bars, symbol_name, train_settings
 from macd.errors import UsageError
 from macd.inventory import Inventory
 from macd.ssh.blobs import Blob
 
-# The rooms a training imports; the rest of macd has no business on a training host.
-_ROOMS = ("host", "release", "app/market", "app/predict", "app/train")
+if TYPE_CHECKING:
+    from macd.application import Settings
+
 _DATA = "data"
 REQUEST = "request.json"
 
@@ -58,7 +58,7 @@ class Order:
     def argv(self) -> list[str]:
         """The command on the host; the braces are filled in there."""
         here = ["--data", f"{{tree}}/{_DATA}", "--out", "{run}", "--cache", "{work}/cache"]
-        return [self.python, "-m", "macd.app.train", "--settings", f"{{run}}/{REQUEST}", *here]
+        return [self.python, "-m", BUILTIN.train, "--settings", f"{{run}}/{REQUEST}", *here]
 
 
 def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,13 +97,8 @@ def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, An
 
 def data_files(request: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
-    settings = settings_from(request)
-    names = [settings.symbol, *(symbol_name(name) for name in settings.cross)]
-    found = {name: bars_path(data_dir, name, settings.tf) for name in names}
-    for path in found.values():
-        if not path.is_file():
-            raise no_bars(path)
-    return found
+    settings = train_settings(request)
+    return existing_bars(data_dir, [settings.symbol, *settings.cross], settings.tf)
 
 
 def make(
@@ -115,7 +110,7 @@ def make(
     now: datetime,
 ) -> Order:
     """The order, its run id made of the time and of everything that decides the outcome."""
-    settings = settings_from(request)
+    settings = train_settings(request)
     files = _sources()
     for symbol, path in data.items():
         files[f"{_DATA}/{symbol}_{settings.tf}.parquet"] = Blob.of_file(path)
@@ -128,8 +123,9 @@ def make(
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found = [top / "__init__.py", top / "errors.py", top / "heads.py", top / "app/__init__.py"]
-    for room in _ROOMS:
-        found += sorted((top / room).rglob("*.py"))
+    found: list[Path] = []
+    for name in BUILTIN.sources:  # the rest of macd has no business on a training host
+        path = top / name
+        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.
     return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in found}

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from macd.app.market.accepted import counted, judged
-from macd.app.market.bars import read_rows
-from macd.app.market.checks import Limits, check_all
-from macd.app.train.settings import Settings
+from macd.application import check_bars
 from macd.inventory import TrainSettings
 from macd.ssh.facts import Clock, Facts
 from macd.ssh.pending import Finished
 from macd.ssh.session import Session
+
+if TYPE_CHECKING:
+    from macd.application import Settings
 
 _SHOWN = 3
 _CLOCK_S = 5.0
@@ -71,21 +71,17 @@ def check_data(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
 
     Raises MacdError for a file that is not there or holds no bars.
     """
-    frames = {symbol: read_rows(path) for symbol, path in data.items()}
-    main = next(iter(frames))
-    tf, limits = settings.tf, Limits().changed(settings.limits)
-    found = judged(check_all(frames, main=main, tf=tf, now=now, limits=limits), settings.accept)
     checks = []
-    for symbol, rows in frames.items():
-        mine = [f for f in found if f.symbol == symbol]
-        errors = [f for f in mine if f.level == "error"]
-        told = f"{symbol} {tf}, {rows.height:,} bars"
-        if errors:
-            worst = "\n".join(str(f) for f in errors[:_SHOWN])
+    for bars in check_bars(data, settings, now):
+        symbol, tf = bars.symbol, settings.tf
+        told = f"{symbol} {tf}, {bars.count:,} bars"
+        if bars.errors:
+            worst = "\n".join(bars.errors[:_SHOWN])
             hint = f"invoke data.verify --symbol {symbol} --tf {tf} --data {data[symbol].parent}"
-            checks.append(Check("data", "error", f"{told}: {len(errors)} errors\n{worst}", hint))
+            count = len(bars.errors)
+            checks.append(Check("data", "error", f"{told}: {count} errors\n{worst}", hint))
         else:
-            checks.append(Check("data", "ok", told + counted(mine)))
+            checks.append(Check("data", "ok", told + bars.note))
     return checks
 
 

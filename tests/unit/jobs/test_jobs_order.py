@@ -50,7 +50,7 @@ def test_what_is_asked_wins(inventory: Inventory) -> None:
 def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
     files = order(inventory).tree.files
     rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
-    assert rooms == {"app", "host", "release"}
+    assert rooms == {"app", "host"}
     assert {path.split("/")[2] for path in files if path.startswith("macd/app/")} == {
         "__init__.py",
         "market",
