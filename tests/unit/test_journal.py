@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.errors import MacdError
-from macd.journal import FIRST_PREV, REPAIRED, Journal, JournalError
+from macd.host.record import FIRST_PREV, TORN_MOVED
+from macd.journal import Journal, JournalError
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 WRITER = """
@@ -192,7 +193,7 @@ def test_repair_moves_the_torn_tail_aside_and_says_so(journal: Journal) -> None:
     assert aside.read_bytes() == b'{"fields":{"half'
     assert journal.path.read_bytes().startswith(whole)
     told = journal.records()[-1]
-    assert (told.seq, told.kind, told.fields["moved_to"]) == (4, REPAIRED, aside.name)
+    assert (told.seq, told.kind, told.fields["moved_to"]) == (4, TORN_MOVED, aside.name)
     assert journal.repair_torn(now=NOW) is None
     assert journal.append("deploy", {}, now=NOW).seq == 5
 
