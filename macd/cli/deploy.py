@@ -48,8 +48,8 @@ def plan(
     """
     from macd.inventory import load
 
-    known = load(inventory)
-    looked = _look(known, env, host, release)
+    inv = load(inventory)
+    looked = _look(inv, env, host, release)
     plans = looked.plans
     if json:
         hosts = [{**asdict(one), "changes": not one.empty} for one in plans]
@@ -102,13 +102,13 @@ def deploy(
     from macd.inventory import load
     from macd.ssh.ahead import LinksAhead
 
-    known = load(inventory)
+    inv = load(inventory)
     options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(known, env, host, options, json=json)
-    planned = waves(list(hosts_of(known, env, host)), wave)
+        return _attach(inv, env, host, options, json=json)
+    planned = waves(list(hosts_of(inv, env, host)), wave)
     asks = dry_run or not yes
-    with LinksAhead([] if asks else planned[0][: max(parallel, 0)], known) as ahead:
+    with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
         # Loaded while the links are being made.
         from macd.cli.rollout_shown import Shown
         from macd.deploy import apply, follow, rollout
@@ -117,25 +117,25 @@ def deploy(
         limits = rollout.Limits(parallel, max_failed)
         away: dict[str, MacdError] = {}
         if asks:
-            looked = _look(known, env, host, release)
+            looked = _look(inv, env, host, release)
             how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
             code = _before(looked, how)
             if code is not None:
                 return code
             offer, away = looked.offer, looked.failed
         else:
-            offer = _offer(known, env, release)
+            offer = _offer(inv, env, release)
 
         def one_host(one: Host) -> Outcome:
             with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
-                activations = follow.PendingActivations(known)
+                activations = follow.PendingActivations(inv)
                 wish = apply.DeployOptions(
                     rollout.operator(), progress, activations.add, restart=restart
                 )
-                return apply.deploy(one, known, offer, wish, ahead)
+                return apply.deploy(one, inv, offer, wish, ahead)
 
         count = sum(map(len, planned))
-        run = rollout.Rollout(known, "deploy", env)
+        run = rollout.Rollout(inv, "deploy", env)
         with Shown(planned, quiet=json, away=list(away)) as shown:
             result = run.run(
                 planned,
@@ -180,15 +180,15 @@ def rollback(
     from macd.inventory import load
     from macd.ssh.refusals import UnreachableError
 
-    known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
+    inv = load(inventory)
+    hosts = list(hosts_of(inv, env, host))
     limits = rollout.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
-    run = rollout.Rollout(known, "rollback", env)
+    run = rollout.Rollout(inv, "rollback", env)
     stay: list[str] = []
     away: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        targets, away = steps.targets(run, known, hosts, to)
+        targets, away = steps.targets(run, inv, hosts, to)
         stay = [target.host for target in targets if target.stays]
         if dry_run:
             return steps.dry(targets, away, options, to, json=json)
@@ -201,9 +201,9 @@ def rollback(
 
     def one_host(one: Host) -> Outcome:
         with shown.host(one.name, f"rolling {one.name} back") as progress:
-            activations = follow.PendingActivations(known)
+            activations = follow.PendingActivations(inv)
             wish = apply.DeployOptions(rollout.operator(), progress, activations.add)
-            return apply.rollback(one, known, to, wish)
+            return apply.rollback(one, inv, to, wish)
 
     going = [one for one in hosts if one.name not in stay]
     passes = (UnreachableError, ContactLostError) if len(hosts) > 1 else ()
@@ -267,13 +267,13 @@ class _How:
     json: bool
 
 
-def _look(known: Inventory, env: str, host: str, release: str) -> _Looked:
+def _look(inventory: Inventory, env: str, host: str, release: str) -> _Looked:
     from macd.deploy import apply
     from macd.deploy.fleet import hosts_of
 
-    offer = _offer(known, env, release)
-    hosts = list(hosts_of(known, env, host))
-    results = on_each(hosts, lambda one: apply.look(one, known, offer))
+    offer = _offer(inventory, env, release)
+    hosts = list(hosts_of(inventory, env, host))
+    results = on_each(hosts, lambda one: apply.look(one, inventory, offer))
     return _Looked(list(results.done.values()), results.failed, offer)
 
 
@@ -307,12 +307,12 @@ def _not_begun(looked: _Looked, options: str) -> MacdError:
     )
 
 
-def _offer(known: Inventory, env: str, release: str) -> ReleaseCandidate:
+def _offer(inventory: Inventory, env: str, release: str) -> ReleaseCandidate:
     from macd.deploy import candidate as candidates
     from macd.release.store import Store
 
-    index, feed = known.service.runtime == "index", known.service.feed.kind
-    return candidates.read(Store(known.root / "releases"), release, env, index=index, feed=feed)
+    index, feed = inventory.service.runtime == "index", inventory.service.feed.kind
+    return candidates.read(Store(inventory.root / "releases"), release, env, index=index, feed=feed)
 
 
 def _show(looked: _Looked, how: _How) -> None:
@@ -341,14 +341,14 @@ def _not_agreed(*, json: bool) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
+def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import rollout
     from macd.deploy.fleet import hosts_of
 
-    hosts = list(hosts_of(known, env, host))
-    run = rollout.Rollout(known, "deploy", env)
-    results = _follow_each(known, run, hosts, quiet=json)
+    hosts = list(hosts_of(inventory, env, host))
+    run = rollout.Rollout(inventory, "deploy", env)
+    results = _follow_each(inventory, run, hosts, quiet=json)
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
     outcomes = [outcome for outcome, _ in results.done.values() if outcome]
@@ -371,7 +371,7 @@ def _attach(known: Inventory, env: str, host: str, options: str, *, json: bool) 
 
 
 def _follow_each(
-    known: Inventory, run: Rollout, hosts: list[Host], *, quiet: bool
+    inventory: Inventory, run: Rollout, hosts: list[Host], *, quiet: bool
 ) -> Results[tuple[Outcome | None, bool]]:
     """The end of each, and whether its activation was begun here.
 
@@ -383,14 +383,14 @@ def _follow_each(
     from macd.deploy.fleet import in_waves, side_by_side
 
     several = len(hosts) > 1
-    activations = follow.PendingActivations(known)
+    activations = follow.PendingActivations(inventory)
 
     def one_host(one: Host) -> tuple[Outcome | None, bool]:
         begun = activations.of(one.name)
         if several and begun is not None and run.recorded(begun):
             begun = None
         with shown.host(one.name) as progress:
-            outcome = follow.attach(one, known, begun, progress, ended=not several)
+            outcome = follow.attach(one, inventory, begun, progress, ended=not several)
         if outcome is None or begun is None or not begun.is_of(outcome):
             return outcome, False
         activations.add(replace(begun, number=outcome.number))

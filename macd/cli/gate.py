@@ -59,22 +59,22 @@ def shadow_gate(
     """Judge the live release's time in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from macd.inventory import load
 
-    known = load(inventory)
-    wanted = _rule(known, min_bars, rule)
+    inv = load(inventory)
+    wanted = _rule(inv, min_bars, rule)
     span = _days(days)
     if logs:
         from macd.gate.report import of_files
 
-        kept = _keep(known, of_files(known, Path(logs), wanted, span, datetime.now(UTC)), Lock())
+        kept = _keep(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
         return _tell_one(kept, json=json)
     from macd.deploy.fleet import hosts_of
     from macd.gate.report import of_host
 
-    hosts = list(hosts_of(known, env, host))
+    hosts = list(hosts_of(inv, env, host))
     signing = Lock()  # for a passphrase or a touch is asked once at a time
 
     def judge(one: Host) -> _Kept:
-        return _keep(known, of_host(known, one, wanted, span or known.gate.days), signing)
+        return _keep(inv, of_host(inv, one, wanted, span or inv.gate.days), signing)
 
     results = on_each(hosts, judge)
     if len(hosts) == 1:
@@ -101,19 +101,19 @@ class _Kept:
         return {**self.document, **places, "warnings": list(self.warnings)}
 
 
-def _keep(known: Inventory, judged: Judged, signing: Lock) -> _Kept:
+def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
     """Sign and keep the report, make its page, and tell the host and the journal of the verdict."""
     from macd.gate import page, report
 
     document = judged.document
-    place = report.directory_of(known, str(document["host"]), judged.made)
+    place = report.directory_of(inventory, str(document["host"]), judged.made)
     with signing:
-        path = report.save(document, place, known)
+        path = report.save(document, place, inventory)
     shown = page.write(path)
     warnings = []
     if document["host"]:
-        warnings = [report.note_on_host(path, document, known), _told(known, judged, path)]
-    report.prune(known, place.parent.name, _in_use(known))
+        warnings = [report.note_on_host(path, document, inventory), _told(inventory, judged, path)]
+    report.prune(inventory, place.parent.name, _in_use(inventory))
     return _Kept(document, path, shown, [*filter(None, warnings)])
 
 
@@ -154,14 +154,14 @@ def _print_places(kept: _Kept) -> None:
         print(f"  note      {warning}")
 
 
-def _rule(known: Inventory, min_bars: int, rule: str) -> Rule:
+def _rule(inventory: Inventory, min_bars: int, rule: str) -> Rule:
     from macd.gate.report import rule_of
 
     if rule not in ("", "point", "sequential"):
         raise UsageError(f"--rule {rule}: no such rule", hint="--rule point or --rule sequential")
     if min_bars < 0:
         raise UsageError("--min-bars must be 1 or more")
-    own = rule_of(known)
+    own = rule_of(inventory)
     return replace(own, min_bars=min_bars or own.min_bars, rule=rule or own.rule)
 
 
@@ -177,17 +177,17 @@ def _days(text: str) -> float | None:
     raise UsageError(f"--days {text}: not a number of days", hint="--days 2, or --days 0.5")
 
 
-def _in_use(known: Inventory) -> set[str]:
+def _in_use(inventory: Inventory) -> set[str]:
     """Directories of the reports that flags were last set by."""
     from macd.journal import Journal
 
-    records = Journal(known.state_dir / "journal.jsonl").records()
+    records = Journal(inventory.state_dir / "journal.jsonl").records()
     last = {
         one.fields.get("host"): str(one.fields.get("report") or "")
         for one in records
         if one.kind == "flag.enable" and one.fields.get("report")
     }
-    root = known.state_dir
+    root = inventory.state_dir
     return {
         str(Path(path).parent.relative_to(root)) for path in last.values() if _below(path, root)
     }
@@ -197,7 +197,7 @@ def _below(path: str, root: Path) -> bool:
     return Path(path).is_relative_to(root)
 
 
-def _told(known: Inventory, judged: Judged, path: Path) -> str:
+def _told(inventory: Inventory, judged: Judged, path: Path) -> str:
     """Put the verdict into the journal and tell those who want to know."""
     from macd.deploy.notify import notify
     from macd.deploy.rollout import operator
@@ -214,13 +214,13 @@ def _told(known: Inventory, judged: Judged, path: Path) -> str:
         "opens_nothing": document["opens_nothing"],
         "rates": {one["name"]: [one["successes"], one["trials"]] for one in document["criteria"]},
         "rule": document["rule"],
-        "report": str(path.relative_to(known.state_dir)),
+        "report": str(path.relative_to(inventory.state_dir)),
     }
-    journal = Journal(known.state_dir / "journal.jsonl")
+    journal = Journal(inventory.state_dir / "journal.jsonl")
     journal.append("gate.judged", fields, now=datetime.now(UTC))
     title = f"macd gate {document['env']}: {document['verdict']}"
     words = "\n".join(document["reasons"]) or f"release {document['release']}"
-    return notify(known.notify, title, words, good=document["verdict"] == "PASS")
+    return notify(inventory.notify, title, words, good=document["verdict"] == "PASS")
 
 
 def report_lines(document: Mapping[str, Any]) -> list[str]:

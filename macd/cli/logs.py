@@ -74,9 +74,9 @@ def logs(
         wanted = re.compile(grep)
     except re.error as error:
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
-    known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
-    results = on_each(hosts, lambda one: _look(known, one, wanted, lines))
+    inv = load(inventory)
+    hosts = list(hosts_of(inv, env, host))
+    results = on_each(hosts, lambda one: _look(inv, one, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
         emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
@@ -89,7 +89,7 @@ def logs(
         if follow:
             chosen = [one for one in hosts if one.name in results.done]
             with contextlib.suppress(KeyboardInterrupt):  # the way to leave
-                _follow_all(known, chosen, results.done, view, lost)
+                _follow_all(inv, chosen, results.done, view, lost)
     if lost and len(hosts) == 1:
         raise lost[hosts[0].name]
     return exit_code([], lost)
@@ -115,13 +115,13 @@ class _View:
             self.terminal.say(host, text)
 
 
-def _look(known: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> _Seen:
+def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> _Seen:
     from macd.gate import logs as host_logs
     from macd.gate.report import logs_of
     from macd.ssh.session import open_session
 
-    with open_session(host, known, modules=host_logs.MODULES) as session:
-        copy = host_logs.pull(session, host.app_dir, logs_of(known, host))
+    with open_session(host, inventory, modules=host_logs.MODULES) as session:
+        copy = host_logs.pull(session, host.app_dir, logs_of(inventory, host))
     matching = (raw for raw in host_logs.newest_lines(copy) if wanted.search(host_logs.shown(raw)))
     newest = deque(matching, maxlen=max(0, lines))
     return _Seen(copy, newest, host_logs.notes(copy), host_logs.end_of(copy))
@@ -140,7 +140,7 @@ def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
 
 
 def _follow_all(
-    known: Inventory,
+    inventory: Inventory,
     hosts: Sequence[Host],
     seen: Mapping[str, _Seen],
     view: _View,
@@ -151,7 +151,7 @@ def _follow_all(
 
     def follow(host: Host) -> None:
         try:
-            _follow(known, host, seen[host.name].end, view)
+            _follow(inventory, host, seen[host.name].end, view)
         except MacdError as error:
             lost[host.name] = error
             view.terminal.away(host.name, error)
@@ -159,7 +159,7 @@ def _follow_all(
     side_by_side(hosts, follow, parallel=len(hosts))
 
 
-def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:
+def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
     from macd.gate import logs as host_logs
     from macd.ssh.refusals import UnreachableError
@@ -168,7 +168,7 @@ def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:
     failures = 0
     while True:
         try:
-            with open_session(host, known, modules=host_logs.MODULES) as session:
+            with open_session(host, inventory, modules=host_logs.MODULES) as session:
                 while True:
                     came, place = host_logs.more(session, host.app_dir, place)
                     failures = 0

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def targets(
-    run: Rollout, known: Inventory, hosts: list[Host], to: str
+    run: Rollout, inventory: Inventory, hosts: list[Host], to: str
 ) -> tuple[list[RollbackTarget], dict[str, MacdError]]:
     """Where each host would go, and which can't be asked; those may have what is to be undone."""
     from macd.deploy import rollback
     from macd.deploy.state import observe_each
 
-    looked, away = observe_each(hosts, known)
+    looked, away = observe_each(hosts, inventory)
     unseen = max((run.may_be_live(name) for name in away), default=0)
     return rollback.targets(looked, to, unseen), away
 
