@@ -27,6 +27,7 @@ def test_plan_names_the_deploy_of_the_same_environment(
     made = Plan(host="two", live=None, release="r", steps=("send",))
     monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
     monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
+    monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [])
     deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "  next: invoke deploy --env staging --host two --release r --inventory lab"
