@@ -15,9 +15,9 @@ from macd.deploy import state
 from macd.deploy.drift import about_stacking
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
-from macd.gate import evidence, report
+from macd.gate import report
 from macd.gate.report import Report
-from macd.host.flag import gate_note, guard_config
+from macd.host.flag import evidence, guard_config
 from macd.host.flag.flag_file import LIVE
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
@@ -134,11 +134,15 @@ def _is_so(found: HostState, value: str) -> bool:
 def _evidence(session: Session, host: Host, inventory: Inventory, found: HostState) -> Report:
     newest = report.read(report.newest(inventory, host.name), inventory)
     now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
-    sha256 = str(found.health.get("manifest_sha256", ""))
-    told = evidence.standing(newest.document, release=found.live, manifest_sha256=sha256, now=now)
-    noted = session.call("gate_newest", app=host.app_dir)
-    told += gate_note.closed(noted, found.live, newest.document.get("made"))
-    if newest.document.get("host") != host.name or newest.document.get("env") != host.env:
+    told = evidence.blockers(
+        newest.document,
+        release=found.live,
+        manifest_sha256=str(found.health.get("manifest_sha256", "")),
+        env=host.env,
+        note=session.call("gate_newest", app=host.app_dir),
+        now=now,
+    )
+    if newest.document.get("host") != host.name:
         told.append(f"it is about {newest.document.get('host')}, not about {host.name}")
     if told:
         raise RefusedError(

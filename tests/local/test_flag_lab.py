@@ -376,5 +376,5 @@ def test_a_deploy_between_the_look_and_the_flip_is_refused(
     ):
         flip.carry_out("tester")
     assert deployed.live != before
-    assert f"it is about release {before!r}, live is {deployed.live}" in refused.value.why
+    assert f"it is about release {before}, live is {deployed.live}" in refused.value.why
     assert flag_of(deployed) == "0"
