@@ -218,8 +218,8 @@ class Place:
         return staged
 
     def begin(
-        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 10.0,
-        health_s: float = 6.0, soak_s: float = 0.3, keep: int = 3,
+        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 30.0,
+        health_s: float = 30.0, soak_s: float = 0.3, keep: int = 3,
         flags: tuple[str, ...] | list[str] = FLAGS, after: dict[str, str | None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         begun: dict[str, Any] = session.call(
@@ -240,7 +240,7 @@ class Place:
 
     def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
         """Follow an activation to its end, confirming over a new session; its events."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         confirmed = False
         events: list[dict[str, Any]] = []
         ask = {"app": str(self.app), "number": number}

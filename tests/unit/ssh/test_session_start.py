@@ -290,25 +290,27 @@ def test_a_really_old_python_says_so(start_agent: StartAgent, python: str | None
         start_agent(python).call("ping")
 
 
-@pytest.mark.parametrize("minor", range(11, 15))
+def interpreter(minor: int) -> str | None:
+    name = f"python3.{minor}"
+    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/{name}"))
+    running = sys.executable if sys.version_info[1] == minor else None
+    for path in [*map(str, pyenv), shutil.which(name), running]:
+        if path and os.system(f"{path} -c 1 2>/dev/null") == 0:
+            return path
+    return None
+
+
+# One run has one Python or a few; that each supported one has its turn is for who runs the tests.
+PYTHONS = {minor: path for minor in range(11, 15) if (path := interpreter(minor))}
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
 def test_every_supported_python_runs_every_operation(
     start_agent: StartAgent, tmp_path: Path, minor: int
 ) -> None:
-    python = interpreter(minor)
-    if python is None:
-        pytest.skip(f"no Python 3.{minor} here")
-    session = start_agent(python)
+    session = start_agent(PYTHONS[minor])
     facts = session.facts([str(tmp_path)])
     assert facts.python.version.startswith(f"3.{minor}.")
     assert session.run(["echo", "hello"]).stdout == b"hello\n"
     session.write(str(tmp_path / "f"), b"data")
     assert session.read(str(tmp_path / "f")) == b"data"
-
-
-def interpreter(minor: int) -> str | None:
-    name = f"python3.{minor}"
-    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/{name}"))
-    for path in [*map(str, pyenv), shutil.which(name)]:
-        if path and os.system(f"{path} -c 1 2>/dev/null") == 0:
-            return path
-    return None
