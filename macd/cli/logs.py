@@ -121,7 +121,7 @@ def _look(known: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> 
     from macd.gate.run import logs_of
     from macd.ssh.session import open_session
 
-    with open_session(host, known, modules=pull.MODULES) as session:
+    with open_session(host, known) as session:
         copy = pull.pull(session, host.app_dir, logs_of(known, host))
     matching = (raw for raw in follow.newest_lines(copy) if wanted.search(follow.shown(raw)))
     newest = deque(matching, maxlen=max(0, lines))
@@ -163,14 +163,13 @@ def _follow_all(
 def _follow(known: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
     from macd.gate import follow as following
-    from macd.gate import pull
     from macd.ssh.refusals import UnreachableError
     from macd.ssh.session import open_session
 
     failures = 0
     while True:
         try:
-            with open_session(host, known, modules=pull.MODULES) as session:
+            with open_session(host, known) as session:
                 while True:
                     came, place = following.more(session, host.app_dir, place)
                     failures = 0

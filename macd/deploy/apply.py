@@ -43,7 +43,7 @@ class DeployOptions:
 def look(host: Host, inventory: Inventory, offer: ReleaseCandidate) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
     blueprint = Blueprint(inventory)
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(_ask(session, host, inventory, offer))
     wanted = blueprint.render(host, found)
     takes = _unpacked(offer, found)
@@ -67,7 +67,7 @@ def deploy(
     """
     started = time.monotonic()
     run = _Deploy(host, inventory, offer, wish)
-    with open_session(host, inventory, modules=state.MODULES, ahead=ahead) as session:
+    with open_session(host, inventory, ahead=ahead) as session:
         try:
             run.send(session)
             begun = run.begun()
@@ -88,7 +88,7 @@ def rollback(host: Host, inventory: Inventory, to: str, wish: DeployOptions) -> 
     Raises as `deploy` does.
     """
     started = time.monotonic()
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         asked = False
         try:
             held = session.submit("lock", app=host.app_dir, who=wish.who, doing="rollback")

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.host.deploy.confirmation import WAITING
@@ -147,7 +146,7 @@ def attach(
     With `begun` (this machine started it) it is confirmed too; from elsewhere it is only watched.
     Without `ended` None too where the newest one is over and was not `begun` here.
     """
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         told = session.call("follow", app=host.app_dir)
         if not told["number"]:
             return None
@@ -222,7 +221,7 @@ class _Watch:
             try:
                 if lost is None:
                     return self._follow(session, may_confirm=attached)
-                with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
+                with open_session(self._host, self._inventory) as fresh:
                     self._tell("contact again", {})
                     self._confirmed_by(fresh)
                     lost = None
@@ -292,7 +291,7 @@ class _Watch:
             return
 
         def attempt() -> bool:
-            with open_session(self._host, self._inventory, modules=("deploy.operations",)) as fresh:
+            with open_session(self._host, self._inventory) as fresh:
                 return self._confirm_over(fresh)
 
         def failed(why: str) -> None:

@@ -13,15 +13,13 @@ from macd.host.judge.continuity import step_ms
 from macd.inventory import Host, Inventory
 from macd.ssh.session import open_session
 
-_MODULES = (*state.MODULES, "deploy.diagnose")
-
 
 def examine(host: Host, inventory: Inventory) -> Case:
     """Everything `doctor.diagnose` asks for but for trainings, which are about no one host.
 
     Changes nothing on the host, keeps no report. Raises MacdError when it can't be reached.
     """
-    with open_session(host, inventory, modules=_MODULES) as session:
+    with open_session(host, inventory) as session:
         question = state.ask(session, host, inventory)
         asked = session.submit(
             "deploy.diagnose",

@@ -20,8 +20,6 @@ from macd.host.flag.flag_file import LIVE, SHADOW
 from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session
 
-MODULES = (*state.MODULES, "flag.flag", "flag.gate_note")
-
 
 @dataclass(frozen=True)
 class Flipped:
@@ -50,7 +48,7 @@ def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False)
         RefusedError: no such evidence, or the host does not take it; nothing was changed.
         ContactLostError: the host ends by itself what it began.
     """
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         looks_so = _is_so(found, LIVE)
         if dry_run and looks_so:
@@ -79,7 +77,7 @@ def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False)
 
 def disable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False) -> Flipped:
     """Back to shadow; needs no evidence. Raises as `enable` does."""
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         if dry_run:
             result = "already" if _is_so(found, SHADOW) else "would"

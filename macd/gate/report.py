@@ -146,7 +146,7 @@ def note_on_host(path: Path, document: Mapping[str, Any], inventory: Inventory) 
     note |= {"sha256": sha256_of(path)}
     note |= {"opens": not document["opens_nothing"]}
     try:
-        with open_session(host, inventory, modules=("flag.gate_note",)) as session:
+        with open_session(host, inventory) as session:
             session.call("gate_note", app=host.app_dir, note=note)
     except MacdError as error:
         return f"the host does not know of this verdict: {error.what}"

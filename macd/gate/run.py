@@ -45,7 +45,7 @@ def logs_of(inventory: Inventory, host: Host) -> Path:
 
 def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged:
     """Judge what the live release of `host` did in the last `days`."""
-    with open_session(host, inventory, modules=(*state.MODULES, *pull.MODULES)) as session:
+    with open_session(host, inventory) as session:
         live = state.observed(state.ask(session, host, inventory))
         copy = pull.pull(session, host.app_dir, logs_of(inventory, host))
         now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)

@@ -14,7 +14,6 @@ from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.ssh.session import Session, open_session
 
-MODULES = ("flag.guard_config", "flag.stacking")
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 
@@ -71,7 +70,7 @@ class Seen:
 
 def connect(host: Host, inventory: Inventory) -> Session:
     """A session that `look` can ask again and again."""
-    return open_session(host, inventory, modules=MODULES)
+    return open_session(host, inventory)
 
 
 def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:

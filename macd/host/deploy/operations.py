@@ -13,7 +13,7 @@ from typing import Any
 from macd.host import durable
 from macd.host.deploy import activation, admission, confirmation, ledger, rollback
 from macd.host.deploy.ledger import EventLog, Pending, locked
-from macd.host.deploy.locking import holds_the_lock, lock, require_lock
+from macd.host.deploy.locking import holds_the_lock, require_lock
 from macd.host.deploy.status import DEPLOY_LOCK
 from macd.host.failure import HostError
 from macd.host.flag import flag as flags
@@ -267,13 +267,3 @@ def recover(app: str) -> dict[str, Any]:
             if error.kind != "refused":
                 raise
             return {"outcome": "running"}
-
-
-OPERATIONS = {
-    "lock": lock,
-    "stage": stage,
-    "activate": activate,
-    "confirm": confirm,
-    "follow": follow,
-    "recover": recover,
-}

@@ -338,6 +338,3 @@ def _unwell(change: Change, sha256: str, process: Process) -> tuple[str, bool]:
 def _words(error: Exception) -> str:
     why = getattr(error, "why", "")
     return f"{error}: {why}" if why else str(error)
-
-
-OPERATIONS = {"set_flag": set_flag}

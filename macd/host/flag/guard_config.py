@@ -270,6 +270,3 @@ def _units(layout: Layout, order: dict[str, Any]) -> dict[str, str]:
         f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(_argv(layout))}\n",
         _timer(order): about + timer,
     }
-
-
-OPERATIONS = {"guard_status": guard_status}

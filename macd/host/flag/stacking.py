@@ -113,6 +113,3 @@ def _value_in(path: str) -> str:
 
 def _shown(value: str) -> str:
     return value if value in (LIVE, SHADOW) else "?"
-
-
-OPERATIONS = {"stacking": stacking}

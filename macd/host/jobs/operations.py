@@ -18,7 +18,6 @@ from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
-from macd.host.jobs import views
 from macd.host.jobs.runner import CANCEL, EXIT, LOG, PROCESS, SPEC, is_alive
 from macd.host.jobs.views import (
     DETACHED,
@@ -177,11 +176,3 @@ def _checked(path: str) -> str:
         return check_path(path)
     except ManifestError as error:
         raise HostError(f"a file can't be placed on the host: {error}") from error
-
-
-OPERATIONS = {
-    **views.OPERATIONS,
-    "job_tree": job_tree,
-    "job_start": job_start,
-    "job_cancel": job_cancel,
-}

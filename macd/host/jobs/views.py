@@ -181,11 +181,3 @@ def end_of(path: str, size: int = 4096) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-OPERATIONS = {
-    "job_status": job_status,
-    "job_list": job_list,
-    "job_follow": job_follow,
-    "job_files": job_files,
-}
