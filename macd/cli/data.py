@@ -232,14 +232,14 @@ def verify(
     from macd.app.market.checks import Limits, check_all
     from macd.inventory import load
 
-    settings = load(inventory)
-    directory = Path(data) if data else settings.train.data_dir
-    tf = tf or settings.train.tf
+    inv = load(inventory)
+    directory = Path(data) if data else inv.train.data_dir
+    tf = tf or inv.train.tf
     symbols = [symbol_name(name) for name in symbol.split(",") if name.strip()]
-    symbols = symbols or _trained(settings, directory, tf, given=bool(data))
+    symbols = symbols or _trained(inv, directory, tf, given=bool(data))
     frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
-    usual = {str(name): value for name, value in settings.train.limits.items()}
-    agreed = _accepted(settings, accept or [])
+    usual = {str(name): value for name, value in inv.train.limits.items()}
+    agreed = _accepted(inv, accept or [])
     found = check_all(
         frames,
         main=symbols[0],

@@ -10,7 +10,7 @@ from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.case import Finding
+    from macd.gate.doctor import Finding
     from macd.inventory import Host, Inventory
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
@@ -33,11 +33,11 @@ def doctor(
     from macd.gate.doctor import diagnose
     from macd.inventory import load
 
-    known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
-    boxes = [one for one in known.hosts.values() if one.role == "train"]
+    inv = load(inventory)
+    hosts = list(hosts_of(inv, env, host))
+    boxes = [one for one in inv.hosts.values() if one.role == "train"]
     # The training boxes are asked beside the hosts, and once for all of them.
-    results = side_by_side([*hosts, *boxes], lambda one: _ask(one, known))
+    results = side_by_side([*hosts, *boxes], lambda one: _ask(one, inv))
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
     told = results.done
@@ -73,29 +73,30 @@ def _print(finding: Finding) -> None:
         print(f"    {'':<18} do: {finding.remedy}")
 
 
-def _ask(host: Host, known: Inventory) -> Any:
+def _ask(host: Host, inventory: Inventory) -> Any:
     """The case of a serving host, or how the newest run on a training box stands."""
-    from macd.gate.examine import examine
+    from macd.gate.doctor import examine
 
-    return _training(host, known) if host.role == "train" else examine(host, known)
+    return _training(host, inventory) if host.role == "train" else examine(host, inventory)
 
 
-def _training(host: Host, known: Inventory) -> dict[str, str]:
+def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """How the newest run on a host stands, and what helps if it failed."""
     import time
 
-    from macd.jobs import ask, remedies
+    from macd.jobs import follow, remedies
     from macd.jobs.contact import Contact
 
     try:
-        with Contact(host, known, time.monotonic, time.sleep, patience=0.0) as contact:
-            told = ask.status_of(contact, "")
-            if told["state"] != "FAILED":
-                return {"state": told["state"], "why": "", "remedy": ""}
-            failure = remedies.explain(told, ask.events_of(contact, told["run"]), told["log_end"])
+        with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
+            status = follow.status_of(contact, "")
+            if status["state"] != "FAILED":
+                return {"state": status["state"], "why": "", "remedy": ""}
+            events = follow.events_of(contact, status["run"])
+            failure = remedies.explain(status, events, status["log_end"])
     except MacdError as error:
         return {"state": "", "why": error.what, "remedy": ""}
     last = failure.log.splitlines()[-1:] or [""]
-    words = [f"run {told['run']} failed in {failure.stage or 'its beginning'}"]
+    words = [f"run {status['run']} failed in {failure.stage or 'its beginning'}"]
     words += [text for text in (failure.reason, failure.detail, *last) if text]
     return {"state": "FAILED", "why": "; ".join(words), "remedy": failure.remedy}

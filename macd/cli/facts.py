@@ -31,10 +31,10 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     from macd.ssh.failures import UnfitPythonError
     from macd.ssh.session import open_session
 
-    known = load(inventory)
-    chosen = _choose(known, host)
+    inv = load(inventory)
+    chosen = _choose(inv, host)
     try:
-        with open_session(chosen, known) as session:
+        with open_session(chosen, inv) as session:
             told = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
             session.ping()  # the first answer's way was long: the agent had to start
     except UnfitPythonError as error:

@@ -84,12 +84,12 @@ def _flip(
     from macd.gate import flag
     from macd.inventory import load
 
-    known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
+    inv = load(inventory)
+    hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
     act = flag.enable if kind == "enable" else flag.disable
     if dry_run or not yes or (several and kind == "enable"):
-        looks = on_each(hosts, lambda one: _Ended(act(one, known, operator(), dry_run=True)))
+        looks = on_each(hosts, lambda one: _Ended(act(one, inv, operator(), dry_run=True)))
         if looks.failed and kind == "enable":
             return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
         if dry_run or not looks.done:
@@ -100,9 +100,9 @@ def _flip(
             return _not_agreed(json=json)
 
     def flip(one: Host) -> _Ended:
-        flipped = act(one, known, operator())
+        flipped = act(one, inv, operator())
         try:
-            return _Ended(flipped, _record(kind, known, one, flipped))
+            return _Ended(flipped, _record(kind, inv, one, flipped))
         except MacdError as error:  # what was done there is to be told all the same
             return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
@@ -139,7 +139,7 @@ def _none_enabled(looks: Results[_Ended], options: str, *, json: bool) -> ExitCo
     return error.exit_code
 
 
-def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:
+def _record(kind: str, inventory: Inventory, host: Host, ended: Flipped) -> str:
     """Into the journal, and to those who want to know; a note if that did not work."""
     from macd.deploy.notify import notify
     from macd.deploy.rollout import operator
@@ -158,12 +158,12 @@ def _record(kind: str, known: Inventory, host: Host, ended: Flipped) -> str:
         "wrong": ended.wrong,
         "report": ended.report,
     }
-    journal = Journal(known.state_dir / "journal.jsonl")
+    journal = Journal(inventory.state_dir / "journal.jsonl")
     journal.append(f"flag.{kind}", fields, now=datetime.now(UTC))
     title = f"macd {host.env}: {kind} stacking on {host.name}: {ended.result}"
     good = ended.result == "set" and not ended.wrong
     body = ended.reason or ended.wrong or str(ended.release)
-    return notify(known.notify, title, body, good=good)
+    return notify(inventory.notify, title, body, good=good)
 
 
 def _tell(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> ExitCode:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
 from macd.cli.verb import confirm, emit, verb
 from macd.errors import ExitCode, UsageError
-from macd.journal import Journal, JournalError, Record
+from macd.host.record import Record
+from macd.journal import Journal, JournalError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
@@ -56,10 +57,10 @@ def history(
 
     if limit < 0:
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
-    known = load(inventory)
+    inv = load(inventory)
     if env or host:
-        return _on_hosts(known, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
-    journal = Journal(known.state_dir / "journal.jsonl")
+        return _on_hosts(inv, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
+    journal = Journal(inv.state_dir / "journal.jsonl")
     if repair_torn:
         return _repair(journal, dry_run=dry_run, yes=yes, json=json)
     try:
@@ -79,12 +80,12 @@ def history(
 
 
 def _on_hosts(
-    known: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
+    inventory: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
 ) -> ExitCode:
     """What each host recorded itself, whoever deployed to it; its chain is checked here."""
     from macd.deploy.fleet import hosts_of
 
-    results = on_each(list(hosts_of(known, env, host)), lambda one: _fetched(one, known))
+    results = on_each(list(hosts_of(inventory, env, host)), lambda one: _fetched(one, inventory))
     if json:
         told = [
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
@@ -99,12 +100,12 @@ def _on_hosts(
     return exit_code([], results.failed)
 
 
-def _fetched(host: Host, known: Inventory) -> list[Record]:
+def _fetched(host: Host, inventory: Inventory) -> list[Record]:
     from macd.deploy.state import fetch_journal
 
     with tempfile.TemporaryDirectory(prefix="macd-journal-") as directory:
         copy = Path(directory, "journal.jsonl")
-        copy.write_bytes(fetch_journal(host, known))
+        copy.write_bytes(fetch_journal(host, inventory))
         return Journal(copy).records()
 
 

@@ -19,26 +19,26 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show the inventory's hosts with the hops to each; connects to nothing."""
     from macd.inventory import load
 
-    book = load(inventory)
-    rows = [_row(host, book) for host in book.hosts.values()]
+    inv = load(inventory)
+    rows = [_row(host, inv) for host in inv.hosts.values()]
     if json:
-        emit({"inventory": book.name, "known_hosts": str(book.known_hosts), "hosts": rows})
+        emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows})
     else:
         for row in rows:
-            told = _told(row, book.name)
+            told = _told(row, inv.name)
             print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {told}")
         for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
             print(f"✗ {problem}")  # once: one missing file spoils every host alike
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
 
 
-def _row(host: Host, book: Inventory) -> dict[str, Any]:
+def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
     from macd.ssh.hostkeys import KnownHosts
     from macd.ssh.sshconfig import resolve
 
     row: dict[str, Any] = {"name": host.name, "role": host.role, "env": host.env}
     try:
-        known_hosts = KnownHosts.read(book.known_hosts)
+        known_hosts = KnownHosts.read(inventory.known_hosts)
         hops = [
             {
                 "name": hop.name,
@@ -48,7 +48,7 @@ def _row(host: Host, book: Inventory) -> dict[str, Any]:
                 "pinned": [str(key) for key in known_hosts.pinned(hop.known_as)],
                 "identities": [str(path) for path in hop.identities if path.exists()],
             }
-            for hop in resolve(host, book)
+            for hop in resolve(host, inventory)
         ]
     except MacdError as error:
         return {**row, "hops": [], "problem": str(error)}
@@ -90,7 +90,7 @@ def trust(
     from macd.inventory import load
     from macd.ssh.trust import trust as walk
 
-    book = load(inventory)
+    inv = load(inventory)
     wanted = [
         text if text.startswith("SHA256:") else f"SHA256:{text}" for text in fingerprint or []
     ]
@@ -100,9 +100,9 @@ def trust(
             print(_offer(shown))
         return not dry_run and _accepted(shown, wanted, yes=yes)
 
-    keys = walk(book.host(name), book, accept)
+    keys = walk(inv.host(name), inv, accept)
     if json:
-        emit({"known_hosts": str(book.known_hosts), "keys": [_key(shown) for shown in keys]})
+        emit({"known_hosts": str(inv.known_hosts), "keys": [_key(shown) for shown in keys]})
     for shown in () if json else keys:
         state = "pinned" if shown.accepted else "NOT pinned"
         state = "already pinned" if shown.verdict.value == "known" else state
@@ -113,10 +113,10 @@ def trust(
         f"the host key of {keys[-1].hop.name} was not pinned",
         why="the answer was no (without a terminal it is no; --yes never takes a changed key)",
         exit_code=ExitCode.REFUSED if yes else ExitCode.FAILED,
-        live=f"{book.known_hosts} does not vouch for it",
+        live=f"{inv.known_hosts} does not vouch for it",
         hint=f"compare it with one from a safe source: invoke host.trust {name}"
         f" --fingerprint {keys[-1].key.fingerprint}"
-        + ("" if book.name == "lab" else f" --inventory {book.name}"),
+        + ("" if inv.name == "lab" else f" --inventory {inv.name}"),
     )
 
 

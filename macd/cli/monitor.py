@@ -12,7 +12,7 @@ from macd.cli.verb import emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.watch import Seen
+    from macd.gate.flag import Seen
     from macd.inventory import Host, Inventory
 
 _POLL_S = 2.0
@@ -52,38 +52,38 @@ def monitor(
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 
-    known = load(inventory)
-    hosts = list(hosts_of(known, env, host))
+    inv = load(inventory)
+    hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
     if json:
-        looks = on_each(hosts, lambda one: _once(known, one))
+        looks = on_each(hosts, lambda one: _once(inv, one))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
         emit({"hosts": rows, "away": away_fields(looks.failed)} if several else rows[0])
     else:
 
         def show(one: Host) -> tuple[Seen, str]:
             options = same(env=env, host=one.name if several else host, inventory=inventory)
-            return _shown(known, one, terminal, options, once=once)
+            return _shown(inv, one, terminal, options, once=once)
 
         with Lines(hosts) as terminal:
             looks = on_each(hosts, show, parallel=len(hosts))
     return exit_code([_exit(seen) for seen, _ in looks.done.values()], looks.failed)
 
 
-def _once(known: Inventory, host: Host) -> tuple[Seen, str]:
-    from macd.gate import watch
+def _once(inventory: Inventory, host: Host) -> tuple[Seen, str]:
+    from macd.gate import flag
 
-    with watch.connect(host, known) as session:
-        seen = watch.look(session, host, known.service.health)
-    return seen, _catch_up(seen, host, known)
+    with flag.connect(host, inventory) as session:
+        seen = flag.look(session, host, inventory.service.health)
+    return seen, _catch_up(seen, host, inventory)
 
 
 def _shown(
-    known: Inventory, host: Host, terminal: Lines, options: str, *, once: bool
+    inventory: Inventory, host: Host, terminal: Lines, options: str, *, once: bool
 ) -> tuple[Seen, str]:
     """Show the watch on one host to its end, and then how it ended."""
     try:
-        seen, warning = _watched(known, host, terminal, once=once)
+        seen, warning = _watched(inventory, host, terminal, once=once)
     except MacdError as error:
         terminal.away(host.name, error)
         raise
@@ -115,17 +115,17 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
         yield f"  note   {warning}"
 
 
-def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
+def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
     """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
-    from macd.gate import watch
+    from macd.gate import flag
     from macd.ssh.refusals import UnreachableError
 
     last, shown, idle, failures, unjudged = "", False, 0, 0, ""
     while True:
         try:
-            with watch.connect(host, known) as session:
+            with flag.connect(host, inventory) as session:
                 while True:
-                    seen = watch.look(session, host, known.service.health, last)
+                    seen = flag.look(session, host, inventory.service.health, last)
                     failures = 0
                     for line in () if shown else _head(seen):
                         terminal.say(host.name, line)
@@ -138,7 +138,7 @@ def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tu
                     unjudged = seen.unjudged
                     idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
                     if seen.over or seen.dead or once or idle > 1:
-                        return seen, _catch_up(seen, host, known)
+                        return seen, _catch_up(seen, host, inventory)
                     terminal.pause(_POLL_S)
         except (ContactLostError, UnreachableError) as error:
             failures += 1
@@ -149,15 +149,15 @@ def _watched(known: Inventory, host: Host, terminal: Lines, *, once: bool) -> tu
             terminal.pause(min(30, 2**failures))
 
 
-def _catch_up(seen: Seen, host: Host, known: Inventory) -> str:
+def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
     """Journal and tell the end of a watch once; a note if telling did not work."""
     from macd.deploy.notify import notify
-    from macd.gate import watch
+    from macd.gate import flag
 
-    if not watch.catch_up(seen, host, known) or seen.order is None:
+    if not flag.catch_up(seen, host, inventory) or seen.order is None:
         return ""
     title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
-    return notify(known.notify, title, seen.order["reason"], good=seen.state != watch.FAILED)
+    return notify(inventory.notify, title, seen.order["reason"], good=seen.state != flag.FAILED)
 
 
 def _exit(seen: Seen) -> ExitCode | None:

@@ -45,12 +45,12 @@ def provision(
     from macd.deploy.rollout import Limits, operator
     from macd.inventory import load
 
-    known = load(inventory)
-    chosen = list(hosts_of(known, env, host))
+    inv = load(inventory)
+    chosen = list(hosts_of(inv, env, host))
     limits = Limits(parallel)
-    provisioning.files_here(known)  # what every host would be refused for is said once
+    provisioning.files_here(inv)  # what every host would be refused for is said once
     who = operator()
-    looked = on_each(chosen, lambda one: provisioning.provision(one, known, who=who, dry_run=True))
+    looked = on_each(chosen, lambda one: provisioning.provision(one, inv, who=who, dry_run=True))
     wanted = [one for one in chosen if one.name in looked.done and looked.done[one.name].changes]
     options = same(env=env, host=host, inventory=inventory)
     agreed = True
@@ -60,7 +60,7 @@ def provision(
             _show(looked, options, would=True)
         agreed = confirm(f"change {', '.join(one.name for one in wanted)}?", yes=yes)
         if agreed:
-            ended = _provision_each(known, env, wanted, limits, quiet=json)
+            ended = _provision_each(inv, env, wanted, limits, quiet=json)
             if len(chosen) == 1 and ended.failed:
                 raise ended.failed[chosen[0].name]
     told = _together(looked, ended)
@@ -74,7 +74,7 @@ def provision(
 
 
 def _provision_each(
-    known: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
+    inventory: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
 ) -> Results[Provisioned]:
     """Side by side; what one host fails with keeps no other from it."""
     from macd.cli.rollout_shown import Shown
@@ -82,11 +82,11 @@ def _provision_each(
     from macd.deploy.fleet import in_waves, side_by_side
     from macd.deploy.rollout import Rollout, operator
 
-    rollout = Rollout(known, "provision", env)
+    rollout = Rollout(inventory, "provision", env)
 
     def act(one: Host) -> Provisioned:
         with shown.host(one.name, "provisioning" if len(wanted) > 1 else ""):
-            done = provisioning.provision(one, known, who=operator())
+            done = provisioning.provision(one, inventory, who=operator())
             rollout.record("done", host=one.name, changes=len(done.changes))
             shown.ended(one.name, f"✓ {_count(done)}")
             return done

@@ -12,41 +12,14 @@ from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.release.build import Order
+    from macd.release.build import BuildRequest
     from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Signers
 
-_MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 
-
-def stays_off(book: Inventory, run: Run) -> str:
-    """Why the service will skip stacking, so that no gate can pass; "" where it will not.
-
-    The criterion counts bars that a meta-model judged unseen, this flag the moves that taught it.
-    """
-    from macd.app.predict.stacking import StackingError, StackingModel, taught_by
-    from macd.release.run import MODELS
-
-    asked = book.service.env.get(_MIN_SAMPLES, "")
-    meta = run.directory / MODELS / f"stacking_meta_{run.tf}.json"
-    if not (asked.isdigit() and meta.is_file()):
-        return ""
-    try:
-        model = StackingModel.from_json(meta.read_bytes())
-    except StackingError:
-        return ""  # the health check says what is wrong with it
-    if taught_by(model.facts, int(asked)):
-        return ""
-    taught = model.facts.get("n_oof_samples")
-    return (
-        f"stacking will stay off: it was taught by {taught} samples, and service.env asks for "
-        f"{_MIN_SAMPLES}={asked}; train on more bars, or lower it there"
-    )
-
-
-def order_of(
-    book: Inventory,
+def build_request(
+    inventory: Inventory,
     run: Run,
     store: Store,
     env: str,
@@ -56,47 +29,47 @@ def order_of(
     *,
     source: Path | None = None,
     json: bool,
-) -> tuple[Order, list[Path]]:
+) -> tuple[BuildRequest, list[Path]]:
+    from macd import application
     from macd.cli.target import target_of
     from macd.jobs.record import host_of
     from macd.journal import Journal
     from macd.release import wheel, wheelhouse
-    from macd.release.build import Order
+    from macd.release.build import BuildRequest
     from macd.release.judge import blocking, judge
     from macd.release.lock import Lock
 
-    findings = judge(run.criteria, book.train.criteria, run.audit, run.metrics["models"])
+    findings = judge(run.criteria, inventory.train.criteria, run.audit, run.metrics["models"])
     for finding in findings:
         say(json, finding.line())
-    off = stays_off(book, run)
-    if off:
-        say(json, f"⚠ {off}")
-    constraints = book.root / "constraints.txt"
+    for remark in application.remarks(run.directory, tf=run.tf, env=inventory.service.env):
+        say(json, f"⚠ {remark}")
+    constraints = inventory.root / "constraints.txt"
     if not blocking(findings) or accept:
-        target, warnings = target_of(book, env)
+        target, warnings = target_of(inventory, env)
         for warning in warnings:
             say(json, f"⚠ {warning}")
-        house = wheelhouse.Wheelhouse(book.state_dir / "wheelhouse")
+        house = wheelhouse.Wheelhouse(inventory.state_dir / "wheelhouse")
         needed = wheelhouse.requirements()
-        if book.service.feed.kind == "ccxt":
+        if inventory.service.feed.kind == "ccxt":
             needed += wheelhouse.requirements("fetch")
         lock, wheels = house.resolve(needed, target, constraints)
-        told = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
-        say(json, f"✓ lock: {told}, {size(lock.total_bytes)}")
+        wanted = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
+        say(json, f"✓ lock: {wanted}, {size(lock.total_bytes)}")
     else:
         lock, wheels = Lock("", "", ()), []  # refused before any lock counts
-    tree = book.root if source is None else source.resolve()
+    tree = inventory.root if source is None else source.resolve()
     code = wheel.code_of(tree)
     if code.dirty:
         say(json, "⚠ the code has changes that are not committed; they go into the release")
-    if tree != book.root:
+    if tree != inventory.root:
         say(json, f"⚠ the code is not this clone's but that of {tree}")
-    journal = Journal(book.state_dir / "journal.jsonl")
-    made = Order(
+    journal = Journal(inventory.state_dir / "journal.jsonl")
+    request = BuildRequest(
         run=run,
         host=host_of(journal, run.id) or "local",
         findings=findings,
-        app=book.release.app,
+        app=inventory.release.app,
         env=env,
         serial=store.next_serial(now),
         created=now,
@@ -105,10 +78,10 @@ def order_of(
         code=code,
         lock=lock,
         source=tree,
-        data_dir=book.train.data_dir,
+        data_dir=inventory.train.data_dir,
         versions=wheelhouse.proved_with(lock, constraints),
     )
-    return made, wheels
+    return request, wheels
 
 
 def lifetime_days(typed: str) -> float:
@@ -131,36 +104,36 @@ def lifetime_days(typed: str) -> float:
     return days
 
 
-def read_run(book: Inventory, named: str) -> Run:
+def read_run(inventory: Inventory, named: str) -> Run:
     from macd.release import run as runs
 
     if not named:
-        return runs.read(runs.newest(book.root / "runs"))
-    below = book.root / "runs" / named
+        return runs.read(runs.newest(inventory.root / "runs"))
+    below = inventory.root / "runs" / named
     return runs.read(below if below.is_dir() else Path(named))
 
 
-def signing_key(book: Inventory) -> Path:
-    key = book.release.sign_key
+def signing_key(inventory: Inventory) -> Path:
+    key = inventory.release.sign_key
     if key is None:
         raise UsageError(
-            f"inventory {book.name} names no key to sign releases with",
-            hint=f"add release.sign_key to {book.path} (production.example.yml shows how)",
+            f"inventory {inventory.name} names no key to sign releases with",
+            hint=f"add release.sign_key to {inventory.path} (production.example.yml shows how)",
         )
     if not key.is_file():
         made = f'ssh-keygen -t ed25519 -N "" -f {key}, then put it into allowed_signers and'
-        hint = "invoke lab.up makes it" if book.name == "lab" else f"{made} invoke provision"
+        hint = "invoke lab.up makes it" if inventory.name == "lab" else f"{made} invoke provision"
         raise UsageError(f"there is no signing key at {key}", hint=hint)
     return key
 
 
-def signed(book: Inventory, raw: bytes) -> bytes:
+def signed(inventory: Inventory, raw: bytes) -> bytes:
     """Signed, and held to what the hosts hold it to, before anything is sent to one."""
     from macd.host.store import signature
     from macd.release.signing import sign
 
-    signature_bytes = sign(raw, key=signing_key(book))
-    signers = signers_of(book)
+    signature_bytes = sign(raw, key=signing_key(inventory))
+    signers = signers_of(inventory)
     try:
         signature.verify(
             raw,
@@ -182,39 +155,41 @@ def signed(book: Inventory, raw: bytes) -> bytes:
     return signature_bytes
 
 
-def signers_of(book: Inventory) -> Signers:
+def signers_of(inventory: Inventory) -> Signers:
     from macd.inventory.revoked import revoked
     from macd.release.verify import Signers
 
-    allowed = book.release.allowed_signers
+    allowed = inventory.release.allowed_signers
     if allowed is None or not allowed.is_file():
         raise UsageError(
             "nobody is named whose signature counts",
             why=f"release.allowed_signers: {allowed or 'not set'}",
-            hint="invoke lab.up makes the lab's" if book.name == "lab" else f"see {book.path}",
+            hint="invoke lab.up makes the lab's"
+            if inventory.name == "lab"
+            else f"see {inventory.path}",
         )
-    return Signers(allowed, book.release.identity, revoked(book))
+    return Signers(allowed, inventory.release.identity, revoked(inventory))
 
 
-def store_of(book: Inventory) -> Store:
+def store_of(inventory: Inventory) -> Store:
     from macd.release.store import Store
 
-    return Store(book.root / "releases")
+    return Store(inventory.root / "releases")
 
 
-def record(made: Release, order: Order) -> dict[str, Any]:
+def record(made: Release, request: BuildRequest) -> dict[str, Any]:
     return {
         "release": made.id,
         "serial": made.manifest.serial,
         "env": made.manifest.env,
-        "run": order.run.id,
-        "data_digest": order.run.digest,
+        "run": request.run.id,
+        "data_digest": request.run.digest,
         "manifest_sha256": made.sha256,
         "lock": made.manifest.lock,
-        "commit": order.code.commit,
-        "dirty": order.code.dirty,
-        "missed": [finding.name for finding in order.findings if not finding.ok],
-        "accepted": order.accepted or None,
+        "commit": request.code.commit,
+        "dirty": request.code.dirty,
+        "missed": [finding.name for finding in request.findings if not finding.ok],
+        "accepted": request.accepted or None,
         "by": getpass.getuser(),
     }
 

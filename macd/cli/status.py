@@ -13,8 +13,8 @@ from macd.errors import ExitCode
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
+    from macd.host.record import Record
     from macd.inventory import Host
-    from macd.journal import Record
 
 _COMMON = {
     "env": "the environment (default: prod)",
@@ -35,13 +35,13 @@ def status(
     from macd.deploy.state import observe
     from macd.inventory import load
 
-    known = load(inventory)
+    inv = load(inventory)
 
     def look(one: Host) -> tuple[HostState, list[str]]:
-        found = observe(one, known)
-        return found, drift(found, render(one, known, found))
+        found = observe(one, inv)
+        return found, drift(found, render(one, inv, found))
 
-    results = on_each(list(hosts_of(known, env, host)), look)
+    results = on_each(list(hosts_of(inv, env, host)), look)
     rows = [(name, *seen) for name, seen in results.done.items()]
     well = not results.failed and all(found.serves_well for _, found, _ in rows)
     if json:
@@ -145,9 +145,9 @@ def why(
     from macd.inventory import load
     from macd.journal import Journal
 
-    known = load(inventory)
-    records = Journal(known.state_dir / "journal.jsonl").records()
-    results = on_each(list(hosts_of(known, env, host)), lambda one: observe(one, known))
+    inv = load(inventory)
+    records = Journal(inv.state_dir / "journal.jsonl").records()
+    results = on_each(list(hosts_of(inv, env, host)), lambda one: observe(one, inv))
     rows = results.done
     chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows.items()}
     if json:

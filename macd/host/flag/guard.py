@@ -1,9 +1,8 @@
 """The guard: runs on the host, by itself, after stacking was enabled; takes it back on FAIL.
 
-What it judges by is in starts.py, read by a process without rights (judging.py). Each look counts
-before it is had; after TRIES in a row that ended without a judgement stacking is taken back too: a
-guard that can't see is no guard. The standard library and macd/host alone: macd-host.pyz carries
-this file and what it imports.
+A process without rights judges the logs (judge/judging.py). Each look counts before it begins.
+After TRIES looks in a row without a judgement stacking is taken back too: a guard that can't see
+is no guard. The standard library and macd/host alone: macd-host.pyz carries this and its imports.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from macd.host import durable, record
-from macd.host.deploy import ledger
-from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
-from macd.host.flag import flag, flag_file, guard_config, stacking, webhook
+from macd.host.flag import flag, flag_file, guard_config, webhook
 from macd.host.judge import gate, judging
 from macd.host.judge.judging import CannotJudgeError, Judgement
 from macd.host.layout import Layout, live_release, save
@@ -181,7 +179,7 @@ def _decides(layout: Layout, order: dict[str, Any]) -> bool:
             return True
         process = supervisor.show(service["unit"])
         if not process.pid:
-            return bool(stacking.beside(layout, supervisor, service["unit"]))
+            return bool(flag_file.beside(layout, supervisor, service["unit"]))
     except (HostError, OSError):
         return True
     running = flag_file.of_process(process, service["endpoint"])
@@ -190,7 +188,7 @@ def _decides(layout: Layout, order: dict[str, Any]) -> bool:
 
 def _is_taken(layout: Layout) -> bool:
     """Whether somebody is at work here; an activation goes on when its client's lock is gone."""
-    held = ledger.holder_of(layout, DEPLOY_LOCK) is not None
+    held = locks.holder_of(layout, locks.DEPLOY) is not None
     return held or ledger.read_pending(layout) is not None
 
 
@@ -286,7 +284,7 @@ def main() -> int:
     if not arguments.loop:
         return int(_look(layout) in (BUSY, TROUBLE))
     try:
-        with ledger.locked(layout, guard_config.GUARD_LOCK, {"who": "guard", "doing": "watching"}):
+        with locks.locked(layout, guard_config.GUARD_LOCK, {"who": "guard", "doing": "watching"}):
             while (order := guard_config.order_of(layout)) and guard_config.in_force(order):
                 time.sleep(max(0.2, min(_AGAIN_S, order["next"] - time.time())))
                 if time.time() >= order["next"] and _look(layout) == TROUBLE:

@@ -1,0 +1,121 @@
+"""What a remote training is made of is decided, and refused, before any host is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macd.errors import UsageError
+from macd.inventory import Inventory, load, project_root
+from macd.jobs import request as requests
+from macd.jobs.record import train_host
+from macd.jobs.request import TrainRequest
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Inventory:
+    (tmp_path / "inventory").mkdir()
+    shutil.copy(project_root() / "inventory/lab.yml", tmp_path / "inventory")
+    (tmp_path / "data/sample").mkdir(parents=True)
+    (tmp_path / "data/sample/BTCUSD_1h.parquet").write_bytes(b"bars")
+    return load("lab", root=tmp_path)
+
+
+def request(inventory: Inventory, *, now: datetime = NOW, **changes: Any) -> TrainRequest:
+    raw = requests.settings_of(inventory, changes)
+    bars = requests.data_files(raw, inventory.train.data_dir)
+    return requests.make(raw, bars, python="python3", env={}, now=now)
+
+
+def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
+    settings = request(inventory).settings
+    assert (settings.symbol, settings.profile, settings.seed) == ("BTCUSD", "demo", 7)
+    assert settings.criteria["lstm_val_auc"].level == "warn"
+    assert settings.criteria["files_exist"].level == "block"
+
+
+def test_what_is_asked_wins(inventory: Inventory) -> None:
+    made = request(inventory, seed=9, profile="full", params={"lstm": {"epochs": 2}})
+    assert (made.settings.seed, made.settings.profile) == (9, "full")
+    assert made.settings.params == {"lstm": {"epochs": 2}}
+
+
+def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
+    files = request(inventory).tree.files
+    rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
+    assert rooms == {"app", "host"}
+    assert {path.split("/")[2] for path in files if path.startswith("macd/app/")} == {
+        "__init__.py",
+        "market",
+        "predict",
+        "train",
+    }
+    assert "macd/app/train/__main__.py" in files
+    assert files["data/BTCUSD_1h.parquet"].size == 4
+
+
+def test_an_id_says_when_and_changes_with_whatever_decides_the_outcome(
+    inventory: Inventory,
+) -> None:
+    first = request(inventory)
+    assert first.run.startswith("20260102T030405Z-")
+    assert request(inventory).run == first.run
+    assert request(inventory, seed=8).run != first.run
+    (inventory.train.data_dir / "BTCUSD_1h.parquet").write_bytes(b"more bars")
+    other = request(inventory)
+    assert other.run != first.run
+    assert other.tree.digest != first.tree.digest
+
+
+def test_the_directories_belong_to_the_job(inventory: Inventory) -> None:
+    assert "{run}" in request(inventory).argv
+    with pytest.raises(UsageError, match="out can't be set"):
+        request(inventory, out="/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"profile": "huge"}, "profile"),
+        ({"folds": "many"}, "folds"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"params": {"gru": {}}}, "params"),
+    ],
+)
+def test_wrong_settings_are_named(inventory: Inventory, changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(inventory, **changes)
+    assert word in str(caught.value)
+
+
+def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
+    made = request(inventory, symbol="btc/usd")
+    from macd.app.train.settings import settings_from  # noqa: PLC0415
+
+    assert settings_from(json.loads(json.dumps(made.raw))) == made.settings
+    assert made.settings.symbol == "BTCUSD"
+
+
+def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
+    train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
+    book = inventory.model_copy(update={"train": train})
+    assert requests.settings_of(book, {})["cross"] == ["ETHUSD"]
+
+
+def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:
+    assert train_host(inventory).name == "h800"
+    assert train_host(inventory, "h800").name == "h800"
+    with pytest.raises(UsageError, match="no training host"):
+        train_host(inventory, "prod")
+    second = inventory.host("h800").model_copy(update={"name": "h801"})
+    several = inventory.model_copy(update={"hosts": {**inventory.hosts, "h801": second}})
+    with pytest.raises(UsageError) as caught:
+        train_host(several)
+    assert "h800, h801" in caught.value.why
