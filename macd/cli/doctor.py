@@ -10,7 +10,7 @@ from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.case import Finding
+    from macd.gate.doctor import Finding
     from macd.inventory import Host, Inventory
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
@@ -75,7 +75,7 @@ def _print(finding: Finding) -> None:
 
 def _ask(host: Host, inventory: Inventory) -> Any:
     """The case of a serving host, or how the newest run on a training box stands."""
-    from macd.gate.examine import examine
+    from macd.gate.doctor import examine
 
     return _training(host, inventory) if host.role == "train" else examine(host, inventory)
 
@@ -84,18 +84,19 @@ def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """How the newest run on a host stands, and what helps if it failed."""
     import time
 
-    from macd.jobs import ask, remedies
+    from macd.jobs import follow, remedies
     from macd.jobs.contact import Contact
 
     try:
         with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
-            told = ask.status_of(contact, "")
-            if told["state"] != "FAILED":
-                return {"state": told["state"], "why": "", "remedy": ""}
-            failure = remedies.explain(told, ask.events_of(contact, told["run"]), told["log_end"])
+            status = follow.status_of(contact, "")
+            if status["state"] != "FAILED":
+                return {"state": status["state"], "why": "", "remedy": ""}
+            events = follow.events_of(contact, status["run"])
+            failure = remedies.explain(status, events, status["log_end"])
     except MacdError as error:
         return {"state": "", "why": error.what, "remedy": ""}
     last = failure.log.splitlines()[-1:] or [""]
-    words = [f"run {told['run']} failed in {failure.stage or 'its beginning'}"]
+    words = [f"run {status['run']} failed in {failure.stage or 'its beginning'}"]
     words += [text for text in (failure.reason, failure.detail, *last) if text]
     return {"state": "FAILED", "why": "; ".join(words), "remedy": failure.remedy}

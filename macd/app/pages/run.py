@@ -1,7 +1,7 @@
-"""What a training left in its directory, read as it stands: for pages, never to be judged here.
+"""What a training left in its directory, read for its page; nothing is judged here.
 
-Every part may be missing: a run of one stage, a run that failed, a run that goes on. What is there
-but can't be read is an error with the file's name, not a gap in the page.
+Every part may be missing: a run of one stage, a run that failed, a run in progress. A file that is
+there but can't be read is an error with its name, not a gap in the page.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import in_order, shown
-
-MODELS = ("lgbm", "lstm", "tft", "stacking", "volatility")
-NAMES = {
-    "lgbm": "LightGBM",
-    "lstm": "LSTM",
-    "tft": "TFT",
-    "stacking": "Stacking",
-    "volatility": "Volatility only",
-}
+from macd.heads import BASELINE, FAMILIES, MODELS, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class TrainingRun:
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
-        return {name: made[name] for name in MODELS if name in made}
+        return {name: made[name] for name in (*MODELS, BASELINE) if name in made}
 
     @property
     def heads(self) -> list[str]:
@@ -104,7 +95,7 @@ def read_run(directory: Path) -> TrainingRun:
         stacking=_json(models / f"stacking_meta_{tf}.json", {}),
         metas={
             name: meta
-            for name in ("lgbm", "lstm", "tft")
+            for name in FAMILIES
             if (meta := _json(models / f"{name}_{tf}_meta.json", {}))
         },
         job=_json(directory / "spec.json", {}),
@@ -123,7 +114,7 @@ def _json(path: Path, otherwise: Any) -> Any:
 
 
 def _times(path: Path) -> tuple[str | None, str | None]:
-    """When the last call of the training began and last said something, UTC."""
+    """When the last call of the training started and wrote its last event, UTC."""
     if not path.is_file():
         return None, None
     started = ended = None

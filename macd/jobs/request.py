@@ -1,4 +1,4 @@
-"""What one remote training is asked to do and which files it needs: decided here, before any host.
+"""A request to train on a host: its settings and the files it needs, decided before any contact.
 
 Pure but for reading the files that travel. Knows nothing of connections or of how a run goes.
 """
@@ -44,12 +44,12 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Order:
-    """One training, complete: `run` is its id everywhere, from now on and for ever."""
+class TrainRequest:
+    """One training, complete. `run` is its id everywhere; `raw` the settings as they are sent."""
 
     run: str
     settings: Settings
-    request: Mapping[str, Any]
+    raw: Mapping[str, Any]
     tree: Tree
     python: str
     env: Mapping[str, str]
@@ -61,14 +61,14 @@ class Order:
         return [self.python, "-m", BUILTIN.train, "--settings", f"{{run}}/{REQUEST}", *here]
 
 
-def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training: the inventory's, with `changes` on top; None changes nothing.
+def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw settings: the inventory's, with `changes` on top; None changes nothing.
 
     Raises UsageError naming every wrong one.
     """
     train = inventory.train
     symbol = symbol_name(str(changes.get("symbol") or train.symbol))
-    request: dict[str, Any] = {
+    raw: dict[str, Any] = {
         "tf": train.tf,
         "cross": [name for name in train.cross if symbol_name(name) != symbol],
         "profile": train.profile,
@@ -76,56 +76,56 @@ def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, An
         "engine": train.engine,
         "min_move": train.min_move,
         "limits": dict(train.limits),
-        "accept": [one.as_json() for one in train.accept],
+        "accept": [finding.as_json() for finding in train.accept],
         "stages": list(train.stages),
         "criteria": {
-            name: {"threshold": one.threshold, "level": one.level}
-            for name, one in train.criteria.items()
+            name: {"threshold": criterion.threshold, "level": criterion.level}
+            for name, criterion in train.criteria.items()
         },
     }
-    request |= {name: value for name, value in changes.items() if value is not None}
-    request["symbol"] = symbol
-    fixed = sorted({"data", "out", "cache"} & request.keys())
+    raw |= {name: value for name, value in changes.items() if value is not None}
+    raw["symbol"] = symbol
+    fixed = sorted({"data", "out", "cache"} & raw.keys())
     if fixed:
         raise UsageError(
             f"{', '.join(fixed)} can't be set for a remote training",
             why="these directories are the job's own on the host",
             hint="--data DIR says where the bars are on this machine",
         )
-    return request
+    return raw
 
 
-def data_files(request: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
+def data_files(raw: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
-    settings = train_settings(request)
+    settings = train_settings(raw)
     return existing_bars(data_dir, [settings.symbol, *settings.cross], settings.tf)
 
 
 def make(
-    request: Mapping[str, Any],
+    raw: Mapping[str, Any],
     data: Mapping[str, Path],
     *,
     python: str,
     env: Mapping[str, str],
     now: datetime,
-) -> Order:
-    """The order, its run id made of the time and of everything that decides the outcome."""
-    settings = train_settings(request)
+) -> TrainRequest:
+    """The request; its run id holds the time and a hash of everything that decides the outcome."""
+    settings = train_settings(raw)
     files = _sources()
     for symbol, path in data.items():
         files[f"{_DATA}/{symbol}_{settings.tf}.parquet"] = Blob.of_file(path)
     tree = Tree(files)
-    decided = json.dumps([tree.digest, request, sorted(env.items())], sort_keys=True)
+    decided = json.dumps([tree.digest, raw, sorted(env.items())], sort_keys=True)
     mark = hashlib.sha256(decided.encode()).hexdigest()[:8]
     run = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{mark}"
-    return Order(run=run, settings=settings, request=request, tree=tree, python=python, env=env)
+    return TrainRequest(run=run, settings=settings, raw=raw, tree=tree, python=python, env=env)
 
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found: list[Path] = []
-    for name in BUILTIN.sources:  # the rest of macd has no business on a training host
+    paths: list[Path] = []
+    for name in BUILTIN.sources:  # nothing else of macd is sent to a training host
         path = top / name
-        found += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.
-    return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in found}
+    return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in paths}
