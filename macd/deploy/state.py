@@ -18,8 +18,6 @@ from macd.ssh.pending import Pending
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import Session, open_session
 
-MODULES = ("deploy.operations", "deploy.provision")
-
 
 @dataclass(frozen=True)
 class HostState:
@@ -31,7 +29,8 @@ class HostState:
     names of what is put back with it (macd/host/deploy/rollback.py); `last` is the last word of the
     newest activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not
     counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
-    not there (macd/host/store/needs.py). `stacking` is the answer of macd/host/flag/stacking.py.
+    not there (macd/host/store/needs.py). `stacking` is the answer of `stacking_state` in
+    macd/host/flag/guard_config.py.
     """
 
     app: str
@@ -138,7 +137,7 @@ def unit_names(host: Host) -> list[str]:
 
 def observe(host: Host, inventory: Inventory) -> HostState:
     """One host as it is now; changes nothing."""
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         return observed(ask(session, host, inventory))
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import macd
 from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.release.signing import sign
-from macd.ssh.assembler import command
+from macd.ssh.archive import command
 from macd.ssh.blobs import Blob, put
 from macd.ssh.session import Session
 from tests.support.pipe_channel import PipeChannel
@@ -164,7 +164,7 @@ class Place:
 
     def session(self) -> Session:
         channel = PipeChannel(command(), env=self.environment, cwd=self.top)
-        return Session(channel, modules=("deploy.operations",))
+        return Session(channel)
 
     @cached_property
     def watching(self) -> Session:

@@ -13,7 +13,7 @@ from macd.host import durable
 from macd.host.deploy import ledger, locks, rollback
 from macd.host.deploy.health import ProbeError, ask
 from macd.host.failure import HostError
-from macd.host.flag import flag_change, stacking
+from macd.host.flag import flag_file, guard_config
 from macd.host.layout import Layout, live_release, load
 from macd.host.rpc import blobs
 from macd.host.store import needs, policy, releases, runtimes
@@ -68,7 +68,7 @@ def deploy_facts(
         "flag_change": _flag_change_public(layout),
         "lock": _lock(layout),
         "process": vars(process),
-        "stacking": stacking.standing(layout, supervisor, unit, process, endpoint),
+        "stacking": guard_config.stacking_state(layout, supervisor, unit, process, endpoint),
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
@@ -198,7 +198,7 @@ def _pending_public(layout: Layout) -> dict[str, Any] | None:
 
 
 def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
-    change = flag_change.interrupted(layout)
+    change = flag_file.interrupted(layout)
     if change is None:
         return None
     names = ("wanted", "was", "release", "who", "started", "state")
@@ -245,6 +245,3 @@ def _text(path: str) -> str | None:
 
 def _file_sha256(path: str) -> str | None:
     return durable.sha256_of(path) if os.path.isfile(path) else None
-
-
-OPERATIONS = {"deploy_facts": deploy_facts}
