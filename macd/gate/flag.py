@@ -23,8 +23,6 @@ from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.ssh.session import Session, open_session
 
-MODULES = (*state.MODULES, "flag.flag", "flag.gate_note")
-
 
 @dataclass(frozen=True)
 class Flipped:
@@ -108,7 +106,7 @@ def prepare(host: Host, inventory: Inventory, wanted: str) -> Flip:
     Raises:
         RefusedError: no evidence lets stacking decide; nothing was changed.
     """
-    session = open_session(host, inventory, modules=MODULES)
+    session = open_session(host, inventory)
     try:
         found = state.observed(state.ask(session, host, inventory))
         evidenced = None
@@ -198,7 +196,6 @@ def _flipped(host: Host, told: Mapping[str, Any], path: str) -> Flipped:
     )
 
 
-_WATCH_MODULES = ("flag.guard_config",)
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 
@@ -255,7 +252,7 @@ class Seen:
 
 def connect(host: Host, inventory: Inventory) -> Session:
     """A session that `look` can ask again and again."""
-    return open_session(host, inventory, modules=_WATCH_MODULES)
+    return open_session(host, inventory)
 
 
 def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:

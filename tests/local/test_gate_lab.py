@@ -13,7 +13,6 @@ import pytest
 
 from macd.errors import RefusedError
 from macd.gate import evidence, report
-from macd.gate.logs import MODULES
 from macd.host.flag.evidence import blockers
 from macd.journal import Journal
 from macd.lab import LabState
@@ -70,7 +69,7 @@ def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
     assert len(sha) == 64
     live = {"release": ready.live, "manifest_sha256": sha, "env": "prod"}
     assert blockers(read.document, **live, note=None, now=now()) == []
-    with open_session(host, ready.inventory, modules=MODULES) as session:
+    with open_session(host, ready.inventory) as session:
         assert evidence.same_on_host(session, host.app_dir, read.document["logs"]) == []
         log = next((ready.app / "data/live").glob("trades_*.jsonl"))
         content = log.read_bytes()

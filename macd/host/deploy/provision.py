@@ -23,6 +23,7 @@ from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.layout import Layout, discard
 from macd.host.masking import hidden
+from macd.host.rpc import boot
 from macd.host.store import needs
 from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Supervisor
@@ -88,6 +89,8 @@ def provision(
         look.units({**units, **guard_config.units_in_force(layout, scope)}, enable)
         for do in () if dry_run else look.doings:
             do()
+        if not dry_run and os.path.isfile(layout.agent_archive):
+            boot.compile_beside(layout.agent_archive)
     return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
 
 
@@ -156,7 +159,7 @@ class _Look:
 
     def file(self, relative: str, data: bytes | None, mode: int, *, secret: bool = False) -> None:
         path = os.path.join(self._layout.app, relative)
-        before = _content(path)
+        before = durable.regular(path)
         if data is None:
             if before is not None:
                 self._change("file", path, "removed", lambda: discard(path))
@@ -172,7 +175,15 @@ class _Look:
     def flags(self, wanted: dict[str, str]) -> None:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
-        content = _content(path)
+        content = durable.regular(path)
+        if content is None and os.path.exists(path):
+            raise HostError(
+                f"{path} is no file",
+                why="a directory, a pipe or the like stands there",
+                live="unchanged",
+                hint=f"move it away (mv {path} {path}.by-hand), then provision again",
+                kind="refused",
+            )
         text = "" if content is None else content.decode("utf-8", "surrogateescape")
         try:
             present = envfile.parse(text)
@@ -255,14 +266,6 @@ def _add_account(name: str, app: str) -> None:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
 
 
-def _content(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
 def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
     """Both texts for a diff; nothing for what isn't text."""
     if b"\0" in after or b"\0" in (before or b""):
@@ -271,6 +274,3 @@ def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
         "before": (before or b"").decode("utf-8", "replace"),
         "after": after.decode("utf-8", "replace"),
     }
-
-
-OPERATIONS = {"provision": provision}
