@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.deploy import archive, desired, state
+from macd.deploy import desired, state
 from macd.deploy.drift import unified, with_hidden
 from macd.inventory import Host, Inventory
 from macd.inventory.revoked import revoked
+from macd.ssh import archive
 from macd.ssh.failures import RemoteFileNotFoundError
-from macd.ssh.session import Session, open_session
+from macd.ssh.session import Session, host_copy, open_session
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             isn't there.
     """
     signers, krl = files_here(inventory)
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         wanted = desired.render(host, inventory, found)
         files = [
@@ -89,6 +90,9 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             who=who,
             dry_run=dry_run,
         )
+    copy = host_copy(host, inventory)
+    if copy is not None and not dry_run:
+        copy.remember(archive.digest())
     changes = [_change(one) for one in told["changes"]]
     return Provisioned(
         host=host.name,
