@@ -31,11 +31,11 @@ from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.service.feed import Bar, Item
 from macd.app.service.feed_replay import bars_of
+from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Feed, Settings, flags
 from macd.app.service.signal_log import SignalLog
-from macd.app.service.status import Status
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-    from macd.app.market.accepted import Accepted
-    from macd.app.market.findings import Finding
+    from macd.app.market.findings import Accepted, Finding
 
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of one kind; --all shows every one
@@ -74,8 +73,7 @@ def _show(found: list[Finding], *, every: bool) -> None:
 
 
 def _judge(found: list[Finding], bars: str) -> None:
-    from macd.app.market.accepted import way_out
-    from macd.app.market.findings import remedy
+    from macd.app.market.findings import remedy, way_out
 
     errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
     accepted = len(found) - errors - warnings

@@ -14,7 +14,7 @@ from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
-    from macd.app.market.accepted import Accepted
+    from macd.app.market.findings import Accepted
     from macd.inventory import Inventory
 
 _COMMON = {
@@ -227,9 +227,9 @@ def verify(
 
     Repairs nothing.
     """
-    from macd.app.market.accepted import judged, unused
     from macd.app.market.bars import bars_path, digest, read_rows, symbol_name
     from macd.app.market.checks import Limits, check_all
+    from macd.app.market.findings import judged, unused
     from macd.inventory import load
 
     inv = load(inventory)
@@ -273,7 +273,7 @@ def verify(
 
 def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
     """What the inventory accepts, and what was typed beside it."""
-    from macd.app.market.accepted import EXAMPLE, parse
+    from macd.app.market.findings import EXAMPLE, parse
 
     try:
         given = [one.as_json() for one in settings.train.accept]

@@ -16,8 +16,7 @@ from macd.deploy import archive
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
 from macd.host.durable import sha256_of
-from macd.inventory import Host, Inventory
-from macd.inventory.revoked import revoked
+from macd.inventory import Host, Inventory, revoked
 
 SHADOW = {"ML_ENABLE_STACKING": "0"}
 REPLAY = "data/replay"

@@ -23,8 +23,7 @@ from macd.host.judge.analyse import Analysis
 from macd.host.judge.gate import Decision, Rule
 from macd.host.record import canonical
 from macd.host.store.signature import GATE_NAMESPACE, SignatureError, verify
-from macd.inventory import Inventory
-from macd.inventory.revoked import revoked
+from macd.inventory import Inventory, revoked
 from macd.release.signing import sign
 from macd.ssh.session import open_session
 

@@ -64,6 +64,27 @@ def load(name: str = "", *, root: Path | None = None) -> Inventory:
     return inventory
 
 
+def revoked(inventory: Inventory) -> Path | None:
+    """The OpenSSH key revocation list; None where the inventory names none.
+
+    Raises:
+        UsageError: it is named and can't be read: silence would let every revoked key in again.
+    """
+    path = inventory.release.revoked
+    if path is None:
+        return None
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise UsageError(
+            f"the list of revoked keys can't be read: {path}",
+            why=f"release.revoked in {inventory.path} names it: {error.strerror}",
+            live="nothing was changed",
+            hint="put it there (ssh-keygen -k -f FILE KEY.pub makes one), or take the line out",
+        ) from error
+
+
 def _read(path: Path, name: str, root: Path) -> str:
     known = available(root)
     if not _NAME.fullmatch(name) or not path.is_file():

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from macd.app.market.accepted import counted, judged
 from macd.app.market.bars import read_rows
 from macd.app.market.checks import Limits, check_all
+from macd.app.market.findings import counted, judged
 from macd.app.train.settings import Settings
 from macd.inventory import TrainSettings
 from macd.ssh.facts import Clock, Facts

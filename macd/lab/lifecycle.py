@@ -19,13 +19,13 @@ from typing import Any
 
 import macd
 from macd.errors import MacdError, UsageError
-from macd.lab.control import ask
 from macd.lab.processes import end, marked, send
 from macd.lab.state import (
     HOSTS,
     Fault,
     LabState,
     Record,
+    ask,
     host_from,
     read_record,
     record_path,

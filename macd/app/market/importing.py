@@ -16,8 +16,7 @@ from typing import Literal
 import polars as pl
 
 from macd.app.market.bars import COLUMNS, canonical, step_ms, symbol_name
-from macd.app.market.columns import map_columns
-from macd.app.market.decimals import read_numbers
+from macd.app.market.columns import map_columns, read_numbers
 from macd.app.market.table import BROKEN, Table, first_line, read_table
 from macd.app.market.times import read_times
 from macd.errors import RefusedError, UsageError

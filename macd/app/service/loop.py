@@ -13,18 +13,18 @@ from dataclasses import asdict
 from threading import Event
 from typing import Any
 
-from macd.app.market import stream
+from macd.app.market import features
 from macd.app.predict.scoring import SEQ
 from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
+from macd.app.service.health import Status
 from macd.app.service.history import History, closes_later, frames
 from macd.app.service.predictor import Prediction, Predictor, no_models
 from macd.app.service.settings import Settings
 from macd.app.service.signal_log import SignalLog, bar_time
-from macd.app.service.status import Status
 from macd.app.service.strategy import base, decide
 from macd.errors import MacdError
 
-NEED = stream.bars_needed(SEQ)
+NEED = features.bars_needed(SEQ)
 _TURN_S = 0.5
 _RETRY_S = 2.0
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from macd.app.market import stream
+from macd.app.market import features
 from macd.app.predict.scoring import FAMILIES, SEQ, Scorer, Scores
 from macd.app.predict.stacking import taught_by
 from macd.app.service.settings import Flags
@@ -83,7 +83,7 @@ class Predictor:
         return self._nothing("input", why, 0.0)
 
     def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
-        table = stream.latest(bars, cross, tf=self._tf, rows=SEQ)
+        table = features.latest(bars, cross, tf=self._tf, rows=SEQ)
         columns = table.select(pl.col(self._scorer.features).cast(pl.Float32).fill_null(math.nan))
         return self._scorer.score(np.ascontiguousarray(columns.to_numpy(), dtype=np.float32))
 

@@ -13,8 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from macd.app.market.accepted import counted, record
-from macd.app.market.findings import Limits
+from macd.app.market.findings import Limits, counted, record
 from macd.app.train import artefacts, dataset, leak_audit, moves, oof, stacking, stages, summary
 from macd.app.train.cache import Cache, Entry, code_digest, library_versions
 from macd.app.train.criteria import Outcome, evaluate

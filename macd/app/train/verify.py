@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from macd.app.market.accepted import judged, way_out
 from macd.app.market.bars import bars_path, read_rows, symbol_name
 from macd.app.market.checks import Finding, Limits, check_all
+from macd.app.market.findings import judged, way_out
 from macd.app.train.settings import Settings
 from macd.errors import MacdError
 from macd.host.durable import replace_file

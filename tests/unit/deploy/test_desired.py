@@ -17,8 +17,7 @@ from macd.deploy import archive
 from macd.deploy.desired import Desired, allowed_signers, render
 from macd.deploy.state import HostState
 from macd.errors import UsageError
-from macd.inventory import Inventory, load, project_root
-from macd.inventory.revoked import revoked
+from macd.inventory import Inventory, load, project_root, revoked
 
 APP = "/opt/macd-analysis"
 
