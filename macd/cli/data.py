@@ -1,4 +1,4 @@
-"""`invoke data.*`: bring bars in from a file or an exchange, and check them before all else."""
+"""`invoke data.*`: import bars from a file or an exchange, and check them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _COMMON = {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
-    "dry-run": "say what would be done, write nothing",
-    "replace": "where a bar is there already with other values, the new values win",
+    "dry-run": "show what would be done, write nothing",
+    "replace": "replace bars that are stored already with other values",
     "json": "print one JSON document for machines",
 }
 _DATA = {"data": "directory of canonical files (default: data/bars)"}
@@ -34,15 +34,15 @@ _DATA = {"data": "directory of canonical files (default: data/bars)"}
     | _DATA
     | {
         "file": "CSV (also .gz, .zip), JSON, parquet or feather",
-        "columns": 'which is which, as "time=Date+Clock,open=Open"; by number if nameless',
-        "timezone": "where the file's clock hung, if not UTC: +02:00, or America/New_York",
-        "time-is": "open or close: what a bar's time means in the file",
-        "dates": "dmy or mdy, where 03/04/2020 could be either",
-        "decimal": "the sign before decimals, . or , where 1,234 could be either",
-        "since": "only bars from this time on (UTC)",
+        "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless',
+        "timezone": "time zone of the file, if not UTC: +02:00, or America/New_York",
+        "time-is": "open or close: which moment of a bar its time is (default: open)",
+        "dates": "order of day and month, dmy or mdy, if 03/04/2020 could be either",
+        "decimal": "decimal sign, . or , if 1,234 could be either",
+        "since": "only bars that open at this time or later (UTC)",
         "until": "only bars that open before this time (UTC)",
         "factor": "multiply prices by this, and divide volume: bars of an old denomination",
-        "overwrite": "these bars take the place of all that are there, instead of joining them",
+        "overwrite": "replace the whole stored file, instead of adding to it",
     },
 )
 def import_(
@@ -64,7 +64,7 @@ def import_(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Read bars from a file into the canonical form; asks where it can't tell."""
+    """Import bars from a file into the canonical form; asks where the file is ambiguous."""
     from macd.app.market.bars import bars_path, digest, read_bars, write_bars
     from macd.app.market.columns import parse_mapping
     from macd.app.market.importing import Answers, between, closed, merge, read_file, scaled
@@ -125,10 +125,10 @@ def import_(
     | _DATA
     | {
         "symbol": "the market as the exchange calls it: BTC/USDT; BTC/USDT:USDT is the future",
-        "exchange": "an exchange ccxt knows",
-        "since": "from this time on (UTC); without it, go on from the last bar there is",
-        "until": "up to this time (UTC; default: now)",
-        "api-url": "another server with the exchange's API: a mirror, a reverse proxy",
+        "exchange": "name of the exchange in ccxt (default: binance)",
+        "since": "first time to fetch (UTC; default: after the last stored bar)",
+        "until": "last time to fetch (UTC; default: now)",
+        "api-url": "another server with the exchange's API: a mirror or a proxy",
     },
 )
 def fetch(
@@ -144,7 +144,7 @@ def fetch(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Bring missing bars from an exchange, page by page; interrupted, run it again."""
+    """Fetch missing bars from an exchange, page by page; if interrupted, run it again."""
     import sys
     import time
 
@@ -197,17 +197,17 @@ def fetch(
     name="verify",
     iterable=["accept"],
     help={
-        "symbol": "one or more, BTCUSD,ETHUSD: the first is set against the others "
-        "(default: those of the inventory's training)",
+        "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
+        "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
         "data": "directory of canonical files (default: the inventory's train.data_dir)",
         "limits": "other thresholds, as frozen_warn=12,spike_z=20, over the inventory's "
         "train.limits; a wrong name lists them all",
-        "accept": "a finding you know to be the market itself, beside the inventory's "
+        "accept": "accept a finding that is the market itself, in addition to the inventory's "
         "train.accept: check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY; may be repeated",
-        "now": "the time taken for now (UTC), for files that are to be judged as of then",
+        "now": "check as if it were this time (UTC; default: now)",
         "all": f"show every finding, not the first {SHOWN} of a kind",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": _COMMON["json"],
     },
 )
@@ -223,7 +223,7 @@ def verify(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Name gaps, duplicates, impossible or suspicious bars; exit 1 on errors.
+    """Check bars for gaps, duplicates, impossible or suspicious values; exit 1 on errors.
 
     Repairs nothing.
     """

@@ -1,4 +1,4 @@
-"""`invoke demo`: the main job on the embedded lab with the sample bars, by the very commands."""
+"""`invoke demo`: the whole story on the embedded lab with the sample bars, by the very commands."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ STORY = (
     Step("the record of all that", ("history",)),
 )
 LAST = Step("end what the demo started", ("lab.down",))
-LEFT_UP = "the lab was up before the demo and stays up; invoke lab.down ends it"
+LEFT_UP = "the lab ran before the demo and keeps running; invoke lab.down stops it"
 
 
 @verb(
     name="demo",
     help={
-        "keep": "leave the lab up at the end",
+        "keep": "leave the lab running at the end",
         "json": "print one JSON document for machines, at the end",
     },
 )
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
-    """The whole story on the embedded hosts with sample data, each command printed."""
+    """Run the whole story on embedded hosts with sample data, printing each command."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -94,7 +94,7 @@ def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     if json:
         emit({"seconds": round(spent, 1), "steps": told})
         return
-    print(f"\n✓ the demo is through in {spent / 60:.1f} minutes")
+    print(f"\n✓ the demo finished in {spent / 60:.1f} minutes")
     print(f"{f'  {LEFT_UP}' if found_up else ''}\nwhere to look")
     for what, where in _places(root):
         print(f"  {what:<22}{where}")

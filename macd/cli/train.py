@@ -18,8 +18,8 @@ from macd.cli.verb import confirm, emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 _COMMON = {
-    "host": "host with role train (default: the inventory's only one, or where the run is known)",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "host": "host with role train (default: the inventory's only one, or the one the run is on)",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
 _RUN = {"run": "id of the run (default: the newest on the host)"}
@@ -34,15 +34,15 @@ _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
-        "cross": "assets whose bars help, as BTCUSDT,SOLUSDT (default: the inventory's)",
+        "cross": "other assets to make features from, as BTCUSDT,SOLUSDT (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",
         "mode": "all, or one of verify, lgbm, lstm, tft, onnx, stacking",
         "data": "directory of canonical bars here (default: the inventory's)",
         "settings": "JSON file with more settings of python -m macd.app.train, such as params",
-        "detach": "start it and leave; train.attach follows it later",
-        "dry-run": "check everything and say what would travel; start nothing",
+        "detach": "start it and exit; train.attach follows it later",
+        "dry-run": "check everything and show what would be sent; start nothing",
     },
 )
 def train(
@@ -96,7 +96,7 @@ def train(
 def status(
     _: object, run: str = "", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Say how a run stands, as its host sees it; exit 3 while it is RUNNING.
+    """Show the state of a run, as its host sees it; exit 3 while it is RUNNING.
 
     Changes nothing.
     """
@@ -155,7 +155,7 @@ def fetch(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Bring the files of a finished run again; what is here and whole stays."""
+    """Fetch the files of a finished run again; files that are here and whole stay."""
     from macd.inventory import load
     from macd.jobs import ask
 
@@ -171,8 +171,8 @@ def fetch(
     help=_COMMON
     | {
         "run": "id of the run to stop",
-        "yes": "do not ask",
-        "dry-run": "say what would be stopped, stop nothing",
+        "yes": "don't ask for confirmation",
+        "dry-run": "show what would be stopped, stop nothing",
     },
 )
 def cancel(
@@ -184,7 +184,7 @@ def cancel(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Stop a run on its host; finished fits stay for the same training later."""
+    """Stop a run on its host; the same training later reuses its finished fits."""
     from macd.inventory import load
     from macd.jobs import ask
 
