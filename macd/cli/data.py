@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.bars_shown import SHOWN, next_step, short, span, tell
+from macd.cli.bars_shown import SHOWN, next_step, short, show_findings, span
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
@@ -78,25 +78,25 @@ def import_(
         dates=_one_of("dates", dates, "", "dmy", "mdy"),
         decimal=_one_of("decimal", decimal, "", ".", ","),
     )
-    found = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
-    found = closed(scaled(found, _factor(factor)), datetime.now(UTC))
-    path = bars_path(_directory(data), found.symbol, found.tf)
+    imported = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
+    imported = closed(scaled(imported, _factor(factor)), datetime.now(UTC))
+    path = bars_path(_directory(data), imported.symbol, imported.tf)
     there = read_bars(path) if path.exists() and not overwrite else None
-    merged = merge(there, found.bars, replace=replace)
+    merged = merge(there, imported.bars, replace=replace)
     if not dry_run and (there is None or merged.added or merged.replaced):
         source = f"import {Path(file).name}"
         write_bars(
             merged.bars,
             path,
-            metadata={"symbol": found.symbol, "tf": found.tf, "source": source},
+            metadata={"symbol": imported.symbol, "tf": imported.tf, "source": source},
         )
     fields = {
         "path": str(path),
-        "symbol": found.symbol,
-        "tf": found.tf,
-        "columns": found.columns,
-        "notes": found.notes,
-        "rows": found.bars.height,
+        "symbol": imported.symbol,
+        "tf": imported.tf,
+        "columns": imported.columns,
+        "notes": imported.notes,
+        "rows": imported.bars.height,
         "added": merged.added,
         "same": merged.same,
         "replaced": merged.replaced,
@@ -107,16 +107,16 @@ def import_(
     if json:
         emit(fields)
         return
-    print(f"{found.symbol} {found.tf} from {file}: {span(found.bars)}")
-    print(f"  read as: {untrusted.line(found.columns)}")  # the file's own names
-    for note in found.notes:
+    print(f"{imported.symbol} {imported.tf} from {file}: {span(imported.bars)}")
+    print(f"  read as: {untrusted.line(imported.columns)}")  # the file's own names
+    for note in imported.notes:
         print(f"  ! {untrusted.line(note)}")
     print(
         f"{'would be' if dry_run else 'now'} in {short(path)}: {merged.bars.height:,} bars "
         f"({merged.added:,} new, {merged.same:,} there already, {merged.replaced:,} replaced)"
     )
     if not dry_run:
-        next_step(path.parent, found.symbol, found.tf)
+        next_step(path.parent, imported.symbol, imported.tf)
 
 
 @verb(
@@ -240,16 +240,16 @@ def verify(
     frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
     usual = {str(name): value for name, value in inv.train.limits.items()}
     agreed = _accepted(inv, accept or [])
-    found = check_all(
+    findings = check_all(
         frames,
         main=symbols[0],
         tf=tf,
         now=_time("now", now) or datetime.now(UTC),
         limits=Limits().changed(usual).changed(limits),
     )
-    found = judged(found, agreed)
-    absent = [one for one in unused(found, agreed) if one.symbol in frames]
-    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
+    findings = judged(findings, agreed)
+    absent = [one for one in unused(findings, agreed) if one.symbol in frames]
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     if json:
         emit(
             {
@@ -257,17 +257,17 @@ def verify(
                 "tf": tf,
                 "errors": errors,
                 "warnings": warnings,
-                "accepted": len(found) - errors - warnings,
+                "accepted": len(findings) - errors - warnings,
                 "accepted_and_not_there": [one.as_json() for one in absent],
                 "symbols": {
                     name: {"bars": rows.height, "digest": digest(rows)}
                     for name, rows in frames.items()
                 },
-                "findings": [asdict(finding) for finding in found],
+                "findings": [asdict(finding) for finding in findings],
             }
         )
     else:
-        tell(frames, found, absent, directory=directory, tf=tf, every=all)
+        show_findings(frames, findings, absent, directory=directory, tf=tf, every=all)
     return ExitCode.FAILED if errors else None
 
 
@@ -325,10 +325,10 @@ def _factor(factor: float) -> float:
     return factor
 
 
-def _one_of(option: str, value: str, *known: str) -> str:
-    if value not in known:
+def _one_of(option: str, value: str, *allowed: str) -> str:
+    if value not in allowed:
         raise UsageError(
             f"--{option} {value!r} is not known",
-            hint=f"--{option} {' or '.join(filter(None, known))}",
+            hint=f"--{option} {' or '.join(filter(None, allowed))}",
         )
     return value

@@ -34,7 +34,7 @@ _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
-        "cross": "other assets to make features from, as BTCUSDT,SOLUSDT (default: the inventory's)",
+        "cross": "other assets for features, as BTCUSDT,SOLUSDT (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",

@@ -1,4 +1,4 @@
-"""Typed, validated configuration: hosts, the way to them, and every threshold people decide."""
+"""Typed, validated configuration: hosts, how to reach them, and every threshold people set."""
 
 from macd.inventory.load import available, load, project_root, revoked
 from macd.inventory.models import (

@@ -25,7 +25,7 @@ Session = asyncssh.SSHServerProcess[bytes]
 
 
 async def execute(session: Session, paths: HostPaths, reaper: Reaper) -> None:
-    """Run the session's command (or a login shell) and tell its client how it ended."""
+    """Run the session's command (or a login shell) and send its client the exit status."""
     command = session.command
     arguments = ["/bin/sh", "-l"] if command is None else ["/bin/sh", "-c", command]
     run = _on_pipes if session.term_type is None else _on_terminal

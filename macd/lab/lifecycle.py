@@ -146,7 +146,7 @@ def _order(root: Path, request: dict[str, Any]) -> LabState:
 
 def _look(root: Path, record: Record, *, was_running: bool = False) -> LabState:
     answer = ask(record.control, {"op": "status"})
-    hosts = {one["name"]: host_from(one) for one in answer["hosts"]}
+    hosts = {fields["name"]: host_from(fields) for fields in answer["hosts"]}
     return LabState(root, True, record.id, record.pid, hosts, was_running)
 
 

@@ -62,13 +62,13 @@ def descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
-    found: list[int] = []
+    pids: list[int] = []
     todo = [root]
     while todo:
         below = children.get(todo.pop(), [])
-        found += below
+        pids += below
         todo += below
-    return found
+    return pids
 
 
 def end(find: Callable[[], Iterable[int]], *, grace: float = 5.0) -> list[int]:
@@ -200,8 +200,8 @@ class Reaper:
 
 
 def _children() -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):
-            found += [int(pid) for pid in (thread / "children").read_text().split()]
-    return found
+            pids += [int(pid) for pid in (thread / "children").read_text().split()]
+    return pids

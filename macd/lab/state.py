@@ -195,7 +195,7 @@ def ask(control: Path, request: dict[str, Any], *, timeout: float = 30.0) -> dic
 
 
 async def listen(control: Path, answer: Answer) -> asyncio.Server:
-    """Serve the control socket; what `answer` raises as ValueError is told to the asker."""
+    """Serve the control socket; an error that `answer` raises is sent back as `error`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -35,7 +35,15 @@ def check_bars(
 ) -> list[Finding]:
     """All findings about one symbol's rows, in row order.
 
-    `rows` as `bars.read_rows` gives them: canonical columns, any order, duplicates included.
+    Args:
+        rows: as `bars.read_rows` gives them: canonical columns, UTC bar-open timestamps, any order,
+            duplicates included.
+        tf: timeframe of the bars, as "1h".
+        now: the time, with a time zone; later bars are in the future.
+        limits: thresholds (default: `Limits()`).
+
+    Raises:
+        UsageError: `tf` is no timeframe.
     """
     limits = limits or Limits()
     if rows.is_empty():
@@ -43,17 +51,17 @@ def check_bars(
     stamps = rows["timestamp"].to_physical().to_numpy()
     values = rows.select(COLUMNS[1:]).fill_null(np.nan).to_numpy()
     same = _repeats(stamps, values)
-    # What compares neighbours needs time order and one bar a time; rows are named as in the file.
+    # Comparing neighbours needs time order and each time once; rows are named as in the file.
     order = np.argsort(stamps, kind="stable")
     order = order[np.concatenate(([True], np.diff(stamps[order]) > 0))]
     series = _Series(rows=order, stamps=stamps[order], values=values[order])
-    found = [
+    findings = [
         *check_timeline(stamps, step=step_ms(tf), now=now, same=same, limits=limits),
         *_impossible(stamps, values),
         *_stretches(series, limits),
         *_spikes(series, limits),
     ]
-    return sorted(found, key=lambda finding: (finding.row, finding.check))
+    return sorted(findings, key=lambda finding: (finding.row, finding.check))
 
 
 def check_all(
@@ -65,12 +73,12 @@ def check_all(
     limits: Limits | None = None,
 ) -> list[Finding]:
     """`check_bars` of every asset and `check_together` of all, each finding with its symbol."""
-    found = [
+    findings = [
         replace(finding, symbol=symbol)
         for symbol, rows in frames.items()
         for finding in check_bars(rows, tf=tf, now=now, limits=limits)
     ]
-    return found + check_together(frames, main=main, tf=tf, limits=limits)
+    return findings + check_together(frames, main=main, tf=tf, limits=limits)
 
 
 def check_together(
@@ -78,21 +86,26 @@ def check_together(
 ) -> list[Finding]:
     """Findings about assets side by side: too little overlap, clocks shifted against each other.
 
-    `frames`: rows by symbol, as for `check_bars`; `main` is the asset the others are set beside.
+    A clock is shifted when the correlation of one-bar returns is largest some hours apart.
+
+    Args:
+        frames: rows by symbol, as for `check_bars`.
+        main: the symbol that the others are compared with.
+        tf, limits: as for `check_bars`.
     """
     limits = limits or Limits()
     base = _closes(frames[main])
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for symbol, rows in frames.items():
         if symbol != main and not rows.is_empty() and not base.is_empty():
             other = _closes(rows)
-            found += _overlap(main, base, symbol, other, limits)
-            found += _shifted(main, base, symbol, other, step_ms(tf))
-    return found
+            findings += _overlap(main, base, symbol, other, limits)
+            findings += _shifted(main, base, symbol, other, step_ms(tf))
+    return findings
 
 
 class _Series:
-    """Bars in time order, one a time, with the file row each came from."""
+    """Bars in time order, each time once, with the row of the file that each came from."""
 
     def __init__(self, rows: npt.NDArray[np.int64], stamps: npt.NDArray[np.int64], values: Values):
         self.rows, self.stamps = rows, stamps
@@ -147,14 +160,14 @@ def _impossible(stamps: npt.NDArray[np.int64], values: Values) -> Iterator[Findi
 
 
 def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
-    """Nothing traded, or nothing moved, for many bars on end: often an outage filled in."""
+    """Nothing traded, or nothing moved, for many bars in a row: often an outage filled in."""
     for start, stop in runs(series.volume == 0):
         if (length := stop - start) >= limits.zero_volume_warn:
             level: Level = "error" if length >= limits.zero_volume_error else "warn"
             detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
             allow = ("zero_volume_error", length + 1)
-            found = series.finding("zero-volume", level, start, detail, allow)
-            yield series.over(found, start, stop - 1)
+            finding = series.finding("zero-volume", level, start, detail, allow)
+            yield series.over(finding, start, stop - 1)
     for start, stop in runs(np.diff(series.close) == 0):
         if (length := stop - start + 1) >= limits.frozen_warn:
             level = "error" if length >= limits.frozen_error else "warn"
@@ -162,8 +175,8 @@ def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
                 f"close {series.close[start]:.10g} for {length:,} bars, to {_clock(series, stop)}"
             )
             allow = ("frozen_error", length + 1)
-            found = series.finding("frozen", level, start, detail, allow)
-            yield series.over(found, start, stop)
+            finding = series.finding("frozen", level, start, detail, allow)
+            yield series.over(finding, start, stop)
 
 
 def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:

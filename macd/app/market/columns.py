@@ -92,23 +92,23 @@ def map_columns(
 ) -> Mapped:
     """Find every role's column, or raise the question.
 
-    given: what the user said (role to column); symbol: helps to tell base from quote volume;
+    given: what the user said (role to column); symbol: separates base from quote volume;
     closes: the times are those of bar closes.
     """
     names = _shape_names(table) if not table.header else {}
-    found = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
+    mapped = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
     clock = ""
     if "time" in given:
-        found["time"], clock = _given_time(table, given["time"])
-    known = {_plain(names.get(column, column)): column for column in table.frame.columns}
+        mapped["time"], clock = _given_time(table, given["time"])
+    by_name = {_plain(names.get(column, column)): column for column in table.frame.columns}
     for role in (*PRICES, "symbol"):
-        if role not in found and (match := _first(known, _NAMES[role])):
-            found[role] = match
-    if "time" not in found:
-        found["time"] = _time(table, known, closes=closes)
-    if "volume" not in found:
-        found["volume"] = _volume(known, symbol or _only_symbol(table, found.get("symbol")))
-    missing = [role for role in ("time", *COLUMNS[1:]) if not found.get(role)]
+        if role not in mapped and (match := _first(by_name, _NAMES[role])):
+            mapped[role] = match
+    if "time" not in mapped:
+        mapped["time"] = _time(table, by_name, closes=closes)
+    if "volume" not in mapped:
+        mapped["volume"] = _volume(by_name, symbol or _only_symbol(table, mapped.get("symbol")))
+    missing = [role for role in ("time", *COLUMNS[1:]) if not mapped.get(role)]
     if missing:
         raise table.unclear(
             f"which column is {' and which is '.join(missing)}?",
@@ -116,11 +116,11 @@ def map_columns(
             example=_example(missing) if table.header else _by_place(table),
         )
     return Mapped(
-        time=found["time"],
-        clock=clock if "time" in given else _clock(table, known, found["time"]),
-        prices={role: found[role] for role in PRICES},
-        volume=found["volume"],
-        symbol=found.get("symbol", ""),
+        time=mapped["time"],
+        clock=clock if "time" in given else _clock(table, by_name, mapped["time"]),
+        prices={role: mapped[role] for role in PRICES},
+        volume=mapped["volume"],
+        symbol=mapped.get("symbol", ""),
     )
 
 
@@ -129,8 +129,8 @@ def _plain(name: str) -> str:
     return re.sub(r"^[0-9]+[ab]?(?=open|high|low|close|volume)", "", plain)
 
 
-def _first(known: Mapping[str, str], wanted: tuple[str, ...]) -> str:
-    return next((known[name] for name in wanted if name in known), "")
+def _first(by_name: Mapping[str, str], wanted: tuple[str, ...]) -> str:
+    return next((by_name[name] for name in wanted if name in by_name), "")
 
 
 def _given(table: Table, role: str, name: str) -> str:
@@ -158,12 +158,12 @@ def _given_time(table: Table, name: str) -> tuple[str, str]:
     return _given(table, "time", parts[0]), _given(table, "time", parts[1])
 
 
-def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
-    if closes and (match := _first(known, _CLOSE_TIME)):
+def _time(table: Table, by_name: Mapping[str, str], *, closes: bool) -> str:
+    if closes and (match := _first(by_name, _CLOSE_TIME)):
         return match
-    if match := _first(known, _OPEN_TIME):
-        return known["date"] if _clock(table, known, known.get("date", "")) else match
-    if match := _first(known, _CLOSE_TIME):
+    if match := _first(by_name, _OPEN_TIME):
+        return by_name["date"] if _clock(table, by_name, by_name.get("date", "")) else match
+    if match := _first(by_name, _CLOSE_TIME):
         raise table.unclear(
             f"only the bars' closes have a time ({match}): shall it be moved to the open?",
             example="--time-is close",
@@ -176,9 +176,9 @@ def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
     return last if last == "__index_level_0__" else ""
 
 
-def _clock(table: Table, known: Mapping[str, str], time: str) -> str:
+def _clock(table: Table, by_name: Mapping[str, str], time: str) -> str:
     """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader, Stooq)."""
-    date, clock = known.get("date", ""), known.get("time", "")
+    date, clock = by_name.get("date", ""), by_name.get("time", "")
     apart = date and clock and time == date and _date_and_clock(table, date, clock)
     return clock if apart else ""
 
@@ -193,15 +193,15 @@ def _date_and_clock(table: Table, date: str, clock: str) -> bool:
     )
 
 
-def _volume(known: Mapping[str, str], symbol: str) -> str:
-    """The base asset's volume. Publishers write two, told apart by the asset in the name."""
-    if "amount" in known and "vol" in known and "volume" not in known:
+def _volume(by_name: Mapping[str, str], symbol: str) -> str:
+    """The base asset's volume. Publishers write two; the asset in the name tells which is which."""
+    if "amount" in by_name and "vol" in by_name and "volume" not in by_name:
         return ""  # one exchange means base by amount, another by vol
-    if exact := _first(known, _NAMES["volume"]):
+    if exact := _first(by_name, _NAMES["volume"]):
         return exact
     dressed = {
         plain: name
-        for plain, name in known.items()
+        for plain, name in by_name.items()
         if plain.startswith("volume") and plain not in _QUOTE_VOLUMES
     }
     base_of = symbol.casefold()

@@ -80,11 +80,11 @@ class Limits:
 
     def changed(self, given: str | Mapping[str, float]) -> Limits:
         """With "frozen_warn=12,spike_z=20" applied; UsageError names what can be set."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        made = dict(known)
+        limits = {field.name: getattr(self, field.name) for field in fields(self)}
+        made = dict(limits)
         for name, value in (_pairs(given) if isinstance(given, str) else given).items():
             try:
-                made[name] = type(known[name])(value)
+                made[name] = type(limits[name])(value)
                 if isinstance(value, bool) or not 0 <= made[name] < float("inf"):
                     raise ValueError
             except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -92,7 +92,7 @@ class Limits:
                 raise UsageError(
                     f"limit {shown!r} is not understood",
                     why="known, with their defaults: "
-                    + ", ".join(f"{key}={default}" for key, default in known.items()),
+                    + ", ".join(f"{key}={default}" for key, default in limits.items()),
                     hint="--limits frozen_warn=12,spike_z=20",
                 ) from error
         return Limits(**made)
@@ -169,7 +169,7 @@ class Accepted:
     reason: str
 
     def covers(self, finding: Finding) -> bool:
-        """Whether this finding is meant."""
+        """Whether this finding is accepted by it."""
         if (finding.check, finding.symbol) != (self.check, self.symbol):
             return False
         if finding.whole is None:
@@ -216,7 +216,7 @@ def judged(findings: Iterable[Finding], accepted: Sequence[Accepted]) -> list[Fi
     """The findings, those that somebody accepted with the level `accepted` and the reason."""
     made = []
     for finding in findings:
-        match = next((one for one in accepted if one.covers(finding)), None)
+        match = next((entry for entry in accepted if entry.covers(finding)), None)
         level = replace(finding, level="accepted", reason=match.reason) if match else finding
         made.append(level)
     return made
@@ -230,8 +230,8 @@ def counted(findings: Sequence[Finding]) -> str:
 
 
 def unused(findings: Sequence[Finding], accepted: Sequence[Accepted]) -> list[Accepted]:
-    """What was accepted and isn't there: a slip in symbol or times, or bars mended since."""
-    return [one for one in accepted if not any(one.covers(finding) for finding in findings)]
+    """What was accepted and isn't there: a wrong symbol or time, or bars corrected since."""
+    return [entry for entry in accepted if not any(entry.covers(finding) for finding in findings)]
 
 
 def record(findings: Sequence[Finding], limits: Limits) -> dict[str, Any]:
@@ -262,7 +262,9 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
 
     Nothing for errors that can't be accepted. The reason is for a person to write.
     """
-    errors = [one for one in findings if one.level == "error" and one.check in ACCEPTABLE]
+    errors = [
+        finding for finding in findings if finding.level == "error" and finding.check in ACCEPTABLE
+    ]
     limits: dict[str, float] = {}
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in errors:
@@ -270,11 +272,11 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
         if finding.allow:
             name, value = finding.allow
             limits[name] = max(limits.get(name, value), value)
-    if any(not one.allow for one in errors):
+    if any(not finding.allow for finding in errors):
         limits = {}  # some have no limit, so none would be enough
     accept = []
     for (check, symbol), several in groups.items():
-        spans = sorted(one.whole for one in several if one.whole)
+        spans = sorted(finding.whole for finding in several if finding.whole)
         if len(spans) > _FEW:
             spans = [(spans[0][0], max(last for _, last in spans))]
         accept += [Accepted(check, symbol, since, until, "WHY") for since, until in spans]
@@ -283,16 +285,16 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
 
 
 def way_out(findings: Sequence[Finding]) -> str:
-    """How to go on where the market was really so, in the words to type; "" where nothing helps.
+    """What to type when the market really was so; "" when nothing can be accepted.
 
     The options are those of `data.verify` and of `python -m macd.app.train`.
     """
     limits, accept = wanted(findings)
     if not accept:
         return ""
-    typed = [f'--accept "{one}"' for one in accept[:_LISTED]]
+    typed = [f'--accept "{entry}"' for entry in accept[:_LISTED]]
     lines = [
-        "if the market was really so, accept it (your reason is kept in run, card and manifest):",
+        "if the market really was so, accept it (run, card and manifest record your reason):",
         *(f"  {text}" for text in typed),
     ]
     if len(accept) > _LISTED:
@@ -301,7 +303,7 @@ def way_out(findings: Sequence[Finding]) -> str:
         text = ",".join(f"{name}={value}" for name, value in limits.items())
         lines += ["or allow as much for all bars:", f"  --limits {text}"]
     lines.append("in an inventory, which data.verify and train both read:")
-    entries = ", ".join(_yaml(one) for one in accept[:_LISTED])
+    entries = ", ".join(_yaml(entry) for entry in accept[:_LISTED])
     lines.append(f"  train: {{accept: [{entries}]}}")
     if limits:
         text = ", ".join(f"{name}: {value}" for name, value in limits.items())
@@ -309,8 +311,8 @@ def way_out(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _yaml(one: Accepted) -> str:
-    values = one.as_json()
+def _yaml(entry: Accepted) -> str:
+    values = entry.as_json()
     values |= {name: f'"{values[name]}"' for name in ("from", "to") if name in values}
     return "{" + ", ".join(f"{name}: {value}" for name, value in values.items()) + "}"
 
@@ -347,7 +349,7 @@ def _time(given: Any, *, end: bool = False) -> datetime | None:
 
 
 def _from_to(findings: Sequence[Finding]) -> dict[str, str | None]:
-    spans = [one.whole for one in findings if one.whole]
+    spans = [finding.whole for finding in findings if finding.whole]
     first = min((since for since, _ in spans), default=None)
     last = max((until for _, until in spans), default=None)
     return {"from": _time_text(first), "to": _time_text(last)}

@@ -227,8 +227,10 @@ def _text(path: Path, text: str) -> Table:
             why=f"header: {_listed(head)}",
             hint="give every column its own name in the first line, and import again",
         )
-    kept = [at for at in range(start, len(lines)) if lines[at].strip() and lines[at][0] != "#"]
-    body = "\n".join(lines[at] for at in kept)
+    data_lines = [
+        at for at in range(start, len(lines)) if lines[at].strip() and lines[at][0] != "#"
+    ]
+    body = "\n".join(lines[at] for at in data_lines)
     try:
         frame = pl.read_csv(
             io.StringIO(body),
@@ -246,7 +248,7 @@ def _text(path: Path, text: str) -> Table:
             hint=f"the lines should have {width} cells, as line {first + 1}: {_listed(head)}",
         ) from error
     frame = frame.with_columns(pl.all().str.strip_chars())
-    return Table(path, frame, header=header, lines=[at + 1 for at in kept])
+    return Table(path, frame, header=header, lines=[at + 1 for at in data_lines])
 
 
 def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:

@@ -39,7 +39,7 @@ class Status:
     """
 
     def __init__(self, flags: Mapping[str, str]) -> None:
-        self._held = threading.Lock()
+        self._lock = threading.Lock()
         self._facts: dict[str, Any] = {
             "status": "starting",
             "release": None,
@@ -59,7 +59,7 @@ class Status:
 
     def set(self, **facts: Any) -> None:
         """Change some of what /healthz says."""
-        with self._held:
+        with self._lock:
             self._facts.update(facts)
 
     def golden(self, outcome: Outcome) -> None:
@@ -72,7 +72,7 @@ class Status:
         self.set(last_error=what[:1000])
 
     def feed(self, state: str, *, arrived: bool = False) -> None:
-        with self._held:
+        with self._lock:
             before = self._facts["feed"]
             at = time.time() if arrived else before["last_arrival"]
             self._facts["feed"] = {"state": state, "last_arrival": at}
@@ -94,7 +94,7 @@ class Status:
 
     def document(self) -> dict[str, Any]:
         """What /healthz answers."""
-        with self._held:
+        with self._lock:
             return dict(self._facts)
 
     def metrics(self) -> bytes:

@@ -74,8 +74,8 @@ class Predictor:
         except TimeoutError as error:
             return self._nothing("timeout", str(error), time.perf_counter() - began)
         except Exception as error:  # features or the models' very plumbing
-            told = f"{type(error).__name__}: {error}"
-            return self._nothing("features", told, time.perf_counter() - began)
+            message = f"{type(error).__name__}: {error}"
+            return self._nothing("features", message, time.perf_counter() - began)
         return self._read(scores, time.perf_counter() - began)
 
     def refuse(self, why: str) -> Prediction:

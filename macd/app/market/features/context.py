@@ -100,8 +100,8 @@ def cross_asset(bars: Candles, other: Candles, symbol: str) -> dict[str, Array]:
 def _at(bars: Candles, other: Candles, values: Array) -> Array:
     """The other asset's values at our timestamps, NaN where it has no such bar."""
     place = np.searchsorted(other.time, bars.time)
-    held = np.append(other.time, -1)[place] == bars.time
-    return np.where(held, np.append(values, np.nan)[place], np.nan)
+    matches = np.append(other.time, -1)[place] == bars.time
+    return np.where(matches, np.append(values, np.nan)[place], np.nan)
 
 
 def _spread(lead: Array) -> Array:

@@ -40,8 +40,8 @@ def price(bars: Candles) -> dict[str, Array]:
     real bars (docs/LOG.md): single returns and blocks of four bars side by side over 48 bars say
     when something happened, which returns to now can't.
     """
-    one = log_return(bars.close)
-    usual = deviation(one, USUAL)
+    returns = log_return(bars.close)
+    usual = deviation(returns, USUAL)
 
     def scaled(n: int, ago: int = 0) -> Array:
         """The log return of the n bars that ended `ago` bars ago, in standard deviations."""
@@ -124,11 +124,11 @@ def volatility(bars: Candles) -> dict[str, Array]:
     Only ratios: a level of volatility names the month it was seen in, and trees learn the month
     (docs/LOG.md has what that cost).
     """
-    one = log_return(bars.close)
+    returns = log_return(bars.close)
     atr = talib.NATR(bars.high, bars.low, bars.close, 14)
     return {
-        "vol_24_168": log_ratio(mean(one * one, 24), mean(one * one, 168)) / 2,
-        "vol_z_168": zscore(np.abs(one), 168),
+        "vol_24_168": log_ratio(mean(returns * returns, 24), mean(returns * returns, 168)) / 2,
+        "vol_z_168": zscore(np.abs(returns), 168),
         "atr_14_48": log_ratio(atr, mean(atr, 48)),
         "bb_place": _bollinger_place(bars.close),
     }
