@@ -34,7 +34,7 @@ class LeakError(MacdError):
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows to train on and later rows to test on, int64 of shape (rows,). The holdout has index -1."""
+    """Rows to train on, later rows to test on: int64, shape (rows,). The holdout's index is -1."""
 
     index: int
     train: Rows
