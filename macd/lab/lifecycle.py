@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import macd
 from macd.errors import MacdError, UsageError
+from macd.host.durable import one_at_a_time
 from macd.lab.processes import end, marked, send
 from macd.lab.state import (
     HOSTS,
@@ -219,15 +219,14 @@ def _need_libraries() -> None:
 def _alone(root: Path) -> Iterator[None]:
     """One lab command at a time for a clone."""
     lab = root / ".lab"
-    try:
-        lab.mkdir(mode=0o700, exist_ok=True)
-        lock = (lab / "lock").open("w")
-    except OSError as error:
-        raise MacdError(
-            f"{lab} can't be written",
-            why=str(error),
-            hint="make the directory writable, or work in a clone that belongs to you",
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            lab.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(one_at_a_time(lab / "lock"))
+        except OSError as error:
+            raise MacdError(
+                f"{lab} can't be written",
+                why=str(error),
+                hint="make the directory writable, or work in a clone that belongs to you",
+            ) from error
         yield

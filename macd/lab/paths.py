@@ -11,8 +11,9 @@ from pathlib import Path
 import asyncssh
 
 from macd.errors import MacdError
+from macd.host.durable import replace_file
 from macd.lab.processes import MARKER
-from macd.lab.state import HOSTS, USERS, write_atomically
+from macd.lab.state import HOSTS, USERS
 
 SIGNER = "lab@macd"
 _NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
@@ -84,7 +85,7 @@ def create(root: Path, private: Path, lab_id: str) -> dict[str, HostPaths]:
             for directory in (host.home, host.bin, host.host_key.parent, host.run):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             _key(host.host_key, f"{name}@lab")
-            write_atomically(host.authorized_keys, operator)
+            _write(host.authorized_keys, operator)
             _tools(host)
             hosts[name] = host
     except OSError as error:
@@ -125,8 +126,8 @@ def write_client_files(
         public = host.host_key.with_suffix(".pub").read_text().split()
         spoken = f"[{address}]:{port}" if port != 22 else address
         lines.append(f"{spoken} {public[0]} {public[1]}\n")
-    write_atomically(lab / "known_hosts", "".join(lines))
-    write_atomically(lab / "ssh_config", "\n".join(blocks))
+    _write(lab / "known_hosts", "".join(lines))
+    _write(lab / "ssh_config", "\n".join(blocks))
 
 
 def refuse_unquotable(path: Path) -> None:
@@ -148,8 +149,8 @@ def _key(path: Path, comment: str) -> str:
     public = path.with_suffix(".pub")
     if not (path.exists() and public.exists()):
         made = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
-        write_atomically(path, made.export_private_key("openssh").decode())
-        write_atomically(public, made.export_public_key("openssh").decode(), mode=0o644)
+        _write(path, made.export_private_key("openssh").decode())
+        _write(public, made.export_public_key("openssh").decode(), mode=0o644)
     return public.read_text()
 
 
@@ -159,7 +160,7 @@ def _signers(lab: Path) -> None:
     for name, namespace in (("release", "release-manifest@macd"), ("gate", "gate-report@macd")):
         public = " ".join(_key(lab / "keys" / name, f"{name}@lab").split()[:2])
         lines.append(f'{SIGNER} namespaces="{namespace}" {public}\n')
-    write_atomically(lab / "allowed_signers", "".join(lines))
+    _write(lab / "allowed_signers", "".join(lines))
 
 
 def _tools(host: HostPaths) -> None:
@@ -177,4 +178,8 @@ def _tools(host: HostPaths) -> None:
 
 
 def _script(path: Path, body: str) -> None:
-    write_atomically(path, f"#!/bin/sh\n{body}\n", mode=0o755)
+    _write(path, f"#!/bin/sh\n{body}\n", mode=0o755)
+
+
+def _write(path: Path, text: str, *, mode: int = 0o600) -> None:
+    replace_file(path, text.encode(), mode=mode)

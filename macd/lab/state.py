@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
+from macd.host.durable import replace_file
 from macd.lab.processes import is_running
 
 HOSTS = ("jump", "h800", "prod")
@@ -143,18 +142,8 @@ def read_record(root: Path) -> Record | None:
 
 
 def write_record(root: Path, record: Record) -> None:
-    write_atomically(record_path(root), json.dumps(asdict(record), indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write so that a reader sees the old text or the new one, never half of it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    text = json.dumps(asdict(record), indent=2) + "\n"
+    replace_file(record_path(root), text.encode(), mode=0o600)
 
 
 def host_from(fields: dict[str, Any]) -> HostState:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from macd.app.market.bars import COLUMNS, step_ms
+from macd.app.market.bars import COLUMNS, grid_origin, step_ms
 from macd.app.market.findings import Finding, Level, Limits, Mask, Millis, moment, runs
 
 __all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
@@ -327,8 +327,6 @@ def _clock(series: _Series, at: int) -> str:
 
 
 HOUR = 3_600_000
-WEEK = 604_800_000
-MONDAY = 345_600_000  # the epoch was a Thursday; weekly bars open on Monday
 
 
 @dataclass(frozen=True)
@@ -389,7 +387,7 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
     if len(in_time) < 2:
         return
     # Counted in slots of the grid, so that a bar stamped late is misaligned, and no gap as well.
-    slots = (in_time - _anchor(step)) // step
+    slots = (in_time - grid_origin(step)) // step
     missing = np.diff(slots) - 1
     for at in np.flatnonzero(missing > 0):
         count = int(missing[at])
@@ -417,7 +415,7 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
 
 
 def _misaligned(stamps: Millis, step: int) -> Iterator[Finding]:
-    offset = (stamps - _anchor(step)) % step
+    offset = (stamps - grid_origin(step)) % step
     for start, stop in runs(offset != 0):
         shifts = np.unique(offset[start:stop])
         detail = f"{_rows(start, stop - 1)} not on the timeframe's grid"
@@ -472,10 +470,6 @@ def _not_yet(stamps: Millis, step: int, now: datetime) -> Iterator[Finding]:
         left = timedelta(milliseconds=int(stamps[row]) + step - clock)
         detail = f"this bar closes in {str(left).split('.', maxsplit=1)[0]}: its values will change"
         yield Finding("unfinished", "error", int(row), moment(stamps[row]), detail)
-
-
-def _anchor(step: int) -> int:
-    return MONDAY if step % WEEK == 0 else 0
 
 
 def _rows(first: int, last: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from macd.app.market.bars import SCHEMA, read_bars, step_ms, symbol_name, write_bars
+from macd.app.market.bars import SCHEMA, grid_origin, read_bars, step_ms, symbol_name, write_bars
 from macd.app.market.exchange import Asking, Exchange
 from macd.app.market.findings import moment
 from macd.app.market.importing import merge
@@ -148,8 +148,7 @@ def _bounds(
             why=f"there are no bars at {path} to go on from",
             hint="--since 2023-01-01",
         )
-    # Weekly bars open on Mondays and not at a multiple since the epoch; the exchange's grid counts.
-    origin = 345_600_000 if step % 604_800_000 == 0 else 0
+    origin = grid_origin(step)
     stored_first = int(stored["timestamp"].to_physical()[0]) if stored.height else 0
     since = int(wanted.since.timestamp() * 1000) if wanted.since else stored_first
     clock = int(now.timestamp() * 1000)
