@@ -44,7 +44,7 @@ test: $(READY) check docs
 
 test-full: $(READY) check
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest $(SPREAD)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(SPREAD)
 
 lock: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

@@ -42,7 +42,7 @@ import sys, time
 app, release, old = sys.argv[1:]
 sys.path.insert(0, app + "/bin/macd-host.pyz")
 import json
-from macd.host.deploy.probe import ProbeError, ask
+from macd.host.deploy.health import ProbeError, ask
 endpoint = json.load(open(app + "/service.json"))["endpoint"]
 print("polling", flush=True)
 deadline = time.time() + 120

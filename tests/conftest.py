@@ -7,9 +7,15 @@ from hypothesis import HealthCheck, settings
 
 from macd.cli import interrupts
 
-# A busy machine is no defect.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# No deadline: a busy machine is no defect. `make test-full` asks for the thorough profile.
+for profile, examples in (("quick", 30), ("thorough", 300)):
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("quick")
 
 for name in ("MACD_INVENTORY", "MACD_ROOT"):  # an operator's own must not steer the commands typed
     os.environ.pop(name, None)

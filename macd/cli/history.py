@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
 from macd.cli.verb import confirm, emit, verb
 from macd.errors import ExitCode, UsageError
-from macd.journal import Journal, JournalError, Record
+from macd.host.record import Record
+from macd.journal import Journal, JournalError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory

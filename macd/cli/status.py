@@ -13,8 +13,8 @@ from macd.errors import ExitCode
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
+    from macd.host.record import Record
     from macd.inventory import Host
-    from macd.journal import Record
 
 _COMMON = {
     "env": "act on the hosts of this environment (default: prod)",

@@ -19,8 +19,8 @@ from typing import Any, Self
 from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
-from macd.host.deploy.confirmation import WAITING
-from macd.host.deploy.proving import CHECK_TIMEOUT_S
+from macd.host.deploy.activation import WAITING
+from macd.host.deploy.health import CHECK_TIMEOUT_S
 from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session

@@ -214,7 +214,7 @@ def _problems(
 
 
 def _flags_refused(found: HostState) -> list[Problem]:
-    """What the host would say of its flags file (macd/host/deploy/admission.py)."""
+    """What the host would say of its flags file (macd/host/deploy/operations.py)."""
     try:
         envfile.parse(found.env or "")
     except envfile.EnvFileError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macd.deploy.state import HostState
-from macd.journal import Record
+from macd.host.record import Record
 
 # The kinds of records that say what a host told is live on it. Others end too: the guard's watch.
 ENDS = ("deploy.ended", "rollback.ended")

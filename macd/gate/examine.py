@@ -24,7 +24,7 @@ def examine(host: Host, inventory: Inventory) -> Case:
     with open_session(host, inventory, modules=_MODULES) as session:
         question = state.ask(session, host, inventory)
         asked = session.submit(
-            "deploy.diagnose",
+            "checkup",
             app=host.app_dir,
             unit=f"{host.unit}.service",
             scope=host.scope,

@@ -1,19 +1,31 @@
-"""The host's own journal: what happened here, each record carrying the hash of the one before.
+"""A journal that nobody can quietly change: append-only JSON lines, each with the hash of the last.
 
-The very form of the operator's journal (macd/journal.py reads a copy of it): canonical JSON lines
-{seq, time, kind, fields, prev, hash}. Unlike there, a line torn by a power cut is moved aside at
-once and that is recorded, because nobody may be there to do it and a revert must not wait. For the
-same reason a journal whose last record was changed is set aside whole, and a new one begun that
-says so: what was there stays for whoever looks into it.
+One line is one record in canonical JSON: seq (1, 2, ...), time, kind, fields, prev (the hash of the
+record before) and hash (SHA-256 over the other five). A record is on the disk before an append
+returns. Two kinds of damage are told apart. A torn tail is a last line without its line end: a
+write that a power cut or a full disk stopped, so its append never returned. Anything else is
+tampering or a broken disk.
+
+This is the one implementation of that file, for the host and for the operator (macd/journal.py).
+They differ in what they do about damage, and only in that. The operator's journal waits for a
+person. The host's heals itself, because nobody may be there and a revert must not wait: `append`
+moves a torn line aside and records that it did. It sets a journal whose last record was changed
+aside as a whole, and begins a new one that says so.
+
+What a chain alone cannot show: records removed from the END, and a journal rewritten whole. Compare
+the last hash with a copy kept elsewhere to see those.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,18 +35,190 @@ from macd.host.layout import Layout
 FIRST_PREV = "0" * 64
 TORN_MOVED = "journal.torn-tail-moved"
 SET_ASIDE = "journal.damaged-set-aside"
+_KEYS = frozenset({"seq", "time", "kind", "fields", "prev", "hash"})
 _BLOCK = 64 * 1024
 _MOST = 32 * 1024  # bytes of a record's fields: half of what earlier versions read back
 _SHORTER = (4000, 1000, 200, 40)  # characters of each text, until all of them together fit
 
 
-class _DamagedError(Exception):
-    """The last whole record is not what was written."""
+@dataclass(frozen=True)
+class Record:
+    """One thing that happened. `time` is UTC; `fields` holds what JSON can hold."""
+
+    seq: int
+    time: datetime
+    kind: str
+    fields: dict[str, Any]
+    prev: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Where a journal stops being sound: at record number `record`. `torn`: its unfinished line."""
+
+    record: int
+    reason: str
+    torn: bytes = b""
+
+
+Last = tuple[int, str]  # seq and hash of the last record
+_NONE: Last = (0, FIRST_PREV)
 
 
 def canonical(value: Any) -> bytes:
     """The bytes that are hashed and written."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse(data: bytes) -> tuple[list[Record], Damage | None]:
+    """The records of a whole journal, and what is wrong behind the last sound one."""
+    *lines, tail = data.split(b"\n")
+    records: list[Record] = []
+    for line in lines:
+        try:
+            records.append(decode(line, last_of(records)))
+        except ValueError as error:
+            return records, Damage(len(records) + 1, str(error))
+    if not tail:
+        return records, None
+    reason = (
+        f"the last line ends after {len(tail)} bytes without its line end: writing it was cut short"
+    )
+    return records, Damage(len(records) + 1, reason, tail)
+
+
+def last_of(records: list[Record]) -> Last:
+    """What the next record goes on from."""
+    return (records[-1].seq, records[-1].hash) if records else _NONE
+
+
+def decode(line: bytes, last: Last) -> Record:
+    """The record of one line. Raises ValueError that says what is wrong with it."""
+    document = _document(line)
+    if document["seq"] != last[0] + 1:
+        raise ValueError(f"it is numbered {document['seq']}: records were removed or reordered")
+    if document["prev"] != last[1]:
+        raise ValueError("it does not follow from the record before, which was replaced")
+    return Record(**{**document, "time": datetime.fromisoformat(str(document["time"]))})
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    """A line that is as it was written, wherever it stands. Raises ValueError."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("the line is not JSON") from None
+    if not isinstance(document, dict) or document.keys() != _KEYS:
+        raise ValueError(f"the line does not hold exactly {', '.join(sorted(_KEYS))}")
+    body = {key: value for key, value in document.items() if key != "hash"}
+    if document["hash"] != _hash(body) or canonical(document) != line:
+        raise ValueError("its content does not match its hash: it was changed after it was written")
+    if not isinstance(document["kind"], str) or not isinstance(document["fields"], dict):
+        raise ValueError("kind is not a string or fields is not an object")
+    return document
+
+
+def _hash(body: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+def write(
+    descriptor: int, path: str, last: Last, kind: str, fields: dict[str, Any], now: datetime
+) -> Record:
+    """Add a record behind `last`, durably; the caller holds the lock.
+
+    Raises:
+        OSError: the disk refuses; the journal is as it was.
+        TypeError, ValueError: JSON can't hold the fields, or `now` carries no timezone.
+    """
+    if now.tzinfo is None:
+        raise ValueError("now must carry a timezone")
+    body = {
+        "seq": last[0] + 1,
+        "time": now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "kind": kind,
+        "fields": fields,
+        "prev": last[1],
+    }
+    # Through JSON once, so that what is hashed and returned is what a reader will see.
+    body = json.loads(canonical(body))
+    line = canonical({**body, "hash": _hash(body)})
+    record = decode(line, last)
+    size = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, line + b"\n")
+        if written <= len(line):
+            raise OSError(f"only {written} of {len(line) + 1} bytes fitted")
+        _sync(descriptor)
+        # Each time: the process that made the file may have died before it got here.
+        durable.sync_directory(os.path.dirname(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)  # ours alone, under the lock
+            _sync(descriptor)
+        raise
+    return record
+
+
+def move_aside(
+    descriptor: int, path: str, part: bytes, keep: int, infix: str
+) -> tuple[str, dict[str, Any]]:
+    """Move what stands behind the first `keep` bytes to a file beside the journal.
+
+    The file's name carries the hash of its content, so a move that was killed half-way ends the
+    same. Returns the file's path, and the fields of the record that tells of it.
+    """
+    sha256 = hashlib.sha256(part).hexdigest()
+    aside = f"{path}.{infix}-{sha256[:8]}"
+    durable.replace_file(aside, part)
+    os.ftruncate(descriptor, keep)
+    _sync(descriptor)
+    return aside, {"bytes": len(part), "sha256": sha256, "moved_to": os.path.basename(aside)}
+
+
+@contextlib.contextmanager
+def locked(descriptor: int, how: int, wait_s: float | None = None) -> Iterator[None]:
+    """Hold the lock of an open journal; close it at the end, which also unlocks it.
+
+    Raises TimeoutError when another process holds it for `wait_s`; None waits as long as it takes.
+    """
+    try:
+        if wait_s is None:
+            fcntl.flock(descriptor, how)
+        else:
+            _wait_for_lock(descriptor, how, time.monotonic() + wait_s)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, how: int, deadline: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(0.01)
+
+
+def read_all(descriptor: int) -> bytes:
+    """The whole file, wherever the descriptor stands."""
+    parts, offset = [], 0
+    while part := os.pread(descriptor, 1 << 20, offset):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _sync(descriptor: int) -> None:
+    # On macOS fsync stops at the drive's cache.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        fcntl.fcntl(descriptor, full)
+    else:
+        os.fsync(descriptor)
 
 
 def recorder(layout: Layout) -> Callable[[str, dict[str, object]], None]:
@@ -49,7 +233,7 @@ def recorder(layout: Layout) -> Callable[[str, dict[str, object]], None]:
 
 def newest(layout: Layout, kind: str, *, since: float) -> dict[str, Any] | None:
     """The fields of the newest record of a kind, unless it is older than `since` (epoch)."""
-    begun = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
+    start = datetime.fromtimestamp(since, UTC).isoformat(timespec="microseconds")
     try:
         with open(layout.state("journal.jsonl"), "rb") as file:
             lines = file.read().splitlines()
@@ -57,36 +241,37 @@ def newest(layout: Layout, kind: str, *, since: float) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            found = json.loads(line)
-            if found["time"] < begun:
+            document = json.loads(line)
+            if document["time"] < start:
                 return None
-            if found["kind"] == kind:
-                return dict(found["fields"])
+            if document["kind"] == kind:
+                return dict(document["fields"])
         except (ValueError, KeyError, TypeError):
             continue  # torn or edited: it proves nothing
     return None
 
 
 def append(path: str, kind: str, fields: dict[str, Any], *, now: datetime) -> None:
-    """Add one record; it is on the disk when this returns. Nothing follows an edited record.
+    """Add one record to a host's journal, whatever state it is in; it is on the disk on return.
 
-    Whatever the fields hold, they are recorded: what is too long is cut, and says so.
+    Whatever the fields hold, they are recorded: what is too long is cut, and says so. Only the last
+    line is read, so that a long journal costs no time.
     """
     fields = _fitting(fields)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        torn = _cut_torn_tail(descriptor, path)
-        last, damaged = _last_sound(descriptor, path)
-        if damaged:
-            last = _write(descriptor, last, SET_ASIDE, damaged, now)
-        if torn:
-            last = _write(descriptor, last, TORN_MOVED, torn, now)
-        _write(descriptor, last, kind, fields, now)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    durable.sync_directory(os.path.dirname(path))
+    with locked(descriptor, fcntl.LOCK_EX):
+        notes: list[tuple[str, dict[str, Any]]] = []
+        size = os.fstat(descriptor).st_size
+        if torn := _line_before(descriptor, size):
+            size -= len(torn)
+            notes = [(TORN_MOVED, move_aside(descriptor, path, torn, size, "torn")[1])]
+        last = _last(descriptor, size)
+        if last is None:
+            whole = read_all(descriptor)
+            notes.insert(0, (SET_ASIDE, move_aside(descriptor, path, whole, 0, "damaged")[1]))
+            last = _NONE
+        for what, about in (*notes, (kind, fields)):
+            last = last_of([write(descriptor, path, last, what, about, now)])
 
 
 def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
@@ -99,66 +284,18 @@ def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
         shorter: dict[str, Any] = untrusted.document(fields, most)
         if len(canonical(shorter)) <= _MOST:
             return shorter
-    return {"cut": "%d fields that are too long together" % len(fields)}
+    return {"cut": f"{len(fields)} fields that are too long together"}
 
 
-def _write(
-    descriptor: int, last: dict[str, Any], kind: str, fields: dict[str, Any], now: datetime
-) -> dict[str, Any]:
-    body = {
-        "seq": last["seq"] + 1,
-        "time": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        "kind": kind,
-        "fields": fields,
-        "prev": last["hash"],
-    }
-    record = {**body, "hash": hashlib.sha256(canonical(body)).hexdigest()}
-    durable.write_all(descriptor, canonical(record) + b"\n")
-    return record
-
-
-def _cut_torn_tail(descriptor: int, path: str) -> dict[str, Any]:
-    size = os.fstat(descriptor).st_size
-    torn = _line_before(descriptor, size)
-    if not torn:
-        return {}
-    sha256 = hashlib.sha256(torn).hexdigest()
-    aside = f"{path}.torn-{sha256[:8]}"
-    durable.replace_file(aside, torn)
-    os.ftruncate(descriptor, size - len(torn))
-    os.fsync(descriptor)
-    return {"bytes": len(torn), "sha256": sha256, "moved_to": os.path.basename(aside)}
-
-
-def _last_sound(descriptor: int, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record to go on from, and where a journal was put that can't be gone on with."""
-    try:
-        return _last(descriptor), {}
-    except _DamagedError:
-        pass
-    size = os.fstat(descriptor).st_size
-    whole = b"".join(os.pread(descriptor, _BLOCK, at) for at in range(0, size, _BLOCK))
-    sha256 = hashlib.sha256(whole).hexdigest()
-    aside = f"{path}.damaged-{sha256[:8]}"
-    durable.replace_file(aside, whole)
-    os.ftruncate(descriptor, 0)
-    os.fsync(descriptor)
-    told = {"bytes": size, "sha256": sha256, "moved_to": os.path.basename(aside)}
-    return _last(descriptor), told
-
-
-def _last(descriptor: int) -> dict[str, Any]:
-    size = os.fstat(descriptor).st_size
+def _last(descriptor: int, size: int) -> Last | None:
+    """Of the last record, in a journal of `size` bytes; None: it is not what was written."""
     if size == 0:
-        return {"seq": 0, "hash": FIRST_PREV}
-    try:
-        record = json.loads(_line_before(descriptor, size - 1))
-        body = {key: value for key, value in record.items() if key != "hash"}
-        if record["hash"] == hashlib.sha256(canonical(body)).hexdigest():
-            return dict(record)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise _DamagedError
+        return _NONE
+    with contextlib.suppress(ValueError):
+        document = _document(_line_before(descriptor, size - 1))
+        if isinstance(document["seq"], int):
+            return document["seq"], document["hash"]
+    return None
 
 
 def _line_before(descriptor: int, end: int) -> bytes:

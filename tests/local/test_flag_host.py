@@ -54,7 +54,7 @@ asked = json.load(sys.stdin)
 for name in ("report", "signature"):
     asked[name] = bytes.fromhex(asked[name])
 sys.addaudithook(watch)
-print(flags.set_flag(**asked)["outcome"])
+print(flag.set_flag(**asked)["outcome"])
 """
 
 

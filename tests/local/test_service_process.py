@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from macd.host.deploy import probe
+from macd.host.deploy import health
 from tests.support.deployed_app import App, make_app
 
 PATIENCE_S = 90
@@ -63,8 +63,8 @@ def until(true: Callable[[], Any], process: subprocess.Popen[str] | None = None)
 
 def answer(app: App) -> dict[str, Any]:
     try:
-        return probe.ask(app.endpoint)
-    except probe.ProbeError:
+        return health.ask(app.endpoint)
+    except health.ProbeError:
         return {}
 
 

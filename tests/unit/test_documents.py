@@ -29,10 +29,16 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SOURCES = sorted((ROOT / "macd").rglob("*.py"))
+MODULES = {
+    path.name for name in ("macd", "tests", "benchmarks") for path in (ROOT / name).rglob("*.py")
+}
+MODULES.add("tasks.py")
 _COMMAND = re.compile(r"invoke (?:--help )?([a-z][a-z-]*(?:\.[a-z]+)?)\b")
 _WITH_OPTIONS = re.compile(r"invoke ([a-z][a-z-]*(?:\.[a-z]+)?)((?: [^\n`;#&|]*)?)")
 _SPAN = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(?:macd|tests|docs|benchmarks|templates|inventory)/[^\s:]*")
+_MODULE = re.compile(r"[a-z_]+\.py\b")
+_NOT_OURS = {"serve.py"}  # of a release
 _VERB = re.compile(r"([a-z]+)\.[a-z]+")
 _MAKE = re.compile(r"(?:`|^    )make ([a-z][a-z-]*)", re.MULTILINE)
 # Fields of the service's log lines, which `data.` begins as it does commands.
@@ -91,6 +97,12 @@ def test_paths_that_are_named_exist(page: Path) -> None:
     named = [match[0] for span in _SPAN.findall(page.read_text()) if (match := _OURS.match(span))]
     gone = [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
     assert gone == [], f"{page.name} names {gone}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_are_named_without_their_room_exist(page: Path) -> None:
+    named = {match[0] for span in _SPAN.findall(page.read_text()) if (match := _MODULE.match(span))}
+    assert named - MODULES - _NOT_OURS == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,9 +1,17 @@
-"""Bars become what the fits see: features, labels, folds; the same for real and surrogate bars."""
+"""Bars become what models are trained on: checked bars, features, labels, folds.
+
+The features, labels and folds of real bars and of sign-randomised bars come from the same code.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,12 +19,23 @@ from numpy.typing import NDArray
 
 from macd.app.market import bars as market_bars
 from macd.app.market import features, splits
-from macd.app.market.labels import direction, forward_returns
+from macd.app.market.checks import Finding, Limits, check_all
+from macd.app.market.findings import judged, way_out
+from macd.app.market.labels import HORIZONS, direction, forward_returns
 from macd.app.train.fitdata import Floats
 from macd.app.train.nets import SEQ
 from macd.app.train.settings import Settings
-from macd.errors import MacdError
+from macd.app.train.stacking import MIN_SAMPLES
+from macd.errors import MacdError, RefusedError, UsageError
 from macd.heads import GUIDE
+from macd.host.durable import replace_file
+
+LEAST_EACH = 10  # ups, and downs, in every train and test part; fewer give no figure
+_SHOWN = 10
+_SHOW_ALL = (
+    "invoke data.verify --symbol {symbols} --tf {s.tf} --data {s.data} shows all of them and how "
+    "to correct each; nothing is repaired silently"
+)
 
 
 @dataclass(frozen=True)
@@ -57,11 +76,43 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows teach and which judge: the folds, and the holdout behind them."""
+    """The train/test split: the walk-forward folds, and the holdout after them."""
 
     folds: tuple[splits.Fold, ...]
     holdout: splits.Fold
     embargo: int
+
+
+def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
+    """All findings about the bars of a training, written to `path` as JSON; no bar is changed.
+
+    Raises MacdError when one of them is an error that the settings don't accept.
+    """
+    main = market_bars.symbol_name(settings.symbol)
+    symbols = [main, *(market_bars.symbol_name(name) for name in settings.cross)]
+    frames = {
+        symbol: market_bars.read_rows(market_bars.bars_path(settings.data, symbol, settings.tf))
+        for symbol in symbols
+    }
+    limits = Limits().changed(settings.limits)
+    findings = judged(
+        check_all(frames, main=main, tf=settings.tf, now=now, limits=limits), settings.accept
+    )
+    document = [_plain(finding) for finding in findings]
+    replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), parents=True)
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+        raise MacdError(
+            f"the bars have {len(errors)} error{'s' if len(errors) > 1 else ''}",
+            why="\n".join(f"{finding.symbol} {finding}" for finding in errors[:_SHOWN]) + more,
+            hint="\n".join(
+                filter(
+                    None, (_SHOW_ALL.format(symbols=",".join(symbols), s=settings), way_out(errors))
+                )
+            ),
+        )
+    return findings
 
 
 def read(settings: Settings) -> Bars:
@@ -127,8 +178,107 @@ def plan_rows(
     return Plan(tuple(made), behind, embargo)
 
 
+def require_moves(data: Dataset, plan: Plan, min_move: float, *, stacking: int) -> None:
+    """Raise unless enough bars move more than min_move, before anything is fitted.
+
+    UsageError names a min_move that works. RefusedError: only stacking lacks samples, whatever
+    min_move is.
+    stacking: how many out-of-fold moves the meta-model asks for; 0 where none is trained.
+    """
+    lacking = _lacking(data.returns, plan, min_move, stacking)
+    if not lacking:
+        return
+    bars, why = lacking
+    moves = np.abs(data.returns[data.first :, HORIZONS.index(bars)])
+    known = moves[np.isfinite(moves)]
+    count, median = int((known > min_move).sum()), float(np.median(known)) if len(known) else 0.0
+    what = (
+        f"only {count:,} of {len(known):,} bars moved more than min_move {100 * min_move:g} % "
+        f"within {bars} bars (median move {100 * median:.2g} %)"
+    )
+    working = _working(data.returns, plan, min(min_move, median), stacking)
+    if working is not None:
+        raise UsageError(
+            what, why=why, hint=f"--min-move {_typed(working)} (train.min_move in an inventory)"
+        )
+    _, least = _lacking(data.returns, plan, 0.0, stacking) or (bars, why)
+    enough = not _lacking(data.returns, plan, min_move, 0)
+    alone = min_move if enough else _working(data.returns, plan, min(min_move, median), 0)
+    if alone is not None:
+        most = min(
+            _test_moves(direction(data.returns, alone), plan, k) for k in range(len(HORIZONS))
+        )
+        fewer = f"set {MIN_SAMPLES} to at most {most}"
+        if not enough:
+            hint = f"--min-move {_typed(alone)}, and {fewer} or bring more bars"
+            raise UsageError(what, why=f"with --min-move 0: {least}", hint=hint)
+        raise RefusedError(
+            f"stacking needs {stacking} out-of-fold samples, and these bars don't hold as many",
+            why=f"{what}\nwith all moves, which is --min-move 0: {least}",
+            hint=f"train on more bars, or {fewer}",
+        )
+    raise UsageError(
+        f"{len(data) - data.first:,} bars are too few to train on, or their prices hardly move",
+        why=f"{what}\nwith all moves, which is --min-move 0: {least}",
+        hint="bring more bars: invoke data.import, or invoke data.fetch",
+    )
+
+
+def _lacking(
+    returns: NDArray[np.float64], plan: Plan, min_move: float, stacking: int
+) -> tuple[int, str] | None:
+    """The horizon in bars that has too little at this min_move, and what is too little; or None."""
+    y = direction(returns, min_move)
+    parts = [(f"fold {fold.index}", fold) for fold in plan.folds] + [("the holdout", plan.holdout)]
+    for k, bars in enumerate(HORIZONS):
+        for name, fold in parts:
+            for doing, rows in (("trains on", fold.train), ("is tested on", fold.test)):
+                ups, downs = (int((y[rows, k] == label).sum()) for label in (1.0, 0.0))
+                if min(ups, downs) < LEAST_EACH:
+                    text = (
+                        f"{name} {doing} {ups:,} ups and {downs:,} downs, and {LEAST_EACH} of each"
+                    )
+                    return bars, f"{text} are the least"
+        tested = _test_moves(y, plan, k)
+        if tested < stacking:
+            return bars, f"stacking asks for {stacking:,} out-of-fold moves, there are {tested:,}"
+    return None
+
+
+def _test_moves(y: NDArray[np.float64], plan: Plan, k: int) -> int:
+    """Out-of-fold moves of one head: those that stacking is fitted on."""
+    return sum(int(np.isfinite(y[fold.test, k]).sum()) for fold in plan.folds)
+
+
+def _working(returns: NDArray[np.float64], plan: Plan, start: float, stacking: int) -> float | None:
+    """The largest round number, from `start` down, that is enough; 0 is tried last."""
+    size = 10.0 ** math.floor(math.log10(start)) if start > 0 else 0.0
+    tried = [round(step * size / scale, 12) for scale in (1, 10, 100) for step in range(9, 0, -1)]
+    for value in [*(value for value in tried if 0 < value <= start), 0.0]:
+        if not _lacking(returns, plan, value, stacking):
+            return value
+    return None
+
+
+def _typed(value: float) -> str:
+    """As people type it: without an exponent."""
+    return f"{value:.12f}".rstrip("0").rstrip(".") or "0"
+
+
 def trailing_volatility(close: NDArray[np.float64], span: int = 24) -> NDArray[np.float64]:
     """Standard deviation of the last `span` log returns, bar t included; NaN before that."""
     steps = np.diff(np.log(close), prepend=np.nan)
     out = pl.Series(steps).fill_nan(None).rolling_std(span).to_numpy()
     return np.asarray(out, dtype=np.float64)
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    return {
+        "symbol": finding.symbol,
+        "check": finding.check,
+        "level": finding.level,
+        "row": finding.row,
+        "time": finding.time.isoformat() if finding.time else None,
+        "detail": finding.detail,
+        **({"reason": finding.reason} if finding.reason else {}),
+    }

@@ -1,7 +1,14 @@
-"""The one value every model is fitted on, so that no model can see more than its fold allows."""
+"""What one fit is given, and the proof that it was given nothing else.
+
+FitData is the only value a model is fitted on. Leaks often barely move an AUC, so each fit leaves a
+record of the rows in its FitData: the record is taken from the very values that go into `fit`,
+never from the plan. What a fit was not given it can't use for scaling, selection, early stopping or
+calibration.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.app.market.labels import HORIZONS
+from macd.app.market.splits import Fold, LeakError, assert_purged
 from macd.errors import MacdError
 from macd.heads import GUIDE
 
@@ -62,7 +70,7 @@ class FitData:
             if rows is not None and (len(rows) == 0 or rows.min() < 0 or rows.max() >= n):
                 return f"{name} is empty or reaches outside the {n} bars"
         if self.stop_rows is not None and np.intersect1d(self.rows, self.stop_rows).size:
-            return "stop_rows overlap the training rows: early stopping would judge what it learnt"
+            return "stop_rows overlap the training rows: early stopping would use training rows"
         return ""
 
     def class_weights(self, rows: Rows) -> Floats:
@@ -77,11 +85,100 @@ class FitData:
         return np.stack([0.5 / (1 - up), 0.5 / up]).astype(np.float32)
 
     def digest(self) -> str:
-        """SHA-256 of all that a fit may look at; later bars, which it may not, don't change it."""
+        """SHA-256 of all that a fit may use; later bars, which it may not use, don't change it."""
         seen = self.rows if self.stop_rows is None else np.concatenate([self.rows, self.stop_rows])
         stop = np.empty(0, np.int64) if self.stop_rows is None else self.stop_rows
-        ours = hashlib.sha256(repr((self.X.shape[1], self.features)).encode())
+        total = hashlib.sha256(repr((self.X.shape[1], self.features)).encode())
         for part in (self.X[: seen.max() + 1], self.rows, stop, self.y[seen]):
-            ours.update(str(part.shape).encode())
-            ours.update(np.ascontiguousarray(part).tobytes())
-        return ours.hexdigest()
+            total.update(str(part.shape).encode())
+            total.update(np.ascontiguousarray(part).tobytes())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Rows given to one fit, by first and last, and the rows it predicted afterwards.
+
+    available: bars of X given, so the last visible row is available - 1.
+    labelled_last: the last row whose label was given.
+    outside: labels given on rows that are neither trained on nor used for early stopping.
+    """
+
+    train_first: int
+    train_last: int
+    train_n: int
+    ordered: bool
+    stop_first: int | None
+    stop_last: int | None
+    available: int
+    labelled_last: int
+    outside: int
+    test_first: int
+    test_last: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def observe(data: FitData, test: Rows) -> Provenance:
+    """The record of a fit on `data` whose predictions are made for `test`."""
+    labelled = np.flatnonzero(~np.isnan(data.y).all(axis=1))
+    used = data.rows if data.stop_rows is None else np.union1d(data.rows, data.stop_rows)
+    stop = data.stop_rows
+    return Provenance(
+        train_first=int(data.rows.min()),
+        train_last=int(data.rows.max()),
+        train_n=len(data.rows),
+        ordered=bool(np.all(np.diff(data.rows) > 0)),
+        stop_first=None if stop is None else int(stop.min()),
+        stop_last=None if stop is None else int(stop.max()),
+        available=len(data.X),
+        labelled_last=int(labelled.max()) if labelled.size else -1,
+        outside=int(np.setdiff1d(labelled, used).size),
+        test_first=int(test.min()),
+        test_last=int(test.max()),
+    )
+
+
+def verify_provenance(seen: Provenance, fold: Fold, embargo: int) -> None:
+    """Raise LeakError unless the fit stayed inside the training part of its purged fold."""
+    assert_purged(fold, embargo=embargo)
+    limit = int(fold.train[-1])
+    where = "before the holdout" if fold.index < 0 else f"of fold {fold.index}"
+    problems = [
+        (not seen.ordered, "the training rows are not in time order"),
+        (
+            seen.available > limit + 1,
+            f"bars up to row {seen.available - 1} were given to the fit, the training part ends at "
+            f"{limit}: scaling or selection could use bars it is tested on",
+        ),
+        (
+            seen.labelled_last > limit or seen.outside > 0,
+            f"labels up to row {seen.labelled_last} were given to the fit",
+        ),
+        (
+            seen.train_first < fold.train[0] or seen.train_last > limit,
+            f"trained on rows {seen.train_first} to {seen.train_last}",
+        ),
+        (
+            seen.stop_last is not None and seen.stop_last > limit,
+            f"early stopping used rows {seen.stop_first} to {seen.stop_last}",
+        ),
+        (
+            seen.stop_first is not None and seen.stop_first - seen.train_last <= embargo,
+            f"early stopping starts at row {seen.stop_first}; at least {embargo} rows must lie "
+            f"between it and the last row trained on, {seen.train_last}",
+        ),
+        (
+            seen.test_first - max(seen.train_last, seen.stop_last or 0) <= embargo,
+            f"tested from row {seen.test_first}, which is within the embargo of {embargo} rows",
+        ),
+    ]
+    violations = [text for wrong, text in problems if wrong]
+    if violations:
+        raise LeakError(
+            f"a fit {where} left its training part (rows {int(fold.train[0])} to {limit})",
+            why="\n".join(violations),
+            hint="this is a defect in the pipeline: its figures can not be trusted",
+        )

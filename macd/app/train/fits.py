@@ -1,6 +1,6 @@
-"""Do one fit inside its fold, and all fits of a stage: cached, side by side, checked for leaks.
+"""One fit inside its fold, and all fits of a stage: cached, side by side, checked for leaks.
 
-A task names rows; `run_task` hands the model only the bars up to the last training row and only the
+A task names rows. `run_task` gives the model only the bars up to the last training row and only the
 labels of its rows, so a leak needs a defect here, and the record taken here shows it.
 """
 
@@ -24,10 +24,16 @@ from macd.app.market.splits import Fold
 from macd.app.train import engine
 from macd.app.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
 from macd.app.train.events import Events
-from macd.app.train.fitdata import FitData, Floats, Rows
+from macd.app.train.fitdata import (
+    FitData,
+    Floats,
+    Provenance,
+    Rows,
+    observe,
+    verify_provenance,
+)
 from macd.app.train.metrics import auc
 from macd.app.train.nets import SEQ
-from macd.app.train.provenance import Provenance, observe, verify
 from macd.errors import MacdError
 from macd.heads import head_names
 
@@ -57,7 +63,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Task:
-    """One fit: a model family on the training rows of a fold, judged on its test rows.
+    """One fit: a model family on the training rows of a fold, tested on its test rows.
 
     stop: rows for early stopping, a part of fold.train kept out of `rows`, or None.
     keep: also return the model's files.
@@ -85,13 +91,13 @@ class Task:
         return _WEIGHT[self.family] * epochs * self.samples_an_epoch(len(self.rows)) / 1000
 
     def samples_an_epoch(self, rows: int) -> int:
-        """How many of the training rows one epoch looks at; LightGBM has one epoch."""
+        """How many of the training rows one epoch uses; LightGBM has one epoch."""
         loop = getattr(self.params, "loop", None)
         return min(rows, getattr(loop, "rows_per_epoch", 0) or rows)
 
 
 def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -> FitData:
-    """What the model may see: bars to the last training row, labels of its rows, nothing else."""
+    """What the model may use: bars to the last training row, labels of its rows, nothing else."""
     used = task.rows if task.stop is None else np.union1d(task.rows, task.stop)
     end = int(used.max()) + 1
     visible = np.full((end, y.shape[1]), np.nan, dtype=np.float32)
@@ -189,7 +195,7 @@ def fit_all(
 ) -> list[Entry]:
     """All tasks' entries in order: from the cache where the key is known, else fitted now.
 
-    Every entry, cached or new, passes `provenance.verify`. Raises LeakError or the fit's own error.
+    Every entry, cached or new, passes `verify_provenance`. Raises LeakError or the fit's own error.
     """
     device = use.devices[0]
     codes = codes_of(sorted({task.family for task in tasks}))
@@ -246,9 +252,9 @@ def _accept(
     *,
     cached: bool,
 ) -> None:
-    verify(Provenance(**entry.facts["provenance"]), task.fold, embargo)
+    verify_provenance(Provenance(**entry.facts["provenance"]), task.fold, embargo)
     scores = None
-    if task.fold.index >= 0:  # the holdout's answers are not looked at here
+    if task.fold.index >= 0:  # the holdout's labels are not used here
         y, p = inputs.y[task.fold.test], entry.arrays["p"]
         scores = {
             head: _known_auc(y[:, k], p[:, k]) for k, head in enumerate(head_names(inputs.tf))
@@ -276,7 +282,7 @@ def _reporter(events: Events, history: list[dict[str, Any]]) -> Callable[[dict[s
 
     def report(fields: dict[str, Any]) -> None:
         if os.getppid() != parent:
-            os._exit(1)  # the training itself is gone: don't go on for nobody
+            os._exit(1)  # the training itself is gone: nobody needs this fit
         fields = {k: v for k, v in fields.items() if k != "model"}
         if fields.get("event") == "epoch":
             history.append({k: v for k, v in fields.items() if k != "event"})

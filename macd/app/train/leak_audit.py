@@ -1,15 +1,17 @@
-"""Hold a training to the null: on bars whose direction is chance the same code must find nothing.
+"""The leak audit: a sign-randomised null test, provenance, look-ahead, and results too good.
 
 Runs with every training and goes into its record. Four questions, each a check with numbers:
-does the pipeline score 0.5 on sign-flipped bars; did every fit stay inside its training part; do
-features computed on a cut-off series equal those on the whole one; is any result too good.
+does the pipeline score 0.5 on bars whose returns have random signs; did every fit stay inside its
+training part; do features computed on a cut-off series equal those on the whole one; is any result
+too good to be believed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -19,19 +21,17 @@ import polars as pl
 
 from macd.app.market.audit import causality_violations, cut_points
 from macd.app.market.splits import LeakError
-from macd.app.train import dataset
-from macd.app.train.cache import Entry
+from macd.app.train import dataset, engine
+from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Events
-from macd.app.train.fitdata import FitData, Floats
+from macd.app.train.fitdata import FitData, Floats, Provenance, observe, verify_provenance
 from macd.app.train.fits import Task, training_data
 from macd.app.train.metrics import auc
-from macd.app.train.provenance import Provenance, observe, verify
-from macd.app.train.surrogate import sign_flipped
 from macd.heads import bars_ahead, head_names, in_order
 
-# How far the mean pooled AUC on sign-flipped bars may stand from 0.5. At 24 bars labels overlap
-# longest, so chance moves it most.
+# How far the mean pooled AUC on sign-randomised bars may be from 0.5. At 24 bars labels overlap
+# most, so chance moves it most.
 BANDS = {5: 0.02, 12: 0.03, 24: 0.035}  # by bars ahead
 
 # Features are compared as the models get them, in float32.
@@ -73,7 +73,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Flip:
-    """One surrogate: which coins, which models on it, and the split (as for the real bars)."""
+    """One sign-randomised series: its seed, the models fitted on it, and its split."""
 
     seed: int
     families: tuple[str, ...]
@@ -87,7 +87,7 @@ class Flip:
 
 
 def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
-    """Flip the bars and run the walk-forward on them with the pipeline's own code."""
+    """Randomise the signs and run the walk-forward on them with the pipeline's own code."""
     bars, events = shared
     started, worked = time.monotonic(), time.process_time()
     made = dataset.build(sign_flipped(bars, flip.seed), flip.min_move)
@@ -107,7 +107,7 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
         for fold in split.folds:
             task = Task(name, fold, fold.train, flip.params[name], flip.fit_seed)
             data: FitData = training_data(task, made.X, made.y, made.features)
-            verify(observe(data, fold.test), fold, flip.embargo)
+            verify_provenance(observe(data, fold.test), fold, flip.embargo)
             model = family.fit(data, task.params, seed=task.seed, device=device)
             end = int(fold.test[-1]) + 1
             parts.append(family.predict(model, np.ascontiguousarray(made.X[:end]), fold.test))
@@ -124,9 +124,94 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     )
 
 
+def run_flips(
+    flips: Sequence[Flip],
+    bars: Bars,
+    *,
+    cache: Cache,
+    events: Events,
+    engine_name: str,
+    use: engine.Resources,
+    count: Callable[..., dict[str, float]],
+) -> list[Entry]:
+    """The entries of all flips, in order: from the cache, else run now, side by side.
+
+    count: called with `cached` for each; returns the fields that its event carries.
+    """
+    families = [f"macd.app.train.{name}" for name in flips[0].families]
+    code = code_digest(["macd.app.train.leak_audit", *families])
+    keys = [
+        key_of(
+            {
+                "code": code,
+                "libraries": library_versions(("torch", "lightgbm", "numpy", "polars", "TA-Lib")),
+                "device": use.devices[0].partition(":")[0],
+                "bars": bars.digest(),
+                "flip": json.loads(json.dumps(dataclasses.asdict(flip))),
+            }
+        )
+        for flip in flips
+    ]
+    entries = {i: entry for i, key in enumerate(keys) if (entry := cache.get(key))}
+    for _ in entries:
+        count(cached=True)
+    todo = [i for i in range(len(flips)) if i not in entries]
+    for position, entry in engine.run(
+        run_flip, [flips[i] for i in todo], (bars, events), engine=engine_name, use=use
+    ):
+        entries[todo[position]] = entry
+        progress = count(cached=False)
+        events.emit("flip_done", stage="audit", **entry.facts, **progress)
+        cache.put(keys[todo[position]], entry)
+    return [entries[i] for i in range(len(flips))]
+
+
+def sign_flipped(bars: Bars, seed: int) -> Bars:
+    """The bars with a random sign on each bar's log moves: the null every training is held to.
+
+    Each bar's log moves (open, high, low, close against the close before) are mirrored or not, by a
+    fair coin. Volatility, its clustering, volume and the shapes of candles survive; what predicts
+    the sign of a later return on such bars can only be a leak. Assets of one training share the
+    coins of a timestamp, so that their correlation survives too. The same seed gives the same bars.
+    """
+    frames = [bars.main, *bars.cross.values()]
+    times = pl.concat([frame["timestamp"] for frame in frames]).unique().sort()
+    coins = np.random.default_rng([seed, 8191]).choice((-1.0, 1.0), size=len(times))
+    signs = pl.DataFrame({"timestamp": times, "sign": coins})
+    return Bars(
+        symbol=bars.symbol,
+        tf=bars.tf,
+        main=_flip(bars.main, signs),
+        cross={name: _flip(frame, signs) for name, frame in bars.cross.items()},
+    )
+
+
+def _flip(frame: pl.DataFrame, signs: pl.DataFrame) -> pl.DataFrame:
+    sign = frame.join(signs, on="timestamp", how="left", maintain_order="left")["sign"].to_numpy()
+    close = frame["close"].to_numpy()
+    before = np.concatenate(([frame["open"][0]], close[:-1]))
+    moves = {name: np.log(frame[name].to_numpy() / before) for name in ("open", "high", "low")}
+    step = sign * np.log(close / before)
+    start = np.log(before[0])
+    base = start + np.concatenate(([0.0], np.cumsum(step)[:-1]))
+    high = np.where(sign > 0, moves["high"], -moves["low"])
+    low = np.where(sign > 0, moves["low"], -moves["high"])
+    prices = {
+        "open": np.exp(base + sign * moves["open"]),
+        "high": np.exp(base + high),
+        "low": np.exp(base + low),
+        "close": np.exp(base + step),
+    }
+    # Rounding in exp must not put a high just below its close.
+    body = np.stack([prices["open"], prices["close"]])
+    prices["high"] = np.maximum(prices["high"], body.max(axis=0))
+    prices["low"] = np.minimum(prices["low"], body.min(axis=0))
+    return frame.with_columns(**{name: pl.Series(values) for name, values in prices.items()})
+
+
 def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str, Any]]]:
-    """Is the mean pooled AUC over the surrogates inside its band, for each family and head?"""
-    checks, told = [], {}
+    """Is the mean pooled AUC over the randomised series inside its band, by family and head?"""
+    checks, by_family = [], {}
     for family in flips[0].facts["auc"]:
         heads = {}
         for head in in_order(flips[0].facts["auc"][family]):
@@ -140,24 +225,26 @@ def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str
                 "band": band,
                 "ok": abs(mean - 0.5) <= band,
             }
-        told[family] = heads
+        by_family[family] = heads
         detail = ", ".join(f"{h} {v['mean']:.3f} (0.5 ± {v['band']})" for h, v in heads.items())
         checks.append(
             Check(
                 f"sign_flipped_{family}",
                 all(v["ok"] for v in heads.values()),
-                f"pooled AUC over {len(flips)} surrogates: {detail}",
+                f"pooled AUC over {len(flips)} sign-randomised series: {detail}",
             )
         )
-    return checks, told
+    return checks, by_family
 
 
 def check_provenance(entries: Sequence[tuple[Task, Entry]], plan: Plan) -> Check:
-    """Did every fit see rows, scaling and early stopping only inside its own training part?"""
+    """Did every fit use rows, scaling and early stopping only inside its own training part?"""
     folds = {fold.index: fold for fold in (*plan.folds, plan.holdout)}
     for task, entry in entries:
         try:
-            verify(Provenance(**entry.facts["provenance"]), folds[task.fold.index], plan.embargo)
+            verify_provenance(
+                Provenance(**entry.facts["provenance"]), folds[task.fold.index], plan.embargo
+            )
         except LeakError as error:
             return Check("provenance", False, f"{task.family} {task.label}: {error.why}")
     gap = min(int(fold.test[0] - fold.train[-1]) for fold in folds.values())
@@ -165,12 +252,12 @@ def check_provenance(entries: Sequence[tuple[Task, Entry]], plan: Plan) -> Check
         "provenance",
         True,
         f"{len(entries)} fits stayed inside their training part; labels end at least "
-        f"{gap - 1} bars before the judged rows",
+        f"{gap - 1} bars before the test rows",
     )
 
 
 def check_look_ahead(bars: Bars, data: Dataset) -> Check:
-    """Is what the models see of bar t the same when the bars after t do not exist yet?
+    """Are the features of bar t the same when the bars after t do not exist yet?
 
     Catches a longer timeframe used before it closed, centred windows, and anything normalised over
     the whole series. `data` is what the training used; all of its making is repeated on cut bars.
@@ -183,11 +270,13 @@ def check_look_ahead(bars: Bars, data: Dataset) -> Check:
     name = "no_look_ahead"
     whole = seen(bars.main, bars.cross).drop("timestamp").to_numpy()
     if not np.array_equal(whole, data.X, equal_nan=True):
-        return Check(name, False, "the fits were given other numbers than the features of the bars")
+        return Check(
+            name, False, "the fits were given numbers that are not the features of the bars"
+        )
     cuts = cut_points(len(data), first=data.first)
-    found = causality_violations(seen, bars.main, cuts, cross=bars.cross, tolerance=TOLERANCE)
-    if found:
-        return Check(name, False, f"{len(found)} values, among them {found[0]}")
+    violations = causality_violations(seen, bars.main, cuts, cross=bars.cross, tolerance=TOLERANCE)
+    if violations:
+        return Check(name, False, f"{len(violations)} values, among them {violations[0]}")
     return Check(
         name,
         True,
@@ -196,11 +285,12 @@ def check_look_ahead(bars: Bars, data: Dataset) -> Check:
 
 
 def allowed_aucs(surrogates: Mapping[str, Mapping[str, Any]], edge_cap: float) -> dict[str, float]:
-    """The AUC nobody should believe: 0.5 + edge_cap + twice the spread chance had on this series.
+    """The AUC above which a result is not believed, by head.
 
-    Honest results on hourly bars stand at 0.53 to 0.60; random folds gave 0.80, refitting without
-    a purge 0.65, meta-models scored on their own rows +0.04. A result is too good when the LOWER
-    end of its interval lies above this.
+    0.5 + edge_cap + twice the spread of the sign-randomised series.
+    Results without a leak on hourly bars are 0.53 to 0.60; random folds gave 0.80, refitting
+    without a purge 0.65, meta-models scored on their own rows +0.04. A result is too
+    good when the LOWER end of its interval lies above this.
     """
     allowed = {}
     for head in in_order(next(iter(surrogates.values()), {})):
@@ -212,14 +302,14 @@ def allowed_aucs(surrogates: Mapping[str, Mapping[str, Any]], edge_cap: float) -
 
 def check_too_good(lows: Mapping[str, Mapping[str, float]], allowed: Mapping[str, float]) -> Check:
     """`lows`: the lower interval ends by model and head."""
-    found = [
+    too_good = [
         f"{model} {head}: interval from {low:.3f}, allowed {allowed[head]:.3f}"
         for model, heads in lows.items()
         for head, low in heads.items()
         if np.isfinite(low) and low > allowed[head]
     ]
     limits = ", ".join(f"{head} {value:.3f}" for head, value in allowed.items())
-    return Check("not_too_good", not found, "; ".join(found) or f"no interval above {limits}")
+    return Check("not_too_good", not too_good, "; ".join(too_good) or f"no interval above {limits}")
 
 
 def _aucs(y: Floats, p: Floats, tf: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""LightGBM: small trees on the features of one bar, one booster per horizon; the bar to beat."""
+"""LightGBM: small trees on the features of one bar, one booster per horizon."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from macd.app.train.checkpoint import write_whole
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
-from macd.app.train.meta import meta_json
+from macd.app.train.modelfiles import meta_json, write_whole
 from macd.errors import MacdError
 from macd.heads import head_names
 
@@ -71,10 +70,10 @@ def fit(
                 hint="give it more bars: invoke data.fetch, or data.import",
             )
         weight = data.class_weights(rows)[y.astype(np.intp), k]
-        lines = lightgbm.Dataset(
+        rows_in = lightgbm.Dataset(
             data.X[rows], y, weight=weight, feature_name=list(data.features) or "auto"
         )
-        booster = lightgbm.train(_settings(params, seed), lines, params.rounds)
+        booster = lightgbm.train(_settings(params, seed), rows_in, params.rounds)
         texts[head] = booster.model_to_string()
         report(
             {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from macd.app.market.labels import HORIZONS
 from macd.app.train import nets
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
-from macd.app.train.loop import Loop, train
-from macd.app.train.netfile import read_net, write_net
+from macd.app.train.nets import Loop
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,7 @@ class LstmNet(nn.Module):
         return torch.sigmoid(self.body(self.scale(raw)))
 
 
-@dataclass(frozen=True)
-class Model:
-    """A fitted net; `loop` tells how the training went (seed, history ...)."""
-
-    net: LstmNet
-    params: Params
-    features: tuple[str, ...]
-    loop: dict[str, Any]
+Model = nets.Model[LstmNet, Params]
 
 
 def fit(
@@ -97,22 +88,17 @@ def fit(
     checkpoint: Path | None = None,
     report: Report = silent,
 ) -> Model:
-    """Train on data.rows; a checkpoint file that fits is resumed from, to the same numbers."""
-    with nets.reproducible(torch.device("cpu")):
-        torch.manual_seed(seed)
-        net = LstmNet(data.X.shape[1], params)
-    loop = train(
-        net,
+    """Train on data.rows; a checkpoint of this very fit is resumed from, to the same numbers."""
+    return nets.fit(
+        "lstm",
+        LstmNet,
         data,
-        params.loop,
-        name="lstm",
-        config=params,
+        params,
         seed=seed,
         device=device,
         checkpoint=checkpoint,
         report=report,
     )
-    return Model(net, params, data.features, loop)
 
 
 def predict(model: Model, X: Floats, rows: Rows) -> Floats:
@@ -122,24 +108,9 @@ def predict(model: Model, X: Floats, rows: Rows) -> Floats:
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
     """Write lstm_{tf}.pt and lstm_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    return write_net(
-        "lstm",
-        model.net,
-        params=model.params,
-        features=model.features,
-        loop=model.loop,
-        directory=directory,
-        tf=tf,
-        facts=facts or {},
-    )
+    return nets.save("lstm", model, directory, tf, facts or {})
 
 
 def load(directory: Path, tf: str) -> Model:
-    """Read what `save` wrote (weights_only: nothing in the file is run)."""
-    state = read_net("lstm", directory, tf)
-    config = state["config"]["params"]
-    params = Params(**{**config, "loop": Loop(**config["loop"])})
-    net = LstmNet(state["weights"]["scale.center"].numel(), params)
-    net.load_state_dict(state["weights"])
-    net.eval()
-    return Model(net, params, tuple(state["config"]["features"]), state["loop"])
+    """Read what `save` wrote."""
+    return nets.load("lstm", LstmNet, Params, directory, tf)

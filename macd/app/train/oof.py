@@ -1,19 +1,28 @@
-"""The out-of-fold table: what each model said about each bar before it could have known."""
+"""The out-of-fold table, each model's prediction of bars it was not trained on, and its figures.
+
+Headline: direction of moves above min_move. Beside it always the sign on ALL bars, because nobody
+can select live bars by a return of the future. Validation is pooled over the walk-forward folds,
+test is the holdout.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from macd.app.market.labels import HORIZONS
+from macd.app.market.labels import HORIZONS, direction
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
+from macd.app.train.metrics import Auc, auc, reliability, score
 from macd.heads import head_names, in_order
 from macd.host.durable import replace_file
 
@@ -21,7 +30,7 @@ HOLDOUT = -1  # the `fold` of rows that no walk-forward fold tests
 
 
 def table(data: Dataset, plan: Plan) -> pl.DataFrame:
-    """One row per judged bar, oldest first: row, bar_time, fold, y_* (sign of any move), ret_*.
+    """One row per test bar, oldest first: row, bar_time, fold, y_* (sign of any move), ret_*.
 
     y and ret are null where the future is not known yet. Rows of the holdout have fold -1; their
     predictions come from models fitted on everything before it.
@@ -43,7 +52,7 @@ def table(data: Dataset, plan: Plan) -> pl.DataFrame:
 
 
 def with_model(frame: pl.DataFrame, model: str, p: Floats) -> pl.DataFrame:
-    """The table with p_<model>_<head> beside it; p is (rows, 3), NaN where nothing was said."""
+    """The table with p_<model>_<head> beside it; p is (rows, 3), NaN where it has no prediction."""
     return frame.with_columns(
         pl.Series(f"p_{model}_{head}", p[:, k].astype(np.float32)).fill_nan(None)
         for k, head in enumerate(heads_in(frame))
@@ -51,7 +60,7 @@ def with_model(frame: pl.DataFrame, model: str, p: Floats) -> pl.DataFrame:
 
 
 def from_entries(frame: pl.DataFrame, entries: Sequence[Entry]) -> Floats:
-    """Predictions of fits, laid out along the table's rows; NaN where no fit judged a row."""
+    """Predictions of fits, laid out along the table's rows; NaN where no fit predicted a row."""
     rows = frame["row"].to_numpy()
     p = np.full((len(rows), len(HORIZONS)), np.nan, dtype=np.float32)
     for entry in entries:
@@ -61,9 +70,9 @@ def from_entries(frame: pl.DataFrame, entries: Sequence[Entry]) -> Floats:
 
 
 def volatility_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Floats:
-    """What trailing volatility alone says: one-feature logistic regression, fold by fold.
+    """What trailing volatility alone predicts: one-feature logistic regression, fold by fold.
 
-    No report stands without it: a model that only sees volatility gets this far.
+    Every report shows it: a model that only knows volatility gets this far.
     """
     level = np.log(trailing_volatility(data.close) + 1e-8)
     rows = frame["row"].to_numpy()
@@ -108,6 +117,48 @@ def best_head(aucs: Mapping[str, float]) -> str:
     return max(known or aucs, key=lambda head: aucs[head] if known else 0.0)
 
 
+def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
+    """By head: val, val_all, test, test_all (see `Auc`), folds, reliability of the validation."""
+    p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
+    moves, signs = direction(returns, min_move), direction(returns, 0.0)
+    times = frame["bar_time"].dt.epoch("ms").to_numpy()
+    rows, fold = frame["row"].to_numpy(), frame["fold"].to_numpy()
+    validation, test = fold != HOLDOUT, fold == HOLDOUT
+    by_head: dict[str, Any] = {}
+    for k, head in enumerate(heads_in(frame)):
+
+        def on(
+            part: NDArray[np.bool_], y: NDArray[np.float64], k: int = k
+        ) -> dict[str, float | None]:
+            return _plain(
+                score(y[part, k], p[part, k], times[part], rows[part], HORIZONS[k], seed=seed)
+            )
+
+        by_head[head] = {
+            "val": on(validation, moves),
+            "val_all": on(validation, signs),
+            "test": on(test, moves),
+            "test_all": on(test, signs),
+            "folds": [
+                {"fold": int(index), **on(fold == index, moves)}
+                for index in np.unique(fold[validation])
+            ],
+            "reliability": reliability(moves[validation, k], p[validation, k]),
+        }
+    return by_head
+
+
+def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[str, float]:
+    """Pooled validation AUC by head; the holdout is not used, so heads can be chosen by it."""
+    before = frame.filter(pl.col("fold") != HOLDOUT)
+    p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
+    values = {}
+    for k, head in enumerate(heads_in(frame)):
+        known = np.isfinite(p[:, k]) & np.isfinite(moves[:, k])
+        values[head] = auc(moves[known, k], p[known, k])
+    return values
+
+
 def _one_feature(
     x: NDArray[np.float64], y: Floats, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> Floats:
@@ -119,3 +170,12 @@ def _one_feature(
     return np.asarray(
         model.predict_proba(((x[test] - center) / spread)[:, None])[:, 1], dtype=np.float32
     )
+
+
+def _plain(made: Auc) -> dict[str, float | None]:
+    """An Auc as JSON: NaN is null."""
+    values = dataclasses.asdict(made)
+    return {
+        name: (None if isinstance(v, float) and not math.isfinite(v) else v)
+        for name, v in values.items()
+    }

@@ -27,9 +27,9 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from macd.app.market.splits import EMBARGO, purge
 from macd.app.predict.stacking import FORMAT, Head, StackingModel
-from macd.app.train.checkpoint import write_whole
 from macd.app.train.fitdata import Facts, Floats, Rows
 from macd.app.train.metrics import auc
+from macd.app.train.modelfiles import write_whole
 from macd.errors import RefusedError, UsageError
 from macd.heads import GUIDE, head_names
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ from torch.nn import functional
 from macd.app.market.labels import HORIZONS
 from macd.app.train import nets
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
-from macd.app.train.loop import Loop, train
-from macd.app.train.netfile import read_net, write_net
+from macd.app.train.nets import Loop
 
 
 @dataclass(frozen=True)
@@ -151,14 +149,7 @@ class TftNet(nn.Module):
         return torch.sigmoid(self.body(self.scale(raw)))
 
 
-@dataclass(frozen=True)
-class Model:
-    """A fitted net; `loop` tells how the training went (seed, history ...)."""
-
-    net: TftNet
-    params: Params
-    features: tuple[str, ...]
-    loop: dict[str, Any]
+Model = nets.Model[TftNet, Params]
 
 
 def fit(
@@ -170,23 +161,18 @@ def fit(
     checkpoint: Path | None = None,
     report: Report = silent,
 ) -> Model:
-    """Train on data.rows; a checkpoint file that fits is resumed from, to the same numbers."""
-    with nets.reproducible(torch.device("cpu")):
-        torch.manual_seed(seed)
-        net = TftNet(data.X.shape[1], params)
-    loop = train(
-        net,
+    """Train on data.rows; a checkpoint of this very fit is resumed from, to the same numbers."""
+    model = nets.fit(
+        "tft",
+        TftNet,
         data,
-        params.loop,
-        name="tft",
-        config=params,
+        params,
         seed=seed,
         device=device,
         checkpoint=checkpoint,
         report=report,
     )
-    model = Model(net, params, data.features, loop)
-    loop["importance"], loop["attention"] = explain(model, data.X, data.rows)
+    model.loop["importance"], model.loop["attention"] = explain(model, data.X, data.rows)
     return model
 
 
@@ -218,24 +204,9 @@ def importance(model: Model) -> dict[str, float]:
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
     """Write tft_{tf}.pt and tft_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    return write_net(
-        "tft",
-        model.net,
-        params=model.params,
-        features=model.features,
-        loop=model.loop,
-        directory=directory,
-        tf=tf,
-        facts=facts or {},
-    )
+    return nets.save("tft", model, directory, tf, facts or {})
 
 
 def load(directory: Path, tf: str) -> Model:
-    """Read what `save` wrote (weights_only: nothing in the file is run)."""
-    state = read_net("tft", directory, tf)
-    config = state["config"]["params"]
-    params = Params(**{**config, "loop": Loop(**config["loop"])})
-    net = TftNet(state["weights"]["scale.center"].numel(), params)
-    net.load_state_dict(state["weights"])
-    net.eval()
-    return Model(net, params, tuple(state["config"]["features"]), state["loop"])
+    """Read what `save` wrote."""
+    return nets.load("tft", TftNet, Params, directory, tf)

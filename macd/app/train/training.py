@@ -1,4 +1,4 @@
-"""One training as its stages see it: settings, bars, data, plan, cache, events, times."""
+"""What all stages of one training share: settings, bars, data, plan, cache, events, times."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import polars as pl
+
 from macd.app.market import splits
-from macd.app.train import engine
+from macd.app.market.features import schema_hash
+from macd.app.train import engine, oof
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
@@ -33,12 +36,12 @@ class Meter:
     def add(self, cost: float, *, cached: bool) -> dict[str, float]:
         """Count a finished fit; returns the fields an event carries."""
         self.done += cost
-        told = {"progress": round(min(1.0, self.done / self.total), 4) if self.total else 1.0}
+        fields = {"progress": round(min(1.0, self.done / self.total), 4) if self.total else 1.0}
         if not cached and self.since is not None:
             self.fitted += cost
             spent = self.busy_s + self.clock() - self.since
-            told["eta_s"] = round(max(0.0, self.total - self.done) * spent / self.fitted, 1)
-        return told
+            fields["eta_s"] = round(max(0.0, self.total - self.done) * spent / self.fitted, 1)
+        return fields
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -96,11 +99,13 @@ class Training:
         """The family's entries when all of them are in the cache, else None; fits nothing."""
         device, codes = self.use(family).devices[0], codes_of([family])
         inputs = self.inputs(family)
-        found = [
-            self.cache.get(keyed(task, inputs, device, codes).key) for task in self.tasks(family)
-        ]
-        whole = [entry for entry in found if entry is not None]
-        return whole if len(whole) == len(found) else None
+        entries = []
+        for task in self.tasks(family):
+            entry = self.cache.get(keyed(task, inputs, device, codes).key)
+            if entry is None:
+                return None
+            entries.append(entry)
+        return entries
 
     def needed(self, family: str, mode: str) -> list[Entry]:
         """As `finished`; MacdError naming the mode to run first when something is missing."""
@@ -112,6 +117,46 @@ class Training:
                 hint=f"run --mode {family} with the same options first, or --mode all",
             )
         return entries
+
+    def final(self, family: str, entries: list[Entry]) -> Entry:
+        """The entry of the fit before the holdout: what is shipped is what the holdout tested."""
+        (kept,) = [
+            entry for task, entry in zip(self.tasks(family), entries, strict=True) if task.keep
+        ]
+        return kept
+
+    def predictions(
+        self,
+        entries: Mapping[str, list[Entry]],
+        *,
+        holdout: bool = True,
+        seed: int | None = None,
+    ) -> pl.DataFrame:
+        """The out-of-fold table with the given families; without the holdout until it is opened.
+
+        `seed`: whose fits, by default those of the training's own seed.
+        """
+        frame = oof.table(self.data, self.plan)
+        wanted = self.settings.seed if seed is None else seed
+        for family, fits in entries.items():
+            chosen = [
+                entry
+                for entry in fits
+                if entry.facts["seed"] == wanted and (holdout or entry.facts["fold"] != oof.HOLDOUT)
+            ]
+            frame = oof.with_model(frame, family, oof.from_entries(frame, chosen))
+        return frame
+
+    def lineage(self) -> dict[str, Any]:
+        """What every model file says about where it came from."""
+        return {
+            "symbol": self.bars.symbol,
+            "cross": sorted(self.bars.cross),
+            "data_digest": self.bars.digest(),
+            "schema_hash": schema_hash(self.data.features),
+            "min_move": self.settings.min_move,
+            "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
+        }
 
     def inputs(self, family: str) -> Inputs:
         """What the family's fits share."""

@@ -3,6 +3,10 @@
 The record in state/pending.json is durable before the first change. Whatever kills this process, a
 power cut included, the next run of `carry_on` (the restarted unit, the boot unit, the next deploy)
 finds it and ends the matter: committed if the commit was written, else everything back as it was.
+
+A change stays only if it is confirmed: somebody must reach this host over a connection that was
+opened after the soak ended, or the change locked them out. Whoever confirms and whoever stops
+waiting decide under one lock, so that both know the same.
 """
 
 from __future__ import annotations
@@ -13,19 +17,26 @@ import os
 import time
 from collections.abc import Callable
 
-from macd.host.deploy import confirmation, ledger, proving
-from macd.host.deploy.ledger import EventLog, Pending
-from macd.host.deploy.proving import ActivationFailedError, Prover
+from macd.host import durable
+from macd.host.deploy import health, ledger, locks
+from macd.host.deploy.health import Prover, UnhealthyError
+from macd.host.deploy.ledger import EventLog, Pending, Snapshot
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
 from macd.host.store import releases, retention, snapshots
+from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Process, Supervisor
 
-LOCK = "activation.lock"
+WAITING = "awaiting confirmation"
+_TICK_S = 0.02  # as coarse as the kernel tells when a process began
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
 _ROOM_BYTES = 128 << 10
 Record = Callable[[str, dict[str, object]], None]
+
+
+class ActivationFailedError(Exception):
+    """It can't go on, and the release is not at fault."""
 
 
 def carry_on(
@@ -44,7 +55,7 @@ def carry_on(
         HostError: another process is at it.
         HostError, OSError: it could not be brought to its end; call again.
     """
-    with ledger.locked(layout, LOCK, {"who": "activation", "doing": "activation"}):
+    with locks.locked(layout, locks.ACTIVATION, {"who": "activation", "doing": "activation"}):
         pending = ledger.read_pending(layout)
         if pending is None:
             return "nothing"
@@ -68,7 +79,7 @@ class Activation:
         self._pending = pending
         self._record = record
         self._supervisor = Supervisor(pending.scope)
-        self._prover = Prover(layout.app, pending, self._supervisor)
+        self._prover = Prover(self._supervisor, pending.unit, pending.endpoint)
         self._events = EventLog(layout, pending.number)
         self._kept: list[str] = []  # by the way back
 
@@ -81,8 +92,10 @@ class Activation:
             self._soak(process)
             self._await_confirmation(process)
             self._commit()
-        except ActivationFailedError as error:
+        except UnhealthyError as error:
             return self.revert(str(error), blames_release=error.blames_release)
+        except ActivationFailedError as error:
+            return self.revert(str(error), blames_release=False)
         except Exception as error:  # whatever it was, what served before has to serve again
             told = f"the host could not go on: {type(error).__name__}: {error}"
             return self.revert(told, blames_release=False)
@@ -116,7 +129,10 @@ class Activation:
 
     def _check(self) -> None:
         self._enter("checking")
-        self._prover.check_before()
+        pending = self._pending
+        text = pending.after.get(pending.unit)
+        sandbox = Confinement(pending.scope, text, self._layout.app)
+        health.check_before(pending.check_argv, sandbox)
 
     def _switch(self) -> None:
         _hold_room(self._layout)
@@ -143,26 +159,40 @@ class Activation:
 
     def _restart(self) -> Process:
         self._enter("restarting")
-        process = self._prover.until_healthy(
+        process = self._restarted(
             self._pending.to, self._pending.manifest_sha256, self._pending.after
         )
         self._enter("restarted", pid=process.pid)
         return process
 
+    def _restarted(self, release: str, manifest_sha256: str, texts: Snapshot) -> Process:
+        """A new process that proves that it serves `release`, started with `texts`."""
+        pending, sockets = self._pending, snapshots.sockets(texts)
+        moved = [n for n in sockets if pending.before.get(n) != pending.after.get(n)]
+        if moved:  # systemd changes no socket while its service runs
+            self._supervisor.stop(pending.unit, *moved)
+        return self._prover.restart(release, manifest_sha256, sockets, pending.health_s)
+
+    def _check_still_healthy(self, process: Process) -> None:
+        pending = self._pending
+        self._prover.check_stays_healthy(pending.to, pending.manifest_sha256, process)
+
     def _soak(self, process: Process) -> None:
         self._enter("soaking", seconds=self._pending.soak_s)
         deadline = time.monotonic() + self._pending.soak_s
         while time.monotonic() < deadline:
-            self._prover.still_well(process)
-            time.sleep(min(proving.POLL_S * 5, max(0.0, deadline - time.monotonic())))
-        self._prover.still_well(process)
+            self._check_still_healthy(process)
+            time.sleep(min(health.POLL_S * 5, max(0.0, deadline - time.monotonic())))
+        self._check_still_healthy(process)
 
     def _await_confirmation(self, process: Process) -> None:
         """Somebody must reach this host over a NEW connection, or the change locked them out."""
-        since = confirmation.uptime()
+        since = uptime()
         self._pending = dataclasses.replace(self._pending, waiting_since=since)
-        self._enter(confirmation.WAITING, seconds=self._pending.confirm_s)
-        confirmation.wait_for(self._layout, self._pending, lambda: self._prover.still_well(process))
+        self._enter(WAITING, seconds=self._pending.confirm_s)
+        wait_for_confirmation(
+            self._layout, self._pending, lambda: self._check_still_healthy(process)
+        )
 
     def _commit(self) -> None:
         pending = self._pending
@@ -281,9 +311,9 @@ class Activation:
     def _serve_again(self, origin: str) -> tuple[str, bool]:
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
-            process = self._prover.until_healthy(origin, sha256, self._pending.before)
+            process = self._restarted(origin, sha256, self._pending.before)
             return f"{origin} answers as pid {process.pid}", True
-        except (ActivationFailedError, FileNotFoundError) as error:
+        except (UnhealthyError, FileNotFoundError) as error:
             return f"{origin} is back, but does not serve well: {error}", False
 
 
@@ -301,10 +331,85 @@ def _hold_room(layout: Layout) -> None:
             os.close(descriptor)
     except OSError as error:
         raise ActivationFailedError(
-            f"the host's disk has no room to go back: {error.strerror}", blames_release=False
+            f"the host's disk has no room to go back: {error.strerror}"
         ) from error
 
 
 def _give_room(layout: Layout) -> None:
     with contextlib.suppress(OSError):
         os.unlink(layout.state(_ROOM))
+
+
+def confirm(layout: Layout, number: int, token: str, opened: float | None) -> bool:
+    """Confirm an activation that waits for it; False: it does not wait (yet, or any more).
+
+    Args:
+        opened: when the connection's process began, by `uptime`; None where nobody can tell.
+    """
+    with _deciding(layout):
+        pending = ledger.read_pending(layout)
+        if pending is None or (pending.number, pending.token) != (number, token):
+            return False
+        if pending.state != WAITING or _too_old(opened, pending.waiting_since):
+            return False
+        ledger.confirm(layout, pending)
+        return True
+
+
+def wait_for_confirmation(
+    layout: Layout,
+    pending: Pending,
+    check: Callable[[], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return once it is confirmed; `pending` is on the disk as waiting.
+
+    Raises:
+        ActivationFailedError: nobody did in confirm_s, and nobody can any more; or what
+            `check` raised.
+    """
+    deadline = clock() + pending.confirm_s
+    while not ledger.is_confirmed(layout, pending):
+        if clock() >= deadline and _given_up(layout, pending):
+            raise ActivationFailedError(
+                f"nobody confirmed over a fresh connection within {pending.confirm_s:g} s"
+            )
+        check()
+        sleep(max(0.0, min(health.POLL_S, deadline - clock())))
+
+
+def _given_up(layout: Layout, pending: Pending) -> bool:
+    """Take no word any more; False: it was given in the last moment."""
+    with _deciding(layout):
+        if ledger.is_confirmed(layout, pending):
+            return False
+        with contextlib.suppress(OSError):  # a full disk takes no word either
+            ledger.write_pending(layout, dataclasses.replace(pending, state="reverting"))
+        return True
+
+
+def _deciding(layout: Layout) -> contextlib.AbstractContextManager[None]:
+    """One at a time; on the directory itself, which takes no room on a full disk."""
+    return durable.one_at_a_time(layout.state())
+
+
+def _too_old(opened: float | None, since: float | None) -> bool:
+    return opened is not None and since is not None and opened + _TICK_S < since
+
+
+def uptime() -> float | None:
+    """Seconds since this host booted; None on a system that does not tell."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return None if clock is None else time.clock_gettime(clock)
+
+
+def process_began() -> float | None:
+    """When this process began, by `uptime`; None on a system that does not tell."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,24 +1,20 @@
-"""The host's own record of what it committed, what is under way and what failed, under one lock."""
+"""The host's own record of what it committed, what is under way and what failed."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
-from macd.host.layout import Layout, discard, load, save
+from macd.host.layout import Layout, discard, live_release, load, save
 
 Snapshot = dict[str, str | None]
-_GLANCES = 5  # whoever only looks at a lock holds it for an instant
-_GLANCE_S = 0.05
 _LOGS_KEPT = 200
 
 
@@ -49,7 +45,7 @@ class Pending:
     confirm_s: float = 60.0
     keep: int = 5
     reason: str = ""
-    waiting_since: float | None = None  # for a confirmation, by confirmation.uptime
+    waiting_since: float | None = None  # for a confirmation, by activation.uptime
     session: int = 0  # the agent that began it: its own word is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
@@ -65,6 +61,23 @@ def read_pending(layout: Layout) -> Pending | None:
     # The program on the host may be older than the one that wrote this.
     known = {field.name for field in dataclasses.fields(Pending)}
     return Pending(**{name: value for name, value in document.items() if name in known})
+
+
+def refuse_if_pending(
+    layout: Layout, hint: str = "invoke deploy --attach follows it; it commits or reverts by itself"
+) -> None:
+    """Raises HostError ("refused"): an activation has not ended."""
+    pending = read_pending(layout)
+    if pending is None:
+        return
+    age = round(time.time() - pending.started)
+    raise HostError(
+        f"activation {pending.number} is under way",
+        why=f"{pending.kind} of {pending.to} by {pending.who}, begun {age} s ago: {pending.state}",
+        live=live_release(layout) or "nothing",
+        hint=hint,
+        kind="refused",
+    )
 
 
 def write_pending(layout: Layout, pending: Pending) -> None:
@@ -193,70 +206,3 @@ class EventLog:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
         return found
-
-
-@contextlib.contextmanager
-def locked(layout: Layout, name: str, holder: dict[str, Any]) -> Iterator[None]:
-    """Hold the kernel lock `name` of this application, or refuse and say who has it.
-
-    The kernel frees it when the holder's process ends, however it ends; the text in the file only
-    tells who it is, so a stale text locks nobody out and no loser can remove a winner's lock.
-    """
-    path = layout.state(name)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not _taken(descriptor):
-            raise _held(path)
-        text = json.dumps({**holder, "pid": os.getpid(), "since": time.time()})
-        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is lost
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _taken(descriptor: int) -> bool:
-    for _ in range(_GLANCES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(_GLANCE_S)
-    return False
-
-
-def holder_of(layout: Layout, name: str) -> dict[str, Any] | None:
-    """Who holds the lock now; None when it is free. Two who look don't take each other for one."""
-    path = layout.state(name)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return _holder_text(path)
-    finally:
-        os.close(descriptor)
-
-
-def _holder_text(path: str) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as file:
-        document = json.load(file)
-        if isinstance(document, dict):
-            return document
-    return {"who": "somebody", "since": time.time()}
-
-
-def _held(path: str) -> HostError:
-    holder = _holder_text(path)
-    age = max(0, round(time.time() - float(holder.get("since", time.time()))))
-    return HostError(
-        "another deploy is at work on this host",
-        why=f"{holder.get('who')} has held the lock for {age} s ({holder.get('doing', 'deploy')}, "
-        f"process {holder.get('pid', '?')})",
-        live="unchanged by this command",
-        hint="wait for it: invoke deploy --attach; it frees itself when its holder ends",
-        kind="refused",
-    )

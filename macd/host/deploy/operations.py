@@ -1,4 +1,4 @@
-"""The operations a deploy calls: look, lock, stage, begin, confirm, follow, end what died."""
+"""The operations a deploy calls: lock, stage, activate, confirm, follow, recover."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from macd.host import durable
-from macd.host.deploy import activation, admission, confirmation, ledger, rollback
-from macd.host.deploy.ledger import EventLog, Pending, locked
-from macd.host.deploy.locking import holds_the_lock, lock, require_lock
-from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host import durable, envfile
+from macd.host.deploy import activation, ledger, locks, rollback
+from macd.host.deploy.ledger import EventLog, Pending
+from macd.host.deploy.status import unable
 from macd.host.failure import HostError
 from macd.host.flag import flag as flags
+from macd.host.flag.flag_file import FLAG, SHADOW
 from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
 from macd.host.rpc import blobs
@@ -46,7 +46,7 @@ def stage(
     installed and imported as the service of `scope` and `unit_text` will run.
     """
     layout = Layout(durable.expand(app))
-    require_lock(layout)
+    locks.require_lock(layout)
     walls = Confinement(scope, unit_text, layout.app)
     walls.refuse_root()
     # An activation may be asked for behind this call, before anybody knows how it ends.
@@ -112,8 +112,8 @@ def activate(
         HostError ("refused"): an activation is under way, or `to` can't go live.
     """
     layout = Layout(durable.expand(app))
-    require_lock(layout)
-    admission.refuse_if_pending(layout)
+    locks.require_lock(layout)
+    ledger.refuse_if_pending(layout)
     Confinement(service["scope"], None, layout.app).refuse_root()
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
@@ -121,7 +121,7 @@ def activate(
     if kind == "rollback":
         bad = [entry["release"] for entry in ledger.bad_releases(layout)]
         to = to or releases.rollback_target(history, origin, bad)
-        admission.check_rollback(layout, to, history, bad, service["scope"], service["unit"])
+        _check_rollback(layout, to, history, bad, service["scope"], service["unit"])
     if to is None:
         raise HostError("no release was named", kind="refused")
     if kind == "deploy" and _staged(layout) != to:
@@ -133,7 +133,7 @@ def activate(
             f"{to} was changed on the host", why=damage, kind="refused", live=origin or ""
         )
     if kind == "deploy" and to != origin:  # what serves already was accepted when it came
-        admission.accept_again(layout, to, accepts or {})
+        _accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
     written = rollback.written(layout, origin, history)
     edited = snapshots.edited(before, written)
@@ -144,7 +144,7 @@ def activate(
         edited += [snapshots.FLAGS] if keys else []
     else:
         # The same release again (new settings, a restart): the evidence for its flags still holds.
-        after = {**before, **after} if to == origin else admission.in_shadow(before, after)
+        after = {**before, **after} if to == origin else _in_shadow(before, after)
     if origin is not None:
         ledger.remember_written(layout, origin, written)
         snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
@@ -178,6 +178,74 @@ def activate(
     ledger.write_pending(layout, pending)
     _start_runner(layout, pending)
     return {"number": pending.number, "release": to, "origin": origin}
+
+
+def _accept_again(layout: Layout, release: str, accepts: dict[str, str]) -> None:
+    """Between staging and now a newer one may have come, or the release may have expired."""
+    top = layout.release(release)
+    raw, signed = (_read(os.path.join(top, n)) for n in (releases.MANIFEST, releases.SIGNATURE))
+    rules = releases.Accepts(**accepts)
+    _, manifest = releases.accept(layout, raw, signed, rules, now=time.time())
+    releases.remember_serial(layout, release, manifest.serial)
+
+
+def _check_rollback(
+    layout: Layout,
+    to: str | None,
+    history: list[dict[str, Any]],
+    bad: list[str],
+    scope: str,
+    unit: str,
+) -> None:
+    """Raises HostError ("refused"): `to` can't come back on this host, or is live."""
+    committed = [entry["release"] for entry in history]
+    if to is None:
+        raise HostError(
+            "there is nothing to roll back to",
+            why="this host never committed another release that is still good",
+            live=live_release(layout) or "nothing",
+            hint="invoke history shows what was live here; --to ID names one of them",
+            kind="refused",
+        )
+    if to not in committed:
+        hint = "one of: " + ", ".join(dict.fromkeys(committed)) if committed else "invoke deploy"
+        raise HostError(f"{to} was never committed on this host", hint=hint, kind="refused")
+    if to == live_release(layout):
+        raise HostError(f"{to} is live already", kind="refused", live=to)
+    if to in bad:
+        hint = "invoke deploy can try it again; invoke history shows why it failed"
+        raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
+    walls = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
+    why = unable(layout, to, walls)
+    if why:
+        others = [name for name in dict.fromkeys(reversed(committed)) if name not in (to, *bad)]
+        here = [name for name in others if name in releases.on_host(layout)]
+        left = [name for name in here if name != live_release(layout)]
+        raise HostError(
+            f"{to} can't come back",
+            why=why,
+            live=live_release(layout) or "nothing",
+            hint=f"invoke rollback --to {left[0]} goes to another one" if left else "invoke deploy",
+            kind="refused",
+        )
+
+
+def _in_shadow(
+    before: dict[str, str | None], after: dict[str, str | None]
+) -> dict[str, str | None]:
+    """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
+    try:
+        envfile.parse(before.get(".env") or "")
+    except envfile.EnvFileError as error:
+        raise HostError(
+            "the flags file on the host can't be understood",
+            why=f".env: {error}",
+            hint="mend that line, then deploy again",
+            kind="refused",
+        ) from error
+    data = (before.get(".env") or "").encode("utf-8", "surrogateescape")
+    shadow = envfile.rewritten(data, {FLAG: SHADOW}).decode("utf-8", "surrogateescape")
+    return {**before, **after, ".env": shadow}
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:
@@ -215,7 +283,7 @@ def confirm(app: str, number: int, token: str) -> dict[str, Any]:
     ours = pending is not None and (pending.number, pending.token) == (number, token)
     if ours and pending is not None and pending.session == os.getpid():
         raise HostError("the session that began this can't confirm it", hint="open a new one")
-    if confirmation.give(layout, number, token, confirmation.process_began()):
+    if activation.confirm(layout, number, token, activation.process_began()):
         return {"confirmed": True}
     return {"confirmed": False, **follow(app, number)}
 
@@ -240,7 +308,7 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[
                 "events": events[seen:],
                 "over": over,
                 "live": live_release(layout),
-                "runner": ledger.holder_of(layout, activation.LOCK) is not None,
+                "runner": locks.holder_of(layout, locks.ACTIVATION) is not None,
             }
         time.sleep(0.05)
 
@@ -259,8 +327,8 @@ def recover(app: str) -> dict[str, Any]:
         return {"outcome": "nothing"}
     with contextlib.ExitStack() as held:
         try:
-            if not holds_the_lock(layout):
-                held.enter_context(locked(layout, DEPLOY_LOCK, {"who": "recovery"}))
+            if not locks.holds_the_lock(layout):
+                held.enter_context(locks.locked(layout, locks.DEPLOY, {"who": "recovery"}))
             flags.end(layout, recorder(layout))
             return {"outcome": activation.carry_on(layout, recorder(layout))}
         except HostError as error:
@@ -269,8 +337,13 @@ def recover(app: str) -> dict[str, Any]:
             return {"outcome": "running"}
 
 
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
 OPERATIONS = {
-    "lock": lock,
+    "lock": locks.lock,
     "stage": stage,
     "activate": activate,
     "confirm": confirm,

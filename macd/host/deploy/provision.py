@@ -18,8 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from macd.host import durable, envfile
-from macd.host.deploy import ledger
-from macd.host.deploy.ledger import locked
+from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.layout import Layout, discard
@@ -28,7 +27,6 @@ from macd.host.store import needs
 from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Supervisor
 
-DEPLOY_LOCK = "deploy.lock"
 Change = dict[str, Any]
 
 
@@ -74,7 +72,9 @@ def provision(
     with contextlib.ExitStack() as held:
         is_new = not os.path.isdir(layout.state())
         if not is_new:
-            _refuse_if_busy(layout)
+            ledger.refuse_if_pending(
+                layout, hint="invoke deploy --attach follows it; provision again when it has ended"
+            )
             if not dry_run:
                 held.enter_context(_lock(layout, who))
         look.account(account)
@@ -92,18 +92,7 @@ def provision(
 
 
 def _lock(layout: Layout, who: str) -> Any:
-    return locked(layout, DEPLOY_LOCK, {"who": who, "doing": "provision"})
-
-
-def _refuse_if_busy(layout: Layout) -> None:
-    pending = ledger.read_pending(layout)
-    if pending is not None:
-        raise HostError(
-            f"activation {pending.number} is under way",
-            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
-            hint="invoke deploy --attach follows it; provision again when it has ended",
-            kind="refused",
-        )
+    return locks.locked(layout, locks.DEPLOY, {"who": who, "doing": "provision"})
 
 
 class _Look:

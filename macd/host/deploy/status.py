@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from macd.host import durable
-from macd.host.deploy import activation, ledger, rollback
-from macd.host.deploy.probe import ProbeError, ask
+from macd.host.deploy import ledger, locks, rollback
+from macd.host.deploy.health import ProbeError, ask
 from macd.host.failure import HostError
 from macd.host.flag import flag_change, stacking
 from macd.host.layout import Layout, live_release, load
@@ -20,8 +20,6 @@ from macd.host.store import needs, policy, releases, runtime_check
 from macd.host.systemd import overrides
 from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Supervisor
-
-DEPLOY_LOCK = "deploy.lock"
 
 
 def deploy_facts(
@@ -196,7 +194,7 @@ def _pending_public(layout: Layout) -> dict[str, Any] | None:
         return None
     names = ("number", "kind", "to", "origin", "who", "started", "state")
     shown = {name: getattr(pending, name) for name in names}
-    return {**shown, "runner": ledger.holder_of(layout, activation.LOCK) is not None}
+    return {**shown, "runner": locks.holder_of(layout, locks.ACTIVATION) is not None}
 
 
 def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
@@ -209,7 +207,7 @@ def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
 
 def _lock(layout: Layout) -> dict[str, Any] | None:
     """Who holds it and for how many seconds, by the host's clock; None when it is free."""
-    held = ledger.holder_of(layout, DEPLOY_LOCK) if os.path.isdir(layout.state()) else None
+    held = locks.holder_of(layout, locks.DEPLOY) if os.path.isdir(layout.state()) else None
     if held is None:
         return None
     return {**held, "age_s": max(0.0, time.time() - float(held.get("since", time.time())))}

@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from macd.host import durable
-from macd.host.deploy import ledger, probe
-from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host.deploy import locks
+from macd.host.deploy.health import Prover, UnhealthyError
+from macd.host.deploy.ledger import refuse_if_pending
 from macd.host.failure import HostError
 from macd.host.flag import evidence, guard_config, stacking
 from macd.host.flag.flag_change import (
@@ -28,7 +29,6 @@ from macd.host.flag.flag_change import (
     Record,
     interrupted,
     named,
-    refuse_if_deploying,
     told,
     unwatched,
 )
@@ -45,10 +45,6 @@ from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
 from macd.host.store import releases
 from macd.host.systemd.supervisor import Process, Supervisor
-
-_POLL_S = 0.1
-_CRASHES_THAT_SETTLE_IT = 2
-_REFUSALS_THAT_SETTLE_IT = 4
 
 
 class _NotProvedError(Exception):
@@ -92,8 +88,8 @@ def set_flag(
     os.umask(0o022)
     record = recorder(layout)
     doing = "enable-stacking" if wanted == LIVE else "disable-stacking"
-    with ledger.locked(layout, DEPLOY_LOCK, {"who": who, "doing": doing}):
-        refuse_if_deploying(layout)
+    with locks.locked(layout, locks.DEPLOY, {"who": who, "doing": doing}):
+        refuse_if_pending(layout)
         end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
@@ -116,7 +112,7 @@ def set_flag(
             _arm(layout, notes, change, service, guard)
         notes.record("flag.begun", named(change))
         sha256 = _manifest(layout, change, wanted)
-        if so and not _unwell(change, sha256, process)[0]:
+        if so and not _wrong_with(change, sha256, process):
             return _proved(notes, change, process, "")
         return _carry_out(layout, notes, change)
 
@@ -148,7 +144,7 @@ def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
     if not is_pending(layout):
         return "nothing"
     try:
-        with ledger.locked(layout, DEPLOY_LOCK, {"who": "recovery", "doing": "stacking flag"}):
+        with locks.locked(layout, locks.DEPLOY, {"who": "recovery", "doing": "stacking flag"}):
             return end(layout, record, booting=booting)
     except HostError as error:
         if error.kind != "refused":
@@ -289,29 +285,27 @@ def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str
         _NotProvedError: there was none in health_s, or it crashes.
     """
     supervisor = Supervisor(change.scope)
-    sha256 = _manifest(layout, change, value)
-    before = supervisor.show(change.unit)
-    deadline = time.monotonic() + change.health_s
-    restarting = supervisor.restart(change.unit, change.sockets)
-    proved: Process | None = None
-    wrong, refusals = "it has not answered yet", 0
-    while time.monotonic() < deadline and refusals <= _REFUSALS_THAT_SETTLE_IT:
-        now = supervisor.show(change.unit)
-        crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
-        if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-            raise _NotProvedError(f"the service does not start: {now.result or now.active}")
-        if now.pid and not now.is_same_life(before):
-            running = of_process(now, change.endpoint)
-            has_it = running is not None and running.get(FLAG, SHADOW) == value
-            proved = now if has_it else None
-            wrong, final = _unwell(change, sha256, now)
-            if has_it and not wrong:
-                return now, ""
-            refusals = refusals + 1 if final else 0
-        time.sleep(_POLL_S)
-    if proved is None or not supervisor.show(change.unit).is_same_life(proved):
-        raise _NotProvedError(f"no running process has {FLAG}={value}: {wrong}")
-    return proved, wrong
+    prover = Prover(supervisor, change.unit, change.endpoint)
+
+    def has_the_flag(process: Process) -> bool:
+        running = of_process(process, change.endpoint)
+        return running is not None and running.get(FLAG, SHADOW) == value
+
+    try:
+        process = prover.restart(
+            change.release,
+            _manifest(layout, change, value),
+            change.sockets,
+            change.health_s,
+            runs_as_asked=has_the_flag,
+        )
+        return process, ""
+    except UnhealthyError as error:
+        proved = error.process
+        if proved is not None and supervisor.show(change.unit).is_same_life(proved):
+            return proved, error.wrong
+        wrong = f"no running process has {FLAG}={value}: {error.wrong or error}"
+        raise _NotProvedError(wrong) from error
 
 
 def _manifest(layout: Layout, change: Change, value: str) -> str:
@@ -324,15 +318,10 @@ def _manifest(layout: Layout, change: Change, value: str) -> str:
         return ""
 
 
-def _unwell(change: Change, sha256: str, process: Process) -> tuple[str, bool]:
-    """Why it does not serve the live release well, and whether that is its last word."""
-    try:
-        answer = probe.ask(change.endpoint)
-    except probe.ProbeError as error:
-        return f"it does not answer: {error}", False
-    wrong = probe.problems(answer, release=change.release, manifest_sha256=sha256, process=process)
-    started = process.active == "active" and answer.get("status") in ("ok", "failed")
-    return "; ".join(wrong), started and answer.get("pid") == process.pid
+def _wrong_with(change: Change, sha256: str, process: Process) -> str:
+    """Why it does not serve the live release well, "" if it does."""
+    prover = Prover(Supervisor(change.scope), change.unit, change.endpoint)
+    return prover.asked(change.release, sha256, process)[0]
 
 
 def _words(error: Exception) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from macd.host.deploy import ledger
 from macd.host.failure import HostError
 from macd.host.flag.flag_file import FLAG
-from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.layout import Layout, discard, load, save
 from macd.host.systemd.supervisor import Process
 
 PENDING = "pending-flag.json"
@@ -82,18 +81,6 @@ def interrupted(layout: Layout) -> Change | None:
         return None
     known = {field.name for field in dataclasses.fields(Change)}
     return Change(**{name: value for name, value in document.items() if name in known})
-
-
-def refuse_if_deploying(layout: Layout) -> None:
-    pending = ledger.read_pending(layout)
-    if pending is not None:
-        raise HostError(
-            f"activation {pending.number} is under way",
-            why=f"{pending.kind} of {pending.to} by {pending.who}: {pending.state}",
-            live=live_release(layout) or "nothing",
-            hint="invoke deploy --attach follows it; it commits or reverts by itself",
-            kind="refused",
-        )
 
 
 def named(change: Change) -> dict[str, object]:

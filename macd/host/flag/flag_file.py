@@ -6,7 +6,7 @@ import errno
 import os
 
 from macd.host import durable, envfile
-from macd.host.deploy import probe
+from macd.host.deploy import health
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.systemd.supervisor import Process
@@ -128,8 +128,8 @@ def of_process(process: Process, endpoint: str, proc: str = "/proc") -> dict[str
 
 def _as_it_says(process: Process, endpoint: str) -> dict[str, str] | None:
     try:
-        answer = probe.ask(endpoint)
-    except probe.ProbeError:
+        answer = health.ask(endpoint)
+    except health.ProbeError:
         return None
     flags = answer.get("flags")
     if answer.get("pid") != process.pid or not isinstance(flags, dict):

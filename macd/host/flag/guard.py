@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.host import durable, record
-from macd.host.deploy import ledger
-from macd.host.deploy.status import DEPLOY_LOCK
+from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
 from macd.host.flag import flag, flag_file, guard_config, stacking, webhook
 from macd.host.judge import gate, judging
@@ -190,7 +189,7 @@ def _decides(layout: Layout, order: dict[str, Any]) -> bool:
 
 def _is_taken(layout: Layout) -> bool:
     """Whether somebody is at work here; an activation goes on when its client's lock is gone."""
-    held = ledger.holder_of(layout, DEPLOY_LOCK) is not None
+    held = locks.holder_of(layout, locks.DEPLOY) is not None
     return held or ledger.read_pending(layout) is not None
 
 
@@ -286,7 +285,7 @@ def main() -> int:
     if not arguments.loop:
         return int(_look(layout) in (BUSY, TROUBLE))
     try:
-        with ledger.locked(layout, guard_config.GUARD_LOCK, {"who": "guard", "doing": "watching"}):
+        with locks.locked(layout, guard_config.GUARD_LOCK, {"who": "guard", "doing": "watching"}):
             while (order := guard_config.order_of(layout)) and guard_config.in_force(order):
                 time.sleep(max(0.2, min(_AGAIN_S, order["next"] - time.time())))
                 if time.time() >= order["next"] and _look(layout) == TROUBLE:

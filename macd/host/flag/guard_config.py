@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from macd.host import durable
-from macd.host.deploy import ledger
+from macd.host.deploy import locks
 from macd.host.failure import HostError
 from macd.host.flag import flag_file
 from macd.host.layout import Layout, live_release, load, save
@@ -192,7 +192,7 @@ def guard_status(app: str, after: str = "") -> dict[str, Any]:
         "dead": _dead(layout, order),
         "live": live_release(layout),
         "flag": flag_file.in_file(layout),
-        "loop": ledger.holder_of(layout, GUARD_LOCK) is not None,
+        "loop": locks.holder_of(layout, GUARD_LOCK) is not None,
         "reports": list(_reports(layout, [name for name in names if name > after])),
         "now": time.time(),
     }
@@ -216,7 +216,7 @@ def _dead(layout: Layout, order: dict[str, Any] | None) -> bool:
         return False
     supervisor = Supervisor(order["service"]["scope"])
     if not supervisor.has_timers():
-        return ledger.holder_of(layout, GUARD_LOCK) is None
+        return locks.holder_of(layout, GUARD_LOCK) is None
     return supervisor.show(_timer(order)).active not in ("active", "activating")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macd.host.deploy import activation, ledger, operations, proving
+from macd.host.deploy import activation, health, ledger, operations
 from macd.host.deploy import status as observing
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -194,7 +194,7 @@ def _child(request: dict[str, Any], out: int) -> None:
 
 
 def main() -> None:
-    proving.POLL_S = 0.01  # nothing here takes longer
+    health.POLL_S = 0.01  # nothing here takes longer
     operations._RUNNER_START_S = 2.0
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

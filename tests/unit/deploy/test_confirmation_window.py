@@ -10,10 +10,9 @@ import pytest
 
 from macd.deploy.follow import keep_confirming
 from macd.errors import ContactLostError
-from macd.host.deploy import confirmation, ledger
-from macd.host.deploy.confirmation import WAITING
+from macd.host.deploy import activation, ledger
+from macd.host.deploy.activation import WAITING, ActivationFailedError
 from macd.host.deploy.ledger import Pending
-from macd.host.deploy.proving import ActivationFailedError
 from macd.host.layout import Layout
 
 CONFIRM_S = 3.0
@@ -55,11 +54,10 @@ class Host:
     def waits(self) -> str:
         waiting = pending(self._layout)
         try:
-            confirmation.wait_for(
+            activation.wait_for_confirmation(
                 self._layout, waiting, lambda: None, clock=lambda: self.now, sleep=self.sleep
             )
-        except ActivationFailedError as error:
-            assert not error.blames_release
+        except ActivationFailedError:  # the release is not at fault
             # What falls behind the end falls before the host has put everything back.
             self.sleep(CONFIRM_S)
             return "reverted"
@@ -76,7 +74,7 @@ def test_the_word_counts_exactly_as_long_as_the_host_waits(
     told: list[bool] = []
 
     def confirm() -> None:
-        told.append(confirmation.give(layout, 7, "t0ken", SOAKED_AT + at))
+        told.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + at))
 
     assert Host(layout, {at: confirm}).waits() == ends
     assert told == [ends == "committed"]
@@ -98,7 +96,7 @@ def test_the_operator_tries_to_the_end_and_knows_what_the_host_knows(
         tries += 1
         if host.now < outage_s:
             raise ContactLostError("the line is cut")
-        told.append(confirmation.give(layout, 7, "t0ken", SOAKED_AT + host.now))
+        told.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + host.now))
         return told[-1]
 
     def operator() -> None:
@@ -136,7 +134,7 @@ def test_the_operator_has_no_deadline_of_its_own() -> None:
 @pytest.mark.parametrize("state", ["verified", "restarting", "soaking", "reverting"])
 def test_no_word_counts_before_the_soak_ended_or_after_all(layout: Layout, state: str) -> None:
     waiting = pending(layout, state)
-    assert not confirmation.give(layout, 7, "t0ken", SOAKED_AT + 1)
+    assert not activation.confirm(layout, 7, "t0ken", SOAKED_AT + 1)
     assert not ledger.is_confirmed(layout, waiting)
 
 
@@ -145,19 +143,19 @@ def test_a_connection_older_than_the_end_of_the_soak_proves_nothing(
     layout: Layout, opened: float, counts: bool
 ) -> None:
     pending(layout)
-    assert confirmation.give(layout, 7, "t0ken", SOAKED_AT + opened) is counts
+    assert activation.confirm(layout, 7, "t0ken", SOAKED_AT + opened) is counts
 
 
 def test_only_the_one_that_began_it_may_give_the_word(layout: Layout) -> None:
     pending(layout)
-    assert not confirmation.give(layout, 7, "other", None)
-    assert not confirmation.give(layout, 6, "t0ken", None)
-    assert confirmation.give(layout, 7, "t0ken", None)  # where nobody can tell how old it is
-    assert confirmation.give(layout, 7, "t0ken", None)  # again: its answer was lost
+    assert not activation.confirm(layout, 7, "other", None)
+    assert not activation.confirm(layout, 6, "t0ken", None)
+    assert activation.confirm(layout, 7, "t0ken", None)  # where nobody can tell how old it is
+    assert activation.confirm(layout, 7, "t0ken", None)  # again: its answer was lost
 
 
 def test_this_process_began_a_moment_ago() -> None:
-    now, began = confirmation.uptime(), confirmation.process_began()
+    now, began = activation.uptime(), activation.process_began()
     assert now is not None
     assert began is not None
     assert 0 < now - began < 86400
@@ -165,4 +163,4 @@ def test_this_process_began_a_moment_ago() -> None:
 
 def test_a_document_of_an_older_version_is_still_waited_for(layout: Layout) -> None:
     ledger.write_pending(layout, dataclasses.replace(pending(layout), waiting_since=None))
-    assert confirmation.give(layout, 7, "t0ken", 1.0)
+    assert activation.confirm(layout, 7, "t0ken", 1.0)

@@ -10,7 +10,7 @@ import pytest
 
 from macd.deploy.rollback import may_be_live, targets
 from macd.deploy.state import HostState
-from macd.journal import Record
+from macd.host.record import Record
 
 SERIALS = {"r1": 1, "r2": 2, "r3": 3}
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS
@@ -165,7 +165,6 @@ def test_each_symbol_and_timeframe_has_its_own_bars_and_strange_ones_none() -> N
 EVENTS = ("feed", "gap", "duplicate", "out_of_order", "not_closed", "start")
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     bars=st.integers(20, 60),
     hours=st.floats(3.05, 47),
@@ -181,7 +180,6 @@ def test_no_tail_of_warnings_makes_dead_bars_pass(
     assert judged(numbered([*old_bars(bars, hours), *tail])).verdict != PASS
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data(), laps=st.integers(1, 3))
 def test_no_order_of_enough_refused_bars_passes(data: Any, laps: int) -> None:
     """Each of ten refused bars of fifty is one, wherever, however often and as what it is told."""
@@ -200,7 +198,6 @@ def test_no_order_of_enough_refused_bars_passes(data: Any, laps: int) -> None:
     assert rates(decision)["ml_coverage"] == (40, 50)
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data(), spoilt=st.integers(0, 5))
 def test_no_hole_between_bars_passes(data: Any, spoilt: int) -> None:
     lines = changed(made(60), range(spoilt), ml_tft_prob=None)

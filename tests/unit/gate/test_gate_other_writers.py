@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.gate import evidence, report, run
@@ -216,7 +216,6 @@ def test_a_bar_told_again_without_the_field_counts_once() -> None:
     assert rates(analysed([*made(20), *again]))["ml_coverage"] == (20, 40)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sets(st.integers(0, 39), max_size=39))
 def test_taking_the_field_from_some_lines_never_raises_a_rate(rows: set[int]) -> None:
     def bad() -> list[Made]:

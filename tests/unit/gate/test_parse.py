@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.host.judge.parse import LONGEST, OTHER, SEVERE, SIGNAL, WARN, Bad, Line, clean, parse
@@ -186,13 +186,11 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary() | documents.map(lambda value: json.dumps(value).encode()))
 def test_no_bytes_raise(raw: bytes) -> None:
     assert isinstance(parse(raw), Line | Bad)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(good()) + sorted(good()["data"]["components"])), documents)
 def test_no_value_raises(name: str, value: Any) -> None:
     line = good()

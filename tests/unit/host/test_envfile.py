@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.host.envfile import (
@@ -139,7 +139,6 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=24))
 def test_enabled_and_taken_back_others_stay_as_they_were(pieces: list[bytes]) -> None:
     data = b"".join(pieces)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.host import untrusted
-from macd.host.deploy import probe
+from macd.host.deploy import health
 from macd.host.systemd.supervisor import Process
 
 JSON = st.recursive(
@@ -108,9 +108,9 @@ def test_what_a_service_says_of_itself_comes_in_short(tmp_path: Path) -> None:
     said = {"status": "\x1b[2Jfine", "release": "x" * 9000, "last_error": "e" * 9000, "pid": 7}
     said["golden"] = {"ok": False, "detail": "d" * 9000}
     with answering(tmp_path / "h", json.dumps(said).encode()) as endpoint:
-        answer = probe.ask(endpoint)
+        answer = health.ask(endpoint)
     process = Process("active", "running", 8, "", 0, "", "", "")
-    wrong = "; ".join(probe.problems(answer, release="r", manifest_sha256="s", process=process))
+    wrong = "; ".join(health.problems(answer, release="r", manifest_sha256="s", process=process))
     assert len(wrong) < 5000
     assert wrong.isprintable()
     assert "status is fine" in wrong
@@ -120,9 +120,9 @@ def test_an_answer_of_a_megabyte_is_no_answer(tmp_path: Path) -> None:
     said = json.dumps({"status": "ok", "last_error": "e" * (1 << 20)}).encode()
     with (
         answering(tmp_path / "h", said) as endpoint,
-        pytest.raises(probe.ProbeError, match="longer than 64 KiB"),
+        pytest.raises(health.ProbeError, match="longer than 64 KiB"),
     ):
-        probe.ask(endpoint)
+        health.ask(endpoint)
 
 
 def test_what_is_no_http_is_told_short(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_what_is_no_http_is_told_short(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        with pytest.raises(probe.ProbeError) as error:
-            probe.ask(f"unix:{tmp_path}/h")
+        with pytest.raises(health.ProbeError) as error:
+            health.ask(f"unix:{tmp_path}/h")
         thread.join()
     assert len(str(error.value)) < 1100
     assert str(error.value).isprintable()

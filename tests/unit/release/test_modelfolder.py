@@ -312,7 +312,7 @@ documents = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(keys, documents), st.sampled_from(["stacking_meta", "lgbm_meta", "meta"]))
 def test_no_document_raises(models: Path, document: Any, name: str) -> None:
     for old in models.iterdir():

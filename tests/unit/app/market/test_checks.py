@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.market import bars, checks
@@ -81,7 +81,6 @@ def market(n: int, seed: int = 0, *, of: np.ndarray | None = None) -> pl.DataFra
     ).pipe(bars.canonical)
 
 
-@settings(max_examples=60, deadline=None)
 @given(order=st.permutations(range(12)), again=st.lists(st.integers(0, 11), max_size=5))
 def test_any_shuffle_and_any_repeat_is_found(order: list[int], again: list[int]) -> None:
     rows = market(12)[[*order, *again]]
@@ -93,7 +92,6 @@ def test_any_shuffle_and_any_repeat_is_found(order: list[int], again: list[int])
     assert {f.check for f in found} <= {"unsorted", "duplicate"}
 
 
-@settings(max_examples=40, deadline=None)
 @given(row=st.integers(1, 58), length=st.integers(1, 58))
 def test_any_hole_is_found_with_its_size(row: int, length: int) -> None:
     rows = market(60)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.market import bars
@@ -385,7 +385,6 @@ def test_merging_is_a_union_and_conflicts_are_named() -> None:
     assert merged.bars["close"][19] == 9999.0
 
 
-@settings(max_examples=40, deadline=None)
 @given(cut=st.tuples(st.integers(1, 30), st.integers(0, 29)))
 def test_merging_any_two_parts_that_meet_gives_the_whole(cut: tuple[int, int]) -> None:
     whole = truth()

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.market.splits import (
@@ -55,7 +55,6 @@ def test_without_a_holdout_the_folds_run_to_the_end():
     assert walk_forward(N, folds=3, initial=0.2, holdout=0.0)[-1].test[-1] == N - 1
 
 
-@settings(max_examples=60)
 @given(
     n=st.integers(2_000, 40_000),
     folds=st.integers(1, 9),

@@ -19,7 +19,7 @@ import pytest
 from macd.app.predict.golden import Outcome
 from macd.app.service.health import HealthServer, Status, Systemd, inherited_socket
 from macd.errors import UsageError
-from macd.host.deploy import probe
+from macd.host.deploy import health
 
 
 @pytest.fixture
@@ -38,21 +38,21 @@ def served(status: Status, tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_host_reads_what_the_service_answers(status: Status, served: str) -> None:
-    assert probe.ask(served)["status"] == "starting"
+    assert health.ask(served)["status"] == "starting"
     status.golden(Outcome(True, 2e-7, "12 outputs agree"))
     status.set(status="ok", release="R", manifest_sha256="M")
-    answer = probe.ask(served)
-    process = probe.Process(
+    answer = health.ask(served)
+    process = health.Process(
         "active", "running", os.getpid(), "i", 0, "success", "enabled", "loaded"
     )
-    assert probe.problems(answer, release="R", manifest_sha256="M", process=process) == []
+    assert health.problems(answer, release="R", manifest_sha256="M", process=process) == []
     assert answer["flags"] == {"ML_ENABLE_STACKING": "0"}
 
     status.golden(Outcome(False, math.inf, "tft_5h: no output"))
     status.set(status="failed")
-    answer = probe.ask(served)
+    answer = health.ask(served)
     assert answer["golden"]["max_diff"] is None
-    assert len(probe.problems(answer, release="R", manifest_sha256="M", process=process)) == 2
+    assert len(health.problems(answer, release="R", manifest_sha256="M", process=process)) == 2
 
 
 def get(path: str, target: str) -> tuple[int, str]:
@@ -119,7 +119,7 @@ def test_a_port_is_bound_on_this_machine_only(status: Status) -> None:
     server = HealthServer("127.0.0.1:0", status, None)
     assert server.address[0] == "127.0.0.1"
     server.start()
-    assert probe.ask(f"127.0.0.1:{server.address[1]}")["status"] == "starting"
+    assert health.ask(f"127.0.0.1:{server.address[1]}")["status"] == "starting"
     server.close()
     with pytest.raises(UsageError, match="can't answer"):
         HealthServer("0.0.0.0:0", status, None)

@@ -19,9 +19,9 @@ from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars
 from macd.app.train.engine import Resources
 from macd.app.train.events import Events
+from macd.app.train.fitdata import observe, verify_provenance
 from macd.app.train.fits import Inputs, Task, fit_all, training_data
-from macd.app.train.provenance import observe, verify
-from macd.app.train.surrogate import sign_flipped
+from macd.app.train.leak_audit import sign_flipped
 
 SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 PLAN = {"folds": 2, "initial": 0.3, "holdout": 0.15, "embargo": 48}
@@ -73,9 +73,9 @@ def test_mutant_handing_all_bars_to_the_fit_is_caught(
     data: dataset.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(task: Task, X: np.ndarray, y: np.ndarray, features: tuple[str, ...]):
-        honest = training_data(task, X, y, features)
-        later = np.full((len(X) - len(honest.X), 3), np.nan, np.float32)
-        return dataclasses.replace(honest, X=np.array(X), y=np.vstack([honest.y, later]))
+        unchanged = training_data(task, X, y, features)
+        later = np.full((len(X) - len(unchanged.X), 3), np.nan, np.float32)
+        return dataclasses.replace(unchanged, X=np.array(X), y=np.vstack([unchanged.y, later]))
 
     plan = dataset.plan_rows(len(data), data.first, **PLAN)
     monkeypatch.setattr(fits, "training_data", leaky)
@@ -87,10 +87,10 @@ def test_mutant_handing_all_bars_to_the_fit_is_caught(
 def test_mutant_normalising_features_on_all_data_is_caught(
     bars: Bars, data: dataset.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = dataset.build
+    unchanged = dataset.build
 
     def leaky(given: Bars, min_move: float) -> dataset.Dataset:
-        made = honest(given, min_move)
+        made = unchanged(given, min_move)
         mean, spread = np.nanmean(made.X, axis=0), np.nanstd(made.X, axis=0) + 1e-9
         return dataclasses.replace(made, X=((made.X - mean) / spread).astype(np.float32))
 
@@ -145,15 +145,19 @@ def test_mutant_stopping_on_the_reported_fold_is_caught(data: dataset.Dataset, f
     fold = plan.folds[0]
     task = Task(family, fold, fold.train, None, 7, stop=fold.test)
     with pytest.raises(LeakError) as caught:
-        verify(observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48)
-    assert "early stopping looked at rows" in caught.value.why
+        verify_provenance(
+            observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48
+        )
+    assert "early stopping used rows" in caught.value.why
 
 
 def test_stopping_on_an_unpurged_inner_slice_is_caught(data: dataset.Dataset) -> None:
     fold = dataset.plan_rows(len(data), data.first, **PLAN).folds[0]
     task = Task("lstm", fold, fold.train[:-100], None, 7, stop=fold.train[-100:])
     with pytest.raises(LeakError, match="left its training part") as caught:
-        verify(observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48)
+        verify_provenance(
+            observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48
+        )
     assert "48 rows must lie between" in caught.value.why
 
 
@@ -161,7 +165,9 @@ def test_a_purged_inner_slice_passes(data: dataset.Dataset) -> None:
     fold = dataset.plan_rows(len(data), data.first, **PLAN).folds[0]
     rows, stop = splits.inner_split(fold.train, fraction=0.2)
     task = Task("lstm", fold, rows, None, 7, stop=stop)
-    verify(observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48)
+    verify_provenance(
+        observe(training_data(task, data.X, data.y, data.features), fold.test), fold, 48
+    )
 
 
 # Mutant 5: a longer timeframe is used before it closed.
@@ -170,10 +176,10 @@ def test_a_purged_inner_slice_passes(data: dataset.Dataset) -> None:
 def test_mutant_with_a_longer_timeframe_that_looks_ahead_is_caught(
     bars: Bars, data: dataset.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = dataset.build
+    unchanged = dataset.build
 
     def leaky(given: Bars, min_move: float) -> dataset.Dataset:
-        made = honest(given, min_move)
+        made = unchanged(given, min_move)
         day = given.main["timestamp"].dt.truncate("1d")
         last = given.main.select(pl.col("close").last().over(day))["close"].to_numpy()
         ahead = np.log(last / made.close).astype(np.float32)  # today's close, known this morning
@@ -193,7 +199,7 @@ def test_numbers_changed_between_features_and_fits_are_caught(
     scaled = dataclasses.replace(data, X=data.X * np.float32(0.5))
     made = leak_audit.check_look_ahead(bars, scaled)
     assert not made.ok
-    assert "other numbers" in made.detail
+    assert "given numbers" in made.detail
 
 
 def test_labels_of_other_rows_are_not_handed_over(data: dataset.Dataset) -> None:
@@ -201,10 +207,10 @@ def test_labels_of_other_rows_are_not_handed_over(data: dataset.Dataset) -> None
     seen = training_data(Task("lgbm", fold, fold.train, TINY, 7), data.X, data.y, data.features)
     assert len(seen.X) == fold.train[-1] + 1
     assert np.isnan(seen.y[: fold.train[0]]).all()
-    honest = observe(seen, fold.test)
-    verify(honest, fold, 48)
+    unchanged = observe(seen, fold.test)
+    verify_provenance(unchanged, fold, 48)
     with pytest.raises(LeakError):
-        verify(dataclasses.replace(honest, outside=1), fold, 48)
+        verify_provenance(dataclasses.replace(unchanged, outside=1), fold, 48)
 
 
 # The surrogate.
@@ -274,8 +280,8 @@ def test_a_single_surrogate_has_no_spread_and_still_a_limit() -> None:
 
 def test_too_good_is_judged_by_the_lower_end() -> None:
     allowed = {"5h": 0.62, "12h": 0.62, "24h": 0.62}
-    honest = {"lstm": {"5h": 0.573, "12h": 0.55, "24h": float("nan")}}
-    assert leak_audit.check_too_good(honest, allowed).ok
+    unchanged = {"lstm": {"5h": 0.573, "12h": 0.55, "24h": float("nan")}}
+    assert leak_audit.check_too_good(unchanged, allowed).ok
     leaky = leak_audit.check_too_good({"lgbm": {"5h": 0.78}}, allowed)
     assert not leaky.ok
     assert "lgbm 5h" in leaky.detail

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from macd.app.train import lstm, nets
-from macd.app.train.checkpoint import write_whole
 from macd.app.train.fitdata import FitData
-from macd.app.train.loop import Loop
+from macd.app.train.modelfiles import write_whole
+from macd.app.train.nets import Loop
 from macd.errors import MacdError
 
 TINY = lstm.Params(

@@ -12,7 +12,7 @@ import torch
 
 from macd.app.train import lstm, nets
 from macd.app.train.fitdata import FitData
-from macd.app.train.loop import Loop
+from macd.app.train.nets import Loop
 from macd.errors import MacdError
 
 LOOP = Loop(epochs=3, batch=64, lr=3e-3, weight_decay=0.01)

@@ -11,7 +11,7 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training as report
-from macd.app.train import dataset, moves, pipeline
+from macd.app.train import dataset, pipeline
 from macd.app.train.settings import settings_from
 from macd.errors import MacdError, RefusedError, UsageError
 from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
@@ -58,7 +58,7 @@ def test_no_value_helps_bars_that_stand_still(tmp_path: Path) -> None:
     limits = {"frozen_error": 10_000}
     with pytest.raises(UsageError) as caught:
         run(settings_for(tmp_path, still, limits=limits))
-    assert "stand still" in caught.value.what
+    assert "prices hardly move" in caught.value.what
     assert "--min-move 0:" in caught.value.why
     assert "--min-move" not in caught.value.hint
 
@@ -67,14 +67,14 @@ def test_stacking_counts_beforehand_what_it_will_ask_for(tmp_path: Path) -> None
     settings = settings_for(tmp_path, calm(1.0))
     data = dataset.build(dataset.read(settings), settings.min_move)
     plan = dataset.plan(data, settings)
-    moves.require(data, plan, 0.003, stacking=100)
+    dataset.require_moves(data, plan, 0.003, stacking=100)
     with pytest.raises(UsageError, match="only"):
-        moves.require(data, plan, 0.003, stacking=1350)
+        dataset.require_moves(data, plan, 0.003, stacking=1350)
     with pytest.raises(RefusedError) as caught:
-        moves.require(data, plan, 0.003, stacking=5000)
+        dataset.require_moves(data, plan, 0.003, stacking=5000)
     assert "stacking asks for 5,000 out-of-fold moves" in caught.value.why
     (most,) = re.findall(r"ML_STACKING_MIN_SAMPLES to at most (\d+)$", caught.value.hint)
-    moves.require(data, plan, 0.003, stacking=int(most))
+    dataset.require_moves(data, plan, 0.003, stacking=int(most))
 
 
 def test_what_a_person_accepts_is_on_record_in_the_run(tmp_path: Path) -> None:

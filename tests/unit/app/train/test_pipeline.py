@@ -194,9 +194,9 @@ def test_heads_are_fixed_before_the_holdout_is_opened(done: Path) -> None:
     frame = table(done).with_columns(
         pl.when(pl.col("fold") == -1).then(-pl.col("ret_5h")).otherwise(pl.col("ret_5h"))
     )
-    from macd.app.train.evaluate import validation_aucs  # noqa: PLC0415
-
-    assert validation_aucs(frame, "lstm", 0.003) == validation_aucs(table(done), "lstm", 0.003)
+    assert oof.validation_aucs(frame, "lstm", 0.003) == oof.validation_aucs(
+        table(done), "lstm", 0.003
+    )
 
 
 # What is redone.
@@ -351,7 +351,7 @@ def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path
     metrics = json.loads((again / "metrics.json").read_text())
     assert metrics["holdout"]["openings"] == 2
     said = [e.get("note", "") for e in read_events(again / "events.jsonl")]
-    assert any("2 different recipes" in note for note in said)
+    assert any("2 different configurations" in note for note in said)
 
 
 def test_another_meta_model_on_the_same_holdout_counts_as_a_look(

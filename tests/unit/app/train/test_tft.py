@@ -13,8 +13,7 @@ import torch
 
 from macd.app.train import tft
 from macd.app.train.fitdata import FitData
-from macd.app.train.loop import Loop
-from macd.app.train.nets import auc_by_head
+from macd.app.train.nets import Loop, auc_by_head
 
 LOOP = Loop(epochs=2, batch=64, lr=5e-3, weight_decay=0.01)
 TINY = tft.Params(width=8, attention_heads=2, dropout=0.1, loop=LOOP)

@@ -1,0 +1,363 @@
+"""What a training leaves: metrics.json, criteria.json, its closing lines, result.json with files.
+
+result.json is written last and lists every file with its hash: no run is done without its files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from macd.app.train import oof
+from macd.app.train.cache import Entry, code_digest, key_of, library_versions
+from macd.app.train.criteria import Outcome, evaluate
+from macd.app.train.events import append_line, read_events
+from macd.app.train.fits import FAMILIES
+from macd.app.train.leak_audit import Audit
+from macd.app.train.training import Training
+from macd.errors import MacdError
+from macd.heads import explained, head_names, in_order, shown
+from macd.host.durable import replace_file, sha256_of
+
+MODELS = Path("data/ml_models")
+RESULTS = Path("data/gpu_results")
+RESULT = "result.json"
+NAMES = {
+    "lgbm": "LightGBM",
+    "lstm": "LSTM",
+    "tft": "TFT",
+    "stacking": "Stacking",
+    "volatility": "Volatility only",
+}
+_FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
+_LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "TA-Lib")
+
+
+def measure(
+    training: Training, entries: Mapping[str, list[Entry]], frame: pl.DataFrame
+) -> dict[str, Any]:
+    """The content of metrics.json. The holdout is opened here; the ledger counts how often."""
+    s, data, plan = training.settings, training.data, training.plan
+    baseline = oof.volatility_baseline(data, plan, frame)
+    frame = oof.with_model(frame, "volatility", baseline)
+    models = oof.models_in(frame, (*FAMILIES, "stacking", "volatility"))
+    figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
+    best = {
+        model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
+        for model, heads in figures.items()
+    }
+    holdout = frame.filter(pl.col("fold") == oof.HOLDOUT)
+    openings = open_holdout(
+        training.cache.root / "holdout.jsonl",
+        training.bars.digest(),
+        {model: oof.columns(holdout, f"p_{model}") for model in models},
+        training.events.clock(),
+    )
+
+    def when(row: int) -> str:
+        return datetime.fromtimestamp(int(data.times_ms[row]) / 1000, UTC).isoformat()
+
+    return {
+        "symbol": training.bars.symbol,
+        "cross": sorted(training.bars.cross),
+        "tf": s.tf,
+        "profile": s.profile,
+        "seed": s.seed,
+        "min_move": s.min_move,
+        "bars": {"rows": len(data), "first": when(0), "last": when(-1)},
+        **{k: v for k, v in training.lineage().items() if k.endswith(("digest", "hash"))},
+        "code_digest": code_digest(["macd.app.train.pipeline"]),
+        "libraries": library_versions(_LIBRARIES),
+        "devices": sorted({str(e.facts["device"]) for fits in entries.values() for e in fits}),
+        "folds": [
+            {
+                "fold": fold.index,
+                "train": [when(int(fold.train[0])), when(int(fold.train[-1]))],
+                "test": [when(int(fold.test[0])), when(int(fold.test[-1]))],
+            }
+            for fold in plan.folds
+        ],
+        "holdout": {
+            "from": when(int(plan.holdout.test[0])),
+            "to": when(int(plan.holdout.test[-1])),
+            "openings": openings,
+        },
+        "models": figures,
+        "best_head": best,
+        "seeds": _seed_spread(training, entries),
+        "history": {
+            family: [
+                {"fold": entry.facts["fold"], "seed": entry.facts["seed"], "epochs": history}
+                for entry in fits
+                if (history := entry.facts["history"])
+            ]
+            for family, fits in entries.items()
+        },
+        "importance": {
+            family: importance
+            for family, fits in entries.items()
+            if (importance := training.final(family, fits).facts.get("importance"))
+        },
+        "fits": [
+            {name: entry.facts[name] for name in _FIT_FACTS}
+            for fits in entries.values()
+            for entry in fits
+        ],
+    }
+
+
+def open_holdout(
+    ledger: Path, data_digest: str, predicted: Mapping[str, NDArray[np.float64]], now: float
+) -> int:
+    """Record that these predictions are now evaluated on the holdout of these bars.
+
+    `predicted`: each model's predictions of the holdout, the meta-model's too; other predictions
+    are another configuration. Returns the largest number of configurations of one model that were
+    evaluated on these bars so far; above 1 the figures are a choice among several, and the report
+    says so. The ledger lies with the cache: runs that share a cache share it, and a fresh cache
+    remembers nothing.
+    """
+    lines = read_events(ledger)
+    most = 0
+    for model, p in predicted.items():
+        configuration = key_of({"p": p})
+        earlier = {
+            line["recipe"]
+            for line in lines
+            if (line["data"], line["model"]) == (data_digest, model)
+        }
+        if configuration not in earlier:
+            line = {"t": now, "data": data_digest, "model": model, "recipe": configuration}
+            ledger.parent.mkdir(parents=True, exist_ok=True)
+            append_line(ledger, json.dumps(line))
+        most = max(most, len(earlier | {configuration}))
+    return most
+
+
+def _seed_spread(
+    training: Training, entries: Mapping[str, list[Entry]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Validation AUCs by family for each seed: how much of a figure is chance."""
+    s = training.settings
+    by_family: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(s.seed, s.seed + s.seeds):
+        frame = training.predictions(entries, holdout=False, seed=seed)
+        for family in entries:
+            aucs = rounded(oof.validation_aucs(frame, family, s.min_move))
+            by_family.setdefault(family, []).append({"seed": seed, **aucs})
+    return by_family
+
+
+def rounded(aucs: Mapping[str, float]) -> dict[str, float | None]:
+    """AUCs for a JSON document: four places, NaN as null."""
+    return {head: round(v, 4) if np.isfinite(v) else None for head, v in aucs.items()}
+
+
+def interval_lows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The highest lower interval end of each model and head, for the audit."""
+    return {
+        model: {
+            head: max(float(v[part]["low"] or 0.0) for part in ("val", "val_all", "test"))
+            for head, v in heads.items()
+        }
+        for model, heads in metrics["models"].items()
+    }
+
+
+def judge(
+    training: Training,
+    metrics: Mapping[str, Any],
+    differences: Mapping[str, float],
+    audit: Audit | None,
+) -> list[Outcome]:
+    """Each criterion of the settings against what this training measured."""
+    s, models, best = training.settings, metrics["models"], metrics["best_head"]
+    values: dict[str, float | None] = {}
+    details: dict[str, str] = {}
+    if "lstm" in models:
+        head = models["lstm"][best["lstm"]]
+        val, test = head["val"]["value"], head["test"]["value"]
+        values["lstm_val_auc"] = val
+        details["lstm_val_auc"] = f"at {shown(best['lstm'], s.tf)}"
+        if val is not None and test is not None:
+            values["test_val_gap"] = abs(test - val)
+            details["test_val_gap"] = f"test {test:.3f}, validation {val:.3f}"
+    if "stacking" in models:
+        head = models["stacking"][best["stacking"]]
+        values["stacking_oof_auc"] = head["val"]["value"]
+        details["stacking_oof_auc"] = f"at {shown(best['stacking'], s.tf)}"
+        values["n_oof"] = head["val_all"]["n"]
+        details["n_oof"] = (
+            f"bars predicted by a meta-model that was not trained on them; {head['val']['n']:,} of "
+            f"them moved more than {100 * s.min_move:g} %"
+        )
+    if differences:
+        values["onnx_test"] = 1.0  # a failed comparison ends the run before this
+        details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
+    files = expected_files(s.mode, s.stages, s.tf)
+    files = [p for p in files if p.name not in ("metrics.json", "criteria.json")]
+    absent = missing(s.out, files)
+    values["files_exist"] = 0.0 if absent else 1.0
+    details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
+    if audit is not None:
+        values["leak_audit"] = 1.0 if audit.ok else 0.0
+        details["leak_audit"] = ", ".join(c.name for c in audit.checks if not c.ok)
+    return evaluate(s.criteria, values, details)
+
+
+def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The figures that result.json repeats."""
+    return {
+        "best_head": metrics["best_head"],
+        "auc": {
+            model: {
+                head: {part: v[part]["value"] for part in ("val", "test", "val_all", "test_all")}
+                for head, v in heads.items()
+            }
+            for model, heads in metrics["models"].items()
+        },
+        "criteria": {outcome.name: outcome.ok for outcome in outcomes},
+        "blocked_by": [o.name for o in outcomes if not o.ok and o.level == "block"],
+    }
+
+
+def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
+    """What is printed when a training is done: AUCs in the guide's shape, baseline, criteria."""
+    share = 100 * float(metrics["min_move"])
+    tf = str(metrics["tf"])
+    lines = [
+        f"{metrics['symbol']} {metrics['tf']}  {metrics['bars']['rows']:,} bars "
+        f"{metrics['bars']['first'][:10]} to {metrics['bars']['last'][:10]}, "
+        f"{len(metrics['folds'])} folds, profile {metrics['profile']}, seed {metrics['seed']}",
+        f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
+        "beside it the sign on ALL bars",
+        *filter(None, [explained(tf)]),
+    ]
+    for model in ("lgbm", "lstm", "tft", "stacking"):
+        if model in metrics["models"]:
+            lines += ["", *_model_lines(NAMES[model], metrics["models"][model], tf)]
+            lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
+    lines += ["", *_model_lines(NAMES["volatility"], metrics["models"]["volatility"], tf)]
+    openings = metrics["holdout"]["openings"]
+    if openings > 1:
+        lines += [
+            "",
+            f"! {openings} different configurations have now been evaluated on the holdout: its "
+            "test AUCs are a choice among several, and too high",
+        ]
+    if outcomes:
+        lines += ["", "Criteria", *(outcome.line() for outcome in outcomes)]
+    return lines
+
+
+def _model_lines(name: str, heads: Mapping[str, Any], tf: str) -> list[str]:
+    return [f"{name} {shown(head, tf):<4} {_figures(heads[head])}" for head in in_order(heads)]
+
+
+def _figures(head: Mapping[str, Any]) -> str:
+    val, test = head["val"], head["test"]
+    return (
+        f"val AUC {_auc(val)}  test AUC {_auc(test)}  "
+        f"all bars {_auc(head['val_all'])} | {_auc(head['test_all'])}  "
+        f"n {val['n']:,} (effective {val['effective_n']:,.0f})"
+    )
+
+
+def _auc(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "not known"
+    if score["low"] is None:
+        return f"{score['value']:.3f}"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def oof_path(tf: str) -> Path:
+    """Where the out-of-fold table lies in a run."""
+    return RESULTS / f"oof_{tf}.parquet"
+
+
+def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
+    """The files a run of this mode must leave, relative to its directory."""
+    by_stage = {
+        "verify": [Path("verify.json")],
+        "lgbm": [
+            *(MODELS / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
+            MODELS / f"lgbm_{tf}_meta.json",
+        ],
+        "lstm": [MODELS / f"lstm_{tf}.pt", MODELS / f"lstm_{tf}_meta.json"],
+        "tft": [MODELS / f"tft_{tf}.pt", MODELS / f"tft_{tf}_meta.json"],
+        "onnx": [MODELS / f"lstm_{tf}.onnx", MODELS / f"tft_{tf}.onnx", Path("onnx.json")],
+        "stacking": [
+            MODELS / f"stacking_meta_{tf}.json",
+            oof_path(tf),
+            Path("leak_audit.json"),
+        ],
+    }
+    wanted = stages if mode == "all" else [mode]
+    files = [path for stage in wanted for path in by_stage[stage]]
+    if mode != "verify":
+        files += [Path("metrics.json"), Path("criteria.json"), Path("settings.json")]
+    return files
+
+
+def missing(out: Path, files: Iterable[Path]) -> list[str]:
+    """Which of the files are not there or empty."""
+    return [
+        str(path)
+        for path in files
+        if not (out / path).is_file() or (out / path).stat().st_size == 0
+    ]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and machines, whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_file(path, (text + "\n").encode(), parents=True)
+
+
+def write_criteria(out: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write criteria.json."""
+    write_json(out / "criteria.json", [dataclasses.asdict(outcome) for outcome in outcomes])
+
+
+def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that every file is there and write result.json, last; returns what it holds.
+
+    Raises MacdError naming the files that are missing: no run is done without its artefacts.
+    """
+    files = sorted(set(files))
+    absent = missing(out, files)
+    if absent:
+        raise MacdError(
+            "the training ended without its artefacts",
+            why="missing or empty: " + ", ".join(absent),
+            hint="free disk space and run the same command again; finished fits are kept",
+        )
+    listed = [
+        {
+            "path": str(path),
+            "size": (out / path).stat().st_size,
+            "sha256": sha256_of(out / path),
+        }
+        for path in files
+    ]
+    result = {"state": "done", **facts, "files": listed}
+    write_json(out / RESULT, result)
+    return result
+
+
+def write_failure(out: Path, error: MacdError, stage: str, state: str) -> None:
+    """Write result.json of a run that did not finish; the files before it stay for a resume."""
+    if shutil.disk_usage(out).free < 1 << 16:
+        return
+    fields = {name: getattr(error, name) for name in ("what", "why", "hint")}
+    write_json(out / RESULT, {"state": state, "stage": stage, **fields})

@@ -1,0 +1,75 @@
+"""Old private words stay out of code and pages: each thing has one name, the field's.
+
+`docs/glossary.md` explains the words that are used. The lists here hold the old words that have no
+other meaning, so that a match is always a mistake. CHANGELOG.md may name them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CODE = [
+    *sorted((ROOT / "macd").rglob("*.py")),
+    *sorted((ROOT / "templates").iterdir()),
+    ROOT / "tasks.py",
+]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# old word: what to say
+EVERYWHERE = {
+    r"\bWish\b": "DeployOptions",
+    r"\bOffer\b": "ReleaseCandidate",
+    r"\bCampaign\b": "Rollout",
+    r"\bMemory\(": "PendingActivations",
+    r"missed by a hair": "narrowly missed",
+}
+IN_PAGES = {
+    r"\b[Tt]old\b": "say the thing itself: named, shown, reported",
+    r"\bways? back\b": "rollback target, or revert",
+    r"\bwalls\b": "sandbox",
+    r"\bspoil\w*": "inject a fault",
+    r"\bunwell\b": "unhealthy",
+    r"\b[Tt]aught\b": "trained on",
+    r"\bteach(es)?\b": "train",
+    r"\bown word\b": "host policy",
+    r"\b(are|is) well\b": "healthy, or: all checks passed",
+    r"standing order": "the watch's configuration",
+    r"rehears\w*": "readiness check",
+    r"drawn by coin|flipped by coins?": "sign-randomised null test",
+    r"looked at with \d+ recipes": "N configurations evaluated on the holdout",
+    r"how well direction": "discrimination (ROC AUC)",
+    r"freak": "outlier",
+}
+
+
+@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_old_word(path: Path) -> None:
+    assert _found(path, EVERYWHERE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_old_word_in_a_page(page: Path) -> None:
+    assert _found(page, IN_PAGES) == []
+
+
+def test_an_old_word_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("The way back is told.\n")
+    assert len(_found(page, IN_PAGES)) == 2
+
+
+def _found(path: Path, words: dict[str, str]) -> list[str]:
+    """Each match with its line and what to say in its place."""
+    lines = path.read_text().splitlines()
+    return [
+        f"{path.name}:{number}: {match[0]!r}; say: {instead}"
+        for number, line in enumerate(lines, start=1)
+        for old, instead in words.items()
+        for match in re.finditer(old, line)
+    ]
