@@ -64,7 +64,7 @@ def import_(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Import bars from a file into the canonical form; asks where the file is ambiguous."""
+    """Import bars from a file into the canonical form; asks where it is ambiguous."""
     from macd.app.market.bars import bars_path, digest, read_bars, write_bars
     from macd.app.market.columns import parse_mapping
     from macd.app.market.importing import Answers, between, closed, merge, read_file, scaled
@@ -144,7 +144,7 @@ def fetch(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Fetch missing bars from an exchange, page by page; if interrupted, run it again."""
+    """Fetch missing bars from an exchange, page by page; can be interrupted."""
     import sys
     import time
 
@@ -223,7 +223,7 @@ def verify(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Check bars for gaps, duplicates, impossible or suspicious values; exit 1 on errors.
+    """Name gaps, duplicates, impossible or suspicious bars; exit 1 on errors.
 
     Repairs nothing.
     """

@@ -84,18 +84,19 @@ def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """How the newest run on a host stands, and what helps if it failed."""
     import time
 
-    from macd.jobs import ask, remedies
+    from macd.jobs import follow, remedies
     from macd.jobs.contact import Contact
 
     try:
         with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
-            told = ask.status_of(contact, "")
-            if told["state"] != "FAILED":
-                return {"state": told["state"], "why": "", "remedy": ""}
-            failure = remedies.explain(told, ask.events_of(contact, told["run"]), told["log_end"])
+            status = follow.status_of(contact, "")
+            if status["state"] != "FAILED":
+                return {"state": status["state"], "why": "", "remedy": ""}
+            events = follow.events_of(contact, status["run"])
+            failure = remedies.explain(status, events, status["log_end"])
     except MacdError as error:
         return {"state": "", "why": error.what, "remedy": ""}
     last = failure.log.splitlines()[-1:] or [""]
-    words = [f"run {told['run']} failed in {failure.stage or 'its beginning'}"]
+    words = [f"run {status['run']} failed in {failure.stage or 'its beginning'}"]
     words += [text for text in (failure.reason, failure.detail, *last) if text]
     return {"state": "FAILED", "why": "; ".join(words), "remedy": failure.remedy}

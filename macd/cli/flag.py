@@ -35,7 +35,7 @@ def enable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Let stacking decide; the newest gate report must be a PASS for the live release."""
+    """Let stacking decide; needs a PASS of the newest gate report for what is live."""
     return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 

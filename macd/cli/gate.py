@@ -47,7 +47,7 @@ def shadow_gate(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Judge the live release by its shadow logs: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    """Judge the live release in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from macd.inventory import load
 
     inv = load(inventory)

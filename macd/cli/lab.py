@@ -15,7 +15,7 @@ _JSON = {"json": "print one JSON document for machines"}
 
 @verb(name="up", help=_JSON)
 def up(_: object, json: bool = False) -> None:
-    """Start three SSH hosts on this machine, without root: jump, h800 behind it, prod."""
+    """Start three SSH hosts here, without root: jump, h800 behind it, prod."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -37,7 +37,7 @@ def up(_: object, json: bool = False) -> None:
     | _JSON,
 )
 def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = False) -> None:
-    """Stop the lab and all that runs on its hosts; their files stay for the next lab.up."""
+    """Stop the lab and all that runs on its hosts; files stay for the next lab.up."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -96,7 +96,7 @@ def fault(
     clear: bool = False,
     json: bool = False,
 ) -> None:
-    """Inject a fault into a host's link: delay, bandwidth, stall, cut; replaces the last one."""
+    """Inject a fault into a host's link, in place of the last one: delay, cut ..."""
     from macd import lab
     from macd.errors import UsageError
     from macd.inventory import project_root

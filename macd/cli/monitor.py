@@ -48,7 +48,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show the guard's reports to the end; exit 4 if it disabled stacking, 1 if no guard."""
+    """Show the guard's reports to the end; exit 4 if it disabled, 1 if no guard."""
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 

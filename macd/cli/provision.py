@@ -39,7 +39,7 @@ def provision(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Prepare hosts: account, directories, units, keys; a second run changes nothing."""
+    """Prepare hosts: account, directories, units, keys; can be repeated."""
     from macd.deploy import provision as provisioning
     from macd.deploy.fleet import Results, hosts_of
     from macd.deploy.rollout import Limits, operator

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.release_steps import (
+    build_request,
     lifetime_days,
-    order_of,
     read_run,
     record,
     say,
@@ -24,7 +24,7 @@ from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.release.build import Order
+    from macd.release.build import BuildRequest
     from macd.release.store import Release, Store
     from macd.release.verify import Report, Signers
 
@@ -60,7 +60,6 @@ def release(
     json: bool = False,
 ) -> None:
     """Make a signed, reproducible release of a finished training run, after checks."""
-    from macd.cli.health import onnx_against_torch
     from macd.inventory import load
     from macd.journal import Journal
     from macd.release import build
@@ -68,28 +67,27 @@ def release(
     inv = load(inventory)
     days = lifetime_days(expires_days) or inv.release.expires_days
     journal = Journal(inv.state_dir / "journal.jsonl")
-    journal.records()  # a damaged journal is told before anything is made
+    journal.records()  # a damaged journal is reported before anything is made
     signing_key(inv)
     store = store_of(inv)
     now = datetime.now(UTC).replace(microsecond=0)
     chosen = read_run(inv, run)
     say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
     tree = Path(source) if source else None
-    order, wheels = order_of(
+    request, wheels = build_request(
         inv, chosen, store, env, accept.strip(), now, days, source=tree, json=json
     )
-    build.refuse_blocked(order)
+    build.refuse_blocked(request)
     if dry_run:
-        _told(order, json=json)
+        _show_dry_run(request, json=json)
         return
     made, items = build.make(
-        order,
+        request,
         store,
         sign=lambda raw: signed(inv, raw),
         wheels=wheels,
-        also=onnx_against_torch,
     )
-    journal.append("release.made", record(made, order), now=datetime.now(UTC))
+    journal.append("release.made", record(made, request), now=datetime.now(UTC))
     if json:
         emit({**_fields(made), "health": [asdict(i) for i in items], "bundle": str(made.bundle)})
         return
@@ -146,7 +144,7 @@ def show(
               "lock": {"sha256": one.lock.sha256, "python": one.lock.python,
                        "platform": one.lock.platform, "versions": one.lock.versions}})  # fmt: skip
         return
-    for label, text in _lines(one):
+    for label, text in _rows(one):
         print(f"{label:<10}{text}")
     for file in one.manifest.files:
         print(f"{'':10}{file.sha256[:12]} {file.size:>10,}  {file.path}")
@@ -174,7 +172,7 @@ def verify(
     if json:
         emit({**asdict(report), "ok": report.ok})
     else:
-        _tell_report(report, signers)
+        _show_report(report, signers)
     return None if report.ok else ExitCode.FAILED
 
 
@@ -231,7 +229,7 @@ def _criteria(details: dict[str, Any]) -> str:
     return f"{len(missed)} missed, only warn" if missed else "met"
 
 
-def _lines(one: Release) -> list[tuple[str, str]]:
+def _rows(one: Release) -> list[tuple[str, str]]:
     manifest, d = one.manifest, one.manifest.details
     code = d.get("code", {})
     commit = (code.get("commit") or "no commit")[:12] + (" + changes" if code.get("dirty") else "")
@@ -255,18 +253,18 @@ def _lines(one: Release) -> list[tuple[str, str]]:
     return lines
 
 
-def _told(order: Order, *, json: bool) -> None:
+def _show_dry_run(request: BuildRequest, *, json: bool) -> None:
     if json:
         emit({
-            "dry_run": True, "run": order.run.id, "serial": order.serial,
-            "lock": order.lock.sha256, "criteria": [asdict(one) for one in order.findings],
-            "accepted": order.accepted or None,
+            "dry_run": True, "run": request.run.id, "serial": request.serial,
+            "lock": request.lock.sha256, "criteria": [asdict(one) for one in request.findings],
+            "accepted": request.accepted or None,
         })  # fmt: skip
         return
-    print(f"would be released for {order.env} with serial {order.serial}; nothing was made")
+    print(f"would be released for {request.env} with serial {request.serial}; nothing was made")
 
 
-def _tell_report(report: Report, signers: Signers) -> None:
+def _show_report(report: Report, signers: Signers) -> None:
     print(f"✓ {report.id}: signed by {signers.identity}")
     for word, paths in (
         ("extra", report.extra),

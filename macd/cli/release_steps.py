@@ -12,40 +12,13 @@ from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.release.build import Order
+    from macd.release.build import BuildRequest
     from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Signers
 
-_MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 
-
-def stays_off(inventory: Inventory, run: Run) -> str:
-    """Why the service will skip stacking, so that no gate can pass; "" where it will not.
-
-    The criterion counts bars that a meta-model judged unseen, this flag the moves that taught it.
-    """
-    from macd.app.predict.stacking import StackingError, StackingModel, taught_by
-    from macd.release.run import MODELS
-
-    asked = inventory.service.env.get(_MIN_SAMPLES, "")
-    meta = run.directory / MODELS / f"stacking_meta_{run.tf}.json"
-    if not (asked.isdigit() and meta.is_file()):
-        return ""
-    try:
-        model = StackingModel.from_json(meta.read_bytes())
-    except StackingError:
-        return ""  # the health check says what is wrong with it
-    if taught_by(model.facts, int(asked)):
-        return ""
-    taught = model.facts.get("n_oof_samples")
-    return (
-        f"stacking will stay off: it was taught by {taught} samples, and service.env asks for "
-        f"{_MIN_SAMPLES}={asked}; train on more bars, or lower it there"
-    )
-
-
-def order_of(
+def build_request(
     inventory: Inventory,
     run: Run,
     store: Store,
@@ -56,21 +29,21 @@ def order_of(
     *,
     source: Path | None = None,
     json: bool,
-) -> tuple[Order, list[Path]]:
+) -> tuple[BuildRequest, list[Path]]:
+    from macd import application
     from macd.cli.target import target_of
     from macd.jobs.record import host_of
     from macd.journal import Journal
     from macd.release import wheel, wheelhouse
-    from macd.release.build import Order
+    from macd.release.build import BuildRequest
     from macd.release.judge import blocking, judge
     from macd.release.lock import Lock
 
     findings = judge(run.criteria, inventory.train.criteria, run.audit, run.metrics["models"])
     for finding in findings:
         say(json, finding.line())
-    off = stays_off(inventory, run)
-    if off:
-        say(json, f"⚠ {off}")
+    for remark in application.remarks(run.directory, tf=run.tf, env=inventory.service.env):
+        say(json, f"⚠ {remark}")
     constraints = inventory.root / "constraints.txt"
     if not blocking(findings) or accept:
         target, warnings = target_of(inventory, env)
@@ -81,8 +54,8 @@ def order_of(
         if inventory.service.feed.kind == "ccxt":
             needed += wheelhouse.requirements("fetch")
         lock, wheels = house.resolve(needed, target, constraints)
-        told = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
-        say(json, f"✓ lock: {told}, {size(lock.total_bytes)}")
+        wanted = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
+        say(json, f"✓ lock: {wanted}, {size(lock.total_bytes)}")
     else:
         lock, wheels = Lock("", "", ()), []  # refused before any lock counts
     tree = inventory.root if source is None else source.resolve()
@@ -92,7 +65,7 @@ def order_of(
     if tree != inventory.root:
         say(json, f"⚠ the code is not this clone's but that of {tree}")
     journal = Journal(inventory.state_dir / "journal.jsonl")
-    made = Order(
+    request = BuildRequest(
         run=run,
         host=host_of(journal, run.id) or "local",
         findings=findings,
@@ -108,7 +81,7 @@ def order_of(
         data_dir=inventory.train.data_dir,
         versions=wheelhouse.proved_with(lock, constraints),
     )
-    return made, wheels
+    return request, wheels
 
 
 def lifetime_days(typed: str) -> float:
@@ -204,19 +177,19 @@ def store_of(inventory: Inventory) -> Store:
     return Store(inventory.root / "releases")
 
 
-def record(made: Release, order: Order) -> dict[str, Any]:
+def record(made: Release, request: BuildRequest) -> dict[str, Any]:
     return {
         "release": made.id,
         "serial": made.manifest.serial,
         "env": made.manifest.env,
-        "run": order.run.id,
-        "data_digest": order.run.digest,
+        "run": request.run.id,
+        "data_digest": request.run.digest,
         "manifest_sha256": made.sha256,
         "lock": made.manifest.lock,
-        "commit": order.code.commit,
-        "dirty": order.code.dirty,
-        "missed": [finding.name for finding in order.findings if not finding.ok],
-        "accepted": order.accepted or None,
+        "commit": request.code.commit,
+        "dirty": request.code.dirty,
+        "missed": [finding.name for finding in request.findings if not finding.ok],
+        "accepted": request.accepted or None,
         "by": getpass.getuser(),
     }
 

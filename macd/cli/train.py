@@ -1,4 +1,6 @@
-"""`invoke train` and its verbs: train on a host that owns the run; look on, stop it, bring it home.
+"""`invoke train` and its verbs: train on a host that owns the run; follow it, stop it, fetch it.
+
+The verbs come first, each a list of steps; the steps follow below them, in the order they are used.
 
 Exit codes: 0 DONE, 1 FAILED or CANCELLED, 3 still RUNNING (train.status), 5 LOST CONTACT, 6 refused
 because another run is in progress. Ctrl-C while following ends with 1: the run goes on, but
@@ -7,18 +9,31 @@ whoever waited for its result has none.
 
 from __future__ import annotations
 
+import json as jsonlib
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from macd.cli import train_steps as steps
 from macd.cli.verb import confirm, emit, verb
-from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from macd.cli.train_shown import Shown
+    from macd.inventory import Inventory
+    from macd.jobs.contact import Contact
+    from macd.jobs.follow import LocalRuns
+    from macd.jobs.preflight import Check
+    from macd.jobs.request import TrainRequest
+    from macd.journal import Journal
 
 _COMMON = {
-    "host": "host with role train (default: the inventory's only one, or the one the run is on)",
+    "host": "host with role train (default: the only one, or where the run was started)",
     "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
@@ -64,32 +79,29 @@ def train(
 ) -> ExitCode | None:
     """Train on a host: check, send what changed, start, follow, fetch the models."""
     from macd.inventory import load
-    from macd.jobs import choice
-    from macd.jobs import order as orders
+    from macd.jobs import record
+    from macd.jobs import request as requests
 
     inv = load(inventory)
-    machine = choice.train_host(inv, host)
+    machine = record.train_host(inv, host)
     flags = {"symbol": symbol, "cross": cross, "profile": profile, "engine": engine, "mode": mode}
-    changes: dict[str, Any] = {
-        **steps.more_settings(settings),
-        **{k: v for k, v in flags.items() if v},
-    }
+    changes = {**_settings_file(settings), **{k: v for k, v in flags.items() if v}}
     if seed >= 0:
         changes["seed"] = seed
-    request = orders.request_of(inv, changes)
-    bars = orders.data_files(request, Path(data) if data else inv.train.data_dir)
+    raw = requests.settings_of(inv, changes)
+    bars = requests.data_files(raw, Path(data) if data else inv.train.data_dir)
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    order = orders.make(request, bars, python=machine.python, env=env, now=datetime.now(UTC))
-    with steps.looking_on(inv, machine.name, patience, json=json) as (contact, shown):
-        checks = steps.check(contact, inv, order, bars, json=json)
+    request = requests.make(raw, bars, python=machine.python, env=env, now=datetime.now(UTC))
+    with _contact(inv, machine.name, patience, json=json) as (contact, shown):
+        checks = _preflight(contact, inv, request, bars, json=json)
         if dry_run:
-            return steps.tell_only(contact, order, checks, json=json)
-        steps.refuse_failed(checks, contact)
-        steps.begin(contact, inv, order, json=json)
+            return _show_plan(contact, request, checks, json=json)
+        _refuse_failed(checks, contact)
+        _start(contact, inv, request, json=json)
         if detach:
-            steps.say_left(order.run, json=json)
+            _show_detached(request.run, json=json)
             return None
-        return steps.to_the_end(contact, inv, order.run, shown, json=json)
+        return _follow_and_collect(contact, inv, request.run, shown, json=json)
 
 
 @verb(name="status", help=_COMMON | _RUN)
@@ -100,26 +112,29 @@ def status(
 
     Changes nothing.
     """
-    from macd.cli.train_shown import EXIT_CODES, show_last_seen, show_status
+    from macd.cli.train_shown import EXIT_CODES, show_failure, show_last_seen, show_status
     from macd.inventory import load
-    from macd.jobs import ask, follow
+    from macd.jobs import follow, remedies
 
     inv = load(inventory)
-    name = steps.host_for(inv, host, run)
+    name = _host_of(inv, host, run)
     try:
-        with steps.looking_on(inv, name, 0.0, json=True) as (contact, shown):
-            told = ask.status_of(contact, run)
-            shown.past(ask.events_of(contact, told["run"]))
+        with _contact(inv, name, 0.0, json=True) as (contact, shown):
+            current = follow.status_of(contact, run)
+            shown.past(follow.events_of(contact, current["run"]))
     except ContactLostError:
         if run and not json:
-            show_last_seen(follow.known_events(run, steps.place(inv)))
+            show_last_seen(follow.stored_events(run, _local_runs(inv)))
         raise
     if json:
-        emit({**told, "host": name, "progress": asdict(shown.progress)})
-    else:
-        show_status(told, shown.progress)
-        steps.show_why(told, shown)
-    return EXIT_CODES[told["state"]]
+        emit({**current, "host": name, "progress": asdict(shown.progress)})
+        return EXIT_CODES[current["state"]]
+    show_status(current, shown.progress)
+    if current["state"] in ("FAILED", "CANCELLED"):
+        failure = remedies.explain(current, shown.events, current["log_end"])
+        folder = f"{current['directory']} on the host"
+        show_failure(current["run"], current["state"], failure, folder)
+    return EXIT_CODES[current["state"]]
 
 
 @verb(name="attach", help=_COMMON | _RUN | _PATIENCE)
@@ -133,17 +148,17 @@ def attach(
 ) -> ExitCode | None:
     """Follow a run from where this machine stopped; fetch its files when it is done."""
     from macd.inventory import load
-    from macd.jobs import ask
+    from macd.jobs import follow
 
     inv = load(inventory)
-    name = steps.host_for(inv, host, run)
-    with steps.looking_on(inv, name, patience, json=json) as (contact, shown):
-        known = ask.status_of(contact, run)
+    name = _host_of(inv, host, run)
+    with _contact(inv, name, patience, json=json) as (contact, shown):
+        current = follow.status_of(contact, run)
         if not json:
-            print(f"run {known['run']} on {contact.host.name}: {known['state']}")
-        if known["state"] != "RUNNING":
-            return steps.bring_home(contact, inv, known["run"], json=json)
-        return steps.to_the_end(contact, inv, known["run"], shown, json=json)
+            print(f"run {current['run']} on {contact.host.name}: {current['state']}")
+        if current["state"] != "RUNNING":
+            return _collect(contact, inv, current["run"], json=json)
+        return _follow_and_collect(contact, inv, current["run"], shown, json=json)
 
 
 @verb(name="fetch", help=_COMMON | _RUN | _PATIENCE)
@@ -157,13 +172,13 @@ def fetch(
 ) -> ExitCode | None:
     """Fetch the files of a finished run again; files that are here and whole stay."""
     from macd.inventory import load
-    from macd.jobs import ask
+    from macd.jobs import follow
 
     inv = load(inventory)
-    name = steps.host_for(inv, host, run)
-    with steps.looking_on(inv, name, patience, json=json) as (contact, _shown):
-        known = ask.status_of(contact, run)
-        return steps.bring_home(contact, inv, known["run"], json=json)
+    name = _host_of(inv, host, run)
+    with _contact(inv, name, patience, json=json) as (contact, _shown):
+        current = follow.status_of(contact, run)
+        return _collect(contact, inv, current["run"], json=json)
 
 
 @verb(
@@ -186,15 +201,15 @@ def cancel(
 ) -> ExitCode | None:
     """Stop a run on its host; the same training later reuses its finished fits."""
     from macd.inventory import load
-    from macd.jobs import ask
+    from macd.jobs import follow
 
     if not run:
         raise UsageError("which run?", hint="invoke train.status shows the newest; --run ID")
     inv = load(inventory)
-    name = steps.host_for(inv, host, run)
-    with steps.looking_on(inv, name, 0.0, json=True) as (contact, _shown):
-        told = ask.status_of(contact, run)
-        running = told["state"] == "RUNNING"
+    name = _host_of(inv, host, run)
+    with _contact(inv, name, 0.0, json=True) as (contact, _shown):
+        current = follow.status_of(contact, run)
+        running = current["state"] == "RUNNING"
         if running and not dry_run:
             if not confirm(f"stop run {run} on {contact.host.name}?", yes=yes):
                 raise MacdError(
@@ -203,11 +218,239 @@ def cancel(
                     live=f"run {run} goes on",
                     hint=f"invoke train.cancel --run {run} --yes",
                 )
-            told = ask.stop(contact, run)
+            current = follow.stop(contact, run)
     if json:
-        emit({"run": run, "state": told["state"], "reason": told["reason"], "dry_run": dry_run})
+        outcome = {"state": current["state"], "reason": current["reason"], "dry_run": dry_run}
+        emit({"run": run, **outcome})
     elif not running:
-        print(f"run {run} is over already: {told['state']}")
+        print(f"run {run} is over already: {current['state']}")
     else:
-        print(f"{'would stop' if dry_run else told['state']} {run}")
+        print(f"{'would stop' if dry_run else current['state']} {run}")
     return None
+
+
+def _settings_file(path: str) -> dict[str, Any]:
+    """The JSON object in a file; nothing without a path."""
+    if not path:
+        return {}
+    try:
+        settings = jsonlib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--settings {path} can't be read as JSON", why=str(error)) from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"--settings {path} must hold one JSON object")
+    return settings
+
+
+def _host_of(inventory: Inventory, host: str, run: str) -> str:
+    """The host to ask: named, or where this run was started from here, or the only one."""
+    from macd.jobs import record
+
+    started_on = "" if host or not run else record.host_of(_journal(inventory), run)
+    return record.train_host(inventory, host or started_on).name
+
+
+@contextmanager
+def _contact(
+    inventory: Inventory, host: str, patience: float, *, json: bool
+) -> Iterator[tuple[Contact, Shown]]:
+    """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
+    from macd.cli.train_shown import Quiet, Shown
+    from macd.jobs.contact import Contact
+
+    shown = Quiet(host) if json else Shown(host)
+    contact = Contact(
+        inventory.host(host),
+        inventory,
+        clock=time.monotonic,
+        sleep=time.sleep,
+        watcher=shown,
+        patience=patience * 60,
+    )
+    with contact:
+        yield contact, shown
+
+
+def _preflight(
+    contact: Contact,
+    inventory: Inventory,
+    request: TrainRequest,
+    bars: dict[str, Path],
+    *,
+    json: bool,
+) -> list[Check]:
+    """Check the bars here and the host, and show the checks."""
+    from macd.cli.train_shown import show_checks
+    from macd.jobs import preflight
+
+    s = request.settings
+    if not json:
+        print(f"{s.symbol} {s.tf}, profile {s.profile}, seed {s.seed}, on {contact.host.name}")
+    checks = preflight.check_data(bars, s, datetime.now(UTC))
+    if any(check.level == "error" for check in checks):
+        if not json:
+            show_checks(checks)
+        _refuse_failed(checks, contact)
+    _journal(inventory).records()  # a damaged journal is reported before anything is started
+    work = contact.host.work_dir
+    observed = contact.use(lambda session: preflight.look(session, work, request.python))
+    checks += preflight.check_host(*observed, inventory.train)
+    if not json:
+        show_checks(checks)
+    return checks
+
+
+def _refuse_failed(checks: list[Check], contact: Contact) -> None:
+    """Raise with all that failed; RefusedError if only another run is in the way."""
+    failed = [check for check in checks if check.level == "error"]
+    if not failed:
+        return
+    why = "\n".join(f"{check.name}: {check.detail}" for check in failed)
+    hint = "\n".join(dict.fromkeys(check.hint for check in failed if check.hint))
+    kind = RefusedError if all(check.name == "free" for check in failed) else MacdError
+    raise kind(
+        f"the training can't start on {contact.host.name}",
+        why=why,
+        live="nothing was sent or started",
+        hint=hint,
+    )
+
+
+def _show_plan(
+    contact: Contact, request: TrainRequest, checks: list[Check], *, json: bool
+) -> ExitCode | None:
+    """What would be sent and run; changes nothing."""
+    from macd.cli.train_shown import step
+    from macd.jobs import transfer
+    from macd.sizes import size
+
+    count, lacking = transfer.missing(contact, request)
+    failed = any(check.level == "error" for check in checks)
+    if json:
+        emit(
+            {
+                "dry_run": True,
+                "host": contact.host.name,
+                "checks": [check.as_json() for check in checks],
+                "bytes_to_send": lacking,
+                "bytes_total": request.tree.size,
+                "request": request.raw,
+            }
+        )
+    else:
+        step("would send", f"{count} files, {size(lacking)} of {size(request.tree.size)}")
+        step("would run", " ".join(request.argv))
+    return ExitCode.FAILED if failed else None
+
+
+def _start(contact: Contact, inventory: Inventory, request: TrainRequest, *, json: bool) -> None:
+    """Send the files that the host lacks, start the run, record it."""
+    from macd.cli.train_shown import step
+    from macd.jobs import follow, record, transfer
+    from macd.sizes import size
+
+    sent = transfer.send(contact, request)
+    if not json:
+        files = f"{sent.landed} new of {sent.files} files"
+        step("sync", f"{files}, {size(sent.sent)} of {size(sent.total)}")
+    s = request.settings
+    about = {"symbol": s.symbol, "tf": s.tf, "profile": s.profile, "seed": s.seed, "mode": s.mode}
+    try:
+        current = transfer.start(contact, request, about)
+    except ContactLostError as error:
+        raise follow.contact_lost(error, request.run) from error
+    record.started(_journal(inventory), request, contact.host.name, now=datetime.now(UTC))
+    if not json:
+        step("started", f"run {request.run} ({current['detached']})")
+
+
+def _show_detached(run: str, *, json: bool) -> None:
+    if json:
+        emit({"run": run, "state": "RUNNING"})
+    else:
+        print(f"  it goes on by itself; follow it with: invoke train.attach --run {run}")
+
+
+def _follow_and_collect(
+    contact: Contact, inventory: Inventory, run: str, shown: Shown, *, json: bool
+) -> ExitCode | None:
+    """Follow a run until it is over and fetch its files; Ctrl-C only ends the following."""
+    from macd.jobs.follow import follow
+
+    try:
+        with shown:
+            follow(contact, run, _local_runs(inventory), shown)
+    except KeyboardInterrupt:
+        if json:
+            emit({"run": run, "state": "RUNNING", "detached": True})
+        else:
+            message = f"detached; run {run} goes on on {contact.host.name}"
+            print(f"\n{message}\n  do: invoke train.attach --run {run}", file=sys.stderr)
+        return ExitCode.FAILED
+    return _collect(contact, inventory, run, json=json)
+
+
+def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) -> ExitCode | None:
+    """Fetch the files of a run that is over, record its end and show it."""
+    from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
+    from macd.jobs import follow, record, remedies, transfer
+    from macd.sizes import size
+
+    got = transfer.collect(contact, run, _local_runs(inventory))
+    host, folder, state = contact.host.name, got.folder, got.status["state"]
+    record.finished(_journal(inventory), got.status, host, folder, now=datetime.now(UTC))
+    events = follow.decode(_bytes_of(folder / follow.EVENTS))
+    failure = report = unmade = None
+    if state == "DONE":
+        report, unmade = _report(folder, host)
+    else:
+        log_end = _bytes_of(folder / "log")[-8192:].decode("utf-8", "replace")
+        failure = remedies.explain(got.status, events, log_end)
+    if json:
+        emit(
+            {
+                "run": run,
+                "state": state,
+                "reason": got.status["reason"],
+                "folder": str(folder),
+                "files": got.files,
+                "received": got.received,
+                "report": str(report) if report else None,
+                "result": got.status["result"],
+                "failure": asdict(failure) if failure else None,
+            }
+        )
+    elif failure is not None:
+        show_failure(run, state, failure, str(folder))
+    else:
+        show_summary(events)
+        step("collected", f"{got.files} files, {size(got.received)} received: {folder}")
+        step("report", str(unmade or report), "warn" if unmade else "ok")
+        step("DONE", f"run {run}\nnext: invoke release")
+    return EXIT_CODES[state]
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
+    """The report page; a collected run stays done when its page can't be made."""
+    from macd import application
+
+    try:
+        return application.write_training_page(folder, host=host), None
+    except MacdError as error:
+        return None, error
+
+
+def _journal(inventory: Inventory) -> Journal:
+    from macd.journal import Journal
+
+    return Journal(inventory.state_dir / "journal.jsonl")
+
+
+def _local_runs(inventory: Inventory) -> LocalRuns:
+    from macd.jobs.follow import LocalRuns
+
+    return LocalRuns(inventory.root / "runs")

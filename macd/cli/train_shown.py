@@ -1,4 +1,4 @@
-"""How a run looks from here while it goes on, and how its end is told."""
+"""How a run is shown while it is in progress, and how its end is shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from macd.app.train.events import human_line
+from macd.application import event_line
 from macd.errors import ExitCode, MacdError
 from macd.jobs.progress import Progress
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
 _EVERY_S, _FIT_EVERY_S = 10.0, 1.0
-_TOLD_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
+_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
 EXIT_CODES = {
     "DONE": ExitCode.DONE,
     "FAILED": ExitCode.FAILED,
@@ -34,24 +34,24 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def step(name: str, told: str, level: str = "ok") -> None:
+def step(name: str, text: str, level: str = "ok") -> None:
     """One line of the list of steps."""
-    first, *more = safe(told).splitlines() or [""]
+    first, *more = safe(text).splitlines() or [""]
     print(f"{_TICKS[level]} {name:<10} {first}", flush=True)
     for line in more:
         print(f"  {'':<10} {line}", flush=True)
 
 
 def show_checks(checks: list[Check]) -> None:
-    """The findings of a preflight."""
+    """The checks of a preflight."""
     for check in checks:
-        step(check.name, check.told, check.level)
+        step(check.name, check.detail, check.level)
         if check.hint and check.level != "ok":
             print(f"  {'':<10} do: {check.hint}")
 
 
 class Shown:
-    """Looks on and shows it: a live line on a terminal, else now and then a plain line."""
+    """Shows a run: a live line on a terminal, else now and then a plain line."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Shown:
         if self._terminal:
             from rich.console import Console
 
-            self._status = Console().status("waiting for the first word", spinner="dots")
+            self._status = Console().status("waiting for the first event", spinner="dots")
             self._stack.enter_context(self._status)
         return self
 
@@ -88,28 +88,28 @@ class Shown:
     ) -> None:
         self._stack.close()
 
-    # -- what follow tells
+    # -- called by follow
 
     def past(self, events: list[dict[str, Any]]) -> None:
         self._learn(events)
         if events:
-            self._say(f"going on after {len(events)} events known here")
+            self._say(f"resuming after {len(events)} events stored here")
 
     def news(self, events: list[dict[str, Any]], status: dict[str, Any]) -> None:
         before = self.progress.stage
         self._learn(events)
-        if len(events) <= 50:  # a viewer that comes late is told the newest, not all of it
+        if len(events) <= 50:  # a viewer that comes late sees the newest only
             for event in events:
-                if event.get("event") in _TOLD_AT_ONCE:
-                    self._say(safe(human_line(event)).strip())
+                if event.get("event") in _SHOWN_AT_ONCE:
+                    self._say(safe(event_line(event)).strip())
         self._show(at_once=self.progress.stage != before)
 
-    # -- what the contact tells
+    # -- called by the contact
 
     def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
         if self._contact:
             self._say(f"LOST CONTACT with {self._host}: {error.what}")
-            self._say("  the run there goes on; trying to get back, Ctrl-C leaves it alone")
+            self._say("  the run there goes on; reconnecting, Ctrl-C stops only the following")
         self._contact = False
         if self._status is not None:
             self._status.update(f"LOST CONTACT, trying for {gives_up_in:.0f} s more")
@@ -143,7 +143,7 @@ class Shown:
 
 
 class Quiet(Shown):
-    """Looks on without a word, for --json."""
+    """Prints nothing, for --json."""
 
     def __init__(self, host: str) -> None:
         super().__init__(host, terminal=False)
@@ -154,14 +154,14 @@ class Quiet(Shown):
 
 
 def show_summary(events: list[dict[str, Any]]) -> None:
-    """The figures and criteria as the training itself words them."""
+    """The figures and criteria, in the training's own lines."""
     for event in events:
         if event.get("event") == "summary":
-            print(safe(human_line(event)))
+            print(safe(event_line(event)))
 
 
 def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
-    """Which stage, why, the end of its log, the remedy."""
+    """Which stage failed, why, the end of its log, the remedy."""
     where = f" in stage {failure.stage}" if failure.stage else ""
     print(f"✗ {state}{where}: {safe(failure.reason)}", file=sys.stderr)
     for label, text in (("why", failure.detail), ("end of the log", failure.log)):
@@ -186,7 +186,7 @@ def show_status(status: Mapping[str, Any], progress: Progress) -> None:
 
 
 def show_last_seen(events: list[dict[str, Any]]) -> None:
-    """What this machine knows of a run it can't ask about."""
+    """The last events of a run whose host can't be reached."""
     if events:
         at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(Progress().after(events).at))
         print(f"last seen {at}: {safe(Progress().after(events).line())}")

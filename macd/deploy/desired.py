@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from macd.application import bars_path
 from macd.deploy import archive
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
@@ -184,8 +185,6 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
     """The files a replay wants: path below the application's directory, and where it is here."""
     if inventory.service.feed.kind != "replay":
         return {}
-    from macd.app.market.bars import bars_path  # noqa: PLC0415 - polars, which only a replay needs
-
     train = inventory.train
     return {
         f"{REPLAY}/{symbol}_{train.tf}.parquet": bars_path(train.data_dir, symbol, train.tf)

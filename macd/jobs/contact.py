@@ -1,6 +1,6 @@
-"""A session that comes back: what is asked through it survives cuts of the link, within patience.
+"""A session that reconnects: an action through it survives a lost link, within `patience`.
 
-Only for actions that may be repeated: everything a job's host offers is made that way.
+Only for actions that may be repeated: all operations of a job's host may be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Watcher(Protocol):
-    """Who wants to know about the link."""
+    """Who is told about the link."""
 
     def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
         """Contact was lost, or is not back yet."""
@@ -68,7 +68,7 @@ class Contact:
                 connecting = False
                 result = action(session)
             except MacdError as error:
-                if not self._once or not _passes(error, connecting=connecting):
+                if not self._once or not _may_pass(error, connecting=connecting):
                     raise
                 self.close()
                 now = self.clock()
@@ -97,12 +97,12 @@ class Contact:
 
     def _given_up(self, error: MacdError) -> ContactLostError:
         return ContactLostError(
-            f"LOST CONTACT with {self.host.name}: no way back in {self.patience / 60:.3g} minutes",
+            f"LOST CONTACT with {self.host.name}: unreachable for {self.patience / 60:.3g} minutes",
             why=str(error),
         )
 
     def close(self) -> None:
-        """Let go of the link, whatever state it is in."""
+        """Close the link, whatever state it is in."""
         session, self._session = self._session, None
         if session is not None:
             with contextlib.suppress(MacdError, OSError):
@@ -120,11 +120,12 @@ class Contact:
         self.close()
 
 
-def _passes(error: MacdError, *, connecting: bool) -> bool:
+def _may_pass(error: MacdError, *, connecting: bool) -> bool:
     """Whether trying again may help.
 
-    On the way to a host that was there before, nearly everything may: while it boots, it refuses
-    logins. A changed host key never does. Once there, only a dead link; other errors are answers.
+    While reconnecting to a host that was reached before, nearly every error may pass: while it
+    boots, it refuses logins. A changed host key does not pass. Once connected, only a dead link
+    does; other errors are answers.
     """
     if connecting:
         return not isinstance(error, RefusedError | UsageError)

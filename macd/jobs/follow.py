@@ -1,8 +1,8 @@
-"""Follow a run by its event stream: from the byte where this machine stopped, across lost links.
+"""Follow one run on its host: its status, its events across lost links; and stop it on request.
 
-What has arrived is kept in the run's folder here, at the offset it has there, so that its length is
-the place to go on from and two viewers on one machine write the same bytes. Following never changes
-the run.
+Events that have arrived are stored in the run's folder here, at the offset they have there. The
+length of that file is where following resumes, and two viewers on one machine write the same bytes.
+Following never changes the run.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from macd.jobs.contact import Contact
 EVENTS = "events.jsonl"
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-z-]{1,40}(\.partial|\.failed|\.cancelled)?")
 _WAIT_S = 5.0
+_STOPPED_S = 60.0
 
 Event = dict[str, Any]
 
 
 class Viewer(Protocol):
-    """Who looks on."""
+    """Who is told about the events of a run."""
 
     def past(self, events: list[Event]) -> None:
-        """What happened before we looked, as far as this machine knows it."""
+        """Events that this machine stored earlier."""
 
     def news(self, events: list[Event], status: dict[str, Any]) -> None:
-        """What happened now (perhaps nothing), and how the host sees the run."""
+        """New events (perhaps none), and the run's status on its host."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where runs of this machine lie. Ids and states may come from a host, so they are checked."""
+class LocalRuns:
+    """The folders of runs on this machine. Ids and states from a host are checked."""
 
     runs: Path
 
-    def whole(self, run: str) -> Path:
+    def collected(self, run: str) -> Path:
         """The folder of a collected run."""
         if not _RUN_ID.fullmatch(run):
             raise MacdError(
@@ -51,41 +52,42 @@ class Place:
 
     def partial(self, run: str) -> Path:
         """The folder of a run that is not collected yet."""
-        return self.whole(f"{run}.partial")
+        return self.collected(f"{run}.partial")
 
     def ended(self, run: str, state: str) -> Path:
-        """The folder of what is left of a run that is over: runs/<id> only if it is DONE."""
+        """The folder of a run that is over: runs/<id> only if it is DONE."""
         if state == "DONE":
-            return self.whole(run)
+            return self.collected(run)
         if state in ("FAILED", "CANCELLED"):
-            return self.whole(f"{run}.{state.lower()}")
+            return self.collected(f"{run}.{state.lower()}")
         raise MacdError(f"run {run} can't be collected: its state is {state!r:.80}")
 
 
-def follow(contact: Contact, run: str, place: Place, viewer: Viewer) -> dict[str, Any]:
-    """Look on until the run is over; returns its last status.
+def follow(contact: Contact, run: str, local: LocalRuns, viewer: Viewer) -> dict[str, Any]:
+    """Tell `viewer` about the run until it is over; returns its last status.
 
     Raises ContactLostError when the link stays dead for the contact's patience: the run goes on.
     """
-    path = place.partial(run) / EVENTS
+    path = local.partial(run) / EVENTS
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.read_bytes() if path.exists() else b""
+    stored = path.read_bytes() if path.exists() else b""
     lines = _Lines()
-    viewer.past(lines.feed(known))
-    offset = len(known)
+    viewer.past(lines.feed(stored))
+    offset = len(stored)
     while True:
-        told = _ask(contact, run, offset)
-        if told["data"]:
-            _keep(path, told["data"], offset)
-            offset += len(told["data"])
-        viewer.news(lines.feed(told["data"]), told["status"])
-        if told["status"]["state"] != "RUNNING" and not told["data"]:
-            return dict(told["status"])
+        answer = _call(contact, "job_follow", run, offset=offset, wait=_WAIT_S)
+        data, status = answer["data"], answer["status"]
+        if data:
+            _store(path, data, offset)
+            offset += len(data)
+        viewer.news(lines.feed(data), status)
+        if status["state"] != "RUNNING" and not data:
+            return dict(status)
 
 
-def known_events(run: str, place: Place) -> list[Event]:
-    """The events this machine has seen of a run."""
-    for folder in (place.whole(run), place.partial(run)):
+def stored_events(run: str, local: LocalRuns) -> list[Event]:
+    """The events of a run that this machine has stored."""
+    for folder in (local.collected(run), local.partial(run)):
         path = folder / EVENTS
         if path.exists():
             return decode(path.read_bytes())
@@ -97,30 +99,63 @@ def decode(data: bytes) -> list[Event]:
     return _Lines().feed(data)
 
 
-def _ask(contact: Contact, run: str, offset: int) -> dict[str, Any]:
-    work = contact.host.work_dir
-    try:
-        told: dict[str, Any] = contact.use(
-            lambda session: session.call(
-                "job_follow", work=work, run=run, offset=offset, wait=_WAIT_S
+def status_of(contact: Contact, run: str) -> dict[str, Any]:
+    """The status of a run ("": the newest), as its host sees it."""
+    return _call(contact, "job_status", run, log_tail=8192)
+
+
+def events_of(contact: Contact, run: str) -> list[Event]:
+    """All events of a run so far."""
+    data = b""
+    while piece := _call(contact, "job_follow", run, offset=len(data))["data"]:
+        data += piece
+    return decode(data)
+
+
+def stop(contact: Contact, run: str) -> dict[str, Any]:
+    """Ask a run to stop and wait until it is over; returns its status."""
+    _call(contact, "job_cancel", run)
+    until = contact.clock() + _STOPPED_S
+    while (status := status_of(contact, run))["state"] == "RUNNING":
+        if contact.clock() > until:
+            raise MacdError(
+                f"run {run} does not end",
+                why=f"it was asked to {_STOPPED_S:.0f} s ago, and killed after 20 s",
+                live="it may hang in the kernel, on a disk or a GPU",
+                hint=f"invoke train.status --run {run}; on the host: ps, nvidia-smi",
             )
-        )
-    except ContactLostError as error:
-        raise lost(error, run) from error
-    return told
+        contact.sleep(0.3)
+    return status
 
 
-def lost(error: MacdError, run: str) -> ContactLostError:
-    """The contact's error with what it means for this run."""
+def contact_lost(error: MacdError, run: str) -> MacdError:
+    """An unreachable host leaves the run's state unknown: that is LOST CONTACT, not FAILED."""
+    from macd.ssh.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
+
+    if not isinstance(error, ContactLostError | UnreachableError):
+        return error
+    named = f"run {run}" if run else "what runs there"
+    again = f"invoke train.attach --run {run} resumes where this stopped, from any machine"
     return ContactLostError(
-        error.what,
+        error.what if error.what.startswith("LOST CONTACT") else f"LOST CONTACT: {error.what}",
         why=error.why,
-        live=f"run {run} goes on without us; how it stands is not known here",
-        hint=f"invoke train.attach --run {run} goes on where this stopped, from any machine",
+        live=f"{named} goes on without us, or is over; that is not known here",
+        hint=error.hint or (again if run else "try again; invoke train.attach resumes"),
     )
 
 
-def _keep(path: Path, data: bytes, offset: int) -> None:
+def _call(contact: Contact, op: str, run: str, **args: Any) -> dict[str, Any]:
+    work = contact.host.work_dir
+    try:
+        answer: dict[str, Any] = contact.use(
+            lambda session: session.call(op, work=work, run=run, **args)
+        )
+    except MacdError as error:
+        raise contact_lost(error, run) from error
+    return answer
+
+
+def _store(path: Path, data: bytes, offset: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     except FileNotFoundError:  # another viewer on this machine has collected the run meanwhile
@@ -132,7 +167,7 @@ def _keep(path: Path, data: bytes, offset: int) -> None:
 
 
 class _Lines:
-    """Whole events out of bytes that are cut anywhere."""
+    """Whole events from bytes that are cut anywhere."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -147,6 +182,6 @@ def _decoded(lines: list[bytes]) -> Iterator[Event]:
         try:
             event = json.loads(line)
         except ValueError:
-            continue  # a line of somebody else's making is not worth the view
+            continue  # a line that another program wrote does not end the view
         if isinstance(event, dict):
             yield event

@@ -1,6 +1,6 @@
-"""Look before a training starts: bars here, machine there; every finding at once, nothing changed.
+"""Checks before a training starts: the bars here, the machine there; all at once, changing nothing.
 
-A check is a value. Whether a training may start is decided by its caller: only if none failed.
+A check is a value. Its caller decides whether a training may start: only if none failed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from macd.app.market.bars import read_rows
-from macd.app.market.checks import Limits, check_all
-from macd.app.market.findings import counted, judged
-from macd.app.train.settings import Settings
+from macd.application import check_bars
 from macd.inventory import TrainSettings
 from macd.ssh.facts import Clock, Facts
 from macd.ssh.pending import Finished
 from macd.ssh.session import Session
+
+if TYPE_CHECKING:
+    from macd.application import Settings
 
 _SHOWN = 3
 _CLOCK_S = 5.0
@@ -58,12 +58,17 @@ print("\\n" + json.dumps(told))
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at: `level` is ok, warn or error; `hint` is what to do about the last."""
+    """One check: `level` is ok, warn or error; `hint` is what to do about an error."""
 
     name: str
     level: str
-    told: str
+    detail: str
     hint: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """As printed with --json; `told` is the detail's name there."""
+        fields = {"name": self.name, "level": self.level}
+        return {**fields, "told": self.detail, "hint": self.hint}
 
 
 def check_data(data: Mapping[str, Path], settings: Settings, now: datetime) -> list[Check]:
@@ -71,21 +76,17 @@ def check_data(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
 
     Raises MacdError for a file that is not there or holds no bars.
     """
-    frames = {symbol: read_rows(path) for symbol, path in data.items()}
-    main = next(iter(frames))
-    tf, limits = settings.tf, Limits().changed(settings.limits)
-    found = judged(check_all(frames, main=main, tf=tf, now=now, limits=limits), settings.accept)
     checks = []
-    for symbol, rows in frames.items():
-        mine = [f for f in found if f.symbol == symbol]
-        errors = [f for f in mine if f.level == "error"]
-        told = f"{symbol} {tf}, {rows.height:,} bars"
-        if errors:
-            worst = "\n".join(str(f) for f in errors[:_SHOWN])
+    for bars in check_bars(data, settings, now):
+        symbol, tf = bars.symbol, settings.tf
+        detail = f"{symbol} {tf}, {bars.count:,} bars"
+        if bars.errors:
+            worst = "\n".join(bars.errors[:_SHOWN])
             hint = f"invoke data.verify --symbol {symbol} --tf {tf} --data {data[symbol].parent}"
-            checks.append(Check("data", "error", f"{told}: {len(errors)} errors\n{worst}", hint))
+            count = len(bars.errors)
+            checks.append(Check("data", "error", f"{detail}: {count} errors\n{worst}", hint))
         else:
-            checks.append(Check("data", "ok", told + counted(mine)))
+            checks.append(Check("data", "ok", detail + bars.note))
     return checks
 
 
@@ -103,14 +104,14 @@ def look(session: Session, work: str, python: str) -> tuple[Facts, Finished, dic
 def check_host(
     facts: Facts, probe: Finished, newest: Mapping[str, Any] | None, train: TrainSettings
 ) -> list[Check]:
-    """Judge what the host told."""
-    told = _told(probe)
+    """Checks from what `look` observed."""
+    imports = _imports(probe)
     return [
         _runs(newest),
         _disk(facts, train.min_free_gb),
         _clock(facts.clock),
-        *(_python(told) if told else [_no_answer(probe)]),
-        _gpu(facts, told, required=train.require_gpu),
+        *(_python(imports) if imports else [_no_answer(probe)]),
+        _gpu(facts, imports, required=train.require_gpu),
     ]
 
 
@@ -124,29 +125,29 @@ def _runs(newest: Mapping[str, Any] | None) -> Check:
 
 def _disk(facts: Facts, wanted_gb: float) -> Check:
     disk = facts.disks[0]
-    told = f"{disk.free / 1e9:.1f} GB free in {disk.path}"
+    detail = f"{disk.free / 1e9:.1f} GB free in {disk.path}"
     if not disk.writable:
         return Check("disk", "error", f"{disk.path} can't be written", "see work_dir, or chown it")
     if disk.free < wanted_gb * 1e9:
         hint = "remove old runs under work_dir/runs and work_dir/cache, or lower train.min_free_gb"
-        return Check("disk", "error", f"{told}, {wanted_gb:g} GB wanted", hint)
-    return Check("disk", "ok", told)
+        return Check("disk", "error", f"{detail}, {wanted_gb:g} GB wanted", hint)
+    return Check("disk", "ok", detail)
 
 
 def _clock(clock: Clock) -> Check:
-    told = f"clock {clock.offset:+.1f} s (± {clock.error:.1f} s) against this machine"
+    detail = f"clock {clock.offset:+.1f} s (± {clock.error:.1f} s) against this machine"
     if abs(clock.offset) - clock.error > _CLOCK_S:
         hint = "timedatectl set-ntp true, on whichever of the two is wrong"
-        return Check("clock", "warn", told, hint)
-    return Check("clock", "ok", told)
+        return Check("clock", "warn", detail, hint)
+    return Check("clock", "ok", detail)
 
 
-def _told(probe: Finished) -> dict[str, Any] | None:
+def _imports(probe: Finished) -> dict[str, Any] | None:
     try:
-        told = json.loads(probe.stdout.strip().splitlines()[-1])
+        imports = json.loads(probe.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return None
-    return told if isinstance(told, dict) else None
+    return imports if isinstance(imports, dict) else None
 
 
 def _no_answer(probe: Finished) -> Check:
@@ -155,20 +156,20 @@ def _no_answer(probe: Finished) -> Check:
     return Check("python", "error", f"importing the packages {how}\n{why}", "see `python`")
 
 
-def _python(told: Mapping[str, Any]) -> list[Check]:
-    version = ".".join(map(str, told["python"]))
-    checks = [Check("python", "ok", f"Python {version}")]  # an older one got no agent
-    errors = told["errors"]
+def _python(imports: Mapping[str, Any]) -> list[Check]:
+    version = ".".join(map(str, imports["python"]))
+    checks = [Check("python", "ok", f"Python {version}")]  # an older one can't run the agent
+    errors = imports["errors"]
     if errors:
         listed = "\n".join(f"{name}: {why}" for name, why in errors.items())
         hint = f"on the host: python -m pip install {' '.join(errors)}"
         return [*checks, Check("packages", "error", f"don't import there\n{listed}", hint)]
-    shown = ", ".join(f"{name} {version}" for name, version in told["packages"].items())
+    shown = ", ".join(f"{name} {version}" for name, version in imports["packages"].items())
     return [*checks, Check("packages", "ok", shown)]
 
 
-def _gpu(facts: Facts, told: Mapping[str, Any] | None, *, required: bool) -> Check:
-    cards = (told or {}).get("cuda") or []
+def _gpu(facts: Facts, imports: Mapping[str, Any] | None, *, required: bool) -> Check:
+    cards = (imports or {}).get("cuda") or []
     if cards:
         return Check("gpu", "ok", ", ".join(cards))
     if not required:

@@ -1,4 +1,4 @@
-"""How far a run is, folded from its events: what a person wants to see at a glance."""
+"""How far a run is, computed from its events, and the one line that shows it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _done(now: Progress, event: Mapping[str, Any]) -> Progress:
     now = _fit(now, event)
     heads = event.get("auc")
     if isinstance(heads, Mapping):
-        known = {str(k): v for k, value in heads.items() if (v := _number(value)) is not None}
-        now = replace(now, auc={**now.auc, now.model: known})
+        scores = {str(k): v for k, value in heads.items() if (v := _number(value)) is not None}
+        now = replace(now, auc={**now.auc, now.model: scores})
     share, eta = _number(event.get("progress")), _number(event.get("eta_s"))
     return replace(
         now, share=now.share if share is None else share, eta_s=now.eta_s if eta is None else eta

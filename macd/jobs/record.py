@@ -1,4 +1,7 @@
-"""What the journal learns of a training: that it was started, and how it ended; each once."""
+"""Which host trains, and what the journal records of a training: its start and its end, each once.
+
+Apart from request.py, so that train.status loads none of the market code.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,57 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macd.errors import UsageError
 from macd.host.durable import sha256_of
+from macd.inventory import Host, Inventory
 from macd.journal import Journal
 
 if TYPE_CHECKING:
-    from macd.jobs.order import Order
+    from macd.jobs.request import TrainRequest
 
 STARTED, FINISHED = "train.started", "train.finished"
 _SUMMARY = ("data_digest", "best_head", "auc", "criteria", "blocked_by", "seconds", "complete")
 
 
-def started(journal: Journal, order: Order, host: str, *, now: datetime) -> None:
+def train_host(inventory: Inventory, name: str = "") -> Host:
+    """The training host of that name; without a name the inventory's only one.
+
+    Raises UsageError listing the hosts to choose from.
+    """
+    training = [host for host in inventory.hosts.values() if host.role == "train"]
+    names = ", ".join(host.name for host in training) or "none"
+    if name:
+        host = inventory.host(name)
+        if host.role == "train":
+            return host
+        raise UsageError(
+            f"{name} is no training host, its role is {host.role}",
+            why=f"hosts with role train in inventory {inventory.name}: {names}",
+            hint="to train on this machine: python -m macd.app.train",
+        )
+    if len(training) == 1:
+        return training[0]
+    raise UsageError(
+        "which host should train?",
+        why=f"hosts with role train in inventory {inventory.name}: {names}",
+        hint=f"invoke train --host {training[0].name if training else 'NAME'}",
+    )
+
+
+def started(journal: Journal, request: TrainRequest, host: str, *, now: datetime) -> None:
     """Record that a run was started from here."""
-    s = order.settings
-    request = json.dumps(order.request, sort_keys=True).encode()
+    s = request.settings
+    raw = json.dumps(request.raw, sort_keys=True).encode()
     fields = {
-        "run": order.run,
+        "run": request.run,
         "host": host,
         "symbol": s.symbol,
         "cross": list(s.cross),
         "tf": s.tf,
         "profile": s.profile,
         "seed": s.seed,
-        "tree": order.tree.digest,
-        "request_sha256": hashlib.sha256(request).hexdigest(),
+        "tree": request.tree.digest,
+        "request_sha256": hashlib.sha256(raw).hexdigest(),
     }
     _once(journal, STARTED, fields, now=now)
 
@@ -61,8 +91,8 @@ def host_of(journal: Journal, run: str) -> str:
 
 
 def _once(journal: Journal, kind: str, fields: dict[str, Any], *, now: datetime) -> None:
-    known = (r for r in journal.records() if r.kind == kind)
-    if not any(_is_of(record.fields, fields["run"]) for record in known):
+    earlier = (r for r in journal.records() if r.kind == kind)
+    if not any(_is_of(record.fields, fields["run"]) for record in earlier):
         journal.append(kind, fields, now=now)
 
 

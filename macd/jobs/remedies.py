@@ -1,4 +1,4 @@
-"""What a failed training died of, and what helps: the failures the team has met, by their words."""
+"""Why a training failed, and what helps: the known failures, recognised by their messages."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Failure:
 
 
 def explain(status: Mapping[str, Any], events: Sequence[Mapping[str, Any]], log: str) -> Failure:
-    """Put together what the host, the run's last events and its log say.
+    """The failure, from the host's status, the run's last events and its log.
 
-    `status` as job_status tells it (result may be absent), `log` the end of the log.
+    `status` as job_status returns it (result may be absent), `log` the end of the log.
     """
     result = status.get("result") or {}
     stage = str(result.get("stage") or "")
@@ -83,8 +83,8 @@ def explain(status: Mapping[str, Any], events: Sequence[Mapping[str, Any]], log:
 def remedy_for(text: str) -> str:
     """What helps against a known failure; "" for an unknown one."""
     for pattern, remedy in _KNOWN:
-        found = re.search(pattern, text, re.IGNORECASE)
-        if found:
-            named = next((group for group in found.groups() if group), "")
+        match = re.search(pattern, text, re.IGNORECASE)
+        if match:
+            named = next((group for group in match.groups() if group), "")
             return remedy.replace("{0}", named.partition(".")[0])
     return ""

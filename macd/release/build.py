@@ -1,7 +1,7 @@
 """Make a release of a finished run: everything built out of sight, checked, signed, then renamed.
 
 Interrupted at any moment it leaves the releases as they were; what it built is dropped, by the next
-call at the latest. The same order gives the same manifest and bundle, to the byte.
+call at the latest. The same request gives the same manifest and bundle, to the byte.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from macd.app.predict import golden
-from macd.app.predict.scoring import MODELS, ModelError, Scorer
+from macd import application
+from macd.application import BUILTIN, Proof
+from macd.checklist import Item
 from macd.errors import MacdError, RefusedError
 from macd.host.store import manifest as manifests
 from macd.host.store.manifest import File, Manifest
-from macd.release import bundle, card, health, launcher, wheel
+from macd.release import bundle, card, wheel
 from macd.release import lock as locks
-from macd.release.health import GOLDEN, Item
 from macd.release.judge import Finding, blocking
 from macd.release.lock import Lock
-from macd.release.run import Run, bars_of
+from macd.release.run import Run
 from macd.release.store import BUILDING, Release, Store
 from macd.release.wheel import Code
 
+GOLDEN = "golden/golden.json"
 _PARTS = ("val", "val_all", "test", "test_all")
 _FIGURES = ("value", "low", "high", "n")
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildRequest:
     """All that decides what a release is. Times are UTC; `accepted` overrides missed criteria.
 
     source: the tree macd's wheel is made from. data_dir: where the run's bars lie here.
@@ -60,12 +61,12 @@ class Order:
     versions: Mapping[str, str]
 
 
-def refuse_blocked(order: Order) -> None:
+def refuse_blocked(request: BuildRequest) -> None:
     """Raise RefusedError naming what blocks the release and by how much, unless it is accepted."""
-    blocked = blocking(order.findings)
-    if blocked and not order.accepted:
+    blocked = blocking(request.findings)
+    if blocked and not request.accepted:
         raise RefusedError(
-            f"run {order.run.id} does not meet {len(blocked)} blocking "
+            f"run {request.run.id} does not meet {len(blocked)} blocking "
             f"criteri{'on' if len(blocked) == 1 else 'a'}",
             why="\n".join(finding.line() for finding in blocked),
             live="no release was made",
@@ -74,87 +75,82 @@ def refuse_blocked(order: Order) -> None:
 
 
 def make(
-    order: Order,
+    request: BuildRequest,
     store: Store,
     *,
     sign: Callable[[bytes], bytes],
     wheels: list[Path],
-    also: Callable[[Path, str], list[Item]] = lambda _, __: [],
+    prove: Callable[..., Proof] = application.prove,
 ) -> tuple[Release, list[Item]]:
     """Build, check, sign and put in place; the release and its health items.
 
     Args:
-        wheels: files of the lock's wheels. also: further health checks of the built tree.
+        wheels: files of the lock's wheels. prove: has the application check the built tree.
 
     Raises:
         RefusedError: a blocking criterion, and nothing accepts it.
         MacdError: other bars than the run's, or the health check failed.
     """
-    refuse_blocked(order)
+    refuse_blocked(request)
     with _alone(store):
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=store.root))
         try:
-            details = _fill(order, building)
-            items = [*health.check(building, tf=order.run.tf, lock=order.versions)]
-            items += also(building, order.run.tf)
-            _refuse_sick(items)
-            raw = _manifest(order, building, details)
+            _copy_models_and_code(request, building)
+            proof = prove(
+                building,
+                run=request.run.directory,
+                tf=request.run.tf,
+                data_dir=request.data_dir,
+                digest=request.run.digest,
+                lock=request.versions,
+            )
+            _refuse_unhealthy(proof.items)
+            details = _details(request, proof.features_schema)
+            _write(building / GOLDEN, manifests.canonical(proof.golden))
+            _write_cards(request, building, details)
+            raw = _manifest(request, building, details)
             (building / bundle.MANIFEST).write_bytes(raw)
             (building / bundle.SIGNATURE).write_bytes(sign(raw))
             parsed = manifests.parse(raw)
             with (building / bundle.bundle_name(parsed)).open("wb") as out:
                 bundle.pack(building, parsed, out)
-            store.keep_wheels(order.lock, wheels)
+            store.keep_wheels(request.lock, wheels)
             identifier = manifests.release_id(raw)
             _place(building, store.root / identifier)
         except BaseException:
-            try:
-                shutil.rmtree(building, ignore_errors=True)
-            except KeyboardInterrupt:  # polars raises one and lets Python raise the same one again
-                shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)
             raise
-    return store.load(identifier), items
+    return store.load(identifier), proof.items
 
 
-def _fill(order: Order, building: Path) -> dict[str, Any]:
-    run = order.run
+def _copy_models_and_code(request: BuildRequest, building: Path) -> None:
+    run = request.run
     for path in run.shipped:
         content = (run.directory / path).read_bytes()
         if hashlib.sha256(content).hexdigest() != run.files[path]:
             raise MacdError(f"{path} of run {run.id} changed while it was read")
         _write(building / path, content)
-    name, content = wheel.build(order.source)
+    name, content = wheel.build(request.source)
     _write(building / "app" / name, content)
-    _write(building / "app" / launcher.NAME, launcher.SOURCE.encode())
-    _write(building / locks.FILE, order.lock.raw)
-    bars, cross = bars_of(run, order.data_dir)
-    try:
-        scorer = Scorer.load(building / MODELS, run.tf)
-    except ModelError as error:
-        raise MacdError(
-            f"the models of run {run.id} can't be loaded",
-            why=str(error),
-            live="no release was made",
-            hint="invoke health --run shows each; then train again",
-        ) from error
-    document = {"symbol": run.symbol, **golden.make(bars, cross, scorer)}
-    _write(building / GOLDEN, manifests.canonical(document))
-    details = _details(order, scorer)
-    pages = card.render(
+    _write(building / "app" / wheel.LAUNCHER, wheel.launcher(BUILTIN.serve))
+    _write(building / locks.FILE, request.lock.raw)
+
+
+def _write_cards(request: BuildRequest, building: Path, details: dict[str, Any]) -> None:
+    cards = card.render(
         details,
-        app=order.app,
-        env=order.env,
-        serial=order.serial,
-        created=order.created,
-        expires=order.created + order.lifetime,
+        app=request.app,
+        env=request.env,
+        serial=request.serial,
+        created=request.created,
+        expires=request.created + request.lifetime,
     )
-    for page, content in pages.items():
-        _write(building / page, content)
-    return details
+    for name, content in cards.items():
+        _write(building / name, content)
 
 
-def _details(order: Order, scorer: Scorer) -> dict[str, Any]:
-    run = order.run
+def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
+    run = request.run
     metrics = {
         model: {
             head: {part: {k: figures[part].get(k) for k in _FIGURES} for part in _PARTS}
@@ -165,7 +161,7 @@ def _details(order: Order, scorer: Scorer) -> dict[str, Any]:
     checks = {check["name"]: check["ok"] for check in run.audit.get("checks", [])}
     return {
         "run": run.id,
-        "host": order.host,
+        "host": request.host,
         "symbol": run.symbol,
         "tf": run.tf,
         "cross": list(run.cross),
@@ -176,48 +172,48 @@ def _details(order: Order, scorer: Scorer) -> dict[str, Any]:
         "libraries": run.metrics["libraries"],
         "data_digest": run.digest,
         "bars_checked": run.result.get("bars_checked") or {"limits": {}, "accepted": []},
-        "features_schema": scorer.schema,
+        "features_schema": features_schema,
         "metrics": metrics,
         "best_head": run.metrics["best_head"],
-        "criteria": [asdict(finding) for finding in order.findings],
-        "accepted": order.accepted or None,
+        "criteria": [asdict(finding) for finding in request.findings],
+        "accepted": request.accepted or None,
         "audit": {
             "ok": run.audit.get("ok") is True,
             "checks": checks,
             "allowed": run.audit.get("allowed") or {},
         },
-        "code": asdict(order.code),
-        "golden": str(GOLDEN),
+        "code": asdict(request.code),
+        "golden": GOLDEN,
     }
 
 
-def _manifest(order: Order, building: Path, details: dict[str, Any]) -> bytes:
+def _manifest(request: BuildRequest, building: Path, details: dict[str, Any]) -> bytes:
     files = []
     for path in sorted(p for p in building.rglob("*") if p.is_file()):
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         files.append(File(path.relative_to(building).as_posix(), len(content), digest))
     manifest = Manifest(
-        app=order.app,
-        env=order.env,
-        serial=order.serial,
-        created=order.created,
-        expires=order.created + order.lifetime,
+        app=request.app,
+        env=request.env,
+        serial=request.serial,
+        created=request.created,
+        expires=request.created + request.lifetime,
         files=tuple(sorted(files, key=lambda file: file.path)),
-        lock=order.lock.sha256,
+        lock=request.lock.sha256,
         details=details,
     )
     return manifests.render(manifest)
 
 
-def _refuse_sick(items: list[Item]) -> None:
-    sick = [item for item in items if not item.ok]
-    if sick:
+def _refuse_unhealthy(items: list[Item]) -> None:
+    failed = [item for item in items if not item.ok]
+    if failed:
         raise MacdError(
-            f"the release fails its health check ({len(sick)} of {len(items)} items)",
-            why="\n".join(item.line() for item in sick),
+            f"the release fails its health check ({len(failed)} of {len(items)} items)",
+            why="\n".join(item.line() for item in failed),
             live="no release was made",
-            hint=sick[0].remedy,
+            hint=failed[0].remedy,
         )
 
 

@@ -1,7 +1,7 @@
-"""A finished training run, read once and held to what it recorded, before anything is made of it.
+"""A finished training run, read once and compared with what it recorded, before it is released.
 
-Every file's SHA-256 is compared with result.json: a run that changed on the way home is no source
-of a release. Whether its numbers suffice is asked in judge.py.
+Every file's SHA-256 is compared with result.json: a run that changed on the way home can't become a
+release. Whether its figures suffice is decided in judge.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
-from macd.app.market.bars import bars_path, digest_of_all, read_bars, symbol_name
-from macd.errors import MacdError, RefusedError, UsageError
+from macd.application import BUILTIN, symbol_name
+from macd.errors import RefusedError, UsageError
 from macd.host.durable import sha256_of
 from macd.host.store.manifest import ManifestError, check_path
 
-MODELS = "data/ml_models/"
-RESULTS = "data/gpu_results/"
+_FILES = BUILTIN.files
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Run:
     @property
     def shipped(self) -> list[str]:
         """Paths that go into a release: models, and the out-of-fold table as archive."""
-        return sorted(path for path in self.files if path.startswith((MODELS, RESULTS)))
+        return sorted(path for path in self.files if path.startswith(_FILES.shipped))
 
 
 def newest(runs: Path) -> Path:
@@ -65,19 +62,19 @@ def newest(runs: Path) -> Path:
 
     By the time the run itself recorded; copying or touching files doesn't change the order.
     """
-    found = []
-    for result in runs.glob("*/result.json"):
+    finished = []
+    for result in runs.glob(f"*/{_FILES.result}"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            told = json.loads(result.read_bytes())
-            if told.get("state") == "done" and told.get("complete"):
-                found.append((_ended(result.parent), result.parent.name, result.parent))
-    if not found:
+            outcome = json.loads(result.read_bytes())
+            if outcome.get("state") == "done" and outcome.get("complete"):
+                finished.append((_ended(result.parent), result.parent.name, result.parent))
+    if not finished:
         raise UsageError(
             f"there is no finished training in {runs}",
             why="a run has finished when its result.json says done and complete",
             hint="invoke train; invoke train.status shows one that goes on",
         )
-    return max(found)[2]
+    return max(finished)[2]
 
 
 def read(directory: Path) -> Run:
@@ -92,7 +89,7 @@ def read(directory: Path) -> Run:
             f"there is no run at {directory}",
             hint="invoke train makes one; --run takes an id below runs/ or a directory",
         )
-    result = _json(directory, "result.json", {"state": "unfinished"})
+    result = _json(directory, _FILES.result, {"state": "unfinished"})
     if result.get("state") != "done" or not result.get("complete"):
         why = f"its state is {result.get('state')}, {result.get('what', 'not all stages ran')}"
         raise _refused(directory, "did not finish", why, "invoke train.status, or train again")
@@ -102,31 +99,11 @@ def read(directory: Path) -> Run:
         directory=directory,
         files=files,
         result=result,
-        settings=_json(directory, "settings.json"),
-        metrics=_json(directory, "metrics.json"),
-        criteria=tuple(_json(directory, "criteria.json")),
-        audit=_json(directory, "leak_audit.json"),
+        settings=_json(directory, _FILES.settings),
+        metrics=_json(directory, _FILES.metrics),
+        criteria=tuple(_json(directory, _FILES.criteria)),
+        audit=_json(directory, _FILES.audit),
     )
-
-
-def bars_of(run: Run, data_dir: Path) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """The bars the run was trained on: its symbol's, and other assets' by name.
-
-    Raises:
-        MacdError: the bars here are others than those, by their digest.
-    """
-    main = read_bars(bars_path(data_dir, run.symbol, run.tf))
-    cross = {name: read_bars(bars_path(data_dir, name, run.tf)) for name in run.cross}
-    found = digest_of_all(run.symbol, run.tf, main, cross)
-    if found != run.digest:
-        raise MacdError(
-            f"the bars in {data_dir} are not those run {run.id} was trained on",
-            why=f"their digest is {found[:16]}, the run's is {run.digest[:16]}: bars were added or "
-            "corrected since",
-            hint=f"put the bars of that training there, or train again on these (run: "
-            f"{run.directory})",
-        )
-    return main, cross
 
 
 def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
@@ -151,7 +128,7 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
 def _ended(directory: Path) -> float:
     last = 0.0
     with contextlib.suppress(OSError, ValueError, KeyError):
-        for line in (directory / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (directory / _FILES.events).read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             if event["event"] == "run_done":
                 last = float(event["t"])

@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from macd.release import childprocess
+from macd import childprocess
 
 LARGEST_BYTES = 8 << 30  # of all files together, or half of what the disk has left
 _LARGEST_FILE = 4 << 30
@@ -32,8 +32,10 @@ def unpack(archive: Path, destination: Path) -> None:
     """
     try:
         question = {"archive": str(archive.resolve()), "destination": str(destination.resolve())}
-        refused = str(childprocess.ask("macd.release.unpacking", question)["refused"])
+        limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
+        refused = str(childprocess.ask("macd.release.unpacking", question, limits)["refused"])
     except childprocess.EndedError as error:
+        limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
         refused = str(error)
     if refused:
         raise ArchiveError(refused)
@@ -93,4 +95,4 @@ def _write(content: IO[bytes], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    childprocess.main(answer, file_bytes=_LARGEST_FILE)
+    childprocess.main(answer)

@@ -1,6 +1,7 @@
-"""The wheel of macd that goes into a release, the same bytes for the same code every time.
+"""The code that goes into a release: macd's wheel, and app/serve.py, which starts it.
 
-Its times are fixed, so that two releases of the same code share it and it is sent once.
+The same code gives the same bytes every time: the wheel's times are fixed, so that two releases of
+the same code share it and it is sent once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,25 @@ from macd.errors import MacdError, UsageError
 _EPOCH = "1577836800"  # 2020-01-01: any fixed moment a ZIP archive can hold
 _BUILD = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
 _BUILD_S = 300
+LAUNCHER = "serve.py"
+# Run as `python -I app/serve.py ...`: nothing of the environment or the current directory gets onto
+# sys.path, only the wheel beside it does.
+_LAUNCHER = '''"""Start macd's service from the wheel beside this file; made by macd, don't edit."""
+
+import os
+import sys
+
+here = os.path.dirname(os.path.realpath(__file__))
+wheels = sorted(name for name in os.listdir(here) if name.endswith(".whl"))
+if len(wheels) != 1:
+    sys.exit("serve.py: one wheel expected in %s, found %s" % (here, wheels or "none"))
+sys.path.insert(0, os.path.join(here, wheels[0]))
+
+from {module} import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
 
 
 @dataclass(frozen=True)
@@ -65,6 +85,11 @@ def build(root: Path) -> tuple[str, bytes]:
         if done.returncode != 0 or len(made) != 1:
             _explain(done.stderr)
         return made[0].name, made[0].read_bytes()
+
+
+def launcher(module: str) -> bytes:
+    """app/serve.py of a release: it runs the main of that module."""
+    return _LAUNCHER.replace("{module}", module).encode()
 
 
 def code_of(root: Path) -> Code:

@@ -11,9 +11,9 @@ import pytest
 from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
-from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
-from macd.jobs.follow import Place, follow
+from macd.jobs.follow import LocalRuns, follow
+from macd.jobs.transfer import collect
 from tests.support.hosts.fleet import Hosts
 from tests.support.job_fakes import SAMPLE, Witness, begin, contact_to, soon
 
@@ -49,8 +49,8 @@ def witness() -> Witness:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "runs")
+def local(tmp_path: Path) -> LocalRuns:
+    return LocalRuns(tmp_path / "runs")
 
 
 def status(contact: Contact, run: str) -> dict[str, object]:
@@ -86,7 +86,7 @@ def logged_out(hosts: Hosts) -> bool:
 
 @pytest.mark.parametrize(("word", "expected"), [("enable", "user unit"), ("disable", "setsid")])
 def test_a_run_outlives_the_last_login(
-    hosts: Hosts, inventory: Inventory, place: Place, witness: Witness, word: str, expected: str
+    hosts: Hosts, inventory: Inventory, local: LocalRuns, witness: Witness, word: str, expected: str
 ) -> None:
     """With lingering in a unit of the user's manager; where that is refused, in its own session."""
     linger(hosts, word)
@@ -99,8 +99,8 @@ def test_a_run_outlives_the_last_login(
         units = hosts.h800.ssh("systemctl --user list-units --plain 'macd-job-*'").stdout
         assert (run.lower() in units) == (expected == "user unit")
         let_go(hosts, inventory, run)
-        assert follow(contact, run, place, witness)["state"] == "DONE"
-        assert (collect(contact, run, place).folder / "data/model").read_bytes() == b"weights"
+        assert follow(contact, run, local, witness)["state"] == "DONE"
+        assert (collect(contact, run, local).folder / "data/model").read_bytes() == b"weights"
 
 
 def test_a_host_that_would_kill_the_run_at_logout_is_refused_beforehand(
@@ -123,12 +123,12 @@ def test_a_host_that_would_kill_the_run_at_logout_is_refused_beforehand(
 
 
 def test_the_jump_host_reboots_in_mid_run(
-    hosts: Hosts, inventory: Inventory, contact: Contact, place: Place, witness: Witness
+    hosts: Hosts, inventory: Inventory, contact: Contact, local: LocalRuns, witness: Witness
 ) -> None:
     run = begin(contact, TALKS)
     ended: list[str] = []
     viewer = threading.Thread(
-        target=lambda: ended.append(follow(contact, run, place, witness)["state"])
+        target=lambda: ended.append(follow(contact, run, local, witness)["state"])
     )
     viewer.start()
     soon(lambda: witness.seen == [0])
@@ -148,7 +148,7 @@ def test_a_host_that_goes_down_fails_its_run(
     hosts: Hosts,
     inventory: Inventory,
     contact: Contact,
-    place: Place,
+    local: LocalRuns,
     witness: Witness,
     ending: str,
     reason: str,
@@ -163,9 +163,9 @@ def test_a_host_that_goes_down_fails_its_run(
         hosts.h800.machine.power_cut()
         hosts.h800.machine.start()
         hosts.h800.machine.wait()
-    told = follow(contact, run, place, witness)
+    told = follow(contact, run, local, witness)
     assert told["state"] == "FAILED"
     assert reason in told["reason"]
     assert "lost" in witness.contact
     again = begin(contact, "done()", seed=8)  # and the host trains again
-    assert follow(contact, again, place, Witness())["state"] == "DONE"
+    assert follow(contact, again, local, Witness())["state"] == "DONE"

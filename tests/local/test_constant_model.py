@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from macd.app.predict import health
 from macd.lab import LabState
-from macd.release import health
 from macd.ssh.session import open_session
 from tests.support.constant_model import make_constant
 from tests.support.deployed_app import App, make_app

@@ -21,7 +21,7 @@ from macd.app.market.bars import read_bars, write_bars
 from macd.errors import RefusedError
 from macd.gate import flag, report
 from macd.inventory import project_root
-from macd.jobs import ask
+from macd.jobs import follow
 from macd.journal import Journal
 from macd.lab import Fault, LabState
 from macd.sizes import size
@@ -345,7 +345,7 @@ def test_the_doctor_names_a_training_that_ran_out_of_memory(deployed: Project) -
     with job_fakes.contact_to(known, job_fakes.Witness()) as contact:
         why = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
         run = job_fakes.begin(contact, f"sys.exit({why!r})")
-        job_fakes.soon(lambda: ask.status_of(contact, run)["state"] == "FAILED")
+        job_fakes.soon(lambda: follow.status_of(contact, run)["state"] == "FAILED")
     (one,) = deployed.json("doctor", code=1)["hosts"]
     path.write_text(text)
     (found,) = [finding for finding in one["findings"] if finding["ok"] is False]

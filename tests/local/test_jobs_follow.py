@@ -16,9 +16,9 @@ import pytest
 from macd import lab as lab_room
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Inventory
-from macd.jobs.collect import collect
 from macd.jobs.contact import Contact
-from macd.jobs.follow import Place, follow
+from macd.jobs.follow import LocalRuns, follow
+from macd.jobs.transfer import collect
 from macd.lab import Fault, LabState
 from tests.support.job_fakes import (
     Witness,
@@ -55,8 +55,8 @@ def inventory(clean_links: LabState, project: Path, tmp_path: Path) -> Inventory
 
 
 @pytest.fixture
-def place(project: Path) -> Place:
-    return Place(project / "runs")
+def local(project: Path) -> LocalRuns:
+    return LocalRuns(project / "runs")
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def there(lab: LabState, inventory: Inventory, run: str) -> Path:
 class Following:
     """A viewer in a thread of its own."""
 
-    def __init__(self, contact: Contact, run: str, place: Place, witness: Witness) -> None:
+    def __init__(self, contact: Contact, run: str, local: LocalRuns, witness: Witness) -> None:
         self.state = ""
         self.error: MacdError | None = None
-        self._arguments = contact, run, place, witness
+        self._arguments = contact, run, local, witness
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -99,10 +99,14 @@ class Following:
 
 
 def test_a_killed_jump_host_is_news_and_not_the_runs_end(
-    clean_links: LabState, inventory: Inventory, contact: Contact, place: Place, witness: Witness
+    clean_links: LabState,
+    inventory: Inventory,
+    contact: Contact,
+    local: LocalRuns,
+    witness: Witness,
 ) -> None:
     run = begin(contact, TALKS + "done(model=b'weights')")
-    following = Following(contact, run, place, witness)
+    following = Following(contact, run, local, witness)
     soon(lambda: len(witness.seen) == 10)
     lab_room.kill_host(clean_links.root, "jump")
     soon(lambda: "lost" in witness.contact)
@@ -112,16 +116,16 @@ def test_a_killed_jump_host_is_news_and_not_the_runs_end(
     assert following.wait() == "DONE"
     assert witness.contact[-1] == "back"
     assert witness.seen == list(range(COUNT))
-    got = collect(contact, run, place)
+    got = collect(contact, run, local)
     assert (got.folder / "data/model").read_bytes() == b"weights"
 
 
 def test_patience_ends_with_5_and_the_run_goes_on(
-    clean_links: LabState, inventory: Inventory, place: Place, witness: Witness
+    clean_links: LabState, inventory: Inventory, local: LocalRuns, witness: Witness
 ) -> None:
     with contact_to(inventory, witness, patience=1.5) as contact:
         run = begin(contact, TALKS + "done()")
-        following = Following(contact, run, place, witness)
+        following = Following(contact, run, local, witness)
         soon(lambda: len(witness.seen) == 10)
         lab_room.kill_host(clean_links.root, "jump")
         following.wait()
@@ -134,7 +138,7 @@ def test_patience_ends_with_5_and_the_run_goes_on(
     (there(clean_links, inventory, run) / "go").touch()
     later = Witness()
     with contact_to(inventory, later) as contact:
-        assert follow(contact, run, place, later)["state"] == "DONE"
+        assert follow(contact, run, local, later)["state"] == "DONE"
     assert later.known == list(range(10)), "what this machine knew is not fetched again"
     assert later.seen == list(range(10, COUNT))
 
@@ -143,19 +147,19 @@ def test_another_machine_begins_at_the_beginning_and_two_may_look_on(
     clean_links: LabState,
     inventory: Inventory,
     contact: Contact,
-    place: Place,
+    local: LocalRuns,
     witness: Witness,
     tmp_path: Path,
 ) -> None:
     run = begin(contact, TALKS + "done(model=bytes(100_000))")
-    other, elsewhere = Witness(), Place(tmp_path / "elsewhere" / "runs")
+    other, elsewhere = Witness(), LocalRuns(tmp_path / "elsewhere" / "runs")
     same = Witness()
-    first = Following(contact, run, place, witness)
+    first = Following(contact, run, local, witness)
     soon(lambda: len(witness.seen) == 10)
     with contact_to(inventory, other) as second, contact_to(inventory, same) as third:
         looking = [
             Following(second, run, elsewhere, other),
-            Following(third, run, place, same),  # the same machine, the same files
+            Following(third, run, local, same),  # the same machine, the same files
         ]
         soon(lambda: len(other.seen) == 10 and len(same.known) == 10)
         (there(clean_links, inventory, run) / "go").touch()
@@ -165,34 +169,34 @@ def test_another_machine_begins_at_the_beginning_and_two_may_look_on(
         at_once = []
         collecting = [
             threading.Thread(target=lambda c=c, p=p: at_once.append(collect(c, run, p)))
-            for c, p in ((contact, place), (second, elsewhere), (third, place))
+            for c, p in ((contact, local), (second, elsewhere), (third, local))
         ]
         for thread in collecting:
             thread.start()
         for thread in collecting:
             thread.join(60)
     assert sorted(bool(got.received) for got in at_once) == [False, True, True]
-    for runs in (place, elsewhere):
-        assert (runs.whole(run) / "data/model").stat().st_size == 100_000
+    for runs in (local, elsewhere):
+        assert (runs.collected(run) / "data/model").stat().st_size == 100_000
         assert [path.name for path in runs.runs.iterdir() if path.is_dir()] == [run]
 
 
 def test_collecting_goes_on_after_a_cut_and_twice_is_once(
-    clean_links: LabState, contact: Contact, place: Place, witness: Witness
+    clean_links: LabState, contact: Contact, local: LocalRuns, witness: Witness
 ) -> None:
     run = begin(contact, "done(big=os.urandom(4_000_000), small=b'x', empty=b'')")
-    assert follow(contact, run, place, witness)["state"] == "DONE"
+    assert follow(contact, run, local, witness)["state"] == "DONE"
     cut = Fault(cut_after=1_500_000, cut_direction="down", cut_on="present")
     lab_room.set_fault(clean_links.root, "h800", cut)
-    got = collect(contact, run, place)
+    got = collect(contact, run, local)
     assert "lost" in witness.contact
     assert got.received < 4_000_000 * 1.5, "what had come was not thrown away"
     assert (got.folder / "data/big").stat().st_size == 4_000_000
     assert (got.folder / "data/empty").stat().st_size == 0
-    again = collect(contact, run, place)
+    again = collect(contact, run, local)
     assert (again.received, again.folder) == (0, got.folder)
     (got.folder / "data/big").write_bytes(b"damaged")
-    assert collect(contact, run, place).received > 4_000_000
+    assert collect(contact, run, local).received > 4_000_000
     assert (got.folder / "data/big").stat().st_size == 4_000_000
 
 
@@ -213,21 +217,21 @@ def test_a_host_that_lies_about_its_files_is_refused(
     clean_links: LabState,
     inventory: Inventory,
     contact: Contact,
-    place: Place,
+    local: LocalRuns,
     witness: Witness,
     entry: dict[str, object],
     why: str,
 ) -> None:
     forged = json.dumps({"state": "done", "files": [entry, *CLASH[entry.get("path") == "data"]]})
     run = begin(contact, f"done(model=b'weights'); open('result.json', 'w').write({forged!r})")
-    assert follow(contact, run, place, witness)["state"] == "DONE"
-    before = set(place.runs.parent.rglob("*"))
+    assert follow(contact, run, local, witness)["state"] == "DONE"
+    before = set(local.runs.parent.rglob("*"))
     with pytest.raises(MacdError) as caught:
-        collect(contact, run, place)
+        collect(contact, run, local)
     assert why in str(caught.value)
-    assert not place.whole(run).exists()
-    new = {path for path in place.runs.parent.rglob("*") if path.is_file()} - before
-    inside = (place.partial(run), place.runs / f".{run}.lock")
+    assert not local.collected(run).exists()
+    new = {path for path in local.runs.parent.rglob("*") if path.is_file()} - before
+    inside = (local.partial(run), local.runs / f".{run}.lock")
     assert all(path.is_relative_to(inside[0]) or path == inside[1] for path in new)
 
 
@@ -292,7 +296,7 @@ def test_a_viewer_that_is_killed_leaves_the_run_alone(
     run = begin(contact, TALKS + "done()")
     argv = [str(Path(sys.executable).with_name("invoke")), "train.attach", "--run", run]
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    for number, sign in ((signal.SIGKILL, "[starting]"), (signal.SIGINT, "going on after")):
+    for number, sign in ((signal.SIGKILL, "[starting]"), (signal.SIGINT, "resuming after")):
         with subprocess.Popen(
             argv,
             cwd=project,

@@ -26,7 +26,7 @@ _RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from macd.release import health, scoring
+from macd.app.predict import health, scoring
 assert health.__file__.startswith(sys.argv[1]), health.__file__
 scorer = scoring.Scorer.load(Path(sys.argv[2]), "1h")
 assert not scorer.errors, scorer.errors

@@ -20,8 +20,8 @@ from typing import Any
 from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
-from macd.jobs import order as orders
-from macd.jobs import sync
+from macd.jobs import request as requests
+from macd.jobs import transfer
 from macd.jobs.contact import Contact
 from macd.lab import LabState
 from tests.support.openssh import eventually
@@ -87,18 +87,18 @@ def contact_to(inventory: Inventory, watcher: Any, *, patience: float = 60.0) ->
 def begin(contact: Contact, script: str, *, seed: int = 7) -> str:
     """Start a stand-in the way a training is started; returns the run's id."""
     inventory = contact.inventory
-    request = orders.request_of(inventory, {"seed": seed})
-    bars = orders.data_files(request, inventory.train.data_dir)
-    order = orders.make(request, bars, python="python3", env={}, now=datetime.now(UTC))
-    sync.send(contact, order)
+    raw = requests.settings_of(inventory, {"seed": seed})
+    bars = requests.data_files(raw, inventory.train.data_dir)
+    request = requests.make(raw, bars, python="python3", env={}, now=datetime.now(UTC))
+    transfer.send(contact, request)
     told = contact.use(
         lambda session: session.call(
             "job_start",
             work=contact.host.work_dir,
-            run=order.run,
+            run=request.run,
             argv=["python3", "-c", PRELUDE + script, "{run}"],
             env={},
-            tree=order.tree.digest,
+            tree=request.tree.digest,
             about={},
             files={},
         )
@@ -113,7 +113,7 @@ def soon(true: Callable[[], object]) -> None:
 
 @dataclass
 class Witness:
-    """Looks on and remembers everything, in order."""
+    """Looks on and remembers everything, in request."""
 
     known: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)

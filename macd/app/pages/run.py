@@ -1,7 +1,7 @@
-"""What a training left in its directory, read as it stands: for pages, never to be judged here.
+"""What a training left in its directory, read for its page; nothing is judged here.
 
-Every part may be missing: a run of one stage, a run that failed, a run that goes on. What is there
-but can't be read is an error with the file's name, not a gap in the page.
+Every part may be missing: a run of one stage, a run that failed, a run in progress. A file that is
+there but can't be read is an error with its name, not a gap in the page.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _json(path: Path, otherwise: Any) -> Any:
 
 
 def _times(path: Path) -> tuple[str | None, str | None]:
-    """When the last call of the training began and last said something, UTC."""
+    """When the last call of the training started and wrote its last event, UTC."""
     if not path.is_file():
         return None, None
     started = ended = None

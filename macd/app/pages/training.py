@@ -1,4 +1,4 @@
-"""The page of one training: what it reached, against what, how sure, and what it was made from."""
+"""The page of one training: its figures, their uncertainty, the baseline, and the run's record."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.app.pages import model_figures, tables
-from macd.app.pages import training_figures as figures
-from macd.app.pages.run import NAMES, TrainingRun, read_run
-from macd.app.pages.tables import brief
+from macd.app.pages import figures
+from macd.app.pages.run import MODELS, NAMES, TrainingRun, read_run
 from macd.report.charts import interval_text
-from macd.report.page import render, write_page
+from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
 
 PAGE = "report.html"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The page's first answer. mood: good, warn or bad."""
+    """How the run ended, in one line. mood: good, warn or bad."""
 
     mood: str
     words: str
@@ -52,7 +50,7 @@ def page(run: TrainingRun, host: str = "") -> str:
     return render(
         "training_report.html.j2",
         run=run,
-        title=f"Training {tables.market(run)}",
+        title=f"Training {market(run)}",
         verdict=verdict(run),
         headline=headline(run),
         tiles=tiles(run),
@@ -60,7 +58,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
         move=f"{100 * float(run.metrics.get('min_move', 0)):g} %",
-        all_figures=tables.all_auc(run),
+        all_figures=all_auc(run),
         validation=figures.auc_by_head(run, "val") if run.models else [],
         holdout=figures.auc_by_head(run, "test") if run.models else [],
         folds=figures.auc_by_fold(run),
@@ -70,16 +68,16 @@ def page(run: TrainingRun, host: str = "") -> str:
         curves=figures.curves(run),
         calibration=figures.calibration(run),
         spread=figures.spread(run),
-        weights=model_figures.weights(run),
-        importance=model_figures.importance(run),
-        attention=model_figures.attention(run),
+        weights=figures.weights(run),
+        importance=figures.importance(run),
+        attention=figures.attention(run),
         findings=run.findings,
-        split=tables.split(run),
+        split=split_table(run),
         durations=figures.durations(run),
-        fits=tables.fits(run),
-        facts=tables.facts(run, host),
+        fits=fits_table(run),
+        facts=facts(run, host),
         files=run.result.get("files", []),
-        missing=[name for name in ("lgbm", "lstm", "tft", "stacking") if name not in run.models],
+        missing=[name for name in MODELS[:4] if name not in run.models],
         names=NAMES,
     )
 
@@ -102,15 +100,17 @@ def verdict(run: TrainingRun) -> Verdict:
             "bad", f"This run {state} in stage {stage}", why + older, run.result.get("hint", "")
         )
     if not run.criteria:
-        return Verdict("warn", f"Stage {run.result.get('mode', '')} is done; nothing was judged")
+        return Verdict(
+            "warn", f"Stage {run.result.get('mode', '')} is done; no criteria were evaluated"
+        )
     missed = [o for o in run.criteria if not o["ok"]]
     blocking = [o["title"] for o in missed if o["level"] == "block"]
     met = f"{len(run.criteria) - len(missed)} of {len(run.criteria)} criteria met"
     if blocking:
         return Verdict("bad", f"{met}: a release is blocked", "not met: " + "; ".join(blocking))
     if missed:
-        told = "; ".join(o["title"] for o in missed)
-        return Verdict("warn", f"{met}: a release may be made, with warnings", "not met: " + told)
+        titles = "; ".join(o["title"] for o in missed)
+        return Verdict("warn", f"{met}: a release may be made, with warnings", "not met: " + titles)
     return Verdict("good", f"{met}: a release may be made")
 
 
@@ -120,35 +120,35 @@ def headline(run: TrainingRun) -> str:
 
 
 def tiles(run: TrainingRun) -> list[Tile]:
-    """The headline and, with equal rank, what keeps it honest."""
+    """The headline and, beside it, the figures that qualify it."""
     model = headline(run)
     if not model:
         return []
     head = run.metrics["best_head"][model]
     made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
     move = f"{100 * run.metrics['min_move']:g} %"
-    told = [
+    tiles = [
         _tile(
             f"{NAMES[model]} {run.shown(head)}, validation",
             made["val"],
             f"bars that moved more than {move}; nobody knows these in advance",
         ),
-        _tile("The same on ALL bars", made["val_all"], "what production meets"),
+        _tile("The same on ALL bars", made["val_all"], "what production sees"),
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     if baseline is not None:
         note = "what trailing volatility alone reaches, all folds"
-        told.append(_tile("Volatility only", baseline["val"], note))
+        tiles.append(_tile("Volatility only", baseline["val"], note))
     val = made["val"]
-    told.append(
+    tiles.append(
         Tile(
-            "Effective sample",
+            "Effective sample size",
             f"{val['effective_n']:,.0f}",
             f"of {val['n']:,} bars",
-            f"labels {run.shown(head)} ahead overlap; this many are worth counting",
+            f"labels {run.shown(head)} ahead overlap and are not independent",
         )
     )
-    return told
+    return tiles
 
 
 def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
@@ -159,45 +159,45 @@ def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
 
 
 def cautions(run: TrainingRun) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    told = []
+    """What qualifies the numbers: audit, repeated use of the holdout, chance, baseline."""
+    cautions = []
     model = headline(run)
     if run.audit and not run.audit.get("ok"):
         failed = ", ".join(c["name"] for c in run.audit["checks"] if not c["ok"])
-        told.append(f"The leak audit did not pass ({failed}): treat every figure as unproven.")
+        cautions.append(f"The leak audit did not pass ({failed}): treat every figure as unproven.")
     if model and not run.audit:
-        told.append("No leak audit ran: nothing shows that these figures are free of leaks.")
+        cautions.append("No leak audit ran: nothing shows that these figures are free of leaks.")
     openings = run.metrics.get("holdout", {}).get("openings", 1)
     if openings > 1:
-        told.append(
-            f"The holdout has been looked at with {openings} different recipes: its figures are a "
-            "choice among several, and flatter."
+        cautions.append(
+            f"{openings} different configurations have been evaluated on the holdout: its figures "
+            "are a choice among several, and too high."
         )
     if model:
-        told += _doubts(run, model)
-    return told
+        cautions += _doubts(run, model)
+    return cautions
 
 
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
     made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
-    val, test, told = made["val"], made["test"], []
+    val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
-    # A model may hold the baseline upside down, so its distance from a half is what counts.
+    # A model may use the baseline inverted, so its distance from 0.5 counts.
     known = baseline is not None and baseline["val"]["value"] is not None
     reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and known else 0.0
     if val["low"] is not None and val["low"] <= 0.5:
-        told.append(f"The interval of {name} holds 0.5: chance explains it.")
+        doubts.append(f"The interval of {name} holds 0.5: chance explains it.")
     elif val["low"] is not None and val["low"] <= 0.5 + reach:
-        told.append(
-            f"Volatility alone stands {reach:.3f} from chance, within the interval of {name}."
+        doubts.append(
+            f"Volatility alone is {reach:.3f} from chance, within the interval of {name}."
         )
     if None not in (val["value"], test["value"]) and abs(test["value"] - val["value"]) >= 0.02:
-        told.append(
+        doubts.append(
             f"Holdout and validation differ by {abs(test['value'] - val['value']):.3f}: the regime "
-            "changed or luck had a part; the validation has more bars behind it."
+            "changed, or it is chance; validation has more bars."
         )
-    return told
+    return doubts
 
 
 def mark(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -207,3 +207,108 @@ def mark(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
     if outcome["level"] == "block":
         return "✗", "not met, blocks a release", "bad"
     return "⚠", "not met, warns", "warn"
+
+
+def brief(made: Mapping[str, Any]) -> str:
+    """An AUC with its interval."""
+    return interval_text(made["value"], made["low"], made["high"])
+
+
+def all_auc(run: TrainingRun) -> Table:
+    """Every model and head: AUC on validation and holdout, headline and all bars."""
+    rows: list[tuple[Cell, ...]] = []
+    for model, heads in run.models.items():
+        for head in run.heads:
+            made = heads[head]
+            val = made["val"]
+            best = " ★" if run.metrics["best_head"].get(model) == head else ""
+            rows.append(
+                (
+                    f"{NAMES[model]} {run.shown(head)}{best}",
+                    *(brief(made[part]) for part in ("val", "val_all", "test", "test_all")),
+                    val["n"],
+                    f"{val['effective_n']:,.0f}",
+                    "–" if val["base_rate"] is None else f"{val['base_rate']:.3f}",
+                    "–" if val["brier"] is None else f"{val['brier']:.4f}",
+                )
+            )
+    head_cells = (
+        "model, head",
+        "validation",
+        "all bars",
+        "holdout",
+        "holdout, all bars",
+        "bars",
+        "effective n",
+        "share up",
+        "Brier",
+    )
+    return Table(head_cells, rows)
+
+
+def split_table(run: TrainingRun) -> Table | None:
+    """The train/test split: the periods of each fold; None without folds."""
+    folds = run.metrics.get("folds", [])
+    if not folds:
+        return None
+    rows: list[tuple[Cell, ...]] = [
+        (f"fold {fold['fold']}", *(moment(at) for at in (*fold["train"], *fold["test"])))
+        for fold in folds
+    ]
+    last = run.metrics["holdout"]
+    rows.append(("holdout", "–", "–", moment(last["from"]), moment(last["to"])))
+    return Table(("", "trained from", "to", "tested from", "to"), rows)
+
+
+def fits_table(run: TrainingRun) -> Table | None:
+    """Time and memory of each fit; None when there is none."""
+    fits = run.metrics.get("fits", [])
+    if not fits:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for fit in fits:
+        name = "before holdout" if fit["fold"] < 0 else f"fold {fit['fold']}"
+        label = f"{NAMES.get(fit['family'], fit['family'])} {name}"
+        rows.append((label, str(fit["seed"]), seconds(fit["seconds"]), fit["peak_mb"]))
+    return Table(("fit", "seed", "time", "peak MiB"), rows)
+
+
+def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
+    """What the run was made from, as names and values."""
+    m, s, r = run.metrics, run.settings, run.result
+    bars = m.get("bars", {})
+    cross = ", ".join(m.get("cross") or s.get("cross") or []) or "none"
+    libraries = ", ".join(f"{k} {v}" for k, v in m.get("libraries", {}).items())
+    params = "; ".join(
+        f"{NAMES.get(name, name)}: " + _flat(meta.get("params", {}))
+        for name, meta in run.metas.items()
+    )
+    return [
+        ("Run", run.run_id),
+        ("Started, ended (UTC)", f"{moment(run.started)} – {moment(run.ended)}"),
+        ("Took", seconds(r.get("seconds"))),
+        ("Host", host or "not recorded"),
+        ("Devices", ", ".join(m.get("devices", [])) or "–"),
+        ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
+        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),
+        ("Mode", str(r.get("mode") or s.get("mode") or "–")),
+        ("Cross assets", cross),
+        ("Bars", f"{cell(bars.get('rows'))}, last {moment(bars.get('last'))}" if bars else "–"),
+        ("Embargo", f"{s.get('embargo', '–')} bars"),
+        ("Data digest", str(m.get("data_digest") or r.get("data_digest") or "–")),
+        ("Feature schema", str(m.get("schema_hash", "–"))),
+        ("Code digest", str(m.get("code_digest", "–"))),
+        ("Parameters", params or "–"),
+        ("Libraries", libraries or "–"),
+    ]
+
+
+def _flat(params: Mapping[str, Any]) -> str:
+    inner = params.get("loop", {})
+    plain = {k: v for k, v in params.items() if k != "loop"} | dict(inner)
+    return ", ".join(f"{k} {v}" for k, v in plain.items())
+
+
+def market(run: TrainingRun) -> str:
+    """What was trained on, such as `BTCUSD 1h`."""
+    return f"{run.metrics.get('symbol') or run.settings.get('symbol', '')} {run.tf}".strip()

@@ -1,14 +1,18 @@
-"""Golden predictions: real bars in, known probabilities out, to prove features and models anywhere.
+"""What the models must answer on known bars: golden predictions, and those of the training itself.
 
-Made once from the run's own bars, signed with the release, and recomputed on every machine that is
-to serve it. Pure but for running the models.
+Golden predictions are made once from the run's own bars, signed with the release, and recomputed on
+every machine that serves it. They are made by the code that checks them. So there is a second
+witness: the training stored what its models said on the bars that it held out, computed by its own
+libraries from all of its bars. Pure but for running the models and reading files.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +22,16 @@ from macd.app.market import features
 from macd.app.market.bars import COLUMNS, SCHEMA
 from macd.app.predict.scoring import FAMILIES, SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError
+from macd.heads import in_order
 
 ROWS = 8
 TOLERANCE = 1e-4  # other processors round differently; a wrong feature moves far more
 BARS = features.WARMUP + SEQ + 240
+FILE = Path("golden/golden.json")
+HOLDOUT = -1  # the `fold` of rows that the shipped models judged
+# LightGBM computes the same everywhere. Nets are fitted and judged on a GPU, in its precision, and
+# stacking takes their probabilities; another model than the trained one is off by more than either.
+HOLDOUT_TOLERANCES = {"lgbm": 1e-4, "lstm": 0.02, "tft": 0.02, "stacking": 0.02}
 
 
 @dataclass(frozen=True)
@@ -33,18 +43,31 @@ class Outcome:
     detail: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How many stored predictions were found for the bars asked, and where models say otherwise.
+
+    worst: the largest difference there is. off: output -> its median difference, where too large.
+    """
+
+    bars: int
+    values: int
+    worst: float
+    families: tuple[str, ...]
+    off: Mapping[str, float]
+
+
 def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) -> dict[str, Any]:
     """The golden document from the newest bars; its rows spread over the last ten days.
 
     Raises:
         MacdError: too few bars, or a model fails on them: such a release must not be made.
     """
-    told = inputs(bars, cross)
-    kept, others = _frame(told["bars"]), {n: _frame(rows) for n, rows in told["cross"].items()}
-    found = _predict(kept, others, told["rows"], scorer)
-    broken = [name for name, values in found.items() if not all(map(math.isfinite, values))]
+    document = inputs(bars, cross)
+    expected = predictions(document, scorer)
+    broken = [name for name, values in expected.items() if not all(map(math.isfinite, values))]
     lacking = sorted(
-        {f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in scorer.heads} - set(found)
+        {f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in scorer.heads} - set(expected)
     )
     if broken or lacking or scorer.errors:
         raise MacdError(
@@ -53,10 +76,10 @@ def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) 
             hint="invoke health shows each model; then train again",
         )
     return {
-        **told,
+        **document,
         "tf": scorer.tf,
         "features_schema": scorer.schema,
-        "expected": found,
+        "expected": expected,
         "tolerance": TOLERANCE,
     }
 
@@ -73,11 +96,11 @@ def inputs(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> dict[str, A
             why=f"{len(bars)} bars, {BARS} are needed",
             hint="invoke data.fetch, or data.import",
         )
-    kept = bars.tail(BARS)
-    start = kept["timestamp"][0]
+    newest = bars.tail(BARS)
+    start = newest["timestamp"][0]
     others = {name: frame.filter(pl.col("timestamp") >= start) for name, frame in cross.items()}
     return {
-        "bars": _plain(kept),
+        "bars": _plain(newest),
         "cross": {name: _plain(frame) for name, frame in sorted(others.items())},
         "rows": [int(r) for r in np.linspace(BARS - 240, BARS - 1, ROWS)],
     }
@@ -86,13 +109,13 @@ def inputs(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> dict[str, A
 def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     """Recompute the golden predictions here, features included. Never raises."""
     try:
-        found = predictions(document, scorer)
+        computed = predictions(document, scorer)
         expected, tolerance = document["expected"], float(document["tolerance"])
     except Exception as error:  # this runs where anything may be broken; the answer is "not ok"
         return Outcome(False, math.inf, f"{type(error).__name__}: {error}")
     worst, where = 0.0, ""
     for name, values in expected.items():
-        got = found.get(name)
+        got = computed.get(name)
         if got is None:
             why = scorer.errors.get(name.partition("_")[0], "no output")
             return Outcome(False, math.inf, f"{name}: {why}")
@@ -102,6 +125,49 @@ def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     if worst > tolerance:
         return Outcome(False, worst, f"{where} is off by {worst:.3g}, allowed {tolerance:g}")
     return Outcome(True, worst, f"{len(expected)} outputs on {len(document['rows'])} bars agree")
+
+
+def read(top: Path) -> Mapping[str, Any] | None:
+    """The golden document of a release; None where there is none that can be read."""
+    try:
+        document = json.loads((top / FILE).read_bytes())
+        return document if isinstance(document, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+def compare_with_training(
+    table: Path, inputs: Mapping[str, Any], predicted: Mapping[str, Sequence[float]]
+) -> Comparison:
+    """Hold `predicted` (output -> value for each of the rows asked) to the stored predictions.
+
+    An output is off by its median over the bars: a feature that rounds otherwise may turn one
+    split of one tree, another model differs nearly everywhere.
+
+    Raises whatever is wrong with the table.
+    """
+    stored = pl.read_parquet(table).filter(pl.col("fold") == HOLDOUT)
+    times = [int(inputs["bars"][row][0]) for row in inputs["rows"]]
+    place = {ms: n for n, ms in enumerate(stored["bar_time"].dt.epoch("ms").to_list())}
+    compared = [(n, place[ms]) for n, ms in enumerate(times) if ms in place]
+    off, worst, count = {}, 0.0, 0
+    families: dict[str, None] = {}
+    for family in (*FAMILIES, "stacking"):
+        for head in in_order(name.removeprefix(f"{family}_") for name in predicted):
+            name, column = f"{family}_{head}", f"p_{family}_{head}"
+            if name not in predicted or column not in stored.columns:
+                continue
+            then = stored[column].to_list()
+            pairs = [(predicted[name][n], then[at]) for n, at in compared if then[at] is not None]
+            if not pairs:
+                continue
+            apart = np.array([abs(now - before) for now, before in pairs])
+            apart[~np.isfinite(apart)] = np.inf
+            families[family], count = None, count + len(pairs)
+            worst = max(worst, float(apart.max()))
+            if float(np.median(apart)) > HOLDOUT_TOLERANCES[family]:
+                off[name] = float(np.median(apart))
+    return Comparison(len(compared), count, worst, tuple(families), off)
 
 
 def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:

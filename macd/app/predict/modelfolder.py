@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macd import childprocess
 from macd.app.predict.stacking import FORMAT, StackingModel
+from macd.checklist import Item
 from macd.errors import MacdError
-from macd.release import childprocess
-from macd.release.health import Item
 
+_LIMITS = childprocess.DEFAULT  # of each model
 _MOST_FILES = 5_000
 _LARGEST_JSON = 64 << 20
 _LARGEST_COUNT = 1_000_000_000  # of features or bars; beyond it's no count
@@ -217,7 +218,7 @@ def _model(folder: _Folder, path: Path) -> list[Item]:
         "probabilities": _FAMILY_NAME.match(path.name) is not None,
     }
     try:
-        answer = childprocess.ask("macd.app.predict.modelrun", question)
+        answer = childprocess.ask("macd.app.predict.modelrun", question, _LIMITS)
     except childprocess.EndedError as error:
         cause = "the file is cut short or damaged, or made to do that"
         return [Item(name, False, str(error), cause, f"don't load it elsewhere; {_COPY}")]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from macd import childprocess
 from macd.app.predict.scoring import SEQ, import_lightgbm, onnx_session
-from macd.release import childprocess
 
 STUCK = 1e-6  # a spread below it over different inputs means the model says always the same
 _BATCH_TOLERANCE = 1e-4

@@ -23,7 +23,6 @@ from macd.errors import MacdError, UsageError
 from macd.host.durable import sha256_of
 from macd.host.store import manifest as manifests
 from macd.host.store.manifest import Manifest, ManifestError
-from macd.release.health import read_golden
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def load(identity: Identity, tf: str) -> Loaded:
         scorer = Scorer.load(identity.directory / MODELS, tf)
     except ModelError as error:
         return Loaded(None, _bad(f"no model can be loaded: {error}"), {"all": str(error)})
-    document = read_golden(identity.directory)
+    document = golden.read(identity.directory)
     if document is None:
         outcome = _bad("the release has no golden predictions that can be read")
     else:

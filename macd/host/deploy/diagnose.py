@@ -22,6 +22,7 @@ from macd.host.systemd.supervisor import Supervisor
 _CHECK_TIMEOUT_S = 180
 _LONGEST = 2000
 _LOG_LINES = 30
+_SERVICES = ("macd.app.service", "macd.service")  # the second in releases before the rooms moved
 _QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
@@ -87,7 +88,7 @@ def _others(layout: Layout, main: int) -> list[int] | None:
 def _serves(words: list[str], app: str, cwd: str) -> bool:
     """Whether it is this application's service, by a release's serve.py or as people start it."""
     program = any(os.path.basename(word) == "serve.py" for word in words)
-    module = any(word in ("macd.app.service", "-mmacd.service") for word in words)
+    module = any(word.removeprefix("-m") in _SERVICES for word in words)
     if not (program or module) or "--check" in words:
         return False
     roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]

@@ -1,7 +1,8 @@
-"""Own one long job on its host: start it, keep its pulse, stop it when asked, write how it ended.
+"""Run one long job on its host: start it, write heartbeats, stop it on request, record its end.
 
-Runs detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`): contact lost
-or a viewer that leaves can never change the job. Only what this process sees is the job's state.
+The runner is detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`): a
+lost connection or a viewer that leaves can never change the job. Only what this process sees is the
+job's state.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXIT, CANCEL = "exit.json", "cancel"
 HEARTBEAT_S = 5.0
 _POLL_S = 0.25
 _GRACE_S = 20.0
-_ROOM_S = 600.0
+_DISK_FULL_S = 600.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,32 +56,32 @@ def main(directory: str) -> int:
     _write_process(directory, child.pid)
     _watch(directory, child, stop)
     code = child.wait()
-    ended = {
+    end = {
         "code": code if code >= 0 else 128 - code,
         "signal": -code if code < 0 else 0,
         "cancelled": os.path.exists(os.path.join(directory, CANCEL)),
         "stopped": stop.asked,
     }
-    _write_exit(directory, ended)
-    return int(ended["code"])
+    _write_exit(directory, end)
+    return int(end["code"])
 
 
 def _end_with(runner: int) -> Callable[[], None] | None:
-    """Where Linux offers it: the job is killed when its runner is, so no job is ever unowned."""
+    """On Linux: the kernel kills the job when its runner is killed, so every job has an owner."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
 
-    def ask() -> None:
+    def set_death_signal() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != runner:
             os._exit(1)
 
-    return ask
+    return set_death_signal
 
 
 class _StopRequest:
-    """Somebody wants the job to end: SIGTERM to this runner, or the file `cancel`."""
+    """A request to end the job: SIGTERM to this runner, or the file `cancel`."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -117,7 +118,7 @@ def _signal(group: int, number: int) -> None:
 
 
 def _beat(directory: str) -> None:
-    # A full disk must not end the job: the heartbeat is news, not state.
+    # A full disk must not end the job: a missing heartbeat changes nothing.
     with contextlib.suppress(OSError):
         save(os.path.join(directory, HEARTBEAT), {"at": time.time()})
 
@@ -131,13 +132,13 @@ def _write_process(directory: str, child: int | None) -> None:
     save(os.path.join(directory, PROCESS), document)
 
 
-def _write_exit(directory: str, ended: dict[str, Any]) -> None:
-    deadline = time.monotonic() + _ROOM_S
+def _write_exit(directory: str, end: dict[str, Any]) -> None:
+    deadline = time.monotonic() + _DISK_FULL_S
     while True:
         try:
-            save(os.path.join(directory, EXIT), {**ended, "at": time.time()})
+            save(os.path.join(directory, EXIT), {**end, "at": time.time()})
             return
-        except OSError:  # a full disk, often filled by this very job; somebody may make room
+        except OSError:  # a full disk, often filled by this very job; somebody may free space
             if time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
@@ -149,7 +150,7 @@ def identity(pid: int) -> dict[str, Any]:
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in the kernel's own words; "" when there is none (any more)."""
+    """When a process started, as the kernel writes it; "" when there is none (any more)."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -173,12 +174,12 @@ def boot_id() -> str:
         return ""
 
 
-def is_alive(known: dict[str, Any]) -> bool:
-    """True while the very process of `identity` runs, on this boot."""
-    if known.get("boot") != boot_id():
+def is_alive(process: dict[str, Any]) -> bool:
+    """True while the very process that `identity` described runs, on this boot."""
+    if process.get("boot") != boot_id():
         return False
-    start = start_time(int(known.get("pid", 0)))
-    return bool(start) and start == known.get("start")
+    start = start_time(int(process.get("pid", 0)))
+    return bool(start) and start == process.get("start")
 
 
 if __name__ == "__main__":

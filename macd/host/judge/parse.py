@@ -37,7 +37,7 @@ _RELEASE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _TEXT = 300
 _MOST_SEQ = 1 << 53
 _MILLISECONDS_FROM = 1e11  # as seconds this is the year 5138: such a number is in milliseconds
-_FIELDS = frozenset(
+FIELDS = frozenset(
     f"ml_{name}"
     for name in (
         *("bull_prob", "lgb_prob", "lstm_prob", "tft_prob", "stacking_prob", "stacking_mode"),
@@ -187,12 +187,12 @@ def _gathered(
     document: dict[str, Any], data: dict[str, Any], parts: dict[str, Any]
 ) -> dict[str, Any]:
     """The signal fields, each from the innermost place that has it; an error anywhere is one."""
-    places = [p for p in (document, data) if p is not parts and not _FIELDS.isdisjoint(p)]
+    places = [p for p in (document, data) if p is not parts and not FIELDS.isdisjoint(p)]
     if not places:
         return parts  # as the service writes them
     found: dict[str, Any] = {}
     for place in (*places, parts):
-        found.update((name, place[name]) for name in _FIELDS.intersection(place))
+        found.update((name, place[name]) for name in FIELDS.intersection(place))
     for place in places:
         if _error(place.get("ml_error")):
             found["ml_error"] = place["ml_error"]

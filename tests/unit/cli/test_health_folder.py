@@ -6,12 +6,14 @@ import json
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from invoke import Collection, Program
 
+from macd import childprocess
+from macd.app.predict import __main__ as predict
 from macd.cli import health, usage
-from macd.release import childprocess
 from tests.support import small_models as made
 
 
@@ -37,10 +39,15 @@ def models(tmp_path: Path) -> Path:
 def unrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are run by the tests of modelfolder.py."""
     real = childprocess.ask
-    well = {"detail": "run", "wrong": []}
-    monkeypatch.setattr(
-        childprocess, "ask", lambda m, q: well if m.endswith("modelrun") else real(m, q)
-    )
+
+    def ask(command: str, question: dict[str, Any], limits: Any = childprocess.DEFAULT) -> Any:
+        if command.endswith("modelrun"):
+            return {"detail": "run", "wrong": []}
+        if command == "macd.app.predict folder":
+            return predict.answer("folder", question)
+        return real(command, question, limits)
+
+    monkeypatch.setattr(childprocess, "ask", ask)
 
 
 def test_a_healthy_folder_ends_with_0(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +55,7 @@ def test_a_healthy_folder_ends_with_0(models: Path, capsys: pytest.CaptureFixtur
     told = capsys.readouterr().out
     assert f"health of {models}" in told
     assert "✓ tft_1h.onnx: x (N, 12, 6); outputs 0." in told
-    assert told.rstrip().endswith("all 9 are well")
+    assert told.rstrip().endswith("all 9 checks passed")
 
 
 @pytest.mark.usefixtures("unrun")

@@ -17,7 +17,7 @@ import pytest
 
 import macd
 from macd.host.failure import HostError
-from macd.host.jobs import operations, views
+from macd.host.jobs import operations
 from macd.host.rpc import blobs
 
 RUN = "20260101T000000Z-abc"
@@ -57,7 +57,7 @@ def start(work: Path, tree: str, script: str, *, run: str = RUN, **files: str) -
 
 
 def until(work: Path, state: str, *, run: str = RUN) -> dict[str, Any]:
-    return eventually(lambda: (s := views.job_status(str(work), run))["state"] == state and s)
+    return eventually(lambda: (s := operations.job_status(str(work), run))["state"] == state and s)
 
 
 def eventually(what: Callable[[], Any]) -> Any:
@@ -133,13 +133,14 @@ def test_a_reboot_is_told_from_a_kill(work: Path, tree: str) -> None:
     for who in ("runner", "child"):
         pids[who]["boot"] = "another boot"
     (work / "runs" / RUN / "process.json").write_text(json.dumps(pids))
-    assert "rebooted" in views.job_status(str(work), RUN)["reason"]
+    assert "rebooted" in operations.job_status(str(work), RUN)["reason"]
 
 
 def test_a_result_outlives_the_runner_that_could_not_say_so(work: Path, tree: str) -> None:
     start(work, tree, f"{DONE}; time.sleep(600)")
-    eventually((work / "runs" / RUN / "result.json").exists)
-    assert views.job_status(str(work), RUN)["state"] == "RUNNING"
+    result = work / "runs" / RUN / "result.json"
+    eventually(lambda: result.exists() and result.read_text())
+    assert operations.job_status(str(work), RUN)["state"] == "RUNNING"
     os.kill(process(work)["runner"]["pid"], signal.SIGKILL)
     until(work, "DONE")
 
@@ -184,8 +185,8 @@ def test_a_second_run_is_refused_while_one_goes_on(work: Path, tree: str) -> Non
     until(work, "CANCELLED")
     start(work, tree, DONE, run="20260101T000001Z-def")
     until(work, "DONE", run="20260101T000001Z-def")
-    assert views.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
-    assert views.job_status(str(work))["run"] == "20260101T000001Z-def"
+    assert operations.job_list(str(work))["runs"] == [RUN, "20260101T000001Z-def"]
+    assert operations.job_status(str(work))["run"] == "20260101T000001Z-def"
 
 
 def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
@@ -195,7 +196,7 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
     start(work, tree, f"out = open('events.jsonl', 'w'); {loop}; {DONE}")
     seen, state = b"", "RUNNING"
     while True:
-        told = views.job_follow(str(work), RUN, len(seen), wait=10.0)
+        told = operations.job_follow(str(work), RUN, len(seen), wait=10.0)
         seen += told["data"]
         state = told["status"]["state"]
         if state != "RUNNING" and not told["data"]:
@@ -207,10 +208,10 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
 def test_files_of_a_run_are_listed_once_it_is_over(work: Path, tree: str) -> None:
     start(work, tree, "time.sleep(600)")
     with pytest.raises(HostError, match="in progress"):
-        views.job_files(str(work), RUN)
+        operations.job_files(str(work), RUN)
     operations.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
-    told = views.job_files(str(work), RUN)
+    told = operations.job_files(str(work), RUN)
     assert told["files"] == []
     names = {name for name, _, _ in told["records"]}
     assert {"log", "spec.json", "exit.json"} <= names
@@ -234,7 +235,7 @@ def test_a_tree_without_its_blobs_is_not_made(work: Path) -> None:
 
 @pytest.mark.parametrize("run", ["../x", "20260101T000000Z-A", "x", "20260101T000000Z-a/../b"])
 def test_a_run_id_is_never_a_way_out(work: Path, run: str) -> None:
-    for operation in (views.job_status, operations.job_cancel, views.job_files):
+    for operation in (operations.job_status, operations.job_cancel, operations.job_files):
         with pytest.raises(HostError):
             operation(str(work), run)
 
@@ -247,6 +248,6 @@ def test_a_host_without_that_program_says_so(work: Path, tree: str) -> None:
 
 def test_no_run_at_all_is_told(work: Path) -> None:
     with pytest.raises(HostError) as caught:
-        views.job_status(str(work))
+        operations.job_status(str(work))
     assert caught.value.kind == "none"
     shutil.rmtree(work, ignore_errors=True)

@@ -56,7 +56,7 @@ def judged(
 
 def test_a_good_host_has_nothing_against_it() -> None:
     assert {check.level for check in judged().values()} == {"ok"}
-    assert judged()["gpu"].told == "H800"
+    assert judged()["gpu"].detail == "H800"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_reason_not_to_start_is_told(
 ) -> None:
     check = judged(**case)[name]
     assert check.level == level
-    assert word in check.told + check.hint
+    assert word in check.detail + check.hint
 
 
 def test_the_packages_are_those_the_train_extra_asks_for() -> None:
@@ -121,7 +121,7 @@ def test_bars_are_checked_before_they_travel(tmp_path: Path) -> None:
     bars = read_bars(project_root() / "data/sample/BTCUSD_1h_2017-2019.parquet")[:300]
     write_bars(bars, tmp_path / "good.parquet")
     [fine] = check_data({"BTCUSD": tmp_path / "good.parquet"}, SETTINGS, NOW)
-    assert (fine.level, "300 bars" in fine.told) == ("ok", True)
+    assert (fine.level, "300 bars" in fine.detail) == ("ok", True)
     broken = bars.with_columns(high=pl.col("low") - 1)
     broken.write_parquet(tmp_path / "bad.parquet")
     [bad] = check_data({"BTCUSD": tmp_path / "bad.parquet"}, SETTINGS, NOW)
@@ -134,4 +134,4 @@ def test_bars_are_checked_before_they_travel(tmp_path: Path) -> None:
     assert check_data(hole, settings_from(let), NOW)[0].level == "ok"
     whole = [f"check={check},symbol=BTCUSD,reason=it stood still" for check in ("gap", "missing")]
     [accepted] = check_data(hole, settings_from({"accept": whole}), NOW)
-    assert (accepted.level, accepted.told.split(", ")[-1]) == ("ok", "2 accepted")
+    assert (accepted.level, accepted.detail.split(", ")[-1]) == ("ok", "2 accepted")

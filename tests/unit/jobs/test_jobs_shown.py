@@ -11,9 +11,9 @@ import pytest
 from macd.cli.train_shown import Shown, safe
 from macd.errors import MacdError
 from macd.jobs import record, remedies
-from macd.jobs.collect import checked
-from macd.jobs.follow import Place, decode
+from macd.jobs.follow import LocalRuns, decode
 from macd.jobs.progress import Progress
+from macd.jobs.transfer import checked
 from macd.journal import Journal
 
 EVENTS: list[dict[str, Any]] = [
@@ -133,11 +133,11 @@ def test_unsafe_files_are_not_fetched(entry: Any) -> None:
 
 @pytest.mark.parametrize("run", ["../../etc", "", "x", "20260101T000000Z-a/b"])
 def test_ids_and_states_from_a_host_are_no_paths(tmp_path: Path, run: str) -> None:
-    place = Place(tmp_path)
+    local = LocalRuns(tmp_path)
     with pytest.raises(MacdError):
-        place.partial(run)
+        local.partial(run)
     with pytest.raises(MacdError):
-        place.ended("20260101T000000Z-ab", "../x")
+        local.ended("20260101T000000Z-ab", "../x")
 
 
 def test_an_end_is_recorded_once_and_the_host_is_known_from_then(tmp_path: Path) -> None:

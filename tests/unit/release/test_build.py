@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+from macd import application
+from macd.application import Proof
+from macd.checklist import Item
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.host.store.manifest import parse
 from macd.inventory import Criterion
 from macd.release import card, judge, verify
 from macd.release import run as runs
-from macd.release.health import Item
 from macd.release.store import Release
-from tests.support.training_run import trained_run
+from tests.support.training_run import bars_directory, trained_run
 from tests.unit.release.making import CREATED, LOCK, Workshop, copy_of_run, workshop
 
 
@@ -157,8 +159,8 @@ def test_the_same_order_gives_the_same_bytes(
     monkeypatch.setenv("PYTHONHASHSEED", "77")
     from macd.release.signing import sign  # noqa: PLC0415
 
-    order = shop.order(source=first_shop.top / "source")
-    second = shop.make(order, sign_with=lambda raw: sign(raw, key=first_shop.key))
+    request = shop.request(source=first_shop.top / "source")
+    second = shop.make(request, sign_with=lambda raw: sign(raw, key=first_shop.key))
     assert second.raw == first.raw
     assert second.id == first.id
     assert second.bundle.read_bytes() == first.bundle.read_bytes()
@@ -171,13 +173,13 @@ def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop
     run = runs.read(trained_run())
     criteria = {"lstm_val_auc": Criterion(threshold=0.9, level="block")}
     findings = judge.judge(run.criteria, criteria, run.audit, run.metrics["models"])
-    order = shop.order(findings=findings)
+    request = shop.request(findings=findings)
     with pytest.raises(RefusedError) as caught:
-        shop.make(order)
+        shop.make(request)
     assert caught.value.exit_code == ExitCode.REFUSED
     assert "missed by 0.3" in caught.value.why
     assert shop.store.ids() == []
-    accepted = shop.make(shop.order(findings=findings, accepted="a drill, never for real"))
+    accepted = shop.make(shop.request(findings=findings, accepted="a drill, never for real"))
     details = parse(accepted.raw).details
     assert details["accepted"] == "a drill, never for real"
     assert "a drill, never for real" in (accepted.directory / "card.html").read_text()
@@ -189,7 +191,7 @@ def test_other_bars_than_the_runs_are_told(shop: Workshop, tmp_path: Path) -> No
 
     write_bars(read_bars(SAMPLE)[:4001], tmp_path / "bars/BTCUSD_1h.parquet")
     with pytest.raises(MacdError, match="are not those run") as caught:
-        shop.make(shop.order(data_dir=tmp_path / "bars"))
+        shop.make(shop.request(data_dir=tmp_path / "bars"))
     assert "digest" in caught.value.why
     assert list(shop.store.root.glob("*2*")) == []
 
@@ -199,16 +201,38 @@ def test_a_sick_model_stops_it(shop: Workshop, tmp_path: Path) -> None:
     path = "data/ml_models/lgbm_1h_5h.txt"
     (run / path).write_bytes((run / path).read_bytes()[:900])
     with pytest.raises(MacdError) as caught:
-        shop.make(shop.order(resealed(run, path)))
+        shop.make(shop.request(resealed(run, path)))
     assert "LightGBM can't read its model" in str(caught.value)
     assert shop.store.ids() == []
 
 
-def test_a_failed_item_of_the_callers_own_stops_it(shop: Workshop) -> None:
+def test_a_failed_item_stops_it(shop: Workshop) -> None:
     sick = Item("ONNX against torch", False, "off by 0.5", "export", "export again")
     with pytest.raises(MacdError, match="health check") as caught:
-        shop.make(also=lambda _, __: [sick])
+        shop.make(prove=lambda *_, **__: Proof({}, "", [sick]))
     assert caught.value.hint == "export again"
+    assert shop.store.ids() == []
+
+
+def test_the_application_proves_it_in_processes_of_its_own(
+    made: tuple[Workshop, Release], tmp_path: Path
+) -> None:
+    first_shop, first = made
+    shop = workshop(tmp_path)
+    shop.make(shop.request(source=first_shop.top / "source"), prove=application.prove)
+    (second,) = shop.store.readable()
+    assert (second.directory / "golden/golden.json").read_bytes() == (
+        first.directory / "golden/golden.json"
+    ).read_bytes()
+    with pytest.raises(MacdError, match="are not those run"):
+        application.prove(
+            first.directory,
+            run=trained_run(),
+            tf="1h",
+            data_dir=bars_directory(trained_run()),
+            digest="0" * 64,
+            lock={},
+        )
 
 
 # All or nothing.

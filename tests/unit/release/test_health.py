@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from macd.app.predict import golden
+from macd import application
+from macd.app.predict import golden, health
+from macd.app.predict.run_bars import TrainedOn
 from macd.app.predict.scoring import MODELS, Scorer
-from macd.cli.health import onnx_against_torch
-from macd.release import health
-from macd.release.health import Item
-from macd.release.run import bars_of
-from macd.release.run import read as read_run
+from macd.app.train.compare import compare
+from macd.checklist import Item
 from tests.support.training_run import bars_directory, trained_run
 from tests.unit.release.damage import (
     Spoil,
@@ -43,9 +42,8 @@ from tests.unit.release.damage import (
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """Golden predictions of the shared training."""
-    run = read_run(trained_run())
-    bars, cross = bars_of(run, bars_directory(trained_run()))
-    return golden.make(bars, cross, Scorer.load(trained_run() / MODELS, run.tf))
+    bars, cross = TrainedOn.of_run(trained_run()).read(bars_directory(trained_run()))
+    return golden.make(bars, cross, Scorer.load(trained_run() / MODELS, "1h"))
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def top(tmp_path: Path, document: dict[str, Any]) -> Path:
     for place in (MODELS, health.RESULTS):
         shutil.copytree(trained_run() / place, tmp_path / place)
     (tmp_path / "golden").mkdir()
-    (tmp_path / health.GOLDEN).write_text(json.dumps(document))
+    (tmp_path / golden.FILE).write_text(json.dumps(document))
     return tmp_path
 
 
@@ -133,10 +131,9 @@ def test_nothing_at_all_is_one_failed_item(tmp_path: Path) -> None:
 
 def test_golden_predictions_of_other_models_are_belied_by_the_training(top: Path) -> None:
     other_trees(top / MODELS)
-    run = read_run(trained_run())
-    bars, cross = bars_of(run, bars_directory(trained_run()))
-    made = golden.make(bars, cross, Scorer.load(top / MODELS, run.tf))
-    (top / health.GOLDEN).write_text(json.dumps(made))
+    bars, cross = TrainedOn.of_run(trained_run()).read(bars_directory(trained_run()))
+    made = golden.make(bars, cross, Scorer.load(top / MODELS, "1h"))
+    (top / golden.FILE).write_text(json.dumps(made))
     assert set(failed(health.check(top))) == {"predictions of the training"}
 
 
@@ -150,7 +147,7 @@ def test_without_stored_predictions_it_says_that_nothing_was_compared(top: Path)
 
 
 def test_stacking_that_could_not_be_run_is_not_well(top: Path) -> None:
-    (top / health.GOLDEN).unlink()
+    (top / golden.FILE).unlink()
     assert failed(health.check(top))["stacking meta"].detail == "not run"
 
 
@@ -181,7 +178,7 @@ def test_a_wrong_version_in_the_lock_is_named(top: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "not json", "a list", "no bars", "moved"])
 def test_damaged_golden_predictions_are_told(top: Path, damage: str) -> None:
-    path = top / health.GOLDEN
+    path = top / golden.FILE
     if damage == "gone":
         path.unlink()
     elif damage == "no bars":
@@ -194,10 +191,10 @@ def test_damaged_golden_predictions_are_told(top: Path, damage: str) -> None:
 
 
 def test_torch_tells_an_export_of_other_weights(top: Path) -> None:
-    (good,) = onnx_against_torch(top, "1h")
+    good = compare(top, "1h")
     assert good.ok, good.detail
     other_weights(top / MODELS)
-    (bad,) = onnx_against_torch(top, "1h")
+    bad = compare(top, "1h")
     assert not bad.ok
     assert "other numbers than torch" in bad.detail
 
@@ -206,17 +203,32 @@ def test_where_torch_is_not_nothing_is_said_to_agree(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("macd.cli.health.find_spec", lambda _: None)
-        (item,) = onnx_against_torch(top, "1h")
+        patched.setattr("macd.app.train.compare.find_spec", lambda _: None)
+        item = compare(top, "1h")
     assert (item.done, item.detail) == (False, "not compared: torch is not here")
     (top / MODELS / "tft_1h.pt").unlink()
-    (item,) = onnx_against_torch(top, "1h")
+    item = compare(top, "1h")
     assert item.detail == "not compared: tft_1h.pt not here"
 
 
 def test_a_run_is_checked_on_bars_given_to_it() -> None:
-    run = read_run(trained_run())
-    bars, cross = bars_of(run, bars_directory(trained_run()))
+    bars, cross = TrainedOn.of_run(trained_run()).read(bars_directory(trained_run()))
     items = health.check(trained_run(), inputs=golden.inputs(bars, cross))
     assert failed(items) == {}
     assert "golden predictions" not in {item.name for item in items}
+
+
+def test_a_release_is_checked_in_processes_of_the_applications_own(top: Path) -> None:
+    items = application.check_release(top, tf="1h", lock={"numpy": np.__version__})
+    assert failed(items) == {}
+    assert [item.name for item in items][-3:] == [
+        "golden predictions", "predictions of the training", "ONNX against torch",
+    ]  # fmt: skip
+    assert items[:-1] == health.check(top, lock={"numpy": np.__version__})
+
+
+def test_a_run_is_checked_in_processes_of_the_applications_own() -> None:
+    items = application.check_run(trained_run(), bars_directory(trained_run()))
+    assert failed(items) == {}
+    assert items[-1].name == "ONNX against torch"
+    assert items[-1].done

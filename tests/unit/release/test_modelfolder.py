@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from macd import childprocess
 from macd.app.predict import modelfolder, modelrun
-from macd.release import childprocess
-from macd.release.health import Item
+from macd.checklist import Item
 from tests.support import small_models as made
 from tests.support.training_run import trained_run
 from tests.unit.release import damage
@@ -189,7 +189,7 @@ def test_a_model_that_aborts_its_reader_is_told_and_hurts_nobody(models: Path) -
 
 
 def test_a_model_that_never_ends_is_ended(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(childprocess, "TIMEOUT_S", 5)
+    monkeypatch.setattr(modelfolder, "_LIMITS", childprocess.Limits(timeout_s=5))
     made.save(made.endless_net(), models / "lstm.onnx")
     assert failed(models)["lstm.onnx"] == "it was not done in 5 s"
 

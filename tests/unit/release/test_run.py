@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from macd.app.market.bars import digest_of_all, read_bars
+from macd.app.predict.run_bars import TrainedOn
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.release import run as runs
 from tests.support.training_run import SAMPLE, bars_directory, trained_run
@@ -83,11 +84,14 @@ def test_the_newest_is_the_one_that_ended_last_whatever_the_files_times(tmp_path
 
 def test_the_bars_must_be_those_of_the_training(tmp_path: Path) -> None:
     run = runs.read(trained_run())
-    bars, cross = runs.bars_of(run, bars_directory(trained_run()))
+    trained_on = TrainedOn.of_run(trained_run())
+    assert (trained_on.symbol, trained_on.tf, trained_on.cross) == (run.symbol, run.tf, run.cross)
+    directory, digest = trained_run(), run.digest
+    bars, cross = trained_on.read_same(bars_directory(trained_run()), run=directory, digest=digest)
     assert len(bars) == 4000
     assert cross == {}
     with pytest.raises(MacdError, match="are not those"):
-        runs.bars_of(run, SAMPLE.parent)
+        trained_on.read_same(SAMPLE.parent, run=directory, digest=digest)
 
 
 def test_the_digest_of_all_bars_depends_on_each_name_and_frame_not_on_their_order() -> None:

@@ -118,8 +118,8 @@ def test_a_clean_run_needs_no_caution() -> None:
         ({"audit": {}}, "No leak audit ran"),
         ({"models": {"stacking": model(0.51, 0.515)}}, "chance explains it"),
         ({"models": {"stacking": model(0.56, 0.60)}}, "differ by 0.040"),
-        ({"models": {"volatility": model(0.45, 0.45)}}, "Volatility alone stands 0.050"),
-        ({"models": {"volatility": model(0.55, 0.55)}}, "Volatility alone stands 0.050"),
+        ({"models": {"volatility": model(0.45, 0.45)}}, "Volatility alone is 0.050"),
+        ({"models": {"volatility": model(0.55, 0.55)}}, "Volatility alone is 0.050"),
     ],
 )
 def test_doubts_are_said(changes: Made, told: str) -> None:
@@ -131,7 +131,7 @@ def test_looking_at_the_holdout_again_is_said() -> None:
     opened = run()
     opened.metrics["holdout"]["openings"] = 3
     (words,) = training.cautions(opened)
-    assert "3 different recipes" in words
+    assert "3 different configurations" in words
 
 
 def test_the_headline_never_stands_without_all_bars_baseline_and_effective_n() -> None:
@@ -141,7 +141,7 @@ def test_the_headline_never_stands_without_all_bars_baseline_and_effective_n() -
     assert tiles["The same on ALL bars"].value == "0.550"
     assert tiles["The same on the holdout"].value == "0.565"
     assert tiles["Volatility only"].value == "0.500"
-    assert (tiles["Effective sample"].value, tiles["Effective sample"].interval) == (
+    assert (tiles["Effective sample size"].value, tiles["Effective sample size"].interval) == (
         "200",
         "of 1,000 bars",
     )

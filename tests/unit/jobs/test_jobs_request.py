@@ -12,9 +12,9 @@ import pytest
 
 from macd.errors import UsageError
 from macd.inventory import Inventory, load, project_root
-from macd.jobs import order as orders
-from macd.jobs.choice import train_host
-from macd.jobs.order import Order
+from macd.jobs import request as requests
+from macd.jobs.record import train_host
+from macd.jobs.request import TrainRequest
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -28,29 +28,29 @@ def inventory(tmp_path: Path) -> Inventory:
     return load("lab", root=tmp_path)
 
 
-def order(inventory: Inventory, *, now: datetime = NOW, **changes: Any) -> Order:
-    request = orders.request_of(inventory, changes)
-    bars = orders.data_files(request, inventory.train.data_dir)
-    return orders.make(request, bars, python="python3", env={}, now=now)
+def request(inventory: Inventory, *, now: datetime = NOW, **changes: Any) -> TrainRequest:
+    raw = requests.settings_of(inventory, changes)
+    bars = requests.data_files(raw, inventory.train.data_dir)
+    return requests.make(raw, bars, python="python3", env={}, now=now)
 
 
 def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
-    settings = order(inventory).settings
+    settings = request(inventory).settings
     assert (settings.symbol, settings.profile, settings.seed) == ("BTCUSD", "demo", 7)
     assert settings.criteria["lstm_val_auc"].level == "warn"
     assert settings.criteria["files_exist"].level == "block"
 
 
 def test_what_is_asked_wins(inventory: Inventory) -> None:
-    made = order(inventory, seed=9, profile="full", params={"lstm": {"epochs": 2}})
+    made = request(inventory, seed=9, profile="full", params={"lstm": {"epochs": 2}})
     assert (made.settings.seed, made.settings.profile) == (9, "full")
     assert made.settings.params == {"lstm": {"epochs": 2}}
 
 
 def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
-    files = order(inventory).tree.files
+    files = request(inventory).tree.files
     rooms = {path.split("/")[1] for path in files if path.count("/") > 1}
-    assert rooms == {"app", "host", "release"}
+    assert rooms == {"app", "host"}
     assert {path.split("/")[2] for path in files if path.startswith("macd/app/")} == {
         "__init__.py",
         "market",
@@ -64,20 +64,20 @@ def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
 def test_an_id_says_when_and_changes_with_whatever_decides_the_outcome(
     inventory: Inventory,
 ) -> None:
-    first = order(inventory)
+    first = request(inventory)
     assert first.run.startswith("20260102T030405Z-")
-    assert order(inventory).run == first.run
-    assert order(inventory, seed=8).run != first.run
+    assert request(inventory).run == first.run
+    assert request(inventory, seed=8).run != first.run
     (inventory.train.data_dir / "BTCUSD_1h.parquet").write_bytes(b"more bars")
-    other = order(inventory)
+    other = request(inventory)
     assert other.run != first.run
     assert other.tree.digest != first.tree.digest
 
 
 def test_the_directories_belong_to_the_job(inventory: Inventory) -> None:
-    assert "{run}" in order(inventory).argv
+    assert "{run}" in request(inventory).argv
     with pytest.raises(UsageError, match="out can't be set"):
-        order(inventory, out="/somewhere")
+        request(inventory, out="/somewhere")
 
 
 @pytest.mark.parametrize(
@@ -91,22 +91,22 @@ def test_the_directories_belong_to_the_job(inventory: Inventory) -> None:
 )
 def test_wrong_settings_are_named(inventory: Inventory, changes: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError) as caught:
-        order(inventory, **changes)
+        request(inventory, **changes)
     assert word in str(caught.value)
 
 
 def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
-    made = order(inventory, symbol="btc/usd")
+    made = request(inventory, symbol="btc/usd")
     from macd.app.train.settings import settings_from  # noqa: PLC0415
 
-    assert settings_from(json.loads(json.dumps(made.request))) == made.settings
+    assert settings_from(json.loads(json.dumps(made.raw))) == made.settings
     assert made.settings.symbol == "BTCUSD"
 
 
 def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
     train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
     book = inventory.model_copy(update={"train": train})
-    assert orders.request_of(book, {})["cross"] == ["ETHUSD"]
+    assert requests.settings_of(book, {})["cross"] == ["ETHUSD"]
 
 
 def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:

@@ -5,51 +5,28 @@ The successor of the guide's hand-run check script. A failed item is a result, n
 
 from __future__ import annotations
 
-import json
+import importlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from macd.app.market.features import FEATURE_VERSION, feature_names, schema_hash
-from macd.app.predict import golden, holdout
+from macd.app.predict import golden
 from macd.app.predict.scoring import FAMILIES, MODELS, Floats, ModelError, Scorer
-from macd.release import installed
+from macd.checklist import Item
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 RESULTS = Path("data/gpu_results")
-GOLDEN = Path("golden/golden.json")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
+_NEVER_IMPORTED = {"pip", "setuptools"}  # they install; nothing that serves imports them
 _NAMES = {"lgbm": "LightGBM", "lstm": "LSTM", "tft": "TFT"}
 _RETRAIN = "train that model again: python -m macd.app.train --mode {family}"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing that was checked. `cause` and `remedy` are empty when it is well.
-
-    done: False where it could not be looked at here, which `detail` says; that is no failure.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    cause: str = ""
-    remedy: str = ""
-    done: bool = True
-
-    def line(self) -> str:
-        """One line for people, with the guide's tick; two more when it failed."""
-        mark = "✗" if not self.ok else "✓" if self.done else "–"
-        text = f"{mark} {self.name}: {self.detail}"
-        if self.ok:
-            return text
-        return f"{text}\n    likely cause: {self.cause}\n    remedy: {self.remedy}"
 
 
 def check(
@@ -58,6 +35,7 @@ def check(
     tf: str = "1h",
     lock: Mapping[str, str] | None = None,
     inputs: Mapping[str, Any] | None = None,
+    document: Mapping[str, Any] | None = None,
 ) -> list[Item]:
     """Check the release (or run) in `top`.
 
@@ -65,6 +43,7 @@ def check(
         lock: package -> version that must be installed; None leaves that out.
         inputs: what golden.inputs gave, to run the models of a run on, which has no golden
             predictions yet; these are not asked for then.
+        document: golden predictions that were not written yet (default: those in `top`).
     """
     items = [_dependencies(lock)] if lock is not None else []
     try:
@@ -74,7 +53,7 @@ def check(
         remedy = "invoke release.verify names changed files; else train again"
         return [*items, Item("models", False, str(error), cause, remedy)]
     items.append(_features(scorer))
-    document = read_golden(top)
+    document = document or golden.read(top)
     asked = inputs or document
     windows = _windows(asked, scorer)
     said = _said(asked, scorer)
@@ -88,26 +67,58 @@ def check(
     return items
 
 
-def read_golden(top: Path) -> Mapping[str, Any] | None:
-    """The golden document of a release; None where there is none that can be read."""
-    try:
-        document = json.loads((top / GOLDEN).read_bytes())
-        return document if isinstance(document, dict) else None
-    except (OSError, ValueError):
-        return None
-
-
 def _dependencies(lock: Mapping[str, str]) -> Item:
     name = "dependencies"
-    if wrong := installed.wrong_versions(lock):
+    if wrong := _wrong_versions(lock):
         cause = "the environment was changed after the lock was made"
         return Item(name, False, "; ".join(wrong), cause, "make setup")
-    if broken := installed.not_importable(lock):
+    if broken := _not_importable(lock):
         cause = "the package is damaged, or a library of the system is missing (LightGBM: libgomp1)"
         return Item(name, False, "; ".join(broken), cause, "apt-get install libgomp1; make setup")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     where = f"imported here, by Python {python}; a host imports its own before it switches"
     return Item(name, True, f"{len(lock)} packages in the versions of the lock, {where}")
+
+
+def _wrong_versions(lock: Mapping[str, str]) -> list[str]:
+    """What is installed otherwise than the lock says, package by package, in words."""
+    wrong = []
+    for name, version in sorted(lock.items()):
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "nothing"
+        if found.partition("+")[0] != version.partition("+")[0]:
+            wrong.append(f"{name} {version} is locked, {found} is installed")
+    return wrong
+
+
+def _not_importable(lock: Mapping[str, str]) -> list[str]:
+    """The modules of installed packages that raise when they are imported, in words."""
+    broken = []
+    for name in sorted(set(lock) - _NEVER_IMPORTED):
+        for module in _modules(name):
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a missing shared library is an OSError, and so on
+                why = next(iter(f"{error}".splitlines()), type(error).__name__)
+                broken.append(f"{name} is installed, but import {module} fails: {why}")
+    return broken
+
+
+def _modules(package: str) -> list[str]:
+    """Top-level modules of an installed package; none where its files aren't listed."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = {
+        file.parts[0].removesuffix(".py")
+        for file in files
+        if (len(file.parts) == 2 and file.name == "__init__.py")
+        or (len(file.parts) == 1 and file.suffix == ".py")
+    }
+    return sorted(name for name in found if name.isidentifier() and name not in ("tests", "test"))
 
 
 def _features(scorer: Scorer) -> Item:
@@ -240,7 +251,7 @@ def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) ->
         what = "there is nothing to run the models on" if said is None else f"no {table.name} here"
         return Item(name, True, f"not compared: {what}", done=False)
     try:
-        told = holdout.compare(table, asked, said)
+        told = golden.compare_with_training(table, asked, said)
     except Exception as error:  # whatever the table is, the item says it
         cause = "the table is damaged, or of another version"
         return Item(name, False, f"{error}".splitlines()[0], cause, "train again")

@@ -1,4 +1,4 @@
-"""What one remote training is asked to do and which files it needs: decided here, before any host.
+"""A request to train on a host: its settings and the files it needs, decided before any contact.
 
 Pure but for reading the files that travel. Knows nothing of connections or of how a run goes.
 """
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import macd
-from macd.app.market.bars import bars_path, no_bars, symbol_name
-from macd.app.train.settings import Settings, settings_from
+from macd.application import BUILTIN, existing_bars, symbol_name, train_settings
 from macd.errors import UsageError
 from macd.inventory import Inventory
 from macd.ssh.blobs import Blob
 
-# The rooms a training imports; the rest of macd has no business on a training host.
-_ROOMS = ("host", "release", "app/market", "app/predict", "app/train")
+if TYPE_CHECKING:
+    from macd.application import Settings
+
 _DATA = "data"
 REQUEST = "request.json"
 
@@ -44,12 +44,12 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Order:
-    """One training, complete: `run` is its id everywhere, from now on and for ever."""
+class TrainRequest:
+    """One training, complete. `run` is its id everywhere; `raw` the settings as they are sent."""
 
     run: str
     settings: Settings
-    request: Mapping[str, Any]
+    raw: Mapping[str, Any]
     tree: Tree
     python: str
     env: Mapping[str, str]
@@ -58,17 +58,17 @@ class Order:
     def argv(self) -> list[str]:
         """The command on the host; the braces are filled in there."""
         here = ["--data", f"{{tree}}/{_DATA}", "--out", "{run}", "--cache", "{work}/cache"]
-        return [self.python, "-m", "macd.app.train", "--settings", f"{{run}}/{REQUEST}", *here]
+        return [self.python, "-m", BUILTIN.train, "--settings", f"{{run}}/{REQUEST}", *here]
 
 
-def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a training: the inventory's, with `changes` on top; None changes nothing.
+def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw settings: the inventory's, with `changes` on top; None changes nothing.
 
     Raises UsageError naming every wrong one.
     """
     train = inventory.train
     symbol = symbol_name(str(changes.get("symbol") or train.symbol))
-    request: dict[str, Any] = {
+    raw: dict[str, Any] = {
         "tf": train.tf,
         "cross": [name for name in train.cross if symbol_name(name) != symbol],
         "profile": train.profile,
@@ -76,60 +76,56 @@ def request_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, An
         "engine": train.engine,
         "min_move": train.min_move,
         "limits": dict(train.limits),
-        "accept": [one.as_json() for one in train.accept],
+        "accept": [finding.as_json() for finding in train.accept],
         "stages": list(train.stages),
         "criteria": {
-            name: {"threshold": one.threshold, "level": one.level}
-            for name, one in train.criteria.items()
+            name: {"threshold": criterion.threshold, "level": criterion.level}
+            for name, criterion in train.criteria.items()
         },
     }
-    request |= {name: value for name, value in changes.items() if value is not None}
-    request["symbol"] = symbol
-    fixed = sorted({"data", "out", "cache"} & request.keys())
+    raw |= {name: value for name, value in changes.items() if value is not None}
+    raw["symbol"] = symbol
+    fixed = sorted({"data", "out", "cache"} & raw.keys())
     if fixed:
         raise UsageError(
             f"{', '.join(fixed)} can't be set for a remote training",
             why="these directories are the job's own on the host",
             hint="--data DIR says where the bars are on this machine",
         )
-    return request
+    return raw
 
 
-def data_files(request: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
+def data_files(raw: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
-    settings = settings_from(request)
-    names = [settings.symbol, *(symbol_name(name) for name in settings.cross)]
-    found = {name: bars_path(data_dir, name, settings.tf) for name in names}
-    for path in found.values():
-        if not path.is_file():
-            raise no_bars(path)
-    return found
+    settings = train_settings(raw)
+    return existing_bars(data_dir, [settings.symbol, *settings.cross], settings.tf)
 
 
 def make(
-    request: Mapping[str, Any],
+    raw: Mapping[str, Any],
     data: Mapping[str, Path],
     *,
     python: str,
     env: Mapping[str, str],
     now: datetime,
-) -> Order:
-    """The order, its run id made of the time and of everything that decides the outcome."""
-    settings = settings_from(request)
+) -> TrainRequest:
+    """The request; its run id holds the time and a hash of everything that decides the outcome."""
+    settings = train_settings(raw)
     files = _sources()
     for symbol, path in data.items():
         files[f"{_DATA}/{symbol}_{settings.tf}.parquet"] = Blob.of_file(path)
     tree = Tree(files)
-    decided = json.dumps([tree.digest, request, sorted(env.items())], sort_keys=True)
+    decided = json.dumps([tree.digest, raw, sorted(env.items())], sort_keys=True)
     mark = hashlib.sha256(decided.encode()).hexdigest()[:8]
     run = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{mark}"
-    return Order(run=run, settings=settings, request=request, tree=tree, python=python, env=env)
+    return TrainRequest(run=run, settings=settings, raw=raw, tree=tree, python=python, env=env)
 
 
 def _sources() -> dict[str, Blob]:
     top = Path(macd.__file__).parent
-    found = [top / "__init__.py", top / "errors.py", top / "heads.py", top / "app/__init__.py"]
-    for room in _ROOMS:
-        found += sorted((top / room).rglob("*.py"))
+    paths: list[Path] = []
+    for name in BUILTIN.sources:  # nothing else of macd is sent to a training host
+        path = top / name
+        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     # Bytes, not paths: what is hashed is what is sent, also while somebody edits.
-    return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in found}
+    return {f"macd/{path.relative_to(top)}": Blob.of_bytes(path.read_bytes()) for path in paths}

@@ -1,4 +1,4 @@
-"""The drawings of what a training reached: which numbers go into which chart, and their tables."""
+"""The charts of a training's page: which numbers go into which chart, and their tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from macd.report.charts import Bin, Curve, Interval
 from macd.report.page import Cell, Figure, Table
 from macd.report.svg import around, finite
 
-_INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective")
+TOP = 20
+FLAT = 0.101  # calibration slopes end at 0.1 (macd.app.train.stacking)
+_MEANING = {
+    "lgbm": ("Share of the total gain, mean over the heads", "% of the gain"),
+    "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
+}
+_INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
 COLOURS = {name: at for at, name in enumerate(MODELS)}
 
 
@@ -23,14 +29,14 @@ def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
     domain = _domain(run.models, (part, f"{part}_all"))
     figures = []
     for head in run.heads:
-        rows, told = [], []
+        rows, cells = [], []
         for model, heads in run.models.items():
             for reading, muted in ((part, False), (f"{part}_all", True)):
                 made = heads[head][reading]
                 name = "· all bars" if muted else NAMES[model]
                 rows.append(_line(name, made, COLOURS[model], muted=muted))
                 whole = f"{NAMES[model]}, {'all bars' if muted else 'moves'}"
-                told.append(_cells(whole, made))
+                cells.append(_cells(whole, made))
         title = f"{run.shown(head)} ahead, {where}"
         svg = charts.forest(
             rows,
@@ -40,7 +46,7 @@ def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
             reference=0.5,
             domain=domain,
         )
-        figures.append(Figure(title, svg, Table(_INTERVAL_HEAD, told)))
+        figures.append(Figure(title, svg, Table(_INTERVAL_HEAD, cells)))
     return figures
 
 
@@ -55,8 +61,8 @@ def auc_by_fold(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
             rows = [_line(f"fold {f['fold']}", f, COLOURS[model]) for f in made["folds"]]
             rows.append(_line("folds pooled", made["val"], COLOURS[model], strong=True))
             rows.append(_line("holdout", made["test"], COLOURS[model], strong=True))
-            told = [_cells(f"fold {f['fold']}", f) for f in made["folds"]]
-            told += [_cells("folds pooled", made["val"]), _cells("holdout", made["test"])]
+            cells = [_cells(f"fold {f['fold']}", f) for f in made["folds"]]
+            cells += [_cells("folds pooled", made["val"]), _cells("holdout", made["test"])]
             title = f"{NAMES[model]} {run.shown(head)}"
             svg = charts.forest(
                 rows,
@@ -65,7 +71,7 @@ def auc_by_fold(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
                 reference=0.5,
                 domain=domain,
             )
-            figures.append(Figure(title, svg, Table(_INTERVAL_HEAD, told)))
+            figures.append(Figure(title, svg, Table(_INTERVAL_HEAD, cells)))
         groups.append((NAMES[model], figures))
     return groups
 
@@ -74,10 +80,10 @@ def curves(run: TrainingRun) -> list[tuple[str, list[Figure]]]:
     """Loss, and AUC of the best head, per epoch of each fit that has epochs."""
     groups = []
     for model, fits in run.metrics.get("history", {}).items():
-        told = [fit for fit in fits if fit["epochs"]]
-        if told:
+        with_epochs = [fit for fit in fits if fit["epochs"]]
+        if with_epochs:
             head = run.metrics["best_head"].get(model, run.heads[0])
-            groups.append((NAMES.get(model, model), _curves(run, model, told, head)))
+            groups.append((NAMES.get(model, model), _curves(run, model, with_epochs, head)))
     return groups
 
 
@@ -124,39 +130,39 @@ def _fit_name(fit: Mapping[str, Any], *, many: bool) -> str:
 
 
 def calibration(run: TrainingRun) -> list[Figure]:
-    """Reliability of each model's best head on the validation folds.
+    """Calibration of each model's best head on the validation folds, as reliability diagrams.
 
-    Overlapping labels are no independent trials: each bin's count is shrunk by effective n / n.
+    Overlapping labels are not independent trials: each bin's count is scaled by effective n / n.
     """
     figures = []
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
         made = heads[head]
         share = made["val"]["effective_n"] / max(1, made["val"]["n"])
-        bins, told = [], []
+        bins, cells = [], []
         for point in made["reliability"]:
             trials = point["n"] * share
             low, high = wilson(point["y"] * trials, trials) if trials > 0 else (None, None)
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
-            told.append((point["p"], point["y"], low, high, int(point["n"])))
+            cells.append((point["p"], point["y"], low, high, int(point["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
         brier, base = made["val"]["brier"], made["val"]["base_rate"]
         note = ""
         if brier is not None and base is not None:
-            note = f"Brier {brier:.4f}; always saying {base:.3f} scores {base * (1 - base):.4f}"
+            note = f"Brier {brier:.4f}; always predicting {base:.3f} scores {base * (1 - base):.4f}"
         svg = charts.reliability(
             bins,
-            title=f"Reliability, {title}",
-            desc="Ten equally filled bins; on the diagonal the probabilities are honest",
+            title=f"Calibration, {title}",
+            desc="Ten equally filled bins; on the diagonal the probabilities are calibrated",
             series=COLOURS[model],
         )
-        table = Table(("predicted", "came true", "from", "to", "bars"), told)
+        table = Table(("predicted", "observed", "from", "to", "bars"), cells)
         figures.append(Figure(title, svg, table, note))
     return figures
 
 
 def spread(run: TrainingRun) -> list[Figure]:
-    """How far each model's best head strays from a half, over the validation folds."""
+    """Distribution of each model's best head's probabilities, over the validation folds."""
     if not run.oof.is_file():
         return []
     import polars as pl  # noqa: PLC0415 - the other pages don't need it
@@ -192,7 +198,7 @@ def spread(run: TrainingRun) -> list[Figure]:
 
 
 def surrogates(run: TrainingRun) -> list[Figure]:
-    """The leak audit's sign-flipped series: each AUC, their mean, and the band around chance."""
+    """The sign-randomised null test: each AUC, their mean, and the band around chance."""
     figures = []
     for model, heads in run.audit.get("surrogates", {}).items():
         name = NAMES.get(model, model)
@@ -204,9 +210,9 @@ def surrogates(run: TrainingRun) -> list[Figure]:
                 for at, value in enumerate(made["values"], start=1)
             ]
             rows.append(Interval("mean", made["mean"], series=colour, strong=True))
-            told: list[tuple[Cell, ...]] = [(row.label, row.value) for row in rows]
+            cells: list[tuple[Cell, ...]] = [(row.label, row.value) for row in rows]
             band = (0.5 - made["band"], 0.5 + made["band"])
-            title = f"{name} {run.shown(head)} on flipped bars"
+            title = f"{name} {run.shown(head)} on sign-randomised bars"
             svg = charts.forest(
                 rows,
                 title=title,
@@ -214,8 +220,83 @@ def surrogates(run: TrainingRun) -> list[Figure]:
                 reference=0.5,
                 band=band,
             )
-            figures.append(Figure(title, svg, Table(("", "AUC"), told)))
+            figures.append(Figure(title, svg, Table(("", "AUC"), cells)))
     return figures
+
+
+def weights(run: TrainingRun) -> list[Figure]:
+    """The final meta-model's weights on its standardised inputs, by head."""
+    figures = []
+    heads = run.stacking.get("heads", {})
+    for head in in_order(heads):
+        made = heads[head]
+        items = list(zip(made["inputs"], made["meta_coefficients"], strict=True))
+        cells: list[tuple[Cell, ...]] = [*items]
+        beside = ("intercept", "slope", "oof_meta_auc", "n_oof_samples", "n_oof_scored")
+        cells += [(name, made[name]) for name in beside]
+        title = f"Weights at {run.shown(head)}"
+        svg = charts.bars(
+            items,
+            title=f"Stacking: {title.lower()}",
+            desc="Change of the log-odds per standard deviation of each input",
+            label="log-odds per standard deviation",
+            form="{:+.3f}",
+            series=COLOURS["stacking"],
+        )
+        note = (
+            f"fitted on {made['n_oof_samples']:,} out-of-fold bars, tested on "
+            f"{made['n_oof_scored']:,}: AUC {made['oof_meta_auc']:.3f}; calibration slope "
+            f"{made['slope']:.2f}"
+        )
+        if made["slope"] < FLAT:
+            note += ", its lower limit: the out-of-fold scores of this head carry no signal"
+        figures.append(Figure(title, svg, Table(("input", "value"), cells), note))
+    return figures
+
+
+def importance(run: TrainingRun) -> list[Figure]:
+    """The features a family uses most, as shares of all it uses."""
+    figures = []
+    for model, shares in run.metrics.get("importance", {}).items():
+        meaning, unit = _MEANING.get(model, ("Share of all importance", "%"))
+        ranked = sorted(shares.items(), key=lambda item: -item[1])
+        top = [(name, 100 * share) for name, share in ranked[:TOP]]
+        rest = sum(share for _, share in ranked[TOP:])
+        title = f"{NAMES.get(model, model)}: top {len(top)} of {len(ranked)} features"
+        svg = charts.bars(
+            top,
+            title=title,
+            desc=meaning,
+            label=unit,
+            form="{:.1f}",
+            series=COLOURS.get(model, 0),
+        )
+        note = f"{meaning}. Equal use would be {100 / max(1, len(ranked)):.1f} %"
+        if len(ranked) > TOP:
+            note += f"; the other {len(ranked) - TOP} share {100 * rest:.0f} %"
+        figures.append(Figure(title, svg, Table(("feature", unit), top), note + "."))
+    return figures
+
+
+def attention(run: TrainingRun) -> Figure | None:
+    """The TFT's attention to each of the bars before the forecast."""
+    past = run.metas.get("tft", {}).get("attention")
+    if not past:
+        return None
+    points: list[tuple[float, float | None]] = [
+        (at - len(past) + 1, 100 * share) for at, share in enumerate(past)
+    ]
+    title = "TFT: attention to past bars"
+    svg = charts.lines(
+        [Curve("attention", points, COLOURS["tft"])],
+        title=title,
+        desc="0 is the bar the forecast is made at",
+        x_label="bars before the forecast",
+        y_label="% of the attention",
+        reference=100 / len(past),
+    )
+    note = "Mean over heads and the last training rows; the dashed line is equal attention."
+    return Figure(title, svg, Table(("bar", "% of the attention"), points), note)
 
 
 def durations(run: TrainingRun) -> Figure | None:

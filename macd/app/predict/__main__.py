@@ -1,0 +1,115 @@
+"""The application's own checks, as a program: `python -m macd.app.predict COMMAND`.
+
+The tool starts it through macd/application.py, in a limited child process, with one JSON document
+in and one out. It answers an error in the place of its result: `{"error": {"what", "why", ...}}`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macd import childprocess
+from macd.errors import MacdError
+
+if TYPE_CHECKING:
+    from macd.checklist import Item
+
+Document = dict[str, Any]
+
+
+def check(question: Document) -> Document:
+    """Check a release. In: top, tf, lock (package -> version, or null). Out: items."""
+    from macd.app.predict import health  # noqa: PLC0415 - each command loads what it needs
+
+    items = health.check(Path(question["top"]), tf=question["tf"], lock=question["lock"])
+    return {"items": _plain(items)}
+
+
+def check_run(question: Document) -> Document:
+    """Check a training run on the bars here. In: run, data. Out: items, tf, inputs."""
+    from macd.app.predict import golden, health  # noqa: PLC0415
+    from macd.app.predict.run_bars import TrainedOn  # noqa: PLC0415
+
+    run = Path(question["run"])
+    trained_on = TrainedOn.of_run(run)
+    inputs = golden.inputs(*trained_on.read(Path(question["data"])))
+    items = health.check(run, tf=trained_on.tf, inputs=inputs)
+    return {"items": _plain(items), "tf": trained_on.tf, "inputs": inputs}
+
+
+def prove(question: Document) -> Document:
+    """Make the golden predictions of a release and check it with them.
+
+    In: top (the release's files), run, data, digest, lock. Out: golden, features_schema, items.
+    """
+    from macd.app.predict import golden, health  # noqa: PLC0415
+    from macd.app.predict.run_bars import TrainedOn  # noqa: PLC0415
+    from macd.app.predict.scoring import MODELS, ModelError, Scorer  # noqa: PLC0415
+
+    top, run = Path(question["top"]), Path(question["run"])
+    trained_on = TrainedOn.of_run(run)
+    bars, cross = trained_on.read_same(Path(question["data"]), run=run, digest=question["digest"])
+    try:
+        scorer = Scorer.load(top / MODELS, trained_on.tf)
+    except ModelError as error:
+        raise MacdError(
+            f"the models of run {run.name} can't be loaded",
+            why=str(error),
+            live="no release was made",
+            hint="invoke health --run shows each; then train again",
+        ) from error
+    document = {"symbol": trained_on.symbol, **golden.make(bars, cross, scorer)}
+    items = health.check(top, tf=trained_on.tf, lock=question["lock"], document=document)
+    return {"golden": document, "features_schema": scorer.schema, "items": _plain(items)}
+
+
+def folder(question: Document) -> Document:
+    """Check a folder of models that no run here made. In: top. Out: items."""
+    from macd.app.predict import modelfolder  # noqa: PLC0415
+
+    return {"items": _plain(modelfolder.check(Path(question["top"])))}
+
+
+def remarks(question: Document) -> Document:
+    """What a person should know before a run is released, a sentence each.
+
+    In: run, tf, env (what the service's .env will say). Out: remarks.
+    """
+    from macd.app.predict import stacking  # noqa: PLC0415
+
+    meta = Path(question["run"]) / "data/ml_models" / f"stacking_meta_{question['tf']}.json"
+    remark = stacking.stays_off(meta.read_bytes(), question["env"]) if meta.is_file() else ""
+    return {"remarks": [remark] if remark else []}
+
+
+COMMANDS: dict[str, Callable[[Document], Document]] = {
+    "check": check,
+    "check-run": check_run,
+    "prove": prove,
+    "folder": folder,
+    "remarks": remarks,
+}
+
+
+def answer(command: str, question: Document) -> Document:
+    """The answer of a command; a failure is an answer too."""
+    try:
+        return COMMANDS[command](question)
+    except MacdError as error:
+        told = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
+        return {"error": {**told, "exit_code": int(error.exit_code)}}
+
+
+def _plain(items: list[Item]) -> list[Document]:
+    return [asdict(item) for item in items]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        childprocess.main(lambda question: answer(sys.argv[1], question))
+    else:
+        sys.exit(f"usage: python -m macd.app.predict {{{','.join(COMMANDS)}}}")

@@ -1,0 +1,68 @@
+"""Compare the exported ONNX models with torch's own, on the bars of a release or a run.
+
+Run as `python -m macd.app.train.compare` through macd/application.py. Where torch, its weights or
+the bars are not here, the one item says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from macd import childprocess
+from macd.app.predict import golden
+from macd.app.predict.scoring import MODELS, Scorer
+from macd.checklist import Item
+
+_NAME = "ONNX against torch"
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """In: top, tf, inputs (null: a release's golden bars). Out: items."""
+    item = compare(Path(question["top"]), question["tf"], question["inputs"])
+    return {"items": [asdict(item)]}
+
+
+def compare(top: Path, tf: str, inputs: Any = None) -> Item:
+    """The item of this check. Never raises for what lies in `top`."""
+    place = top / MODELS
+    document = inputs or golden.read(top)
+    lacking = [f"{name}_{tf}.pt" for name in ("lstm", "tft")]
+    lacking = [name for name in lacking if not (place / name).is_file()]
+    why = ""
+    if find_spec("torch") is None:
+        why = "torch is not here"
+    elif lacking:
+        why = f"{' and '.join(lacking)} not here"
+    elif document is None:
+        why = "there are no golden bars"
+    if why:
+        return Item(_NAME, True, f"not compared: {why}", done=False)
+    cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
+    remedy = "python -m macd.app.train --mode onnx, then invoke release"
+    try:
+        worst = _largest_difference(place, tf, document)
+    except Exception as error:  # whatever torch, onnx or the files do, the item says it
+        return Item(_NAME, False, f"{error}".splitlines()[0], cause, remedy)
+    return Item(_NAME, True, f"LSTM and TFT at batch 1, 7 and 256, difference {worst:.1e}")
+
+
+def _largest_difference(place: Path, tf: str, document: Any) -> float:
+    import numpy as np  # noqa: PLC0415 - torch may not be here
+
+    from macd.app.train import export, lstm, tft  # noqa: PLC0415
+
+    scorer = Scorer.load(place, tf)
+    X = golden.table(document, scorer)
+    rows = np.arange(min(document["rows"]), len(X), dtype=np.int64)
+    nets = {"lstm": lstm.load(place, tf).net, "tft": tft.load(place, tf).net}
+    return max(
+        export.check((place / f"{name}_{tf}.onnx").read_bytes(), net, X=X, rows=rows)
+        for name, net in nets.items()
+    )
+
+
+if __name__ == "__main__":
+    childprocess.main(answer)

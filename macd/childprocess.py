@@ -1,0 +1,125 @@
+"""Run a part of this software in a child process: asked by JSON, limited, killed when late.
+
+The child may take all memory, hang or abort without hurting the process that asks. It gets nothing
+of the caller's environment but what libraries need. It has no network where the kernel lets a user
+take it away, and it writes to no file unless the limits allow that. It is no jail: code that takes
+the child over has the user's rights on files that can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+MEMORY_BYTES = 6 << 30
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
+_LONGEST_ANSWER = 64 << 20
+_NESTED = "MACD_CHILD_PROCESS"  # set in a child: what it starts ends together with it
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may take. timeout_s counts by the clock: a busy machine is no defect."""
+
+    memory_bytes: int = MEMORY_BYTES
+    cpu_s: int = 120
+    timeout_s: float = 300
+    file_bytes: int = 0
+
+
+DEFAULT = Limits()
+
+
+class EndedError(Exception):
+    """The child gave no answer; the message says how it ended."""
+
+
+def ask(command: str, question: Mapping[str, Any], limits: Limits = DEFAULT) -> Document:
+    """The answer of `python -m command`, whose main is `main` below. Raises EndedError."""
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment |= {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1", _NESTED: "1"}
+    outermost = _NESTED not in os.environ
+    with subprocess.Popen(
+        [*(_without_network() if outermost else ()), sys.executable, "-I", "-m", *command.split()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        cwd="/",
+        start_new_session=outermost,
+    ) as child:
+        message = json.dumps({"limits": asdict(limits), "question": question}).encode()
+        try:
+            output, _ = child.communicate(message, timeout=limits.timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise EndedError(f"it was not done in {limits.timeout_s:g} s") from error
+        finally:
+            if child.poll() is None:  # late, or Ctrl-C
+                _kill(child, group=outermost)
+    if child.returncode == -signal.SIGXCPU:
+        raise EndedError(f"it was not done in {limits.cpu_s} s of computing")
+    if child.returncode < 0:
+        raise EndedError(f"it ended the process that read it ({_name(-child.returncode)})")
+    try:
+        answer = json.loads(output[:_LONGEST_ANSWER])
+    except ValueError as error:
+        raise EndedError(f"its process ended with {child.returncode} and no answer") from error
+    if not isinstance(answer, dict):
+        raise EndedError("its process answered something else")
+    return answer
+
+
+def main(answer: Callable[[Document], Document]) -> None:
+    """The child's side: read the question, take the limits, answer."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    silence = os.open(os.devnull, os.O_WRONLY)  # libraries print; only the answer may go out
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    message = json.load(sys.stdin)
+    limits = Limits(**message["limits"])
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
+    with out:
+        json.dump(answer(message["question"]), out)
+
+
+@lru_cache(maxsize=1)
+def _without_network() -> tuple[str, ...]:
+    """The command that starts a child in an empty network; empty where that is not allowed."""
+    program = shutil.which("unshare")
+    if program is None:
+        return ()
+    own_user = () if os.geteuid() == 0 else ("--user", "--map-current-user")
+    argv = (program, *own_user, "--net", "--")
+    try:
+        done = subprocess.run([*argv, "true"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return argv if done.returncode == 0 else ()
+
+
+def _kill(child: subprocess.Popen[bytes], *, group: bool) -> None:
+    if group:
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
