@@ -1,6 +1,7 @@
 """What holds for every test, whoever runs them wherever."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +20,15 @@ settings.load_profile("quick")
 
 for name in ("MACD_INVENTORY", "MACD_ROOT"):  # an operator's own must not steer the commands typed
     os.environ.pop(name, None)
+
+# Each worker and each command that is typed would compile every source anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Several workers share the cores: threads that wait for each other by spinning only take CPU time.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

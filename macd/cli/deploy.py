@@ -46,23 +46,22 @@ def plan(
 
     Changes nothing.
     """
+    from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 
     inv = load(inventory)
-    looked = _look(inv, env, host, release)
+    looked = _look(inv, list(hosts_of(inv, env, host)), _candidate(inv, env, release))
     plans = looked.plans
     if json:
-        hosts = [{**asdict(one), "changes": not one.empty} for one in plans]
-        changes = any(not one.empty for one in plans)
-        emit({"changes": changes, "hosts": hosts, "away": away_fields(looked.failed)})
+        emit(_fields(looked))
         return looked.exit_code
     looked.show()
     options = same(env=env, host=host, release=release, inventory=inventory)
-    if any(one.problems for one in plans):
+    if any(plan.problems for plan in plans):
         return looked.exit_code  # each with what to do about it
-    if any(not one.empty for one in plans):
+    if any(not plan.empty for plan in plans):
         print(f"\n  next: invoke deploy{options}")
-    elif any(one.unwell for one in plans):
+    elif any(plan.unwell for plan in plans):
         print(f"\n  next: invoke deploy --restart{options}")
     return looked.exit_code
 
@@ -106,7 +105,8 @@ def deploy(
     options = same(env=env, host=host, inventory=inventory)
     if attach:
         return _attach(inv, env, host, options, json=json)
-    planned = waves(list(hosts_of(inv, env, host)), wave)
+    hosts = list(hosts_of(inv, env, host))
+    planned = waves(hosts, wave)
     asks = dry_run or not yes
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
         # Loaded while the links are being made.
@@ -115,39 +115,36 @@ def deploy(
         from macd.ssh.refusals import UnreachableError
 
         limits = rollout.Limits(parallel, max_failed)
-        away: dict[str, MacdError] = {}
+        activations = follow.PendingActivations(inv)
+        candidate = _candidate(inv, env, release)
+        unreachable: dict[str, MacdError] = {}
         if asks:
-            looked = _look(inv, env, host, release)
+            looked = _look(inv, hosts, candidate)
             how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
             code = _before(looked, how)
             if code is not None:
                 return code
-            offer, away = looked.offer, looked.failed
-        else:
-            offer = _offer(inv, env, release)
+            unreachable = looked.failed
 
-        def one_host(one: Host) -> Outcome:
-            with shown.host(one.name, f"deploying {offer.id} to {one.name}") as progress:
-                activations = follow.PendingActivations(inv)
-                wish = apply.DeployOptions(
-                    rollout.operator(), progress, activations.add, restart=restart
-                )
-                return apply.deploy(one, inv, offer, wish, ahead)
+        def one_host(host: Host) -> Outcome:
+            with shown.host(host.name, f"deploying {candidate.id} to {host.name}") as progress:
+                options = apply.DeployOptions(rollout.operator(), progress, activations, restart)
+                return apply.deploy(host, inv, candidate, options, ahead)
 
         count = sum(map(len, planned))
         run = rollout.Rollout(inv, "deploy", env)
-        with Shown(planned, quiet=json, away=list(away)) as shown:
+        with Shown(planned, quiet=json, unreachable=list(unreachable)) as shown:
             result = run.run(
                 planned,
                 one_host,
                 limits=limits,
                 passes=(UnreachableError,) if skip_unreachable and count > 1 else (),
-                away=away,
+                unreachable=unreachable,
                 on_interrupt=shown.interrupted,
-                release=offer.id,
-                serial=offer.serial,
+                release=candidate.id,
+                serial=candidate.serial,
             )
-        return _end(result, "deploy", options, hosts=count, json=json, release=offer.id)
+        return _end(result, "deploy", options, hosts=count, json=json, release=candidate.id)
 
 
 @verb(
@@ -185,35 +182,35 @@ def rollback(
     limits = rollout.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
     run = rollout.Rollout(inv, "rollback", env)
+    activations = follow.PendingActivations(inv)
     stay: list[str] = []
-    away: dict[str, MacdError] = {}
+    unreachable: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        targets, away = steps.targets(run, inv, hosts, to)
+        targets, unreachable = steps.targets(run, inv, hosts, to)
         stay = [target.host for target in targets if target.stays]
         if dry_run:
-            return steps.dry(targets, away, options, to, json=json)
+            return steps.dry(targets, unreachable, options, to, json=json)
         if not json:
-            steps.show(targets, away)
-        if not (yes or away or any(target.to for target in targets)):
+            steps.show(targets, unreachable)
+        if not (yes or unreachable or any(target.to for target in targets)):
             raise steps.no_way_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
 
-    def one_host(one: Host) -> Outcome:
-        with shown.host(one.name, f"rolling {one.name} back") as progress:
-            activations = follow.PendingActivations(inv)
-            wish = apply.DeployOptions(rollout.operator(), progress, activations.add)
-            return apply.rollback(one, inv, to, wish)
+    def one_host(host: Host) -> Outcome:
+        with shown.host(host.name, f"rolling {host.name} back") as progress:
+            options = apply.DeployOptions(rollout.operator(), progress, activations)
+            return apply.rollback(host, inv, to, options)
 
-    going = [one for one in hosts if one.name not in stay]
+    going = [host for host in hosts if host.name not in stay]
     passes = (UnreachableError, ContactLostError) if len(hosts) > 1 else ()
-    with Shown([going], quiet=json, away=list(away)) as shown:
+    with Shown([going], quiet=json, unreachable=list(unreachable)) as shown:
         result = run.run(
             [going],
             one_host,
             limits=limits,
             passes=passes,
-            away=away,
+            unreachable=unreachable,
             on_interrupt=shown.interrupted,
             to=to,
         )
@@ -227,11 +224,11 @@ class _Looked:
 
     plans: Sequence[Plan]
     failed: dict[str, MacdError]
-    offer: ReleaseCandidate
+    candidate: ReleaseCandidate
 
     @property
     def nothing_to_do(self) -> bool:
-        return all(one.empty for one in self.plans)
+        return all(plan.empty for plan in self.plans)
 
     @property
     def exit_code(self) -> ExitCode:
@@ -250,8 +247,8 @@ class _Looked:
         """For people."""
         from macd.cli.deploy_shown import print_plan
 
-        for one in self.plans:
-            print_plan(one)
+        for plan in self.plans:
+            print_plan(plan)
         sys.stdout.flush()
         print_away(self.failed)
 
@@ -267,14 +264,11 @@ class _How:
     json: bool
 
 
-def _look(inventory: Inventory, env: str, host: str, release: str) -> _Looked:
+def _look(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Looked:
     from macd.deploy import apply
-    from macd.deploy.fleet import hosts_of
 
-    offer = _offer(inventory, env, release)
-    hosts = list(hosts_of(inventory, env, host))
-    results = on_each(hosts, lambda one: apply.look(one, inventory, offer))
-    return _Looked(list(results.done.values()), results.failed, offer)
+    results = on_each(hosts, lambda host: apply.look(host, inventory, candidate))
+    return _Looked(list(results.done.values()), results.failed, candidate)
 
 
 def _before(looked: _Looked, how: _How) -> ExitCode | None:
@@ -289,9 +283,9 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     _show(looked, how)
     if looked.nothing_to_do and not (how.restart and looked.plans):
         return _as_it_is(looked, how)
-    names = ", ".join(one.host for one in looked.plans)
+    names = ", ".join(plan.host for plan in looked.plans)
     past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
-    if not confirm(f"deploy {looked.offer.id} to {names}{past}?", yes=False):
+    if not confirm(f"deploy {looked.candidate.id} to {names}{past}?", yes=False):
         return _not_agreed(json=how.json)
     return None
 
@@ -299,7 +293,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
 def _not_begun(looked: _Looked, options: str) -> MacdError:
     skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
     return MacdError(
-        f"no deploy was begun: {', '.join(looked.failed)} could not be asked",
+        f"no deploy was started: {', '.join(looked.failed)} could not be asked",
         why="\n".join(f"{name}: {error.what}" for name, error in looked.failed.items()),
         live="on every host what was live before",
         hint=skip if looked.all_unreachable else f"see to it; invoke plan{options} asks again",
@@ -307,7 +301,7 @@ def _not_begun(looked: _Looked, options: str) -> MacdError:
     )
 
 
-def _offer(inventory: Inventory, env: str, release: str) -> ReleaseCandidate:
+def _candidate(inventory: Inventory, env: str, release: str) -> ReleaseCandidate:
     from macd.deploy import candidate as candidates
     from macd.release.store import Store
 
@@ -317,18 +311,25 @@ def _offer(inventory: Inventory, env: str, release: str) -> ReleaseCandidate:
 
 def _show(looked: _Looked, how: _How) -> None:
     if how.json and (how.dry or looked.nothing_to_do):
-        hosts = [asdict(one) for one in looked.plans]
-        emit({"dry_run": how.dry, "hosts": hosts, "away": away_fields(looked.failed)})
+        emit({"dry_run": how.dry, **_fields(looked)})
     elif not how.json:
         looked.show()
 
 
+def _fields(looked: _Looked) -> dict[str, Any]:
+    return {
+        "changes": not looked.nothing_to_do,
+        "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in looked.plans],
+        "away": away_fields(looked.failed),
+    }
+
+
 def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(one.unwell for one in looked.plans):
+    if not any(plan.unwell for plan in looked.plans):
         return looked.exit_code
     if not how.json:
-        again = f"invoke deploy --restart --release {looked.offer.id}{how.options}"
+        again = f"invoke deploy --restart --release {looked.candidate.id}{how.options}"
         print(f"  do: {again}; invoke doctor{how.options}")
     return ExitCode.FAILED
 
@@ -373,10 +374,10 @@ def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bo
 def _follow_each(
     inventory: Inventory, run: Rollout, hosts: list[Host], *, quiet: bool
 ) -> Results[tuple[Outcome | None, bool]]:
-    """The end of each, and whether its activation was begun here.
+    """The end of each, and whether its activation was started here.
 
-    Of several hosts only those are followed that have something under way, or whose end was begun
-    here and is not recorded yet.
+    Of several hosts only those are followed that have something under way, or that were
+    started here and whose end is not recorded yet.
     """
     from macd.cli.rollout_shown import Shown
     from macd.deploy import follow
@@ -385,15 +386,15 @@ def _follow_each(
     several = len(hosts) > 1
     activations = follow.PendingActivations(inventory)
 
-    def one_host(one: Host) -> tuple[Outcome | None, bool]:
-        begun = activations.of(one.name)
-        if several and begun is not None and run.recorded(begun):
-            begun = None
-        with shown.host(one.name) as progress:
-            outcome = follow.attach(one, inventory, begun, progress, ended=not several)
-        if outcome is None or begun is None or not begun.is_of(outcome):
+    def one_host(host: Host) -> tuple[Outcome | None, bool]:
+        activation = activations.of(host.name)
+        if several and activation is not None and run.recorded(activation):
+            activation = None
+        with shown.host(host.name) as progress:
+            outcome = follow.attach(host, inventory, activation, progress, ended=not several)
+        if outcome is None or activation is None or not activation.is_of(outcome):
             return outcome, False
-        activations.add(replace(begun, number=outcome.number))
+        activations.add(replace(activation, number=outcome.number))
         return outcome, True
 
     with Shown([hosts], quiet=quiet) as shown:
@@ -408,18 +409,23 @@ def _end(
     from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy.rollout import passed_by
 
-    past = passed_by(kind, result.away, options, release=release) if result.away else None
+    past = (
+        passed_by(kind, result.unreachable, options, release=release)
+        if result.unreachable
+        else None
+    )
     error = result.error or past or _left(result, options)
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
         told: dict[str, Any] = {
             "outcomes": as_fields(result.outcomes),
             "untouched": result.untouched,
-            "away": list(result.away),
+            "unreachable": list(result.unreachable),
+            "away": list(result.unreachable),  # its name up to 0.1
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": away_fields({**result.failed, **result.away}),
+            "errors": away_fields({**result.failed, **result.unreachable}),
         }
         emit({**told, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code

@@ -10,7 +10,7 @@ from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.case import Finding
+    from macd.gate.doctor import Finding
     from macd.inventory import Host, Inventory
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
@@ -75,7 +75,7 @@ def _print(finding: Finding) -> None:
 
 def _ask(host: Host, inventory: Inventory) -> Any:
     """The case of a serving host, or how the newest run on a training box stands."""
-    from macd.gate.examine import examine
+    from macd.gate.doctor import examine
 
     return _training(host, inventory) if host.role == "train" else examine(host, inventory)
 

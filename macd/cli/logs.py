@@ -16,8 +16,7 @@ from macd.cli.verb import emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
-    from macd.gate.follow import Place
-    from macd.gate.pull import Pulled
+    from macd.gate.logs import Place, Pulled
     from macd.inventory import Host, Inventory
 
 _LAST = 20
@@ -37,7 +36,7 @@ class _Seen:
     end: Place
 
     def fields(self, host: str) -> dict[str, Any]:
-        from macd.gate.follow import shown
+        from macd.gate.logs import shown
 
         lines = [shown(raw) for raw in self.newest]
         where = str(self.copy.directory)
@@ -105,7 +104,7 @@ class _View:
     objects: bool
 
     def line(self, host: str, raw: bytes) -> None:
-        from macd.gate.follow import shown
+        from macd.gate.logs import shown
 
         text = shown(raw)
         if not self.wanted.search(text):
@@ -117,19 +116,19 @@ class _View:
 
 
 def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int) -> _Seen:
-    from macd.gate import follow, pull
-    from macd.gate.run import logs_of
+    from macd.gate import logs as host_logs
+    from macd.gate.report import logs_of
     from macd.ssh.session import open_session
 
-    with open_session(host, inventory, modules=pull.MODULES) as session:
-        copy = pull.pull(session, host.app_dir, logs_of(inventory, host))
-    matching = (raw for raw in follow.newest_lines(copy) if wanted.search(follow.shown(raw)))
+    with open_session(host, inventory, modules=host_logs.MODULES) as session:
+        copy = host_logs.pull(session, host.app_dir, logs_of(inventory, host))
+    matching = (raw for raw in host_logs.newest_lines(copy) if wanted.search(host_logs.shown(raw)))
     newest = deque(matching, maxlen=max(0, lines))
-    return _Seen(copy, newest, follow.notes(copy), follow.end_of(copy))
+    return _Seen(copy, newest, host_logs.notes(copy), host_logs.end_of(copy))
 
 
 def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
-    from macd.gate.follow import merged
+    from macd.gate.logs import merged
 
     for host, raw in merged({name: one.newest for name, one in seen.items()}):
         view.line(host, raw)
@@ -162,17 +161,16 @@ def _follow_all(
 
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or told twice."""
-    from macd.gate import follow as following
-    from macd.gate import pull
+    from macd.gate import logs as host_logs
     from macd.ssh.refusals import UnreachableError
     from macd.ssh.session import open_session
 
     failures = 0
     while True:
         try:
-            with open_session(host, inventory, modules=pull.MODULES) as session:
+            with open_session(host, inventory, modules=host_logs.MODULES) as session:
                 while True:
-                    came, place = following.more(session, host.app_dir, place)
+                    came, place = host_logs.more(session, host.app_dir, place)
                     failures = 0
                     for raw in came:
                         view.line(host.name, raw)

@@ -12,7 +12,7 @@ from macd.cli.verb import emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.watch import Seen
+    from macd.gate.flag import Seen
     from macd.inventory import Host, Inventory
 
 _POLL_S = 2.0
@@ -71,10 +71,10 @@ def monitor(
 
 
 def _once(inventory: Inventory, host: Host) -> tuple[Seen, str]:
-    from macd.gate import watch
+    from macd.gate import flag
 
-    with watch.connect(host, inventory) as session:
-        seen = watch.look(session, host, inventory.service.health)
+    with flag.connect(host, inventory) as session:
+        seen = flag.look(session, host, inventory.service.health)
     return seen, _catch_up(seen, host, inventory)
 
 
@@ -117,15 +117,15 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
 
 def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
     """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
-    from macd.gate import watch
+    from macd.gate import flag
     from macd.ssh.refusals import UnreachableError
 
     last, shown, idle, failures, unjudged = "", False, 0, 0, ""
     while True:
         try:
-            with watch.connect(host, inventory) as session:
+            with flag.connect(host, inventory) as session:
                 while True:
-                    seen = watch.look(session, host, inventory.service.health, last)
+                    seen = flag.look(session, host, inventory.service.health, last)
                     failures = 0
                     for line in () if shown else _head(seen):
                         terminal.say(host.name, line)
@@ -152,12 +152,12 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
     """Journal and tell the end of a watch once; a note if telling did not work."""
     from macd.deploy.notify import notify
-    from macd.gate import watch
+    from macd.gate import flag
 
-    if not watch.catch_up(seen, host, inventory) or seen.order is None:
+    if not flag.catch_up(seen, host, inventory) or seen.order is None:
         return ""
     title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
-    return notify(inventory.notify, title, seen.order["reason"], good=seen.state != watch.FAILED)
+    return notify(inventory.notify, title, seen.order["reason"], good=seen.state != flag.FAILED)
 
 
 def _exit(seen: Seen) -> ExitCode | None:

@@ -21,34 +21,39 @@ def targets(
     from macd.deploy import rollback
     from macd.deploy.state import observe_each
 
-    looked, away = observe_each(hosts, inventory)
-    unseen = max((run.may_be_live(name) for name in away), default=0)
-    return rollback.targets(looked, to, unseen), away
+    looked, unreachable = observe_each(hosts, inventory)
+    unseen = max((run.may_be_live(name) for name in unreachable), default=0)
+    return rollback.targets(looked, to, unseen), unreachable
 
 
-def show(found: list[RollbackTarget], away: dict[str, MacdError]) -> None:
+def show(found: list[RollbackTarget], unreachable: dict[str, MacdError]) -> None:
     """One line for each host."""
     for target in found:
         print(f"{target.host}: {target}")
-    for name, error in away.items():
+    for name, error in unreachable.items():
         print(f"{name}: passed by: {error.what}")
 
 
 def dry(
-    found: list[RollbackTarget], away: dict[str, MacdError], options: str, to: str, *, json: bool
+    found: list[RollbackTarget],
+    unreachable: dict[str, MacdError],
+    options: str,
+    to: str,
+    *,
+    json: bool,
 ) -> ExitCode | None:
     """Only say so; with the error for hosts that could not be asked."""
     from macd.deploy.rollout import passed_by
 
-    error = passed_by("rollback", away, options, release=to) if away else None
+    error = passed_by("rollback", unreachable, options, release=to) if unreachable else None
     if not json:
-        show(found, away)
+        show(found, unreachable)
         if error is not None:
             raise error
         return None
     goes_to = {target.host: None if target.stays else target.to for target in found}
     changes = {target.host: target.changes for target in found if target.goes}
-    told = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(away)}
+    told = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(unreachable)}
     emit({**told, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 

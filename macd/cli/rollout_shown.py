@@ -26,7 +26,7 @@ class Shown:
     """Where each host's progress goes, from whichever thread; use it as a context manager."""
 
     def __init__(
-        self, waves: Sequence[Sequence[Host]], *, quiet: bool, away: Sequence[str] = ()
+        self, waves: Sequence[Sequence[Host]], *, quiet: bool, unreachable: Sequence[str] = ()
     ) -> None:
         hosts = [host for wave in waves for host in wave]
         self._quiet = quiet
@@ -39,7 +39,7 @@ class Shown:
             console = Console()
             if not console.is_dumb_terminal:
                 self._board = Board(waves, console)
-                self._board.rows.update(dict.fromkeys(away, "✗ can't be reached, passed by"))
+                self._board.rows.update(dict.fromkeys(unreachable, "✗ can't be reached, passed by"))
 
     def __enter__(self) -> Shown:
         if self._board is not None:

@@ -1,14 +1,15 @@
-"""Carry a plan out on one host: send, stage, begin, follow, confirm over a fresh connection.
+"""Carry a deploy or a rollback out on one host, over one session, from top to bottom.
 
 The only file of this room that acts. Until `activate` is asked nothing that serves is touched; from
-then on the host carries on by itself, and all that is left here is to watch and to confirm.
+then on the host carries on by itself, and all that is left here is to follow and to confirm.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,254 +17,232 @@ from macd.deploy import plan as planning
 from macd.deploy import state
 from macd.deploy.candidate import ReleaseCandidate, Unpacked, unpacked
 from macd.deploy.desired import Blueprint, Desired
-from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation, Tell, at, watch
+from macd.deploy.follow import (
+    EndUnknownError,
+    Outcome,
+    PendingActivation,
+    PendingActivations,
+    Report,
+    at,
+    follow,
+)
 from macd.deploy.plan import Plan
+from macd.deploy.state import HostState
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.inventory import Host, Inventory
-from macd.ssh import blobs
 from macd.ssh.ahead import LinksAhead
-from macd.ssh.failures import RemoteDiskFullError
-from macd.ssh.pending import Pending
+from macd.ssh.blobs import Upload
+from macd.ssh.failures import RemoteMismatchError
 from macd.ssh.session import Session, open_session
-
-_AGAIN = "invoke deploy again; what was sent is not sent again"
-_BACK_AGAIN = "invoke rollback again"
 
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What the operator asked for. `remember` keeps what `--attach` needs, before it is needed."""
+    """Who acts, where progress is reported, and what `--attach` needs to confirm later."""
 
     who: str
-    tell: Tell
-    remember: Callable[[PendingActivation], None]
+    report: Report
+    activations: PendingActivations
     restart: bool = False
 
 
-def look(host: Host, inventory: Inventory, offer: ReleaseCandidate) -> Plan:
+def look(host: Host, inventory: Inventory, candidate: ReleaseCandidate) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
     blueprint = Blueprint(inventory)
     with open_session(host, inventory, modules=state.MODULES) as session:
-        found = state.observed(_ask(session, host, inventory, offer))
-    wanted = blueprint.render(host, found)
-    takes = _unpacked(offer, found)
-    return planning.make(host.name, found, wanted, offer, now=time.time(), unpacked=takes)
+        current = state.observed(state.ask(session, host, inventory, candidate.blob_sizes))
+    desired = blueprint.render(host, current)
+    return _plan(host, current, desired, candidate)
 
 
 def deploy(
     host: Host,
     inventory: Inventory,
-    offer: ReleaseCandidate,
-    wish: DeployOptions,
+    candidate: ReleaseCandidate,
+    options: DeployOptions,
     ahead: LinksAhead | None = None,
 ) -> Outcome:
-    """Make `offer` live on one host, or find out that it should not be.
+    """Make `candidate` live on one host, or find out that it should not be.
 
-    A link that was begun `ahead` is used.
+    A link that was opened `ahead` is used.
 
     Raises:
         RefusedError: the host or the plan says no; nothing was changed.
-        ContactLostError: the link died after the host had begun; it ends the matter by itself.
+        ContactLostError: the link died after the host had started; it ends the matter by itself.
     """
-    started = time.monotonic()
-    run = _Deploy(host, inventory, offer, wish)
+    started, report = time.monotonic(), options.report
+    blueprint = Blueprint(inventory)  # before the line is opened
     with open_session(host, inventory, modules=state.MODULES, ahead=ahead) as session:
-        try:
-            run.send(session)
-            begun = run.begun()
-            if begun is None:
-                return _nothing(run.plan)
-            wish.remember(begun)
-        except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, run.asked, _AGAIN, at(host, inventory)) from interrupt
-        except ContactLostError as error:
-            raise _lost(host, error, run.asked, _AGAIN, at(host, inventory)) from error
-        outcome = watch(session, host, inventory, begun, wish.tell)
-    return outcome.having(plan=run.plan, sent=run.sent, seconds=time.monotonic() - started)
+        with _nothing_switched(host, "invoke deploy again; what was sent is not sent again"):
+            # One round trip: lock, recover, facts and missing blobs are asked together.
+            report("looking", {})
+            question = _Question(session, host, inventory, "deploy", options, candidate.blob_sizes)
+            upload = Upload(session, host.app_dir, candidate.blobs(), create=False)
+            current = question.answer()
+
+            desired = blueprint.render(host, current)
+            plan = _plan(host, current, desired, candidate, restart=options.restart)
+            report("planned", {"plan": plan})
+            _refuse_problems(plan)
+            if plan.empty:
+                return Outcome(
+                    host.name,
+                    "nothing",
+                    plan.release,
+                    plan.live,
+                    plan=plan,
+                    serving=plan.unwell,
+                    well=not plan.unwell,
+                )
+
+            upload.send(lambda sent, total: report("sending", {"sent": sent, "total": total}))
+        # The right to confirm is stored before it is needed: the answer may be lost.
+        activation = PendingActivation(
+            host.name, 0, secrets.token_hex(16), candidate.id, current.live
+        )
+        options.activations.add(activation)
+        stage = _stage_request(host, inventory, desired, candidate)
+        activate = {
+            **_activate_request(host, inventory, current, activation, options),
+            "kind": "deploy",
+            "to": candidate.id,
+            "after": desired.switched,
+            "accepts": dict(desired.accepts),
+        }
+        with _host_may_switch(host, inventory):
+            report("staging", {"runtime": "build runtime" in plan.steps})
+            # Right behind the last byte: no round trip is spent waiting for one another.
+            staged = session.submit("stage", **stage)
+            activated = session.submit("activate", **activate)
+            try:
+                sent = upload.result().sent
+            except RemoteMismatchError:
+                if not upload.resumes:
+                    raise
+                # What an earlier attempt left there was rotten; the host has deleted it by now.
+                upload = Upload(session, host.app_dir, candidate.blobs(), create=False)
+                upload.send()
+                staged = session.submit("stage", **stage)
+                activated = session.submit("activate", **activate)
+                sent = upload.result().sent
+            report("staged", staged.result())
+            activation = activation.started(activated.result())
+            options.activations.add(activation)
+        outcome = follow(session, host, inventory, activation, report)
+    return replace(outcome, plan=plan, sent=sent, seconds=time.monotonic() - started)
 
 
-def rollback(host: Host, inventory: Inventory, to: str, wish: DeployOptions) -> Outcome:
+def rollback(host: Host, inventory: Inventory, to: str, options: DeployOptions) -> Outcome:
     """Back to `to`, or to the last good release before the live one; sends nothing.
 
     Raises as `deploy` does.
     """
     started = time.monotonic()
     with open_session(host, inventory, modules=state.MODULES) as session:
-        asked = False
-        try:
-            held = session.submit("lock", app=host.app_dir, who=wish.who, doing="rollback")
-            recovering = session.submit("recover", app=host.app_dir)
-            question = state.ask(session, host, inventory)
-            held.result()
-            _tell_recovered(recovering, wish.tell)
-            found = state.observed(question)
-            if to and to == found.live:
-                told = Outcome(host.name, "nothing", to, to, serving=found.unwell)
-                return told.having(well=not found.unwell)
-            asked = True
-            token = secrets.token_hex(16)
-            request = _activation(host, inventory, found, token, wish.who)
-            goes_to = to or found.rollback.get("release") or ""
-            wish.remember(PendingActivation(host.name, 0, token, goes_to, found.live))
-            begins = session.call("activate", kind="rollback", to=to or None, after={}, **request)
-            begun = PendingActivation(
-                host.name, begins["number"], token, begins["release"], begins["origin"]
-            )
-            wish.remember(begun)
-        except KeyboardInterrupt as interrupt:
-            raise _interrupted(host, asked, _BACK_AGAIN, at(host, inventory)) from interrupt
-        except ContactLostError as error:
-            raise _lost(host, error, asked, _BACK_AGAIN, at(host, inventory)) from error
-        outcome = watch(session, host, inventory, begun, wish.tell)
-    return outcome.having(seconds=time.monotonic() - started)
+        with _nothing_switched(host, "invoke rollback again"):
+            current = _Question(session, host, inventory, "rollback", options).answer()
+            if to and to == current.live:
+                return Outcome(
+                    host.name, "nothing", to, to, serving=current.unwell, well=not current.unwell
+                )
+        target = to or current.rollback.get("release") or ""
+        activation = PendingActivation(host.name, 0, secrets.token_hex(16), target, current.live)
+        options.activations.add(activation)
+        request = _activate_request(host, inventory, current, activation, options)
+        with _host_may_switch(host, inventory):
+            answer = session.call("activate", kind="rollback", to=to or None, after={}, **request)
+            activation = activation.started(answer)
+            options.activations.add(activation)
+        outcome = follow(session, host, inventory, activation, options.report)
+    return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _nothing(plan: Plan) -> Outcome:
-    told = Outcome(plan.host, "nothing", plan.release, plan.live, plan=plan)
-    return told.having(serving=plan.unwell, well=not plan.unwell)
-
-
-def _unpacked(offer: ReleaseCandidate, found: state.HostState) -> Unpacked:
-    """What the runtime will take there; nothing where it stands already."""
-    return Unpacked() if offer.lock in found.runtimes else unpacked(offer)
-
-
-def _ask(session: Session, host: Host, inventory: Inventory, offer: ReleaseCandidate) -> Pending:
-    wanted = {part.sha256: part.size for part in offer.parts}
-    return state.ask(session, host, inventory, list(wanted.items()))
-
-
-class _Deploy:
-    """The part before the host takes over: one session, and no waiting where none is needed."""
-
-    plan: Plan
+class _Question:
+    """Lock, recover and facts, asked together: one round trip."""
 
     def __init__(
-        self, host: Host, inventory: Inventory, offer: ReleaseCandidate, wish: DeployOptions
+        self,
+        session: Session,
+        host: Host,
+        inventory: Inventory,
+        doing: str,
+        options: DeployOptions,
+        blobs: Sequence[tuple[str, int]] = (),
     ) -> None:
-        self._host = host
-        self._inventory = inventory
-        self._offer = offer
-        self._wish = wish
-        self._token = secrets.token_hex(16)
-        self._blueprint = Blueprint(inventory)  # made before the line is opened
-        self._looked = False
-        self._decided: tuple[state.HostState, Desired] | None = None
-        self._staged: Pending | None = None
-        self._activated: Pending | None = None
-        self.sent = 0
+        self._report = options.report
+        self._locked = session.submit("lock", app=host.app_dir, who=options.who, doing=doing)
+        self._recovered = session.submit("recover", app=host.app_dir)
+        self._facts = state.ask(session, host, inventory, blobs)
 
-    @property
-    def asked(self) -> bool:
-        """Whether the host may have begun to switch."""
-        return self._activated is not None
+    def answer(self) -> HostState:
+        """What is there, once the lock is held and what was interrupted has ended."""
+        self._locked.result()
+        recovered: Mapping[str, Any] = self._recovered.result()
+        if recovered["outcome"] not in ("nothing", "running"):
+            self._report("recovered", dict(recovered))
+        return replace(state.observed(self._facts), lock=None)  # this very session holds it
 
-    def send(self, session: Session) -> None:
-        """Ask everything at once, send what lacks, ask for the switch behind the last byte."""
-        app = self._host.app_dir
-        self._wish.tell("looking", {})
-        self._held = session.submit("lock", app=app, who=self._wish.who, doing="deploy")
-        self._recovering = session.submit("recover", app=app)
-        self._question = _ask(session, self._host, self._inventory, self._offer)
 
-        def progress(sent: int, total: int) -> None:
-            self._wish.tell("sending", {"sent": sent, "total": total})
+def _plan(
+    host: Host,
+    current: HostState,
+    desired: Desired,
+    candidate: ReleaseCandidate,
+    *,
+    restart: bool = False,
+) -> Plan:
+    # Its runtime takes nothing where it is there already.
+    takes = Unpacked() if candidate.lock in current.runtimes else unpacked(candidate)
+    return planning.make(
+        host.name, current, desired, candidate, now=time.time(), restart=restart, unpacked=takes
+    )
 
-        hooks = blobs.Hooks(self._decide, lambda: self._go(session))
-        try:
-            report = blobs.put(
-                session, app, self._offer.blobs(), progress, hooks=hooks, create=False
-            )
-        except (RefusedError, RemoteDiskFullError):
-            self._decide()  # knows better why
-            raise
-        self.sent = report.sent
 
-    def _decide(self) -> None:
-        if self._looked:
-            return
-        self._looked = True
-        self._held.result()
-        _tell_recovered(self._recovering, self._wish.tell)
-        found = state.observed(self._question)
-        unlocked = replace(found, lock=None)  # it is this very session that holds it
-        wanted = self._blueprint.render(self._host, found)
-        self.plan = planning.make(
-            self._host.name,
-            unlocked,
-            wanted,
-            self._offer,
-            now=time.time(),
-            restart=self._wish.restart,
-            unpacked=_unpacked(self._offer, found),
-        )
-        self._wish.tell("planned", {"plan": self.plan})
-        if self.plan.problems:
-            raise RefusedError(
-                f"{self._host.name}: {self._offer.id} can't be deployed",
-                why="\n".join(problem.what for problem in self.plan.problems),
-                live=f"{found.live or 'nothing'}, as before",
-                hint="\n".join(dict.fromkeys(p.hint for p in self.plan.problems if p.hint)),
-            )
-        self._decided = found, wanted
-
-    def _go(self, session: Session) -> None:
-        if self._decided is None or self.plan.empty:
-            return
-        found, wanted = self._decided
-        self._wish.tell("staging", {"runtime": "build runtime" in self.plan.steps})
-        self._staged = session.submit(
-            "stage",
-            app=self._host.app_dir,
-            manifest=self._offer.manifest,
-            signature=self._offer.signature,
-            accepts=dict(wanted.accepts),
-            imports=list(self._offer.imports),
-            index=self._inventory.service.runtime == "index",
-            index_url=self._inventory.service.index_url,
-            scope=self._host.scope,
-            unit_text=wanted.units[f"{self._host.unit}.service"],
-        )
-        request = _activation(self._host, self._inventory, found, self._token, self._wish.who)
-        # The right to confirm is kept before it is needed: nobody may hear which number it got.
-        self._wish.remember(
-            PendingActivation(self._host.name, 0, self._token, self._offer.id, found.live)
-        )
-        self._activated = session.submit(
-            "activate",
-            kind="deploy",
-            to=self._offer.id,
-            after=wanted.switched,
-            accepts=dict(wanted.accepts),
-            **request,
+def _refuse_problems(plan: Plan) -> None:
+    if plan.problems:
+        raise RefusedError(
+            f"{plan.host}: {plan.release} can't be deployed",
+            why="\n".join(problem.what for problem in plan.problems),
+            live=f"{plan.live or 'nothing'}, as before",
+            hint="\n".join(dict.fromkeys(p.hint for p in plan.problems if p.hint)),
         )
 
-    def begun(self) -> PendingActivation | None:
-        """Wait for the host's word; None when there is nothing to do."""
-        if self._staged is None or self._activated is None:
-            return None
-        staged = self._staged.result()
-        self._wish.tell("staged", staged)
-        told = self._activated.result()
-        name = self._host.name
-        return PendingActivation(name, told["number"], self._token, told["release"], told["origin"])
+
+def _stage_request(
+    host: Host, inventory: Inventory, desired: Desired, candidate: ReleaseCandidate
+) -> dict[str, Any]:
+    return {
+        "app": host.app_dir,
+        "manifest": candidate.manifest,
+        "signature": candidate.signature,
+        "accepts": dict(desired.accepts),
+        "imports": list(candidate.imports),
+        "index": inventory.service.runtime == "index",
+        "index_url": inventory.service.index_url,
+        "scope": host.scope,
+        "unit_text": desired.units[f"{host.unit}.service"],
+    }
 
 
-def _activation(
-    host: Host, inventory: Inventory, found: state.HostState, token: str, who: str
+def _activate_request(
+    host: Host,
+    inventory: Inventory,
+    current: HostState,
+    activation: PendingActivation,
+    options: DeployOptions,
 ) -> dict[str, Any]:
     unit = f"{host.unit}.service"
     soak = inventory.soak
-    serve = ["{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", found.app]
+    serve = ["{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", current.app]
     return {
         "app": host.app_dir,
-        "token": token,
-        "who": who,
+        "token": activation.token,
+        "who": options.who,
         "service": {
             "unit": unit,
             "units": [unit, f"{host.unit}.socket"],
             "scope": host.scope,
-            "endpoint": found.endpoint,
+            "endpoint": current.endpoint,
             "check": [*serve, "--check", "--release", "{release}"],
         },
         "times": {"health_s": soak.ready_s, "soak_s": soak.soak_s, "confirm_s": soak.confirm_s},
@@ -272,41 +251,46 @@ def _activation(
     }
 
 
-def _tell_recovered(recovering: Pending, tell: Tell) -> None:
-    outcome: Mapping[str, Any] = recovering.result()
-    if outcome["outcome"] not in ("nothing", "running"):
-        tell("recovered", dict(outcome))
+@contextlib.contextmanager
+def _nothing_switched(host: Host, again: str) -> Iterator[None]:
+    """What a Ctrl-C or a lost link means before the host is asked to switch."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise MacdError(
+            f"{host.name}: interrupted before anything was switched",
+            live=f"on {host.name} what was live before",
+            hint=again,
+        ) from interrupt
+    except ContactLostError as error:
+        raise ContactLostError(
+            error.what,
+            why=error.why,
+            live=f"on {host.name} what was live before: nothing was switched",
+            hint=again,
+        ) from error
 
 
-def _interrupted(host: Host, asked: bool, again: str, there: str) -> MacdError:
-    if asked:
-        return MacdError(
+@contextlib.contextmanager
+def _host_may_switch(host: Host, inventory: Inventory) -> Iterator[None]:
+    """What they mean from then on: the host ends the matter by itself."""
+    options = at(host, inventory)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise MacdError(
             f"{host.name}: interrupted after the host was asked to switch",
             why="it carries on by itself; unless somebody confirms, it goes back by itself too",
             live="being decided on the host",
-            hint=f"invoke deploy --attach{there} follows and confirms it; "
-            f"invoke status{there} shows how it ended",
+            hint=f"invoke deploy --attach{options} follows and confirms it; "
+            f"invoke status{options} shows how it ended",
             exit_code=ExitCode.CONTACT_LOST,
-        )
-    return MacdError(
-        f"{host.name}: interrupted before anything was switched",
-        live=f"on {host.name} what was live before",
-        hint=again,
-    )
-
-
-def _lost(host: Host, error: ContactLostError, asked: bool, again: str, there: str) -> MacdError:
-    if asked:
-        return EndUnknownError(
+        ) from interrupt
+    except ContactLostError as error:
+        raise EndUnknownError(
             error.what,
             why=error.why,
             live="unknown from here: the host may have begun to switch, and ends that by itself",
-            hint=f"invoke deploy --attach{there} follows it; "
-            f"invoke status{there} shows how it ended",
-        )
-    return ContactLostError(
-        error.what,
-        why=error.why,
-        live=f"on {host.name} what was live before: nothing was switched",
-        hint=again,
-    )
+            hint=f"invoke deploy --attach{options} follows it; "
+            f"invoke status{options} shows how it ended",
+        ) from error

@@ -94,6 +94,11 @@ class ReleaseCandidate:
     def parts(self) -> list[Part]:
         return [*self.files, *self.wheels]
 
+    @property
+    def blob_sizes(self) -> list[tuple[str, int]]:
+        """The SHA-256 and size of each blob that the host must have."""
+        return list({part.sha256: part.size for part in self.parts}.items())
+
     def blobs(self) -> list[Blob]:
         """What can be sent from here."""
         return [Blob(p.sha256, p.size, p.source) for p in self.parts if p.source is not None]

@@ -91,7 +91,7 @@ def _around_units(found: HostState, wanted: Desired) -> list[str]:
 
 
 def about_stacking(said: Mapping[str, Any]) -> list[str]:
-    """What is wrong with who decides. `said`: as macd/host/flag/stacking.py answers, or {}."""
+    """What is wrong with who decides. `said`: as macd/host/flag/guard_config.py answers, or {}."""
     if not said or said["changing"]:  # a flip or an activation puts it right by itself
         return []
     running, upcoming = said["running"], said["next"]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from macd.deploy import state
 from macd.deploy.plan import Plan
@@ -25,7 +25,7 @@ from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session
 
-Tell = Callable[[str, Mapping[str, Any]], None]
+Report = Callable[[str, Mapping[str, Any]], None]
 _WAIT_S = 5.0
 _AGAIN_S = 1.0
 _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts as lost
@@ -35,7 +35,7 @@ _PATIENCE_S = 60.0  # beyond the activation's own times, before contact counts a
 class PendingActivation:
     """An activation that a host was asked for; `token` is the right to confirm it.
 
-    `number` is 0 until the host has told which it is.
+    `number` is 0 until the host has said which it is.
     """
 
     host: str
@@ -44,6 +44,12 @@ class PendingActivation:
     release: str
     origin: str | None
 
+    def started(self, answer: Mapping[str, Any]) -> PendingActivation:
+        """The same, with what the host answered when it was asked for."""
+        return dataclasses.replace(
+            self, number=answer["number"], release=answer["release"], origin=answer["origin"]
+        )
+
     def is_of(self, outcome: Outcome) -> bool:
         """Whether that is how it ended."""
         same = self.host == outcome.host and self.release == outcome.release
@@ -51,7 +57,7 @@ class PendingActivation:
 
 
 class PendingActivations:
-    """Activations pending from here, so that `--attach` may confirm them. Private files."""
+    """Activations started from here, in private files: `--attach` may confirm them."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._directory = inventory.state_dir / "activations"
@@ -76,7 +82,7 @@ class PendingActivations:
 class Outcome:
     """How it ended on one host: committed, reverted or nothing (to do).
 
-    `well`: whether what is live now serves well; None where the host could not tell.
+    `well`: whether what is live now serves well; None where the host could not report.
     `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
     the release. `kept`: where the texts lie on the host that people had changed, and that went.
     """
@@ -96,10 +102,6 @@ class Outcome:
     keys: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
 
-    def having(self, **changes: Any) -> Self:
-        """The same with some fields replaced."""
-        return dataclasses.replace(self, **changes)
-
     @property
     def exit_code(self) -> ExitCode:
         if self.well is False:  # 4 would promise that the old one serves
@@ -107,12 +109,12 @@ class Outcome:
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
 
-def watch(
+def follow(
     session: Session,
     host: Host,
     inventory: Inventory,
-    begun: PendingActivation,
-    tell: Tell,
+    activation: PendingActivation,
+    report: Report,
     *,
     attached: bool = False,
 ) -> Outcome:
@@ -125,7 +127,7 @@ def watch(
         ContactLostError: the host could not be reached again in all the time it had.
         MacdError (exit 5): interrupted; the host goes on.
     """
-    run = _Watch(host, inventory, begun, tell)
+    run = _Follower(host, inventory, activation, report)
     try:
         return run.to_the_end(session, attached=attached)
     except KeyboardInterrupt as interrupt:
@@ -137,29 +139,29 @@ def watch(
 def attach(
     host: Host,
     inventory: Inventory,
-    begun: PendingActivation | None,
-    tell: Tell,
+    activation: PendingActivation | None,
+    report: Report,
     *,
     ended: bool = True,
 ) -> Outcome | None:
     """Follow the activation that is under way, or say how the newest one ended; None: never one.
 
-    With `begun` (this machine started it) it is confirmed too; from elsewhere it is only watched.
-    Without `ended` None too where the newest one is over and was not `begun` here.
+    With `activation` (this machine started it) it is confirmed too; else it is only watched.
+    Without `ended` None too where the newest one is over and was not started here.
     """
     with open_session(host, inventory, modules=state.MODULES) as session:
-        told = session.call("follow", app=host.app_dir)
-        if not told["number"]:
+        answer = session.call("follow", app=host.app_dir)
+        if not answer["number"]:
             return None
-        first = told["events"][0] if told["events"] else {}
+        first = answer["events"][0] if answer["events"] else {}
         release = str(first.get("release", ""))
-        if begun is not None and not begun.number and begun.release == release:
-            begun = dataclasses.replace(begun, number=told["number"])
-        if begun is None or begun.number != told["number"]:
-            if told["over"] and not ended:
+        if activation is not None and not activation.number and activation.release == release:
+            activation = dataclasses.replace(activation, number=answer["number"])
+        if activation is None or activation.number != answer["number"]:
+            if answer["over"] and not ended:
                 return None
-            begun = PendingActivation(host.name, told["number"], "", release, None)
-        return watch(session, host, inventory, begun, tell, attached=True)
+            activation = PendingActivation(host.name, answer["number"], "", release, None)
+        return follow(session, host, inventory, activation, report, attached=True)
 
 
 def keep_confirming(
@@ -199,19 +201,19 @@ class EndUnknownError(ContactLostError):
     """Contact was lost after the host was asked to switch: it commits or goes back by itself."""
 
 
-class _Watch:
+class _Follower:
     def __init__(
-        self, host: Host, inventory: Inventory, begun: PendingActivation, tell: Tell
+        self, host: Host, inventory: Inventory, activation: PendingActivation, report: Report
     ) -> None:
         self._host = host
         self._inventory = inventory
-        self._begun = begun
-        self._tell = tell
+        self._activation = activation
+        self._report = report
         self._seen = 0
         self._last: dict[str, Any] = {}
-        self._live: str | None = begun.origin
+        self._live: str | None = activation.origin
         self._switched: dict[str, Any] = {}
-        self._kept: list[str] = []
+        self._set_aside: list[str] = []
         self._confirming: threading.Thread | None = None
         self._over = threading.Event()
 
@@ -223,13 +225,13 @@ class _Watch:
                 if lost is None:
                     return self._follow(session, may_confirm=attached)
                 with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
-                    self._tell("contact again", {})
+                    self._report("contact again", {})
                     self._confirmed_by(fresh)
                     lost = None
                     return self._follow(fresh, may_confirm=True)
             except ContactLostError as error:
                 if lost is None:
-                    self._tell("contact lost", {"why": error.what})
+                    self._report("contact lost", {"why": error.what})
                     deadline = time.monotonic() + _longest(self._inventory)
                 lost = error
                 time.sleep(1.0)
@@ -238,7 +240,7 @@ class _Watch:
                     raise
                 time.sleep(2.0)  # refused connections, unknown hosts: it may be rebooting
         raise EndUnknownError(
-            f"contact with {self._host.name} was lost during activation {self._begun.number}",
+            f"contact with {self._host.name} was lost during activation {self._activation.number}",
             why=lost.what,
             live="unknown from here: the host commits or goes back by itself",
             hint=f"invoke status{at(self._host, self._inventory)} shows how it ended",
@@ -246,49 +248,51 @@ class _Watch:
 
     def _follow(self, session: Session, *, may_confirm: bool) -> Outcome:
         while True:
-            told = session.call(
+            answer = session.call(
                 "follow",
                 app=self._host.app_dir,
-                number=self._begun.number,
+                number=self._activation.number,
                 seen=self._seen,
                 wait=_WAIT_S,
             )
-            self._live = told["live"]
-            for event in told["events"]:
+            self._live = answer["live"]
+            for event in answer["events"]:
                 self._seen += 1
                 self._last = event
                 if event["state"] == "switched":
                     self._switched = event
-                self._kept += [path for path in event.get("kept", ()) if path not in self._kept]
-                self._tell(event["state"], event)
+                self._set_aside += [
+                    path for path in event.get("kept", ()) if path not in self._set_aside
+                ]
+                self._report(event["state"], event)
                 if event["state"] == WAITING and not (may_confirm and self._confirmed_by(session)):
                     self._confirm_from_outside()
-            if told["over"]:
+            if answer["over"]:
                 return self._outcome()
-            if not told["events"] and not told["runner"]:
+            if not answer["events"] and not answer["runner"]:
                 # Its process was killed; systemd or this call ends it, never a person.
                 session.call("recover", app=self._host.app_dir)
 
     def _outcome(self) -> Outcome:
         how = str(self._last.get("state", "reverted"))
         if how not in ("committed", "reverted"):  # the last word was lost with a full disk
-            how = "committed" if self._live == self._begun.release else "reverted"
+            how = "committed" if self._live == self._activation.release else "reverted"
         return Outcome(
             host=self._host.name,
             result=how,
-            release=self._begun.release,
+            release=self._activation.release,
             live=self._live,
             reason=str(self._last.get("reason", "")),
             serving=str(self._last.get("serving", "")),
             well=True if how == "committed" else self._last.get("well"),
-            number=self._begun.number,
+            number=self._activation.number,
             files=tuple(self._switched.get("files", ())),
             keys=tuple(self._switched.get("keys", ())),
-            kept=tuple(self._kept),
+            kept=tuple(self._set_aside),
         )
 
     def _confirm_from_outside(self) -> None:
-        if self._confirming is not None or not self._begun.token:
+        if self._confirming is not None or not self._activation.token:
             return
 
         def attempt() -> bool:
@@ -296,7 +300,7 @@ class _Watch:
                 return self._confirm_over(fresh)
 
         def failed(why: str) -> None:
-            self._tell("confirming", {"failed": why})
+            self._report("confirming", {"failed": why})
 
         def confirm() -> None:
             keep_confirming(attempt, self._over.wait, failed)
@@ -312,23 +316,23 @@ class _Watch:
         except ContactLostError:
             raise
         except MacdError as error:
-            self._tell("confirming", {"failed": error.what})
+            self._report("confirming", {"failed": error.what})
             return False
 
     def _confirm_over(self, fresh: Session) -> bool:
         """Whether there is nothing more to confirm; the host takes no word before its soak ended,
         nor over a connection that is older than that."""
-        if not self._begun.token:
+        if not self._activation.token:
             return True
-        told = fresh.call(
+        answer = fresh.call(
             "confirm",
             app=self._host.app_dir,
-            number=self._begun.number,
-            token=self._begun.token,
+            number=self._activation.number,
+            token=self._activation.token,
         )
-        if told["confirmed"]:
-            self._tell("confirmed", {})
-        return bool(told["confirmed"] or told["over"])
+        if answer["confirmed"]:
+            self._report("confirmed", {})
+        return bool(answer["confirmed"] or answer["over"])
 
     def let_go(self) -> None:
         """The confirming connection closes on its own; give it a moment to do it in order."""
@@ -340,9 +344,9 @@ class _Watch:
         doing = self._last.get("state", "verified")
         there = at(self._host, self._inventory)
         return MacdError(
-            f"interrupted; {self._host.name} goes on with activation {self._begun.number}",
+            f"interrupted; {self._host.name} goes on with activation {self._activation.number}",
             why=f"it is {doing}; unless somebody confirms over a fresh connection it goes back",
-            live=f"being decided on {self._host.name}: {self._begun.release} or {self._live}",
+            live=f"being decided on {self._host.name}: {self._activation.release} or {self._live}",
             hint=f"invoke deploy --attach{there} follows and confirms it; "
             f"invoke status{there} shows the end",
             exit_code=ExitCode.CONTACT_LOST,

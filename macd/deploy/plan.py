@@ -46,7 +46,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be done to one host, and what is known about the way back; sizes in bytes."""
+    """What would be done to one host, and whether it could be rolled back; sizes in bytes."""
 
     host: str
     live: str | None
@@ -76,9 +76,9 @@ class Plan:
 
 def make(
     host: str,
-    found: HostState,
-    wanted: Desired,
-    offer: ReleaseCandidate,
+    current: HostState,
+    desired: Desired,
+    candidate: ReleaseCandidate,
     *,
     now: float,
     restart: bool = False,
@@ -90,44 +90,44 @@ def make(
         now: epoch seconds, for the release's expiry.
         unpacked: what the runtime will take there, where it has to be built.
     """
-    new = found.live != offer.id
-    diffs = tuple(differing(found, wanted, new=new))
+    new = current.live != candidate.id
+    diffs = tuple(differing(current, desired, new=new))
     changed = new or restart or any(diff.by == "deploy" for diff in diffs)
-    lacking = [] if not changed else _lacking(found, offer)
-    problems = _problems(found, wanted, offer, lacking, now)
-    if changed and found.exists:
-        problems += [*_no_room(found, lacking, unpacked), *_cannot_run(found, offer)]
+    lacking = [] if not changed else _lacking(current, candidate)
+    problems = _problems(current, desired, candidate, lacking, now)
+    if changed and current.exists:
+        problems += [*_no_room(current, lacking, unpacked), *_cannot_run(current, candidate)]
     return Plan(
         host=host,
-        live=found.live,
-        release=offer.id,
-        steps=tuple(_steps(found, offer, bool(lacking))) if changed else (),
+        live=current.live,
+        release=candidate.id,
+        steps=tuple(_steps(current, candidate, bool(lacking))) if changed else (),
         diffs=diffs,
-        delta=tuple(_delta(found, offer)) if new else (),
+        delta=tuple(_delta(current, candidate)) if new else (),
         blobs=len(lacking),
         send_bytes=sum(part.size for part in lacking),
         wire_bytes=sum(part.wire for part in lacking),
         round_trips=(_UNTIL_LIVE + _TO_CONFIRM) if changed else _UNTIL_LIVE - 1,
-        drift=tuple(drift(found, wanted)),
-        notes=tuple(_notes(found, offer)) if changed else (),
+        drift=tuple(drift(current, desired)),
+        notes=tuple(_notes(current, candidate)) if changed else (),
         problems=tuple(problems),
-        rollback=_way_back(found, new=new),
-        unwell=found.unwell,
+        rollback=_rollback_target(current, new=new),
+        unwell=current.unwell,
     )
 
 
-def _steps(found: HostState, offer: ReleaseCandidate, sends: bool) -> list[str]:
+def _steps(current: HostState, candidate: ReleaseCandidate, sends: bool) -> list[str]:
     steps = ["send"] if sends else []
-    if offer.lock not in found.runtimes:
+    if candidate.lock not in current.runtimes:
         steps.append("build runtime")
     return [*steps, "stage", "check", "switch", "restart", "soak", "confirm", "commit"]
 
 
-def _lacking(found: HostState, offer: ReleaseCandidate) -> list[Part]:
-    offsets = {sha256: have for sha256, have in found.missing}
-    parts = {p.sha256: p for p in offer.parts if p.sha256 in offsets}
-    if offer.lock in found.runtimes:
-        files = {p.sha256 for p in offer.files}
+def _lacking(current: HostState, candidate: ReleaseCandidate) -> list[Part]:
+    offsets = {sha256: have for sha256, have in current.missing}
+    parts = {p.sha256: p for p in candidate.parts if p.sha256 in offsets}
+    if candidate.lock in current.runtimes:
+        files = {p.sha256 for p in candidate.files}
         parts = {sha256: part for sha256, part in parts.items() if sha256 in files}
     return [
         Part(
@@ -141,151 +141,155 @@ def _lacking(found: HostState, offer: ReleaseCandidate) -> list[Part]:
     ]
 
 
-def _delta(found: HostState, offer: ReleaseCandidate) -> list[Delta]:
-    before = {path: sha256 for path, _, sha256 in found.live_files}
-    sizes = {path: size for path, size, _ in found.live_files}
+def _delta(current: HostState, candidate: ReleaseCandidate) -> list[Delta]:
+    before = {path: sha256 for path, _, sha256 in current.live_files}
+    sizes = {path: size for path, size, _ in current.live_files}
     rows = []
-    for part in offer.files:
+    for part in candidate.files:
         how = "new" if part.path not in before else "changed"
         if before.get(part.path) == part.sha256:
             how = "same"
         rows.append(Delta(part.path, how, part.size))
-    kept = {part.path for part in offer.files}
+    kept = {part.path for part in candidate.files}
     return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in kept]
 
 
-def _notes(found: HostState, offer: ReleaseCandidate) -> list[str]:
-    told = [
+def _notes(current: HostState, candidate: ReleaseCandidate) -> list[str]:
+    notes = [
         f"releases/{name} on the host is damaged, nothing can go back to it: {why}"
-        for name, why in found.damaged.items()
-        if name != offer.id
+        for name, why in current.damaged.items()
+        if name != candidate.id
     ]
-    if found.live == offer.id:
-        return [*told, f"the release stays, and so do its flags{_as_kept(found)}"]
-    failed = [entry["reason"] for entry in found.bad if entry["release"] == offer.id]
-    told += [f"this release failed on this host before: {reason}" for reason in failed]
-    if found.stacking.get("next") == LIVE:
-        told.append("stacking goes back to shadow: its evidence was about the release before")
-    return told
+    if current.live == candidate.id:
+        return [*notes, f"the release stays, and so do its flags{_as_kept(current)}"]
+    failed = [entry["reason"] for entry in current.bad if entry["release"] == candidate.id]
+    notes += [f"this release failed on this host before: {reason}" for reason in failed]
+    if current.stacking.get("next") == LIVE:
+        notes.append("stacking goes back to shadow: its evidence was about the release before")
+    return notes
 
 
-def _as_kept(found: HostState) -> str:
+def _as_kept(current: HostState) -> str:
     """What a restart makes of the flag that stands there."""
-    if found.stacking.get("next") != LIVE:
+    if current.stacking.get("next") != LIVE:
         return ""
-    if found.stacking["guard"] == "watches":
+    if current.stacking["guard"] == "watches":
         return ": stacking goes on deciding"
-    told = ": stacking will decide, without evidence (no gate report, no guard)"
-    return f"{told}; invoke disable-stacking first, if that is not wanted"
+    will = ": stacking will decide, without evidence (no gate report, no guard)"
+    return f"{will}; invoke disable-stacking first, if that is not wanted"
 
 
 def _problems(
-    found: HostState, wanted: Desired, offer: ReleaseCandidate, lacking: Sequence[Part], now: float
+    current: HostState,
+    desired: Desired,
+    candidate: ReleaseCandidate,
+    lacking: Sequence[Part],
+    now: float,
 ) -> list[Problem]:
-    if not found.exists:
+    if not current.exists:
         return [Problem("the host is not provisioned", "invoke provision")]
-    told = _occupied(found)
-    if found.agent_archive != wanted.agent_archive:
-        told.append(Problem("bin/macd-host.pyz is not of this version", "invoke provision"))
+    problems = _occupied(current)
+    if current.agent_archive != desired.agent_archive:
+        problems.append(Problem("bin/macd-host.pyz is not of this version", "invoke provision"))
     for name in ("app", "env"):
-        made_for, here = getattr(offer, name), wanted.accepts[name]
+        made_for, here = getattr(candidate, name), desired.accepts[name]
         if made_for != here:
-            told.append(Problem(f"it was made for {name} {made_for}, this host is {here}"))
-    if offer.expires < now:
-        told.append(Problem("the release has expired", "invoke release makes a new one"))
-    highest = found.serial.get("serial", 0)
-    replayed = offer.serial < highest or (
-        offer.serial == highest and found.serial.get("release") != offer.id
+            problems.append(Problem(f"it was made for {name} {made_for}, this host is {here}"))
+    if candidate.expires < now:
+        problems.append(Problem("the release has expired", "invoke release makes a new one"))
+    highest = current.serial.get("serial", 0)
+    replayed = candidate.serial < highest or (
+        candidate.serial == highest and current.serial.get("release") != candidate.id
     )
-    if replayed and offer.id != found.live:  # a newer one that failed forbids no restart
-        what = f"its serial {offer.serial} is not above {highest}, which was seen here before"
-        told.append(Problem(what, "older releases come back by invoke rollback"))
-    if offer.id != found.live:
-        told += _flags_refused(found)
-        told += [
+    if replayed and candidate.id != current.live:  # a newer one that failed forbids no restart
+        what = f"its serial {candidate.serial} is not above {highest}, which was seen here before"
+        problems.append(Problem(what, "older releases come back by invoke rollback"))
+    if candidate.id != current.live:
+        problems += _flags_refused(current)
+        problems += [
             Problem(
                 f"it would not start in shadow: {one['where']} sets {FLAG}=1 and wins over .env",
                 "take it out there, on the host",
             )
-            for one in found.stacking.get("beside", ())[-1:]
-            if one["value"] == found.stacking["next"] == LIVE
+            for one in current.stacking.get("beside", ())[-1:]
+            if one["value"] == current.stacking["next"] == LIVE
         ]
-    return told + _cannot_fit(found, offer, lacking)
+    return problems + _cannot_fit(current, candidate, lacking)
 
 
-def _flags_refused(found: HostState) -> list[Problem]:
+def _flags_refused(current: HostState) -> list[Problem]:
     """What the host would say of its flags file (macd/host/deploy/operations.py)."""
     try:
-        envfile.parse(found.env or "")
+        envfile.parse(current.env or "")
     except envfile.EnvFileError as error:
         what = f"the flags file on the host can't be understood: .env: {error}"
         return [Problem(what, "mend that line on the host")]
     return []
 
 
-def _occupied(found: HostState) -> list[Problem]:
-    told = []
-    if found.lock:
-        told.append(Problem(f"the deploy lock is held: {found.held}", "wait for it"))
-    if found.pending and found.pending.get("runner"):
-        at = f"activation {found.pending['number']} is under way ({found.pending['state']})"
-        told.append(Problem(at, "invoke deploy --attach follows it"))
-    return told
+def _occupied(current: HostState) -> list[Problem]:
+    problems = []
+    if current.lock:
+        problems.append(Problem(f"the deploy lock is held: {current.held}", "wait for it"))
+    if current.pending and current.pending.get("runner"):
+        at = f"activation {current.pending['number']} is under way ({current.pending['state']})"
+        problems.append(Problem(at, "invoke deploy --attach follows it"))
+    return problems
 
 
 def _cannot_fit(
-    found: HostState, offer: ReleaseCandidate, lacking: Sequence[Part]
+    current: HostState, candidate: ReleaseCandidate, lacking: Sequence[Part]
 ) -> list[Problem]:
-    told = []
-    if offer.wheels and offer.python and offer.python != found.python.get("version"):
-        what = f"locked for Python {offer.python}, the host has {found.python.get('version')}"
-        told.append(Problem(what, "invoke release locks for the host's Python"))
-    if offer.lacks:
-        what = f"it was made without {', '.join(offer.lacks)}, which the service's feed needs"
-        told.append(Problem(what, "invoke release makes one for the feed of the inventory"))
+    problems = []
+    if candidate.wheels and candidate.python and candidate.python != current.python.get("version"):
+        what = f"locked for Python {candidate.python}, the host has {current.python.get('version')}"
+        problems.append(Problem(what, "invoke release locks for the host's Python"))
+    if candidate.lacks:
+        what = f"it was made without {', '.join(candidate.lacks)}, which the service's feed needs"
+        problems.append(Problem(what, "invoke release makes one for the feed of the inventory"))
     unsendable = [part.path for part in lacking if part.source is None]
-    if unsendable and any(part.source for part in offer.parts):
+    if unsendable and any(part.source for part in candidate.parts):
         what = f"wheels that neither the host nor this machine has: {', '.join(unsendable)}"
-        told.append(Problem(what, "invoke release makes the lock and its wheels again"))
-    return told
+        problems.append(Problem(what, "invoke release makes the lock and its wheels again"))
+    return problems
 
 
-def _no_room(found: HostState, lacking: Sequence[Part], unpacked: Unpacked) -> list[Problem]:
-    told = []
+def _no_room(current: HostState, lacking: Sequence[Part], unpacked: Unpacked) -> list[Problem]:
+    problems = []
     receive = sum(part.size for part in lacking)
     if not receive + unpacked.size:  # a restart takes next to nothing
         return []
     needed = receive + unpacked.size + _SPARE
-    if needed > found.free:
+    if needed > current.free:
         runtime = f", {size(unpacked.size)} for the unpacked runtime" if unpacked.size else ""
-        what = f"{size(found.free)} are free at {found.app}, {size(needed)} are needed: "
+        what = f"{size(current.free)} are free at {current.app}, {size(needed)} are needed: "
         what += f"{size(receive)} to receive{runtime}, {size(_SPARE)} to spare"
-        told.append(Problem(what, f"make room there: {size(needed - found.free)} more"))
+        problems.append(Problem(what, f"make room there: {size(needed - current.free)} more"))
     files = len(lacking) + unpacked.files + _SPARE_FILES
-    if 0 <= found.free_inodes < files:
-        what = f"{found.free_inodes} inodes are free at {found.app}, {files} are needed"
+    if 0 <= current.free_inodes < files:
+        what = f"{current.free_inodes} inodes are free at {current.app}, {files} are needed"
         hint = "remove files there (df -i), or put app_dir on a file system with more inodes"
-        told.append(Problem(what, hint))
-    return told
+        problems.append(Problem(what, hint))
+    return problems
 
 
-def _cannot_run(found: HostState, offer: ReleaseCandidate) -> list[Problem]:
-    told = []
-    if found.noexec:
-        at = f"{found.app} is mounted noexec (at {found.noexec})"
-        told.append(
+def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem]:
+    problems = []
+    if current.noexec:
+        at = f"{current.app} is mounted noexec (at {current.noexec})"
+        problems.append(
             Problem(
                 f"{at}: no library of the runtime can be loaded there",
-                needs.REMOUNT.format(found.noexec),
+                needs.REMOUNT.format(current.noexec),
             )
         )
-    for one in found.lacks:
-        if one["needed"] or one.get("module") in offer.imports:
+    for one in current.lacks:
+        if one["needed"] or one.get("module") in candidate.imports:
             hint = f"apt-get install {one['package']} on the host"
-            told.append(Problem(f"the host has no {one['name']}", hint))
-    return told
+            problems.append(Problem(f"the host has no {one['name']}", hint))
+    return problems
 
 
-def _way_back(found: HostState, *, new: bool) -> Mapping[str, Any]:
+def _rollback_target(current: HostState, *, new: bool) -> Mapping[str, Any]:
     """Where a failed or regretted change would lead: what is live now, or its predecessor."""
-    return found.rehearsal if new and found.live else found.rollback
+    return current.rehearsal if new and current.live else current.rollback

@@ -48,7 +48,7 @@ class Result:
     """What became of each host: it has an outcome, failed, was passed by, or is untouched.
 
     Args:
-        away: those that were passed by, and why.
+        unreachable: those that were passed by, and why.
         failed: those that ended with an error.
         stopped: why no further host was begun, "" if none was left out for it.
         left: those still under way when a second Ctrl-C said to wait no longer.
@@ -59,7 +59,7 @@ class Result:
     outcomes: Sequence[Outcome]
     untouched: Sequence[str]
     warnings: Sequence[str] = ()
-    away: Mapping[str, MacdError] = field(default_factory=dict)
+    unreachable: Mapping[str, MacdError] = field(default_factory=dict)
     failed: Mapping[str, MacdError] = field(default_factory=dict)
     stopped: str = ""
     left: Sequence[str] = ()
@@ -71,7 +71,7 @@ class Result:
         """The worst of what each host would have ended with alone; no promise that isn't kept."""
         codes = [outcome.exit_code for outcome in self.outcomes]
         codes += [code_of(error) for error in self.failed.values()]
-        codes += [ExitCode.CONTACT_LOST] * bool(self.away or self.left)
+        codes += [ExitCode.CONTACT_LOST] * bool(self.unreachable or self.left)
         codes += [ExitCode.FAILED] * bool(self.unrecorded or (self.interrupted and not self.left))
         return worst(codes)
 
@@ -100,11 +100,11 @@ class Rollout:
     def run(
         self,
         planned: Sequence[Sequence[Host]],
-        one: Callable[[Host], Outcome],
+        change: Callable[[Host], Outcome],
         *,
         limits: Limits | None = None,
         passes: tuple[type[MacdError], ...] = (),
-        away: Mapping[str, MacdError] | None = None,
+        unreachable: Mapping[str, MacdError] | None = None,
         on_interrupt: Callable[[Sequence[str]], None] | None = None,
         **about: Any,
     ) -> Result:
@@ -115,14 +115,14 @@ class Rollout:
 
         Args:
             passes: errors that leave a host as it is and don't count as failed.
-            away: hosts that are passed by without asking again, and why.
+            unreachable: hosts that are passed by without asking again, and why.
             on_interrupt: with several hosts: called by the first Ctrl-C with those at work. They
                 end, no other is begun; a second one waits no longer.
         """
         limits = limits or Limits()
         wave_of = {host.name: n for n, wave in enumerate(planned, start=1) for host in wave}
         hosts = [host for wave in planned for host in wave]
-        away = away or {}
+        unreachable = unreachable or {}
         unrecorded: list[MacdError] = []
 
         def ended_with(**fields: Any) -> None:
@@ -134,13 +134,13 @@ class Rollout:
         def act(host: Host) -> Outcome:
             self.record("began", host=host.name, wave=wave_of[host.name], **about)
             try:
-                if host.name in away:
-                    raise away[host.name]
-                outcome = one(host)
+                if host.name in unreachable:
+                    raise unreachable[host.name]
+                outcome = change(host)
             except BaseException as error:  # a Ctrl-C, or what nobody thought of, is an end too
                 why = error.what if isinstance(error, MacdError) else _named(error)
                 # Who was never reached has not got anything: see may_be_live.
-                never = host.name in away or isinstance(error, UnreachableError)
+                never = host.name in unreachable or isinstance(error, UnreachableError)
                 told = {"unreachable": True} if never else {}
                 ended_with(host=host.name, result="failed", why=why, **told)
                 if len(hosts) > 1 and not isinstance(error, MacdError):
@@ -150,7 +150,7 @@ class Rollout:
             return outcome
 
         def passed(failed: Mapping[str, MacdError]) -> dict[str, MacdError]:
-            return {n: e for n, e in failed.items() if n in away or isinstance(e, passes)}
+            return {n: e for n, e in failed.items() if n in unreachable or isinstance(e, passes)}
 
         def too_many(done: Mapping[str, Outcome], failed: Mapping[str, MacdError]) -> bool:
             count = _bad(done) + len(failed) - len(passed(failed))
@@ -169,9 +169,9 @@ class Rollout:
         """The highest serial that what was recorded here may have left live on a host; 0: none."""
         return may_be_live(self._journal.records(), host)
 
-    def recorded(self, begun: PendingActivation | Outcome) -> bool:
+    def recorded(self, activation: PendingActivation | Outcome) -> bool:
         """Whether the journal here has the end of that activation."""
-        same = {"host": begun.host, "number": begun.number, "release": begun.release}
+        same = {"host": activation.host, "number": activation.number, "release": activation.release}
         return any(
             record.kind in ENDS and same.items() <= record.fields.items()
             for record in self._journal.records()
@@ -190,7 +190,7 @@ class Rollout:
     def _tell(self, result: Result) -> Sequence[str]:
         """One message to people elsewhere about all hosts; warnings where that did not work."""
         lines = [_sentence(self._kind, one) for one in result.outcomes if not _as_it_was(one)]
-        errors = {**result.failed, **result.away}
+        errors = {**result.failed, **result.unreachable}
         lines += [f"{name}: {error.what}" for name, error in errors.items()]
         lines += [result.stopped] if result.stopped else []
         if not lines:
@@ -221,7 +221,7 @@ def _result(
     return Result(
         outcomes=list(ended.done.values()),
         untouched=list(ended.not_started),
-        away=passed,
+        unreachable=passed,
         failed=failed,
         stopped=f"stopped: {why}; not touched: {names}" if why else "",
         left=ended.left,
@@ -250,7 +250,7 @@ def _unforeseen(host: str, error: BaseException) -> MacdError:
 
 
 def passed_by(
-    kind: str, away: Mapping[str, MacdError], options: str, *, release: str = ""
+    kind: str, unreachable: Mapping[str, MacdError], options: str, *, release: str = ""
 ) -> ContactLostError:
     """What is said of hosts that were passed by.
 
@@ -259,8 +259,10 @@ def passed_by(
     Of a host that may have begun to switch nobody knows the end. Asked again it could go further
     back than was meant, so nothing but a look is advised there.
     """
-    not_done = [name for name, error in away.items() if not isinstance(error, EndUnknownError)]
-    unknown = [name for name in away if name not in not_done]
+    not_done = [
+        name for name, error in unreachable.items() if not isinstance(error, EndUnknownError)
+    ]
+    unknown = [name for name in unreachable if name not in not_done]
     what, hint = [], []
     if not_done:
         one = not_done[0] if len(not_done) == 1 else "NAME"
@@ -282,7 +284,7 @@ def passed_by(
         )
     return ContactLostError(
         "; ".join(what),
-        why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
+        why="\n".join(f"{name}: {error.what}" for name, error in unreachable.items()),
         live="not known of these; of the others as told above",
         hint="\n".join(hint),
     )
@@ -303,5 +305,5 @@ def _sentence(kind: str, outcome: Outcome) -> str:
 
 
 def _recorded(outcome: Outcome) -> dict[str, Any]:
-    fields = {k: v for k, v in asdict(outcome.having(plan=None)).items() if k != "plan"}
+    fields = {k: v for k, v in asdict(replace(outcome, plan=None)).items() if k != "plan"}
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}

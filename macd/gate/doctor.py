@@ -1,20 +1,128 @@
-"""From what is known of a host to what is wrong with it: evidence and remedy for each failure.
+"""Look for the failures that the team has met on a host: evidence and remedy for each.
 
-Pure: no clock, file or socket. The failures are the ones the team has met; each is asked whatever
-the others say, so that one cause that shows in three places is seen in three places.
+`examine` asks the host and its logs; `diagnose` is pure: no clock, file or socket. Each failure is
+looked for whatever the others say, so a cause that shows in three places is seen in three places.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-from macd.deploy.drift import about_stacking, is_about_units
-from macd.gate import symptoms
-from macd.gate.case import Case, Finding, short
+from macd.deploy import desired, state
+from macd.deploy.drift import about_stacking, drift, is_about_units
+from macd.deploy.state import HostState
+from macd.errors import MacdError
+from macd.gate import report
 from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.host.judge.continuity import step_ms
+from macd.inventory import Host, Inventory
 from macd.sizes import size
+from macd.ssh.session import open_session
+
+_LONGEST = 300
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One known failure: ok True (not here), False (here) or None (can't be told), and why."""
+
+    name: str
+    ok: bool | None
+    evidence: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What bars should come: seconds between two of them, and whether they are of now."""
+
+    kind: str
+    every_s: float
+    live: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that was found out.
+
+    drift: as `invoke status` shows it. report: a gate document of now, None if there is none, and
+    `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if it can't be told),
+    why and remedy. now: the host's time in epoch seconds.
+    """
+
+    found: HostState
+    checkup: Mapping[str, Any]
+    drift: Sequence[str]
+    clock_offset: float
+    clock_error: float
+    feed: Feed
+    now: float
+    report: Mapping[str, Any] | None = None
+    no_report: str = ""
+    trainings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def restart(self) -> str:
+        """What starts again what is live; without its name the newest release would go live."""
+        named = f" --release {self.found.live}" if self.found.live else ""
+        return f"invoke deploy --restart{named}"
+
+
+def short(text: str) -> str:
+    """Foreign text on one line, harmless and not too long."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+_MODULES = (*state.MODULES, "deploy.diagnose")
+
+
+def examine(host: Host, inventory: Inventory) -> Case:
+    """Everything `doctor.diagnose` asks for but for trainings, which are about no one host.
+
+    Changes nothing on the host, keeps no report. Raises MacdError when it can't be reached.
+    """
+    with open_session(host, inventory, modules=_MODULES) as session:
+        question = state.ask(session, host, inventory)
+        asked = session.submit(
+            "checkup",
+            app=host.app_dir,
+            unit=f"{host.unit}.service",
+            scope=host.scope,
+        )
+        found = state.observed(question)
+        checkup = asked.result()
+        clock = session.clock
+    judged, why = None, ""
+    if found.live is not None:
+        try:
+            judged = report.of_host(inventory, host, report.rule_of(inventory), inventory.gate.days)
+        except MacdError as error:
+            why = f"its logs can't be analysed: {error.what}"
+    return Case(
+        found=found,
+        checkup=checkup,
+        drift=drift(found, desired.render(host, inventory, found)),
+        clock_offset=clock.offset,
+        clock_error=clock.error,
+        feed=feed_of(inventory),
+        now=datetime.now(UTC).timestamp() + clock.offset,
+        report=judged.document if judged else None,
+        no_report=why,
+    )
+
+
+def feed_of(inventory: Inventory) -> Feed:
+    """How often bars should come."""
+    feed = inventory.service.feed
+    if feed.kind == "replay":
+        return Feed(feed.kind, 1 / feed.speed if feed.speed else 0.0, live=False)
+    return Feed(feed.kind, step_ms(inventory.train.tf) / 1000, live=True)
+
 
 _CLOCK_OFF_S = 5.0
 _FREE_BYTES, _FREE_SHARE, _FREE_INODES = 300 << 20, 0.03, 500
@@ -32,7 +140,7 @@ def diagnose(case: Case) -> list[Finding]:
             Finding("provisioned", False, "the host has no state directory", "invoke provision")
         ]
     found = [finding(case) for finding in _OF_THE_HOST]
-    found += symptoms.outputs(case)
+    found += _outputs(case)
     found += [finding(case) for finding in _AROUND_IT]
     found += _damaged(case)
     return [*found, *_trainings(case)]
@@ -227,13 +335,109 @@ def _trainings(case: Case) -> Iterable[Finding]:
             yield Finding(name, True, f"the newest run is {told['state']}")
 
 
+_FEW_SAMPLES = re.compile(r"n_oof_samples .* is below ML_STACKING_MIN_SAMPLES")
+
+
+def _coverage(case: Case) -> Finding:
+    """No bar, or too few, with a prediction and no error."""
+    name = "ML coverage"
+    if case.report is None:
+        return _no_report(name, case)
+    one = _criterion(case.report, "ml_coverage")
+    if not one["trials"]:
+        return Finding(name, None, "no bar of the live release in the window")
+    told = f"{one['successes']} of {one['trials']} bars have a prediction and no error"
+    if one["successes"] > one["threshold"] * one["trials"]:
+        return Finding(name, True, told)
+    errors = [
+        f"{group['count']} × {group['example']}" for group in case.report["findings"]["errors"][:3]
+    ]
+    if errors:
+        told += "; " + "; ".join(errors)
+    remedy = "the error names the model: invoke health checks it here; invoke rollback goes back"
+    return Finding(name, False, short(told), remedy)
+
+
+def _samples(case: Case) -> Finding:
+    """Stacking skipped because it was fitted on fewer samples than wanted."""
+    name = "stacking samples"
+    if case.report is None:
+        return _no_report(name, case)
+    for group in case.report["findings"]["not_activated"]:
+        if _FEW_SAMPLES.search(group["example"]):
+            told = f"{group['count']} bars: {group['example']}"
+            remedy = (
+                "more bars (invoke data.fetch) and invoke train; or lower ML_STACKING_MIN_SAMPLES "
+                f"in service.env of the inventory, invoke provision, {case.restart}"
+            )
+            return Finding(name, False, short(told), remedy)
+    one = _criterion(case.report, "stacking_activation")
+    if not one["trials"]:
+        return Finding(name, None, "no covered bar in the window")
+    told = f"stacking was active on {one['successes']} of {one['trials']} covered bars"
+    return Finding(name, True, told)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """name: in the analysis. mode: of `invoke train`, which makes it again. least: so many equal
+    answers are a constant; a tree, unlike a net, gives neighbouring bars the same leaf."""
+
+    title: str
+    name: str
+    mode: str
+    least: int = 2
+
+
+_MODELS = (
+    _Model("TFT output", "tft", "tft"),
+    _Model("LSTM output", "lstm", "lstm"),
+    _Model("LightGBM output", "lgb", "lgbm", least=20),
+)
+
+
+def _outputs(case: Case) -> Iterator[Finding]:
+    """Of each model: the same answer whatever comes in, or none."""
+    for model in _MODELS:
+        yield _no_report(model.title, case) if case.report is None else _output(model, case.report)
+
+
+def _output(model: _Model, report: Mapping[str, Any]) -> Finding:
+    name, said = model.title, report["findings"]["models"][model.name]
+    remedy = (
+        f"invoke health shows what the file says here; invoke train --mode {model.mode}, "
+        "invoke release, invoke deploy; until then invoke disable-stacking, or invoke rollback"
+    )
+    if said["answers"] >= model.least and said["min"] == said["max"]:
+        told = f"{said['answers']} answers, every one of them {said['min']:g}"
+        return Finding(name, False, told, remedy)
+    silent = said["missing"] + said["not_finite"]
+    if not said["answers"]:
+        if silent:
+            return Finding(name, False, f"no number on any of {silent} bars", remedy)
+        return Finding(name, None, "it was never asked in the window")
+    spread = f"{said['min']:.3g} to {said['max']:.3g} in {said['answers']} answers"
+    if said["stuck"]:
+        return Finding(name, False, f"{said['stuck']} answers are stuck; {spread}", remedy)
+    return Finding(name, True, spread)
+
+
+def _criterion(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(one for one in report["criteria"] if one["name"] == name)
+    return found
+
+
+def _no_report(name: str, case: Case) -> Finding:
+    return Finding(name, None, case.no_report or "no logs were analysed")
+
+
 _OF_THE_HOST: tuple[Callable[[Case], Finding], ...] = (
     _serving,
     _old_process,
     _release,
     _flag,
     _dependency,
-    symptoms.coverage,
-    symptoms.samples,
+    _coverage,
+    _samples,
 )
 _AROUND_IT: tuple[Callable[[Case], Finding], ...] = (_feed, _disk, _clock, _units)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from macd.gate.pull import Pulled, sha256_of
+from macd.gate.logs import Pulled, sha256_of
 from macd.host.judge.analyse import Analysis
 from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import PASS, too_old

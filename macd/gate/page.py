@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.gate import page_figures as figures
-from macd.report.page import Table, render, write_page
+from macd.heads import bars_ahead, in_order
+from macd.report import charts
+from macd.report.charts import Curve, Interval
+from macd.report.page import Figure, Table, render, write_page
 
 PAGE = "report.html"
 _MOODS = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "warn"}
@@ -32,12 +34,12 @@ def page(document: Mapping[str, Any]) -> str:
         moods=_MOODS,
         doc=document,
         found=found,
-        shares=figures.shares(document),
-        coverage=figures.coverage(document),
-        histograms=figures.histograms(found),
-        agreement=figures.agreement(found),
-        latency=figures.latency(found),
-        realised=figures.realised(found),
+        shares=shares(document),
+        coverage=coverage(document),
+        histograms=histograms(found),
+        agreement=agreement(found),
+        latency=latency(found),
+        realised=realised(found),
         models=_models(found),
         errors=_groups(found["errors"]),
         severe=_groups(found["severe"]),
@@ -74,7 +76,7 @@ def _models(found: Mapping[str, Any]) -> Table:
             *(found["models"][name][key] for key in counts),
             *(_digits(found["models"][name][key]) for key in measures),
         )
-        for name, shown in figures.NAMES.items()
+        for name, shown in NAMES.items()
     ]
     return Table((*head, "min", "max", "mean", "spread"), rows)
 
@@ -82,3 +84,165 @@ def _models(found: Mapping[str, Any]) -> Table:
 def _digits(value: float | None) -> str | None:
     """Probabilities under one another, digit under digit."""
     return None if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stacking": "Stacking"}
+_SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
+_FAMILIES = ("lgb", "lstm", "tft", "stacking")
+
+
+def shares(document: Mapping[str, Any]) -> list[Figure]:
+    """One small forest a criterion: the rate with three kinds of bounds, and its threshold."""
+    made = []
+    for at, one in enumerate(document["criteria"]):
+        kinds = (
+            ("Wilson 95 %", one["wilson"]),
+            ("exact, one look", one["clopper_pearson"]),
+            ("any look", one["anytime"]),
+        )
+        rate = None if one["rate"] is None else 100 * one["rate"]
+        rows = [
+            Interval(label, rate, 100 * low, 100 * high, series=at, strong=not n, muted=n == 1)
+            for n, (label, (low, high)) in enumerate(kinds)
+        ]
+        lowest = min(100 * one["threshold"], *(row.low or 0.0 for row in rows))
+        title = f"{one['title']}: must exceed {100 * one['threshold']:g} %"
+        made.append(
+            Figure(
+                title,
+                charts.forest(
+                    rows,
+                    title=title,
+                    reference=100 * one["threshold"],
+                    # Little happens far below the threshold; air for the dot at 100 %.
+                    domain=(max(0.0, lowest - 5), 101.0),
+                    label="% of bars",
+                    digits=1,
+                ),
+                Table(
+                    ("bounds", "share", "low", "high"),
+                    [(label, one["rate"], *bounds) for label, bounds in kinds],
+                ),
+                f"{one['successes']:,} of {one['trials']:,}",
+            )
+        )
+    return made
+
+
+def coverage(document: Mapping[str, Any]) -> list[Figure]:
+    """Coverage and activation over time; the dashed line is what coverage must exceed."""
+    rows = document["findings"]["timeline"]
+    if not rows:
+        return []
+    began = rows[0][0]
+    hours = [(row[0] - began) / 3.6e6 for row in rows]
+    covered = [(h, 100 * row[2] / row[1]) for h, row in zip(hours, rows, strict=True)]
+    activated = [
+        (h, 100 * row[3] / row[2] if row[2] else None) for h, row in zip(hours, rows, strict=True)
+    ]
+    title = "Coverage and activation over time"
+    threshold = next(
+        100 * one["threshold"] for one in document["criteria"] if one["name"] == "ml_coverage"
+    )
+    curves = [Curve("coverage", covered, 0), Curve("activation", activated, 3)]
+    start = f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    table = Table(
+        ("hours", "bars", "covered", "activated"),
+        [(h, *row[1:]) for h, row in zip(hours, rows, strict=True)],
+    )
+    svg = charts.lines(
+        curves,
+        title=title,
+        x_label=f"hours since {start}",
+        y_label="% of bars",
+        reference=threshold,
+    )
+    note = f"dashed: {threshold:g} %, what coverage must exceed"
+    return [Figure(title, svg, table, note)]
+
+
+def histograms(found: Mapping[str, Any]) -> list[Figure]:
+    """How each model's probabilities are spread."""
+    made = []
+    for name, model in ((name, found["models"][name]) for name in NAMES):
+        counts = model["histogram"]
+        edges = [n / len(counts) for n in range(len(counts) + 1)]
+        title = f"{NAMES[name]}: probability of up"
+        svg = charts.histogram(
+            counts,
+            edges,
+            title=title,
+            x_label="probability",
+            y_label="bars",
+            reference=0.5,
+            series=_SERIES[name],
+        )
+        rows = [
+            (f"{a:.2f} to {b:.2f}", count)
+            for count, a, b in zip(counts, edges, edges[1:], strict=False)
+        ]
+        made.append(Figure(title, svg, Table(("probability", "bars"), rows)))
+    return made
+
+
+def agreement(found: Mapping[str, Any]) -> list[Figure]:
+    """How often two models are on the same side of a half."""
+    pairs = found["agreement"]
+    title = "Models on the same side of a half"
+    items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
+    rows = [(_pair(n), p["same_side"], p["correlation"], p["n"]) for n, p in pairs.items()]
+    svg = charts.bars(items, title=title, label="share of bars", form="{:.2f}", series=2)
+    return [Figure(title, svg, Table(("pair", "same side", "correlation", "bars"), rows))]
+
+
+def latency(found: Mapping[str, Any]) -> list[Figure]:
+    """How long the models took, a decade in twenty steps."""
+    told = found["latency_ms"]
+    if not told["n"]:
+        return []
+    title = "Latency of the models"
+    items = [(name, told[name]) for name in ("p50", "p90", "p99", "max")]
+    svg = charts.bars(items, title=title, label="milliseconds", form="{:.2f}", series=1)
+    steps = [(f"up to {limit:.3g} ms", count) for limit, count in told["steps"]]
+    return [Figure(title, svg, Table(("latency", "bars"), steps), f"{told['n']:,} bars")]
+
+
+def realised(found: Mapping[str, Any]) -> list[Figure]:
+    """AUC of what has come to pass, by horizon."""
+    made = []
+    for head in in_order({row["head"] for row in found["realised"]}):
+        rows = sorted(
+            (
+                {**row, "of": "lgb" if row["model"] == "lgbm" else row["model"]}
+                for row in found["realised"]
+                if row["head"] == head
+            ),
+            key=lambda row: _FAMILIES.index(row["of"]),
+        )
+        if all(row["value"] is None for row in rows):
+            continue
+        ahead = head if head.endswith("h") else f"{bars_ahead(head)} bars"
+        title = f"Realised AUC, {ahead} ahead"
+        marks = [
+            Interval(
+                NAMES[row["of"]], row["value"], row["low"], row["high"], series=_SERIES[row["of"]]
+            )
+            for row in rows
+        ]
+        table = Table(
+            ("model", "AUC", "low", "high", "bars", "worth"),
+            [
+                (NAMES[r["of"]], r["value"], r["low"], r["high"], r["n"], r["effective_n"])
+                for r in rows
+            ],
+        )
+        svg = charts.forest(marks, title=title, reference=0.5, domain=(0.0, 1.0), label="AUC")
+        most = max(rows, key=lambda row: int(row["n"]))
+        note = f"{most['n']:,} bars, worth {most['effective_n']:,.0f} that don't overlap"
+        made.append(Figure(title, svg, table, note))
+    return made
+
+
+def _pair(name: str) -> str:
+    a, _, b = name.partition(" and ")
+    return f"{NAMES[a]}, {NAMES[b]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 from macd.errors import MacdError
 from macd.host.rpc import frames
 from macd.ssh.failures import RemoteMismatchError
-from macd.ssh.pending import Pending
 from macd.ssh.session import Session
 
 
@@ -51,22 +50,62 @@ class PutReport:
     sent: int
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller pipelines around the data, so that no round trip is spent waiting.
+class Upload:
+    """Blobs that a host is asked to take: the question leaves at once, the bytes with `send`.
 
-    `before_sending`: the host has said what it lacks, no byte has left; raising sends none (end the
-    session then). `all_sent`: the last byte has left; requests made now are right behind it.
+    Nothing waits before it must, so other requests may be made between the steps: they are on
+    their way beside the question, or right behind the last byte.
+
+    Args:
+        create: without it a `root` that is not there is refused.
     """
 
-    before_sending: Callable[[], None] = lambda: None
-    all_sent: Callable[[], None] = lambda: None
+    def __init__(
+        self, session: Session, root: str, blobs: Iterable[Blob], *, create: bool = True
+    ) -> None:
+        self._session = session
+        self._wanted = {blob.sha256: blob for blob in blobs}
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        listed = [[blob.sha256, blob.size] for blob in self._wanted.values()]
+        request = {"root": root, "blobs": listed, "create": create}
+        self._pending = session.stream("blobs_put", request, self._answers.put)
+        self._pending.when_done(lambda: self._answers.put(None))
+        self.resumes = False  # a blob that an earlier attempt began
 
+    def send(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Wait for what the host lacks and send it, each blob from where an attempt stopped.
 
-@dataclass(frozen=True)
-class _Place:
-    root: str
-    create: bool
+        Returns when the last byte has left; `result` says whether it arrived. `progress(sent,
+        total)` counts bytes. Raises RemoteDiskFullError, or another refusal, before a byte leaves.
+        """
+        self._session.await_start()
+        first = self._answers.get()
+        if first is None:
+            self._pending.result()  # refused
+            return
+        self.resumes = any(offset for _, offset in first["missing"])
+        total = sum(self._wanted[sha256].size - offset for sha256, offset in first["missing"])
+        sent = 0
+        for sha256, offset in first["missing"]:
+            squeeze = _Squeeze()
+            for chunk in _chunks(self._wanted[sha256], offset):
+                if self._pending.done:  # refused half-way: the result says why
+                    return
+                sent += len(chunk)
+                fields = {"sha256": sha256, "data": chunk}
+                wire = self._session.send_data(self._pending, fields, compress=squeeze.worth)
+                squeeze.learn(wire, len(chunk))
+                if progress is not None:
+                    progress(sent, total)
+
+    def result(self) -> PutReport:
+        """Wait until every blob is verified and durable on the host.
+
+        Raises RemoteMismatchError for a wrong hash; ContactLostError after a cut: another upload
+        resumes.
+        """
+        answer = self._pending.result()
+        return PutReport(answer["landed"], answer["present"], answer["received"])
 
 
 def put(
@@ -74,74 +113,24 @@ def put(
     root: str,
     blobs: Iterable[Blob],
     progress: Callable[[int, int], None] | None = None,
-    *,
-    hooks: Hooks | None = None,
-    create: bool = True,
 ) -> PutReport:
-    """Send those of `blobs` that aren't under `root`, each from where an earlier attempt stopped.
+    """Send those of `blobs` that aren't under `root`; wait until all are durable there.
 
-    `progress(sent, total)` counts bytes, of those the host lacks. Without `create` a `root` that
-    is not there is refused. Returns once every
-    blob is verified and durable on the host. Raises RemoteDiskFullError before anything is sent,
-    RemoteMismatchError for a wrong hash, ContactLostError after a cut: calling again resumes.
+    Raises as `Upload` does.
     """
-    wanted = {blob.sha256: blob for blob in blobs}
-    resumed: set[str] = set()
-    at = _Place(root, create)
-    hooks = hooks or Hooks()
+    wanted = list(blobs)
+    upload = Upload(session, root, wanted)
+    upload.send(progress)
     try:
-        return _attempt(session, at, wanted, resumed, progress, hooks)
+        return upload.result()
     except RemoteMismatchError:
         # What an earlier, interrupted attempt left may be rotten (a power cut). It is deleted by
         # now, so a second attempt sends that blob whole; a wrong source fails again.
-        if not resumed:
+        if not upload.resumes:
             raise
-        return _attempt(session, at, wanted, resumed, progress, hooks)
-
-
-def _attempt(
-    session: Session,
-    at: _Place,
-    wanted: Mapping[str, Blob],
-    resumed: set[str],
-    progress: Callable[[int, int], None] | None,
-    hooks: Hooks,
-) -> PutReport:
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    listed = [[blob.sha256, blob.size] for blob in wanted.values()]
-    request = {"root": at.root, "blobs": listed, "create": at.create}
-    pending = session.stream("blobs_put", request, answers.put)
-    pending.when_done(lambda: answers.put(None))
-    session.await_start()
-    first = answers.get()
-    if first is not None:
-        resumed.update(sha256 for sha256, offset in first["missing"] if offset)
-        hooks.before_sending()
-        _send(session, pending, wanted, first["missing"], progress)
-        hooks.all_sent()
-    told = pending.result()
-    return PutReport(landed=told["landed"], present=told["present"], sent=told["received"])
-
-
-def _send(
-    session: Session,
-    pending: Pending,
-    wanted: Mapping[str, Blob],
-    missing: list[tuple[str, int]],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    total = sum(wanted[sha256].size - offset for sha256, offset in missing)
-    sent = 0
-    for sha256, offset in missing:
-        squeeze = _Squeeze()
-        for chunk in _chunks(wanted[sha256], offset):
-            if pending.done:  # refused half-way: the result says why
-                return
-            fields = {"sha256": sha256, "data": chunk}
-            squeeze.learn(session.send_data(pending, fields, compress=squeeze.worth), len(chunk))
-            sent += len(chunk)
-            if progress is not None:
-                progress(sent, total)
+    upload = Upload(session, root, wanted)
+    upload.send(progress)
+    return upload.result()
 
 
 def _chunks(blob: Blob, offset: int) -> Iterator[bytes]:

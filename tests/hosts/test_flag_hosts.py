@@ -73,9 +73,7 @@ def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def session_of(trial: HostApp) -> Session:
     host = trial.inventory.host("prod")
-    return open_session(
-        host, trial.inventory, modules=("deploy.operations", "flag.guard_config", "flag.stacking")
-    )
+    return open_session(host, trial.inventory, modules=("deploy.operations", "flag.guard_config"))
 
 
 def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:

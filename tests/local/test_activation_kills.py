@@ -190,7 +190,7 @@ def kills(calls: list[Point], asked: int) -> list[Kill]:
 
 
 # Prime, so that all kinds of calls come up; `make test-full` has every point.
-_SPREAD, _FEW = 11, 5
+_SPREAD, _FEW = 23, 11
 EVERY = [
     pytest.param(False, id="spread"),
     pytest.param(True, id="all", marks=[pytest.mark.full, pytest.mark.timeout(1800)]),

@@ -21,6 +21,7 @@ from macd.ssh.session import open_session
 from tests.support.constant_model import make_constant
 from tests.support.deployed_app import App, make_app
 from tests.support.lab_project import Project, project
+from tests.support.sweeps import sweep
 
 TASKS = """
 from invoke import Collection
@@ -93,7 +94,7 @@ def run(lab: LabState, top: Path, name: str, feed: str) -> Iterator[Running]:
         running.stop()
 
 
-@pytest.mark.parametrize("model", ["TFT", "LSTM"])
+@pytest.mark.parametrize("model", sweep(["TFT", "LSTM"], "TFT"))
 def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path, model: str) -> None:
     with run(lab, tmp_path, f"k{model[0].lower()}", "speed: 100, start: 0.85") as running:
         catch(running, model)

@@ -13,7 +13,7 @@ import pytest
 
 from macd.errors import RefusedError
 from macd.gate import evidence, report
-from macd.gate.pull import MODULES
+from macd.gate.logs import MODULES
 from macd.journal import Journal
 from macd.lab import LabState
 from macd.ssh.session import open_session

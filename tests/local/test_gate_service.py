@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from macd.gate import run
-from macd.gate.run import Judged
+from macd.gate import report
+from macd.gate.report import Judged
 from macd.host.judge.gate import Rule
 from macd.inventory import load
 from tests.support import signal_lines
@@ -53,7 +53,7 @@ def write_bars(app: App, count: int = 45, *, kill: bool = False) -> None:
 
 
 def judged(app: App) -> Judged:
-    return run.of_files(load("lab"), app.root / "data/live", Rule(), None, datetime.now(UTC))
+    return report.of_files(load("lab"), app.root / "data/live", Rule(), None, datetime.now(UTC))
 
 
 def criteria(found: Judged) -> dict[str, str]:

@@ -41,6 +41,7 @@ from tests.local.test_flag_host import (
 from tests.support import signal_lines
 from tests.support.local_host import UNIT, Place, place
 from tests.support.signed_files import IDENTITY, make_key
+from tests.support.sweeps import sweep
 
 RULE = {
     "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
@@ -261,7 +262,7 @@ STRANGE = {
 }
 
 
-@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("name", sweep(STRANGE, "line ends of Windows", "an open quote"))
 def test_whatever_stands_in_the_flags_file_the_guard_takes_back(host: Place, name: str) -> None:
     bad_and_unguarded(host)
     env = (host.app / ".env").read_bytes()

@@ -25,6 +25,7 @@ from macd.inventory import load
 from macd.release import card
 from tests.support import signal_lines
 from tests.support.browser import Browser, Opened, chromium
+from tests.support.sweeps import sweep
 from tests.support.training_run import trained_run
 from tests.unit.release.making import workshop
 
@@ -144,7 +145,7 @@ def test_stands_alone_fits_and_can_be_read(
     assert papers[0] != papers[1]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", sweep(SIZES, "desktop"))
 @pytest.mark.parametrize("name", ["training", "passed", "failed"])
 def test_every_drawing_shows_something(
     pages: dict[str, Path], browser: Browser, name: str, size: str

@@ -15,7 +15,7 @@ from macd.app.predict.scoring import MODELS
 from macd.errors import MacdError
 from macd.host.layout import Layout
 from macd.host.rpc import blobs
-from macd.host.store import runtime_check, runtimes
+from macd.host.store import runtimes
 from macd.host.systemd.sandbox import DIRECT
 from macd.release.wheel import build
 from macd.release.wheelhouse import Target, Wheelhouse, requirements
@@ -54,11 +54,11 @@ def test_the_real_lock_installs_offline_and_runs_the_wheel(tmp_path: Path) -> No
     assert made["built"] is True
     place = app / "runtimes" / lock.sha256
     wanted = [{"name": wheel.name} for wheel in lock.wheels]
-    assert runtime_check.wrong_with(str(place), wanted, DIRECT) == ""
+    assert runtimes.wrong_with(str(place), wanted, DIRECT) == ""
     next(place.glob("lib/*/site-packages/numpy/linalg/*.so")).unlink()
-    assert "numpy/linalg/" in runtime_check.wrong_with(str(place), wanted, DIRECT)
+    assert "numpy/linalg/" in runtimes.wrong_with(str(place), wanted, DIRECT)
     assert runtimes.install(Layout(str(app)), lock.raw, ["polars"])["built"] is True
-    assert runtime_check.wrong_with(str(place), wanted, DIRECT) == ""
+    assert runtimes.wrong_with(str(place), wanted, DIRECT) == ""
     name, content = build(ROOT)
     (tmp_path / name).write_bytes(content)
     python = app / "runtimes" / lock.sha256 / "bin/python"

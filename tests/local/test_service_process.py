@@ -24,6 +24,7 @@ import pytest
 
 from macd.host.deploy import health
 from tests.support.deployed_app import App, make_app
+from tests.support.sweeps import sweep
 
 PATIENCE_S = 90
 
@@ -167,7 +168,10 @@ def spoil(app: App, name: str) -> None:
     path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
 
 
-@pytest.mark.parametrize("name", ["tft_1h.onnx", "lgbm_1h_5h.txt", "stacking_meta_1h.json"])
+BROKEN = ["tft_1h.onnx", "lgbm_1h_5h.txt", "stacking_meta_1h.json"]
+
+
+@pytest.mark.parametrize("name", sweep(BROKEN, "lgbm_1h_5h.txt", "stacking_meta_1h.json"))
 def test_a_broken_model_is_told_everywhere_and_the_signal_goes_on(app: App, name: str) -> None:
     assert check(app)[0] == 0
     spoil(app, name)

@@ -110,9 +110,9 @@ def test_who_is_away_hides_and_stops_nobody(lab: LabState, tmp_path: Path) -> No
     assert list(made.json("deploy", "--dry-run", code=5)["away"]) == ["gone"]
 
     said = made.invoke("deploy", code=5)
-    assert "no deploy was begun: gone could not be asked" in said
+    assert "no deploy was started: gone could not be asked" in said
     assert "invoke deploy --skip-unreachable" in said
-    assert made.json("deploy", code=5)["error"]["what"].startswith("no deploy was begun: gone")
+    assert made.json("deploy", code=5)["error"]["what"].startswith("no deploy was started: gone")
     assert deploys(made) == []
     told = made.json("deploy", "--yes", "--parallel", "1", code=5)
     assert (told["outcomes"], told["untouched"]) == ([], ["b", "c", "prod"])

@@ -47,8 +47,8 @@ def stage(
     """
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
-    walls = Confinement(scope, unit_text, layout.app)
-    walls.refuse_root()
+    sandbox = Confinement(scope, unit_text, layout.app)
+    sandbox.refuse_root()
     # An activation may be asked for behind this call, before anybody knows how it ends.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.state(_STAGED))
@@ -63,7 +63,7 @@ def stage(
         python=python,
         index=index,
         index_url=index_url,
-        walls=walls,
+        sandbox=sandbox,
     )
     releases.stage(layout, identifier, manifest, signature)
     durable.replace_file(layout.state(_STAGED), identifier.encode())
@@ -215,8 +215,8 @@ def _check_rollback(
     if to in bad:
         hint = "invoke deploy can try it again; invoke history shows why it failed"
         raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
-    walls = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
-    why = unable(layout, to, walls)
+    sandbox = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
+    why = unable(layout, to, sandbox)
     if why:
         others = [name for name in dict.fromkeys(reversed(committed)) if name not in (to, *bad)]
         here = [name for name in others if name in releases.on_host(layout)]

@@ -13,10 +13,10 @@ from macd.host import durable
 from macd.host.deploy import ledger, locks, rollback
 from macd.host.deploy.health import ProbeError, ask
 from macd.host.failure import HostError
-from macd.host.flag import flag_change, stacking
+from macd.host.flag import flag_file, guard_config
 from macd.host.layout import Layout, live_release, load
 from macd.host.rpc import blobs
-from macd.host.store import needs, policy, releases, runtime_check
+from macd.host.store import needs, policy, releases, runtimes
 from macd.host.systemd import overrides
 from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Supervisor
@@ -44,9 +44,9 @@ def deploy_facts(
     live = live_release(layout)
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
-    rehearsal = Rehearsal(layout, Confinement(scope, supervisor.unit_text(unit), layout.app))
-    back = _way_back(rehearsal, history, live, bad_ids)
-    of_live = rehearsal.of(live)
+    readiness = ReadinessCheck(layout, Confinement(scope, supervisor.unit_text(unit), layout.app))
+    back = _rollback_target(readiness, history, live, bad_ids)
+    of_live = readiness.of(live)
     return {
         "app": layout.app,
         "exists": os.path.isdir(layout.state()),
@@ -61,14 +61,14 @@ def deploy_facts(
         "damaged": releases.damaged(layout),
         "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
         # One that is not whole is built again by the next deploy that needs it.
-        "runtimes": [n for n in _names(layout.runtimes) if n not in rehearsal.broken],
+        "runtimes": [n for n in _names(layout.runtimes) if n not in readiness.broken],
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
         "last": ledger.last_end(layout) if os.path.isdir(layout.state("activations")) else None,
         "flag_change": _flag_change_public(layout),
         "lock": _lock(layout),
         "process": vars(process),
-        "stacking": stacking.standing(layout, supervisor, unit, process, endpoint),
+        "stacking": guard_config.stacking_state(layout, supervisor, unit, process, endpoint),
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
@@ -105,14 +105,14 @@ def _details_of(layout: Layout, release: str | None) -> dict[str, Any]:
     return {}
 
 
-def _way_back(
-    rehearsal: Rehearsal, history: list[dict[str, Any]], live: str | None, bad: list[str]
+def _rollback_target(
+    readiness: ReadinessCheck, history: list[dict[str, Any]], live: str | None, bad: list[str]
 ) -> dict[str, Any]:
     """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
     target = releases.rollback_target(history, live, bad)
     if target is not None or not history:
-        return rehearsal.of(target)
-    here = releases.on_host(rehearsal.layout)
+        return readiness.of(target)
+    here = releases.on_host(readiness.layout)
     names = [str(entry["release"]) for entry in reversed(history)]
     left = [name for name in dict.fromkeys(names) if name not in (live, *bad) and name in here]
     why = "no other release was committed here yet"
@@ -123,16 +123,16 @@ def _way_back(
     return {"release": None, "ready": False, "why": why}
 
 
-class Rehearsal:
+class ReadinessCheck:
     """Could this host go back to a release now, with nothing sent? Nothing is changed.
 
-    Its files are hashed, of its runtime is asked what runtimecheck asks. Not asked: whether the
-    models load and predict; the release's own check does that before a switch.
+    Its files are hashed and its runtime is checked (macd/host/store/runtimes.py). Whether the
+    models load and predict is not asked; the release's own check does that before a switch.
     """
 
-    def __init__(self, layout: Layout, walls: Confinement) -> None:
+    def __init__(self, layout: Layout, sandbox: Confinement) -> None:
         self.layout = layout
-        self._walls = walls
+        self._sandbox = sandbox
         self._runtimes: dict[str, str] = {}  # releases share them
 
     @property
@@ -158,7 +158,7 @@ class Rehearsal:
         if lock not in self._runtimes:
             place = self.layout.runtime(lock)
             wheels = _wheels(os.path.join(self.layout.release(release), "lock.json"))
-            self._runtimes[lock] = runtime_check.wrong_with(place, wheels, self._walls)
+            self._runtimes[lock] = runtimes.wrong_with(place, wheels, self._sandbox)
         return self._runtimes[lock]
 
 
@@ -174,10 +174,10 @@ def _wheels(path: str) -> list[dict[str, Any]]:
     return wheels
 
 
-def unable(layout: Layout, release: str, walls: Confinement) -> str:
+def unable(layout: Layout, release: str, sandbox: Confinement) -> str:
     """Why there is no sense in trying to go back to `release`, "" if there is.
 
-    Less is asked than of a rehearsal: whether it can do without what its runtime lacks, its own
+    Less is asked than of a readiness: whether it can do without what its runtime lacks, its own
     check will say, and somebody wants it back now.
     """
     try:
@@ -185,7 +185,7 @@ def unable(layout: Layout, release: str, walls: Confinement) -> str:
         runtime = layout.runtime(releases.read_manifest(layout, release).lock)
     except (HostError, OSError) as error:
         return str(error)
-    return damage or runtime_check.python_wrong(runtime, walls)
+    return damage or runtimes.python_wrong(runtime, sandbox)
 
 
 def _pending_public(layout: Layout) -> dict[str, Any] | None:
@@ -198,7 +198,7 @@ def _pending_public(layout: Layout) -> dict[str, Any] | None:
 
 
 def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
-    change = flag_change.interrupted(layout)
+    change = flag_file.interrupted(layout)
     if change is None:
         return None
     names = ("wanted", "was", "release", "who", "started", "state")

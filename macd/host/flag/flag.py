@@ -21,22 +21,17 @@ from macd.host.deploy import locks
 from macd.host.deploy.health import Prover, UnhealthyError
 from macd.host.deploy.ledger import refuse_if_pending
 from macd.host.failure import HostError
-from macd.host.flag import evidence, guard_config, stacking
-from macd.host.flag.flag_change import (
-    PENDING,
-    Change,
-    Notes,
-    Record,
-    interrupted,
-    named,
-    told,
-    unwatched,
-)
+from macd.host.flag import evidence, flag_file, guard_config
 from macd.host.flag.flag_file import (
     FLAG,
     LIVE,
+    PENDING,
     SHADOW,
+    Change,
+    FlagLog,
+    Record,
     in_file,
+    interrupted,
     of_process,
     refuse_unreadable,
     write,
@@ -94,7 +89,7 @@ def set_flag(
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
         so = _is_so(layout, change, process)
-        if so and (wanted == SHADOW or stacking.guard_of(layout, change.release) == "watches"):
+        if so and (wanted == SHADOW or guard_config.guard_of(layout, change.release) == "watches"):
             return told("already", change, process, "")
         if wanted == LIVE:
             refuse_unreadable(layout)
@@ -106,15 +101,15 @@ def set_flag(
                 layout, evidence.check(layout, claim, change.release, now=now)
             )
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
-        notes = Notes(layout, record, must=wanted == LIVE)
-        notes.keep(change)
+        log = FlagLog(layout, record, strict=wanted == LIVE)
+        log.keep(change)
         if wanted == LIVE and guard is not None:
-            _arm(layout, notes, change, service, guard)
-        notes.record("flag.begun", named(change))
+            _arm(layout, log, change, service, guard)
+        log.record("flag.begun", named(change))
         sha256 = _manifest(layout, change, wanted)
         if so and not _wrong_with(change, sha256, process):
-            return _proved(notes, change, process, "")
-        return _carry_out(layout, notes, change)
+            return _proved(log, change, process, "")
+        return _carry_out(layout, log, change)
 
 
 def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
@@ -126,13 +121,13 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     change = interrupted(layout)
     if change is None:
         return "nothing"
-    notes = Notes(layout, record, must=change.wanted == LIVE and change.state == "proved")
+    log = FlagLog(layout, record, strict=change.wanted == LIVE and change.state == "proved")
     if change.state == "proved":
-        return str(_finish(notes, change, None, "")["outcome"])
+        return str(_finish(log, change, None, "")["outcome"])
     if change.wanted == SHADOW:
-        return str(_carry_out(layout, notes, change, booting=booting)["outcome"])
+        return str(_carry_out(layout, log, change, booting=booting)["outcome"])
     reason = change.reason or f"it was interrupted while {change.state}"
-    return str(_put_back(layout, notes, change, reason, booting=booting)["outcome"])
+    return str(_put_back(layout, log, change, reason, booting=booting)["outcome"])
 
 
 def is_pending(layout: Layout) -> bool:
@@ -182,45 +177,45 @@ def _is_so(layout: Layout, change: Change, process: Process) -> bool:
 
 
 def _arm(
-    layout: Layout, notes: Notes, change: Change, service: dict[str, Any], guard: dict[str, Any]
+    layout: Layout, log: FlagLog, change: Change, service: dict[str, Any], guard: dict[str, Any]
 ) -> None:
     try:
         guard_config.arm(layout, change.release, service, change.health_s, guard)
     except (HostError, OSError):
-        notes.forget()  # the flag was not touched
+        log.forget()  # the flag was not touched
         raise
 
 
 def _carry_out(
-    layout: Layout, notes: Notes, change: Change, *, booting: bool = False
+    layout: Layout, log: FlagLog, change: Change, *, booting: bool = False
 ) -> dict[str, Any]:
     process, wrong = None, ""
     try:
         write(layout, change.wanted)
         if not booting:
             if change.wanted == SHADOW:
-                _refuse_beside(layout, notes, change)
+                _refuse_beside(layout, log, change)
             process, wrong = _restarted(layout, change, change.wanted)
     except (_NotProvedError, HostError, OSError) as error:
         if change.wanted == LIVE:
-            return _put_back(layout, notes, change, _words(error))
+            return _put_back(layout, log, change, _words(error))
         if not isinstance(error, _NotProvedError):
             raise  # still on record: the next call goes on with it
         wrong = _words(error)
         _refuse_live(change, wrong)
     if wrong and change.wanted == LIVE:
-        return _put_back(layout, notes, change, wrong)
-    return _proved(notes, change, process, wrong)
+        return _put_back(layout, log, change, wrong)
+    return _proved(log, change, process, wrong)
 
 
-def _refuse_beside(layout: Layout, notes: Notes, change: Change) -> None:
+def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
     """Raises HostError: a restart would have the flag again, whatever .env says.
 
     Nothing stays on record, so that no deploy and no rollback has to wait for it.
     """
-    beside = stacking.beside(layout, Supervisor(change.scope), change.unit)
+    beside = flag_file.beside(layout, Supervisor(change.scope), change.unit)
     if beside:
-        notes.forget()
+        log.forget()
         raise HostError(
             "stacking still decides: something beside .env sets it",
             why=f"{beside[0]} sets {FLAG}=1 and wins over .env, which says 0 now",
@@ -241,26 +236,26 @@ def _refuse_live(change: Change, wrong: str) -> None:
         )
 
 
-def _proved(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
+def _proved(log: FlagLog, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     change = dataclasses.replace(change, state="proved")
-    notes.keep(change)
-    return _finish(notes, change, process, wrong)
+    log.keep(change)
+    return _finish(log, change, process, wrong)
 
 
-def _finish(notes: Notes, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
+def _finish(log: FlagLog, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     pid = process.pid if process else None
-    notes.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
-    notes.forget()
-    return told("set", change, process, wrong, notes.lost)
+    log.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
+    log.forget()
+    return told("set", change, process, wrong, log.lost)
 
 
 def _put_back(
-    layout: Layout, notes: Notes, change: Change, reason: str, *, booting: bool = False
+    layout: Layout, log: FlagLog, change: Change, reason: str, *, booting: bool = False
 ) -> dict[str, Any]:
     """The value there was before, in the file and in the process: always shadow."""
-    notes = notes.may()
+    log = log.best_effort()
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
-    notes.keep(change)  # where that fails, the older record leads back too
+    log.keep(change)  # where that fails, the older record leads back too
     before = dataclasses.replace(change, wanted=change.was)
     process: Process | None = Supervisor(change.scope).show(change.unit)
     wrong = ""
@@ -273,9 +268,9 @@ def _put_back(
             process, wrong = _restarted(layout, change, change.was)
         except _NotProvedError as error:
             process, wrong = None, _words(error)
-    notes.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
-    notes.forget()
-    return told("reverted", change, process, wrong, notes.lost)
+    log.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
+    log.forget()
+    return told("reverted", change, process, wrong, log.lost)
 
 
 def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
@@ -327,6 +322,35 @@ def _wrong_with(change: Change, sha256: str, process: Process) -> str:
 def _words(error: Exception) -> str:
     why = getattr(error, "why", "")
     return f"{error}: {why}" if why else str(error)
+
+
+def named(change: Change) -> dict[str, object]:
+    names = ("wanted", "was", "release", "who", "report")
+    return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
+
+
+def told(
+    outcome: str, change: Change, process: Process | None, wrong: str, lost: str = ""
+) -> dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "release": change.release,
+        "value": change.was if outcome == "reverted" else change.wanted,
+        "pid": process.pid if process else None,
+        "wrong": wrong,
+        "reason": change.reason,
+        "lost": lost,
+    }
+
+
+def unwatched(change: Change) -> HostError:
+    return HostError(
+        "stacking decides here, but no guard watches it",
+        why="it was set by hand, or the guard was ended; and no gate report came along",
+        live=f"{change.release}, flags as before",
+        hint="invoke shadow-gate, then invoke enable-stacking; or invoke disable-stacking",
+        kind="refused",
+    )
 
 
 OPERATIONS = {"set_flag": set_flag}

@@ -1,18 +1,29 @@
-"""The stacking flag where it stands: in the flags file, and in the process that serves."""
+"""The stacking flag where it stands: in .env, beside it, in the process, and in a change of it.
+
+Beside .env a drop-in of the unit may set the flag, by Environment= or by another EnvironmentFile=.
+Of systemd's order only the last counts: files in their order, after every Environment=. A change
+that is under way is on record until it has ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import glob
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from macd.host import durable, envfile
 from macd.host.deploy import health
 from macd.host.failure import HostError
-from macd.host.layout import Layout
-from macd.host.systemd.supervisor import Process
+from macd.host.layout import Layout, discard, load, save
+from macd.host.systemd.supervisor import Process, Supervisor
 
 FLAG = "ML_ENABLE_STACKING"
 LIVE, SHADOW = "1", "0"
+PENDING = "pending-flag.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -135,3 +146,101 @@ def _as_it_says(process: Process, endpoint: str) -> dict[str, str] | None:
     if answer.get("pid") != process.pid or not isinstance(flags, dict):
         return None
     return {str(name): str(value) for name, value in flags.items()}
+
+
+def beside(layout: Layout, supervisor: Supervisor, unit: str) -> list[str]:
+    """What has the service start with stacking whatever .env says."""
+    places = list(set_by(layout, supervisor, unit))
+    wins = places and places[-1][0] != layout.env and places[-1][1] == LIVE
+    return [places[-1][0]] if wins else []
+
+
+def set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[tuple[str, str]]:
+    """Each place that sets the flag and its value; the last of them counts."""
+    variables, files = supervisor.environment(unit)
+    if FLAG in variables:
+        yield f"Environment= of {unit}", variables[FLAG]
+    ours = os.path.realpath(layout.env)
+    for path in [p for name in files for p in sorted(glob.glob(name))] or [layout.env]:
+        value = _value_in(path)
+        if value:
+            yield layout.env if os.path.realpath(path) == ours else path, value
+
+
+def _value_in(path: str) -> str:
+    """What a file says of the flag, a 1 to any version of systemd first; "" where it does not."""
+    with contextlib.suppress(OSError, envfile.EnvFileError):
+        before, since = envfile.readings(read(path))
+        return LIVE if before.get(FLAG) == LIVE else since.get(FLAG, "")
+    return ""
+
+
+def shown(value: str) -> str:
+    return value if value in (LIVE, SHADOW) else "?"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the flag that is under way. state: begun, proved or reverting."""
+
+    wanted: str
+    was: str
+    release: str
+    unit: str
+    sockets: list[str]
+    scope: str
+    endpoint: str
+    health_s: float
+    who: str
+    started: float
+    state: str = "begun"
+    report: str = ""
+    reason: str = ""
+
+
+Record = Callable[[str, dict[str, object]], None]
+
+
+class FlagLog:
+    """What goes on record of a change: it must for stacking to decide, and may for shadow.
+
+    A disk that takes nothing any more is no reason to leave stacking on. lost: why it took no
+    word of the way to shadow, "" while it took all.
+    """
+
+    def __init__(self, layout: Layout, record: Record, *, strict: bool) -> None:
+        self._layout, self._record, self._strict = layout, record, strict
+        self.lost = ""
+
+    def best_effort(self) -> FlagLog:
+        """The same, for the way back to shadow."""
+        return FlagLog(self._layout, self._record, strict=False)
+
+    def keep(self, change: Change) -> None:
+        with self._noting():
+            save(self._layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
+
+    def record(self, kind: str, fields: dict[str, object]) -> None:
+        with self._noting():
+            self._record(kind, fields)
+
+    def forget(self) -> None:
+        with self._noting():
+            discard(self._layout.state(PENDING))
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (HostError, OSError) as error:
+            if self._strict:
+                raise
+            self.lost = self.lost or f"the host could not put it on record: {error}"
+
+
+def interrupted(layout: Layout) -> Change | None:
+    document = load(layout.state(PENDING), None)
+    if document is None:
+        return None
+    known = {field.name for field in dataclasses.fields(Change)}
+    return Change(**{name: value for name, value in document.items() if name in known})

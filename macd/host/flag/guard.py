@@ -1,9 +1,8 @@
 """The guard: runs on the host, by itself, after stacking was enabled; takes it back on FAIL.
 
-What it judges by is in starts.py, read by a process without rights (judging.py). Each look counts
-before it is had; after TRIES in a row that ended without a judgement stacking is taken back too: a
-guard that can't see is no guard. The standard library and macd/host alone: macd-host.pyz carries
-this file and what it imports.
+A process without rights judges the logs (judge/judging.py). Each look counts before it begins.
+After TRIES looks in a row without a judgement stacking is taken back too: a guard that can't see
+is no guard. The standard library and macd/host alone: macd-host.pyz carries this and its imports.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 from macd.host import durable, record
 from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
-from macd.host.flag import flag, flag_file, guard_config, stacking, webhook
+from macd.host.flag import flag, flag_file, guard_config, webhook
 from macd.host.judge import gate, judging
 from macd.host.judge.judging import CannotJudgeError, Judgement
 from macd.host.layout import Layout, live_release, save
@@ -180,7 +179,7 @@ def _decides(layout: Layout, order: dict[str, Any]) -> bool:
             return True
         process = supervisor.show(service["unit"])
         if not process.pid:
-            return bool(stacking.beside(layout, supervisor, service["unit"]))
+            return bool(flag_file.beside(layout, supervisor, service["unit"]))
     except (HostError, OSError):
         return True
     running = flag_file.of_process(process, service["endpoint"])

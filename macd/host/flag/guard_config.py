@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from macd.host import durable
-from macd.host.deploy import locks
+from macd.host import durable, envfile, record
+from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
 from macd.host.flag import flag_file
+from macd.host.flag.flag_file import FLAG, SHADOW
 from macd.host.layout import Layout, live_release, load, save
-from macd.host.systemd.supervisor import Supervisor
+from macd.host.systemd.supervisor import Process, Supervisor
 
 GUARD_LOCK = "guard.lock"
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
@@ -272,4 +273,68 @@ def _units(layout: Layout, order: dict[str, Any]) -> dict[str, str]:
     }
 
 
-OPERATIONS = {"guard_status": guard_status}
+def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
+    """`standing`, asked from elsewhere; `endpoint` may be "unix"."""
+    layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
+    process = supervisor.show(unit)
+    return stacking_state(layout, supervisor, unit, process, layout.endpoint(endpoint, scope))
+
+
+def stacking_state(
+    layout: Layout, supervisor: Supervisor, unit: str, process: Process, endpoint: str
+) -> dict[str, Any]:
+    """The flag in .env, beside it, at the next start and in the process; and its guard.
+
+    Answers in_file (each value it is given in .env), unread (why systemd takes nothing from .env),
+    passed_over (lines of .env that set nothing), beside (what else sets it: {"where", "value"}),
+    next (the value that the next start takes), running (None: nobody can tell), guard (as
+    `guard_of` has it), changing (whether a flip or an activation is under way). A value that is
+    neither "0" nor "1" is told as "?".
+    """
+    unread, values, passed_over = "", [], []
+    data = flag_file.content(layout)
+    try:
+        envfile.readings(data)
+        values = envfile.values_of(data, FLAG)
+        passed_over = envfile.passed_over(data)
+    except envfile.EnvFileError as error:
+        unread = str(error)
+    running = flag_file.of_process(process, endpoint)
+    set_by = list(flag_file.set_by(layout, supervisor, unit))
+    return {
+        "in_file": [flag_file.shown(value) for value in values],
+        "unread": unread,
+        "passed_over": passed_over,
+        "beside": [{"where": w, "value": flag_file.shown(v)} for w, v in set_by if w != layout.env],
+        "next": flag_file.shown(set_by[-1][1] if set_by else SHADOW),
+        "running": None if running is None else flag_file.shown(running.get(FLAG, SHADOW)),
+        "guard": guard_of(layout, live_release(layout)),
+        "changing": _is_changing(layout),
+    }
+
+
+def guard_of(layout: Layout, release: str | None) -> str:
+    """ "watches" the release (or did, to the end), "failing" (it is about to take stacking back),
+    "dead" (it was killed), or "none".
+    """
+    order = order_of(layout)
+    if order is None or order["release"] != release:
+        return "none"
+    if in_force(order):
+        dead = guard_status(layout.app, after="~")["dead"]  # without its reports
+        alive = "watches" if order["state"] == WATCHING else "failing"
+        return "dead" if dead else alive
+    return "watches" if order["state"] == "over" and not _taken_back(layout, order) else "none"
+
+
+def _taken_back(layout: Layout, order: dict[str, Any]) -> bool:
+    """Whether stacking was disabled since that watch began; the watch is no word for it now."""
+    last = record.newest(layout, "flag.set", since=order["since"])
+    return last is not None and last.get("wanted") == SHADOW
+
+
+def _is_changing(layout: Layout) -> bool:
+    return flag_file.interrupted(layout) is not None or ledger.read_pending(layout) is not None
+
+
+OPERATIONS = {"guard_status": guard_status, "stacking": stacking}

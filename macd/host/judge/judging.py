@@ -1,7 +1,13 @@
-"""Judge logs in a process that may do next to nothing: the guard is root, they are a stranger's.
+"""Judge a watch by the logs, in a process that may do next to nothing: the guard is root.
 
-The process has the rights of whoever owns the logs, no open file but its answer's pipe, and bounds
-on its memory and time. What it answers is a stranger's word too. The standard library alone.
+The logs are a stranger's. So the process has the rights of whoever owns them, no open file but its
+answer's pipe, and bounds on its memory and time; its answer is not trusted either.
+
+It judges all bars since the flip, and since later starts: one long look back forgives a model that
+breaks after twenty good hours. So the watch is cut into equal parts, and all bars since the
+beginning of each are judged at every look. The starts are fixed when the watch is ordered and share
+the 5 %: the bounds of each hold at all of its looks, and so all of them together (Bonferroni; Shin,
+Ramdas and Rinaldo 2022, "E-detectors", for the idea). The standard library alone.
 """
 
 from __future__ import annotations
@@ -12,14 +18,18 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from macd.host import durable, untrusted
-from macd.host.judge import gate, starts
+from macd.host.judge import gate, reading
+from macd.host.judge.analyse import Analysis, Window
+from macd.host.judge.continuity import step_ms
+from macd.host.judge.gate import Decision, Findings, Rule
+from macd.host.judge.parse import Bad, Line
 
 MEMORY = 256 << 20  # bytes of addresses; the worst logs that we could make took 120 MiB
 WITHIN_S = 300.0
@@ -27,6 +37,9 @@ _MOST_ANSWER = 2 << 20
 _MOST_FILES = 10_000
 _MOST_REASONS = 50
 _DESCRIPTORS = 4096
+_MOST_BARS = 50_000  # of each start: bars of a minute for a month
+MOST = 6  # more starts find a break sooner but each needs more bars to be sure of it
+_SEVERE_NAMED = 5
 
 
 class CannotJudgeError(Exception):
@@ -35,7 +48,7 @@ class CannotJudgeError(Exception):
 
 @dataclass(frozen=True)
 class Judgement:
-    """rates: successes and trials by criterion. document: the report, as starts.judge makes it."""
+    """rates: successes and trials by criterion. document: the report, as `evaluate` makes it."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -143,7 +156,7 @@ def _judged(live: Path, order: Mapping[str, Any], now: datetime) -> bytes:
             for count, _ in enumerate(entries):
                 if count >= _MOST_FILES:
                     raise ValueError(f"more than {_MOST_FILES} files in data/live")
-    _, document = starts.judge(live, order, now)
+    _, document = evaluate(live, order, now)
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
 
 
@@ -162,3 +175,89 @@ def _give_up_rights(writer: int, live: Path, memory: int, within_s: float) -> No
             os.setgid(owner.st_gid)
             os.setuid(owner.st_uid)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+
+
+class _Each:
+    """Several analyses of the same lines, read once."""
+
+    def __init__(self, parts: Sequence[Analysis]) -> None:
+        self.parts = parts
+
+    def add(self, line: Line | Bad, file: str, number: int) -> None:
+        for part in self.parts:
+            part.add(line, file, number)
+
+    def finish(self) -> None:
+        for part in self.parts:
+            part.finish()
+
+
+def planned(order: Mapping[str, Any]) -> list[float]:
+    """The starts of a watch in epoch seconds, the flip first: known before its first bar."""
+    lasts = order["until"] - order["since"]
+    count = max(1, min(MOST, int(lasts / order["every_s"])))
+    return [order["since"] + at * lasts / count for at in range(count)]
+
+
+def evaluate(
+    live: Path, order: Mapping[str, Any], now: datetime
+) -> tuple[Decision, dict[str, Any]]:
+    """What the logs in `live` say, and the report of it.
+
+    The verdict is the one since the flip, but FAIL where any later start fails.
+    """
+    plan = planned(order)
+    alpha, rule = gate.ALPHA / len(plan), Rule(**order["rule"])
+    end = round(now.timestamp() * 1000)
+    begins = [round(at * 1000) for at in plan if at == plan[0] or at < now.timestamp()]
+    parts = [Analysis(Window(begin, end, order["release"]), _MOST_BARS) for begin in begins]
+    first = f"trades_{datetime.fromtimestamp(order['since'], UTC):%Y%m%d}.jsonl"
+    sources = [one for one in reading.ordered(live) if one.name >= first] if live.is_dir() else []
+    reading.analyse(sources, _Each(parts), workers=1)
+    whole = parts[0]
+    severe = tuple(one["example"] for one in whole.severe.document()[:_SEVERE_NAMED])
+    decision = gate.decide(
+        Findings(whole.tally(), severe, _holes(whole, end), whole.causes()), rule, alpha
+    )
+    later = [
+        (part, gate.decide(Findings(part.tally(), causes=part.causes()), rule, alpha))
+        for part in parts[1:]
+    ]
+    failed = [(part, one) for part, one in later if one.verdict == gate.FAIL]
+    if failed and decision.verdict != gate.FAIL:
+        part, one = failed[-1]  # the shortest stretch names the break best
+        since = f"{datetime.fromtimestamp(part.window.start / 1000, UTC):%Y-%m-%d %H:%MZ}"
+        reasons = tuple(f"since {since}: {reason}" for reason in one.reasons)
+        decision = Decision(gate.FAIL, decision.criteria, (*reasons, *_holes(whole, end)))
+    return decision, {
+        "kind": "guard-report",
+        "release": order["release"],
+        "made": now.isoformat(),
+        "window": {"from_ms": begins[0], "to_ms": end},
+        "rule": order["rule"],
+        "alpha": alpha,
+        **gate.document(decision),
+        "later": [_told(part, one) for part, one in later],
+        "bars": len(whole.bars) + whole.junk,
+        "findings": whole.document(),
+    }
+
+
+def _told(part: Analysis, decision: Decision) -> dict[str, Any]:
+    rates = {one.name: [one.successes, one.trials] for one in decision.criteria}
+    return {"from_ms": part.window.start, "verdict": decision.verdict, "rates": rates}
+
+
+def _holes(found: Analysis, now_ms: int) -> tuple[str, ...]:
+    """Why the lines can't all be there: with holes in the evidence nothing is PASS."""
+    newest = found.newest_signal
+    told = []
+    if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
+        told.append("stale: no new bar is told")
+    if found.whole.broken or found.whole.incomplete:
+        told.append(
+            f"lines or bars are missing at {found.whole.broken + found.whole.incomplete} places"
+        )
+    if found.whole.intruders:
+        told.append("lines of another release stand between those of the live one")
+    return tuple(told)

@@ -1,25 +1,45 @@
-"""One virtualenv per dependency lock, built offline from verified wheels; there whole, or not."""
+"""One virtualenv per dependency lock: built from verified wheels, whole or not there; and checked.
+
+A package index may be used instead of the wheels that landed; the same hashes are required.
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
-from macd.host.store import needs, package_index, releases, runtime_check
+from macd.host.store import needs, releases
 from macd.host.systemd.sandbox import DIRECT, Confinement
 
 _BUILDING, _TRASH = ".building-", ".trash-"
 _PIP_TIMEOUT_S = 900
 _IMPORT_TIMEOUT_S = 120
+_PYTHON_TIMEOUT_S = 20
+_LONGEST_RECORD = 16 << 20
+_NAMED = 3
+_NOT_INSTALLED = {"pip"}  # it installs the others, and is run out of its wheel
+# What pip says of an index, and what it is told.
+_NOT_REACHED = re.compile(r"connection broken by|Max retries exceeded|not a trusted or secure host")
+_ANSWERED = re.compile(r"HTTP error (\d{3}) while getting")
+_NOT_THERE = re.compile(r"No matching distribution found for (\S+)")
+_OTHER_BYTES = "DO NOT MATCH THE HASHES"
+_SECRET = re.compile(r"(://)[^/\s'\"@]+@")
+_PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def install(
@@ -30,7 +50,7 @@ def install(
     python: str = "",
     index: bool = False,
     index_url: str = "",
-    walls: Confinement = DIRECT,
+    sandbox: Confinement = DIRECT,
 ) -> dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
@@ -43,7 +63,7 @@ def install(
     Args:
         raw_lock: the bytes of lock.json; their SHA-256 is the runtime's name.
         imports: modules that must import in the finished runtime.
-        walls: behind which pip and the packages run; they came with a release.
+        sandbox: in which pip and the packages run; they came with a release.
 
     Raises:
         HostError: a wheel is missing or damaged, or an import failed; nothing is left behind.
@@ -52,10 +72,10 @@ def install(
     lock = hashlib.sha256(raw_lock).hexdigest()
     target = layout.runtime(lock)
     document = json.loads(raw_lock)
-    if os.path.isdir(target) and _is_sound(target, document["wheels"], imports, walls):
+    if os.path.isdir(target) and _is_sound(target, document["wheels"], imports, sandbox):
         return {"lock": lock, "built": False}
     durable.make_directories(layout.runtimes)
-    _clear_forgotten(layout, walls)
+    _clear_forgotten(layout, sandbox)
     # A new one each time: the last one's may be the service account's still.
     building = os.path.join(layout.runtimes, f"{_BUILDING}{lock}-{secrets.token_hex(6)}")
     os.mkdir(building, 0o755)
@@ -63,14 +83,14 @@ def install(
         base = python or sys.executable
         doing = "making the virtualenv"
         argv = [base, "-I", "-m", "venv", "--without-pip", building]
-        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=DIRECT), doing, building)
+        _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, sandbox=DIRECT), doing, building)
         if document["wheels"]:
-            settings = package_index.settings(index, index_url)
-            walls.give(building)
-            _install_wheels(layout, building, document["wheels"], settings, walls, index=index)
+            settings = index_settings(index, index_url)
+            sandbox.give(building)
+            _install_wheels(layout, building, document["wheels"], settings, sandbox, index=index)
             shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
-            walls.take(building)
-        check_imports(building, imports, walls)
+            sandbox.take(building)
+        check_imports(building, imports, sandbox)
         os.sync()
         if os.path.isdir(target):  # damaged on the disk: what imports nothing serves nothing
             durable.set_aside(target, _TRASH)
@@ -82,24 +102,24 @@ def install(
     return {"lock": lock, "built": True}
 
 
-def _clear_forgotten(layout: Layout, walls: Confinement) -> None:
+def _clear_forgotten(layout: Layout, sandbox: Confinement) -> None:
     """What a killed agent left: first the processes that write there, then what they wrote."""
-    walls.end_forgotten()
+    sandbox.end_forgotten()
     for name in os.listdir(layout.runtimes):
         if name.startswith(_BUILDING):
             shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
 
 
 def _is_sound(
-    runtime: str, wheels: list[dict[str, Any]], imports: list[str], walls: Confinement
+    runtime: str, wheels: list[dict[str, Any]], imports: list[str], sandbox: Confinement
 ) -> bool:
-    if runtime_check.lacking(runtime, wheels):
+    if lacking(runtime, wheels):
         return False
     try:
-        version = check_imports(runtime, imports, walls)
+        version = check_imports(runtime, imports, sandbox)
     except HostError:
         return False
-    return os.path.isdir(runtime_check.packages(runtime, version))
+    return os.path.isdir(packages(runtime, version))
 
 
 def _install_wheels(
@@ -107,7 +127,7 @@ def _install_wheels(
     building: str,
     wheels: list[dict[str, Any]],
     settings: dict[str, str],
-    walls: Confinement,
+    sandbox: Confinement,
     *,
     index: bool,
 ) -> None:
@@ -135,13 +155,15 @@ def _install_wheels(
     argv += ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--require-hashes"]
     argv += ["--no-input", "--only-binary", ":all:", *source, "-r", requirements]
     doing = "installing the wheels"
-    done = _run(argv, doing, timeout=_PIP_TIMEOUT_S, walls=walls, settings=settings, into=building)
+    done = _run(
+        argv, doing, timeout=_PIP_TIMEOUT_S, sandbox=sandbox, settings=settings, into=building
+    )
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        raise needs.failure(doing, said, building) or package_index.failure(said, index=index)
+        raise needs.failure(doing, said, building) or index_failure(said, index=index)
 
 
-def check_imports(runtime: str, imports: list[str], walls: Confinement) -> str:
+def check_imports(runtime: str, imports: list[str], sandbox: Confinement) -> str:
     """Import each module in a fresh process of the runtime; answers its Python's version ("3.11").
 
     Raises:
@@ -152,7 +174,7 @@ def check_imports(runtime: str, imports: list[str], walls: Confinement) -> str:
     python = os.path.join(runtime, "bin", "python")
     doing = "importing the packages"
     argv = [python, "-I", "-c", code, *imports]
-    done = _run(argv, doing, timeout=_IMPORT_TIMEOUT_S, walls=walls)
+    done = _run(argv, doing, timeout=_IMPORT_TIMEOUT_S, sandbox=sandbox)
     _refuse_failure(done, doing, runtime)
     return done.stdout.split()[-1]
 
@@ -162,13 +184,13 @@ def _run(
     doing: str,
     *,
     timeout: float,
-    walls: Confinement,
+    sandbox: Confinement,
     settings: dict[str, str] | None = None,
     into: str = "",
 ) -> subprocess.CompletedProcess[str]:
     settings = {**(settings or {}), "ORT_DISABLE_TELEMETRY": "1"}
     try:
-        return walls.run(argv, timeout=timeout, settings=settings, writable=into)
+        return sandbox.run(argv, timeout=timeout, settings=settings, writable=into)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{doing} failed", why=str(error), live="unchanged") from error
 
@@ -181,3 +203,157 @@ def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: st
         why = "\n".join(said.strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)
+
+
+def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Confinement) -> str:
+    """Why `runtime` is not as it was built from `wheels` of its lock; "" if it is.
+
+    sandbox: behind which its Python runs; it came with a release.
+    """
+    return python_wrong(runtime, sandbox) or lacking(runtime, wheels)
+
+
+def python_wrong(runtime: str, sandbox: Confinement) -> str:
+    """Why its Python does not run, or is not the one its packages were installed for; else ""."""
+    python = os.path.join(runtime, "bin", "python")
+    if not os.path.exists(python):
+        return "its runtime is gone" if not os.path.isdir(runtime) else "its runtime has no Python"
+    # S: none of the packages' own start-up code; the question is about Python.
+    argv = [python, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    try:
+        done = sandbox.run(argv, timeout=_PYTHON_TIMEOUT_S)
+    except HostError as error:
+        return f"its Python was not run: {error} ({error.why})"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"its Python does not run: {error}"
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        return "its Python does not run" + (f": {said[-1]}" if said else "")
+    version = done.stdout.strip()
+    if not os.path.isdir(packages(runtime, version)):
+        return f"its Python is {version} now, its packages were installed for another one"
+    return ""
+
+
+def packages(runtime: str, version: str) -> str:
+    """Where the packages for a Python of that version ("3.11") lie."""
+    return os.path.join(runtime, "lib", f"python{version}", "site-packages")
+
+
+def lacking(runtime: str, wheels: Sequence[dict[str, Any]]) -> str:
+    """Which packages of `wheels`, or files of theirs, `runtime` lacks; "" if none."""
+    lib = os.path.join(runtime, "lib")
+    records: dict[str, str] = {}
+    for version in sorted(os.listdir(lib)) if os.path.isdir(lib) else []:
+        folder = os.path.join(lib, version, "site-packages")
+        for name in os.listdir(folder) if os.path.isdir(folder) else []:
+            if name.endswith(".dist-info"):
+                project = name[: -len(".dist-info")].rpartition("-")[0]
+                records[_normal(project)] = os.path.join(folder, name, "RECORD")
+    wanted = {_normal(str(wheel["name"])) for wheel in wheels} - _NOT_INSTALLED
+    gone = sorted(wanted - set(records))
+    damaged: list[str] = []
+    for name in sorted(wanted & set(records)):
+        try:
+            damaged += _damaged(records[name])
+        except (OSError, ValueError, csv.Error):
+            gone.append(name)
+    told = [f"{len(gone)} packages ({_first(gone)})"] if gone else []
+    told += [f"{len(damaged)} files as installed ({_first(damaged)})"] if damaged else []
+    return f"its runtime lacks {' and '.join(told)}" if told else ""
+
+
+def _damaged(record: str) -> list[str]:
+    """The files of one package that are missing or of another size than its RECORD says."""
+    status = os.lstat(record)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_RECORD:
+        raise ValueError(record)
+    packages = os.path.dirname(os.path.dirname(record))
+    damaged = []
+    with open(record, encoding="utf-8", newline="") as file:
+        for path, _, size in csv.reader(file):
+            bytecode = path.endswith(".pyc")  # Python does without it
+            if not bytecode and not _is_there(os.path.join(packages, path), size):
+                damaged.append(path)
+    return damaged
+
+
+def _is_there(path: str, size: str) -> bool:
+    """As a plain file, of the size that was recorded, if any was."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and size in ("", str(status.st_size))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _first(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def index_settings(index: bool, url: str) -> dict[str, str]:
+    """The variables pip is started with; an address may hold a password, so it is never in argv.
+
+    Args:
+        index: packages come from an index; else from a directory, and no setting may interfere.
+        url: which one; "" is what the host's own pip settings name.
+    """
+    if not index:
+        return {"PIP_CONFIG_FILE": os.devnull}
+    known = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    # Soon enough to be told while somebody waits, and not at the first lost packet.
+    known.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
+    if not url:
+        return {**known, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
+    known.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in _LOCAL:
+        known["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
+    return known
+
+
+def index_failure(said: str, *, index: bool) -> HostError:
+    """What went wrong, from what pip wrote; a refusal, since nothing was changed."""
+    lines = [line.strip() for line in _SECRET.sub(r"\1****@", said).splitlines() if line.strip()]
+    missing, answered = _NOT_THERE.search(said), _ANSWERED.search(said)
+    if index and _OTHER_BYTES in said:
+        at = next(i for i, line in enumerate(lines) if _OTHER_BYTES in line)
+        return _refusal(
+            "the package index has other bytes than the release was made with",
+            lines[at + 1 : at + 4],
+            "find out who changed that wheel on the index; service.runtime: wheels sends the"
+            " release's own",
+        )
+    if index and _NOT_REACHED.search(said):
+        return _refusal(
+            "the host did not reach its package index",
+            [line for line in lines if _NOT_REACHED.search(line)][-1:],
+            "mend service.index_url or the way there, then deploy again; service.runtime: wheels"
+            " needs no index",
+        )
+    if index and answered:
+        return _refusal(
+            f"the package index answered {answered[1]} for a wheel",
+            [line for line in lines if _ANSWERED.search(line)][:1],
+            "mend the index (401 and 403: the password in service.index_url), then deploy again",
+        )
+    if index and missing:
+        return _refusal(
+            f"the package index has no wheel of {missing[1]} for this host",
+            lines[-2:],
+            "put the release's wheels on the index, or set service.runtime: wheels",
+        )
+    return _refusal(
+        "installing the wheels failed",
+        lines[-6:],
+        "check the host's Python and libraries, or lock for them: invoke release",
+    )
+
+
+def _refusal(what: str, why: list[str], hint: str) -> HostError:
+    return HostError(what, why="\n".join(why), hint=hint, live="unchanged", kind="refused")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from invoke import Context
 
@@ -24,6 +26,8 @@ def test_plan_names_the_deploy_of_the_same_environment(
 ) -> None:
     made = Plan(host="two", live=None, release="r", steps=("send",))
     monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
+    monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [])
     deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "  next: invoke deploy --env staging --host two --release r --inventory lab"
@@ -37,6 +41,7 @@ def test_plan_names_no_deploy_that_would_be_refused(
     refused = Problem("this host is not provisioned", "invoke provision")
     made = Plan(host="two", live=None, release="r", steps=("send",), problems=(refused,))
     monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
     deploy.plan(Context())
     assert capsys.readouterr().out.splitlines()[-1] == "    do: invoke provision"
 
@@ -63,7 +68,7 @@ def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
 ) -> None:
     kept = "/etc/systemd/system/m.service.before-rollback-7"
     back = Outcome("two", "committed", "r1", "r1", files=("m.service",), keys=("ML_X",))
-    deploy_shown.print_end(Result([back.having(kept=(kept,))], []), "rollback")
+    deploy_shown.print_end(Result([replace(back, kept=(kept,))], []), "rollback")
     told = capsys.readouterr().out
     assert "  put back as they were: m.service\n" in told
     assert "  set in .env as they were: ML_X\n" in told

@@ -16,8 +16,7 @@ from invoke import Context, Exit
 from macd.cli import doctor, flag, gate, history, logs, monitor, status
 from macd.errors import ContactLostError
 from macd.gate.flag import Flipped
-from macd.gate.follow import Place
-from macd.gate.pull import Pulled
+from macd.gate.logs import Place, Pulled
 from macd.inventory import Host
 from macd.journal import Journal
 from macd.ssh.refusals import UnreachableError

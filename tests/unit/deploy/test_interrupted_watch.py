@@ -38,7 +38,7 @@ def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(threading.Thread, "start", begin)
     with pytest.raises(MacdError) as caught:
         session = cast("Session", SaysWaiting())
-        follow.watch(session, inventory.hosts["prod"], inventory, BEGUN, lambda *_: None)
+        follow.follow(session, inventory.hosts["prod"], inventory, BEGUN, lambda *_: None)
     assert caught.value.exit_code == 5
     assert "activation 7" in caught.value.what
     assert "invoke deploy --attach" in caught.value.hint
@@ -52,10 +52,11 @@ def test_the_next_command_leads_to_the_same_host(inventory: str, env: str, optio
     known = load("lab", root=Path(__file__).parents[3])
     known = known.model_copy(update={"name": inventory})
     host = known.hosts["prod"].model_copy(update={"env": env})
-    run = follow._Watch(host, known, BEGUN, lambda *_: None)
+    run = follow._Follower(host, known, BEGUN, lambda *_: None)
     assert f"invoke deploy --attach{options} follows" in run.interrupted().hint
-    lost = apply._lost(host, ContactLostError("gone"), True, "", follow.at(host, known))
-    assert f"invoke deploy --attach{options} follows" in lost.hint
+    with pytest.raises(ContactLostError) as lost, apply._host_may_switch(host, known):
+        raise ContactLostError("gone")
+    assert f"invoke deploy --attach{options} follows" in lost.value.hint
 
 
 class Asked:

@@ -189,7 +189,7 @@ def test_so_many_may_fail(inventory: Inventory, max_failed: int, untouched: list
         (Result([reverted(HOSTS[0])], [], failed={"b": RefusedError("no")}), 4),
         (Result([committed(HOSTS[0])], [], failed={"b": RefusedError("no")}), 6),
         (Result([reverted(HOSTS[0])], [], failed={"b": ContactLostError("gone")}), 5),
-        (Result([reverted(HOSTS[0])], [], away={"b": MacdError("away")}), 5),
+        (Result([reverted(HOSTS[0])], [], unreachable={"b": MacdError("away")}), 5),
         (Result([committed(HOSTS[0])], [], failed={"b": away("b")}), 5),
         (Result([], [], failed={"b": ContactLostError("gone"), "c": MacdError("no")}), 1),
         (Result([committed(HOSTS[0])], [], left=["b"]), 5),
@@ -247,19 +247,19 @@ def test_who_is_passed_by_is_named_and_stops_nothing(inventory: Inventory) -> No
         one,
         limits=Limits(max_failed=1),
         passes=(UnreachableError,),
-        away={"prod1": ContactLostError("gone")},
+        unreachable={"prod1": ContactLostError("gone")},
         release="r3",
         serial=3,
     )
     assert sorted(asked) == ["prod2", "prod3", "prod4", "prod5"]
     assert [outcome.host for outcome in ended.outcomes] == ["prod4", "prod5"]
-    assert (list(ended.away), list(ended.failed)) == (["prod1", "prod2"], ["prod3"])
+    assert (list(ended.unreachable), list(ended.failed)) == (["prod1", "prod2"], ["prod3"])
     assert isinstance(ended.error, RefusedError)
     assert ended.exit_code == ExitCode.CONTACT_LOST
     # Who was never reached can't have got it; who refused may, as far as is known here.
     assert [run.may_be_live(f"prod{n}") for n in (1, 2, 3)] == [0, 0, 3]
 
-    told = passed_by("deploy", ended.away, " --inventory five", release="r3")
+    told = passed_by("deploy", ended.unreachable, " --inventory five", release="r3")
     assert (told.what, told.why) == (
         "not deployed: prod1, prod2",
         "prod1: gone\nprod2: prod2 is away",
@@ -278,13 +278,13 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
     run = Rollout(inventory, "rollback", "prod")
     ended = run.run([HOSTS], one, passes=(ContactLostError,), limits=Limits(parallel=1))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod3"]
-    assert (list(ended.away), ended.untouched) == (["prod2"], ["prod5"])
+    assert (list(ended.unreachable), ended.untouched) == (["prod2"], ["prod5"])
     assert isinstance(ended.error, RefusedError)
-    told = passed_by("rollback", ended.away, " --inventory five")
+    told = passed_by("rollback", ended.unreachable, " --inventory five")
     assert told.exit_code == ExitCode.CONTACT_LOST
     assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
     assert "live there: invoke rollback --host prod2 --inventory five" in told.hint
-    named = passed_by("rollback", ended.away, " --inventory five", release="r1")
+    named = passed_by("rollback", ended.unreachable, " --inventory five", release="r1")
     assert (
         "status --host prod2 --inventory five; invoke rollback --host prod2 --to r1" in named.hint
     )
@@ -588,7 +588,7 @@ def test_of_who_was_lost_while_it_switched_nobody_says_it_did_not(inventory: Inv
     run = Rollout(inventory, "rollback", "prod")
     ended = run.run([HOSTS], one, passes=(UnreachableError, ContactLostError))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod4", "prod5"]
-    told = passed_by("rollback", ended.away, " --inventory five")
+    told = passed_by("rollback", ended.unreachable, " --inventory five")
     assert told.what == "not taken back: prod3; not known how it ended: prod2"
     assert "invoke rollback --host prod2" not in told.hint
     assert "invoke rollback --host prod3 --inventory five" in told.hint

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from macd.deploy.state import HostState
-from macd.gate import report, run
-from macd.gate.case import Case, Feed, Finding
-from macd.gate.doctor import diagnose
+from macd.gate import report
+from macd.gate.doctor import Case, Feed, Finding, diagnose
 from macd.inventory import load
 from tests.support import signal_lines
 
@@ -30,7 +29,7 @@ def judged(tmp_path: Path, **components: Any) -> Mapping[str, Any]:
     """A gate document as the product makes it, of lines with these components."""
     signal_lines.write(tmp_path / "logs", signal_lines.lines(30, end=NOW, **components))
     known = load("lab")
-    found = run.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
+    found = report.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
     return found.document
 
 

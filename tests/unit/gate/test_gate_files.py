@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from macd.gate import evidence, run
-from macd.gate.pull import Pulled
-from macd.gate.run import Judged
+from macd.gate import evidence, report
+from macd.gate.logs import Pulled
+from macd.gate.report import Judged
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import INCONCLUSIVE, PASS, Rule
 from macd.inventory import load
@@ -23,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 def judged(directory: Path, days: float | None = None) -> Judged:
-    return run.of_files(load("lab"), directory, Rule(), days, NOW)
+    return report.of_files(load("lab"), directory, Rule(), days, NOW)
 
 
 def put(directory: Path, n: int, **more: Any) -> None:
@@ -84,10 +84,12 @@ def test_a_log_that_is_gone_is_a_note_and_a_problem_in_the_window(tmp_path: Path
     told = evidence.problems(found, now=NOW, gone=gone)
     assert told == ["trades_20260301.jsonl is not on the host any more", *told[1:]]
     assert "20260101" not in " ".join(told)
-    notes = run._notes(Pulled(tmp_path, 0, (), gone=gone))
+    notes = report._notes(Pulled(tmp_path, 0, (), gone=gone))
     assert notes == [f"{name} was fetched before and is not on the host any more" for name in gone]
     many = tuple(f"trades_{day}.jsonl" for day in range(20260101, 20260130))
-    assert run._notes(Pulled(tmp_path, 0, (), gone=many))[-1] == "and 19 older logs that are gone"
+    assert (
+        report._notes(Pulled(tmp_path, 0, (), gone=many))[-1] == "and 19 older logs that are gone"
+    )
 
 
 def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:

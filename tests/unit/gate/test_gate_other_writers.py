@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.gate import evidence, report, run
-from macd.host.judge import gate, starts
+from macd.gate import evidence, report
+from macd.host.judge import gate, judging
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
 from macd.host.judge.parse import parse
@@ -27,8 +27,8 @@ STYLE = "45 lines name a release in another style (v1.4.2)"
 Made = dict[str, Any]
 
 
-def of_files(directory: Path, days: float | None = None) -> run.Judged:
-    return run.of_files(load("lab"), directory, Rule(), days, NOW)
+def of_files(directory: Path, days: float | None = None) -> report.Judged:
+    return report.of_files(load("lab"), directory, Rule(), days, NOW)
 
 
 def on_host(found: Analysis) -> Decision:
@@ -97,11 +97,11 @@ def test_the_guard_names_a_release_in_another_style_too(tmp_path: Path) -> None:
         "every_s": 3600.0,
         "rule": {**Rule().__dict__, "rule": "sequential"},
     }
-    decision, _ = starts.judge(CASES / "release-in-another-style", order, NOW)
+    decision, _ = judging.evaluate(CASES / "release-in-another-style", order, NOW)
     assert (decision.verdict, decision.reasons[0]) == (FAIL, STYLE)
     signal_lines.write(tmp_path, iter(without(made(), range(40))))
     point = {**order, "rule": Rule().__dict__}
-    assert starts.judge(tmp_path, point, NOW)[0].verdict == PASS, "no ml_error is no error"
+    assert judging.evaluate(tmp_path, point, NOW)[0].verdict == PASS, "no ml_error is no error"
 
 
 def test_few_lines_in_another_style_are_the_reason_of_inconclusive() -> None:
@@ -169,8 +169,8 @@ def test_healthy_lines_without_the_field_pass_on_a_host_too() -> None:
     decision = on_host(found)
     assert (decision.verdict, set(rates(decision).values())) == (PASS, {(40, 40)})
     assert found.untold == 40
-    assert "no field ml_error" in run._untold(found)[0]
-    assert run._untold(analysed(made())) == []
+    assert "no field ml_error" in report._untold(found)[0]
+    assert report._untold(analysed(made())) == []
 
 
 @pytest.mark.parametrize("name", ["ml_bull_prob", "ml_lgb_prob", "ml_lstm_prob", "ml_tft_prob"])

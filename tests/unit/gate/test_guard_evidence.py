@@ -12,7 +12,7 @@ import pytest
 
 from macd.gate import report
 from macd.host.flag import guard_config
-from macd.host.judge import gate, starts
+from macd.host.judge import gate, judging
 from macd.host.judge.gate import Rule
 from macd.host.layout import Layout
 from macd.inventory import load
@@ -34,7 +34,7 @@ def verdict(live: Path, made: list[dict[str, Any]], *, rule: str = "point") -> t
         "every_s": 7200.0,
         "rule": {**Rule().__dict__, "rule": rule},
     }
-    decision, document = starts.judge(live, order, NOW)
+    decision, document = judging.evaluate(live, order, NOW)
     assert json.dumps(document)
     assert len(document["later"]) == (5 if rule == "sequential" else 0)
     return decision.verdict, "; ".join(decision.reasons)
@@ -103,7 +103,7 @@ def test_a_bad_moment_of_late_is_no_break(tmp_path: Path) -> None:
 def test_a_service_at_the_threshold_is_seldom_taken_back() -> None:
     """All starts at all looks together are wrong with 5 % at most, as one bound alone is."""
     rng, rule = random.Random(5), Rule(rule="sequential")
-    alpha = gate.ALPHA / starts.MOST
+    alpha = gate.ALPHA / judging.MOST
     wrong = 0
     known: dict[tuple[int, int], str] = {}
     for _ in range(1000):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from macd.host.judge import gate, judging, starts
+from macd.host.judge import gate, judging
 from macd.host.judge.gate import Rule
 from tests.support import signal_lines
 
@@ -68,7 +68,7 @@ def write(live: Path, n: int = 25) -> None:
 def test_it_says_what_the_lines_say(tmp_path: Path) -> None:
     write(tmp_path)
     verdict, reasons, rates, document = json.loads(judged(tmp_path))
-    decision, wanted = starts.judge(tmp_path, ORDER, NOW)
+    decision, wanted = judging.evaluate(tmp_path, ORDER, NOW)
     assert (verdict, reasons) == (decision.verdict, list(decision.reasons))
     assert rates["ml_coverage"] == [25, 25]
     assert document == json.loads(json.dumps(wanted))
@@ -93,16 +93,16 @@ def test_a_log_without_an_end_ends_with_the_time(tmp_path: Path) -> None:
 def test_one_that_is_killed_is_no_judgement(tmp_path: Path) -> None:
     write(tmp_path)
     kill = (
-        "import os\nfrom macd.host.judge import starts\n"
-        f"starts.judge = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)})"
+        "import os\nfrom macd.host.judge import judging\n"
+        f"judging.evaluate = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)})"
     )
     assert judged(tmp_path, kill) == "cannot: it was killed by signal 9"
 
 
 def test_what_goes_wrong_in_it_is_told_short_and_printable(tmp_path: Path) -> None:
     fail = (
-        "from macd.host.judge import starts\ndef judge(*_):\n"
-        "    raise OSError('\\x1b[31m' + 'x' * 9999)\nstarts.judge = judge"
+        "from macd.host.judge import judging\ndef evaluate(*_):\n"
+        "    raise OSError('\\x1b[31m' + 'x' * 9999)\njudging.evaluate = evaluate"
     )
     told = judged(tmp_path, fail)
     assert told.startswith("cannot: OSError: xxx")
@@ -117,14 +117,14 @@ def test_more_files_than_anybody_reads_are_no_judgement(tmp_path: Path) -> None:
 
 SPY = """
 import os, resource
-from macd.host.judge import starts
+from macd.host.judge import judging
 here = os.dup2(os.open("/", os.O_RDONLY), 77)
-def judge(*_):
+def evaluate(*_):
     fds = sorted(map(int, os.listdir("/proc/self/fd")))
     limits = [resource.getrlimit(which)[0] for which in (resource.RLIMIT_CORE,
               resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC)]
     raise ValueError(f"{os.getresuid()} {os.getresgid()} {os.getgroups()} {limits} {here in fds}")
-starts.judge = judge
+judging.evaluate = evaluate
 """
 
 

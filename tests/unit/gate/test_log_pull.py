@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from macd.errors import MacdError, RefusedError
-from macd.gate import follow, pull
+from macd.gate import logs
 from macd.host.judge import reading
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.rpc.logs import HEAD
@@ -30,7 +30,7 @@ NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     home = tmp_path_factory.mktemp("home")
     channel = PipeChannel(command(), env={"HOME": str(home), "PATH": os.environ["PATH"]}, cwd=home)
-    with Session(channel, modules=pull.MODULES) as made:
+    with Session(channel, modules=logs.MODULES) as made:
         yield made
 
 
@@ -79,20 +79,20 @@ def test_rotation_and_appends_during_a_hundred_pulls_lose_no_line(
         pulls = 0
         while pulls < 100 or written < 250:
             pulls += 1
-            made = pull.pull(session, str(app), tmp_path / "copy")
+            made = logs.pull(session, str(app), tmp_path / "copy")
             fetched += made.fetched
             assert made.replaced == made.gone == ()
     finally:
         stop.set()
         writer.join()
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     same(tmp_path / "copy", app)
     whole = b"".join((tmp_path / "copy" / name).read_bytes() for name in made.names)
     assert whole == b"".join(map(line, range(1, written + 1)))
     assert len(made.names) > 1, "files were rotated meanwhile"
     # only torn halves travelled twice
     assert len(whole) <= fetched + made.fetched <= len(whole) + (pulls + 1) * 800
-    assert pull.pull(session, str(app), tmp_path / "copy").fetched == 0
+    assert logs.pull(session, str(app), tmp_path / "copy").fetched == 0
 
 
 def test_a_torn_last_line_is_left_until_it_is_whole(
@@ -100,10 +100,10 @@ def test_a_torn_last_line_is_left_until_it_is_whole(
 ) -> None:
     log = live(app) / "trades_20260101.jsonl"
     log.write_bytes(line(1) + line(2)[:5])
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     assert (tmp_path / "copy" / log.name).read_bytes() == line(1)
     log.write_bytes(line(1) + line(3))  # the service took the torn line back and wrote another
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     assert (tmp_path / "copy" / log.name).read_bytes() == line(1) + line(3)
     assert made.replaced == ()
 
@@ -116,7 +116,7 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
     before = b"".join(map(line, range(1, 200)))
     assert len(before) > 4 * HEAD
     log.write_bytes(before)
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     if how == "cut":
         os.truncate(log, len(before) // 2)
     elif how == "cut and grown":
@@ -132,13 +132,13 @@ def test_a_log_that_was_changed_on_the_host_is_fetched_anew_and_named(
         log.write_bytes(before.replace(b'"seq":50,', b'"seq":77,'))
     else:
         log.write_bytes(before[len(line(1)) :])
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     assert made.replaced == (log.name,)
     assert (tmp_path / "copy" / f"{log.name}.was-1").read_bytes() == before
     content = log.read_bytes()
     assert (tmp_path / "copy" / log.name).read_bytes() == content[: content.rfind(b"\n") + 1]
     # it stays named: the evidence of that day is not what it was
-    assert pull.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
+    assert logs.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
 
 
 def test_a_kill_while_the_old_copy_is_put_aside_forgets_nothing(
@@ -147,12 +147,12 @@ def test_a_kill_while_the_old_copy_is_put_aside_forgets_nothing(
     log = live(app) / "trades_20260101.jsonl"
     before = b"".join(map(line, range(1, 60)))
     log.write_bytes(before)
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     # only the middle differs, in another file: nothing but the inode leads to it
     log.unlink()
     (live(app) / "inode").write_bytes(b"")
     log.write_bytes(before.replace(b'"seq":30,', b'"seq":77,'))
-    put_aside = pull._set_aside
+    put_aside = logs._set_aside
     for done in (False, True):  # before the rename, and behind it
 
         def killed(path: Path, done: bool = done) -> None:
@@ -160,11 +160,11 @@ def test_a_kill_while_the_old_copy_is_put_aside_forgets_nothing(
                 put_aside(path)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pull, "_set_aside", killed)
+        monkeypatch.setattr(logs, "_set_aside", killed)
         with pytest.raises(KeyboardInterrupt):
-            pull.pull(session, str(app), tmp_path / "copy")
+            logs.pull(session, str(app), tmp_path / "copy")
     monkeypatch.undo()
-    assert pull.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
+    assert logs.pull(session, str(app), tmp_path / "copy").replaced == (log.name,)
     assert (tmp_path / "copy" / f"{log.name}.was-1").read_bytes() == before
     same(tmp_path / "copy", app)
 
@@ -175,9 +175,9 @@ def test_comparing_copies_costs_one_call_however_many_there_are(
     for day in range(20260101, 20260109):
         (live(app) / f"trades_{day}.jsonl").write_bytes(line(day))
     counting = Liar(session)
-    pull.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
+    logs.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
     assert counting.called == ["log_files"]
-    pull.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
+    logs.pull(counting, str(app), tmp_path / "copy")  # type: ignore[arg-type]
     assert counting.called[1:] == ["log_files", "log_hashes"]
 
 
@@ -186,13 +186,13 @@ def test_a_log_that_is_gone_on_the_host_is_told_until_it_is_back(
 ) -> None:
     for day in ("20260101", "20260102"):
         (live(app) / f"trades_{day}.jsonl").write_bytes(line(1))
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     (live(app) / "trades_20260101.jsonl").rename(live(app) / "away")
     for _ in range(2):
-        made = pull.pull(session, str(app), tmp_path / "copy")
+        made = logs.pull(session, str(app), tmp_path / "copy")
         assert (made.gone, made.names) == (("trades_20260101.jsonl",), ("trades_20260102.jsonl",))
     (live(app) / "away").rename(live(app) / "trades_20260101.jsonl")
-    assert pull.pull(session, str(app), tmp_path / "copy").gone == ()
+    assert logs.pull(session, str(app), tmp_path / "copy").gone == ()
 
 
 def test_a_restored_log_with_another_inode_goes_on(
@@ -200,12 +200,12 @@ def test_a_restored_log_with_another_inode_goes_on(
 ) -> None:
     log = live(app) / "trades_20260101.jsonl"
     log.write_bytes(b"".join(map(line, range(1, 60))))
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     shutil.copy(log, live(app) / "restored")
     (live(app) / "restored").replace(log)
     with log.open("ab") as file:
         file.write(line(60))
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     assert (made.replaced, made.fetched) == ((), len(line(60)))
     same(tmp_path / "copy", app)
 
@@ -215,17 +215,17 @@ def test_a_killed_pull_goes_on_where_it_was(session: Session, app: Path, tmp_pat
     content = b"".join(map(line, range(1, 9000)))
     assert len(content) > 2 << 20
     log.write_bytes(content)
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     mine = tmp_path / "copy" / log.name
     os.truncate(mine, 1_500_000)  # as a kill leaves it: the middle of a line
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     assert 0 < made.fetched < len(content) - 1_400_000
     same(tmp_path / "copy", app)
     (tmp_path / "copy/index.json").unlink()  # not even knowing what it has
-    assert pull.pull(session, str(app), tmp_path / "copy").fetched == 0
+    assert logs.pull(session, str(app), tmp_path / "copy").fetched == 0
     (tmp_path / "copy/index.json").write_text("{torn")
     mine.write_bytes(mine.read_bytes().replace(b'"seq":5,', b'"seq":6,'))
-    pull.pull(session, str(app), tmp_path / "copy")
+    logs.pull(session, str(app), tmp_path / "copy")
     same(tmp_path / "copy", app)
 
 
@@ -238,7 +238,7 @@ def test_links_pipes_and_strange_names_are_no_logs(
     os.mkfifo(live(app) / "trades_20260102.jsonl")
     (live(app) / "trades_\x1b[2J.jsonl").write_bytes(b"x\n")
     (live(app) / "trades_20260103.jsonl").write_bytes(line(1))
-    made = pull.pull(session, str(app), tmp_path / "copy")
+    made = logs.pull(session, str(app), tmp_path / "copy")
     assert made.names == ("trades_20260103.jsonl",)
     assert len(made.refused) == 3
     assert all("\x1b" not in name for name, _ in made.refused)
@@ -286,7 +286,7 @@ def test_hostile_names_and_sizes_are_refused(
 ) -> None:
     (live(app) / "trades_20260101.jsonl").write_bytes(line(1))
     with pytest.raises(RefusedError, match="can't be true"):
-        pull.pull(Liar(session, **over), str(app), tmp_path / "copy")  # type: ignore[arg-type]
+        logs.pull(Liar(session, **over), str(app), tmp_path / "copy")  # type: ignore[arg-type]
     assert list((tmp_path / "copy").glob("*.jsonl")) == []
 
 
@@ -295,7 +295,7 @@ def test_a_size_that_is_too_large_brings_what_is_there(
 ) -> None:
     (live(app) / "trades_20260101.jsonl").write_bytes(line(1))
     liar = Liar(session, size=50 << 20)
-    assert pull.pull(liar, str(app), tmp_path / "copy").fetched == len(line(1))  # type: ignore[arg-type]
+    assert logs.pull(liar, str(app), tmp_path / "copy").fetched == len(line(1))  # type: ignore[arg-type]
 
 
 def test_following_tells_every_line_once_over_rotation(
@@ -303,17 +303,17 @@ def test_following_tells_every_line_once_over_rotation(
 ) -> None:
     first, second = live(app) / "trades_20260101.jsonl", live(app) / "trades_20260102.jsonl"
     first.write_bytes(line(1) + line(2))
-    place = follow.end_of(pull.pull(session, str(app), tmp_path / "copy"))
+    place = logs.end_of(logs.pull(session, str(app), tmp_path / "copy"))
     with first.open("ab") as file:
         file.write(line(3) + line(4)[:4])
-    came, place = follow.more(session, str(app), place)
+    came, place = logs.more(session, str(app), place)
     assert came == [line(3).rstrip()]
     with first.open("ab") as file:
         file.write(line(4)[4:])
     second.write_bytes(line(5))
     told = []
     while len(told) < 2:
-        came, place = follow.more(session, str(app), place)
+        came, place = logs.more(session, str(app), place)
         told += came
     assert told == [line(4).rstrip(), line(5).rstrip()]
 
@@ -334,10 +334,10 @@ def test_following_skips_no_line_that_was_written_just_before_rotation(
                 second.write_bytes(line(4))
             return super().call(op, **args)
 
-    place = follow.Place(first.name, len(line(1)), first.stat().st_ino)
+    place = logs.Place(first.name, len(line(1)), first.stat().st_ino)
     told = []
     while len(told) < 3:
-        came, place = follow.more(Midnight(session), str(app), place)  # type: ignore[arg-type]
+        came, place = logs.more(Midnight(session), str(app), place)  # type: ignore[arg-type]
         told += came
     assert told == [line(number).rstrip() for number in (2, 3, 4)]
 
@@ -345,8 +345,8 @@ def test_following_skips_no_line_that_was_written_just_before_rotation(
 def test_following_goes_on_when_the_file_at_hand_was_deleted(session: Session, app: Path) -> None:
     second = live(app) / "trades_20260102.jsonl"
     second.write_bytes(line(5))
-    _, place = follow.more(session, str(app), follow.Place("trades_20260101.jsonl", 7, 3))
-    assert follow.more(session, str(app), place)[0] == [line(5).rstrip()]
+    _, place = logs.more(session, str(app), logs.Place("trades_20260101.jsonl", 7, 3))
+    assert logs.more(session, str(app), place)[0] == [line(5).rstrip()]
 
 
 def test_any_order_of_pieces_reads_the_same(

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from macd.gate.follow import merged
-from macd.gate.run import together
+from macd.gate.logs import merged
+from macd.gate.report import together
 from tests.support import signal_lines
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)

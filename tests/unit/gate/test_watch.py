@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from macd.gate import watch
-from macd.gate.watch import Seen
+from macd.gate import flag
+from macd.gate.flag import Seen
 from macd.inventory import load
 from macd.journal import Journal
 
@@ -23,11 +23,11 @@ def test_several_watches_are_caught_up_with_each_once_and_in_order(tmp_path: Pat
     host = inventory.host("prod")
     ends = [("failed", 1, 100.0), ("over", 2, 200.0), ("ended", 2, 300.0), ("failed", 3, 400.0)]
     for state, n, ended in ends:
-        assert not watch.catch_up(seen("watching", n, None), host, inventory)
-        assert not watch.catch_up(seen("failing", n, ended), host, inventory)
-        assert watch.catch_up(seen(state, n, ended), host, inventory)
-        assert not watch.catch_up(seen(state, n, ended), host, inventory)
-    assert not watch.catch_up(seen(*ends[0]), host, inventory)  # an old look that came late
+        assert not flag.catch_up(seen("watching", n, None), host, inventory)
+        assert not flag.catch_up(seen("failing", n, ended), host, inventory)
+        assert flag.catch_up(seen(state, n, ended), host, inventory)
+        assert not flag.catch_up(seen(state, n, ended), host, inventory)
+    assert not flag.catch_up(seen(*ends[0]), host, inventory)  # an old look that came late
     told = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
     assert [(one["result"], one["reason"]) for one in told] == [
         ("failed", "watch 1"), ("over", "watch 2"), ("ended", "watch 2"), ("failed", "watch 3"),

@@ -17,7 +17,7 @@ import pytest
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.rpc import blobs
-from macd.host.store import runtime_check, runtimes
+from macd.host.store import runtimes
 from macd.host.systemd.sandbox import DIRECT, Confinement
 
 
@@ -125,6 +125,6 @@ LIB = "lib/python*/site-packages"
 def test_a_runtime_that_is_not_whole_any_more_is_told(built: Path, damage: str, told: str) -> None:
     subprocess.run(["/bin/bash", "-ec", damage], cwd=built, check=True)
     wheels = [{"name": "tiny-x"}, {"name": "pip"}]
-    wrong = runtime_check.wrong_with(str(built), wheels, DIRECT)
+    wrong = runtimes.wrong_with(str(built), wheels, DIRECT)
     assert told in wrong
     assert bool(wrong) == bool(told)

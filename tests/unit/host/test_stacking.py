@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from macd.host import record
-from macd.host.flag.stacking import beside, guard_of, standing
+from macd.host.flag.flag_file import beside
+from macd.host.flag.guard_config import guard_of, stacking_state
 from macd.host.layout import Layout
 from macd.host.systemd.supervisor import Process, Supervisor
 
@@ -87,7 +88,7 @@ def test_the_last_that_sets_it_counts(
     (tmp_path / "x1.env").write_bytes(b"ML_ENABLE_STACKING=1\r\nSECRET=hunter2\n")
     systemd = Systemd("system")
     object.__setattr__(systemd, "said", said.format(**names))
-    told: dict[str, Any] = standing(layout, systemd, "u", GONE, "unix:/nowhere")
+    told: dict[str, Any] = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere")
     assert told["next"] == upcoming
     assert told["running"] is None
     assert beside(layout, systemd, "u") == [one.format(**names) for one in wins]
