@@ -61,7 +61,7 @@ class Application:
     compare: str = "macd.app.train.compare"
     serve: str = "macd.app.service.__main__"
     sources: tuple[str, ...] = (
-        *("__init__.py", "childprocess.py", "checklist.py", "errors.py", "heads.py"),
+        *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
     files: RunFiles = RunFiles()

@@ -1,4 +1,4 @@
-"""What a model's head is called: it looks a number of BARS ahead, whatever a bar's length is.
+"""The names of models and of their heads; a head predicts a number of BARS ahead.
 
 At 1h the guide's names hold, in files, documents and signals: 5h, 12h, 24h. At any other
 timeframe a head is named by its bars: h5, h12, h24. Readers know both. Standard library
@@ -11,6 +11,16 @@ import re
 from collections.abc import Iterable
 
 HORIZONS = (5, 12, 24)  # bars
+FAMILIES = ("lgbm", "lstm", "tft")  # the base models
+MODELS = (*FAMILIES, "stacking")
+BASELINE = "volatility"
+NAMES = {
+    "lgbm": "LightGBM",
+    "lstm": "LSTM",
+    "tft": "TFT",
+    "stacking": "Stacking",
+    BASELINE: "Volatility only",
+}
 GUIDE = "1h"  # the timeframe at which bars are hours
 _NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
 _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}

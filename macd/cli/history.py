@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
@@ -59,7 +59,13 @@ def history(
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
     inv = load(inventory)
     if env or host:
-        return _on_hosts(inv, env or "prod", host, limit=limit, kind=kind, full=full, json=json)
+        options = same(env=env or "prod", host=host, inventory=inventory)
+        if env in ("", "prod") and not host:
+            options = f" --env prod{options}"  # without it the journal here is shown
+        return _on_hosts(
+            inv, env or "prod", host, options, limit=limit, kind=kind, full=full, json=json
+        )
+    options = same(inventory=inventory)
     journal = Journal(inv.state_dir / "journal.jsonl")
     if repair_torn:
         return _repair(journal, dry_run=dry_run, yes=yes, json=json)
@@ -67,7 +73,7 @@ def history(
         records = journal.records()
     except JournalError as error:
         if not json:  # show what can still be trusted, then fail
-            _print(error.intact, limit, kind, full=full)
+            _print(error.intact, limit, kind, full=full, options=options)
         raise
     if json:
         chosen = _chosen(records, limit, kind)
@@ -75,17 +81,25 @@ def history(
     elif not records:
         print(f"nothing has been recorded yet\n  journal: {journal.path}")
     else:
-        _print(records, limit, kind, full=full)
+        _print(records, limit, kind, full=full, options=options)
     return None
 
 
 def _on_hosts(
-    inventory: Inventory, env: str, host: str, *, limit: int, kind: str, full: bool, json: bool
+    inventory: Inventory,
+    env: str,
+    host: str,
+    options: str,
+    *,
+    limit: int,
+    kind: str,
+    full: bool,
+    json: bool,
 ) -> ExitCode:
     """What each host recorded itself, whoever deployed to it; its chain is checked here."""
     from macd.deploy.fleet import hosts_of
 
-    results = on_each(list(hosts_of(inventory, env, host)), lambda one: _fetched(one, inventory))
+    results = on_each(list(hosts_of(inventory, env, host)), lambda host: _fetched(host, inventory))
     if json:
         told = [
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
@@ -95,7 +109,7 @@ def _on_hosts(
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")
-        _print(records, limit, kind, full=full)
+        _print(records, limit, kind, full=full, options=options)
     print_away(results.failed)
     return exit_code([], results.failed)
 
@@ -143,7 +157,7 @@ def _chosen(records: list[Record], limit: int, kind: str) -> list[Record]:
     return wanted[-limit:] if limit else wanted
 
 
-def _print(records: list[Record], limit: int, kind: str, *, full: bool) -> None:
+def _print(records: list[Record], limit: int, kind: str, *, full: bool, options: str = "") -> None:
     chosen = _chosen(records, limit, kind)
     for record in chosen:
         head = f"{record.seq:>5}  {record.time:%Y-%m-%d %H:%M:%SZ}  {record.kind:<15}"
@@ -154,9 +168,9 @@ def _print(records: list[Record], limit: int, kind: str, *, full: bool) -> None:
         kinds = ", ".join(sorted({record.kind for record in records}))
         print(f"no record of kind {kind}; there are: {kinds or 'none'}")
     elif len(chosen) < len(records):
-        print(f"{len(chosen)} of {len(records)} records\n  more: invoke history --limit 0")
+        print(f"{len(chosen)} of {len(records)} records\n  more: invoke history --limit 0{options}")
     elif chosen and not full:
-        print("  every field: invoke history --full")
+        print(f"  every field: invoke history --full{options}")
 
 
 def _brief(record: Record) -> str:

@@ -28,11 +28,22 @@ def on_each(
 ) -> Results[T]:
     """What `side_by_side` gives, with an error for each host that a Ctrl-C left out.
 
-    The error of a host that was asked alone is raised.
+    The error of a host that was asked alone is raised. Of several hosts an unexpected error is one
+    host's too: it hides no other host's result.
     """
-    from macd.deploy.fleet import PARALLEL, Results, side_by_side
+    from macd.deploy.fleet import PARALLEL, Results, side_by_side, unexpected
 
-    results = side_by_side(hosts, act, parallel=parallel or PARALLEL, on_interrupt=on_interrupt)
+    def guarded(host: Host) -> T:
+        try:
+            return act(host)
+        except (MacdError, BrokenPipeError):  # nobody reads any more: all of it ends
+            raise
+        except Exception as error:
+            if len(hosts) == 1:
+                raise
+            raise unexpected(host.name, error, live="not known from here") from error
+
+    results = side_by_side(hosts, guarded, parallel=parallel or PARALLEL, on_interrupt=on_interrupt)
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
     left = {name: _left_out(name) for name in results.not_started}

@@ -13,6 +13,7 @@ import queue
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -48,6 +49,26 @@ def code_of(error: MacdError) -> ExitCode:
     from macd.ssh.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
 
     return ExitCode.CONTACT_LOST if isinstance(error, UnreachableError) else error.exit_code
+
+
+def named(error: BaseException) -> str:
+    """What went wrong, with its kind."""
+    return f"{type(error).__name__}: {error}".strip(": ")
+
+
+def unexpected(
+    host: str,
+    error: BaseException,
+    live: str = "unknown from here: the host commits or goes back by itself",
+) -> MacdError:
+    """An error that no code here expected, as the error of the one host it happened on."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return MacdError(
+        f"{host}: an unexpected error: {named(error)}",
+        why=f"in {at.filename}, line {at.lineno}; this is a bug in macd",
+        live=live,
+        hint=f"invoke status shows what is live; the same with --host {host} shows all of it",
+    )
 
 
 @dataclass(frozen=True)

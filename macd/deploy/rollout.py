@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import getpass
 import socket
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from macd.deploy.fleet import PARALLEL, Results, code_of, in_waves, side_by_side, worst
+from macd.deploy.fleet import (
+    PARALLEL,
+    Results,
+    code_of,
+    in_waves,
+    named,
+    side_by_side,
+    unexpected,
+    worst,
+)
 from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation
 from macd.deploy.notify import notify
 from macd.deploy.rollback import ENDS, may_be_live
@@ -138,13 +146,13 @@ class Rollout:
                     raise unreachable[host.name]
                 outcome = change(host)
             except BaseException as error:  # a Ctrl-C, or what nobody thought of, is an end too
-                why = error.what if isinstance(error, MacdError) else _named(error)
+                why = error.what if isinstance(error, MacdError) else named(error)
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in unreachable or isinstance(error, UnreachableError)
                 told = {"unreachable": True} if never else {}
                 ended_with(host=host.name, result="failed", why=why, **told)
                 if len(hosts) > 1 and not isinstance(error, MacdError):
-                    raise _unforeseen(host.name, error) from error  # it hides no other host
+                    raise unexpected(host.name, error) from error  # it hides no other host
                 raise
             ended_with(**_recorded(outcome))
             return outcome
@@ -233,20 +241,6 @@ def _result(
 def _bad(done: Mapping[str, Outcome]) -> int:
     """How many reverted, or do not serve."""
     return sum(1 for outcome in done.values() if outcome.exit_code)
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip(": ")
-
-
-def _unforeseen(host: str, error: BaseException) -> MacdError:
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    return MacdError(
-        f"{host}: something nobody thought of went wrong here: {_named(error)}",
-        why=f"in {at.filename}, line {at.lineno}; this is a mistake in macd itself",
-        live="unknown from here: the host commits or goes back by itself",
-        hint=f"invoke status shows what is live; the same with --host {host} shows all of it",
-    )
 
 
 def passed_by(

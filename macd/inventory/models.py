@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from macd.criteria import GUIDE, CriterionName
 from macd.errors import UsageError
 from macd.inventory.names import (
     Endpoint,
@@ -44,17 +45,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1)]
 Stage = Literal["verify", "lgbm", "lstm", "tft", "onnx", "stacking"]
-CriterionName = Literal[
-    "lstm_val_auc",
-    "test_val_gap",
-    "stacking_oof_auc",
-    "n_oof",
-    "files_exist",
-    "onnx_test",
-    "leak_audit",
-]
-
-
 # The thresholds and findings of data.verify, which this room may not ask; a test holds them equal.
 LimitName = Literal[
     "gap_error",
@@ -85,16 +75,6 @@ FindingName = Literal[
     "shifted",
     "local-time",
 ]
-
-_GUIDE: dict[str, float] = {
-    "lstm_val_auc": 0.57,  # best head, validation AUC, at least
-    "test_val_gap": 0.02,  # |test - validation| of that head, below
-    "stacking_oof_auc": 0.58,  # at least
-    "n_oof": 10000,  # at least
-    "files_exist": 1,  # the last three hold or don't
-    "onnx_test": 1,
-    "leak_audit": 1,
-}
 
 
 class _Model(BaseModel):
@@ -204,7 +184,7 @@ class TrainSettings(_Model):
         """A file may name some criteria, or only their level: the rest stays as the guide says."""
         if not isinstance(given, dict):
             return given
-        guide = {name: {"threshold": value} for name, value in _GUIDE.items()}
+        guide: dict[str, Any] = {name: {"threshold": value} for name, value in GUIDE.items()}
         for name, value in given.items():
             guide[name] = {**guide.get(name, {}), **value} if isinstance(value, dict) else value
         return guide

@@ -13,17 +13,11 @@ from typing import Any
 
 import jinja2
 
-from macd.heads import bars_ahead, explained, shown
+from macd.heads import BASELINE, NAMES, bars_ahead, explained, shown
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 HTML, MARKDOWN = "card.html", "card.md"
-_NAMES = {
-    "lgbm": "LightGBM",
-    "lstm": "LSTM",
-    "tft": "TFT",
-    "stacking": "Stacking",
-    "volatility": "Volatility only (baseline)",
-}
+_NAMES = {**NAMES, BASELINE: f"{NAMES[BASELINE]} (baseline)"}
 _PARTS = ("val", "test", "val_all", "test_all")
 
 
@@ -59,7 +53,7 @@ def render(
         "heads": explained(details["tf"]),
         "missed": [one for one in details["criteria"] if not one["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),
-        "baseline": _NAMES["volatility"],
+        "baseline": _NAMES[BASELINE],
     }
     return {
         name: environment.get_template(f"{name}.j2").render(**words).encode()

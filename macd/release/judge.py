@@ -11,21 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from macd.criteria import TITLES, YES_OR_NO, below, is_met
 from macd.heads import HORIZONS, bars_ahead, in_order
 from macd.inventory import Criterion
 
 _PARTS = ("val", "val_all", "test", "test_all")
-_BELOW = frozenset({"test_val_gap"})  # met when strictly below; the others when at or above
-_YES_OR_NO = frozenset({"files_exist", "onnx_test", "leak_audit"})
-_TITLES = {
-    "lstm_val_auc": "best LSTM head, validation AUC",
-    "test_val_gap": "|test AUC - validation AUC| of that head",
-    "stacking_oof_auc": "stacking, out-of-fold AUC",
-    "n_oof": "out-of-fold samples",
-    "files_exist": "all model files exist",
-    "onnx_test": "ONNX models agree with torch",
-    "leak_audit": "leak audit",
-}
 
 
 @dataclass(frozen=True)
@@ -77,15 +67,14 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 
 def _criterion(name: str, criterion: Criterion, told: Mapping[str, Any]) -> Finding:
     value, threshold = told.get("value"), criterion.threshold
-    title, detail = _TITLES.get(name, name), str(told.get("detail") or "")
+    title, detail = TITLES.get(name, name), str(told.get("detail") or "")
     if not _number(value):
         return Finding(name, title, False, criterion.level, "not measured", None, threshold)
-    below = name in _BELOW
-    ok = value < threshold if below else value >= threshold
-    if name in _YES_OR_NO:
+    ok = is_met(name, value, threshold)
+    if name in YES_OR_NO:
         note = ("yes" if ok else "no") + (f" ({detail})" if detail else "")
         return Finding(name, title, ok, criterion.level, note, value, threshold)
-    wanted = f"{'below' if below else 'at least'} {_shown(threshold)} is asked for"
+    wanted = f"{'below' if below(name) else 'at least'} {_shown(threshold)} is asked for"
     missed = abs(value - threshold)
     by = f", missed by {_shown(missed) if missed else 'a hair: it must be below'}" if not ok else ""
     where = f" {detail}" if detail else ""
@@ -99,7 +88,7 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
     note = f"passed, {len(audit.get('checks', []))} checks"
     if not ok:
         note = "; ".join(f"{c.get('name')}: {c.get('detail')}" for c in failed) or "there is none"
-    return Finding("leak_audit", _TITLES["leak_audit"], ok, "block", note)
+    return Finding("leak_audit", TITLES["leak_audit"], ok, "block", note)
 
 
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:

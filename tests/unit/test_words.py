@@ -26,8 +26,12 @@ EVERYWHERE = {
     r"\bWish\b": "DeployOptions",
     r"\bOffer\b": "ReleaseCandidate",
     r"\bCampaign\b": "Rollout",
-    r"\bMemory\(": "PendingActivations",
+    r"\bRehearsal\b": "readiness check",
     r"missed by a hair": "narrowly missed",
+    r"turns an input round": "inverts",
+    r"flipped by coins?": "sign-randomised null test",
+    r"looked at with .* recipes": "N configurations evaluated on the holdout",
+    r"\bbook: Inventory\b": "inventory",
 }
 IN_PAGES = {
     r"\b[Tt]old\b": "say the thing itself: named, shown, reported",

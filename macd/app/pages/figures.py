@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from macd.app.pages.run import MODELS, NAMES, TrainingRun
-from macd.heads import in_order
+from macd.app.pages.run import TrainingRun
+from macd.heads import BASELINE, MODELS, NAMES, in_order
 from macd.host.judge.bounds import wilson
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval
@@ -20,7 +20,7 @@ _MEANING = {
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
 }
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
-COLOURS = {name: at for at, name in enumerate(MODELS)}
+COLOURS = {name: at for at, name in enumerate((*MODELS, BASELINE))}
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:

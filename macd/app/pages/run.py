@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import in_order, shown
-
-MODELS = ("lgbm", "lstm", "tft", "stacking", "volatility")
-NAMES = {
-    "lgbm": "LightGBM",
-    "lstm": "LSTM",
-    "tft": "TFT",
-    "stacking": "Stacking",
-    "volatility": "Volatility only",
-}
+from macd.heads import BASELINE, FAMILIES, MODELS, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class TrainingRun:
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
-        return {name: made[name] for name in MODELS if name in made}
+        return {name: made[name] for name in (*MODELS, BASELINE) if name in made}
 
     @property
     def heads(self) -> list[str]:
@@ -104,7 +95,7 @@ def read_run(directory: Path) -> TrainingRun:
         stacking=_json(models / f"stacking_meta_{tf}.json", {}),
         metas={
             name: meta
-            for name in ("lgbm", "lstm", "tft")
+            for name in FAMILIES
             if (meta := _json(models / f"{name}_{tf}_meta.json", {}))
         },
         job=_json(directory / "spec.json", {}),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures
-from macd.app.pages.run import MODELS, NAMES, TrainingRun, read_run
+from macd.app.pages.run import TrainingRun, read_run
+from macd.heads import MODELS, NAMES
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
 
@@ -77,7 +78,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
-        missing=[name for name in MODELS[:4] if name not in run.models],
+        missing=[name for name in MODELS if name not in run.models],
         names=NAMES,
     )
 

@@ -20,9 +20,9 @@ import polars as pl
 
 from macd.app.market import features
 from macd.app.market.bars import COLUMNS, SCHEMA
-from macd.app.predict.scoring import FAMILIES, SEQ, Floats, Scorer, window_at
+from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError
-from macd.heads import in_order
+from macd.heads import FAMILIES, in_order
 
 ROWS = 8
 TOLERANCE = 1e-4  # other processors round differently; a wrong feature moves far more

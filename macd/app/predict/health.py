@@ -17,15 +17,15 @@ import numpy as np
 
 from macd.app.market.features import FEATURE_VERSION, feature_names, schema_hash
 from macd.app.predict import golden
-from macd.app.predict.scoring import FAMILIES, MODELS, Floats, ModelError, Scorer
+from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer
 from macd.checklist import Item
+from macd.heads import FAMILIES, NAMES
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 RESULTS = Path("data/gpu_results")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
 _NEVER_IMPORTED = {"pip", "setuptools"}  # they install; nothing that serves imports them
-_NAMES = {"lgbm": "LightGBM", "lstm": "LSTM", "tft": "TFT"}
 _RETRAIN = "train that model again: python -m macd.app.train --mode {family}"
 
 
@@ -150,7 +150,7 @@ def _cross_symbols(names: tuple[str, ...]) -> list[str]:
 
 
 def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
-    name = _NAMES[family]
+    name = NAMES[family]
     remedy = _RETRAIN.format(family=family)
     if family in scorer.errors:
         cause = "the file is missing, damaged, or from another version"
@@ -263,7 +263,7 @@ def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) ->
         cause = "these are not the models that the training judged, or the features differ"
         remedy = "train again, or fetch the run again: invoke train.fetch"
         return Item(name, False, f"off on {told.bars} held-out bars: {off}", cause, remedy)
-    families = ", ".join(_NAMES.get(family, family) for family in told.families)
+    families = ", ".join(NAMES.get(family, family) for family in told.families)
     agree = f"{told.values} on {told.bars} held-out bars agree ({families}; {told.worst:.1e})"
     return Item(name, True, agree)
 

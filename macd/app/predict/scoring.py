@@ -21,12 +21,11 @@ import numpy.typing as npt
 
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError
-from macd.heads import GUIDE, HORIZONS, bars_ahead, head_names, is_head
+from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
 
 Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
-FAMILIES = ("lgbm", "lstm", "tft")
 SEQ = 48
 MODELS = Path("data/ml_models")
 _PARSE_TIMEOUT_S = 60

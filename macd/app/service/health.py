@@ -25,8 +25,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from macd.app.predict.golden import Outcome
-from macd.app.predict.scoring import FAMILIES
 from macd.errors import UsageError
+from macd.heads import FAMILIES
 
 _BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 10.0)
 _MODES = ("live", "shadow", "off")

@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 
 from macd.app.market import features
-from macd.app.predict.scoring import FAMILIES, SEQ, Scorer, Scores
+from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import taught_by
 from macd.app.service.settings import Flags
+from macd.heads import FAMILIES
 
 _FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
 _SURE = 0.5

@@ -1,7 +1,7 @@
-"""Hold a training against the agreed criteria and say, for each, whether it is met.
+"""Which of the agreed criteria a training meets.
 
 A criterion that is not met is a result, not an error. Whether it blocks a release or only warns is
-the inventory's decision; the training itself ends well either way.
+the inventory's decision; the training itself succeeds either way.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from macd.criteria import GUIDE, TITLES, is_met
+
 LEVELS = ("block", "warn")
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A threshold and what missing it means: `block` stops a release, `warn` is only told."""
+    """A threshold and what missing it means: `block` stops a release, `warn` is only shown."""
 
     threshold: float
     level: str = "block"
@@ -47,26 +49,16 @@ class Outcome:
         return f"{mark} {self.title}: {shown}{missed}{rest}"
 
 
-# The team's guide. Names are the keys in the inventory.
-DEFAULTS: dict[str, Criterion] = {
-    "lstm_val_auc": Criterion(0.57),
-    "test_val_gap": Criterion(0.02),
-    "stacking_oof_auc": Criterion(0.58),
-    "n_oof": Criterion(10000),
-    "files_exist": Criterion(1.0),
-    "onnx_test": Criterion(1.0),
-    "leak_audit": Criterion(1.0),
-}
+DEFAULTS: dict[str, Criterion] = {name: Criterion(float(value)) for name, value in GUIDE.items()}
 _TITLES = {
+    **TITLES,
     "lstm_val_auc": "best LSTM head, validation AUC >= {t:g}",
     "test_val_gap": "|test AUC - validation AUC| of that head < {t:g}",
     "stacking_oof_auc": "stacking, out-of-fold AUC >= {t:g}",
     "n_oof": "out-of-fold samples >= {t:,.0f}",
-    "files_exist": "all model files exist",
     "onnx_test": "ONNX models agree with torch on real bars",
     "leak_audit": "leak audit passed",
 }
-_BELOW = frozenset({"test_val_gap"})  # met when strictly below; the others when at or above
 
 
 def parse_criteria(raw: Any) -> dict[str, Criterion]:
@@ -107,7 +99,7 @@ def evaluate(
     for name, criterion in criteria.items():
         value = values.get(name)
         known = value is not None and math.isfinite(value)
-        met = known and _meets(name, float(value or 0.0), criterion.threshold)
+        met = known and is_met(name, float(value or 0.0), criterion.threshold)
         outcomes.append(
             Outcome(
                 name=name,
@@ -120,7 +112,3 @@ def evaluate(
             )
         )
     return outcomes
-
-
-def _meets(name: str, value: float, threshold: float) -> bool:
-    return value < threshold if name in _BELOW else value >= threshold

@@ -37,7 +37,6 @@ from macd.app.train.nets import SEQ
 from macd.errors import MacdError
 from macd.heads import head_names
 
-FAMILIES = ("lgbm", "lstm", "tft")
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
 # Seconds per thousand samples on one core, roughly: only for progress and ETA.
 _WEIGHT = {"lgbm": 0.15, "lstm": 0.27, "tft": 0.5}

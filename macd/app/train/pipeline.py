@@ -25,12 +25,12 @@ from macd.app.predict.stacking import StackingModel
 from macd.app.train import dataset, export, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
-from macd.app.train.fits import FAMILIES, Task, peak_mb
+from macd.app.train.fits import Task, peak_mb
 from macd.app.train.modelfiles import model_of
 from macd.app.train.settings import Settings
 from macd.app.train.training import Meter, Training, params_of, stage
 from macd.errors import MacdError, RefusedError
-from macd.heads import head_names
+from macd.heads import FAMILIES, head_names
 from macd.host.durable import replace_file
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
@@ -151,7 +151,7 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
         training.events.emit("head_fixed", stage=family, model=family, head=head, auc=aucs)
         module, model = model_of(training.final(family, entries).files, family, s.tf)
         facts = {"best_head": head, "val_auc": results.rounded(aucs), **training.lineage()}
-        module.save(model, s.out / results.MODELS, s.tf, facts=facts)
+        module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
 
 
@@ -167,7 +167,7 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
         code = code_digest(["macd.app.train.export"])
         for family in ("lstm", "tft"):
             entry = training.final(family, entries[family])
-            path = out / results.MODELS / f"{family}_{tf}.onnx"
+            path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {
                     "code": code,
@@ -219,7 +219,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
         frame = oof.with_model(frame, "stacking", p)
         facts = {"best_head": head, "val_auc": results.rounded(aucs), **training.lineage()}
-        stacking.save(fitted, s.out / results.MODELS, s.tf, headline=head, facts=facts)
+        stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / results.oof_path(s.tf))
     return frame
 

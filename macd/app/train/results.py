@@ -21,23 +21,15 @@ from macd.app.train import oof
 from macd.app.train.cache import Entry, code_digest, key_of, library_versions
 from macd.app.train.criteria import Outcome, evaluate
 from macd.app.train.events import append_line, read_events
-from macd.app.train.fits import FAMILIES
 from macd.app.train.leak_audit import Audit
 from macd.app.train.training import Training
 from macd.errors import MacdError
-from macd.heads import explained, head_names, in_order, shown
+from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
 from macd.host.durable import replace_file, sha256_of
 
-MODELS = Path("data/ml_models")
+MODEL_DIR = Path("data/ml_models")
 RESULTS = Path("data/gpu_results")
 RESULT = "result.json"
-NAMES = {
-    "lgbm": "LightGBM",
-    "lstm": "LSTM",
-    "tft": "TFT",
-    "stacking": "Stacking",
-    "volatility": "Volatility only",
-}
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
 _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "TA-Lib")
 
@@ -48,8 +40,8 @@ def measure(
     """The content of metrics.json. The holdout is opened here; the ledger counts how often."""
     s, data, plan = training.settings, training.data, training.plan
     baseline = oof.volatility_baseline(data, plan, frame)
-    frame = oof.with_model(frame, "volatility", baseline)
-    models = oof.models_in(frame, (*FAMILIES, "stacking", "volatility"))
+    frame = oof.with_model(frame, BASELINE, baseline)
+    models = oof.models_in(frame, (*MODELS, BASELINE))
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
     best = {
         model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
@@ -242,11 +234,11 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         "beside it the sign on ALL bars",
         *filter(None, [explained(tf)]),
     ]
-    for model in ("lgbm", "lstm", "tft", "stacking"):
+    for model in MODELS:
         if model in metrics["models"]:
             lines += ["", *_model_lines(NAMES[model], metrics["models"][model], tf)]
             lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
-    lines += ["", *_model_lines(NAMES["volatility"], metrics["models"]["volatility"], tf)]
+    lines += ["", *_model_lines(NAMES[BASELINE], metrics["models"][BASELINE], tf)]
     openings = metrics["holdout"]["openings"]
     if openings > 1:
         lines += [
@@ -290,14 +282,14 @@ def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
     by_stage = {
         "verify": [Path("verify.json")],
         "lgbm": [
-            *(MODELS / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
-            MODELS / f"lgbm_{tf}_meta.json",
+            *(MODEL_DIR / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
+            MODEL_DIR / f"lgbm_{tf}_meta.json",
         ],
-        "lstm": [MODELS / f"lstm_{tf}.pt", MODELS / f"lstm_{tf}_meta.json"],
-        "tft": [MODELS / f"tft_{tf}.pt", MODELS / f"tft_{tf}_meta.json"],
-        "onnx": [MODELS / f"lstm_{tf}.onnx", MODELS / f"tft_{tf}.onnx", Path("onnx.json")],
+        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", MODEL_DIR / f"lstm_{tf}_meta.json"],
+        "tft": [MODEL_DIR / f"tft_{tf}.pt", MODEL_DIR / f"tft_{tf}_meta.json"],
+        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path("onnx.json")],
         "stacking": [
-            MODELS / f"stacking_meta_{tf}.json",
+            MODEL_DIR / f"stacking_meta_{tf}.json",
             oof_path(tf),
             Path("leak_audit.json"),
         ],

@@ -156,7 +156,7 @@ class _Look:
 
     def file(self, relative: str, data: bytes | None, mode: int, *, secret: bool = False) -> None:
         path = os.path.join(self._layout.app, relative)
-        before = _content(path)
+        before = durable.regular(path)
         if data is None:
             if before is not None:
                 self._change("file", path, "removed", lambda: discard(path))
@@ -172,7 +172,15 @@ class _Look:
     def flags(self, wanted: dict[str, str]) -> None:
         """The .env file: made with stacking in shadow; keys we don't know are left alone."""
         path = self._layout.env
-        content = _content(path)
+        content = durable.regular(path)
+        if content is None and os.path.exists(path):
+            raise HostError(
+                f"{path} is no file",
+                why="a directory, a pipe or the like stands there",
+                live="unchanged",
+                hint=f"move it away (mv {path} {path}.by-hand), then provision again",
+                kind="refused",
+            )
         text = "" if content is None else content.decode("utf-8", "surrogateescape")
         try:
             present = envfile.parse(text)
@@ -253,14 +261,6 @@ def _add_account(name: str, app: str) -> None:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())
-
-
-def _content(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
 
 
 def _texts(before: bytes | None, after: bytes) -> dict[str, str]:

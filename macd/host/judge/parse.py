@@ -14,10 +14,9 @@ import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from macd.heads import GUIDE, HORIZONS, head_name
+from macd.heads import GUIDE, HORIZONS, MODELS, head_name
 
 LONGEST = 1 << 20  # bytes; the service's lines have one or two thousand
-FAMILIES = ("lgbm", "lstm", "tft", "stacking")
 # By hours at 1h, and in lines of other timeframes until heads were named by their bars there.
 _NAMES = tuple((head_name(bars, GUIDE), head_name(bars, "")) for bars in HORIZONS)
 SIGNAL, WARN, SEVERE, OTHER = range(4)
@@ -52,7 +51,7 @@ class Line(NamedTuple):
     """What the analysis needs of a line. Times are epoch milliseconds; None: the line has none.
 
     p: ml_bull_prob; it and the models' may be NaN or infinite, as the line said. heads: per family
-    and head of FAMILIES and HORIZONS, flat, or None. note: a warning's event or an error's words.
+    and head of MODELS and HORIZONS, flat, or None. note: a warning's event or an error's words.
     foreign: its release is named in another style than ours. untold: it is a signal without the
     field ml_error, which says neither that there was an error nor that there was none.
     """
@@ -235,7 +234,7 @@ def _heads(value: Any) -> tuple[float | None, ...] | None:
     if type(value) is not dict:
         raise _WrongError("ml_heads is not an object")
     found: list[float | None] = []
-    for family in FAMILIES:
+    for family in MODELS:
         by_head = value.get(family) or {}
         if type(by_head) is not dict:
             raise _WrongError("ml_heads is not by family and head")

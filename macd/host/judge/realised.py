@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from macd.heads import GUIDE, HORIZONS, head_name
-from macd.host.judge.parse import FAMILIES
+from macd.heads import GUIDE, HORIZONS, MODELS, head_name
 
 MOST = 5000  # newest bars that are looked at
 _Z = 1.959963984540054
@@ -48,7 +47,7 @@ def realised(bars: Iterable[Seen]) -> list[dict[str, Any]]:
             later = by_bar.get(seen.key(ahead))
             if later is not None and later.close != seen.close:
                 ups[seen.key()] = later.close > seen.close
-        for row, family in enumerate(FAMILIES):
+        for row, family in enumerate(MODELS):
             pairs = []
             for bar, up in ups.items():
                 p = by_bar[bar].heads[row * len(HORIZONS) + at]

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from invoke import Context
 
+from macd.cli import history as history_verb
 from macd.journal import Journal
 
 TASKS = """
@@ -136,3 +139,14 @@ def test_a_torn_journal_is_shown_asked_about_and_repaired(journal: Journal) -> N
     assert Path(document["moved_to"]).read_bytes() == data[data[:-1].rfind(b"\n") + 1 :]
     assert history(journal).returncode == 0
     assert "nothing to repair" in history(journal, "--repair-torn").stdout
+
+
+def test_the_hint_for_more_asks_the_same_hosts_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], journal: Journal
+) -> None:
+    filled(journal)
+    host = SimpleNamespace(name="prod")
+    monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [host])
+    monkeypatch.setattr(history_verb, "_fetched", lambda *_: journal.records())
+    history_verb.history(Context(), env="prod", inventory="lab", limit=1)
+    assert "more: invoke history --limit 0 --env prod --inventory lab" in capsys.readouterr().out

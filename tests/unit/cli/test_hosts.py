@@ -34,6 +34,20 @@ def test_the_error_of_a_host_asked_alone_is_raised_and_of_several_kept() -> None
     assert hosts.exit_code([None], results.failed) == 6
 
 
+def test_an_unexpected_error_on_one_of_several_hosts_hides_no_other() -> None:
+    def act(host: Any) -> str:
+        if host.name == "a":
+            raise ValueError("not thought of")
+        return f"{host.name} is fine"
+
+    results = hosts.on_each(named("a", "b"), act)
+
+    assert results.done == {"b": "b is fine"}
+    assert "ValueError: not thought of" in results.failed["a"].what
+    with pytest.raises(ValueError, match="not thought of"):
+        hosts.on_each(named("a"), act)
+
+
 def test_an_error_about_a_jump_host_names_the_host_behind_it(capsys: Any) -> None:
     hosts.print_away(
         {

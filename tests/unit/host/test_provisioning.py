@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,17 @@ def test_what_systemd_takes_is_kept_byte_for_byte(tmp_path: Path) -> None:
     run(app, {"ML_X": "2", "ML_ENABLE_STACKING": "0"}, dry_run=False)
     after = b"ML_ENABLE_STACKING=1\r\n" + data.replace(b"ML_X=1", b"ML_X=2")
     assert (app / ".env").read_bytes() == after
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+def test_what_is_no_file_where_env_should_be_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    app = tmp_path / "app"
+    run(app, {}, dry_run=False)
+    (app / ".env").unlink()
+    (app / "state/signers").unlink()
+    make(app / ".env")
+    with pytest.raises(HostError, match="is no file"):
+        run(app, {}, dry_run=False)
+    assert not (app / "state/signers").exists()
