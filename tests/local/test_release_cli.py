@@ -156,7 +156,7 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
     done = invoke(project, "release", "--inventory", "strict")
     assert done.returncode == 6
     assert "missed by" in done.stderr
-    assert "⚠ stacking will stay off: it was taught by" in done.stdout
+    assert "⚠ stacking will stay off: it was trained on" in done.stdout
     assert "ML_STACKING_MIN_SAMPLES=1000000" in done.stdout
     assert "--accept" in done.stderr
     dry = invoke(

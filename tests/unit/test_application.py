@@ -1,0 +1,44 @@
+"""What the tool says of the application is what the application does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import macd
+from macd import application
+from macd.app.predict.__main__ import COMMANDS
+from macd.application import BUILTIN
+from macd.childprocess import EndedError
+from macd.errors import ExitCode, MacdError
+
+TOP = Path(macd.__file__).parent
+
+
+def test_its_modules_and_sources_are_there() -> None:
+    for module in (BUILTIN.train, BUILTIN.check, BUILTIN.compare, BUILTIN.serve):
+        path = TOP.parent / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    assert all((TOP / name).exists() for name in BUILTIN.sources)
+    assert set(COMMANDS) == {"check", "check-run", "prove", "folder", "remarks"}
+
+
+def test_an_error_of_the_application_keeps_its_words_and_exit_code(tmp_path: Path) -> None:
+    with pytest.raises(MacdError, match="that can't be read") as caught:
+        application.check_run(tmp_path, tmp_path)
+    assert caught.value.exit_code == ExitCode.FAILED
+    assert "invoke train.fetch" in caught.value.hint
+
+
+def test_a_check_that_dies_is_an_error_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise EndedError("it ended the process that read it (SIGKILL)")
+
+    monkeypatch.setattr(application.childprocess, "ask", die)
+    with pytest.raises(MacdError, match="can't be checked") as caught:
+        application.check_folder(tmp_path)
+    assert "SIGKILL" in caught.value.why
+    assert caught.value.hint
