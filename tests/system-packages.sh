@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the system packages some tests need: real systemd hosts, a browser for the HTML reports.
+# Install the system packages some tests need: real systemd hosts, a browser, shells that users log in with.
 # Only what is missing, only as root on Debian or Ubuntu; elsewhere those tests say they are skipped.
 set -eu
 
@@ -10,7 +10,7 @@ fi
 
 missing=
 for package in openssh-client openssh-server systemd-container debootstrap debian-archive-keyring gpgv \
-    iproute2 chromium rsync strace; do
+    iproute2 chromium rsync strace zsh fish busybox tcsh ksh; do
     # Ubuntu's chromium package only wraps a snap, which a test machine can't run.
     [ "$package" = chromium ] && grep -qi '^ID=ubuntu' /etc/os-release && continue
     status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)

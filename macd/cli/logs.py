@@ -120,7 +120,7 @@ def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int)
     from macd.gate.report import logs_of
     from macd.ssh.session import open_session
 
-    with open_session(host, inventory, modules=host_logs.MODULES) as session:
+    with open_session(host, inventory) as session:
         copy = host_logs.pull(session, host.app_dir, logs_of(inventory, host))
     matching = (raw for raw in host_logs.newest_lines(copy) if wanted.search(host_logs.shown(raw)))
     newest = deque(matching, maxlen=max(0, lines))
@@ -168,7 +168,7 @@ def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None
     failures = 0
     while True:
         try:
-            with open_session(host, inventory, modules=host_logs.MODULES) as session:
+            with open_session(host, inventory) as session:
                 while True:
                     came, place = host_logs.more(session, host.app_dir, place)
                     failures = 0

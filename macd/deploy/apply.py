@@ -49,7 +49,7 @@ class DeployOptions:
 def look(host: Host, inventory: Inventory, candidate: ReleaseCandidate) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
     blueprint = Blueprint(inventory)
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         current = state.observed(state.ask(session, host, inventory, candidate.blob_sizes))
     desired = blueprint.render(host, current)
     return _plan(host, current, desired, candidate)
@@ -72,7 +72,7 @@ def deploy(
     """
     started, report = time.monotonic(), options.report
     blueprint = Blueprint(inventory)  # before the line is opened
-    with open_session(host, inventory, modules=state.MODULES, ahead=ahead) as session:
+    with open_session(host, inventory, ahead=ahead) as session:
         with _nothing_switched(host, "invoke deploy again; what was sent is not sent again"):
             # One round trip: lock, recover, facts and missing blobs are asked together.
             report("looking", {})
@@ -138,7 +138,7 @@ def rollback(host: Host, inventory: Inventory, to: str, options: DeployOptions) 
     Raises as `deploy` does.
     """
     started = time.monotonic()
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         with _nothing_switched(host, "invoke rollback again"):
             current = _Question(session, host, inventory, "rollback", options).answer()
             if to and to == current.live:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from macd.application import bars_path
-from macd.deploy import archive
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
 from macd.host.durable import sha256_of
 from macd.inventory import Host, Inventory, revoked
+from macd.ssh import archive
 
 SHADOW = {"ML_ENABLE_STACKING": "0"}
 REPLAY = "data/replay"
@@ -66,7 +65,7 @@ class Blueprint:
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
-        self._agent_archive = hashlib.sha256(archive.build()).hexdigest()
+        self._agent_archive = archive.digest()
         templates = _templates(project_templates(inventory))
         names = ("service.unit.j2", "service.socket.j2", "recover.unit.j2")
         self._service, self._socket, self._recover = (templates.get_template(n) for n in names)

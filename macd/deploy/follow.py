@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.deploy import state
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.host.deploy.activation import WAITING
@@ -149,7 +148,7 @@ def attach(
     With `activation` (this machine started it) it is confirmed too; else it is only watched.
     Without `ended` None too where the newest one is over and was not started here.
     """
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         answer = session.call("follow", app=host.app_dir)
         if not answer["number"]:
             return None
@@ -224,7 +223,7 @@ class _Follower:
             try:
                 if lost is None:
                     return self._follow(session, may_confirm=attached)
-                with open_session(self._host, self._inventory, modules=state.MODULES) as fresh:
+                with open_session(self._host, self._inventory) as fresh:
                     self._report("contact again", {})
                     self._confirmed_by(fresh)
                     lost = None
@@ -296,7 +295,7 @@ class _Follower:
             return
 
         def attempt() -> bool:
-            with open_session(self._host, self._inventory, modules=("deploy.operations",)) as fresh:
+            with open_session(self._host, self._inventory) as fresh:
                 return self._confirm_over(fresh)
 
         def failed(why: str) -> None:

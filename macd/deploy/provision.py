@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.deploy import archive, desired, state
+from macd.deploy import desired, state
 from macd.deploy.drift import unified, with_hidden
 from macd.inventory import Host, Inventory, revoked
+from macd.ssh import archive
 from macd.ssh.failures import RemoteFileNotFoundError
-from macd.ssh.session import Session, open_session
+from macd.ssh.session import Session, host_copy, open_session
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             isn't there.
     """
     signers, krl = files_here(inventory)
-    with open_session(host, inventory, modules=state.MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         wanted = desired.render(host, inventory, found)
         files = [
@@ -88,6 +89,9 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             who=who,
             dry_run=dry_run,
         )
+    copy = host_copy(host, inventory)
+    if copy is not None and not dry_run:
+        copy.remember(archive.digest())
     changes = [_change(one) for one in told["changes"]]
     return Provisioned(
         host=host.name,

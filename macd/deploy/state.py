@@ -18,8 +18,6 @@ from macd.ssh.pending import Pending
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import Session, open_session
 
-MODULES = ("deploy.operations", "deploy.provision")
-
 
 @dataclass(frozen=True)
 class HostState:
@@ -139,7 +137,7 @@ def unit_names(host: Host) -> list[str]:
 
 def observe(host: Host, inventory: Inventory) -> HostState:
     """One host as it is now; changes nothing."""
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         return observed(ask(session, host, inventory))
 
 

@@ -78,15 +78,12 @@ def short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-_MODULES = (*state.MODULES, "deploy.diagnose")
-
-
 def examine(host: Host, inventory: Inventory) -> Case:
     """Everything `doctor.diagnose` asks for but for trainings, which are about no one host.
 
     Changes nothing on the host, keeps no report. Raises MacdError when it can't be reached.
     """
-    with open_session(host, inventory, modules=_MODULES) as session:
+    with open_session(host, inventory) as session:
         question = state.ask(session, host, inventory)
         asked = session.submit(
             "checkup",

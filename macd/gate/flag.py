@@ -23,8 +23,6 @@ from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.ssh.session import Session, open_session
 
-MODULES = (*state.MODULES, "flag.flag", "flag.gate_note")
-
 
 @dataclass(frozen=True)
 class Flipped:
@@ -53,7 +51,7 @@ def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False)
         RefusedError: no such evidence, or the host does not take it; nothing was changed.
         ContactLostError: the host ends by itself what it began.
     """
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         looks_so = _is_so(found, LIVE)
         if dry_run and looks_so:
@@ -82,7 +80,7 @@ def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False)
 
 def disable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False) -> Flipped:
     """Back to shadow; needs no evidence. Raises as `enable` does."""
-    with open_session(host, inventory, modules=MODULES) as session:
+    with open_session(host, inventory) as session:
         found = state.observed(state.ask(session, host, inventory))
         if dry_run:
             result = "already" if _is_so(found, SHADOW) else "would"
@@ -160,7 +158,6 @@ def _flipped(host: Host, told: Mapping[str, Any], path: str) -> Flipped:
     )
 
 
-_WATCH_MODULES = ("flag.guard_config",)
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 
@@ -217,7 +214,7 @@ class Seen:
 
 def connect(host: Host, inventory: Inventory) -> Session:
     """A session that `look` can ask again and again."""
-    return open_session(host, inventory, modules=_WATCH_MODULES)
+    return open_session(host, inventory)
 
 
 def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:

@@ -30,7 +30,6 @@ from macd.ssh.failures import RemoteError
 from macd.ssh.pending import Pending
 from macd.ssh.session import Session
 
-MODULES = ("rpc.logs",)
 LARGEST = 8 << 30
 _INDEX = "index.json"
 _LOCK = ".lock"

@@ -150,7 +150,7 @@ def note_on_host(path: Path, document: Mapping[str, Any], inventory: Inventory) 
     note |= {"sha256": sha256_of(path)}
     note |= {"opens": not document["opens_nothing"]}
     try:
-        with open_session(host, inventory, modules=("flag.gate_note",)) as session:
+        with open_session(host, inventory) as session:
             session.call("gate_note", app=host.app_dir, note=note)
     except MacdError as error:
         return f"the host does not know of this verdict: {error.what}"
@@ -249,7 +249,7 @@ def logs_of(inventory: Inventory, host: Host) -> Path:
 
 def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged:
     """Judge what the live release of `host` did in the last `days`."""
-    with open_session(host, inventory, modules=(*state.MODULES, *logs.MODULES)) as session:
+    with open_session(host, inventory) as session:
         live = state.observed(state.ask(session, host, inventory))
         copy = logs.pull(session, host.app_dir, logs_of(inventory, host))
         now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)

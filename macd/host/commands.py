@@ -182,6 +182,3 @@ def _environment(changes: dict[str, str | None]) -> dict[str, str]:
         else:
             environment[name] = value
     return environment
-
-
-STREAMS = {"run": run}

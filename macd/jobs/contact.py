@@ -16,7 +16,6 @@ from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
-_MODULES = ("jobs.operations",)
 T = TypeVar("T")
 
 
@@ -86,7 +85,7 @@ class Contact:
 
     def _connected(self) -> Session:
         if self._session is None:
-            session = open_session(self.host, self.inventory, modules=_MODULES)
+            session = open_session(self.host, self.inventory)
             try:
                 session.ping()
             except BaseException:

@@ -6,21 +6,21 @@ makes pipelining free of deadlocks. Which operations there are is none of its bu
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from macd.errors import ContactLostError, MacdError
 from macd.host.rpc import frames
-from macd.ssh import assembler, failures
+from macd.ssh import archive, failures
 from macd.ssh.facts import Clock
 from macd.ssh.pending import Pending, Progress, Received
 
 if TYPE_CHECKING:
+    from macd.ssh.archive import HostCopy
     from macd.ssh.channel import Channel
 
 START_SECONDS = 45.0
@@ -41,6 +41,9 @@ class Conversation:
 
     `clock` is the best estimate so far of the host's clock. `sudo_login` is the account that
     starts the agent by sudo, "" where it is started directly.
+
+    `copy` is the archive that may lie on the host. Where it is believed to be ours, the host runs
+    it; where that is wrong, `reopen` gives another channel, and all that was sent goes there.
     """
 
     def __init__(
@@ -49,7 +52,8 @@ class Conversation:
         *,
         name: str = "host",
         python: str = "python3",
-        modules: Iterable[str] = (),
+        copy: HostCopy | None = None,
+        reopen: Callable[[], Channel] | None = None,
         link: Closable | None = None,
         sudo_login: str = "",
         start_seconds: float = START_SECONDS,
@@ -62,9 +66,11 @@ class Conversation:
         self._received = Received(channel)
         self._link = link
         self._tag = secrets.token_bytes(frames.TAG_LENGTH)
-        opening = assembler.opening(self._tag, modules)
-        self._starting = Pending(self, "(agent)", 0)  # shipping it is told like a call
-        self._starting.bytes_out = len(opening)
+        self._copy = copy
+        self._reopen = reopen
+        self._runs_copy = bool(copy and reopen and copy.remembered() == archive.digest())
+        self._starting = Pending(self, "(agent)", 0)  # starting it is logged like a call
+        self._unanswered: list[bytes] | None = []  # requests sent before the agent has spoken
         self._sending = threading.Lock()
         self._waiting: dict[int, Pending] = {}
         self._last_id = 0
@@ -74,11 +80,13 @@ class Conversation:
         self._broken: MacdError | None = None
         self._ended = threading.Event()
         self._start_seconds = start_seconds
-        self._deadline = time.monotonic() + start_seconds
+        # A timer, for sending to a host that reads nothing blocks whoever opens the session.
+        self._starts_in_time = threading.Timer(start_seconds, self._give_up)
+        self._starts_in_time.daemon = True
+        self._starts_in_time.start()
         self._reader = threading.Thread(target=self._receive, name=f"agent {name}", daemon=True)
         self._reader.start()
-        with contextlib.suppress(ContactLostError):  # the reader learns why, the first call tells
-            channel.send(opening)
+        self._send(self._opening())
 
     def call(self, op: str, /, **args: Any) -> Any:
         """Run one operation and return its result: one round trip. Raises RemoteError."""
@@ -99,6 +107,8 @@ class Conversation:
             frame = self._encode({"id": pending.id, "op": op, "args": dict(args)})
             pending.bytes_out = len(frame)
             self._waiting[pending.id] = pending
+            if self._unanswered is not None:
+                self._unanswered.append(frame)
             self._send(frame)
         if self._ended.is_set():
             pending.finish(error=self._why_broken())
@@ -120,10 +130,18 @@ class Conversation:
         except frames.FrameError as error:
             raise MacdError(f"{self.name}: the request is too large", why=str(error)) from error
 
-    def _send(self, frame: bytes) -> None:
+    def _opening(self) -> bytes:
+        path = self._copy.path if self._copy else ""
+        first = archive.opening(self._tag, path, travels=not self._runs_copy)
+        self._starting.bytes_out += len(first)
+        return first
+
+    def _send(self, data: bytes) -> None:
         try:
-            self._channel.send(frame)
+            self._channel.send(data)
         except ContactLostError:
+            if self._unanswered is not None:  # the reader learns why, and may start it again
+                return
             self._ended.wait(_EXIT_SECONDS)
             if self._broken is not None:
                 raise self._broken from None
@@ -133,16 +151,40 @@ class Conversation:
 
     def _receive(self) -> None:
         try:
-            while True:
-                before = self._received.taken
-                message, _ = frames.read_frame(self._received.read, self._tag)
-                self._dispatch(message, time.time(), self._received.taken - before)
+            try:
+                self._read_all()
+            except frames.EndOfStreamError as error:
+                if not self._runs_copy or archive.NO_COPY.encode() not in error.noise:
+                    raise
+                self._start_again()
+                self._read_all()
         except Exception as error:  # even a channel's own bug must end the calls, not hang them
             self._end(error)
 
+    def _read_all(self) -> None:
+        while True:
+            before = self._received.taken
+            message, _ = frames.read_frame(self._received.read, self._tag)
+            self._dispatch(message, time.time(), self._received.taken - before)
+
+    def _start_again(self) -> None:
+        """The host has no such copy: it said so before it looked at any request."""
+        assert self._reopen is not None and self._unanswered is not None  # noqa: S101
+        self._channel.close()
+        channel = self._reopen()
+        with self._sending:
+            self._runs_copy = False
+            self._channel = channel
+            self._received = Received(channel)
+            self._send(self._opening() + b"".join(self._unanswered))
+
     def _dispatch(self, message: Message, arrived: float, size: int) -> None:
         if "hello" in message:
+            self._starts_in_time.cancel()
+            self._unanswered = None
             self._received.forget_beginning()
+            if self._copy is not None:
+                self._copy.remember(message["hello"]["copy"])
             self._starting.bytes_in = size
             self._starting.finish()
             self._hello.set()
@@ -177,8 +219,10 @@ class Conversation:
             self._broken = self._lost(error) if self._hello.is_set() else self._not_started(error)
         self._ended.set()
         self._hello.set()
+        self._starts_in_time.cancel()
         for pending in (self._starting, *self._waiting.values()):
             pending.finish(error=self._broken)
+        self._channel.close()  # wakes a sender that the host reads nothing of
 
     def _lost(self, error: Exception) -> MacdError:
         if isinstance(error, MacdError):
@@ -214,9 +258,11 @@ class Conversation:
 
     def await_start(self) -> None:
         """Return once the agent has spoken, or every call has failed because it did not."""
-        if not self._hello.wait(max(0.0, self._deadline - time.monotonic())):
+        self._hello.wait()
+
+    def _give_up(self) -> None:
+        if not self._hello.is_set():
             self._end(frames.FrameError(f"no message came within {self._start_seconds:.0f} s"))
-            self._channel.close()
 
     # -- the end ----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from macd.errors import MacdError, RefusedError
-from macd.ssh.assembler import OLDEST_PYTHON, TOO_OLD
+from macd.ssh.archive import OLDEST_PYTHON, TOO_OLD
 
 _NO_SUDO = re.compile(rb"sudo: (?:command )?not found", re.IGNORECASE)
 _COMMAND = re.compile(rb"'(/[^\s']+) -EsSBc [^']*'")  # our command as sudo quotes it

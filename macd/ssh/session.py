@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from macd.errors import MacdError
-from macd.ssh import assembler
+from macd.ssh import archive
 from macd.ssh.conversation import Conversation
 from macd.ssh.facts import Clock, Facts
 from macd.ssh.pending import Finished, Pending
@@ -29,31 +29,37 @@ def open_session(
     host: Host,
     inventory: Inventory,
     *,
-    modules: Iterable[str] = (),
     ahead: LinksAhead | None = None,
 ) -> Session:
-    """Connect to `host` and start the agent there with `modules` of macd/host added.
-
-    A link that was begun `ahead` is used.
+    """Connect to `host`, by a link that was begun `ahead` if there is one, and start the agent.
 
     Use it as a context manager. A host without a usable Python is reported by the first call.
     """
     from macd.ssh.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
-    command = assembler.command(host.python, become=host.become)
+    command = archive.command(host.python, become=host.become)
     link = (ahead and ahead.take(host)) or connect(host, inventory)
     try:
         return Session(
             link.open_channel(command),
             name=host.name,
             python=host.python,
-            modules=modules,
+            copy=host_copy(host, inventory),
+            reopen=lambda: link.open_channel(command),
             link=link,
             sudo_login=link.hops[-1].user if host.become == "sudo" else "",
         )
     except BaseException:
         link.close()
         raise
+
+
+def host_copy(host: Host, inventory: Inventory) -> archive.HostCopy | None:
+    """Where `invoke provision` leaves the archive on `host`; None where it leaves none."""
+    if not host.app_dir:
+        return None
+    memory = inventory.state_dir / "host-copies" / host.name
+    return archive.HostCopy(f"{host.app_dir}/bin/macd-host.pyz", memory)
 
 
 class Session(Conversation):

@@ -262,7 +262,7 @@ def test_the_checks_of_a_diagnosis_and_of_a_rollback_are_nobody_special(bench: B
     assert bench.json("deploy", "--yes")["outcomes"][0]["result"] == "committed"
     bench.on_prod("touch", ASKED)
     host = bench.inventory.host("prod")
-    with open_session(host, bench.inventory, modules=("deploy.diagnose",)) as session:
+    with open_session(host, bench.inventory) as session:
         checkup = session.call("checkup", app=APP, unit=UNIT, scope="system")
     said = [json.loads(checkup["check"]["said"])]
     small_releases.make(bench.inventory, 111)

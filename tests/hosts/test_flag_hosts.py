@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from macd.deploy import archive
 from macd.deploy.drift import about_stacking
 from macd.host.envfile import EnvFileError, readings, rewritten
 from macd.host.flag import guard_config
@@ -26,6 +25,7 @@ from macd.host.layout import Layout
 from macd.host.store.signature import GATE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
+from macd.ssh import archive
 from macd.ssh.session import Session, open_session
 from tests.support import signal_lines
 from tests.support.hosts import run_lock as claims
@@ -73,7 +73,7 @@ def trial(hosts: Hosts, gate: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def session_of(trial: HostApp) -> Session:
     host = trial.inventory.host("prod")
-    return open_session(host, trial.inventory, modules=("deploy.operations", "flag.guard_config"))
+    return open_session(host, trial.inventory)
 
 
 def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.timeout(1200)  # some fifty kills, each followed by wha
 EVERY = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.full)])
 LEAST = 8  # lock, recover, facts, activate, follow ..., confirm
 TIMES = (
-    ("ready_s: 20", "ready_s: 40"),  # only a trial that fails takes as long
+    ("ready_s: 60", "ready_s: 40"),  # only a trial that fails takes as long
     ("soak_s: 1", "soak_s: 0.3"),
-    ("confirm_s: 8", "confirm_s: 5"),
+    ("confirm_s: 30", "confirm_s: 5"),
 )
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
+from macd.ssh import archive
 from tests.support.local_host import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
 from tests.support.signed_files import IDENTITY, make_key
 

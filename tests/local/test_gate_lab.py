@@ -13,7 +13,6 @@ import pytest
 
 from macd.errors import RefusedError
 from macd.gate import evidence, report
-from macd.gate.logs import MODULES
 from macd.journal import Journal
 from macd.lab import LabState
 from macd.ssh.session import open_session
@@ -70,7 +69,7 @@ def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
     assert (
         evidence.standing(read.document, release=ready.live, manifest_sha256=sha, now=now()) == []
     )
-    with open_session(host, ready.inventory, modules=MODULES) as session:
+    with open_session(host, ready.inventory) as session:
         assert evidence.same_on_host(session, host.app_dir, read.document["logs"]) == []
         log = next((ready.app / "data/live").glob("trades_*.jsonl"))
         content = log.read_bytes()

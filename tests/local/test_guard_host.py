@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from macd.deploy import archive
 from macd.errors import MacdError, RefusedError
 from macd.host import envfile
 from macd.host.flag import guard_config
 from macd.host.store.signature import GATE_NAMESPACE
+from macd.ssh import archive
 from tests.local.test_flag_host import (
     ENV,
     LOG,

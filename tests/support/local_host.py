@@ -27,7 +27,7 @@ from typing import Any
 import macd
 from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.release.signing import sign
-from macd.ssh.assembler import command
+from macd.ssh.archive import command
 from macd.ssh.blobs import Blob, put
 from macd.ssh.session import Session
 from tests.support.pipe_channel import PipeChannel
@@ -164,7 +164,7 @@ class Place:
 
     def session(self) -> Session:
         channel = PipeChannel(command(), env=self.environment, cwd=self.top)
-        return Session(channel, modules=("deploy.operations",))
+        return Session(channel)
 
     @cached_property
     def watching(self) -> Session:
@@ -218,8 +218,8 @@ class Place:
         return staged
 
     def begin(
-        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 10.0,
-        health_s: float = 6.0, soak_s: float = 0.3, keep: int = 3,
+        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 30.0,
+        health_s: float = 30.0, soak_s: float = 0.3, keep: int = 3,
         flags: tuple[str, ...] | list[str] = FLAGS, after: dict[str, str | None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         begun: dict[str, Any] = session.call(
@@ -240,7 +240,7 @@ class Place:
 
     def finish(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
         """Follow an activation to its end, confirming over a new session; its events."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         confirmed = False
         events: list[dict[str, Any]] = []
         ask = {"app": str(self.app), "number": number}

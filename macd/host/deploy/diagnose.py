@@ -119,6 +119,3 @@ def _log(unit: str, scope: str) -> str:
 def _disk(path: str) -> dict[str, int]:
     disk = durable.disk_of(path)
     return {"free": disk.free, "total": disk.total, "inodes": disk.inodes}
-
-
-OPERATIONS = {"checkup": checkup}

@@ -340,13 +340,3 @@ def recover(app: str) -> dict[str, Any]:
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-
-
-OPERATIONS = {
-    "lock": locks.lock,
-    "stage": stage,
-    "activate": activate,
-    "confirm": confirm,
-    "follow": follow,
-    "recover": recover,
-}

@@ -23,6 +23,7 @@ from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.layout import Layout, discard
 from macd.host.masking import hidden
+from macd.host.rpc import boot
 from macd.host.store import needs
 from macd.host.systemd.sandbox import Confinement
 from macd.host.systemd.supervisor import Supervisor
@@ -88,6 +89,8 @@ def provision(
         look.units({**units, **guard_config.units_in_force(layout, scope)}, enable)
         for do in () if dry_run else look.doings:
             do()
+        if not dry_run and os.path.isfile(layout.agent_archive):
+            boot.compile_beside(layout.agent_archive)
     return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
 
 
@@ -271,6 +274,3 @@ def _texts(before: bytes | None, after: bytes) -> dict[str, str]:
         "before": (before or b"").decode("utf-8", "replace"),
         "after": after.decode("utf-8", "replace"),
     }
-
-
-OPERATIONS = {"provision": provision}

@@ -245,6 +245,3 @@ def _text(path: str) -> str | None:
 
 def _file_sha256(path: str) -> str | None:
     return durable.sha256_of(path) if os.path.isfile(path) else None
-
-
-OPERATIONS = {"deploy_facts": deploy_facts}

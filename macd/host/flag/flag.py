@@ -351,6 +351,3 @@ def unwatched(change: Change) -> HostError:
         hint="invoke shadow-gate, then invoke enable-stacking; or invoke disable-stacking",
         kind="refused",
     )
-
-
-OPERATIONS = {"set_flag": set_flag}

@@ -82,6 +82,3 @@ def _epoch(text: Any) -> Any:
 
 def _path(layout: Layout) -> str:
     return layout.state("gate", "newest")
-
-
-OPERATIONS = {"gate_note": gate_note, "gate_newest": gate_newest}

@@ -335,6 +335,3 @@ def _taken_back(layout: Layout, order: dict[str, Any]) -> bool:
 
 def _is_changing(layout: Layout) -> bool:
     return flag_file.interrupted(layout) is not None or ledger.read_pending(layout) is not None
-
-
-OPERATIONS = {"guard_status": guard_status, "stacking": stacking}

@@ -337,14 +337,3 @@ def _end_of(path: str, size: int = 4096) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-OPERATIONS = {
-    "job_tree": job_tree,
-    "job_start": job_start,
-    "job_cancel": job_cancel,
-    "job_status": job_status,
-    "job_list": job_list,
-    "job_follow": job_follow,
-    "job_files": job_files,
-}

@@ -1,8 +1,8 @@
 """The loop on the host: read a request, run the operation it names, answer; end when stdin ends.
 
 Requests are answered in the order they came, so a client may send many without waiting. Operations
-are plain functions with JSON or bytes in and out, found in `OPERATIONS` of each shipped module; one
-that streams, or that must notice the client leaving, is in `STREAMS` and gets the `Peer` first.
+are plain functions with JSON or bytes in and out. Two tables say where each one is, and a module is
+imported when one of its operations is asked for.
 """
 
 from __future__ import annotations
@@ -20,23 +20,60 @@ from typing import Any, BinaryIO
 from macd.host.failure import HostError, PeerGoneError
 from macd.host.rpc import frames
 
+# Operation -> its function in macd.host.
+OPERATIONS = {
+    "ping": "rpc.agent.ping",
+    "facts": "rpc.facts.facts",
+    "read": "rpc.files.read",
+    "write": "rpc.files.write",
+    "blobs_missing": "rpc.blobs.missing",
+    "log_files": "rpc.logs.log_files",
+    "log_read": "rpc.logs.log_read",
+    "log_hashes": "rpc.logs.log_hashes",
+    "lock": "deploy.locks.lock",
+    "stage": "deploy.operations.stage",
+    "activate": "deploy.operations.activate",
+    "confirm": "deploy.operations.confirm",
+    "follow": "deploy.operations.follow",
+    "recover": "deploy.operations.recover",
+    "deploy_facts": "deploy.status.deploy_facts",
+    "provision": "deploy.provision.provision",
+    "checkup": "deploy.diagnose.checkup",
+    "set_flag": "flag.flag.set_flag",
+    "gate_note": "flag.gate_note.gate_note",
+    "gate_newest": "flag.gate_note.gate_newest",
+    "stacking": "flag.guard_config.stacking",
+    "guard_status": "flag.guard_config.guard_status",
+    "job_tree": "jobs.operations.job_tree",
+    "job_start": "jobs.operations.job_start",
+    "job_cancel": "jobs.operations.job_cancel",
+    "job_status": "jobs.operations.job_status",
+    "job_list": "jobs.operations.job_list",
+    "job_follow": "jobs.operations.job_follow",
+    "job_files": "jobs.operations.job_files",
+}
+# Those that stream, or that must notice the client leaving: they get the `Peer` first.
+STREAMS = {"run": "commands.run", "blobs_put": "rpc.blobs.put"}
+
 Message = dict[str, Any]
 _QUEUED_FRAMES = 32  # of at most MAX_PAYLOAD each; then the client is made to wait
 _TRACEBACK_LINES = 12
 
 
-def serve(stdin: BinaryIO, tag: bytes, modules: list[str]) -> int:
-    """Answer requests until stdin ends. Takes over the process's stdin and stdout."""
-    out = _take_over_stdio()
-    operations, streams = _operations(modules)
-    peer = Peer(stdin, out, tag)
-    peer.send({"hello": {"pid": os.getpid(), "python": list(sys.version_info[:3])}})
+def serve(stdin: BinaryIO, tag: bytes, copy: str) -> int:
+    """Answer requests until stdin ends. Takes over the process's stdin and stdout.
+
+    copy: the SHA-256 of the archive that lies on this host, "" for none; the client remembers it.
+    """
+    peer = Peer(stdin, _take_over_stdio(), tag)
+    hello = {"pid": os.getpid(), "python": list(sys.version_info[:3]), "copy": copy}
+    peer.send({"hello": hello})
     while True:
         try:
             request = peer.next_request()
             if request is None:
                 return 0
-            _answer(peer, request, operations, streams)
+            _answer(peer, request)
         except (PeerGoneError, BrokenPipeError):
             return 0
 
@@ -118,22 +155,10 @@ class Peer:
             view = view[os.write(self._out, view) :]
 
 
-def _answer(
-    peer: Peer,
-    request: Message,
-    operations: dict[str, Callable[..., Any]],
-    streams: dict[str, Callable[..., Any]],
-) -> None:
+def _answer(peer: Peer, request: Message) -> None:
     answer: Message = {"id": request.get("id")}
-    name = request.get("op")
     try:
-        arguments = request.get("args") or {}
-        if name in streams:
-            answer["result"] = streams[name](peer, **arguments)
-        elif name in operations:
-            answer["result"] = operations[name](**arguments)
-        else:
-            raise HostError(f"the agent has no operation {name!r}", kind="unknown operation")
+        answer["result"] = _run(peer, request.get("op"), request.get("args") or {})
         answer["clock"] = [request["$received"], time.time()]
         if peer.waited:
             answer["waited"] = peer.waited
@@ -144,6 +169,20 @@ def _answer(
         clock = [request["$received"], time.time()]
         frame = peer.encode({"id": request.get("id"), "error": _describe(error), "clock": clock})
     peer.write(frame)
+
+
+def _run(peer: Peer, name: Any, arguments: dict[str, Any]) -> Any:
+    if name in STREAMS:
+        return _function(STREAMS[name])(peer, **arguments)
+    if name in OPERATIONS:
+        return _function(OPERATIONS[name])(**arguments)
+    raise HostError(f"the agent has no operation {name!r}", kind="unknown operation")
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, function = path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"macd.host.{module}"), function)
+    return found
 
 
 def _describe(error: Exception) -> Message:
@@ -164,18 +203,6 @@ def _text(path: Any) -> str:
     if path is None:
         return ""
     return os.fsdecode(path) if isinstance(path, (str, bytes)) else str(path)
-
-
-def _operations(
-    modules: list[str],
-) -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]:
-    operations: dict[str, Callable[..., Any]] = {"ping": ping}
-    streams: dict[str, Callable[..., Any]] = {}
-    for name in modules:
-        module = importlib.import_module(name)
-        operations.update(getattr(module, "OPERATIONS", {}))
-        streams.update(getattr(module, "STREAMS", {}))
-    return operations, streams
 
 
 def ping() -> dict[str, int]:

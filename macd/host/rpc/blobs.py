@@ -254,7 +254,3 @@ def _check_room(root: str, needed: int) -> None:
             hint="remove old releases or make room, then run the command again",
             kind="disk full",
         )
-
-
-OPERATIONS = {"blobs_missing": missing}
-STREAMS = {"blobs_put": put}

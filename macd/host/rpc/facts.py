@@ -214,6 +214,3 @@ def _output(argv: list[str], seconds: float = _QUICK_SECONDS) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode("utf-8", "replace")
-
-
-OPERATIONS = {"facts": facts}

@@ -68,6 +68,3 @@ def _piece(descriptor: int, offset: int, limit: int) -> dict[str, Any]:
         "mode": stat.S_IMODE(status.st_mode),
         "mtime": status.st_mtime,
     }
-
-
-OPERATIONS = {"read": read, "write": write}

@@ -143,6 +143,3 @@ def _hash(descriptor: int, start: int, end: int) -> str | None:
         digest.update(block)
         start += len(block)
     return digest.hexdigest()
-
-
-OPERATIONS = {"log_files": log_files, "log_read": log_read, "log_hashes": log_hashes}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.deploy import archive
 from macd.inventory import Inventory, load
+from macd.ssh import archive
 from macd.ssh.blobs import put
 from macd.ssh.session import Session, open_session
 from tests.support.hosts.fleet import Hosts
@@ -65,7 +65,6 @@ class HostApp:
         return open_session(
             self.inventory.host("prod"),
             self.inventory,
-            modules=("deploy.operations", "deploy.provision"),
         )
 
     def on_prod(self, *argv: str, check: bool = True) -> str:

@@ -7,18 +7,21 @@ over the real channel; the product knows nothing of it. Run as a script by the t
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterable
+import zipfile
+import zlib
 from typing import Any
 
 from invoke.main import program
 
-from macd.ssh import assembler
+from macd.ssh import archive
 from macd.ssh.conversation import Conversation
 
+AGENT = "macd/host/rpc/agent.py"
 FUSE = """
 
 def _fused():
@@ -51,11 +54,21 @@ _fused()
 """
 
 
+def with_fuse(plain: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(plain)) as before, zipfile.ZipFile(out, "w") as after:
+        for info in before.infolist():
+            data = before.read(info)
+            after.writestr(info, data + FUSE.encode() * (info.filename == AGENT))
+    return out.getvalue()
+
+
 def main() -> None:
     number, when = os.environ["KILLED_AT"].split()
     calls = itertools.count(1)
     one_at_a_time = threading.Lock()
-    encode, end, sources = Conversation._encode, Conversation._end, assembler.sources
+    encode, end, opening = Conversation._encode, Conversation._end, archive.opening
+    fused = zlib.compress(with_fuse(archive.build()))
 
     def encoding(self: Conversation, message: dict[str, Any], **named: Any) -> bytes:
         with one_at_a_time:
@@ -68,13 +81,13 @@ def main() -> None:
             print("#gone", file=sys.stderr, flush=True)
         end(self, error)
 
-    def fused(modules: Iterable[str] = ()) -> dict[str, str]:
-        found = sources(modules)
-        return found | {"macd.host.rpc.agent": found["macd.host.rpc.agent"] + FUSE}
+    def opening_with_fuse(tag: bytes, copy: str = "", *, travels: bool = True) -> bytes:
+        return opening(tag, copy)  # the copy on a host has no fuse
 
     Conversation._encode = encoding  # type: ignore[method-assign]
     Conversation._end = ending  # type: ignore[method-assign]
-    assembler.sources = fused
+    archive.compressed = lambda: fused  # type: ignore[assignment]
+    archive.opening = opening_with_fuse
     program.run()
 
 

@@ -71,7 +71,7 @@ def settled(bench: Bench) -> tuple[str, str]:
     Only looks: a repair asked for from here would prove nothing.
     """
     host = bench.inventory.host("prod")
-    with open_session(host, bench.inventory, modules=state.MODULES) as session:
+    with open_session(host, bench.inventory) as session:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             told = session.call("follow", app=host.app_dir, wait=1.0)

@@ -18,7 +18,7 @@ from macd.gate import logs
 from macd.host.judge import reading
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.rpc.logs import HEAD
-from macd.ssh.assembler import command
+from macd.ssh.archive import command
 from macd.ssh.session import Session
 from tests.support import signal_lines
 from tests.support.pipe_channel import PipeChannel
@@ -30,7 +30,7 @@ NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     home = tmp_path_factory.mktemp("home")
     channel = PipeChannel(command(), env={"HOME": str(home), "PATH": os.environ["PATH"]}, cwd=home)
-    with Session(channel, modules=logs.MODULES) as made:
+    with Session(channel) as made:
         yield made
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from macd.ssh import assembler
+from macd.ssh import archive
 from macd.ssh.session import Session
 from tests.support.pipe_channel import PipeChannel
 
@@ -29,7 +29,7 @@ def start_agent() -> Iterator[StartAgent]:
             become: str = "",
             **options: Any,
         ) -> Session:
-            channel = PipeChannel(assembler.command(python, become=become), **options)
+            channel = PipeChannel(archive.command(python, become=become), **options)
             stack.callback(channel.close)
             session = Session(
                 wrap(channel),

@@ -169,10 +169,10 @@ def test_the_agent_ends_with_the_session(start_agent: StartAgent) -> None:
 ROOT = Path(__file__).parents[3]
 CLIENT = """
 import sys
-from macd.ssh import assembler
+from macd.ssh import archive
 from macd.ssh.session import Session
 from tests.support.pipe_channel import PipeChannel
-session = Session(PipeChannel(assembler.command(sys.executable)))
+session = Session(PipeChannel(archive.command(sys.executable)))
 print(session.call("ping")["pid"], flush=True)
 session.run(["sleep", "1000"])
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import os
 import shutil
 import stat
@@ -14,19 +15,12 @@ from pathlib import Path
 
 import pytest
 
-import macd.host
 from macd.errors import MacdError, UsageError
-from macd.host.rpc import frames
-from macd.ssh import assembler
+from macd.host.rpc import agent, frames
+from macd.ssh import archive
 from macd.ssh.session import Session
 
 StartAgent = Callable[..., Session]
-HOST = Path(macd.host.__file__).parent
-MODULES = sorted(
-    str(path.relative_to(HOST))[:-3].replace("/", ".")
-    for path in HOST.rglob("*.py")
-    if path.name != "__init__.py"
-)
 
 SHELLS = {
     "bash": ("bash", "--norc", "-c"),
@@ -59,7 +53,7 @@ def test_every_login_shell_starts_it(start_agent: StartAgent, tmp_path: Path, na
 
 
 def test_the_command_is_readable_by_every_shell() -> None:
-    command = assembler.command("python3")
+    command = archive.command("python3")
     assert command.count("'") == 2
     assert not set("!\\\n") & set(command)
     assert len(command) < 1000  # csh refuses longer words
@@ -68,7 +62,7 @@ def test_the_command_is_readable_by_every_shell() -> None:
 @pytest.mark.parametrize("python", ["", " ", "py\nthon", "a\\b", "wow!", "\x1b[31m"])
 def test_a_python_no_shell_can_be_given_is_refused(python: str) -> None:
     with pytest.raises(UsageError, match="`python`"):
-        assembler.command(python)
+        archive.command(python)
 
 
 def test_home_in_the_path_of_python_is_the_hosts(start_agent: StartAgent, tmp_path: Path) -> None:
@@ -80,8 +74,8 @@ def test_home_in_the_path_of_python_is_the_hosts(start_agent: StartAgent, tmp_pa
 def test_what_is_shipped_is_the_same_each_time() -> None:
     """Also where sets come in another order, as they do in each new process."""
     code = (
-        "import hashlib; from macd.ssh import assembler; "
-        "print(hashlib.sha256(assembler.opening(bytes(16))).hexdigest())"
+        "import hashlib; from macd.ssh import archive; "
+        "print(hashlib.sha256(archive.opening(bytes(16))).hexdigest())"
     )
     told = {
         subprocess.run(
@@ -93,31 +87,20 @@ def test_what_is_shipped_is_the_same_each_time() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert told == {hashlib.sha256(assembler.opening(bytes(16))).hexdigest() + "\n"}
-    assert assembler.opening(bytes(16), ["rpc.frames"]) == assembler.opening(bytes(16))
+    assert told == {hashlib.sha256(archive.opening(bytes(16))).hexdigest() + "\n"}
 
 
-def test_a_module_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(UsageError, match="no module 'nothing'"):
-        assembler.sources(["nothing"])
+def test_every_operation_of_the_tables_is_a_function_of_the_host_half() -> None:
+    for name, path in (agent.OPERATIONS | agent.STREAMS).items():
+        module, _, function = path.rpartition(".")
+        assert callable(getattr(importlib.import_module(f"macd.host.{module}"), function)), name
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_imports_found_by_pattern_are_those_that_a_parser_finds(name: str) -> None:
-    source = (HOST / f"{name.replace('.', '/')}.py").read_text()
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("macd.host"):
-            package = str(node.module)[len("macd.host.") :]
-            for alias in node.names:
-                module = f"{package}.{alias.name}".lstrip(".")
-                is_module = (HOST / f"{module.replace('.', '/')}.py").is_file()
-                found.add(module if is_module else package)
-    assert set(assembler.imported(source)) == found
-
-
-def test_what_a_module_imports_is_shipped_with_it() -> None:
-    assert {"macd.host.rpc.frames", "macd.host.failure"} <= set(assembler.sources())
+def test_an_agent_imports_only_what_is_asked_for() -> None:
+    code = "import sys, macd.host.rpc.agent; print([m for m in sys.modules if 'macd.host.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ["macd.host.rpc", "macd.host.failure", "macd.host.rpc.frames", "macd.host.rpc.agent"]
+    assert sorted(ast.literal_eval(done.stdout)) == sorted(modules)
 
 
 def test_no_file_is_left_and_none_is_read_from_the_directory(
@@ -290,25 +273,27 @@ def test_a_really_old_python_says_so(start_agent: StartAgent, python: str | None
         start_agent(python).call("ping")
 
 
-@pytest.mark.parametrize("minor", range(11, 15))
+def interpreter(minor: int) -> str | None:
+    name = f"python3.{minor}"
+    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/{name}"))
+    running = sys.executable if sys.version_info[1] == minor else None
+    for path in [*map(str, pyenv), shutil.which(name), running]:
+        if path and os.system(f"{path} -c 1 2>/dev/null") == 0:
+            return path
+    return None
+
+
+# One run has one Python or a few; that each supported one has its turn is for who runs the tests.
+PYTHONS = {minor: path for minor in range(11, 15) if (path := interpreter(minor))}
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
 def test_every_supported_python_runs_every_operation(
     start_agent: StartAgent, tmp_path: Path, minor: int
 ) -> None:
-    python = interpreter(minor)
-    if python is None:
-        pytest.skip(f"no Python 3.{minor} here")
-    session = start_agent(python)
+    session = start_agent(PYTHONS[minor])
     facts = session.facts([str(tmp_path)])
     assert facts.python.version.startswith(f"3.{minor}.")
     assert session.run(["echo", "hello"]).stdout == b"hello\n"
     session.write(str(tmp_path / "f"), b"data")
     assert session.read(str(tmp_path / "f")) == b"data"
-
-
-def interpreter(minor: int) -> str | None:
-    name = f"python3.{minor}"
-    pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/{name}"))
-    for path in [*map(str, pyenv), shutil.which(name)]:
-        if path and os.system(f"{path} -c 1 2>/dev/null") == 0:
-            return path
-    return None

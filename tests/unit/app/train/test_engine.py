@@ -77,6 +77,7 @@ def test_ray_missing_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -
     assert "macd[ray]" in caught.value.hint
 
 
+@pytest.mark.full  # starting Ray takes more than all other tests of this file
 def test_ray_gives_the_same_numbers_and_words_as_joblib() -> None:
     ray = pytest.importorskip("ray")
     try:
