@@ -22,9 +22,9 @@ GUIDE: dict[CriterionName, float] = {
     "test_val_gap": 0.02,  # |test - validation| of that head, below
     "stacking_oof_auc": 0.58,  # at least
     "n_oof": 10000,  # at least
-    "files_exist": 1,  # the last three hold or don't
-    "onnx_test": 1,
-    "leak_audit": 1,
+    "files_exist": 1.0,  # the last three hold or don't
+    "onnx_test": 1.0,
+    "leak_audit": 1.0,
 }
 TITLES: dict[str, str] = {
     "lstm_val_auc": "best LSTM head, validation AUC",

@@ -49,7 +49,7 @@ class Outcome:
         return f"{mark} {self.title}: {shown}{missed}{rest}"
 
 
-DEFAULTS: dict[str, Criterion] = {name: Criterion(float(value)) for name, value in GUIDE.items()}
+DEFAULTS: dict[str, Criterion] = {name: Criterion(value) for name, value in GUIDE.items()}
 _TITLES = {
     **TITLES,
     "lstm_val_auc": "best LSTM head, validation AUC >= {t:g}",
