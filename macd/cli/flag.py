@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
-    from macd.gate.flag import Flipped
+    from macd.gate.flag import Flip, Flipped
     from macd.inventory import Host, Inventory
 
 _COMMON = {
@@ -79,17 +80,28 @@ class _Ended:
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.fleet import hosts_of
-    from macd.deploy.rollout import operator
+    from macd.deploy.fleet import Results, hosts_of
     from macd.gate import flag
+    from macd.host.flag.flag_file import LIVE, SHADOW
     from macd.inventory import load
 
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
-    act = flag.enable if kind == "enable" else flag.disable
-    if dry_run or not yes or (several and kind == "enable"):
-        looks = on_each(hosts, lambda one: _Ended(act(one, inv, operator(), dry_run=True)))
+    wanted = LIVE if kind == "enable" else SHADOW
+
+    def at_once(host: Host) -> _Ended:
+        with flag.prepare(host, inv, wanted) as flip:
+            return _carry_out(kind, flip)
+
+    if yes and not dry_run and (kind == "disable" or not several):  # no host waits for another
+        return _tell(
+            kind, on_each(hosts, at_once, on_interrupt=let_end), several=several, json=json
+        )
+
+    with ExitStack() as sessions:
+        flips = on_each(hosts, lambda h: sessions.enter_context(flag.prepare(h, inv, wanted)))
+        looks = Results({n: _Ended(flip.expected) for n, flip in flips.done.items()}, flips.failed)
         if looks.failed and kind == "enable":
             return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
         if dry_run or not looks.done:
@@ -99,15 +111,22 @@ def _flip(
         if not confirm(_question(kind, looks), yes=yes):
             return _not_agreed(json=json)
 
-    def flip(one: Host) -> _Ended:
-        flipped = act(one, inv, operator())
-        try:
-            return _Ended(flipped, _record(kind, inv, one, flipped))
-        except MacdError as error:  # what was done there is to be told all the same
-            return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
+        def agreed(host: Host) -> _Ended:
+            if host.name in flips.failed:
+                raise flips.failed[host.name]
+            return _carry_out(kind, flips.done[host.name])
 
-    ended = on_each(hosts, flip, on_interrupt=let_end)
-    return _tell(kind, ended, several=several, json=json)
+        return _tell(kind, on_each(hosts, agreed, on_interrupt=let_end), several=several, json=json)
+
+
+def _carry_out(kind: str, flip: Flip) -> _Ended:
+    from macd.deploy.rollout import operator
+
+    flipped = flip.carry_out(operator())
+    try:
+        return _Ended(flipped, _record(kind, flip.inventory, flip.host, flipped))
+    except MacdError as error:  # what was done there is to be told all the same
+        return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
 
 def _question(kind: str, looks: Results[_Ended]) -> str:
