@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
 
 _COMMON = {
-    "env": "the environment (default: prod)",
-    "host": "only this host of it",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
-    "dry-run": "only say whether it would be done",
-    "yes": "do not ask",
+    "dry-run": "only show whether it would be done, and why not",
+    "yes": "don't ask for confirmation",
 }
 
 
@@ -36,7 +36,7 @@ def enable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Let stacking decide: the newest gate report must be a PASS about what is live."""
+    """Let stacking decide; needs a PASS of the newest gate report for what is live."""
     return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
@@ -50,7 +50,7 @@ def disable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Back to shadow: stacking is only logged, the weighted average decides again."""
+    """Set stacking back to shadow: it is only logged, the weighted average decides."""
     return _flip("disable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
