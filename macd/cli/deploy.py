@@ -42,7 +42,7 @@ def plan(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show what deploy would change: files, units, bytes, drift, the way back.
+    """Show what deploy would change: files, units, bytes, drift, rollback target.
 
     Changes nothing.
     """

@@ -28,7 +28,7 @@ _COMMON = {
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
-    """Show what is live, since when, process, health, flags, drift, the way back."""
+    """Show what is live, since when, process, health, flags, drift, rollback target."""
     from macd.deploy.desired import render
     from macd.deploy.drift import drift
     from macd.deploy.fleet import hosts_of
