@@ -59,9 +59,9 @@ VARIANTS = ("exits", "hangs", "wrong golden", "never ready", "old id", "crashes 
 def cutover(trial: HostApp, deploys: int) -> dict[str, Any]:
     """Deploy again and again under load; what the client saw and how long each took."""
     stop = f"{APP}/data/stop"
-    told: list[str] = []
+    output: list[str] = []
     client = threading.Thread(
-        target=lambda: told.append(trial.on_prod("python3", "-c", CLIENT, ENDPOINT[5:], stop))
+        target=lambda: output.append(trial.on_prod("python3", "-c", CLIENT, ENDPOINT[5:], stop))
     )
     client.start()
     seconds = []
@@ -73,23 +73,23 @@ def cutover(trial: HostApp, deploys: int) -> dict[str, Any]:
         assert outcome == "committed", outcome
     trial.on_prod("touch", stop)
     client.join()
-    return {**json.loads(told[0]), "deploys": deploys, "seconds": seconds}
+    return {**json.loads(output[0]), "deploys": deploys, "seconds": seconds}
 
 
 def reverts(trial: HostApp) -> dict[str, dict[str, float]]:
     """Seconds to notice each kind of bad release, and to have the old one answering again."""
-    found = {}
+    results = {}
     for variant in VARIANTS:
         before = trial.live
         story = trial.story(trial.begin(trial.release(variant), soak_s=2.0))
         at = {event["state"]: event["at"] for event in story}
         assert story[-1]["state"] == "reverted", story[-1]
         assert trial.answers() == trial.live == before
-        found[variant] = {
+        results[variant] = {
             "noticed": at["reverting"] - at["restarting"],
             "undone": at["reverted"] - at["reverting"],
         }
-    return found
+    return results
 
 
 def main() -> int:

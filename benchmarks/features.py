@@ -23,8 +23,11 @@ def main(wanted: int = 28_000, repeat: int = 7) -> None:
     import polars as pl  # noqa: PLC0415
 
     from macd.app.market.bars import read_bars  # noqa: PLC0415
-    from macd.app.market.features import compute  # noqa: PLC0415
-    from macd.app.market.stream import bars_needed, latest  # noqa: PLC0415
+    from macd.app.market.features import (  # noqa: PLC0415
+        bars_needed,
+        compute,
+        latest,
+    )
 
     sample = read_bars(SAMPLE)
     tiles = pl.concat([sample] * -(-wanted // len(sample)))[:wanted]

@@ -35,20 +35,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="macd-scale-") as held:
         sources, lines = fill(Path(held), chosen.mb * 1_000_000)
         size = sum(source.size for source in sources)
-        found = Analysis(Window(0, round(NOW.timestamp() * 1000), signal_lines.RELEASE))
+        analysis = Analysis(Window(0, round(NOW.timestamp() * 1000), signal_lines.RELEASE))
         memory = Memory()
         began, load = time.perf_counter(), os.getloadavg()[0]
         used = time.process_time()
-        reading.analyse(sources, found, workers=chosen.workers)
-        decision = gate.decide(Findings(found.tally()), Rule())
-        document = found.document()
+        reading.analyse(sources, analysis, workers=chosen.workers)
+        decision = gate.decide(Findings(analysis.tally()), Rule())
+        document = analysis.document()
         seconds = time.perf_counter() - began
         mine = time.process_time() - used
         most = memory.stop()
         cores = len(os.sched_getaffinity(0))
         at_work = max(mine, (mine + memory.helpers_s) / cores)
     assert document["lines"] == lines, (document["lines"], lines)
-    print(f"{size / 1e6:.0f} MB, {lines:,} lines: {decision.verdict}, {found.tally()}")
+    print(f"{size / 1e6:.0f} MB, {lines:,} lines: {decision.verdict}, {analysis.tally()}")
     print(
         f"{seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s, at most {most / 1e6:.0f} MB of memory"
     )
@@ -120,13 +120,13 @@ class Memory:
 
 
 def _family(pid: int) -> list[int]:
-    found = [pid]
+    pids = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [one for child in task.read_text().split() for one in _family(int(child))]
+            pids += [one for child in task.read_text().split() for one in _family(int(child))]
         except OSError:
             continue
-    return found
+    return pids
 
 
 def _held(pid: int) -> int:

@@ -159,7 +159,7 @@ def _lay_out(root: Path, prod: fleet.TestHost, lines: Mapping[str, SlowLine]) ->
             f"  {name}: {{role: serve, env: prod, ssh: {name}, app_dir: /opt/{name}, unit: {name}}}"
         )
     (root / "inventory" / f"{_NAME}.yml").write_text("\n".join(rows) + _MORE)
-    blocks, known = [], []
+    blocks, host_keys = [], []
     for name, line in lines.items():
         blocks.append(f"""\
 Host {name}
@@ -173,6 +173,6 @@ Host {name}
   StrictHostKeyChecking yes
   BatchMode yes
 """)
-        known.append(f"[127.0.0.1]:{line.port} {prod.host_key}\n")
+        host_keys.append(f"[127.0.0.1]:{line.port} {prod.host_key}\n")
     (root / "ssh_config").write_text("\n".join(blocks))
-    (root / "known_hosts").write_text("".join(known))
+    (root / "known_hosts").write_text("".join(host_keys))

@@ -88,20 +88,20 @@ def running_lab() -> Iterator[Inventory]:
 
 def measure(inventory: Inventory, host: str, entry: str, repeat: int) -> Samples:
     """Every action at every round-trip time; `entry` is the host whose link is slowed down."""
-    found: Samples = {}
+    samples: Samples = {}
     for rtt_ms in RTTS_MS:
         lab.set_fault(inventory.root, entry, Fault(rtt_ms=rtt_ms))
         tries = [one_session(inventory, host, entry) for _ in range(repeat)]
         for name in tries[0]:
             fastest = min((one[name] for one in tries), key=lambda sample: sample.seconds)
-            found.setdefault(name, {})[rtt_ms] = fastest
+            samples.setdefault(name, {})[rtt_ms] = fastest
     lab.set_fault(inventory.root, entry, Fault())
-    return found
+    return samples
 
 
 def one_session(inventory: Inventory, host: str, entry: str) -> dict[str, Sample]:
     """What a command does: connect, learn the facts, then work."""
-    found: dict[str, Sample] = {}
+    samples: dict[str, Sample] = {}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
         lab.reset_counters(inventory.root, entry)
@@ -110,7 +110,7 @@ def one_session(inventory: Inventory, host: str, entry: str) -> dict[str, Sample
         worked = result.worked if isinstance(result, Pending) else 0.0
         seconds = time.perf_counter() - started - worked
         counters = lab.status(inventory.root).hosts[entry].counters
-        found[name] = Sample(seconds, counters.bytes_up, counters.bytes_down)
+        samples[name] = Sample(seconds, counters.bytes_up, counters.bytes_down)
         return result
 
     def connect() -> Session:
@@ -127,7 +127,7 @@ def one_session(inventory: Inventory, host: str, entry: str) -> dict[str, Sample
         timed(f"{PIPELINED} calls, pipelined", lambda: pipelined(session))
         timed("a blob of 256 KiB", lambda: session.put_blobs("~/benchmark-blobs", [blob]))
         timed("the same blob again", lambda: session.put_blobs("~/benchmark-blobs", [blob]))
-    return found
+    return samples
 
 
 def answered(pending: Pending) -> Pending:

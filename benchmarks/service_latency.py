@@ -31,11 +31,11 @@ from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.service.feed import Bar, Item
 from macd.app.service.feed_replay import bars_of
+from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Feed, Settings, flags
 from macd.app.service.signal_log import SignalLog
-from macd.app.service.status import Status
 
 SAMPLE = Path(__file__).parents[1] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 
@@ -81,7 +81,7 @@ def models(release: str) -> Path:
     return made / MODELS
 
 
-def told(what: str, seconds: list[float]) -> float:
+def report(what: str, seconds: list[float]) -> float:
     """Print the percentiles; in milliseconds the greater of p50 and p99, which is p99."""
     p50, p99, longest = np.percentile(np.array(seconds) * 1000, [50, 99, 100])
     print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {longest:.1f} ms")
@@ -108,8 +108,8 @@ def main() -> int:
         loop.begin()
         loop.run()
         log.close()
-    p99 = told(f"{len(bars) - NEED} bars", feed.seconds)
-    busy = told("of that, at work on a core", feed.busy)
+    p99 = report(f"{len(bars) - NEED} bars", feed.seconds)
+    busy = report("of that, at work on a core", feed.busy)
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     print(f"memory: {memory_mb():.0f} MB resident; load {load:.1f} on {cores} cores")
     if load > cores:

@@ -48,10 +48,10 @@ def main() -> None:
         flips = [e for e in read_events(Path(name) / "events.jsonl") if e["event"] == "flip_done"]
         bars = dataset.read(settings)
         features = min(_seconds(bars) for _ in range(5))
-    tell(metrics, flips, wall, cpu, len(bars.main) / features)
+    show(metrics, flips, wall, cpu, len(bars.main) / features)
 
 
-def tell(
+def show(
     metrics: dict[str, Any], flips: list[dict[str, Any]], wall: float, cpu: float, rate: float
 ) -> None:
     """Print the table."""

@@ -211,10 +211,10 @@ def check_bars(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
 
     Raises MacdError for a file that is not there or holds no bars.
     """
-    from macd.app.market.accepted import counted, judged  # noqa: PLC0415 - loads polars
     from macd.app.market.bars import read_rows  # noqa: PLC0415
     from macd.app.market.checks import Limits as BarLimits  # noqa: PLC0415
     from macd.app.market.checks import check_all  # noqa: PLC0415
+    from macd.app.market.findings import counted, judged  # noqa: PLC0415 - loads polars
 
     frames = {symbol: read_rows(path) for symbol, path in data.items()}
     main, limits = next(iter(frames)), BarLimits().changed(settings.limits)

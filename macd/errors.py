@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
 
 
 class MacdError(Exception):
-    """A failure told to a person. Raise it (or a subclass) wherever the caller can do nothing more.
+    """A failure shown to a person. Raise it (or a subclass) where the caller can do nothing more.
 
     Args:
         what: what happened, one line, no trailing full stop.

@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-    from macd.app.market.accepted import Accepted
-    from macd.app.market.findings import Finding
+    from macd.app.market.findings import Accepted, Finding
 
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of one kind; --all shows every one
 
 
-def tell(
+def show_findings(
     frames: Mapping[str, pl.DataFrame],
-    found: list[Finding],
+    findings: list[Finding],
     absent: list[Accepted],
     *,
     directory: Path,
     tf: str,
     every: bool,
 ) -> None:
-    """What was found about each asset, then the sum of it and what to do.
+    """Print the findings of each asset, then their counts and what to do.
 
     absent: what was accepted beforehand and isn't there.
     """
@@ -35,10 +34,10 @@ def tell(
     where = short(directory)
     for symbol, rows in frames.items():
         print(f"{symbol} {tf} in {where}: {span(rows)}, digest {digest(rows)[:12]}")
-        _show([finding for finding in found if finding.symbol == symbol], every=every)
-    for one in absent:
-        print(f"  ! accepted, and not found in these bars: {one}")
-    _judge(found, f"--data {shlex.quote(where)} --tf {tf}")
+        _show([finding for finding in findings if finding.symbol == symbol], every=every)
+    for entry in absent:
+        print(f"  ! accepted, and not found in these bars: {entry}")
+    _judge(findings, f"--data {shlex.quote(where)} --tf {tf}")
 
 
 def span(rows: pl.DataFrame) -> str:
@@ -62,9 +61,9 @@ def short(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def _show(found: list[Finding], *, every: bool) -> None:
+def _show(findings: list[Finding], *, every: bool) -> None:
     kinds: dict[tuple[str, str], list[Finding]] = {}
-    for finding in found:
+    for finding in findings:
         kinds.setdefault((finding.level, finding.check), []).append(finding)
     for (level, check), several in sorted(kinds.items()):
         for finding in several if every else several[:SHOWN]:
@@ -73,19 +72,18 @@ def _show(found: list[Finding], *, every: bool) -> None:
             print(f"    and {len(several) - SHOWN:,} more {check}; --all shows them")
 
 
-def _judge(found: list[Finding], bars: str) -> None:
-    from macd.app.market.accepted import way_out
-    from macd.app.market.findings import remedy
+def _judge(findings: list[Finding], bars: str) -> None:
+    from macd.app.market.findings import remedy, way_out
 
-    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
-    accepted = len(found) - errors - warnings
-    told = f"{warnings} warning{'s' * (warnings != 1)}"
-    told += f", {accepted:,} accepted" if accepted else ""
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
+    accepted = len(findings) - errors - warnings
+    counts = f"{warnings} warning{'s' * (warnings != 1)}"
+    counts += f", {accepted:,} accepted" if accepted else ""
     if not errors:
-        print(f"✓ no errors, {told}" + (": odd, but markets do such things" if warnings else ""))
+        print(f"✓ no errors, {counts}" + (": odd, but markets do such things" if warnings else ""))
         return
-    print(f"✗ {errors:,} error{'s' * (errors != 1)}, {told}; nothing was changed")
-    wrong = [finding for finding in found if finding.level == "error"]
+    print(f"✗ {errors:,} error{'s' * (errors != 1)}, {counts}; nothing was changed")
+    wrong = [finding for finding in findings if finding.level == "error"]
     for check in sorted({finding.check for finding in wrong}):
         several = [finding for finding in wrong if finding.check == check]
         own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]

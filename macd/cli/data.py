@@ -1,4 +1,4 @@
-"""`invoke data.*`: bring bars in from a file or an exchange, and check them before all else."""
+"""`invoke data.*`: import bars from a file or an exchange, and check them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.bars_shown import SHOWN, next_step, short, span, tell
+from macd.cli.bars_shown import SHOWN, next_step, short, show_findings, span
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
-    from macd.app.market.accepted import Accepted
+    from macd.app.market.findings import Accepted
     from macd.inventory import Inventory
 
 _COMMON = {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
-    "dry-run": "say what would be done, write nothing",
-    "replace": "where a bar is there already with other values, the new values win",
+    "dry-run": "show what would be done, write nothing",
+    "replace": "replace bars that are stored already with other values",
     "json": "print one JSON document for machines",
 }
 _DATA = {"data": "directory of canonical files (default: data/bars)"}
@@ -34,15 +34,15 @@ _DATA = {"data": "directory of canonical files (default: data/bars)"}
     | _DATA
     | {
         "file": "CSV (also .gz, .zip), JSON, parquet or feather",
-        "columns": 'which is which, as "time=Date+Clock,open=Open"; by number if nameless',
-        "timezone": "where the file's clock hung, if not UTC: +02:00, or America/New_York",
-        "time-is": "open or close: what a bar's time means in the file",
-        "dates": "dmy or mdy, where 03/04/2020 could be either",
-        "decimal": "the sign before decimals, . or , where 1,234 could be either",
-        "since": "only bars from this time on (UTC)",
+        "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless',
+        "timezone": "time zone of the file, if not UTC: +02:00, or America/New_York",
+        "time-is": "open or close: which moment of a bar its time is (default: open)",
+        "dates": "order of day and month, dmy or mdy, if 03/04/2020 could be either",
+        "decimal": "decimal sign, . or , if 1,234 could be either",
+        "since": "only bars that open at this time or later (UTC)",
         "until": "only bars that open before this time (UTC)",
         "factor": "multiply prices by this, and divide volume: bars of an old denomination",
-        "overwrite": "these bars take the place of all that are there, instead of joining them",
+        "overwrite": "replace the whole stored file, instead of adding to it",
     },
 )
 def import_(
@@ -64,7 +64,7 @@ def import_(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Read bars from a file into the canonical form; asks where it can't tell."""
+    """Import bars from a file into the canonical form; asks where it is ambiguous."""
     from macd.app.market.bars import bars_path, digest, read_bars, write_bars
     from macd.app.market.columns import parse_mapping
     from macd.app.market.importing import Answers, between, closed, merge, read_file, scaled
@@ -78,25 +78,25 @@ def import_(
         dates=_one_of("dates", dates, "", "dmy", "mdy"),
         decimal=_one_of("decimal", decimal, "", ".", ","),
     )
-    found = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
-    found = closed(scaled(found, _factor(factor)), datetime.now(UTC))
-    path = bars_path(_directory(data), found.symbol, found.tf)
+    imported = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
+    imported = closed(scaled(imported, _factor(factor)), datetime.now(UTC))
+    path = bars_path(_directory(data), imported.symbol, imported.tf)
     there = read_bars(path) if path.exists() and not overwrite else None
-    merged = merge(there, found.bars, replace=replace)
+    merged = merge(there, imported.bars, replace=replace)
     if not dry_run and (there is None or merged.added or merged.replaced):
         source = f"import {Path(file).name}"
         write_bars(
             merged.bars,
             path,
-            metadata={"symbol": found.symbol, "tf": found.tf, "source": source},
+            metadata={"symbol": imported.symbol, "tf": imported.tf, "source": source},
         )
     fields = {
         "path": str(path),
-        "symbol": found.symbol,
-        "tf": found.tf,
-        "columns": found.columns,
-        "notes": found.notes,
-        "rows": found.bars.height,
+        "symbol": imported.symbol,
+        "tf": imported.tf,
+        "columns": imported.columns,
+        "notes": imported.notes,
+        "rows": imported.bars.height,
         "added": merged.added,
         "same": merged.same,
         "replaced": merged.replaced,
@@ -107,16 +107,16 @@ def import_(
     if json:
         emit(fields)
         return
-    print(f"{found.symbol} {found.tf} from {file}: {span(found.bars)}")
-    print(f"  read as: {untrusted.line(found.columns)}")  # the file's own names
-    for note in found.notes:
+    print(f"{imported.symbol} {imported.tf} from {file}: {span(imported.bars)}")
+    print(f"  read as: {untrusted.line(imported.columns)}")  # the file's own names
+    for note in imported.notes:
         print(f"  ! {untrusted.line(note)}")
     print(
         f"{'would be' if dry_run else 'now'} in {short(path)}: {merged.bars.height:,} bars "
         f"({merged.added:,} new, {merged.same:,} there already, {merged.replaced:,} replaced)"
     )
     if not dry_run:
-        next_step(path.parent, found.symbol, found.tf)
+        next_step(path.parent, imported.symbol, imported.tf)
 
 
 @verb(
@@ -125,10 +125,10 @@ def import_(
     | _DATA
     | {
         "symbol": "the market as the exchange calls it: BTC/USDT; BTC/USDT:USDT is the future",
-        "exchange": "an exchange ccxt knows",
-        "since": "from this time on (UTC); without it, go on from the last bar there is",
-        "until": "up to this time (UTC; default: now)",
-        "api-url": "another server with the exchange's API: a mirror, a reverse proxy",
+        "exchange": "name of the exchange in ccxt (default: binance)",
+        "since": "first time to fetch (UTC; default: after the last stored bar)",
+        "until": "last time to fetch (UTC; default: now)",
+        "api-url": "another server with the exchange's API: a mirror or a proxy",
     },
 )
 def fetch(
@@ -144,7 +144,7 @@ def fetch(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Bring missing bars from an exchange, page by page; interrupted, run it again."""
+    """Fetch missing bars from an exchange, page by page; can be interrupted."""
     import sys
     import time
 
@@ -197,17 +197,17 @@ def fetch(
     name="verify",
     iterable=["accept"],
     help={
-        "symbol": "one or more, BTCUSD,ETHUSD: the first is set against the others "
-        "(default: those of the inventory's training)",
+        "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
+        "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
         "data": "directory of canonical files (default: the inventory's train.data_dir)",
         "limits": "other thresholds, as frozen_warn=12,spike_z=20, over the inventory's "
         "train.limits; a wrong name lists them all",
-        "accept": "a finding you know to be the market itself, beside the inventory's "
+        "accept": "accept a finding that is the market itself, in addition to the inventory's "
         "train.accept: check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY; may be repeated",
-        "now": "the time taken for now (UTC), for files that are to be judged as of then",
+        "now": "check as if it were this time (UTC; default: now)",
         "all": f"show every finding, not the first {SHOWN} of a kind",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": _COMMON["json"],
     },
 )
@@ -227,9 +227,9 @@ def verify(
 
     Repairs nothing.
     """
-    from macd.app.market.accepted import judged, unused
     from macd.app.market.bars import bars_path, digest, read_rows, symbol_name
     from macd.app.market.checks import Limits, check_all
+    from macd.app.market.findings import judged, unused
     from macd.inventory import load
 
     inv = load(inventory)
@@ -240,16 +240,16 @@ def verify(
     frames = {name: read_rows(bars_path(directory, name, tf)) for name in symbols}
     usual = {str(name): value for name, value in inv.train.limits.items()}
     agreed = _accepted(inv, accept or [])
-    found = check_all(
+    findings = check_all(
         frames,
         main=symbols[0],
         tf=tf,
         now=_time("now", now) or datetime.now(UTC),
         limits=Limits().changed(usual).changed(limits),
     )
-    found = judged(found, agreed)
-    absent = [one for one in unused(found, agreed) if one.symbol in frames]
-    errors, warnings = (sum(f.level == level for f in found) for level in ("error", "warn"))
+    findings = judged(findings, agreed)
+    absent = [one for one in unused(findings, agreed) if one.symbol in frames]
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     if json:
         emit(
             {
@@ -257,23 +257,23 @@ def verify(
                 "tf": tf,
                 "errors": errors,
                 "warnings": warnings,
-                "accepted": len(found) - errors - warnings,
+                "accepted": len(findings) - errors - warnings,
                 "accepted_and_not_there": [one.as_json() for one in absent],
                 "symbols": {
                     name: {"bars": rows.height, "digest": digest(rows)}
                     for name, rows in frames.items()
                 },
-                "findings": [asdict(finding) for finding in found],
+                "findings": [asdict(finding) for finding in findings],
             }
         )
     else:
-        tell(frames, found, absent, directory=directory, tf=tf, every=all)
+        show_findings(frames, findings, absent, directory=directory, tf=tf, every=all)
     return ExitCode.FAILED if errors else None
 
 
 def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
     """What the inventory accepts, and what was typed beside it."""
-    from macd.app.market.accepted import EXAMPLE, parse
+    from macd.app.market.findings import EXAMPLE, parse
 
     try:
         given = [one.as_json() for one in settings.train.accept]
@@ -325,10 +325,10 @@ def _factor(factor: float) -> float:
     return factor
 
 
-def _one_of(option: str, value: str, *known: str) -> str:
-    if value not in known:
+def _one_of(option: str, value: str, *allowed: str) -> str:
+    if value not in allowed:
         raise UsageError(
             f"--{option} {value!r} is not known",
-            hint=f"--{option} {' or '.join(filter(None, known))}",
+            hint=f"--{option} {' or '.join(filter(None, allowed))}",
         )
     return value

@@ -1,4 +1,4 @@
-"""`invoke demo`: the main job on the embedded lab with the sample bars, by the very commands."""
+"""`invoke demo`: the whole story on the embedded lab with the sample bars, by the very commands."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from macd.errors import ExitCode, MacdError
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the story, why it stands here, and how it must end.
+    """A command of the demo, its title, and the exit status it must have.
 
-    script: not one of ours. patience: seconds in which it may end with 3, and is typed again.
+    script: a shell command instead of a verb. patience: seconds to repeat it after exit 3.
     """
 
     say: str
@@ -30,7 +30,7 @@ class Step:
 
 
 _AGAIN_S = 5
-_OURS = ("MACD_", "ML_")  # what a user set for other hosts and trainings must not bend the story
+_OURS = ("MACD_", "ML_")  # what a user set for other hosts and trainings must not change the demo
 MISTAKEN = ".lab/mistaken"
 MISTAKE = "Loop.run = lambda self: 1 / 0  # loads and answers, then ends at the first turn"
 STORY = (
@@ -39,16 +39,16 @@ STORY = (
     Step("the bars are checked before anything is trained", ("data.verify",)),
     Step("train on h800; the models come back here", ("train", "--host", "h800")),
     Step("models, code and lock become one signed release", ("release",)),
-    Step("every model really loaded and run", ("health",)),
+    Step("load and run every model", ("health",)),
     Step("prepare prod: account, units, keys; once", ("provision", "--env", "prod", "--yes")),
     Step("what a deploy would change", ("plan", "--env", "prod")),
     Step("send, verify there, switch, soak, commit", ("deploy", "--env", "prod", "--yes")),
-    Step("a second release of the same run; the service goes on meanwhile", ("release",)),
-    Step("did the models do their part in shadow? it needs 20 bars", ("shadow-gate",), patience=90),
-    Step("then let stacking decide; the host itself watches it", ("enable-stacking", "--yes")),
-    Step("the known troubles, looked for", ("doctor",)),
+    Step("a second release of the same run; the service keeps running", ("release",)),
+    Step("did the models work in shadow? the gate needs 20 bars", ("shadow-gate",), patience=90),
+    Step("then let stacking decide; a guard on the host watches it", ("enable-stacking", "--yes")),
+    Step("look for known failures", ("doctor",)),
     Step("only what differs travels", ("deploy", "--env", "prod", "--yes")),
-    Step("and back, with nothing sent", ("rollback", "--yes")),
+    Step("go back, with nothing sent", ("rollback", "--yes")),
     Step(
         "a mistake that no check here can see: the code of the service, changed by one line",
         script=f"rm -rf {MISTAKEN} && mkdir {MISTAKEN} && cp -R macd pyproject.toml README.md "
@@ -56,7 +56,7 @@ STORY = (
     ),
     Step("the mistake becomes a release", ("release", "--source", MISTAKEN)),
     Step(
-        "the host finds out and goes back by itself: exit status 4",
+        "the host notices and reverts by itself: exit status 4",
         ("deploy", "--env", "prod", "--yes"),
         ends=ExitCode.REVERTED,
     ),
@@ -65,37 +65,37 @@ STORY = (
     Step("the record of all that", ("history",)),
 )
 LAST = Step("end what the demo started", ("lab.down",))
-LEFT_UP = "the lab was up before the demo and stays up; invoke lab.down ends it"
+LEFT_UP = "the lab ran before the demo and keeps running; invoke lab.down stops it"
 
 
 @verb(
     name="demo",
     help={
-        "keep": "leave the lab up at the end",
+        "keep": "leave the lab running at the end",
         "json": "print one JSON document for machines, at the end",
     },
 )
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
-    """The whole story on the embedded hosts with sample data, each command printed."""
+    """Run the whole story on embedded hosts with sample data, printing each command."""
     from macd import lab
     from macd.inventory import project_root
 
     root = project_root()
-    found_up = lab.status(root).running
+    was_running = lab.status(root).running
     began = time.monotonic()
-    told = []
+    steps = []
     try:
         for number, step in enumerate(STORY, start=1):
-            told.append(_run(root, step, f"{number}/{len(STORY)}", aside=json))
+            steps.append(_run(root, step, f"{number}/{len(STORY)}", aside=json))
     finally:
-        if not keep and not found_up:
-            told.append(_run(root, LAST, "end", aside=json))
+        if not keep and not was_running:
+            steps.append(_run(root, LAST, "end", aside=json))
     spent = time.monotonic() - began
     if json:
-        emit({"seconds": round(spent, 1), "steps": told})
+        emit({"seconds": round(spent, 1), "steps": steps})
         return
-    print(f"\n✓ the demo is through in {spent / 60:.1f} minutes")
-    print(f"{f'  {LEFT_UP}' if found_up else ''}\nwhere to look")
+    print(f"\n✓ the demo finished in {spent / 60:.1f} minutes")
+    print(f"{f'  {LEFT_UP}' if was_running else ''}\nwhere to look")
     for what, where in _places(root):
         print(f"  {what:<22}{where}")
 
@@ -107,7 +107,7 @@ def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
     hosts, and goes the same way for everybody.
 
     Raises:
-        MacdError: it ended otherwise than the story says.
+        MacdError: it ended with another exit status than expected.
     """
     shown = step.script or shlex.join(["invoke", *step.argv])
     out = sys.stderr if aside else sys.stdout
@@ -140,5 +140,5 @@ def _places(root: Path) -> list[tuple[str, str]]:
         ("gate report", ".macd/lab/gate/*/*/report.html"),
     )
     newest = [(what, max(root.glob(pattern), default=None)) for what, pattern in pages]
-    found = [(what, str(path.relative_to(root))) for what, path in newest if path]
-    return [*found, ("journal", ".macd/lab/journal.jsonl"), ("the lab's hosts", ".lab/hosts")]
+    places = [(what, str(path.relative_to(root))) for what, path in newest if path]
+    return [*places, ("journal", ".macd/lab/journal.jsonl"), ("the lab's hosts", ".lab/hosts")]

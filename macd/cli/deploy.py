@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
 
 _COMMON = {
-    "env": "the environment (default: prod)",
-    "host": "only this host of it",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
 _LIMITS = {
-    "parallel": "how many hosts at the same time (default: 10)",
-    "max-failed": "go on while no more hosts failed or reverted (default: 0)",
+    "parallel": "how many hosts to work on at the same time (default: 10)",
+    "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)",
 }
 
 
@@ -72,12 +72,12 @@ def plan(
         **_COMMON,
         **_RELEASE,
         **_LIMITS,
-        "wave": 'how many hosts are done after each wave, e.g. "1,50%,100%"',
-        "skip-unreachable": "pass by hosts that can't be reached; exit 5 at the end",
-        "restart": "restart even if nothing differs",
-        "attach": "follow (and, if begun here, confirm) what is under way; starts nothing",
+        "wave": 'deploy in waves: hosts done in total after each, e.g. "1,50%,100%"',
+        "skip-unreachable": "leave out hosts that can't be reached; exit 5 at the end",
+        "restart": "restart the service even if nothing differs",
+        "attach": "follow an activation under way (confirm it, if started here); start nothing",
         "dry-run": "the same as invoke plan",
-        "yes": "do not ask",
+        "yes": "don't ask for confirmation",
     },
 )
 def deploy(
@@ -152,9 +152,9 @@ def deploy(
     help={
         **_COMMON,
         **_LIMITS,
-        "to": "release id, one that was live there (default: undo the last deploy, where live)",
-        "dry-run": "only say where it would go",
-        "yes": "do not ask",
+        "to": "id of a release that was live there (default: undo the last deploy, where live)",
+        "dry-run": "only show which release each host would go back to",
+        "yes": "don't ask for confirmation",
     },
 )
 def rollback(
@@ -169,7 +169,7 @@ def rollback(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Back to the last good release: models, code, unit, flags; nothing is sent."""
+    """Go back to the last good release: models, code, unit, flags; sends nothing."""
     from macd.cli import rollback_steps as steps
     from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, follow, rollout

@@ -19,16 +19,16 @@ _SIGNS = {True: "✓", False: "✗", None: "?"}
 @verb(
     name="doctor",
     help={
-        "env": "the environment (default: prod)",
-        "host": "only this host of it",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "env": "act on the hosts of this environment (default: prod)",
+        "host": "only this host of the environment",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print one JSON document for machines",
     },
 )
 def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
-    """Look for the known failures, with evidence and remedy; exit 1 if there is one."""
+    """Look for known failures; show evidence and remedy; exit 1 if one is found."""
     from macd.deploy.fleet import hosts_of, side_by_side
     from macd.gate.doctor import diagnose
     from macd.inventory import load

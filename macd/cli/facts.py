@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @verb(
     name="facts",
     help={
-        "host": "the host's name in the inventory; any hop of the chain may be asked",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "host": "name of a host in the inventory; jump hosts can be asked too",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print one JSON document for machines",
     },
 )

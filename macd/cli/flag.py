@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,16 @@ from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
-    from macd.gate.flag import Flipped
+    from macd.gate.flag import Flip, Flipped
     from macd.inventory import Host, Inventory
 
 _COMMON = {
-    "env": "the environment (default: prod)",
-    "host": "only this host of it",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
-    "dry-run": "only say whether it would be done",
-    "yes": "do not ask",
+    "dry-run": "only show whether it would be done, and why not",
+    "yes": "don't ask for confirmation",
 }
 
 
@@ -35,7 +36,7 @@ def enable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Let stacking decide: the newest gate report must be a PASS about what is live."""
+    """Let stacking decide; needs a PASS of the newest gate report for what is live."""
     return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
@@ -49,7 +50,7 @@ def disable_stacking(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Back to shadow: stacking is only logged, the weighted average decides again."""
+    """Set stacking back to shadow: it is only logged, the weighted average decides."""
     return _flip("disable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
@@ -79,17 +80,28 @@ class _Ended:
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.fleet import hosts_of
-    from macd.deploy.rollout import operator
+    from macd.deploy.fleet import Results, hosts_of
     from macd.gate import flag
+    from macd.host.flag.flag_file import LIVE, SHADOW
     from macd.inventory import load
 
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
-    act = flag.enable if kind == "enable" else flag.disable
-    if dry_run or not yes or (several and kind == "enable"):
-        looks = on_each(hosts, lambda one: _Ended(act(one, inv, operator(), dry_run=True)))
+    wanted = LIVE if kind == "enable" else SHADOW
+
+    def at_once(host: Host) -> _Ended:
+        with flag.prepare(host, inv, wanted) as flip:
+            return _carry_out(kind, flip)
+
+    if yes and not dry_run and (kind == "disable" or not several):  # no host waits for another
+        return _tell(
+            kind, on_each(hosts, at_once, on_interrupt=let_end), several=several, json=json
+        )
+
+    with ExitStack() as sessions:
+        flips = on_each(hosts, lambda h: sessions.enter_context(flag.prepare(h, inv, wanted)))
+        looks = Results({n: _Ended(flip.expected) for n, flip in flips.done.items()}, flips.failed)
         if looks.failed and kind == "enable":
             return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
         if dry_run or not looks.done:
@@ -99,15 +111,22 @@ def _flip(
         if not confirm(_question(kind, looks), yes=yes):
             return _not_agreed(json=json)
 
-    def flip(one: Host) -> _Ended:
-        flipped = act(one, inv, operator())
-        try:
-            return _Ended(flipped, _record(kind, inv, one, flipped))
-        except MacdError as error:  # what was done there is to be told all the same
-            return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
+        def agreed(host: Host) -> _Ended:
+            if host.name in flips.failed:
+                raise flips.failed[host.name]
+            return _carry_out(kind, flips.done[host.name])
 
-    ended = on_each(hosts, flip, on_interrupt=let_end)
-    return _tell(kind, ended, several=several, json=json)
+        return _tell(kind, on_each(hosts, agreed, on_interrupt=let_end), several=several, json=json)
+
+
+def _carry_out(kind: str, flip: Flip) -> _Ended:
+    from macd.deploy.rollout import operator
+
+    flipped = flip.carry_out(operator())
+    try:
+        return _Ended(flipped, _record(kind, flip.inventory, flip.host, flipped))
+    except MacdError as error:  # what was done there is to be told all the same
+        return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
 
 def _question(kind: str, looks: Results[_Ended]) -> str:

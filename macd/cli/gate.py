@@ -34,14 +34,14 @@ _ABNORMAL = {
 @verb(
     name="shadow-gate",
     help={
-        "env": "the environment (default: prod)",
-        "host": "only this host of it",
-        "days": "how far back lines count (default: the inventory's; with --logs: all)",
-        "min-bars": "the fewest bars that decide (default: the inventory's)",
-        "rule": "point: plain rates, one look; sequential: bounds that hold at every look, "
+        "env": "act on the hosts of this environment (default: prod)",
+        "host": "only this host of the environment",
+        "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
+        "min-bars": "fewest bars for a verdict (default: the inventory's)",
+        "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
-        "logs": "judge the logs in this directory instead; such a report opens nothing",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "logs": "judge the logs in this directory; such a report can't enable stacking",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
     },
 )
@@ -56,7 +56,7 @@ def shadow_gate(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Judge the live release's time in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    """Judge the live release in shadow: exit 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
     from macd.inventory import load
 
     inv = load(inventory)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 @verb(
     name="health",
     help={
-        "release": "a release's id (default: the newest for the environment)",
-        "env": "the environment whose newest release is meant (default: prod)",
-        "run": "a training run instead: id below runs/, or a directory",
-        "dir": "a folder of models that no run here made, such as data/ml_models",
-        "bundle": "an archive of such a folder, such as macd_models_20260301.tar.gz",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "release": "id of the release to check (default: the newest for the environment)",
+        "env": "check the newest release of this environment (default: prod)",
+        "run": "check a training run instead: id below runs/, or a directory",
+        "dir": "check a folder of models trained elsewhere, such as data/ml_models",
+        "bundle": "check an archive of such a folder, such as macd_models_20260301.tar.gz",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print one JSON document for machines",
     },
 )

@@ -28,14 +28,14 @@ _WHO = ("who", "by")
     name="history",
     help={
         "limit": "print the newest N records; 0 prints all",
-        "kind": "only records whose kind begins so, e.g. deploy",
+        "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
         "host": "with --env: only this host",
         "full": "print every field of every record",
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-        "yes": "do not ask",
+        "yes": "don't ask for confirmation",
         "json": "print one JSON document for machines",
     },
 )

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.ssh.trust import Shown
 
-_INVENTORY = "which inventory (default: MACD_INVENTORY or lab)"
+_INVENTORY = "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"
 
 
 @verb(name="list", help={"inventory": _INVENTORY, "json": "print one JSON document for machines"})
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
-    """Show the inventory's hosts with the hops to each; connects to nothing."""
+    """Show the inventory's hosts and the jump hosts to each; connects to nothing."""
     from macd.inventory import load
 
     inv = load(inventory)
@@ -69,7 +69,7 @@ def _told(row: dict[str, Any], inventory: str) -> str:
     positional=["name"],
     iterable=["fingerprint"],
     help={
-        "name": "host of the inventory",
+        "name": "name of a host in the inventory",
         "fingerprint": "SHA256:... accept exactly this key; may be repeated, one for each hop",
         "yes": "pin keys seen for the first time without asking (never a changed one)",
         "dry-run": "show the keys and pin nothing",
@@ -86,7 +86,7 @@ def trust(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show the host keys on the way to a host, ask, and pin them in known_hosts."""
+    """Show the keys of a host and its jump hosts, ask, and pin them in known_hosts."""
     from macd.inventory import load
     from macd.ssh.trust import trust as walk
 

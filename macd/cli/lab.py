@@ -1,4 +1,4 @@
-"""`invoke lab.*`: bring the embedded hosts up and down, look at them, and spoil their links."""
+"""`invoke lab.*`: start and stop the embedded hosts, show them, and inject faults into links."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def up(_: object, json: bool = False) -> None:
     if json:
         emit(_fields(state))
         return
-    print("the lab runs already" if state.was_running else "the lab is up")
+    print("the lab is running already" if state.was_running else "the lab is up")
     _table(state)
     print("\n  try: ssh -F .lab/ssh_config lab-h800   next: invoke facts --host h800")
 
 
 @verb(
     name="down",
-    help={"wipe": "also remove .lab: homes, keys, logs", "dry-run": "only say what would end"}
+    help={
+        "wipe": "also remove .lab: homes, keys, logs",
+        "dry-run": "only show what would be stopped",
+    }
     | _JSON,
 )
 def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = False) -> None:
-    """End the lab and all that runs on its hosts; homes stay for the next lab.up."""
+    """Stop the lab and all that runs on its hosts; files stay for the next lab.up."""
     from macd import lab
     from macd.inventory import project_root
 
@@ -62,7 +65,7 @@ def status(_: object, json: bool = False) -> None:
         emit(_fields(state))
     elif state.running:
         _table(state)
-        print("\n  next: invoke lab.down, or spoil a link: invoke lab.fault --help")
+        print("\n  next: invoke lab.down, or inject a fault: invoke lab.fault --help")
     else:
         print("the lab isn't running\n  next: invoke lab.up")
 
@@ -70,14 +73,14 @@ def status(_: object, json: bool = False) -> None:
 @verb(
     name="fault",
     help={
-        "host": "jump, h800 or prod",
+        "host": "jump, h800 or prod (default: prod)",
         "rtt-ms": "add this round-trip time, in milliseconds",
         "mbit": "limit each direction to this many Mbit/s",
-        "stall": "forward nothing and close nothing, like a dead line",
-        "cut-after": "close after exactly this many bytes, once",
-        "direction": "bytes that cut-after counts: up (to the host), down or both",
-        "present": "cut-after counts on the connections open now, not on the next one",
-        "clear": "a perfect link again",
+        "stall": "forward nothing and close nothing, like a dead link",
+        "cut-after": "close the connection after exactly this many bytes, once",
+        "direction": "which bytes cut-after counts: up (to the host), down or both",
+        "present": "apply cut-after to the connections open now, not to the next one",
+        "clear": "remove the fault",
     }
     | _JSON,
 )
@@ -93,7 +96,7 @@ def fault(
     clear: bool = False,
     json: bool = False,
 ) -> None:
-    """Spoil a host's link: delay, bandwidth, stall or cut; replaces the last fault."""
+    """Inject a fault into a host's link, in place of the last one: delay, cut ..."""
     from macd import lab
     from macd.errors import UsageError
     from macd.inventory import project_root

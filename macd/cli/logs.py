@@ -46,12 +46,12 @@ class _Seen:
 @verb(
     name="logs",
     help={
-        "env": "the environment (default: prod)",
-        "host": "only this host of it",
-        "follow": "go on with what is written from now on, until Ctrl-C",
+        "env": "act on the hosts of this environment (default: prod)",
+        "host": "only this host of the environment",
+        "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
-        "lines": "how many of each host's newest to begin with (default: 20)",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "lines": "how many of each host's newest lines to show first (default: 20)",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
     },
@@ -66,7 +66,7 @@ def logs(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show the newest signal lines of each host; --follow adds those still to come."""
+    """Show the newest signal lines of each host; --follow keeps showing new ones."""
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 

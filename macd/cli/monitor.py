@@ -33,10 +33,10 @@ _UNJUDGED = """\
 @verb(
     name="monitor",
     help={
-        "env": "the environment (default: prod)",
-        "host": "only this host of it",
-        "once": "look once and leave; the guard itself goes on on the host",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "env": "act on the hosts of this environment (default: prod)",
+        "host": "only this host of the environment",
+        "once": "show the state once and exit; the guard keeps running on the host",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "look once and print one JSON document for machines",
     },
 )
@@ -48,7 +48,7 @@ def monitor(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Show the guard's reports to the end; exit 4 if it took back, 1 if unguarded."""
+    """Show the guard's reports to the end; exit 4 if it disabled, 1 if no guard."""
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @verb(
     name="provision",
     help={
-        "env": "the environment whose hosts are provisioned (default: prod)",
-        "host": "only this host of it",
-        "parallel": "how many hosts at the same time (default: 10)",
+        "env": "act on the hosts of this environment (default: prod)",
+        "host": "only this host of the environment",
+        "parallel": "how many hosts to work on at the same time (default: 10)",
         "dry-run": "show what would change, with diffs, and change nothing",
-        "yes": "do not ask",
-        "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+        "yes": "don't ask for confirmation",
+        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print one JSON document for machines",
     },
 )
@@ -39,7 +39,7 @@ def provision(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Converge hosts: account, directories, units, keys; repeated, changes nothing."""
+    """Prepare hosts: account, directories, units, keys; can be repeated."""
     from macd.deploy import provision as provisioning
     from macd.deploy.fleet import Results, hosts_of
     from macd.deploy.rollout import Limits, operator

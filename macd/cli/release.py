@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from macd.release.verify import Report, Signers
 
 _COMMON = {
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
 _NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
@@ -42,10 +42,10 @@ _NEWEST = {"env": "the environment whose newest release is meant (default: prod)
     | {
         "run": "id below runs/, or a directory (default: the run that finished last)",
         "env": "the environment it is for (default: prod)",
-        "accept": "why it may go out although a criterion blocks it; stands in the manifest",
-        "source": "the tree whose macd/ goes into the release (default: this clone)",
-        "expires-days": "not deployed after so many days (default: the inventory's)",
-        "dry-run": "judge the run and resolve the lock; make nothing",
+        "accept": "release although a criterion fails: the reason, recorded in the manifest",
+        "source": "directory whose macd/ goes into the release (default: this clone)",
+        "expires-days": "days after which it can't be deployed any more (default: the inventory's)",
+        "dry-run": "check the run and resolve the lock; make nothing",
     },
 )
 def release(
@@ -59,7 +59,7 @@ def release(
     inventory: str = "",
     json: bool = False,
 ) -> None:
-    """Make a signed, reproducible release of a finished training, judged and run."""
+    """Make a signed, reproducible release of a finished training run, after checks."""
     from macd.inventory import load
     from macd.journal import Journal
     from macd.release import build
@@ -101,7 +101,7 @@ def release(
 
 @verb(name="list", help=_COMMON | {"env": "only releases for this environment"})
 def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> None:
-    """List the releases made here, newest last, and where one was last deployed."""
+    """List the releases made here, newest last, and where each was last deployed."""
     from macd.inventory import load
 
     inv = load(inventory)
@@ -129,11 +129,11 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     print("  live: as deploys from this machine ended; invoke status asks the hosts")
 
 
-@verb(name="show", help=_COMMON | _NEWEST | {"id": "a release's id, or how it begins"})
+@verb(name="show", help=_COMMON | _NEWEST | {"id": "id of a release, or the beginning of one"})
 def show(
     _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
 ) -> None:
-    """Show a release (the newest): origin, figures, criteria, files, lock."""
+    """Show a release (default: the newest): origin, metrics, criteria, files, lock."""
     from macd.inventory import load
 
     store = store_of(load(inventory))
@@ -157,7 +157,7 @@ def show(
 def verify(
     _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
-    """Check a release or bundle: its signature, extra, missing and changed files."""
+    """Check a release or bundle: signature; missing, extra and changed files."""
     from macd.inventory import load
     from macd.release import verify as verifying
 

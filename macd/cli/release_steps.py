@@ -156,7 +156,7 @@ def signed(inventory: Inventory, raw: bytes) -> bytes:
 
 
 def signers_of(inventory: Inventory) -> Signers:
-    from macd.inventory.revoked import revoked
+    from macd.inventory import revoked
     from macd.release.verify import Signers
 
     allowed = inventory.release.allowed_signers

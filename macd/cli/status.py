@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from macd.inventory import Host
 
 _COMMON = {
-    "env": "the environment (default: prod)",
-    "host": "only this host of it",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
 
@@ -139,7 +139,7 @@ def _way_back(target: Mapping[str, Any]) -> str:
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
-    """Tell why a release is live: run, data, criteria, gate, who brought it, when."""
+    """Show why a release is live: run, data, criteria, gate, who deployed it, when."""
     from macd.deploy.fleet import hosts_of
     from macd.deploy.state import observe
     from macd.inventory import load

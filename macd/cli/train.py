@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _COMMON = {
     "host": "host with role train (default: the only one, or where the run was started)",
-    "inventory": "which inventory (default: MACD_INVENTORY or lab)",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
     "json": "print one JSON document for machines",
 }
 _RUN = {"run": "id of the run (default: the newest on the host)"}
@@ -49,15 +49,15 @@ _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
-        "cross": "assets whose bars help, as BTCUSDT,SOLUSDT (default: the inventory's)",
+        "cross": "other assets for features, as BTCUSDT,SOLUSDT (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",
         "mode": "all, or one of verify, lgbm, lstm, tft, onnx, stacking",
         "data": "directory of canonical bars here (default: the inventory's)",
         "settings": "JSON file with more settings of python -m macd.app.train, such as params",
-        "detach": "start it and return; train.attach follows it later",
-        "dry-run": "check everything and say what would travel; start nothing",
+        "detach": "start it and exit; train.attach follows it later",
+        "dry-run": "check everything and show what would be sent; start nothing",
     },
 )
 def train(
@@ -186,8 +186,8 @@ def fetch(
     help=_COMMON
     | {
         "run": "id of the run to stop",
-        "yes": "do not ask",
-        "dry-run": "say what would be stopped, stop nothing",
+        "yes": "don't ask for confirmation",
+        "dry-run": "show what would be stopped, stop nothing",
     },
 )
 def cancel(
@@ -199,7 +199,7 @@ def cancel(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Stop a run on its host; finished fits stay for the same training later."""
+    """Stop a run on its host; the same training later reuses its finished fits."""
     from macd.inventory import load
     from macd.jobs import follow
 

@@ -1,9 +1,9 @@
-"""What Invoke's command line lacks: status 2 for wrong usage, a bare word that may be left out, and
-a quiet end when nobody reads its lists any more.
+"""What Invoke's command line lacks: exit status 2 for wrong usage, an optional positional argument,
+and a quiet end when nobody reads its lists any more.
 
-Invoke ends wrong options with 1; our contract says 2, so scripts can tell the two. Its messages
-name its own objects; ours name what was typed, and what was meant. And it knows no optional
-positional argument, while both `invoke release.show` and `release.show ID` are typed.
+Invoke ends wrong options with 1; our contract says 2, so that scripts can tell them from failures.
+Its messages name its own objects; ours name what was typed, and what was meant. It has no optional
+positional argument, while both `invoke release.show` and `release.show ID` are valid here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional argument
 
 
 def install() -> None:
-    """Teach the running `invoke` all of it. Called once by tasks.py."""
+    """Patch the running `invoke`. Called once by tasks.py."""
     original, lists = Program.parse_tasks, Program.parse_cleanup
     if getattr(original, _MARK, False):
         return
@@ -43,9 +43,11 @@ def install() -> None:
             context = error.context
             task = (context.name or "") if context else ""
             flags = context.flags if context and task else ()
-            raise _end(typed, told(str(error), task, self.collection.task_names, flags)) from error
+            raise _end(
+                typed, usage_error(str(error), task, self.collection.task_names, flags)
+            ) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
-            wrong = told(f"an option here takes a number: {error}")
+            wrong = usage_error(f"an option here takes a number: {error}")
             raise _end(typed, wrong) from error
 
     @functools.wraps(lists)
@@ -61,25 +63,26 @@ def install() -> None:
     atexit.register(interrupts.discard_unread)
 
 
-def told(
+def usage_error(
     error: str, task: str = "", tasks: Iterable[str] = (), flags: Iterable[str] = ()
 ) -> UsageError:
-    """Invoke's error about `task` in our words, with the task or option that was meant."""
+    """Invoke's error about `task` in plain words, with the task or option that was meant."""
     hint = f"invoke --list shows every task, invoke --help {task or 'TASK'} its options"
-    if found := _UNKNOWN.search(error):
-        word = found[1]
-        close = difflib.get_close_matches(word, flags if word.startswith("-") else tasks, n=1)
-        kind = "option" if word.startswith("-") else "task"
+    if match := _UNKNOWN.search(error):
+        typed = match[1]
+        close = difflib.get_close_matches(typed, flags if typed.startswith("-") else tasks, n=1)
+        kind = "option" if typed.startswith("-") else "task"
         of = f" of {task}" if kind == "option" and task else ""
         return UsageError(
-            f"{word} is no {kind}{of}" + (f"; did you mean {close[0]}?" if close else ""), hint=hint
+            f"{typed} is no {kind}{of}" + (f"; did you mean {close[0]}?" if close else ""),
+            hint=hint,
         )
-    if found := _VALUELESS.search(error):
-        return UsageError(f"--{found[1]} needs a value", hint=hint)
-    if found := _MISSING.search(error):
-        words = found[2].replace("'", "").upper()
-        hint = f"invoke {found[1]} {words}; invoke --help {found[1]} shows its options"
-        return UsageError(f"{found[1]} needs {words}", hint=hint)
+    if match := _VALUELESS.search(error):
+        return UsageError(f"--{match[1]} needs a value", hint=hint)
+    if match := _MISSING.search(error):
+        words = match[2].replace("'", "").upper()
+        hint = f"invoke {match[1]} {words}; invoke --help {match[1]} shows its options"
+        return UsageError(f"{match[1]} needs {words}", hint=hint)
     return UsageError(error, hint=hint)
 
 

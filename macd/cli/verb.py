@@ -1,4 +1,4 @@
-"""Make Invoke tasks whose errors are caught, told and given an exit code in this one place."""
+"""Make Invoke tasks whose errors are caught, printed and given an exit code in this one place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verb(
     positional: list[str] | None = None,
     iterable: list[str] | None = None,
 ) -> Callable[[Verb], Task[Any]]:
-    """Make an Invoke task: a MacdError becomes one message and its exit code, Ctrl-C a word and 1.
+    """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 1.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
     """
@@ -60,10 +60,10 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         calls.write_as_asked()
         result = body(*args, **kwargs)
     except MacdError as error:
-        return _tell(error, as_json=bool(kwargs.get("json")))
+        return _print_error(error, as_json=bool(kwargs.get("json")))
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: nothing more is started from here; what a host was doing goes on"
+            "\ninterrupted: nothing more is started from here; hosts finish what they are doing"
             "\n  do: invoke status, or invoke train.status, shows how it ended",
             file=sys.stderr,
         )
@@ -74,7 +74,7 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return int(result or 0)
 
 
-def _tell(error: MacdError, *, as_json: bool) -> int:
+def _print_error(error: MacdError, *, as_json: bool) -> int:
     with contextlib.suppress(BrokenPipeError):  # the status counts, read or not
         if debugging():
             traceback.print_exception(error)
@@ -86,12 +86,12 @@ def _tell(error: MacdError, *, as_json: bool) -> int:
 
 
 def harmless(error: MacdError) -> str:
-    """An error for a terminal: some of its words may be a host's or a service's own."""
+    """An error for a terminal: some of its text may come from a host or a service."""
     return untrusted.text(error, _LONGEST)
 
 
 def error_fields(error: MacdError) -> dict[str, Any]:
-    """An error as a JSON document tells it."""
+    """An error as a JSON document shows it."""
     fields = {k: getattr(error, k) for k in ("what", "why", "live", "hint")}
     return {"error": fields, "exit_code": int(error.exit_code)}
 
@@ -111,9 +111,9 @@ def emit(data: Any) -> None:
 
 
 def same(*, env: str = "prod", **options: str) -> str:
-    """The options as they were typed, for a hint that goes on where this command was; "" if none.
+    """The options as they were typed, for the hint of a next command; "" if none.
 
-    The default environment isn't said: every verb knows it.
+    The default environment is left out: every verb assumes it.
     """
     given = {"env": "" if env == "prod" else env, **options}
     return "".join(f" --{name} {shlex.quote(text)}" for name, text in given.items() if text)

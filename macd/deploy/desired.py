@@ -15,8 +15,7 @@ from macd.application import bars_path
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
 from macd.host.durable import sha256_of
-from macd.inventory import Host, Inventory
-from macd.inventory.revoked import revoked
+from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
 
 SHADOW = {"ML_ENABLE_STACKING": "0"}

@@ -9,8 +9,7 @@ from typing import Any
 
 from macd.deploy import desired, state
 from macd.deploy.drift import unified, with_hidden
-from macd.inventory import Host, Inventory
-from macd.inventory.revoked import revoked
+from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
 from macd.ssh.failures import RemoteFileNotFoundError
 from macd.ssh.session import Session, host_copy, open_session

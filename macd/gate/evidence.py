@@ -1,7 +1,7 @@
 """What a report rests on: which bytes of which logs, whether they are whole, and still the same.
 
-A report is a claim about a host at a moment. `standing` asks whether that claim still opens
-anything there, `same_on_host` whether the host still has the very bytes; both say why not.
+Whether a report still opens anything on its host is asked by `blockers` of
+macd/host/flag/evidence.py, here before the host is asked and there again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 from macd.gate.logs import Pulled, sha256_of
 from macd.host.judge.analyse import Analysis
 from macd.host.judge.continuity import step_ms
-from macd.host.judge.gate import PASS, too_old
+from macd.host.judge.gate import too_old
 from macd.host.judge.reading import Source
-from macd.host.rpc.logs import NAME
 from macd.ssh.session import Session
 
 _DAY = timedelta(days=1)
@@ -145,51 +144,6 @@ def _gaps(found: Analysis) -> list[str]:
     if found.whole.broken > _MOST_NAMED:
         told.append(f"and {found.whole.broken - _MOST_NAMED} more gaps or repeats")
     return told
-
-
-def standing(
-    document: Mapping[str, Any], *, release: str | None, manifest_sha256: str, now: datetime
-) -> list[str]:
-    """Why a report (signature already verified) opens nothing for what is live now; [] if it does.
-
-    Pure. Whether the logs are the same on the host is asked by `same_on_host`.
-    """
-    told = []
-    verdict = document.get("verdict")
-    if verdict != PASS:
-        told.append(f"its verdict is {verdict}")
-    if document.get("source") != "host":
-        told.append("it is about files, not about a host")
-    closed = document.get("opens_nothing", ["it does not say that it opens"])
-    told += [str(why) for why in closed if why != f"the verdict is {verdict}" or verdict == PASS]
-    if release is None or document.get("release") != release:
-        about = document.get("release") or "none"
-        told.append(f"it is about release {about}, live is {release or 'nothing'}")
-    elif document.get("manifest_sha256") != manifest_sha256:
-        told.append("the live release has another manifest")
-    try:
-        if now >= datetime.fromisoformat(document["expires"]):
-            told.append(f"it expired at {document['expires']}")
-        if now < datetime.fromisoformat(document["made"]) - timedelta(minutes=5):
-            told.append(f"it was made in the future, at {document['made']}")
-    except (KeyError, TypeError, ValueError):
-        told.append("it does not say when it expires")
-    if not well_formed(document.get("logs")):
-        told.append("it names no logs")
-    return told
-
-
-def well_formed(logs: Any) -> bool:
-    """Whether a report's log ranges are at least one, and each complete."""
-    try:
-        return bool(logs) and all(
-            NAME.fullmatch(one["name"])
-            and 0 <= one["from"] <= one["to"]
-            and len(one["sha256"]) == 64
-            for one in logs
-        )
-    except (TypeError, KeyError):
-        return False
 
 
 def _bar(epoch_ms: int) -> str:

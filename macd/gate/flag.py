@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from macd.deploy import state
 from macd.deploy.drift import about_stacking
 from macd.deploy.state import HostState
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
-from macd.gate import evidence, report
+from macd.gate import report
 from macd.gate.report import Report
-from macd.host.flag import gate_note, guard_config
-from macd.host.flag.flag_file import LIVE, SHADOW
+from macd.host.flag import evidence, guard_config
+from macd.host.flag.flag_file import LIVE
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
 from macd.ssh.session import Session, open_session
@@ -44,49 +44,83 @@ class Flipped:
     lost: str = ""
 
 
-def enable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False) -> Flipped:
-    """Let stacking decide, on the evidence of the newest report.
+@dataclass(frozen=True)
+class Flip:
+    """A flip of the flag on one host that is ready to be carried out: `prepare` makes it.
+
+    It owns the session; use it as a context manager. evidence: the newest report, verified; None
+    where none is needed.
+    """
+
+    session: Session
+    host: Host
+    inventory: Inventory
+    wanted: str
+    state: HostState
+    evidence: Report | None
+
+    @property
+    def expected(self) -> Flipped:
+        """What a dry run says: "already" or "would"."""
+        live, pid = self.state.live, self.state.process.get("pid")
+        if _is_so(self.state, self.wanted):
+            return Flipped(self.host.name, "already", self.wanted, live, pid)
+        if self.evidence:
+            path = str(self.evidence.path)
+            return Flipped(self.host.name, "would", self.wanted, live, report=path)
+        return Flipped(self.host.name, "would", self.wanted, live, pid)
+
+    def carry_out(self, who: str) -> Flipped:
+        """Have the host set the flag and prove it.
+
+        Raises:
+            RefusedError: the host does not take the evidence; nothing was changed.
+            ContactLostError: the host ends by itself what it began.
+        """
+        asked: dict[str, Any] = {"wanted": self.wanted, "who": who}
+        if self.wanted == LIVE:
+            guard = self.inventory.guard
+            asked |= {
+                "report": self.evidence.raw if self.evidence else b"",
+                "signature": self.evidence.signature if self.evidence else b"",
+                "identity": self.inventory.release.identity,
+                "guard": {
+                    "every_s": guard.every_hours * 3600,
+                    "for_s": guard.for_hours * 3600,
+                    "rule": asdict(report.rule_of(self.inventory)),
+                },
+            }
+        answer = _set(self.session, self.host, self.inventory, self.state, asked)
+        return _flipped(self.host, answer, str(self.evidence.path) if self.evidence else "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+
+def prepare(host: Host, inventory: Inventory, wanted: str) -> Flip:
+    """Open a session, ask the host for its state and, for LIVE, gather the evidence.
 
     Raises:
-        RefusedError: no such evidence, or the host does not take it; nothing was changed.
-        ContactLostError: the host ends by itself what it began.
+        RefusedError: no evidence lets stacking decide; nothing was changed.
     """
-    with open_session(host, inventory) as session:
+    session = open_session(host, inventory)
+    try:
         found = state.observed(state.ask(session, host, inventory))
-        looks_so = _is_so(found, LIVE)
-        if dry_run and looks_so:
-            return Flipped(host.name, "already", LIVE, found.live, found.process.get("pid"))
-        try:
-            evidenced = _evidence(session, host, inventory, found)
-        except RefusedError:
-            if not looks_so:
-                raise
-            evidenced = None  # where a guard watches, the host needs none; else it refuses
-        if dry_run and evidenced:
-            return Flipped(host.name, "would", LIVE, found.live, report=str(evidenced.path))
-        claim = {
-            "report": evidenced.raw if evidenced else b"",
-            "signature": evidenced.signature if evidenced else b"",
-            "identity": inventory.release.identity,
-            "guard": {
-                "every_s": inventory.guard.every_hours * 3600,
-                "for_s": inventory.guard.for_hours * 3600,
-                "rule": asdict(report.rule_of(inventory)),
-            },
-        }
-        told = _set(session, host, inventory, found, {"wanted": LIVE, "who": who, **claim})
-    return _flipped(host, told, str(evidenced.path) if evidenced else "")
-
-
-def disable(host: Host, inventory: Inventory, who: str, *, dry_run: bool = False) -> Flipped:
-    """Back to shadow; needs no evidence. Raises as `enable` does."""
-    with open_session(host, inventory) as session:
-        found = state.observed(state.ask(session, host, inventory))
-        if dry_run:
-            result = "already" if _is_so(found, SHADOW) else "would"
-            return Flipped(host.name, result, SHADOW, found.live, found.process.get("pid"))
-        told = _set(session, host, inventory, found, {"wanted": SHADOW, "who": who})
-    return _flipped(host, told, "")
+        evidenced = None
+        if wanted == LIVE:
+            try:
+                evidenced = _evidence(session, host, inventory, found)
+            except RefusedError:
+                # Where stacking decides and a guard watches, the host needs none; else it refuses.
+                if not _is_so(found, LIVE):
+                    raise
+        return Flip(session, host, inventory, wanted, found, evidenced)
+    except BaseException:
+        session.close()
+        raise
 
 
 def _is_so(found: HostState, value: str) -> bool:
@@ -98,11 +132,15 @@ def _is_so(found: HostState, value: str) -> bool:
 def _evidence(session: Session, host: Host, inventory: Inventory, found: HostState) -> Report:
     newest = report.read(report.newest(inventory, host.name), inventory)
     now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
-    sha256 = str(found.health.get("manifest_sha256", ""))
-    told = evidence.standing(newest.document, release=found.live, manifest_sha256=sha256, now=now)
-    noted = session.call("gate_newest", app=host.app_dir)
-    told += gate_note.closed(noted, found.live, newest.document.get("made"))
-    if newest.document.get("host") != host.name or newest.document.get("env") != host.env:
+    told = evidence.blockers(
+        newest.document,
+        release=found.live,
+        manifest_sha256=str(found.health.get("manifest_sha256", "")),
+        env=host.env,
+        note=session.call("gate_newest", app=host.app_dir),
+        now=now,
+    )
+    if newest.document.get("host") != host.name:
         told.append(f"it is about {newest.document.get('host')}, not about {host.name}")
     if told:
         raise RefusedError(

@@ -28,8 +28,7 @@ from macd.host.judge.gate import Decision, Findings, Rule
 from macd.host.judge.parse import Line, parse
 from macd.host.record import canonical
 from macd.host.store.signature import GATE_NAMESPACE, SignatureError, verify
-from macd.inventory import Host, Inventory
-from macd.inventory.revoked import revoked
+from macd.inventory import Host, Inventory, revoked
 from macd.release.signing import sign
 from macd.ssh.session import open_session
 

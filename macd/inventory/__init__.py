@@ -1,6 +1,6 @@
-"""Typed, validated configuration: hosts, the way to them, and every threshold people decide."""
+"""Typed, validated configuration: hosts, how to reach them, and every threshold people set."""
 
-from macd.inventory.load import available, load, project_root
+from macd.inventory.load import available, load, project_root, revoked
 from macd.inventory.models import (
     LONGEST_EXPIRY_DAYS,
     Criterion,
@@ -32,4 +32,5 @@ __all__ = [
     "available",
     "load",
     "project_root",
+    "revoked",
 ]

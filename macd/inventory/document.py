@@ -1,6 +1,6 @@
-"""Read YAML so that each problem can be told with its line: duplicates, odd keys, ${VAR} unset.
+"""Read YAML so that each problem has its line: duplicate keys, odd keys, ${VAR} unset.
 
-Does not know what an inventory is; it hands over plain values and where each stood in the file.
+Knows nothing of inventories: it returns plain values, and the line of each.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Reader:
 
     def value(self, node: yaml.Node, key: KeyPath) -> Any:
         if len(key) > _DEEPEST:
-            self._tell(node, key[:4], "at most a few levels", "an alias that contains itself")
+            self._report(node, key[:4], "at most a few levels", "an alias that contains itself")
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
@@ -105,12 +105,12 @@ class _Reader:
         for name_node, child in node.value:
             name = name_node.value
             if not isinstance(name_node, yaml.ScalarNode) or not name_node.tag.endswith(":str"):
-                self._tell(name_node, key, "keys that are text (quote it)", repr(name))
+                self._report(name_node, key, "keys that are text (quote it)", repr(name))
                 continue
             here = (*key, name)
             if name in made:
                 first = self._document.lines[here]
-                self._tell(name_node, here, "each key once", f"it again, after line {first}")
+                self._report(name_node, here, "each key once", f"it again, after line {first}")
                 continue
             made[name] = None
             self._document.lines[here] = name_node.start_mark.line + 1
@@ -136,9 +136,9 @@ class _Reader:
             self._document.templates[key] = text
         for wanted in missing:
             unset = f"{text}, but it is not set" if wanted.startswith("the env") else repr(text)
-            self._tell(node, key, wanted, unset)
+            self._report(node, key, wanted, unset)
         return None if missing else made
 
-    def _tell(self, node: yaml.Node, key: KeyPath, expected: str, found: str) -> None:
+    def _report(self, node: yaml.Node, key: KeyPath, expected: str, found: str) -> None:
         line = node.start_mark.line + 1
         self._document.problems.append(Problem(key, expected, found, line))

@@ -64,21 +64,42 @@ def load(name: str = "", *, root: Path | None = None) -> Inventory:
     return inventory
 
 
+def revoked(inventory: Inventory) -> Path | None:
+    """The OpenSSH key revocation list; None where the inventory names none.
+
+    Raises:
+        UsageError: it is named and can't be read: silence would let every revoked key in again.
+    """
+    path = inventory.release.revoked
+    if path is None:
+        return None
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise UsageError(
+            f"the list of revoked keys can't be read: {path}",
+            why=f"release.revoked in {inventory.path} names it: {error.strerror}",
+            live="nothing was changed",
+            hint="put it there (ssh-keygen -k -f FILE KEY.pub makes one), or take the line out",
+        ) from error
+
+
 def _read(path: Path, name: str, root: Path) -> str:
-    known = available(root)
+    names = available(root)
     if not _NAME.fullmatch(name) or not path.is_file():
-        usual = [one for one in known if not one.endswith(".example")]
+        usual = [stem for stem in names if not stem.endswith(".example")]
         hint = (
             f"invoke host.list --inventory {usual[0] if usual else 'NAME'}, or set MACD_INVENTORY"
         )
-        if name == "production" and "production.example" in known:
+        if name == "production" and "production.example" in names:
             hint = (
                 "cp inventory/production.example.yml inventory/production.yml, and edit it;"
                 " then: invoke host.list --inventory production"
             )
         raise UsageError(
             f"there is no inventory {name!r}",
-            why=f"{_shown(path.parent, root)} has: {', '.join(known) or 'no .yml file'}",
+            why=f"{_shown(path.parent, root)} has: {', '.join(names) or 'no .yml file'}",
             hint=hint,
         )
     try:
@@ -88,10 +109,10 @@ def _read(path: Path, name: str, root: Path) -> str:
 
 
 def _remedy(problems: list[Problem], name: str) -> str:
-    """What to type; variables that aren't set are what a newcomer meets first."""
+    """What to type; unset variables are what a newcomer meets first."""
     before = "the environment variable "
     wanted = [p.expected.removeprefix(before) for p in problems if p.expected.startswith(before)]
-    unset = " ".join(f"{one}=..." for one in dict.fromkeys(wanted))
+    unset = " ".join(f"{variable}=..." for variable in dict.fromkeys(wanted))
     steps = [f"export {unset}  (or take out the lines that name them)"] if unset else []
     if len(wanted) < len(problems):
         steps.append("inventory/production.example.yml documents every key")
@@ -120,12 +141,12 @@ def _validate(
     if isinstance(data["train"], dict):
         data["train"] = {"data_dir": "../data", **data["train"]}
     data |= {"name": name, "path": path, "root": root}
-    told = {problem.key for problem in problems}
+    reported = {problem.key for problem in problems}
     try:
         return problems, Inventory.model_validate(data, context={"base": path.parent})
     except ValidationError as error:
         for made in _translated(error, document):
-            if made.key not in told:
+            if made.key not in reported:
                 problems.append(made)
         return problems, None
 
@@ -187,10 +208,10 @@ def _translated(error: ValidationError, document: Document) -> Iterator[Problem]
 def _expected(item: dict[str, Any], key: KeyPath) -> str:
     kind, said = item["type"], str(item["msg"])
     if kind == "extra_forbidden":
-        known = _known_keys(key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        keys = _known_keys(key[:-1])
+        close = difflib.get_close_matches(str(key[-1]), keys, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""
-        return f"one of the keys {', '.join(known)}{meant}"
+        return f"one of the keys {', '.join(keys)}{meant}"
     if kind == "missing":
         return "a value; this key is required"
     if kind == "value_error":

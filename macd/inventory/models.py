@@ -82,7 +82,7 @@ class _Model(BaseModel):
 
 
 class Host(_Model):
-    """One machine: its part in the work, how ssh reaches it, and where things stand on it."""
+    """One machine: its role, how ssh reaches it, and where its files are."""
 
     name: HostName
     role: Literal["jump", "train", "serve"]
@@ -102,10 +102,10 @@ class Host(_Model):
     @field_validator("scope")
     @classmethod
     def _no_release_code_as_root(cls, scope: str, info: ValidationInfo) -> str:
-        """A user's own services run as whoever logs in; of ssh_config's word the host judges."""
-        known = info.data
-        root = known.get("user") == "root" or known.get("become") == "sudo"
-        if known.get("role") == "serve" and scope == "user" and root:
+        """A user's own services run as whoever logs in; what ssh_config says, the host checks."""
+        fields = info.data
+        root = fields.get("user") == "root" or fields.get("become") == "sudo"
+        if fields.get("role") == "serve" and scope == "user" and root:
             raise ValueError(
                 "system, where the service runs as service.user; or a login that is not root, "
                 "without become: with scope user, releases would run as root"
@@ -122,7 +122,7 @@ class Host(_Model):
 
 
 class LinkSettings(_Model):
-    """How long to wait for a peer, in seconds; a dead link is told within a minute."""
+    """How long to wait for a peer, in seconds; a dead link is reported within a minute."""
 
     connect_s: Annotated[float, Field(gt=0, le=20)] = 10
     login_s: Annotated[float, Field(gt=0, le=30)] = 20
@@ -298,13 +298,13 @@ class Inventory(_Model):
         Raises UsageError naming the known environments.
         """
         serving = [host for host in self.hosts.values() if host.role == "serve"]
-        found = [host for host in serving if host.env == env]
-        if found:
-            return found
-        known = ", ".join(dict.fromkeys(host.env for host in serving)) or "none"
+        matches = [host for host in serving if host.env == env]
+        if matches:
+            return matches
+        environments = ", ".join(dict.fromkeys(host.env for host in serving)) or "none"
         raise UsageError(
             f"inventory {self.name} has no host that serves env {env!r}",
-            why=f"environments with a serving host: {known}",
+            why=f"environments with a serving host: {environments}",
             hint="invoke host.list shows each host and its env; give --env one of these, or a host "
             f"role: serve and env: {env} in {self.path}",
         )

@@ -1,4 +1,4 @@
-"""The words an inventory may use for hosts, users, paths and units, so that none can reach a shell.
+"""What names of hosts, users, paths and units may look like, so that none can harm a shell.
 
 Everything here ends up near a command line, a remote shell or a file that another program parses.
 The sets of characters are what those names need, not what the receiving program would bear.

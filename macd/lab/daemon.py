@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
-from macd.lab import control, ground
+from macd.lab import paths, state
 from macd.lab.link import Link, Reader, Writer
-from macd.lab.processes import descendants, end, marked, started_at
-from macd.lab.reaper import Reaper
+from macd.lab.processes import Reaper, descendants, end, marked, started_at
 from macd.lab.sshd import Carry, HostServer
 from macd.lab.state import HOSTS, Fault, Record, write_record
 
@@ -33,8 +32,8 @@ _ANY_PORT = range(1)
 class LabHost:
     """One host: its SSH server, its wire, and its listener if it has an address of its own."""
 
-    def __init__(self, place: ground.Ground, server: HostServer) -> None:
-        self.ground = place
+    def __init__(self, place: paths.HostPaths, server: HostServer) -> None:
+        self.paths = place
         self.server = server
         self.link = Link(server.dial)
         self.port: int | None = None
@@ -55,7 +54,7 @@ class LabHost:
             self.port = int(self._listener.sockets[0].getsockname()[1])
             return self.port
         raise MacdError(
-            f"no free port for {self.ground.name} between {ports[0]} and {ports[-1]}",
+            f"no free port for {self.paths.name} between {ports[0]} and {ports[-1]}",
             why=str(reason),
             hint="end what listens there (ss -ltnp), then: invoke lab.up",
         )
@@ -84,10 +83,10 @@ class LabHost:
 
     def report(self) -> dict[str, Any]:
         return {
-            "name": self.ground.name,
-            "user": self.ground.user,
-            "alias": f"lab-{self.ground.name}",
-            "home": str(self.ground.home),
+            "name": self.paths.name,
+            "user": self.paths.user,
+            "alias": f"lab-{self.paths.name}",
+            "home": str(self.paths.home),
             "port": self.port,
             "up": self.up,
             "fault": asdict(self.link.fault),
@@ -98,7 +97,7 @@ class LabHost:
 class Lab:
     """The three hosts of one clone, and what the control socket asks of them."""
 
-    def __init__(self, places: dict[str, ground.Ground], reaper: Reaper) -> None:
+    def __init__(self, places: dict[str, paths.HostPaths], reaper: Reaper) -> None:
         self.hosts: dict[str, LabHost] = {}
         for name in HOSTS:
             forward = self._from_jump if name == "jump" else _nowhere
@@ -116,7 +115,7 @@ class Lab:
 
         Returns once the manager answers, not once the services are up.
         """
-        prod = self.hosts["prod"].ground
+        prod = self.hosts["prod"].paths
         manager = await reaper.start(
             [str(prod.bin / "systemctl"), "--user", "keep"],
             cwd=prod.home,
@@ -130,7 +129,7 @@ class Lab:
 
     def _from_jump(self, host: str, port: int) -> Carry | None:
         h800 = self.hosts["h800"]
-        if host not in ("h800", h800.ground.name, "lab-h800") or port != 22 or not h800.up:
+        if host not in ("h800", h800.paths.name, "lab-h800") or port != 22 or not h800.up:
             return None
         return h800.carry
 
@@ -168,11 +167,11 @@ async def serve(root: Path, ready: int) -> None:
     try:
         reaper = Reaper()
         reaper.adopt_orphans()
-        places = ground.lay(root, private, lab_id)
+        places = paths.create(root, private, lab_id)
         lab = Lab(places, reaper)
         ports = await lab.listen()
-        ground.write_client_files(root, places, ports)
-        await control.listen(private / "control", lab.answer)
+        paths.write_client_files(root, places, ports)
+        await state.listen(private / "control", lab.answer)
         await lab.boot(reaper)
         started = started_at(os.getpid()) or ""
         write_record(root, Record(lab_id, os.getpid(), started, str(private), ports))

@@ -15,29 +15,29 @@ from typing import Any
 
 import asyncssh
 
-from macd.lab.ground import Ground
 from macd.lab.link import CHUNK, Reader, Writer
-from macd.lab.reaper import Reaper
+from macd.lab.paths import HostPaths
+from macd.lab.processes import Reaper
 
 HANGUP_AFTER = 2.0  # seconds a command has to end by itself once its connection is gone
 
 Session = asyncssh.SSHServerProcess[bytes]
 
 
-async def execute(session: Session, ground: Ground, reaper: Reaper) -> None:
-    """Run the session's command (or a login shell) and tell its client how it ended."""
+async def execute(session: Session, paths: HostPaths, reaper: Reaper) -> None:
+    """Run the session's command (or a login shell) and send its client the exit status."""
     command = session.command
     arguments = ["/bin/sh", "-l"] if command is None else ["/bin/sh", "-c", command]
     run = _on_pipes if session.term_type is None else _on_terminal
     options = {
-        "cwd": ground.home,
-        "env": ground.environment(),
+        "cwd": paths.home,
+        "env": paths.environment(),
         "start_new_session": True,
     }
     try:
         await run(session, arguments, options, reaper)
     except OSError as error:
-        session.stderr.write(f"lab host {ground.name}: {error}\n".encode())
+        session.stderr.write(f"lab host {paths.name}: {error}\n".encode())
         session.exit(127)
 
 

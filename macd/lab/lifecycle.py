@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import os
@@ -19,13 +18,14 @@ from typing import Any
 
 import macd
 from macd.errors import MacdError, UsageError
-from macd.lab.control import ask
+from macd.host.durable import one_at_a_time
 from macd.lab.processes import end, marked, send
 from macd.lab.state import (
     HOSTS,
     Fault,
     LabState,
     Record,
+    ask,
     host_from,
     read_record,
     record_path,
@@ -146,7 +146,7 @@ def _order(root: Path, request: dict[str, Any]) -> LabState:
 
 def _look(root: Path, record: Record, *, was_running: bool = False) -> LabState:
     answer = ask(record.control, {"op": "status"})
-    hosts = {one["name"]: host_from(one) for one in answer["hosts"]}
+    hosts = {fields["name"]: host_from(fields) for fields in answer["hosts"]}
     return LabState(root, True, record.id, record.pid, hosts, was_running)
 
 
@@ -219,15 +219,14 @@ def _need_libraries() -> None:
 def _alone(root: Path) -> Iterator[None]:
     """One lab command at a time for a clone."""
     lab = root / ".lab"
-    try:
-        lab.mkdir(mode=0o700, exist_ok=True)
-        lock = (lab / "lock").open("w")
-    except OSError as error:
-        raise MacdError(
-            f"{lab} can't be written",
-            why=str(error),
-            hint="make the directory writable, or work in a clone that belongs to you",
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            lab.mkdir(mode=0o700, exist_ok=True)
+            stack.enter_context(one_at_a_time(lab / "lock"))
+        except OSError as error:
+            raise MacdError(
+                f"{lab} can't be written",
+                why=str(error),
+                hint="make the directory writable, or work in a clone that belongs to you",
+            ) from error
         yield

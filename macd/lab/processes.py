@@ -1,19 +1,26 @@
-"""Which processes belong to a lab: so that lab.down ends all of those and no others.
+"""Which processes belong to a lab, so that lab.down ends all of those and no others.
 
 Every process a lab host starts carries MACD_LAB_ID in its environment, and children inherit it,
 also when they call setsid or outlive their SSH session. What this cannot see: a process that
 cleared its environment, once the daemon that was its ancestor is gone, and other users' processes.
+
+On Linux the daemon adopts the orphans of its hosts (PR_SET_CHILD_SUBREAPER). Without that a service
+that ended would stay a zombie wherever PID 1 does not reap, and would look alive to its host.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 MARKER = "MACD_LAB_ID"
 _PROC = Path("/proc")
@@ -55,13 +62,13 @@ def descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid, parent in _parents():
         children.setdefault(parent, []).append(pid)
-    found: list[int] = []
+    pids: list[int] = []
     todo = [root]
     while todo:
         below = children.get(todo.pop(), [])
-        found += below
+        pids += below
         todo += below
-    return found
+    return pids
 
 
 def end(find: Callable[[], Iterable[int]], *, grace: float = 5.0) -> list[int]:
@@ -136,3 +143,65 @@ def _ps(*arguments: str) -> str:
     return "".join(
         line for line in shown.splitlines(keepends=True) if line.split()[:1] != [str(ps.pid)]
     )
+
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Reaper:
+    """Knows which children asyncio waits for; every other child that ends is an orphan to reap."""
+
+    def __init__(self) -> None:
+        self._ours: set[int] = set()
+        self._starting = 0
+
+    def adopt_orphans(self) -> None:
+        """Become the parent of the hosts' orphans, and reap them as they end (Linux only)."""
+        if sys.platform != "linux":
+            return
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._reap)
+
+    async def start(self, arguments: Sequence[str], **options: Any) -> asyncio.subprocess.Process:
+        """Start a child that asyncio itself waits for."""
+        self._starting += 1
+        try:
+            child = await asyncio.create_subprocess_exec(*arguments, **options)
+            self._ours.add(child.pid)
+        finally:
+            self._starting -= 1
+        asyncio.get_running_loop().create_task(self._forget(child))
+        self._reap()
+        return child
+
+    async def hang_up(self, child: asyncio.subprocess.Process, *, after: float) -> None:
+        """Give a command whose streams were closed `after` seconds to end; then its group gets HUP.
+
+        What left the group with setsid stays, and so does what ignores HUP, as on a real host.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(child.wait()), after)
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGHUP)
+
+    async def _forget(self, child: asyncio.subprocess.Process) -> None:
+        await child.wait()
+        self._ours.discard(child.pid)
+        self._reap()
+
+    def _reap(self) -> None:
+        if self._starting or sys.platform != "linux":
+            return
+        for pid in _children():
+            if pid not in self._ours:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+
+def _children() -> list[int]:
+    pids: list[int] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            pids += [int(pid) for pid in (thread / "children").read_text().split()]
+    return pids

@@ -12,9 +12,9 @@ from typing import Any
 import asyncssh
 
 from macd.lab.execute import execute
-from macd.lab.ground import Ground
 from macd.lab.link import CHUNK, Reader, Writer
-from macd.lab.reaper import Reaper
+from macd.lab.paths import HostPaths
+from macd.lab.processes import Reaper
 
 WINDOW = 8 * 1024 * 1024  # more than 100 Mbit/s at 200 ms needs, so that the link is the limit
 # AES-GCM is done by OpenSSL in one call; chacha20 would cost a third of the speed.
@@ -30,8 +30,8 @@ class HostServer:
     `forward` says how a direct-tcpip request to a name and port is carried; None refuses it.
     """
 
-    def __init__(self, ground: Ground, reaper: Reaper, forward: Forward) -> None:
-        self._ground = ground
+    def __init__(self, paths: HostPaths, reaper: Reaper, forward: Forward) -> None:
+        self._paths = paths
         self._reaper = reaper
         self._forward = forward
         self._connections: set[asyncssh.SSHServerConnection] = set()
@@ -68,13 +68,13 @@ class HostServer:
                 self._connections.discard(connection)
 
     async def _make_options(self) -> asyncssh.SSHServerConnectionOptions:
-        ground = self._ground
+        paths = self._paths
         options: asyncssh.SSHServerConnectionOptions
         options = await asyncssh.SSHServerConnectionOptions.construct(
-            server_factory=lambda: _Login(ground, self._forward),
-            server_host_keys=[str(ground.host_key)],
-            process_factory=lambda session: execute(session, ground, self._reaper),
-            sftp_factory=lambda channel: _HomeSFTP(channel, ground),
+            server_factory=lambda: _Login(paths, self._forward),
+            server_host_keys=[str(paths.host_key)],
+            process_factory=lambda session: execute(session, paths, self._reaper),
+            sftp_factory=lambda channel: _HomeSFTP(channel, paths),
             allow_scp=True,
             encoding=None,
             line_editor=False,
@@ -92,8 +92,8 @@ class HostServer:
 class _Login(asyncssh.SSHServer):
     """Lets in the host's one user with the operator's key; forwards only where the host may."""
 
-    def __init__(self, ground: Ground, forward: Forward) -> None:
-        self._ground = ground
+    def __init__(self, paths: HostPaths, forward: Forward) -> None:
+        self._paths = paths
         self._forward = forward
 
     def begin_auth(self, username: str) -> bool:
@@ -103,9 +103,9 @@ class _Login(asyncssh.SSHServer):
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        if username != self._ground.user:
+        if username != self._paths.user:
             return False
-        allowed = asyncssh.read_public_key_list(str(self._ground.authorized_keys))
+        allowed = asyncssh.read_public_key_list(str(self._paths.authorized_keys))
         return any(key.public_data == one.public_data for one in allowed)
 
     def connection_requested(
@@ -122,9 +122,9 @@ class _Login(asyncssh.SSHServer):
 class _HomeSFTP(asyncssh.SFTPServer):
     """SFTP and scp as on a real host: relative paths begin in the home directory."""
 
-    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], ground: Ground) -> None:
+    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], paths: HostPaths) -> None:
         super().__init__(channel)
-        self._home = os.fsencode(ground.home)
+        self._home = os.fsencode(paths.home)
 
     def map_path(self, path: bytes) -> bytes:
         return os.path.join(self._home, path)  # noqa: PTH118 - bytes, as they came

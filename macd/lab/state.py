@@ -1,15 +1,20 @@
-"""What a lab remembers between commands: .lab/state.json, and the values that status shows."""
+"""What lab commands and the daemon share: .lab/state.json, status values, the control socket.
+
+On the control socket one JSON line asks and one JSON line answers; then it closes.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import tempfile
+import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
+from macd.host.durable import replace_file
 from macd.lab.processes import is_running
 
 HOSTS = ("jump", "h800", "prod")
@@ -137,18 +142,8 @@ def read_record(root: Path) -> Record | None:
 
 
 def write_record(root: Path, record: Record) -> None:
-    write_atomically(record_path(root), json.dumps(asdict(record), indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write so that a reader sees the old text or the new one, never half of it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    text = json.dumps(asdict(record), indent=2) + "\n"
+    replace_file(record_path(root), text.encode(), mode=0o600)
 
 
 def host_from(fields: dict[str, Any]) -> HostState:
@@ -163,3 +158,45 @@ def host_from(fields: dict[str, Any]) -> HostState:
         fault=Fault(**fields["fault"]),
         counters=Counters(**fields["counters"]),
     )
+
+
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+def ask(control: Path, request: dict[str, Any], *, timeout: float = 30.0) -> dict[str, Any]:
+    """Ask the daemon; raises MacdError when it refuses or can't be reached."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+            link.settimeout(timeout)
+            link.connect(str(control))
+            link.sendall(json.dumps(request).encode() + b"\n")
+            with link.makefile("rb") as stream:
+                answer: dict[str, Any] = json.loads(stream.readline())
+    except (OSError, ValueError) as error:
+        raise MacdError(
+            "the lab's daemon doesn't answer",
+            why=f"{control}: {error or type(error).__name__}",
+            hint="invoke lab.down, then invoke lab.up",
+        ) from error
+    if "error" in answer:
+        raise MacdError(f"the lab refuses: {answer['error']}", hint="invoke lab.status")
+    return answer
+
+
+async def listen(control: Path, answer: Answer) -> asyncio.Server:
+    """Serve the control socket; an error that `answer` raises is sent back as `error`."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            reply = await answer(json.loads(await reader.readline()))
+        except (MacdError, ValueError, KeyError, TypeError, OSError) as error:
+            reply = {"error": str(error)}
+        try:
+            writer.write(json.dumps(reply).encode() + b"\n")
+            await writer.drain()
+        except OSError:
+            pass  # the asker gave up
+        finally:
+            writer.close()
+
+    return await asyncio.start_unix_server(serve, path=control)

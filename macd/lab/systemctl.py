@@ -88,16 +88,16 @@ class LabSystemctl(systemctl3.Systemctl):
         pid_file: str | None = None,
     ) -> dict[str, str]:
         """What it said up to READY=1; less where it died, or said nothing in `timeout` seconds."""
-        told: dict[str, str] = {}
+        notified: dict[str, str] = {}
         deadline = time.monotonic() + timeout
-        while "READY" not in told and time.monotonic() < deadline:
+        while "READY" not in notified and time.monotonic() < deadline:
             alive = pid is None or self.is_active_pid(pid)
             said = self.read_notify_socket(notify, _LOOK if alive else 0.001)
-            told.update(line.partition("=")[::2] for line in said.splitlines())
+            notified.update(line.partition("=")[::2] for line in said.splitlines())
             if not alive and not said:  # what it said before it died has been read
                 break
         notify.socket.close()
-        return told
+        return notified
 
     def wait_vanished_pid(self, pid: int, timeout: float) -> bool:
         """Whether the process was gone within `timeout` seconds."""

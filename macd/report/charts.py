@@ -74,7 +74,7 @@ def forest(
     domain: tuple[float, float] | None = None,
     digits: int = 3,
 ) -> str:
-    """Values with their intervals, one a line; `reference` is the value that means nothing found.
+    """Values with their intervals, one a line; `reference` is the value that means no effect.
 
     band: a range to shade, such as what is allowed. domain: to give several charts one scale.
     """
@@ -269,13 +269,13 @@ def reliability(
     path = " ".join(f"{x(b.p):.1f},{y(b.y):.1f}" for b in bins)
     parts.append(tag("polyline", points=path, class_=f"stroke thin c{series % 8}"))
     for b in bins:
-        told = [hint(f"predicted {b.p:.3f}, came true {b.y:.3f}, {b.n:,} bars")]
+        marks = [hint(f"predicted {b.p:.3f}, came true {b.y:.3f}, {b.n:,} bars")]
         if b.low is not None and b.high is not None:
-            told.append(
+            marks.append(
                 line(x(b.p), y.clamp(b.low), x(b.p), y.clamp(b.high), f"whisker c{series % 8}")
             )
-        told.append(tag("circle", cx=x(b.p), cy=y(b.y), r=3.8, class_=f"dot c{series % 8}"))
-        parts.append(tag("g", "".join(told)))
+        marks.append(tag("circle", cx=x(b.p), cy=y(b.y), r=3.8, class_=f"dot c{series % 8}"))
+        parts.append(tag("g", "".join(marks)))
     return drawing(parts, bottom + 36, title, desc)
 
 

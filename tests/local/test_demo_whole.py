@@ -45,7 +45,7 @@ def test_the_whole_story_is_told_to_its_end(tmp_path: Path) -> None:
     typed = [line.removeprefix("$ ") for line in told.splitlines() if line.startswith("$ ")]
     steps = (*demo.STORY, demo.LAST)
     assert typed == [step.script or shlex.join(["invoke", *step.argv]) for step in steps]
-    _, found, last_words = told.rpartition("✓ the demo is through in ")
+    _, found, last_words = told.rpartition("✓ the demo finished in ")
     assert found
     assert "minutes\n\nwhere to look\n" in last_words
     places = dict(line.strip().rsplit(maxsplit=1) for line in last_words.splitlines()[3:])

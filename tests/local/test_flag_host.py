@@ -235,7 +235,7 @@ def test_a_deploy_in_between_makes_the_evidence_one_about_another_release(host: 
     assert host.deploy(release(host, 2)) == "committed"
     with pytest.raises(RefusedError) as refused:
         flip(host, "1", looked_at, guard=TERMS)
-    assert f"it is about release {before!r}, live is {host.live}" in refused.value.why
+    assert f"it is about release {before}, live is {host.live}" in refused.value.why
     assert flags_now(host) == ("0", "0")
     with pytest.raises(RefusedError):  # the watch of the release that was live is not its watch
         by_hand(host)

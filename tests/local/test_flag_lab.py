@@ -370,8 +370,11 @@ def test_a_deploy_between_the_look_and_the_flip_is_refused(
         return found
 
     monkeypatch.setattr(flag, "_evidence", deploys_then)
-    with pytest.raises(RefusedError) as refused:
-        flag.enable(inventory.host("prod"), inventory, "tester")
+    with (
+        flag.prepare(inventory.host("prod"), inventory, "1") as flip,
+        pytest.raises(RefusedError) as refused,
+    ):
+        flip.carry_out("tester")
     assert deployed.live != before
-    assert f"it is about release {before!r}, live is {deployed.live}" in refused.value.why
+    assert f"it is about release {before}, live is {deployed.live}" in refused.value.why
     assert flag_of(deployed) == "0"

@@ -13,6 +13,7 @@ import pytest
 
 from macd.errors import RefusedError
 from macd.gate import evidence, report
+from macd.host.flag.evidence import blockers
 from macd.journal import Journal
 from macd.lab import LabState
 from macd.ssh.session import open_session
@@ -66,9 +67,8 @@ def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
     assert read.document["release"] == ready.live
     sha = read.document["manifest_sha256"]
     assert len(sha) == 64
-    assert (
-        evidence.standing(read.document, release=ready.live, manifest_sha256=sha, now=now()) == []
-    )
+    live = {"release": ready.live, "manifest_sha256": sha, "env": "prod"}
+    assert blockers(read.document, **live, note=None, now=now()) == []
     with open_session(host, ready.inventory) as session:
         assert evidence.same_on_host(session, host.app_dir, read.document["logs"]) == []
         log = next((ready.app / "data/live").glob("trades_*.jsonl"))

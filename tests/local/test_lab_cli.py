@@ -48,7 +48,7 @@ def test_a_newcomers_walk_through(invoke: Invoke, tmp_path: Path) -> None:
     assert came_up.returncode == 0, came_up.stderr
     for word in ("the lab is up", "quant", "only through jump", "ssh -F .lab/ssh_config lab-h800"):
         assert word in came_up.stdout
-    assert "runs already" in invoke("lab.up").stdout
+    assert "running already" in invoke("lab.up").stdout
     state = json.loads(invoke("lab.status", "--json").stdout)
     assert state["running"]
     assert state["hosts"]["h800"]["port"] is None

@@ -205,7 +205,7 @@ def test_a_daemon_that_cannot_start_says_why(place: Place) -> None:
     (root / ".lab/hosts").write_text("in the way")
     with pytest.raises(MacdError) as caught:
         lab_room.up(root)
-    assert "can't be laid out" in str(caught.value)
+    assert "can't be created in" in str(caught.value)
     assert not lab_room.status(root).running
     assert read_record(root) is None
 

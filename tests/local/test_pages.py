@@ -19,7 +19,7 @@ import pytest
 
 from macd.app.pages import training
 from macd.gate import page as gate
-from macd.gate import report, run
+from macd.gate import report
 from macd.host.judge.gate import Rule
 from macd.inventory import load
 from macd.release import card
@@ -103,7 +103,7 @@ def judged(directory: Path, made: Iterator[dict[str, Any]], junk: bytes = b"") -
     signal_lines.write(directory / "logs", made)
     newest = max((directory / "logs").iterdir())
     newest.write_bytes(newest.read_bytes() + junk)
-    found = run.of_files(load("lab"), directory / "logs", Rule(), 72.0, NOW)
+    found = report.of_files(load("lab"), directory / "logs", Rule(), 72.0, NOW)
     return gate.write(report.save(found.document, directory / "report", load("lab")))
 
 

@@ -45,14 +45,22 @@ def causality_violations(
 ) -> list[Violation]:
     """Compare `compute(bars, cross)` at each row with the same on bars that end at that row.
 
-    Other assets are cut at the same timestamp. `compute` gives one row per bar and a `timestamp`
-    column; the rest is compared to `tolerance` (relative above 1, else absolute), NaN equal to NaN.
-    Costs one computation per row, so take few: see `cut_points`. Raises UsageError when there is
-    nothing to compare at a row, which would prove nothing.
+    Other assets are cut at the same timestamp. Costs one computation per row, so take few rows: see
+    `cut_points`.
+
+    Args:
+        compute: gives one row per bar, a `timestamp` column and columns of numbers.
+        bars: canonical bars, oldest first.
+        rows: positions in `bars` to cut after.
+        cross: bars of other assets, by symbol.
+        tolerance: largest difference, relative above 1, else absolute; NaN equals NaN.
+
+    Raises:
+        UsageError: a row has no value to compare, which would prove nothing.
     """
     whole = compute(bars, cross)
     names = [name for name in whole.columns if name != "timestamp"]
-    found = []
+    violations = []
     for row in rows:
         now = bars["timestamp"][row]
         past = {symbol: f.filter(pl.col("timestamp") <= now) for symbol, f in cross.items()}
@@ -63,8 +71,8 @@ def causality_violations(
         allowed = tolerance * np.maximum(1.0, np.abs(with_future))
         same = np.isnan(with_future) & np.isnan(without)
         for i in np.flatnonzero(~(same | (np.abs(with_future - without) <= allowed))):
-            found.append(Violation(names[i], row, float(with_future[i]), float(without[i])))
-    return found
+            violations.append(Violation(names[i], row, float(with_future[i]), float(without[i])))
+    return violations
 
 
 def cut_points(n: int, *, first: int, count: int = 6) -> list[int]:

@@ -9,7 +9,7 @@ are read in importing.py.
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import re
 import shlex
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from macd.errors import MacdError, UsageError
+from macd.host.durable import replace_file
 
 COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 SCHEMA = pl.Schema(
@@ -26,6 +27,7 @@ SCHEMA = pl.Schema(
 )
 
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_MONDAY = 345_600_000  # the epoch was a Thursday; weekly bars open on Monday
 
 
 def step_ms(tf: str) -> int:
@@ -41,6 +43,11 @@ def step_ms(tf: str) -> int:
             hint="--tf 1h",
         )
     return int(match[1]) * _UNITS[match[2]]
+
+
+def grid_origin(step: int) -> int:
+    """Epoch milliseconds of one bar open, from which all others are whole steps away."""
+    return _MONDAY if step % _UNITS["w"] == 0 else 0
 
 
 def symbol_name(symbol: str) -> str:
@@ -150,21 +157,9 @@ def write_bars(df: pl.DataFrame, path: Path, *, metadata: Mapping[str, str] | No
     """
     df = canonical(df)
     _require_increasing(df, "the frame")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            df.write_parquet(out, compression="zstd", metadata=dict(metadata or {}))
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    written = io.BytesIO()
+    df.write_parquet(written, compression="zstd", metadata=dict(metadata or {}))
+    replace_file(path, written.getbuffer(), parents=True)
 
 
 def digest(df: pl.DataFrame) -> str:

@@ -1,23 +1,25 @@
-"""`data.verify`: every defect of bars by name, row and time. Says, never repairs.
+"""`data.verify`: every defect of bars by name, row and time. Reports, never repairs.
 
 Pure: bars and the time now go in, findings come out. An `error` would make training learn something
 that is not the market; a `warn` is odd but happens in real markets, and a person should look.
+
+Shapes: `stamps` are epoch milliseconds UTC, int64 of shape (N,); `values` are open, high, low,
+close and volume, float64 of shape (N, 5).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from macd.app.market.bars import COLUMNS, step_ms
-from macd.app.market.findings import Finding, Level, Limits, Mask, moment, runs
-from macd.app.market.timeline import check_timeline
+from macd.app.market.bars import COLUMNS, grid_origin, step_ms
+from macd.app.market.findings import Finding, Level, Limits, Mask, Millis, moment, runs
 
 __all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
 
@@ -33,7 +35,15 @@ def check_bars(
 ) -> list[Finding]:
     """All findings about one symbol's rows, in row order.
 
-    `rows` as `bars.read_rows` gives them: canonical columns, any order, duplicates included.
+    Args:
+        rows: as `bars.read_rows` gives them: canonical columns, UTC bar-open timestamps, any order,
+            duplicates included.
+        tf: timeframe of the bars, as "1h".
+        now: the time, with a time zone; later bars are in the future.
+        limits: thresholds (default: `Limits()`).
+
+    Raises:
+        UsageError: `tf` is no timeframe.
     """
     limits = limits or Limits()
     if rows.is_empty():
@@ -41,17 +51,17 @@ def check_bars(
     stamps = rows["timestamp"].to_physical().to_numpy()
     values = rows.select(COLUMNS[1:]).fill_null(np.nan).to_numpy()
     same = _repeats(stamps, values)
-    # What compares neighbours needs time order and one bar a time; rows are named as in the file.
+    # Comparing neighbours needs time order and each time once; rows are named as in the file.
     order = np.argsort(stamps, kind="stable")
     order = order[np.concatenate(([True], np.diff(stamps[order]) > 0))]
     series = _Series(rows=order, stamps=stamps[order], values=values[order])
-    found = [
+    findings = [
         *check_timeline(stamps, step=step_ms(tf), now=now, same=same, limits=limits),
         *_impossible(stamps, values),
         *_stretches(series, limits),
         *_spikes(series, limits),
     ]
-    return sorted(found, key=lambda finding: (finding.row, finding.check))
+    return sorted(findings, key=lambda finding: (finding.row, finding.check))
 
 
 def check_all(
@@ -63,12 +73,12 @@ def check_all(
     limits: Limits | None = None,
 ) -> list[Finding]:
     """`check_bars` of every asset and `check_together` of all, each finding with its symbol."""
-    found = [
+    findings = [
         replace(finding, symbol=symbol)
         for symbol, rows in frames.items()
         for finding in check_bars(rows, tf=tf, now=now, limits=limits)
     ]
-    return found + check_together(frames, main=main, tf=tf, limits=limits)
+    return findings + check_together(frames, main=main, tf=tf, limits=limits)
 
 
 def check_together(
@@ -76,21 +86,26 @@ def check_together(
 ) -> list[Finding]:
     """Findings about assets side by side: too little overlap, clocks shifted against each other.
 
-    `frames`: rows by symbol, as for `check_bars`; `main` is the asset the others are set beside.
+    A clock is shifted when the correlation of one-bar returns is largest some hours apart.
+
+    Args:
+        frames: rows by symbol, as for `check_bars`.
+        main: the symbol that the others are compared with.
+        tf, limits: as for `check_bars`.
     """
     limits = limits or Limits()
     base = _closes(frames[main])
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for symbol, rows in frames.items():
         if symbol != main and not rows.is_empty() and not base.is_empty():
             other = _closes(rows)
-            found += _overlap(main, base, symbol, other, limits)
-            found += _shifted(main, base, symbol, other, step_ms(tf))
-    return found
+            findings += _overlap(main, base, symbol, other, limits)
+            findings += _shifted(main, base, symbol, other, step_ms(tf))
+    return findings
 
 
 class _Series:
-    """Bars in time order, one a time, with the file row each came from."""
+    """Bars in time order, each time once, with the row of the file that each came from."""
 
     def __init__(self, rows: npt.NDArray[np.int64], stamps: npt.NDArray[np.int64], values: Values):
         self.rows, self.stamps = rows, stamps
@@ -145,14 +160,14 @@ def _impossible(stamps: npt.NDArray[np.int64], values: Values) -> Iterator[Findi
 
 
 def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
-    """Nothing traded, or nothing moved, for many bars on end: often an outage filled in."""
+    """Nothing traded, or nothing moved, for many bars in a row: often an outage filled in."""
     for start, stop in runs(series.volume == 0):
         if (length := stop - start) >= limits.zero_volume_warn:
             level: Level = "error" if length >= limits.zero_volume_error else "warn"
             detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
             allow = ("zero_volume_error", length + 1)
-            found = series.finding("zero-volume", level, start, detail, allow)
-            yield series.over(found, start, stop - 1)
+            finding = series.finding("zero-volume", level, start, detail, allow)
+            yield series.over(finding, start, stop - 1)
     for start, stop in runs(np.diff(series.close) == 0):
         if (length := stop - start + 1) >= limits.frozen_warn:
             level = "error" if length >= limits.frozen_error else "warn"
@@ -160,8 +175,8 @@ def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
                 f"close {series.close[start]:.10g} for {length:,} bars, to {_clock(series, stop)}"
             )
             allow = ("frozen_error", length + 1)
-            found = series.finding("frozen", level, start, detail, allow)
-            yield series.over(found, start, stop)
+            finding = series.finding("frozen", level, start, detail, allow)
+            yield series.over(finding, start, stop)
 
 
 def _spikes(series: _Series, limits: Limits) -> Iterator[Finding]:
@@ -309,3 +324,171 @@ def _correlation(base: pl.DataFrame, other: pl.DataFrame, shift: int) -> float:
 
 def _clock(series: _Series, at: int) -> str:
     return f"{moment(series.stamps[at]):%Y-%m-%d %H:%M}"
+
+
+HOUR = 3_600_000
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """When local clocks of a region jump: (month, which Sunday; -1 = the last)."""
+
+    region: str
+    zone: str
+    spring: tuple[int, int]
+    autumn: tuple[int, int]
+
+
+_SWITCHES = (
+    _Switch("the United States", "America/New_York", (3, 2), (11, 1)),
+    _Switch("Europe", "Europe/Berlin", (3, -1), (10, -1)),
+    _Switch("Australia", "Australia/Sydney", (10, 1), (4, 1)),
+)
+
+
+def check_timeline(
+    stamps: Millis, *, step: int, now: datetime, same: Mask, limits: Limits
+) -> list[Finding]:
+    """Every finding about time. `same[i]`: row i repeats the values of the earlier row of its time.
+
+    Shapes: stamps and same are (N,), in file order; step in milliseconds; now with a time zone.
+    """
+    order = np.argsort(stamps, kind="stable")
+    in_time = stamps[order]
+    repeated = np.zeros(len(stamps), dtype=np.bool_)
+    repeated[order[1:]] = np.diff(in_time) == 0
+    return [
+        *_unsorted(stamps),
+        *_duplicates(stamps, repeated, same),
+        *_gaps(in_time, order, step, limits),
+        *_misaligned(stamps, step),
+        *_local_time(in_time, order, stamps[repeated & ~same], step),
+        *_not_yet(stamps, step, now),
+    ]
+
+
+def _unsorted(stamps: Millis) -> Iterator[Finding]:
+    for start, stop in runs(np.diff(stamps) < 0):
+        row, last = start + 1, stop
+        if last - row + 2 == len(stamps):
+            detail = "the file is newest first"
+        else:
+            detail = f"{_rows(row, last)} earlier than the row before"
+        yield Finding("unsorted", "error", row, moment(stamps[row]), detail)
+
+
+def _duplicates(stamps: Millis, repeated: Mask, same: Mask) -> Iterator[Finding]:
+    for row in np.flatnonzero(repeated):
+        what = "the same bar again" if same[row] else "this time again with OTHER values"
+        yield Finding("duplicate", "error", int(row), moment(stamps[row]), what)
+
+
+def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator[Finding]:
+    if len(in_time) < 2:
+        return
+    # Counted in slots of the grid, so that a bar stamped late is misaligned, and no gap as well.
+    slots = (in_time - grid_origin(step)) // step
+    missing = np.diff(slots) - 1
+    for at in np.flatnonzero(missing > 0):
+        count = int(missing[at])
+        yield Finding(
+            "gap",
+            "error" if count > limits.gap_error else "warn",
+            int(order[at + 1]),
+            moment(in_time[at + 1]),
+            f"{count:,} bar{'s' * (count > 1)} missing after {moment(in_time[at]):%Y-%m-%d %H:%M}",
+            allow=("gap_error", count),
+            span=(moment(in_time[at] + step), moment(in_time[at + 1])),
+        )
+    expected = int(slots[-1] - slots[0]) + 1
+    absent = int(missing[missing > 0].sum())
+    if absent > limits.missing_error * expected:
+        yield Finding(
+            "missing",
+            "error",
+            -1,
+            None,
+            f"{absent:,} of {expected:,} bars ({absent / expected:.1%}) are missing between the "
+            "first and the last: is the timeframe right?",
+            allow=("missing_error", math.ceil(1000 * absent / expected) / 1000),
+        )
+
+
+def _misaligned(stamps: Millis, step: int) -> Iterator[Finding]:
+    offset = (stamps - grid_origin(step)) % step
+    for start, stop in runs(offset != 0):
+        shifts = np.unique(offset[start:stop])
+        detail = f"{_rows(start, stop - 1)} not on the timeframe's grid"
+        if len(shifts) == 1 and stop - start > 1:
+            detail += f", all {timedelta(milliseconds=int(shifts[0]))} past it: local time?"
+        yield Finding("misaligned", "error", start, moment(stamps[start]), detail)
+
+
+def _local_time(in_time: Millis, order: Millis, repeats: Millis, step: int) -> Iterator[Finding]:
+    """Local clocks betray themselves: an hour is missing in spring and comes twice in autumn."""
+    if HOUR % step or len(in_time) < 2:
+        return
+    jumps = np.flatnonzero(np.diff(in_time) == HOUR + step)
+    lost = {
+        moment(in_time[at] + step).date(): int(at) + 1
+        for at in jumps
+        if 1 <= moment(in_time[at] + step).hour <= 3
+    }
+    twice = {moment(ms).date() for ms in repeats if moment(ms).hour <= 3}
+    first, last = moment(in_time[0]).date(), moment(in_time[-1]).date()
+    for switch in _SWITCHES:
+        springs = _sundays(switch.spring, first, last)
+        autumns = _sundays(switch.autumn, first, last)
+        lost_here, twice_here = springs & lost.keys(), autumns & twice
+        both = bool(lost_here and twice_here)
+        every = len(lost_here) >= 2 and lost_here == springs
+        every |= len(twice_here) >= 2 and twice_here == autumns
+        if not (both or every):
+            continue
+        days = ", ".join(
+            [f"an hour missing on {day}" for day in sorted(lost_here)]
+            + [f"an hour twice on {day}" for day in sorted(twice_here)]
+        )
+        day = min(lost_here | twice_here)
+        at = lost.get(day) or int(np.searchsorted(in_time, _midnight(day)))
+        yield Finding(
+            "local-time",
+            "error",
+            int(order[at]),
+            moment(in_time[at]),
+            f"the clock switches as in {switch.region} ({days}): import again with the file's "
+            f"own zone, such as --timezone {switch.zone}",
+        )
+
+
+def _not_yet(stamps: Millis, step: int, now: datetime) -> Iterator[Finding]:
+    clock = int(now.timestamp() * 1000)
+    for start, stop in runs(stamps > clock):
+        detail = f"{_rows(start, stop - 1)} in the future (now is {now:%Y-%m-%d %H:%M})"
+        yield Finding("future", "error", start, moment(stamps[start]), detail)
+    for row in np.flatnonzero((stamps <= clock) & (stamps + step > clock)):
+        left = timedelta(milliseconds=int(stamps[row]) + step - clock)
+        detail = f"this bar closes in {str(left).split('.', maxsplit=1)[0]}: its values will change"
+        yield Finding("unfinished", "error", int(row), moment(stamps[row]), detail)
+
+
+def _rows(first: int, last: int) -> str:
+    return "this row is" if first == last else f"rows {first} to {last} ({last - first + 1:,}) are"
+
+
+def _sundays(rule: tuple[int, int], first: date, last: date) -> set[date]:
+    month, which = rule
+    days = {_sunday(year, month, which) for year in range(first.year, last.year + 1)}
+    return {day for day in days if first <= day <= last}
+
+
+def _sunday(year: int, month: int, which: int) -> date:
+    if which < 0:
+        after = date(year + month // 12, month % 12 + 1, 1)
+        return after - timedelta(days=after.isoweekday() % 7 or 7)
+    start = date(year, month, 1)
+    return start + timedelta(days=(7 - start.isoweekday()) % 7 + 7 * (which - 1))
+
+
+def _midnight(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * 86_400_000

@@ -1,8 +1,8 @@
-"""Which column is which: by name where the name says so, by a question where it doesn't.
+"""Which column is which, and the numbers in it: by name and form, by a question where unclear.
 
 Only names decide, and the shape of nameless dumps (Binance, Kraken, ccxt); a wrong guess between
-open and close would train a model on nonsense without anybody noticing. What isn't certain is
-asked.
+open and close would train a model on nonsense without anybody noticing. Numbers have a decimal
+point or comma; whether 1,234 is a thousand or one and a bit is asked where both are possible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from macd.app.market.bars import COLUMNS
-from macd.app.market.table import Table
+from macd.app.market.table import Table, shortened
 from macd.errors import UsageError
 
 PRICES = COLUMNS[1:5]
@@ -92,23 +92,23 @@ def map_columns(
 ) -> Mapped:
     """Find every role's column, or raise the question.
 
-    given: what the user said (role to column); symbol: helps to tell base from quote volume;
+    given: what the user said (role to column); symbol: separates base from quote volume;
     closes: the times are those of bar closes.
     """
     names = _shape_names(table) if not table.header else {}
-    found = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
+    mapped = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
     clock = ""
     if "time" in given:
-        found["time"], clock = _given_time(table, given["time"])
-    known = {_plain(names.get(column, column)): column for column in table.frame.columns}
+        mapped["time"], clock = _given_time(table, given["time"])
+    by_name = {_plain(names.get(column, column)): column for column in table.frame.columns}
     for role in (*PRICES, "symbol"):
-        if role not in found and (match := _first(known, _NAMES[role])):
-            found[role] = match
-    if "time" not in found:
-        found["time"] = _time(table, known, closes=closes)
-    if "volume" not in found:
-        found["volume"] = _volume(known, symbol or _only_symbol(table, found.get("symbol")))
-    missing = [role for role in ("time", *COLUMNS[1:]) if not found.get(role)]
+        if role not in mapped and (match := _first(by_name, _NAMES[role])):
+            mapped[role] = match
+    if "time" not in mapped:
+        mapped["time"] = _time(table, by_name, closes=closes)
+    if "volume" not in mapped:
+        mapped["volume"] = _volume(by_name, symbol or _only_symbol(table, mapped.get("symbol")))
+    missing = [role for role in ("time", *COLUMNS[1:]) if not mapped.get(role)]
     if missing:
         raise table.unclear(
             f"which column is {' and which is '.join(missing)}?",
@@ -116,11 +116,11 @@ def map_columns(
             example=_example(missing) if table.header else _by_place(table),
         )
     return Mapped(
-        time=found["time"],
-        clock=clock if "time" in given else _clock(table, known, found["time"]),
-        prices={role: found[role] for role in PRICES},
-        volume=found["volume"],
-        symbol=found.get("symbol", ""),
+        time=mapped["time"],
+        clock=clock if "time" in given else _clock(table, by_name, mapped["time"]),
+        prices={role: mapped[role] for role in PRICES},
+        volume=mapped["volume"],
+        symbol=mapped.get("symbol", ""),
     )
 
 
@@ -129,8 +129,8 @@ def _plain(name: str) -> str:
     return re.sub(r"^[0-9]+[ab]?(?=open|high|low|close|volume)", "", plain)
 
 
-def _first(known: Mapping[str, str], wanted: tuple[str, ...]) -> str:
-    return next((known[name] for name in wanted if name in known), "")
+def _first(by_name: Mapping[str, str], wanted: tuple[str, ...]) -> str:
+    return next((by_name[name] for name in wanted if name in by_name), "")
 
 
 def _given(table: Table, role: str, name: str) -> str:
@@ -158,12 +158,12 @@ def _given_time(table: Table, name: str) -> tuple[str, str]:
     return _given(table, "time", parts[0]), _given(table, "time", parts[1])
 
 
-def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
-    if closes and (match := _first(known, _CLOSE_TIME)):
+def _time(table: Table, by_name: Mapping[str, str], *, closes: bool) -> str:
+    if closes and (match := _first(by_name, _CLOSE_TIME)):
         return match
-    if match := _first(known, _OPEN_TIME):
-        return known["date"] if _clock(table, known, known.get("date", "")) else match
-    if match := _first(known, _CLOSE_TIME):
+    if match := _first(by_name, _OPEN_TIME):
+        return by_name["date"] if _clock(table, by_name, by_name.get("date", "")) else match
+    if match := _first(by_name, _CLOSE_TIME):
         raise table.unclear(
             f"only the bars' closes have a time ({match}): shall it be moved to the open?",
             example="--time-is close",
@@ -176,9 +176,9 @@ def _time(table: Table, known: Mapping[str, str], *, closes: bool) -> str:
     return last if last == "__index_level_0__" else ""
 
 
-def _clock(table: Table, known: Mapping[str, str], time: str) -> str:
+def _clock(table: Table, by_name: Mapping[str, str], time: str) -> str:
     """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader, Stooq)."""
-    date, clock = known.get("date", ""), known.get("time", "")
+    date, clock = by_name.get("date", ""), by_name.get("time", "")
     apart = date and clock and time == date and _date_and_clock(table, date, clock)
     return clock if apart else ""
 
@@ -193,15 +193,15 @@ def _date_and_clock(table: Table, date: str, clock: str) -> bool:
     )
 
 
-def _volume(known: Mapping[str, str], symbol: str) -> str:
-    """The base asset's volume. Publishers write two, told apart by the asset in the name."""
-    if "amount" in known and "vol" in known and "volume" not in known:
+def _volume(by_name: Mapping[str, str], symbol: str) -> str:
+    """The base asset's volume. Publishers write two; the asset in the name tells which is which."""
+    if "amount" in by_name and "vol" in by_name and "volume" not in by_name:
         return ""  # one exchange means base by amount, another by vol
-    if exact := _first(known, _NAMES["volume"]):
+    if exact := _first(by_name, _NAMES["volume"]):
         return exact
     dressed = {
         plain: name
-        for plain, name in known.items()
+        for plain, name in by_name.items()
         if plain.startswith("volume") and plain not in _QUOTE_VOLUMES
     }
     base_of = symbol.casefold()
@@ -258,3 +258,77 @@ def _by_place(table: Table) -> str:
     places += [str(min(at, table.frame.width)) for at in range(first, first + 5)]
     pairs = zip(("time", *COLUMNS[1:]), places, strict=True)
     return '--columns "' + ",".join(f"{role}={place}" for role, place in pairs) + '"'
+
+
+_PLAIN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
+_NOTHING = ("", "nan", "null", "none", "na", "n/a", "-")
+
+
+def read_numbers(table: Table, columns: Mapping[str, str], *, decimal: str = "") -> pl.DataFrame:
+    """Float64 columns by role; an empty cell is NaN, for the checks to name.
+
+    decimal: "." or "," where the user said which. Raises UsageError on a cell that isn't a number,
+    and on 1,234 everywhere: a thousand, or one and a bit?
+    """
+    frame = table.frame.select(**{role: pl.col(name) for role, name in columns.items()})
+    typed = [role for role in frame.columns if frame.schema[role] != pl.String]
+    for role in typed:
+        if not frame.schema[role].is_numeric():
+            raise table.unclear(
+                f"column {columns[role]} holds {shortened(str(frame.schema[role]))}, not numbers",
+                example=f'--columns "{role}=COLUMN"',
+            )
+    text = frame.drop(typed).with_columns(pl.all().str.replace_all(r"[$€£¥\s\u00a0']", ""))
+    blank = pl.all().str.to_lowercase().is_in(_NOTHING)
+    text = text.select(pl.when(~blank).then(pl.all()))
+    comma = decimal == "," or (not decimal and _comma_decimals(table, text))
+    text = text.select(
+        pl.all().str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        if comma
+        else pl.all().str.replace_all(",", "", literal=True)
+    )
+    text = text.select(_multiplied(name) for name in text.columns)
+    _refuse_words(table, text, columns)
+    numbers = pl.DataFrame([(frame if role in typed else text)[role] for role in columns])
+    return numbers.cast(pl.Float64).fill_null(float("nan"))
+
+
+def _comma_decimals(table: Table, text: pl.DataFrame) -> bool:
+    """True when the comma in these cells is the decimal sign."""
+    cells = pl.concat([text[name].drop_nulls() for name in text.columns]) if text.width else None
+    if cells is None or not cells.str.contains(",", literal=True).any():
+        return False
+    cells = cells.filter(cells.str.contains(",", literal=True))
+    if cells.str.contains(r",.*\.").all() or cells.str.contains(r",.*,").any():
+        return False  # 1,234.50 and 1,234,567: the comma parts thousands
+    if cells.str.contains(r"\..*,").any() or not cells.str.contains(_THOUSANDS).all():
+        return True  # 1.234,50; or a comma that can't part thousands, as in 8051,5 and 0,123
+    raise table.unclear(
+        f"is {shortened(cells[0])} a thousand and more, or a number with three decimals?",
+        why="every comma in the file stands before exactly three digits",
+        example="--decimal .    (or --decimal ,)",
+    )
+
+
+def _multiplied(name: str) -> pl.Expr:
+    """12.5K is 12500: some sites round volumes so."""
+    size = pl.col(name).str.extract("(?i)[0-9]([kmb])$").str.to_lowercase()
+    power = size.replace_strict({"k": "e3", "m": "e6", "b": "e9"}, default="")
+    plain = pl.when(size.is_null()).then(pl.col(name)).otherwise(pl.col(name).str.head(-1))
+    return plain + power.fill_null("")
+
+
+def _refuse_words(table: Table, text: pl.DataFrame, columns: Mapping[str, str]) -> None:
+    for role in text.columns:
+        plain = text[role].str.contains(_PLAIN)
+        finite = text[role].cast(pl.Float64, strict=False).is_finite()
+        wrong = ~(plain & finite).fill_null(text[role].is_null())
+        if wrong.any():
+            row = int(wrong.arg_true()[0])
+            raise table.unclear(
+                f"{table.where(row)}: {table.cell(columns[role], row)!r} in column "
+                f"{columns[role]} is not a number",
+                why=f"the row: {table.sample(row)}",
+                example=f'--columns "{role}=COLUMN"',
+            )

@@ -1,6 +1,7 @@
-"""An exchange as ccxt presents it, asked patiently: the one place that knows ccxt and its errors.
+"""An exchange as ccxt presents it, asked patiently: the only module that uses ccxt and its errors.
 
-Rate limits are kept by ccxt; what the network breaks is tried again with growing pauses, and told.
+ccxt respects the rate limits. What fails on the network is reported and tried again, with growing
+pauses.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ def _read(call: Callable[[], T]) -> T:
     try:
         return call()
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        told = f"the answer can't be read: {type(error).__name__}: {error}"
-        raise _ccxt().NetworkError(told) from error
+        message = f"the answer can't be read: {type(error).__name__}: {error}"
+        raise _ccxt().NetworkError(message) from error
 
 
 def _are_bars(answer: Any) -> bool:

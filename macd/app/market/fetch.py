@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from macd.app.market.bars import SCHEMA, read_bars, step_ms, symbol_name, write_bars
+from macd.app.market.bars import SCHEMA, grid_origin, read_bars, step_ms, symbol_name, write_bars
 from macd.app.market.exchange import Asking, Exchange
 from macd.app.market.findings import moment
 from macd.app.market.importing import merge
@@ -62,31 +62,31 @@ def fetch_bars(
     ask = Asking(exchange, sleep=sleep, report=report)
     ask.require(wanted.symbol, wanted.tf)
     source = f"{exchange.id} {wanted.symbol}"
-    held = _held(path, source)
+    stored = _stored(path, source)
     step = step_ms(wanted.tf)
-    first, last = _bounds(wanted, held, step, path, now=ask.clock(wanted.now))
-    before = held.height
+    first, last = _bounds(wanted, stored, step, path, now=ask.clock(wanted.now))
+    before = stored.height
     meta = {"symbol": symbol_name(wanted.symbol), "tf": wanted.tf, "source": f"fetch {source}"}
     unsaved: list[pl.DataFrame] = []
     try:
-        for page in _pages(ask, wanted, _stretches(held, first, last, step), step):
+        for page in _pages(ask, wanted, _stretches(stored, first, last, step), step):
             unsaved.append(page)
             # To rewrite a large file for each page would take longer than asking: from 50,000 bars
             # on, up to 2 % of them wait for the next write and are asked for again after a crash.
-            if sum(frame.height for frame in unsaved) >= max(1, held.height // 50):
-                held = _save(held, unsaved, path, meta, replace=replace)
-            report(f"{page['timestamp'][-1]:%Y-%m-%d %H:%M}, {held.height:,} bars on disk")
+            if sum(frame.height for frame in unsaved) >= max(1, stored.height // 50):
+                stored = _save(stored, unsaved, path, meta, replace=replace)
+            report(f"{page['timestamp'][-1]:%Y-%m-%d %H:%M}, {stored.height:,} bars on disk")
     finally:
-        held = _save(held, unsaved, path, meta, replace=replace)
-    return Fetched(path, held, added=held.height - before, requests=ask.requests)
+        stored = _save(stored, unsaved, path, meta, replace=replace)
+    return Fetched(path, stored, added=stored.height - before, requests=ask.requests)
 
 
 def lacking(wanted: Wanted, path: Path) -> list[tuple[int, int]]:
     """What `fetch_bars` would ask for: inclusive ranges of bar opens, epoch milliseconds."""
-    held = read_bars(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
+    stored = read_bars(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
     step = step_ms(wanted.tf)
-    first, last = _bounds(wanted, held, step, path, now=wanted.now)
-    return missing(held["timestamp"].to_physical().to_list(), first, last, step)
+    first, last = _bounds(wanted, stored, step, path, now=wanted.now)
+    return missing(stored["timestamp"].to_physical().to_list(), first, last, step)
 
 
 def missing(stamps: Sequence[int], first: int, last: int, step: int) -> list[tuple[int, int]]:
@@ -122,11 +122,11 @@ def _pages(
                 )
 
 
-def _held(path: Path, source: str) -> pl.DataFrame:
+def _stored(path: Path, source: str) -> pl.DataFrame:
     """The bars there already; refused if they came from another market."""
     if not path.exists():
         return pl.DataFrame(schema=SCHEMA)
-    held = read_bars(path)
+    stored = read_bars(path)
     other = pl.read_parquet_metadata(path).get("source", "")
     if other.startswith("fetch ") and other != f"fetch {source}":
         raise RefusedError(
@@ -135,23 +135,22 @@ def _held(path: Path, source: str) -> pl.DataFrame:
             live="nothing was asked for, nothing was written",
             hint="--data OTHER-DIRECTORY keeps the two apart",
         )
-    return held
+    return stored
 
 
 def _bounds(
-    wanted: Wanted, held: pl.DataFrame, step: int, path: Path, *, now: datetime
+    wanted: Wanted, stored: pl.DataFrame, step: int, path: Path, *, now: datetime
 ) -> tuple[int, int]:
     """First and last bar open to have, in epoch milliseconds: on the grid, and closed by now."""
-    if wanted.since is None and held.is_empty():
+    if wanted.since is None and stored.is_empty():
         raise UsageError(
             "from when on?",
             why=f"there are no bars at {path} to go on from",
             hint="--since 2023-01-01",
         )
-    # Weekly bars open on Mondays and not at a multiple since the epoch; the exchange's grid counts.
-    origin = 345_600_000 if step % 604_800_000 == 0 else 0
-    held_first = int(held["timestamp"].to_physical()[0]) if held.height else 0
-    since = int(wanted.since.timestamp() * 1000) if wanted.since else held_first
+    origin = grid_origin(step)
+    stored_first = int(stored["timestamp"].to_physical()[0]) if stored.height else 0
+    since = int(wanted.since.timestamp() * 1000) if wanted.since else stored_first
     clock = int(now.timestamp() * 1000)
     until = min(int(wanted.until.timestamp() * 1000), clock) if wanted.until else clock
     first = -((origin - since) // step) * step + origin
@@ -166,20 +165,20 @@ def _bounds(
     return first, last
 
 
-def _stretches(held: pl.DataFrame, first: int, last: int, step: int) -> list[tuple[int, int]]:
+def _stretches(stored: pl.DataFrame, first: int, last: int, step: int) -> list[tuple[int, int]]:
     """What is missing, each stretch with the bar before it where there is one.
 
     That bar is asked for again and compared: a bar stored too early, or another market's, shows.
     """
-    stamps = held["timestamp"].to_physical().to_list()
-    known = set(stamps)
+    stamps = stored["timestamp"].to_physical().to_list()
+    present = set(stamps)
     return [
-        (a - step if a - step in known else a, b) for a, b in missing(stamps, first, last, step)
+        (a - step if a - step in present else a, b) for a, b in missing(stamps, first, last, step)
     ]
 
 
 def _save(
-    held: pl.DataFrame,
+    stored: pl.DataFrame,
     unsaved: list[pl.DataFrame],
     path: Path,
     metadata: dict[str, str],
@@ -187,10 +186,10 @@ def _save(
     replace: bool,
 ) -> pl.DataFrame:
     if not unsaved:
-        return held
+        return stored
     new = pl.concat(unsaved).unique("timestamp").sort("timestamp")
     unsaved.clear()
-    merged = merge(held, new, replace=replace)
+    merged = merge(stored, new, replace=replace)
     if merged.added or merged.replaced:
         write_bars(merged.bars, path, metadata=metadata)
     return merged.bars

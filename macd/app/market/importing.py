@@ -1,6 +1,6 @@
 """`data.import`: a file somebody else wrote becomes canonical bars, and joins those already there.
 
-Says everything it did and assumed; what it can't tell for certain it asks, with an example.
+Reports everything it did and assumed. What is not certain it asks, with an example.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Literal
 import polars as pl
 
 from macd.app.market.bars import COLUMNS, canonical, step_ms, symbol_name
-from macd.app.market.columns import map_columns
-from macd.app.market.decimals import read_numbers
+from macd.app.market.columns import map_columns, read_numbers
 from macd.app.market.table import BROKEN, Table, first_line, read_table
 from macd.app.market.times import read_times
 from macd.errors import RefusedError, UsageError
@@ -31,7 +30,7 @@ _KNOWN_BASES = "BTC|ETH|SOL|BNB|XRP|ADA|DOGE|LTC|BCH|DOT|LINK|AVAX|TRX|MATIC|XLM
 
 @dataclass(frozen=True)
 class Answers:
-    """What the user said about the file; everything left empty is found out or asked."""
+    """What the user says about the file; what is left empty is worked out from it, or asked."""
 
     symbol: str = ""
     tf: str = ""
@@ -64,7 +63,7 @@ class Merged:
 
 
 def read_file(path: Path, answers: Answers | None = None) -> Imported:
-    """Read a file of bars; UsageError asks what the file doesn't tell."""
+    """Read a file of bars; UsageError asks what the file leaves open."""
     try:
         return _read_file(path, answers or Answers())
     except (*BROKEN, OverflowError, RecursionError, UnicodeError) as error:  # no check foresaw it
@@ -94,8 +93,8 @@ def _read_file(path: Path, answers: Answers) -> Imported:
     numbers = read_numbers(
         table, {**mapped.prices, "volume": mapped.volume}, decimal=answers.decimal
     )
-    found = canonical(numbers.insert_column(0, times.stamps.alias("timestamp")), source=str(path))
-    ordered, notes = _in_order(table, found)
+    bars = canonical(numbers.insert_column(0, times.stamps.alias("timestamp")), source=str(path))
+    ordered, notes = _in_order(table, bars)
     tf = _timeframe(table, ordered, answers.tf)
     if closes:
         ordered = _opens(ordered, step_ms(tf))
@@ -103,49 +102,50 @@ def _read_file(path: Path, answers: Answers) -> Imported:
     return Imported(ordered, symbol, tf, str(mapped), times.notes + notes)
 
 
-def between(found: Imported, since: datetime | None, until: datetime | None) -> Imported:
+def between(imported: Imported, since: datetime | None, until: datetime | None) -> Imported:
     """Only the bars that open at or after `since` and before `until`; said in the notes."""
     stamp = pl.col("timestamp")
-    bars = found.bars.filter(stamp >= since) if since else found.bars
+    bars = imported.bars.filter(stamp >= since) if since else imported.bars
     bars = bars.filter(stamp < until) if until else bars
-    cut = found.bars.height - bars.height
+    cut = imported.bars.height - bars.height
     if bars.is_empty():
         raise UsageError(
             "no bar is between --since and --until",
-            why=f"the file runs from {found.bars['timestamp'][0]} to {found.bars['timestamp'][-1]}",
+            why=f"the file runs from {imported.bars['timestamp'][0]}"
+            f" to {imported.bars['timestamp'][-1]}",
             hint="an earlier --since, or a later --until",
         )
     note = (f"{cut:,} bars outside --since and --until: left out",) if cut else ()
-    return dataclasses.replace(found, bars=bars, notes=found.notes + note)
+    return dataclasses.replace(imported, bars=bars, notes=imported.notes + note)
 
 
-def scaled(found: Imported, factor: float) -> Imported:
+def scaled(imported: Imported, factor: float) -> Imported:
     """Prices times `factor`, volume divided by it: bars of an old denomination in the new unit."""
     if factor == 1:
-        return found
-    bars = found.bars.with_columns(
+        return imported
+    bars = imported.bars.with_columns(
         pl.col("open", "high", "low", "close") * factor, pl.col("volume") / factor
     )
     note = f"prices times {factor:g}, volume divided by it (--factor)"
-    return dataclasses.replace(found, bars=bars, notes=(*found.notes, note))
+    return dataclasses.replace(imported, bars=bars, notes=(*imported.notes, note))
 
 
-def closed(found: Imported, now: datetime) -> Imported:
+def closed(imported: Imported, now: datetime) -> Imported:
     """Without a last bar that is still open (said in the notes); bars of the future are refused."""
     stamp = pl.col("timestamp")
-    late = found.bars.filter(stamp > now)
+    late = imported.bars.filter(stamp > now)
     if late.height:
         raise UsageError(
             f"{late.height:,} bars are in the future",
             why=f"the last opens at {late['timestamp'][-1]:%Y-%m-%d %H:%M}, and now it is "
             f"{now:%Y-%m-%d %H:%M} UTC: the file's clock is not UTC",
-            hint="--timezone +08:00 (where that clock hung), or --until TIME to leave them out",
+            hint="--timezone +08:00 (the zone of that clock), or --until TIME to leave them out",
         )
-    bars = found.bars.filter(stamp <= now - timedelta(milliseconds=step_ms(found.tf)))
-    if bars.height == found.bars.height:
-        return found
-    note = f"the bar of {found.bars['timestamp'][-1]:%Y-%m-%d %H:%M} is not closed yet: left out"
-    return dataclasses.replace(found, bars=bars, notes=(*found.notes, note))
+    bars = imported.bars.filter(stamp <= now - timedelta(milliseconds=step_ms(imported.tf)))
+    if bars.height == imported.bars.height:
+        return imported
+    note = f"the bar of {imported.bars['timestamp'][-1]:%Y-%m-%d %H:%M} is not closed yet: left out"
+    return dataclasses.replace(imported, bars=bars, notes=(*imported.notes, note))
 
 
 def merge(
@@ -178,7 +178,7 @@ def merge(
 
 
 def _one_symbol(table: Table, column: str, wanted: str) -> tuple[Table, str]:
-    """The rows of one symbol, and its name: as told, from its column, or from the file's name."""
+    """The rows of one symbol, and its name: as given, from its column, or from the file's name."""
     if not column:
         if symbol := wanted or _symbol_in_name(table.path):
             return table, symbol
@@ -209,22 +209,22 @@ def _symbol_in_name(path: Path) -> str:
     for quotes in _QUOTES:
         joined = rf"(?<![A-Z0-9])([A-Z0-9]*[A-Z][A-Z0-9]*?)({quotes})(?![A-Z0-9])"
         apart = rf"(?<![A-Z0-9])({_KNOWN_BASES})[-_ ]?({quotes})(?![A-Z0-9])"
-        found = {base + quote for base, quote in re.findall(apart, stem)}
-        found = found or {base + quote for base, quote in re.findall(joined, stem)}
-        if len(found) == 1:
-            return str(found.pop())
+        names = {base + quote for base, quote in re.findall(apart, stem)}
+        names = names or {base + quote for base, quote in re.findall(joined, stem)}
+        if len(names) == 1:
+            return str(names.pop())
     return ""
 
 
-def _in_order(table: Table, found: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def _in_order(table: Table, bars: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """Oldest first, each bar once. Two different bars of one time are refused by name."""
     notes: list[str] = []
-    stamps = found["timestamp"]
-    if stamps.is_sorted(descending=True) and found.height > 1:
+    stamps = bars["timestamp"]
+    if stamps.is_sorted(descending=True) and bars.height > 1:
         notes.append("the file is newest first: turned round")
     elif not stamps.is_sorted():
         notes.append("the file is not in order of time: sorted")
-    rows = found.with_row_index("row")
+    rows = bars.with_row_index("row")
     once = rows.unique(subset=list(COLUMNS), keep="first", maintain_order=True)
     twice = once.filter(pl.col("timestamp").is_duplicated()).sort("timestamp", "row")
     if twice.height:

@@ -1,9 +1,9 @@
-"""What the models are asked: does the close stand higher or lower h bars from now?
+"""Labels: is the close higher or lower h bars from now?
 
 Direction is the sign of close[t+h] / close[t] - 1 and nothing else. "Return above a cost" is not
 offered: it mostly rewards predicting volatility. Bars with a small |return| may be left out of
 training and of the headline figure, but nobody can select live bars by a return of the future, so
-the figure on all bars (min_move 0) always stands beside it.
+the figure on all bars (min_move 0) is always reported beside it.
 
 Horizons count bars, not hours: across a gap in the data a label spans the gap.
 """
@@ -24,10 +24,18 @@ Array = npt.NDArray[np.float64]
 
 
 def forward_returns(close: npt.ArrayLike, horizons: Sequence[int] = HORIZONS) -> Array:
-    """Simple returns close[t+h] / close[t] - 1, shape (bars, horizons), dimensionless.
+    """Simple returns close[t+h] / close[t] - 1, as fractions: 0.01 is 1 %.
 
-    NaN where close[t+h] is not known yet, or where either close is not a positive number.
-    Raises UsageError for a horizon below one bar or closes that are not one-dimensional.
+    Args:
+        close: shape (bars,), in units of price, oldest first.
+        horizons: in bars.
+
+    Returns:
+        float64 of shape (bars, horizons). NaN where close[t+h] does not exist yet, or where either
+        close is not a positive number.
+
+    Raises:
+        UsageError: a horizon is below one bar, or the closes are not one-dimensional.
     """
     prices = np.asarray(close, dtype=np.float64)
     if prices.ndim != 1:
@@ -45,8 +53,18 @@ def forward_returns(close: npt.ArrayLike, horizons: Sequence[int] = HORIZONS) ->
 def direction(returns: npt.ArrayLike, min_move: float = 0.0) -> Array:
     """1.0 where the return is above min_move, 0.0 where it is below -min_move, else NaN.
 
-    NaN therefore means "not known" or "too small to call" (a return of exactly zero has no
-    direction even at min_move 0). `min_move` is a fraction: 0.003 is 0.3 %.
+    NaN therefore means "not known yet" or "too small to count" (a return of exactly zero has no
+    direction even at min_move 0).
+
+    Args:
+        returns: fractions, of any shape, as from `forward_returns`.
+        min_move: a fraction: 0.003 is 0.3 %.
+
+    Returns:
+        float64 of the same shape: 1.0, 0.0 or NaN.
+
+    Raises:
+        UsageError: `min_move` is negative or NaN.
     """
     if not min_move >= 0.0:
         raise UsageError(f"min_move must be zero or more, not {min_move}")

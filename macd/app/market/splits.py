@@ -1,4 +1,4 @@
-"""Which rows may teach and which may judge: time order, purged by an embargo, and guards on both.
+"""Train/test splits in time order, purged by an embargo, and guards that prove them.
 
 The label of row t looks at closes up to t + horizon. A training row whose label reaches into the
 test rows has seen their answer, so training ends `embargo` rows before the test begins, and the
@@ -6,7 +6,8 @@ embargo is at least twice the longest horizon (Lopez de Prado, Advances in Finan
 Learning, 2018, chapter 7). Such leaks barely move a score when folds are long, so they are caught
 here by structure and never by looking at an AUC.
 
-Rows are positions in the frame of bars (int64). Nothing here reads bars, clocks or randomness.
+Rows are positions in the frame of bars, int64 of shape (rows,), rising. Nothing here reads bars,
+clocks or randomness.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ Rows = npt.NDArray[np.int64]
 
 
 class LeakError(MacdError):
-    """A split would let a model see what it is judged on."""
+    """A split would let a model see what it is tested on."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows to learn from and later rows to be judged on. The holdout's index is -1."""
+    """Rows to train on, later rows to test on: int64, shape (rows,). The holdout's index is -1."""
 
     index: int
     train: Rows
@@ -52,11 +53,22 @@ def walk_forward(
 ) -> list[Fold]:
     """Expanding folds over the rows [first, n) before the holdout, oldest first.
 
-    `initial` and `holdout` are fractions of n - first. Every fold trains on all rows from `first`
-    to `embargo` rows before its test; the tests are equal blocks side by side. The last test ends
-    `embargo` rows before the holdout, so that no label of development reads a price of it.
+    Every fold trains on all rows from `first` to `embargo` rows before its test; the tests are
+    equal blocks side by side. The last test ends `embargo` rows before the holdout, so that no
+    label of development reads a price of it. Purging and embargo: Lopez de Prado 2018, chapter 7.
 
-    Raises UsageError when there are too few rows, LeakError when the embargo is too short.
+    Args:
+        n: number of bars.
+        folds: how many.
+        initial: fraction of the rows [first, n) before the first test.
+        holdout: fraction of the rows [first, n) held out at the end.
+        embargo: rows left out between training and test, at least twice `horizon`.
+        first: the first usable row, behind the warm-up of the features.
+        horizon: the longest label, in rows.
+
+    Raises:
+        UsageError: there are too few rows, or a fraction is out of range.
+        LeakError: the embargo is too short.
     """
     _check_embargo(embargo, horizon)
     if folds < 1 or not 0 < initial < 1 or not 0 <= holdout < 1:
@@ -95,9 +107,13 @@ def holdout_rows(
     first: int = 0,
     horizon: int = LONGEST,
 ) -> Fold:
-    """The rows opened once, at the end, and everything that may have been learnt before (index -1).
+    """The rows tested once, at the end, and all rows that may be trained on before (index -1).
 
-    Raises UsageError when either part would be empty, LeakError when the embargo is too short.
+    Args as for `walk_forward`.
+
+    Raises:
+        UsageError: either part would be empty.
+        LeakError: the embargo is too short.
     """
     start = holdout_start(n, holdout, first=first)
     if not first < start - embargo < n - embargo:
@@ -115,7 +131,11 @@ def inner_split(
     """Cut training rows into (fit_rows, stop_rows): early stopping and calibration on the latter.
 
     stop_rows are the last `fraction` in time; rows of the embargo before them are in neither.
-    `train_rows` may have holes (rows left out for want of a label).
+    `train_rows` may have holes (rows left out because they have no label).
+
+    Raises:
+        UsageError: `fraction` is not between 0 and 1, or a part would be empty.
+        LeakError: the embargo is too short for `horizon`.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the inner slice must be a fraction between 0 and 1, not {fraction}")
@@ -131,7 +151,7 @@ def inner_split(
 
 
 def purge(rows: Rows, *, before: int, embargo: int = EMBARGO) -> Rows:
-    """The rows that may teach something judged from row `before` on: those it is safe to know."""
+    """The rows that may be trained on for a test that begins at row `before`."""
     return rows[rows < before - embargo]
 
 
@@ -139,7 +159,7 @@ def assert_purged(fold: Fold, horizon: int = LONGEST, embargo: int = EMBARGO) ->
     """Raise LeakError unless every training label was known before the test began.
 
     Catches random folds (not in time order), a missing or short embargo, shared rows. Use it for
-    whatever was fitted: the rows of a scaler, of early stopping, of a meta-model stand as `train`.
+    whatever was fitted: pass the rows of a scaler, of early stopping, of a meta-model as `train`.
     """
     _check_embargo(embargo, horizon)
     name = "the holdout" if fold.index < 0 else f"fold {fold.index}"
@@ -174,7 +194,7 @@ def assert_walk_forward(
         if later.test[0] <= earlier.test[-1]:
             raise LeakError(
                 f"the tests of folds {earlier.index} and {later.index} overlap or run backwards",
-                why="each bar is judged once, by a model that knew only what came before",
+                why="each bar is tested once, by a model trained only on what came before",
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 import struct
 import zipfile
@@ -17,11 +18,10 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import polars as pl
 
-from macd.app.market.jsonrows import looks_json, rows_of
 from macd.errors import MacdError, UsageError
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -227,8 +227,10 @@ def _text(path: Path, text: str) -> Table:
             why=f"header: {_listed(head)}",
             hint="give every column its own name in the first line, and import again",
         )
-    kept = [at for at in range(start, len(lines)) if lines[at].strip() and lines[at][0] != "#"]
-    body = "\n".join(lines[at] for at in kept)
+    data_lines = [
+        at for at in range(start, len(lines)) if lines[at].strip() and lines[at][0] != "#"
+    ]
+    body = "\n".join(lines[at] for at in data_lines)
     try:
         frame = pl.read_csv(
             io.StringIO(body),
@@ -246,7 +248,7 @@ def _text(path: Path, text: str) -> Table:
             hint=f"the lines should have {width} cells, as line {first + 1}: {_listed(head)}",
         ) from error
     frame = frame.with_columns(pl.all().str.strip_chars())
-    return Table(path, frame, header=header, lines=[at + 1 for at in kept])
+    return Table(path, frame, header=header, lines=[at + 1 for at in data_lines])
 
 
 def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:
@@ -279,3 +281,44 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:  # a cell longer than csv takes: nobody's number
         return [line]
+
+
+def looks_json(text: str) -> bool:
+    """No table begins with a bracket."""
+    return text.lstrip()[:1] in ("[", "{")
+
+
+def rows_of(text: str) -> tuple[list[str], list[list[str | None]]]:
+    """Names ([] where there are none) and rows, each cell as it is written.
+
+    Raises ValueError with the reason for anything that is no list of bars.
+    """
+    try:
+        document = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    except RecursionError:
+        raise ValueError("it is nested far too deep") from None
+    if isinstance(document, dict):
+        raise ValueError(f"it is one object with the keys {', '.join(list(document)[:10])}")
+    if not isinstance(document, list) or not document:
+        raise ValueError("the list is empty" if document == [] else "it is one single value")
+    if isinstance(document[0], dict):
+        names = list(document[0])
+        return names, [_json_cells(bar, at, names) for at, bar in enumerate(document, 1)]
+    if not isinstance(document[0], list):
+        raise ValueError("it is a list of numbers or words, not of bars")
+    width = len(document[0])
+    return [], [_json_cells(bar, at, width) for at, bar in enumerate(document, 1)]
+
+
+def _json_cells(bar: Any, at: int, shape: list[str] | int) -> list[str | None]:
+    if isinstance(shape, int):
+        alike = isinstance(bar, list) and len(bar) == shape
+        cells = bar
+    else:
+        alike = isinstance(bar, dict) and bar.keys() == set(shape)
+        cells = [bar[name] for name in shape] if alike else []
+    if not alike:
+        raise ValueError(f"bar {at} has another form than the first one")
+    if any(isinstance(cell, list | dict) for cell in cells):
+        raise ValueError(f"bar {at} holds a list or an object where a number should be")
+    return [cell if cell is None or isinstance(cell, str) else str(cell) for cell in cells]

@@ -51,8 +51,8 @@ def read_times(
 ) -> Times:
     """The column's times; UsageError where they can't be read for certain.
 
-    clock: the column of the time of day, where `column` has dates alone; zone: where the file's
-    clock hung ("+02:00", "Europe/Berlin"), for times that don't say; dates: "dmy" or "mdy", where
+    clock: the column of the time of day, where `column` has dates alone; zone: the time zone of the
+    file ("+02:00", "Europe/Berlin"), for times that don't say; dates: "dmy" or "mdy", where
     03/04/2020 could be either.
     """
     times = _read(table, column, clock=clock, zone=zone, dates=dates)
@@ -294,7 +294,7 @@ def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:
 
 
 def _switching(table: Table, local: pl.Series, zone: str) -> Times:
-    """Local times with summer time: the hour that comes twice is told apart by its order."""
+    """Local times with summer time: the order tells the first 02:30 of a night from the second."""
     falling = local.len() > 1 and local[0] > local[-1]
     again = pl.col("local").cum_count(reverse=falling).over("local") > 1
     which = pl.when(again).then(pl.lit("latest")).otherwise(pl.lit("earliest"))

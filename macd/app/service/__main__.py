@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if options.check:
-            from macd.app.service.check import check  # noqa: PLC0415
+            from macd.app.service.release import check  # noqa: PLC0415
 
             root = Path(options.root).absolute()
-            told = check(Path(options.release or root / "current"), root)
-            sys.stdout.write(json.dumps(told) + "\n")
-            return 0 if told["ok"] else 1
+            result = check(Path(options.release or root / "current"), root)
+            sys.stdout.write(json.dumps(result) + "\n")
+            return 0 if result["ok"] else 1
         return _serve(Path(options.root).absolute())
     except MacdError as error:
         sys.stderr.write(f"{error}\n")
@@ -48,15 +48,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _serve(root: Path) -> int:
-    from macd.app.service import loaded  # noqa: PLC0415
+    from macd.app.service import release  # noqa: PLC0415
     from macd.app.service.feed import open_feed  # noqa: PLC0415
-    from macd.app.service.health import HealthServer  # noqa: PLC0415
+    from macd.app.service.health import HealthServer, Status, Systemd, inherited_socket  # noqa: PLC0415
     from macd.app.service.loop import Loop, StoppedError  # noqa: PLC0415
-    from macd.app.service.notify_systemd import Systemd, inherited_socket  # noqa: PLC0415
     from macd.app.service.predictor import Predictor  # noqa: PLC0415
     from macd.app.service.settings import Settings, flags  # noqa: PLC0415
     from macd.app.service.signal_log import SignalLog  # noqa: PLC0415
-    from macd.app.service.status import Status  # noqa: PLC0415
 
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,21 +67,21 @@ def _serve(root: Path) -> int:
     health.start()
     log = None
     try:
-        identity = loaded.identify(root / "current")
+        identity = release.identify(root / "current")
         status.set(release=identity.id, manifest_sha256=identity.sha256)
         log = SignalLog(settings.live)
         status.set(seq=log.seq)
-        found = loaded.load(identity, settings.tf)
-        status.golden(found.outcome)
-        status.set(models=found.models)
-        why = "" if found.outcome.ok else f"golden predictions fail here: {found.outcome.detail}"
+        loaded = release.load(identity, settings.tf)
+        status.golden(loaded.outcome)
+        status.set(models=loaded.models)
+        why = "" if loaded.outcome.ok else f"golden predictions fail here: {loaded.outcome.detail}"
         predictor = None
-        if found.scorer is not None:
-            predictor = Predictor(found.scorer, wanted, settings.tf, distrust=why)
+        if loaded.scorer is not None:
+            predictor = Predictor(loaded.scorer, wanted, settings.tf, distrust=why)
             status.set(stacking=predictor.mode)
 
         def alive() -> None:
-            systemd.tell("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1")
 
         loop = Loop(
             settings,
@@ -100,7 +98,7 @@ def _serve(root: Path) -> int:
             status.error(why or wanted.problem)
         # The models are as ready as they get; a feed that is down is no reason to be restarted.
         status.set(status="failed" if why else "ok")
-        systemd.tell("READY=1", f"STATUS={why or 'serving ' + identity.id}")
+        systemd.notify("READY=1", f"STATUS={why or 'serving ' + identity.id}")
         if log.torn:
             loop.say("torn_line", f"{log.torn} bytes of a line were left by an earlier life")
         loop.begin()
@@ -109,7 +107,7 @@ def _serve(root: Path) -> int:
     except StoppedError:
         return 0
     finally:
-        systemd.tell("STOPPING=1")
+        systemd.notify("STOPPING=1")
         health.close()
         if log is not None:
             log.close()

@@ -1,7 +1,8 @@
 """Bars of an exchange by REST: asked for when one should have closed, patiently when it fails.
 
 Every question is one request of `wait`, so that the watchdog and SIGTERM never wait for a row of
-them. A bar counts as closed by the earlier of our clock and the exchange's.
+them. A bar counts as closed by the earlier of our clock and the exchange's. After failures the
+pauses grow, then a circuit opens for a while (Nygard, Release It!).
 """
 
 from __future__ import annotations
@@ -15,11 +16,49 @@ import polars as pl
 
 from macd.app.market.bars import symbol_name
 from macd.app.market.exchange import Asking, open_exchange
-from macd.app.service.breaker import Breaker
 from macd.app.service.feed import Bar, Item, Trouble
 from macd.app.service.feed_replay import bars_of
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
+
+FIRST_S = 1.0
+OPENS_AFTER, OPEN_S = 5, 300.0
+
+
+class Breaker:
+    """Failures in a row of one peer. `state`: "closed" (asking) or "open".
+
+    An open one lets a question through each time its pause is over, and the answer decides: what is
+    called half-open needs no state of its own.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._next = 0.0
+
+    @property
+    def state(self) -> str:
+        return "open" if self.failures >= OPENS_AFTER else "closed"
+
+    def wait(self, now: float) -> float:
+        """Seconds until the peer may be asked; 0: now. One question then decides."""
+        return max(0.0, self._next - now)
+
+    def failed(self, now: float, *, jitter: float, asked: float = 0.0) -> float:
+        """Note a failure; the pause. jitter: 0 to 1, so that many don't come back at once.
+
+        asked: seconds the peer itself asked to wait.
+        """
+        self.failures += 1
+        pause = OPEN_S if self.failures >= OPENS_AFTER else FIRST_S * 2.0 ** (self.failures - 1)
+        pause = max(pause * (0.75 + 0.5 * jitter), asked)
+        self._next = now + pause
+        return pause
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self._next = 0.0
+
 
 _SETTLED_S = 1.0  # after a bar's end, until an exchange has it
 _AGAIN_S = 3.0  # when it has not yet

@@ -28,8 +28,8 @@ from macd.app.service.settings import Settings
 _PAUSE_S = 0.2
 _CHUNK = 1 << 20
 _LONGEST_LINE = 4096
-_SPARE_BARS = 10_000  # of history in memory, until only what is needed is kept
-_MOST_TOLD = 200
+_SPARE_BARS = 10_000  # of history in memory, before the rest is dropped
+_MOST_TROUBLES = 200
 _CROSS_S = 10.0  # how long a bar of the main symbol waits for those of the same time
 
 
@@ -63,9 +63,9 @@ class DirectoryFeed:
         later: list[Bar] = []
         troubles: list[Item] = []
         for name, followed in self._followed.items():
-            history[name], new, told = _since(followed.all(), need, after_ms, self._is_closed)
+            history[name], new, wrong = _since(followed.all(), need, after_ms, self._is_closed)
             later += new
-            troubles += told
+            troubles += wrong
         # In the order of time, the main symbol behind the others of the same time.
         later.sort(key=lambda bar: (bar.open_ms, bar.symbol == self._main))
         self._waiting = [*troubles, *later]
@@ -77,19 +77,19 @@ class DirectoryFeed:
             return waiting
         until = self._clock() + seconds
         while True:
-            found: list[Item] = []
+            arrived: list[Item] = []
             for name, followed in self._followed.items():
                 items = followed.read()
                 if name == self._main:
                     self._held.extend((self._clock() + _CROSS_S, item) for item in items)
                 else:
-                    found += items
-            found += self._ripe()
+                    arrived += items
+            arrived += self._ripe()
             missing = [f.symbol for f in self._followed.values() if not f.there]
             self.state = f"no file of {', '.join(missing)}" if missing else "reading its directory"
             left = until - self._clock()
-            if found or left <= 0:
-                return found
+            if arrived or left <= 0:
+                return arrived
             self._sleep(min(_PAUSE_S, left))
 
     def _is_closed(self, bar: Bar) -> bool:
@@ -127,23 +127,23 @@ def _since(
 
     Bars that can't be closed yet are behind it, whenever it was.
     """
-    known: dict[int, Bar] = {}
+    bars: dict[int, Bar] = {}
     newest = -1
     later: list[Bar] = []
-    troubles: deque[Item] = deque(maxlen=_MOST_TOLD)
+    troubles: deque[Item] = deque(maxlen=_MOST_TROUBLES)
     for item in items:
         if not isinstance(item, Bar):
             troubles.append(item)
         elif (after_ms is not None and item.open_ms > after_ms) or not is_closed(item):
             later.append(item)
         else:
-            if item.open_ms > newest:  # what was wrong before it was told by an earlier life
+            if item.open_ms > newest:  # an earlier process reported what was wrong before it
                 troubles.clear()
                 newest = item.open_ms
-            known.setdefault(item.open_ms, item)
-            if len(known) > need + _SPARE_BARS:
-                known = dict(sorted(known.items())[-need:])
-    return [bar for _, bar in sorted(known.items())][-need:], later, [*troubles]
+            bars.setdefault(item.open_ms, item)
+            if len(bars) > need + _SPARE_BARS:
+                bars = dict(sorted(bars.items())[-need:])
+    return [bar for _, bar in sorted(bars.items())][-need:], later, [*troubles]
 
 
 @dataclass
@@ -162,7 +162,7 @@ class _Followed:
     newest_ms: int = -1
     renewed: bool = False
     there: bool = False
-    why: str = ""  # it can't be read; told once
+    why: str = ""  # why it can't be read; reported once
 
     def all(self) -> Iterator[Item]:
         """Everything that stands there now."""
@@ -189,10 +189,10 @@ class _Followed:
 
     def _read_on(self, file: Any, is_json: bool) -> list[Item]:
         self.there = True
-        found = os.fstat(file.fileno())
-        if found.st_ino != self.inode or found.st_size < self.offset:
+        stat = os.fstat(file.fileno())
+        if stat.st_ino != self.inode or stat.st_size < self.offset:
             self.renewed = self.inode != 0
-            self.inode, self.offset = found.st_ino, 0
+            self.inode, self.offset = stat.st_ino, 0
         file.seek(self.offset)
         chunk = file.read(_CHUNK)
         end = chunk.rfind(b"\n") + 1

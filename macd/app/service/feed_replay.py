@@ -96,9 +96,9 @@ class ReplayFeed:
         return count
 
     def _history(self) -> dict[str, list[Bar]]:
-        known = self._main[: self._position]
-        until = known["timestamp"][-1]
-        history = {self._settings.symbol: bars_of(self._settings.symbol, known.tail(self._need))}
+        past = self._main[: self._position]
+        until = past["timestamp"][-1]
+        history = {self._settings.symbol: bars_of(self._settings.symbol, past.tail(self._need))}
         for symbol in self._settings.cross:
             before = self._frames[symbol].filter(pl.col("timestamp") <= until)
             history[symbol] = bars_of(symbol, before.tail(self._need))

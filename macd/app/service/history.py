@@ -1,7 +1,7 @@
 """The last bars of each symbol, and the judgement whether a bar that arrives belongs behind them.
 
-Pure: what it is told decides, no clock and no file. A bar that does not fit is refused with a word
-for it, so that no feature is ever computed from it.
+Pure: no clock and no file. A bar that does not fit is refused with a reason, so that no feature is
+ever computed from it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class History:
         self._frame = pl.DataFrame(schema=SCHEMA)
         self._last: Bar | None = None
         self._doubtful = 0
-        kept: list[Bar] = []
+        accepted: list[Bar] = []
         for bar in bars:  # what was stored may be as wrong, and as full of holes, as what arrives
             verdict = self._judged(bar)
             if verdict.refused is None:
                 self._take(bar, verdict)
-                kept.append(bar)
-        if kept:
-            self._frame = _rows(kept).tail(need)
+                accepted.append(bar)
+        if accepted:
+            self._frame = _rows(accepted).tail(need)
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -92,15 +92,15 @@ class History:
         after = bar.open_ms - self._last.open_ms
         if after == 0:
             same = bar == self._last
-            told = "the same bar again" if same else "other values for a bar that was closed"
-            return Verdict(("duplicate", told))
+            reason = "the same bar again" if same else "other values for a bar that was closed"
+            return Verdict(("duplicate", reason))
         if after < 0:
             return Verdict(("out_of_order", f"{-after // self._step} bars before the last one"))
         return Verdict(missing=after // self._step - 1)
 
 
 def unusable(bar: Bar, step: int) -> str:
-    """Why no feature may be computed from this bar; empty when it is well."""
+    """Why no feature may be computed from this bar; empty when it is usable."""
     values = (bar.open, bar.high, bar.low, bar.close, bar.volume)
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
         return "a value that is not a finite number"

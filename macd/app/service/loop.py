@@ -13,18 +13,18 @@ from dataclasses import asdict
 from threading import Event
 from typing import Any
 
-from macd.app.market import stream
+from macd.app.market import features
 from macd.app.predict.scoring import SEQ
 from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
+from macd.app.service.health import Status
 from macd.app.service.history import History, closes_later, frames
 from macd.app.service.predictor import Prediction, Predictor, no_models
 from macd.app.service.settings import Settings
 from macd.app.service.signal_log import SignalLog, bar_time
-from macd.app.service.status import Status
 from macd.app.service.strategy import base, decide
 from macd.errors import MacdError
 
-NEED = stream.bars_needed(SEQ)
+NEED = features.bars_needed(SEQ)
 _TURN_S = 0.5
 _RETRY_S = 2.0
 
@@ -67,7 +67,7 @@ class Loop:
         """Get the history of every symbol; a feed that is down is asked again until it is not."""
         while not self._stop.is_set():
             try:
-                self._remember(self._feed.begin(NEED, self._last_told()))
+                self._remember(self._feed.begin(NEED, self._last_logged()))
                 self._status.feed(self._feed.state)
                 return
             except MacdError as error:
@@ -76,11 +76,11 @@ class Loop:
                 self._alive()
                 self._stop.wait(_RETRY_S)
 
-    def _last_told(self) -> int | None:
-        """Behind which bar to go on; None where what was told before says nothing about this feed.
+    def _last_logged(self) -> int | None:
+        """The bar after which to go on; None where the log says nothing about this feed.
 
-        Years of bars lie between a replay and the exchange that follows it: each would be told as
-        one that came late.
+        Years of bars lie between a replay and the exchange that follows it: each would be reported
+        as late.
         """
         last = self._log.last_bar_ms
         if last is None or not self._feed.live:
@@ -94,7 +94,7 @@ class Loop:
             for item in self._feed.wait(_TURN_S):
                 self._take(item)
                 self._alive()
-                if self._stop.is_set():  # what is not logged now is found again by the next life
+                if self._stop.is_set():  # the next process reads again what is not logged now
                     return
             self._status.feed(self._feed.state)
 
@@ -155,13 +155,13 @@ class Loop:
 
     def _signal(self, bar: Bar, history: History) -> None:
         began = time.perf_counter()
-        found = self._predict(bar, history)
+        prediction = self._predict(bar, history)
         closes = history.frame["close"]
         components: dict[str, Any] = {"close": bar.close}
         data: dict[str, Any] = {"action_taken": "HOLD", "sell_score": 0.0, "buy_score": 0.0}
         if len(closes) > 1:
             signal = base(closes)
-            decision = decide(signal, found.p)
+            decision = decide(signal, prediction.p)
             data = {
                 "action_taken": decision.action,
                 "sell_score": round(decision.sell, 3),
@@ -174,13 +174,13 @@ class Loop:
                 "macd_buy_score": signal.buy,
                 "macd_sell_score": signal.sell,
             }
-        data["components"] = {**components, **found.fields}
-        for name, why in found.errors.items():
+        data["components"] = {**components, **prediction.fields}
+        for name, why in prediction.errors.items():
             self._status.model_error(name)
             self._status.error(f"{bar_time(bar.open_ms)} {name}: {why}")
         seconds = time.perf_counter() - began
         seq = self._write("SIGNAL", bar.symbol, bar, data)
-        self._status.signalled(bar_time(bar.open_ms), seq, found.fields, seconds)
+        self._status.signalled(bar_time(bar.open_ms), seq, prediction.fields, seconds)
 
     def _predict(self, bar: Bar, history: History) -> Prediction:
         if self._predictor is None:
@@ -224,7 +224,7 @@ class Loop:
 
 
 def _unfit(history: History, bar: Bar) -> str:
-    """Why no feature of `bar` may be computed from it; empty when it is well."""
+    """Why no feature of `bar` may be computed from it; empty when one may be."""
     if not history.holds(bar.open_ms):
         return "no bar of this time"
     if not history.warm:

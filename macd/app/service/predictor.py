@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from macd.app.market import stream
+from macd.app.market import features
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import taught_by
 from macd.app.service.settings import Flags
@@ -75,8 +75,8 @@ class Predictor:
         except TimeoutError as error:
             return self._nothing("timeout", str(error), time.perf_counter() - began)
         except Exception as error:  # features or the models' very plumbing
-            told = f"{type(error).__name__}: {error}"
-            return self._nothing("features", told, time.perf_counter() - began)
+            message = f"{type(error).__name__}: {error}"
+            return self._nothing("features", message, time.perf_counter() - began)
         return self._read(scores, time.perf_counter() - began)
 
     def refuse(self, why: str) -> Prediction:
@@ -84,7 +84,7 @@ class Predictor:
         return self._nothing("input", why, 0.0)
 
     def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
-        table = stream.latest(bars, cross, tf=self._tf, rows=SEQ)
+        table = features.latest(bars, cross, tf=self._tf, rows=SEQ)
         columns = table.select(pl.col(self._scorer.features).cast(pl.Float32).fill_null(math.nan))
         return self._scorer.score(np.ascontiguousarray(columns.to_numpy(), dtype=np.float32))
 

@@ -1,4 +1,4 @@
-"""What the service was told: service.json (written by deploys) and the flags of its environment.
+"""Settings of the service: service.json (written by deploys) and the flags of its environment.
 
 Read with the standard library alone: the runtime of a release has no pydantic, and the inventory
 has checked the values before.
@@ -86,7 +86,7 @@ class Settings:
                 endpoint=document["endpoint"],
                 feed=_checked(Feed(**feed)),
             )
-            settings.step  # noqa: B018 - a timeframe that is none is told now
+            settings.step  # noqa: B018 - raises now for a timeframe that is none
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{path} can't be used",

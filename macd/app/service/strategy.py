@@ -59,14 +59,14 @@ def base(closes: pl.Series) -> Base:
     return Base(level, float(signal[-1]), now, buy, sell)
 
 
-def decide(found: Base, p_up: float | None) -> Decision:
+def decide(signal: Base, p_up: float | None) -> Decision:
     """The action, with the models' probability of "up" where there is one.
 
     Half a probability changes nothing; 1 moves ML_WEIGHT points from selling to buying.
     """
     tilt = ML_WEIGHT * (2.0 * p_up - 1.0) if p_up is not None and math.isfinite(p_up) else 0.0
-    buy = min(100.0, max(0.0, found.buy + tilt))
-    sell = min(100.0, max(0.0, found.sell - tilt))
+    buy = min(100.0, max(0.0, signal.buy + tilt))
+    sell = min(100.0, max(0.0, signal.sell - tilt))
     if buy >= ACT and buy > sell:
         return Decision("BUY", buy, sell)
     if sell >= ACT and sell > buy:

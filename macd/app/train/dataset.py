@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from macd.app.market import bars as market_bars
 from macd.app.market import features, splits
-from macd.app.market.accepted import judged, way_out
 from macd.app.market.checks import Finding, Limits, check_all
+from macd.app.market.findings import judged, way_out
 from macd.app.market.labels import HORIZONS, direction, forward_returns
 from macd.app.train.fitdata import Floats
 from macd.app.train.nets import SEQ

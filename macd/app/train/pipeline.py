@@ -19,8 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macd.app.market.accepted import counted, record
-from macd.app.market.findings import Limits
+from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
 from macd.app.train import dataset, export, leak_audit, oof, results, stacking

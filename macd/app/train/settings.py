@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from macd.app.market.accepted import Accepted, parse
-from macd.app.market.findings import Limits
+from macd.app.market.findings import Accepted, Limits, parse
 from macd.app.train.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 

@@ -1,12 +1,13 @@
 """Whether a gate report opens something on this host, asked here, where what it is about lies.
 
-The operator's machine asks the same before it comes; this answer is the one that counts, given
-under the host's lock against what is live at that moment.
+The operator's machine asks `blockers` before it comes. The host's own answer is the one that
+counts: it is given under the host's lock against what is live at that moment.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -52,7 +53,14 @@ def check(layout: Layout, claim: Claim, live: str, *, now: datetime) -> dict[str
             raise ValueError("it is no gate report")
     except (signature.SignatureError, ValueError, RecursionError) as error:
         raise _refused(str(error), live) from error
-    reasons = _reasons(layout, document, live, now)
+    reasons = blockers(
+        document,
+        release=live,
+        manifest_sha256=releases.manifest_sha256(layout, live),
+        env=releases.read_manifest(layout, live).env,
+        note=gate_note.newest(layout),
+        now=now,
+    )
     reasons = reasons or _changed_logs(layout, document["logs"])
     if reasons:
         raise _refused("\n".join(reasons), live)
@@ -69,28 +77,57 @@ def _refused(why: str, live: str) -> HostError:
     )
 
 
-def _reasons(layout: Layout, document: dict[str, Any], live: str, now: datetime) -> list[str]:
-    told = []
-    if document.get("verdict") != "PASS" or document.get("source") != "host":
-        told.append(f"it is {document.get('verdict')!r:.40} about a {document.get('source')!r:.40}")
-    if document.get("opens_nothing") != []:
-        told.append("it says itself that it opens nothing")
-    if document.get("release") != live:
-        told.append(f"it is about release {document.get('release')!r:.60}, live is {live}")
-    elif document.get("manifest_sha256") != releases.manifest_sha256(layout, live):
-        told.append("the live release has another manifest")
-    elif document.get("env") != releases.read_manifest(layout, live).env:
-        told.append("it is about another environment")
+def blockers(
+    document: Mapping[str, Any],
+    *,
+    release: str | None,
+    manifest_sha256: str,
+    env: str,
+    note: dict[str, Any] | None,
+    now: datetime,
+) -> list[str]:
+    """Why a report (signature already verified) opens nothing for what is live; [] if it does.
+
+    Pure; the operator's machine asks it too. note: the host's newest gate note. Whether the logs
+    are still the same is asked apart from it.
+    """
+    verdict = document.get("verdict")
+    reasons = [] if verdict == "PASS" else [f"its verdict is {verdict!s:.40}"]
+    if document.get("source") != "host":
+        reasons.append("it is about files, not about a host")
+    reasons += _own_blockers(document)
+    if release is None or document.get("release") != release:
+        about = document.get("release") or "none"
+        reasons.append(f"it is about release {about!s:.60}, live is {release or 'nothing'}")
+    elif document.get("manifest_sha256") != manifest_sha256:
+        reasons.append("the live release has another manifest")
+    elif document.get("env") != env:
+        reasons.append("it is about another environment")
+    reasons += _out_of_date(document, now)
+    if not document.get("logs"):
+        reasons.append("it names no logs")
+    return reasons + gate_note.closed(note, release, document.get("made"))
+
+
+def _own_blockers(document: Mapping[str, Any]) -> list[str]:
+    """Why it says itself that it opens nothing, but for its verdict."""
+    own = document.get("opens_nothing")
+    if not isinstance(own, list):
+        return ["it does not say that it opens anything"]
+    if other := [str(why) for why in own if why != f"the verdict is {document.get('verdict')}"]:
+        return [f"it says itself that it opens nothing: {'; '.join(other)}"]
+    return ["it says itself that it opens nothing"] if own and document["verdict"] == "PASS" else []
+
+
+def _out_of_date(document: Mapping[str, Any], now: datetime) -> list[str]:
     made, expires = _moment(document.get("made")), _moment(document.get("expires"))
     if made is None or expires is None:
-        told.append("it does not say when it was made and when it expires")
-    elif now >= expires:
-        told.append(f"it expired at {expires.isoformat()}; here it is {now.isoformat()}")
-    elif now < made - _CLOCKS_DIFFER:
-        told.append(f"it was made in the future, at {made.isoformat()}")
-    if not document.get("logs"):
-        told.append("it names no logs")
-    return told + gate_note.closed(gate_note.newest(layout), live, document.get("made"))
+        return ["it does not say when it was made and when it expires"]
+    if now >= expires:
+        return [f"it expired at {expires.isoformat()}; it is {now.isoformat()} now"]
+    if now < made - _CLOCKS_DIFFER:
+        return [f"it was made in the future, at {made.isoformat()}"]
+    return []
 
 
 def _moment(text: Any) -> datetime | None:

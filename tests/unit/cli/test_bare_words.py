@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from macd.cli.usage import spelt_out, told
+from macd.cli.usage import spelt_out, usage_error
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,6 @@ def test_only_tasks_that_take_a_bare_word_get_its_option(
 def test_a_wrong_word_is_told_as_it_was_typed_with_what_was_meant(
     error: str, task: str, said: str
 ) -> None:
-    wrong = told(error, task, ["status", "release.list"], ["--json", "--host", "-j"])
+    wrong = usage_error(error, task, ["status", "release.list"], ["--json", "--host", "-j"])
     assert wrong.what == said
     assert f"invoke --help {task or 'TASK'} " in wrong.hint

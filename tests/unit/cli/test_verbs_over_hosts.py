@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,29 +169,54 @@ def test_following_goes_on_without_a_lost_host_and_ctrl_c_still_tells_of_it(
     assert said.err == "two   | ✗ contact with two was lost\n"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A flip without a host."""
+
+    host: Host
+    inventory: Any
+    expected: Flipped
+    outcome: Flipped
+
+    def carry_out(self, _: str) -> Flipped:
+        return self.outcome
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def test_flips_are_asked_for_by_host_and_end_with_the_worst(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     inventory(tmp_path, monkeypatch, SERVING)
     results = {"one": "set", "two": "reverted", "three": "already"}
     questions = []
+    prepared: list[str] = []
 
-    def disable(host: Host, _: Any, __: str, *, dry_run: bool = False) -> Flipped:
+    def prepare(host: Host, inventory: Any, wanted: str) -> Prepared:
+        prepared.append(host.name)
         result = results[host.name]
-        if dry_run:
-            result = "would" if result == "set" else "already"
-        wrong = "it is not well" if host.name == "one" and not dry_run else ""
-        return Flipped(host.name, result, "0", "r1", wrong=wrong)
+        expected = "would" if result == "set" else "already"
+        wrong = "it is not well" if host.name == "one" else ""
+        return Prepared(
+            host,
+            inventory,
+            Flipped(host.name, expected, wanted, "r1"),
+            Flipped(host.name, result, wanted, "r1", wrong=wrong),
+        )
 
     def agree(question: str, *, yes: bool) -> bool:
         questions.append((question, yes))
         return True
 
-    monkeypatch.setattr("macd.gate.flag.disable", disable)
+    monkeypatch.setattr("macd.gate.flag.prepare", prepare)
     monkeypatch.setattr(flag, "confirm", agree)
 
     assert typed(flag.disable_stacking, json=True) == 1  # unwell is worse than put back
 
+    assert sorted(prepared) == sorted(HOSTS)  # one session each, before and after the question
     (question,) = questions
     assert question == (
         "disable stacking on one (r1), two (r1; it looks so already), "
@@ -210,8 +236,10 @@ def test_a_flip_is_told_though_the_journal_here_can_not_be_written(
     inventory(tmp_path, monkeypatch, SERVING)
     (tmp_path / ".macd/lab").mkdir(parents=True)
     (tmp_path / ".macd/lab/journal.jsonl").write_bytes(b"half a rec")
-    set_there = lambda host, *_, **__: Flipped(host.name, "set", "0", "r1")  # noqa: E731
-    monkeypatch.setattr("macd.gate.flag.disable", set_there)
+    set_there = Flipped("one", "set", "0", "r1")
+    monkeypatch.setattr(
+        "macd.gate.flag.prepare", lambda h, i, _: Prepared(h, i, set_there, set_there)
+    )
 
     assert typed(flag.disable_stacking, host="one", yes=True) == 1
 

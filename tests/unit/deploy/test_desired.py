@@ -16,8 +16,7 @@ import pytest
 from macd.deploy.desired import Desired, allowed_signers, render
 from macd.deploy.state import HostState
 from macd.errors import UsageError
-from macd.inventory import Inventory, load, project_root
-from macd.inventory.revoked import revoked
+from macd.inventory import Inventory, load, project_root, revoked
 from macd.ssh import archive
 
 APP = "/opt/macd-analysis"

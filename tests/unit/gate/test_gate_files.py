@@ -11,6 +11,7 @@ import pytest
 from macd.gate import evidence, report
 from macd.gate.logs import Pulled
 from macd.gate.report import Judged
+from macd.host.flag.evidence import blockers
 from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import INCONCLUSIVE, PASS, Rule
 from macd.inventory import load
@@ -96,9 +97,9 @@ def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
     document = {"verdict": INCONCLUSIVE, "source": "host", "opens_nothing": [
         f"the verdict is {INCONCLUSIVE}", "days laxer than in inventory lab"]}  # fmt: skip
     now = datetime(2026, 3, 1, tzinfo=UTC)
-    told = evidence.standing(document, release=None, manifest_sha256="", now=now)
+    told = blockers(document, release=None, manifest_sha256="", env="prod", note=None, now=now)
     assert told[:3] == [
         "its verdict is INCONCLUSIVE",
-        "days laxer than in inventory lab",
+        "it says itself that it opens nothing: days laxer than in inventory lab",
         "it is about release none, live is nothing",
     ]

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from macd.app.market.accepted import ACCEPTABLE, parse
-from macd.app.market.findings import Limits
+from macd.app.market.findings import ACCEPTABLE, Limits, parse
 from macd.app.train.criteria import DEFAULTS
 from macd.inventory import Inventory, load
 from macd.inventory.load import _OURS

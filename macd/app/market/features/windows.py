@@ -1,20 +1,70 @@
-"""Moving windows that depend on the bars inside them and on nothing else, to the last bit.
+"""Bars as plain arrays, checked once, and the moving windows that every formula is built of.
 
-Moving sums that add the new bar and subtract the old one keep a trace of bars long gone, and a live
-service that starts in the middle gets other digits than training did (TA-Lib's mean of volumes, a
-spike 500 bars ago: 2e-10 apart; polars compensates, to 1e-13). Here every window is summed afresh,
-one dot product each (28k windows of 168 take 0.6 ms): the stream equals the batch, and a window of
-zeros is exactly zero.
+A window depends on the bars inside it and on nothing else, to the last bit. Moving sums that add
+the new bar and subtract the old one keep a trace of bars long gone, and a service that starts in
+the middle gets other digits than training did (TA-Lib's mean of volumes, a spike 500 bars ago:
+2e-10 apart; polars compensates, to 1e-13). Here every window is summed afresh, one dot product each
+(28k windows of 168 take 0.6 ms): the stream equals the batch, and a window of zeros is exactly
+zero.
 
-All functions return arrays as long as the input, NaN until the first window is full; a NaN inside
-a window makes that window NaN and no other.
+Shapes: every function takes and returns float64 arrays of shape (bars,), oldest first. A value is
+NaN until its first window is full. A NaN inside a window makes that window NaN and no other.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from macd.app.market.features.candles import Array
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from macd.errors import MacdError
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Candles:
+    """Bars in time order: `time` is the bar's open in milliseconds UTC, the rest float64."""
+
+    time: npt.NDArray[np.int64]
+    open: Array
+    high: Array
+    low: Array
+    close: Array
+    volume: Array
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+def candles(bars: pl.DataFrame, *, whose: str = "the bars") -> Candles:
+    """Take the columns out of a canonical frame.
+
+    Raises MacdError when time does not rise from row to row, a price is not a positive number, or
+    a volume is negative: one such row would spread through every average after it.
+    """
+    time = bars["timestamp"].dt.epoch("ms").to_numpy()
+    if np.any(np.diff(time) <= 0):
+        raise _unfit(whose, "timestamps repeat or run backwards", int(np.diff(time).argmin()) + 1)
+    columns = {
+        name: bars[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        for name in ("open", "high", "low", "close", "volume")
+    }
+    for name, values in columns.items():
+        good = np.isfinite(values) & (values >= 0 if name == "volume" else values > 0)
+        if not good.all():
+            raise _unfit(whose, f"{name} is not a usable number", int(good.argmin()))
+    return Candles(time, **columns)
+
+
+def _unfit(whose: str, why: str, row: int) -> MacdError:
+    return MacdError(
+        f"no features can be computed from {whose}",
+        why=f"{why} (row {row})",
+        hint="invoke data.verify names every such row",
+    )
 
 
 def weighted(x: Array, kernel: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macd.app.market import accepted, checks
+from macd.app.market import checks, findings
 from macd.app.market.findings import Limits
 from macd.app.market.importing import read_file
 
@@ -24,11 +24,11 @@ def found(name: str, limits: str = "", accept: tuple[str, ...] = ()) -> list[che
     made = checks.check_all(
         {symbol: bars}, main=symbol, tf=tf, now=NOW, limits=Limits().changed(limits)
     )
-    return accepted.judged(made, [accepted.parse(one) for one in accept])
+    return findings.judged(made, [findings.parse(one) for one in accept])
 
 
-def errors(findings: list[checks.Finding]) -> list[str]:
-    return [finding.check for finding in findings if finding.level == "error"]
+def errors(several: list[checks.Finding]) -> list[str]:
+    return [finding.check for finding in several if finding.level == "error"]
 
 
 REAL = {
@@ -43,21 +43,21 @@ REAL = {
 def test_both_remedies_of_the_refusal_let_the_bars_pass(name: str) -> None:
     refused = found(name)
     assert set(errors(refused)) == set(REAL[name])
-    told = accepted.way_out(refused)
+    told = findings.way_out(refused)
     (limits,) = re.findall(r"--limits (\S+)", told)
     assert errors(found(name, limits)) == []
     typed = tuple(re.findall(r'--accept "(.*)"', told))
     passed = found(name, accept=typed)
     assert errors(passed) == []
-    assert accepted.unused(passed, [accepted.parse(one) for one in typed]) == []
+    assert findings.unused(passed, [findings.parse(one) for one in typed]) == []
     assert {f.reason for f in passed if f.level == "accepted"} == {"WHY"}
 
 
 def test_the_record_says_what_was_accepted_and_why() -> None:
     reason = "the crash of 10 October, seen on every exchange, and more"
     spike = f"check=spike,symbol=ATOM/USDT,from=2025-10-10,to=2025-10-10,reason={reason}"
-    findings = found("ATOMUSDT_1h", "wick_min=0.2", (spike,))
-    told = accepted.record(findings, Limits().changed("wick_min=0.2"))
+    passed = found("ATOMUSDT_1h", "wick_min=0.2", (spike,))
+    told = findings.record(passed, Limits().changed("wick_min=0.2"))
     assert told["limits"] == {"wick_min": 0.2}
     (one,) = told["accepted"]
     assert (one["symbol"], one["check"], one["count"], one["reason"]) == (
@@ -80,9 +80,9 @@ def test_the_record_says_what_was_accepted_and_why() -> None:
     ],
 )
 def test_only_what_was_meant_is_accepted(other: str) -> None:
-    findings = found("ATOMUSDT_1h", accept=(other,))
-    assert errors(findings) == ["spike"]
-    assert len(accepted.unused(findings, [accepted.parse(other)])) == 1
+    passed = found("ATOMUSDT_1h", accept=(other,))
+    assert errors(passed) == ["spike"]
+    assert len(findings.unused(passed, [findings.parse(other)])) == 1
 
 
 @pytest.mark.parametrize("what", ["gap", "frozen", "zero-volume"])
@@ -107,13 +107,13 @@ def test_what_was_accepted_covers_no_more_than_was_there(what: str) -> None:
         frame = pl.DataFrame({"timestamp": stamps, **prices, "volume": volume})
         return frame.filter(pl.Series(kept))
 
-    def verified(length: int, accept: list[accepted.Accepted]) -> list[str]:
+    def verified(length: int, accept: list[findings.Accepted]) -> list[str]:
         made = checks.check_all({"BTCUSD": bars(length)}, main="BTCUSD", tf="1h", now=NOW)
-        return errors(accepted.judged(made, accept))
+        return errors(findings.judged(made, accept))
 
     assert verified(60, []) == [what]
     seen = checks.check_all({"BTCUSD": bars(60)}, main="BTCUSD", tf="1h", now=NOW)
-    _, accept = accepted.wanted(seen)
+    _, accept = findings.wanted(seen)
     assert verified(60, accept) == []
     assert verified(59, accept) == []
     assert verified(61, accept) == [what]
@@ -137,18 +137,18 @@ def test_what_was_accepted_covers_no_more_than_was_there(what: str) -> None:
 )
 def test_what_can_not_be_accepted_says_why(wrong: object, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        accepted.parse(wrong)
+        findings.parse(wrong)
 
 
 def test_what_was_accepted_is_read_again_from_what_is_written() -> None:
-    one = accepted.parse("check=gap,symbol=BTCUSDT,from=2018-02-08,to=2018-02-10,reason=a, b=c")
+    one = findings.parse("check=gap,symbol=BTCUSDT,from=2018-02-08,to=2018-02-10,reason=a, b=c")
     assert one.reason == "a, b=c"
-    assert accepted.parse(str(one)) == accepted.parse(one.as_json()) == one
+    assert findings.parse(str(one)) == findings.parse(one.as_json()) == one
 
 
 def test_damage_has_no_way_out_but_to_be_mended() -> None:
     damage = [checks.Finding("nan", "error", 3, NOW, "a value is missing", "BTCUSD")]
-    assert accepted.way_out(damage) == ""
+    assert findings.way_out(damage) == ""
 
 
 @pytest.mark.parametrize("factor", [1000.0, 1 / 1000, 10.0, 1e8, 7.0, 1 / 6])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.app.market import bars, checks, timeline
+from macd.app.market import bars, checks
 from macd.errors import UsageError
 
 CASES = Path(__file__).parents[3] / "cases" / "bars" / "defects"
@@ -122,9 +122,9 @@ def test_an_asset_in_local_time_is_found_by_its_neighbour() -> None:
     assert "SOL moves as ETH does 8 h later" in found.detail
 
 
-@pytest.mark.parametrize("switch", timeline._SWITCHES, ids=lambda switch: switch.zone)
+@pytest.mark.parametrize("switch", checks._SWITCHES, ids=lambda switch: switch.zone)
 def test_the_days_clocks_switch_are_those_of_the_time_zone_database(
-    switch: timeline._Switch,
+    switch: checks._Switch,
 ) -> None:
     zone = ZoneInfo(switch.zone)
     day, last = date(2008, 6, 1), date(2035, 6, 1)  # the rules of today are that old everywhere
@@ -135,8 +135,8 @@ def test_the_days_clocks_switch_are_those_of_the_time_zone_database(
         if change:
             (springs if change > timedelta(0) else autumns).add(day)
         day += ONE
-    assert timeline._sundays(switch.spring, date(2008, 6, 1), last) == springs
-    assert timeline._sundays(switch.autumn, date(2008, 6, 1), last) == autumns
+    assert checks._sundays(switch.spring, date(2008, 6, 1), last) == springs
+    assert checks._sundays(switch.autumn, date(2008, 6, 1), last) == autumns
 
 
 ONE = timedelta(days=1)

@@ -8,8 +8,7 @@ import pytest
 
 from macd.app.market.audit import causality_violations, cut_points
 from macd.app.market.bars import read_bars
-from macd.app.market.features import WARMUP, compute, feature_names
-from macd.app.market.stream import bars_needed, latest
+from macd.app.market.features import WARMUP, bars_needed, compute, feature_names, latest
 from macd.errors import MacdError
 
 SAMPLE = Path("data/sample/BTCUSD_1h_2017-2019.parquet")

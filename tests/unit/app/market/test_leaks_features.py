@@ -8,8 +8,8 @@ import pytest
 
 from macd.app.market.audit import Violation, causality_violations, cut_points
 from macd.app.market.bars import read_bars
-from macd.app.market.features import compute, cross, higher_tf, volatility
-from macd.app.market.features.candles import Candles
+from macd.app.market.features import compute, context, families
+from macd.app.market.features.windows import Candles
 from macd.errors import UsageError
 
 SAMPLE = Path("data/sample/BTCUSD_1h_2017-2019.parquet")
@@ -35,34 +35,34 @@ def test_without_a_leak_nothing_is_found(bars, rows):
 
 def test_mutant_a_longer_timeframe_that_looks_ahead(bars, rows, monkeypatch):
     """The running day is used from its first hour on, as a plain join by date would do."""
-    honest = higher_tf.gather
+    honest = context.gather
 
-    def ahead(candles: Candles, length: int) -> higher_tf.LongBars:
+    def ahead(candles: Candles, length: int) -> context.LongBars:
         longs = honest(candles, length)
-        return higher_tf.LongBars(longs.ends - length, longs.high, longs.low, longs.close)
+        return context.LongBars(longs.ends - length, longs.high, longs.low, longs.close)
 
-    monkeypatch.setattr(higher_tf, "gather", ahead)
+    monkeypatch.setattr(context, "gather", ahead)
     found = causality_violations(compute, bars, rows)
     assert columns(found) == {"htf4_ret", "htf4_place", "htf24_ret", "htf24_place"}
     assert "when later bars do not exist yet" in str(found[0])
 
 
 def test_mutant_a_longer_timeframe_one_bar_too_early(bars, rows, monkeypatch):
-    honest = higher_tf.gather
+    honest = context.gather
 
-    def early(candles: Candles, length: int) -> higher_tf.LongBars:
+    def early(candles: Candles, length: int) -> context.LongBars:
         longs = honest(candles, length)
-        return higher_tf.LongBars(longs.ends - 1, longs.high, longs.low, longs.close)
+        return context.LongBars(longs.ends - 1, longs.high, longs.low, longs.close)
 
-    def much_too_early(candles: Candles, length: int) -> higher_tf.LongBars:
+    def much_too_early(candles: Candles, length: int) -> context.LongBars:
         longs = honest(candles, length)
         hour = 3_600_000
-        return higher_tf.LongBars(longs.ends - hour, longs.high, longs.low, longs.close)
+        return context.LongBars(longs.ends - hour, longs.high, longs.low, longs.close)
 
     everywhere = range(600, 625)
-    monkeypatch.setattr(higher_tf, "gather", early)
+    monkeypatch.setattr(context, "gather", early)
     assert causality_violations(compute, bars, everywhere) == []  # a millisecond opens nothing
-    monkeypatch.setattr(higher_tf, "gather", much_too_early)
+    monkeypatch.setattr(context, "gather", much_too_early)
     assert columns(causality_violations(compute, bars, everywhere)) >= {"htf4_ret", "htf24_ret"}
 
 
@@ -76,13 +76,13 @@ def test_mutant_scaled_over_all_bars(bars, rows):
 
 
 def test_mutant_a_centred_window(bars, rows, monkeypatch):
-    honest = volatility.features
+    honest = families.volatility
 
     def centred(candles: Candles):
         out = honest(candles)
         return out | {"bb_place": np.append(out["bb_place"][1:], 0.0)}
 
-    monkeypatch.setattr(volatility, "features", centred)
+    monkeypatch.setattr(families, "volatility", centred)
     assert columns(causality_violations(compute, bars, rows)) == {"bb_place"}
 
 
@@ -96,7 +96,7 @@ def test_mutant_the_next_bar_of_another_asset(bars, rows, monkeypatch):
     t = rows[2]
     assets = {"OTHER": pl.concat([bars[:t], bars[t + 1 :]])}
     assert causality_violations(compute, bars, rows, cross=assets) == []
-    monkeypatch.setattr(cross, "_at", next_bar)
+    monkeypatch.setattr(context, "_at", next_bar)
     found = causality_violations(compute, bars, rows, cross=assets)
     assert {violation.row for violation in found} == {t}
     assert all(name.startswith("x_other") for name in columns(found))

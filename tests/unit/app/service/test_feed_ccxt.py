@@ -11,9 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from macd.app.service.breaker import OPENS_AFTER
 from macd.app.service.feed import Bar, Trouble, open_feed
-from macd.app.service.feed_ccxt import CcxtFeed
+from macd.app.service.feed_ccxt import OPENS_AFTER, CcxtFeed
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 from tests.unit.app.market.test_fetch import HOUR, LISTED, Handler, Server

@@ -17,9 +17,7 @@ from pathlib import Path
 import pytest
 
 from macd.app.predict.golden import Outcome
-from macd.app.service.health import HealthServer
-from macd.app.service.notify_systemd import Systemd, inherited_socket
-from macd.app.service.status import Status
+from macd.app.service.health import HealthServer, Status, Systemd, inherited_socket
 from macd.errors import UsageError
 from macd.host.deploy import health
 
@@ -141,8 +139,8 @@ import os
 os.dup2({held.fileno()}, 3)
 os.environ["LISTEN_PID"] = str(os.getpid())
 from macd.app.service.health import HealthServer
-from macd.app.service.notify_systemd import inherited_socket
-from macd.app.service.status import Status
+from macd.app.service.health import inherited_socket
+from macd.app.service.health import Status
 status = Status({{}})
 server = HealthServer("unix:{path}", status, inherited_socket(os.environ))
 status.set(status="ok", release="by the new process")
@@ -169,10 +167,10 @@ def test_what_systemd_hears(tmp_path: Path) -> None:
         heard.bind(str(path))
         heard.settimeout(5)
         systemd = Systemd({"NOTIFY_SOCKET": str(path)})
-        systemd.tell("READY=1", "STATUS=two\nlines")
+        systemd.notify("READY=1", "STATUS=two\nlines")
         assert heard.recv(1000) == b"READY=1\nSTATUS=two lines"
-    Systemd({"NOTIFY_SOCKET": str(path)}).tell("WATCHDOG=1")  # nobody listens: nothing happens
-    Systemd({}).tell("READY=1")
+    Systemd({"NOTIFY_SOCKET": str(path)}).notify("WATCHDOG=1")  # nobody listens: nothing happens
+    Systemd({}).notify("READY=1")
 
 
 def test_a_socket_for_another_process_is_not_taken() -> None:

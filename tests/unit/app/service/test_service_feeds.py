@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.market.bars import read_bars, write_bars
-from macd.app.service.breaker import OPEN_S, OPENS_AFTER, Breaker
 from macd.app.service.feed import Bar, Fresh, Trouble
+from macd.app.service.feed_ccxt import OPEN_S, OPENS_AFTER, Breaker
 from macd.app.service.feed_directory import DirectoryFeed
 from macd.app.service.feed_replay import ReplayFeed, bars_of
 from macd.app.service.settings import Settings, flags
@@ -269,7 +269,7 @@ def test_pauses_grow_until_the_circuit_opens_and_one_success_closes_it() -> None
     assert breaker.failed(OPEN_S, jitter=0.5) == OPEN_S
     breaker.succeeded()
     assert (breaker.state, breaker.wait(OPEN_S)) == ("closed", 0.0)
-    assert breaker.failed(0.0, jitter=0.0, told=77.0) == 77.0
+    assert breaker.failed(0.0, jitter=0.0, asked=77.0) == 77.0
 
 
 @pytest.mark.parametrize(

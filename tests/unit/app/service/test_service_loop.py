@@ -16,11 +16,11 @@ from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
 from macd.app.service.feed_replay import ReplayFeed, bars_of
+from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop, StoppedError
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Settings, flags
 from macd.app.service.signal_log import SignalLog, bar_time
-from macd.app.service.status import Status
 from macd.errors import MacdError
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE

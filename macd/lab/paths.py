@@ -1,4 +1,4 @@
-"""The files a lab stands on: homes, tools, host keys; the operator's key and SSH configuration."""
+"""The files of a lab: homes, tools, host keys; the operator's key and SSH configuration."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 import asyncssh
 
 from macd.errors import MacdError
+from macd.host.durable import replace_file
 from macd.lab.processes import MARKER
-from macd.lab.state import HOSTS, USERS, write_atomically
+from macd.lab.state import HOSTS, USERS
 
 SIGNER = "lab@macd"
 _NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
@@ -31,7 +32,7 @@ exec tail -n "$lines" "$HOME/.config/log/journal/${unit:?which unit}.log\""""
 
 
 @dataclass(frozen=True)
-class Ground:
+class HostPaths:
     """Where one host's things are, and what commands there see as their environment."""
 
     name: str
@@ -70,39 +71,41 @@ class Ground:
         }
 
 
-def lay(root: Path, private: Path, lab_id: str) -> dict[str, Ground]:
+def create(root: Path, private: Path, lab_id: str) -> dict[str, HostPaths]:
     """Make what is missing, keep what is there; returns the hosts by name."""
     lab = root / ".lab"
-    refuse_unspeakable(lab)
+    refuse_unquotable(lab)
     try:
         (lab / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
         operator = _key(lab / "keys" / "operator", "operator@lab")
         _signers(lab)
-        grounds = {}
+        hosts = {}
         for name in HOSTS:
-            ground = Ground(name, USERS[name], lab / "hosts" / name, private / name, lab_id)
-            for directory in (ground.home, ground.bin, ground.host_key.parent, ground.run):
+            host = HostPaths(name, USERS[name], lab / "hosts" / name, private / name, lab_id)
+            for directory in (host.home, host.bin, host.host_key.parent, host.run):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _key(ground.host_key, f"{name}@lab")
-            write_atomically(ground.authorized_keys, operator)
-            _tools(ground)
-            grounds[name] = ground
+            _key(host.host_key, f"{name}@lab")
+            _write(host.authorized_keys, operator)
+            _tools(host)
+            hosts[name] = host
     except OSError as error:
         raise MacdError(
-            f"the lab can't be laid out in {lab}",
+            f"the lab can't be created in {lab}",
             why=str(error),
             hint="make the directory writable, or work in a clone that belongs to you",
         ) from error
-    return grounds
+    return hosts
 
 
-def write_client_files(root: Path, grounds: Mapping[str, Ground], ports: Mapping[str, int]) -> None:
+def write_client_files(
+    root: Path, hosts: Mapping[str, HostPaths], ports: Mapping[str, int]
+) -> None:
     """ssh_config and known_hosts: all an SSH client needs to reach the three hosts."""
     lab = root / ".lab"
     known, key = _quoted(lab / "known_hosts"), _quoted(lab / "keys" / "operator")
     blocks = ["# Made by `invoke lab.up`; try: ssh -F .lab/ssh_config lab-prod"]
     lines = []
-    for name, ground in grounds.items():
+    for name, host in hosts.items():
         direct = name in ports
         address = "127.0.0.1" if direct else name
         port = ports.get(name, 22)
@@ -110,7 +113,7 @@ def write_client_files(root: Path, grounds: Mapping[str, Ground], ports: Mapping
             f"Host lab-{name}\n"
             f"    HostName {address}\n"
             f"    Port {port}\n"
-            f"    User {ground.user}\n"
+            f"    User {host.user}\n"
             + ("" if direct else "    ProxyJump lab-jump\n")
             + f"    IdentityFile {key}\n"
             "    IdentitiesOnly yes\n"
@@ -120,14 +123,14 @@ def write_client_files(root: Path, grounds: Mapping[str, Ground], ports: Mapping
             "    GlobalKnownHostsFile /dev/null\n"
             "    StrictHostKeyChecking yes\n"
         )
-        public = ground.host_key.with_suffix(".pub").read_text().split()
+        public = host.host_key.with_suffix(".pub").read_text().split()
         spoken = f"[{address}]:{port}" if port != 22 else address
         lines.append(f"{spoken} {public[0]} {public[1]}\n")
-    write_atomically(lab / "known_hosts", "".join(lines))
-    write_atomically(lab / "ssh_config", "\n".join(blocks))
+    _write(lab / "known_hosts", "".join(lines))
+    _write(lab / "ssh_config", "\n".join(blocks))
 
 
-def refuse_unspeakable(path: Path) -> None:
+def refuse_unquotable(path: Path) -> None:
     """ssh_config has no way to write these characters in a path."""
     if any(bad in str(path) for bad in ('"', "\n", "${")):
         raise MacdError(
@@ -146,8 +149,8 @@ def _key(path: Path, comment: str) -> str:
     public = path.with_suffix(".pub")
     if not (path.exists() and public.exists()):
         made = asyncssh.generate_private_key("ssh-ed25519", comment=comment)
-        write_atomically(path, made.export_private_key("openssh").decode())
-        write_atomically(public, made.export_public_key("openssh").decode(), mode=0o644)
+        _write(path, made.export_private_key("openssh").decode())
+        _write(public, made.export_public_key("openssh").decode(), mode=0o644)
     return public.read_text()
 
 
@@ -157,22 +160,26 @@ def _signers(lab: Path) -> None:
     for name, namespace in (("release", "release-manifest@macd"), ("gate", "gate-report@macd")):
         public = " ".join(_key(lab / "keys" / name, f"{name}@lab").split()[:2])
         lines.append(f'{SIGNER} namespaces="{namespace}" {public}\n')
-    write_atomically(lab / "allowed_signers", "".join(lines))
+    _write(lab / "allowed_signers", "".join(lines))
 
 
-def _tools(ground: Ground) -> None:
+def _tools(host: HostPaths) -> None:
     """python3 is the lab's own interpreter; systemctl never reaches the real machine's systemd."""
     python = shlex.quote(sys.executable)
-    _script(ground.bin / "python3", f'exec {python} "$@"')
+    _script(host.bin / "python3", f'exec {python} "$@"')
     absent = f"echo {shlex.quote(_NO_SYSTEMD)} >&2\nexit 1"
     for tool in ("systemctl", "systemd-run", "loginctl", "journalctl"):
-        _script(ground.bin / tool, absent)
-    if ground.name == "prod":
+        _script(host.bin / tool, absent)
+    if host.name == "prod":
         # By file and isolated: what lies in the caller's directory must not be imported.
         program = shlex.quote(str(Path(__file__).with_name("systemctl.py")))
-        _script(ground.bin / "systemctl", f'exec {python} -I {program} "$@"')
-        _script(ground.bin / "journalctl", _JOURNALCTL)
+        _script(host.bin / "systemctl", f'exec {python} -I {program} "$@"')
+        _script(host.bin / "journalctl", _JOURNALCTL)
 
 
 def _script(path: Path, body: str) -> None:
-    write_atomically(path, f"#!/bin/sh\n{body}\n", mode=0o755)
+    _write(path, f"#!/bin/sh\n{body}\n", mode=0o755)
+
+
+def _write(path: Path, text: str, *, mode: int = 0o600) -> None:
+    replace_file(path, text.encode(), mode=mode)

@@ -11,13 +11,13 @@ import pytest
 
 from macd.errors import MacdError, UsageError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE, SignatureError, verify
-from macd.lab import Fault, ground, set_fault, status
+from macd.lab import Fault, paths, set_fault, status
 from macd.lab.state import Record, read_record, record_path, write_record
 from macd.release.signing import sign
 
 
-def lay(root: Path) -> dict[str, ground.Ground]:
-    return ground.lay(root, root / "private", "id1")
+def create(root: Path) -> dict[str, paths.HostPaths]:
+    return paths.create(root, root / "private", "id1")
 
 
 def test_a_host_sees_nothing_of_the_operators_environment(
@@ -25,24 +25,24 @@ def test_a_host_sees_nothing_of_the_operators_environment(
 ) -> None:
     monkeypatch.setenv("MACD_INVENTORY", "production")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/agent")
-    seen = lay(tmp_path)["prod"].environment()
+    seen = create(tmp_path)["prod"].environment()
     assert sorted(seen) == [
         "HOME", "LANG", "LOGNAME", "MACD_LAB_ID", "PATH", "SHELL", "USER", "XDG_RUNTIME_DIR",
     ]  # fmt: skip
 
 
 def test_keys_are_private_differ_and_stay(tmp_path: Path) -> None:
-    first = lay(tmp_path)
+    first = create(tmp_path)
     keys = [place.host_key for place in first.values()] + [tmp_path / ".lab/keys/operator"]
     assert len({key.read_text() for key in keys}) == 4
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     before = [key.read_text() for key in keys]
-    lay(tmp_path)
+    create(tmp_path)
     assert [key.read_text() for key in keys] == before
 
 
 def test_releases_and_gate_reports_have_signers_of_their_own(tmp_path: Path) -> None:
-    lay(tmp_path)
+    create(tmp_path)
     lab = tmp_path / ".lab"
     signers = (lab / "allowed_signers").read_text()
     for name, namespace in (("release", RELEASE_NAMESPACE), ("gate", GATE_NAMESPACE)):
@@ -53,12 +53,12 @@ def test_releases_and_gate_reports_have_signers_of_their_own(tmp_path: Path) -> 
                      namespace=namespace)  # fmt: skip
         with pytest.raises(SignatureError):
             verify(b"words", other, namespace=namespace, **accepted)
-    lay(tmp_path)
+    create(tmp_path)
     assert (lab / "allowed_signers").read_text() == signers
 
 
 def test_no_lab_host_reaches_the_machines_own_systemd(tmp_path: Path) -> None:
-    places = lay(tmp_path)
+    places = create(tmp_path)
     for name in ("jump", "h800"):
         for tool in ("systemctl", "systemd-run", "loginctl", "journalctl"):
             found = shutil.which(tool, path=places[name].environment()["PATH"])
@@ -72,7 +72,7 @@ def test_no_lab_host_reaches_the_machines_own_systemd(tmp_path: Path) -> None:
 def test_ssh_reads_the_paths_it_was_written(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     root.mkdir()
-    ground.write_client_files(root, lay(root), {"jump": 40001, "prod": 22222})
+    paths.write_client_files(root, create(root), {"jump": 40001, "prod": 22222})
     shown = subprocess.run(
         ["ssh", "-G", "-F", str(root / ".lab/ssh_config"), "lab-h800"],
         capture_output=True, text=True, check=True,
@@ -90,11 +90,11 @@ def test_a_path_ssh_config_cannot_name_is_refused(tmp_path: Path) -> None:
     root = tmp_path / 'say "hi"'
     root.mkdir()
     with pytest.raises(MacdError, match="can't live in"):
-        lay(root)
+        create(root)
 
 
 def test_known_hosts_names_each_host_as_it_is_dialled(tmp_path: Path) -> None:
-    ground.write_client_files(tmp_path, lay(tmp_path), {"jump": 40001, "prod": 22222})
+    paths.write_client_files(tmp_path, create(tmp_path), {"jump": 40001, "prod": 22222})
     names = [line.split()[0] for line in (tmp_path / ".lab/known_hosts").open()]
     assert names == ["[127.0.0.1]:40001", "h800", "[127.0.0.1]:22222"]
 
