@@ -169,8 +169,7 @@ def way_back(plan: Plan) -> str:
         return f"rollback ready: {target}: {checked}"
     if target:
         return (
-            f"✗ THE WAY BACK IS BROKEN: {why}; don't count on a failed release being reverted to "
-            f"{target}"
+            f"✗ rollback target not usable: {why}; a failed release can't be reverted to {target}"
         )
     return f"no rollback: {why or 'nothing was live here before'}"
 

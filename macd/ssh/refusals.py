@@ -44,8 +44,8 @@ class UnreachableError(MacdError):
 
 
 @dataclass(frozen=True)
-class Way:
-    """Where on the way something happened: hops[index] of the way to the inventory's `host`."""
+class Route:
+    """Where on the way something happened: hops[index] of the route to the inventory's `host`."""
 
     host: str
     inventory: str
@@ -73,51 +73,51 @@ class Way:
         """Which hop of how many, where there are several."""
         if len(self.hops) == 1:
             return ""
-        way = " -> ".join(hop.name for hop in self.hops)
-        return f"\nhop {self.index + 1} of {len(self.hops)}: {way}"
+        route = " -> ".join(hop.name for hop in self.hops)
+        return f"\nhop {self.index + 1} of {len(self.hops)}: {route}"
 
     def option(self) -> str:
         """--inventory, where the command needs it."""
         return "" if self.inventory == "lab" else f" --inventory {self.inventory}"
 
 
-def explain(error: Exception, way: Way, connection: HopConnection) -> MacdError:
+def explain(error: Exception, route: Route, connection: HopConnection) -> MacdError:
     """The error in words; anything unexpected is told as what it is."""
     if isinstance(error, MacdError):
         return error
     if isinstance(error, HostKeyError):
-        return host_key_refused(error.verdict, error.shown, error.pinned, way)
+        return host_key_refused(error.verdict, error.shown, error.pinned, route)
     if isinstance(error, LoginError):
-        return _login(error, way)
+        return _login(error, route)
     if connection.attempt is None:
-        return _not_connected(error, way, connection)
-    return _not_spoken(error, way, connection, connection.attempt)
+        return _not_connected(error, route, connection)
+    return _not_spoken(error, route, connection, connection.attempt)
 
 
-def _not_connected(error: Exception, way: Way, connection: HopConnection) -> MacdError:
+def _not_connected(error: Exception, route: Route, connection: HopConnection) -> MacdError:
     if isinstance(error, ChannelException):
-        return _behind_jump(error, way, connection)
-    if way.index == 0 and isinstance(error, OSError):
-        return _tcp(error, way, connection)
-    return _through_jump(error, way, connection)
+        return _behind_jump(error, route, connection)
+    if route.index == 0 and isinstance(error, OSError):
+        return _tcp(error, route, connection)
+    return _through_jump(error, route, connection)
 
 
 def _not_spoken(
-    error: Exception, way: Way, connection: HopConnection, attempt: LinkTransport
+    error: Exception, route: Route, connection: HopConnection, attempt: LinkTransport
 ) -> MacdError:
     if not attempt.remote_version:
-        return _no_greeting(way, connection)
+        return _no_greeting(route, connection)
     said = attempt.disconnect_reason or str(error) or type(error).__name__
     if isinstance(error, IncompatiblePeer):
-        return _no_algorithm(way, attempt, said)
+        return _no_algorithm(route, attempt, said)
     silent = isinstance(error, EOFError) and connection.wire and not connection.wire.ended
     if silent or isinstance(error, SilentPeerError):
-        what = f"{way.who} fell silent while keys were exchanged"
-        return _unreachable(what, way, "timeout", "the link stalls, or the host is overloaded")
-    return _unreachable(f"{way.who} ended the connection while we logged in", way, "lost", said)
+        what = f"{route.who} fell silent while keys were exchanged"
+        return _unreachable(what, route, "timeout", "the link stalls, or the host is overloaded")
+    return _unreachable(f"{route.who} ended the connection while we logged in", route, "lost", said)
 
 
-def _no_algorithm(way: Way, attempt: LinkTransport, said: str) -> MacdError:
+def _no_algorithm(route: Route, attempt: LinkTransport, said: str) -> MacdError:
     wrong = attempt.mismatches
     kinds = " and no ".join(each.kind for each in wrong) or "algorithm"
     why = "\n".join(_both_lists(each) for each in wrong) or said
@@ -130,7 +130,7 @@ def _no_algorithm(way: Way, attempt: LinkTransport, said: str) -> MacdError:
     if any(each.setting == "HostKeyAlgorithms" for each in wrong):
         hint += "; where it has no such host key, ssh-keygen -A makes one"
     return _unreachable(
-        f"{way.who} speaks SSH, but no {kinds} that we do", way, "algorithms", why, hint
+        f"{route.who} speaks SSH, but no {kinds} that we do", route, "algorithms", why, hint
     )
 
 
@@ -145,76 +145,78 @@ def _harmless(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:_SHOWN]).strip()
 
 
-def _unreachable(what: str, way: Way, reason: Reason, why: str, hint: str = "") -> UnreachableError:
-    hint = hint or f"see whether ssh gets further: ssh -v {way.hop.alias}"
-    why += way.position
-    return UnreachableError(what, hop=way.hop.name, reason=reason, why=why.strip(), hint=hint)
+def _unreachable(
+    what: str, route: Route, reason: Reason, why: str, hint: str = ""
+) -> UnreachableError:
+    hint = hint or f"see whether ssh gets further: ssh -v {route.hop.alias}"
+    why += route.position
+    return UnreachableError(what, hop=route.hop.name, reason=reason, why=why.strip(), hint=hint)
 
 
-def _tcp(error: OSError, way: Way, connection: HopConnection) -> MacdError:
-    hop = way.hop
+def _tcp(error: OSError, route: Route, connection: HopConnection) -> MacdError:
+    hop = route.hop
     if isinstance(error, socket.gaierror):
         return _unreachable(
-            f"the name of {way.who} is not known",
-            way,
+            f"the name of {route.who} is not known",
+            route,
             "name",
             f"{hop.hostname}: {error.strerror}",
             f"correct HostName of {hop.alias} in the ssh configuration, or ssh: in the inventory;"
-            f" invoke host.list{way.option()} shows what is used",
+            f" invoke host.list{route.option()} shows what is used",
         )
     if isinstance(error, ConnectionRefusedError):
         return _unreachable(
-            f"{way.who} refused the connection",
-            way,
+            f"{route.who} refused the connection",
+            route,
             "refused",
             f"nothing listens on port {hop.port} there: a wrong port, or sshd is not running",
             "invoke lab.up starts the lab's hosts"
-            if way.inventory == "lab"
+            if route.inventory == "lab"
             else f"correct port: of {hop.name} in the inventory, or Port in the ssh configuration;"
-            f" invoke host.list{way.option()} shows what is used",
+            f" invoke host.list{route.option()} shows what is used",
         )
     if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
         return _unreachable(
-            f"{way.who} did not answer within {connection.limits.connect_s:g} s",
-            way,
+            f"{route.who} did not answer within {connection.limits.connect_s:g} s",
+            route,
             "timeout",
             "the machine is down, a firewall drops the packets, or the address is wrong",
         )
     if error.errno in _NO_ROUTE:
         why = f"{error.strerror}: a network or VPN that is not up, or a wrong address"
-        return _unreachable(f"there is no route to {way.who}", way, "route", why)
-    return _unreachable(f"{way.who} can't be connected to", way, "lost", str(error))
+        return _unreachable(f"there is no route to {route.who}", route, "route", why)
+    return _unreachable(f"{route.who} can't be connected to", route, "lost", str(error))
 
 
-def _behind_jump(error: ChannelException, way: Way, connection: HopConnection) -> MacdError:
+def _behind_jump(error: ChannelException, route: Route, connection: HopConnection) -> MacdError:
     said = _said_by_gateway(connection) or error.text
     if error.code == _PROHIBITED:
         return _unreachable(
-            f"{way.jump} does not let us go on to {way.who}",
-            way,
+            f"{route.jump} does not let us go on to {route.who}",
+            route,
             "forwarding",
             f"it says: {said}",
             "allow TCP forwarding there (AllowTcpForwarding, PermitOpen in sshd_config)",
         )
     if error.code == _CONNECT_FAILED:
         return _unreachable(
-            f"{way.jump} can't reach {way.who}",
-            way,
+            f"{route.jump} can't reach {route.who}",
+            route,
             "behind-jump",
             f"it says: {said}",
-            f"check HostName and Port of {way.hop.alias} as seen from there, and that it is up",
+            f"check HostName and Port of {route.hop.alias} as seen from there, and that it is up",
         )
-    return _unreachable(f"{way.jump} opens no way to {way.who}", way, "forwarding", said)
+    return _unreachable(f"{route.jump} opens no way to {route.who}", route, "forwarding", said)
 
 
-def _through_jump(error: Exception, way: Way, connection: HopConnection) -> MacdError:
+def _through_jump(error: Exception, route: Route, connection: HopConnection) -> MacdError:
     if "Timeout" in str(error):
         seconds = f"{connection.limits.connect_s:g} s"
-        what = f"{way.jump} got no answer from {way.who} within {seconds}"
+        what = f"{route.jump} got no answer from {route.who} within {seconds}"
         why = "the machine is down, or something between the two drops the packets"
-        return _unreachable(what, way, "behind-jump", why)
-    what = f"contact with {way.jump} was lost on the way to {way.who}"
-    return _unreachable(what, way, "lost", str(error) or type(error).__name__)
+        return _unreachable(what, route, "behind-jump", why)
+    what = f"contact with {route.jump} was lost on the way to {route.who}"
+    return _unreachable(what, route, "lost", str(error) or type(error).__name__)
 
 
 def _said_by_gateway(connection: HopConnection) -> str:
@@ -222,65 +224,65 @@ def _said_by_gateway(connection: HopConnection) -> str:
     return str(gateway.attempt.open_failure) if gateway and gateway.attempt else ""
 
 
-def _no_greeting(way: Way, connection: HopConnection) -> MacdError:
+def _no_greeting(route: Route, connection: HopConnection) -> MacdError:
     wire = connection.wire
     head = wire.head.decode("ascii", "replace") if wire else ""
     said = _harmless(head)
-    hint = f"check the port of {way.hop.name} ({way.hop.port})"
+    hint = f"check the port of {route.hop.name} ({route.hop.port})"
     if said:
         why = f"it says: {said}"
         return _unreachable(
-            f"what answers at {way.who} is no SSH server", way, "not-ssh", why, hint
+            f"what answers at {route.who} is no SSH server", route, "not-ssh", why, hint
         )
     if wire and wire.ended:
         why = (
             "not an SSH port, or sshd turns us away (MaxStartups, too many attempts, a block list)"
         )
-        what = f"{way.who} closed the connection without a greeting"
-        return _unreachable(what, way, "not-ssh", why, hint)
-    what = f"{way.who} accepts connections but sends no SSH greeting"
+        what = f"{route.who} closed the connection without a greeting"
+        return _unreachable(what, route, "not-ssh", why, hint)
+    what = f"{route.who} accepts connections but sends no SSH greeting"
     why = f"waited {connection.limits.connect_s:g} s: not an SSH port, or an overloaded host"
-    return _unreachable(what, way, "not-ssh", why, hint)
+    return _unreachable(what, route, "not-ssh", why, hint)
 
 
-def _login(error: LoginError, way: Way) -> MacdError:
+def _login(error: LoginError, route: Route) -> MacdError:
     lines = [error.why, *(f"tried {label}" for label in error.tried)]
     lines += [f"not tried: {text}" for text in error.unusable]
-    hop = way.hop
+    hop = route.hop
     hint = f"put the public key into ~{hop.user}/.ssh/authorized_keys there: "
     hint += f"ssh-copy-id {'-p ' + str(hop.port) + ' ' if hop.port != 22 else ''}{hop.alias}"
-    hint += f"\nthen: invoke facts --host {way.host}{way.option()}"
+    hint += f"\nthen: invoke facts --host {route.host}{route.option()}"
     if not error.tried:
         hint = f"set identity: of {hop.name} in the inventory, or IdentityFile, or use ssh-add"
-        hint += f"; then: invoke facts --host {way.host}{way.option()}"
-    what = f"{way.who} does not let {hop.user} in"
-    return _unreachable(what, way, "login", "\n".join(lines), hint)
+        hint += f"; then: invoke facts --host {route.host}{route.option()}"
+    what = f"{route.who} does not let {hop.user} in"
+    return _unreachable(what, route, "login", "\n".join(lines), hint)
 
 
 def host_key_refused(
-    verdict: Verdict, shown: HostKey, pinned: tuple[HostKey, ...], way: Way
+    verdict: Verdict, shown: HostKey, pinned: tuple[HostKey, ...], route: Route
 ) -> RefusedError:
     """A key that known_hosts does not vouch for, and the command that pins it."""
-    command = f"invoke host.trust {way.host}{way.option()}"
+    command = f"invoke host.trust {route.host}{route.option()}"
     if verdict is Verdict.UNKNOWN:
         return RefusedError(
-            f"the host key of {way.who} is not known",
-            why=f"it shows {shown}{way.position}",
+            f"the host key of {route.who} is not known",
+            why=f"it shows {shown}{route.position}",
             live=_LIVE,
             hint=f"compare the fingerprint with one from a safe source, then pin it: {command}",
         )
     if verdict is Verdict.REVOKED:
         return RefusedError(
-            f"the host key of {way.who} is REVOKED",
+            f"the host key of {route.who} is REVOKED",
             why=f"it shows {shown}, which known_hosts marks @revoked: somebody may be listening"
-            + way.position,
+            + route.position,
             live=_LIVE,
             hint="find out who holds that key; it can't be pinned while it is marked",
         )
     expected = "\n".join(f"pinned {key}" for key in pinned)
     return RefusedError(
-        f"THE HOST KEY OF {way.who} HAS CHANGED: somebody may be listening (an attack)",
-        why=f"shown  {shown}\n{expected}{way.position}",
+        f"THE HOST KEY OF {route.who} HAS CHANGED: somebody may be listening (an attack)",
+        why=f"shown  {shown}\n{expected}{route.position}",
         live=_LIVE,
         hint="ask whoever runs it whether it was reinstalled and what its fingerprint is, then:"
         f" {command} --fingerprint SHA256:...",

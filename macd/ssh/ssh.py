@@ -18,7 +18,7 @@ from macd.inventory import Host, Inventory
 from macd.ssh.channel import Channel
 from macd.ssh.connection import HopConnection
 from macd.ssh.hostkeys import KnownHosts
-from macd.ssh.refusals import Way, explain, other_failure
+from macd.ssh.refusals import Route, explain, other_failure
 from macd.ssh.sshconfig import Hop, resolve
 from macd.ssh.transport import WINDOW, LinkTransport, command_refused, ended_well, start_command
 from macd.ssh.wire import Watch, Watched
@@ -59,8 +59,8 @@ def connect(
             for each in reversed(opened):
                 each.abandon()
             if isinstance(error, Exception) and other_failure(error):
-                way = Way(host.name, inventory.name, hops, index)
-                raise explain(error, way, connection) from error
+                route = Route(host.name, inventory.name, hops, index)
+                raise explain(error, route, connection) from error
             raise
         opened.append(connection)
     return Link(host.name, tuple(opened))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from macd.inventory import Host, Inventory
 from macd.ssh.connection import HopConnection
 from macd.ssh.hostkeys import HostKey, KnownHosts, Verdict, pin
-from macd.ssh.refusals import Way, explain, host_key_refused, other_failure
+from macd.ssh.refusals import Route, explain, host_key_refused, other_failure
 from macd.ssh.sshconfig import Hop, resolve
 
 
@@ -38,44 +38,44 @@ def trust(host: Host, inventory: Inventory, accept: Callable[[Shown], bool]) -> 
     opened: list[HopConnection] = []
     try:
         for index, hop in enumerate(hops):
-            way = Way(host.name, inventory.name, hops, index)
+            route = Route(host.name, inventory.name, hops, index)
             gateway = opened[-1] if opened else None
-            made = _look(way, inventory, gateway)
+            made = _look(route, inventory, gateway)
             if made.verdict is Verdict.REVOKED:
-                raise host_key_refused(made.verdict, made.key, made.pinned, way)
+                raise host_key_refused(made.verdict, made.key, made.pinned, route)
             if made.verdict is not Verdict.KNOWN:
                 if not accept(made):
                     return [*shown, Shown(hop, made.key, made.verdict, made.pinned, accepted=False)]
                 pin(inventory.known_hosts, hop.known_as, made.key)
             shown.append(made)
             if index < len(hops) - 1:
-                opened.append(_go_through(way, inventory, gateway))
+                opened.append(_go_through(route, inventory, gateway))
     finally:
         for connection in reversed(opened):
             connection.abandon()
     return shown
 
 
-def _look(way: Way, inventory: Inventory, gateway: HopConnection | None) -> Shown:
+def _look(route: Route, inventory: Inventory, gateway: HopConnection | None) -> Shown:
     known_hosts = KnownHosts.read(inventory.known_hosts)
-    connection = HopConnection(way.hop, known_hosts, inventory.link, gateway)
+    connection = HopConnection(route.hop, known_hosts, inventory.link, gateway)
     try:
         key = connection.fetch_host_key()
     except Exception as error:
         if other_failure(error):
-            raise explain(error, way, connection) from error
+            raise explain(error, route, connection) from error
         raise
-    name = way.hop.known_as
-    return Shown(way.hop, key, known_hosts.judge(name, key), known_hosts.pinned(name))
+    name = route.hop.known_as
+    return Shown(route.hop, key, known_hosts.judge(name, key), known_hosts.pinned(name))
 
 
-def _go_through(way: Way, inventory: Inventory, gateway: HopConnection | None) -> HopConnection:
+def _go_through(route: Route, inventory: Inventory, gateway: HopConnection | None) -> HopConnection:
     known_hosts = KnownHosts.read(inventory.known_hosts)
-    connection = HopConnection(way.hop, known_hosts, inventory.link, gateway)
+    connection = HopConnection(route.hop, known_hosts, inventory.link, gateway)
     try:
         connection.open()
     except Exception as error:
         if other_failure(error):
-            raise explain(error, way, connection) from error
+            raise explain(error, route, connection) from error
         raise
     return connection

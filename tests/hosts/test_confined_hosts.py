@@ -62,8 +62,8 @@ BEHIND_WALLS = {
 IN_THE_ARCHIVE = f"""
 import json, subprocess, sys, time
 sys.path.insert(0, "{APP}/bin/macd-host.pyz")
-from macd.host.systemd.sandbox import Confinement
-walls = Confinement("system", open("/etc/systemd/system/{UNIT}").read())
+from macd.host.systemd.sandbox import Sandbox
+walls = Sandbox("system", open("/etc/systemd/system/{UNIT}").read())
 """
 
 
@@ -134,7 +134,7 @@ def test_what_pip_installed_is_roots_again(bench: Bench) -> None:
     assert bench.json("status")["hosts"][0]["rehearsal"]["ready"]
     bench.on_prod("rm", tiny)
     small_releases.make(bench.inventory, 105)
-    assert "THE WAY BACK IS BROKEN: its runtime lacks 1 files" in bench.invoke("plan").stdout
+    assert "rollback target not usable: its runtime lacks 1 files" in bench.invoke("plan").stdout
     # The same release again builds the runtime again.
     bench.invoke("deploy", "--yes", "--restart", "--release", release)
     assert bench.on_prod("stat", "-c", "%U %a", tiny) == "root 644"
@@ -216,7 +216,7 @@ from macd.host.failure import HostError
 told = {}
 for text in (None, "[Service]\\nExecStart=/bin/true\\n", "[Service]\\nUser=root\\n"):
     try:
-        Confinement("system", text).run(["/bin/touch", "/run/was-root"], timeout=20)
+        Sandbox("system", text).run(["/bin/touch", "/run/was-root"], timeout=20)
     except HostError as error:
         told[str(text)[-12:]] = error.kind
 print(json.dumps(told))
@@ -232,7 +232,7 @@ def test_a_build_whose_agent_was_killed_is_ended_before_the_next(bench: Bench) -
         bench,
         f"""
 import os, signal
-walls = Confinement("system", walls.unit_text, "{APP}")
+walls = Sandbox("system", walls.unit_text, "{APP}")
 os.mkdir("{place}")
 walls.give("{place}")
 child = os.fork()
@@ -247,7 +247,7 @@ def left():
     sleeping = subprocess.run(["pgrep", "-fx", "sleep 4343"], capture_output=True).stdout
     return [bool(sleeping), [n for n in os.listdir("/run") if n.startswith("macd-confined")] != []]
 before = left()
-Confinement("system", walls.unit_text, "/opt/another").end_forgotten()
+Sandbox("system", walls.unit_text, "/opt/another").end_forgotten()
 others = left()
 walls.end_forgotten()
 print(json.dumps([before, others, left()]))

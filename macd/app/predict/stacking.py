@@ -35,7 +35,7 @@ class Head:
     """One horizon's logistic regression. inputs, mean, scale and weights have the same order.
 
     An input named like a base is that base's probability in logit space, any other a context value.
-    Standardised inputs are kept within +-limit, so that no freak value decides alone.
+    Standardised inputs are kept within +-limit, so that no outlier decides alone.
     slope calibrates the raw score (temperature scaling): p = sigmoid(slope * score).
     """
 

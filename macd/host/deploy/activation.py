@@ -24,7 +24,7 @@ from macd.host.deploy.ledger import EventLog, Pending, Snapshot
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
 from macd.host.store import releases, retention, snapshots
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Process, Supervisor
 
 WAITING = "awaiting confirmation"
@@ -81,10 +81,10 @@ class Activation:
         self._supervisor = Supervisor(pending.scope)
         self._prover = Prover(self._supervisor, pending.unit, pending.endpoint)
         self._events = EventLog(layout, pending.number)
-        self._kept: list[str] = []  # by the way back
+        self._kept: list[str] = []  # by the revert
 
     def go(self) -> str:
-        """All the way forward; the way back on anything that fails."""
+        """Check, switch, restart, soak, confirm, commit; revert on anything that fails."""
         try:
             self._check()
             self._switch()
@@ -131,7 +131,7 @@ class Activation:
         self._enter("checking")
         pending = self._pending
         text = pending.after.get(pending.unit)
-        sandbox = Confinement(pending.scope, text, self._layout.app)
+        sandbox = Sandbox(pending.scope, text, self._layout.app)
         health.check_before(pending.check_argv, sandbox)
 
     def _switch(self) -> None:

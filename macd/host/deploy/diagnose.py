@@ -16,7 +16,7 @@ from macd.host import durable, untrusted
 from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.layout import Layout, live_release
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
 _CHECK_TIMEOUT_S = 180
@@ -38,7 +38,7 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
     process = supervisor.show(unit)
     return {
         "others": _others(layout, process.pid),
-        "check": _check(layout, Confinement(scope, supervisor.unit_text(unit), layout.app)),
+        "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
         "disk": _disk(layout.app),
         "unjudged": _unjudged(layout),
@@ -52,14 +52,14 @@ def _unjudged(layout: Layout) -> str:
         return f"does not know what to watch: {error}"
 
 
-def _check(layout: Layout, walls: Confinement) -> dict[str, Any] | None:
+def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
     if live_release(layout) is None:
         return None
     argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
     argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
     argv += ["--release", os.path.realpath(layout.current)]
     try:
-        done = walls.run(argv, timeout=_CHECK_TIMEOUT_S)
+        done = sandbox.run(argv, timeout=_CHECK_TIMEOUT_S)
     except HostError as error:
         said = untrusted.text(f"{error}: {error.why}", _LONGEST)
         return {"code": None, "said": said, "hint": error.hint}

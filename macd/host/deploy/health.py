@@ -14,7 +14,7 @@ from typing import Any
 
 from macd.host import untrusted
 from macd.host.failure import HostError
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Process, Supervisor
 
 POLL_S = 0.2
@@ -108,7 +108,7 @@ class UnhealthyError(Exception):
         self.wrong = wrong
 
 
-def check_before(argv: Sequence[str], sandbox: Confinement) -> None:
+def check_before(argv: Sequence[str], sandbox: Sandbox) -> None:
     """Import everything and run the golden predictions while the old release still serves.
 
     Args:

@@ -46,7 +46,7 @@ class Pending:
     keep: int = 5
     reason: str = ""
     waiting_since: float | None = None  # for a confirmation, by activation.uptime
-    session: int = 0  # the agent that began it: its own word is no fresh connection
+    session: int = 0  # the agent that began it: its own answer is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
     edited: list[str] = field(default_factory=list)  # of `before`: what the tool did not write

@@ -21,7 +21,7 @@ from macd.host.layout import Layout, live_release
 from macd.host.record import recorder
 from macd.host.rpc import blobs
 from macd.host.store import releases, runtimes, snapshots
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
 _STAGED = "staged"
@@ -47,7 +47,7 @@ def stage(
     """
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
-    sandbox = Confinement(scope, unit_text, layout.app)
+    sandbox = Sandbox(scope, unit_text, layout.app)
     sandbox.refuse_root()
     # An activation may be asked for behind this call, before anybody knows how it ends.
     with contextlib.suppress(FileNotFoundError):
@@ -114,7 +114,7 @@ def activate(
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
     ledger.refuse_if_pending(layout)
-    Confinement(service["scope"], None, layout.app).refuse_root()
+    Sandbox(service["scope"], None, layout.app).refuse_root()
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
     history = ledger.history(layout)
@@ -147,7 +147,7 @@ def activate(
         after = {**before, **after} if to == origin else _in_shadow(before, after)
     if origin is not None:
         ledger.remember_written(layout, origin, written)
-        snapshots.keep(layout, origin, before)  # the flags it really had, for the way back
+        snapshots.keep(layout, origin, before)  # the flags it really had, for a rollback
     pending = Pending(
         number=ledger.next_number(layout),
         kind=kind,
@@ -215,7 +215,7 @@ def _check_rollback(
     if to in bad:
         hint = "invoke deploy can try it again; invoke history shows why it failed"
         raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
-    sandbox = Confinement(scope, Supervisor(scope).unit_text(unit), layout.app)
+    sandbox = Sandbox(scope, Supervisor(scope).unit_text(unit), layout.app)
     why = unable(layout, to, sandbox)
     if why:
         others = [name for name in dict.fromkeys(reversed(committed)) if name not in (to, *bad)]

@@ -25,7 +25,7 @@ from macd.host.layout import Layout, discard
 from macd.host.masking import hidden
 from macd.host.rpc import boot
 from macd.host.store import needs
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
 Change = dict[str, Any]
@@ -67,7 +67,7 @@ def provision(
             live="unchanged",
             kind="refused",
         )
-    Confinement(scope, None, layout.app).refuse_root()
+    Sandbox(scope, None, layout.app).refuse_root()
     look = _Look(layout, Supervisor(scope), scope)
     os.umask(0o022)
     with contextlib.ExitStack() as held:

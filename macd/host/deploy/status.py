@@ -18,7 +18,7 @@ from macd.host.layout import Layout, live_release, load
 from macd.host.rpc import blobs
 from macd.host.store import needs, policy, releases, runtimes
 from macd.host.systemd import overrides
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
 
@@ -44,7 +44,7 @@ def deploy_facts(
     live = live_release(layout)
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
-    readiness = ReadinessCheck(layout, Confinement(scope, supervisor.unit_text(unit), layout.app))
+    readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
     back = _rollback_target(readiness, history, live, bad_ids)
     of_live = readiness.of(live)
     return {
@@ -130,7 +130,7 @@ class ReadinessCheck:
     models load and predict is not asked; the release's own check does that before a switch.
     """
 
-    def __init__(self, layout: Layout, sandbox: Confinement) -> None:
+    def __init__(self, layout: Layout, sandbox: Sandbox) -> None:
         self.layout = layout
         self._sandbox = sandbox
         self._runtimes: dict[str, str] = {}  # releases share them
@@ -174,7 +174,7 @@ def _wheels(path: str) -> list[dict[str, Any]]:
     return wheels
 
 
-def unable(layout: Layout, release: str, sandbox: Confinement) -> str:
+def unable(layout: Layout, release: str, sandbox: Sandbox) -> str:
     """Why there is no sense in trying to go back to `release`, "" if there is.
 
     Less is asked than of a readiness: whether it can do without what its runtime lacks, its own

@@ -213,7 +213,7 @@ class FlagLog:
         self.lost = ""
 
     def best_effort(self) -> FlagLog:
-        """The same, for the way back to shadow."""
+        """The same, for the return to shadow."""
         return FlagLog(self._layout, self._record, strict=False)
 
     def keep(self, change: Change) -> None:

@@ -1,4 +1,4 @@
-"""The guard's standing order on this host: set before stacking is enabled, looked at afterwards.
+"""The guard's watch on this host: set before stacking is enabled, looked at afterwards.
 
 A systemd timer wakes the guard; where there is no systemd (the embedded lab) a loop does. What the
 guard decides, and how, is in macd/host/flag/guard.py, which macd-host.pyz carries.

@@ -1,6 +1,6 @@
 """Who this host is and whose signatures count here, as provision told it.
 
-A deploy says what it thinks too, but it is the host's own word that decides: another inventory,
+A deploy says what it thinks too, but it is the host policy that decides: another inventory,
 or a release made for another application or environment, does not get in by claiming to be right.
 """
 

@@ -23,7 +23,7 @@ _PARTIAL_KEPT_S = 86400.0  # an upload that was cut may be taken up again for so
 
 
 def worth_keeping(layout: Layout, keep: int) -> set[str]:
-    """The live release, its way back, `keep` good ones more, and one that failed, to be studied.
+    """The live release, its rollback target, `keep` more good ones, and one that failed, to study.
 
     A failed release, or one that was rolled back from, never takes the place of a good one.
     """

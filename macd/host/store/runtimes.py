@@ -23,7 +23,7 @@ from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.store import needs, releases
-from macd.host.systemd.sandbox import DIRECT, Confinement
+from macd.host.systemd.sandbox import DIRECT, Sandbox
 
 _BUILDING, _TRASH = ".building-", ".trash-"
 _PIP_TIMEOUT_S = 900
@@ -50,7 +50,7 @@ def install(
     python: str = "",
     index: bool = False,
     index_url: str = "",
-    sandbox: Confinement = DIRECT,
+    sandbox: Sandbox = DIRECT,
 ) -> dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
@@ -102,7 +102,7 @@ def install(
     return {"lock": lock, "built": True}
 
 
-def _clear_forgotten(layout: Layout, sandbox: Confinement) -> None:
+def _clear_forgotten(layout: Layout, sandbox: Sandbox) -> None:
     """What a killed agent left: first the processes that write there, then what they wrote."""
     sandbox.end_forgotten()
     for name in os.listdir(layout.runtimes):
@@ -111,7 +111,7 @@ def _clear_forgotten(layout: Layout, sandbox: Confinement) -> None:
 
 
 def _is_sound(
-    runtime: str, wheels: list[dict[str, Any]], imports: list[str], sandbox: Confinement
+    runtime: str, wheels: list[dict[str, Any]], imports: list[str], sandbox: Sandbox
 ) -> bool:
     if lacking(runtime, wheels):
         return False
@@ -127,7 +127,7 @@ def _install_wheels(
     building: str,
     wheels: list[dict[str, Any]],
     settings: dict[str, str],
-    sandbox: Confinement,
+    sandbox: Sandbox,
     *,
     index: bool,
 ) -> None:
@@ -163,7 +163,7 @@ def _install_wheels(
         raise needs.failure(doing, said, building) or index_failure(said, index=index)
 
 
-def check_imports(runtime: str, imports: list[str], sandbox: Confinement) -> str:
+def check_imports(runtime: str, imports: list[str], sandbox: Sandbox) -> str:
     """Import each module in a fresh process of the runtime; answers its Python's version ("3.11").
 
     Raises:
@@ -184,7 +184,7 @@ def _run(
     doing: str,
     *,
     timeout: float,
-    sandbox: Confinement,
+    sandbox: Sandbox,
     settings: dict[str, str] | None = None,
     into: str = "",
 ) -> subprocess.CompletedProcess[str]:
@@ -205,7 +205,7 @@ def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: st
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)
 
 
-def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Confinement) -> str:
+def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Sandbox) -> str:
     """Why `runtime` is not as it was built from `wheels` of its lock; "" if it is.
 
     sandbox: behind which its Python runs; it came with a release.
@@ -213,7 +213,7 @@ def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Confinem
     return python_wrong(runtime, sandbox) or lacking(runtime, wheels)
 
 
-def python_wrong(runtime: str, sandbox: Confinement) -> str:
+def python_wrong(runtime: str, sandbox: Sandbox) -> str:
     """Why its Python does not run, or is not the one its packages were installed for; else ""."""
     python = os.path.join(runtime, "bin", "python")
     if not os.path.exists(python):

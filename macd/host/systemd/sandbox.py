@@ -1,4 +1,4 @@
-"""Run what came with a release as its service runs: same user, same walls, never as root.
+"""Run what came with a release as its service runs: same user, same sandbox, never as root.
 
 A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
 while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
@@ -41,8 +41,8 @@ def _is_of_a_system(runtime: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Confinement:
-    """The walls of one unit: its scope, the text of its file (None: there is none), and whose.
+class Sandbox:
+    """The sandbox of one unit: its scope, the text of its file (None: there is none), and whose.
 
     app: the application's directory; it names the runs, so that a later one can find them.
     """
@@ -53,7 +53,7 @@ class Confinement:
 
     @property
     def is_real(self) -> bool:
-        """Whether a process can be put behind them here: a system's systemd, asked by root."""
+        """Whether a process can be put into it here: a system's systemd, asked by root."""
         root = os.geteuid() == 0
         return self.scope == "system" and root and os.path.isdir("/run/systemd/system")
 
@@ -84,7 +84,7 @@ class Confinement:
         settings: dict[str, str] | None = None,
         writable: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end; behind the walls any failure's return code is 1.
+        """Run it to its end; in the sandbox any failure's return code is 1.
 
         Args:
             timeout: seconds; then it is ended, though nobody should be here any more to do that.
@@ -97,7 +97,7 @@ class Confinement:
         """
         if self.is_real:
             self._account()
-            return self._behind_walls(list(argv), timeout, settings or {}, writable)
+            return self._in_sandbox(list(argv), timeout, settings or {}, writable)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY)}
         environment.update(settings or {})
         return subprocess.run(
@@ -111,7 +111,7 @@ class Confinement:
         )
 
     def give(self, directory: str) -> None:
-        """Let what runs behind the walls change what is in `directory`."""
+        """Let what runs in the sandbox change what is in `directory`."""
         if self.is_real:
             account = self._account()
             _own(directory, account.pw_uid, account.pw_gid)
@@ -162,7 +162,7 @@ class Confinement:
         whose = hashlib.sha256(os.fsencode(os.path.realpath(self.app))).hexdigest()[:8]
         return f"macd-confined-{doing}-{whose}-"
 
-    def _behind_walls(
+    def _in_sandbox(
         self, argv: list[str], timeout: float, settings: dict[str, str], writable: str
     ) -> subprocess.CompletedProcess[str]:
         name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
@@ -208,7 +208,7 @@ class Confinement:
         return subprocess.CompletedProcess(argv, min(done.returncode, 1), said, complained)
 
 
-DIRECT = Confinement("user", None)  # what did not come with a release: the host's own programs
+DIRECT = Sandbox("user", None)  # what did not come with a release: the host's own programs
 
 
 def _nobody(why: str) -> HostError:

@@ -153,7 +153,7 @@ class Supervisor:
         """Begin a restart and don't wait: the caller watches health, which a hang can't fool.
 
         A start limit left by a crash loop (the sockets' too: systemd fails them with their service)
-        is cleared first, so the way back is never blocked.
+        is cleared first, so a revert is never blocked.
         """
         self._call("reset-failed", unit, *sockets, check=False)
         return subprocess.Popen(

@@ -66,8 +66,8 @@ def test_case(name: str) -> None:
         ({"release": "R", "ready": True, "why": ""}, "rollback ready: R: files as signed"),
         (
             {"release": "R", "ready": False, "why": "its runtime lacks 1 packages (numpy)"},
-            "✗ THE WAY BACK IS BROKEN: its runtime lacks 1 packages (numpy); don't count on a "
-            "failed release being reverted to R",
+            "✗ rollback target not usable: its runtime lacks 1 packages (numpy); a failed release "
+            "can't be reverted to R",
         ),
         ({"release": None, "ready": False, "why": "nothing yet"}, "no rollback: nothing yet"),
     ],

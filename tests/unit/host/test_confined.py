@@ -9,7 +9,7 @@ import pytest
 
 from macd.host.failure import HostError
 from macd.host.systemd import hardening
-from macd.host.systemd.sandbox import Confinement
+from macd.host.systemd.sandbox import Sandbox
 
 NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
 
@@ -18,7 +18,7 @@ NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
 def real(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A system's systemd asked by root, as far as a confinement can tell; what was begun there."""
     begun: list[object] = []
-    monkeypatch.setattr(Confinement, "is_real", True)
+    monkeypatch.setattr(Sandbox, "is_real", True)
     monkeypatch.setattr("subprocess.run", lambda *words, **_: begun.append(words))
     return begun
 
@@ -39,7 +39,7 @@ def real(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_nobody_to_be_is_a_refusal_and_nothing_runs(
     real: list[object], text: str | None, why: str, tmp_path: object
 ) -> None:
-    walls = Confinement("system", text, "/opt/app")
+    walls = Sandbox("system", text, "/opt/app")
     for do in (lambda: walls.run(["/bin/true"], timeout=5), lambda: walls.give(str(tmp_path))):
         with pytest.raises(HostError) as told:
             do()
@@ -50,7 +50,7 @@ def test_nobody_to_be_is_a_refusal_and_nothing_runs(
 
 
 def test_without_a_system_manager_whoever_logs_in_runs_it() -> None:
-    done = Confinement("user", None).run(["/bin/echo", "fine"], timeout=20)
+    done = Sandbox("user", None).run(["/bin/echo", "fine"], timeout=20)
     assert (done.returncode, done.stdout) == (0, "fine\n")
 
 
@@ -129,7 +129,7 @@ def test_roots_own_user_services_are_refused(
     monkeypatch.setattr("os.geteuid", lambda: uid)
     monkeypatch.setattr("os.path.isdir", lambda path: booted and path == "/run/systemd/system")
     monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
-    walls = Confinement(scope, None, "/opt/app")
+    walls = Sandbox(scope, None, "/opt/app")
     if not refused:
         walls.refuse_root()
         return
