@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
 from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
@@ -112,7 +112,8 @@ def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
     shown = page.write(path)
     warnings = []
     if document["host"]:
-        warnings = [report.note_on_host(path, document, inventory), _told(inventory, judged, path)]
+        warnings = [report.note_on_host(path, document, inventory)]
+        warnings += _record(inventory, judged, path)
     report.prune(inventory, place.parent.name, _in_use(inventory))
     return _Kept(document, path, shown, [*filter(None, warnings)])
 
@@ -197,8 +198,8 @@ def _below(path: str, root: Path) -> bool:
     return Path(path).is_relative_to(root)
 
 
-def _told(inventory: Inventory, judged: Judged, path: Path) -> str:
-    """Put the verdict into the journal and tell those who want to know."""
+def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
+    """Put the verdict into the journal and notify people; what of it did not work."""
     from macd.deploy.notify import notify
     from macd.deploy.rollout import operator
     from macd.journal import Journal
@@ -217,10 +218,15 @@ def _told(inventory: Inventory, judged: Judged, path: Path) -> str:
         "report": str(path.relative_to(inventory.state_dir)),
     }
     journal = Journal(inventory.state_dir / "journal.jsonl")
-    journal.append("gate.judged", fields, now=datetime.now(UTC))
+    warnings = []
+    try:
+        journal.append("gate.judged", fields, now=datetime.now(UTC))
+    except MacdError as error:  # the verdict stands; it must not be hidden
+        warnings.append(f"not recorded in the journal: {error.what}")
     title = f"macd gate {document['env']}: {document['verdict']}"
     words = "\n".join(document["reasons"]) or f"release {document['release']}"
-    return notify(inventory.notify, title, words, good=document["verdict"] == "PASS")
+    warnings.append(notify(inventory.notify, title, words, good=document["verdict"] == "PASS"))
+    return warnings
 
 
 def report_lines(document: Mapping[str, Any]) -> list[str]:

@@ -22,8 +22,9 @@ from macd.host.store.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, contact_lost
 from macd.jobs.request import REQUEST, TrainRequest
+from macd.ssh import archive
 from macd.ssh.pending import Pending
-from macd.ssh.session import Session
+from macd.ssh.session import Session, host_copy
 
 _MOST_FILES = 10_000
 _PIECE = 1 << 20
@@ -58,9 +59,18 @@ def send(
     """Send the files that the host lacks and make the tree there. Raises as blobs.put does."""
     work, files, digest = contact.host.work_dir, request.tree.files, request.tree.digest
     listed = [[path, blob.sha256] for path, blob in sorted(files.items())]
+    contact.use(lambda session: _leave_copy(contact, session))
     report = contact.use(lambda session: session.put_blobs(work, files.values(), progress))
     contact.use(lambda session: session.call("job_tree", work=work, digest=digest, files=listed))
     return Sent(report.sent, request.tree.size, report.landed, len(files))
+
+
+def _leave_copy(contact: Contact, session: Session) -> None:
+    """Leave the host program there, so that following the run need not send it each time."""
+    copy = host_copy(contact.host, contact.inventory)
+    if copy is not None and copy.remembered() != archive.digest():
+        session.write(copy.path, archive.build(), parents=True)
+        copy.remember(archive.digest())
 
 
 def start(contact: Contact, request: TrainRequest, about: dict[str, Any]) -> dict[str, Any]:

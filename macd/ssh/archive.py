@@ -1,8 +1,9 @@
 """The host half of macd as one archive: how it is built, and how it becomes an agent on a host.
 
 The archive is a zip of macd/host. Its bytes are the same wherever this version builds them, so its
-SHA-256 names it. `invoke provision` leaves it on production hosts as bin/macd-host.pyz. A session
-runs that copy where its digest is ours; otherwise the archive travels on stdin.
+SHA-256 names it. `invoke provision` leaves it on a production host as bin/macd-host.pyz, `invoke
+train` on a training host. A session runs that copy where its digest is ours; otherwise the archive
+travels on stdin.
 
 The command is one line that bash, dash, zsh, fish and csh all read alike (single quotes, and in
 them no quote, no "!", no backslash, no newline; short enough for csh). Every Python since 2.7 can
@@ -60,7 +61,7 @@ _LOADER = (
 
 @dataclass(frozen=True)
 class HostCopy:
-    """The archive that provision leaves at `path` on a host, and what is remembered of it here.
+    """The archive that lies at `path` on a host, and what is remembered of it here.
 
     `memory` is a local file with the digest that the host had when it was last asked. It may be
     wrong: the host compares the digest before it runs the copy.

@@ -55,11 +55,12 @@ def open_session(
 
 
 def host_copy(host: Host, inventory: Inventory) -> archive.HostCopy | None:
-    """Where `invoke provision` leaves the archive on `host`; None where it leaves none."""
-    if not host.app_dir:
+    """Where provision or a training leaves the archive on `host`; None where nothing does."""
+    directory = host.app_dir or host.work_dir
+    if not directory:
         return None
     memory = inventory.state_dir / "host-copies" / host.name
-    return archive.HostCopy(f"{host.app_dir}/bin/macd-host.pyz", memory)
+    return archive.HostCopy(f"{directory}/bin/macd-host.pyz", memory)
 
 
 class Session(Conversation):
