@@ -56,8 +56,9 @@ class LinksAhead:
         return _in_background(f"connect {host.name}", lambda: self._connect(host))
 
     def _connect(self, host: Host) -> Link:
-        from macd.ssh.dial import tcp  # noqa: PLC0415 - nothing is loaded before the thread runs
+        # Nothing is loaded before the thread runs.
         from macd.ssh.sshconfig import resolve  # noqa: PLC0415
+        from macd.ssh.wire import tcp  # noqa: PLC0415
 
         hops = resolve(host, self._inventory)
         dialled: Future[socket.socket] = _in_background(
