@@ -78,7 +78,7 @@ class LoginError(SSHException):
 class HopConnection(Connection):  # type: ignore[misc]  # fabric has no types
     """A connection to one hop, through `gateway` where there is one.
 
-    `dial` makes the TCP connection where there is none; it may have been begun before.
+    `dial` makes the TCP connection where there is none; it may have been started before.
     """
 
     # Declared here because Fabric takes other attributes for configuration.
@@ -251,10 +251,10 @@ class LinkTransport(ServiceRequestingTransport):
         security = self.get_security_options()
         security.ciphers, security.digests = _CIPHERS, _MACS
         pinned = [name for t in pinned_types for name in _KEY_ALGORITHMS.get(t, (t,))]
-        known = [name for name in pinned if name in security.key_types]
+        preferred = [name for name in pinned if name in security.key_types]
         # As OpenSSH does: ask first for the kinds of key that are pinned, so a server with several
         # shows the one that can be checked.
-        security.key_types = tuple(dict.fromkeys([*known, *security.key_types]))
+        security.key_types = tuple(dict.fromkeys([*preferred, *security.key_types]))
 
     @property
     def preferred_keys(self) -> tuple[str, ...]:
@@ -264,7 +264,7 @@ class LinkTransport(ServiceRequestingTransport):
     def start_client(
         self, event: threading.Event | None = None, timeout: float | None = None
     ) -> None:
-        """Exchange keys. Unlike paramiko's, it doesn't return as if all were well on timeout."""
+        """Exchange keys. Unlike paramiko's, it doesn't return as if it had succeeded on timeout."""
         super().start_client(event, timeout)
         if event is None and not self.initial_kex_done:
             raise SilentPeerError("no key exchange in time")
@@ -383,7 +383,7 @@ def command_refused(channel: paramiko.Channel) -> bool:
     return bool(channel.event.is_set() and not channel.event_ready and not channel.eof_received)
 
 
-def ended_well(channel: paramiko.Channel) -> bool:
+def ended_by_peer(channel: paramiko.Channel) -> bool:
     """True where the peer ended the channel, rather than the link under it."""
     transport = channel.get_transport()
     status = channel.status_event.is_set() and channel.exit_status != -1

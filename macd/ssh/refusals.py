@@ -88,7 +88,7 @@ class Route:
 
 
 def explain(error: Exception, route: Route, connection: HopConnection) -> MacdError:
-    """The error in words; anything unexpected is told as what it is."""
+    """The error in words; anything unexpected keeps its own words."""
     if isinstance(error, MacdError):
         return error
     if isinstance(error, HostKeyError):

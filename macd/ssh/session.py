@@ -49,7 +49,7 @@ def open_session(
     *,
     ahead: LinksAhead | None = None,
 ) -> Session:
-    """Connect to `host`, by a link that was begun `ahead` if there is one, and start the agent.
+    """Connect to `host`, by a link that was started `ahead` if there is one, and start the agent.
 
     Use it as a context manager. A host without a usable Python is reported by the first call.
     """
@@ -142,7 +142,7 @@ class Session:
         return self.stream(op, args)
 
     def stream(self, op: str, args: Mapping[str, Any], progress: Progress | None = None) -> Pending:
-        """Like submit, for operations that take data frames or tell their progress.
+        """Like submit, for operations that take data frames or report progress.
 
         `progress` is called in the reading thread and must not block.
         """
@@ -178,8 +178,8 @@ class Session:
 
     def facts(self, disks: Sequence[str] = ("/", "~", "/tmp")) -> Facts:  # noqa: S108
         """What the host is; `disks` are paths whose free space is wanted."""
-        told = self.call("facts", disks=list(disks))
-        return Facts.of(told, self.clock)
+        answer = self.call("facts", disks=list(disks))
+        return Facts.of(answer, self.clock)
 
     def pieces(self, path: str, *, offset: int = 0) -> Iterator[bytes]:
         """A file from `offset` to the end it has now, the next pieces already on their way.
@@ -225,10 +225,10 @@ class Session:
         limit: int = 1 << 20,
     ) -> Finished:
         """Run a program, without a shell. A status other than 0 is a result, not an error."""
-        told = self.call(
+        answer = self.call(
             "run", argv=list(argv), cwd=cwd, env=env, input=input, timeout=timeout, limit=limit
         )
-        return Finished(**told)
+        return Finished(**answer)
 
     def put_blobs(
         self, root: str, blobs: Iterable[Blob], progress: Callable[[int, int], None] | None = None
@@ -308,7 +308,7 @@ class Session:
             return
         pending.bytes_in += size
         if "progress" in message:
-            pending.told(message["progress"])
+            pending.report(message["progress"])
             return
         del self._waiting[pending.id]
         received, answered = message["clock"]
@@ -472,7 +472,7 @@ class Pending:
         if finished:
             callback()
 
-    def told(self, value: Any) -> None:
+    def report(self, value: Any) -> None:
         """Progress has arrived (called by the session)."""
         if self._progress is not None:
             self._progress(value)

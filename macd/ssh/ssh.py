@@ -22,7 +22,7 @@ from macd.ssh.connection import (
     HopConnection,
     LinkTransport,
     command_refused,
-    ended_well,
+    ended_by_peer,
     start_command,
 )
 from macd.ssh.hostkeys import HostKey, KnownHosts, Verdict, pin
@@ -45,8 +45,8 @@ def connect(
     """A link to `host` through every hop; use it as a context manager.
 
     Args:
-        hops: the way, where the caller has resolved it.
-        first: gives the TCP connection to the first hop, where the caller has begun it.
+        hops: the route, where the caller has resolved it.
+        first: gives the TCP connection to the first hop, where the caller has started it.
 
     Raises UnreachableError or RefusedError naming the hop that failed, UsageError for a
     configuration that leads nowhere. Each step is bounded by `inventory.link`.
@@ -135,7 +135,7 @@ def _explained(route: Route, connection: HopConnection) -> Iterator[None]:
 
 
 class Link:
-    """A live connection to a host. `hops` is the way it takes, the host itself last."""
+    """A live connection to a host. `hops` is its route, the host itself last."""
 
     def __init__(self, name: str, connections: tuple[HopConnection, ...]) -> None:
         self.name = name
@@ -176,7 +176,7 @@ class Link:
         return SshChannel(self, channel)
 
     def lost(self, cause: BaseException | None = None) -> ContactLostError:
-        """The error for a link that is gone, with whatever is known of why."""
+        """The error for a link that is gone, with the reason as far as the link shows it."""
         reason = self.connection.transport.disconnect_reason
         why = self._why_lost or (f"it says: {reason}" if reason else str(cause or ""))
         return ContactLostError(
@@ -261,7 +261,7 @@ class SshChannel:
                     why="the SSH server denied the exec request",
                     hint=f"see what ssh {self._link.hops[-1].alias} true says",
                 )
-            if not ended_well(self._channel):
+            if not ended_by_peer(self._channel):
                 raise self._link.lost()
             return b""
 

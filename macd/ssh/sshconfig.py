@@ -141,14 +141,14 @@ def _spelled(entry: str, owner: str) -> _Wanted:
 
 
 def _direct(wanted: _Wanted, config: Path | None) -> Hop:
-    """A hop whose predecessors are already known: ssh_config's own way to it doesn't count."""
+    """A hop whose predecessors are given: the ProxyCommand of ssh_config doesn't count."""
     return _hop(wanted, _ask_ssh(wanted, config, ("-o", "ProxyCommand=none")))
 
 
 def _as_ssh_goes(
     wanted: _Wanted, config: Path | None, jumps: str | None, passed: tuple[str, ...]
 ) -> list[Hop]:
-    """As ssh does for ProxyJump a,b,c: to c, told to go by a,b; and a by its own ProxyJump."""
+    """As ssh does for ProxyJump a,b,c: to c through a,b, and to a by a's own ProxyJump."""
     here = f"{wanted.user or ''}@{wanted.alias}:{wanted.port or ''} via {jumps or '-'}"
     if here in passed or len(passed) >= _DEEPEST:
         way = " -> ".join(step.split(" via ")[0].strip("@:") for step in (*passed, here))
@@ -217,10 +217,10 @@ def _ask_ssh(
 
 
 def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
-    def one(key: str, default: str = "") -> str:
+    def setting(key: str, default: str = "") -> str:
         return settings[key][-1] if settings[key] else default
 
-    hostname, user, port = one("hostname"), one("user"), one("port", "22")
+    hostname, user, port = setting("hostname"), setting("user"), setting("port", "22")
     sound = is_host(hostname) and is_user(user) and port.isdecimal() and 1 <= int(port) <= 65535
     if not sound:
         raise UsageError(
@@ -228,7 +228,7 @@ def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
             why=f"hostname {hostname!r}, user {user!r}, port {port!r}",
             hint="correct HostName, User or Port in the ssh configuration, or set them here",
         )
-    alias = one("hostkeyalias")
+    alias = setting("hostkeyalias")
     hop = Hop(
         name=wanted.name,
         alias=wanted.alias,
@@ -236,11 +236,11 @@ def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
         port=int(port),
         user=user,
         known_as=alias if alias and alias != "none" else _known_as(hostname, int(port)),
-        identities_only=one("identitiesonly") == "yes",
-        family=one("addressfamily", "any"),
+        identities_only=setting("identitiesonly") == "yes",
+        family=setting("addressfamily", "any"),
     )
     tokens = _Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, alias)
-    agent = _agent_socket(one("identityagent", "SSH_AUTH_SOCK"), tokens, os.environ)
+    agent = _agent_socket(setting("identityagent", "SSH_AUTH_SOCK"), tokens, os.environ)
     certificates = _paths(settings["certificatefile"], tokens, os.environ)
     if wanted.identity is not None:
         identities: tuple[Path, ...] = (wanted.identity,)

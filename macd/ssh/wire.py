@@ -30,13 +30,13 @@ def tcp(hop: Hop, connect_s: float) -> socket.socket:
     Raises OSError, the last address's, or the name's that has none.
     """
     family = _FAMILIES.get(hop.family, socket.AF_UNSPEC)
-    found = socket.getaddrinfo(
+    addresses = socket.getaddrinfo(
         hop.hostname, hop.port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )
     deadline = time.monotonic() + connect_s
     failure: OSError = OSError("the name has no address")
-    for number, (kind, _, _, _, address) in enumerate(found):
-        left = (deadline - time.monotonic()) / (len(found) - number)
+    for number, (kind, _, _, _, address) in enumerate(addresses):
+        left = (deadline - time.monotonic()) / (len(addresses) - number)
         made = socket.socket(kind, socket.SOCK_STREAM)
         try:
             made.settimeout(max(left, 0.1))
@@ -151,7 +151,7 @@ class Watch:
     """Looks after the hops of one link until it is stopped; the nearest hop is blamed first.
 
     A peer silent for `keepalive_s` is asked for a sign of life; when there is none `dead_after_s`
-    after the last one, `on_death` is told (the hop, seconds) and all wires are closed.
+    after the last one, `on_death(hop, seconds)` is called and all wires are closed.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
 while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
-write nowhere but where they are told. Where there is no unit, or it names nobody to be, nothing is
+write only where the caller lets them. Where there is no unit, or it names nobody to be, nothing is
 run. Without a systemd of the system (the embedded lab, a user's manager) whoever logs in is who
 serves, and runs them directly.
 """
@@ -177,12 +177,12 @@ class Sandbox:
             where = "names no User=" if self.unit_text is not None else "is not there"
             raise _nobody(f"the service's unit {where}")
         try:
-            found = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
+            account = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
         except (KeyError, OverflowError) as error:
             raise _nobody(f"the account {named} of its unit is not on this host") from error
-        if found.pw_uid == 0:
+        if account.pw_uid == 0:
             raise _nobody(f"the account {named} of its unit is root")
-        return found
+        return account
 
     def _prefix(self, doing: str) -> str:
         whose = hashlib.sha256(os.fsencode(os.path.realpath(self.app))).hexdigest()[:8]
@@ -239,7 +239,7 @@ DIRECT = Sandbox("user", None)  # what did not come with a release: the host's o
 
 def properties(unit_text: str) -> list[Property]:
     """The lines of [Service] that say who it is and what it may do, in order."""
-    found = []
+    selected = []
     section = ""
     for line in unit_text.replace("\\\n", " ").splitlines():
         text = line.strip()
@@ -248,8 +248,8 @@ def properties(unit_text: str) -> list[Property]:
         elif section == "[Service]" and "=" in text and text[0] not in "#;":
             name, _, value = text.partition("=")
             if not _OF_A_SERVICE.fullmatch(name.strip()):
-                found.append((name.strip(), value.strip()))
-    return found
+                selected.append((name.strip(), value.strip()))
+    return selected
 
 
 def writing(directory: str, unit: Sequence[Property], most: int) -> list[Property]:
@@ -257,10 +257,10 @@ def writing(directory: str, unit: Sequence[Property], most: int) -> list[Propert
 
     And run what it put there, where the unit says from where programs may come.
     """
-    found = [("ReadWritePaths", _quoted(directory)), ("LimitFSIZE", str(most))]
+    grants = [("ReadWritePaths", _quoted(directory)), ("LimitFSIZE", str(most))]
     if any(name in ("ExecPaths", "NoExecPaths") for name, _ in unit):
-        found.append(("ExecPaths", _quoted(directory)))
-    return found
+        grants.append(("ExecPaths", _quoted(directory)))
+    return grants
 
 
 def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
