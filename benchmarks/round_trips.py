@@ -28,8 +28,7 @@ from macd import lab
 from macd.inventory import Inventory, load, project_root
 from macd.lab import Fault
 from macd.ssh.blobs import Blob
-from macd.ssh.pending import Pending
-from macd.ssh.session import Session, open_session
+from macd.ssh.session import Pending, Session, open_session
 
 RTTS_MS = (0, 50, 200)
 GOAL_NEW = 9

@@ -1,6 +1,6 @@
 """Where the line for each call to a host goes: `invoke --debug` to stderr, MACD_DEBUG=FILE there.
 
-The lines themselves are made in macd/ssh/pending.py and hold no argument and no answer.
+The lines themselves are made in macd/ssh/session.py and hold no argument and no answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from macd.errors import UsageError
-from macd.ssh.pending import CALLS
+
+CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import is slow
 
 
 def is_file(text: str) -> bool:

@@ -9,7 +9,7 @@ from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.ssh.trust import Shown
+    from macd.ssh.ssh import Shown
 
 _INVENTORY = "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"
 
@@ -88,7 +88,7 @@ def trust(
 ) -> ExitCode:
     """Show the keys of a host and its jump hosts, ask, and pin them in known_hosts."""
     from macd.inventory import load
-    from macd.ssh.trust import trust as walk
+    from macd.ssh.ssh import trust as walk
 
     inv = load(inventory)
     wanted = [

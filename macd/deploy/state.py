@@ -14,9 +14,8 @@ from macd.errors import ContactLostError, MacdError
 from macd.host.flag.flag_file import FLAG
 from macd.inventory import Host, Inventory
 from macd.ssh.failures import RemoteFileNotFoundError
-from macd.ssh.pending import Pending
 from macd.ssh.refusals import UnreachableError
-from macd.ssh.session import Session, open_session
+from macd.ssh.session import Pending, Session, open_session
 
 
 @dataclass(frozen=True)

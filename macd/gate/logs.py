@@ -27,8 +27,7 @@ from macd.host.judge.parse import LONGEST, Line, clean, parse
 from macd.host.judge.reading import raw_lines
 from macd.host.rpc.logs import HEAD, NAME
 from macd.ssh.failures import RemoteError
-from macd.ssh.pending import Pending
-from macd.ssh.session import Session
+from macd.ssh.session import Pending, Session
 
 LARGEST = 8 << 30
 _INDEX = "index.json"

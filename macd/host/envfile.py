@@ -129,27 +129,27 @@ def readings(data: bytes) -> tuple[dict[str, str], dict[str, str]]:
 def passed_over(data: bytes) -> list[int]:
     """The numbers of the lines with a "=" that name no variable."""
     return [
-        _line_number(data, one.start)
-        for one in _assignments(data, _SINCE_254)
-        if not _NAME.match(one.key.decode("utf-8", "replace"))
+        _line_number(data, assignment.start)
+        for assignment in _assignments(data, _SINCE_254)
+        if not _NAME.match(assignment.key.decode("utf-8", "replace"))
     ]
 
 
 def values_of(data: bytes, name: str) -> list[str]:
     """Each value that `name` is given in the file, in order; before or since systemd 254."""
-    found = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
-    return [value.decode("utf-8", "replace") for value in found]
+    values = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
+    return [value.decode("utf-8", "replace") for value in values]
 
 
 def shown(text: str) -> str:
     """Its variables for people, a line each: values are covered, but for those of our own flags."""
     try:
-        found = parse(text)
+        variables = parse(text)
     except EnvFileError:
         return ""
     return "".join(
         f"{key}={value if key in FLAGS and FLAGS[key].match(value) else COVER}\n"
-        for key, value in found.items()
+        for key, value in variables.items()
     )
 
 
@@ -203,23 +203,27 @@ def _line(name: str, value: str | None) -> bytes:
 
 
 def _reading(data: bytes, comments_go_on: bool) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for one in _assignments(data, comments_go_on):
+    variables: dict[str, str] = {}
+    for assignment in _assignments(data, comments_go_on):
         try:
-            key, value = one.key.decode(), one.value.decode()
+            key, value = assignment.key.decode(), assignment.value.decode()
         except UnicodeDecodeError:
             key = value = "\ud800"
         if _NO_CHARACTER.search(key + value):
+            number = _line_number(data, assignment.start)
             raise EnvFileError(
-                f"line {_line_number(data, one.start)} is not in UTF-8; systemd then takes nothing"
-                " from the whole file"
+                f"line {number} is not in UTF-8; systemd then takes nothing from the whole file"
             )
-        found[key] = value
-    return {key: value for key, value in found.items() if _NAME.match(key)}
+        variables[key] = value
+    return {key: value for key, value in variables.items() if _NAME.match(key)}
 
 
 def _values(data: bytes, key: bytes, comments_go_on: bool) -> list[bytes]:
-    return [one.value for one in _assignments(data, comments_go_on) if one.key == key]
+    return [
+        assignment.value
+        for assignment in _assignments(data, comments_go_on)
+        if assignment.key == key
+    ]
 
 
 def _all_but(data: bytes, key: bytes, wanted: bytes | None, comments_go_on: bool) -> bool:
@@ -232,20 +236,20 @@ def _replaced(
 ) -> bytes:
     """With `line` in the place of each assignment of `key` that says something else."""
     parts: list[bytes] = []
-    at = kept = 0
+    at = copied = 0
     while True:
-        found, at = _next(data, at, comments_go_on)
-        if found is None:
-            return b"".join([*parts, data[kept:]])
-        if found.key != key or found.value == wanted:
+        assignment, at = _next(data, at, comments_go_on)
+        if assignment is None:
+            return b"".join([*parts, data[copied:]])
+        if assignment.key != key or assignment.value == wanted:
             continue
-        start, stop = found.start, found.stop
-        if found.open:  # to the end of the file: somebody's other lines are in it
+        start, stop = assignment.start, assignment.stop
+        if assignment.open:  # to the end of the file: somebody's other lines are in it
             stop = _end_of_line(data, start)
         if wanted is None:
             start, stop = _whole_line(data, start, stop)
-        parts += [data[kept:start], line]
-        kept = at = stop
+        parts += [data[copied:start], line]
+        copied = at = stop
 
 
 def _added(data: bytes, key: bytes, line: bytes) -> bytes:
@@ -254,9 +258,11 @@ def _added(data: bytes, key: bytes, line: bytes) -> bytes:
     appended = data + (b"\n" if torn else b"") + line + b"\n"
     for rule in _RULES:
         before, after = (list(_assignments(text, rule)) for text in (data, appended))
-        read = [(one.key, one.value) for one in before if one.key != key]
-        then = [(one.key, one.value) for one in after if one.key != key]
-        if read != then or not any(one.start >= len(data) for one in after):
+        read = [
+            (assignment.key, assignment.value) for assignment in before if assignment.key != key
+        ]
+        then = [(assignment.key, assignment.value) for assignment in after if assignment.key != key]
+        if read != then or not any(assignment.start >= len(data) for assignment in after):
             return line + b"\n" + data
     return appended
 
@@ -278,10 +284,10 @@ def _line_number(data: bytes, at: int) -> int:
 
 
 def _assignments(data: bytes, comments_go_on: bool) -> Iterator[_Assignment]:
-    found, at = _next(data, 0, comments_go_on)
-    while found is not None:
-        yield found
-        found, at = _next(data, at, comments_go_on)
+    assignment, at = _next(data, 0, comments_go_on)
+    while assignment is not None:
+        yield assignment
+        assignment, at = _next(data, at, comments_go_on)
 
 
 def _next(data: bytes, at: int, comments_go_on: bool) -> tuple[_Assignment | None, int]:
@@ -323,18 +329,18 @@ def _value(data: bytes, at: int) -> tuple[bytes, int, bool]:
     """The value that begins behind "=", the end of its last line, and whether a quote is open."""
     parts: list[bytes] = []
     while at < len(data):
-        one = data[at : at + 1]
-        if one in (b" ", b"\t"):
+        character = data[at : at + 1]
+        if character in (b" ", b"\t"):
             at += 1
-        elif one in (b"\r", b"\n"):
+        elif character in (b"\r", b"\n"):
             break
-        elif one == b"'":
+        elif character == b"'":
             close = data.find(b"'", at + 1)
             if close < 0:
                 return b"".join([*parts, data[at + 1 :]]), len(data), True
             parts.append(data[at + 1 : close])
             at = close + 1
-        elif one == b'"':
+        elif character == b'"':
             quoted, at, is_open = _double_quoted(data, at + 1)
             parts.append(quoted)
             if is_open:

@@ -44,13 +44,13 @@ def masked_lines(text: str) -> list[str]:
             shown.append(_of_unit(line))
             carried = line.endswith("\\")
             continue
-        found = _NAMED.search(line)
-        if found is None:
+        named = _NAMED.search(line)
+        if named is None:
             shown.append(_without_login(line))
             continue
-        value = line[found.end() :]
-        shown.append(_without_login(line[: found.end()]) + COVER)
-        is_json = found[0].endswith(":")
+        value = line[named.end() :]
+        shown.append(_without_login(line[: named.end()]) + COVER)
+        is_json = named[0].endswith(":")
         depth = max(0, _opened(value)) if is_json else 0
         carried = line.endswith("\\") or (is_json and not value.strip())
     return shown
@@ -74,12 +74,12 @@ def _of_unit(line: str) -> str:
         words = shlex.split(rest.rstrip("\\"))
     except ValueError:
         return f"{head}={COVER}"
-    told = [
+    covered = [
         word if _NUMBER.match(word) else f"{word.partition('=')[0]}={COVER}"
         for word in words
         if "=" in word
     ]
-    return f"{head}={' '.join(told)}"
+    return f"{head}={' '.join(covered)}"
 
 
 def _without_login(line: str) -> str:
@@ -89,4 +89,4 @@ def _without_login(line: str) -> str:
 def _opened(line: str) -> int:
     """How many brackets of JSON it leaves open; those inside of strings don't count."""
     bare = _QUOTED.sub("", line)
-    return sum((one in "[{") - (one in "]}") for one in bare)
+    return sum((character in "[{") - (character in "]}") for character in bare)

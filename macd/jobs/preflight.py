@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from macd.application import check_bars
 from macd.inventory import TrainSettings
 from macd.ssh.facts import Clock, Facts
-from macd.ssh.pending import Finished
-from macd.ssh.session import Session
+from macd.ssh.session import Finished, Session
 
 if TYPE_CHECKING:
     from macd.application import Settings

@@ -23,8 +23,7 @@ from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, contact_lost
 from macd.jobs.request import REQUEST, TrainRequest
 from macd.ssh import archive
-from macd.ssh.pending import Pending
-from macd.ssh.session import Session, host_copy
+from macd.ssh.session import Pending, Session, host_copy
 
 _MOST_FILES = 10_000
 _PIECE = 1 << 20

@@ -28,18 +28,18 @@ class LinksAhead:
         self._links = {host.name: self._begin(host) for host in hosts}
 
     def take(self, host: Host) -> Link | None:
-        """The link to `host`, waited for; None if none was begun or it was taken before.
+        """The link to `host`, waited for; None if none was started or it was taken before.
 
         Raises what macd.ssh.ssh.connect raises.
         """
-        begun = self._links.pop(host.name, None)
-        return begun.result() if begun is not None else None
+        future = self._links.pop(host.name, None)
+        return future.result() if future is not None else None
 
     def close(self) -> None:
         """End every link that nobody took, also those that are still being made."""
         while self._links:
-            _, begun = self._links.popitem()
-            begun.add_done_callback(_close)
+            _, future = self._links.popitem()
+            future.add_done_callback(_close)
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +56,9 @@ class LinksAhead:
         return _in_background(f"connect {host.name}", lambda: self._connect(host))
 
     def _connect(self, host: Host) -> Link:
-        from macd.ssh.dial import tcp  # noqa: PLC0415 - nothing is loaded before the thread runs
+        # Nothing is loaded before the thread runs.
         from macd.ssh.sshconfig import resolve  # noqa: PLC0415
+        from macd.ssh.wire import tcp  # noqa: PLC0415
 
         hops = resolve(host, self._inventory)
         dialled: Future[socket.socket] = _in_background(
@@ -81,6 +82,6 @@ def _in_background(name: str, work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _close(begun: Future[Link]) -> None:
-    if begun.exception() is None:
-        begun.result().close()
+def _close(future: Future[Link]) -> None:
+    if future.exception() is None:
+        future.result().close()

@@ -8,12 +8,14 @@ import queue
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from macd.errors import MacdError
 from macd.host.rpc import frames
 from macd.ssh.failures import RemoteMismatchError
-from macd.ssh.session import Session
+
+if TYPE_CHECKING:
+    from macd.ssh.session import Session
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,11 @@ def collect(hop: Hop) -> Credentials:
     held, unusable = _agent_keys(hop)
     candidates: list[Candidate] = []
     for path in dict.fromkeys(hop.identities):
-        found = _identity(path, held)
-        if isinstance(found, Candidate):
-            candidates.append(found)
-        elif found:
-            unusable.append(found)
+        key = _identity(path, held)
+        if isinstance(key, Candidate):
+            candidates.append(key)
+        elif key:
+            unusable.append(key)
     if not hop.identities_only:
         tried = {candidate.key.asbytes() for candidate in candidates}
         candidates += [

@@ -107,16 +107,16 @@ class Facts:
     clock: Clock
 
     @classmethod
-    def of(cls, told: Mapping[str, Any], clock: Clock) -> Facts:
+    def of(cls, answer: Mapping[str, Any], clock: Clock) -> Facts:
         """Build from the agent's answer; both ends come from this tree, so the keys agree."""
-        parts = dict(told)
+        parts = dict(answer)
         parts.update(
-            user=User(**told["user"]),
-            os=OperatingSystem(**told["os"]),
-            python=Python(**told["python"]),
-            load=tuple(told["load"]),
-            disks=tuple(Disk(**disk) for disk in told["disks"]),
-            systemd=Systemd(**told["systemd"]),
-            gpus=tuple(Gpu(**gpu) for gpu in told["gpus"]),
+            user=User(**answer["user"]),
+            os=OperatingSystem(**answer["os"]),
+            python=Python(**answer["python"]),
+            load=tuple(answer["load"]),
+            disks=tuple(Disk(**disk) for disk in answer["disks"]),
+            systemd=Systemd(**answer["systemd"]),
+            gpus=tuple(Gpu(**gpu) for gpu in answer["gpus"]),
         )
         return cls(**parts, clock=clock)

@@ -18,28 +18,28 @@ _SUDO_WOULD = (b"macd-agent:", b"Traceback", b"command not found")  # it is abou
 class RemoteError(MacdError):
     """An operation failed on a host. `kind` is the host's exception type or HostError's kind."""
 
-    def __init__(self, host: str, op: str, told: Mapping[str, Any]) -> None:
-        what = told.get("what") or f"{op}: {_worded(told)}"  # the host's own words need no op
-        path = str(told.get("path") or "")
+    def __init__(self, host: str, op: str, error: Mapping[str, Any]) -> None:
+        what = error.get("what") or f"{op}: {_worded(error)}"  # the host's own words need no op
+        path = str(error.get("path") or "")
         super().__init__(
             f"{host}: {what}" + (f": {path}" if path else ""),
-            why=str(told.get("why") or ""),
-            hint=str(told.get("hint") or _remedy(host, told)),
-            live=str(told.get("live") or ""),
+            why=str(error.get("why") or ""),
+            hint=str(error.get("hint") or _remedy(host, error)),
+            live=str(error.get("live") or ""),
         )
         self.host = host
         self.op = op
-        self.kind = str(told.get("kind") or told.get("type") or "")
-        self.errno = told.get("errno")
+        self.kind = str(error.get("kind") or error.get("type") or "")
+        self.errno = error.get("errno")
         self.path = path
-        if told.get("traceback"):  # shown where ours is: with --debug only
-            self.add_note(f"on {host}: {told['traceback']}")
+        if error.get("traceback"):  # shown where ours is: with --debug only
+            self.add_note(f"on {host}: {error['traceback']}")
 
 
-def _remedy(host: str, told: Mapping[str, Any]) -> str:
-    if told.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+def _remedy(host: str, error: Mapping[str, Any]) -> str:
+    if error.get("errno") in (errno.ENOSPC, errno.EDQUOT):
         return f"make room on {host}; df -h and df -i show whether bytes or inodes are used up"
-    if told.get("type") != "PermissionError":
+    if error.get("type") != "PermissionError":
         return ""
     return (
         f"let the login write there, or correct its directory, user: or become: of {host} in the"
@@ -47,10 +47,10 @@ def _remedy(host: str, told: Mapping[str, Any]) -> str:
     )
 
 
-def _worded(told: Mapping[str, Any]) -> str:
+def _worded(error: Mapping[str, Any]) -> str:
     """The system's words for an OSError; another exception's need its type to make sense."""
-    message = str(told.get("message") or "")
-    return message if told.get("errno") else f"{told.get('type', 'error')}: {message}"
+    message = str(error.get("message") or "")
+    return message if error.get("errno") else f"{error.get('type', 'error')}: {message}"
 
 
 class RemoteFileNotFoundError(RemoteError):
@@ -72,8 +72,8 @@ class RemoteMismatchError(RemoteError):
 class RemoteRefusedError(RemoteError, RefusedError):
     """The host did nothing, on purpose (exit 6)."""
 
-    def __init__(self, host: str, op: str, told: Mapping[str, Any]) -> None:
-        super().__init__(host, op, told)
+    def __init__(self, host: str, op: str, error: Mapping[str, Any]) -> None:
+        super().__init__(host, op, error)
         self.exit_code = RefusedError("").exit_code
 
 
@@ -96,13 +96,13 @@ _BY_KIND: dict[str, type[RemoteError]] = {
 }
 
 
-def from_host(host: str, op: str, told: Mapping[str, Any]) -> RemoteError:
-    """The error for what the agent told."""
-    number = told.get("errno")
-    made = _BY_KIND.get(str(told.get("kind"))) or (
+def from_host(host: str, op: str, error: Mapping[str, Any]) -> RemoteError:
+    """The typed error for an agent's error message."""
+    number = error.get("errno")
+    made = _BY_KIND.get(str(error.get("kind"))) or (
         _BY_ERRNO.get(number) if isinstance(number, int) else None
     )
-    return (made or RemoteError)(host, op, told)
+    return (made or RemoteError)(host, op, error)
 
 
 def not_started(
@@ -127,8 +127,8 @@ def not_started(
             hint=_other_python(host),
             live="nothing was done there",
         )
-    if sudo_login and (told := _by_sudo(host, python, sudo_login, stderr, status)):
-        return told
+    if sudo_login and (refusal := _by_sudo(host, python, sudo_login, stderr, status)):
+        return refusal
     if status == 127 or b"not found" in stderr or b"No such file" in stderr:
         return UnfitPythonError(
             f"{host}: there is no {python}", why=_shown(stderr), hint=_other_python(host)

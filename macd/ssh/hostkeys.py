@@ -58,14 +58,14 @@ class _Line:
 
     def is_for(self, name: str) -> bool:
         """As OpenSSH matches: a negated name that matches rules the whole line out."""
-        found = False
+        matches = False
         for pattern in self.names:
             negated = pattern.startswith("!")
             if _matches(pattern.removeprefix("!"), name):
                 if negated:
                     return False
-                found = True
-        return found
+                matches = True
+        return matches
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class KnownHosts:
 
     def pinned(self, name: str) -> tuple[HostKey, ...]:
         """Keys pinned for a host by its known_hosts name."""
-        found = [line.key for line in self.lines if not line.marker and line.is_for(name)]
-        return tuple(dict.fromkeys(found))
+        keys = [line.key for line in self.lines if not line.marker and line.is_for(name)]
+        return tuple(dict.fromkeys(keys))
 
     def judge(self, name: str, key: HostKey) -> Verdict:
         """What to make of a key that the server calling itself `name` shows."""
@@ -97,7 +97,7 @@ class KnownHosts:
 
 
 def pin(path: Path, name: str, key: HostKey) -> None:
-    """Make `key` the one key pinned for `name`; other lines stay as they are. Durable, atomic.
+    """Make `key` the only key pinned for `name`; other lines stay as they are. Durable, atomic.
 
     Raises UsageError where the old key stands for several hosts by a pattern, MacdError where the
     file can't be written.
@@ -106,11 +106,11 @@ def pin(path: Path, name: str, key: HostKey) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(target.parent):  # two that pin at once must not lose a key
-            kept = "".join(_without(raw, line, name) for raw, line in _parse(_text(target)))
-            if kept and not kept.endswith("\n"):
-                kept += "\n"
+            other_lines = "".join(_without(raw, line, name) for raw, line in _parse(_text(target)))
+            if other_lines and not other_lines.endswith("\n"):
+                other_lines += "\n"
             blob = base64.b64encode(key.blob).decode()
-            _replace(target, f"{kept}{name} {key.type} {blob}\n")
+            _replace(target, f"{other_lines}{name} {key.type} {blob}\n")
     except OSError as error:
         raise MacdError(
             f"{path} can't be written", why=str(error), live="the host's key is not pinned"
@@ -120,15 +120,15 @@ def pin(path: Path, name: str, key: HostKey) -> None:
 def _without(raw: str, line: _Line | None, name: str) -> str:
     if line is None or line.marker or not line.is_for(name):
         return raw
-    left = [pattern for pattern in line.names if not _is_exactly(pattern, name)]
-    remaining = _Line(line.number, "", tuple(left), line.key, line.rest)
+    names = [pattern for pattern in line.names if not _is_exactly(pattern, name)]
+    remaining = _Line(line.number, "", tuple(names), line.key, line.rest)
     if remaining.is_for(name):
         raise UsageError(
             f"the old key of {name} is pinned by a pattern for several hosts",
             why=f"line {line.number}: {','.join(line.names)}",
             hint="change that line by hand, then repeat the command",
         )
-    return f"{','.join(left)} {line.rest}\n" if left else ""
+    return f"{','.join(names)} {line.rest}\n" if names else ""
 
 
 def _is_exactly(pattern: str, name: str) -> bool:

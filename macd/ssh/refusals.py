@@ -10,10 +10,16 @@ from typing import Literal
 from paramiko.ssh_exception import ChannelException, IncompatiblePeer, SSHException
 
 from macd.errors import MacdError, RefusedError
-from macd.ssh.connection import HopConnection, HostKeyError, LoginError
+from macd.ssh.connection import (
+    HopConnection,
+    HostKeyError,
+    LinkTransport,
+    LoginError,
+    Mismatch,
+    SilentPeerError,
+)
 from macd.ssh.hostkeys import HostKey, Verdict
 from macd.ssh.sshconfig import Hop
-from macd.ssh.transport import LinkTransport, Mismatch, SilentPeerError
 
 Reason = Literal[
     "name",
@@ -82,7 +88,7 @@ class Route:
 
 
 def explain(error: Exception, route: Route, connection: HopConnection) -> MacdError:
-    """The error in words; anything unexpected is told as what it is."""
+    """The error in words; anything unexpected keeps its own words."""
     if isinstance(error, MacdError):
         return error
     if isinstance(error, HostKeyError):

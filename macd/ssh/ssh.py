@@ -1,13 +1,15 @@
 """Reach a host through its jump chain and run commands there over channels that never hang.
 
-`connect` is the only way this project opens an SSH connection.
+`connect` opens every link of this project. `trust` pins the host keys that a link needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import paramiko
@@ -15,15 +17,18 @@ from paramiko.ssh_exception import ChannelException, SSHException
 
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Host, Inventory
-from macd.ssh.channel import Channel
-from macd.ssh.connection import HopConnection
-from macd.ssh.hostkeys import KnownHosts
-from macd.ssh.refusals import Route, explain, other_failure
+from macd.ssh.connection import (
+    WINDOW,
+    HopConnection,
+    LinkTransport,
+    command_refused,
+    ended_by_peer,
+    start_command,
+)
+from macd.ssh.hostkeys import HostKey, KnownHosts, Verdict, pin
+from macd.ssh.refusals import Route, explain, host_key_refused, other_failure
 from macd.ssh.sshconfig import Hop, resolve
-from macd.ssh.transport import WINDOW, LinkTransport, command_refused, ended_well, start_command
 from macd.ssh.wire import Watch, Watched
-
-__all__ = ["Channel", "Link", "SshChannel", "connect"]
 
 _LOOK_UP_S = 0.5  # how often a waiting call looks whether the link has died and at stderr
 _STDERR_KEPT = 64 << 10
@@ -40,8 +45,8 @@ def connect(
     """A link to `host` through every hop; use it as a context manager.
 
     Args:
-        hops: the way, where the caller has resolved it.
-        first: gives the TCP connection to the first hop, where the caller has begun it.
+        hops: the route, where the caller has resolved it.
+        first: gives the TCP connection to the first hop, where the caller has started it.
 
     Raises UnreachableError or RefusedError naming the hop that failed, UsageError for a
     configuration that leads nowhere. Each step is bounded by `inventory.link`.
@@ -49,25 +54,88 @@ def connect(
     hops = hops or resolve(host, inventory)
     known_hosts = KnownHosts.read(inventory.known_hosts)
     opened: list[HopConnection] = []
-    for index, hop in enumerate(hops):
-        gateway = opened[-1] if opened else None
-        dial = None if gateway else first
-        connection = HopConnection(hop, known_hosts, inventory.link, gateway, dial)
-        try:
-            connection.open()
-        except BaseException as error:
-            for each in reversed(opened):
-                each.abandon()
-            if isinstance(error, Exception) and other_failure(error):
-                route = Route(host.name, inventory.name, hops, index)
-                raise explain(error, route, connection) from error
-            raise
-        opened.append(connection)
+    try:
+        for index, hop in enumerate(hops):
+            gateway = opened[-1] if opened else None
+            dial = None if gateway else first
+            connection = HopConnection(hop, known_hosts, inventory.link, gateway, dial)
+            with _explained(Route(host.name, inventory.name, hops, index), connection):
+                connection.open()
+            opened.append(connection)
+    except BaseException:
+        for connection in reversed(opened):
+            connection.abandon()
+        raise
     return Link(host.name, tuple(opened))
 
 
+@dataclass(frozen=True)
+class Shown:
+    """The key a hop shows now, what known_hosts says about it, and the keys pinned before."""
+
+    hop: Hop
+    key: HostKey
+    verdict: Verdict
+    pinned: tuple[HostKey, ...]
+    accepted: bool = True
+
+
+def trust(host: Host, inventory: Inventory, accept: Callable[[Shown], bool]) -> list[Shown]:
+    """Ask `accept` about every key on the route to `host` that isn't known; pin what it accepts.
+
+    A key is fetched without logging in to its host. Returns what each hop showed, up to the host
+    or to the first key that was not accepted (nothing can be said about what lies behind it).
+    Raises RefusedError for a revoked key, UnreachableError where a hop can't be reached.
+    """
+    hops = resolve(host, inventory)
+    shown: list[Shown] = []
+    opened: list[HopConnection] = []
+    try:
+        for index, hop in enumerate(hops):
+            route = Route(host.name, inventory.name, hops, index)
+            gateway = opened[-1] if opened else None
+            current = _show(route, inventory, gateway)
+            if current.verdict is Verdict.REVOKED:
+                raise host_key_refused(current.verdict, current.key, current.pinned, route)
+            if current.verdict is not Verdict.KNOWN:
+                if not accept(current):
+                    return [*shown, replace(current, accepted=False)]
+                pin(inventory.known_hosts, hop.known_as, current.key)
+            shown.append(current)
+            if index < len(hops) - 1:
+                known_hosts = KnownHosts.read(inventory.known_hosts)  # with the key just pinned
+                connection = HopConnection(hop, known_hosts, inventory.link, gateway)
+                with _explained(route, connection):
+                    connection.open()
+                opened.append(connection)
+    finally:
+        for connection in reversed(opened):
+            connection.abandon()
+    return shown
+
+
+def _show(route: Route, inventory: Inventory, gateway: HopConnection | None) -> Shown:
+    known_hosts = KnownHosts.read(inventory.known_hosts)
+    connection = HopConnection(route.hop, known_hosts, inventory.link, gateway)
+    with _explained(route, connection):
+        key = connection.fetch_host_key()
+    name = route.hop.known_as
+    return Shown(route.hop, key, known_hosts.judge(name, key), known_hosts.pinned(name))
+
+
+@contextlib.contextmanager
+def _explained(route: Route, connection: HopConnection) -> Iterator[None]:
+    """Raise what a network or an SSH server does to `connection` as a MacdError in words."""
+    try:
+        yield
+    except Exception as error:
+        if other_failure(error):
+            raise explain(error, route, connection) from error
+        raise
+
+
 class Link:
-    """A live connection to a host. `hops` is the way it takes, the host itself last."""
+    """A live connection to a host. `hops` is its route, the host itself last."""
 
     def __init__(self, name: str, connections: tuple[HopConnection, ...]) -> None:
         self.name = name
@@ -108,7 +176,7 @@ class Link:
         return SshChannel(self, channel)
 
     def lost(self, cause: BaseException | None = None) -> ContactLostError:
-        """The error for a link that is gone, with whatever is known of why."""
+        """The error for a link that is gone, with the reason as far as the link shows it."""
         reason = self.connection.transport.disconnect_reason
         why = self._why_lost or (f"it says: {reason}" if reason else str(cause or ""))
         return ContactLostError(
@@ -144,7 +212,7 @@ class Link:
 
 
 class SshChannel:
-    """A Channel (see macd/ssh/channel.py) to a command on the host."""
+    """A Channel (see macd/ssh/session.py) to a command on the host."""
 
     def __init__(self, link: Link, channel: paramiko.Channel) -> None:
         channel.settimeout(_LOOK_UP_S)
@@ -193,7 +261,7 @@ class SshChannel:
                     why="the SSH server denied the exec request",
                     hint=f"see what ssh {self._link.hops[-1].alias} true says",
                 )
-            if not ended_well(self._channel):
+            if not ended_by_peer(self._channel):
                 raise self._link.lost()
             return b""
 

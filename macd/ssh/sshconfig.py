@@ -7,19 +7,23 @@ exactly what they mean there. What the inventory says comes first. Nothing is co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
+import re
+import socket
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from macd.errors import UsageError
 from macd.inventory import Host, Inventory
 from macd.inventory.names import is_host, is_user, split_jump
-from macd.ssh.sshtokens import Tokens, agent_socket, expand_jumps, paths
 
 _DEEPEST = 16
+_JUMP_TOKENS = ("%", "h", "n", "p", "r")  # ssh_config(5), TOKENS: what ProxyJump may hold
 _RESOLVE_S = 20  # a `Match exec` in the user's own configuration may take a moment
 
 
@@ -137,14 +141,14 @@ def _spelled(entry: str, owner: str) -> _Wanted:
 
 
 def _direct(wanted: _Wanted, config: Path | None) -> Hop:
-    """A hop whose predecessors are already known: ssh_config's own way to it doesn't count."""
+    """A hop whose predecessors are given: the ProxyCommand of ssh_config doesn't count."""
     return _hop(wanted, _ask_ssh(wanted, config, ("-o", "ProxyCommand=none")))
 
 
 def _as_ssh_goes(
     wanted: _Wanted, config: Path | None, jumps: str | None, passed: tuple[str, ...]
 ) -> list[Hop]:
-    """As ssh does for ProxyJump a,b,c: to c, told to go by a,b; and a by its own ProxyJump."""
+    """As ssh does for ProxyJump a,b,c: to c through a,b, and to a by a's own ProxyJump."""
     here = f"{wanted.user or ''}@{wanted.alias}:{wanted.port or ''} via {jumps or '-'}"
     if here in passed or len(passed) >= _DEEPEST:
         way = " -> ".join(step.split(" via ")[0].strip("@:") for step in (*passed, here))
@@ -165,8 +169,8 @@ def _as_ssh_goes(
     chain = settings["proxyjump"][-1:]
     if not chain or chain == ["none"]:
         return [hop]
-    tokens = Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, "")
-    before, _, last = expand_jumps(chain[0], tokens).rpartition(",")
+    tokens = _Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, "")
+    before, _, last = _expand_jumps(chain[0], tokens).rpartition(",")
     following = _spelled(last, wanted.alias)
     return [*_as_ssh_goes(following, config, before or None, (*passed, here)), hop]
 
@@ -213,10 +217,10 @@ def _ask_ssh(
 
 
 def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
-    def one(key: str, default: str = "") -> str:
+    def setting(key: str, default: str = "") -> str:
         return settings[key][-1] if settings[key] else default
 
-    hostname, user, port = one("hostname"), one("user"), one("port", "22")
+    hostname, user, port = setting("hostname"), setting("user"), setting("port", "22")
     sound = is_host(hostname) and is_user(user) and port.isdecimal() and 1 <= int(port) <= 65535
     if not sound:
         raise UsageError(
@@ -224,7 +228,7 @@ def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
             why=f"hostname {hostname!r}, user {user!r}, port {port!r}",
             hint="correct HostName, User or Port in the ssh configuration, or set them here",
         )
-    alias = one("hostkeyalias")
+    alias = setting("hostkeyalias")
     hop = Hop(
         name=wanted.name,
         alias=wanted.alias,
@@ -232,16 +236,16 @@ def _hop(wanted: _Wanted, settings: defaultdict[str, list[str]]) -> Hop:
         port=int(port),
         user=user,
         known_as=alias if alias and alias != "none" else _known_as(hostname, int(port)),
-        identities_only=one("identitiesonly") == "yes",
-        family=one("addressfamily", "any"),
+        identities_only=setting("identitiesonly") == "yes",
+        family=setting("addressfamily", "any"),
     )
-    tokens = Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, alias)
-    agent = agent_socket(one("identityagent", "SSH_AUTH_SOCK"), tokens, os.environ)
-    certificates = paths(settings["certificatefile"], tokens, os.environ)
+    tokens = _Tokens.of(hop.alias, hop.hostname, hop.port, hop.user, alias)
+    agent = _agent_socket(setting("identityagent", "SSH_AUTH_SOCK"), tokens, os.environ)
+    certificates = _paths(settings["certificatefile"], tokens, os.environ)
     if wanted.identity is not None:
         identities: tuple[Path, ...] = (wanted.identity,)
     else:
-        identities = paths(settings["identityfile"], tokens, os.environ)
+        identities = _paths(settings["identityfile"], tokens, os.environ)
     return replace(hop, identities=identities, certificates=certificates, agent=agent)
 
 
@@ -252,3 +256,84 @@ def _known_as(hostname: str, port: int) -> str:
 
 def _shown(config: Path | None) -> str:
     return str(config) if config else "~/.ssh/config"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The value of each %-token for one hop: `ssh -G` prints ~, % and ${VAR} unexpanded."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def of(cls, alias: str, hostname: str, port: int, user: str, key_alias: str) -> _Tokens:
+        """Collect them; `key_alias` is HostKeyAlias or empty."""
+        here = pwd.getpwuid(os.getuid())
+        local = socket.gethostname()
+        joined = f"{local}{hostname}{port}{user}"
+        return cls(
+            {
+                "%": "%",
+                "C": hashlib.sha1(joined.encode(), usedforsecurity=False).hexdigest(),
+                "d": here.pw_dir,
+                "h": hostname,
+                "i": str(here.pw_uid),
+                "k": key_alias or alias,
+                "L": local.partition(".")[0],
+                "l": local,
+                "n": alias,
+                "p": str(port),
+                "r": user,
+                "u": here.pw_name,
+            }
+        )
+
+    def expand(self, text: str, environment: Mapping[str, str]) -> str:
+        """A path with everything in it replaced. Raises UsageError for what isn't known."""
+
+        def put(match: re.Match[str]) -> str:
+            if match["token"]:
+                return self.values[match["token"]]
+            return environment[match["variable"]]
+
+        if text == "~" or text.startswith("~/"):
+            text = self.values["d"].replace("%", "%%") + text[1:]
+        try:
+            return re.sub(r"%(?P<token>.)|\$\{(?P<variable>[^}]*)\}", put, text)
+        except KeyError as error:
+            raise UsageError(
+                f"the ssh configuration names {text!r}, in which {error.args[0]} is not known",
+                hint="write the path out in IdentityFile, CertificateFile or IdentityAgent",
+            ) from error
+
+
+def _paths(
+    texts: Iterable[str], tokens: _Tokens, environment: Mapping[str, str]
+) -> tuple[Path, ...]:
+    """IdentityFile or CertificateFile lines as paths; `none` stands for nothing."""
+    return tuple(Path(tokens.expand(t, environment)) for t in texts if t and t != "none")
+
+
+def _expand_jumps(text: str, tokens: _Tokens) -> str:
+    """ProxyJump with the tokens replaced that it may have. Raises UsageError for another one."""
+
+    def put(match: re.Match[str]) -> str:
+        if match[1] not in _JUMP_TOKENS:
+            raise UsageError(
+                f"the ssh configuration names the jump host {text!r}, in which %{match[1]} is not"
+                " known",
+                hint="write the name out in ProxyJump",
+            )
+        return tokens.values[match[1]]
+
+    return re.sub(r"%(.?)", put, text)
+
+
+def _agent_socket(text: str, tokens: _Tokens, environment: Mapping[str, str]) -> str:
+    """IdentityAgent as the socket's path, "" for no agent."""
+    if text == "none":
+        return ""
+    if text == "SSH_AUTH_SOCK":
+        return environment.get("SSH_AUTH_SOCK", "")
+    if text.startswith("$") and not text.startswith("${"):
+        return environment.get(text[1:], "")
+    return tokens.expand(text, environment)

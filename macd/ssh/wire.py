@@ -1,4 +1,6 @@
-"""Notice that a peer has fallen silent, on any hop, and wake everything that waits for it.
+"""The bytes to a hop: open the TCP connection, notice a silent peer, wake everything that waits.
+
+Nothing here loads paramiko.
 
 SSH over a stalled link blocks for as long as TCP retries (a quarter of an hour), and keepalives
 that nobody must answer prove nothing. So each hop's bytes pass through a Wire that remembers when
@@ -9,13 +11,42 @@ when none came.
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from macd.ssh.sshconfig import Hop
+
 _HEAD = 200
+_FAMILIES = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+def tcp(hop: Hop, connect_s: float) -> socket.socket:
+    """A connection to the first of the hop's addresses that takes one within `connect_s` seconds.
+
+    Raises OSError, the last address's, or the name's that has none.
+    """
+    family = _FAMILIES.get(hop.family, socket.AF_UNSPEC)
+    addresses = socket.getaddrinfo(
+        hop.hostname, hop.port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+    )
+    deadline = time.monotonic() + connect_s
+    failure: OSError = OSError("the name has no address")
+    for number, (kind, _, _, _, address) in enumerate(addresses):
+        left = (deadline - time.monotonic()) / (len(addresses) - number)
+        made = socket.socket(kind, socket.SOCK_STREAM)
+        try:
+            made.settimeout(max(left, 0.1))
+            made.connect(address)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return made
+        except OSError as error:
+            made.close()
+            failure = error
+    raise failure
 
 
 class Socket(Protocol):
@@ -33,12 +64,12 @@ class Wire:
     It reads up to `at_once` bytes at a time, whatever it is asked for.
     """
 
-    def __init__(self, socket: Socket, at_once: int = 1 << 18) -> None:
+    def __init__(self, stream: Socket, at_once: int = 1 << 18) -> None:
         self.head = b""
         self.ended = False
         self._heard = time.monotonic()
         self._blocked: float | None = None
-        self._socket = socket
+        self._socket = stream
         self._at_once = at_once
         self._ahead = memoryview(b"")
         self._closed = False  # the name paramiko looks at while it waits for its thread
@@ -120,7 +151,7 @@ class Watch:
     """Looks after the hops of one link until it is stopped; the nearest hop is blamed first.
 
     A peer silent for `keepalive_s` is asked for a sign of life; when there is none `dead_after_s`
-    after the last one, `on_death` is told (the hop, seconds) and all wires are closed.
+    after the last one, `on_death(hop, seconds)` is called and all wires are closed.
     """
 
     def __init__(

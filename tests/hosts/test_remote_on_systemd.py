@@ -17,8 +17,7 @@ from macd.inventory import Inventory, LinkSettings, load
 from macd.ssh.blobs import Blob
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import open_session
-from macd.ssh.ssh import connect
-from macd.ssh.trust import trust
+from macd.ssh.ssh import connect, trust
 from tests.support.hosts import network
 from tests.support.hosts.fleet import Hosts, TestHost
 

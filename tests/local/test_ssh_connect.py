@@ -35,7 +35,7 @@ def answer(inventory: Inventory, command: str, data: bytes = b"") -> tuple[bytes
         return everything(channel), status(channel)
 
 
-def everything(channel: ssh.Channel) -> bytes:
+def everything(channel: ssh.SshChannel) -> bytes:
     pieces = []
     while piece := channel.recv(65536):
         assert len(piece) <= 65536
@@ -43,7 +43,7 @@ def everything(channel: ssh.Channel) -> bytes:
     return b"".join(pieces)
 
 
-def status(channel: ssh.Channel) -> int | None:
+def status(channel: ssh.SshChannel) -> int | None:
     eventually(lambda: channel.exit_status() is not None)
     return channel.exit_status()
 

@@ -97,8 +97,8 @@ class Activation:
         except ActivationFailedError as error:
             return self.revert(str(error), blames_release=False)
         except Exception as error:  # whatever it was, what served before has to serve again
-            told = f"the host could not go on: {type(error).__name__}: {error}"
-            return self.revert(told, blames_release=False)
+            reason = f"the host could not go on: {type(error).__name__}: {error}"
+            return self.revert(reason, blames_release=False)
         return self.after_the_commit()
 
     def was_committed(self) -> bool:
@@ -237,8 +237,8 @@ class Activation:
         self._note_the_revert(reason if blames_release else "", touched=touched)
         serving, well = self._put_back() if touched else self._as_it_was()
         with contextlib.suppress(OSError, HostError):
-            told = {"live": self._pending.origin, "serving": serving, "well": well}
-            self._tell("reverted", reason=reason, kept=self._kept, **told)
+            outcome = {"live": self._pending.origin, "serving": serving, "well": well}
+            self._tell("reverted", reason=reason, kept=self._kept, **outcome)
         self._tidy_up()
         return "reverted"
 

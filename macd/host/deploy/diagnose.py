@@ -73,7 +73,7 @@ def _others(layout: Layout, main: int) -> list[int] | None:
     """Processes that run this application's service but are not the unit's own, or its child."""
     if not os.path.isdir("/proc/self"):
         return None
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in (main, os.getpid()):
             continue
@@ -81,8 +81,8 @@ def _others(layout: Layout, main: int) -> list[int] | None:
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().split(b"\0")]
             if _serves(words, layout.app, f"/proc/{name}/cwd") and _parent(name) != main:
-                found.append(int(name))
-    return sorted(found)
+                pids.append(int(name))
+    return sorted(pids)
 
 
 def _serves(words: list[str], app: str, cwd: str) -> bool:

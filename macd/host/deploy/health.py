@@ -67,22 +67,24 @@ def problems(
     A release id alone proves little: an old process that still answers is the classic false
     "healthy". The manifest's hash, the pid systemd started and the golden predictions count too.
     """
-    found = []
+    findings = []
     if answer.get("release") != release:
-        found.append(f"release {answer.get('release')} answers, not {release}")
+        findings.append(f"release {answer.get('release')} answers, not {release}")
     elif answer.get("manifest_sha256") != manifest_sha256:
-        found.append("the manifest it runs has another hash than the one that was signed")
+        findings.append("the manifest it runs has another hash than the one that was signed")
     if process.pid and answer.get("pid") != process.pid:
-        found.append(f"pid {answer.get('pid')} answers, but systemd started {process.pid}")
+        findings.append(f"pid {answer.get('pid')} answers, but systemd started {process.pid}")
     if process.active != "active":
-        found.append(f"the unit is {process.active or 'unknown'} ({process.sub}, {process.result})")
+        findings.append(
+            f"the unit is {process.active or 'unknown'} ({process.sub}, {process.result})"
+        )
     golden = answer.get("golden")
     if not isinstance(golden, dict) or golden.get("ok") is not True:
         detail = golden.get("detail") if isinstance(golden, dict) else golden
-        found.append(f"golden predictions do not come out right here: {detail}")
+        findings.append(f"golden predictions do not come out right here: {detail}")
     if answer.get("status") != "ok":
-        found.append(f"its status is {answer.get('status')}: {answer.get('last_error')}")
-    return found
+        findings.append(f"its status is {answer.get('status')}: {answer.get('last_error')}")
+    return findings
 
 
 class UnhealthyError(Exception):

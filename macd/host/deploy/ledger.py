@@ -144,10 +144,10 @@ def mark_good(layout: Layout, release: str) -> None:
 
 
 def next_number(layout: Layout) -> int:
-    """Number of the next activation: one above every log that was ever begun here."""
+    """Number of the next activation: one above every log that was ever started here."""
     directory = layout.state("activations")
-    begun = [int(n.split(".")[0]) for n in os.listdir(directory) if n.split(".")[0].isdigit()]
-    return max(begun, default=0) + 1
+    numbers = [int(n.split(".")[0]) for n in os.listdir(directory) if n.split(".")[0].isdigit()]
+    return max(numbers, default=0) + 1
 
 
 def last_end(layout: Layout) -> dict[str, Any] | None:
@@ -201,8 +201,8 @@ class EventLog:
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
-        found = []
+        entries = []
         for line in lines:
             with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+                entries.append(json.loads(line))
+        return entries

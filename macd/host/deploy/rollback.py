@@ -66,14 +66,14 @@ def previews(
     """By release that may come back: what would be put back with it. No values."""
     here = releases.on_host(layout)
     now = snapshots.take(layout, supervisor, list(units))
-    found = {}
+    changes = {}
     for release in dict.fromkeys(str(entry["release"]) for entry in history):
         if release == live or release not in here:
             continue
         with contextlib.suppress(HostError):  # one that can't come back says so when it is asked to
-            told = to_release(layout, now, release, live, history, flags)
-            found[release] = {"files": told.files, "edited": told.edited, "keys": told.keys}
-    return found
+            change = to_release(layout, now, release, live, history, flags)
+            changes[release] = {"files": change.files, "edited": change.edited, "keys": change.keys}
+    return changes
 
 
 def written(layout: Layout, live: str | None, history: History) -> dict[str, str | None]:

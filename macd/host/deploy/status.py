@@ -221,8 +221,8 @@ def _health(endpoint: str) -> dict[str, Any]:
 
 
 def _names(directory: str) -> list[str]:
-    found = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(name for name in found if not name.startswith("."))
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _bytes(path: str) -> bytes:

@@ -181,22 +181,24 @@ def _run(peer: Peer, name: Any, arguments: dict[str, Any]) -> Any:
 
 def _function(path: str) -> Callable[..., Any]:
     module, _, function = path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(f"macd.host.{module}"), function)
-    return found
+    operation: Callable[..., Any] = getattr(
+        importlib.import_module(f"macd.host.{module}"), function
+    )
+    return operation
 
 
 def _describe(error: Exception) -> Message:
-    told: Message = {"type": type(error).__name__, "message": str(error)}
+    description: Message = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, HostError):
         fields = ("what", "why", "hint", "live", "kind")
-        told.update({field: getattr(error, field) for field in fields})
-        return told
+        description.update({field: getattr(error, field) for field in fields})
+        return description
     if isinstance(error, OSError):
-        told.update(errno=error.errno, path=_text(error.filename))
-        told["message"] = error.strerror or told["message"]
+        description.update(errno=error.errno, path=_text(error.filename))
+        description["message"] = error.strerror or description["message"]
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    told["traceback"] = "".join(lines[-_TRACEBACK_LINES:])
-    return told
+    description["traceback"] = "".join(lines[-_TRACEBACK_LINES:])
+    return description
 
 
 def _text(path: Any) -> str:

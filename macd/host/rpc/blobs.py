@@ -68,12 +68,12 @@ def put(
             stack.enter_context(contextlib.closing(_Arriving(root, sha256, size)))
             for sha256, size in absent
         ]
-        _check_room(root, sum(one.size - one.offset for one in arriving))
-        peer.progress({"missing": [[one.sha256, one.offset] for one in arriving]})
+        _check_room(root, sum(blob.size - blob.offset for blob in arriving))
+        peer.progress({"missing": [[blob.sha256, blob.offset] for blob in arriving]})
         received = 0
-        for one in arriving:
-            received += one.receive(peer)
-            peer.progress({"landed": one.sha256})
+        for blob in arriving:
+            received += blob.receive(peer)
+            peer.progress({"landed": blob.sha256})
     return {"received": received, "landed": len(arriving), "present": len(blobs) - len(absent)}
 
 

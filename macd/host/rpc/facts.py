@@ -104,15 +104,15 @@ def memory() -> dict[str, int]:
 def disk(path: str) -> dict[str, Any]:
     """The file system `path` is on, or would be on once it is made."""
     expanded = durable.expand(path)
-    found = durable.disk_of(expanded)
+    disk = durable.disk_of(expanded)
     return {
         "path": expanded,
-        "exists": found.at == expanded,
-        "writable": os.access(found.at, os.W_OK),
-        "total": found.total,
-        "free": found.free,
-        "free_inodes": max(0, found.inodes),
-        "device": os.stat(found.at).st_dev,
+        "exists": disk.at == expanded,
+        "writable": os.access(disk.at, os.W_OK),
+        "total": disk.total,
+        "free": disk.free,
+        "free_inodes": max(0, disk.inodes),
+        "device": os.stat(disk.at).st_dev,
     }
 
 
@@ -149,12 +149,12 @@ def gpus() -> list[dict[str, Any]]:
     query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     if not shutil.which(query[0]):
         return []
-    found = []
+    gpus = []
     for line in _output(query, seconds=_GPU_SECONDS).splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) == len(_GPU_FIELDS):
             name, uuid, total, free, driver = cells
-            found.append(
+            gpus.append(
                 {
                     "name": name,
                     "uuid": uuid,
@@ -163,7 +163,7 @@ def gpus() -> list[dict[str, Any]]:
                     "driver": driver,
                 }
             )
-    return found
+    return gpus
 
 
 def _mebibytes(text: str) -> int | None:

@@ -35,7 +35,7 @@ def log_files(app: str, heads: dict[str, int] | None = None) -> dict[str, Any]:
     what there is of it). `refused` names what looks like a log and is none.
     """
     directory = _directory(app)
-    found: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     refused: list[list[str]] = []
     for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else []:
         if not name.startswith("trade"):
@@ -43,7 +43,7 @@ def log_files(app: str, heads: dict[str, int] | None = None) -> dict[str, Any]:
         why = "not called trades_YYYYMMDD.jsonl"
         if NAME.fullmatch(name):
             try:
-                found.append(_described(directory, name, (heads or {}).get(name, HEAD)))
+                files.append(_described(directory, name, (heads or {}).get(name, HEAD)))
                 continue
             except FileNotFoundError:
                 continue
@@ -52,9 +52,9 @@ def log_files(app: str, heads: dict[str, int] | None = None) -> dict[str, Any]:
             except OSError as error:
                 why = error.strerror or str(error)
         refused.append([ascii(name)[:100], why])
-    if len(found) > _MOST_FILES:
-        raise HostError("there are %d signal logs in %s" % (len(found), directory), kind="refused")
-    return {"files": found, "refused": refused[:_MOST_REFUSED], "now": time.time()}
+    if len(files) > _MOST_FILES:
+        raise HostError("there are %d signal logs in %s" % (len(files), directory), kind="refused")
+    return {"files": files, "refused": refused[:_MOST_REFUSED], "now": time.time()}
 
 
 def log_read(
@@ -83,23 +83,23 @@ def log_read(
 def log_hashes(app: str, ranges: Sequence[Sequence[Any]]) -> list[str | None]:
     """SHA-256 of each [name, from, to); None where the file hasn't that many bytes, or is gone."""
     directory = _directory(app)
-    told: list[str | None] = []
+    hashes: list[str | None] = []
     for name, start, end in ranges:
         try:
             descriptor = _open(directory, name)
         except HostError:
-            told.append(None)
+            hashes.append(None)
             continue
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP):
                 raise
-            told.append(None)
+            hashes.append(None)
             continue
         try:
-            told.append(_hash(descriptor, int(start), int(end)))
+            hashes.append(_hash(descriptor, int(start), int(end)))
         finally:
             os.close(descriptor)
-    return told
+    return hashes
 
 
 def _directory(app: str) -> str:

@@ -132,8 +132,8 @@ def parse(raw: bytes) -> Manifest:
     document = _load(raw)
     fields = {"schema", "app", "env", "serial", "created", "expires", "files", "lock", "details"}
     if not isinstance(document, dict) or set(document) != fields:
-        found = sorted(document) if isinstance(document, dict) else type(document).__name__
-        raise ManifestError("fields are not %s: %.200s" % (sorted(fields), found))
+        actual = sorted(document) if isinstance(document, dict) else type(document).__name__
+        raise ManifestError("fields are not %s: %.200s" % (sorted(fields), actual))
     if type(document["schema"]) is not int or document["schema"] != SCHEMA:
         raise ManifestError("schema %.80r; this code reads %d" % (document["schema"], SCHEMA))
     manifest = Manifest(
@@ -166,10 +166,10 @@ def _load(raw: bytes) -> Any:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise ManifestError("a key stands twice in one object")
-    return found
+    return fields
 
 
 def _no_constant(name: str) -> Any:
@@ -191,12 +191,12 @@ def _count(value: Any, what: str, *, least: int = 0) -> int:
 
 def _time(document: dict[str, Any], key: str) -> datetime:
     try:
-        found = datetime.strptime(document[key], _TIME).replace(tzinfo=UTC)
+        moment = datetime.strptime(document[key], _TIME).replace(tzinfo=UTC)
     except (TypeError, ValueError) as error:
         raise ManifestError("%s: %s" % (key, error)) from error
-    if found.strftime(_TIME) != document[key]:
+    if moment.strftime(_TIME) != document[key]:
         raise ManifestError("%s: %.80r" % (key, document[key]))
-    return found
+    return moment
 
 
 def _files(value: Any) -> tuple[File, ...]:

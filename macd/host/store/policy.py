@@ -25,8 +25,8 @@ def accepts(layout: Layout) -> dict[str, Any]:
     Raises:
         HostError ("refused"): nobody told this host.
     """
-    found = load(layout.state(FILE), {})
-    if not isinstance(found, dict) or not all(found.get(name) for name in NAMES):
+    policy = load(layout.state(FILE), {})
+    if not isinstance(policy, dict) or not all(policy.get(name) for name in NAMES):
         raise HostError(
             "this host does not know what it takes",
             why=f"{layout.state(FILE)} is missing or says too little",
@@ -34,7 +34,7 @@ def accepts(layout: Layout) -> dict[str, Any]:
             live="unchanged",
             kind="refused",
         )
-    return found
+    return policy
 
 
 def check_claim(layout: Layout, claimed: dict[str, str]) -> None:
@@ -83,11 +83,11 @@ def revocations(layout: Layout) -> str | None:
     if not wanted and not os.path.lexists(path):
         return None
     try:
-        found = durable.sha256_of(path)
+        actual = durable.sha256_of(path)
     except OSError as error:
         raise SignatureError(
             f"the list of revoked keys can't be read ({error.strerror}: {path}); invoke provision"
         ) from error
-    if found != wanted:
+    if actual != wanted:
         raise SignatureError(f"{path} is not as provisioned; invoke provision")
     return path

@@ -65,9 +65,9 @@ def accept(
     except ManifestError as error:
         raise _refused("the manifest was refused", str(error), "invoke release") from error
     for field, wanted in (("app", accepts.app), ("env", accepts.env)):
-        found = getattr(manifest, field)
-        if found != wanted:
-            why = f"it was made for {field} {found}, this host is {wanted}"
+        actual = getattr(manifest, field)
+        if actual != wanted:
+            why = f"it was made for {field} {actual}, this host is {wanted}"
             raise _refused("the release is not for this host", why, "invoke release for this env")
     if now > manifest.expires.timestamp():
         why = f"it expired {manifest.expires:%Y-%m-%d %H:%M} UTC"
@@ -202,13 +202,13 @@ def read_manifest(layout: Layout, identifier: str) -> Manifest:
 
 def damaged(layout: Layout) -> dict[str, str]:
     """The releases here whose manifest says nothing any more, and why."""
-    found = {}
+    problems = {}
     for identifier in on_host(layout):
         try:
             read_manifest(layout, identifier)
         except HostError as error:
-            found[identifier] = f"{error}: {error.why}" if error.why else str(error)
-    return found
+            problems[identifier] = f"{error}: {error.why}" if error.why else str(error)
+    return problems
 
 
 def manifest_sha256(layout: Layout, identifier: str) -> str:
@@ -220,16 +220,16 @@ def differences(layout: Layout, identifier: str) -> dict[str, list[str]]:
     """How a release on disk differs from its manifest: extra, missing and changed paths."""
     top = layout.release(identifier)
     manifest = read_manifest(layout, identifier)
-    found = _plain_files(top)
+    present = _plain_files(top)
     declared = {file.path: file for file in manifest.files}
     changed = [
         path
         for path, file in declared.items()
-        if path in found and not _is_intact(os.path.join(top, path), file.size, file.sha256)
+        if path in present and not _is_intact(os.path.join(top, path), file.size, file.sha256)
     ]
     return {
-        "extra": sorted(found - set(declared) - _OURS),
-        "missing": sorted(set(declared) - found),
+        "extra": sorted(present - set(declared) - _OURS),
+        "missing": sorted(set(declared) - present),
         "changed": sorted(changed),
     }
 
@@ -239,11 +239,11 @@ def tell_differences(damage: dict[str, list[str]]) -> str:
 
 
 def _plain_files(top: str) -> set[str]:
-    found = set()
+    paths = set()
     for directory, _, names in os.walk(top):
         for name in names:
-            found.add(os.path.relpath(os.path.join(directory, name), top))
-    return found
+            paths.add(os.path.relpath(os.path.join(directory, name), top))
+    return paths
 
 
 def _is_intact(path: str, size: int, sha256: str) -> bool:

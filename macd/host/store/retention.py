@@ -38,10 +38,12 @@ def worth_keeping(layout: Layout, keep: int) -> set[str]:
         if entry["release"] not in good + dropped:
             shelf.append(entry["release"])
     target = releases.rollback_target(history, live, bad)
-    kept = [one for one in good if one in here and one not in (live, target)][: max(keep, 0)]
-    failed = [one for one in bad if one in here][-1:]
-    left = [one for one in dropped if one in here][:1]
-    return here & {*kept, *failed, *left, *(one for one in (target, live) if one)}
+    spare = [release for release in good if release in here and release not in (live, target)][
+        : max(keep, 0)
+    ]
+    failed = [release for release in bad if release in here][-1:]
+    left = [release for release in dropped if release in here][:1]
+    return here & {*spare, *failed, *left, *(release for release in (target, live) if release)}
 
 
 def retire(layout: Layout, keep: set[str]) -> list[str]:

@@ -198,8 +198,8 @@ def _run(
 def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: str) -> None:
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        if (told := needs.failure(doing, said, path)) is not None:
-            raise told
+        if (failure := needs.failure(doing, said, path)) is not None:
+            raise failure
         why = "\n".join(said.strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)
@@ -258,9 +258,9 @@ def lacking(runtime: str, wheels: Sequence[dict[str, Any]]) -> str:
             damaged += _damaged(records[name])
         except (OSError, ValueError, csv.Error):
             gone.append(name)
-    told = [f"{len(gone)} packages ({_first(gone)})"] if gone else []
-    told += [f"{len(damaged)} files as installed ({_first(damaged)})"] if damaged else []
-    return f"its runtime lacks {' and '.join(told)}" if told else ""
+    damages = [f"{len(gone)} packages ({_first(gone)})"] if gone else []
+    damages += [f"{len(damaged)} files as installed ({_first(damaged)})"] if damaged else []
+    return f"its runtime lacks {' and '.join(damages)}" if damages else ""
 
 
 def _damaged(record: str) -> list[str]:

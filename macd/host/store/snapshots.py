@@ -138,9 +138,9 @@ class Switch:
         for name, text in units.items():
             if text is None and name in there:
                 self._supervisor.disable(name)
-        begun = [name for name, text in units.items() if text is not None and name not in there]
+        added = [name for name, text in units.items() if text is not None and name not in there]
         self._supervisor.install(units, reload=reload)
-        for name in begun:
+        for name in added:
             with contextlib.suppress(HostError):  # one without [Install] starts by another's leave
                 self._supervisor.enable(name)
 
@@ -178,8 +178,8 @@ def changed_files(before: Snapshot, after: Snapshot) -> list[str]:
 
 def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> list[str]:
     """The keys of the flags file that are switched, but for stacking's."""
-    told = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
-    return sorted(key for key in told if key != FLAG)
+    changed = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
+    return sorted(key for key in changed if key != FLAG)
 
 
 def hashes(texts: Snapshot) -> dict[str, str | None]:
@@ -208,12 +208,12 @@ def keep(layout: Layout, release: str, texts: Snapshot) -> None:
 
 def of(layout: Layout, release: str) -> Snapshot:
     """What went with a release when it was last live. Raises HostError when it never was."""
-    found = load(layout.state("snapshots", f"{release}.json"), None)
-    if found is None:
+    snapshot = load(layout.state("snapshots", f"{release}.json"), None)
+    if snapshot is None:
         raise HostError(f"{release} was never live here", kind="refused")
-    if not isinstance(found, dict):
+    if not isinstance(snapshot, dict):
         raise HostError(f"what went with {release} can't be read", kind="refused")
-    return dict(found)
+    return dict(snapshot)
 
 
 def _rewritten(data: bytes, changes: Mapping[str, str | None]) -> bytes:

@@ -37,7 +37,7 @@ _MOST_BYTES = 1 << 16
 
 def dropins(scope: str, units: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """By unit: the path of each drop-in and the names it sets. No values: they may be secrets."""
-    found = {}
+    overrides = {}
     places = [
         os.path.expandvars(os.path.expanduser(p)) for p in (_USER if scope == "user" else _SYSTEM)
     ]
@@ -46,8 +46,8 @@ def dropins(scope: str, units: Sequence[str]) -> dict[str, list[dict[str, Any]]]
             path for place in places for name in _directories(unit) for path in _files(place, name)
         ]
         if paths:
-            found[unit] = [{"path": path, "sets": _names_set_in(path)} for path in paths]
-    return found
+            overrides[unit] = [{"path": path, "sets": _names_set_in(path)} for path in paths]
+    return overrides
 
 
 def not_read(supervisor: Supervisor, units: Sequence[str]) -> list[str]:

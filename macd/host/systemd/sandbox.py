@@ -2,7 +2,7 @@
 
 A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
 while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
-write nowhere but where they are told. Where there is no unit, or it names nobody to be, nothing is
+write only where the caller lets them. Where there is no unit, or it names nobody to be, nothing is
 run. Without a systemd of the system (the embedded lab, a user's manager) whoever logs in is who
 serves, and runs them directly.
 """
@@ -14,6 +14,7 @@ import glob
 import hashlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import subprocess
@@ -22,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from macd.host.failure import HostError
-from macd.host.systemd import hardening
 
 _GRACE_S = 5
 _OUTPUT_BYTES = 1 << 20
@@ -30,6 +30,32 @@ _WRITTEN_BYTES = 1 << 30  # of one file: the largest wheels hold some 500 MB
 _FORGOTTEN_S = 3600  # longer than any run may take
 _STRAY = ("PYTHON", "PIP_")
 _RUN = "/run"
+
+Property = tuple[str, str]
+# What makes the unit a service, or gives it what only the service needs (secrets first of all);
+# all else in its [Service] is who it is and what it may do. How a run ends is ours to say, too: a
+# KillMode that spares children would let what came with a release outlive it.
+_OF_A_SERVICE = re.compile(
+    r"Type|Exec(?!Paths)\w+|Restart\w*|Timeout\w+|Watchdog\w+|NotifyAccess|Standard\w+|Sockets"
+    r"|PIDFile|RemainAfterExit|SuccessExitStatus|ReadWritePaths|LimitFSIZE|UMask"
+    r"|(Runtime|State|Logs|Cache|Configuration)\w+|EnvironmentFile|\w*Credential\w*|OpenFile"
+    r"|Kill\w+|Send\w+|\w+Signal|OOMPolicy|BusName|FileDescriptorStore\w+|GuessMainPID"
+    r"|NonBlocking|RootDirectoryStartOnly"
+)
+# A unit's line that an older systemd does not know is ignored; systemd-run refuses it.
+_SINCE = {
+    "RestrictSUIDSGID": 242,
+    "ProtectHostname": 242,
+    "ProtectKernelLogs": 244,
+    "ProtectClock": 245,
+    "ProtectProc": 247,
+    "ProcSubset": 247,
+    "PrivateIPC": 248,
+    "ExecPaths": 248,
+    "NoExecPaths": 248,
+    "RestrictFileSystems": 250,
+    "MemoryZSwapMax": 253,
+}
 
 
 def _is_of_a_system(runtime: str) -> bool:
@@ -72,7 +98,7 @@ class Sandbox:
     @property
     def user(self) -> str:
         """The account behind them, "" where it is whoever logs in (or the unit names none)."""
-        wanted = hardening.properties(self.unit_text or "") if self.is_real else []
+        wanted = properties(self.unit_text or "") if self.is_real else []
         named = [value for name, value in wanted if name == "User"]
         return named[-1] if named else ""
 
@@ -151,12 +177,12 @@ class Sandbox:
             where = "names no User=" if self.unit_text is not None else "is not there"
             raise _nobody(f"the service's unit {where}")
         try:
-            found = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
+            account = pwd.getpwuid(int(named)) if named.isdigit() else pwd.getpwnam(named)
         except (KeyError, OverflowError) as error:
             raise _nobody(f"the account {named} of its unit is not on this host") from error
-        if found.pw_uid == 0:
+        if account.pw_uid == 0:
             raise _nobody(f"the account {named} of its unit is root")
-        return found
+        return account
 
     def _prefix(self, doing: str) -> str:
         whose = hashlib.sha256(os.fsencode(os.path.realpath(self.app))).hexdigest()[:8]
@@ -166,12 +192,12 @@ class Sandbox:
         self, argv: list[str], timeout: float, settings: dict[str, str], writable: str
     ) -> subprocess.CompletedProcess[str]:
         name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
-        unit = hardening.properties(self.unit_text or "")
+        unit = properties(self.unit_text or "")
         with _private(os.path.join(_RUN, name)) as private:
             out, err, variables = (os.path.join(private, n) for n in ("out", "err", "variables"))
             _write_variables(variables, settings)
             words = ["systemd-run", "--collect", "--service-type=oneshot"]
-            words += [f"--unit={name}.service", *hardening.flags(unit, hardening.version())]
+            words += [f"--unit={name}.service", *flags(unit, _version())]
             # Not --pipe: it needs D-Bus; systemd opens these for it before any wall is up.
             ours = [
                 ("StandardOutput", f"file:{out}"),
@@ -182,10 +208,10 @@ class Sandbox:
                 ("UMask", "0022"),
             ]
             if writable:
-                ours += hardening.writing(writable, unit, _WRITTEN_BYTES)
+                ours += writing(writable, unit, _WRITTEN_BYTES)
             else:
                 ours.append(("LimitFSIZE", str(_OUTPUT_BYTES)))  # more than it should say
-            words += hardening.flags(ours, None)
+            words += flags(ours, None)
             began = time.monotonic()
             try:
                 done = subprocess.run(
@@ -209,6 +235,55 @@ class Sandbox:
 
 
 DIRECT = Sandbox("user", None)  # what did not come with a release: the host's own programs
+
+
+def properties(unit_text: str) -> list[Property]:
+    """The lines of [Service] that say who it is and what it may do, in order."""
+    selected = []
+    section = ""
+    for line in unit_text.replace("\\\n", " ").splitlines():
+        text = line.strip()
+        if text.startswith("["):
+            section = text
+        elif section == "[Service]" and "=" in text and text[0] not in "#;":
+            name, _, value = text.partition("=")
+            if not _OF_A_SERVICE.fullmatch(name.strip()):
+                selected.append((name.strip(), value.strip()))
+    return selected
+
+
+def writing(directory: str, unit: Sequence[Property], most: int) -> list[Property]:
+    """What lets it write below `directory`, no file of more than `most` bytes.
+
+    And run what it put there, where the unit says from where programs may come.
+    """
+    grants = [("ReadWritePaths", _quoted(directory)), ("LimitFSIZE", str(most))]
+    if any(name in ("ExecPaths", "NoExecPaths") for name, _ in unit):
+        grants.append(("ExecPaths", _quoted(directory)))
+    return grants
+
+
+def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
+    """As systemd-run takes them; without what systemd `version` (None: the newest) lacks."""
+    return [
+        f"--property={name}={value}"
+        for name, value in wanted
+        if version is None or _SINCE.get(name, 0) <= version
+    ]
+
+
+def _version() -> int | None:
+    """The number of this systemd; None where it does not say."""
+    done = subprocess.run(
+        ["systemctl", "--version"], capture_output=True, text=True, timeout=20, check=False
+    )
+    match = re.match(r"systemd (\d+)", done.stdout)
+    return int(match[1]) if match else None
+
+
+def _quoted(path: str) -> str:
+    """One word of a list, whatever is in it."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _nobody(why: str) -> HostError:

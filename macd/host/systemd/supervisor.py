@@ -100,18 +100,18 @@ class Supervisor:
 
     def show(self, unit: str) -> Process:
         """The unit's process as it is now; an unknown unit is simply not active."""
-        told = self._call("show", unit, "--property", _PROPERTIES, check=False)
-        found = dict(line.partition("=")[::2] for line in told.splitlines())
+        output = self._call("show", unit, "--property", _PROPERTIES, check=False)
+        shown = dict(line.partition("=")[::2] for line in output.splitlines())
         return Process(
-            active=found.get("ActiveState", ""),
-            sub=found.get("SubState", ""),
-            pid=_number(found.get("MainPID", "")),
-            invocation=found.get("InvocationID", ""),
-            restarts=_number(found.get("NRestarts", "")),
-            result=found.get("Result", ""),
-            enabled=found.get("UnitFileState", ""),
-            loaded=found.get("LoadState", ""),
-            needs_reload=found.get("NeedDaemonReload") == "yes",
+            active=shown.get("ActiveState", ""),
+            sub=shown.get("SubState", ""),
+            pid=_number(shown.get("MainPID", "")),
+            invocation=shown.get("InvocationID", ""),
+            restarts=_number(shown.get("NRestarts", "")),
+            result=shown.get("Result", ""),
+            enabled=shown.get("UnitFileState", ""),
+            loaded=shown.get("LoadState", ""),
+            needs_reload=shown.get("NeedDaemonReload") == "yes",
         )
 
     def environment(self, unit: str) -> tuple[dict[str, str], list[str]]:
@@ -169,9 +169,9 @@ class Supervisor:
 
     def stop(self, *units: str) -> None:
         """Stop what is running of `units`; one that systemd doesn't know is stopped already."""
-        known = [unit for unit in units if self.show(unit).loaded == "loaded"]
-        if known:
-            self._call("stop", *known)
+        loaded = [unit for unit in units if self.show(unit).loaded == "loaded"]
+        if loaded:
+            self._call("stop", *loaded)
 
     def run_detached(
         self, name: str, argv: list[str], log: str, *, keep_alive: bool = True

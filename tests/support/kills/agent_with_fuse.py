@@ -19,7 +19,7 @@ from typing import Any
 from invoke.main import program
 
 from macd.ssh import archive
-from macd.ssh.conversation import Conversation
+from macd.ssh.session import Session
 
 AGENT = "macd/host/rpc/agent.py"
 FUSE = """
@@ -67,16 +67,16 @@ def main() -> None:
     number, when = os.environ["KILLED_AT"].split()
     calls = itertools.count(1)
     one_at_a_time = threading.Lock()
-    encode, end, opening = Conversation._encode, Conversation._end, archive.opening
+    encode, end, opening = Session._encode, Session._end, archive.opening
     fused = zlib.compress(with_fuse(archive.build()))
 
-    def encoding(self: Conversation, message: dict[str, Any], **named: Any) -> bytes:
+    def encoding(self: Session, message: dict[str, Any], **named: Any) -> bytes:
         with one_at_a_time:
             fatal = (counted := next(calls)) == int(number)
             print(f"#{counted} {message.get('op', 'data')}", file=sys.stderr, flush=True)
         return encode(self, {**message, "die": when} if fatal else message, **named)
 
-    def ending(self: Conversation, error: Exception) -> None:
+    def ending(self: Session, error: Exception) -> None:
         if not self._closed:
             print("#gone", file=sys.stderr, flush=True)
         end(self, error)
@@ -84,8 +84,8 @@ def main() -> None:
     def opening_with_fuse(tag: bytes, copy: str = "", *, travels: bool = True) -> bytes:
         return opening(tag, copy)  # the copy on a host has no fuse
 
-    Conversation._encode = encoding  # type: ignore[method-assign]
-    Conversation._end = ending  # type: ignore[method-assign]
+    Session._encode = encoding  # type: ignore[method-assign]
+    Session._end = ending  # type: ignore[method-assign]
     archive.compressed = lambda: fused  # type: ignore[assignment]
     archive.opening = opening_with_fuse
     program.run()

@@ -16,8 +16,7 @@ from typing import Any
 
 from invoke.main import program
 
-from macd.ssh.conversation import Conversation
-from macd.ssh.pending import Pending
+from macd.ssh.session import Pending, Session
 
 
 def _count(fatal: int) -> Callable[[str], None]:
@@ -36,20 +35,20 @@ def _count(fatal: int) -> Callable[[str], None]:
 
 def main() -> None:
     passed = _count(int(os.environ["KILLED_AT"]))
-    stream, send_data = Conversation.stream, Conversation.send_data
+    stream, send_data = Session.stream, Session.send_data
 
-    def streaming(self: Conversation, op: str, *args: Any, **named: Any) -> Pending:
+    def streaming(self: Session, op: str, *args: Any, **named: Any) -> Pending:
         pending = stream(self, op, *args, **named)
         passed(op)
         return pending
 
-    def sending(self: Conversation, *args: Any, **named: Any) -> int:
+    def sending(self: Session, *args: Any, **named: Any) -> int:
         length = send_data(self, *args, **named)
         passed("data")
         return length
 
-    Conversation.stream = streaming  # type: ignore[method-assign]
-    Conversation.send_data = sending  # type: ignore[method-assign]
+    Session.stream = streaming  # type: ignore[method-assign]
+    Session.send_data = sending  # type: ignore[method-assign]
     program.run()
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 
 from macd.host.failure import HostError
-from macd.host.systemd import hardening
-from macd.host.systemd.sandbox import Sandbox
+from macd.host.systemd.sandbox import Sandbox, flags, properties, writing
 
 NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
 
@@ -88,23 +87,23 @@ OOMPolicy=continue
     ]
     lines = "".join(f"{name} = {value}\n" for name, value in walls)
     text = f"[Unit]\nRequires=x\n[Service]\n{of_a_service}# User=root\n{lines}[Install]\nAlias=x\n"
-    assert hardening.properties(text) == walls
+    assert properties(text) == walls
 
 
 def test_an_older_systemd_is_not_asked_for_what_it_refuses() -> None:
     walls = [("User", "macd"), ("RestrictSUIDSGID", "yes"), ("ExecPaths", "/usr")]
-    assert hardening.flags(walls, 241) == ["--property=User=macd"]
-    assert len(hardening.flags(walls, 247)) == 2
-    assert len(hardening.flags(walls, None)) == 3
+    assert flags(walls, 241) == ["--property=User=macd"]
+    assert len(flags(walls, 247)) == 2
+    assert len(flags(walls, None)) == 3
 
 
 def test_the_one_directory_to_write_is_one_word_and_bounded() -> None:
     place = '/opt/my "app"/x'
-    assert hardening.writing(place, [("User", "macd")], 9) == [
+    assert writing(place, [("User", "macd")], 9) == [
         ("ReadWritePaths", '"/opt/my \\"app\\"/x"'),
         ("LimitFSIZE", "9"),
     ]
-    assert ("ExecPaths", '"/opt/x"') in hardening.writing("/opt/x", [("NoExecPaths", "/")], 9)
+    assert ("ExecPaths", '"/opt/x"') in writing("/opt/x", [("NoExecPaths", "/")], 9)
 
 
 @pytest.mark.parametrize(

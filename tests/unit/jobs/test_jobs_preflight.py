@@ -18,7 +18,7 @@ from macd.app.train.settings import Settings, settings_from
 from macd.inventory import TrainSettings, project_root
 from macd.jobs.preflight import PACKAGES, Check, check_data, check_host
 from macd.ssh.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
-from macd.ssh.pending import Finished
+from macd.ssh.session import Finished
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings()

@@ -18,8 +18,7 @@ from macd.cli import calls
 from macd.errors import ContactLostError
 from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteError
-from macd.ssh.pending import CALLS
-from macd.ssh.session import Session
+from macd.ssh.session import CALLS, Session
 from tests.support.pipe_channel import PipeChannel
 
 StartAgent = Callable[..., Session]
