@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures
-from macd.app.pages.run import TrainingRun, read_run
 from macd.heads import MODELS, NAMES
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
+from macd.run_directory import TrainingRun, read_run
 
 PAGE = "report.html"
 
@@ -285,7 +285,7 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         for name, meta in run.metas.items()
     )
     return [
-        ("Run", run.run_id),
+        ("Run", run.id),
         ("Started, ended (UTC)", f"{moment(run.started)} – {moment(run.ended)}"),
         ("Took", seconds(r.get("seconds"))),
         ("Host", host or "not recorded"),

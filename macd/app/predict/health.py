@@ -20,9 +20,9 @@ from macd.app.predict import golden
 from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer
 from macd.checklist import Item
 from macd.heads import FAMILIES, NAMES
+from macd.run_directory import FILES
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
-RESULTS = Path("data/gpu_results")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
 _NEVER_IMPORTED = {"pip", "setuptools"}  # they install; nothing that serves imports them
@@ -63,7 +63,7 @@ def check(
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
-    items.append(_holdout(top / RESULTS / f"oof_{tf}.parquet", asked, said))
+    items.append(_holdout(top / FILES.out_of_fold(tf), asked, said))
     return items
 
 

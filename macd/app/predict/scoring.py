@@ -22,12 +22,13 @@ import numpy.typing as npt
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError
 from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
+from macd.run_directory import FILES
 
 Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
 SEQ = 48
-MODELS = Path("data/ml_models")
+MODELS = Path(FILES.models)
 _PARSE_TIMEOUT_S = 60
 # Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
 # and through `..` (1.32). Below something that is no directory it finds none.
