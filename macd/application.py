@@ -47,7 +47,7 @@ class Application:
     serve: str = "macd.app.service.__main__"
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
-        "run_directory.py",
+        *("run_directory.py", "train_options.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
     log_fields: frozenset[str] = parse.FIELDS

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from macd.criteria import GUIDE, TITLES, is_met
-
-LEVELS = ("block", "warn")
+from macd.criteria import GUIDE, LEVELS, TITLES, is_met
 
 
 @dataclass(frozen=True)
