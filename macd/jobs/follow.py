@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 
 class Viewer(Protocol):
-    """Who is told about the events of a run."""
+    """Shows the events of a run."""
 
     def past(self, events: list[Event]) -> None:
         """Events that this machine stored earlier."""

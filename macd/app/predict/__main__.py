@@ -101,8 +101,8 @@ def answer(command: str, question: Document) -> Document:
     try:
         return COMMANDS[command](question)
     except MacdError as error:
-        told = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
-        return {"error": {**told, "exit_code": int(error.exit_code)}}
+        fields = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
+        return {"error": {**fields, "exit_code": int(error.exit_code)}}
 
 
 def _plain(items: list[Item]) -> list[Document]:

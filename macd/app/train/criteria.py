@@ -96,13 +96,13 @@ def evaluate(
     outcomes = []
     for name, criterion in criteria.items():
         value = values.get(name)
-        known = value is not None and math.isfinite(value)
-        met = known and is_met(name, float(value or 0.0), criterion.threshold)
+        measured = value is not None and math.isfinite(value)
+        met = measured and is_met(name, float(value or 0.0), criterion.threshold)
         outcomes.append(
             Outcome(
                 name=name,
                 title=_TITLES[name].format(t=criterion.threshold),
-                value=float(value) if known and value is not None else None,
+                value=float(value) if measured and value is not None else None,
                 threshold=criterion.threshold,
                 ok=met,
                 level=criterion.level,
