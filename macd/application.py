@@ -1,8 +1,9 @@
 """What an application is, to the tool that trains, releases, serves and judges it.
 
-This is the one place where the tool meets the application: its commands, the files that a training
-run leaves, and the fields of its log lines. The tool knows no model library. What it must ask about
-models, it asks the application's own commands, in a limited child process (childprocess.py).
+This is the one place where the tool meets the application: its commands and the fields of its log
+lines. run_directory.py names the files that a training leaves. The tool knows no model library.
+What it must ask about models, it asks the application's own commands, in a limited child process
+(childprocess.py).
 
 Questions about training settings and bars are answered in this process: they load no model.
 """
@@ -31,22 +32,6 @@ _FOLDER_LIMITS = Limits(cpu_s=3600, timeout_s=7200)  # each model in it has limi
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """Where a finished run keeps what a release is made of, below the run's directory.
-
-    shipped: directories whose files go into the release as they are.
-    """
-
-    shipped: tuple[str, ...] = ("data/ml_models/", "data/gpu_results/")
-    result: str = "result.json"
-    settings: str = "settings.json"
-    metrics: str = "metrics.json"
-    criteria: str = "criteria.json"
-    audit: str = "leak_audit.json"
-    events: str = "events.jsonl"
-
-
-@dataclass(frozen=True)
 class Application:
     """One application, as data. A command is what follows `python -m`.
 
@@ -62,9 +47,9 @@ class Application:
     serve: str = "macd.app.service.__main__"
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
+        *("run_directory.py", "train_options.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
-    files: RunFiles = RunFiles()
     log_fields: frozenset[str] = parse.FIELDS
 
 

@@ -6,7 +6,7 @@ here are the team's guide. Standard library alone: a training host needs it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -17,6 +17,8 @@ CriterionName = Literal[
     "onnx_test",
     "leak_audit",
 ]
+Level = Literal["block", "warn"]  # what missing a criterion does to a release
+LEVELS: tuple[Level, ...] = get_args(Level)
 GUIDE: dict[CriterionName, float] = {
     "lstm_val_auc": 0.57,  # best head, validation AUC, at least
     "test_val_gap": 0.02,  # |test - validation| of that head, below

@@ -121,9 +121,10 @@ def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[I
 def _of_run(inventory: Inventory, named: str) -> tuple[str, list[Item]]:
     """A run has no golden predictions yet; its models are run on the bars here."""
     from macd import application
+    from macd.run_directory import FILES
 
     below = inventory.root / "runs" / named
     run = below if below.is_dir() else Path(named)
-    if not (run / application.BUILTIN.files.settings).is_file():
+    if not (run / FILES.settings).is_file():
         raise UsageError(f"there is no run at {run}", hint="invoke train makes one")
     return f"run {run.name}", application.check_run(run, inventory.train.data_dir)

@@ -394,12 +394,13 @@ def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) ->
     """Fetch the files of a run that is over, record its end and show it."""
     from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
     from macd.jobs import follow, record, remedies, transfer
+    from macd.run_directory import FILES
     from macd.sizes import size
 
     got = transfer.collect(contact, run, _local_runs(inventory))
     host, folder, state = contact.host.name, got.folder, got.status["state"]
     record.finished(_journal(inventory), got.status, host, folder, now=datetime.now(UTC))
-    events = follow.decode(_bytes_of(folder / follow.EVENTS))
+    events = follow.decode(_bytes_of(folder / FILES.events))
     failure = report = unmade = None
     if state == "DONE":
         report, unmade = _report(folder, host)

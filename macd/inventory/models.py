@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from macd.criteria import GUIDE, CriterionName
+from macd.criteria import GUIDE, CriterionName, Level
 from macd.errors import UsageError
 from macd.inventory.names import (
     Endpoint,
@@ -39,13 +39,24 @@ from macd.inventory.names import (
     User,
     WebhookUrl,
 )
+from macd.train_options import (
+    ENGINE,
+    MIN_MOVE,
+    SEED,
+    STAGES,
+    SYMBOL,
+    TF,
+    Engine,
+    FindingName,
+    Profile,
+    Stage,
+)
 
 LONGEST_EXPIRY_DAYS = 36500  # a century: longer is a slip, and far longer no date
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1)]
-Stage = Literal["verify", "lgbm", "lstm", "tft", "onnx", "stacking"]
-# The thresholds and findings of data.verify, which this room may not ask; a test holds them equal.
+# The thresholds of data.verify, which this room may not ask; a test holds them equal.
 LimitName = Literal[
     "gap_error",
     "missing_error",
@@ -62,18 +73,6 @@ LimitName = Literal[
     "overlap_warn",
     "overlap_error",
     "overlap_bars",
-]
-FindingName = Literal[
-    "gap",
-    "missing",
-    "zero-volume",
-    "frozen",
-    "spike",
-    "jump",
-    "denomination",
-    "overlap",
-    "shifted",
-    "local-time",
 ]
 
 
@@ -140,7 +139,7 @@ class Criterion(_Model):
     """A threshold a training has to meet, and whether missing it blocks a release or warns."""
 
     threshold: float
-    level: Literal["block", "warn"] = "block"
+    level: Level = "block"
 
 
 class AcceptedFinding(_Model):
@@ -163,19 +162,19 @@ class AcceptedFinding(_Model):
 class TrainSettings(_Model):
     """What is trained, from which bars, in which stages, and what counts as success."""
 
-    profile: Literal["demo", "full"] = "full"
-    symbol: Symbol = "BTCUSD"
-    tf: Timeframe = "1h"
+    profile: Profile = "full"
+    symbol: Symbol = SYMBOL
+    tf: Timeframe = TF
     cross: tuple[Symbol, ...] = ()
     data_dir: LocalPath
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 7
-    engine: Literal["local", "ray"] = "local"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = SEED
+    engine: Engine = ENGINE
     require_gpu: bool = True
     min_free_gb: Annotated[float, Field(ge=0)] = 20
-    min_move: Annotated[float, Field(ge=0, lt=1)] = 0.003
+    min_move: Annotated[float, Field(ge=0, lt=1)] = MIN_MOVE
     limits: dict[LimitName, Annotated[float, Field(ge=0, lt=1e9)]] = {}
     accept: tuple[AcceptedFinding, ...] = ()
-    stages: tuple[Stage, ...] = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
+    stages: tuple[Stage, ...] = STAGES
     criteria: dict[CriterionName, Criterion] = Field(default={}, validate_default=True)
 
     @field_validator("criteria", mode="before")

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Watcher(Protocol):
-    """Who is told about the link."""
+    """Shows what happens to the link."""
 
     def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
         """Contact was lost, or is not back yet."""

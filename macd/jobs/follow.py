@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from macd.errors import ContactLostError, MacdError
 from macd.jobs.contact import Contact
+from macd.run_directory import FILES
 
-EVENTS = "events.jsonl"
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-z-]{1,40}(\.partial|\.failed|\.cancelled)?")
 _WAIT_S = 5.0
 _STOPPED_S = 60.0
@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 
 class Viewer(Protocol):
-    """Who is told about the events of a run."""
+    """Shows the events of a run."""
 
     def past(self, events: list[Event]) -> None:
         """Events that this machine stored earlier."""
@@ -68,7 +68,7 @@ def follow(contact: Contact, run: str, local: LocalRuns, viewer: Viewer) -> dict
 
     Raises ContactLostError when the link stays dead for the contact's patience: the run goes on.
     """
-    path = local.partial(run) / EVENTS
+    path = local.partial(run) / FILES.events
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = path.read_bytes() if path.exists() else b""
     lines = _Lines()
@@ -88,7 +88,7 @@ def follow(contact: Contact, run: str, local: LocalRuns, viewer: Viewer) -> dict
 def stored_events(run: str, local: LocalRuns) -> list[Event]:
     """The events of a run that this machine has stored."""
     for folder in (local.collected(run), local.partial(run)):
-        path = folder / EVENTS
+        path = folder / FILES.events
         if path.exists():
             return decode(path.read_bytes())
     return []

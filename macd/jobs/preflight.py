@@ -40,18 +40,18 @@ PACKAGES = {
 _PROBE = """
 import importlib, json, sys
 from importlib import metadata
-told = {"python": list(sys.version_info[:3]), "packages": {}, "errors": {}, "cuda": None}
+answer = {"python": list(sys.version_info[:3]), "packages": {}, "errors": {}, "cuda": None}
 for module, name in json.loads(sys.argv[1]).items():
     try:
         importlib.import_module(module)
-        told["packages"][name] = metadata.version(name)
+        answer["packages"][name] = metadata.version(name)
     except BaseException as error:
-        told["errors"][name] = f"{type(error).__name__}: {error}"
+        answer["errors"][name] = f"{type(error).__name__}: {error}"
 if "torch" in sys.modules:
     torch = sys.modules["torch"]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    told["cuda"] = [torch.cuda.get_device_name(i) for i in range(count)]
-print("\\n" + json.dumps(told))
+    answer["cuda"] = [torch.cuda.get_device_name(i) for i in range(count)]
+print("\\n" + json.dumps(answer))
 """
 
 

@@ -16,6 +16,7 @@ from macd.errors import UsageError
 from macd.host.durable import sha256_of
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
+from macd.run_directory import FILES
 
 if TYPE_CHECKING:
     from macd.jobs.request import TrainRequest
@@ -71,7 +72,7 @@ def finished(
     journal: Journal, status: Mapping[str, Any], host: str, folder: Path, *, now: datetime
 ) -> None:
     """Record how a run ended, whoever started it."""
-    path = folder / "result.json"
+    path = folder / FILES.result
     result = json.loads(path.read_bytes()) if path.is_file() else {}
     fields = {
         "run": status["run"],

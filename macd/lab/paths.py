@@ -102,7 +102,7 @@ def write_client_files(
 ) -> None:
     """ssh_config and known_hosts: all an SSH client needs to reach the three hosts."""
     lab = root / ".lab"
-    known, key = _quoted(lab / "known_hosts"), _quoted(lab / "keys" / "operator")
+    trusted, key = _quoted(lab / "known_hosts"), _quoted(lab / "keys" / "operator")
     blocks = ["# Made by `invoke lab.up`; try: ssh -F .lab/ssh_config lab-prod"]
     lines = []
     for name, host in hosts.items():
@@ -119,7 +119,7 @@ def write_client_files(
             "    IdentitiesOnly yes\n"
             "    IdentityAgent none\n"
             "    ForwardAgent no\n"
-            f"    UserKnownHostsFile {known}\n"
+            f"    UserKnownHostsFile {trusted}\n"
             "    GlobalKnownHostsFile /dev/null\n"
             "    StrictHostKeyChecking yes\n"
         )

@@ -106,7 +106,7 @@ class _Login(asyncssh.SSHServer):
         if username != self._paths.user:
             return False
         allowed = asyncssh.read_public_key_list(str(self._paths.authorized_keys))
-        return any(key.public_data == one.public_data for one in allowed)
+        return any(key.public_data == entry.public_data for entry in allowed)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int

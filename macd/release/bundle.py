@@ -213,8 +213,8 @@ class _Bounded(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        found = self._source.read(_CHUNK if size < 0 else min(size, _CHUNK))
-        self._left -= len(found)
+        chunk = self._source.read(_CHUNK if size < 0 else min(size, _CHUNK))
+        self._left -= len(chunk)
         if self._left < 0:
             raise BundleError("more bytes than its manifest declares")
-        return found
+        return chunk

@@ -1,7 +1,7 @@
 """The model card: what these models are for, how good they are, and where not to trust them.
 
 Written from the manifest's own details, so that card and manifest can't disagree. The words stand
-in templates/card.html.j2 and templates/card.md.j2. Pure but for reading the templates.
+in templates/card.j2, once for the page and for Markdown. Pure but for reading the templates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from macd.heads import BASELINE, NAMES, bars_ahead, explained, shown
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 HTML, MARKDOWN = "card.html", "card.md"
+_COLUMNS = (
+    *("model", "head", "validation", "holdout", "validation, all bars", "holdout, all bars"),
+    "n",
+)
+_PLAIN = "{% block header %}{% endblock %}{% block main %}{% endblock %}"
 _NAMES = {**NAMES, BASELINE: f"{NAMES[BASELINE]} (baseline)"}
 _PARTS = ("val", "test", "val_all", "test_all")
 
@@ -32,14 +37,6 @@ def render(
     templates: Path = TEMPLATES,
 ) -> dict[str, bytes]:
     """card.html and card.md of a release with these manifest details."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     words = {
         "title": f"Model card: {details['symbol']} {details['tf']}",
         "details": details,
@@ -48,17 +45,32 @@ def render(
         "serial": serial,
         "created": f"{created:%Y-%m-%d %H:%M} UTC",
         "expires": f"{expires:%Y-%m-%d %H:%M} UTC",
+        "columns": _COLUMNS,
         "rows": _rows(details),
         "checked": _checked(details),
         "heads": explained(details["tf"]),
-        "missed": [one for one in details["criteria"] if not one["ok"]],
+        "missed": [outcome for outcome in details["criteria"] if not outcome["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),
         "baseline": _NAMES[BASELINE],
     }
     return {
-        name: environment.get_template(f"{name}.j2").render(**words).encode()
-        for name in (HTML, MARKDOWN)
+        HTML: _filled(templates, words, html=True),
+        MARKDOWN: _filled(templates, words, html=False),
     }
+
+
+def _filled(templates: Path, words: Mapping[str, Any], *, html: bool) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        autoescape=jinja2.select_autoescape(["j2"] if html else []),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    layout = "report_base.html.j2" if html else environment.from_string(_PLAIN)
+    text = environment.get_template("card.j2").render(words, html=html, layout=layout)
+    return text.encode() if html else f"{text.rstrip()}\n".encode()
 
 
 def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -75,18 +87,18 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _checked(details: Mapping[str, Any]) -> list[str]:
-    """What the checks of the bars were told to let pass, a sentence each."""
-    told = details.get("bars_checked") or {}
-    limits = ", ".join(f"{name} {value:g}" for name, value in told.get("limits", {}).items())
-    lines = [f"bars checked with other limits than the usual ones: {limits}"] if limits else []
-    for one in told.get("accepted", []):
-        time = one["from"] or "the whole file"
-        more = f" and {one['count'] - 1:,} more to {one['to']}" if one["count"] > 1 else ""
-        lines.append(
-            f"accepted by a person: {one['symbol']} {one['check']} at {time}{more} "
-            f"({one['detail']}); reason given: {one['reason']}"
+    """What the checks of the bars let pass on request, a sentence each."""
+    bars = details.get("bars_checked") or {}
+    limits = ", ".join(f"{name} {value:g}" for name, value in bars.get("limits", {}).items())
+    sentences = [f"bars checked with other limits than the usual ones: {limits}"] if limits else []
+    for finding in bars.get("accepted", []):
+        time, count = finding["from"] or "the whole file", finding["count"]
+        more = f" and {count - 1:,} more to {finding['to']}" if count > 1 else ""
+        sentences.append(
+            f"accepted by a person: {finding['symbol']} {finding['check']} at {time}{more} "
+            f"({finding['detail']}); reason given: {finding['reason']}"
         )
-    return lines
+    return sentences
 
 
 def _bars_ahead(item: tuple[str, Any]) -> int:

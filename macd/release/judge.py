@@ -51,7 +51,7 @@ def judge(
         measured: the run's criteria.json. models: figures by model and head from metrics.json.
         audit: the run's leak_audit.json.
     """
-    by_name = {str(one["name"]): one for one in measured}
+    by_name = {str(outcome["name"]): outcome for outcome in measured}
     findings = [
         _criterion(name, criterion, by_name.get(name, {}))
         for name, criterion in criteria.items()
@@ -62,12 +62,12 @@ def judge(
 
 def blocking(findings: list[Finding]) -> list[Finding]:
     """Those that forbid a release unless somebody accepts them with a reason."""
-    return [one for one in findings if not one.ok and one.level == "block"]
+    return [finding for finding in findings if not finding.ok and finding.level == "block"]
 
 
-def _criterion(name: str, criterion: Criterion, told: Mapping[str, Any]) -> Finding:
-    value, threshold = told.get("value"), criterion.threshold
-    title, detail = TITLES.get(name, name), str(told.get("detail") or "")
+def _criterion(name: str, criterion: Criterion, measured: Mapping[str, Any]) -> Finding:
+    value, threshold = measured.get("value"), criterion.threshold
+    title, detail = TITLES.get(name, name), str(measured.get("detail") or "")
     if not _number(value):
         return Finding(name, title, False, criterion.level, "not measured", None, threshold)
     ok = is_met(name, value, threshold)
@@ -76,7 +76,9 @@ def _criterion(name: str, criterion: Criterion, told: Mapping[str, Any]) -> Find
         return Finding(name, title, ok, criterion.level, note, value, threshold)
     wanted = f"{'below' if below(name) else 'at least'} {_shown(threshold)} is asked for"
     missed = abs(value - threshold)
-    by = f", missed by {_shown(missed) if missed else 'a hair: it must be below'}" if not ok else ""
+    by = ""
+    if not ok:
+        by = f", missed by {_shown(missed)}" if missed else ", narrowly missed: it must be below"
     where = f" {detail}" if detail else ""
     note = f"{_shown(value)}{where}; {wanted}{by}"
     return Finding(name, title, ok, criterion.level, note, value, threshold)
@@ -92,26 +94,26 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
 
 
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:
-    """Held again here, and not taken from the audit's word: it is the cheapest lie to tell."""
+    """Checked again here: the audit that came with the run may be forged or older."""
     title = "no result too good to be believed"
-    known = in_order(name for name in allowed if _number(allowed[name]))
-    if [bars_ahead(head) for head in known] != list(HORIZONS):
+    limited = in_order(name for name in allowed if _number(allowed[name]))
+    if [bars_ahead(head) for head in limited] != list(HORIZONS):
         return Finding("too_good", title, False, "block", "the run names no limits to believe")
-    found = []
+    problems = []
     for model, heads in models.items():
         for head, figures in heads.items():
-            if head not in known:
-                found.append(f"{model} {head}: a head that nobody knows, so no limit holds for it")
+            if head not in limited:
+                problems.append(f"{model} {head}: an unknown head, so no limit holds for it")
                 continue
             highest, what = max(
                 (_believed(figures.get(part) or {}) for part in _PARTS), default=(0.0, "")
             )
             if highest > allowed[head]:
                 by = f"above {allowed[head]:.3f} by {highest - allowed[head]:.3f}"
-                found.append(f"{model} {head}: {what} {highest:.3f}, {by}")
-    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in known)
-    note = "; ".join(found) or f"no interval lies above {limits}"
-    return Finding("too_good", title, not found, "block", note)
+                problems.append(f"{model} {head}: {what} {highest:.3f}, {by}")
+    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in limited)
+    note = "; ".join(problems) or f"no interval lies above {limits}"
+    return Finding("too_good", title, not problems, "block", note)
 
 
 def _believed(figures: Mapping[str, Any]) -> tuple[float, str]:

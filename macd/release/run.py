@@ -1,4 +1,4 @@
-"""A finished training run, read once and compared with what it recorded, before it is released.
+"""A finished training run, read and compared with what it recorded, before it is released.
 
 Every file's SHA-256 is compared with result.json: a run that changed on the way home can't become a
 release. Whether its figures suffice is decided in judge.py.
@@ -7,32 +7,31 @@ release. Whether its figures suffice is decided in judge.py.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.application import BUILTIN, symbol_name
-from macd.errors import RefusedError, UsageError
+from macd.application import symbol_name
+from macd.errors import MacdError, RefusedError, UsageError
 from macd.host.durable import sha256_of
 from macd.host.store.manifest import ManifestError, check_path
-
-_FILES = BUILTIN.files
+from macd.run_directory import (
+    FILES,
+    DamagedFileError,
+    TrainingRun,
+    read_events,
+    read_json,
+    read_run,
+    state_of,
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a training left. `files`: relative path -> SHA-256, as checked on this disk."""
+class Run(TrainingRun):
+    """A run that finished. `files`: relative path -> SHA-256, as checked on this disk."""
 
-    id: str
-    directory: Path
     files: Mapping[str, str]
-    result: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    criteria: tuple[Mapping[str, Any], ...]
-    audit: Mapping[str, Any]
 
     @property
     def symbol(self) -> str:
@@ -43,10 +42,6 @@ class Run:
         return tuple(symbol_name(name) for name in self.settings["cross"])
 
     @property
-    def tf(self) -> str:
-        return str(self.settings["tf"])
-
-    @property
     def digest(self) -> str:
         """Of all the bars it was trained on."""
         return str(self.result["data_digest"])
@@ -54,7 +49,7 @@ class Run:
     @property
     def shipped(self) -> list[str]:
         """Paths that go into a release: models, and the out-of-fold table as archive."""
-        return sorted(path for path in self.files if path.startswith(_FILES.shipped))
+        return sorted(path for path in self.files if path.startswith(FILES.shipped))
 
 
 def newest(runs: Path) -> Path:
@@ -63,11 +58,11 @@ def newest(runs: Path) -> Path:
     By the time the run itself recorded; copying or touching files doesn't change the order.
     """
     finished = []
-    for result in runs.glob(f"*/{_FILES.result}"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            outcome = json.loads(result.read_bytes())
-            if outcome.get("state") == "done" and outcome.get("complete"):
-                finished.append((_ended(result.parent), result.parent.name, result.parent))
+    for path in runs.glob(f"*/{FILES.result}"):
+        with contextlib.suppress(DamagedFileError, AttributeError):
+            result = read_json(path, {})
+            if result.get("state") == "done" and result.get("complete"):
+                finished.append((_ended(path.parent), path.parent.name, path.parent))
     if not finished:
         raise UsageError(
             f"there is no finished training in {runs}",
@@ -89,21 +84,20 @@ def read(directory: Path) -> Run:
             f"there is no run at {directory}",
             hint="invoke train makes one; --run takes an id below runs/ or a directory",
         )
-    result = _json(directory, _FILES.result, {"state": "unfinished"})
-    if result.get("state") != "done" or not result.get("complete"):
-        why = f"its state is {result.get('state')}, {result.get('what', 'not all stages ran')}"
-        raise _refused(directory, "did not finish", why, "invoke train.status, or train again")
-    files = _checked(directory, result)
-    return Run(
-        id=str(_json(directory, "spec.json", {}).get("run") or directory.resolve().name),
-        directory=directory,
-        files=files,
-        result=result,
-        settings=_json(directory, _FILES.settings),
-        metrics=_json(directory, _FILES.metrics),
-        criteria=tuple(_json(directory, _FILES.criteria)),
-        audit=_json(directory, _FILES.audit),
-    )
+    try:
+        result = read_json(directory / FILES.result, {})
+        state = state_of(result)
+        if state != "done" or not result.get("complete"):
+            why = f"its state is {state}, {result.get('what', 'not all stages ran')}"
+            hint = "invoke train.status, or train again"
+            raise _refused(directory, "did not finish", why, hint)
+        files = _checked(directory, result)
+        for name in (FILES.settings, FILES.metrics, FILES.criteria, FILES.audit):
+            if not (directory / name).is_file():
+                raise _refused(directory, f"has no {name}", "a release is judged by it")
+        return Run(**vars(read_run(directory)), files=files)
+    except DamagedFileError as error:
+        raise _refused(directory, f"has a {error.name} that can't be read", error.why) from error
 
 
 def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
@@ -126,23 +120,13 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _ended(directory: Path) -> float:
+    """When the run itself says it was done; 0 where its events don't say so."""
     last = 0.0
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        for line in (directory / _FILES.events).read_text(encoding="utf-8").splitlines():
-            event = json.loads(line)
+    with contextlib.suppress(MacdError, OSError, ValueError, KeyError):
+        for event in read_events(directory):
             if event["event"] == "run_done":
                 last = float(event["t"])
     return last
-
-
-def _json(directory: Path, name: str, otherwise: Any = None) -> Any:
-    path = directory / name
-    if otherwise is not None and not path.is_file():
-        return otherwise
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _refused(directory, f"has a {name} that can't be read", str(error)) from error
 
 
 def _refused(

@@ -84,11 +84,11 @@ class Store:
 
     def ids(self) -> list[str]:
         """Ids of finished releases, oldest first. Says nothing of whether they can be read."""
-        found = []
+        ids = []
         for path in self.root.iterdir() if self.root.is_dir() else ():
             with contextlib.suppress(ManifestError):
-                found.append(check_release_id(path.name))
-        return sorted(found)
+                ids.append(check_release_id(path.name))
+        return sorted(ids)
 
     def load(self, identifier: str) -> Release:
         """The release of that id, or of the only id that begins so.
@@ -116,21 +116,21 @@ class Store:
 
     def newest(self, env: str) -> Release:
         """The release with the highest serial for that environment. Raises UsageError: none."""
-        known = [release for release in self.readable() if release.manifest.env == env]
-        if not known:
+        releases = [release for release in self.readable() if release.manifest.env == env]
+        if not releases:
             raise UsageError(
                 f"there is no release for env {env!r} in {self.root}",
                 hint=f"invoke release --env {env}  makes one from the newest finished training",
             )
-        return max(known, key=lambda release: release.manifest.serial)
+        return max(releases, key=lambda release: release.manifest.serial)
 
     def readable(self) -> list[Release]:
         """Every release whose manifest can be read, oldest first."""
-        found = []
+        releases = []
         for identifier in self.ids():
             with contextlib.suppress(MacdError):
-                found.append(self.load(identifier))
-        return found
+                releases.append(self.load(identifier))
+        return releases
 
     def next_serial(self, now: datetime) -> int:
         """Above every serial known here, and at least the seconds since 1970.
@@ -138,8 +138,8 @@ class Store:
         Hosts refuse serials below one they have seen. Counting time keeps releases of several
         operators, who don't see each other's, in order without a server that hands out numbers.
         """
-        known = [release.manifest.serial for release in self.readable()]
-        return max([int(now.timestamp()), *(serial + 1 for serial in known)])
+        serials = [release.manifest.serial for release in self.readable()]
+        return max([int(now.timestamp()), *(serial + 1 for serial in serials)])
 
     def wheel_path(self, wheel: Wheel) -> Path:
         """Where the wheel's bytes are. Raises MacdError when they are not here any more."""

@@ -1,4 +1,4 @@
-"""Is a release or bundle still exactly what was signed? What is not, is told in three lists."""
+"""Is a release or bundle still exactly what was signed? What is not, is named in three lists."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def directory(place: Path, signers: Signers) -> Report:
     if place.name != identifier:
         raise _refused(place.name, f"its manifest is that of {identifier}")
     archive = bundle_name(manifest)
-    found = {
+    present = {
         str(p.relative_to(place)) for p in place.rglob("*") if not p.is_dir() or p.is_symlink()
     }
     declared = {file.path: file for file in manifest.files}
-    changed = [path for path in declared if path in found and not _intact(place, declared[path])]
-    missing = sorted(set(declared) - found)
-    if archive not in found:
+    changed = [path for path in declared if path in present and not _intact(place, declared[path])]
+    missing = sorted(set(declared) - present)
+    if archive not in present:
         missing.append(archive)
     elif not _same_bundle(place / archive, raw, head[1].read_bytes(), manifest):
         changed.append(archive)
-    extra = found - set(declared) - {MANIFEST, SIGNATURE, archive}
+    extra = present - set(declared) - {MANIFEST, SIGNATURE, archive}
     return Report(
         identifier, len(declared), tuple(sorted(extra)), tuple(missing), tuple(sorted(changed))
     )

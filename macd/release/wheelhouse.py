@@ -5,7 +5,7 @@ constraints.txt. The result is kept under a key made of everything that decided 
 
 Limit, pip's own: environment markers of packages are judged with this machine's Python. That only
 matters for packages which need others on some Python versions; the host imports everything before
-a switch, so a gap is told there and nothing breaks.
+a switch, so a gap is reported there and nothing breaks.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def common(targets: Mapping[str, Target]) -> Target:
     """
     kinds = {(t.python, t.machine, t.libc) for t in targets.values()}
     if len(kinds) > 1:
-        told = "\n".join(f"{n}: Python {t.python}, {t.platform}" for n, t in targets.items())
+        listed = "\n".join(f"{n}: Python {t.python}, {t.platform}" for n, t in targets.items())
         raise UsageError(
             "one release can't fit all hosts of this environment",
-            why=told,
+            why=listed,
             hint="name the same Python for them in the inventory (hosts.NAME.python)",
         )
     oldest = min(targets.values(), key=lambda target: _numbers(target.libc_version))
@@ -122,9 +122,9 @@ class Wheelhouse:
             MacdError: pip finds no wheel that fits, or no index can be reached.
         """
         place = self.root / _key(wanted, target, constraints)
-        known = self._known(place)
-        if known is not None:
-            return known
+        cached = self._cached(place)
+        if cached is not None:
+            return cached
         self.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetching-") as temporary:
             fetched = Path(temporary) / "wheels"
@@ -132,14 +132,14 @@ class Wheelhouse:
             wheels = tuple(_describe(path) for path in sorted(fetched.glob("*.whl")))
             lock = Lock(target.python, target.platform, wheels)
             (fetched / locks.FILE).write_bytes(lock.raw)
-            known = self._known(place)
-            if known is not None:  # somebody else was quicker, and may read there already
-                return known
+            cached = self._cached(place)
+            if cached is not None:  # somebody else was quicker, and may read there already
+                return cached
             shutil.rmtree(place, ignore_errors=True)
             fetched.rename(place)
         return lock, [place / wheel.file for wheel in lock.wheels]
 
-    def _known(self, place: Path) -> tuple[Lock, list[Path]] | None:
+    def _cached(self, place: Path) -> tuple[Lock, list[Path]] | None:
         """What an earlier call left, unless a file of it was lost or damaged since."""
         if not (place / locks.FILE).is_file():
             return None
@@ -207,9 +207,9 @@ def _describe(path: Path) -> Wheel:
             for name in archive.namelist()
             if name.endswith(".dist-info/METADATA") and name.count("/") == 1
         ]
-        told = BytesParser().parsebytes(archive.read(inside), headersonly=True)
-    name = re.sub(r"[-_.]+", "-", str(told["Name"])).lower()
-    return Wheel(name, str(told["Version"]), path.name, path.stat().st_size, sha256_of(path))
+        headers = BytesParser().parsebytes(archive.read(inside), headersonly=True)
+    name = re.sub(r"[-_.]+", "-", str(headers["Name"])).lower()
+    return Wheel(name, str(headers["Version"]), path.name, path.stat().st_size, sha256_of(path))
 
 
 def _key(wanted: Sequence[str], target: Target, constraints: Path) -> str:

@@ -78,11 +78,11 @@ def forest(
 
     band: a range to shade, such as what is allowed. domain: to give several charts one scale.
     """
-    known = finite([v for row in rows for v in (row.value, row.low, row.high)])
-    if not known:
+    numbers = finite([v for row in rows for v in (row.value, row.low, row.high)])
+    if not numbers:
         return empty(title)
     extra = finite([reference, *(band or ())])
-    low, high = domain or around([*known, *extra])
+    low, high = domain or around([*numbers, *extra])
     shown = [len(interval_text(row.value, row.low, row.high, digits)) for row in rows]
     top, step, left = 8.0, 18.0, 108.0
     right = WIDTH - max(104, 6.0 * max(shown) + 8)  # bold figures are the widest
@@ -183,12 +183,12 @@ def bars(
     series: int = 0,
 ) -> str:
     """Horizontal bars from zero, each with its name and value; values below zero go left."""
-    known = finite([value for _, value in items])
-    if not known:
+    numbers = finite([value for _, value in items])
+    if not numbers:
         return empty(title)
     top, step, left, right = 6.0, 17.0, 132.0, WIDTH - 56
     bottom = top + step * len(items)
-    low, high = min(0.0, *known), max(0.0, *known)
+    low, high = min(0.0, *numbers), max(0.0, *numbers)
     x = Scale(low, high if high > low else low + 1.0, left, right)
     parts = [axis_x(x, top, bottom, label, most=4)]
     for at, (name, value) in enumerate(items):
@@ -258,8 +258,8 @@ def reliability(
     """What was predicted against what came true; on the diagonal the probabilities are honest."""
     if not bins:
         return empty(title)
-    known = finite([v for b in bins for v in (b.p, b.y, b.low, b.high)])
-    low, high = around([*known, 0.5])
+    numbers = finite([v for b in bins for v in (b.p, b.y, b.low, b.high)])
+    low, high = around([*numbers, 0.5])
     low, high = max(0.0, low), min(1.0, high)
     top, left = 24.0, 44.0
     right, bottom = WIDTH - 12, 240.0

@@ -24,7 +24,7 @@ from macd.app.market.findings import Finding, Level, Limits, Mask, Millis, momen
 __all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
 
 _PRICES = COLUMNS[1:5]
-_SCALE_BARS = 168  # a week of hourly bars around a bar tells how restless the market was
+_SCALE_BARS = 168  # a week of hourly bars around a bar shows how volatile the market was
 _NEAR_TEN = 0.3  # log distance from a power of ten, since the market moves in that bar as well
 _MAX_SHIFT = 14  # hours; the farthest time zone is +14:00
 Values = npt.NDArray[np.float64]

@@ -194,7 +194,7 @@ def _date_and_clock(table: Table, date: str, clock: str) -> bool:
 
 
 def _volume(by_name: Mapping[str, str], symbol: str) -> str:
-    """The base asset's volume. Publishers write two; the asset in the name tells which is which."""
+    """The base asset's volume. Publishers write two; the asset in the name says which is which."""
     if "amount" in by_name and "vol" in by_name and "volume" not in by_name:
         return ""  # one exchange means base by amount, another by vol
     if exact := _first(by_name, _NAMES["volume"]):

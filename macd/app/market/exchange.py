@@ -76,7 +76,7 @@ def open_exchange(name: str, *, symbol: str = "", api_url: str = "") -> Exchange
 class Asking:
     """Questions to one exchange, each tried again while network or rate limit are in the way.
 
-    sleep(seconds) waits between tries; report(line) tells of trouble; `requests` counts.
+    sleep(seconds) waits between tries; report(line) reports trouble; `requests` counts.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def fetch_bars(
 ) -> Fetched:
     """Bring what `path` lacks between since and until; returns when the file has it all.
 
-    sleep(seconds) waits between tries; report(line) tells of progress and trouble. A bar that is in
+    sleep(seconds) waits between tries; report(line) reports progress and trouble. A bar that is in
     the file with other values is refused, or replaced. Raises MacdError when the exchange can't be
     reached after several tries: what came until then is in the file.
     """

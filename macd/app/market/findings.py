@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from macd.app.market.bars import symbol_name
 from macd.errors import UsageError
+from macd.train_options import ACCEPTABLE
 
 Level = Literal["error", "warn", "accepted"]
 Millis = npt.NDArray[np.int64]
@@ -144,10 +145,6 @@ def runs(mask: Mask) -> list[tuple[int, int]]:
 
 
 # What can be the market itself. The other findings are damage, and no bars to compute with.
-ACCEPTABLE = (
-    *("gap", "missing", "zero-volume", "frozen", "spike", "jump", "denomination"),
-    *("overlap", "shifted", "local-time"),
-)
 _KEYS = ("check", "symbol", "from", "to", "reason")
 EXAMPLE = "check=gap,symbol=BTCUSDT,from=2018-02-08,to=2018-02-10,reason=WHY"
 _FEW = 3  # findings of one kind that are named one by one; more are named as one span

@@ -1,7 +1,7 @@
 """Read a column of times, however it was written, as UTC; refuse what has two readings.
 
 Epoch seconds to nanoseconds, 12- and 24-hour clocks, ISO with and without a zone, day or month
-first where the data tell which. Two possible readings are a question to the user, not a guess.
+first where the data show which. Two possible readings are a question to the user, not a guess.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def _match(table: Table, cells: pl.Series) -> tuple[str, pl.DataFrame]:
 
 
 def _day_or_month(table: Table, cells: pl.Series, parts: pl.DataFrame, dates: str) -> pl.DataFrame:
-    """Is 03/04/2020 in March or in April? Numbers over 12 tell, or the bars' even spacing."""
+    """Is 03/04/2020 in March or in April? Numbers over 12 decide, or the bars' even spacing."""
     a, b = (parts[name].cast(pl.Int64) for name in "ab")
     readings = {
         "dmy": parts.with_columns(d=a, m=b),
@@ -220,7 +220,7 @@ def _day_or_month(table: Table, cells: pl.Series, parts: pl.DataFrame, dates: st
         return next(iter(possible.values()))
     raise table.unclear(
         f"is {cells[0]} the {a[0]}. of month {b[0]}, or the {b[0]}. of month {a[0]}?",
-        why="nothing in the file tells day from month",
+        why="nothing in the file distinguishes day from month",
         example="--dates dmy    (or --dates mdy)",
     )
 
@@ -294,7 +294,7 @@ def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:
 
 
 def _switching(table: Table, local: pl.Series, zone: str) -> Times:
-    """Local times with summer time: the order tells the first 02:30 of a night from the second."""
+    """Local times with summer time: their order separates the two 02:30 of a night."""
     falling = local.len() > 1 and local[0] > local[-1]
     again = pl.col("local").cum_count(reverse=falling).over("local") > 1
     which = pl.when(again).then(pl.lit("latest")).otherwise(pl.lit("earliest"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from macd.app.pages.run import TrainingRun
 from macd.heads import BASELINE, MODELS, NAMES, in_order
 from macd.host.judge.bounds import wilson
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval
 from macd.report.page import Cell, Figure, Table
 from macd.report.svg import around, finite
+from macd.run_directory import TrainingRun
 
 TOP = 20
 FLAT = 0.101  # calibration slopes end at 0.1 (macd.app.train.stacking)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures
-from macd.app.pages.run import TrainingRun, read_run
 from macd.heads import MODELS, NAMES
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
+from macd.run_directory import TrainingRun, read_run
 
 PAGE = "report.html"
 
@@ -90,7 +90,7 @@ def verdict(run: TrainingRun) -> Verdict:
             "warn",
             "This run has not finished",
             "it goes on, or it was killed; figures below are as far as it came",
-            "invoke train.status tells which",
+            "invoke train.status shows which",
         )
     if run.state != "done":
         stage = run.result.get("stage", "run")
@@ -185,8 +185,8 @@ def _doubts(run: TrainingRun, model: str) -> list[str]:
     val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use the baseline inverted, so its distance from 0.5 counts.
-    known = baseline is not None and baseline["val"]["value"] is not None
-    reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and known else 0.0
+    measured = baseline is not None and baseline["val"]["value"] is not None
+    reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and measured else 0.0
     if val["low"] is not None and val["low"] <= 0.5:
         doubts.append(f"The interval of {name} holds 0.5: chance explains it.")
     elif val["low"] is not None and val["low"] <= 0.5 + reach:
@@ -285,7 +285,7 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         for name, meta in run.metas.items()
     )
     return [
-        ("Run", run.run_id),
+        ("Run", run.id),
         ("Started, ended (UTC)", f"{moment(run.started)} – {moment(run.ended)}"),
         ("Took", seconds(r.get("seconds"))),
         ("Host", host or "not recorded"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from macd import childprocess
 from macd.errors import MacdError
+from macd.run_directory import FILES
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -81,7 +82,7 @@ def remarks(question: Document) -> Document:
     """
     from macd.app.predict import stacking  # noqa: PLC0415
 
-    meta = Path(question["run"]) / "data/ml_models" / f"stacking_meta_{question['tf']}.json"
+    meta = Path(question["run"]) / FILES.stacking(question["tf"])
     remark = stacking.stays_off(meta.read_bytes(), question["env"]) if meta.is_file() else ""
     return {"remarks": [remark] if remark else []}
 
@@ -100,8 +101,8 @@ def answer(command: str, question: Document) -> Document:
     try:
         return COMMANDS[command](question)
     except MacdError as error:
-        told = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
-        return {"error": {**told, "exit_code": int(error.exit_code)}}
+        fields = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
+        return {"error": {**fields, "exit_code": int(error.exit_code)}}
 
 
 def _plain(items: list[Item]) -> list[Document]:

@@ -215,7 +215,7 @@ def _predict(
     table = matrix(bars, cross, scorer.features, scorer.tf)
     windows = np.stack([window_at(table, row) for row in rows])
     base, _ = scorer.score_batch(windows)
-    found = {
+    predictions = {
         f"{family}_{head}": [float(v) for v in p[:, k]]
         for family, p in base.items()
         for k, head in enumerate(scorer.heads)
@@ -228,8 +228,8 @@ def _predict(
         context = dict(zip(scorer.features, map(float, table[row]), strict=True))
         stacked, _ = scorer.stack(by_family, context)
         for head in stacked:
-            found.setdefault(f"stacking_{head}", [math.nan] * len(rows))[n] = stacked[head]
-    return found
+            predictions.setdefault(f"stacking_{head}", [math.nan] * len(rows))[n] = stacked[head]
+    return predictions
 
 
 def _apart(expected: float, got: float) -> float:

@@ -20,9 +20,9 @@ from macd.app.predict import golden
 from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer
 from macd.checklist import Item
 from macd.heads import FAMILIES, NAMES
+from macd.run_directory import FILES
 
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
-RESULTS = Path("data/gpu_results")
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
 _NEVER_IMPORTED = {"pip", "setuptools"}  # they install; nothing that serves imports them
@@ -63,7 +63,7 @@ def check(
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
-    items.append(_holdout(top / RESULTS / f"oof_{tf}.parquet", asked, said))
+    items.append(_holdout(top / FILES.out_of_fold(tf), asked, said))
     return items
 
 
@@ -85,11 +85,11 @@ def _wrong_versions(lock: Mapping[str, str]) -> list[str]:
     wrong = []
     for name, version in sorted(lock.items()):
         try:
-            found = metadata.version(name)
+            installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found = "nothing"
-        if found.partition("+")[0] != version.partition("+")[0]:
-            wrong.append(f"{name} {version} is locked, {found} is installed")
+            installed = "nothing"
+        if installed.partition("+")[0] != version.partition("+")[0]:
+            wrong.append(f"{name} {version} is locked, {installed} is installed")
     return wrong
 
 
@@ -112,13 +112,13 @@ def _modules(package: str) -> list[str]:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         return []
-    found = {
+    names = {
         file.parts[0].removesuffix(".py")
         for file in files
         if (len(file.parts) == 2 and file.name == "__init__.py")
         or (len(file.parts) == 1 and file.suffix == ".py")
     }
-    return sorted(name for name in found if name.isidentifier() and name not in ("tests", "test"))
+    return sorted(name for name in names if name.isidentifier() and name not in ("tests", "test"))
 
 
 def _features(scorer: Scorer) -> Item:
@@ -159,11 +159,11 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
         return Item(
             name, False, "not run", "there are no golden bars to run it on", "invoke release"
         )
-    found, errors = scorer.score_batch(windows)
+    scores, errors = scorer.score_batch(windows)
     if family in errors:
         cause = "its weights or its graph are broken"
         return Item(name, False, errors[family], cause, remedy)
-    p = found[family]
+    p = scores[family]
     stuck = [head for k, head in enumerate(scorer.heads) if np.ptp(p[:, k]) < _STUCK]
     if stuck:
         return Item(
@@ -251,21 +251,21 @@ def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) ->
         what = "there is nothing to run the models on" if said is None else f"no {table.name} here"
         return Item(name, True, f"not compared: {what}", done=False)
     try:
-        told = golden.compare_with_training(table, asked, said)
+        compared = golden.compare_with_training(table, asked, said)
     except Exception as error:  # whatever the table is, the item says it
         cause = "the table is damaged, or of another version"
         return Item(name, False, f"{error}".splitlines()[0], cause, "train again")
-    if not told.values:
+    if not compared.values:
         what = "the bars here end after those that the training held out"
         return Item(name, True, f"not compared: {what}", done=False)
-    if told.off:
-        off = ", ".join(f"{output} by {by:.3g}" for output, by in told.off.items())
+    if compared.off:
+        off = ", ".join(f"{output} by {by:.3g}" for output, by in compared.off.items())
         cause = "these are not the models that the training judged, or the features differ"
         remedy = "train again, or fetch the run again: invoke train.fetch"
-        return Item(name, False, f"off on {told.bars} held-out bars: {off}", cause, remedy)
-    families = ", ".join(NAMES.get(family, family) for family in told.families)
-    agree = f"{told.values} on {told.bars} held-out bars agree ({families}; {told.worst:.1e})"
-    return Item(name, True, agree)
+        return Item(name, False, f"off on {compared.bars} held-out bars: {off}", cause, remedy)
+    families = ", ".join(NAMES.get(family, family) for family in compared.families)
+    agree = f"{compared.values} on {compared.bars} held-out bars agree"
+    return Item(name, True, f"{agree} ({families}; {compared.worst:.1e})")
 
 
 def _said(document: Mapping[str, Any] | None, scorer: Scorer) -> Said | None:

@@ -176,9 +176,9 @@ def _read_json(folder: _Folder, path: Path) -> None:
             raise ValueError("it is larger than 64 MiB")
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        told = _plain(f"can't be read as JSON: {error or type(error).__name__}")
+        detail = _plain(f"can't be read as JSON: {error or type(error).__name__}")
         cause = "the file is damaged, cut short, or something else"
-        folder.items.append(Item(folder.shown(path), False, told, cause, _COPY))
+        folder.items.append(Item(folder.shown(path), False, detail, cause, _COPY))
         return
     named = re.search(r"(^|[_.-])meta([_.-]|$)", path.stem, re.IGNORECASE)
     if isinstance(document, dict) and (named or {*_NAME_KEYS, *_BASE_KEYS} & set(document)):
@@ -246,16 +246,16 @@ def _meta(folder: _Folder, meta: _Meta) -> list[Item]:
         items += _stacking(name, meta)
     if items:
         return items
-    told = [f"{meta.count} features"] if meta.count else []
-    told += [f"windows of {meta.seq} bars"] if meta.seq > 1 else []
-    return [Item(name, True, ", ".join(told) or "read")]
+    parts = [f"{meta.count} features"] if meta.count else []
+    parts += [f"windows of {meta.seq} bars"] if meta.seq > 1 else []
+    return [Item(name, True, ", ".join(parts) or "read")]
 
 
 def _missing_files(folder: _Folder, meta: _Meta) -> list[str]:
     here = {path.name for path in (*folder.models, *folder.pickles, *folder.ignored)}
     named = [
         match[0]
-        for key, text in _told(meta.document)
+        for key, text in _keyed_texts(meta.document)
         if (key in _BASE_KEYS or _FILE_KEY.search(key)) and (match := _FILE_NAME.search(text))
     ]
     return [name for name in named if name not in here]
@@ -265,7 +265,7 @@ def _missing_bases(folder: _Folder, meta: _Meta) -> list[str]:
     """Base models by their names, such as lgbm_5h: of a family and of one of its horizons."""
     named = [
         text
-        for key, text in _told(meta.document)
+        for key, text in _keyed_texts(meta.document)
         if key in _BASE_KEYS and not _FILE_NAME.search(text) and _tokens(text)
     ]
     return [name for name in named if not any(_gives(folder, m, name) for m in folder.models)]
@@ -289,9 +289,9 @@ def _missing_families(folder: _Folder, meta: _Meta, lacking: list[str]) -> list[
     if not _is_stacking(meta):
         return []
     asked = {_tokens(word)[0] for word in _words(meta.document) if _BASE_NAME.fullmatch(word)}
-    known = {word for path in folder.models for word in _tokens(path.stem)}
-    known |= {word for name in lacking for word in _tokens(name)}
-    return sorted(asked - known)
+    present = {word for path in folder.models for word in _tokens(path.stem)}
+    present |= {word for name in lacking for word in _tokens(name)}
+    return sorted(asked - present)
 
 
 def _missing_models(folder: _Folder, meta: _Meta) -> list[str]:
@@ -342,7 +342,7 @@ def _stacking(name: str, meta: _Meta) -> list[Item]:
     return []
 
 
-def _told(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+def _keyed_texts(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
     """Texts of a document, each with the key it stands below; names of base models may be keys."""
     if isinstance(value, str):
         yield key, value
@@ -354,10 +354,10 @@ def _told(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]
                 yield key, name
             is_file = isinstance(inner, str) and _FILE_NAME.search(inner)
             below = key if key in _BASE_KEYS and is_file else name  # {"gru": "gru_1h.onnx"}
-            yield from _told(inner, below, depth + 1)
+            yield from _keyed_texts(inner, below, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            yield from _told(inner, "" if isinstance(inner, Mapping) else key, depth + 1)
+            yield from _keyed_texts(inner, "" if isinstance(inner, Mapping) else key, depth + 1)
             if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
                 yield key, inner["name"]  # [{"name": "lgbm_5h", "weight": 0.4}]
 
@@ -380,7 +380,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         return ()
     return tuple(value)
 

@@ -66,7 +66,7 @@ class WrongError(Exception):
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """What the child says to its question, a document of Asked."""
     detail, wrong = look(Asked(**{**question, "names": tuple(question["names"])}))
-    return {"detail": detail, "wrong": [[one.detail, one.cause, one.remedy] for one in wrong]}
+    return {"detail": detail, "wrong": [[w.detail, w.cause, w.remedy] for w in wrong]}
 
 
 def look(asked: Asked) -> tuple[str, list[WrongError]]:
@@ -88,19 +88,20 @@ def look(asked: Asked) -> tuple[str, list[WrongError]]:
 def _onnx(asked: Asked) -> tuple[str, list[WrongError]]:
     session = _loaded(Path(asked.path), Path(asked.top))
     inputs = session.get_inputs()
-    wrong = [w for one in inputs for w in _contradictions(one.shape, asked)]
-    fixed = next((n for one in inputs if one.shape and isinstance(n := one.shape[0], int)), 0)
+    wrong = [w for tensor in inputs for w in _contradictions(tensor.shape, asked)]
+    batches = [tensor.shape[0] for tensor in inputs if tensor.shape]
+    fixed = next((size for size in batches if isinstance(size, int)), 0)
     if fixed:
         again = "export it again with a dynamic batch axis"
         cause = "the graph is locked to the batch size of its export"
         wrong.append(WrongError(f"it takes batches of {fixed} only", cause, again))
-    shown = ", ".join(f"{one.name} {_shape(one.shape)}" for one in inputs)
+    shown = ", ".join(f"{tensor.name} {_shape(tensor.shape)}" for tensor in inputs)
 
     def run(rows: Array) -> list[Array]:
-        fed = {one.name: _values(one, rows, asked) for one in inputs}
-        told = session.run(None, fed)
+        fed = {tensor.name: _values(tensor, rows, asked) for tensor in inputs}
+        outputs = session.run(None, fed)
         return [
-            np.asarray(out, np.float64) for out in told if getattr(out, "dtype", None) in _FLOAT
+            np.asarray(out, np.float64) for out in outputs if getattr(out, "dtype", None) in _FLOAT
         ]
 
     return _tried(run, asked, wrong, fixed, shown)
@@ -155,16 +156,16 @@ def _tried(
             every = np.arange(math.ceil(count / fixed) * fixed) % count
             parts = [run(part) for part in np.split(every, len(every) // fixed)]
             outputs = [
-                np.concatenate([_rows(out, fixed) for out in one])[:count]
-                for one in zip(*parts, strict=True)
+                np.concatenate([_rows(out, fixed) for out in outs])[:count]
+                for outs in zip(*parts, strict=True)
             ]
         else:
             outputs = [_rows(out, count) for out in run(np.arange(count))]
         alone = [] if fixed else [run(np.arange(n, n + 1)) for n in range(3)]
     except MemoryError:
         raise
-    except WrongError as one:
-        return shown, [*wrong, one]
+    except WrongError as error:
+        return shown, [*wrong, error]
     except Exception as error:
         if "alloc" in str(error).lower():  # as onnxruntime says it
             raise MemoryError from error
@@ -210,21 +211,21 @@ def _judged(first: Array, ordinary: int, asked: Asked) -> list[WrongError]:
         wrong.append(
             WrongError(f"outputs from {low:.3g} to {high:.3g}, not inside [0, 1]", cause, _EXPORT)
         )
-    known = first[np.isfinite(first).all(axis=1)]
-    stuck = np.ptp(known, axis=0) < STUCK
+    finite = first[np.isfinite(first).all(axis=1)]
+    stuck = np.ptp(finite, axis=0) < STUCK
     if stuck.all() or (stuck.any() and stuck.size <= _MOST_OUTPUTS):
         at = int(np.argmax(stuck))
         which = f" (output {at + 1} of {stuck.size})" if stuck.size > 1 else ""
         cause = "it learnt nothing, or its export lost the weights"
-        detail = f"says {known[0, at]:.3f} whatever it sees{which}"
+        detail = f"says {finite[0, at]:.3f} whatever it sees{which}"
         wrong.append(WrongError(detail, cause, "train it again"))
     return wrong
 
 
 def _apart(first: Array, alone: list[list[Array]]) -> float:
-    told = [_rows(outputs[0], 1)[0] for outputs in alone]
-    scale = max(1.0, float(np.abs(first[: len(told)]).max()))
-    return float(np.abs(np.stack(told) - first[: len(told)]).max()) / scale
+    single = [_rows(outputs[0], 1)[0] for outputs in alone]
+    scale = max(1.0, float(np.abs(first[: len(single)]).max()))
+    return float(np.abs(np.stack(single) - first[: len(single)]).max()) / scale
 
 
 def _contradictions(shape: list[Any], asked: Asked) -> list[WrongError]:
@@ -240,17 +241,17 @@ def _contradictions(shape: list[Any], asked: Asked) -> list[WrongError]:
     return wrong
 
 
-def _values(one: Any, rows: Array, asked: Asked) -> Array:
+def _values(tensor: Any, rows: Array, asked: Asked) -> Array:
     """Rows of standard normal values, each as wide as `_ORDINARY` and `_WIDE` say."""
-    kind = _TYPES.get(one.type)
+    kind = _TYPES.get(tensor.type)
     if kind is None:
         cause = "only floats, whole numbers of 32 or 64 bits and booleans are made up here"
-        raise WrongError(f"input {one.name} takes {one.type}", cause, _EXPORT)
-    shape = [_size(n, at, len(one.shape), asked) for at, n in enumerate(one.shape)][1:]
+        raise WrongError(f"input {tensor.name} takes {tensor.type}", cause, _EXPORT)
+    shape = [_size(n, at, len(tensor.shape), asked) for at, n in enumerate(tensor.shape)][1:]
     if math.prod(shape) * len(rows) > _MOST_VALUES:
         cause = "it declares an input that no bar fills"
-        raise WrongError(f"input {one.name} is {_shape(one.shape)}", cause, _EXPORT)
-    if not one.shape:
+        raise WrongError(f"input {tensor.name} is {_shape(tensor.shape)}", cause, _EXPORT)
+    if not tensor.shape:
         return np.asarray(1, kind)
     made = np.empty((len(rows), *shape), np.float64)
     for at, row in enumerate(rows):  # a row is the same in whatever batch it comes
@@ -290,14 +291,14 @@ def _loaded(path: Path, top: Path) -> Any:
 
 def _bring_in(tensors: list[Any], path: Path, top: Path) -> None:
     """Put the weights that lie in other files into the model; only files below `top` are read."""
-    places = [{one.key: one.value for one in tensor.external_data} for tensor in tensors]
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in tensors]
     names = sorted({place.get("location", "") for place in places})
     files = {name: _beside(name, path, top) for name in names}
     if missing := [name for name, file in files.items() if file is None]:
-        told = ", ".join(map(repr, missing[:3])) + (" and more" if len(missing) > 3 else "")
+        listed = ", ".join(map(repr, missing[:3])) + (" and more" if len(missing) > 3 else "")
         cause = "a large ONNX keeps its weights in a second file, which was not copied along"
         remedy = f"copy it into {path.parent.name}, or export the model into one file"
-        raise WrongError(f"its weights lie in {told}, which is not here", cause, remedy)
+        raise WrongError(f"its weights lie in {listed}, which is not here", cause, remedy)
     if sum(file.stat().st_size for file in files.values() if file) > _LARGEST_FILE:
         raise WrongError("its weights are larger than 2 GB", "too large to be looked at", _EXPORT)
     contents = {name: file.read_bytes() for name, file in files.items() if file}
@@ -350,10 +351,10 @@ def _of_nodes(nodes: Any) -> Iterator[Any]:
 
 
 def _ranges(text: str, count: int) -> tuple[Array, Array]:
-    """Where each feature lay in the training, as the file says; 0 to 1 for one it doesn't say."""
+    """Where each feature lay in the training, as the file says; 0 to 1 where it doesn't say."""
     low, high = np.zeros(count), np.ones(count)
-    told = re.search(r"^feature_infos=(.*)$", text, re.MULTILINE)
-    for at, info in enumerate(told[1].split(" ")[:count] if told else []):
+    match = re.search(r"^feature_infos=(.*)$", text, re.MULTILINE)
+    for at, info in enumerate(match[1].split(" ")[:count] if match else []):
         numbers = [_float(part) for part in info.strip("[]").split(":")]
         if numbers and all(map(math.isfinite, numbers)):
             low[at], high[at] = min(numbers), max(numbers)

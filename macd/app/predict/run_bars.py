@@ -10,6 +10,7 @@ import polars as pl
 
 from macd.app.market.bars import bars_path, digest_of_all, read_bars, step_ms, symbol_name
 from macd.errors import MacdError, UsageError
+from macd.run_directory import FILES
 
 Bars = tuple[pl.DataFrame, dict[str, pl.DataFrame]]
 
@@ -26,7 +27,7 @@ class TrainedOn:
     def of_run(cls, run: Path) -> TrainedOn:
         """As the run's settings.json names them. Raises MacdError when it can't be read."""
         try:
-            settings = json.loads((run / "settings.json").read_bytes())
+            settings = json.loads((run / FILES.settings).read_bytes())
             tf = str(settings["tf"])
             step_ms(tf)
             cross = tuple(symbol_name(name) for name in settings["cross"])

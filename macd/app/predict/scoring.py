@@ -1,4 +1,4 @@
-"""Run a release's models, each so that a broken one is told and never stops the others.
+"""Run a release's models, each so that a broken one is reported and never stops the others.
 
 ONNX is loaded from bytes and may name no other file, LightGBM text is parsed in a child process
 first (a malformed one can abort the process), stacking is plain JSON. Nothing is unpickled.
@@ -22,12 +22,13 @@ import numpy.typing as npt
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError
 from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
+from macd.run_directory import FILES
 
 Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
 SEQ = 48
-MODELS = Path("data/ml_models")
+MODELS = Path(FILES.models)
 _PARSE_TIMEOUT_S = 60
 # Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
 # and through `..` (1.32). Below something that is no directory it finds none.
@@ -119,21 +120,21 @@ class Scorer:
 
     def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
         """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family."""
-        found: dict[str, Floats] = {}
+        scores: dict[str, Floats] = {}
         errors = {name: why for name, why in self.errors.items() if name in FAMILIES}
         for family, predict in self.models.items():
             try:
-                found[family] = _checked(predict(windows))
+                scores[family] = _checked(predict(windows))
             except Exception as error:  # the candidate's failure is an observation, not ours
                 errors[family] = f"{type(error).__name__}: {_first_line(error)}"
-        return found, errors
+        return scores, errors
 
     def score(self, window: Floats) -> Scores:
         """Everything for one raw window (48, F), whose last row is the bar that just closed."""
-        found, errors = self.score_batch(window[np.newaxis])
+        scores, errors = self.score_batch(window[np.newaxis])
         base = {
             family: dict(zip(self.heads, map(float, p[0]), strict=True))
-            for family, p in found.items()
+            for family, p in scores.items()
         }
         context = dict(zip(self.features, map(float, window[-1]), strict=True))
         stacking, reason = self.stack(base, context)
@@ -171,7 +172,7 @@ def _one_schema(
 ) -> tuple[tuple[str, ...], str]:
     """The feature list most families share; a family that wants another one is dropped."""
     lists = {family: tuple(metas[family]["features"]) for family in models}
-    chosen = max(lists.values(), key=lambda one: sum(one == other for other in lists.values()))
+    chosen = max(lists.values(), key=list(lists.values()).count)
     for family, features in lists.items():
         if features != chosen:
             del models[family]
@@ -205,7 +206,7 @@ def onnx_session(data: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what is wrong is raised, and told once
+    options.log_severity_level = 4  # what is wrong is raised, and reported once
     options.add_session_config_entry(*_NO_OTHER_FILES)
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
@@ -220,7 +221,7 @@ def import_lightgbm() -> Any:
     if hidden:
         sys.modules["sklearn"] = None  # type: ignore[assignment]
     try:
-        import lightgbm  # noqa: PLC0415 - slow, and health can tell when it is missing
+        import lightgbm  # noqa: PLC0415 - slow, and health reports when it is missing
     finally:
         if hidden:
             del sys.modules["sklearn"]
@@ -248,9 +249,9 @@ def _first_line(error: Exception) -> str:
 
 def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
     """As the model's own meta names them: models of other timeframes were named in hours once."""
-    told = meta.get("heads")
-    known = told if isinstance(told, list) and all(map(is_head, told)) else []
-    return tuple(known) if tuple(map(bars_ahead, known)) == HORIZONS else head_names(tf)
+    named = meta.get("heads")
+    heads = named if isinstance(named, list) and all(map(is_head, named)) else []
+    return tuple(heads) if tuple(map(bars_ahead, heads)) == HORIZONS else head_names(tf)
 
 
 def _load_lgbm(directory: Path, tf: str, heads: tuple[str, ...]) -> Predict:

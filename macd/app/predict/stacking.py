@@ -54,7 +54,7 @@ class Head:
         return math.fsum(w * v for v, w in kept) + self.intercept
 
 
-def taught_by(facts: Mapping[str, Any], least: int) -> bool:
+def has_samples(facts: Mapping[str, Any], least: int) -> bool:
     """Whether a model was fitted on at least so many out-of-fold samples; 0 asks for none."""
     samples = facts.get("n_oof_samples")
     return not least or (isinstance(samples, int) and samples >= least)
@@ -73,7 +73,7 @@ def stays_off(raw: bytes, env: Mapping[str, str]) -> str:
         model = StackingModel.from_json(raw)
     except StackingError:
         return ""  # the health check says what is wrong with it
-    if taught_by(model.facts, int(asked)):
+    if has_samples(model.facts, int(asked)):
         return ""
     samples = model.facts.get("n_oof_samples")
     return (
@@ -87,7 +87,7 @@ class StackingModel:
     """Base probabilities and context in, one probability of "up" per horizon out.
 
     bases: names as `MODEL_HORIZON` ("lstm_5h"). context: feature names. clip: how far base
-    probabilities are kept from 0 and 1. facts: everything else the JSON tells (n_oof_samples ...).
+    probabilities are kept from 0 and 1. facts: everything else in the JSON (n_oof_samples ...).
     """
 
     heads: dict[str, Head]
@@ -140,10 +140,10 @@ class StackingModel:
         self, head: Head, base: Mapping[str, float], context: Mapping[str, float]
     ) -> float | None:
         values = [self._input(name, base, context) for name in head.inputs]
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values):
             return None
-        return sigmoid(head.slope * head.score(known))
+        return sigmoid(head.slope * head.score(numbers))
 
     def _input(
         self, name: str, base: Mapping[str, float], context: Mapping[str, float]
@@ -174,11 +174,11 @@ def sigmoid(x: float) -> float:
     return e / (1.0 + e)
 
 
-def _head(name: str, raw: Any, known: set[str]) -> Head:
+def _head(name: str, raw: Any, allowed: set[str]) -> Head:
     if not isinstance(raw, dict):
         raise StackingError(f"head {name} is not an object")
     inputs = _names(raw, "inputs")
-    unknown = [each for each in inputs if each not in known]
+    unknown = [each for each in inputs if each not in allowed]
     if not inputs or unknown:
         raise StackingError(f"head {name} has no inputs, or unknown ones: {unknown}")
     head = Head(

@@ -193,9 +193,9 @@ class CcxtFeed:
                 break
             bars += page
             cursor = page[-1].open_ms + step
-        known = [bar for bar in bars if after_ms is None or bar.open_ms <= after_ms]
-        self._newest[name] = known[-1].open_ms if known else cursor - step
-        return known[-need:]
+        past = [bar for bar in bars if after_ms is None or bar.open_ms <= after_ms]
+        self._newest[name] = past[-1].open_ms if past else cursor - step
+        return past[-need:]
 
     def _closed(self, name: str, since: int) -> list[Bar]:
         self._alive()  # the history takes a row of questions, and each may be slow

@@ -96,7 +96,7 @@ class DirectoryFeed:
         return not closes_later(bar, self._step, self._now() * 1000)
 
     def _believes(self, bar: Bar) -> bool:
-        """Whether its time tells how far a file has come: the loop refuses other bars."""
+        """Whether its time shows how far a file has come: the loop refuses other bars."""
         return self._is_closed(bar) and not unusable(bar, self._step)
 
     def _ripe(self) -> list[Item]:

@@ -19,7 +19,7 @@ import polars as pl
 
 from macd.app.market import features
 from macd.app.predict.scoring import SEQ, Scorer, Scores
-from macd.app.predict.stacking import taught_by
+from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
 from macd.heads import FAMILIES
 
@@ -133,7 +133,7 @@ class Predictor:
         if stacking is None:
             return self._scorer.errors.get("stacking") or "the release has no stacking model"
         least = self._flags.min_samples
-        if not taught_by(stacking.facts, least):
+        if not has_samples(stacking.facts, least):
             samples = stacking.facts.get("n_oof_samples")
             return f"n_oof_samples {samples} is below ML_STACKING_MIN_SAMPLES {least}"
         return ""

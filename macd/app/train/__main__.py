@@ -14,6 +14,7 @@ from types import FrameType
 
 from macd.app.train.settings import read_settings
 from macd.errors import ExitCode, MacdError
+from macd.train_options import MIN_MOVE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", help="local or ray (default local)")
     add("--device", help="auto, cpu or cuda (default auto)")
     add("--workers", type=int, help="fits side by side (default: all cores, or two a GPU)")
-    add("--min-move", type=float, help="train on |return| above this fraction (default 0.003)")
+    add(
+        "--min-move", type=float, help=f"train on |return| above this fraction (default {MIN_MOVE})"
+    )
     add("--limits", help="other limits for the checks of bars, e.g. gap_error=36,spike_error=1.2")
     add(
         "--accept",

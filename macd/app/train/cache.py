@@ -132,19 +132,19 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def _closure(modules: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in sources:
             continue
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             continue
         source = Path(spec.origin).read_text(encoding="utf-8")
-        found[name] = source
+        sources[name] = source
         waiting += _own_imports(source)
-    return found
+    return sources
 
 
 def _own_imports(source: str) -> list[str]:

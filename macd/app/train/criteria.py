@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from macd.criteria import GUIDE, TITLES, is_met
-
-LEVELS = ("block", "warn")
+from macd.criteria import GUIDE, LEVELS, TITLES, is_met
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,13 @@ def evaluate(
     outcomes = []
     for name, criterion in criteria.items():
         value = values.get(name)
-        known = value is not None and math.isfinite(value)
-        met = known and is_met(name, float(value or 0.0), criterion.threshold)
+        measured = value is not None and math.isfinite(value)
+        met = measured and is_met(name, float(value or 0.0), criterion.threshold)
         outcomes.append(
             Outcome(
                 name=name,
                 title=_TITLES[name].format(t=criterion.threshold),
-                value=float(value) if known and value is not None else None,
+                value=float(value) if measured and value is not None else None,
                 threshold=criterion.threshold,
                 ok=met,
                 level=criterion.level,

@@ -190,10 +190,10 @@ def require_moves(data: Dataset, plan: Plan, min_move: float, *, stacking: int) 
         return
     bars, why = lacking
     moves = np.abs(data.returns[data.first :, HORIZONS.index(bars)])
-    known = moves[np.isfinite(moves)]
-    count, median = int((known > min_move).sum()), float(np.median(known)) if len(known) else 0.0
+    finite = moves[np.isfinite(moves)]
+    count, median = int((finite > min_move).sum()), float(np.median(finite)) if len(finite) else 0.0
     what = (
-        f"only {count:,} of {len(known):,} bars moved more than min_move {100 * min_move:g} % "
+        f"only {count:,} of {len(finite):,} bars moved more than min_move {100 * min_move:g} % "
         f"within {bars} bars (median move {100 * median:.2g} %)"
     )
     working = _working(data.returns, plan, min(min_move, median), stacking)

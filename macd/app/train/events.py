@@ -75,8 +75,8 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 def human_line(record: dict[str, Any]) -> str:
     """The line a person reads for an event; "" for events that are only for machines."""
-    tell = _LINES.get(str(record.get("event")))
-    return tell(record) if tell else ""
+    line_of = _LINES.get(str(record.get("event")))
+    return line_of(record) if line_of else ""
 
 
 def _fit_name(record: dict[str, Any]) -> str:

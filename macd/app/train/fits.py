@@ -271,8 +271,8 @@ def _accept(
 
 
 def _known_auc(y: Floats, p: Floats) -> float | None:
-    known = np.isfinite(y) & np.isfinite(p)
-    value = auc(y[known], p[known]) if known.any() else float("nan")
+    finite = np.isfinite(y) & np.isfinite(p)
+    value = auc(y[finite], p[finite]) if finite.any() else float("nan")
     return round(value, 4) if np.isfinite(value) else None
 
 

@@ -315,6 +315,6 @@ def check_too_good(lows: Mapping[str, Mapping[str, float]], allowed: Mapping[str
 def _aucs(y: Floats, p: Floats, tf: str) -> dict[str, float]:
     values = {}
     for k, head in enumerate(head_names(tf)):
-        known = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
-        values[head] = auc(y[known, k], p[known, k])
+        finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
+        values[head] = auc(y[finite, k], p[finite, k])
     return values

@@ -64,8 +64,8 @@ def score(
         times_ms: bar-open times, UTC milliseconds; weeks are cut at multiples of 7 days.
         rows: positions of the bars in the series; label i covers bars rows[i]+1 .. rows[i]+horizon.
     """
-    known = np.isfinite(y) & np.isfinite(p)
-    y, p, times_ms, rows = y[known], p[known], times_ms[known], rows[known]
+    finite = np.isfinite(y) & np.isfinite(p)
+    y, p, times_ms, rows = y[finite], p[finite], times_ms[finite], rows[finite]
     if y.size == 0:
         nan = float("nan")
         return Auc(nan, nan, nan, 0, 0.0, nan, nan)
@@ -130,8 +130,8 @@ def effective_n(rows: Ints, horizon: int) -> float:
 
 def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float]]:
     """Points of the reliability curve: equally filled bins with mean p, frequency of 1, count."""
-    known = np.isfinite(y) & np.isfinite(p)
-    y, p = y[known], p[known]
+    finite = np.isfinite(y) & np.isfinite(p)
+    y, p = y[finite], p[finite]
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, bins) if part.size]
     return [

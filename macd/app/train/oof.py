@@ -105,16 +105,16 @@ def heads_in(frame: pl.DataFrame) -> list[str]:
     return in_order(name.removeprefix("ret_") for name in frame.columns)
 
 
-def models_in(frame: pl.DataFrame, known: Sequence[str]) -> list[str]:
-    """Which of the known models the table holds predictions of."""
+def models_in(frame: pl.DataFrame, models: Sequence[str]) -> list[str]:
+    """Which of these models the table holds predictions of."""
     nearest = heads_in(frame)[0]
-    return [name for name in known if f"p_{name}_{nearest}" in frame.columns]
+    return [name for name in models if f"p_{name}_{nearest}" in frame.columns]
 
 
 def best_head(aucs: Mapping[str, float]) -> str:
     """The head with the highest validation AUC; the earlier one on a tie."""
-    known = {head: value for head, value in aucs.items() if np.isfinite(value)}
-    return max(known or aucs, key=lambda head: aucs[head] if known else 0.0)
+    finite = {head: value for head, value in aucs.items() if np.isfinite(value)}
+    return max(finite or aucs, key=lambda head: aucs[head] if finite else 0.0)
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
@@ -154,19 +154,19 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
     values = {}
     for k, head in enumerate(heads_in(frame)):
-        known = np.isfinite(p[:, k]) & np.isfinite(moves[:, k])
-        values[head] = auc(moves[known, k], p[known, k])
+        finite = np.isfinite(p[:, k]) & np.isfinite(moves[:, k])
+        values[head] = auc(moves[finite, k], p[finite, k])
     return values
 
 
 def _one_feature(
     x: NDArray[np.float64], y: Floats, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> Floats:
-    known = train[np.isfinite(y[train]) & np.isfinite(x[train])]
-    if len(np.unique(y[known])) < 2:
+    usable = train[np.isfinite(y[train]) & np.isfinite(x[train])]
+    if len(np.unique(y[usable])) < 2:
         return np.full(len(test), np.nan, dtype=np.float32)
-    center, spread = x[known].mean(), x[known].std() or 1.0
-    model = LogisticRegression().fit(((x[known] - center) / spread)[:, None], y[known])
+    center, spread = x[usable].mean(), x[usable].std() or 1.0
+    model = LogisticRegression().fit(((x[usable] - center) / spread)[:, None], y[usable])
     return np.asarray(
         model.predict_proba(((x[test] - center) / spread)[:, None])[:, 1], dtype=np.float32
     )

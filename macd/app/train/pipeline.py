@@ -32,6 +32,7 @@ from macd.app.train.training import Meter, Training, params_of, stage
 from macd.errors import MacdError, RefusedError
 from macd.heads import FAMILIES, head_names
 from macd.host.durable import replace_file
+from macd.run_directory import FILES
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
 
@@ -49,10 +50,10 @@ def run(
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        (out / results.RESULT).unlink(missing_ok=True)
-        events = Events(out / "events.jsonl", clock, echo)
+        (out / FILES.result).unlink(missing_ok=True)
+        events = Events(out / FILES.events, clock, echo)
         events.emit("run_started", mode=settings.mode, profile=settings.profile, pid=os.getpid())
-        results.write_json(out / "settings.json", settings.as_json())
+        results.write_json(out / FILES.settings, settings.as_json())
         try:
             return _train(settings, events, environment)
         except MacdError as error:
@@ -93,7 +94,7 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
     outcomes = results.judge(training, metrics, differences, audit)
 
     metrics["stages"] = training.spent
-    results.write_json(settings.out / "metrics.json", metrics)
+    results.write_json(settings.out / FILES.metrics, metrics)
     results.write_criteria(settings.out, outcomes)
     for line in results.closing_lines(metrics, outcomes if mode == "all" else []):
         events.emit("summary", note=line)
@@ -108,7 +109,7 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
     spent: dict[str, dict[str, float]] = {}
     with stage(events, spent, "verify"):
         now = datetime.fromtimestamp(events.clock(), UTC)
-        findings = dataset.verify(settings, now, settings.out / "verify.json")
+        findings = dataset.verify(settings, now, settings.out / FILES.bars)
         bars = dataset.read(settings)
         more = f"{counted(findings)} (verify.json)" if findings else ""
         note = f"{bars.symbol} {len(bars.main):,} bars, no errors{more}"
@@ -191,7 +192,7 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
                 note=f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, differs from torch by at "
                 f"most {differences[family]:.1e} at batch 1, 7 and 256",
             )
-        results.write_json(out / "onnx.json", differences)
+        results.write_json(out / FILES.onnx, differences)
     return differences
 
 
@@ -297,7 +298,7 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
             training.events.emit(
                 "note", stage="audit", ok=check.ok, note=f"{mark} {check.name}: {check.detail}"
             )
-        results.write_json(s.out / "leak_audit.json", audit.as_json())
+        results.write_json(s.out / FILES.audit, audit.as_json())
     return audit
 
 

@@ -26,10 +26,9 @@ from macd.app.train.training import Training
 from macd.errors import MacdError
 from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
 from macd.host.durable import replace_file, sha256_of
+from macd.run_directory import FILES
 
-MODEL_DIR = Path("data/ml_models")
-RESULTS = Path("data/gpu_results")
-RESULT = "result.json"
+MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
 _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxruntime", "TA-Lib")
 
@@ -196,7 +195,7 @@ def judge(
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
     files = expected_files(s.mode, s.stages, s.tf)
-    files = [p for p in files if p.name not in ("metrics.json", "criteria.json")]
+    files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0
     details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
@@ -274,30 +273,30 @@ def _auc(score: Mapping[str, Any]) -> str:
 
 def oof_path(tf: str) -> Path:
     """Where the out-of-fold table lies in a run."""
-    return RESULTS / f"oof_{tf}.parquet"
+    return Path(FILES.out_of_fold(tf))
 
 
 def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
     """The files a run of this mode must leave, relative to its directory."""
     by_stage = {
-        "verify": [Path("verify.json")],
+        "verify": [Path(FILES.bars)],
         "lgbm": [
             *(MODEL_DIR / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
-            MODEL_DIR / f"lgbm_{tf}_meta.json",
+            Path(FILES.meta("lgbm", tf)),
         ],
-        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", MODEL_DIR / f"lstm_{tf}_meta.json"],
-        "tft": [MODEL_DIR / f"tft_{tf}.pt", MODEL_DIR / f"tft_{tf}_meta.json"],
-        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path("onnx.json")],
+        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", Path(FILES.meta("lstm", tf))],
+        "tft": [MODEL_DIR / f"tft_{tf}.pt", Path(FILES.meta("tft", tf))],
+        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path(FILES.onnx)],
         "stacking": [
-            MODEL_DIR / f"stacking_meta_{tf}.json",
+            Path(FILES.stacking(tf)),
             oof_path(tf),
-            Path("leak_audit.json"),
+            Path(FILES.audit),
         ],
     }
     wanted = stages if mode == "all" else [mode]
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":
-        files += [Path("metrics.json"), Path("criteria.json"), Path("settings.json")]
+        files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
     return files
 
 
@@ -318,7 +317,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_criteria(out: Path, outcomes: Sequence[Outcome]) -> None:
     """Write criteria.json."""
-    write_json(out / "criteria.json", [dataclasses.asdict(outcome) for outcome in outcomes])
+    write_json(out / FILES.criteria, [dataclasses.asdict(outcome) for outcome in outcomes])
 
 
 def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,7 +342,7 @@ def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> 
         for path in files
     ]
     result = {"state": "done", **facts, "files": listed}
-    write_json(out / RESULT, result)
+    write_json(out / FILES.result, result)
     return result
 
 
@@ -352,4 +351,4 @@ def write_failure(out: Path, error: MacdError, stage: str, state: str) -> None:
     if shutil.disk_usage(out).free < 1 << 16:
         return
     fields = {name: getattr(error, name) for name in ("what", "why", "hint")}
-    write_json(out / RESULT, {"state": state, "stage": stage, **fields})
+    write_json(out / FILES.result, {"state": state, "stage": stage, **fields})

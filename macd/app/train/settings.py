@@ -17,11 +17,9 @@ from typing import Any
 from macd.app.market.findings import Accepted, Limits, parse
 from macd.app.train.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
+from macd.train_options import ENGINE, ENGINES, MIN_MOVE, PROFILES, SEED, STAGES, SYMBOL, TF
 
-STAGES = ("verify", "lgbm", "lstm", "tft", "onnx", "stacking")
 MODES = ("all", *STAGES)
-PROFILES = ("demo", "full")
-ENGINES = ("local", "ray")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -37,8 +35,8 @@ class Settings:
     edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
     """
 
-    symbol: str = "BTCUSD"
-    tf: str = "1h"
+    symbol: str = SYMBOL
+    tf: str = TF
     cross: tuple[str, ...] = ()
     data: Path = Path("data/sample")
     out: Path = Path("runs/local")
@@ -46,12 +44,12 @@ class Settings:
     mode: str = "all"
     stages: tuple[str, ...] = STAGES
     profile: str = "demo"
-    seed: int = 7
+    seed: int = SEED
     seeds: int = 1
-    engine: str = "local"
+    engine: str = ENGINE
     device: str = "auto"
     workers: int = 0
-    min_move: float = 0.003
+    min_move: float = MIN_MOVE
     folds: int = 0
     initial: float = 0.15
     holdout: float = 0.15
@@ -85,7 +83,7 @@ class Settings:
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
         plain |= {name: list(plain[name]) for name in ("cross", "stages")}
-        plain["accept"] = [one.as_json() for one in self.accept]
+        plain["accept"] = [finding.as_json() for finding in self.accept]
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
         return plain
 
@@ -113,10 +111,10 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
     """Settings from plain values; see `read_settings`."""
     problems: list[str] = []
     values: dict[str, Any] = {}
-    known = {f.name: f for f in dataclasses.fields(Settings)}
+    names = sorted(field.name for field in dataclasses.fields(Settings))
     for name, value in raw.items():
-        if name not in known:
-            problems.append(f"{name}: no such setting (known: {', '.join(sorted(known))})")
+        if name not in names:
+            problems.append(f"{name}: no such setting (known: {', '.join(names)})")
             continue
         try:
             values[name] = _convert(name, value)
@@ -162,7 +160,8 @@ def _limits(value: Any) -> dict[str, float]:
 
 
 def _accept(value: Any) -> tuple[Accepted, ...]:
-    return tuple(parse(one) for one in ([value] if isinstance(value, str | dict) else value))
+    findings = [value] if isinstance(value, str | dict) else value
+    return tuple(parse(finding) for finding in findings)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {

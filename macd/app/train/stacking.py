@@ -165,11 +165,11 @@ class _OneHead:
         self.Z: Doubles = np.column_stack([*bases, *data.context.values()]).astype(np.float64)
         self.inputs = [f"{model}_{self.name}" for model in data.base] + list(data.context)
         self.complete = np.isfinite(self.Z).all(axis=1)
-        self.teaches = self.complete & ~np.isnan(self.y)
+        self.usable = self.complete & ~np.isnan(self.y)
         self.raw = np.full(len(self.y), np.nan)  # forward-chained scores before calibration
 
     def require(self, least: int) -> None:
-        count = int(self.teaches.sum())
+        count = int(self.usable.sum())
         if count < least:
             raise RefusedError(
                 f"stacking needs {least} out-of-fold samples at {self.name}, there are {count}",
@@ -184,8 +184,8 @@ class _OneHead:
             now = (self.data.fold == fold) & self.complete
             if not now.any():
                 continue
-            before = self._known_before(int(self.data.rows[self.data.fold == fold].min()))
-            pipeline = self._fit(before & self.teaches)
+            before = self._labelled_before(int(self.data.rows[self.data.fold == fold].min()))
+            pipeline = self._fit(before & self.usable)
             slope = _temperature(self.raw[before], self.y[before])
             self.raw[now] = pipeline.decision_function(self.Z[now])
             out[now] = expit(slope * self.raw[now])
@@ -193,8 +193,8 @@ class _OneHead:
 
     def final(self, oof: Floats) -> tuple[Pipeline, dict[str, Any]]:
         """The meta-model on all out-of-fold rows, and its part of the JSON."""
-        pipeline = self._fit(self.teaches)
-        scored = ~np.isnan(oof) & self.teaches
+        pipeline = self._fit(self.usable)
+        scored = ~np.isnan(oof) & self.usable
         reached = auc(self.y[scored], oof[scored])
         if np.isnan(reached):
             raise RefusedError(
@@ -216,15 +216,15 @@ class _OneHead:
         del fields["weights"]
         return pipeline, {
             **fields,
-            "n_oof_samples": int(self.teaches.sum()),
+            "n_oof_samples": int(self.usable.sum()),
             "n_oof_scored": int(scored.sum()),
             "oof_meta_auc": reached,
         }
 
-    def _known_before(self, row: int) -> npt.NDArray[np.bool_]:
-        """Lines whose labels were all known before bar `row`, less the embargo."""
-        known = purge(self.data.rows, before=row, embargo=self.params.embargo)
-        return np.isin(self.data.rows, known)
+    def _labelled_before(self, row: int) -> npt.NDArray[np.bool_]:
+        """Rows whose labels were all known before bar `row`, less the embargo."""
+        rows = purge(self.data.rows, before=row, embargo=self.params.embargo)
+        return np.isin(self.data.rows, rows)
 
     def _fit(self, lines: npt.NDArray[np.bool_]) -> Pipeline:
         y = self.y[lines]
@@ -268,17 +268,17 @@ def _temperature(score: Doubles, y: Doubles, *, least: int = 200) -> float:
     1 with fewer than `least` scores. Never at or below zero: that would turn a model round that
     happened to lose. No offset: it would only learn how often the market rose (docs/LOG.md).
     """
-    known = ~np.isnan(score) & ~np.isnan(y)
-    if known.sum() < least:
+    labelled = ~np.isnan(score) & ~np.isnan(y)
+    if labelled.sum() < least:
         return 1.0
-    s, t = score[known], y[known]
+    s, t = score[labelled], y[labelled]
 
     def loss(log_slope: float) -> float:
         z = np.exp(log_slope) * s
         return float(np.mean(np.logaddexp(0.0, z) - t * z))
 
-    found = minimize_scalar(loss, bounds=(np.log(0.1), np.log(20.0)), method="bounded")
-    return float(np.exp(found.x))
+    fitted = minimize_scalar(loss, bounds=(np.log(0.1), np.log(20.0)), method="bounded")
+    return float(np.exp(fitted.x))
 
 
 def _encode(document: dict[str, Any]) -> bytes:

@@ -120,10 +120,10 @@ class Training:
 
     def final(self, family: str, entries: list[Entry]) -> Entry:
         """The entry of the fit before the holdout: what is shipped is what the holdout tested."""
-        (kept,) = [
+        (final,) = [
             entry for task, entry in zip(self.tasks(family), entries, strict=True) if task.keep
         ]
-        return kept
+        return final
 
     def predictions(
         self,

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from macd.app.market.findings import ACCEPTABLE, Limits, parse
+from macd.app.market.findings import Limits, parse
 from macd.app.train.criteria import DEFAULTS
 from macd.inventory import Inventory, load
 from macd.inventory.load import _OURS
-from macd.inventory.models import FindingName, LimitName
+from macd.inventory.models import LimitName
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "inventory" / "production.example.yml"
@@ -118,9 +118,8 @@ def test_every_key_is_explained_where_it_first_appears() -> None:
     }
 
 
-def test_limits_and_findings_are_those_of_the_checks(production: Inventory) -> None:
+def test_limits_are_those_of_the_checks(production: Inventory) -> None:
     assert list(typing.get_args(LimitName)) == [field.name for field in fields(Limits)]
-    assert typing.get_args(FindingName) == ACCEPTABLE
     (shown,) = (parse(one.as_json()) for one in production.train.accept)
     assert str(shown) == (
         "check=gap,symbol=BTCUSDT,from=2018-02-08T00:00,to=2018-02-10T23:59,"

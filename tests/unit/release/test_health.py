@@ -16,6 +16,7 @@ from macd.app.predict.run_bars import TrainedOn
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.train.compare import compare
 from macd.checklist import Item
+from macd.run_directory import FILES
 from tests.support.training_run import bars_directory, trained_run
 from tests.unit.release.damage import (
     Spoil,
@@ -49,7 +50,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture
 def top(tmp_path: Path, document: dict[str, Any]) -> Path:
     """A release's models and golden predictions, to spoil."""
-    for place in (MODELS, health.RESULTS):
+    for place in FILES.shipped:
         shutil.copytree(trained_run() / place, tmp_path / place)
     (tmp_path / "golden").mkdir()
     (tmp_path / golden.FILE).write_text(json.dumps(document))
@@ -71,7 +72,7 @@ def test_a_good_release_is_well_item_by_item(top: Path) -> None:
     assert "best head" in told["LSTM"]
     assert "n_oof_samples" in told["stacking meta"]
     assert "imported here" in told["dependencies"]
-    assert "96 on 8 held-out bars agree (LightGBM, LSTM, TFT, stacking" in told[items[-1].name]
+    assert "96 on 8 held-out bars agree (LightGBM, LSTM, TFT, Stacking" in told[items[-1].name]
     assert all(item.line().startswith("✓") and "\n" not in item.line() for item in items)
 
 
@@ -138,11 +139,11 @@ def test_golden_predictions_of_other_models_are_belied_by_the_training(top: Path
 
 
 def test_without_stored_predictions_it_says_that_nothing_was_compared(top: Path) -> None:
-    (top / health.RESULTS / "oof_1h.parquet").unlink()
+    (top / FILES.out_of_fold("1h")).unlink()
     item = health.check(top)[-1]
     assert (item.ok, item.done) == (True, False)
     assert item.line() == "– predictions of the training: not compared: no oof_1h.parquet here"
-    (top / health.RESULTS / "oof_1h.parquet").write_bytes(b"no table")
+    (top / FILES.out_of_fold("1h")).write_bytes(b"no table")
     assert "predictions of the training" in failed(health.check(top))
 
 

@@ -116,7 +116,7 @@ def test_a_nan_before_it_hides_no_result_that_is_too_good() -> None:
 def test_a_head_without_a_limit_blocks_and_is_named() -> None:
     models = {"lstm": {**figures(0.5)["lstm"], "7h": {}}}
     (found,) = blocking(judge((), {}, AUDIT, models))
-    assert "lstm 7h: a head that nobody knows" in found.note
+    assert "lstm 7h: an unknown head" in found.note
 
 
 @pytest.mark.parametrize(

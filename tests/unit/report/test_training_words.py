@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from macd.app.pages import training
-from macd.app.pages.run import TrainingRun, read_run
 from macd.errors import MacdError, UsageError
+from macd.run_directory import TrainingRun, read_run
 
 Made = dict[str, Any]
 
@@ -62,8 +62,6 @@ def run(models: Made | None = None, **changes: Any) -> TrainingRun:
         "stacking": {},
         "metas": {},
         "job": {},
-        "started": None,
-        "ended": None,
     }
     return TrainingRun(**{**values, **changes})
 
@@ -165,5 +163,5 @@ def test_reading_tells_no_run_from_a_damaged_one(tmp_path: Path) -> None:
     assert read_run(tmp_path).started == "1970-01-01T00:00:00+00:00", "a line on its way is no harm"
     (tmp_path / "events.jsonl").write_text('{"t": 0}\nnonsense\n')
     with pytest.raises(MacdError, match=r"events\.jsonl") as caught:
-        read_run(tmp_path)
+        _ = read_run(tmp_path).started
     assert "line 2" in caught.value.why

@@ -1,0 +1,36 @@
+"""The options of a training that both halves offer: choices and defaults, in one table.
+
+The inventory reads them for its files, the training for its settings and flags. The profile's
+default is not here: production trains `full`, a training by hand `demo`. Standard library alone: a
+training host needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Stage = Literal["verify", "lgbm", "lstm", "tft", "onnx", "stacking"]
+Profile = Literal["demo", "full"]
+Engine = Literal["local", "ray"]
+FindingName = Literal[  # about bars, and a person may accept it as the market itself
+    "gap",
+    "missing",
+    "zero-volume",
+    "frozen",
+    "spike",
+    "jump",
+    "denomination",
+    "overlap",
+    "shifted",
+    "local-time",
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+ACCEPTABLE: tuple[FindingName, ...] = get_args(FindingName)
+
+SYMBOL = "BTCUSD"
+TF = "1h"
+SEED = 7
+ENGINE: Engine = "local"
+MIN_MOVE = 0.003  # of |return|, a fraction: bars that moved less are not trained on
