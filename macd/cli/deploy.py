@@ -7,6 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, on_each, print_away
+from macd.cli.rollout import (
+    Shown,
+    as_fields,
+    dry_rollback,
+    nothing_to_roll_back,
+    print_end,
+    print_plan,
+    print_targets,
+    rollback_targets,
+)
 from macd.cli.verb import confirm, emit, error_fields, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
@@ -110,7 +120,6 @@ def deploy(
     asks = dry_run or not yes
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
         # Loaded while the links are being made.
-        from macd.cli.rollout_shown import Shown
         from macd.deploy import apply, follow, rollout
         from macd.ssh.refusals import UnreachableError
 
@@ -170,8 +179,6 @@ def rollback(
     json: bool = False,
 ) -> ExitCode | None:
     """Go back to the last good release: models, code, unit, flags; sends nothing."""
-    from macd.cli import rollback_steps as steps
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, follow, rollout
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
@@ -186,14 +193,14 @@ def rollback(
     stay: list[str] = []
     unreachable: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        targets, unreachable = steps.targets(run, inv, hosts, to)
+        targets, unreachable = rollback_targets(run, inv, hosts, to)
         stay = [target.host for target in targets if target.stays]
         if dry_run:
-            return steps.dry(targets, unreachable, options, to, json=json)
+            return dry_rollback(targets, unreachable, options, to, json=json)
         if not json:
-            steps.show(targets, unreachable)
+            print_targets(targets, unreachable)
         if not (yes or unreachable or any(target.to for target in targets)):
-            raise steps.no_way_back(env, any(target.provisioned for target in targets))
+            raise nothing_to_roll_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
 
@@ -245,7 +252,6 @@ class _Looked:
 
     def show(self) -> None:
         """For people."""
-        from macd.cli.deploy_shown import print_plan
 
         for plan in self.plans:
             print_plan(plan)
@@ -343,7 +349,6 @@ def _not_agreed(*, json: bool) -> ExitCode:
 
 
 def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
-    from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import rollout
     from macd.deploy.fleet import hosts_of
 
@@ -379,7 +384,6 @@ def _follow_each(
     Of several hosts only those are followed that have something under way, or that were
     started here and whose end is not recorded yet.
     """
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import follow
     from macd.deploy.fleet import in_waves, side_by_side
 
@@ -406,7 +410,6 @@ def _follow_each(
 def _end(
     result: Result, kind: str, options: str, *, hosts: int, json: bool, release: str = ""
 ) -> ExitCode:
-    from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy.rollout import passed_by
 
     past = (

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from macd.cli.hosts import away_fields, on_each, print_away
+from macd.cli.rollout import Shown
 from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
@@ -77,7 +78,6 @@ def _provision_each(
     inventory: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
 ) -> Results[Provisioned]:
     """Side by side; what one host fails with keeps no other from it."""
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import provision as provisioning
     from macd.deploy.fleet import in_waves, side_by_side
     from macd.deploy.rollout import Rollout, operator

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[Any], None]
 
-# A line for each call; macd/cli/calls.py says where they go. Nothing that was said is in them.
+# A line for each call; macd/cli/verb.py says where they go. Nothing that was said is in them.
 CALLS = logging.getLogger("macd.calls")
 _RECEIVE = 256 << 10
 _BEGINNING = 4096

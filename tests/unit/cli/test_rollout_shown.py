@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from macd.cli.rollout_shown import Board, Shown
+from macd.cli.rollout import Board, Shown
 from macd.deploy.plan import Plan
 from macd.errors import MacdError
 
