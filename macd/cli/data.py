@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import emit, verb
+from macd.cli.verb import INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from macd.app.market.findings import Accepted, Finding
     from macd.inventory import Inventory
 
-_COMMON = {
+_COMMON = JSON | {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
     "dry-run": "show what would be done, write nothing",
     "replace": "replace bars that are stored already with other values",
-    "json": "print one JSON document for machines",
 }
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of each kind; --all shows every one
@@ -201,7 +200,9 @@ def fetch(
 @verb(
     name="verify",
     iterable=["accept"],
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
         "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
@@ -212,8 +213,6 @@ def fetch(
         "train.accept: check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY; may be repeated",
         "now": "check as if it were this time (UTC; default: now)",
         "all": f"show every finding, not the first {SHOWN} of a kind",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": _COMMON["json"],
     },
 )
 def verify(

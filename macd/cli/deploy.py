@@ -17,7 +17,18 @@ from macd.cli.rollout import (
     print_targets,
     rollback_targets,
 )
-from macd.cli.verb import confirm, emit, error_fields, same, verb
+from macd.cli.verb import (
+    ENV_HOST,
+    INVENTORY,
+    JSON,
+    PARALLEL,
+    YES,
+    confirm,
+    emit,
+    error_fields,
+    same,
+    verb,
+)
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -30,15 +41,9 @@ if TYPE_CHECKING:
     from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = ENV_HOST | INVENTORY | JSON
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
-_LIMITS = {
-    "parallel": "how many hosts to work on at the same time (default: 10)",
+_LIMITS = PARALLEL | {
     "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)",
 }
 
@@ -78,7 +83,8 @@ def plan(
 
 @verb(
     name="deploy",
-    help={
+    help=YES
+    | {
         **_COMMON,
         **_RELEASE,
         **_LIMITS,
@@ -87,7 +93,6 @@ def plan(
         "restart": "restart the service even if nothing differs",
         "attach": "follow an activation under way (confirm it, if started here); start nothing",
         "dry-run": "the same as invoke plan",
-        "yes": "don't ask for confirmation",
     },
 )
 def deploy(
@@ -158,12 +163,12 @@ def deploy(
 
 @verb(
     name="rollback",
-    help={
+    help=YES
+    | {
         **_COMMON,
         **_LIMITS,
         "to": "id of a release that was live there (default: undo the last deploy, where live)",
         "dry-run": "only show which release each host would go back to",
-        "yes": "don't ask for confirmation",
     },
 )
 def rollback(

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -18,12 +18,7 @@ _SIGNS = {True: "✓", False: "✗", None: "?"}
 
 @verb(
     name="doctor",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
-    },
+    help=ENV_HOST | INVENTORY | JSON,
 )
 def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import emit, verb
+from macd.cli.verb import INVENTORY, JSON, emit, verb
 from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @verb(
     name="facts",
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "host": "name of a host in the inventory; jump hosts can be asked too",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
     },
 )
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import about, away_fields, exit_code, let_end, on_each, print_away
-from macd.cli.verb import confirm, emit, error_fields, same, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, YES, confirm, emit, error_fields, same, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from macd.gate.flag import Flip, Flipped
     from macd.inventory import Host, Inventory
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-    "dry-run": "only show whether it would be done, and why not",
-    "yes": "don't ask for confirmation",
-}
+_COMMON = (
+    ENV_HOST
+    | INVENTORY
+    | JSON
+    | YES
+    | {
+        "dry-run": "only show whether it would be done, and why not",
+    }
+)
 
 
 @verb(name="enable-stacking", help=_COMMON)

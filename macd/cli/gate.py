@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -33,15 +33,14 @@ _ABNORMAL = {
 
 @verb(
     name="shadow-gate",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
         "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory; such a report can't enable stacking",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
     },
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import confirm, emit, same, verb
+from macd.cli.verb import JSON, YES, confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
@@ -26,7 +26,9 @@ _WHO = ("who", "by")
 
 @verb(
     name="history",
-    help={
+    help=JSON
+    | YES
+    | {
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
@@ -35,8 +37,6 @@ _WHO = ("who", "by")
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-        "yes": "don't ask for confirmation",
-        "json": "print one JSON document for machines",
     },
 )
 def history(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import INVENTORY, JSON, confirm, emit, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.ssh.trust import Shown
 
-_INVENTORY = "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"
 
-
-@verb(name="list", help={"inventory": _INVENTORY, "json": "print one JSON document for machines"})
+@verb(name="list", help=INVENTORY | JSON)
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show the inventory's hosts and the jump hosts to each; connects to nothing."""
     from macd.inventory import load
@@ -68,13 +66,13 @@ def _told(row: dict[str, Any], inventory: str) -> str:
 @verb(
     positional=["name"],
     iterable=["fingerprint"],
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "name": "name of a host in the inventory",
         "fingerprint": "SHA256:... accept exactly this key; may be repeated, one for each hop",
         "yes": "pin keys seen for the first time without asking (never a changed one)",
         "dry-run": "show the keys and pin nothing",
-        "inventory": _INVENTORY,
-        "json": "print one JSON document for machines",
     },
 )
 def trust(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import Lines, away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -45,13 +45,12 @@ class _Seen:
 
 @verb(
     name="logs",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
         "lines": "how many of each host's newest lines to show first (default: 20)",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
     },

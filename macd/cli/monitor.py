@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import Lines, away_fields, exit_code, on_each
-from macd.cli.verb import emit, same, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ _UNJUDGED = """\
 
 @verb(
     name="monitor",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "once": "show the state once and exit; the guard keeps running on the host",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "look once and print one JSON document for machines",
     },
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from macd.cli.hosts import away_fields, on_each, print_away
 from macd.cli.rollout import Shown
-from macd.cli.verb import confirm, emit, same, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, PARALLEL, YES, confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 @verb(
     name="provision",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
-        "parallel": "how many hosts to work on at the same time (default: 10)",
+    help=ENV_HOST
+    | PARALLEL
+    | INVENTORY
+    | JSON
+    | YES
+    | {
         "dry-run": "show what would change, with diffs, and change nothing",
-        "yes": "don't ask for confirmation",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
     },
 )
 def provision(

@@ -1,37 +1,32 @@
-"""`invoke release` and its verbs: make a signed release of a training; list, show, verify them."""
+"""`invoke release` and its verbs: make a signed release of a training; list, show, verify them.
+
+The verbs come first. Below them are the steps of `invoke release`: which run, how it is judged,
+which Python and system its lock must fit, how it is signed.
+"""
 
 from __future__ import annotations
 
+import getpass
+import json as jsonlib
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.release_steps import (
-    build_request,
-    lifetime_days,
-    read_run,
-    record,
-    say,
-    signed,
-    signers_of,
-    signing_key,
-    store_of,
-)
-from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, MacdError, UsageError
+from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.errors import ExitCode, MacdError, RefusedError, UsageError
+from macd.host.durable import replace_file
 from macd.sizes import size
 
 if TYPE_CHECKING:
-    from macd.inventory import Inventory
+    from macd.inventory import Host, Inventory
     from macd.release.build import BuildRequest
+    from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Report, Signers
+    from macd.release.wheelhouse import Target
 
-_COMMON = {
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = INVENTORY | JSON
 _NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
 
 
@@ -277,3 +272,246 @@ def _show_report(report: Report, signers: Signers) -> None:
         print(f"✓ all {report.files} files are as they were signed")
     else:
         print("  do: don't deploy it; invoke release makes a new one")
+
+
+def build_request(
+    inventory: Inventory,
+    run: Run,
+    store: Store,
+    env: str,
+    accept: str,
+    now: datetime,
+    days: float,
+    *,
+    source: Path | None = None,
+    json: bool,
+) -> tuple[BuildRequest, list[Path]]:
+    from macd import application
+    from macd.jobs.record import host_of
+    from macd.journal import Journal
+    from macd.release import wheel, wheelhouse
+    from macd.release.build import BuildRequest
+    from macd.release.judge import blocking, judge
+    from macd.release.lock import Lock
+
+    findings = judge(run.criteria, inventory.train.criteria, run.audit, run.metrics["models"])
+    for finding in findings:
+        say(json, finding.line())
+    for remark in application.remarks(run.directory, tf=run.tf, env=inventory.service.env):
+        say(json, f"⚠ {remark}")
+    constraints = inventory.root / "constraints.txt"
+    if not blocking(findings) or accept:
+        target, warnings = target_of(inventory, env)
+        for warning in warnings:
+            say(json, f"⚠ {warning}")
+        house = wheelhouse.Wheelhouse(inventory.state_dir / "wheelhouse")
+        needed = wheelhouse.requirements()
+        if inventory.service.feed.kind == "ccxt":
+            needed += wheelhouse.requirements("fetch")
+        lock, wheels = house.resolve(needed, target, constraints)
+        wanted = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
+        say(json, f"✓ lock: {wanted}, {size(lock.total_bytes)}")
+    else:
+        lock, wheels = Lock("", "", ()), []  # refused before any lock counts
+    tree = inventory.root if source is None else source.resolve()
+    code = wheel.code_of(tree)
+    if code.dirty:
+        say(json, "⚠ the code has changes that are not committed; they go into the release")
+    if tree != inventory.root:
+        say(json, f"⚠ the code is not this clone's but that of {tree}")
+    journal = Journal(inventory.state_dir / "journal.jsonl")
+    request = BuildRequest(
+        run=run,
+        host=host_of(journal, run.id) or "local",
+        findings=findings,
+        app=inventory.release.app,
+        env=env,
+        serial=store.next_serial(now),
+        created=now,
+        lifetime=timedelta(days=days),
+        accepted=accept if blocking(findings) else "",
+        code=code,
+        lock=lock,
+        source=tree,
+        data_dir=inventory.train.data_dir,
+        versions=wheelhouse.proved_with(lock, constraints),
+    )
+    return request, wheels
+
+
+def lifetime_days(typed: str) -> float:
+    """The days of `--expires-days`; 0 where it was not typed. Raises UsageError."""
+    from macd.inventory import LONGEST_EXPIRY_DAYS
+
+    if not typed:
+        return 0
+    try:
+        days = float(typed)
+    except ValueError:
+        days = 0
+    if not 0 < days <= LONGEST_EXPIRY_DAYS:  # NaN is neither
+        raise UsageError(
+            f"--expires-days {typed} is no time a release can live",
+            why=f"a number of days above 0 is expected, {LONGEST_EXPIRY_DAYS} at most",
+            live="no release was made",
+            hint="invoke release --expires-days 30, or leave it to the inventory",
+        )
+    return days
+
+
+def read_run(inventory: Inventory, named: str) -> Run:
+    from macd.release import run as runs
+
+    if not named:
+        return runs.read(runs.newest(inventory.root / "runs"))
+    below = inventory.root / "runs" / named
+    return runs.read(below if below.is_dir() else Path(named))
+
+
+def signing_key(inventory: Inventory) -> Path:
+    key = inventory.release.sign_key
+    if key is None:
+        raise UsageError(
+            f"inventory {inventory.name} names no key to sign releases with",
+            hint=f"add release.sign_key to {inventory.path} (production.example.yml shows how)",
+        )
+    if not key.is_file():
+        made = f'ssh-keygen -t ed25519 -N "" -f {key}, then put it into allowed_signers and'
+        hint = "invoke lab.up makes it" if inventory.name == "lab" else f"{made} invoke provision"
+        raise UsageError(f"there is no signing key at {key}", hint=hint)
+    return key
+
+
+def signed(inventory: Inventory, raw: bytes) -> bytes:
+    """Signed, and held to what the hosts hold it to, before anything is sent to one."""
+    from macd.host.store import signature
+    from macd.release.signing import sign
+
+    signature_bytes = sign(raw, key=signing_key(inventory))
+    signers = signers_of(inventory)
+    try:
+        signature.verify(
+            raw,
+            signature_bytes,
+            allowed_signers=str(signers.allowed),
+            identity=signers.identity,
+            revoked=str(signers.revoked) if signers.revoked else None,
+        )
+    except signature.SignatureError as error:
+        hint = f"add the key for {signers.identity} there, then invoke provision"
+        if isinstance(error, signature.RevokedError):
+            hint = "name a key that is not revoked as release.sign_key"
+        raise RefusedError(
+            "hosts would refuse what this key signs",
+            why=f"{signers.allowed}: {error}",
+            live="no release was made",
+            hint=hint,
+        ) from error
+    return signature_bytes
+
+
+def signers_of(inventory: Inventory) -> Signers:
+    from macd.inventory import revoked
+    from macd.release.verify import Signers
+
+    allowed = inventory.release.allowed_signers
+    if allowed is None or not allowed.is_file():
+        raise UsageError(
+            "nobody is named whose signature counts",
+            why=f"release.allowed_signers: {allowed or 'not set'}",
+            hint="invoke lab.up makes the lab's"
+            if inventory.name == "lab"
+            else f"see {inventory.path}",
+        )
+    return Signers(allowed, inventory.release.identity, revoked(inventory))
+
+
+def store_of(inventory: Inventory) -> Store:
+    from macd.release.store import Store
+
+    return Store(inventory.root / "releases")
+
+
+def record(made: Release, request: BuildRequest) -> dict[str, Any]:
+    return {
+        "release": made.id,
+        "serial": made.manifest.serial,
+        "env": made.manifest.env,
+        "run": request.run.id,
+        "data_digest": request.run.digest,
+        "manifest_sha256": made.sha256,
+        "lock": made.manifest.lock,
+        "commit": request.code.commit,
+        "dirty": request.code.dirty,
+        "missed": [finding.name for finding in request.findings if not finding.ok],
+        "accepted": request.accepted or None,
+        "by": getpass.getuser(),
+    }
+
+
+def say(json: bool, text: str) -> None:
+    if not json:
+        print(text)
+
+
+def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
+    """What a lock for `env` must fit, and warnings where a host could only be remembered.
+
+    Raises MacdError when a host can't be reached and never was, or its Python is too old.
+    """
+    from macd.release.wheelhouse import Target, common
+    from macd.ssh.failures import UnfitPythonError
+
+    memory = inventory.state_dir / "facts" / f"{env}.json"
+    remembered: dict[str, Any] = _read_targets(memory)
+    targets: dict[str, Target] = {}
+    warnings = []
+    for host in inventory.env_hosts(env):
+        try:
+            target = _ask_target(host, inventory)
+            targets[host.name] = target
+            remembered[host.name] = {**asdict(target), "at": f"{datetime.now(UTC):%F %T} UTC"}
+        except UnfitPythonError:
+            raise  # it was reached, so what it had before says nothing
+        except MacdError as error:
+            fields = dict(remembered.get(host.name) or {})
+            if not fields:
+                raise _target_unknown(host, error) from error
+            at = fields.pop("at", "an unknown time")
+            targets[host.name] = Target(**fields)
+            warnings.append(f"{host.name} can't be reached; its Python is as of {at}")
+    _write_targets(memory, remembered)
+    return common(targets), warnings
+
+
+def _ask_target(host: Host, inventory: Inventory) -> Target:
+    from macd.release.wheelhouse import Target
+    from macd.ssh.session import open_session
+
+    with open_session(host, inventory) as session:
+        facts = session.facts([])
+    python = ".".join(facts.python.version.split(".")[:2])
+    libc = facts.os.libc
+    name = "musl" if libc["name"] == "musl" else "glibc"
+    return Target(python, facts.os.arch, name, libc["version"] or "1.2")
+
+
+def _target_unknown(host: Host, error: MacdError) -> MacdError:
+    return MacdError(
+        f"what {host.name} runs isn't known yet, so no wheels can be chosen for it",
+        why=str(error),
+        live="no release was made",
+        hint="make it reachable once (the lab's: invoke lab.up); afterwards it need not be",
+    )
+
+
+def _read_targets(path: Path) -> dict[str, Any]:
+    try:
+        document = jsonlib.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _write_targets(path: Path, remembered: dict[str, Any]) -> None:
+    replace_file(path, (jsonlib.dumps(remembered, indent=1) + "\n").encode(), parents=True)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from macd.host.record import Record
     from macd.inventory import Host
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = ENV_HOST | INVENTORY | JSON
 
 
 @verb(name="status", help=_COMMON)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, safe, verb
+from macd.cli.verb import INVENTORY, JSON, YES, confirm, emit, safe, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from macd.jobs.request import TrainRequest
     from macd.journal import Journal
 
-_COMMON = {
-    "host": "host with role train (default: the only one, or where the run was started)",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = (
+    INVENTORY
+    | JSON
+    | {
+        "host": "host with role train (default: the only one, or where the run was started)",
+    }
+)
 _RUN = {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
 _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
@@ -195,9 +197,9 @@ def fetch(
 @verb(
     name="cancel",
     help=_COMMON
+    | YES
     | {
         "run": "id of the run to stop",
-        "yes": "don't ask for confirmation",
         "dry-run": "show what would be stopped, stop nothing",
     },
 )

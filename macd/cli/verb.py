@@ -25,6 +25,16 @@ from macd.ssh.pending import CALLS
 _LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
 
+# The help of options that many verbs have; `help=` takes them joined with `|`.
+ENV_HOST = {
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+}
+INVENTORY = {"inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"}
+JSON = {"json": "print one JSON document for machines"}
+PARALLEL = {"parallel": "how many hosts to work on at the same time (default: 10)"}
+YES = {"yes": "don't ask for confirmation"}
+
 
 def verb(
     *,
