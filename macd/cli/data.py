@@ -252,7 +252,7 @@ def verify(
         limits=Limits().changed(usual).changed(limits),
     )
     findings = judged(findings, agreed)
-    absent = [one for one in unused(findings, agreed) if one.symbol in frames]
+    absent = [entry for entry in unused(findings, agreed) if entry.symbol in frames]
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     if json:
         emit(
@@ -262,7 +262,7 @@ def verify(
                 "errors": errors,
                 "warnings": warnings,
                 "accepted": len(findings) - errors - warnings,
-                "accepted_and_not_there": [one.as_json() for one in absent],
+                "accepted_and_not_there": [entry.as_json() for entry in absent],
                 "symbols": {
                     name: {"bars": rows.height, "digest": digest(rows)}
                     for name, rows in frames.items()
@@ -280,8 +280,8 @@ def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
     from macd.app.market.findings import EXAMPLE, parse
 
     try:
-        given = [one.as_json() for one in settings.train.accept]
-        return [parse(one) for one in (*given, *typed)]
+        given = [entry.as_json() for entry in settings.train.accept]
+        return [parse(entry) for entry in (*given, *typed)]
     except ValueError as error:
         raise UsageError("--accept is not understood", why=str(error), hint=EXAMPLE) from error
 

@@ -368,8 +368,8 @@ def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bo
         outcomes, [], warnings=warnings, failed=results.failed, left=results.left
     )
     if json:
-        told = {"outcomes": as_fields(outcomes), "warnings": warnings}
-        emit({**told, "errors": away_fields(ended.failed), "left": ended.left})
+        fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
+        emit({**fields, "errors": away_fields(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -425,7 +425,7 @@ def _end(
     error = result.error or past or _left(result, options)
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "outcomes": as_fields(result.outcomes),
             "untouched": result.untouched,
             "unreachable": list(result.unreachable),
@@ -435,7 +435,7 @@ def _end(
             "left": result.left,
             "errors": away_fields({**result.failed, **result.unreachable}),
         }
-        emit({**told, **(error_fields(error) if error else {}), "exit_code": int(code)})
+        emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code
     print_end(result, kind, options)
     if error is not None and hosts == 1:

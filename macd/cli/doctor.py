@@ -30,27 +30,31 @@ def doctor(
 
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
-    boxes = [one for one in inv.hosts.values() if one.role == "train"]
+    boxes = [host for host in inv.hosts.values() if host.role == "train"]
     # The training boxes are asked beside the hosts, and once for all of them.
-    results = side_by_side([*hosts, *boxes], lambda one: _ask(one, inv))
+    results = side_by_side([*hosts, *boxes], lambda host: _ask(host, inv))
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
-    told = results.done
-    trainings = {box.name: told[box.name] for box in boxes}
+    answers = results.done
+    trainings = {box.name: answers[box.name] for box in boxes}
     rows = {
-        one.name: diagnose(replace(told[one.name], trainings=trainings))
-        for one in hosts
-        if one.name in told
+        host.name: diagnose(replace(answers[host.name], trainings=trainings))
+        for host in hosts
+        if host.name in answers
     }
-    ill = {name: sum(finding.ok is False for finding in found) for name, found in rows.items()}
+    ill = {
+        name: sum(finding.ok is False for finding in findings) for name, findings in rows.items()
+    }
     problems = sum(ill.values())
     if json:
-        shown = [{"host": n, "findings": [asdict(f) for f in found]} for n, found in rows.items()]
+        shown = [
+            {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
+        ]
         emit({"problems": problems, "hosts": shown, "away": away_fields(results.failed)})
     else:
-        for name, found in rows.items():
+        for name, findings in rows.items():
             print(name)
-            for finding in found:
+            for finding in findings:
                 _print(finding)
         if rows:
             where = " on the hosts that answered" if results.failed else ""

@@ -209,13 +209,13 @@ def _fields(results: Results[_Ended]) -> dict[str, Any]:
 def _lines(kind: str, ended: Flipped) -> list[str]:
     mode = "stacking decides" if ended.value == "1" else "stacking is in shadow"
     process = f"process {ended.pid}" if ended.pid else "no process"
-    told = {
+    heads = {
         "set": f"{'✗' if ended.wrong else '✓'} {ended.host}: {mode}; {process} runs with it",
         "already": f"✓ {ended.host}: {mode} already; nothing was restarted",
         "would": f"{ended.host}: would {kind} stacking and restart the service",
         "reverted": f"✗ {ended.host}: put back, {mode}",
     }
-    lines = [told[ended.result], f"  live   {ended.release}"]
+    lines = [heads[ended.result], f"  live   {ended.release}"]
     for label, text in (
         ("why", ended.reason),
         ("wrong", ended.wrong),

@@ -101,11 +101,11 @@ def _on_hosts(
 
     results = on_each(list(hosts_of(inventory, env, host)), lambda host: _fetched(host, inventory))
     if json:
-        told = [
+        rows = [
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
             for name, records in results.done.items()
         ]
-        emit({"hosts": told, "away": away_fields(results.failed)})
+        emit({"hosts": rows, "away": away_fields(results.failed)})
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")
@@ -176,10 +176,10 @@ def _print(records: list[Record], limit: int, kind: str, *, full: bool, options:
 def _brief(record: Record) -> str:
     """One line about a record: what it is about, how it ended, why, who; all of it if unknown."""
     fields = {name: value for name, value in record.fields.items() if value not in ("", None)}
-    told = [_shown(fields[name]) for name in _PLAIN if name in fields]
-    told += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
-    told += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
-    return "  ".join(told or [f"{name}: {_shown(value)}" for name, value in fields.items()])
+    parts = [_shown(fields[name]) for name in _PLAIN if name in fields]
+    parts += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
+    parts += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
+    return "  ".join(parts or [f"{name}: {_shown(value)}" for name, value in fields.items()])
 
 
 def _shown(value: object) -> str:

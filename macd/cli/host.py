@@ -23,8 +23,8 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
         emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows})
     else:
         for row in rows:
-            told = _told(row, inv.name)
-            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {told}")
+            route = _route(row, inv.name)
+            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {route}")
         for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
             print(f"✗ {problem}")  # once: one missing file spoils every host alike
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
@@ -53,14 +53,14 @@ def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
     return {**row, "hops": hops, "problem": ""}
 
 
-def _told(row: dict[str, Any], inventory: str) -> str:
+def _route(row: dict[str, Any], inventory: str) -> str:
     if row["problem"]:
         return "✗ the way to it is not known, see below"
-    way = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
+    route = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
     chosen = "" if inventory == "lab" else f" --inventory {inventory}"
     hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']}{chosen})"
-    return way + (hint if unknown else "")
+    return route + (hint if unknown else "")
 
 
 @verb(

@@ -75,7 +75,7 @@ def logs(
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
-    results = on_each(hosts, lambda one: _look(inv, one, wanted, lines))
+    results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
         emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
@@ -86,7 +86,7 @@ def logs(
         print_away(results.failed)
         lost = dict(results.failed)
         if follow:
-            chosen = [one for one in hosts if one.name in results.done]
+            chosen = [host for host in hosts if host.name in results.done]
             with contextlib.suppress(KeyboardInterrupt):  # the way to leave
                 _follow_all(inv, chosen, results.done, view, lost)
     if lost and len(hosts) == 1:
@@ -129,12 +129,12 @@ def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int)
 def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
     from macd.gate.logs import merged
 
-    for host, raw in merged({name: one.newest for name, one in seen.items()}):
+    for host, raw in merged({name: look.newest for name, look in seen.items()}):
         view.line(host, raw)
-    for host, one in seen.items():
-        for note in one.notes:
+    for host, look in seen.items():
+        for note in look.notes:
             view.terminal.say(host, f"note: {note}", to=sys.stderr)
-        if not one.copy.names and not follow:
+        if not look.copy.names and not follow:
             view.terminal.write(f"{host} has written no signal lines yet", to=sys.stderr)
 
 

@@ -55,14 +55,15 @@ def monitor(
     hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
     if json:
-        looks = on_each(hosts, lambda one: _once(inv, one))
+        looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
         emit({"hosts": rows, "away": away_fields(looks.failed)} if several else rows[0])
     else:
 
-        def show(one: Host) -> tuple[Seen, str]:
-            options = same(env=env, host=one.name if several else host, inventory=inventory)
-            return _shown(inv, one, terminal, options, once=once)
+        def show(watched: Host) -> tuple[Seen, str]:
+            named = watched.name if several else host
+            options = same(env=env, host=named, inventory=inventory)
+            return _shown(inv, watched, terminal, options, once=once)
 
         with Lines(hosts) as terminal:
             looks = on_each(hosts, show, parallel=len(hosts))
@@ -169,8 +170,8 @@ def _fields(seen: Seen) -> dict[str, Any]:
     from dataclasses import asdict
 
     reports = [{"name": name, **report} for name, report in seen.reports]
-    told = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
-    return {**asdict(seen), **told, "reports": reports}
+    derived = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
+    return {**asdict(seen), **derived, "reports": reports}
 
 
 def _head(seen: Seen) -> Iterator[str]:
@@ -186,12 +187,12 @@ def _reports(seen: Seen) -> Iterator[tuple[str, str]]:
     """The name of each new report and what it says."""
     for name, report in seen.reports:
         rates = ", ".join(
-            f"{one['title']} {one['successes']}/{one['trials']}" for one in report["criteria"]
+            f"{row['title']} {row['successes']}/{row['trials']}" for row in report["criteria"]
         )
         moment = datetime.fromisoformat(report["made"])
-        told = [f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}"]
-        told += [f"  {'':<20}  {reason}" for reason in report["reasons"]]
-        yield name, "\n".join(told)
+        lines = [f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}"]
+        lines += [f"  {'':<20}  {reason}" for reason in report["reasons"]]
+        yield name, "\n".join(lines)
 
 
 def _time(epoch: float) -> str:

@@ -102,21 +102,21 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     inv = load(inventory)
     store = store_of(inv)
     live = _live(inv)
-    known = [one for one in store.readable() if env in ("", one.manifest.env)]
-    broken = sorted(set(store.ids()) - {one.id for one in store.readable()})
+    readable = [entry for entry in store.readable() if env in ("", entry.manifest.env)]
+    broken = sorted(set(store.ids()) - {entry.id for entry in store.readable()})
     if json:
-        rows = [{**_fields(one), "live_on": live.get(one.id, [])} for one in known]
+        rows = [{**_fields(entry), "live_on": live.get(entry.id, [])} for entry in readable]
         emit({"releases": rows, "unreadable": broken})
         return
-    if not known and not broken:
+    if not readable and not broken:
         print(f"no releases yet in {store.root}\n  next: invoke train, then invoke release")
         return
     print(f"{'release':<26} {'serial':>10}  {'env':<6} {'criteria':<22} {'live on':<10} run")
-    for one in known:
-        where = ", ".join(live.get(one.id, [])) or "-"
-        details = one.manifest.details
+    for entry in readable:
+        where = ", ".join(live.get(entry.id, [])) or "-"
+        details = entry.manifest.details
         print(
-            f"{one.id:<26} {one.manifest.serial:>10}  {one.manifest.env:<6} "
+            f"{entry.id:<26} {entry.manifest.serial:>10}  {entry.manifest.env:<6} "
             f"{_criteria(details):<22} {where:<10} {details.get('run', '?')}"
         )
     for name in broken:
@@ -132,16 +132,16 @@ def show(
     from macd.inventory import load
 
     store = store_of(load(inventory))
-    one = _chosen(store, id, env)
+    chosen = _chosen(store, id, env)
     if json:
-        files = [asdict(file) for file in one.manifest.files]
-        emit({**_fields(one), "details": one.manifest.details, "files": files,
-              "lock": {"sha256": one.lock.sha256, "python": one.lock.python,
-                       "platform": one.lock.platform, "versions": one.lock.versions}})  # fmt: skip
+        files = [asdict(file) for file in chosen.manifest.files]
+        names = ("sha256", "python", "platform", "versions")
+        lock = {name: getattr(chosen.lock, name) for name in names}
+        emit({**_fields(chosen), "details": chosen.manifest.details, "files": files, "lock": lock})
         return
-    for label, text in _rows(one):
+    for label, text in _rows(chosen):
         print(f"{label:<10}{text}")
-    for file in one.manifest.files:
+    for file in chosen.manifest.files:
         print(f"{'':10}{file.sha256[:12]} {file.size:>10,}  {file.path}")
 
 
@@ -189,27 +189,27 @@ def _live(inventory: Inventory) -> dict[str, list[str]]:
         records = Journal(inventory.state_dir / "journal.jsonl").records()
     except MacdError:
         return {}
-    for one in records:
-        host, live = one.fields.get("host"), one.fields.get("live")
-        if one.kind in ENDS and isinstance(host, str) and isinstance(live, str):
+    for record in records:
+        host, live = record.fields.get("host"), record.fields.get("live")
+        if record.kind in ENDS and isinstance(host, str) and isinstance(live, str):
             by_host[host] = live
-    found: dict[str, list[str]] = {}
+    live_on: dict[str, list[str]] = {}
     for host, live in by_host.items():
-        found.setdefault(live, []).append(host)
-    return found
+        live_on.setdefault(live, []).append(host)
+    return live_on
 
 
-def _fields(one: Release) -> dict[str, Any]:
-    manifest, details = one.manifest, one.manifest.details
+def _fields(release: Release) -> dict[str, Any]:
+    manifest, details = release.manifest, release.manifest.details
     return {
-        "id": one.id,
-        "directory": str(one.directory),
+        "id": release.id,
+        "directory": str(release.directory),
         "serial": manifest.serial,
         "app": manifest.app,
         "env": manifest.env,
         "created": f"{manifest.created:%Y-%m-%dT%H:%M:%SZ}",
         "expires": f"{manifest.expires:%Y-%m-%dT%H:%M:%SZ}",
-        "manifest_sha256": one.sha256,
+        "manifest_sha256": release.sha256,
         "bytes": manifest.total_bytes,
         "run": details.get("run"),
         "criteria": details.get("criteria", []),
@@ -218,26 +218,26 @@ def _fields(one: Release) -> dict[str, Any]:
 
 
 def _criteria(details: dict[str, Any]) -> str:
-    missed = [one for one in details.get("criteria", []) if not one["ok"]]
+    missed = [criterion for criterion in details.get("criteria", []) if not criterion["ok"]]
     if details.get("accepted"):
         return "accepted, with reason"
     return f"{len(missed)} missed, only warn" if missed else "met"
 
 
-def _rows(one: Release) -> list[tuple[str, str]]:
-    manifest, d = one.manifest, one.manifest.details
+def _rows(release: Release) -> list[tuple[str, str]]:
+    manifest, lock, d = release.manifest, release.lock, release.manifest.details
     code = d.get("code", {})
     commit = (code.get("commit") or "no commit")[:12] + (" + changes" if code.get("dirty") else "")
     lines = [
-        ("release", f"{one.id}, serial {manifest.serial}, for {manifest.app} on {manifest.env}"),
+        (
+            "release",
+            f"{release.id}, serial {manifest.serial}, for {manifest.app} on {manifest.env}",
+        ),
         ("made", f"{manifest.created:%F %H:%M} UTC; expires {manifest.expires:%F %H:%M} UTC"),
         ("run", f"{d.get('run')} on {d.get('host')}, {d.get('symbol')} {d.get('tf')}"),
         ("data", str(d.get("data_digest"))),
         ("code", f"{code.get('version')}, {commit}"),
-        (
-            "runtime",
-            f"Python {one.lock.python}, {one.lock.platform}, {len(one.lock.wheels)} wheels",
-        ),
+        ("runtime", f"Python {lock.python}, {lock.platform}, {len(lock.wheels)} wheels"),
     ]
     if d.get("accepted"):
         lines.append(("accepted", str(d["accepted"])))
@@ -252,7 +252,8 @@ def _show_dry_run(request: BuildRequest, *, json: bool) -> None:
     if json:
         emit({
             "dry_run": True, "run": request.run.id, "serial": request.serial,
-            "lock": request.lock.sha256, "criteria": [asdict(one) for one in request.findings],
+            "lock": request.lock.sha256,
+            "criteria": [asdict(finding) for finding in request.findings],
             "accepted": request.accepted or None,
         })  # fmt: skip
         return

@@ -56,10 +56,10 @@ def summary(plan: Plan) -> list[str]:
         return [_nothing_to_do(plan)]
     lines = [f"live   {plan.live or 'nothing'}", f"new    {plan.release}"]
     counts = {how: [d for d in plan.delta if d.how == how] for how in ("new", "changed", "gone")}
-    told = ", ".join(f"{len(found)} {how}" for how, found in counts.items() if found)
+    counted = ", ".join(f"{len(rows)} {how}" for how, rows in counts.items() if rows)
     same = sum(1 for d in plan.delta if d.how == "same")
     if plan.delta:
-        lines.append(f"files  {told or 'none differ'}; {same} the same")
+        lines.append(f"files  {counted or 'none differ'}; {same} the same")
     also = [diff.name for diff in plan.diffs if diff.by == "deploy"]
     if also:
         lines.append(f"also   {', '.join(also)}")
@@ -107,8 +107,8 @@ def print_plan(plan: Plan) -> None:
             print(f"    {line}")
     if plan.steps:
         print(f"  steps  {' > '.join(plan.steps)}")
-    for told in plan.drift:
-        print(f"  drift  {told}")
+    for difference in plan.drift:
+        print(f"  drift  {difference}")
     for problem in plan.problems:
         print(f"  ✗ would be refused: {problem.what}")
         if problem.hint:
@@ -336,18 +336,18 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     if outcome.result == "nothing":
         return f"{outcome.host}: nothing to do, {outcome.live} is live"
     if outcome.result == "committed":
-        told = f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
+        first = f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
         shadow = "it came back in shadow (ML_ENABLE_STACKING=0); to have stacking decide again:"
         again = f"invoke shadow-gate{options}, then invoke enable-stacking{options}"
-        lines = [told, *_switched_with(outcome, kind)]
+        lines = [first, *_switched_with(outcome, kind)]
         return "\n".join([*lines, f"  {shadow}", f"  {again}"] if kind == "rollback" else lines)
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     lines += _kept(outcome)
     if outcome.well is False:
         lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
-        away = f"invoke rollback --to ID{options}"
-        lines.append(f"  do: invoke doctor{options}; {away} goes to one that was live before")
+        back = f"invoke rollback --to ID{options}"
+        lines.append(f"  do: invoke doctor{options}; {back} goes to one that was live before")
         return "\n".join(lines)
     lines.append(f"  now: {outcome.live or 'nothing'} is live ({outcome.serving})")
     look = f"invoke status{options}; invoke doctor{options}"
@@ -357,17 +357,17 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
 
 def _switched_with(outcome: Outcome, kind: str) -> list[str]:
     """What went back with a release, and where the texts are that people had changed."""
-    told = []
+    lines = []
     if kind == "rollback":
         files = [f"  put back as they were: {', '.join(outcome.files)}"] if outcome.files else []
         keys = [f"  set in .env as they were: {', '.join(outcome.keys)}"] if outcome.keys else []
-        told = [*files, *keys, "  everything else in .env is as it was a moment ago"]
-    return told + _kept(outcome)
+        lines = [*files, *keys, "  everything else in .env is as it was a moment ago"]
+    return lines + _kept(outcome)
 
 
 def _kept(outcome: Outcome) -> list[str]:
-    told = "what was changed on the host since the last deploy is kept there"
-    return [f"  {told}: {path}" for path in outcome.kept]
+    text = "what was changed on the host since the last deploy is kept there"
+    return [f"  {text}: {path}" for path in outcome.kept]
 
 
 def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -389,16 +389,16 @@ def rollback_targets(
     return rollback.targets(looked, to, unseen), unreachable
 
 
-def print_targets(found: list[RollbackTarget], unreachable: dict[str, MacdError]) -> None:
+def print_targets(targets: list[RollbackTarget], unreachable: dict[str, MacdError]) -> None:
     """One line for each host."""
-    for target in found:
+    for target in targets:
         print(f"{target.host}: {target}")
     for name, error in unreachable.items():
         print(f"{name}: passed by: {error.what}")
 
 
 def dry_rollback(
-    found: list[RollbackTarget],
+    targets: list[RollbackTarget],
     unreachable: dict[str, MacdError],
     options: str,
     to: str,
@@ -410,14 +410,14 @@ def dry_rollback(
 
     error = passed_by("rollback", unreachable, options, release=to) if unreachable else None
     if not json:
-        print_targets(found, unreachable)
+        print_targets(targets, unreachable)
         if error is not None:
             raise error
         return None
-    goes_to = {target.host: None if target.stays else target.to for target in found}
-    changes = {target.host: target.changes for target in found if target.goes}
-    told = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(unreachable)}
-    emit({**told, **(error_fields(error) if error else {})})
+    goes_to = {target.host: None if target.stays else target.to for target in targets}
+    changes = {target.host: target.changes for target in targets if target.goes}
+    fields = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(unreachable)}
+    emit({**fields, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 
 

@@ -149,8 +149,8 @@ class Rollout:
                 why = error.what if isinstance(error, MacdError) else named(error)
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in unreachable or isinstance(error, UnreachableError)
-                told = {"unreachable": True} if never else {}
-                ended_with(host=host.name, result="failed", why=why, **told)
+                mark = {"unreachable": True} if never else {}
+                ended_with(host=host.name, result="failed", why=why, **mark)
                 if len(hosts) > 1 and not isinstance(error, MacdError):
                     raise unexpected(host.name, error) from error  # it hides no other host
                 raise
@@ -197,7 +197,9 @@ class Rollout:
 
     def _tell(self, result: Result) -> Sequence[str]:
         """One message to people elsewhere about all hosts; warnings where that did not work."""
-        lines = [_sentence(self._kind, one) for one in result.outcomes if not _as_it_was(one)]
+        lines = [
+            _sentence(self._kind, outcome) for outcome in result.outcomes if not _as_it_was(outcome)
+        ]
         errors = {**result.failed, **result.unreachable}
         lines += [f"{name}: {error.what}" for name, error in errors.items()]
         lines += [result.stopped] if result.stopped else []
@@ -205,8 +207,8 @@ class Rollout:
             return ()
         good = not result.exit_code
         title = f"macd {self._kind} {self._env}: {'done' if good else 'FAILED'}"
-        told = notify(self._inventory.notify, title, "\n".join(lines), good=good)
-        return (told,) if told else ()
+        warning = notify(self._inventory.notify, title, "\n".join(lines), good=good)
+        return (warning,) if warning else ()
 
 
 def _result(
@@ -259,22 +261,22 @@ def passed_by(
     unknown = [name for name in unreachable if name not in not_done]
     what, hint = [], []
     if not_done:
-        one = not_done[0] if len(not_done) == 1 else "NAME"
+        name = not_done[0] if len(not_done) == 1 else "NAME"
         option = "to" if kind == "rollback" else "release"
         which = f" --{option} {release}" if release else ""
-        again = f"invoke {kind} --host {one}{which}{options}"
+        again = f"invoke {kind} --host {name}{which}{options}"
         if kind == "rollback" and not release:
             again = f"if what was undone is live there: {again}"
         what.append(
             f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(not_done)}"
         )
-        hint.append(f"when it answers again: invoke status --host {one}{options}; {again}")
+        hint.append(f"when it answers again: invoke status --host {name}{options}; {again}")
     if unknown:
-        one = unknown[0] if len(unknown) == 1 else "NAME"
+        name = unknown[0] if len(unknown) == 1 else "NAME"
         what.append(f"not known how it ended: {', '.join(unknown)}")
         hint.append(
-            f"when it answers again: invoke deploy --attach --host {one}{options} follows it; "
-            f"invoke status --host {one}{options} shows the end"
+            f"when it answers again: invoke deploy --attach --host {name}{options} follows it; "
+            f"invoke status --host {name}{options} shows the end"
         )
     return ContactLostError(
         "; ".join(what),
@@ -292,9 +294,9 @@ def _sentence(kind: str, outcome: Outcome) -> str:
     if outcome.result == "nothing" and outcome.well is False:
         return f"{outcome.host}: {outcome.live} is live, but does not serve: {outcome.serving}"
     if outcome.result == "reverted":
-        told = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
-        unwell = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
-        return told + unwell if outcome.well is False else told
+        sentence = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
+        unhealthy = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
+        return sentence + unhealthy if outcome.well is False else sentence
     return f"{outcome.host}: {outcome.live} is live"
 
 
