@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, on_each, print_away
+from macd.cli.hosts import failed_fields, on_each, print_failed
 from macd.cli.rollout import (
     Shown,
     as_fields,
@@ -261,12 +261,12 @@ class _Looked:
         for plan in self.plans:
             print_plan(plan)
         sys.stdout.flush()
-        print_away(self.failed)
+        print_failed(self.failed)
 
 
 @dataclass(frozen=True)
 class _How:
-    """What was typed that decides whether a deploy begins."""
+    """The options that decide whether a deploy starts."""
 
     options: str
     dry: bool
@@ -290,7 +290,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     if looked.failed and not (how.skip and looked.all_unreachable):
         if not how.json:
             looked.show()
-        raise _not_begun(looked, how.options)
+        raise _not_started(looked, how.options)
     _show(looked, how)
     if looked.nothing_to_do and not (how.restart and looked.plans):
         return _as_it_is(looked, how)
@@ -301,7 +301,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     return None
 
 
-def _not_begun(looked: _Looked, options: str) -> MacdError:
+def _not_started(looked: _Looked, options: str) -> MacdError:
     skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
     return MacdError(
         f"no deploy was started: {', '.join(looked.failed)} could not be asked",
@@ -331,7 +331,7 @@ def _fields(looked: _Looked) -> dict[str, Any]:
     return {
         "changes": not looked.nothing_to_do,
         "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in looked.plans],
-        "away": away_fields(looked.failed),
+        "away": failed_fields(looked.failed),
     }
 
 
@@ -369,7 +369,7 @@ def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bo
     )
     if json:
         fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
-        emit({**fields, "errors": away_fields(ended.failed), "left": ended.left})
+        emit({**fields, "errors": failed_fields(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -433,7 +433,7 @@ def _end(
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": away_fields({**result.failed, **result.unreachable}),
+            "errors": failed_fields({**result.failed, **result.unreachable}),
         }
         emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code
@@ -460,7 +460,7 @@ def _left(result: Result, options: str) -> MacdError | None:
 
 def _print_errors(result: Result, *others: MacdError | None) -> None:
     sys.stdout.flush()
-    print_away(result.failed)
+    print_failed(result.failed)
     for error in (result.unrecorded, *others):
         if error is not None:
             print(f"✗ {error}", file=sys.stderr)

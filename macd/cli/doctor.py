@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, print_away
+from macd.cli.hosts import exit_code, failed_fields, print_failed
 from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode, MacdError
 
@@ -50,7 +50,7 @@ def doctor(
         shown = [
             {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
         ]
-        emit({"problems": problems, "hosts": shown, "away": away_fields(results.failed)})
+        emit({"problems": problems, "hosts": shown, "away": failed_fields(results.failed)})
     else:
         for name, findings in rows.items():
             print(name)
@@ -61,7 +61,7 @@ def doctor(
             print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found{where}")
         if problems and len(hosts) > 1:
             print("  what is advised acts on every host; add --host NAME for one alone")
-        print_away(results.failed)
+        print_failed(results.failed)
     codes = [ExitCode.FAILED if count else None for count in ill.values()]
     return exit_code(codes, results.failed)
 
@@ -73,14 +73,14 @@ def _print(finding: Finding) -> None:
 
 
 def _ask(host: Host, inventory: Inventory) -> Any:
-    """The case of a serving host, or how the newest run on a training box stands."""
+    """The case of a serving host, or the state of the newest run on a training box."""
     from macd.gate.doctor import examine
 
     return _training(host, inventory) if host.role == "train" else examine(host, inventory)
 
 
 def _training(host: Host, inventory: Inventory) -> dict[str, str]:
-    """How the newest run on a host stands, and what helps if it failed."""
+    """The state of the newest run on a host, and what helps if it failed."""
     import time
 
     from macd.jobs import follow, remedies

@@ -40,7 +40,7 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     except UnfitPythonError as error:
         if chosen.role != "jump":
             raise
-        _tell_jump(chosen, error, json=json)
+        _show_jump(chosen, error, json=json)
         return
     if json:
         emit({"host": chosen.name, **asdict(answer), "clock": asdict(session.clock)})
@@ -51,8 +51,8 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     print(f"{'clock':<10}{clock.offset * 1e3:+.1f} ms against here, ± {clock.error * 1e3:.1f} ms")
 
 
-def _tell_jump(host: Host, error: MacdError, *, json: bool) -> None:
-    """A host that is only a way to others may be without Python; then there is no more to tell."""
+def _show_jump(host: Host, error: MacdError, *, json: bool) -> None:
+    """Show a jump host that has no Python: it needs none, and can't answer more."""
     if json:
         emit({"host": host.name, "python": None, "told": error.what})
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
@@ -64,26 +64,26 @@ def shadow_gate(
     if logs:
         from macd.gate.report import of_files
 
-        saved = _keep(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
-        return _tell_one(saved, json=json)
+        saved = _save(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
+        return _show_one(saved, json=json)
     from macd.deploy.fleet import hosts_of
     from macd.gate.report import of_host
 
     hosts = list(hosts_of(inv, env, host))
     signing = Lock()  # for a passphrase or a touch is asked once at a time
 
-    def judge(host: Host) -> _Kept:
-        return _keep(inv, of_host(inv, host, wanted, span or inv.gate.days), signing)
+    def judge(host: Host) -> _Saved:
+        return _save(inv, of_host(inv, host, wanted, span or inv.gate.days), signing)
 
     results = on_each(hosts, judge)
     if len(hosts) == 1:
-        return _tell_one(results.done[hosts[0].name], json=json)
-    return _tell_all(env, results, json=json)
+        return _show_one(results.done[hosts[0].name], json=json)
+    return _show_all(env, results, json=json)
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A report that was kept, and its page. warnings: what did not work beside it."""
+class _Saved:
+    """A stored report and its page. warnings: what else did not work."""
 
     document: Mapping[str, Any]
     path: Path
@@ -100,8 +100,8 @@ class _Kept:
         return {**self.document, **places, "warnings": list(self.warnings)}
 
 
-def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
-    """Sign and keep the report, make its page, and tell the host and the journal of the verdict."""
+def _save(inventory: Inventory, judged: Judged, signing: Lock) -> _Saved:
+    """Sign and store the report, make its page; note the verdict on the host and in the journal."""
     from macd.gate import page, report
 
     document = judged.document
@@ -114,43 +114,43 @@ def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
         warnings = [report.note_on_host(path, document, inventory)]
         warnings += _record(inventory, judged, path)
     report.prune(inventory, place.parent.name, _in_use(inventory))
-    return _Kept(document, path, shown, [*filter(None, warnings)])
+    return _Saved(document, path, shown, [*filter(None, warnings)])
 
 
-def _tell_one(kept: _Kept, *, json: bool) -> ExitCode:
+def _show_one(saved: _Saved, *, json: bool) -> ExitCode:
     if json:
-        emit(kept.fields)
+        emit(saved.fields)
     else:
-        print("\n".join(report_lines(kept.document)) + "\n")
-        _print_places(kept)
-    return _EXIT[kept.verdict]
+        print("\n".join(report_lines(saved.document)) + "\n")
+        _print_places(saved)
+    return _EXIT[saved.verdict]
 
 
-def _tell_all(env: str, results: Results[_Kept], *, json: bool) -> ExitCode:
-    """The verdict on several hosts; a host that could not be judged is INCONCLUSIVE for it."""
+def _show_all(env: str, results: Results[_Saved], *, json: bool) -> ExitCode:
+    """Show the verdict on several hosts; a host that could not be judged counts as INCONCLUSIVE."""
     from macd.gate.report import together
 
     verdict = together(
-        [*(kept.verdict for kept in results.done.values()), *("" for _ in results.failed)]
+        [*(saved.verdict for saved in results.done.values()), *("" for _ in results.failed)]
     )
     if json:
-        hosts = [kept.fields for kept in results.done.values()]
-        emit({"verdict": verdict, "hosts": hosts, "away": away_fields(results.failed)})
+        hosts = [saved.fields for saved in results.done.values()]
+        emit({"verdict": verdict, "hosts": hosts, "away": failed_fields(results.failed)})
     else:
-        for kept in results.done.values():
-            print("\n".join(_head(kept.document)))
-            _print_places(kept)
+        for saved in results.done.values():
+            print("\n".join(_head(saved.document)))
+            _print_places(saved)
             print()
-        print_away(results.failed)
-        verdicts = [f"{name} {kept.verdict}" for name, kept in results.done.items()]
+        print_failed(results.failed)
+        verdicts = [f"{name} {saved.verdict}" for name, saved in results.done.items()]
         verdicts += [f"{name} not judged" for name in results.failed]
         print(f"{_SIGNS[verdict]} {verdict}  env {env}: {', '.join(verdicts)}")
     return _EXIT[verdict] if results.done else exit_code([], results.failed)
 
 
-def _print_places(kept: _Kept) -> None:
-    print(f"  report    {kept.path}\n  page      {kept.page}")
-    for warning in kept.warnings:
+def _print_places(saved: _Saved) -> None:
+    print(f"  report    {saved.path}\n  page      {saved.page}")
+    for warning in saved.warnings:
         print(f"  note      {warning}")
 
 
@@ -220,7 +220,7 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
     warnings = []
     try:
         journal.append("gate.judged", fields, now=datetime.now(UTC))
-    except MacdError as error:  # the verdict stands; it must not be hidden
+    except MacdError as error:  # the verdict holds; no other error may hide it
         warnings.append(f"not recorded in the journal: {error.what}")
     title = f"macd gate {document['env']}: {document['verdict']}"
     body = "\n".join(document["reasons"]) or f"release {document['release']}"
@@ -266,12 +266,12 @@ def _head(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  do        invoke deploy --env {document['env']}: nothing is live there yet"
         )
-    lines += [f"  opens nothing: {why}" for why in _closed(document)]
+    lines += [f"  can't enable stacking: {why}" for why in _blockers(document)]
     return lines
 
 
-def _closed(document: Mapping[str, Any]) -> list[str]:
-    """Why it opens nothing, but for the verdict, which stands above."""
+def _blockers(document: Mapping[str, Any]) -> list[str]:
+    """Why the report can't enable stacking, without the verdict, which is printed above."""
     verdict = f"the verdict is {document['verdict']}"
     return [why for why in document["opens_nothing"] if why != verdict]
 

@@ -1,4 +1,4 @@
-"""`invoke history`: what was done from here, in order, or from which record it is not known."""
+"""`invoke history`: what was done from here, in order; a damaged journal up to the damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import JSON, YES, confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
@@ -105,12 +105,12 @@ def _on_hosts(
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
             for name, records in results.done.items()
         ]
-        emit({"hosts": rows, "away": away_fields(results.failed)})
+        emit({"hosts": rows, "away": failed_fields(results.failed)})
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")
         _print(records, limit, kind, full=full, options=options)
-    print_away(results.failed)
+    print_failed(results.failed)
     return exit_code([], results.failed)
 
 

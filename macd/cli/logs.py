@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, away_fields, exit_code, on_each, print_away
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
@@ -78,12 +78,12 @@ def logs(
     results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
-        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": failed_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
         view = _View(terminal, wanted, objects=json and len(hosts) > 1)
         _print(results.done, view, follow=follow)
-        print_away(results.failed)
+        print_failed(results.failed)
         lost = dict(results.failed)
         if follow:
             chosen = [host for host in hosts if host.name in results.done]
@@ -153,13 +153,13 @@ def _follow_all(
             _follow(inventory, host, seen[host.name].end, view)
         except MacdError as error:
             lost[host.name] = error
-            view.terminal.away(host.name, error)
+            view.terminal.host_failed(host.name, error)
 
     side_by_side(hosts, follow, parallel=len(hosts))
 
 
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
-    """Print what comes; a lost link is made anew and no line is lost or told twice."""
+    """Print what comes; a lost link is made anew and no line is lost or printed twice."""
     from macd.gate import logs as host_logs
     from macd.ssh.refusals import UnreachableError
     from macd.ssh.session import open_session

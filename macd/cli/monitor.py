@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, away_fields, exit_code, on_each
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each
 from macd.cli.verb import ENV_HOST, INVENTORY, emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
@@ -57,7 +57,7 @@ def monitor(
     if json:
         looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
-        emit({"hosts": rows, "away": away_fields(looks.failed)} if several else rows[0])
+        emit({"hosts": rows, "away": failed_fields(looks.failed)} if several else rows[0])
     else:
 
         def show(watched: Host) -> tuple[Seen, str]:
@@ -85,7 +85,7 @@ def _shown(
     try:
         seen, warning = _watched(inventory, host, terminal, once=once)
     except MacdError as error:
-        terminal.away(host.name, error)
+        terminal.host_failed(host.name, error)
         raise
     for line in _ending(seen, warning, options):
         terminal.say(host.name, line)
@@ -150,7 +150,7 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
 
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
-    """Journal and tell the end of a watch once; a note if telling did not work."""
+    """Record and notify the end of a watch once; a note if notifying did not work."""
     from macd.deploy.notify import notify
     from macd.gate import flag
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.hosts import away_fields, on_each, print_away
+from macd.cli.hosts import failed_fields, on_each, print_failed
 from macd.cli.rollout import Shown
 from macd.cli.verb import ENV_HOST, INVENTORY, JSON, PARALLEL, YES, confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
@@ -103,7 +103,7 @@ def _provision_each(
 
 
 def _together(looked: Results[Provisioned], ended: Results[Provisioned]) -> Results[Provisioned]:
-    """Of each host what became of it; of those that wanted nothing, that."""
+    """How each host ended; the look of those that needed no change."""
     from macd.deploy.fleet import Results
 
     unknown = {*ended.failed, *ended.not_started, *ended.left}
@@ -119,7 +119,7 @@ def _emit(results: Results[Provisioned], *, dry_run: bool) -> None:
         {**asdict(host), "restart_wanted": host.restart_wanted} for host in results.done.values()
     ]
     more = {"untouched": results.not_started, "left": results.left}
-    emit({"dry_run": dry_run, "hosts": hosts, "away": away_fields(results.failed), **more})
+    emit({"dry_run": dry_run, "hosts": hosts, "away": failed_fields(results.failed), **more})
 
 
 def _exit_code(results: Results[Provisioned], *, agreed: bool) -> ExitCode:
@@ -137,7 +137,7 @@ def _show(results: Results[Provisioned], options: str, *, would: bool) -> None:
     for name in results.not_started:
         print(f"{name}: untouched")
     sys.stdout.flush()
-    print_away(results.failed)
+    print_failed(results.failed)
     if results.left:
         error = ContactLostError(
             f"not waited for: {', '.join(results.left)}",

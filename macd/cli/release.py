@@ -384,7 +384,7 @@ def signing_key(inventory: Inventory) -> Path:
 
 
 def signed(inventory: Inventory, raw: bytes) -> bytes:
-    """Signed, and held to what the hosts hold it to, before anything is sent to one."""
+    """Sign the manifest, and verify the signature as the hosts will."""
     from macd.host.store import signature
     from macd.release.signing import sign
 

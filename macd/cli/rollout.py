@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, away_fields
+from macd.cli.hosts import Lines, failed_fields
 from macd.cli.verb import emit, error_fields, safe
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.sizes import size
@@ -67,7 +67,7 @@ def summary(plan: Plan) -> list[str]:
         f"send   {plan.blobs} blobs, {size(plan.send_bytes)} (about {size(plan.wire_bytes)} "
         f"compressed), {plan.round_trips} round trips"
     )
-    lines.append(f"back   {way_back(plan)}")
+    lines.append(f"back   {rollback_line(plan)}")
     return lines + [f"note   {note}" for note in plan.notes]
 
 
@@ -79,7 +79,7 @@ def _nothing_to_do(plan: Plan) -> str:
     return f"nothing to do: {plan.release} is live and everything is as it should be"
 
 
-def way_back(plan: Plan) -> str:
+def rollback_line(plan: Plan) -> str:
     """ "rollback ready" and by what was checked, or why not: loud where there should be one."""
     target, why = plan.rollback.get("release"), plan.rollback.get("why")
     if plan.rollback.get("ready"):
@@ -116,7 +116,7 @@ def print_plan(plan: Plan) -> None:
 
 
 class Progress:
-    """Tells what a deploy of a host does, as it happens; nothing with `quiet`.
+    """Prints what a deploy of a host does, as it happens; nothing with `quiet`.
 
     Args:
         say: takes each line; None prints it here, and what is sent in place on a terminal.
@@ -136,7 +136,7 @@ class Progress:
         self._confirmed = False
 
     def __call__(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """One event: a step of ours, or a state the host has told."""
+        """Print one event: a step of ours, or a state that the host reports."""
         if self._quiet:
             return
         if kind == "looking":  # the next host: its rate is its own
@@ -144,7 +144,7 @@ class Progress:
             self._confirmed = False
         self._confirmed |= kind == "confirmed"
         if kind == "awaiting confirmation" and self._confirmed:
-            return  # the host told it before it was asked, and is heard afterwards
+            return  # the host sent it before it was asked; it arrives afterwards
         if kind == "sending":
             self._sending(fields["sent"], fields["total"])
         elif kind == "planned":
@@ -264,7 +264,7 @@ class Shown:
         many = len(running) > 1
         print(
             f"\ninterrupted: {names} {'go' if many else 'goes'} on to the end; "
-            "no other host is begun\n"
+            "no other host is started\n"
             f"  Ctrl-C again waits no longer: what {'they do' if many else 'it does'} then ends "
             "on the host, unconfirmed",
             file=sys.stderr,
@@ -282,7 +282,7 @@ class Shown:
 
 
 class Board:
-    """One line per host, updated in place: its name and the last that is known of it."""
+    """One line per host, updated in place: its name and its newest progress."""
 
     def __init__(self, waves: Sequence[Sequence[Host]], console: Console) -> None:
         self.rows = {
@@ -343,7 +343,7 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
         return "\n".join([*lines, f"  {shadow}", f"  {again}"] if kind == "rollback" else lines)
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
-    lines += _kept(outcome)
+    lines += _set_aside(outcome)
     if outcome.well is False:
         lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
         back = f"invoke rollback --to ID{options}"
@@ -362,10 +362,10 @@ def _switched_with(outcome: Outcome, kind: str) -> list[str]:
         files = [f"  put back as they were: {', '.join(outcome.files)}"] if outcome.files else []
         keys = [f"  set in .env as they were: {', '.join(outcome.keys)}"] if outcome.keys else []
         lines = [*files, *keys, "  everything else in .env is as it was a moment ago"]
-    return lines + _kept(outcome)
+    return lines + _set_aside(outcome)
 
 
-def _kept(outcome: Outcome) -> list[str]:
+def _set_aside(outcome: Outcome) -> list[str]:
     text = "what was changed on the host since the last deploy is kept there"
     return [f"  {text}: {path}" for path in outcome.kept]
 
@@ -380,7 +380,7 @@ def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def rollback_targets(
     run: Rollout, inventory: Inventory, hosts: list[Host], to: str
 ) -> tuple[list[RollbackTarget], dict[str, MacdError]]:
-    """Where each host would go, and which can't be asked; those may have what is to be undone."""
+    """Where each host would go, and which can't be reached: they may run what is undone."""
     from macd.deploy import rollback
     from macd.deploy.state import observe_each
 
@@ -405,7 +405,7 @@ def dry_rollback(
     *,
     json: bool,
 ) -> ExitCode | None:
-    """Only say so; with the error for hosts that could not be asked."""
+    """Show where each host would go; with the error for hosts that could not be reached."""
     from macd.deploy.rollout import passed_by
 
     error = passed_by("rollback", unreachable, options, release=to) if unreachable else None
@@ -416,13 +416,18 @@ def dry_rollback(
         return None
     goes_to = {target.host: None if target.stays else target.to for target in targets}
     changes = {target.host: target.changes for target in targets if target.goes}
-    fields = {"dry_run": True, "to": goes_to, "changes": changes, "away": away_fields(unreachable)}
+    fields = {
+        "dry_run": True,
+        "to": goes_to,
+        "changes": changes,
+        "away": failed_fields(unreachable),
+    }
     emit({**fields, **(error_fields(error) if error else {})})
     return error.exit_code if error else None
 
 
 def nothing_to_roll_back(env: str, provisioned: bool) -> RefusedError:
-    """No host has anywhere to go."""
+    """The error where no host has a release to go back to."""
     if not provisioned:
         live = "nothing, as before"
         return RefusedError(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode
 
@@ -40,14 +40,14 @@ def status(
     rows = [(name, *seen) for name, seen in results.done.items()]
     healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
     if json:
-        away = away_fields(results.failed)
+        away = failed_fields(results.failed)
         emit({"well": healthy, "hosts": [_fields(*row) for row in rows], "away": away})
     else:
         for name, state, drifted in rows:
             print(f"{name}  {state.app}")
             for label, text in _lines(state, drifted):
                 print(f"  {label:<9} {text}")
-        print_away(results.failed)
+        print_failed(results.failed)
     serves = [None if state.serves_well else ExitCode.FAILED for _, state, _ in rows]
     return exit_code(serves, results.failed)
 
@@ -96,7 +96,7 @@ def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
         yield "flag", _flag_change(state.flag_change, held=bool(state.lock))
     if state.held:
         yield "lock", state.held
-    yield "rollback", _way_back(state.rollback)
+    yield "rollback", _rollback_target(state.rollback)
     for text in drifted or ["none"]:
         yield "drift", text
 
@@ -112,7 +112,9 @@ def _health(state: HostState) -> str:
 
 
 def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
-    text = f"stacking from {change['was']} to {change['wanted']}, begun {_time(change['started'])}"
+    text = (
+        f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
+    )
     text += f" by {change['who']}: {change['state']}"
     end = "the next deploy, enable-stacking or disable-stacking ends it"
     return f"{text}; at work" if held else f"{text}; it was INTERRUPTED, {end}"
@@ -124,7 +126,7 @@ def _reverted(last: Mapping[str, Any]) -> str:
     return text if last.get("well") is not False else f"{text}; {last.get('serving')}"
 
 
-def _way_back(target: Mapping[str, Any]) -> str:
+def _rollback_target(target: Mapping[str, Any]) -> str:
     if target.get("ready"):
         return f"ready: {target['release']}"
     return f"{target.get('release') or 'none'}: {target.get('why')}"
@@ -147,11 +149,11 @@ def why(
     chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
     if json:
         hosts = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": hosts, "away": away_fields(results.failed)})
+        emit({"hosts": hosts, "away": failed_fields(results.failed)})
     else:
         for name, state in rows.items():
             _print_chain(name, state, chains[name], env)
-        print_away(results.failed)
+        print_failed(results.failed)
     lives = [None if state.live else ExitCode.FAILED for state in rows.values()]
     return exit_code(lives, results.failed)
 
@@ -163,7 +165,7 @@ def _print_chain(name: str, state: HostState, chain: Mapping[str, Any], env: str
         print(f"  live          nothing\n  do: invoke {first} --env {env}")
         return
     for label, value in chain.items():
-        for line in _told(label, value):
+        for line in _as_lines(label, value):
             print(f"  {label:<13} {line}")
             label = ""  # noqa: PLW2901 - said once, above the lines that go with it
 
@@ -204,7 +206,7 @@ def _judged(records: Sequence[Record], host: str, state: HostState) -> str | Non
     return None
 
 
-def _told(label: str, value: Any) -> list[str]:
+def _as_lines(label: str, value: Any) -> list[str]:
     """The lines for people; `--json` has everything behind them."""
     if value in (None, "", [], {}):
         return ["none" if label in ("cross", "accepted", "gate") else "not recorded"]

@@ -192,7 +192,7 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
 
 
 def guard_notify(inventory: Inventory) -> bytes:
-    """state/notify.json: where the guard tells that it took stacking back; {} is nowhere."""
+    """state/notify.json: where the guard reports that it disabled stacking; {} is nowhere."""
     url = inventory.guard.notify_url
     return json.dumps({"url": url} if url else {}).encode() + b"\n"
 

@@ -19,12 +19,12 @@ _NOT_READ = "systemd has not read "
 
 
 def is_about_units(text: str) -> bool:
-    """Whether a line of `drift` tells of the units."""
+    """Whether a line of `drift` is about the units."""
     return text.endswith(_CHANGED) or _OVERRIDES in text or text.startswith(_NOT_READ)
 
 
 def drift(state: HostState, wanted: Desired) -> list[str]:
-    """What stands on the host that neither the code nor a deploy has put there."""
+    """What is on the host that neither the code nor a deploy put there."""
     if not state.exists:
         return []
     differences = []

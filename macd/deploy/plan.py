@@ -112,7 +112,7 @@ def make(
         notes=tuple(_notes(current, candidate)) if changed else (),
         problems=tuple(problems),
         rollback=_rollback_target(current, new=new),
-        unwell=current.unwell,
+        unwell=current.unhealthy,
     )
 
 

@@ -1,4 +1,4 @@
-"""Converge a host to the inventory: one question, one answer, each change told."""
+"""Converge a host to the inventory: one question, one answer, each change listed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         replayed = desired.replay_files(inventory)
         files += [_file(path, data, 0o644) for path, data in replayed.items()]
         note = _no_bars(session, host, inventory, set(replayed))
-        # The list before the word that there is one: cut off between the two, the host refuses.
+        # The list comes before accepts.json, which requires it: cut off between, the host refuses.
         files.append(_file("state/revoked.krl", krl.read_bytes() if krl else None, 0o644))
         files.append(_file("state/accepts.json", wanted.identity, 0o644))
         answer = session.call(

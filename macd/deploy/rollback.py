@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from macd.deploy.state import HostState
 from macd.host.record import Record
 
-# The kinds of records that say what a host told is live on it. Others end too: the guard's watch.
+# The kinds of records that hold what a host reported as live. The guard's watch has an end, too.
 ENDS = ("deploy.ended", "rollback.ended")
 _BEGINS = ("deploy.began", "rollback.began")
 
@@ -105,9 +105,9 @@ def _serial(state: HostState) -> int:
 def may_be_live(records: Iterable[Record], host: str) -> int:
     """The highest serial that what was recorded here may have left live on `host`; 0: none.
 
-    What the host told last counts, and every release since whose deploy (or rollback) began and of
-    which the host told no end: it failed without a word, or the operator was killed. Where the host
-    told of a release whose serial is not recorded here, what was known before still counts.
+    The host's newest report counts, and every release since whose deploy (or rollback) started and
+    whose end the host did not report: it failed silently, or the operator was killed. Where the
+    host reported a release whose serial is not recorded here, the serial before still counts.
     """
     serials: dict[str, int] = {}
     live = 0

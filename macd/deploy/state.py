@@ -91,7 +91,7 @@ class HostState:
         )
 
     @property
-    def unwell(self) -> str:
+    def unhealthy(self) -> str:
         """Why what is live does not serve well; "" if it does, or if nothing is live."""
         if self.live is None or self.serves_well:
             return ""

@@ -28,7 +28,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Finding:
-    """One known failure: ok True (not here), False (here) or None (can't be told), and why."""
+    """One known failure: ok True (not here), False (here) or None (unknown), and why."""
 
     name: str
     ok: bool | None
@@ -47,10 +47,10 @@ class Feed:
 
 @dataclass(frozen=True)
 class Case:
-    """All that was found out.
+    """Everything that `diagnose` judges by.
 
     drift: as `invoke status` shows it. report: a gate document of now, None if there is none, and
-    `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if it can't be told),
+    `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if unknown),
     why and remedy. now: the host's time in epoch seconds.
     """
 

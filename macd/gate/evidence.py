@@ -121,7 +121,7 @@ def _stale(analysis: Analysis, now: datetime) -> list[str]:
         return ["no bar of this release lies in the window"]
     step = step_ms(newest.tf)
     if not step and not analysis.window.strict:
-        return []  # earlier versions did not tell the timeframe, so nothing says when one was due
+        return []  # earlier versions did not write the timeframe, so nothing says when one was due
     age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
     if not too_old(round(age.total_seconds() * 1000), step):
         return []

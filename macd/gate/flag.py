@@ -229,7 +229,7 @@ class Seen:
 
     @property
     def decides(self) -> bool:
-        """Whether stacking decides: by the process, or where nobody can tell by the file."""
+        """Whether stacking decides: by the process, or, where no process answers, by the file."""
         return (self.stacking.get("running") or self.flag) == LIVE
 
     @property

@@ -58,8 +58,8 @@ def pull(session: Session, app: str, directory: Path) -> Pulled:
     """Bring the copy in `directory` up to what the host has.
 
     Raises:
-        RefusedError: the host told names or sizes that no honest one has; the copy is as before.
-        ContactLostError: cut; what came is kept, the next pull goes on there.
+        RefusedError: the host lists impossible names or sizes; the copy is as before.
+        ContactLostError: cut; what came is stored, the next pull continues there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(directory / _LOCK):  # two pulls into one copy take turns
@@ -245,7 +245,7 @@ def _marked(index: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
 
 
 def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the copies; one without an entry is compared whole."""
+    """The stored index of the copies; a copy without an entry is compared whole."""
     try:
         document = json.loads((directory / _INDEX).read_bytes())
         return {

@@ -111,7 +111,7 @@ def test_inconclusive_says_what_is_missing(ready: Project) -> None:
     )
     told = ready.invoke("shadow-gate", "--rule", "sequential", "--min-bars", "5", code=3)
     assert "2 days hold 48 bars of 1h, it takes 88: invoke shadow-gate --days 5" in told
-    assert "opens nothing: min_bars laxer than in inventory lab" in told
+    assert "can't enable stacking: min_bars laxer than in inventory lab" in told
 
 
 def test_lines_of_another_release_prove_nothing(ready: Project) -> None:
@@ -174,7 +174,7 @@ def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Pat
         ["days laxer than in inventory lab"],
     )
     typed = ("shadow-gate", "--logs", str(ready.app / "data/live"), "--min-bars", "5")
-    assert "opens nothing: local files were analysed" in ready.invoke(*typed)
+    assert "can't enable stacking: local files were analysed" in ready.invoke(*typed)
     told = ready.json(*typed)
     assert told["verdict"] == "PASS"
     assert any("local files" in why for why in told["opens_nothing"])
