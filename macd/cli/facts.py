@@ -57,7 +57,7 @@ def _show_jump(host: Host, error: MacdError, *, json: bool) -> None:
         emit({"host": host.name, "python": None, "told": error.what})
         return
     print(f"{'host':<10}{host.name} answers; as a jump host it needs no Python")
-    print(f"{'python':<10}none that could tell more: {error.what}")
+    print(f"{'python':<10}none that macd can use: {error.what}")
 
 
 def _choose(inventory: Inventory, name: str) -> Host:

@@ -55,7 +55,7 @@ def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
 
 def _route(row: dict[str, Any], inventory: str) -> str:
     if row["problem"]:
-        return "✗ the way to it is not known, see below"
+        return "✗ no route to it, see below"
     route = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
     chosen = "" if inventory == "lab" else f" --inventory {inventory}"

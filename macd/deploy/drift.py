@@ -218,7 +218,7 @@ def with_hidden(diff: str, keys: Sequence[str]) -> str:
 def unified(before: str, after: str, name: str, *, context: int = 3) -> str:
     """A unified diff without the two lines of file names' times.
 
-    What differs is told from the real texts, so that a secret that changes is seen to change.
+    The real texts are compared, so that a secret that changes is seen to change.
     """
     covers: dict[str, str] = {}
     for text in (before, after):

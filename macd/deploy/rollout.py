@@ -281,7 +281,7 @@ def passed_by(
     return ContactLostError(
         "; ".join(what),
         why="\n".join(f"{name}: {error.what}" for name, error in unreachable.items()),
-        live="not known of these; of the others as shown above",
+        live="unknown on these hosts; on the others as shown above",
         hint="\n".join(hint),
     )
 

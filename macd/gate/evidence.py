@@ -125,7 +125,7 @@ def _stale(analysis: Analysis, now: datetime) -> list[str]:
     age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
     if not too_old(round(age.total_seconds() * 1000), step):
         return []
-    return [f"stale: the newest bar was told {_hours(age)} ago"]
+    return [f"stale: the newest bar was logged {_hours(age)} ago"]
 
 
 def _holes(analysis: Analysis) -> list[str]:

@@ -288,7 +288,7 @@ def newest_lines(copy: Pulled) -> Iterator[bytes]:
 def merged(lines: Mapping[str, Iterable[bytes]]) -> list[tuple[str, bytes]]:
     """The lines of several hosts by the times in them, each with its host; a host's stay in order.
 
-    What tells no time goes behind the line before it.
+    A line without a time goes after the line before it.
     """
     timed = (_timed(host, raws) for host, raws in lines.items())
     return [(host, raw) for _, host, raw in heapq.merge(*timed, key=itemgetter(0))]

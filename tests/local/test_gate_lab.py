@@ -159,7 +159,7 @@ def test_a_service_that_only_complains_proves_nothing(ready: Project) -> None:
     )
     signal_lines.write(ready.app / "data/live", tail)
     told = ready.json("shadow-gate", code=3)
-    assert told["reasons"] == ["stale: the newest bar was told 9 h ago"]
+    assert told["reasons"] == ["stale: the newest bar was logged 9 h ago"]
 
 
 def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Path) -> None:
