@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.bars_shown import SHOWN, next_step, short, show_findings, span
-from macd.cli.verb import emit, verb
+from macd.cli.verb import INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
-    from macd.app.market.findings import Accepted
+    import polars as pl
+
+    from macd.app.market.findings import Accepted, Finding
     from macd.inventory import Inventory
 
-_COMMON = {
+_COMMON = JSON | {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
     "dry-run": "show what would be done, write nothing",
     "replace": "replace bars that are stored already with other values",
-    "json": "print one JSON document for machines",
 }
+_MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
+SHOWN = 10  # findings of each kind; --all shows every one
 _DATA = {"data": "directory of canonical files (default: data/bars)"}
 
 
@@ -196,7 +200,9 @@ def fetch(
 @verb(
     name="verify",
     iterable=["accept"],
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
         "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
@@ -207,8 +213,6 @@ def fetch(
         "train.accept: check=spike,symbol=BTCUSDT,from=TIME,to=TIME,reason=WHY; may be repeated",
         "now": "check as if it were this time (UTC; default: now)",
         "all": f"show every finding, not the first {SHOWN} of a kind",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": _COMMON["json"],
     },
 )
 def verify(
@@ -248,7 +252,7 @@ def verify(
         limits=Limits().changed(usual).changed(limits),
     )
     findings = judged(findings, agreed)
-    absent = [one for one in unused(findings, agreed) if one.symbol in frames]
+    absent = [entry for entry in unused(findings, agreed) if entry.symbol in frames]
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     if json:
         emit(
@@ -258,7 +262,7 @@ def verify(
                 "errors": errors,
                 "warnings": warnings,
                 "accepted": len(findings) - errors - warnings,
-                "accepted_and_not_there": [one.as_json() for one in absent],
+                "accepted_and_not_there": [entry.as_json() for entry in absent],
                 "symbols": {
                     name: {"bars": rows.height, "digest": digest(rows)}
                     for name, rows in frames.items()
@@ -276,8 +280,8 @@ def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
     from macd.app.market.findings import EXAMPLE, parse
 
     try:
-        given = [one.as_json() for one in settings.train.accept]
-        return [parse(one) for one in (*given, *typed)]
+        given = [entry.as_json() for entry in settings.train.accept]
+        return [parse(entry) for entry in (*given, *typed)]
     except ValueError as error:
         raise UsageError("--accept is not understood", why=str(error), hint=EXAMPLE) from error
 
@@ -332,3 +336,80 @@ def _one_of(option: str, value: str, *allowed: str) -> str:
             hint=f"--{option} {' or '.join(filter(None, allowed))}",
         )
     return value
+
+
+def show_findings(
+    frames: Mapping[str, pl.DataFrame],
+    findings: list[Finding],
+    absent: list[Accepted],
+    *,
+    directory: Path,
+    tf: str,
+    every: bool,
+) -> None:
+    """Print the findings of each asset, then their counts and what to do.
+
+    absent: what was accepted beforehand and isn't there.
+    """
+    from macd.app.market.bars import digest
+
+    where = short(directory)
+    for symbol, rows in frames.items():
+        print(f"{symbol} {tf} in {where}: {span(rows)}, digest {digest(rows)[:12]}")
+        _show([finding for finding in findings if finding.symbol == symbol], every=every)
+    for entry in absent:
+        print(f"  ! accepted, and not found in these bars: {entry}")
+    _judge(findings, f"--data {shlex.quote(where)} --tf {tf}")
+
+
+def span(rows: pl.DataFrame) -> str:
+    """How many bars, from when to when."""
+    if rows.is_empty():
+        return "0 bars"
+    ordered = rows["timestamp"].sort()
+    first, last = ordered[0], ordered[-1]
+    return f"{rows.height:,} bars, {first:%Y-%m-%d %H:%M} .. {last:%Y-%m-%d %H:%M} UTC"
+
+
+def next_step(directory: Path, symbol: str, tf: str) -> None:
+    """The command that checks what was just written."""
+    where = f"--data {short(directory)} --symbol {symbol} --tf {tf}"
+    print(f"  next: invoke data.verify {where}")
+
+
+def short(path: Path) -> str:
+    """Relative to where the user stands, if it is below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _show(findings: list[Finding], *, every: bool) -> None:
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault((finding.level, finding.check), []).append(finding)
+    for (level, check), several in sorted(kinds.items()):
+        for finding in several if every else several[:SHOWN]:
+            print(f"  {_MARKS[level]} {finding}")
+        if not every and len(several) > SHOWN:
+            print(f"    and {len(several) - SHOWN:,} more {check}; --all shows them")
+
+
+def _judge(findings: list[Finding], bars: str) -> None:
+    from macd.app.market.findings import remedy, way_out
+
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
+    accepted = len(findings) - errors - warnings
+    counts = f"{warnings} warning{'s' * (warnings != 1)}"
+    counts += f", {accepted:,} accepted" if accepted else ""
+    if not errors:
+        print(f"✓ no errors, {counts}" + (": odd, but markets do such things" if warnings else ""))
+        return
+    print(f"✗ {errors:,} error{'s' * (errors != 1)}, {counts}; nothing was changed")
+    wrong = [finding for finding in findings if finding.level == "error"]
+    for check in sorted({finding.check for finding in wrong}):
+        several = [finding for finding in wrong if finding.check == check]
+        own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
+        general = remedy(check) or "look at the row; correct or cut the file, import it"
+        print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
+    for line in way_out(wrong).splitlines():
+        print(f"  {line}")

@@ -6,8 +6,29 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, on_each, print_away
-from macd.cli.verb import confirm, emit, error_fields, same, verb
+from macd.cli.hosts import failed_fields, on_each, print_failed
+from macd.cli.rollout import (
+    Shown,
+    as_fields,
+    dry_rollback,
+    nothing_to_roll_back,
+    print_end,
+    print_plan,
+    print_targets,
+    rollback_targets,
+)
+from macd.cli.verb import (
+    ENV_HOST,
+    INVENTORY,
+    JSON,
+    PARALLEL,
+    YES,
+    confirm,
+    emit,
+    error_fields,
+    same,
+    verb,
+)
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -20,15 +41,9 @@ if TYPE_CHECKING:
     from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = ENV_HOST | INVENTORY | JSON
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
-_LIMITS = {
-    "parallel": "how many hosts to work on at the same time (default: 10)",
+_LIMITS = PARALLEL | {
     "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)",
 }
 
@@ -68,7 +83,8 @@ def plan(
 
 @verb(
     name="deploy",
-    help={
+    help=YES
+    | {
         **_COMMON,
         **_RELEASE,
         **_LIMITS,
@@ -77,7 +93,6 @@ def plan(
         "restart": "restart the service even if nothing differs",
         "attach": "follow an activation under way (confirm it, if started here); start nothing",
         "dry-run": "the same as invoke plan",
-        "yes": "don't ask for confirmation",
     },
 )
 def deploy(
@@ -110,7 +125,6 @@ def deploy(
     asks = dry_run or not yes
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
         # Loaded while the links are being made.
-        from macd.cli.rollout_shown import Shown
         from macd.deploy import apply, follow, rollout
         from macd.ssh.refusals import UnreachableError
 
@@ -149,12 +163,12 @@ def deploy(
 
 @verb(
     name="rollback",
-    help={
+    help=YES
+    | {
         **_COMMON,
         **_LIMITS,
         "to": "id of a release that was live there (default: undo the last deploy, where live)",
         "dry-run": "only show which release each host would go back to",
-        "yes": "don't ask for confirmation",
     },
 )
 def rollback(
@@ -170,8 +184,6 @@ def rollback(
     json: bool = False,
 ) -> ExitCode | None:
     """Go back to the last good release: models, code, unit, flags; sends nothing."""
-    from macd.cli import rollback_steps as steps
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import apply, follow, rollout
     from macd.deploy.fleet import hosts_of
     from macd.inventory import load
@@ -186,14 +198,14 @@ def rollback(
     stay: list[str] = []
     unreachable: dict[str, MacdError] = {}
     if dry_run or not yes or (len(hosts) > 1 and not to):
-        targets, unreachable = steps.targets(run, inv, hosts, to)
+        targets, unreachable = rollback_targets(run, inv, hosts, to)
         stay = [target.host for target in targets if target.stays]
         if dry_run:
-            return steps.dry(targets, unreachable, options, to, json=json)
+            return dry_rollback(targets, unreachable, options, to, json=json)
         if not json:
-            steps.show(targets, unreachable)
+            print_targets(targets, unreachable)
         if not (yes or unreachable or any(target.to for target in targets)):
-            raise steps.no_way_back(env, any(target.provisioned for target in targets))
+            raise nothing_to_roll_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
             return _not_agreed(json=json)
 
@@ -245,17 +257,16 @@ class _Looked:
 
     def show(self) -> None:
         """For people."""
-        from macd.cli.deploy_shown import print_plan
 
         for plan in self.plans:
             print_plan(plan)
         sys.stdout.flush()
-        print_away(self.failed)
+        print_failed(self.failed)
 
 
 @dataclass(frozen=True)
 class _How:
-    """What was typed that decides whether a deploy begins."""
+    """The options that decide whether a deploy starts."""
 
     options: str
     dry: bool
@@ -279,7 +290,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     if looked.failed and not (how.skip and looked.all_unreachable):
         if not how.json:
             looked.show()
-        raise _not_begun(looked, how.options)
+        raise _not_started(looked, how.options)
     _show(looked, how)
     if looked.nothing_to_do and not (how.restart and looked.plans):
         return _as_it_is(looked, how)
@@ -290,7 +301,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     return None
 
 
-def _not_begun(looked: _Looked, options: str) -> MacdError:
+def _not_started(looked: _Looked, options: str) -> MacdError:
     skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
     return MacdError(
         f"no deploy was started: {', '.join(looked.failed)} could not be asked",
@@ -320,7 +331,7 @@ def _fields(looked: _Looked) -> dict[str, Any]:
     return {
         "changes": not looked.nothing_to_do,
         "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in looked.plans],
-        "away": away_fields(looked.failed),
+        "away": failed_fields(looked.failed),
     }
 
 
@@ -343,7 +354,6 @@ def _not_agreed(*, json: bool) -> ExitCode:
 
 
 def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
-    from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy import rollout
     from macd.deploy.fleet import hosts_of
 
@@ -358,8 +368,8 @@ def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bo
         outcomes, [], warnings=warnings, failed=results.failed, left=results.left
     )
     if json:
-        told = {"outcomes": as_fields(outcomes), "warnings": warnings}
-        emit({**told, "errors": away_fields(ended.failed), "left": ended.left})
+        fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
+        emit({**fields, "errors": failed_fields(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -379,7 +389,6 @@ def _follow_each(
     Of several hosts only those are followed that have something under way, or that were
     started here and whose end is not recorded yet.
     """
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import follow
     from macd.deploy.fleet import in_waves, side_by_side
 
@@ -406,7 +415,6 @@ def _follow_each(
 def _end(
     result: Result, kind: str, options: str, *, hosts: int, json: bool, release: str = ""
 ) -> ExitCode:
-    from macd.cli.deploy_shown import as_fields, print_end
     from macd.deploy.rollout import passed_by
 
     past = (
@@ -417,7 +425,7 @@ def _end(
     error = result.error or past or _left(result, options)
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "outcomes": as_fields(result.outcomes),
             "untouched": result.untouched,
             "unreachable": list(result.unreachable),
@@ -425,9 +433,9 @@ def _end(
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": away_fields({**result.failed, **result.unreachable}),
+            "errors": failed_fields({**result.failed, **result.unreachable}),
         }
-        emit({**told, **(error_fields(error) if error else {}), "exit_code": int(code)})
+        emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code
     print_end(result, kind, options)
     if error is not None and hosts == 1:
@@ -452,7 +460,7 @@ def _left(result: Result, options: str) -> MacdError | None:
 
 def _print_errors(result: Result, *others: MacdError | None) -> None:
     sys.stdout.flush()
-    print_away(result.failed)
+    print_failed(result.failed)
     for error in (result.unrecorded, *others):
         if error is not None:
             print(f"✗ {error}", file=sys.stderr)

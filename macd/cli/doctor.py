@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.hosts import exit_code, failed_fields, print_failed
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -18,12 +18,7 @@ _SIGNS = {True: "✓", False: "✗", None: "?"}
 
 @verb(
     name="doctor",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
-    },
+    help=ENV_HOST | INVENTORY | JSON,
 )
 def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
@@ -35,34 +30,38 @@ def doctor(
 
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
-    boxes = [one for one in inv.hosts.values() if one.role == "train"]
+    boxes = [host for host in inv.hosts.values() if host.role == "train"]
     # The training boxes are asked beside the hosts, and once for all of them.
-    results = side_by_side([*hosts, *boxes], lambda one: _ask(one, inv))
+    results = side_by_side([*hosts, *boxes], lambda host: _ask(host, inv))
     if len(hosts) == 1 and results.failed:
         raise results.failed[hosts[0].name]
-    told = results.done
-    trainings = {box.name: told[box.name] for box in boxes}
+    answers = results.done
+    trainings = {box.name: answers[box.name] for box in boxes}
     rows = {
-        one.name: diagnose(replace(told[one.name], trainings=trainings))
-        for one in hosts
-        if one.name in told
+        host.name: diagnose(replace(answers[host.name], trainings=trainings))
+        for host in hosts
+        if host.name in answers
     }
-    ill = {name: sum(finding.ok is False for finding in found) for name, found in rows.items()}
+    ill = {
+        name: sum(finding.ok is False for finding in findings) for name, findings in rows.items()
+    }
     problems = sum(ill.values())
     if json:
-        shown = [{"host": n, "findings": [asdict(f) for f in found]} for n, found in rows.items()]
-        emit({"problems": problems, "hosts": shown, "away": away_fields(results.failed)})
+        shown = [
+            {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
+        ]
+        emit({"problems": problems, "hosts": shown, "away": failed_fields(results.failed)})
     else:
-        for name, found in rows.items():
+        for name, findings in rows.items():
             print(name)
-            for finding in found:
+            for finding in findings:
                 _print(finding)
         if rows:
             where = " on the hosts that answered" if results.failed else ""
             print(f"\n  {problems or 'no'} problem{'' if problems == 1 else 's'} found{where}")
         if problems and len(hosts) > 1:
             print("  what is advised acts on every host; add --host NAME for one alone")
-        print_away(results.failed)
+        print_failed(results.failed)
     codes = [ExitCode.FAILED if count else None for count in ill.values()]
     return exit_code(codes, results.failed)
 
@@ -74,14 +73,14 @@ def _print(finding: Finding) -> None:
 
 
 def _ask(host: Host, inventory: Inventory) -> Any:
-    """The case of a serving host, or how the newest run on a training box stands."""
+    """The case of a serving host, or the state of the newest run on a training box."""
     from macd.gate.doctor import examine
 
     return _training(host, inventory) if host.role == "train" else examine(host, inventory)
 
 
 def _training(host: Host, inventory: Inventory) -> dict[str, str]:
-    """How the newest run on a host stands, and what helps if it failed."""
+    """The state of the newest run on a host, and what helps if it failed."""
     import time
 
     from macd.jobs import follow, remedies

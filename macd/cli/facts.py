@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import emit, verb
+from macd.cli.verb import INVENTORY, JSON, emit, verb
 from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @verb(
     name="facts",
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "host": "name of a host in the inventory; jump hosts can be asked too",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
     },
 )
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
@@ -35,29 +35,29 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
     chosen = _choose(inv, host)
     try:
         with open_session(chosen, inv) as session:
-            told = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
+            answer = session.facts(list(dict.fromkeys(["/", *filter(None, _places(chosen))])))
             session.ping()  # the first answer's way was long: the agent had to start
     except UnfitPythonError as error:
         if chosen.role != "jump":
             raise
-        _tell_jump(chosen, error, json=json)
+        _show_jump(chosen, error, json=json)
         return
     if json:
-        emit({"host": chosen.name, **asdict(told), "clock": asdict(session.clock)})
+        emit({"host": chosen.name, **asdict(answer), "clock": asdict(session.clock)})
         return
-    for name, value in _lines(told):
+    for name, value in _lines(answer):
         print(f"{name:<10}{value}")
     clock = session.clock
     print(f"{'clock':<10}{clock.offset * 1e3:+.1f} ms against here, ± {clock.error * 1e3:.1f} ms")
 
 
-def _tell_jump(host: Host, error: MacdError, *, json: bool) -> None:
-    """A host that is only a way to others may be without Python; then there is no more to tell."""
+def _show_jump(host: Host, error: MacdError, *, json: bool) -> None:
+    """Show a jump host that has no Python: it needs none, and can't answer more."""
     if json:
         emit({"host": host.name, "python": None, "told": error.what})
         return
     print(f"{'host':<10}{host.name} answers; as a jump host it needs no Python")
-    print(f"{'python':<10}none that could tell more: {error.what}")
+    print(f"{'python':<10}none that macd can use: {error.what}")
 
 
 def _choose(inventory: Inventory, name: str) -> Host:
@@ -74,26 +74,29 @@ def _places(host: Host) -> tuple[str, ...]:
     return (host.work_dir, host.app_dir, "~", "/tmp")  # noqa: S108 - looked at, not used
 
 
-def _lines(told: Facts) -> Iterator[tuple[str, str]]:
-    libc = " ".join(filter(None, told.os.libc.values()))
-    yield "host", f"{told.hostname}, user {told.user.name} ({told.user.uid}), {told.user.home}"
-    yield "system", f"{told.os.pretty}, {told.os.system} {told.os.kernel}, {told.os.arch}, {libc}"
+def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
+    libc = " ".join(filter(None, facts.os.libc.values()))
+    yield "host", f"{facts.hostname}, user {facts.user.name} ({facts.user.uid}), {facts.user.home}"
+    yield (
+        "system",
+        f"{facts.os.pretty}, {facts.os.system} {facts.os.kernel}, {facts.os.arch}, {libc}",
+    )
     yield (
         "up",
-        f"{told.os.uptime / 86400:.1f} days, load {', '.join(f'{x:.2f}' for x in told.load)}",
+        f"{facts.os.uptime / 86400:.1f} days, load {', '.join(f'{x:.2f}' for x in facts.load)}",
     )
-    venv = "" if told.python.venv else ", without venv"
-    yield "python", f"{told.python.version}, {told.python.executable}{venv}"
-    free = f"{_size(told.memory['available'])} free of " if told.memory["available"] else ""
-    yield "cpu", f"{told.cpus}, memory {free}{_size(told.memory['total'])}"
-    for disk in told.disks:
+    venv = "" if facts.python.venv else ", without venv"
+    yield "python", f"{facts.python.version}, {facts.python.executable}{venv}"
+    free = f"{_size(facts.memory['available'])} free of " if facts.memory["available"] else ""
+    yield "cpu", f"{facts.cpus}, memory {free}{_size(facts.memory['total'])}"
+    for disk in facts.disks:
         yield "disk", _disk(disk)
-    yield "services", _services(told)
-    for gpu in told.gpus:
+    yield "services", _services(facts)
+    for gpu in facts.gpus:
         yield "gpu", _gpu(gpu)
-    if not told.gpus:
-        yield "gpu", "none seen by nvidia-smi" if told.tools["nvidia-smi"] else "none"
-    missing = [name for name, path in told.tools.items() if not path and name != "nvidia-smi"]
+    if not facts.gpus:
+        yield "gpu", "none seen by nvidia-smi" if facts.tools["nvidia-smi"] else "none"
+    missing = [name for name, path in facts.tools.items() if not path and name != "nvidia-smi"]
     if missing:
         yield "missing", ", ".join(missing)
 
@@ -105,8 +108,8 @@ def _disk(disk: Disk) -> str:
     return f"{shown} ({', '.join(notes)})" if notes else shown
 
 
-def _services(told: Facts) -> str:
-    systemd = told.systemd
+def _services(facts: Facts) -> str:
+    systemd = facts.systemd
     if not systemd.scope:
         return "no systemd that this user can reach"
     booted = "" if systemd.booted else ", not booted by systemd"

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import about, away_fields, exit_code, let_end, on_each, print_away
-from macd.cli.verb import confirm, emit, error_fields, same, verb
+from macd.cli.hosts import about, exit_code, failed_fields, let_end, on_each, print_failed
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, YES, confirm, emit, error_fields, same, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from macd.gate.flag import Flip, Flipped
     from macd.inventory import Host, Inventory
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-    "dry-run": "only show whether it would be done, and why not",
-    "yes": "don't ask for confirmation",
-}
+_COMMON = (
+    ENV_HOST
+    | INVENTORY
+    | JSON
+    | YES
+    | {
+        "dry-run": "only show whether it would be done, and why not",
+    }
+)
 
 
 @verb(name="enable-stacking", help=_COMMON)
@@ -56,7 +57,7 @@ def disable_stacking(
 
 @dataclass(frozen=True)
 class _Ended:
-    """What became of one host. warning: why people elsewhere were not told.
+    """How the flip ended on one host. warning: why the notification did not go out.
 
     unrecorded: why the journal here does not have it.
     """
@@ -95,7 +96,7 @@ def _flip(
             return _carry_out(kind, flip)
 
     if yes and not dry_run and (kind == "disable" or not several):  # no host waits for another
-        return _tell(
+        return _show(
             kind, on_each(hosts, at_once, on_interrupt=let_end), several=several, json=json
         )
 
@@ -105,9 +106,9 @@ def _flip(
         if looks.failed and kind == "enable":
             return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
         if dry_run or not looks.done:
-            return _tell(kind, looks, several=several, json=json)
+            return _show(kind, looks, several=several, json=json)
         if not yes:
-            print_away(looks.failed)
+            print_failed(looks.failed)
         if not confirm(_question(kind, looks), yes=yes):
             return _not_agreed(json=json)
 
@@ -116,7 +117,7 @@ def _flip(
                 raise flips.failed[host.name]
             return _carry_out(kind, flips.done[host.name])
 
-        return _tell(kind, on_each(hosts, agreed, on_interrupt=let_end), several=several, json=json)
+        return _show(kind, on_each(hosts, agreed, on_interrupt=let_end), several=several, json=json)
 
 
 def _carry_out(kind: str, flip: Flip) -> _Ended:
@@ -125,7 +126,7 @@ def _carry_out(kind: str, flip: Flip) -> _Ended:
     flipped = flip.carry_out(operator())
     try:
         return _Ended(flipped, _record(kind, flip.inventory, flip.host, flipped))
-    except MacdError as error:  # what was done there is to be told all the same
+    except MacdError as error:  # the flip was made: show it all the same
         return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
 
@@ -159,7 +160,7 @@ def _none_enabled(looks: Results[_Ended], options: str, *, json: bool) -> ExitCo
 
 
 def _record(kind: str, inventory: Inventory, host: Host, ended: Flipped) -> str:
-    """Into the journal, and to those who want to know; a note if that did not work."""
+    """Record the flip in the journal and notify people; a note if notifying did not work."""
     from macd.deploy.notify import notify
     from macd.deploy.rollout import operator
     from macd.journal import Journal
@@ -185,7 +186,7 @@ def _record(kind: str, inventory: Inventory, host: Host, ended: Flipped) -> str:
     return notify(inventory.notify, title, body, good=good)
 
 
-def _tell(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> ExitCode:
+def _show(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> ExitCode:
     if json:
         fields = _fields(results)
         emit(fields if several else fields["hosts"][0])
@@ -196,25 +197,25 @@ def _tell(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> 
                 print(f"  note   {ended.warning}")
             if ended.unrecorded:
                 print(f"  ✗ not recorded here: {ended.unrecorded}")
-        print_away(results.failed)
+        print_failed(results.failed)
     return exit_code([ended.exit_code for ended in results.done.values()], results.failed)
 
 
 def _fields(results: Results[_Ended]) -> dict[str, Any]:
     hosts = [ended.fields for ended in results.done.values()]
-    return {"hosts": hosts, "away": away_fields(results.failed)}
+    return {"hosts": hosts, "away": failed_fields(results.failed)}
 
 
 def _lines(kind: str, ended: Flipped) -> list[str]:
     mode = "stacking decides" if ended.value == "1" else "stacking is in shadow"
     process = f"process {ended.pid}" if ended.pid else "no process"
-    told = {
+    heads = {
         "set": f"{'✗' if ended.wrong else '✓'} {ended.host}: {mode}; {process} runs with it",
         "already": f"✓ {ended.host}: {mode} already; nothing was restarted",
         "would": f"{ended.host}: would {kind} stacking and restart the service",
         "reverted": f"✗ {ended.host}: put back, {mode}",
     }
-    lines = [told[ended.result], f"  live   {ended.release}"]
+    lines = [heads[ended.result], f"  live   {ended.release}"]
     for label, text in (
         ("why", ended.reason),
         ("wrong", ended.wrong),

@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -33,15 +33,14 @@ _ABNORMAL = {
 
 @verb(
     name="shadow-gate",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
         "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory; such a report can't enable stacking",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
     },
 )
@@ -65,26 +64,26 @@ def shadow_gate(
     if logs:
         from macd.gate.report import of_files
 
-        kept = _keep(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
-        return _tell_one(kept, json=json)
+        saved = _save(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
+        return _show_one(saved, json=json)
     from macd.deploy.fleet import hosts_of
     from macd.gate.report import of_host
 
     hosts = list(hosts_of(inv, env, host))
     signing = Lock()  # for a passphrase or a touch is asked once at a time
 
-    def judge(one: Host) -> _Kept:
-        return _keep(inv, of_host(inv, one, wanted, span or inv.gate.days), signing)
+    def judge(host: Host) -> _Saved:
+        return _save(inv, of_host(inv, host, wanted, span or inv.gate.days), signing)
 
     results = on_each(hosts, judge)
     if len(hosts) == 1:
-        return _tell_one(results.done[hosts[0].name], json=json)
-    return _tell_all(env, results, json=json)
+        return _show_one(results.done[hosts[0].name], json=json)
+    return _show_all(env, results, json=json)
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A report that was kept, and its page. warnings: what did not work beside it."""
+class _Saved:
+    """A stored report and its page. warnings: what else did not work."""
 
     document: Mapping[str, Any]
     path: Path
@@ -101,8 +100,8 @@ class _Kept:
         return {**self.document, **places, "warnings": list(self.warnings)}
 
 
-def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
-    """Sign and keep the report, make its page, and tell the host and the journal of the verdict."""
+def _save(inventory: Inventory, judged: Judged, signing: Lock) -> _Saved:
+    """Sign and store the report, make its page; note the verdict on the host and in the journal."""
     from macd.gate import page, report
 
     document = judged.document
@@ -115,43 +114,43 @@ def _keep(inventory: Inventory, judged: Judged, signing: Lock) -> _Kept:
         warnings = [report.note_on_host(path, document, inventory)]
         warnings += _record(inventory, judged, path)
     report.prune(inventory, place.parent.name, _in_use(inventory))
-    return _Kept(document, path, shown, [*filter(None, warnings)])
+    return _Saved(document, path, shown, [*filter(None, warnings)])
 
 
-def _tell_one(kept: _Kept, *, json: bool) -> ExitCode:
+def _show_one(saved: _Saved, *, json: bool) -> ExitCode:
     if json:
-        emit(kept.fields)
+        emit(saved.fields)
     else:
-        print("\n".join(report_lines(kept.document)) + "\n")
-        _print_places(kept)
-    return _EXIT[kept.verdict]
+        print("\n".join(report_lines(saved.document)) + "\n")
+        _print_places(saved)
+    return _EXIT[saved.verdict]
 
 
-def _tell_all(env: str, results: Results[_Kept], *, json: bool) -> ExitCode:
-    """The verdict on several hosts; a host that could not be judged is INCONCLUSIVE for it."""
+def _show_all(env: str, results: Results[_Saved], *, json: bool) -> ExitCode:
+    """Show the verdict on several hosts; a host that could not be judged counts as INCONCLUSIVE."""
     from macd.gate.report import together
 
     verdict = together(
-        [*(kept.verdict for kept in results.done.values()), *("" for _ in results.failed)]
+        [*(saved.verdict for saved in results.done.values()), *("" for _ in results.failed)]
     )
     if json:
-        hosts = [kept.fields for kept in results.done.values()]
-        emit({"verdict": verdict, "hosts": hosts, "away": away_fields(results.failed)})
+        hosts = [saved.fields for saved in results.done.values()]
+        emit({"verdict": verdict, "hosts": hosts, "away": failed_fields(results.failed)})
     else:
-        for kept in results.done.values():
-            print("\n".join(_head(kept.document)))
-            _print_places(kept)
+        for saved in results.done.values():
+            print("\n".join(_head(saved.document)))
+            _print_places(saved)
             print()
-        print_away(results.failed)
-        told = [f"{name} {kept.verdict}" for name, kept in results.done.items()]
-        told += [f"{name} not judged" for name in results.failed]
-        print(f"{_SIGNS[verdict]} {verdict}  env {env}: {', '.join(told)}")
+        print_failed(results.failed)
+        verdicts = [f"{name} {saved.verdict}" for name, saved in results.done.items()]
+        verdicts += [f"{name} not judged" for name in results.failed]
+        print(f"{_SIGNS[verdict]} {verdict}  env {env}: {', '.join(verdicts)}")
     return _EXIT[verdict] if results.done else exit_code([], results.failed)
 
 
-def _print_places(kept: _Kept) -> None:
-    print(f"  report    {kept.path}\n  page      {kept.page}")
-    for warning in kept.warnings:
+def _print_places(saved: _Saved) -> None:
+    print(f"  report    {saved.path}\n  page      {saved.page}")
+    for warning in saved.warnings:
         print(f"  note      {warning}")
 
 
@@ -184,9 +183,9 @@ def _in_use(inventory: Inventory) -> set[str]:
 
     records = Journal(inventory.state_dir / "journal.jsonl").records()
     last = {
-        one.fields.get("host"): str(one.fields.get("report") or "")
-        for one in records
-        if one.kind == "flag.enable" and one.fields.get("report")
+        record.fields.get("host"): str(record.fields.get("report") or "")
+        for record in records
+        if record.kind == "flag.enable" and record.fields.get("report")
     }
     root = inventory.state_dir
     return {
@@ -213,7 +212,7 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
         "verdict": document["verdict"],
         "reasons": document["reasons"],
         "opens_nothing": document["opens_nothing"],
-        "rates": {one["name"]: [one["successes"], one["trials"]] for one in document["criteria"]},
+        "rates": {row["name"]: [row["successes"], row["trials"]] for row in document["criteria"]},
         "rule": document["rule"],
         "report": str(path.relative_to(inventory.state_dir)),
     }
@@ -221,28 +220,28 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
     warnings = []
     try:
         journal.append("gate.judged", fields, now=datetime.now(UTC))
-    except MacdError as error:  # the verdict stands; it must not be hidden
+    except MacdError as error:  # the verdict holds; no other error may hide it
         warnings.append(f"not recorded in the journal: {error.what}")
     title = f"macd gate {document['env']}: {document['verdict']}"
-    words = "\n".join(document["reasons"]) or f"release {document['release']}"
-    warnings.append(notify(inventory.notify, title, words, good=document["verdict"] == "PASS"))
+    body = "\n".join(document["reasons"]) or f"release {document['release']}"
+    warnings.append(notify(inventory.notify, title, body, good=document["verdict"] == "PASS"))
     return warnings
 
 
 def report_lines(document: Mapping[str, Any]) -> list[str]:
     """The report's lines; everything foreign in it was made harmless by the parser."""
-    found = document["findings"]
+    findings = document["findings"]
     return [
         *_head(document),
         "",
         *_criteria(document),
-        *_counted("not activated because", found["not_activated"]),
-        *_models(found["models"]),
-        *_counted("errors", found["errors"]),
-        *_counted("severe errors", found["severe"]),
-        *_counted("warnings", found["warnings"]),
-        *_malformed(found["malformed"]),
-        *_realised(found["realised"]),
+        *_counted("not activated because", findings["not_activated"]),
+        *_models(findings["models"]),
+        *_counted("errors", findings["errors"]),
+        *_counted("severe errors", findings["severe"]),
+        *_counted("warnings", findings["warnings"]),
+        *_malformed(findings["malformed"]),
+        *_realised(findings["realised"]),
         *(f"  note: {words}" for words in document["notes"]),
     ]
 
@@ -251,52 +250,54 @@ def _head(document: Mapping[str, Any]) -> list[str]:
     """The verdict and why."""
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
-    found = document["findings"]
-    told = [
+    findings = document["findings"]
+    lines = [
         f"{_SIGNS[document['verdict']]} {document['verdict']}  {where}",
-        f"  release   {document['release'] or 'not told by the lines'}",
+        f"  release   {document['release'] or 'not named in the lines'}",
         f"  window    {f'the last {days:g} days' if days else 'all lines'}, "
         f"rule {document['rule']['rule']}",
-        f"  signals   {document['bars']:,} bars of this release, {found['lines']:,} lines in "
+        f"  signals   {document['bars']:,} bars of this release, {findings['lines']:,} lines in "
         f"{len(document['logs'])} logs",
     ]
-    told += [f"  because   {reason}" for reason in document["reasons"]]
+    lines += [f"  because   {reason}" for reason in document["reasons"]]
     if document["more_bars"]:
-        told.append(f"  needs     {document['more_bars']} more bars, if all of them are good")
+        lines.append(f"  needs     {document['more_bars']} more bars, if all of them are good")
     if document["host"] and not document["release"]:
-        told.append(f"  do        invoke deploy --env {document['env']}: nothing is live there yet")
-    told += [f"  opens nothing: {why}" for why in _closed(document)]
-    return told
+        lines.append(
+            f"  do        invoke deploy --env {document['env']}: nothing is live there yet"
+        )
+    lines += [f"  can't enable stacking: {why}" for why in _blockers(document)]
+    return lines
 
 
-def _closed(document: Mapping[str, Any]) -> list[str]:
-    """Why it opens nothing, but for the verdict, which stands above."""
+def _blockers(document: Mapping[str, Any]) -> list[str]:
+    """Why the report can't enable stacking, without the verdict, which is printed above."""
     verdict = f"the verdict is {document['verdict']}"
     return [why for why in document["opens_nothing"] if why != verdict]
 
 
 def _criteria(document: Mapping[str, Any]) -> list[str]:
     sequential = document["rule"]["rule"] == "sequential"
-    told = []
-    for one in document["criteria"]:
-        low, high = one["anytime"] if sequential else one["wilson"]
-        rate = "      –" if one["rate"] is None else f"{100 * one['rate']:6.1f} %"
-        told.append(
-            f"  {_SIGNS[one['outcome']]} {one['title']:<20} {rate}  "
-            f"[{100 * low:.1f}, {100 * high:.1f}]  {one['successes']} of {one['trials']}, "
-            f"must exceed {100 * one['threshold']:g} %"
+    lines = []
+    for row in document["criteria"]:
+        low, high = row["anytime"] if sequential else row["wilson"]
+        rate = "      –" if row["rate"] is None else f"{100 * row['rate']:6.1f} %"
+        lines.append(
+            f"  {_SIGNS[row['outcome']]} {row['title']:<20} {rate}  "
+            f"[{100 * low:.1f}, {100 * high:.1f}]  {row['successes']} of {row['trials']}, "
+            f"must exceed {100 * row['threshold']:g} %"
         )
     meaning = "bounds that hold at every look" if sequential else "Wilson, 95 %, for one look"
-    return [*told, f"    in brackets: {meaning}"]
+    return [*lines, f"    in brackets: {meaning}"]
 
 
 def _counted(title: str, groups: Sequence[Mapping[str, Any]], most: int = 8) -> list[str]:
     if not groups:
         return []
-    told = [f"    {one['count']:>6,} × {one['example']}" for one in groups[:most]]
+    lines = [f"    {row['count']:>6,} × {row['example']}" for row in groups[:most]]
     if len(groups) > most:
-        told.append(f"           and {len(groups) - most} kinds more")
-    return ["", f"  {title}", *told]
+        lines.append(f"           and {len(groups) - most} kinds more")
+    return ["", f"  {title}", *lines]
 
 
 def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
@@ -313,38 +314,40 @@ def diagnosis(model: Mapping[str, Any]) -> str:
         kind = "NaN or infinite" if model["not_finite"] else "no output"
         return f"{kind} on {absent:,} bars" if absent else "nothing"
     low, high, mean = model["min"], model["max"], model["mean"]
-    told = []
+    parts = []
     if low == high:
-        told.append(f"constant {low:g}" if model["answers"] > 1 else f"{low:g}, once")
+        parts.append(f"constant {low:g}" if model["answers"] > 1 else f"{low:g}, once")
     else:
-        told.append(f"{_short(low)} to {_short(high)}, mean {_short(mean)}")
-        told.append(f"spread {_short(model['spread'])}")
-    told += [f"{model[name]:,} {words}" for name, words in _ABNORMAL.items() if model[name]]
-    return "; ".join(told)
+        parts.append(f"{_short(low)} to {_short(high)}, mean {_short(mean)}")
+        parts.append(f"spread {_short(model['spread'])}")
+    parts += [f"{model[name]:,} {words}" for name, words in _ABNORMAL.items() if model[name]]
+    return "; ".join(parts)
 
 
 def _short(value: float | None) -> str:
     return "?" if value is None else f"{value:.3g}"
 
 
-def _malformed(found: Mapping[str, Any]) -> list[str]:
-    if not found["count"]:
+def _malformed(malformed: Mapping[str, Any]) -> list[str]:
+    if not malformed["count"]:
         return []
-    told = [
-        f"    {one['file']} line {one['line']}: {one['why']}" for one in found["quarantine"][:8]
+    lines = [
+        f"    {row['file']} line {row['line']}: {row['why']}" for row in malformed["quarantine"][:8]
     ]
-    title = f"  malformed: {found['count']:,} lines, {found['counted_as_bars']:,} count as bars"
-    return ["", title, *told]
+    title = (
+        f"  malformed: {malformed['count']:,} lines, {malformed['counted_as_bars']:,} count as bars"
+    )
+    return ["", title, *lines]
 
 
 def _realised(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    known = [row for row in rows if row["value"] is not None]
-    if not known:
+    labelled = [row for row in rows if row["value"] is not None]
+    if not labelled:
         return ["", "  realised AUC: no labels yet"]
-    told = [
+    lines = [
         f"    {row['model']:<9} {row['head']:<4} {row['value']:.3f} "
         f"[{row['low']:.3f}, {row['high']:.3f}]  {row['n']:,} bars, "
         f"worth {row['effective_n']:.0f}"
-        for row in known
+        for row in labelled
     ]
-    return ["", "  realised AUC (labels overlap; 95 %)", *told]
+    return ["", "  realised AUC (labels overlap; 95 %)", *lines]

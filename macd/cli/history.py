@@ -1,4 +1,4 @@
-"""`invoke history`: what was done from here, in order, or from which record it is not known."""
+"""`invoke history`: what was done from here, in order; a damaged journal up to the damage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import confirm, emit, same, verb
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
+from macd.cli.verb import JSON, YES, confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
@@ -26,7 +26,9 @@ _WHO = ("who", "by")
 
 @verb(
     name="history",
-    help={
+    help=JSON
+    | YES
+    | {
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
@@ -35,8 +37,6 @@ _WHO = ("who", "by")
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-        "yes": "don't ask for confirmation",
-        "json": "print one JSON document for machines",
     },
 )
 def history(
@@ -101,16 +101,16 @@ def _on_hosts(
 
     results = on_each(list(hosts_of(inventory, env, host)), lambda host: _fetched(host, inventory))
     if json:
-        told = [
+        rows = [
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
             for name, records in results.done.items()
         ]
-        emit({"hosts": told, "away": away_fields(results.failed)})
+        emit({"hosts": rows, "away": failed_fields(results.failed)})
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")
         _print(records, limit, kind, full=full, options=options)
-    print_away(results.failed)
+    print_failed(results.failed)
     return exit_code([], results.failed)
 
 
@@ -176,10 +176,10 @@ def _print(records: list[Record], limit: int, kind: str, *, full: bool, options:
 def _brief(record: Record) -> str:
     """One line about a record: what it is about, how it ended, why, who; all of it if unknown."""
     fields = {name: value for name, value in record.fields.items() if value not in ("", None)}
-    told = [_shown(fields[name]) for name in _PLAIN if name in fields]
-    told += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
-    told += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
-    return "  ".join(told or [f"{name}: {_shown(value)}" for name, value in fields.items()])
+    parts = [_shown(fields[name]) for name in _PLAIN if name in fields]
+    parts += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
+    parts += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
+    return "  ".join(parts or [f"{name}: {_shown(value)}" for name, value in fields.items()])
 
 
 def _shown(value: object) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import INVENTORY, JSON, confirm, emit, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.ssh.ssh import Shown
 
-_INVENTORY = "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"
 
-
-@verb(name="list", help={"inventory": _INVENTORY, "json": "print one JSON document for machines"})
+@verb(name="list", help=INVENTORY | JSON)
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show the inventory's hosts and the jump hosts to each; connects to nothing."""
     from macd.inventory import load
@@ -25,8 +23,8 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
         emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows})
     else:
         for row in rows:
-            told = _told(row, inv.name)
-            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {told}")
+            route = _route(row, inv.name)
+            print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {route}")
         for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
             print(f"✗ {problem}")  # once: one missing file spoils every host alike
     return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
@@ -55,26 +53,26 @@ def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
     return {**row, "hops": hops, "problem": ""}
 
 
-def _told(row: dict[str, Any], inventory: str) -> str:
+def _route(row: dict[str, Any], inventory: str) -> str:
     if row["problem"]:
-        return "✗ the way to it is not known, see below"
-    way = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
+        return "✗ no route to it, see below"
+    route = " -> ".join(f"{hop['user']}@{hop['address']}" for hop in row["hops"])
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
     chosen = "" if inventory == "lab" else f" --inventory {inventory}"
     hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']}{chosen})"
-    return way + (hint if unknown else "")
+    return route + (hint if unknown else "")
 
 
 @verb(
     positional=["name"],
     iterable=["fingerprint"],
-    help={
+    help=INVENTORY
+    | JSON
+    | {
         "name": "name of a host in the inventory",
         "fingerprint": "SHA256:... accept exactly this key; may be repeated, one for each hop",
         "yes": "pin keys seen for the first time without asking (never a changed one)",
         "dry-run": "show the keys and pin nothing",
-        "inventory": _INVENTORY,
-        "json": "print one JSON document for machines",
     },
 )
 def trust(

@@ -1,4 +1,4 @@
-"""Say what became of several hosts: each by its name, and of whom nothing is known, why."""
+"""Act on several hosts and show how each ended: by its name, with the error where it failed."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def on_each(
 
 
 def _left_out(host: str) -> MacdError:
-    return MacdError(f"{host} was not begun: interrupted", live="as before", hint="run it again")
+    return MacdError(f"{host} was not started: interrupted", live="as before", hint="run it again")
 
 
 def let_end(running: Sequence[str]) -> None:
-    """Say what a first Ctrl-C does where hosts are let end what they began."""
+    """Say what a first Ctrl-C does: the hosts at work finish what they started."""
     names = ", ".join(running)
     print(f"\ninterrupted: waiting for {names}; Ctrl-C again leaves at once", file=sys.stderr)
 
 
-def away_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
-    """The hosts on which it could not be done, as a JSON document names them."""
+def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+    """The error of each host on which it could not be done, for a JSON document."""
     return {name: error_fields(error) for name, error in failed.items()}
 
 
-def print_away(failed: Mapping[str, MacdError]) -> None:
-    """The same for people."""
+def print_failed(failed: Mapping[str, MacdError]) -> None:
+    """Print the error of each host on which it could not be done."""
     for name, error in failed.items():
         print(f"✗ {about(name, harmless(error))}", file=sys.stderr)
 
@@ -113,8 +113,8 @@ class Lines:
         head = f"{host:<{self._width}} | " if self._width else ""
         self.write("\n".join(head + line for line in text.split("\n")), to=to)
 
-    def away(self, host: str, error: MacdError) -> None:
-        """Say at once that nothing more comes of a host; a single one's error is the caller's."""
+    def host_failed(self, host: str, error: MacdError) -> None:
+        """Print at once that a host failed; the error of a single host is raised by the caller."""
         if self._width:
             self.say(host, f"✗ {harmless(error)}", to=sys.stderr)
 

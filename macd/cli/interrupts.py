@@ -1,4 +1,4 @@
-"""End without a traceback on Ctrl-C before a verb has begun, and when `| head` has read enough."""
+"""End without a traceback on Ctrl-C before a verb starts, and when `| head` has read enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def leave_quietly() -> None:
 
 
 def as_usual() -> None:
-    """A verb has begun and tells itself what Ctrl-C interrupted."""
+    """Make Ctrl-C a KeyboardInterrupt again: a verb says itself what was interrupted."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import emit, verb
+from macd.cli.verb import JSON, emit, verb
 
 if TYPE_CHECKING:
     from macd.lab import HostState, LabState
 
-_JSON = {"json": "print one JSON document for machines"}
 
-
-@verb(name="up", help=_JSON)
+@verb(name="up", help=JSON)
 def up(_: object, json: bool = False) -> None:
     """Start three SSH hosts here, without root: jump, h800 behind it, prod."""
     from macd import lab
@@ -34,7 +32,7 @@ def up(_: object, json: bool = False) -> None:
         "wipe": "also remove .lab: homes, keys, logs",
         "dry-run": "only show what would be stopped",
     }
-    | _JSON,
+    | JSON,
 )
 def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = False) -> None:
     """Stop the lab and all that runs on its hosts; files stay for the next lab.up."""
@@ -54,7 +52,7 @@ def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = Fals
         print(f"  {'.lab is removed' if wipe else 'homes and keys stay in .lab'}; invoke lab.up")
 
 
-@verb(name="status", help=_JSON)
+@verb(name="status", help=JSON)
 def status(_: object, json: bool = False) -> None:
     """Show the lab's hosts, ports, traffic and faults."""
     from macd import lab
@@ -82,7 +80,7 @@ def status(_: object, json: bool = False) -> None:
         "present": "apply cut-after to the connections open now, not to the next one",
         "clear": "remove the fault",
     }
-    | _JSON,
+    | JSON,
 )
 def fault(
     _: object,

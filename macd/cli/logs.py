@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, print_failed
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -45,13 +45,12 @@ class _Seen:
 
 @verb(
     name="logs",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
         "lines": "how many of each host's newest lines to show first (default: 20)",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
     },
@@ -76,18 +75,18 @@ def logs(
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
     inv = load(inventory)
     hosts = list(hosts_of(inv, env, host))
-    results = on_each(hosts, lambda one: _look(inv, one, wanted, lines))
+    results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
-        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": away_fields(results.failed)})
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": failed_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
         view = _View(terminal, wanted, objects=json and len(hosts) > 1)
         _print(results.done, view, follow=follow)
-        print_away(results.failed)
+        print_failed(results.failed)
         lost = dict(results.failed)
         if follow:
-            chosen = [one for one in hosts if one.name in results.done]
+            chosen = [host for host in hosts if host.name in results.done]
             with contextlib.suppress(KeyboardInterrupt):  # the way to leave
                 _follow_all(inv, chosen, results.done, view, lost)
     if lost and len(hosts) == 1:
@@ -130,12 +129,12 @@ def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int)
 def _print(seen: Mapping[str, _Seen], view: _View, *, follow: bool) -> None:
     from macd.gate.logs import merged
 
-    for host, raw in merged({name: one.newest for name, one in seen.items()}):
+    for host, raw in merged({name: look.newest for name, look in seen.items()}):
         view.line(host, raw)
-    for host, one in seen.items():
-        for note in one.notes:
+    for host, look in seen.items():
+        for note in look.notes:
             view.terminal.say(host, f"note: {note}", to=sys.stderr)
-        if not one.copy.names and not follow:
+        if not look.copy.names and not follow:
             view.terminal.write(f"{host} has written no signal lines yet", to=sys.stderr)
 
 
@@ -154,13 +153,13 @@ def _follow_all(
             _follow(inventory, host, seen[host.name].end, view)
         except MacdError as error:
             lost[host.name] = error
-            view.terminal.away(host.name, error)
+            view.terminal.host_failed(host.name, error)
 
     side_by_side(hosts, follow, parallel=len(hosts))
 
 
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
-    """Print what comes; a lost link is made anew and no line is lost or told twice."""
+    """Print what comes; a lost link is made anew and no line is lost or printed twice."""
     from macd.gate import logs as host_logs
     from macd.ssh.refusals import UnreachableError
     from macd.ssh.session import open_session

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, away_fields, exit_code, on_each
-from macd.cli.verb import emit, same, verb
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each
+from macd.cli.verb import ENV_HOST, INVENTORY, emit, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ _UNJUDGED = """\
 
 @verb(
     name="monitor",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
+    help=ENV_HOST
+    | INVENTORY
+    | {
         "once": "show the state once and exit; the guard keeps running on the host",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
         "json": "look once and print one JSON document for machines",
     },
 )
@@ -56,14 +55,15 @@ def monitor(
     hosts = list(hosts_of(inv, env, host))
     several = len(hosts) > 1
     if json:
-        looks = on_each(hosts, lambda one: _once(inv, one))
+        looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
-        emit({"hosts": rows, "away": away_fields(looks.failed)} if several else rows[0])
+        emit({"hosts": rows, "away": failed_fields(looks.failed)} if several else rows[0])
     else:
 
-        def show(one: Host) -> tuple[Seen, str]:
-            options = same(env=env, host=one.name if several else host, inventory=inventory)
-            return _shown(inv, one, terminal, options, once=once)
+        def show(watched: Host) -> tuple[Seen, str]:
+            named = watched.name if several else host
+            options = same(env=env, host=named, inventory=inventory)
+            return _shown(inv, watched, terminal, options, once=once)
 
         with Lines(hosts) as terminal:
             looks = on_each(hosts, show, parallel=len(hosts))
@@ -85,7 +85,7 @@ def _shown(
     try:
         seen, warning = _watched(inventory, host, terminal, once=once)
     except MacdError as error:
-        terminal.away(host.name, error)
+        terminal.host_failed(host.name, error)
         raise
     for line in _ending(seen, warning, options):
         terminal.say(host.name, line)
@@ -150,7 +150,7 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
 
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
-    """Journal and tell the end of a watch once; a note if telling did not work."""
+    """Record and notify the end of a watch once; a note if notifying did not work."""
     from macd.deploy.notify import notify
     from macd.gate import flag
 
@@ -170,8 +170,8 @@ def _fields(seen: Seen) -> dict[str, Any]:
     from dataclasses import asdict
 
     reports = [{"name": name, **report} for name, report in seen.reports]
-    told = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
-    return {**asdict(seen), **told, "reports": reports}
+    derived = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
+    return {**asdict(seen), **derived, "reports": reports}
 
 
 def _head(seen: Seen) -> Iterator[str]:
@@ -187,12 +187,12 @@ def _reports(seen: Seen) -> Iterator[tuple[str, str]]:
     """The name of each new report and what it says."""
     for name, report in seen.reports:
         rates = ", ".join(
-            f"{one['title']} {one['successes']}/{one['trials']}" for one in report["criteria"]
+            f"{row['title']} {row['successes']}/{row['trials']}" for row in report["criteria"]
         )
         moment = datetime.fromisoformat(report["made"])
-        told = [f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}"]
-        told += [f"  {'':<20}  {reason}" for reason in report["reasons"]]
-        yield name, "\n".join(told)
+        lines = [f"  {moment:%Y-%m-%d %H:%M:%SZ}  {report['verdict']:<12} {rates}"]
+        lines += [f"  {'':<20}  {reason}" for reason in report["reasons"]]
+        yield name, "\n".join(lines)
 
 
 def _time(epoch: float) -> str:

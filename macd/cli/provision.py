@@ -6,8 +6,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.hosts import away_fields, on_each, print_away
-from macd.cli.verb import confirm, emit, same, verb
+from macd.cli.hosts import failed_fields, on_each, print_failed
+from macd.cli.rollout import Shown
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, PARALLEL, YES, confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 
 @verb(
     name="provision",
-    help={
-        "env": "act on the hosts of this environment (default: prod)",
-        "host": "only this host of the environment",
-        "parallel": "how many hosts to work on at the same time (default: 10)",
+    help=ENV_HOST
+    | PARALLEL
+    | INVENTORY
+    | JSON
+    | YES
+    | {
         "dry-run": "show what would change, with diffs, and change nothing",
-        "yes": "don't ask for confirmation",
-        "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-        "json": "print one JSON document for machines",
     },
 )
 def provision(
@@ -50,45 +50,50 @@ def provision(
     limits = Limits(parallel)
     provisioning.files_here(inv)  # what every host would be refused for is said once
     who = operator()
-    looked = on_each(chosen, lambda one: provisioning.provision(one, inv, who=who, dry_run=True))
-    wanted = [one for one in chosen if one.name in looked.done and looked.done[one.name].changes]
+    looked = on_each(
+        chosen, lambda target: provisioning.provision(target, inv, who=who, dry_run=True)
+    )
+    wanted = [
+        target
+        for target in chosen
+        if target.name in looked.done and looked.done[target.name].changes
+    ]
     options = same(env=env, host=host, inventory=inventory)
     agreed = True
     ended: Results[Provisioned] = Results({}, {})
     if wanted and not dry_run:
         if not (json or yes):
             _show(looked, options, would=True)
-        agreed = confirm(f"change {', '.join(one.name for one in wanted)}?", yes=yes)
+        agreed = confirm(f"change {', '.join(target.name for target in wanted)}?", yes=yes)
         if agreed:
             ended = _provision_each(inv, env, wanted, limits, quiet=json)
             if len(chosen) == 1 and ended.failed:
                 raise ended.failed[chosen[0].name]
-    told = _together(looked, ended)
+    results = _together(looked, ended)
     if json:
-        _emit(told, dry_run=dry_run or not agreed)
+        _emit(results, dry_run=dry_run or not agreed)
     elif agreed:
-        _show(told, options, would=dry_run)
+        _show(results, options, would=dry_run)
     else:
         print(f"nothing was changed\n  do: invoke provision --yes{options}")
-    return _exit_code(told, agreed=agreed)
+    return _exit_code(results, agreed=agreed)
 
 
 def _provision_each(
     inventory: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
 ) -> Results[Provisioned]:
     """Side by side; what one host fails with keeps no other from it."""
-    from macd.cli.rollout_shown import Shown
     from macd.deploy import provision as provisioning
     from macd.deploy.fleet import in_waves, side_by_side
     from macd.deploy.rollout import Rollout, operator
 
     rollout = Rollout(inventory, "provision", env)
 
-    def act(one: Host) -> Provisioned:
-        with shown.host(one.name, "provisioning" if len(wanted) > 1 else ""):
-            done = provisioning.provision(one, inventory, who=operator())
-            rollout.record("done", host=one.name, changes=len(done.changes))
-            shown.ended(one.name, f"✓ {_count(done)}")
+    def act(host: Host) -> Provisioned:
+        with shown.host(host.name, "provisioning" if len(wanted) > 1 else ""):
+            done = provisioning.provision(host, inventory, who=operator())
+            rollout.record("done", host=host.name, changes=len(done.changes))
+            shown.ended(host.name, f"✓ {_count(done)}")
             return done
 
     with Shown([wanted], quiet=quiet) as shown:
@@ -98,40 +103,44 @@ def _provision_each(
 
 
 def _together(looked: Results[Provisioned], ended: Results[Provisioned]) -> Results[Provisioned]:
-    """Of each host what became of it; of those that wanted nothing, that."""
+    """How each host ended; the look of those that needed no change."""
     from macd.deploy.fleet import Results
 
     unknown = {*ended.failed, *ended.not_started, *ended.left}
-    done = {n: ended.done.get(n, one) for n, one in looked.done.items() if n not in unknown}
+    done = {
+        n: ended.done.get(n, unchanged) for n, unchanged in looked.done.items() if n not in unknown
+    }
     failed = {**looked.failed, **ended.failed}
     return Results(done, failed, ended.not_started, ended.left, ended.interrupted)
 
 
-def _emit(told: Results[Provisioned], *, dry_run: bool) -> None:
-    hosts = [{**asdict(one), "restart_wanted": one.restart_wanted} for one in told.done.values()]
-    more = {"untouched": told.not_started, "left": told.left}
-    emit({"dry_run": dry_run, "hosts": hosts, "away": away_fields(told.failed), **more})
+def _emit(results: Results[Provisioned], *, dry_run: bool) -> None:
+    hosts = [
+        {**asdict(host), "restart_wanted": host.restart_wanted} for host in results.done.values()
+    ]
+    more = {"untouched": results.not_started, "left": results.left}
+    emit({"dry_run": dry_run, "hosts": hosts, "away": failed_fields(results.failed), **more})
 
 
-def _exit_code(told: Results[Provisioned], *, agreed: bool) -> ExitCode:
+def _exit_code(results: Results[Provisioned], *, agreed: bool) -> ExitCode:
     from macd.deploy.fleet import code_of, worst
 
-    lacking = any(one.lacks_needed for one in told.done.values())
-    codes = [code_of(error) for error in told.failed.values()]
-    codes += [ExitCode.CONTACT_LOST] * bool(told.left)
-    codes += [ExitCode.FAILED] * bool(not agreed or lacking or told.not_started)
+    lacking = any(host.lacks_needed for host in results.done.values())
+    codes = [code_of(error) for error in results.failed.values()]
+    codes += [ExitCode.CONTACT_LOST] * bool(results.left)
+    codes += [ExitCode.FAILED] * bool(not agreed or lacking or results.not_started)
     return worst(codes)
 
 
-def _show(told: Results[Provisioned], options: str, *, would: bool) -> None:
-    _print(list(told.done.values()), options, would=would)
-    for name in told.not_started:
+def _show(results: Results[Provisioned], options: str, *, would: bool) -> None:
+    _print(list(results.done.values()), options, would=would)
+    for name in results.not_started:
         print(f"{name}: untouched")
     sys.stdout.flush()
-    print_away(told.failed)
-    if told.left:
+    print_failed(results.failed)
+    if results.left:
         error = ContactLostError(
-            f"not waited for: {', '.join(told.left)}",
+            f"not waited for: {', '.join(results.left)}",
             why="Ctrl-C was pressed twice",
             live="some of it may have been changed there",
             hint=f"invoke provision{options} again changes the rest",
@@ -139,28 +148,28 @@ def _show(told: Results[Provisioned], options: str, *, would: bool) -> None:
         print(f"✗ {error}", file=sys.stderr)
 
 
-def _count(one: Provisioned) -> str:
-    count = len(one.changes)
+def _count(provisioned: Provisioned) -> str:
+    count = len(provisioned.changes)
     return f"{count} change{'s' if count != 1 else ''}"
 
 
 def _print(done: list[Provisioned], options: str, *, would: bool) -> None:
-    for one in done:
-        print(f"{one.host}  {one.app}")
-        for change in one.changes:
+    for provisioned in done:
+        print(f"{provisioned.host}  {provisioned.app}")
+        for change in provisioned.changes:
             print(f"  {'would be' if would else '✓'} {change.how}: {change.what} {change.name}")
             if would:
                 print("".join(f"      {line}\n" for line in change.diff.splitlines()), end="")
-        print(f"  {_count(one)}{' to make' if would else ''}")
-        if one.restart_wanted:
-            told = f"{', '.join(one.stale)}: the running service has the old still"
-            told = (
-                f"then, for the running service to have {', '.join(one.stale)}" if would else told
-            )
-            print(f"  {told}: invoke deploy --restart{options} --release {one.live}")
-        if one.note:
-            print("  ✗ " + one.note.replace("\n", "\n    "))
-        for lacking in one.missing:
+        print(f"  {_count(provisioned)}{' to make' if would else ''}")
+        if provisioned.restart_wanted:
+            stale = ", ".join(provisioned.stale)
+            reason = f"{stale}: the running service still has the old one"
+            if would:
+                reason = f"then, for the running service to have {stale}"
+            print(f"  {reason}: invoke deploy --restart{options} --release {provisioned.live}")
+        if provisioned.note:
+            print("  ✗ " + provisioned.note.replace("\n", "\n    "))
+        for lacking in provisioned.missing:
             mark = "✗" if lacking["needed"] else "note:"
             print(
                 f"  {mark} the host has no {lacking['name']}: apt-get install {lacking['package']}"

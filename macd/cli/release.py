@@ -1,37 +1,32 @@
-"""`invoke release` and its verbs: make a signed release of a training; list, show, verify them."""
+"""`invoke release` and its verbs: make a signed release of a training; list, show, verify them.
+
+The verbs come first. Below them are the steps of `invoke release`: which run, how it is judged,
+which Python and system its lock must fit, how it is signed.
+"""
 
 from __future__ import annotations
 
+import getpass
+import json as jsonlib
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.release_steps import (
-    build_request,
-    lifetime_days,
-    read_run,
-    record,
-    say,
-    signed,
-    signers_of,
-    signing_key,
-    store_of,
-)
-from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, MacdError, UsageError
+from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.errors import ExitCode, MacdError, RefusedError, UsageError
+from macd.host.durable import replace_file
 from macd.sizes import size
 
 if TYPE_CHECKING:
-    from macd.inventory import Inventory
+    from macd.inventory import Host, Inventory
     from macd.release.build import BuildRequest
+    from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Report, Signers
+    from macd.release.wheelhouse import Target
 
-_COMMON = {
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = INVENTORY | JSON
 _NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
 
 
@@ -107,21 +102,21 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     inv = load(inventory)
     store = store_of(inv)
     live = _live(inv)
-    known = [one for one in store.readable() if env in ("", one.manifest.env)]
-    broken = sorted(set(store.ids()) - {one.id for one in store.readable()})
+    readable = [entry for entry in store.readable() if env in ("", entry.manifest.env)]
+    broken = sorted(set(store.ids()) - {entry.id for entry in store.readable()})
     if json:
-        rows = [{**_fields(one), "live_on": live.get(one.id, [])} for one in known]
+        rows = [{**_fields(entry), "live_on": live.get(entry.id, [])} for entry in readable]
         emit({"releases": rows, "unreadable": broken})
         return
-    if not known and not broken:
+    if not readable and not broken:
         print(f"no releases yet in {store.root}\n  next: invoke train, then invoke release")
         return
     print(f"{'release':<26} {'serial':>10}  {'env':<6} {'criteria':<22} {'live on':<10} run")
-    for one in known:
-        where = ", ".join(live.get(one.id, [])) or "-"
-        details = one.manifest.details
+    for entry in readable:
+        where = ", ".join(live.get(entry.id, [])) or "-"
+        details = entry.manifest.details
         print(
-            f"{one.id:<26} {one.manifest.serial:>10}  {one.manifest.env:<6} "
+            f"{entry.id:<26} {entry.manifest.serial:>10}  {entry.manifest.env:<6} "
             f"{_criteria(details):<22} {where:<10} {details.get('run', '?')}"
         )
     for name in broken:
@@ -137,16 +132,16 @@ def show(
     from macd.inventory import load
 
     store = store_of(load(inventory))
-    one = _chosen(store, id, env)
+    chosen = _chosen(store, id, env)
     if json:
-        files = [asdict(file) for file in one.manifest.files]
-        emit({**_fields(one), "details": one.manifest.details, "files": files,
-              "lock": {"sha256": one.lock.sha256, "python": one.lock.python,
-                       "platform": one.lock.platform, "versions": one.lock.versions}})  # fmt: skip
+        files = [asdict(file) for file in chosen.manifest.files]
+        names = ("sha256", "python", "platform", "versions")
+        lock = {name: getattr(chosen.lock, name) for name in names}
+        emit({**_fields(chosen), "details": chosen.manifest.details, "files": files, "lock": lock})
         return
-    for label, text in _rows(one):
+    for label, text in _rows(chosen):
         print(f"{label:<10}{text}")
-    for file in one.manifest.files:
+    for file in chosen.manifest.files:
         print(f"{'':10}{file.sha256[:12]} {file.size:>10,}  {file.path}")
 
 
@@ -194,27 +189,27 @@ def _live(inventory: Inventory) -> dict[str, list[str]]:
         records = Journal(inventory.state_dir / "journal.jsonl").records()
     except MacdError:
         return {}
-    for one in records:
-        host, live = one.fields.get("host"), one.fields.get("live")
-        if one.kind in ENDS and isinstance(host, str) and isinstance(live, str):
+    for record in records:
+        host, live = record.fields.get("host"), record.fields.get("live")
+        if record.kind in ENDS and isinstance(host, str) and isinstance(live, str):
             by_host[host] = live
-    found: dict[str, list[str]] = {}
+    live_on: dict[str, list[str]] = {}
     for host, live in by_host.items():
-        found.setdefault(live, []).append(host)
-    return found
+        live_on.setdefault(live, []).append(host)
+    return live_on
 
 
-def _fields(one: Release) -> dict[str, Any]:
-    manifest, details = one.manifest, one.manifest.details
+def _fields(release: Release) -> dict[str, Any]:
+    manifest, details = release.manifest, release.manifest.details
     return {
-        "id": one.id,
-        "directory": str(one.directory),
+        "id": release.id,
+        "directory": str(release.directory),
         "serial": manifest.serial,
         "app": manifest.app,
         "env": manifest.env,
         "created": f"{manifest.created:%Y-%m-%dT%H:%M:%SZ}",
         "expires": f"{manifest.expires:%Y-%m-%dT%H:%M:%SZ}",
-        "manifest_sha256": one.sha256,
+        "manifest_sha256": release.sha256,
         "bytes": manifest.total_bytes,
         "run": details.get("run"),
         "criteria": details.get("criteria", []),
@@ -223,26 +218,26 @@ def _fields(one: Release) -> dict[str, Any]:
 
 
 def _criteria(details: dict[str, Any]) -> str:
-    missed = [one for one in details.get("criteria", []) if not one["ok"]]
+    missed = [criterion for criterion in details.get("criteria", []) if not criterion["ok"]]
     if details.get("accepted"):
         return "accepted, with reason"
     return f"{len(missed)} missed, only warn" if missed else "met"
 
 
-def _rows(one: Release) -> list[tuple[str, str]]:
-    manifest, d = one.manifest, one.manifest.details
+def _rows(release: Release) -> list[tuple[str, str]]:
+    manifest, lock, d = release.manifest, release.lock, release.manifest.details
     code = d.get("code", {})
     commit = (code.get("commit") or "no commit")[:12] + (" + changes" if code.get("dirty") else "")
     lines = [
-        ("release", f"{one.id}, serial {manifest.serial}, for {manifest.app} on {manifest.env}"),
+        (
+            "release",
+            f"{release.id}, serial {manifest.serial}, for {manifest.app} on {manifest.env}",
+        ),
         ("made", f"{manifest.created:%F %H:%M} UTC; expires {manifest.expires:%F %H:%M} UTC"),
         ("run", f"{d.get('run')} on {d.get('host')}, {d.get('symbol')} {d.get('tf')}"),
         ("data", str(d.get("data_digest"))),
         ("code", f"{code.get('version')}, {commit}"),
-        (
-            "runtime",
-            f"Python {one.lock.python}, {one.lock.platform}, {len(one.lock.wheels)} wheels",
-        ),
+        ("runtime", f"Python {lock.python}, {lock.platform}, {len(lock.wheels)} wheels"),
     ]
     if d.get("accepted"):
         lines.append(("accepted", str(d["accepted"])))
@@ -257,7 +252,8 @@ def _show_dry_run(request: BuildRequest, *, json: bool) -> None:
     if json:
         emit({
             "dry_run": True, "run": request.run.id, "serial": request.serial,
-            "lock": request.lock.sha256, "criteria": [asdict(one) for one in request.findings],
+            "lock": request.lock.sha256,
+            "criteria": [asdict(finding) for finding in request.findings],
             "accepted": request.accepted or None,
         })  # fmt: skip
         return
@@ -277,3 +273,246 @@ def _show_report(report: Report, signers: Signers) -> None:
         print(f"✓ all {report.files} files are as they were signed")
     else:
         print("  do: don't deploy it; invoke release makes a new one")
+
+
+def build_request(
+    inventory: Inventory,
+    run: Run,
+    store: Store,
+    env: str,
+    accept: str,
+    now: datetime,
+    days: float,
+    *,
+    source: Path | None = None,
+    json: bool,
+) -> tuple[BuildRequest, list[Path]]:
+    from macd import application
+    from macd.jobs.record import host_of
+    from macd.journal import Journal
+    from macd.release import wheel, wheelhouse
+    from macd.release.build import BuildRequest
+    from macd.release.judge import blocking, judge
+    from macd.release.lock import Lock
+
+    findings = judge(run.criteria, inventory.train.criteria, run.audit, run.metrics["models"])
+    for finding in findings:
+        say(json, finding.line())
+    for remark in application.remarks(run.directory, tf=run.tf, env=inventory.service.env):
+        say(json, f"⚠ {remark}")
+    constraints = inventory.root / "constraints.txt"
+    if not blocking(findings) or accept:
+        target, warnings = target_of(inventory, env)
+        for warning in warnings:
+            say(json, f"⚠ {warning}")
+        house = wheelhouse.Wheelhouse(inventory.state_dir / "wheelhouse")
+        needed = wheelhouse.requirements()
+        if inventory.service.feed.kind == "ccxt":
+            needed += wheelhouse.requirements("fetch")
+        lock, wheels = house.resolve(needed, target, constraints)
+        wanted = f"{len(lock.wheels)} wheels for Python {lock.python}, {lock.platform}"
+        say(json, f"✓ lock: {wanted}, {size(lock.total_bytes)}")
+    else:
+        lock, wheels = Lock("", "", ()), []  # refused before any lock counts
+    tree = inventory.root if source is None else source.resolve()
+    code = wheel.code_of(tree)
+    if code.dirty:
+        say(json, "⚠ the code has changes that are not committed; they go into the release")
+    if tree != inventory.root:
+        say(json, f"⚠ the code is not this clone's but that of {tree}")
+    journal = Journal(inventory.state_dir / "journal.jsonl")
+    request = BuildRequest(
+        run=run,
+        host=host_of(journal, run.id) or "local",
+        findings=findings,
+        app=inventory.release.app,
+        env=env,
+        serial=store.next_serial(now),
+        created=now,
+        lifetime=timedelta(days=days),
+        accepted=accept if blocking(findings) else "",
+        code=code,
+        lock=lock,
+        source=tree,
+        data_dir=inventory.train.data_dir,
+        versions=wheelhouse.proved_with(lock, constraints),
+    )
+    return request, wheels
+
+
+def lifetime_days(typed: str) -> float:
+    """The days of `--expires-days`; 0 where it was not typed. Raises UsageError."""
+    from macd.inventory import LONGEST_EXPIRY_DAYS
+
+    if not typed:
+        return 0
+    try:
+        days = float(typed)
+    except ValueError:
+        days = 0
+    if not 0 < days <= LONGEST_EXPIRY_DAYS:  # NaN is neither
+        raise UsageError(
+            f"--expires-days {typed} is no time a release can live",
+            why=f"a number of days above 0 is expected, {LONGEST_EXPIRY_DAYS} at most",
+            live="no release was made",
+            hint="invoke release --expires-days 30, or leave it to the inventory",
+        )
+    return days
+
+
+def read_run(inventory: Inventory, named: str) -> Run:
+    from macd.release import run as runs
+
+    if not named:
+        return runs.read(runs.newest(inventory.root / "runs"))
+    below = inventory.root / "runs" / named
+    return runs.read(below if below.is_dir() else Path(named))
+
+
+def signing_key(inventory: Inventory) -> Path:
+    key = inventory.release.sign_key
+    if key is None:
+        raise UsageError(
+            f"inventory {inventory.name} names no key to sign releases with",
+            hint=f"add release.sign_key to {inventory.path} (production.example.yml shows how)",
+        )
+    if not key.is_file():
+        made = f'ssh-keygen -t ed25519 -N "" -f {key}, then put it into allowed_signers and'
+        hint = "invoke lab.up makes it" if inventory.name == "lab" else f"{made} invoke provision"
+        raise UsageError(f"there is no signing key at {key}", hint=hint)
+    return key
+
+
+def signed(inventory: Inventory, raw: bytes) -> bytes:
+    """Sign the manifest, and verify the signature as the hosts will."""
+    from macd.host.store import signature
+    from macd.release.signing import sign
+
+    signature_bytes = sign(raw, key=signing_key(inventory))
+    signers = signers_of(inventory)
+    try:
+        signature.verify(
+            raw,
+            signature_bytes,
+            allowed_signers=str(signers.allowed),
+            identity=signers.identity,
+            revoked=str(signers.revoked) if signers.revoked else None,
+        )
+    except signature.SignatureError as error:
+        hint = f"add the key for {signers.identity} there, then invoke provision"
+        if isinstance(error, signature.RevokedError):
+            hint = "name a key that is not revoked as release.sign_key"
+        raise RefusedError(
+            "hosts would refuse what this key signs",
+            why=f"{signers.allowed}: {error}",
+            live="no release was made",
+            hint=hint,
+        ) from error
+    return signature_bytes
+
+
+def signers_of(inventory: Inventory) -> Signers:
+    from macd.inventory import revoked
+    from macd.release.verify import Signers
+
+    allowed = inventory.release.allowed_signers
+    if allowed is None or not allowed.is_file():
+        raise UsageError(
+            "nobody is named whose signature counts",
+            why=f"release.allowed_signers: {allowed or 'not set'}",
+            hint="invoke lab.up makes the lab's"
+            if inventory.name == "lab"
+            else f"see {inventory.path}",
+        )
+    return Signers(allowed, inventory.release.identity, revoked(inventory))
+
+
+def store_of(inventory: Inventory) -> Store:
+    from macd.release.store import Store
+
+    return Store(inventory.root / "releases")
+
+
+def record(made: Release, request: BuildRequest) -> dict[str, Any]:
+    return {
+        "release": made.id,
+        "serial": made.manifest.serial,
+        "env": made.manifest.env,
+        "run": request.run.id,
+        "data_digest": request.run.digest,
+        "manifest_sha256": made.sha256,
+        "lock": made.manifest.lock,
+        "commit": request.code.commit,
+        "dirty": request.code.dirty,
+        "missed": [finding.name for finding in request.findings if not finding.ok],
+        "accepted": request.accepted or None,
+        "by": getpass.getuser(),
+    }
+
+
+def say(json: bool, text: str) -> None:
+    if not json:
+        print(text)
+
+
+def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:
+    """What a lock for `env` must fit, and warnings where a host could only be remembered.
+
+    Raises MacdError when a host can't be reached and never was, or its Python is too old.
+    """
+    from macd.release.wheelhouse import Target, common
+    from macd.ssh.failures import UnfitPythonError
+
+    memory = inventory.state_dir / "facts" / f"{env}.json"
+    remembered: dict[str, Any] = _read_targets(memory)
+    targets: dict[str, Target] = {}
+    warnings = []
+    for host in inventory.env_hosts(env):
+        try:
+            target = _ask_target(host, inventory)
+            targets[host.name] = target
+            remembered[host.name] = {**asdict(target), "at": f"{datetime.now(UTC):%F %T} UTC"}
+        except UnfitPythonError:
+            raise  # it was reached, so what it had before says nothing
+        except MacdError as error:
+            fields = dict(remembered.get(host.name) or {})
+            if not fields:
+                raise _target_unknown(host, error) from error
+            at = fields.pop("at", "an unknown time")
+            targets[host.name] = Target(**fields)
+            warnings.append(f"{host.name} can't be reached; its Python is as of {at}")
+    _write_targets(memory, remembered)
+    return common(targets), warnings
+
+
+def _ask_target(host: Host, inventory: Inventory) -> Target:
+    from macd.release.wheelhouse import Target
+    from macd.ssh.session import open_session
+
+    with open_session(host, inventory) as session:
+        facts = session.facts([])
+    python = ".".join(facts.python.version.split(".")[:2])
+    libc = facts.os.libc
+    name = "musl" if libc["name"] == "musl" else "glibc"
+    return Target(python, facts.os.arch, name, libc["version"] or "1.2")
+
+
+def _target_unknown(host: Host, error: MacdError) -> MacdError:
+    return MacdError(
+        f"what {host.name} runs isn't known yet, so no wheels can be chosen for it",
+        why=str(error),
+        live="no release was made",
+        hint="make it reachable once (the lab's: invoke lab.up); afterwards it need not be",
+    )
+
+
+def _read_targets(path: Path) -> dict[str, Any]:
+    try:
+        document = jsonlib.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _write_targets(path: Path, remembered: dict[str, Any]) -> None:
+    replace_file(path, (jsonlib.dumps(remembered, indent=1) + "\n").encode(), parents=True)

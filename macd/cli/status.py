@@ -7,8 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import away_fields, exit_code, on_each, print_away
-from macd.cli.verb import emit, verb
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
+from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -16,12 +16,7 @@ if TYPE_CHECKING:
     from macd.host.record import Record
     from macd.inventory import Host
 
-_COMMON = {
-    "env": "act on the hosts of this environment (default: prod)",
-    "host": "only this host of the environment",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = ENV_HOST | INVENTORY | JSON
 
 
 @verb(name="status", help=_COMMON)
@@ -37,41 +32,41 @@ def status(
 
     inv = load(inventory)
 
-    def look(one: Host) -> tuple[HostState, list[str]]:
-        found = observe(one, inv)
-        return found, drift(found, render(one, inv, found))
+    def look(host: Host) -> tuple[HostState, list[str]]:
+        state = observe(host, inv)
+        return state, drift(state, render(host, inv, state))
 
     results = on_each(list(hosts_of(inv, env, host)), look)
     rows = [(name, *seen) for name, seen in results.done.items()]
-    well = not results.failed and all(found.serves_well for _, found, _ in rows)
+    healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
     if json:
-        away = away_fields(results.failed)
-        emit({"well": well, "hosts": [_fields(*row) for row in rows], "away": away})
+        away = failed_fields(results.failed)
+        emit({"well": healthy, "hosts": [_fields(*row) for row in rows], "away": away})
     else:
-        for name, found, drifted in rows:
-            print(f"{name}  {found.app}")
-            for label, text in _lines(found, drifted):
+        for name, state, drifted in rows:
+            print(f"{name}  {state.app}")
+            for label, text in _lines(state, drifted):
                 print(f"  {label:<9} {text}")
-        print_away(results.failed)
-    serves = [None if found.serves_well else ExitCode.FAILED for _, found, _ in rows]
+        print_failed(results.failed)
+    serves = [None if state.serves_well else ExitCode.FAILED for _, state, _ in rows]
     return exit_code(serves, results.failed)
 
 
-def _fields(name: str, found: HostState, drifted: list[str]) -> dict[str, Any]:
+def _fields(name: str, state: HostState, drifted: list[str]) -> dict[str, Any]:
     from macd.host.masking import masked
 
-    shown = asdict(found)
+    shown = asdict(state)
     for secret in ("env", "allowed_signers", "live_files"):
         shown.pop(secret)
-    shown["units"] = {name: text and masked(text) for name, text in found.units.items()}
-    shown["service_settings"] = found.service_settings and masked(found.service_settings)
-    flags = dict(found.health.get("flags", {}))
-    more = {"host": name, "drift": drifted, "flags": flags, "since": _since(found)}
-    return {**shown, **more, "well": found.serves_well}
+    shown["units"] = {name: text and masked(text) for name, text in state.units.items()}
+    shown["service_settings"] = state.service_settings and masked(state.service_settings)
+    flags = dict(state.health.get("flags", {}))
+    more = {"host": name, "drift": drifted, "flags": flags, "since": _since(state)}
+    return {**shown, **more, "well": state.serves_well}
 
 
-def _since(found: HostState) -> str | None:
-    times = [entry["at"] for entry in found.history if entry["release"] == found.live]
+def _since(state: HostState) -> str | None:
+    times = [entry["at"] for entry in state.history if entry["release"] == state.live]
     return _time(times[-1]) if times else None
 
 
@@ -79,57 +74,59 @@ def _time(epoch: float) -> str:
     return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
-def _lines(found: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
-    if not found.exists:
+def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
+    if not state.exists:
         yield "live", "nothing; the host is not provisioned (invoke provision)"
         return
-    yield "live", f"{found.live or 'nothing'}{f', since {_since(found)}' if _since(found) else ''}"
-    process = found.process
+    yield "live", f"{state.live or 'nothing'}{f', since {_since(state)}' if _since(state) else ''}"
+    process = state.process
     pid = f"pid {process['pid']}, {process['restarts']} restarts, " if process.get("pid") else ""
     yield "process", f"{pid}{process.get('active') or 'unknown'} ({process.get('sub') or '-'})"
-    yield "health", _health(found)
-    if found.health.get("flags"):
-        yield "flags", ", ".join(f"{k}={v}" for k, v in sorted(found.health["flags"].items()))
-    if found.pending:
-        at = found.pending
+    yield "health", _health(state)
+    if state.health.get("flags"):
+        yield "flags", ", ".join(f"{k}={v}" for k, v in sorted(state.health["flags"].items()))
+    if state.pending:
+        at = state.pending
         alive = "at work" if at["runner"] else "its process died; the next deploy ends it"
-        told = f"activation {at['number']}, {at['kind']} of {at['to']}: {at['state']}"
-        yield "pending", f"{told}; {alive}"
-    if found.last and found.last["state"] == "reverted":
-        yield "last", _reverted(found.last)
-    if found.flag_change:
-        yield "flag", _flag_change(found.flag_change, held=bool(found.lock))
-    if found.held:
-        yield "lock", found.held
-    yield "rollback", _way_back(found.rollback)
+        text = f"activation {at['number']}, {at['kind']} of {at['to']}: {at['state']}"
+        yield "pending", f"{text}; {alive}"
+    if state.last and state.last["state"] == "reverted":
+        yield "last", _reverted(state.last)
+    if state.flag_change:
+        yield "flag", _flag_change(state.flag_change, held=bool(state.lock))
+    if state.held:
+        yield "lock", state.held
+    yield "rollback", _rollback_target(state.rollback)
     for text in drifted or ["none"]:
         yield "drift", text
 
 
-def _health(found: HostState) -> str:
-    if found.serves_well:
-        golden = found.health.get("golden", {})
+def _health(state: HostState) -> str:
+    if state.serves_well:
+        golden = state.health.get("golden", {})
         return f"✓ ok, golden predictions differ by at most {golden.get('max_diff')}"
-    if "unreachable" in found.health:
-        return f"✗ {found.health['unreachable']}"
-    told = found.health
-    return f"✗ {told.get('status')}: release {told.get('release')}, {told.get('last_error')}"
+    if "unreachable" in state.health:
+        return f"✗ {state.health['unreachable']}"
+    health = state.health
+    return f"✗ {health.get('status')}: release {health.get('release')}, {health.get('last_error')}"
 
 
 def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
-    told = f"stacking from {change['was']} to {change['wanted']}, begun {_time(change['started'])}"
-    told += f" by {change['who']}: {change['state']}"
+    text = (
+        f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
+    )
+    text += f" by {change['who']}: {change['state']}"
     end = "the next deploy, enable-stacking or disable-stacking ends it"
-    return f"{told}; at work" if held else f"{told}; it was INTERRUPTED, {end}"
+    return f"{text}; at work" if held else f"{text}; it was INTERRUPTED, {end}"
 
 
 def _reverted(last: Mapping[str, Any]) -> str:
-    told = f"activation {last['number']} of {last.get('release')} was reverted"
-    told += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
-    return told if last.get("well") is not False else f"{told}; {last.get('serving')}"
+    text = f"activation {last['number']} of {last.get('release')} was reverted"
+    text += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
+    return text if last.get("well") is not False else f"{text}; {last.get('serving')}"
 
 
-def _way_back(target: Mapping[str, Any]) -> str:
+def _rollback_target(target: Mapping[str, Any]) -> str:
     if target.get("ready"):
         return f"ready: {target['release']}"
     return f"{target.get('release') or 'none'}: {target.get('why')}"
@@ -147,67 +144,69 @@ def why(
 
     inv = load(inventory)
     records = Journal(inv.state_dir / "journal.jsonl").records()
-    results = on_each(list(hosts_of(inv, env, host)), lambda one: observe(one, inv))
+    results = on_each(list(hosts_of(inv, env, host)), lambda host: observe(host, inv))
     rows = results.done
-    chains = {name: lineage(found, _judged(records, name, found)) for name, found in rows.items()}
+    chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
     if json:
         hosts = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": hosts, "away": away_fields(results.failed)})
+        emit({"hosts": hosts, "away": failed_fields(results.failed)})
     else:
-        for name, found in rows.items():
-            _print_chain(name, found, chains[name], env)
-        print_away(results.failed)
-    lives = [None if found.live else ExitCode.FAILED for found in rows.values()]
+        for name, state in rows.items():
+            _print_chain(name, state, chains[name], env)
+        print_failed(results.failed)
+    lives = [None if state.live else ExitCode.FAILED for state in rows.values()]
     return exit_code(lives, results.failed)
 
 
-def _print_chain(name: str, found: HostState, chain: Mapping[str, Any], env: str) -> None:
-    print(f"{name}  {found.app}")
-    if not found.live:
-        first = "deploy" if found.exists else "provision"
+def _print_chain(name: str, state: HostState, chain: Mapping[str, Any], env: str) -> None:
+    print(f"{name}  {state.app}")
+    if not state.live:
+        first = "deploy" if state.exists else "provision"
         print(f"  live          nothing\n  do: invoke {first} --env {env}")
         return
     for label, value in chain.items():
-        for line in _told(label, value):
+        for line in _as_lines(label, value):
             print(f"  {label:<13} {line}")
             label = ""  # noqa: PLW2901 - said once, above the lines that go with it
 
 
-def lineage(found: HostState, gate: str | None) -> dict[str, Any]:
+def lineage(state: HostState, gate: str | None) -> dict[str, Any]:
     """The chain from what serves back to the data it was learnt from, as recorded on the host.
 
     gate: the verdict about it, which only the operator's journal knows.
     """
-    entries = [entry for entry in found.history if entry["release"] == found.live]
+    entries = [entry for entry in state.history if entry["release"] == state.live]
     last = entries[-1] if entries else {}
-    details = found.details
-    told = {
-        "live": found.live,
+    details = state.details
+    chain = {
+        "live": state.live,
         "brought by": last.get("who"),
         "at": _time(last["at"]) if last else None,
         "how": last.get("kind"),
         "serial": last.get("serial"),
         "gate": gate,
     }
-    told |= {"run": details.get("run"), "trained on": details.get("host")}
+    chain |= {"run": details.get("run"), "trained on": details.get("host")}
     names = ("symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
-    told |= {name: details.get(name) for name in names}
-    told |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
-    told["flags"] = found.health.get("flags")
-    return told
+    chain |= {name: details.get(name) for name in names}
+    chain |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
+    chain["flags"] = state.health.get("flags")
+    return chain
 
 
-def _judged(records: Sequence[Record], host: str, found: HostState) -> str | None:
+def _judged(records: Sequence[Record], host: str, state: HostState) -> str | None:
     """The newest gate report made here about this host's live release."""
     for record in reversed(records):
-        told = record.fields
-        about = (told.get("host"), told.get("release"))
-        if record.kind == "gate.judged" and about == (host, found.live):
-            return f"{told.get('verdict')} on {record.time:%Y-%m-%d %H:%M}Z, {told.get('report')}"
+        fields = record.fields
+        about = (fields.get("host"), fields.get("release"))
+        if record.kind == "gate.judged" and about == (host, state.live):
+            return (
+                f"{fields.get('verdict')} on {record.time:%Y-%m-%d %H:%M}Z, {fields.get('report')}"
+            )
     return None
 
 
-def _told(label: str, value: Any) -> list[str]:
+def _as_lines(label: str, value: Any) -> list[str]:
     """The lines for people; `--json` has everything behind them."""
     if value in (None, "", [], {}):
         return ["none" if label in ("cross", "accepted", "gate") else "not recorded"]
@@ -215,7 +214,10 @@ def _told(label: str, value: Any) -> list[str]:
         return [_figures(family, by_head) for family, by_head in value.items()]
     if label == "criteria":
         marks = {True: "✓", False: "✗"}
-        return [f"{marks[bool(one['ok'])]} {one['title']}: {one['note']}" for one in value]
+        return [
+            f"{marks[bool(criterion['ok'])]} {criterion['title']}: {criterion['note']}"
+            for criterion in value
+        ]
     if label == "audit":
         return ["passed" if value.get("ok") else "FAILED"]
     if isinstance(value, Mapping):
@@ -227,6 +229,6 @@ def _figures(family: str, by_head: Mapping[str, Any]) -> str:
     from macd.heads import in_order
     from macd.release.card import auc
 
-    measured = {head: one["val"] for head, one in by_head.items() if one.get("val")}
+    measured = {head: figures["val"] for head, figures in by_head.items() if figures.get("val")}
     heads = [f"{head} {auc(measured[head])}" for head in in_order(measured)]
     return f"{family:<10} val AUC  {'  '.join(heads)}"

@@ -13,33 +13,47 @@ import json as jsonlib
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import INVENTORY, JSON, YES, confirm, emit, safe, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from macd.cli.train_shown import Shown
+    from types import TracebackType
+
     from macd.inventory import Inventory
     from macd.jobs.contact import Contact
     from macd.jobs.follow import LocalRuns
     from macd.jobs.preflight import Check
+    from macd.jobs.progress import Progress
+    from macd.jobs.remedies import Failure
     from macd.jobs.request import TrainRequest
     from macd.journal import Journal
 
-_COMMON = {
-    "host": "host with role train (default: the only one, or where the run was started)",
-    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
-    "json": "print one JSON document for machines",
-}
+_COMMON = (
+    INVENTORY
+    | JSON
+    | {
+        "host": "host with role train (default: the only one, or where the run was started)",
+    }
+)
 _RUN = {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
 _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
+_TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
+_EVERY_S, _FIT_EVERY_S = 10.0, 1.0
+_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
+EXIT_CODES = {
+    "DONE": ExitCode.DONE,
+    "FAILED": ExitCode.FAILED,
+    "CANCELLED": ExitCode.FAILED,
+    "RUNNING": ExitCode.INCONCLUSIVE,
+}
 
 
 @verb(
@@ -112,7 +126,6 @@ def status(
 
     Changes nothing.
     """
-    from macd.cli.train_shown import EXIT_CODES, show_failure, show_last_seen, show_status
     from macd.inventory import load
     from macd.jobs import follow, remedies
 
@@ -184,9 +197,9 @@ def fetch(
 @verb(
     name="cancel",
     help=_COMMON
+    | YES
     | {
         "run": "id of the run to stop",
-        "yes": "don't ask for confirmation",
         "dry-run": "show what would be stopped, stop nothing",
     },
 )
@@ -255,7 +268,6 @@ def _contact(
     inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
-    from macd.cli.train_shown import Quiet, Shown
     from macd.jobs.contact import Contact
 
     shown = Quiet(host) if json else Shown(host)
@@ -280,7 +292,6 @@ def _preflight(
     json: bool,
 ) -> list[Check]:
     """Check the bars here and the host, and show the checks."""
-    from macd.cli.train_shown import show_checks
     from macd.jobs import preflight
 
     s = request.settings
@@ -320,7 +331,6 @@ def _show_plan(
     contact: Contact, request: TrainRequest, checks: list[Check], *, json: bool
 ) -> ExitCode | None:
     """What would be sent and run; changes nothing."""
-    from macd.cli.train_shown import step
     from macd.jobs import transfer
     from macd.sizes import size
 
@@ -345,7 +355,6 @@ def _show_plan(
 
 def _start(contact: Contact, inventory: Inventory, request: TrainRequest, *, json: bool) -> None:
     """Send the files that the host lacks, start the run, record it."""
-    from macd.cli.train_shown import step
     from macd.jobs import follow, record, transfer
     from macd.sizes import size
 
@@ -392,7 +401,6 @@ def _follow_and_collect(
 
 def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) -> ExitCode | None:
     """Fetch the files of a run that is over, record its end and show it."""
-    from macd.cli.train_shown import EXIT_CODES, show_failure, show_summary, step
     from macd.jobs import follow, record, remedies, transfer
     from macd.run_directory import FILES
     from macd.sizes import size
@@ -455,3 +463,175 @@ def _local_runs(inventory: Inventory) -> LocalRuns:
     from macd.jobs.follow import LocalRuns
 
     return LocalRuns(inventory.root / "runs")
+
+
+def step(name: str, text: str, level: str = "ok") -> None:
+    """One line of the list of steps."""
+    first, *more = safe(text).splitlines() or [""]
+    print(f"{_TICKS[level]} {name:<10} {first}", flush=True)
+    for line in more:
+        print(f"  {'':<10} {line}", flush=True)
+
+
+def show_checks(checks: list[Check]) -> None:
+    """The checks of a preflight."""
+    for check in checks:
+        step(check.name, check.detail, check.level)
+        if check.hint and check.level != "ok":
+            print(f"  {'':<10} do: {check.hint}")
+
+
+class Shown:
+    """Shows a run: a live line on a terminal, else now and then a plain line."""
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        from macd.jobs.progress import Progress
+
+        self.progress = Progress()
+        self.events: list[dict[str, Any]] = []
+        self._host = host
+        self._clock = clock
+        self._terminal = sys.stdout.isatty() if terminal is None else terminal
+        self._stack = ExitStack()
+        self._status: Any = None
+        self._printed = ""
+        self._fit = ("", "")
+        self._last = -_EVERY_S
+        self._contact = True
+
+    def __enter__(self) -> Shown:
+        if self._terminal:
+            from rich.console import Console
+
+            self._status = Console().status("waiting for the first event", spinner="dots")
+            self._stack.enter_context(self._status)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    # -- called by follow
+
+    def past(self, events: list[dict[str, Any]]) -> None:
+        self._learn(events)
+        if events:
+            self._say(f"resuming after {len(events)} events stored here")
+
+    def news(self, events: list[dict[str, Any]], status: dict[str, Any]) -> None:
+        from macd.application import event_line
+
+        before = self.progress.stage
+        self._learn(events)
+        if len(events) <= 50:  # a viewer that comes late sees the newest only
+            for event in events:
+                if event.get("event") in _SHOWN_AT_ONCE:
+                    self._say(safe(event_line(event)).strip())
+        self._show(at_once=self.progress.stage != before)
+
+    # -- called by the contact
+
+    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+        if self._contact:
+            self._say(f"LOST CONTACT with {self._host}: {error.what}")
+            self._say("  the run there goes on; reconnecting, Ctrl-C stops only the following")
+        self._contact = False
+        if self._status is not None:
+            self._status.update(f"LOST CONTACT, trying for {gives_up_in:.0f} s more")
+
+    def back(self) -> None:
+        self._contact = True
+        self._say(f"contact with {self._host} is back")
+
+    def _learn(self, events: list[dict[str, Any]]) -> None:
+        self.progress = self.progress.after(events)
+        self.events += events
+
+    def _show(self, *, at_once: bool) -> None:
+        line = safe(self.progress.line())
+        if self._status is not None:
+            from rich.text import Text
+
+            self._status.update(Text(line))
+            return
+        fit = (self.progress.model, self.progress.fold)
+        due = self._last + (_EVERY_S if fit == self._fit else _FIT_EVERY_S)
+        if line != self._printed and (at_once or self._clock() >= due):
+            self._printed, self._fit, self._last = line, fit, self._clock()
+            print(f"  {line}", flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._status is not None:
+            self._status.console.print(text, markup=False, highlight=False)
+        else:
+            print(f"  {text}", flush=True)
+
+
+class Quiet(Shown):
+    """Prints nothing, for --json."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host, terminal=False)
+
+    def _show(self, *, at_once: bool) -> None: ...
+
+    def _say(self, text: str) -> None: ...
+
+
+def show_summary(events: list[dict[str, Any]]) -> None:
+    """The figures and criteria, in the training's own lines."""
+    from macd.application import event_line
+
+    for event in events:
+        if event.get("event") == "summary":
+            print(safe(event_line(event)))
+
+
+def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
+    """Which stage failed, why, the end of its log, the remedy."""
+    where = f" in stage {failure.stage}" if failure.stage else ""
+    print(f"✗ {state}{where}: {safe(failure.reason)}", file=sys.stderr)
+    for label, text in (("why", failure.detail), ("end of the log", failure.log)):
+        if text:
+            body = safe(text).replace("\n", "\n    ")
+            print(f"  {label}:\n    {body}", file=sys.stderr)
+    if failure.remedy:
+        print(f"  do: {safe(failure.remedy)}", file=sys.stderr)
+    print(f"  run {run}; log and events: {folder}", file=sys.stderr)
+
+
+def show_status(status: Mapping[str, Any], progress: Progress) -> None:
+    """One run, as its host sees it now."""
+    print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
+    if status["state"] == "RUNNING":
+        print(f"  {safe(progress.line())}")
+        if status.get("started"):
+            print(f"  for {minutes(status['now'] - status['started'])}")
+        beat = status.get("heartbeat")
+        if beat and status["now"] - beat > 60:
+            print(f"  ! its last heartbeat is {minutes(status['now'] - beat)} old")
+
+
+def show_last_seen(events: list[dict[str, Any]]) -> None:
+    """The last events of a run whose host can't be reached."""
+    from macd.jobs.progress import Progress
+
+    if events:
+        at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(Progress().after(events).at))
+        print(f"last seen {at}: {safe(Progress().after(events).line())}")
+
+
+def minutes(seconds: float) -> str:
+    """75 becomes 1:15."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"

@@ -1,9 +1,10 @@
 """What Invoke's command line lacks: exit status 2 for wrong usage, an optional positional argument,
 and a quiet end when nobody reads its lists any more.
 
-Invoke ends wrong options with 1; our contract says 2, so that scripts can tell them from failures.
-Its messages name its own objects; ours name what was typed, and what was meant. It has no optional
-positional argument, while both `invoke release.show` and `release.show ID` are valid here.
+Invoke ends wrong options with 1; our contract says 2, so that scripts can distinguish wrong usage
+from a failure. Its messages name its own objects; ours name what was typed, and what was meant. It
+has no optional positional argument, while both `invoke release.show` and `release.show ID` are
+valid here.
 """
 
 from __future__ import annotations

@@ -5,21 +5,36 @@ from __future__ import annotations
 import contextlib
 import functools
 import json as jsonlib
+import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from invoke import Exit, Task, task
 
-from macd.cli import calls, interrupts
-from macd.errors import ExitCode, MacdError
+from macd.cli import interrupts
+from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
+
+CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import is slow
 
 _LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
+
+# The help of options that many verbs have; `help=` takes them joined with `|`.
+ENV_HOST = {
+    "env": "act on the hosts of this environment (default: prod)",
+    "host": "only this host of the environment",
+}
+INVENTORY = {"inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"}
+JSON = {"json": "print one JSON document for machines"}
+PARALLEL = {"parallel": "how many hosts to work on at the same time (default: 10)"}
+YES = {"yes": "don't ask for confirmation"}
 
 
 def verb(
@@ -57,7 +72,7 @@ def verb(
 def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     try:
         interrupts.as_usual()
-        calls.write_as_asked()
+        log_calls()
         result = body(*args, **kwargs)
     except MacdError as error:
         return _print_error(error, as_json=bool(kwargs.get("json")))
@@ -90,6 +105,11 @@ def harmless(error: MacdError) -> str:
     return untrusted.text(error, _LONGEST)
 
 
+def safe(text: str) -> str:
+    """Text from a host, harmless to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def error_fields(error: MacdError) -> dict[str, Any]:
     """An error as a JSON document shows it."""
     fields = {k: getattr(error, k) for k in ("what", "why", "live", "hint")}
@@ -99,7 +119,44 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
     named = os.environ.get("MACD_DEBUG", "")
-    return "--debug" in sys.argv or (named not in ("", "0") and not calls.is_file(named))
+    return "--debug" in sys.argv or (named not in ("", "0") and not _is_file(named))
+
+
+def _is_file(text: str) -> bool:
+    """Whether a value of MACD_DEBUG names a file; anything else asks for tracebacks."""
+    return "/" in text
+
+
+def log_calls() -> None:
+    """Log a line for each call to a host, where it was asked for.
+
+    `invoke --debug` logs to stderr, MACD_DEBUG=FILE to that file. macd/ssh/pending.py makes the
+    lines; they hold no argument and no answer. Each is written whole, whichever thread or process
+    it comes from. Raises UsageError for a file that can't be written.
+    """
+    if CALLS.handlers:  # the second verb of one command line
+        return
+    named = os.environ.get("MACD_DEBUG", "")
+    if "--debug" in sys.argv:
+        _log_to(logging.StreamHandler())
+    if _is_file(named):
+        try:
+            _log_to(logging.FileHandler(Path(named).expanduser(), encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(
+                f"MACD_DEBUG names a file that can't be written: {named}",
+                why=error.strerror or str(error),
+                hint="name another file, or unset MACD_DEBUG",
+            ) from error
+
+
+def _log_to(handler: logging.Handler) -> None:
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    CALLS.addHandler(handler)
+    CALLS.setLevel(logging.INFO)
+    CALLS.propagate = False  # `invoke --debug` has a handler of its own
 
 
 def emit(data: Any) -> None:

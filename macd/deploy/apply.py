@@ -143,7 +143,12 @@ def rollback(host: Host, inventory: Inventory, to: str, options: DeployOptions) 
             current = _Question(session, host, inventory, "rollback", options).answer()
             if to and to == current.live:
                 return Outcome(
-                    host.name, "nothing", to, to, serving=current.unwell, well=not current.unwell
+                    host.name,
+                    "nothing",
+                    to,
+                    to,
+                    serving=current.unhealthy,
+                    well=not current.unhealthy,
                 )
         target = to or current.rollback.get("release") or ""
         activation = PendingActivation(host.name, 0, secrets.token_hex(16), target, current.live)

@@ -160,7 +160,7 @@ def unpacked(offer: ReleaseCandidate) -> Unpacked:
     for part in offer.installs:
         try:
             with zipfile.ZipFile(part.source or "") as wheel:
-                members = [(one.filename, one.file_size) for one in wheel.infolist()]
+                members = [(member.filename, member.file_size) for member in wheel.infolist()]
         except (OSError, zipfile.BadZipFile):
             members = [(part.path, part.size)]
         modules = [(name, length) for name, length in members if name.endswith(".py")]

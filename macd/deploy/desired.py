@@ -55,9 +55,9 @@ class Desired:
         return {**ours, "service.json": self.service_settings}
 
 
-def render(host: Host, inventory: Inventory, found: HostState) -> Desired:
+def render(host: Host, inventory: Inventory, state: HostState) -> Desired:
     """What this one host should look like."""
-    return Blueprint(inventory).render(host, found)
+    return Blueprint(inventory).render(host, state)
 
 
 class Blueprint:
@@ -70,29 +70,29 @@ class Blueprint:
         names = ("service.unit.j2", "service.socket.j2", "recover.unit.j2")
         self._service, self._socket, self._recover = (templates.get_template(n) for n in names)
 
-    def render(self, host: Host, found: HostState) -> Desired:
+    def render(self, host: Host, state: HostState) -> Desired:
         """Pure."""
         units: dict[str, str | None] = {}
-        values = _values(host, self._inventory, found)
+        values = _values(host, self._inventory, state)
         service, socket, recover = unit_names(host)
         units[service] = self._service.render(values)
         units[socket] = self._socket.render(values) if self._inventory.service.socket else None
         units[recover] = self._recover.render(values)
-        return _desired(host, self._inventory, found, units, self._agent_archive)
+        return _desired(host, self._inventory, state, units, self._agent_archive)
 
 
-def _values(host: Host, inventory: Inventory, found: HostState) -> dict[str, object]:
+def _values(host: Host, inventory: Inventory, state: HostState) -> dict[str, object]:
     service = inventory.service
     return {
-        "app": found.app,
+        "app": state.app,
         "unit": host.unit,
         "socket": f"{host.unit}.socket" if service.socket else "",
-        "endpoint": found.endpoint,
+        "endpoint": state.endpoint,
         "user": service.user,
         "scope": host.scope,
-        "python": found.python["executable"],
+        "python": state.python["executable"],
         "hardened": host.scope == "system",
-        "home": "read-only" if found.app.startswith(_HOMES) else "yes",
+        "home": "read-only" if state.app.startswith(_HOMES) else "yes",
         "memory_max": service.memory_max,
         "watchdog_s": f"{service.watchdog_s:g}" if service.watchdog_s else "",
     }
@@ -101,19 +101,19 @@ def _values(host: Host, inventory: Inventory, found: HostState) -> dict[str, obj
 def _desired(
     host: Host,
     inventory: Inventory,
-    found: HostState,
+    state: HostState,
     units: Mapping[str, str | None],
     agent_archive: str,
 ) -> Desired:
     service = inventory.service
     return Desired(
-        app=found.app,
+        app=state.app,
         unit=f"{host.unit}.service",
         scope=host.scope,
         account=service.user if host.scope == "system" else "",
-        endpoint=found.endpoint,
+        endpoint=state.endpoint,
         units=units,
-        service_settings=_service_settings(host, inventory, found),
+        service_settings=_service_settings(host, inventory, state),
         agent_archive=agent_archive,
         flags={**SHADOW, **service.env},
         accepts={
@@ -142,12 +142,12 @@ def _templates(directory: Path) -> Environment:
     )
 
 
-def _service_settings(host: Host, inventory: Inventory, found: HostState) -> str:
+def _service_settings(host: Host, inventory: Inventory, state: HostState) -> str:
     document = {
         "symbol": inventory.train.symbol,
         "tf": inventory.train.tf,
         "cross": list(inventory.train.cross),
-        "endpoint": found.endpoint,
+        "endpoint": state.endpoint,
         "env": host.env,
         "feed": _feed(inventory),
     }
@@ -192,7 +192,7 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
 
 
 def guard_notify(inventory: Inventory) -> bytes:
-    """state/notify.json: where the guard tells that it took stacking back; {} is nowhere."""
+    """state/notify.json: where the guard reports that it disabled stacking; {} is nowhere."""
     url = inventory.guard.notify_url
     return json.dumps({"url": url} if url else {}).encode() + b"\n"
 

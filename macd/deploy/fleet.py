@@ -25,7 +25,7 @@ from macd.inventory import Host, Inventory
 
 T = TypeVar("T")
 PARALLEL = 10
-# What needs somebody most stands first: known to be wrong, unknown, put back, not done, not yet.
+# The most urgent first: wrong, unknown, put back, not done, not yet.
 _SEVERITY = (
     ExitCode.FAILED,
     ExitCode.CONTACT_LOST,
@@ -45,7 +45,7 @@ def worst(codes: Iterable[ExitCode | None]) -> ExitCode:
 
 
 def code_of(error: MacdError) -> ExitCode:
-    """What an error on one of several hosts counts for: of who isn't reached nothing is known."""
+    """The exit code of an error on one of several hosts; an unreachable host's state is unknown."""
     from macd.ssh.refusals import UnreachableError  # noqa: PLC0415 - paramiko is slow to import
 
     return ExitCode.CONTACT_LOST if isinstance(error, UnreachableError) else error.exit_code

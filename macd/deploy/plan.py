@@ -112,7 +112,7 @@ def make(
         notes=tuple(_notes(current, candidate)) if changed else (),
         problems=tuple(problems),
         rollback=_rollback_target(current, new=new),
-        unwell=current.unwell,
+        unwell=current.unhealthy,
     )
 
 
@@ -208,11 +208,11 @@ def _problems(
         problems += _flags_refused(current)
         problems += [
             Problem(
-                f"it would not start in shadow: {one['where']} sets {FLAG}=1 and wins over .env",
+                f"it would not start in shadow: {place['where']} sets {FLAG}=1 and wins over .env",
                 "take it out there, on the host",
             )
-            for one in current.stacking.get("beside", ())[-1:]
-            if one["value"] == current.stacking["next"] == LIVE
+            for place in current.stacking.get("beside", ())[-1:]
+            if place["value"] == current.stacking["next"] == LIVE
         ]
     return problems + _cannot_fit(current, candidate, lacking)
 
@@ -283,10 +283,10 @@ def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem
                 needs.REMOUNT.format(current.noexec),
             )
         )
-    for one in current.lacks:
-        if one["needed"] or one.get("module") in candidate.imports:
-            hint = f"apt-get install {one['package']} on the host"
-            problems.append(Problem(f"the host has no {one['name']}", hint))
+    for need in current.lacks:
+        if need["needed"] or need.get("module") in candidate.imports:
+            hint = f"apt-get install {need['package']} on the host"
+            problems.append(Problem(f"the host has no {need['name']}", hint))
     return problems
 
 

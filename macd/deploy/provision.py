@@ -1,4 +1,4 @@
-"""Converge a host to the inventory: one question, one answer, each change told."""
+"""Converge a host to the inventory: one question, one answer, each change listed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Provisioned:
 
     @property
     def lacks_needed(self) -> bool:
-        return any(one["needed"] for one in self.missing)
+        return any(package["needed"] for package in self.missing)
 
 
 def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = False) -> Provisioned:
@@ -60,8 +60,8 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
     """
     signers, krl = files_here(inventory)
     with open_session(host, inventory) as session:
-        found = state.observed(state.ask(session, host, inventory))
-        wanted = desired.render(host, inventory, found)
+        host_state = state.observed(state.ask(session, host, inventory))
+        wanted = desired.render(host, inventory, host_state)
         files = [
             _file("bin/macd-host.pyz", archive.build(), 0o644),
             _file("state/allowed_signers", signers, 0o644),
@@ -71,10 +71,10 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         replayed = desired.replay_files(inventory)
         files += [_file(path, data, 0o644) for path, data in replayed.items()]
         note = _no_bars(session, host, inventory, set(replayed))
-        # The list before the word that there is one: cut off between the two, the host refuses.
+        # The list comes before accepts.json, which requires it: cut off between, the host refuses.
         files.append(_file("state/revoked.krl", krl.read_bytes() if krl else None, 0o644))
         files.append(_file("state/accepts.json", wanted.identity, 0o644))
-        told = session.call(
+        answer = session.call(
             "provision",
             app=host.app_dir,
             scope=host.scope,
@@ -92,14 +92,14 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
     copy = host_copy(host, inventory)
     if copy is not None and not dry_run:
         copy.remember(archive.digest())
-    changes = [_change(one) for one in told["changes"]]
+    changes = [_change(change) for change in answer["changes"]]
     return Provisioned(
         host=host.name,
-        app=told["app"],
+        app=answer["app"],
         changes=changes,
-        missing=told["missing"],
+        missing=answer["missing"],
         stale=_stale(changes, [*wanted.switched, ".env", *replayed]),
-        live=found.live or "",
+        live=host_state.live or "",
         note=note,
     )
 
@@ -168,9 +168,9 @@ def _directories(account: str, *, socket: bool, replays: bool) -> list[dict[str,
     ]
 
 
-def _change(told: Mapping[str, Any]) -> Change:
+def _change(change: Mapping[str, Any]) -> Change:
     diff = ""
-    if "after" in told:
-        diff = unified(told.get("before", ""), told["after"], told["name"].rpartition("/")[2])
-        diff = with_hidden(diff, told.get("hidden", ()))
-    return Change(told["what"], told["name"], told["how"], diff)
+    if "after" in change:
+        diff = unified(change.get("before", ""), change["after"], change["name"].rpartition("/")[2])
+        diff = with_hidden(diff, change.get("hidden", ()))
+    return Change(change["what"], change["name"], change["how"], diff)

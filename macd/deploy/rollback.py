@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from macd.deploy.state import HostState
 from macd.host.record import Record
 
-# The kinds of records that say what a host told is live on it. Others end too: the guard's watch.
+# The kinds of records that hold what a host reported as live. The guard's watch has an end, too.
 ENDS = ("deploy.ended", "rollback.ended")
 _BEGINS = ("deploy.began", "rollback.began")
 
@@ -47,8 +47,8 @@ class RollbackTarget:
             return f"stays at {self.live or 'nothing'}: the last deploy did not go live there"
         if self.to is not None and self.to == self.live:
             return f"{self.to} is live already"
-        told = f"back to {self.to or 'nothing: no other good release was live there'}"
-        return "\n".join([told, *(f"  {line}" for line in self._beside())])
+        first = f"back to {self.to or 'nothing: no other good release was live there'}"
+        return "\n".join([first, *(f"  {line}" for line in self._beside())])
 
     def _beside(self) -> Iterator[str]:
         if self.files:
@@ -74,40 +74,40 @@ def targets(
         unseen: the highest serial that may be live on a host that could not be looked at.
     """
     if to:
-        return [_target(name, found, to) for name, found in looked]
-    newest = max([unseen, *(_serial(found) for _, found in looked)])
+        return [_target(name, state, to) for name, state in looked]
+    newest = max([unseen, *(_serial(state) for _, state in looked)])
     return [
-        _target(name, found, found.rollback.get("release"), stays=_serial(found) < newest)
-        for name, found in looked
+        _target(name, state, state.rollback.get("release"), stays=_serial(state) < newest)
+        for name, state in looked
     ]
 
 
-def _target(name: str, found: HostState, to: str | None, *, stays: bool = False) -> RollbackTarget:
-    target = RollbackTarget(name, found.live, to, stays=stays, provisioned=found.exists)
+def _target(name: str, state: HostState, to: str | None, *, stays: bool = False) -> RollbackTarget:
+    target = RollbackTarget(name, state.live, to, stays=stays, provisioned=state.exists)
     if not target.goes:
         return target
-    told = found.returns.get(to or "", {})
-    dropins = [one["path"] for beside in found.dropins.values() for one in beside]
+    returns = state.returns.get(to or "", {})
+    dropins = [dropin["path"] for beside in state.dropins.values() for dropin in beside]
     return replace(
         target,
-        files=told.get("files", ()),
-        edited=told.get("edited", ()),
-        keys=told.get("keys", ()),
+        files=returns.get("files", ()),
+        edited=returns.get("edited", ()),
+        keys=returns.get("keys", ()),
         dropins=dropins,
     )
 
 
-def _serial(found: HostState) -> int:
-    committed = [entry for entry in found.history if entry["release"] == found.live]
+def _serial(state: HostState) -> int:
+    committed = [entry for entry in state.history if entry["release"] == state.live]
     return int(committed[-1].get("serial", 0)) if committed else 0
 
 
 def may_be_live(records: Iterable[Record], host: str) -> int:
     """The highest serial that what was recorded here may have left live on `host`; 0: none.
 
-    What the host told last counts, and every release since whose deploy (or rollback) began and of
-    which the host told no end: it failed without a word, or the operator was killed. Where the host
-    told of a release whose serial is not recorded here, what was known before still counts.
+    The host's newest report counts, and every release since whose deploy (or rollback) started and
+    whose end the host did not report: it failed silently, or the operator was killed. Where the
+    host reported a release whose serial is not recorded here, the serial before still counts.
     """
     serials: dict[str, int] = {}
     live = 0
@@ -122,8 +122,8 @@ def may_be_live(records: Iterable[Record], host: str) -> int:
             goes_to = fields.get("release") or fields.get("to") or ""
             since.append(serials.get(goes_to, 0))
         elif record.kind in ENDS and fields.get("result") != "failed":
-            told = fields.get("live")
-            live = serials.get(told, live) if told else 0
+            release = fields.get("live")
+            live = serials.get(release, live) if release else 0
             since.clear()
         elif record.kind in ENDS and fields.get("unreachable") and since:
             since.pop()  # it was never asked

@@ -58,10 +58,10 @@ class Result:
     Args:
         unreachable: those that were passed by, and why.
         failed: those that ended with an error.
-        stopped: why no further host was begun, "" if none was left out for it.
+        stopped: why no further host was started, "" if none was left out for it.
         left: those still under way when a second Ctrl-C said to wait no longer.
         unrecorded: why an end could not be put into the journal.
-        interrupted: a Ctrl-C kept hosts from being begun.
+        interrupted: a Ctrl-C kept hosts from being started.
     """
 
     outcomes: Sequence[Outcome]
@@ -85,7 +85,7 @@ class Result:
 
     @property
     def error(self) -> MacdError | None:
-        """The one to tell where there is room for one: of the failed, the worst."""
+        """The error to raise where only one can be: the worst."""
         errors = list(self.failed.values()) or list(filter(None, [self.unrecorded]))
         code = worst(code_of(error) for error in errors)
         return next((error for error in errors if code_of(error) == code), None)
@@ -119,13 +119,13 @@ class Rollout:
         """Do the waves in order, the hosts of each side by side, until too many have failed.
 
         A host fails by an error or an outcome whose exit code isn't 0. More than
-        `limits.max_failed` of them, and no further host is begun; those at work end.
+        `limits.max_failed` of them, and no further host is started; those at work end.
 
         Args:
             passes: errors that leave a host as it is and don't count as failed.
             unreachable: hosts that are passed by without asking again, and why.
             on_interrupt: with several hosts: called by the first Ctrl-C with those at work. They
-                end, no other is begun; a second one waits no longer.
+                end, no other is started; a second one waits no longer.
         """
         limits = limits or Limits()
         wave_of = {host.name: n for n, wave in enumerate(planned, start=1) for host in wave}
@@ -136,7 +136,7 @@ class Rollout:
         def ended_with(**fields: Any) -> None:
             try:
                 self.record("ended", **fields)
-            except MacdError as error:  # what became of the host is to be told all the same
+            except MacdError as error:  # how the host ended is recorded all the same
                 unrecorded.append(error)
 
         def act(host: Host) -> Outcome:
@@ -149,8 +149,8 @@ class Rollout:
                 why = error.what if isinstance(error, MacdError) else named(error)
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in unreachable or isinstance(error, UnreachableError)
-                told = {"unreachable": True} if never else {}
-                ended_with(host=host.name, result="failed", why=why, **told)
+                mark = {"unreachable": True} if never else {}
+                ended_with(host=host.name, result="failed", why=why, **mark)
                 if len(hosts) > 1 and not isinstance(error, MacdError):
                     raise unexpected(host.name, error) from error  # it hides no other host
                 raise
@@ -171,7 +171,7 @@ class Rollout:
                 planned, act, parallel=limits.parallel, stop=too_many, on_interrupt=on_interrupt
             )
         result = _result(ended, passed(ended.failed), limits, unrecorded[0] if unrecorded else None)
-        return replace(result, warnings=() if result.left else self._tell(result))
+        return replace(result, warnings=() if result.left else self._notify(result))
 
     def may_be_live(self, host: str) -> int:
         """The highest serial that what was recorded here may have left live on a host; 0: none."""
@@ -186,18 +186,20 @@ class Rollout:
         )
 
     def late(self, outcomes: Iterable[Outcome]) -> Sequence[str]:
-        """Record and tell once how activations ended that were begun here and let go of.
+        """Record and notify once how activations ended that were started here and left.
 
         Returns warnings.
         """
         news = [outcome for outcome in outcomes if not self.recorded(outcome)]
         for outcome in news:
             self.record("ended", **_recorded(outcome), attached=True)
-        return self._tell(Result(news, []))
+        return self._notify(Result(news, []))
 
-    def _tell(self, result: Result) -> Sequence[str]:
+    def _notify(self, result: Result) -> Sequence[str]:
         """One message to people elsewhere about all hosts; warnings where that did not work."""
-        lines = [_sentence(self._kind, one) for one in result.outcomes if not _as_it_was(one)]
+        lines = [
+            _sentence(self._kind, outcome) for outcome in result.outcomes if not _as_it_was(outcome)
+        ]
         errors = {**result.failed, **result.unreachable}
         lines += [f"{name}: {error.what}" for name, error in errors.items()]
         lines += [result.stopped] if result.stopped else []
@@ -205,8 +207,8 @@ class Rollout:
             return ()
         good = not result.exit_code
         title = f"macd {self._kind} {self._env}: {'done' if good else 'FAILED'}"
-        told = notify(self._inventory.notify, title, "\n".join(lines), good=good)
-        return (told,) if told else ()
+        warning = notify(self._inventory.notify, title, "\n".join(lines), good=good)
+        return (warning,) if warning else ()
 
 
 def _result(
@@ -250,8 +252,8 @@ def passed_by(
 
     `release`: which was named, or is deployed. `options`: those a next command needs.
 
-    Of a host that may have begun to switch nobody knows the end. Asked again it could go further
-    back than was meant, so nothing but a look is advised there.
+    The end is unknown on a host that may have started to switch. A second rollback could take it
+    further back than was meant, so the hint there is only to look.
     """
     not_done = [
         name for name, error in unreachable.items() if not isinstance(error, EndUnknownError)
@@ -259,27 +261,27 @@ def passed_by(
     unknown = [name for name in unreachable if name not in not_done]
     what, hint = [], []
     if not_done:
-        one = not_done[0] if len(not_done) == 1 else "NAME"
+        name = not_done[0] if len(not_done) == 1 else "NAME"
         option = "to" if kind == "rollback" else "release"
         which = f" --{option} {release}" if release else ""
-        again = f"invoke {kind} --host {one}{which}{options}"
+        again = f"invoke {kind} --host {name}{which}{options}"
         if kind == "rollback" and not release:
             again = f"if what was undone is live there: {again}"
         what.append(
             f"not {'taken back' if kind == 'rollback' else 'deployed'}: {', '.join(not_done)}"
         )
-        hint.append(f"when it answers again: invoke status --host {one}{options}; {again}")
+        hint.append(f"when it answers again: invoke status --host {name}{options}; {again}")
     if unknown:
-        one = unknown[0] if len(unknown) == 1 else "NAME"
+        name = unknown[0] if len(unknown) == 1 else "NAME"
         what.append(f"not known how it ended: {', '.join(unknown)}")
         hint.append(
-            f"when it answers again: invoke deploy --attach --host {one}{options} follows it; "
-            f"invoke status --host {one}{options} shows the end"
+            f"when it answers again: invoke deploy --attach --host {name}{options} follows it; "
+            f"invoke status --host {name}{options} shows the end"
         )
     return ContactLostError(
         "; ".join(what),
         why="\n".join(f"{name}: {error.what}" for name, error in unreachable.items()),
-        live="not known of these; of the others as told above",
+        live="unknown on these hosts; on the others as shown above",
         hint="\n".join(hint),
     )
 
@@ -292,9 +294,9 @@ def _sentence(kind: str, outcome: Outcome) -> str:
     if outcome.result == "nothing" and outcome.well is False:
         return f"{outcome.host}: {outcome.live} is live, but does not serve: {outcome.serving}"
     if outcome.result == "reverted":
-        told = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
-        unwell = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
-        return told + unwell if outcome.well is False else told
+        sentence = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
+        unhealthy = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
+        return sentence + unhealthy if outcome.well is False else sentence
     return f"{outcome.host}: {outcome.live} is live"
 
 

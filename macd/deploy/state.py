@@ -90,7 +90,7 @@ class HostState:
         )
 
     @property
-    def unwell(self) -> str:
+    def unhealthy(self) -> str:
         """Why what is live does not serve well; "" if it does, or if nothing is live."""
         if self.live is None or self.serves_well:
             return ""
@@ -114,7 +114,7 @@ def ask(
         units=unit_names(host),
         scope=host.scope,
         endpoint=inventory.service.health,
-        wanted=[list(one) for one in wanted],
+        wanted=[list(pair) for pair in wanted],
         flags=tool_flags(inventory),
     )
 
@@ -148,24 +148,24 @@ def observe_each(
     Raises what `observe` does otherwise; where none can be reached, one error that names them all.
     """
     results = side_by_side(hosts, lambda host: observe(host, inventory))
-    away = dict(results.failed)
-    for error in away.values():
+    unreachable = dict(results.failed)
+    for error in unreachable.values():
         if not isinstance(error, UnreachableError | ContactLostError):
             raise error
-    if away and not results.done:
-        raise _none(away)
-    return list(results.done.items()), away
+    if unreachable and not results.done:
+        raise _none(unreachable)
+    return list(results.done.items()), unreachable
 
 
-def _none(away: Mapping[str, MacdError]) -> MacdError:
-    if len(away) == 1:
-        return next(iter(away.values()))
+def _none(unreachable: Mapping[str, MacdError]) -> MacdError:
+    if len(unreachable) == 1:
+        return next(iter(unreachable.values()))
     return MacdError(
-        f"none of {', '.join(away)} can be reached",
-        why="\n".join(f"{name}: {error.what}" for name, error in away.items()),
+        f"none of {', '.join(unreachable)} can be reached",
+        why="\n".join(f"{name}: {error.what}" for name, error in unreachable.items()),
         live="as before: nothing was done on any host",
-        hint="\n".join(dict.fromkeys(error.hint for error in away.values() if error.hint)),
-        exit_code=worst(code_of(error) for error in away.values()),
+        hint="\n".join(dict.fromkeys(error.hint for error in unreachable.values() if error.hint)),
+        exit_code=worst(code_of(error) for error in unreachable.values()),
     )
 
 

@@ -28,7 +28,7 @@ _LONGEST = 300
 
 @dataclass(frozen=True)
 class Finding:
-    """One known failure: ok True (not here), False (here) or None (can't be told), and why."""
+    """One known failure: ok True (not here), False (here) or None (unknown), and why."""
 
     name: str
     ok: bool | None
@@ -47,14 +47,14 @@ class Feed:
 
 @dataclass(frozen=True)
 class Case:
-    """All that was found out.
+    """Everything that `diagnose` judges by.
 
     drift: as `invoke status` shows it. report: a gate document of now, None if there is none, and
-    `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if it can't be told),
+    `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if unknown),
     why and remedy. now: the host's time in epoch seconds.
     """
 
-    found: HostState
+    state: HostState
     checkup: Mapping[str, Any]
     drift: Sequence[str]
     clock_offset: float
@@ -68,7 +68,7 @@ class Case:
     @property
     def restart(self) -> str:
         """What starts again what is live; without its name the newest release would go live."""
-        named = f" --release {self.found.live}" if self.found.live else ""
+        named = f" --release {self.state.live}" if self.state.live else ""
         return f"invoke deploy --restart{named}"
 
 
@@ -91,19 +91,19 @@ def examine(host: Host, inventory: Inventory) -> Case:
             unit=f"{host.unit}.service",
             scope=host.scope,
         )
-        found = state.observed(question)
+        observed = state.observed(question)
         checkup = asked.result()
         clock = session.clock
     judged, why = None, ""
-    if found.live is not None:
+    if observed.live is not None:
         try:
             judged = report.of_host(inventory, host, report.rule_of(inventory), inventory.gate.days)
         except MacdError as error:
             why = f"its logs can't be analysed: {error.what}"
     return Case(
-        found=found,
+        state=observed,
         checkup=checkup,
-        drift=drift(found, desired.render(host, inventory, found)),
+        drift=drift(observed, desired.render(host, inventory, observed)),
         clock_offset=clock.offset,
         clock_error=clock.error,
         feed=feed_of(inventory),
@@ -132,78 +132,84 @@ _MISSING = re.compile(
 
 def diagnose(case: Case) -> list[Finding]:
     """A finding for each known failure, in the order in which they are worth looking at."""
-    if not case.found.exists:
+    if not case.state.exists:
         return [
             Finding("provisioned", False, "the host has no state directory", "invoke provision")
         ]
-    found = [finding(case) for finding in _OF_THE_HOST]
-    found += _outputs(case)
-    found += [finding(case) for finding in _AROUND_IT]
-    found += _damaged(case)
-    return [*found, *_trainings(case)]
+    findings = [finding(case) for finding in _OF_THE_HOST]
+    findings += _outputs(case)
+    findings += [finding(case) for finding in _AROUND_IT]
+    findings += _damaged(case)
+    return [*findings, *_trainings(case)]
 
 
 def _serving(case: Case) -> Finding:
-    found = case.found
-    if found.live is None:
+    state = case.state
+    if state.live is None:
         return Finding("serving", False, "no release is live", "invoke deploy")
-    process, health = found.process, found.health
+    process, health = state.process, state.health
     if process.get("active") != "active":
-        told = f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
+        evidence = (
+            f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
+        )
         last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
-        told += f"; it said: {last[-1]}" if last else ""
-        return Finding("serving", False, short(told), f"invoke rollback, or {case.restart}")
+        evidence += f"; it said: {last[-1]}" if last else ""
+        return Finding("serving", False, short(evidence), f"invoke rollback, or {case.restart}")
     if "unreachable" in health:
-        told = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
-        return Finding("serving", False, short(told), case.restart)
+        evidence = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
+        return Finding("serving", False, short(evidence), case.restart)
     if health.get("status") != "ok":
         golden = health.get("golden") or {}
-        told = f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
-        return Finding("serving", False, short(told), "invoke rollback brings the last good back")
-    return Finding("serving", True, f"pid {process.get('pid')} is ok with {found.live}")
+        evidence = (
+            f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
+        )
+        return Finding(
+            "serving", False, short(evidence), "invoke rollback brings the last good back"
+        )
+    return Finding("serving", True, f"pid {process.get('pid')} is ok with {state.live}")
 
 
 def _old_process(case: Case) -> Finding:
     name = "processes"
-    health, process, others = case.found.health, case.found.process, case.checkup.get("others")
+    health, process, others = case.state.health, case.state.process, case.checkup.get("others")
     answers = health.get("pid")
     if answers is not None and process.get("pid") and answers != process["pid"]:
-        told = f"pid {answers} answers, but the unit's process is {process['pid']}"
-        return Finding(name, False, told, f"on the host: kill {answers}; {case.restart}")
+        evidence = f"pid {answers} answers, but the unit's process is {process['pid']}"
+        return Finding(name, False, evidence, f"on the host: kill {answers}; {case.restart}")
     if others:
         pids = " ".join(map(str, others))
-        told = f"beside the unit's process {process.get('pid') or '(none)'} run {pids}"
-        return Finding(name, False, told, f"on the host: kill {pids}; {case.restart}")
+        evidence = f"beside the unit's process {process.get('pid') or '(none)'} run {pids}"
+        return Finding(name, False, evidence, f"on the host: kill {pids}; {case.restart}")
     if others is None:
         return Finding(name, None, "this host has no /proc to look for others")
     return Finding(name, True, "no other process of this application")
 
 
 def _release(case: Case) -> Finding:
-    name, found = "release", case.found
-    if found.live is None:
+    name, state = "release", case.state
+    if state.live is None:
         return Finding(name, None, "no release is live")
-    answers = found.health.get("release")
-    if answers is not None and answers != found.live:
-        told = f"the process serves {answers}, current is {found.live}"
-        return Finding(name, False, told, case.restart)
-    if not found.rehearsal.get("ready", True):
-        why, runtime = found.rehearsal.get("why"), found.rehearsal.get("runtime")
-        told = f"{found.live} is not as it was deployed: {why}"
+    answers = state.health.get("release")
+    if answers is not None and answers != state.live:
+        evidence = f"the process serves {answers}, current is {state.live}"
+        return Finding(name, False, evidence, case.restart)
+    if not state.rehearsal.get("ready", True):
+        why, runtime = state.rehearsal.get("why"), state.rehearsal.get("runtime")
+        evidence = f"{state.live} is not as it was deployed: {why}"
         remedy = "invoke rollback; then invoke deploy it again"
         if runtime and why == runtime:
             remedy = f"{case.restart} builds its runtime again"
-        return Finding(name, False, short(told), remedy)
-    if found.live not in [entry["release"] for entry in found.history]:
-        told = f"{found.live} is live, but this host never committed it"
-        return Finding(name, False, told, "invoke history --env; invoke deploy")
+        return Finding(name, False, short(evidence), remedy)
+    if state.live not in [entry["release"] for entry in state.history]:
+        evidence = f"{state.live} is live, but this host never committed it"
+        return Finding(name, False, evidence, "invoke history --env; invoke deploy")
     if answers is None:
         return Finding(name, None, "nobody answers which release it serves")
-    return Finding(name, True, f"{found.live}, and its files are as signed")
+    return Finding(name, True, f"{state.live}, and its files are as signed")
 
 
 def _flag(case: Case) -> Finding:
-    name, said = "flag", case.found.stacking
+    name, said = "flag", case.state.stacking
     wrong = about_stacking(said)
     if wrong:
         remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
@@ -230,7 +236,7 @@ def _dependency(case: Case) -> Finding:
         return Finding(name, None, "no release is live")
     said = f"{check['said']}\n{case.checkup.get('log') or ''}"
     lacking = _MISSING.search(str(check["said"])) or (
-        _MISSING.search(said) if case.found.process.get("active") != "active" else None
+        _MISSING.search(said) if case.state.process.get("active") != "active" else None
     )
     if lacking:
         line = next(line for line in said.splitlines() if lacking.group(0) in line)
@@ -242,31 +248,33 @@ def _dependency(case: Case) -> Finding:
         remedy = check.get("hint") or "invoke deploy builds the runtime again"
         return Finding(name, False, short(f"its check does not run: {check['said']}"), remedy)
     if check["code"] != 0:
-        told = f"its own check fails with {check['code']}: {check['said']}"
-        return Finding(name, False, short(told), "invoke rollback; invoke health here")
+        evidence = f"its own check fails with {check['code']}: {check['said']}"
+        return Finding(name, False, short(evidence), "invoke rollback; invoke health here")
     return Finding(name, True, "the live release's own check passes beside the service")
 
 
 def _feed(case: Case) -> Finding:
     """By the age of the last bar too: that something comes is no sign of what comes."""
-    name, told = "feed", case.found.health.get("feed")
-    if not isinstance(told, Mapping):
+    name, feed = "feed", case.state.health.get("feed")
+    if not isinstance(feed, Mapping):
         return Finding(name, None, "the service does not say how its feed is")
-    state, arrived = str(told.get("state")), told.get("last_arrival")
+    state, arrived = str(feed.get("state")), feed.get("last_arrival")
     remedy = f"service.feed of the inventory is {case.feed.kind}; invoke logs --grep feed"
     if state.startswith(("failing", "no file of", "at the end")):
         return Finding(name, False, short(f"it is {state}"), remedy)
     allowed = 2 * case.feed.every_s + _FEED_GRACE_S
     due = f"one is due every {case.feed.every_s:g} s"
     if not isinstance(arrived, (int, float)):
-        began = _epoch(case.found.health.get("started"))
+        began = _epoch(case.state.health.get("started"))
         if began is None or case.now - began <= allowed:
             return Finding(name, None, f"no bar has come since the start; it is {state}")
-        told = f"no bar has come in the {case.now - began:.0f} s since the start ({state}); {due}"
-        return Finding(name, False, short(told), remedy)
+        evidence = (
+            f"no bar has come in the {case.now - began:.0f} s since the start ({state}); {due}"
+        )
+        return Finding(name, False, short(evidence), remedy)
     age = case.now - arrived
     said = f"the last bar came {age:.0f} s ago ({state}); {due}"
-    opened = _epoch(case.found.health.get("last_bar"))
+    opened = _epoch(case.state.health.get("last_bar"))
     if case.feed.live and opened is not None and age <= allowed:
         # What comes may be old: an exchange that gives yesterday's bars, a file written late.
         age = case.now - opened - case.feed.every_s
@@ -285,26 +293,26 @@ def _epoch(text: object) -> float | None:
 def _disk(case: Case) -> Finding:
     disk = case.checkup["disk"]
     free, total, inodes = disk["free"], disk["total"], disk["inodes"]
-    told = f"{size(free)} of {size(total)} free"
+    evidence = f"{size(free)} of {size(total)} free"
     full = free < _FREE_BYTES or free < _FREE_SHARE * total
     if 0 <= inodes < _FREE_INODES:
-        full, told = True, f"{told}, {inodes} inodes free"
-    remedy = f"make room on the host: old logs in {case.found.app}/data/live, release.keep"
-    return Finding("disk", not full, told, remedy if full else "")
+        full, evidence = True, f"{evidence}, {inodes} inodes free"
+    remedy = f"make room on the host: old logs in {case.state.app}/data/live, release.keep"
+    return Finding("disk", not full, evidence, remedy if full else "")
 
 
 def _clock(case: Case) -> Finding:
     off = abs(case.clock_offset) - case.clock_error > _CLOCK_OFF_S
-    told = f"{case.clock_offset:+.1f} s against this machine, known to {case.clock_error:.1f} s"
+    evidence = f"{case.clock_offset:+.1f} s against this machine, known to {case.clock_error:.1f} s"
     remedy = "timedatectl set-ntp true, on whichever of the two is wrong"
-    return Finding("clock", not off, told, remedy if off else "")
+    return Finding("clock", not off, evidence, remedy if off else "")
 
 
 def _units(case: Case) -> Finding:
     changed = [text for text in case.drift if is_about_units(text)]
     if changed:
         remedy = f"invoke plan shows the difference; invoke provision, {case.restart}"
-        if case.found.dropins:
+        if case.state.dropins:
             remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)
     return Finding("units", True, "units are as the inventory and templates say")
@@ -312,24 +320,26 @@ def _units(case: Case) -> Finding:
 
 def _damaged(case: Case) -> Iterable[Finding]:
     """Releases that lie on the host and can't be read; nothing is said where all can."""
-    for release, why in case.found.damaged.items():
+    for release, why in case.state.damaged.items():
         remedy = (
-            f"nothing can go back to it; on the host: rm -r {case.found.app}/releases/{release}"
+            f"nothing can go back to it; on the host: rm -r {case.state.app}/releases/{release}"
         )
-        if release == case.found.live:
+        if release == case.state.live:
             remedy = "invoke rollback; or invoke release and invoke deploy"
         yield Finding("stored releases", False, short(f"{release} is damaged: {why}"), remedy)
 
 
 def _trainings(case: Case) -> Iterable[Finding]:
-    for host, told in case.trainings.items():
+    for host, training in case.trainings.items():
         name = f"training on {host}"
-        if not told["state"]:
-            yield Finding(name, None, short(told["why"]))
-        elif told["state"] == "FAILED":
-            yield Finding(name, False, short(told["why"]), told["remedy"] or "invoke train.status")
+        if not training["state"]:
+            yield Finding(name, None, short(training["why"]))
+        elif training["state"] == "FAILED":
+            yield Finding(
+                name, False, short(training["why"]), training["remedy"] or "invoke train.status"
+            )
         else:
-            yield Finding(name, True, f"the newest run is {told['state']}")
+            yield Finding(name, True, f"the newest run is {training['state']}")
 
 
 _FEW_SAMPLES = re.compile(r"n_oof_samples .* is below ML_STACKING_MIN_SAMPLES")
@@ -340,19 +350,21 @@ def _coverage(case: Case) -> Finding:
     name = "ML coverage"
     if case.report is None:
         return _no_report(name, case)
-    one = _criterion(case.report, "ml_coverage")
-    if not one["trials"]:
+    criterion = _criterion(case.report, "ml_coverage")
+    if not criterion["trials"]:
         return Finding(name, None, "no bar of the live release in the window")
-    told = f"{one['successes']} of {one['trials']} bars have a prediction and no error"
-    if one["successes"] > one["threshold"] * one["trials"]:
-        return Finding(name, True, told)
+    evidence = (
+        f"{criterion['successes']} of {criterion['trials']} bars have a prediction and no error"
+    )
+    if criterion["successes"] > criterion["threshold"] * criterion["trials"]:
+        return Finding(name, True, evidence)
     errors = [
         f"{group['count']} × {group['example']}" for group in case.report["findings"]["errors"][:3]
     ]
     if errors:
-        told += "; " + "; ".join(errors)
+        evidence += "; " + "; ".join(errors)
     remedy = "the error names the model: invoke health checks it here; invoke rollback goes back"
-    return Finding(name, False, short(told), remedy)
+    return Finding(name, False, short(evidence), remedy)
 
 
 def _samples(case: Case) -> Finding:
@@ -362,17 +374,19 @@ def _samples(case: Case) -> Finding:
         return _no_report(name, case)
     for group in case.report["findings"]["not_activated"]:
         if _FEW_SAMPLES.search(group["example"]):
-            told = f"{group['count']} bars: {group['example']}"
+            evidence = f"{group['count']} bars: {group['example']}"
             remedy = (
                 "more bars (invoke data.fetch) and invoke train; or lower ML_STACKING_MIN_SAMPLES "
                 f"in service.env of the inventory, invoke provision, {case.restart}"
             )
-            return Finding(name, False, short(told), remedy)
-    one = _criterion(case.report, "stacking_activation")
-    if not one["trials"]:
+            return Finding(name, False, short(evidence), remedy)
+    criterion = _criterion(case.report, "stacking_activation")
+    if not criterion["trials"]:
         return Finding(name, None, "no covered bar in the window")
-    told = f"stacking was active on {one['successes']} of {one['trials']} covered bars"
-    return Finding(name, True, told)
+    evidence = (
+        f"stacking was active on {criterion['successes']} of {criterion['trials']} covered bars"
+    )
+    return Finding(name, True, evidence)
 
 
 @dataclass(frozen=True)
@@ -406,8 +420,8 @@ def _output(model: _Model, report: Mapping[str, Any]) -> Finding:
         "invoke release, invoke deploy; until then invoke disable-stacking, or invoke rollback"
     )
     if said["answers"] >= model.least and said["min"] == said["max"]:
-        told = f"{said['answers']} answers, every one of them {said['min']:g}"
-        return Finding(name, False, told, remedy)
+        evidence = f"{said['answers']} answers, every one of them {said['min']:g}"
+        return Finding(name, False, evidence, remedy)
     silent = said["missing"] + said["not_finite"]
     if not said["answers"]:
         if silent:
@@ -420,8 +434,8 @@ def _output(model: _Model, report: Mapping[str, Any]) -> Finding:
 
 
 def _criterion(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(one for one in report["criteria"] if one["name"] == name)
-    return found
+    criterion: Mapping[str, Any] = next(row for row in report["criteria"] if row["name"] == name)
+    return criterion
 
 
 def _no_report(name: str, case: Case) -> Finding:

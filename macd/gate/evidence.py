@@ -54,21 +54,21 @@ def ranges(sources: Sequence[Source]) -> list[LogRange]:
 
 def same_on_host(session: Session, app: str, logs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What differs between a report's log ranges and the host's own bytes, in words."""
-    asked = [[one["name"], one["from"], one["to"]] for one in logs]
-    told = session.call("log_hashes", app=app, ranges=asked)
-    if type(told) is not list or len(told) != len(asked):
+    asked = [[entry["name"], entry["from"], entry["to"]] for entry in logs]
+    hashes = session.call("log_hashes", app=app, ranges=asked)
+    if type(hashes) is not list or len(hashes) != len(asked):
         return ["the host did not answer for every log"]
     return [
-        f"{one['name']} is not on the host any more, or shorter"
+        f"{entry['name']} is not on the host any more, or shorter"
         if there is None
-        else f"{one['name']} on the host has other content than was analysed"
-        for one, there in zip(logs, told, strict=True)
-        if there != one["sha256"]
+        else f"{entry['name']} on the host has other content than was analysed"
+        for entry, there in zip(logs, hashes, strict=True)
+        if there != entry["sha256"]
     ]
 
 
 def problems(
-    found: Analysis,
+    analysis: Analysis,
     *,
     now: datetime,
     head_seq: int | None = None,
@@ -83,67 +83,73 @@ def problems(
         replaced: analysed logs that are not the files that were fetched before.
         gone: logs that were fetched before and are not on the host any more, of any day.
     """
-    began = f"trades_{datetime.fromtimestamp(found.window.start / 1000, UTC):%Y%m%d}.jsonl"
+    began = f"trades_{datetime.fromtimestamp(analysis.window.start / 1000, UTC):%Y%m%d}.jsonl"
     lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
-    first, newest = found.first, found.newest
+    first, newest = analysis.first, analysis.newest
     if newest is None:
         none = (
-            f"not one of {found.lines} lines is evidence" if found.lines else "there are no lines"
+            f"not one of {analysis.lines} lines is evidence"
+            if analysis.lines
+            else "there are no lines"
         )
         return [*lost, none]
-    told = [*lost, *_gaps(found)]
-    if first is not None and (first.seq or 1) > 1 and first.time > found.window.start:
-        told.append(f"the window begins before the first line, whose seq is {first.seq}")
-    told += _stale(found, now)
-    if found.window.release and not found.window.takes(newest):
+    doubts = [*lost, *_gaps(analysis)]
+    if first is not None and (first.seq or 1) > 1 and first.time > analysis.window.start:
+        doubts.append(f"the window begins before the first line, whose seq is {first.seq}")
+    doubts += _stale(analysis, now)
+    if analysis.window.release and not analysis.window.takes(newest):
         of = f"is of release {newest.release}" if newest.release else "names no release"
-        told.append(f"the newest line {of}")
-    for at in found.whole.intruders[:1]:
+        doubts.append(f"the newest line {of}")
+    for at in analysis.whole.intruders[:1]:
         release = at["release"] or "no release"
-        told.append(f"{at['file']} line {at['line']} of {release} stands between lines of the live")
-    if found.future:
-        told.append(f"{found.future} lines were written in the future: a clock is wrong")
-    if head_seq is not None and (found.whole.seq or 0) < head_seq:
-        told.append(f"lines up to seq {head_seq} were written, the logs end with {found.whole.seq}")
-    told += [f"{name} on the host is not the file that was fetched before" for name in replaced]
-    return told + _holes(found)
+        doubts.append(
+            f"{at['file']} line {at['line']} of {release} stands between lines of the live"
+        )
+    if analysis.future:
+        doubts.append(f"{analysis.future} lines were written in the future: a clock is wrong")
+    if head_seq is not None and (analysis.whole.seq or 0) < head_seq:
+        doubts.append(
+            f"lines up to seq {head_seq} were written, the logs end with {analysis.whole.seq}"
+        )
+    doubts += [f"{name} on the host is not the file that was fetched before" for name in replaced]
+    return doubts + _holes(analysis)
 
 
-def _stale(found: Analysis, now: datetime) -> list[str]:
-    newest = found.newest_signal
+def _stale(analysis: Analysis, now: datetime) -> list[str]:
+    newest = analysis.newest_signal
     if newest is None:
         return ["no bar of this release lies in the window"]
     step = step_ms(newest.tf)
-    if not step and not found.window.strict:
-        return []  # earlier versions did not tell the timeframe, so nothing says when one was due
+    if not step and not analysis.window.strict:
+        return []  # earlier versions did not write the timeframe, so nothing says when one was due
     age = now - datetime.fromtimestamp(newest.time / 1000, UTC)
     if not too_old(round(age.total_seconds() * 1000), step):
         return []
-    return [f"stale: the newest bar was told {_hours(age)} ago"]
+    return [f"stale: the newest bar was logged {_hours(age)} ago"]
 
 
-def _holes(found: Analysis) -> list[str]:
-    told = [
+def _holes(analysis: Analysis) -> list[str]:
+    holes = [
         f"{at['symbol']} {at['tf']}: bars missing between {_bar(at['after'])} "
         f"and {_bar(at['before'])}"
-        for at in found.whole.holes[:_MOST_NAMED]
+        for at in analysis.whole.holes[:_MOST_NAMED]
     ]
-    if found.whole.incomplete > _MOST_NAMED:
-        told.append(f"and bars missing at {found.whole.incomplete - _MOST_NAMED} more places")
-    return told
+    if analysis.whole.incomplete > _MOST_NAMED:
+        holes.append(f"and bars missing at {analysis.whole.incomplete - _MOST_NAMED} more places")
+    return holes
 
 
-def _gaps(found: Analysis) -> list[str]:
-    told = []
-    for at in found.whole.breaks[:_MOST_NAMED]:
+def _gaps(analysis: Analysis) -> list[str]:
+    gaps = []
+    for at in analysis.whole.breaks[:_MOST_NAMED]:
         where = f"{at['file']} line {at['line']}"
         if at["kind"] == "gap":
-            told.append(f"gap: seq {at['after'] + 1} to {at['seq'] - 1} are missing ({where})")
+            gaps.append(f"gap: seq {at['after'] + 1} to {at['seq'] - 1} are missing ({where})")
         else:
-            told.append(f"repeat: seq {at['seq']} comes after {at['after']} ({where})")
-    if found.whole.broken > _MOST_NAMED:
-        told.append(f"and {found.whole.broken - _MOST_NAMED} more gaps or repeats")
-    return told
+            gaps.append(f"repeat: seq {at['seq']} comes after {at['after']} ({where})")
+    if analysis.whole.broken > _MOST_NAMED:
+        gaps.append(f"and {analysis.whole.broken - _MOST_NAMED} more gaps or repeats")
+    return gaps
 
 
 def _bar(epoch_ms: int) -> str:

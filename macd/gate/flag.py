@@ -108,61 +108,65 @@ def prepare(host: Host, inventory: Inventory, wanted: str) -> Flip:
     """
     session = open_session(host, inventory)
     try:
-        found = state.observed(state.ask(session, host, inventory))
+        host_state = state.observed(state.ask(session, host, inventory))
         evidenced = None
         if wanted == LIVE:
             try:
-                evidenced = _evidence(session, host, inventory, found)
+                evidenced = _evidence(session, host, inventory, host_state)
             except RefusedError:
                 # Where stacking decides and a guard watches, the host needs none; else it refuses.
-                if not _is_so(found, LIVE):
+                if not _is_so(host_state, LIVE):
                     raise
-        return Flip(session, host, inventory, wanted, found, evidenced)
+        return Flip(session, host, inventory, wanted, host_state, evidenced)
     except BaseException:
         session.close()
         raise
 
 
-def _is_so(found: HostState, value: str) -> bool:
+def _is_so(host_state: HostState, value: str) -> bool:
     """For a look only: the host knows what is under way and who watches."""
-    said = found.stacking
+    said = host_state.stacking
     return bool(said) and said["next"] == said["running"] == value
 
 
-def _evidence(session: Session, host: Host, inventory: Inventory, found: HostState) -> Report:
+def _evidence(session: Session, host: Host, inventory: Inventory, host_state: HostState) -> Report:
     newest = report.read(report.newest(inventory, host.name), inventory)
     now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
-    told = evidence.blockers(
+    blockers = evidence.blockers(
         newest.document,
-        release=found.live,
-        manifest_sha256=str(found.health.get("manifest_sha256", "")),
+        release=host_state.live,
+        manifest_sha256=str(host_state.health.get("manifest_sha256", "")),
         env=host.env,
         note=session.call("gate_newest", app=host.app_dir),
         now=now,
     )
     if newest.document.get("host") != host.name:
-        told.append(f"it is about {newest.document.get('host')}, not about {host.name}")
-    if told:
+        blockers.append(f"it is about {newest.document.get('host')}, not about {host.name}")
+    if blockers:
         raise RefusedError(
             f"{host.name}: the newest gate report does not let stacking decide",
-            why="\n".join([*told, f"the report: {newest.path}"]),
-            live=f"{found.live or 'nothing'}, flags as before",
+            why="\n".join([*blockers, f"the report: {newest.path}"]),
+            live=f"{host_state.live or 'nothing'}, flags as before",
             hint="invoke shadow-gate makes a new one",
         )
     return newest
 
 
 def _set(
-    session: Session, host: Host, inventory: Inventory, found: HostState, asked: Mapping[str, Any]
+    session: Session,
+    host: Host,
+    inventory: Inventory,
+    host_state: HostState,
+    asked: Mapping[str, Any],
 ) -> Mapping[str, Any]:
     service = {
         "unit": f"{host.unit}.service",
-        "sockets": [n for n, text in found.units.items() if n.endswith(".socket") and text],
+        "sockets": [n for n, text in host_state.units.items() if n.endswith(".socket") and text],
         "scope": host.scope,
-        "endpoint": found.endpoint,
+        "endpoint": host_state.endpoint,
     }
     try:
-        told: Mapping[str, Any] = session.call(
+        answer: Mapping[str, Any] = session.call(
             "set_flag", app=host.app_dir, service=service, health_s=inventory.soak.ready_s, **asked
         )
     except ContactLostError as error:
@@ -179,20 +183,20 @@ def _set(
             hint="invoke status shows the flag of the running process",
             exit_code=ExitCode.CONTACT_LOST,
         ) from interrupt
-    return told
+    return answer
 
 
-def _flipped(host: Host, told: Mapping[str, Any], path: str) -> Flipped:
+def _flipped(host: Host, answer: Mapping[str, Any], path: str) -> Flipped:
     return Flipped(
         host=host.name,
-        result=told["outcome"],
-        value=told["value"],
-        release=told["release"],
-        pid=told["pid"],
-        reason=told["reason"],
-        wrong=told["wrong"],
+        result=answer["outcome"],
+        value=answer["value"],
+        release=answer["release"],
+        pid=answer["pid"],
+        reason=answer["reason"],
+        wrong=answer["wrong"],
         report=path,
-        lost=told["lost"],
+        lost=answer["lost"],
     )
 
 
@@ -225,7 +229,7 @@ class Seen:
 
     @property
     def decides(self) -> bool:
-        """Whether stacking decides: by the process, or where nobody can tell by the file."""
+        """Whether stacking decides: by the process, or, where no process answers, by the file."""
         return (self.stacking.get("running") or self.flag) == LIVE
 
     @property
@@ -264,17 +268,17 @@ def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:
         scope=host.scope,
         endpoint=endpoint,
     )
-    told = session.call("guard_status", app=host.app_dir, after=after)
-    reports = [(str(one["name"]), one["report"]) for one in told["reports"]]
+    answer = session.call("guard_status", app=host.app_dir, after=after)
+    reports = [(str(entry["name"]), entry["report"]) for entry in answer["reports"]]
     return Seen(
         host=host.name,
-        order=told["order"],
-        live=told["live"],
-        flag=told["flag"],
+        order=answer["order"],
+        live=answer["live"],
+        flag=answer["flag"],
         reports=reports,
-        now=told["now"],
-        loop=told["loop"],
-        dead=told["dead"],
+        now=answer["now"],
+        loop=answer["loop"],
+        dead=answer["dead"],
         stacking=asked.result(),
     )
 
@@ -293,8 +297,8 @@ def catch_up(seen: Seen, host: Host, inventory: Inventory) -> bool:
         "ended": datetime.fromtimestamp(order["ended"], UTC).isoformat(),
     }
     journal = Journal(inventory.state_dir / "journal.jsonl")
-    known = [record.fields for record in journal.records() if record.kind == "guard.ended"]
-    if any(dict(one) == fields for one in known):
+    recorded = [record.fields for record in journal.records() if record.kind == "guard.ended"]
+    if any(dict(ended) == fields for ended in recorded):
         return False
     journal.append("guard.ended", fields, now=datetime.now(UTC))
     return True

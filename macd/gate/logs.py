@@ -57,8 +57,8 @@ def pull(session: Session, app: str, directory: Path) -> Pulled:
     """Bring the copy in `directory` up to what the host has.
 
     Raises:
-        RefusedError: the host told names or sizes that no honest one has; the copy is as before.
-        ContactLostError: cut; what came is kept, the next pull goes on there.
+        RefusedError: the host lists impossible names or sizes; the copy is as before.
+        ContactLostError: cut; what came is stored, the next pull continues there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(directory / _LOCK):  # two pulls into one copy take turns
@@ -66,16 +66,16 @@ def pull(session: Session, app: str, directory: Path) -> Pulled:
 
 
 def _pull(session: Session, app: str, directory: Path) -> Pulled:
-    known = _read_index(directory)
+    before = _read_index(directory)
     here = [path for path in directory.iterdir() if NAME.fullmatch(path.name)]
     sizes = {path.name: _whole_size(path) for path in here}
     heads = {name: min(size, HEAD) for name, size in sizes.items()}
-    told = session.call("log_files", app=app, heads=heads)
-    files = [_checked(entry) for entry in told["files"]]
-    index = dict(known)
-    replaced = list(_marked(known))
-    copied = [one for one in files if sizes.get(one["name"])]
-    others = _others(session, app, directory, copied, known, sizes)
+    listing = session.call("log_files", app=app, heads=heads)
+    files = [_checked(entry) for entry in listing["files"]]
+    index = dict(before)
+    replaced = list(_marked(before))
+    copied = [entry for entry in files if sizes.get(entry["name"])]
+    others = _others(session, app, directory, copied, before, sizes)
     fetched = 0
     for entry in files:
         name, path = entry["name"], directory / entry["name"]
@@ -88,7 +88,7 @@ def _pull(session: Session, app: str, directory: Path) -> Pulled:
             replaced.append(name)
             size = 0
         index[name] = {"inode": entry["inode"], "replaced": name in replaced}
-        if index[name] != known.get(name):
+        if index[name] != before.get(name):
             _write_index(directory, index)  # before the first byte: a cut pull knows its file
         if entry["size"] > size or not path.exists():
             fetched += _fetch(session, app, entry, path, size)
@@ -99,7 +99,7 @@ def _pull(session: Session, app: str, directory: Path) -> Pulled:
         tuple(sorted(there)),
         tuple(sorted(set(replaced) & there)),
         tuple(sorted(set(index) - there)),
-        tuple((str(name)[:120], str(why)[:200]) for name, why in told["refused"][:20]),
+        tuple((str(name)[:120], str(why)[:200]) for name, why in listing["refused"][:20]),
     )
 
 
@@ -132,7 +132,7 @@ def _others(
     app: str,
     directory: Path,
     files: Sequence[Mapping[str, Any]],
-    known: Mapping[str, Mapping[str, Any]],
+    index: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, int],
 ) -> set[str]:
     """Which of the host's files don't begin with our copy of them; asks once for all of them.
@@ -147,15 +147,15 @@ def _others(
         if entry["size"] < size or entry["head_sha256"] != sha256_of(path, min(size, HEAD)):
             other.add(name)
             continue
-        is_known = entry["inode"] == known.get(name, {}).get("inode")
+        is_known = entry["inode"] == index.get(name, {}).get("inode")
         start = max(0, size - HEAD) if is_known else 0
         asked.append([name, start, size])
         ours.append(sha256_of(path, size, start))
-    told = session.call("log_hashes", app=app, ranges=asked) if asked else []
-    if type(told) is not list or len(told) != len(asked):
+    hashes = session.call("log_hashes", app=app, ranges=asked) if asked else []
+    if type(hashes) is not list or len(hashes) != len(asked):
         raise RefusedError("the host did not answer for every log", live="the copy is as it was")
     other.update(
-        one[0] for one, there, here in zip(asked, told, ours, strict=True) if there != here
+        entry[0] for entry, there, here in zip(asked, hashes, ours, strict=True) if there != here
     )
     return other
 
@@ -211,10 +211,10 @@ def _cut_to_whole_lines(path: Path) -> None:
         end = size = file.seek(0, os.SEEK_END)
         while end > 0:
             begin = max(0, end - _PIECE)
-            found = os.pread(file.fileno(), end - begin, begin).rfind(b"\n")
+            line_end = os.pread(file.fileno(), end - begin, begin).rfind(b"\n")
             end = begin
-            if found >= 0:
-                end = begin + found + 1
+            if line_end >= 0:
+                end = begin + line_end + 1
                 break
         if end != size:
             file.truncate(end)
@@ -239,17 +239,17 @@ def sha256_of(path: Path, size: int, start: int = 0) -> str:
     return digest.hexdigest()
 
 
-def _marked(known: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    return [name for name, entry in known.items() if entry.get("replaced")]
+def _marked(index: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    return [name for name, entry in index.items() if entry.get("replaced")]
 
 
 def _read_index(directory: Path) -> dict[str, dict[str, Any]]:
-    """What is known of the copies; one without an entry is compared whole."""
+    """The stored index of the copies; a copy without an entry is compared whole."""
     try:
-        told = json.loads((directory / _INDEX).read_bytes())
+        document = json.loads((directory / _INDEX).read_bytes())
         return {
             name: dict(entry)
-            for name, entry in told.items()
+            for name, entry in document.items()
             if NAME.fullmatch(name) and "inode" in entry
         }
     except (OSError, ValueError, AttributeError, TypeError):
@@ -287,7 +287,7 @@ def newest_lines(copy: Pulled) -> Iterator[bytes]:
 def merged(lines: Mapping[str, Iterable[bytes]]) -> list[tuple[str, bytes]]:
     """The lines of several hosts by the times in them, each with its host; a host's stay in order.
 
-    What tells no time goes behind the line before it.
+    A line without a time goes after the line before it.
     """
     timed = (_timed(host, raws) for host, raws in lines.items())
     return [(host, raw) for _, host, raw in heapq.merge(*timed, key=itemgetter(0))]
@@ -306,23 +306,23 @@ def notes(copy: Pulled) -> list[str]:
 
     Gaps and repeats of seq are looked for in what `newest_lines` gives.
     """
-    told = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
-    told += [f"{name} was fetched before and is not on the host any more" for name in copy.gone]
-    told += [
+    remarks = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    remarks += [f"{name} was fetched before and is not on the host any more" for name in copy.gone]
+    remarks += [
         f"{name} on the host is not the file that was fetched before" for name in copy.replaced
     ]
     order = Continuity()
     for at, line in enumerate(map(parse, newest_lines(copy))):
         if isinstance(line, Line):
             order.number(line, True, "", at)
-    for one in order.breaks[:_MOST_NAMED]:
-        if one["kind"] == "gap":
-            told.append(f"gap: seq {one['after'] + 1} to {one['seq'] - 1} are missing")
+    for place in order.breaks[:_MOST_NAMED]:
+        if place["kind"] == "gap":
+            remarks.append(f"gap: seq {place['after'] + 1} to {place['seq'] - 1} are missing")
         else:
-            told.append(f"repeat: seq {one['seq']} comes after {one['after']}")
+            remarks.append(f"repeat: seq {place['seq']} comes after {place['after']}")
     if order.broken > _MOST_NAMED:
-        told.append(f"and {order.broken - _MOST_NAMED} more gaps or repeats")
-    return told
+        remarks.append(f"and {order.broken - _MOST_NAMED} more gaps or repeats")
+    return remarks
 
 
 def end_of(copy: Pulled) -> Place:
@@ -337,16 +337,16 @@ def more(session: Session, app: str, place: Place) -> tuple[list[bytes], Place]:
 
     Goes on with the next file once the one at hand has no more, or was replaced or cut.
     """
-    if place.name and (found := _behind(session, app, place, _WAIT_S)):
-        return found
-    listed = [one["name"] for one in session.call("log_files", app=app)["files"]]
+    if place.name and (lines := _behind(session, app, place, _WAIT_S)):
+        return lines
+    listed = [entry["name"] for entry in session.call("log_files", app=app)["files"]]
     later = [name for name in sorted(listed) if name > place.name]
     if not later:
         return [], place
     # What was written after the look above, and before the later file began, must not be skipped;
     # now that there is a later one, nothing more is written here.
-    if place.name and (found := _behind(session, app, place, 0.0)):
-        return found
+    if place.name and (lines := _behind(session, app, place, 0.0)):
+        return lines
     return [], Place(later[0])
 
 
@@ -355,7 +355,7 @@ def _behind(
 ) -> tuple[list[bytes], Place] | None:
     """Whole lines of the file at hand and the place behind them; None when there are none."""
     try:
-        told = session.call(
+        answer = session.call(
             "log_read",
             app=app,
             name=place.name,
@@ -370,14 +370,14 @@ def _behind(
         if error.kind != "rotated":
             raise
         return [], Place(place.name)
-    if told["size"] < place.offset:
+    if answer["size"] < place.offset:
         return [], Place(place.name)
-    whole, newline, rest = told["data"].rpartition(b"\n")
+    whole, newline, rest = answer["data"].rpartition(b"\n")
     if newline:
         offset = place.offset + len(whole) + 1
-        return whole.split(b"\n"), Place(place.name, offset, told["inode"])
+        return whole.split(b"\n"), Place(place.name, offset, answer["inode"])
     if len(rest) >= min(_FOLLOWED, LONGEST):  # longer than any line: pass it by
-        return [rest], Place(place.name, place.offset + len(rest), told["inode"])
+        return [rest], Place(place.name, place.offset + len(rest), answer["inode"])
     return None
 
 

@@ -25,7 +25,7 @@ def write(report: Path) -> Path:
 
 def page(document: Mapping[str, Any]) -> str:
     """The HTML of one report."""
-    found = document["findings"]
+    findings = document["findings"]
     return render(
         "gate_report.html.j2",
         title=f"Gate: {document['verdict']}",
@@ -33,25 +33,25 @@ def page(document: Mapping[str, Any]) -> str:
         signs=_SIGNS,
         moods=_MOODS,
         doc=document,
-        found=found,
+        found=findings,
         shares=shares(document),
         coverage=coverage(document),
-        histograms=histograms(found),
-        agreement=agreement(found),
-        latency=latency(found),
-        realised=realised(found),
-        models=_models(found),
-        errors=_groups(found["errors"]),
-        severe=_groups(found["severe"]),
-        warnings=_groups(found["warnings"]),
-        skipped=_groups(found["not_activated"]),
+        histograms=histograms(findings),
+        agreement=agreement(findings),
+        latency=latency(findings),
+        realised=realised(findings),
+        models=_models(findings),
+        errors=_groups(findings["errors"]),
+        severe=_groups(findings["severe"]),
+        warnings=_groups(findings["warnings"]),
+        skipped=_groups(findings["not_activated"]),
         quarantine=Table(
             ("file", "line", "why"),
-            [(one["file"], one["line"], one["why"]) for one in found["malformed"]["quarantine"]],
+            [(row["file"], row["line"], row["why"]) for row in findings["malformed"]["quarantine"]],
         ),
         logs=Table(
             ("log", "from byte", "to byte", "SHA-256"),
-            [(one["name"], one["from"], one["to"], one["sha256"]) for one in document["logs"]],
+            [(row["name"], row["from"], row["to"], row["sha256"]) for row in document["logs"]],
         ),
         window=[_moment(document["window"][key]) for key in ("from_ms", "to_ms")],
     )
@@ -66,15 +66,15 @@ def _groups(groups: list[Mapping[str, Any]]) -> Table:
     return Table(("what", "lines", "first", "last"), rows)
 
 
-def _models(found: Mapping[str, Any]) -> Table:
+def _models(findings: Mapping[str, Any]) -> Table:
     counts = ("answers", "missing", "not_finite", "outside", "stuck")
     measures = ("min", "max", "mean", "spread")
     head = ("model", "answers", "missing", "NaN or ∞", "outside (0, 1)", "stuck")
     rows = [
         (
             shown,
-            *(found["models"][name][key] for key in counts),
-            *(_digits(found["models"][name][key]) for key in measures),
+            *(findings["models"][name][key] for key in counts),
+            *(_digits(findings["models"][name][key]) for key in measures),
         )
         for name, shown in NAMES.items()
     ]
@@ -94,26 +94,26 @@ _FAMILIES = ("lgb", "lstm", "tft", "stacking")
 def shares(document: Mapping[str, Any]) -> list[Figure]:
     """One small forest a criterion: the rate with three kinds of bounds, and its threshold."""
     made = []
-    for at, one in enumerate(document["criteria"]):
+    for at, criterion in enumerate(document["criteria"]):
         kinds = (
-            ("Wilson 95 %", one["wilson"]),
-            ("exact, one look", one["clopper_pearson"]),
-            ("any look", one["anytime"]),
+            ("Wilson 95 %", criterion["wilson"]),
+            ("exact, one look", criterion["clopper_pearson"]),
+            ("any look", criterion["anytime"]),
         )
-        rate = None if one["rate"] is None else 100 * one["rate"]
+        rate = None if criterion["rate"] is None else 100 * criterion["rate"]
         rows = [
             Interval(label, rate, 100 * low, 100 * high, series=at, strong=not n, muted=n == 1)
             for n, (label, (low, high)) in enumerate(kinds)
         ]
-        lowest = min(100 * one["threshold"], *(row.low or 0.0 for row in rows))
-        title = f"{one['title']}: must exceed {100 * one['threshold']:g} %"
+        lowest = min(100 * criterion["threshold"], *(row.low or 0.0 for row in rows))
+        title = f"{criterion['title']}: must exceed {100 * criterion['threshold']:g} %"
         made.append(
             Figure(
                 title,
                 charts.forest(
                     rows,
                     title=title,
-                    reference=100 * one["threshold"],
+                    reference=100 * criterion["threshold"],
                     # Little happens far below the threshold; air for the dot at 100 %.
                     domain=(max(0.0, lowest - 5), 101.0),
                     label="% of bars",
@@ -121,9 +121,9 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
                 ),
                 Table(
                     ("bounds", "share", "low", "high"),
-                    [(label, one["rate"], *bounds) for label, bounds in kinds],
+                    [(label, criterion["rate"], *bounds) for label, bounds in kinds],
                 ),
-                f"{one['successes']:,} of {one['trials']:,}",
+                f"{criterion['successes']:,} of {criterion['trials']:,}",
             )
         )
     return made
@@ -142,7 +142,7 @@ def coverage(document: Mapping[str, Any]) -> list[Figure]:
     ]
     title = "Coverage and activation over time"
     threshold = next(
-        100 * one["threshold"] for one in document["criteria"] if one["name"] == "ml_coverage"
+        100 * row["threshold"] for row in document["criteria"] if row["name"] == "ml_coverage"
     )
     curves = [Curve("coverage", covered, 0), Curve("activation", activated, 3)]
     start = f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M} UTC"
@@ -161,10 +161,10 @@ def coverage(document: Mapping[str, Any]) -> list[Figure]:
     return [Figure(title, svg, table, note)]
 
 
-def histograms(found: Mapping[str, Any]) -> list[Figure]:
+def histograms(findings: Mapping[str, Any]) -> list[Figure]:
     """How each model's probabilities are spread."""
     made = []
-    for name, model in ((name, found["models"][name]) for name in NAMES):
+    for name, model in ((name, findings["models"][name]) for name in NAMES):
         counts = model["histogram"]
         edges = [n / len(counts) for n in range(len(counts) + 1)]
         title = f"{NAMES[name]}: probability of up"
@@ -185,9 +185,9 @@ def histograms(found: Mapping[str, Any]) -> list[Figure]:
     return made
 
 
-def agreement(found: Mapping[str, Any]) -> list[Figure]:
+def agreement(findings: Mapping[str, Any]) -> list[Figure]:
     """How often two models are on the same side of a half."""
-    pairs = found["agreement"]
+    pairs = findings["agreement"]
     title = "Models on the same side of a half"
     items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
     rows = [(_pair(n), p["same_side"], p["correlation"], p["n"]) for n, p in pairs.items()]
@@ -195,26 +195,26 @@ def agreement(found: Mapping[str, Any]) -> list[Figure]:
     return [Figure(title, svg, Table(("pair", "same side", "correlation", "bars"), rows))]
 
 
-def latency(found: Mapping[str, Any]) -> list[Figure]:
+def latency(findings: Mapping[str, Any]) -> list[Figure]:
     """How long the models took, a decade in twenty steps."""
-    told = found["latency_ms"]
-    if not told["n"]:
+    figures = findings["latency_ms"]
+    if not figures["n"]:
         return []
     title = "Latency of the models"
-    items = [(name, told[name]) for name in ("p50", "p90", "p99", "max")]
+    items = [(name, figures[name]) for name in ("p50", "p90", "p99", "max")]
     svg = charts.bars(items, title=title, label="milliseconds", form="{:.2f}", series=1)
-    steps = [(f"up to {limit:.3g} ms", count) for limit, count in told["steps"]]
-    return [Figure(title, svg, Table(("latency", "bars"), steps), f"{told['n']:,} bars")]
+    steps = [(f"up to {limit:.3g} ms", count) for limit, count in figures["steps"]]
+    return [Figure(title, svg, Table(("latency", "bars"), steps), f"{figures['n']:,} bars")]
 
 
-def realised(found: Mapping[str, Any]) -> list[Figure]:
+def realised(findings: Mapping[str, Any]) -> list[Figure]:
     """AUC of what has come to pass, by horizon."""
     made = []
-    for head in in_order({row["head"] for row in found["realised"]}):
+    for head in in_order({row["head"] for row in findings["realised"]}):
         rows = sorted(
             (
                 {**row, "of": "lgb" if row["model"] == "lgbm" else row["model"]}
-                for row in found["realised"]
+                for row in findings["realised"]
                 if row["head"] == head
             ),
             key=lambda row: _FAMILIES.index(row["of"]),

@@ -65,7 +65,7 @@ def rule_of(inventory: Inventory) -> Rule:
 
 def build(
     about: About,
-    found: Analysis,
+    analysis: Analysis,
     decision: Decision,
     rule: Rule,
     logs: list[evidence.LogRange],
@@ -93,14 +93,18 @@ def build(
         "flags": dict(about.flags),
         "made": about.made.isoformat(),
         "expires": expires.isoformat(),
-        "window": {"days": about.days, "from_ms": found.window.start, "to_ms": found.window.end},
+        "window": {
+            "days": about.days,
+            "from_ms": analysis.window.start,
+            "to_ms": analysis.window.end,
+        },
         "rule": asdict(rule),
         **gate.document(decision),
         "opens_nothing": closed,
         "notes": [],
-        "bars": len(found.bars) + found.junk,
-        "logs": [one.document() for one in logs],
-        "findings": found.document(),
+        "bars": len(analysis.bars) + analysis.junk,
+        "logs": [entry.document() for entry in logs],
+        "findings": analysis.document(),
     }
 
 
@@ -167,9 +171,9 @@ def prune(inventory: Inventory, host: str, keep: Collection[str]) -> None:
 
 def newest(inventory: Inventory, host: str) -> Path:
     """Path of the newest report about a host. Raises RefusedError when there is none."""
-    found = sorted((inventory.state_dir / "gate" / host).glob(f"*/{NAME}"))
-    if found:
-        return found[-1]
+    reports = sorted((inventory.state_dir / "gate" / host).glob(f"*/{NAME}"))
+    if reports:
+        return reports[-1]
     raise RefusedError(f"there is no gate report about {host}", hint="invoke shadow-gate makes one")
 
 
@@ -256,24 +260,26 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         start = now - timedelta(days=days)
         sources = evidence.choose(copy, start)
         ranges = evidence.ranges(sources)
-        differing = evidence.same_on_host(session, host.app_dir, [one.document() for one in ranges])
-    found = Analysis(Window(_ms(start), _ms(now), live.live or ""))
-    reading.analyse(sources, found)
+        differing = evidence.same_on_host(
+            session, host.app_dir, [entry.document() for entry in ranges]
+        )
+    analysis = Analysis(Window(_ms(start), _ms(now), live.live or ""))
+    reading.analyse(sources, analysis)
     health = live.health
     answers = live.live is not None and health.get("release") == live.live
     seq = health.get("seq") if answers else None
     problems = [
         *_not_serving(live, answers),
         *evidence.problems(
-            found,
+            analysis,
             now=now,
             head_seq=seq if type(seq) is int else None,
-            replaced=[one.name for one in ranges if one.name in copy.replaced],
+            replaced=[entry.name for entry in ranges if entry.name in copy.replaced],
             gone=copy.gone,
         ),
         *differing,
     ]
-    decision = _decide(found, rule, problems)
+    decision = _decide(analysis, rule, problems)
     about = About(
         host=host.name,
         env=host.env,
@@ -283,8 +289,8 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         days=days,
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
-    document = build(about, found, decision, rule, ranges, inventory)
-    document["notes"] = [*_too_short(found, decision, days), *_untold(found), *_notes(copy)]
+    document = build(about, analysis, decision, rule, ranges, inventory)
+    document["notes"] = [*_too_short(analysis, decision, days), *_untold(analysis), *_notes(copy)]
     return Judged(document, decision, now, copy.fetched)
 
 
@@ -306,14 +312,14 @@ def of_files(
     last, release = _newest(sources, now)
     end = datetime.fromtimestamp(last / 1000, UTC) if last else now
     start = end - timedelta(days=days) if days is not None else datetime(1970, 1, 1, tzinfo=UTC)
-    found = Analysis(Window(_ms(start), _ms(end), release, strict=False))
-    reading.analyse(sources, found)
-    decision = _decide(found, rule, evidence.problems(found, now=end))
+    analysis = Analysis(Window(_ms(start), _ms(end), release, strict=False))
+    reading.analyse(sources, analysis)
+    decision = _decide(analysis, rule, evidence.problems(analysis, now=end))
     about = About("", "", release, "", now, days or 0.0, {})
-    document = build(about, found, decision, rule, evidence.ranges(sources), inventory)
-    document["notes"] = _untold(found)
-    if found.unnamed:
-        document["notes"].append(f"{found.unnamed} lines without seq or release count as well")
+    document = build(about, analysis, decision, rule, evidence.ranges(sources), inventory)
+    document["notes"] = _untold(analysis)
+    if analysis.unnamed:
+        document["notes"].append(f"{analysis.unnamed} lines without seq or release count as well")
     return Judged(document, decision, now)
 
 
@@ -326,23 +332,23 @@ def together(verdicts: Iterable[str]) -> str:
 
 
 def _notes(copy: logs.Pulled) -> list[str]:
-    told = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
-    told += [
+    notes = [f"{name} is not read as a log: {why}" for name, why in copy.refused]
+    notes += [
         f"{name} was fetched before and is not on the host any more"
         for name in copy.gone[-_MOST_NAMED:]
     ]
     if len(copy.gone) > _MOST_NAMED:
-        told.append(f"and {len(copy.gone) - _MOST_NAMED} older logs that are gone")
-    return told
+        notes.append(f"and {len(copy.gone) - _MOST_NAMED} older logs that are gone")
+    return notes
 
 
-def _too_short(found: Analysis, decision: Decision, days: float) -> list[str]:
+def _too_short(analysis: Analysis, decision: Decision, days: float) -> list[str]:
     """Where so many days never hold the bars that it takes: waiting alone would help nobody."""
-    newest, more = found.newest_signal, decision.more_bars
+    newest, more = analysis.newest_signal, decision.more_bars
     step = step_ms(newest.tf) if newest else 0
     if not step or newest is None or decision.verdict != gate.INCONCLUSIVE:
         return []
-    needed, holds = len(found.bars) + found.junk + more, int(days * _DAY_MS / step)
+    needed, holds = len(analysis.bars) + analysis.junk + more, int(days * _DAY_MS / step)
     if needed <= holds:
         return []
     enough = math.ceil(needed * step / _DAY_MS) + 1
@@ -352,17 +358,17 @@ def _too_short(found: Analysis, decision: Decision, days: float) -> list[str]:
     ]
 
 
-def _decide(found: Analysis, rule: Rule, problems: list[str]) -> Decision:
-    severe = tuple(one["example"] for one in found.severe.document()[:5])
-    return gate.decide(Findings(found.tally(), severe, tuple(problems), found.causes()), rule)
+def _decide(analysis: Analysis, rule: Rule, problems: list[str]) -> Decision:
+    severe = tuple(entry["example"] for entry in analysis.severe.document()[:5])
+    return gate.decide(Findings(analysis.tally(), severe, tuple(problems), analysis.causes()), rule)
 
 
-def _untold(found: Analysis) -> list[str]:
-    if not found.untold:
+def _untold(analysis: Analysis) -> list[str]:
+    if not analysis.untold:
         return []
     return [
-        f"{found.untold} bars have no field ml_error, and no line has it: with a number of every "
-        "model they count as bars without an error"
+        f"{analysis.untold} bars have no field ml_error, and no line has it: with a number of "
+        "every model they count as bars without an error"
     ]
 
 
@@ -370,8 +376,8 @@ def _not_serving(live: state.HostState, answers: bool) -> list[str]:
     if live.live is None:
         return ["no release is live on the host"]
     if not answers:
-        told = live.health.get("unreachable") or f"it says {live.health.get('release')}"
-        return [f"what runs does not answer as release {live.live}: {told}"]
+        answer = live.health.get("unreachable") or f"it says {live.health.get('release')}"
+        return [f"what runs does not answer as release {live.live}: {answer}"]
     return []
 
 
@@ -386,12 +392,14 @@ def _newest(sources: list[reading.Source], now: datetime) -> tuple[int, str | No
     time, newest, release = 0, (False, -1), None
     for source in sources:
         raws = reading.raw_lines(source.path, max(0, source.size - _TAIL), source.size)
-        lines = [one for one in map(parse, raws) if isinstance(one, Line) and one.time <= latest]
-        time = max([time, *(one.time for one in lines)])
-        named = [one for one in lines if one.release]
-        ours = [one for one in named if not one.foreign]
+        lines = [
+            line for line in map(parse, raws) if isinstance(line, Line) and line.time <= latest
+        ]
+        time = max([time, *(line.time for line in lines)])
+        named = [line for line in lines if line.release]
+        ours = [line for line in named if not line.foreign]
         last = (ours or named)[-_LAST:]
-        if last and (written := (bool(ours), median_low(one.time for one in last))) >= newest:
+        if last and (written := (bool(ours), median_low(line.time for line in last))) >= newest:
             newest, release = written, last[-1].release
     return time, release
 

@@ -320,7 +320,7 @@ def test_provision_says_that_a_restart_is_due_for_what_it_rewrote(bench: Project
     due = f"invoke deploy --restart --release {bench.live}"
     assert due in bench.invoke("provision", "--dry-run")
     told = bench.invoke("provision", "--yes")
-    assert "service.json: the running service has the old still" in told
+    assert "service.json: the running service still has the old one" in told
     assert due in told
     assert "restart" not in bench.invoke("provision", "--yes")
 

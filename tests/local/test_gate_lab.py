@@ -111,7 +111,7 @@ def test_inconclusive_says_what_is_missing(ready: Project) -> None:
     )
     told = ready.invoke("shadow-gate", "--rule", "sequential", "--min-bars", "5", code=3)
     assert "2 days hold 48 bars of 1h, it takes 88: invoke shadow-gate --days 5" in told
-    assert "opens nothing: min_bars laxer than in inventory lab" in told
+    assert "can't enable stacking: min_bars laxer than in inventory lab" in told
 
 
 def test_lines_of_another_release_prove_nothing(ready: Project) -> None:
@@ -159,7 +159,7 @@ def test_a_service_that_only_complains_proves_nothing(ready: Project) -> None:
     )
     signal_lines.write(ready.app / "data/live", tail)
     told = ready.json("shadow-gate", code=3)
-    assert told["reasons"] == ["stale: the newest bar was told 9 h ago"]
+    assert told["reasons"] == ["stale: the newest bar was logged 9 h ago"]
 
 
 def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_laxer_rule_and_local_files_open_nothing(ready: Project, tmp_path: Pat
         ["days laxer than in inventory lab"],
     )
     typed = ("shadow-gate", "--logs", str(ready.app / "data/live"), "--min-bars", "5")
-    assert "opens nothing: local files were analysed" in ready.invoke(*typed)
+    assert "can't enable stacking: local files were analysed" in ready.invoke(*typed)
     told = ready.json(*typed)
     assert told["verdict"] == "PASS"
     assert any("local files" in why for why in told["opens_nothing"])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.cli.target import target_of
+from macd.cli.release import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
 from macd.ssh.failures import UnfitPythonError

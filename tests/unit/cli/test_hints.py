@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from invoke import Context
 
-from macd.cli import deploy, deploy_shown, provision
+from macd.cli import deploy, provision, rollout
 from macd.cli.verb import same
 from macd.deploy.follow import Outcome
 from macd.deploy.plan import Plan, Problem
@@ -50,7 +50,7 @@ def test_a_confirmation_is_not_waited_for_once_it_was_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A host that is asked now and then tells that it waits after it was confirmed."""
-    shown = deploy_shown.Progress(quiet=False)
+    shown = rollout.Progress(quiet=False)
     for kind in ("looking", "awaiting confirmation", "confirmed", "awaiting confirmation"):
         shown(kind, {})
     assert capsys.readouterr().out.count("waiting for a confirmation") == 1
@@ -58,7 +58,7 @@ def test_a_confirmation_is_not_waited_for_once_it_was_given(
 
 def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(host="two", result="reverted", live=None, release="r")
-    deploy_shown.print_end(Result([outcome], []), "deploy", " --env staging")
+    rollout.print_end(Result([outcome], []), "deploy", " --env staging")
     told = capsys.readouterr().out
     assert "do: invoke status --env staging; invoke doctor --env staging;" in told
 
@@ -68,12 +68,12 @@ def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
 ) -> None:
     kept = "/etc/systemd/system/m.service.before-rollback-7"
     back = Outcome("two", "committed", "r1", "r1", files=("m.service",), keys=("ML_X",))
-    deploy_shown.print_end(Result([replace(back, kept=(kept,))], []), "rollback")
+    rollout.print_end(Result([replace(back, kept=(kept,))], []), "rollback")
     told = capsys.readouterr().out
     assert "  put back as they were: m.service\n" in told
     assert "  set in .env as they were: ML_X\n" in told
     assert f"the last deploy is kept there: {kept}\n" in told
-    deploy_shown.print_end(Result([back], []), "deploy")
+    rollout.print_end(Result([back], []), "deploy")
     assert "put back" not in capsys.readouterr().out
 
 
@@ -82,12 +82,12 @@ def test_what_does_not_serve_is_said_with_the_way_out(
 ) -> None:
     """Neither "the old one is live" after a revert, nor "as it should be" where it is down."""
     down = Outcome("two", "reverted", "new", "old", "it hangs", "old is down", well=False)
-    deploy_shown.print_end(Result([down], []), "deploy", " --env staging")
+    rollout.print_end(Result([down], []), "deploy", " --env staging")
     told = capsys.readouterr().out
     assert "now: NOTHING SERVES WELL: old is down" in told
     assert "invoke doctor --env staging; invoke rollback --to ID --env staging" in told
     same_one = Outcome("two", "nothing", "r", "r", serving="the service is failed", well=False)
-    deploy_shown.print_end(Result([same_one], []), "deploy", " --env staging")
+    rollout.print_end(Result([same_one], []), "deploy", " --env staging")
     told = capsys.readouterr().out
     assert "r is live already, but does not serve well: the service is failed" in told
     assert "do: invoke deploy --restart --release r --env staging" in told
@@ -97,8 +97,8 @@ def test_each_host_has_a_rate_of_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([10.0, 20.0, 1000.0, 1001.0])
-    monkeypatch.setattr(deploy_shown.time, "monotonic", lambda: next(clock))
-    shown = deploy_shown.Progress(quiet=False)
+    monkeypatch.setattr(rollout.time, "monotonic", lambda: next(clock))
+    shown = rollout.Progress(quiet=False)
     for _ in range(2):
         shown("looking", {})
         shown("sending", {"sent": 0, "total": 5_000_000})
@@ -119,7 +119,7 @@ def test_as_it_should_be_is_said_only_where_it_is(
     unwell: str, drift: tuple[str, ...], said: str
 ) -> None:
     made = Plan(host="two", live="r", release="r", drift=drift, unwell=unwell)
-    [line] = deploy_shown.summary(made)
+    [line] = rollout.summary(made)
     assert said in line
     assert ("as it should be" in line) == (not unwell and not drift)
 

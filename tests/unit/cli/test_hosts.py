@@ -30,7 +30,7 @@ def test_the_error_of_a_host_asked_alone_is_raised_and_of_several_kept() -> None
     results = hosts.on_each(named("a", "b"), refuse)
 
     assert list(results.failed) == ["a", "b"]
-    assert hosts.away_fields(results.failed)["b"]["error"]["what"] == "b refuses"
+    assert hosts.failed_fields(results.failed)["b"]["error"]["what"] == "b refuses"
     assert hosts.exit_code([None], results.failed) == 6
 
 
@@ -49,7 +49,7 @@ def test_an_unexpected_error_on_one_of_several_hosts_hides_no_other() -> None:
 
 
 def test_an_error_about_a_jump_host_names_the_host_behind_it(capsys: Any) -> None:
-    hosts.print_away(
+    hosts.print_failed(
         {
             "prod-b": MacdError("jump host gw (192.0.2.1) refused the connection"),
             "prod": ContactLostError("prod: contact was lost"),
@@ -75,9 +75,9 @@ def test_lines_of_several_hosts_have_their_names_and_of_one_none(capsys: Any) ->
 
 def test_the_words_of_a_host_move_no_cursor(capsys: Any) -> None:
     error = MacdError("a refused", why="\x1b[2J\x1b]0;title\x07it\r\x9b1mself\nsecond line")
-    hosts.print_away({"a": error})
+    hosts.print_failed({"a": error})
     with hosts.Lines(named("a", "b")) as lines:
-        lines.away("a", error)
+        lines.host_failed("a", error)
         lines.say("b", error.why)
     with hosts.Lines(named("b")) as lines:
         lines.say("b", error.why + "x" * 100_000)
@@ -138,8 +138,8 @@ def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
 
     assert list(results.done) == ["a"]
     assert [error.what for error in results.failed.values()] == [
-        "b was not begun: interrupted",
-        "c was not begun: interrupted",
+        "b was not started: interrupted",
+        "c was not started: interrupted",
     ]
     assert hosts.exit_code([], results.failed) == 1
     assert "interrupted: waiting for a; Ctrl-C again leaves" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from invoke import Collection, Exit, Program
 
 from macd.cli import health, lab, usage
-from macd.cli.release_steps import lifetime_days
+from macd.cli.release import lifetime_days
 from macd.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from macd.cli.rollout_shown import Board, Shown
+from macd.cli.rollout import Board, Shown
 from macd.deploy.plan import Plan
 from macd.errors import MacdError
 
@@ -88,7 +88,7 @@ def test_ctrl_c_names_who_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     Shown([named("a", "b")], quiet=True).interrupted(["a", "b"])
     told = capsys.readouterr()
     assert told.out == ""  # that is one JSON document
-    assert "interrupted: a, b go on to the end; no other host is begun" in told.err
+    assert "interrupted: a, b go on to the end; no other host is started" in told.err
     assert "Ctrl-C again" in told.err
 
 

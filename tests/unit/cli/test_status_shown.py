@@ -24,7 +24,7 @@ def lines(**facts: Any) -> dict[str, str]:
 @pytest.mark.parametrize(("lock", "end"), [(None, "INTERRUPTED"), (LOCK, "at work")])
 def test_a_change_of_the_flag_is_told_until_it_has_ended(lock: Any, end: str) -> None:
     told = lines(flag_change=CHANGE, lock=lock)["flag"]
-    assert "from 0 to 1, begun 2026-03-02 11:13:20Z by ben@desk: begun" in told
+    assert "from 0 to 1, started 2026-03-02 11:13:20Z by ben@desk: begun" in told
     assert end in told
     assert ("enable-stacking or disable-stacking ends it" in told) is (lock is None)
     assert "flag" not in lines(lock=lock)

@@ -12,5 +12,5 @@ def test_heads_without_an_interval_or_a_value_are_told_as_the_card_tells_them() 
         "12h": {"val": {"value": 0.55, "low": None, "high": None}},
         "48h": {},
     }
-    [line] = status._told("metrics", {"lgb": by_head})
+    [line] = status._as_lines("metrics", {"lgb": by_head})
     assert line.split("val AUC  ")[1] == "5h 0.610 [0.580, 0.640]  12h 0.550  24h not known"

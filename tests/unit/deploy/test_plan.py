@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.deploy_shown import summary
+from macd.cli.rollout import summary
 from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked, imports
 from macd.deploy.desired import Desired
 from macd.deploy.plan import Plan, make

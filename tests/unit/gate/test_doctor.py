@@ -47,7 +47,7 @@ def well(tmp_path: Path) -> Case:
         "feed": {"state": "polling", "last_arrival": NOW.timestamp() - 1800},
         "started": "2026-03-01T00:00:00Z", "last_bar": "2026-03-02T10:00:00Z",
     }  # fmt: skip
-    found = HostState(
+    state = HostState(
         app="/opt/macd-analysis",
         exists=True,
         python={"executable": "/usr/bin/python3", "version": "3.11"},
@@ -67,7 +67,7 @@ def well(tmp_path: Path) -> Case:
         "unjudged": "",
     }
     return Case(
-        found=found,
+        state=state,
         checkup=checkup,
         drift=[],
         clock_offset=0.2,
@@ -87,7 +87,7 @@ def about(case: Case, **more: Any) -> Case:
     rest = {n: v for n, v in more.items() if n not in found and n not in checkup}
     return dataclasses.replace(
         case,
-        found=dataclasses.replace(case.found, **found),
+        state=dataclasses.replace(case.state, **found),
         checkup={**case.checkup, **checkup},
         **rest,
     )
@@ -241,15 +241,15 @@ def test_each_failure_is_named(
 
 
 def test_what_answers_is_not_what_should(well: Case) -> None:
-    health = {**well.found.health, "pid": 41}
+    health = {**well.state.health, "pid": 41}
     (found,) = wrong(about(well, health=health))
     assert (found.name, "pid 41 answers" in found.evidence) == ("processes", True)
     assert "kill 41; invoke deploy --restart" in found.remedy
-    health = {**well.found.health, "release": "20250101T000000Z-deadbeef"}
+    health = {**well.state.health, "release": "20250101T000000Z-deadbeef"}
     (found,) = wrong(about(well, health=health))
     assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
-    assert found.remedy == f"invoke deploy --restart --release {well.found.live}"
-    health = {**well.found.health, "status": "failed", "last_error": "disk\x1b[31m full"}
+    assert found.remedy == f"invoke deploy --restart --release {well.state.live}"
+    health = {**well.state.health, "status": "failed", "last_error": "disk\x1b[31m full"}
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
     assert "invoke rollback" in found.remedy
@@ -269,7 +269,7 @@ def test_a_feed_that_brings_nothing_new_is_not_well(
     well: Case, evidence: str, changed: dict[str, Any]
 ) -> None:
     changed = {"started": "2026-03-02T00:00:00Z", **changed}
-    (found,) = wrong(about(well, health={**well.found.health, **changed}))
+    (found,) = wrong(about(well, health={**well.state.health, **changed}))
     assert found.name == "feed"
     assert evidence in found.evidence
     assert "invoke logs" in found.remedy
@@ -278,9 +278,9 @@ def test_a_feed_that_brings_nothing_new_is_not_well(
 def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(well: Case) -> None:
     young = {"feed": {"state": "polling", "last_arrival": None}, "started": "2026-03-02T10:30:00Z"}
     for more in (young, {**young, "started": None}):
-        found = about(well, health={**well.found.health, **more})
+        found = about(well, health={**well.state.health, **more})
         assert [one.ok for one in diagnose(found) if one.name == "feed"] == [None]
-    old = {**well.found.health, "last_bar": "2021-01-01T00:00:00Z"}
+    old = {**well.state.health, "last_bar": "2021-01-01T00:00:00Z"}
     assert wrong(about(well, health=old, feed=Feed("replay", 3600, live=False))) == []
 
 
@@ -342,7 +342,7 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
                 no_report="no logs",
                 others=None,
                 stacking={**STACKING, "running": None},
-                health={**well.found.health, "feed": None},
+                health={**well.state.health, "feed": None},
                 trainings={"h800": {"state": "", "why": "can't be reached", "remedy": ""}},
             )
         )

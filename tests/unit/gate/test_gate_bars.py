@@ -43,16 +43,18 @@ def test_lines_that_are_no_bar_keep_nothing_fresh(event: str, strict: bool) -> N
     tail = [warning(event, None, at=NOW - 5 * MINUTE * (239 - i), seq=26 + i) for i in range(240)]
     decision = judged([*old_bars(25, 20), *tail], strict=strict)
     assert decision.verdict == INCONCLUSIVE
-    assert decision.reasons == ("stale: the newest bar was told 20 h ago",)
+    assert decision.reasons == ("stale: the newest bar was logged 20 h ago",)
 
 
 def test_bars_of_another_release_or_of_the_future_keep_nothing_fresh() -> None:
     other = made(40, first_seq=26, release=OTHER)
     back = warning("start", None, at=NOW, seq=66)
     decision = judged([*old_bars(25, 20), *other, back])
-    assert "stale: the newest bar was told 20 h ago" in decision.reasons
+    assert "stale: the newest bar was logged 20 h ago" in decision.reasons
     ahead = list(signal_lines.lines(1, end=NOW + HOUR, first_seq=26))
-    assert "stale: the newest bar was told 20 h ago" in judged([*old_bars(25, 20), *ahead]).reasons
+    assert (
+        "stale: the newest bar was logged 20 h ago" in judged([*old_bars(25, 20), *ahead]).reasons
+    )
 
 
 def test_files_of_earlier_versions_do_not_say_when_a_bar_was_due() -> None:

@@ -248,7 +248,7 @@ def test_taking_numbers_away_never_raises_a_rate(rows: set[int]) -> None:
 
 def test_stale_lines_and_lines_of_the_future() -> None:
     old = list(signal_lines.lines(40, end=NOW - timedelta(hours=4)))
-    assert judged(old).reasons == ("stale: the newest bar was told 4 h ago",)
+    assert judged(old).reasons == ("stale: the newest bar was logged 4 h ago",)
     ahead = list(signal_lines.lines(40, end=NOW + timedelta(hours=4)))
     decision = judged(ahead)
     assert decision.verdict == FAIL, "they prove nothing and are bars"

@@ -76,7 +76,7 @@ def test_files_whose_bars_ended_long_before_their_last_line_do_not_pass(tmp_path
     signal_lines.write(tmp_path, tail)
     found = judged(tmp_path)
     assert found.decision.verdict == INCONCLUSIVE
-    assert found.decision.reasons == ("stale: the newest bar was told 20 h ago",)
+    assert found.decision.reasons == ("stale: the newest bar was logged 20 h ago",)
 
 
 def test_a_log_that_is_gone_is_a_note_and_a_problem_in_the_window(tmp_path: Path) -> None:

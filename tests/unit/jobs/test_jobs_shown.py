@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from macd.cli.train_shown import Shown, safe
+from macd.cli.train import Shown
+from macd.cli.verb import safe
 from macd.errors import MacdError
 from macd.jobs import record, remedies
 from macd.jobs.follow import LocalRuns, decode

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli import calls
+from macd.cli.verb import log_calls
 from macd.errors import ContactLostError
 from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteError
@@ -54,7 +54,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     """The lines written so far, taken apart."""
     path = tmp_path / "calls.log"
     monkeypatch.setenv("MACD_DEBUG", str(path))
-    calls.write_as_asked()
+    log_calls()
 
     def lines() -> list[Any]:
         found = [LINE.fullmatch(line) for line in path.read_text().splitlines()]
@@ -159,7 +159,7 @@ def test_without_being_asked_nothing_is_written(
 ) -> None:
     for value in ("", "0", "1"):
         monkeypatch.setenv("MACD_DEBUG", value)
-        calls.write_as_asked()
+        log_calls()
     start_agent().ping()
     assert not CALLS.handlers
     assert capfd.readouterr() == ("", "")
