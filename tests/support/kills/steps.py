@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from macd.host.deploy import activation, health, ledger, operations
+from macd.host.deploy import activation, health, ledger, locks, operations
 from macd.host.deploy import status as observing
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release
@@ -57,7 +57,7 @@ def send(app: str, release: str, units: dict[str, str], keep: int, who: str = "t
         (folder / n).read_bytes() for n in ("manifest.json", "manifest.json.sig")
     )
     accepts = json.loads((folder / "accepts").read_text())
-    operations.lock(app, who, "deploy")
+    locks.lock(app, who, "deploy")
     operations.recover(app)
     upload = Upload(_bodies(folder / "files", manifest))
     blobs.put(upload, app, upload.wanted)  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def _apart(step: Callable[..., str], app: str, **arguments: Any) -> int:
 
 
 def rollback(app: str, keep: int) -> str:
-    operations.lock(app, "tester", "rollback")
+    locks.lock(app, "tester", "rollback")
     operations.recover(app)
     return _activate(app, "rollback", None, {}, keep, {})
 
@@ -154,7 +154,7 @@ def boot(app: str) -> str:
 
 
 def recover(app: str) -> str:
-    operations.lock(app, "tester", "deploy")
+    locks.lock(app, "tester", "deploy")
     return str(operations.recover(app)["outcome"])
 
 
@@ -169,7 +169,7 @@ def look(app: str) -> str:
     layout = Layout(app)
     live = live_release(layout)
     damage = releases.differences(layout, live) if live else {}
-    ready = observing.Rehearsal(layout, DIRECT).of(live)
+    ready = observing.ReadinessCheck(layout, DIRECT).of(live)
     return json.dumps({"live": live, "damage": damage, "ready": ready})
 
 
