@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import random
 import sys
 import time
@@ -520,7 +521,9 @@ def limited(machine: str, limit: int) -> Iterator[Callable[[], int]]:
     units = [parent / claims.CGROUPS / machine for parent in claims.cgroup_parents()]
 
     def kills() -> int:
-        for place in (p for unit in units for p in unit.rglob(f"{GUARD}/cgroup.procs")):
+        # os.walk, for it passes over groups that go while it looks
+        groups = [Path(path) for unit in units for path, _, _ in os.walk(unit)]
+        for place in (path / "cgroup.procs" for path in groups if path.name == GUARD):
             with contextlib.suppress(OSError):
                 for pid in place.read_text().split()[1:]:  # the first is the guard itself
                     (group / "cgroup.procs").write_text(pid)
