@@ -77,7 +77,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     (top / "shop").mkdir()
     shop = workshop(top / "shop")
-    made = shop.make(shop.order())
+    made = shop.make(shop.request())
     told = made.manifest
     accepted = top / "accepted.html"
     accepted.write_bytes(

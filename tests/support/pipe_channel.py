@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class PipeChannel:
             stderr=subprocess.PIPE,
             env=env,
             cwd=cwd,
+            process_group=0,
         )
         stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
         assert stdin is not None and stdout is not None and stderr is not None
@@ -79,5 +81,7 @@ class PipeChannel:
         try:
             self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            # Its children too: one that lives holds the pipe that a sender of ours waits for.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
