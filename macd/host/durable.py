@@ -92,13 +92,18 @@ def one_at_a_time(path: PathLike, *, mode: int = 0o666) -> Iterator[None]:
         os.close(descriptor)
 
 
+def sync(path: PathLike, flags: int = 0) -> None:
+    """Make what a file holds, or the names in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: str) -> None:
     """Make renames, links and unlinks inside `path` survive a power cut."""
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(path, os.O_DIRECTORY)
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:

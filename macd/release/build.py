@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from macd import application
 from macd.application import BUILTIN, Proof
 from macd.checklist import Item
 from macd.errors import MacdError, RefusedError
+from macd.host.durable import sync
 from macd.host.store import manifest as manifests
 from macd.host.store.manifest import File, Manifest
 from macd.release import bundle, card, wheel
@@ -226,22 +226,14 @@ def _place(building: Path, target: Path) -> None:
     for path in building.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
         if path.is_file():
-            _sync(path)
+            sync(path)
     building.chmod(0o755)
-    _sync(building)
+    sync(building)
     if target.exists():  # the very same bytes were released before: nothing to add
         shutil.rmtree(building)
         return
     building.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)
 
 
 @contextmanager
