@@ -391,13 +391,7 @@ def signed(inventory: Inventory, raw: bytes) -> bytes:
     signature_bytes = sign(raw, key=signing_key(inventory))
     signers = signers_of(inventory)
     try:
-        signature.verify(
-            raw,
-            signature_bytes,
-            allowed_signers=str(signers.allowed),
-            identity=signers.identity,
-            revoked=str(signers.revoked) if signers.revoked else None,
-        )
+        signers.verify(raw, signature_bytes)
     except signature.SignatureError as error:
         hint = f"add the key for {signers.identity} there, then invoke provision"
         if isinstance(error, signature.RevokedError):

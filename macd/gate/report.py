@@ -27,9 +27,10 @@ from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import Decision, Findings, Rule
 from macd.host.judge.parse import Line, parse
 from macd.host.record import canonical
-from macd.host.store.signature import GATE_NAMESPACE, SignatureError, verify
+from macd.host.store.signature import GATE_NAMESPACE, SignatureError
 from macd.inventory import Host, Inventory, revoked
 from macd.release.signing import sign
+from macd.release.verify import Signers
 from macd.ssh.session import open_session
 
 KIND = "gate-report"
@@ -195,17 +196,10 @@ def read(path: Path, inventory: Inventory) -> Report:
             why="it names the keys whose gate reports count",
             hint="invoke provision says how to make it",
         )
-    krl = revoked(inventory)
+    trusted = Signers(signers, inventory.release.identity, revoked(inventory))
     try:
         raw, signature = path.read_bytes(), path.with_name(SIGNATURE).read_bytes()
-        verify(
-            raw,
-            signature,
-            allowed_signers=str(signers),
-            identity=inventory.release.identity,
-            namespace=GATE_NAMESPACE,
-            revoked=str(krl) if krl else None,
-        )
+        trusted.verify(raw, signature, GATE_NAMESPACE)
         document = json.loads(raw)
         if not isinstance(document, dict) or document.get("kind") != KIND:
             raise ValueError("it is something else")

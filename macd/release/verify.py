@@ -30,6 +30,19 @@ class Signers:
     identity: str
     revoked: Path | None = None
 
+    def verify(
+        self, signed: bytes, by: bytes, namespace: str = signature.RELEASE_NAMESPACE
+    ) -> None:
+        """Return if the signature `by` is theirs over exactly `signed`. Raises SignatureError."""
+        signature.verify(
+            signed,
+            by,
+            allowed_signers=str(self.allowed),
+            identity=self.identity,
+            namespace=namespace,
+            revoked=str(self.revoked) if self.revoked else None,
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -97,13 +110,7 @@ def bundle(path: Path, signers: Signers) -> Report:
 
 def _signed(name: str, raw: bytes, signed: bytes, signers: Signers) -> tuple[bytes, Manifest]:
     try:
-        signature.verify(
-            raw,
-            signed,
-            allowed_signers=str(signers.allowed),
-            identity=signers.identity,
-            revoked=str(signers.revoked) if signers.revoked else None,
-        )
+        signers.verify(raw, signed)
         return raw, parse(raw)
     except signature.RevokedError as error:
         raise _refused(name, str(error), "is revoked") from error
