@@ -198,6 +198,15 @@ def state_of(result: Mapping[str, Any]) -> str:
     return str(result.get("state") or "unfinished")
 
 
+def auc_text(figures: Mapping[str, Any]) -> str:
+    """An AUC with its interval; few samples have no interval, one class has no value."""
+    if figures["value"] is None:
+        return "not known"
+    if figures["low"] is None:
+        return f"{figures['value']:.3f}"
+    return f"{figures['value']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"
+
+
 def _timeframe(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return str(metrics.get("tf") or settings.get("tf") or "1h")
 

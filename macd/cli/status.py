@@ -227,8 +227,8 @@ def _as_lines(label: str, value: Any) -> list[str]:
 
 def _figures(family: str, by_head: Mapping[str, Any]) -> str:
     from macd.heads import in_order
-    from macd.release.card import auc
+    from macd.run_directory import auc_text
 
     measured = {head: figures["val"] for head, figures in by_head.items() if figures.get("val")}
-    heads = [f"{head} {auc(measured[head])}" for head in in_order(measured)]
+    heads = [f"{head} {auc_text(measured[head])}" for head in in_order(measured)]
     return f"{family:<10} val AUC  {'  '.join(heads)}"

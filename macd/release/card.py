@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from macd.heads import BASELINE, NAMES, bars_ahead, explained, shown
+from macd.run_directory import auc_text
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 HTML, MARKDOWN = "card.html", "card.md"
@@ -80,7 +81,7 @@ def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for head, figures in sorted(details["metrics"].get(model, {}).items(), key=_bars_ahead):
             named = shown(head, details["tf"])
             star = " ★" if details["best_head"].get(model) == head else ""
-            aucs = [auc(figures[part]) for part in _PARTS]
+            aucs = [auc_text(figures[part]) for part in _PARTS]
             n = figures["val"]["n"]
             rows.append((name, f"{named}{star}", *aucs, "–" if n is None else f"{n:,}"))
     return rows
@@ -104,12 +105,3 @@ def _checked(details: Mapping[str, Any]) -> list[str]:
 def _bars_ahead(item: tuple[str, Any]) -> int:
     """Canonical JSON sorts heads as words: 12h before 5h."""
     return bars_ahead(item[0])
-
-
-def auc(figures: Mapping[str, Any]) -> str:
-    """With its interval where there is one; few samples have none, one class has no value."""
-    if figures["value"] is None:
-        return "not known"
-    if figures["low"] is None:
-        return f"{figures['value']:.3f}"
-    return f"{figures['value']:.3f} [{figures['low']:.3f}, {figures['high']:.3f}]"

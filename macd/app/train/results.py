@@ -26,7 +26,7 @@ from macd.app.train.training import Training
 from macd.errors import MacdError
 from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
 from macd.host.durable import replace_file, sha256_of
-from macd.run_directory import FILES
+from macd.run_directory import FILES, auc_text
 
 MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -257,18 +257,10 @@ def _model_lines(name: str, heads: Mapping[str, Any], tf: str) -> list[str]:
 def _figures(head: Mapping[str, Any]) -> str:
     val, test = head["val"], head["test"]
     return (
-        f"val AUC {_auc(val)}  test AUC {_auc(test)}  "
-        f"all bars {_auc(head['val_all'])} | {_auc(head['test_all'])}  "
+        f"val AUC {auc_text(val)}  test AUC {auc_text(test)}  "
+        f"all bars {auc_text(head['val_all'])} | {auc_text(head['test_all'])}  "
         f"n {val['n']:,} (effective {val['effective_n']:,.0f})"
     )
-
-
-def _auc(score: Mapping[str, Any]) -> str:
-    if score["value"] is None:
-        return "not known"
-    if score["low"] is None:
-        return f"{score['value']:.3f}"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def oof_path(tf: str) -> Path:
