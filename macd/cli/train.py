@@ -24,8 +24,6 @@ from macd.cli.verb import INVENTORY, JSON, YES, confirm, emit, safe, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from macd.inventory import Inventory
     from macd.jobs.contact import Contact
     from macd.jobs.follow import LocalRuns
@@ -513,12 +511,7 @@ class Shown:
             self._stack.enter_context(self._status)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     # -- called by follow

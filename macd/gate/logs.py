@@ -13,7 +13,6 @@ import hashlib
 import heapq
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -27,13 +26,13 @@ from macd.host.judge.parse import LONGEST, Line, clean, parse
 from macd.host.judge.reading import raw_lines
 from macd.host.rpc.logs import HEAD, NAME
 from macd.ssh.failures import RemoteError
-from macd.ssh.session import Pending, Session
+from macd.ssh.session import Pending, Session, in_flight
 
 LARGEST = 8 << 30
 _INDEX = "index.json"
 _LOCK = ".lock"
 _PIECE = 1 << 20
-_AHEAD = 8
+_AHEAD = 7
 _UNKNOWN = 0  # no file's inode
 
 
@@ -162,19 +161,18 @@ def _others(
 
 def _fetch(session: Session, app: str, entry: Mapping[str, Any], path: Path, at: int) -> int:
     """Append what the host has behind `at`, then cut what is no whole line."""
-    coming: deque[tuple[Pending, int]] = deque()
+
+    def request(start: int) -> tuple[Pending, int]:
+        wanted = min(_PIECE, entry["size"] - start)
+        asked = {"name": entry["name"], "offset": start, "inode": entry["inode"]}
+        return session.submit("log_read", app=app, limit=wanted, **asked), wanted
+
     came = 0
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.truncate(at)
         file.seek(at)
-        starts = deque(range(at, entry["size"], _PIECE))
-        while starts or coming:
-            while starts and len(coming) < _AHEAD:
-                start = starts.popleft()
-                wanted = min(_PIECE, entry["size"] - start)
-                asked = {"name": entry["name"], "offset": start, "inode": entry["inode"]}
-                coming.append((session.submit("log_read", app=app, limit=wanted, **asked), wanted))
-            pending, wanted = coming.popleft()
+        requests = map(request, range(at, entry["size"], _PIECE))
+        for pending, wanted in in_flight(requests, _AHEAD):
             data = _data(pending, wanted)
             came += file.write(data)
             if len(data) < wanted:  # cut on the host meanwhile: the next pull finds out

@@ -8,22 +8,20 @@ no more bytes are taken than were declared.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError
-from macd.host.durable import one_at_a_time, sha256_of
+from macd.host.durable import one_at_a_time, sha256_of, sync
 from macd.host.store.manifest import ManifestError, check_path
 from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, contact_lost
 from macd.jobs.request import REQUEST, TrainRequest
 from macd.ssh import archive
-from macd.ssh.session import Pending, Session, host_copy
+from macd.ssh.session import Session, host_copy, in_flight
 
 _MOST_FILES = 10_000
 _PIECE = 1 << 20
@@ -204,16 +202,13 @@ def _pull_small(
 ) -> None:
     """Request all files of one piece at once, so that many small files cost few round trips."""
     small = [f for f in files if f.size <= _PIECE and not (partial / f.path).exists()]
-    requested: deque[tuple[FileEntry, Pending]] = deque()
-    for file in [*small, None]:
-        if file is not None:
-            path = f"{remote}/{file.path}"
-            requested.append((file, session.submit("read", path=path, limit=file.size + 1)))
-        while requested and (file is None or len(requested) > _AHEAD):
-            first, pending = requested.popleft()
-            data = pending.result()["data"][: first.size]
-            (partial / first.path).write_bytes(data)
-            meter.add(len(data))
+    requests = (
+        (f, session.submit("read", path=f"{remote}/{f.path}", limit=f.size + 1)) for f in small
+    )
+    for file, pending in in_flight(requests, _AHEAD):
+        data = pending.result()["data"][: file.size]
+        (partial / file.path).write_bytes(data)
+        meter.add(len(data))
 
 
 def _fetch(contact: Contact, remote: str, file: FileEntry, partial: Path, meter: _Meter) -> None:
@@ -266,21 +261,13 @@ def _put_in_place(partial: Path, folder: Path, files: list[FileEntry]) -> None:
         elif str(path.relative_to(partial)) not in declared:
             path.unlink()
     for file in files:
-        _sync(partial / file.path)
+        sync(partial / file.path)
     for directory in {(partial / file.path).parent for file in files} | {partial}:
-        _sync(directory)
+        sync(directory)
     if folder.exists():  # a copy that somebody damaged; ours is verified
         shutil.rmtree(folder)
     partial.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 def _unsafe(why: str) -> MacdError:

@@ -14,8 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from macd.errors import ContactLostError, MacdError
 from macd.host.rpc import frames
@@ -32,14 +31,15 @@ if TYPE_CHECKING:
 START_SECONDS = 45.0
 _EXIT_SECONDS = 5.0
 _PIECE = 1 << 20
-_AHEAD = 8  # pieces in flight: more than a fast link holds over a long way
+_AHEAD = 8  # pieces on their way behind one: more than a fast link holds over a long way
 _RECEIVE = 256 << 10
 _BEGINNING = 4096
 
-# A line for each call; macd/cli/calls.py says where they go. They hold no argument and no answer.
+# A line for each call; macd/cli/verb.py says where they go. They hold no argument and no answer.
 CALLS = logging.getLogger("macd.calls")
 
 Message = dict[str, Any]
+T = TypeVar("T")
 Progress = Callable[[Any], None]
 
 
@@ -70,6 +70,19 @@ def open_session(
     except BaseException:
         link.close()
         raise
+
+
+def in_flight(requests: Iterable[T], ahead: int) -> Iterator[T]:
+    """The requests in their order, up to `ahead` more submitted before one of them is handed out.
+
+    `requests` submits each as it is asked for it.
+    """
+    coming: deque[T] = deque()
+    for request in requests:
+        coming.append(request)
+        if len(coming) > ahead:
+            yield coming.popleft()
+    yield from coming
 
 
 def host_copy(host: Host, inventory: Inventory) -> archive.HostCopy | None:
@@ -190,13 +203,9 @@ class Session:
         yield first["data"]
         if first["eof"]:
             return
-        coming: deque[Pending] = deque()
-        asked = range(offset + len(first["data"]), first["size"], _PIECE)
-        for start in asked:
-            coming.append(self.submit("read", path=path, offset=start, limit=_PIECE))
-            if len(coming) > _AHEAD:
-                yield coming.popleft().result()["data"]
-        for pending in coming:
+        starts = range(offset + len(first["data"]), first["size"], _PIECE)
+        asked = (self.submit("read", path=path, offset=start, limit=_PIECE) for start in starts)
+        for pending in in_flight(asked, _AHEAD):
             yield pending.result()["data"]
 
     def read(self, path: str, *, limit: int = 64 << 20) -> bytes:
@@ -403,12 +412,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
