@@ -130,7 +130,7 @@ def _is_file(text: str) -> bool:
 def log_calls() -> None:
     """Log a line for each call to a host, where it was asked for.
 
-    `invoke --debug` logs to stderr, MACD_DEBUG=FILE to that file. macd/ssh/pending.py makes the
+    `invoke --debug` logs to stderr, MACD_DEBUG=FILE to that file. macd/ssh/session.py makes the
     lines; they hold no argument and no answer. Each is written whole, whichever thread or process
     it comes from. Raises UsageError for a file that can't be written.
     """

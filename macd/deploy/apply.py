@@ -33,7 +33,7 @@ from macd.inventory import Host, Inventory
 from macd.ssh.ahead import LinksAhead
 from macd.ssh.blobs import Upload
 from macd.ssh.failures import RemoteMismatchError
-from macd.ssh.session import Session, open_session
+from macd.ssh.session import Pending, Session, open_session
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def deploy(
         with _host_may_switch(host, inventory):
             report("staging", {"runtime": "build runtime" in plan.steps})
             # Right behind the last byte: no round trip is spent waiting for one another.
-            staged = session.submit("stage", **stage)
-            activated = session.submit("activate", **activate)
+            staged, activated = _submit_switch(session, stage, activate)
             try:
                 sent = upload.result().sent
             except RemoteMismatchError:
@@ -122,8 +121,7 @@ def deploy(
                 # What an earlier attempt left there was rotten; the host has deleted it by now.
                 upload = Upload(session, host.app_dir, candidate.blobs(), create=False)
                 upload.send()
-                staged = session.submit("stage", **stage)
-                activated = session.submit("activate", **activate)
+                staged, activated = _submit_switch(session, stage, activate)
                 sent = upload.result().sent
             report("staged", staged.result())
             activation = activation.started(activated.result())
@@ -211,6 +209,12 @@ def _refuse_problems(plan: Plan) -> None:
             live=f"{plan.live or 'nothing'}, as before",
             hint="\n".join(dict.fromkeys(p.hint for p in plan.problems if p.hint)),
         )
+
+
+def _submit_switch(
+    session: Session, stage: Mapping[str, Any], activate: Mapping[str, Any]
+) -> tuple[Pending, Pending]:
+    return session.submit("stage", **stage), session.submit("activate", **activate)
 
 
 def _stage_request(

@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from macd.checklist import Item
 from macd.heads import FAMILIES, NAMES
 from macd.run_directory import FILES
 
+T = TypeVar("T")
 Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
@@ -55,8 +56,8 @@ def check(
     items.append(_features(scorer))
     document = document or golden.read(top)
     asked = inputs or document
-    windows = _windows(asked, scorer)
-    said = _said(asked, scorer)
+    windows = _from_golden(golden.windows, asked, scorer)
+    said = _from_golden(golden.predictions, asked, scorer)
     items += [_family(family, scorer, windows) for family in FAMILIES]
     items.append(_stacking(scorer, said))
     if windows is not None:
@@ -268,19 +269,14 @@ def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) ->
     return Item(name, True, f"{agree} ({families}; {compared.worst:.1e})")
 
 
-def _said(document: Mapping[str, Any] | None, scorer: Scorer) -> Said | None:
+def _from_golden(
+    read: Callable[[Mapping[str, Any], Scorer], T],
+    document: Mapping[str, Any] | None,
+    scorer: Scorer,
+) -> T | None:
     if document is None:
         return None
     try:
-        return golden.predictions(document, scorer)
-    except Exception:  # the golden item says what is wrong with it
-        return None
-
-
-def _windows(document: Mapping[str, Any] | None, scorer: Scorer) -> Floats | None:
-    if document is None:
-        return None
-    try:
-        return golden.windows(document, scorer)
+        return read(document, scorer)
     except Exception:  # the golden item says what is wrong with it
         return None

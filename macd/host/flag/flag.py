@@ -90,7 +90,7 @@ def set_flag(
         process = Supervisor(change.scope).show(change.unit)
         so = _is_so(layout, change, process)
         if so and (wanted == SHADOW or guard_config.guard_of(layout, change.release) == "watches"):
-            return told("already", change, process, "")
+            return answer("already", change, process, "")
         if wanted == LIVE:
             refuse_unreadable(layout)
             if so and not report:
@@ -246,7 +246,7 @@ def _finish(log: FlagLog, change: Change, process: Process | None, wrong: str) -
     pid = process.pid if process else None
     log.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
     log.forget()
-    return told("set", change, process, wrong, log.lost)
+    return answer("set", change, process, wrong, log.lost)
 
 
 def _put_back(
@@ -270,7 +270,7 @@ def _put_back(
             process, wrong = None, _words(error)
     log.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
     log.forget()
-    return told("reverted", change, process, wrong, log.lost)
+    return answer("reverted", change, process, wrong, log.lost)
 
 
 def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
@@ -329,7 +329,7 @@ def named(change: Change) -> dict[str, object]:
     return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
 
 
-def told(
+def answer(
     outcome: str, change: Change, process: Process | None, wrong: str, lost: str = ""
 ) -> dict[str, Any]:
     return {

@@ -195,7 +195,7 @@ def _is_taken(layout: Layout) -> bool:
 def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
     service, health_s = order["service"], order["health_s"]
     try:
-        told = flag.set_flag(layout.app, flag_file.SHADOW, WHO, service, health_s)
+        outcome = flag.set_flag(layout.app, flag_file.SHADOW, WHO, service, health_s)
     except (HostError, OSError) as error:
         if _is_taken(layout):
             return BUSY
@@ -207,11 +207,11 @@ def _take_back(layout: Layout, order: dict[str, Any], now: datetime) -> str:
             _tell(layout, {**order, "reason": said})
         raise
     reason = order["reason"]
-    if told["wrong"]:
-        reason += f"; in shadow the service is not well: {told['wrong']}"
-    if told["lost"]:
-        reason += f"; {told['lost']}"
-    flipped = told["outcome"] == "set"
+    if outcome["wrong"]:
+        reason += f"; in shadow the service is not well: {outcome['wrong']}"
+    if outcome["lost"]:
+        reason += f"; {outcome['lost']}"
+    flipped = outcome["outcome"] == "set"
     return _over(layout, order, guard_config.FAILED, reason, now, at_once=flipped)
 
 

@@ -274,7 +274,7 @@ def _units(layout: Layout, order: dict[str, Any]) -> dict[str, str]:
 
 
 def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
-    """`standing`, asked from elsewhere; `endpoint` may be "unix"."""
+    """`stacking_state`, asked from elsewhere; `endpoint` may be "unix"."""
     layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
     process = supervisor.show(unit)
     return stacking_state(layout, supervisor, unit, process, layout.endpoint(endpoint, scope))

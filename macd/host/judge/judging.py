@@ -251,13 +251,13 @@ def _told(part: Analysis, decision: Decision) -> dict[str, Any]:
 def _holes(found: Analysis, now_ms: int) -> tuple[str, ...]:
     """Why the lines can't all be there: with holes in the evidence nothing is PASS."""
     newest = found.newest_signal
-    told = []
+    holes = []
     if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
-        told.append("stale: no new bar is told")
+        holes.append("stale: no new bar is told")
     if found.whole.broken or found.whole.incomplete:
-        told.append(
+        holes.append(
             f"lines or bars are missing at {found.whole.broken + found.whole.incomplete} places"
         )
     if found.whole.intruders:
-        told.append("lines of another release stand between those of the live one")
-    return tuple(told)
+        holes.append("lines of another release stand between those of the live one")
+    return tuple(holes)
