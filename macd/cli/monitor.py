@@ -72,8 +72,9 @@ def monitor(
 
 def _once(inventory: Inventory, host: Host) -> tuple[Seen, str]:
     from macd.gate import flag
+    from macd.ssh.session import open_session
 
-    with flag.connect(host, inventory) as session:
+    with open_session(host, inventory) as session:
         seen = flag.look(session, host, inventory.service.health)
     return seen, _catch_up(seen, host, inventory)
 
@@ -119,11 +120,12 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
     """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
     from macd.gate import flag
     from macd.ssh.refusals import UnreachableError
+    from macd.ssh.session import open_session
 
     last, shown, idle, failures, unjudged = "", False, 0, 0, ""
     while True:
         try:
-            with flag.connect(host, inventory) as session:
+            with open_session(host, inventory) as session:
                 while True:
                     seen = flag.look(session, host, inventory.service.health, last)
                     failures = 0

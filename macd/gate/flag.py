@@ -254,11 +254,6 @@ class Seen:
         return self.live != self.order["release"] or not (running or self.flag in (LIVE, ""))
 
 
-def connect(host: Host, inventory: Inventory) -> Session:
-    """A session that `look` can ask again and again."""
-    return open_session(host, inventory)
-
-
 def look(session: Session, host: Host, endpoint: str, after: str = "") -> Seen:
     """The guard now, with its reports behind the one called `after`."""
     asked = session.submit(
