@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from macd.host.flag import guard_config
 from macd.journal import Journal
 from macd.lab import LabState
 from tests.support import signal_lines
@@ -179,6 +181,9 @@ def test_stacking_is_enabled_on_all_or_none_and_disabled_wherever_it_can_be(both
     assert [one["state"] for one in told["hosts"]] == ["watching", "watching"]
     guard = json.loads((apps(both)["prod-b"] / "state/guard.lock").read_text())["pid"]
     os.kill(guard, signal.SIGKILL)
+    order = json.loads((apps(both)["prod-b"] / "state/guard.json").read_text())
+    # A guard that young may only be starting: nobody calls it dead yet.
+    time.sleep(max(0.0, order["since"] + guard_config._STARTS_S - time.time()))
     said = both.invoke("monitor", "--once", code=1)
     assert "prod   | prod: stacking decides" in said
     assert "prod-b |   ✗ the guard is dead" in said
