@@ -78,22 +78,19 @@ def shown(root: Path, **options: Any) -> dict[str, Any]:
     return answer
 
 
+MOVED = {"TZ": "Asia/Tokyo", "HERE": "ö"}
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"start_new_session": True},
-        {
-            "env": {
-                "PATH": os.environ["PATH"],
-                "TZ": "Asia/Tokyo",
-                "PYTHONUNBUFFERED": "1",
-                "HERE": "ö",
-            }
-        },
+        {"env": {"PATH": os.environ["PATH"], **MOVED}},
+        {"env": {**os.environ, **MOVED, "PYTHONUNBUFFERED": "1"}},
         {"env": {**os.environ, "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}},
     ],
-    ids=["plain", "session", "another", "unbuffered", "python's own"],
+    ids=["plain", "session", "another environment", "unbuffered", "python's own"],
 )
 def test_what_a_command_sees_is_the_same(root: Path, options: dict[str, Any]) -> None:
     forked, script = (shown(root, real=real, **options) for real in (False, True))
