@@ -81,13 +81,11 @@ def _ask(host: Host, inventory: Inventory) -> Any:
 
 def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """The state of the newest run on a host, and what helps if it failed."""
-    import time
-
     from macd.jobs import follow, remedies
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     try:
-        with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
+        with Contact(host, inventory, patience=0.0) as contact:
             status = follow.status_of(contact, "")
             if status["state"] != "FAILED":
                 return {"state": status["state"], "why": "", "remedy": ""}

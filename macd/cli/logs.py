@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
-from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
+from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.gate.logs import Place, Pulled
     from macd.inventory import Host, Inventory
+    from macd.ssh.session import Session
 
 _LAST = 20
-_RETRIES = 5
 _EMPTY_S = 2.0  # between two looks for a first log; else the host waits for more lines
-# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
-_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
 
 
 @dataclass(frozen=True)
@@ -161,22 +159,13 @@ def _follow_all(
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
     """Print what comes; a lost link is made anew and no line is lost or printed twice."""
     from macd.gate import logs as host_logs
-    from macd.ssh.refusals import UnreachableError
-    from macd.ssh.session import open_session
 
-    failures = 0
-    while True:
-        try:
-            with open_session(host, inventory) as session:
-                while True:
-                    came, place = host_logs.more(session, host.app_dir, place)
-                    failures = 0
-                    for raw in came:
-                        view.line(host.name, raw)
-                    view.terminal.pause(0 if place.name else _EMPTY_S)
-        except (ContactLostError, UnreachableError) as error:
-            failures += 1
-            if failures > _RETRIES or getattr(error, "reason", "lost") not in _PASSING:
-                raise
-            view.terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
-            view.terminal.pause(min(30, 2**failures))
+    def more(session: Session) -> tuple[list[bytes], Place]:
+        return host_logs.more(session, host.app_dir, place)
+
+    with view.terminal.contact(host, inventory, reached=True) as contact:
+        while True:
+            came, place = contact.use(more)
+            for raw in came:
+                view.line(host.name, raw)
+            view.terminal.pause(0 if place.name else _EMPTY_S)
