@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from macd.cli.verb import error_fields, harmless
-from macd.errors import ExitCode, MacdError
+from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
-    from macd.inventory import Host
+    from macd.inventory import Host, Inventory
+    from macd.ssh.session import Session
 
 T = TypeVar("T")
 _LAST_LINE_S = 1.0
+_RETRIES = 5
+# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
+_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
+
+
+def select(inventory: str, env: str, host: str) -> tuple[Inventory, list[Host]]:
+    """The inventory of that name, and the hosts that a command is about."""
+    from macd.deploy.fleet import hosts_of
+    from macd.inventory import load
+
+    inv = load(inventory)
+    return inv, list(hosts_of(inv, env, host))
 
 
 def on_each(
@@ -81,6 +94,38 @@ def exit_code(codes: Sequence[ExitCode | None], failed: Mapping[str, MacdError])
     from macd.deploy.fleet import code_of, worst
 
     return worst([*codes, *(code_of(error) for error in failed.values())])
+
+
+def look_again(
+    host: Host,
+    inventory: Inventory,
+    look: Callable[[Session], T],
+    terminal: Lines,
+    *,
+    reached: bool = False,
+) -> Generator[T, None, None]:
+    """What `look` returns, again and again, over a new session whenever one is lost.
+
+    reached: the host answered before, so that even the first session may be tried again.
+    """
+    from macd.ssh.refusals import UnreachableError
+    from macd.ssh.session import open_session
+
+    failures = 0
+    while True:
+        try:
+            with open_session(host, inventory) as session:
+                while True:
+                    seen = look(session)
+                    failures, reached = 0, True
+                    yield seen
+        except (ContactLostError, UnreachableError) as error:
+            failures += 1
+            passing = getattr(error, "reason", "lost") in _PASSING
+            if not reached or failures > _RETRIES or not passing:
+                raise
+            terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
+            terminal.pause(min(30, 2**failures))
 
 
 class Lines:
