@@ -22,6 +22,15 @@ _LAST_LINE_S = 1.0
 _PATIENCE_S = 120.0
 
 
+def select(inventory: str, env: str, host: str) -> tuple[Inventory, list[Host]]:
+    """The inventory of that name, and the hosts that a command is about."""
+    from macd.deploy.fleet import hosts_of
+    from macd.inventory import load
+
+    inv = load(inventory)
+    return inv, list(hosts_of(inv, env, host))
+
+
 def on_each(
     hosts: Sequence[Host],
     act: Callable[[Host], T],

@@ -11,8 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
+from macd.cli.hosts import (
+    Lines,
+    exit_code,
+    failed_fields,
+    on_each,
+    print_failed,
+    select,
+)
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -42,16 +49,13 @@ class _Seen:
 
 
 @verb(
-    name="logs",
-    help=ENV_HOST
-    | INVENTORY
-    | {
+    help={
         "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
         "lines": "how many of each host's newest lines to show first (default: 20)",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
-    },
+    }
 )
 def logs(
     _: object,
@@ -64,15 +68,11 @@ def logs(
     json: bool = False,
 ) -> ExitCode:
     """Show the newest signal lines of each host; --follow keeps showing new ones."""
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
-
     try:
         wanted = re.compile(grep)
     except re.error as error:
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
@@ -157,7 +157,7 @@ def _follow_all(
 
 
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
-    """Print what comes; a lost link is made anew and no line is lost or printed twice."""
+    """Print what comes; no line is lost or printed twice when a link is lost."""
     from macd.gate import logs as host_logs
 
     def more(session: Session) -> tuple[list[bytes], Place]:
