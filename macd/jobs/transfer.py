@@ -66,7 +66,7 @@ def _leave_copy(contact: Contact, session: Session) -> None:
     """Leave the host program there, so that following the run need not send it each time."""
     copy = host_copy(contact.host, contact.inventory)
     if copy is not None and copy.remembered() != archive.digest():
-        session.write(copy.path, archive.build(), parents=True)
+        session.write(copy.path, archive.build())
         copy.remember(archive.digest())
 
 
