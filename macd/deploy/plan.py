@@ -15,7 +15,7 @@ from macd.deploy.drift import Diff, differing, drift
 from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import FLAG, LIVE
-from macd.host.store import needs
+from macd.host.store import runtimes
 from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
@@ -280,7 +280,7 @@ def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem
         problems.append(
             Problem(
                 f"{at}: no library of the runtime can be loaded there",
-                needs.REMOUNT.format(current.noexec),
+                runtimes.REMOUNT.format(current.noexec),
             )
         )
     for need in current.lacks:

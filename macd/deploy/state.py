@@ -28,7 +28,7 @@ class HostState:
     names of what is put back with it (macd/host/deploy/rollback.py); `last` is the last word of the
     newest activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not
     counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
-    not there (macd/host/store/needs.py). `stacking` is the answer of `stacking_state` in
+    not there (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
     macd/host/flag/guard_config.py.
     """
 

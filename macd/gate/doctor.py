@@ -18,7 +18,7 @@ from macd.deploy.state import HostState
 from macd.errors import MacdError
 from macd.gate import report
 from macd.host.flag.flag_file import FLAG, SHADOW
-from macd.host.judge.continuity import step_ms
+from macd.host.judge.parse import step_ms
 from macd.inventory import Host, Inventory
 from macd.sizes import size
 from macd.ssh.session import open_session

@@ -21,9 +21,9 @@ from typing import Any
 
 from macd.errors import RefusedError
 from macd.host.durable import one_at_a_time, replace_file
-from macd.host.judge.continuity import Continuity
 from macd.host.judge.parse import LONGEST, Line, clean, parse
 from macd.host.judge.reading import raw_lines
+from macd.host.judge.tallies import Continuity
 from macd.host.rpc.logs import HEAD, NAME
 from macd.ssh.failures import RemoteError
 from macd.ssh.session import Pending, Session, in_flight

@@ -23,9 +23,8 @@ from macd.gate import evidence, logs
 from macd.host.durable import replace_file, sha256_of
 from macd.host.judge import gate, reading
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import Decision, Findings, Rule
-from macd.host.judge.parse import Line, parse
+from macd.host.judge.parse import Line, parse, step_ms
 from macd.host.record import canonical
 from macd.host.store.signature import GATE_NAMESPACE, SignatureError
 from macd.inventory import Host, Inventory, revoked

@@ -6,7 +6,9 @@ What follows from an answer, the caller decides.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,19 @@ _LONGEST_REASON = 2000
 _LIMIT = 64 << 10  # bytes; our service says a few thousand
 
 
+class _BoundedSocket(socket.socket):
+    """Ends a whole conversation in time: a service may drip an answer byte by byte."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **keywords: Any) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it answers too slowly")
+        self.settimeout(left)
+        return super().recv_into(*args, **keywords)
+
+
 class ProbeError(Exception):
     """No usable answer came from the service's health endpoint."""
 
@@ -38,22 +53,25 @@ def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> dict[
     Raises:
         ProbeError: nobody answers, not in time, too long, or not with a JSON object.
     """
-    # Imported while the service starts rather than before: a switch comes sooner by that.
-    from http.client import HTTPException  # noqa: PLC0415
+    # Imported while the service starts, so that the switch comes sooner.
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415
 
-    from macd.host.loopback import Connection  # noqa: PLC0415
-
-    connection = Connection(endpoint, timeout)
-    try:
-        connection.request("GET", path)
-        raw = connection.getresponse().read(_LIMIT + 1)
-        if len(raw) > _LIMIT:
-            raise ProbeError(f"the answer is longer than {_LIMIT >> 10} KiB")
-        answer = untrusted.document(json.loads(raw))
-    except (OSError, HTTPException, ValueError, RecursionError) as error:
-        raise ProbeError(untrusted.line(f"{type(error).__name__}: {error}")) from error
-    finally:
-        connection.close()
+    unix = endpoint.removeprefix("unix:")
+    host, _, port = endpoint.rpartition(":")
+    with contextlib.closing(HTTPConnection("localhost")) as connection:
+        try:
+            family = socket.AF_INET if unix == endpoint else socket.AF_UNIX
+            connection.sock = service = _BoundedSocket(family, socket.SOCK_STREAM)
+            service.deadline = time.monotonic() + timeout
+            service.settimeout(timeout)
+            service.connect(unix if family == socket.AF_UNIX else (host, int(port)))
+            connection.request("GET", path)
+            raw = connection.getresponse().read(_LIMIT + 1)
+            if len(raw) > _LIMIT:
+                raise ProbeError(f"the answer is longer than {_LIMIT >> 10} KiB")
+            answer = untrusted.document(json.loads(raw))
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
+            raise ProbeError(untrusted.line(f"{type(error).__name__}: {error}")) from error
     if not isinstance(answer, dict):
         raise ProbeError("the answer is not a JSON object")
     return answer
@@ -176,7 +194,7 @@ class Prover:
         for _ in range(_TRIES):
             now = self._supervisor.show(self._unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
-                said = self._supervisor.last_words(self._unit)
+                said = self._supervisor.last_line(self._unit)
                 words = f"; its last words: {said}" if said else ""
                 raise UnhealthyError(f"it did not stay up: {now.result or now.active}{words}")
             wrong, _ = self.asked(release, manifest_sha256, now)
@@ -210,7 +228,7 @@ class Prover:
             # reset-failed has set the count to 0, but an old systemd may keep it
             crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
             if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-                said = self._supervisor.last_words(unit)
+                said = self._supervisor.last_line(unit)
                 why = f"its last words: {said}" if said else wrong
                 # "success" is the word between two tries
                 how = "" if now.result == "success" else f" ({now.result})"

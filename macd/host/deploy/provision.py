@@ -24,7 +24,7 @@ from macd.host.flag import guard_config
 from macd.host.layout import Layout, discard
 from macd.host.masking import hidden
 from macd.host.rpc import boot
-from macd.host.store import needs
+from macd.host.store import runtimes
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
@@ -86,12 +86,12 @@ def provision(
         for file in files:
             look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
         look.flags(flags)
-        look.units({**units, **guard_config.units_in_force(layout, scope)}, enable)
+        look.units({**units, **guard_config.units_of_watch(layout, scope)}, enable)
         for do in () if dry_run else look.doings:
             do()
         if not dry_run and os.path.isfile(layout.agent_archive):
             boot.compile_beside(layout.agent_archive)
-    return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
+    return {"app": layout.app, "changes": look.changes, "missing": runtimes.missing_programs()}
 
 
 def _lock(layout: Layout, who: str) -> Any:

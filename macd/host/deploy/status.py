@@ -1,25 +1,36 @@
-"""What a deploy, a plan or a status asks of a host: everything in one answer, nothing changed."""
+"""What a host is asked without changing anything: the facts of a deploy, and a diagnosis.
+
+The diagnosis runs the live release's own check beside the service. The check imports everything,
+loads the models and computes the golden predictions, so it names what is missing or broken here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from macd.host import durable
+from macd.host import durable, untrusted
 from macd.host.deploy import ledger, locks, rollback
 from macd.host.deploy.health import ProbeError, ask
 from macd.host.failure import HostError
 from macd.host.flag import flag_file, guard_config
 from macd.host.layout import Layout, live_release, load
 from macd.host.rpc import blobs
-from macd.host.store import needs, policy, releases, runtimes
-from macd.host.systemd import overrides
+from macd.host.store import releases, runtimes, signature
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
+
+_CHECK_TIMEOUT_S = 180
+_LONGEST = 2000
+_LOG_LINES = 30
+_SERVICES = ("macd.app.service", "macd.service")  # the second in releases before the rooms moved
+_QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
 def deploy_facts(
@@ -72,20 +83,20 @@ def deploy_facts(
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
-        "dropins": overrides.dropins(scope, units),
-        "not_read": overrides.not_read(supervisor, units),
+        "dropins": supervisor.dropins(units),
+        "not_read": supervisor.not_read(units),
         "env": _text(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
-        "accepts": _read(layout.state(policy.FILE)),
-        "revoked": _file_sha256(layout.state(policy.REVOKED)),
+        "accepts": _read(layout.state(signature.POLICY)),
+        "revoked": _file_sha256(layout.state(signature.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "rollback": back,
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
         "rehearsal": of_live,
-        **needs.room(layout.app),
-        "lacks": needs.missing_programs(),
+        **runtimes.room(layout.app),
+        "lacks": runtimes.missing_programs(),
     }
 
 
@@ -245,3 +256,98 @@ def _text(path: str) -> str | None:
 
 def _file_sha256(path: str) -> str | None:
     return durable.sha256_of(path) if os.path.isfile(path) else None
+
+
+def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
+    """Unknown answers are None.
+
+    Answers others (pids of further processes of this application), check ({"code", "said"}), log
+    (the unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
+    guard could not judge, "" while it can).
+    """
+    layout = Layout(durable.expand(app))
+    supervisor = Supervisor(scope)
+    process = supervisor.show(unit)
+    return {
+        "others": _others(layout, process.pid),
+        "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
+        "log": _log(unit, scope),
+        "disk": _disk(layout.app),
+        "unjudged": _unjudged(layout),
+    }
+
+
+def _unjudged(layout: Layout) -> str:
+    try:
+        return guard_config.unjudged(guard_config.read_watch(layout))
+    except HostError as error:
+        return f"does not know what to watch: {error}"
+
+
+def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
+    if live_release(layout) is None:
+        return None
+    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
+    argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
+    argv += ["--release", os.path.realpath(layout.current)]
+    try:
+        done = sandbox.run(argv, timeout=_CHECK_TIMEOUT_S)
+    except HostError as error:
+        said = untrusted.text(f"{error}: {error.why}", _LONGEST)
+        return {"code": None, "said": said, "hint": error.hint}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"code": None, "said": untrusted.text(error, _LONGEST)}
+    said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
+    return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
+
+
+def _others(layout: Layout, main: int) -> list[int] | None:
+    """Processes that run this application's service but are not the unit's own, or its child."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    pids = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in (main, os.getpid()):
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+            if _serves(words, layout.app, f"/proc/{name}/cwd") and _parent(name) != main:
+                pids.append(int(name))
+    return sorted(pids)
+
+
+def _serves(words: list[str], app: str, cwd: str) -> bool:
+    """Whether it is this application's service, by a release's serve.py or as people start it."""
+    program = any(os.path.basename(word) == "serve.py" for word in words)
+    module = any(word.removeprefix("-m") in _SERVICES for word in words)
+    if not (program or module) or "--check" in words:
+        return False
+    roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]
+    roots += [word.partition("=")[2] for word in words if word.startswith("--root=")]
+    return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
+
+
+def _parent(pid: str) -> int:
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def _log(unit: str, scope: str) -> str:
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={_LOG_LINES}"]
+    argv += ["--user-unit" if scope == "user" else "--unit", unit]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    # systemd prints what it does not take from .env, values and all.
+    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
+    said = "\n".join(lines)[-_LONGEST:]
+    return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
+
+
+def _disk(path: str) -> dict[str, int]:
+    disk = durable.disk_of(path)
+    return {"free": disk.free, "total": disk.total, "inodes": disk.inodes}

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from macd.host.judge import parse, tallies
-from macd.host.judge.continuity import REFUSED, Continuity, step_ms
 from macd.host.judge.gate import Cause
-from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
+from macd.host.judge.parse import REFUSED, SEVERE, SIGNAL, WARN, Bad, Line, step_ms
 from macd.host.judge.realised import MOST, Seen, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
@@ -90,7 +89,7 @@ class Analysis:
         self._pending: Counter[str] = Counter()
         self._junk_why: Counter[str] = Counter()
         self._inside = True
-        self.whole = Continuity()
+        self.whole = tallies.Continuity()
         self._entered = False
         self._anonymous = 0
         # Where our own lines are judged, none of them names a release in another style.

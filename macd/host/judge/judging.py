@@ -27,9 +27,8 @@ from typing import Any, NoReturn
 from macd.host import durable, untrusted
 from macd.host.judge import gate, reading
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import Decision, Findings, Rule
-from macd.host.judge.parse import Bad, Line
+from macd.host.judge.parse import Bad, Line, step_ms
 
 MEMORY = 256 << 20  # bytes of addresses; the worst logs that we could make took 120 MiB
 WITHIN_S = 300.0

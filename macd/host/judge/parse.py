@@ -12,6 +12,7 @@ import json
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from macd.heads import GUIDE, HORIZONS, MODELS, head_name
@@ -21,6 +22,8 @@ LONGEST = 1 << 20  # bytes; the service's lines have one or two thousand
 _NAMES = tuple((head_name(bars, GUIDE), head_name(bars, "")) for bars in HORIZONS)
 SIGNAL, WARN, SEVERE, OTHER = range(4)
 MODES = ("live", "shadow", "off")
+REFUSED = ("stale", "bad_bar")  # the service's events for bars that get no signal
+_STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LEVELS = {
     "SIGNAL": SIGNAL,
     "WARN": WARN,
@@ -111,6 +114,15 @@ def parse(raw: bytes) -> Line | Bad:
 def is_release(name: str | None) -> bool:
     """Whether a release is named in our style."""
     return bool(name) and _RELEASE.fullmatch(name or "") is not None
+
+
+@lru_cache(64)
+def step_ms(tf: str) -> int:
+    """Length of a bar in milliseconds; 0 for what is no timeframe."""
+    count = tf[:-1]
+    if not (count.isascii() and count.isdigit() and len(count) <= 4) or tf[-1] not in _STEPS:
+        return 0
+    return int(count) * _STEPS[tf[-1]]
 
 
 def clean(text: str) -> str:

@@ -14,7 +14,6 @@ from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
 from macd.host.rpc import blobs
-from macd.host.store import policy as identity
 from macd.host.store import signature
 from macd.host.store.manifest import Manifest, ManifestError, check_release_id, parse, release_id
 
@@ -47,14 +46,14 @@ def accept(
         HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed;
             or the inventory takes this host for another one.
     """
-    identity.check_claim(layout, vars(accepts))
+    signature.check_claim(layout, vars(accepts))
     try:
         signature.verify(
             raw,
             signed,
             allowed_signers=layout.state("allowed_signers"),
             identity=accepts.identity,
-            revoked=identity.revocations(layout),
+            revoked=signature.revocations(layout),
         )
         manifest = parse(raw)
     except signature.SignatureError as error:

@@ -6,7 +6,9 @@ A package index may be used instead of the wheels that landed; the same hashes a
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -22,7 +24,7 @@ from urllib.parse import urlsplit
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
-from macd.host.store import needs, releases
+from macd.host.store import releases
 from macd.host.systemd.sandbox import DIRECT, Sandbox
 
 _BUILDING, _TRASH = ".building-", ".trash-"
@@ -40,6 +42,12 @@ _OTHER_BYTES = "DO NOT MATCH THE HASHES"
 _SECRET = re.compile(r"(://)[^/\s'\"@]+@")
 _PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+# What a host itself must have, and what pip or an import says without it.
+_PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}  # of Debian
+REMOUNT = "mount -o remount,exec {0} on the host, and in its /etc/fstab; or set app_dir elsewhere"
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+_NO_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
+_OTHER_LIBC = re.compile(r"version `(GLIBC_[\d.]+)' not found")
 
 
 def install(
@@ -160,7 +168,7 @@ def _install_wheels(
     )
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        raise needs.failure(doing, said, building) or index_failure(said, index=index)
+        raise _host_failure(doing, said, building) or index_failure(said, index=index)
 
 
 def check_imports(runtime: str, imports: list[str], sandbox: Sandbox) -> str:
@@ -198,11 +206,77 @@ def _run(
 def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: str) -> None:
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        if (failure := needs.failure(doing, said, path)) is not None:
+        if (failure := _host_failure(doing, said, path)) is not None:
             raise failure
         why = "\n".join(said.strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)
+
+
+def room(path: str) -> dict[str, Any]:
+    """The file system at `path`: `free` bytes, `free_inodes` (-1: it doesn't count them), and
+    `noexec`: its mount point if nothing there may run, else "".
+    """
+    disk = durable.disk_of(path)
+    noexec = ""
+    if os.statvfs(disk.at).f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
+        noexec = os.path.realpath(disk.at)
+        while not os.path.ismount(noexec):
+            noexec = os.path.dirname(noexec)
+    return {"free": disk.free, "free_inodes": disk.inodes, "noexec": noexec}
+
+
+def missing_programs() -> list[dict[str, Any]]:
+    """What deploying needs and this host lacks; no wheel brings it.
+
+    `needed` False: only releases whose runtime has the Python module `module` need it.
+    """
+    lacking = []
+    if importlib.util.find_spec("venv") is None:
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        lacking.append({"name": "python3 -m venv", "package": package, "needed": True})
+    for program, package in (("ssh-keygen", "openssh-client"), ("systemctl", "systemd")):
+        if shutil.which(program) is None:
+            lacking.append({"name": program, "package": package, "needed": True})
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        lightgbm = {"name": "libgomp (LightGBM)", "package": "libgomp1", "module": "lightgbm"}
+        lacking.append({**lightgbm, "needed": False})
+    return lacking
+
+
+def _host_failure(doing: str, said: str, path: str) -> HostError | None:
+    """The refusal for a build that failed because this host lacks something; None: another cause.
+
+    Args:
+        said: what the failed program wrote.
+        path: where it was building.
+    """
+    library, libc = _NO_LIBRARY.search(said), _OTHER_LIBC.search(said)
+    if _FULL.search(said):
+        what = "the host's disk is full"
+        hint = "make room there; df -h and df -i show whether bytes or inodes are used up"
+    elif library:
+        what = f"the host lacks the library {library[1]}"
+        hint = f"install the package that has it: apt-file search {library[1]}"
+        if library[1] in _PACKAGES:
+            hint = f"apt-get install {_PACKAGES[library[1]]}"
+        hint += " on the host"
+    elif libc:
+        what = f"the host's C library has no {libc[1]}"
+        hint = "invoke release locks for the C library that the host has now"
+    elif "failed to map segment" in said and room(path)["noexec"]:
+        where = room(path)["noexec"]
+        what = f"{where} is mounted noexec"
+        hint = REMOUNT.format(where)
+    else:
+        return None
+    why = "\n".join(line.strip() for line in said.strip().splitlines()[-6:])
+    what = f"{doing} failed: {what}"
+    return HostError(
+        what, why=why, hint=f"{hint}; then deploy again", live="unchanged", kind="refused"
+    )
 
 
 def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Sandbox) -> str:

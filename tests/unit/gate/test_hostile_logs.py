@@ -12,8 +12,7 @@ from typing import Any, cast
 import pytest
 
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import REFUSED
-from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
+from macd.host.judge.parse import REFUSED, SEVERE, SIGNAL, WARN, Bad, Line
 from tests.support.signal_lines import RELEASE
 
 HOUR = 3_600_000
