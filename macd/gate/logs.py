@@ -312,7 +312,7 @@ def notes(copy: Pulled) -> list[str]:
     order = Continuity()
     for at, line in enumerate(map(parse, newest_lines(copy))):
         if isinstance(line, Line):
-            order.number(line, True, "", at)
+            order.check_seq(line, True, "", at)
     for place in order.breaks[:_MOST_NAMED]:
         if place["kind"] == "gap":
             remarks.append(f"gap: seq {place['after'] + 1} to {place['seq'] - 1} are missing")

@@ -1,7 +1,7 @@
-"""The proof that a release serves well: its own check, a new process, and answers that name it.
+"""The proof that a release is healthy: its own check, a new process, and answers that name it.
 
-Activations and the stacking flag are proved by the same questions, on the way forward and back.
-What follows from an answer, the caller decides.
+Activations and changes of the stacking flag use the same proof, forward and on a revert. The caller
+decides what follows from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
 _TRIES = 3
 _LONGEST_REASON = 2000
-_LIMIT = 64 << 10  # bytes; our service says a few thousand
+_LIMIT = 64 << 10  # bytes; our service answers with a few thousand
 
 
 class _BoundedSocket(socket.socket):
@@ -48,7 +48,7 @@ class ProbeError(Exception):
 def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> dict[str, Any]:
     """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
 
-    Whoever answers is not trusted: each text is short and fit for a journal and a terminal.
+    The answer is not trusted. Each text in it is made short and fit for a journal and a terminal.
 
     Raises:
         ProbeError: nobody answers, not in time, too long, or not with a JSON object.
@@ -82,8 +82,8 @@ def problems(
 ) -> list[str]:
     """Why this answer does not prove that `process` serves `release` well; empty when it does.
 
-    A release id alone proves little: an old process that still answers is the classic false
-    "healthy". The manifest's hash, the pid systemd started and the golden predictions count too.
+    A release id alone proves little: an old process that still answers would look healthy. So the
+    manifest's hash, systemd's pid and the golden predictions count too.
     """
     findings = []
     if answer.get("release") != release:
@@ -122,17 +122,17 @@ class UnhealthyError(Exception):
         process: Process | None = None,
         wrong: str = "",
     ) -> None:
-        super().__init__(untrusted.line(reason, _LONGEST_REASON))  # a release's own words are in it
+        super().__init__(untrusted.line(reason, _LONGEST_REASON))  # it holds a release's own text
         self.blames_release = blames_release
         self.process = process
         self.wrong = wrong
 
 
 def check_before(argv: Sequence[str], sandbox: Sandbox) -> None:
-    """Import everything and run the golden predictions while the old release still serves.
+    """Run the release's own check while the old release still serves.
 
     Args:
-        argv: the release's own check; empty: there is none.
+        argv: the check, which imports everything and predicts; empty: there is none.
         sandbox: of the unit that is to run it.
 
     Raises:
@@ -185,7 +185,7 @@ class Prover:
         return wrong
 
     def check_stays_healthy(self, release: str, manifest_sha256: str, process: Process) -> None:
-        """One answer that is late or lost proves nothing; another process does.
+        """One late or lost answer proves nothing; another process does.
 
         Raises:
             UnhealthyError: it is another process, or it says no again and again.
@@ -195,13 +195,13 @@ class Prover:
             now = self._supervisor.show(self._unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
                 said = self._supervisor.last_line(self._unit)
-                words = f"; its last words: {said}" if said else ""
-                raise UnhealthyError(f"it did not stay up: {now.result or now.active}{words}")
+                said = f"; its last words: {said}" if said else ""
+                raise UnhealthyError(f"it did not stay up: {now.result or now.active}{said}")
             wrong, _ = self.asked(release, manifest_sha256, now)
             if not wrong:
                 return
             time.sleep(POLL_S)
-        raise UnhealthyError(f"it did not stay well: {wrong}")
+        raise UnhealthyError(f"it did not stay healthy: {wrong}")
 
     def restart(
         self,
@@ -215,7 +215,7 @@ class Prover:
         """Restart, and wait for a NEW process that serves `release` well and runs as asked.
 
         Raises:
-            UnhealthyError: not in `seconds`, or it crashed so often that waiting is idle.
+            UnhealthyError: not in `seconds`, or it crashed so often that waiting is useless.
         """
         unit = self._unit
         before = self._supervisor.show(unit)

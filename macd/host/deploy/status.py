@@ -56,9 +56,10 @@ def deploy_facts(
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
     readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
-    back = _rollback_target(readiness, history, live, bad_ids)
-    of_live = readiness.of(live)
     return {
+        # First: `broken`, below, names what these two checked.
+        "rollback": _rollback_target(readiness, history, live, bad_ids),
+        "readiness": readiness.of(live),
         "app": layout.app,
         "exists": os.path.isdir(layout.state()),
         "python": {"executable": sys.executable, "version": "%d.%d" % sys.version_info[:2]},
@@ -71,7 +72,7 @@ def deploy_facts(
         "releases": releases.on_host(layout),
         "damaged": releases.damaged(layout),
         "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
-        # One that is not whole is built again by the next deploy that needs it.
+        # A damaged one is built again by the next deploy that needs it.
         "runtimes": [n for n in _names(layout.runtimes) if n not in readiness.broken],
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
@@ -92,16 +93,14 @@ def deploy_facts(
         "accepts": _read(layout.state(signature.POLICY)),
         "revoked": _file_sha256(layout.state(signature.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
-        "rollback": back,
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
-        "rehearsal": of_live,
         **runtimes.room(layout.app),
         "lacks": runtimes.missing_programs(),
     }
 
 
 def _files_of(layout: Layout, release: str | None) -> list[list[Any]]:
-    """Path, size and hash of what the live release declares; empty when that can't be read."""
+    """Path, size and hash of each file of the live release; empty when that can't be read."""
     with contextlib.suppress(HostError):
         if release is not None:
             files = releases.read_manifest(layout, release).files
@@ -119,7 +118,7 @@ def _details_of(layout: Layout, release: str | None) -> dict[str, Any]:
 def _rollback_target(
     readiness: ReadinessCheck, history: list[dict[str, Any]], live: str | None, bad: list[str]
 ) -> dict[str, Any]:
-    """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
+    """The release that a rollback goes to, and whether it is ready; or why there is none."""
     target = releases.rollback_target(history, live, bad)
     if target is not None or not history:
         return readiness.of(target)
@@ -135,10 +134,10 @@ def _rollback_target(
 
 
 class ReadinessCheck:
-    """Could this host go back to a release now, with nothing sent? Nothing is changed.
+    """Whether this host could go back to a release now, without anything sent.
 
-    Its files are hashed and its runtime is checked (macd/host/store/runtimes.py). Whether the
-    models load and predict is not asked; the release's own check does that before a switch.
+    The release's files are hashed and its runtime is checked (macd/host/store/runtimes.py). Loading
+    the models is left to the release's own check before a switch.
     """
 
     def __init__(self, layout: Layout, sandbox: Sandbox) -> None:
@@ -148,16 +147,16 @@ class ReadinessCheck:
 
     @property
     def broken(self) -> list[str]:
-        """The runtimes that were asked about and are not whole."""
+        """The runtimes that were checked and are damaged."""
         return [lock for lock, wrong in self._runtimes.items() if wrong]
 
     def of(self, release: str | None) -> dict[str, Any]:
-        """`why` it is not ready; `runtime` is what is wrong with the runtime, of that."""
+        """`why` it is not ready; `runtime` is the part of it about the runtime."""
         if release is None:
             return {"release": None, "ready": False, "why": "nothing was committed here before"}
         damage, runtime = "", ""
         try:
-            damage = releases.tell_differences(releases.differences(self.layout, release))
+            damage = releases.damage(self.layout, release)
             runtime = self._of_runtime(release)
         except (HostError, OSError) as error:
             damage = str(error)
@@ -186,13 +185,13 @@ def _wheels(path: str) -> list[dict[str, Any]]:
 
 
 def unable(layout: Layout, release: str, sandbox: Sandbox) -> str:
-    """Why there is no sense in trying to go back to `release`, "" if there is.
+    """Why a rollback to `release` must fail; "" if it is worth a try.
 
-    Less is asked than of a readiness: whether it can do without what its runtime lacks, its own
-    check will say, and somebody wants it back now.
+    It asks less than ReadinessCheck: the release's own check will say whether it can do without
+    what its runtime lacks, and somebody wants it back now.
     """
     try:
-        damage = releases.tell_differences(releases.differences(layout, release))
+        damage = releases.damage(layout, release)
         runtime = layout.runtime(releases.read_manifest(layout, release).lock)
     except (HostError, OSError) as error:
         return str(error)
@@ -236,20 +235,16 @@ def _names(directory: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _read(path: str) -> str | None:
     try:
-        return _bytes(path).decode("utf-8", "replace")
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
     except FileNotFoundError:
         return None
 
 
 def _text(path: str) -> str | None:
-    """As it stands: bytes that are no UTF-8 as surrogates, as envfile.parse takes them."""
+    """Its text; bytes that are no UTF-8 become surrogates, as envfile.parse takes them."""
     data = durable.regular(path)
     return None if data is None else data.decode("utf-8", "surrogateescape")
 
@@ -259,20 +254,21 @@ def _file_sha256(path: str) -> str | None:
 
 
 def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
-    """Unknown answers are None.
+    """What a diagnosis asks for beyond `deploy_facts`; None is unknown.
 
-    Answers others (pids of further processes of this application), check ({"code", "said"}), log
-    (the unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
-    guard could not judge, "" while it can).
+    Returns:
+        others (pids of further processes of this application), check ({"code", "said"}), log (the
+        unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
+        guard could not judge, "" while it can).
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
-    process = supervisor.show(unit)
+    process, disk = supervisor.show(unit), durable.disk_of(layout.app)
     return {
         "others": _others(layout, process.pid),
         "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(unit, scope),
-        "disk": _disk(layout.app),
+        "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
         "unjudged": _unjudged(layout),
     }
 
@@ -302,7 +298,7 @@ def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
 
 
 def _others(layout: Layout, main: int) -> list[int] | None:
-    """Processes that run this application's service but are not the unit's own, or its child."""
+    """Processes of this application's service besides the unit's own and its children."""
     if not os.path.isdir("/proc/self"):
         return None
     pids = []
@@ -318,7 +314,7 @@ def _others(layout: Layout, main: int) -> list[int] | None:
 
 
 def _serves(words: list[str], app: str, cwd: str) -> bool:
-    """Whether it is this application's service, by a release's serve.py or as people start it."""
+    """Whether it is this application's service, started by a release's serve.py or by hand."""
     program = any(os.path.basename(word) == "serve.py" for word in words)
     module = any(word.removeprefix("-m") in _SERVICES for word in words)
     if not (program or module) or "--check" in words:
@@ -342,12 +338,7 @@ def _log(unit: str, scope: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    # systemd prints what it does not take from .env, values and all.
+    # systemd prints the lines of .env that it refuses, with their values.
     lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
     said = "\n".join(lines)[-_LONGEST:]
     return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
-
-
-def _disk(path: str) -> dict[str, int]:
-    disk = durable.disk_of(path)
-    return {"free": disk.free, "total": disk.total, "inodes": disk.inodes}

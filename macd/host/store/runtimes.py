@@ -1,6 +1,6 @@
-"""One virtualenv per dependency lock: built from verified wheels, whole or not there; and checked.
+"""One virtualenv per dependency lock: built from verified wheels, whole or not there, and checked.
 
-A package index may be used instead of the wheels that landed; the same hashes are required.
+A package index may replace the uploaded wheels; the same hashes are required.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IMPORT_TIMEOUT_S = 120
 _PYTHON_TIMEOUT_S = 20
 _LONGEST_RECORD = 16 << 20
 _NAMED = 3
-_NOT_INSTALLED = {"pip"}  # it installs the others, and is run out of its wheel
+_NOT_INSTALLED = {"pip"}  # it installs the others and runs from its wheel
 # What pip says of an index, and what it is told.
 _NOT_REACHED = re.compile(r"connection broken by|Max retries exceeded|not a trusted or secure host")
 _ANSWERED = re.compile(r"HTTP error (\d{3}) while getting")
@@ -62,9 +62,9 @@ def install(
 ) -> dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
-    The wheels come from the blobs that landed before (`index`: from the package index at
-    `index_url`, or the one the host's pip knows; the same hashes required). pip itself is one of
-    the wheels that landed, so the host needs only Python's venv.
+    The wheels come from the uploaded blobs (`index`: from the package index at `index_url`, or the
+    one of the host's pip settings, with the same hashes). pip itself is always an uploaded wheel,
+    so the host needs only Python's venv.
 
     The caller holds the deploy lock: what an earlier build left behind is ended and removed.
 
@@ -83,8 +83,8 @@ def install(
     if os.path.isdir(target) and _is_sound(target, document["wheels"], imports, sandbox):
         return {"lock": lock, "built": False}
     durable.make_directories(layout.runtimes)
-    _clear_forgotten(layout, sandbox)
-    # A new one each time: the last one's may be the service account's still.
+    _remove_leftovers(layout, sandbox)
+    # A new directory each time: an earlier one may still belong to the service account.
     building = os.path.join(layout.runtimes, f"{_BUILDING}{lock}-{secrets.token_hex(6)}")
     os.mkdir(building, 0o755)
     try:
@@ -100,7 +100,7 @@ def install(
             sandbox.take(building)
         check_imports(building, imports, sandbox)
         os.sync()
-        if os.path.isdir(target):  # damaged on the disk: what imports nothing serves nothing
+        if os.path.isdir(target):  # damaged on the disk, so nothing runs from it
             durable.set_aside(target, _TRASH)
         os.rename(building, target)
         durable.sync_directory(layout.runtimes)
@@ -110,9 +110,9 @@ def install(
     return {"lock": lock, "built": True}
 
 
-def _clear_forgotten(layout: Layout, sandbox: Sandbox) -> None:
-    """What a killed agent left: first the processes that write there, then what they wrote."""
-    sandbox.end_forgotten()
+def _remove_leftovers(layout: Layout, sandbox: Sandbox) -> None:
+    """What a killed agent left: first its processes, then what they wrote."""
+    sandbox.end_leftovers()
     for name in os.listdir(layout.runtimes):
         if name.startswith(_BUILDING):
             shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
@@ -147,7 +147,7 @@ def _install_wheels(
     for wheel in wheels:
         name = os.path.basename(wheel["file"])
         if wheel["name"] == "pip" or not index:
-            # pip's own code is run out of its wheel, before anything could check a hash for us.
+            # pip runs from its own wheel, before pip could check a hash.
             path = os.path.join(shelf, name)
             releases.link_blob(layout, wheel["sha256"], path, f"the wheel {name}")
         if wheel["name"] == "pip":
@@ -282,7 +282,7 @@ def _host_failure(doing: str, said: str, path: str) -> HostError | None:
 def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Sandbox) -> str:
     """Why `runtime` is not as it was built from `wheels` of its lock; "" if it is.
 
-    sandbox: behind which its Python runs; it came with a release.
+    sandbox: its Python runs in it, since it came with a release.
     """
     return python_wrong(runtime, sandbox) or lacking(runtime, wheels)
 
@@ -379,16 +379,16 @@ def index_settings(index: bool, url: str) -> dict[str, str]:
     """
     if not index:
         return {"PIP_CONFIG_FILE": os.devnull}
-    known = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    # Soon enough to be told while somebody waits, and not at the first lost packet.
-    known.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
+    settings = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    # Fail while somebody waits, but not at the first lost packet.
+    settings.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
     if not url:
-        return {**known, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
-    known.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
+        return {**settings, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
+    settings.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOCAL:
-        known["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
-    return known
+        settings["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
+    return settings
 
 
 def index_failure(said: str, *, index: bool) -> HostError:
@@ -407,7 +407,7 @@ def index_failure(said: str, *, index: bool) -> HostError:
         return _refusal(
             "the host did not reach its package index",
             [line for line in lines if _NOT_REACHED.search(line)][-1:],
-            "mend service.index_url or the way there, then deploy again; service.runtime: wheels"
+            "mend service.index_url or the network, then deploy again; service.runtime: wheels"
             " needs no index",
         )
     if index and answered:
