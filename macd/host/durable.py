@@ -68,6 +68,22 @@ def regular(path: str, most: int = -1) -> bytes | None:
         return file.read(most)
 
 
+def text(path: str) -> str | None:
+    """As `regular`, decoded; bytes that are no UTF-8 become surrogates."""
+    data = regular(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def mode_of(path: str, default: int) -> int:
+    """The permissions of a file; `default` where there is none."""
+    try:
+        return os.stat(path).st_mode & 0o777
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        return default
+
+
 def sha256_of(path: PathLike) -> str:
     """The SHA-256 (hex) of a file, read in pieces: it may be larger than memory."""
     digest = hashlib.sha256()

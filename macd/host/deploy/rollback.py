@@ -115,5 +115,4 @@ def _env(now: str | None, then: str | None, keys: dict[str, str | None]) -> str 
     """The flags file of now, with the tool's keys as they were and stacking in shadow."""
     if now is None and then is None:
         return None
-    data = (now or "").encode("utf-8", "surrogateescape")
-    return envfile.rewritten(data, {**keys, FLAG: SHADOW}).decode("utf-8", "surrogateescape")
+    return envfile.rewritten_text(now or "", {**keys, FLAG: SHADOW})
