@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import failed_fields, on_each, print_failed, select
+from macd.cli.hosts import errors_by_host, failed_fields, on_each, print_failed, select
 from macd.cli.rollout import (
     Shown,
     as_fields,
@@ -61,7 +61,7 @@ def plan(
         return looked.exit_code  # each with what to do about it
     if any(not plan.empty for plan in plans):
         print(f"\n  next: invoke deploy{options}")
-    elif any(plan.unwell for plan in plans):
+    elif any(plan.unhealthy for plan in plans):
         print(f"\n  next: invoke deploy --restart{options}")
     return looked.exit_code
 
@@ -304,14 +304,17 @@ def _show(looked: _Looked, how: _How) -> None:
 def _fields(looked: _Looked) -> dict[str, Any]:
     return {
         "changes": not looked.nothing_to_do,
-        "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in looked.plans],
-        "away": failed_fields(looked.failed),
+        "hosts": [
+            {**asdict(plan), "unwell": plan.unhealthy, "changes": not plan.empty}
+            for plan in looked.plans
+        ],
+        **failed_fields(looked.failed),
     }
 
 
 def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(plan.unwell for plan in looked.plans):
+    if not any(plan.unhealthy for plan in looked.plans):
         return looked.exit_code
     if not how.json:
         again = f"invoke deploy --restart --release {looked.candidate.id}{how.options}"
@@ -335,7 +338,7 @@ def _attach(
     )
     if json:
         fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
-        emit({**fields, "errors": failed_fields(ended.failed), "left": ended.left})
+        emit({**fields, "errors": errors_by_host(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -399,7 +402,7 @@ def _end(
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": failed_fields({**result.failed, **result.unreachable}),
+            "errors": errors_by_host({**result.failed, **result.unreachable}),
         }
         emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code
