@@ -138,7 +138,7 @@ def _with_ray(
     if not ray.is_initialized():
         _start_ray(ray, use)
     gpu = any(device.startswith("cuda") for device in use.devices)
-    task = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_numbered)
+    task: Any = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_numbered)
     # Ray shows each task only its own GPU, as number 0.
     device = "cuda:0" if gpu else "cpu"
     stored = ray.put(shared)
