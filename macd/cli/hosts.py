@@ -164,7 +164,6 @@ class Lines:
             self.say(host, f"✗ {harmless(error)}", to=sys.stderr)
 
     def write(self, text: str, *, to: TextIO | None = None) -> None:
-        """Print lines as they are."""
         with self._lock:
             self._go_on()
             try:
