@@ -6,9 +6,10 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import failed_fields, on_each, print_failed, select
+from macd.cli.hosts import errors_by_host, failed_fields, on_each, print_failed, select
 from macd.cli.rollout import (
     Shown,
+    as_fields,
     dry_rollback,
     nothing_to_roll_back,
     print_end,
@@ -60,7 +61,7 @@ def plan(
         return preview.exit_code  # each with what to do about it
     if any(not plan.empty for plan in plans):
         print(f"\n  next: invoke deploy{options}")
-    elif any(plan.unwell for plan in plans):
+    elif any(plan.unhealthy for plan in plans):
         print(f"\n  next: invoke deploy --restart{options}")
     return preview.exit_code
 
@@ -301,14 +302,17 @@ def _show(preview: _Preview, how: _How) -> None:
 def _fields(preview: _Preview) -> dict[str, Any]:
     return {
         "changes": not preview.nothing_to_do,
-        "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in preview.plans],
-        "away": failed_fields(preview.failed),
+        "hosts": [
+            {**asdict(plan), "unwell": plan.unhealthy, "changes": not plan.empty}
+            for plan in preview.plans
+        ],
+        **failed_fields(preview.failed),
     }
 
 
 def _as_it_is(preview: _Preview, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(plan.unwell for plan in preview.plans):
+    if not any(plan.unhealthy for plan in preview.plans):
         return preview.exit_code
     if not how.json:
         again = f"invoke deploy --restart --release {preview.candidate.id}{how.options}"
@@ -331,8 +335,8 @@ def _attach(
         outcomes, [], warnings=warnings, failed=results.failed, left=results.left
     )
     if json:
-        fields = {"outcomes": [asdict(outcome) for outcome in outcomes], "warnings": warnings}
-        emit({**fields, "errors": failed_fields(ended.failed), "left": ended.left})
+        fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
+        emit({**fields, "errors": errors_by_host(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -386,14 +390,14 @@ def _end(
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
         fields: dict[str, Any] = {
-            "outcomes": [asdict(outcome) for outcome in result.outcomes],
+            "outcomes": as_fields(result.outcomes),
             "untouched": result.untouched,
             "unreachable": list(result.unreachable),
             "away": list(result.unreachable),  # its name up to 0.1
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": failed_fields({**result.failed, **result.unreachable}),
+            "errors": errors_by_host({**result.failed, **result.unreachable}),
         }
         emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code

@@ -45,7 +45,7 @@ def doctor(
         shown = [
             {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
         ]
-        emit({"problems": problems, "hosts": shown, "away": failed_fields(results.failed)})
+        emit({"problems": problems, "hosts": shown, **failed_fields(results.failed)})
     else:
         for name, findings in rows.items():
             print(name)
@@ -76,13 +76,11 @@ def _ask(host: Host, inventory: Inventory) -> Any:
 
 def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """The state of the newest run on a host, and what helps if it failed."""
-    import time
-
     from macd.jobs import follow, remedies
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     try:
-        with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
+        with Contact(host, inventory, patience=0.0) as contact:
             status = follow.status_of(contact, "")
             if status["state"] != "FAILED":
                 return {"state": status["state"], "why": "", "remedy": ""}

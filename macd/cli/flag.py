@@ -195,7 +195,7 @@ def _show(kind: str, results: Results[_Outcome], *, several: bool, json: bool) -
 
 def _fields(results: Results[_Outcome]) -> dict[str, Any]:
     hosts = [ended.fields for ended in results.done.values()]
-    return {"hosts": hosts, "away": failed_fields(results.failed)}
+    return {"hosts": hosts, **failed_fields(results.failed)}
 
 
 def _lines(kind: str, ended: Flipped) -> list[str]:

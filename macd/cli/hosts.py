@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from macd.cli.verb import error_fields, harmless
-from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.errors import ExitCode, MacdError
 from macd.host import untrusted
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
     from macd.inventory import Host, Inventory
-    from macd.ssh.session import Session
+    from macd.ssh.contact import Contact
 
 T = TypeVar("T")
 _LAST_LINE_S = 1.0
-_RETRIES = 5
-# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
-_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
+_PATIENCE_S = 120.0
 
 
 def select(inventory: str, env: str, host: str) -> tuple[Inventory, list[Host]]:
@@ -73,9 +72,15 @@ def let_end(running: Sequence[str]) -> None:
     print(f"\ninterrupted: waiting for {names}; Ctrl-C again leaves at once", file=sys.stderr)
 
 
-def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+def errors_by_host(failed: Mapping[str, MacdError]) -> dict[str, Any]:
     """The error of each host on which it could not be done, for a JSON document."""
     return {name: error_fields(error) for name, error in failed.items()}
+
+
+def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+    """The key `errors` of a JSON document; `away` is its name up to 0.1."""
+    errors = errors_by_host(failed)
+    return {"errors": errors, "away": errors}
 
 
 def print_failed(failed: Mapping[str, MacdError]) -> None:
@@ -94,38 +99,6 @@ def exit_code(codes: Sequence[ExitCode | None], failed: Mapping[str, MacdError])
     from macd.deploy.fleet import code_of, worst
 
     return worst([*codes, *(code_of(error) for error in failed.values())])
-
-
-def look_again(
-    host: Host,
-    inventory: Inventory,
-    look: Callable[[Session], T],
-    terminal: Lines,
-    *,
-    reached: bool = False,
-) -> Generator[T, None, None]:
-    """What `look` returns, again and again, over a new session whenever one is lost.
-
-    reached: the host answered before, so that even the first session may be tried again.
-    """
-    from macd.ssh.refusals import UnreachableError
-    from macd.ssh.session import open_session
-
-    failures = 0
-    while True:
-        try:
-            with open_session(host, inventory) as session:
-                while True:
-                    seen = look(session)
-                    failures, reached = 0, True
-                    yield seen
-        except (ContactLostError, UnreachableError) as error:
-            failures += 1
-            passing = getattr(error, "reason", "lost") in _PASSING
-            if not reached or failures > _RETRIES or not passing:
-                raise
-            terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
-            terminal.pause(min(30, 2**failures))
 
 
 class Lines:
@@ -163,6 +136,19 @@ class Lines:
         if self._width:
             self.say(host, f"✗ {harmless(error)}", to=sys.stderr)
 
+    def contact(self, host: Host, inventory: Inventory, *, reached: bool = False) -> Contact:
+        """A session that reconnects, and says so here; ends early when all is over."""
+        from macd.ssh.contact import Contact
+
+        return Contact(
+            host,
+            inventory,
+            watcher=_TryingAgain(self, host.name),
+            patience=_PATIENCE_S,
+            reached=reached,
+            sleep=self.pause,
+        )
+
     def write(self, text: str, *, to: TextIO | None = None) -> None:
         with self._lock:
             self._go_on()
@@ -182,3 +168,15 @@ class Lines:
     def _go_on(self) -> None:
         if self._over.is_set():
             raise BrokenPipeError
+
+
+@dataclass(frozen=True)
+class _TryingAgain:
+    terminal: Lines
+    host: str
+
+    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+        self.terminal.say(self.host, f"{error.what}; trying again", to=sys.stderr)
+
+    def back(self) -> None:
+        """What comes shows it."""

@@ -15,7 +15,6 @@ from macd.cli.hosts import (
     Lines,
     exit_code,
     failed_fields,
-    look_again,
     on_each,
     print_failed,
     select,
@@ -77,7 +76,7 @@ def logs(
     results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
-        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": failed_fields(results.failed)})
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
         view = _View(terminal, wanted, objects=json and len(hosts) > 1)
@@ -164,10 +163,9 @@ def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None
     def more(session: Session) -> tuple[list[bytes], Place]:
         return host_logs.more(session, host.app_dir, place)
 
-    looks = look_again(host, inventory, more, view.terminal, reached=True)
-    with contextlib.closing(looks):
+    with view.terminal.contact(host, inventory, reached=True) as contact:
         while True:
-            came, place = next(looks)
+            came, place = contact.use(more)
             for raw in came:
                 view.line(host.name, raw)
             view.terminal.pause(0 if place.name else _EMPTY_S)

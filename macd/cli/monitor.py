@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, exit_code, failed_fields, look_again, on_each, select
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, select
 from macd.cli.verb import emit, same, verb
 from macd.errors import ExitCode, MacdError
 
@@ -49,7 +48,7 @@ def monitor(
     if json:
         looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
-        emit({"hosts": rows, "away": failed_fields(looks.failed)} if several else rows[0])
+        emit({"hosts": rows, **failed_fields(looks.failed)} if several else rows[0])
     else:
 
         def show(watched: Host) -> tuple[Seen, str]:
@@ -116,8 +115,8 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
         return flag.look(session, host, inventory.service.health, last)
 
     last, idle, unjudged = "", 0, ""
-    with contextlib.closing(look_again(host, inventory, look, terminal)) as looks:
-        seen = next(looks)
+    with terminal.contact(host, inventory) as contact:
+        seen = contact.use(look)
         for line in _head(seen):
             terminal.say(host.name, line)
         while True:
@@ -131,7 +130,7 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
             if seen.over or seen.dead or once or idle > 1:
                 return seen, _catch_up(seen, host, inventory)
             terminal.pause(_POLL_S)
-            seen = next(looks)
+            seen = contact.use(look)
 
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:

@@ -72,8 +72,8 @@ def summary(plan: Plan) -> list[str]:
 
 
 def _nothing_to_do(plan: Plan) -> str:
-    if plan.unwell:
-        return f"nothing differs, but {plan.release} does not serve well: {plan.unwell}"
+    if plan.unhealthy:
+        return f"nothing differs, but {plan.release} does not serve well: {plan.unhealthy}"
     if plan.drift:
         return f"nothing to do: {plan.release} is live and serves, but something has drifted"
     return f"nothing to do: {plan.release} is live and everything is as it should be"
@@ -327,7 +327,7 @@ def print_end(result: Result, kind: str, options: str = "") -> None:
 
 
 def _end(outcome: Outcome, kind: str, options: str) -> str:
-    if outcome.result == "nothing" and outcome.well is False:
+    if outcome.result == "nothing" and outcome.healthy is False:
         again = f"invoke deploy --restart --release {outcome.release}{options}"
         what = f"{outcome.release} is live already, but does not serve well: {outcome.serving}"
         return f"✗ {outcome.host}: {what}\n  do: {again}; invoke doctor{options}"
@@ -342,7 +342,7 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     lines += _set_aside(outcome)
-    if outcome.well is False:
+    if outcome.healthy is False:
         lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
         back = f"invoke rollback --to ID{options}"
         lines.append(f"  do: invoke doctor{options}; {back} goes to one that was live before")
@@ -366,6 +366,13 @@ def _switched_with(outcome: Outcome, kind: str) -> list[str]:
 def _set_aside(outcome: Outcome) -> list[str]:
     text = "what was changed on the host since the last deploy is kept there"
     return [f"  {text}: {path}" for path in outcome.kept]
+
+
+def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """For --json."""
+    from dataclasses import asdict
+
+    return [{**asdict(outcome), "well": outcome.healthy} for outcome in outcomes]
 
 
 def rollback_targets(
@@ -410,7 +417,7 @@ def dry_rollback(
         "dry_run": True,
         "to": goes_to,
         "changes": changes,
-        "away": failed_fields(unreachable),
+        **failed_fields(unreachable),
     }
     emit({**fields, **(error_fields(error) if error else {})})
     return error.exit_code if error else None

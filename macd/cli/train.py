@@ -25,13 +25,13 @@ from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, Usa
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.jobs.contact import Contact
     from macd.jobs.follow import LocalRuns
     from macd.jobs.preflight import Check
     from macd.jobs.progress import Progress
     from macd.jobs.remedies import Failure
     from macd.jobs.request import TrainRequest
     from macd.journal import Journal
+    from macd.ssh.contact import Contact
 
 _HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
 _RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
@@ -258,18 +258,11 @@ def _contact(
     inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     shown = Quiet(host) if json else Shown(host)
-    contact = Contact(
-        inventory.host(host),
-        inventory,
-        clock=time.monotonic,
-        sleep=time.sleep,
-        watcher=shown,
-        patience=patience * 60,
-    )
-    with contact:
+    machine = inventory.host(host)
+    with Contact(machine, inventory, watcher=shown, patience=patience * 60) as contact:
         yield contact, shown
 
 

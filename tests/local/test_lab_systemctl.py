@@ -204,7 +204,7 @@ def test_the_last_words_of_a_service_can_be_asked_for(lab: LabState, write_unit:
     systemctl(lab, "start talker")
     asked = (
         "from macd.host.systemd.supervisor import Supervisor; "
-        "print(Supervisor('user').last_words('talker.service'))"
+        "print(Supervisor('user').last_line('talker.service'))"
     )
     command = f"cd {shlex.quote(str(project_root()))} && python3 -c {shlex.quote(asked)}"
     eventually(lambda: text(lab.ssh_config, "prod", command).strip() == "the last words")
