@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from inspect import cleandoc
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from macd.inventory.models import Inventory
 from tasks import namespace
+from tests.support import commands
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -48,14 +47,7 @@ _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 @pytest.fixture(scope="module")
 def tasks() -> set[str]:
-    invoke = Path(sys.executable).with_name("invoke")
-    told = subprocess.run(
-        [invoke, "--list", "--list-format", "flat"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    told = commands.run(ROOT, "--list", "--list-format", "flat").stdout
     names = set(re.findall(r"^  ([a-z][a-z.-]+)", told, re.MULTILINE))
     return names | {name.partition(".")[0] for name in names}
 
