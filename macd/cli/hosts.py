@@ -150,7 +150,6 @@ class Lines:
         )
 
     def write(self, text: str, *, to: TextIO | None = None) -> None:
-        """Print lines as they are."""
         with self._lock:
             self._go_on()
             try:

@@ -48,7 +48,6 @@ class Cache:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Where the entry of a key lies."""
         return self.root / "fits" / key[:2] / f"{key}.fit"
 
     def checkpoint(self, key: str) -> Path:

@@ -387,7 +387,7 @@ def test_a_number_that_is_no_count_is_not_told(models: Path) -> None:
 
 
 def test_rows_are_the_same_alone_and_together() -> None:
-    asked = modelrun.Asked("onnx", "", "")
+    asked = modelrun.Question("onnx", "", "")
     one = type("Input", (), {"type": "tensor(float)", "shape": ["N", 4], "name": "x"})
     every = modelrun._values(one, np.arange(5), asked)
     assert (modelrun._values(one, np.arange(3, 4), asked) == every[3:4]).all()
