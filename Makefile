@@ -35,7 +35,7 @@ check: $(READY)
 
 # What to run before each commit: no network, no root, no hosts.
 check-fast: check
-	$(BIN)/python -m pytest -q -m "not full" $(UNIT)
+	$(BIN)/python -m pytest -q -m "not full and not slow" $(UNIT)
 
 docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
