@@ -50,7 +50,6 @@ class Earlier:
             **os.environ,
             "MACD_ROOT": str(self.project.root),
             "PYTHONPATH": str(self.code),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         done = subprocess.run(
             [sys.executable, *words],
