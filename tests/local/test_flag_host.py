@@ -24,7 +24,6 @@ from macd.errors import MacdError, RefusedError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
-from macd.ssh import archive
 from tests.support.local_host import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
 from tests.support.signed_files import IDENTITY, make_key
 
@@ -68,7 +67,6 @@ def host() -> Iterator[Place]:
         with signers.open("a") as file:
             file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
         (made.app / ".env").write_text(ENV)
-        (made.app / "bin" / "macd-host.pyz").write_bytes(archive.build())
         assert made.deploy(release(made)) == "committed"
         yield made
 

@@ -16,8 +16,8 @@ from tests.support.local_host import FLAGS, UNIT, Place, place
 SECRET = "r0tated-s3cret"
 
 
-@pytest.fixture
-def host() -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Place]:
     """Release 1 was live with MIN_SAMPLES=100; release 2 is."""
     with place() as made:
         env(made).write_bytes(
@@ -26,7 +26,14 @@ def host() -> Iterator[Place]:
         env(made).chmod(0o600)
         assert made.deploy(made.release(1)) == "committed"
         assert made.deploy(made.release(2)) == "committed"
+        made.save()
         yield made
+
+
+@pytest.fixture
+def host(deployed: Place) -> Place:
+    deployed.restore()
+    return deployed
 
 
 def env(host: Place) -> Path:
