@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
     from macd.app.market.findings import Accepted, Finding
     from macd.inventory import Inventory
 
-_COMMON = JSON | {
+_BARS = {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
     "dry-run": "show what would be done, write nothing",
     "replace": "replace bars that are stored already with other values",
+    "data": "directory of canonical files (default: data/bars)",
 }
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of each kind; --all shows every one
-_DATA = {"data": "directory of canonical files (default: data/bars)"}
 
 
 @verb(
-    name="import",
     positional=["file"],
-    help=_COMMON
-    | _DATA
+    help=_BARS
     | {
         "file": "CSV (also .gz, .zip), JSON, parquet or feather",
         "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless',
@@ -124,9 +122,7 @@ def import_(
 
 
 @verb(
-    name="fetch",
-    help=_COMMON
-    | _DATA
+    help=_BARS
     | {
         "symbol": "the market as the exchange calls it: BTC/USDT; BTC/USDT:USDT is the future",
         "exchange": "name of the exchange in ccxt (default: binance)",
@@ -198,11 +194,8 @@ def fetch(
 
 
 @verb(
-    name="verify",
     iterable=["accept"],
-    help=INVENTORY
-    | JSON
-    | {
+    help={
         "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
         "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",

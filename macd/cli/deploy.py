@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import failed_fields, on_each, print_failed
+from macd.cli.hosts import failed_fields, on_each, print_failed, select
 from macd.cli.rollout import (
     Shown,
     as_fields,
@@ -17,18 +17,7 @@ from macd.cli.rollout import (
     print_targets,
     rollback_targets,
 )
-from macd.cli.verb import (
-    ENV_HOST,
-    INVENTORY,
-    JSON,
-    PARALLEL,
-    YES,
-    confirm,
-    emit,
-    error_fields,
-    same,
-    verb,
-)
+from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -41,14 +30,13 @@ if TYPE_CHECKING:
     from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
-_COMMON = ENV_HOST | INVENTORY | JSON
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
-_LIMITS = PARALLEL | {
-    "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)",
+_MAX_FAILED = {
+    "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)"
 }
 
 
-@verb(name="plan", help={**_COMMON, **_RELEASE})
+@verb(help=_RELEASE)
 def plan(
     _: object,
     env: str = "prod",
@@ -61,11 +49,8 @@ def plan(
 
     Changes nothing.
     """
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
-
-    inv = load(inventory)
-    looked = _look(inv, list(hosts_of(inv, env, host)), _candidate(inv, env, release))
+    inv, hosts = select(inventory, env, host)
+    looked = _look(inv, hosts, _candidate(inv, env, release))
     plans = looked.plans
     if json:
         emit(_fields(looked))
@@ -82,12 +67,9 @@ def plan(
 
 
 @verb(
-    name="deploy",
-    help=YES
+    help=_RELEASE
+    | _MAX_FAILED
     | {
-        **_COMMON,
-        **_RELEASE,
-        **_LIMITS,
         "wave": 'deploy in waves: hosts done in total after each, e.g. "1,50%,100%"',
         "skip-unreachable": "leave out hosts that can't be reached; exit 5 at the end",
         "restart": "restart the service even if nothing differs",
@@ -112,15 +94,13 @@ def deploy(
     json: bool = False,
 ) -> ExitCode:
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
-    from macd.deploy.fleet import hosts_of, waves
-    from macd.inventory import load
+    from macd.deploy.fleet import waves
     from macd.ssh.ahead import LinksAhead
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
     options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(inv, env, host, options, json=json)
-    hosts = list(hosts_of(inv, env, host))
+        return _attach(inv, env, hosts, options, json=json)
     planned = waves(hosts, wave)
     asks = dry_run or not yes
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
@@ -162,11 +142,8 @@ def deploy(
 
 
 @verb(
-    name="rollback",
-    help=YES
+    help=_MAX_FAILED
     | {
-        **_COMMON,
-        **_LIMITS,
         "to": "id of a release that was live there (default: undo the last deploy, where live)",
         "dry-run": "only show which release each host would go back to",
     },
@@ -185,12 +162,9 @@ def rollback(
 ) -> ExitCode | None:
     """Go back to the last good release: models, code, unit, flags; sends nothing."""
     from macd.deploy import apply, follow, rollout
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
     from macd.ssh.refusals import UnreachableError
 
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     limits = rollout.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
     run = rollout.Rollout(inv, "rollback", env)
@@ -207,7 +181,7 @@ def rollback(
         if not (yes or unreachable or any(target.to for target in targets)):
             raise nothing_to_roll_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
-            return _not_agreed(json=json)
+            return not_agreed(json=json)
 
     def one_host(host: Host) -> Outcome:
         with shown.host(host.name, f"rolling {host.name} back") as progress:
@@ -297,7 +271,7 @@ def _before(looked: _Looked, how: _How) -> ExitCode | None:
     names = ", ".join(plan.host for plan in looked.plans)
     past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
     if not confirm(f"deploy {looked.candidate.id} to {names}{past}?", yes=False):
-        return _not_agreed(json=how.json)
+        return not_agreed(json=how.json)
     return None
 
 
@@ -345,19 +319,11 @@ def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
     return ExitCode.FAILED
 
 
-def _not_agreed(*, json: bool) -> ExitCode:
-    if json:
-        emit({"result": "not agreed", "hint": "--yes"})
-    else:
-        print("nothing was changed\n  do: add --yes to go on without a question")
-    return ExitCode.FAILED
-
-
-def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
+def _attach(
+    inventory: Inventory, env: str, hosts: list[Host], options: str, *, json: bool
+) -> ExitCode:
     from macd.deploy import rollout
-    from macd.deploy.fleet import hosts_of
 
-    hosts = list(hosts_of(inventory, env, host))
     run = rollout.Rollout(inventory, "deploy", env)
     results = _follow_each(inventory, run, hosts, quiet=json)
     if len(hosts) == 1 and results.failed:

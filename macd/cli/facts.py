@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -14,14 +14,7 @@ if TYPE_CHECKING:
     from macd.ssh.facts import Disk, Facts, Gpu
 
 
-@verb(
-    name="facts",
-    help=INVENTORY
-    | JSON
-    | {
-        "host": "name of a host in the inventory; jump hosts can be asked too",
-    },
-)
+@verb(help={"host": "name of a host in the inventory; jump hosts can be asked too"})
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
     """Show a host's system, Python, disks, service manager, GPUs and clock.
 

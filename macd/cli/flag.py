@@ -7,8 +7,16 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import about, exit_code, failed_fields, let_end, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, JSON, YES, confirm, emit, error_fields, same, verb
+from macd.cli.hosts import (
+    about,
+    exit_code,
+    failed_fields,
+    let_end,
+    on_each,
+    print_failed,
+    select,
+)
+from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
@@ -16,18 +24,10 @@ if TYPE_CHECKING:
     from macd.gate.flag import Flip, Flipped
     from macd.inventory import Host, Inventory
 
-_COMMON = (
-    ENV_HOST
-    | INVENTORY
-    | JSON
-    | YES
-    | {
-        "dry-run": "only show whether it would be done, and why not",
-    }
-)
+_HELP = {"dry-run": "only show whether it would be done, and why not"}
 
 
-@verb(name="enable-stacking", help=_COMMON)
+@verb(help=_HELP)
 def enable_stacking(
     _: object,
     env: str = "prod",
@@ -41,7 +41,7 @@ def enable_stacking(
     return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
 
 
-@verb(name="disable-stacking", help=_COMMON)
+@verb(help=_HELP)
 def disable_stacking(
     _: object,
     env: str = "prod",
@@ -81,13 +81,11 @@ class _Ended:
 def _flip(
     kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
 ) -> ExitCode | None:
-    from macd.deploy.fleet import Results, hosts_of
+    from macd.deploy.fleet import Results
     from macd.gate import flag
     from macd.host.flag.flag_file import LIVE, SHADOW
-    from macd.inventory import load
 
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     several = len(hosts) > 1
     wanted = LIVE if kind == "enable" else SHADOW
 
@@ -110,7 +108,7 @@ def _flip(
         if not yes:
             print_failed(looks.failed)
         if not confirm(_question(kind, looks), yes=yes):
-            return _not_agreed(json=json)
+            return not_agreed(json=json)
 
         def agreed(host: Host) -> _Ended:
             if host.name in flips.failed:
@@ -225,11 +223,3 @@ def _lines(kind: str, ended: Flipped) -> list[str]:
         if text:
             lines.append(f"  {label:<6} {text}")
     return lines
-
-
-def _not_agreed(*, json: bool) -> ExitCode:
-    if json:
-        emit({"result": "not agreed", "hint": "--yes"})
-    else:
-        print("nothing was changed\n  do: add --yes to go on without a question")
-    return ExitCode.FAILED

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +32,14 @@ _ABNORMAL = {
 
 
 @verb(
-    name="shadow-gate",
-    help=ENV_HOST
-    | INVENTORY
-    | {
+    help={
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
         "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory; such a report can't enable stacking",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
-    },
+    }
 )
 def shadow_gate(
     _: object,

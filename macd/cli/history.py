@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import JSON, YES, confirm, emit, same, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
@@ -25,10 +25,7 @@ _WHO = ("who", "by")
 
 
 @verb(
-    name="history",
-    help=JSON
-    | YES
-    | {
+    help={
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
@@ -37,7 +34,7 @@ _WHO = ("who", "by")
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-    },
+    }
 )
 def history(
     _: object,

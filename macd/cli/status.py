@@ -7,8 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -16,27 +16,23 @@ if TYPE_CHECKING:
     from macd.host.record import Record
     from macd.inventory import Host
 
-_COMMON = ENV_HOST | INVENTORY | JSON
 
-
-@verb(name="status", help=_COMMON)
+@verb()
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, rollback target."""
     from macd.deploy.desired import render
     from macd.deploy.drift import drift
-    from macd.deploy.fleet import hosts_of
     from macd.deploy.state import observe
-    from macd.inventory import load
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
 
     def look(host: Host) -> tuple[HostState, list[str]]:
         state = observe(host, inv)
         return state, drift(state, render(host, inv, state))
 
-    results = on_each(list(hosts_of(inv, env, host)), look)
+    results = on_each(hosts, look)
     rows = [(name, *seen) for name, seen in results.done.items()]
     healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
     if json:
@@ -132,24 +128,22 @@ def _rollback_target(target: Mapping[str, Any]) -> str:
     return f"{target.get('release') or 'none'}: {target.get('why')}"
 
 
-@verb(name="why", help=_COMMON)
+@verb()
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show why a release is live: run, data, criteria, gate, who deployed it, when."""
-    from macd.deploy.fleet import hosts_of
     from macd.deploy.state import observe
-    from macd.inventory import load
     from macd.journal import Journal
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
     records = Journal(inv.state_dir / "journal.jsonl").records()
-    results = on_each(list(hosts_of(inv, env, host)), lambda host: observe(host, inv))
+    results = on_each(hosts, lambda host: observe(host, inv))
     rows = results.done
     chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
     if json:
-        hosts = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": hosts, "away": failed_fields(results.failed)})
+        shown = [{"host": name, **chain} for name, chain in chains.items()]
+        emit({"hosts": shown, "away": failed_fields(results.failed)})
     else:
         for name, state in rows.items():
             _print_chain(name, state, chains[name], env)

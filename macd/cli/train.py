@@ -20,27 +20,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import INVENTORY, JSON, YES, confirm, emit, safe, verb
+from macd.cli.verb import confirm, emit, safe, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.jobs.contact import Contact
     from macd.jobs.follow import LocalRuns
     from macd.jobs.preflight import Check
     from macd.jobs.progress import Progress
     from macd.jobs.remedies import Failure
     from macd.jobs.request import TrainRequest
     from macd.journal import Journal
+    from macd.ssh.contact import Contact
 
-_COMMON = (
-    INVENTORY
-    | JSON
-    | {
-        "host": "host with role train (default: the only one, or where the run was started)",
-    }
-)
-_RUN = {"run": "id of the run (default: the newest on the host)"}
+_HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
+_RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
 _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
@@ -55,9 +49,8 @@ EXIT_CODES = {
 
 
 @verb(
-    name="train",
     default=True,
-    help=_COMMON
+    help=_HOST
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
@@ -116,7 +109,7 @@ def train(
         return _follow_and_collect(contact, inv, request.run, shown, json=json)
 
 
-@verb(name="status", help=_COMMON | _RUN)
+@verb(help=_RUN)
 def status(
     _: object, run: str = "", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
@@ -148,7 +141,7 @@ def status(
     return EXIT_CODES[current["state"]]
 
 
-@verb(name="attach", help=_COMMON | _RUN | _PATIENCE)
+@verb(help=_RUN | _PATIENCE)
 def attach(
     _: object,
     run: str = "",
@@ -172,7 +165,7 @@ def attach(
         return _follow_and_collect(contact, inv, current["run"], shown, json=json)
 
 
-@verb(name="fetch", help=_COMMON | _RUN | _PATIENCE)
+@verb(help=_RUN | _PATIENCE)
 def fetch(
     __: object,
     run: str = "",
@@ -193,13 +186,8 @@ def fetch(
 
 
 @verb(
-    name="cancel",
-    help=_COMMON
-    | YES
-    | {
-        "run": "id of the run to stop",
-        "dry-run": "show what would be stopped, stop nothing",
-    },
+    help=_HOST
+    | {"run": "id of the run to stop", "dry-run": "show what would be stopped, stop nothing"}
 )
 def cancel(
     _: object,
@@ -266,18 +254,11 @@ def _contact(
     inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     shown = Quiet(host) if json else Shown(host)
-    contact = Contact(
-        inventory.host(host),
-        inventory,
-        clock=time.monotonic,
-        sleep=time.sleep,
-        watcher=shown,
-        patience=patience * 60,
-    )
-    with contact:
+    machine = inventory.host(host)
+    with Contact(machine, inventory, watcher=shown, patience=patience * 60) as contact:
         yield contact, shown
 
 

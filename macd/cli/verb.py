@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json as jsonlib
 import logging
 import os
@@ -11,8 +12,9 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from invoke import Exit, Task, task
@@ -26,28 +28,27 @@ CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import i
 _LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
 
-# The help of options that many verbs have; `help=` takes them joined with `|`.
-ENV_HOST = {
+_HELP = {  # of options that many verbs have
     "env": "act on the hosts of this environment (default: prod)",
     "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
+    "json": "print one JSON document for machines",
+    "parallel": "how many hosts to work on at the same time (default: 10)",
+    "yes": "don't ask for confirmation",
 }
-INVENTORY = {"inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"}
-JSON = {"json": "print one JSON document for machines"}
-PARALLEL = {"parallel": "how many hosts to work on at the same time (default: 10)"}
-YES = {"yes": "don't ask for confirmation"}
 
 
 def verb(
     *,
-    name: str | None = None,
-    help: dict[str, str] | None = None,
+    help: Mapping[str, str] = MappingProxyType({}),
     default: bool = False,
-    positional: list[str] | None = None,
-    iterable: list[str] | None = None,
+    positional: Sequence[str] = (),
+    iterable: Sequence[str] = (),
 ) -> Callable[[Verb], Task[Any]]:
     """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 1.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
+    `help` is about options that are this verb's own, or mean something else here.
     """
 
     def decorate(body: Verb) -> Task[Any]:
@@ -57,11 +58,13 @@ def verb(
             if code:
                 raise Exit(code=int(code))
 
+        options = inspect.signature(body).parameters
+        common = {option: text for option, text in _HELP.items() if option in options}
         made: Task[Any] = task(
-            name=name,
-            help=help or {},
+            name=body.__name__.strip("_").replace("_", "-"),
+            help=common | dict(help),
             default=default,
-            positional=positional if positional is not None else [],
+            positional=positional,
             iterable=iterable,
         )(guarded)
         return made
@@ -188,3 +191,12 @@ def confirm(question: str, *, yes: bool) -> bool:
     except EOFError:  # Ctrl-D, or the terminal is gone
         print(file=sys.stderr)
         return False
+
+
+def not_agreed(*, json: bool) -> ExitCode:
+    """Say that nothing was done because the answer to `confirm` was no."""
+    if json:
+        emit({"result": "not agreed", "hint": "--yes"})
+    else:
+        print("nothing was changed\n  do: add --yes to go on without a question")
+    return ExitCode.FAILED

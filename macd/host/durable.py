@@ -78,15 +78,21 @@ def sha256_of(path: PathLike) -> str:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: PathLike, *, mode: int = 0o666) -> Iterator[None]:
+def one_at_a_time(
+    path: PathLike, *, mode: int = 0o666, taken: Exception | None = None
+) -> Iterator[None]:
     """Wait for the lock on a directory, or on a file that is made for it, and hold it.
 
-    The system frees it when its process ends, however that ends.
+    With `taken` it is raised at once where another holds the lock. The system frees the lock when
+    its process ends, however that ends.
     """
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+        except BlockingIOError as error:
+            raise taken or error from error
         yield
     finally:
         os.close(descriptor)

@@ -16,10 +16,10 @@ import pytest
 from macd import lab as lab_room
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Inventory
-from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, follow
 from macd.jobs.transfer import collect
 from macd.lab import Fault, LabState
+from macd.ssh.contact import Contact
 from tests.support.job_fakes import (
     Witness,
     begin,

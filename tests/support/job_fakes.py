@@ -10,7 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,8 +21,8 @@ from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs import request as requests
 from macd.jobs import transfer
-from macd.jobs.contact import Contact
 from macd.lab import LabState
+from macd.ssh.contact import Contact
 from tests.support.openssh import eventually
 
 TASKS = """
@@ -78,10 +77,7 @@ def inventory_of(root: Path, work: str) -> Inventory:
 
 def contact_to(inventory: Inventory, watcher: Any, *, patience: float = 60.0) -> Contact:
     """A contact with h800 on the real clock."""
-    host = inventory.host("h800")
-    return Contact(
-        host, inventory, clock=time.monotonic, sleep=time.sleep, watcher=watcher, patience=patience
-    )
+    return Contact(inventory.host("h800"), inventory, watcher=watcher, patience=patience)
 
 
 def begin(contact: Contact, script: str, *, seed: int = 7) -> str:

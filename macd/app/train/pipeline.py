@@ -7,10 +7,8 @@ leaks, judge by the criteria, write the result. The stages follow below it in th
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from macd.app.train.settings import Settings
 from macd.app.train.training import Meter, Training, params_of, stage
 from macd.errors import MacdError, RefusedError
 from macd.heads import FAMILIES, head_names
-from macd.host.durable import replace_file
+from macd.host.durable import one_at_a_time, replace_file
 from macd.run_directory import FILES
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
@@ -49,7 +47,12 @@ def run(
     """
     out = settings.out
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    taken = RefusedError(
+        f"another training is at work in {out}",
+        why="its lock is held",
+        hint="wait for it, or give another --out",
+    )
+    with one_at_a_time(out / ".lock", taken=taken):
         (out / FILES.result).unlink(missing_ok=True)
         events = Events(out / FILES.events, clock, echo)
         events.emit("run_started", mode=settings.mode, profile=settings.profile, pid=os.getpid())
@@ -348,18 +351,3 @@ def _failed(out: Path, events: Events, error: MacdError, state: str) -> None:
     name = getattr(error, "__notes__", ["run"])[0]
     events.emit("run_failed", stage=name, state=state, what=error.what, why=error.why)
     results.write_failure(out, error, name, state)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One training at a time in a run directory; the lock ends with the process."""
-    with (out / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RefusedError(
-                f"another training is at work in {out}",
-                why="its lock is held",
-                hint="wait for it, or give another --out",
-            ) from error
-        yield

@@ -23,6 +23,7 @@ from macd.host.deploy.health import Prover, UnhealthyError
 from macd.host.deploy.ledger import EventLog, Pending, Snapshot
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
+from macd.host.processes import start_time
 from macd.host.store import releases, retention, snapshots
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Process, Supervisor
@@ -408,8 +409,6 @@ def uptime() -> float | None:
 def process_began() -> float | None:
     """When this process began, by `uptime`; None on a system that does not tell."""
     try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+        return int(start_time(os.getpid())) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
         return None

@@ -16,6 +16,7 @@ from macd.host import durable, untrusted
 from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.layout import Layout, live_release
+from macd.host.processes import stat_of
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
@@ -80,7 +81,7 @@ def _others(layout: Layout, main: int) -> list[int] | None:
         with contextlib.suppress(OSError, IndexError):
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().split(b"\0")]
-            if _serves(words, layout.app, f"/proc/{name}/cwd") and _parent(name) != main:
+            if _serves(words, layout.app, f"/proc/{name}/cwd") and int(stat_of(name)[1]) != main:
                 pids.append(int(name))
     return sorted(pids)
 
@@ -94,11 +95,6 @@ def _serves(words: list[str], app: str, cwd: str) -> bool:
     roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]
     roots += [word.partition("=")[2] for word in words if word.startswith("--root=")]
     return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
-
-
-def _parent(pid: str) -> int:
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def _log(unit: str, scope: str) -> str:

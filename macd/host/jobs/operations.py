@@ -25,10 +25,10 @@ from macd.host.jobs.runner import (
     LOG,
     PROCESS,
     SPEC,
-    boot_id,
     is_alive,
 )
 from macd.host.layout import load, save
+from macd.host.processes import boot_id
 from macd.host.rpc import blobs
 from macd.host.store.manifest import ManifestError, check_path
 from macd.host.systemd import detach

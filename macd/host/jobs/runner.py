@@ -20,6 +20,7 @@ from typing import Any
 
 from macd.host import durable
 from macd.host.layout import load, save
+from macd.host.processes import boot_id, start_time
 
 SPEC, PROCESS, HEARTBEAT, LOG = "spec.json", "process.json", "heartbeat.json", "log"
 EXIT, CANCEL = "exit.json", "cancel"
@@ -147,31 +148,6 @@ def _write_exit(directory: str, end: dict[str, Any]) -> None:
 def identity(pid: int) -> dict[str, Any]:
     """A pid that can't be mistaken for a later process with the same number."""
     return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
-
-
-def start_time(pid: int) -> str:
-    """When a process started, as the kernel writes it; "" when there is none (any more)."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        pass
-    try:  # a system without /proc
-        argv = ["ps", "-o", "lstart=", "-p", str(pid)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-        return done.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def boot_id() -> str:
-    """Changes with every boot; "" where the system has none."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def is_alive(process: dict[str, Any]) -> bool:

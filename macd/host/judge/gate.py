@@ -27,15 +27,15 @@ TITLES = {
 class Rule:
     """Shares that must each be exceeded, the fewest bars that decide, and how rates are compared.
 
-    rule: "point" or "sequential".
+    rule: "point" or "sequential". The inventory says them all, with defaults where a file doesn't.
     """
 
-    ml_coverage: float = 0.80
-    stacking_activation: float = 0.90
-    tft_normal: float = 0.80
-    lstm_normal: float = 0.95
-    min_bars: int = 20
-    rule: str = "point"
+    ml_coverage: float
+    stacking_activation: float
+    tft_normal: float
+    lstm_normal: float
+    min_bars: int
+    rule: str
 
     def threshold(self, name: str) -> float:
         return float(getattr(self, name))

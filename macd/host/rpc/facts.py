@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from macd.host import durable
+from macd.host.processes import boot_id
 
 _QUICK_SECONDS = 5.0
 _GPU_SECONDS = 20.0
@@ -68,7 +69,7 @@ def operating_system() -> dict[str, Any]:
         "version": release.get("VERSION_ID", ""),
         "pretty": release.get("PRETTY_NAME", "") or platform.platform(),
         "libc": _libc(),
-        "boot_id": _read("/proc/sys/kernel/random/boot_id").strip(),
+        "boot_id": boot_id(),
         "uptime": float((_read("/proc/uptime").split() or ["0"])[0]),
     }
 

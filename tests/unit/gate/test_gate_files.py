@@ -13,9 +13,10 @@ from macd.gate.logs import Pulled
 from macd.gate.report import Judged
 from macd.host.flag.evidence import blockers
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.gate import INCONCLUSIVE, PASS, Rule
+from macd.host.judge.gate import INCONCLUSIVE, PASS
 from macd.inventory import load
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 from tests.support.signal_lines import RELEASE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -24,7 +25,7 @@ DAY = timedelta(days=1)
 
 
 def judged(directory: Path, days: float | None = None) -> Judged:
-    return report.of_files(load("lab"), directory, Rule(), days, NOW)
+    return report.of_files(load("lab"), directory, RULE, days, NOW)
 
 
 def put(directory: Path, n: int, **more: Any) -> None:
