@@ -36,7 +36,7 @@ from tests.support.hosts.fleet import Hosts
 from tests.support.training_run import ROOT
 from tests.unit.app.market.test_fetch import HOUR, Server
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]  # a busy machine is no defect
+pytestmark = pytest.mark.hosts
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,6 @@ def earlier(lab: LabState, tmp_path: Path) -> Earlier:
     return Earlier(tmp_path / "earlier", made)
 
 
-@pytest.mark.timeout(900)
 def test_a_host_of_an_earlier_version_is_looked_at_deployed_to_and_rolled_back(
     earlier: Earlier,
 ) -> None:

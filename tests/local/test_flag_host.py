@@ -120,7 +120,7 @@ def request(host: Place, wanted: str, document: Any = None, **more: Any) -> dict
             "scope": "user",
             "endpoint": host.endpoint,
         },
-        "health_s": 5.0,
+        "health_s": 15.0,
         "report": raw,
         "signature": sign(raw, key=key, namespace=namespace) if document else b"",
         "identity": IDENTITY,
@@ -220,7 +220,7 @@ def test_live_and_unwatched_and_unwell_is_taken_to_shadow(host: Place) -> None:
 
 def end_guard(host: Place) -> None:
     """Kill the loop that is there, if one is."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40
     while host.watching.call("guard_status", app=str(host.app))["loop"]:
         with contextlib.suppress(ProcessLookupError, TypeError):
             os.kill(host.state("guard.lock")["pid"], signal.SIGKILL)
