@@ -1,8 +1,8 @@
 """The first module a host runs: makes the archive of macd/host importable, and starts the agent.
 
 The archive is held in memory. Nothing is written to disk, unless provision asks for the compiled
-code. It then lies beside the copy of the archive, so that later agents, activations and looks of the
-guard need not compile.
+code. It then lies beside the copy of the archive, so that later agents, activations and guards need
+not compile.
 """
 
 from __future__ import annotations
