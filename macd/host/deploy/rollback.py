@@ -7,6 +7,7 @@ tool sets come back: all else in it is the team's, a rotated key for instance, a
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ def to_release(
     """
     kept = snapshots.of(layout, to)
     names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
-    keys = _keys(now.get(FLAGS), kept.get(FLAGS), names)
+    # A directory is left as it is: no key is put back into it.
+    keys = {} if os.path.isdir(layout.env) else _keys(now.get(FLAGS), kept.get(FLAGS), names)
     after = {**kept, FLAGS: _env(now.get(FLAGS), kept.get(FLAGS), keys)}
     files = snapshots.changed_files(now, after)
     by_hand = snapshots.edited(now, written(layout, live, history))
