@@ -45,7 +45,7 @@ def doctor(
         shown = [
             {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
         ]
-        emit({"problems": problems, "hosts": shown, "away": failed_fields(results.failed)})
+        emit({"problems": problems, "hosts": shown, **failed_fields(results.failed)})
     else:
         for name, findings in rows.items():
             print(name)

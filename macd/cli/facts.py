@@ -47,7 +47,8 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
 def _show_jump(host: Host, error: MacdError, *, json: bool) -> None:
     """Show a jump host that has no Python: it needs none, and can't answer more."""
     if json:
-        emit({"host": host.name, "python": None, "told": error.what})
+        # `told`: the name of `why` up to 0.1
+        emit({"host": host.name, "python": None, "why": error.what, "told": error.what})
         return
     print(f"{'host':<10}{host.name} answers; as a jump host it needs no Python")
     print(f"{'python':<10}none that macd can use: {error.what}")

@@ -132,7 +132,7 @@ def _show_all(env: str, results: Results[_Saved], *, json: bool) -> ExitCode:
     )
     if json:
         hosts = [saved.fields for saved in results.done.values()]
-        emit({"verdict": verdict, "hosts": hosts, "away": failed_fields(results.failed)})
+        emit({"verdict": verdict, "hosts": hosts, **failed_fields(results.failed)})
     else:
         for saved in results.done.values():
             print("\n".join(_head(saved.document)))
@@ -208,7 +208,8 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
         "release": document["release"],
         "verdict": document["verdict"],
         "reasons": document["reasons"],
-        "opens_nothing": document["opens_nothing"],
+        "blockers": document["blockers"],
+        "opens_nothing": document["blockers"],  # its name up to 0.1
         "rates": {row["name"]: [row["successes"], row["trials"]] for row in document["criteria"]},
         "rule": document["rule"],
         "report": str(path.relative_to(inventory.state_dir)),
@@ -244,7 +245,6 @@ def report_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
-    """The verdict and why."""
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
     findings = document["findings"]
@@ -270,7 +270,7 @@ def _head(document: Mapping[str, Any]) -> list[str]:
 def _blockers(document: Mapping[str, Any]) -> list[str]:
     """Why the report can't enable stacking, without the verdict, which is printed above."""
     verdict = f"the verdict is {document['verdict']}"
-    return [why for why in document["opens_nothing"] if why != verdict]
+    return [why for why in document["blockers"] if why != verdict]
 
 
 def _criteria(document: Mapping[str, Any]) -> list[str]:
@@ -305,7 +305,6 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def diagnosis(model: Mapping[str, Any]) -> str:
-    """One model's output in words."""
     if not model["answers"]:
         absent = model["missing"] + model["not_finite"]
         kind = "NaN or infinite" if model["not_finite"] else "no output"

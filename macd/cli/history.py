@@ -102,7 +102,7 @@ def _on_hosts(
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
             for name, records in results.done.items()
         ]
-        emit({"hosts": rows, "away": failed_fields(results.failed)})
+        emit({"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")

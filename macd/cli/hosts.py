@@ -72,9 +72,15 @@ def let_end(running: Sequence[str]) -> None:
     print(f"\ninterrupted: waiting for {names}; Ctrl-C again leaves at once", file=sys.stderr)
 
 
-def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+def errors_by_host(failed: Mapping[str, MacdError]) -> dict[str, Any]:
     """The error of each host on which it could not be done, for a JSON document."""
     return {name: error_fields(error) for name, error in failed.items()}
+
+
+def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+    """The key `errors` of a JSON document; `away` is its name up to 0.1."""
+    errors = errors_by_host(failed)
+    return {"errors": errors, "away": errors}
 
 
 def print_failed(failed: Mapping[str, MacdError]) -> None:
@@ -144,7 +150,6 @@ class Lines:
         )
 
     def write(self, text: str, *, to: TextIO | None = None) -> None:
-        """Print lines as they are."""
         with self._lock:
             self._go_on()
             try:

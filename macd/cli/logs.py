@@ -76,7 +76,7 @@ def logs(
     results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
-        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": failed_fields(results.failed)})
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
         view = _View(terminal, wanted, objects=json and len(hosts) > 1)

@@ -48,7 +48,7 @@ def monitor(
     if json:
         looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
-        emit({"hosts": rows, "away": failed_fields(looks.failed)} if several else rows[0])
+        emit({"hosts": rows, **failed_fields(looks.failed)} if several else rows[0])
     else:
 
         def show(watched: Host) -> tuple[Seen, str]:

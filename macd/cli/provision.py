@@ -107,7 +107,7 @@ def _emit(results: Results[Provisioned], *, dry_run: bool) -> None:
         {**asdict(host), "restart_wanted": host.restart_wanted} for host in results.done.values()
     ]
     more = {"untouched": results.not_started, "left": results.left}
-    emit({"dry_run": dry_run, "hosts": hosts, "away": failed_fields(results.failed), **more})
+    emit({"dry_run": dry_run, "hosts": hosts, **failed_fields(results.failed), **more})
 
 
 def _exit_code(results: Results[Provisioned], *, agreed: bool) -> ExitCode:

@@ -36,8 +36,9 @@ def status(
     rows = [(name, *seen) for name, seen in results.done.items()]
     healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
     if json:
-        away = failed_fields(results.failed)
-        emit({"well": healthy, "hosts": [_fields(*row) for row in rows], "away": away})
+        all_of_them = {"healthy": healthy, "well": healthy}  # `well`: its name up to 0.1
+        rows_shown = [_fields(*row) for row in rows]
+        emit({**all_of_them, "hosts": rows_shown, **failed_fields(results.failed)})
     else:
         for name, state, drifted in rows:
             print(f"{name}  {state.app}")
@@ -58,7 +59,8 @@ def _fields(name: str, state: HostState, drifted: list[str]) -> dict[str, Any]:
     shown["service_settings"] = state.service_settings and masked(state.service_settings)
     flags = dict(state.health.get("flags", {}))
     more = {"host": name, "drift": drifted, "flags": flags, "since": _since(state)}
-    return {**shown, **more, "well": state.serves_well}
+    old = {"well": state.serves_well, "rehearsal": shown["readiness"]}  # names up to 0.1
+    return {**shown, **more, "healthy": state.serves_well, **old}
 
 
 def _since(state: HostState) -> str | None:
@@ -89,7 +91,7 @@ def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
     if state.last and state.last["state"] == "reverted":
         yield "last", _reverted(state.last)
     if state.flag_change:
-        yield "flag", _flag_change(state.flag_change, held=bool(state.lock))
+        yield "flag", _flag_change(state.flag_change, locked=bool(state.lock))
     if state.held:
         yield "lock", state.held
     yield "rollback", _rollback_target(state.rollback)
@@ -107,19 +109,20 @@ def _health(state: HostState) -> str:
     return f"✗ {health.get('status')}: release {health.get('release')}, {health.get('last_error')}"
 
 
-def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
+def _flag_change(change: Mapping[str, Any], *, locked: bool) -> str:
     text = (
         f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
     )
     text += f" by {change['who']}: {change['state']}"
     end = "the next deploy, enable-stacking or disable-stacking ends it"
-    return f"{text}; at work" if held else f"{text}; it was INTERRUPTED, {end}"
+    return f"{text}; at work" if locked else f"{text}; it was INTERRUPTED, {end}"
 
 
 def _reverted(last: Mapping[str, Any]) -> str:
     text = f"activation {last['number']} of {last.get('release')} was reverted"
     text += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
-    return text if last.get("well") is not False else f"{text}; {last.get('serving')}"
+    healthy = last.get("healthy", last.get("well"))
+    return text if healthy is not False else f"{text}; {last.get('serving')}"
 
 
 def _rollback_target(target: Mapping[str, Any]) -> str:
@@ -143,7 +146,7 @@ def why(
     chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
     if json:
         shown = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": shown, "away": failed_fields(results.failed)})
+        emit({"hosts": shown, **failed_fields(results.failed)})
     else:
         for name, state in rows.items():
             _print_chain(name, state, chains[name], env)

@@ -81,7 +81,7 @@ class PendingActivations:
 class Outcome:
     """How it ended on one host: committed, reverted or nothing (to do).
 
-    `well`: whether what is live now serves well; None where the host could not report.
+    healthy: whether what is live now serves well; None where the host could not report.
     `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
     the release. `kept`: where the texts lie on the host that people had changed, and that went.
     """
@@ -92,7 +92,7 @@ class Outcome:
     live: str | None
     reason: str = ""
     serving: str = ""
-    well: bool | None = None
+    healthy: bool | None = None
     number: int = 0
     sent: int = 0
     seconds: float = 0.0
@@ -103,7 +103,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        if self.well is False:  # 4 would promise that the old one serves
+        if self.healthy is False:  # 4 would promise that the old one serves
             return ExitCode.FAILED
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
@@ -287,6 +287,7 @@ class _Follower:
         how = str(self._last.get("state", "reverted"))
         if how not in ("committed", "reverted"):  # the last word was lost with a full disk
             how = "committed" if self._live == self._activation.release else "reverted"
+        healthy = self._last.get("healthy", self._last.get("well"))
         return Outcome(
             host=self._host.name,
             result=how,
@@ -294,7 +295,7 @@ class _Follower:
             live=self._live,
             reason=str(self._last.get("reason", "")),
             serving=str(self._last.get("serving", "")),
-            well=True if how == "committed" else self._last.get("well"),
+            healthy=True if how == "committed" else healthy,
             number=self._activation.number,
             files=tuple(self._switched.get("files", ())),
             keys=tuple(self._switched.get("keys", ())),

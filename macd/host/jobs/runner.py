@@ -1,8 +1,7 @@
 """Run one long job on its host: start it, write heartbeats, stop it on request, record its end.
 
-The runner is detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`): a
-lost connection or a viewer that leaves can never change the job. Only what this process sees is the
-job's state.
+The runner is detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`), so
+a lost connection can't change the job. The job's state is what this process records.
 """
 
 from __future__ import annotations
@@ -146,7 +145,7 @@ def _write_exit(directory: str, end: dict[str, Any]) -> None:
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """A pid that can't be mistaken for a later process with the same number."""
+    """A pid with what distinguishes it from a later process of the same number."""
     return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
 
 

@@ -16,7 +16,7 @@ _PIECE = 4 << 20
 def read(path: str, offset: int = 0, limit: int = _PIECE) -> dict[str, Any]:
     """Up to `limit` bytes from `offset` (negative: that many from the end).
 
-    The answer's `size` is the file's; `eof` says that nothing followed. Only regular files: a FIFO
+    `size` in the answer is the file's; `eof`: nothing followed. Only regular files are read: a FIFO
     or a device would hang the agent. Raises FileNotFoundError and the like.
     """
     descriptor = _open_regular(durable.expand(path))

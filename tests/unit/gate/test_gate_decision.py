@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from macd.gate import evidence
 from macd.host.judge import gate
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
-from macd.host.judge.parse import parse
+from macd.host.judge.parse import parse, step_ms
 from tests.support import signal_lines
 from tests.support.gate_rule import RULE
 from tests.support.signal_lines import RELEASE

@@ -101,6 +101,6 @@ def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
     told = blockers(document, release=None, manifest_sha256="", env="prod", note=None, now=now)
     assert told[:3] == [
         "its verdict is INCONCLUSIVE",
-        "it says itself that it opens nothing: days laxer than in inventory lab",
+        "it says itself that it can't enable stacking: days laxer than in inventory lab",
         "it is about release none, live is nothing",
     ]

@@ -169,9 +169,9 @@ def test_healthy_lines_without_the_field_pass_on_a_host_too() -> None:
     found = analysed(without(made(), range(40)))
     decision = on_host(found)
     assert (decision.verdict, set(rates(decision).values())) == (PASS, {(40, 40)})
-    assert found.untold == 40
-    assert "no field ml_error" in report._untold(found)[0]
-    assert report._untold(analysed(made())) == []
+    assert found.lacks_ml_error == 40
+    assert "no field ml_error" in report._lacking_ml_error(found)[0]
+    assert report._lacking_ml_error(analysed(made())) == []
 
 
 @pytest.mark.parametrize("name", ["ml_bull_prob", "ml_lgb_prob", "ml_lstm_prob", "ml_tft_prob"])
@@ -199,7 +199,7 @@ def test_a_field_that_other_lines_have_was_lost_and_may_have_held_an_error(rows:
         "no field ml_error, which other lines of the release have: 8 lines"
     )
     assert found.document()["errors"][0]["count"] == 8
-    assert found.untold == 0
+    assert found.lacks_ml_error == 0
 
 
 def test_a_line_before_the_window_tells_that_the_writer_has_the_field() -> None:
