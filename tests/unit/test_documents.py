@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -38,6 +39,7 @@ _WITH_OPTIONS = re.compile(r"invoke ([a-z][a-z-]*(?:\.[a-z]+)?)((?: [^\n`;#&|]*)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(?:macd|tests|docs|benchmarks|templates|inventory)/[^\s:]*")
 _MODULE = re.compile(r"[a-z_]+\.py\b")
+_WITH_NAMES = re.compile(r"`(macd/[\w/]+\.py)`\s+\(((?:`[A-Za-z_][\w.]*`(?:,\s+)?)+)")
 _NOT_OURS = {"serve.py"}  # of a release
 _VERB = re.compile(r"([a-z]+)\.[a-z]+")
 _MAKE = re.compile(r"(?:`|^    )make ([a-z][a-z-]*)", re.MULTILINE)
@@ -103,6 +105,49 @@ def test_paths_that_are_named_exist(page: Path) -> None:
 def test_modules_that_are_named_without_their_room_exist(page: Path) -> None:
     named = {match[0] for span in _SPAN.findall(page.read_text()) if (match := _MODULE.match(span))}
     assert named - MODULES - _NOT_OURS == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_file_is_named_for_is_defined_there(page: Path) -> None:
+    """`macd/deploy/apply.py` (`deploy`), `macd/host/deploy/activation.py` (`Activation.go`)."""
+    gone = [
+        f"{path}: {name}"
+        for path, names in _WITH_NAMES.findall(page.read_text())
+        for name in re.findall(r"`([^`]+)`", names)
+        if name not in _defined(ROOT / path)
+    ]
+    assert gone == []
+
+
+def test_a_name_that_is_not_defined_is_found() -> None:
+    assert {"Activation.go", "confirm"} <= _defined(ROOT / "macd/host/deploy/activation.py")
+    assert "go" not in _defined(ROOT / "macd/host/deploy/activation.py")
+    text = "`macd/errors.py` (`MacdError`,\n`Gone`) and `macd/errors.py` (`macd/sizes.py`)"
+    assert _WITH_NAMES.findall(text) == [("macd/errors.py", "`MacdError`,\n`Gone`")]
+
+
+@functools.cache
+def _defined(source: Path) -> set[str]:
+    """Functions, classes, constants of a module, and the members of its classes as Class.member."""
+    body = ast.parse(source.read_text()).body
+    members = [
+        f"{node.name}.{name}"
+        for node in body
+        if isinstance(node, ast.ClassDef)
+        for name in _bound(node.body)
+    ]
+    return {*_bound(body), *members}
+
+
+def _bound(body: list[ast.stmt]) -> list[str]:
+    names = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
