@@ -18,9 +18,11 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from macd import inventory
+from macd.gate import report
 from macd.host.judge import gate, reading
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.gate import Findings, Rule
+from macd.host.judge.gate import Findings
 from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -34,13 +36,14 @@ def main() -> int:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="macd-scale-") as held:
         sources, lines = fill(Path(held), chosen.mb * 1_000_000)
+        rule = report.rule_of(inventory.load("lab"))
         size = sum(source.size for source in sources)
         analysis = Analysis(Window(0, round(NOW.timestamp() * 1000), signal_lines.RELEASE))
         memory = Memory()
         began, load = time.perf_counter(), os.getloadavg()[0]
         used = time.process_time()
         reading.analyse(sources, analysis, workers=chosen.workers)
-        decision = gate.decide(Findings(analysis.tally()), Rule())
+        decision = gate.decide(Findings(analysis.tally()), rule)
         document = analysis.document()
         seconds = time.perf_counter() - began
         mine = time.process_time() - used

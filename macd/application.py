@@ -1,9 +1,9 @@
 """What an application is, to the tool that trains, releases, serves and judges it.
 
-This is the one place where the tool meets the application: its commands and the fields of its log
-lines. run_directory.py names the files that a training leaves. The tool knows no model library.
-What it must ask about models, it asks the application's own commands, in a limited child process
-(childprocess.py).
+This is the one place where the tool meets the application: its commands. run_directory.py names the
+files that a training leaves. host/judge/parse.py names the fields of a log line that are judged,
+for the host half judges without this file. The tool knows no model library. What it must ask about
+models, it asks the application's own commands, in a limited child process (childprocess.py).
 
 Questions about training settings and bars are answered in this process: they load no model.
 """
@@ -20,7 +20,6 @@ from macd import childprocess
 from macd.checklist import Item
 from macd.childprocess import EndedError, Limits
 from macd.errors import ExitCode, MacdError
-from macd.host.judge import parse
 
 if TYPE_CHECKING:
     from macd.app.train.settings import Settings as Settings  # noqa: PLC0414 - for others, too
@@ -37,8 +36,7 @@ class Application:
 
     check, compare: JSON in and out; each answers a list of items. serve: the module of the service
     that app/serve.py of a release starts, and that `--check` asks on a host before a switch.
-    sources: what a training host needs of the package, rooms and files. log_fields: the fields of a
-    signal line that the gate, the guard and the doctor read.
+    sources: what a training host needs of the package, rooms and files.
     """
 
     train: str = "macd.app.train"
@@ -50,7 +48,6 @@ class Application:
         *("run_directory.py", "train_options.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
-    log_fields: frozenset[str] = parse.FIELDS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from macd.cli import interrupts
 
 # No deadline: a busy machine is no defect. `make test-full` asks for the thorough profile.
-for profile, examples in (("quick", 30), ("thorough", 300)):
+for profile, examples in (("quick", 15), ("thorough", 300)):
     settings.register_profile(
         profile,
         max_examples=examples,

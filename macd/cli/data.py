@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
 
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
     from macd.app.market.findings import Accepted, Finding
     from macd.inventory import Inventory
 
-_COMMON = JSON | {
+_BARS = {
     "symbol": "the market, as BTCUSD or BTC/USD",
     "tf": "timeframe: 1m, 5m, 15m, 1h, 4h, 1d ...",
     "dry-run": "show what would be done, write nothing",
     "replace": "replace bars that are stored already with other values",
+    "data": "directory of canonical files (default: data/bars)",
 }
 _MARKS = {"error": "✗", "warn": "!", "accepted": "·"}
 SHOWN = 10  # findings of each kind; --all shows every one
-_DATA = {"data": "directory of canonical files (default: data/bars)"}
 
 
 @verb(
-    name="import",
     positional=["file"],
-    help=_COMMON
-    | _DATA
+    help=_BARS
     | {
         "file": "CSV (also .gz, .zip), JSON, parquet or feather",
         "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless',
@@ -124,16 +122,14 @@ def import_(
 
 
 @verb(
-    name="fetch",
-    help=_COMMON
-    | _DATA
+    help=_BARS
     | {
         "symbol": "the market as the exchange calls it: BTC/USDT; BTC/USDT:USDT is the future",
         "exchange": "name of the exchange in ccxt (default: binance)",
         "since": "first time to fetch (UTC; default: after the last stored bar)",
         "until": "last time to fetch (UTC; default: now)",
         "api-url": "another server with the exchange's API: a mirror or a proxy",
-    },
+    }
 )
 def fetch(
     _: object,
@@ -154,13 +150,13 @@ def fetch(
 
     from macd.app.market.bars import bars_path, digest, symbol_name
     from macd.app.market.exchange import open_exchange
-    from macd.app.market.fetch import Wanted, fetch_bars, lacking
+    from macd.app.market.fetch import FetchRequest, fetch_bars, lacking
     from macd.app.market.findings import moment
 
     if not symbol:
         raise UsageError("which market?", hint="--symbol BTC/USDT --since 2023-01-01")
     path = bars_path(_directory(data), symbol, tf)
-    wanted = Wanted(
+    wanted = FetchRequest(
         symbol, tf, since=_time("since", since), until=_time("until", until), now=datetime.now(UTC)
     )
     if dry_run:
@@ -198,11 +194,8 @@ def fetch(
 
 
 @verb(
-    name="verify",
     iterable=["accept"],
-    help=INVENTORY
-    | JSON
-    | {
+    help={
         "symbol": "one or more, BTCUSD,ETHUSD: the others are compared with the first "
         "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
@@ -363,7 +356,6 @@ def show_findings(
 
 
 def span(rows: pl.DataFrame) -> str:
-    """How many bars, from when to when."""
     if rows.is_empty():
         return "0 bars"
     ordered = rows["timestamp"].sort()
@@ -395,7 +387,7 @@ def _show(findings: list[Finding], *, every: bool) -> None:
 
 
 def _judge(findings: list[Finding], bars: str) -> None:
-    from macd.app.market.findings import remedy, way_out
+    from macd.app.market.findings import REMEDIES, way_out
 
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     accepted = len(findings) - errors - warnings
@@ -409,7 +401,7 @@ def _judge(findings: list[Finding], bars: str) -> None:
     for check in sorted({finding.check for finding in wrong}):
         several = [finding for finding in wrong if finding.check == check]
         own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
-        general = remedy(check) or "look at the row; correct or cut the file, import it"
+        general = REMEDIES.get(check, "look at the row; correct or cut the file, import it")
         print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
     for line in way_out(wrong).splitlines():
         print(f"  {line}")

@@ -69,11 +69,10 @@ LEFT_UP = "the lab ran before the demo and keeps running; invoke lab.down stops 
 
 
 @verb(
-    name="demo",
     help={
         "keep": "leave the lab running at the end",
         "json": "print one JSON document for machines, at the end",
-    },
+    }
 )
 def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     """Run the whole story on embedded hosts with sample data, printing each command."""

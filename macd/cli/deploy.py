@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import failed_fields, on_each, print_failed
+from macd.cli.hosts import errors_by_host, failed_fields, on_each, print_failed, select
 from macd.cli.rollout import (
     Shown,
     as_fields,
@@ -17,18 +17,7 @@ from macd.cli.rollout import (
     print_targets,
     rollback_targets,
 )
-from macd.cli.verb import (
-    ENV_HOST,
-    INVENTORY,
-    JSON,
-    PARALLEL,
-    YES,
-    confirm,
-    emit,
-    error_fields,
-    same,
-    verb,
-)
+from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -41,14 +30,13 @@ if TYPE_CHECKING:
     from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
-_COMMON = ENV_HOST | INVENTORY | JSON
 _RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
-_LIMITS = PARALLEL | {
-    "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)",
+_MAX_FAILED = {
+    "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)"
 }
 
 
-@verb(name="plan", help={**_COMMON, **_RELEASE})
+@verb(help=_RELEASE)
 def plan(
     _: object,
     env: str = "prod",
@@ -61,39 +49,33 @@ def plan(
 
     Changes nothing.
     """
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
-
-    inv = load(inventory)
-    looked = _look(inv, list(hosts_of(inv, env, host)), _candidate(inv, env, release))
-    plans = looked.plans
+    inv, hosts = select(inventory, env, host)
+    preview = _preview(inv, hosts, _candidate(inv, env, release))
+    plans = preview.plans
     if json:
-        emit(_fields(looked))
-        return looked.exit_code
-    looked.show()
+        emit(_fields(preview))
+        return preview.exit_code
+    preview.show()
     options = same(env=env, host=host, release=release, inventory=inventory)
     if any(plan.problems for plan in plans):
-        return looked.exit_code  # each with what to do about it
+        return preview.exit_code  # each with what to do about it
     if any(not plan.empty for plan in plans):
         print(f"\n  next: invoke deploy{options}")
-    elif any(plan.unwell for plan in plans):
+    elif any(plan.unhealthy for plan in plans):
         print(f"\n  next: invoke deploy --restart{options}")
-    return looked.exit_code
+    return preview.exit_code
 
 
 @verb(
-    name="deploy",
-    help=YES
+    help=_RELEASE
+    | _MAX_FAILED
     | {
-        **_COMMON,
-        **_RELEASE,
-        **_LIMITS,
         "wave": 'deploy in waves: hosts done in total after each, e.g. "1,50%,100%"',
         "skip-unreachable": "leave out hosts that can't be reached; exit 5 at the end",
         "restart": "restart the service even if nothing differs",
         "attach": "follow an activation under way (confirm it, if started here); start nothing",
         "dry-run": "the same as invoke plan",
-    },
+    }
 )
 def deploy(
     _: object,
@@ -112,15 +94,13 @@ def deploy(
     json: bool = False,
 ) -> ExitCode:
     """Bring a release live: send, verify, switch, restart, soak, commit or revert."""
-    from macd.deploy.fleet import hosts_of, waves
-    from macd.inventory import load
+    from macd.deploy.fleet import waves
     from macd.ssh.ahead import LinksAhead
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
     options = same(env=env, host=host, inventory=inventory)
     if attach:
-        return _attach(inv, env, host, options, json=json)
-    hosts = list(hosts_of(inv, env, host))
+        return _attach(inv, env, hosts, options, json=json)
     planned = waves(hosts, wave)
     asks = dry_run or not yes
     with LinksAhead([] if asks else planned[0][: max(parallel, 0)], inv) as ahead:
@@ -133,12 +113,12 @@ def deploy(
         candidate = _candidate(inv, env, release)
         unreachable: dict[str, MacdError] = {}
         if asks:
-            looked = _look(inv, hosts, candidate)
+            preview = _preview(inv, hosts, candidate)
             how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
-            code = _before(looked, how)
+            code = _before(preview, how)
             if code is not None:
                 return code
-            unreachable = looked.failed
+            unreachable = preview.failed
 
         def one_host(host: Host) -> Outcome:
             with shown.host(host.name, f"deploying {candidate.id} to {host.name}") as progress:
@@ -162,14 +142,11 @@ def deploy(
 
 
 @verb(
-    name="rollback",
-    help=YES
+    help=_MAX_FAILED
     | {
-        **_COMMON,
-        **_LIMITS,
         "to": "id of a release that was live there (default: undo the last deploy, where live)",
         "dry-run": "only show which release each host would go back to",
-    },
+    }
 )
 def rollback(
     _: object,
@@ -185,12 +162,9 @@ def rollback(
 ) -> ExitCode | None:
     """Go back to the last good release: models, code, unit, flags; sends nothing."""
     from macd.deploy import apply, follow, rollout
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
     from macd.ssh.refusals import UnreachableError
 
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     limits = rollout.Limits(parallel, max_failed)
     options = same(env=env, host=host, inventory=inventory)
     run = rollout.Rollout(inv, "rollback", env)
@@ -207,7 +181,7 @@ def rollback(
         if not (yes or unreachable or any(target.to for target in targets)):
             raise nothing_to_roll_back(env, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
-            return _not_agreed(json=json)
+            return not_agreed(json=json)
 
     def one_host(host: Host) -> Outcome:
         with shown.host(host.name, f"rolling {host.name} back") as progress:
@@ -231,7 +205,7 @@ def rollback(
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Preview:
     """What a deploy would do on each host that could be asked, and why the others could not."""
 
     plans: Sequence[Plan]
@@ -256,8 +230,6 @@ class _Looked:
         return all(code_of(error) == ExitCode.CONTACT_LOST for error in self.failed.values())
 
     def show(self) -> None:
-        """For people."""
-
         for plan in self.plans:
             print_plan(plan)
         sys.stdout.flush()
@@ -275,40 +247,40 @@ class _How:
     json: bool
 
 
-def _look(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Looked:
+def _preview(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Preview:
     from macd.deploy import apply
 
     results = on_each(hosts, lambda host: apply.look(host, inventory, candidate))
-    return _Looked(list(results.done.values()), results.failed, candidate)
+    return _Preview(list(results.done.values()), results.failed, candidate)
 
 
-def _before(looked: _Looked, how: _How) -> ExitCode | None:
+def _before(preview: _Preview, how: _How) -> ExitCode | None:
     """Show what would be done and ask; the exit code if that is all, None to go on."""
     if how.dry:
-        _show(looked, how)
-        return looked.exit_code
-    if looked.failed and not (how.skip and looked.all_unreachable):
+        _show(preview, how)
+        return preview.exit_code
+    if preview.failed and not (how.skip and preview.all_unreachable):
         if not how.json:
-            looked.show()
-        raise _not_started(looked, how.options)
-    _show(looked, how)
-    if looked.nothing_to_do and not (how.restart and looked.plans):
-        return _as_it_is(looked, how)
-    names = ", ".join(plan.host for plan in looked.plans)
-    past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
-    if not confirm(f"deploy {looked.candidate.id} to {names}{past}?", yes=False):
-        return _not_agreed(json=how.json)
+            preview.show()
+        raise _not_started(preview, how.options)
+    _show(preview, how)
+    if preview.nothing_to_do and not (how.restart and preview.plans):
+        return _as_it_is(preview, how)
+    names = ", ".join(plan.host for plan in preview.plans)
+    past = f", and pass by {', '.join(preview.failed)}" if preview.failed else ""
+    if not confirm(f"deploy {preview.candidate.id} to {names}{past}?", yes=False):
+        return not_agreed(json=how.json)
     return None
 
 
-def _not_started(looked: _Looked, options: str) -> MacdError:
+def _not_started(preview: _Preview, options: str) -> MacdError:
     skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
     return MacdError(
-        f"no deploy was started: {', '.join(looked.failed)} could not be asked",
-        why="\n".join(f"{name}: {error.what}" for name, error in looked.failed.items()),
+        f"no deploy was started: {', '.join(preview.failed)} could not be asked",
+        why="\n".join(f"{name}: {error.what}" for name, error in preview.failed.items()),
         live="on every host what was live before",
-        hint=skip if looked.all_unreachable else f"see to it; invoke plan{options} asks again",
-        exit_code=looked.exit_code,
+        hint=skip if preview.all_unreachable else f"see to it; invoke plan{options} asks again",
+        exit_code=preview.exit_code,
     )
 
 
@@ -320,44 +292,39 @@ def _candidate(inventory: Inventory, env: str, release: str) -> ReleaseCandidate
     return candidates.read(Store(inventory.root / "releases"), release, env, index=index, feed=feed)
 
 
-def _show(looked: _Looked, how: _How) -> None:
-    if how.json and (how.dry or looked.nothing_to_do):
-        emit({"dry_run": how.dry, **_fields(looked)})
+def _show(preview: _Preview, how: _How) -> None:
+    if how.json and (how.dry or preview.nothing_to_do):
+        emit({"dry_run": how.dry, **_fields(preview)})
     elif not how.json:
-        looked.show()
+        preview.show()
 
 
-def _fields(looked: _Looked) -> dict[str, Any]:
+def _fields(preview: _Preview) -> dict[str, Any]:
     return {
-        "changes": not looked.nothing_to_do,
-        "hosts": [{**asdict(plan), "changes": not plan.empty} for plan in looked.plans],
-        "away": failed_fields(looked.failed),
+        "changes": not preview.nothing_to_do,
+        "hosts": [
+            {**asdict(plan), "unwell": plan.unhealthy, "changes": not plan.empty}
+            for plan in preview.plans
+        ],
+        **failed_fields(preview.failed),
     }
 
 
-def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
+def _as_it_is(preview: _Preview, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(plan.unwell for plan in looked.plans):
-        return looked.exit_code
+    if not any(plan.unhealthy for plan in preview.plans):
+        return preview.exit_code
     if not how.json:
-        again = f"invoke deploy --restart --release {looked.candidate.id}{how.options}"
+        again = f"invoke deploy --restart --release {preview.candidate.id}{how.options}"
         print(f"  do: {again}; invoke doctor{how.options}")
     return ExitCode.FAILED
 
 
-def _not_agreed(*, json: bool) -> ExitCode:
-    if json:
-        emit({"result": "not agreed", "hint": "--yes"})
-    else:
-        print("nothing was changed\n  do: add --yes to go on without a question")
-    return ExitCode.FAILED
-
-
-def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bool) -> ExitCode:
+def _attach(
+    inventory: Inventory, env: str, hosts: list[Host], options: str, *, json: bool
+) -> ExitCode:
     from macd.deploy import rollout
-    from macd.deploy.fleet import hosts_of
 
-    hosts = list(hosts_of(inventory, env, host))
     run = rollout.Rollout(inventory, "deploy", env)
     results = _follow_each(inventory, run, hosts, quiet=json)
     if len(hosts) == 1 and results.failed:
@@ -369,7 +336,7 @@ def _attach(inventory: Inventory, env: str, host: str, options: str, *, json: bo
     )
     if json:
         fields = {"outcomes": as_fields(outcomes), "warnings": warnings}
-        emit({**fields, "errors": failed_fields(ended.failed), "left": ended.left})
+        emit({**fields, "errors": errors_by_host(ended.failed), "left": ended.left})
         return ended.exit_code
     for name, (outcome, _) in results.done.items():
         if outcome is None and len(hosts) == 1:
@@ -417,11 +384,8 @@ def _end(
 ) -> ExitCode:
     from macd.deploy.rollout import passed_by
 
-    past = (
-        passed_by(kind, result.unreachable, options, release=release)
-        if result.unreachable
-        else None
-    )
+    unreachable = result.unreachable
+    past = passed_by(kind, unreachable, options, release=release) if unreachable else None
     error = result.error or past or _left(result, options)
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:
@@ -433,7 +397,7 @@ def _end(
             "warnings": result.warnings,
             "stopped": result.stopped,
             "left": result.left,
-            "errors": failed_fields({**result.failed, **result.unreachable}),
+            "errors": errors_by_host({**result.failed, **result.unreachable}),
         }
         emit({**fields, **(error_fields(error) if error else {}), "exit_code": int(code)})
         return code

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import exit_code, failed_fields, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
+from macd.cli.hosts import exit_code, failed_fields, print_failed, select
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -16,20 +16,15 @@ if TYPE_CHECKING:
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 
 
-@verb(
-    name="doctor",
-    help=ENV_HOST | INVENTORY | JSON,
-)
+@verb()
 def doctor(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Look for known failures; show evidence and remedy; exit 1 if one is found."""
-    from macd.deploy.fleet import hosts_of, side_by_side
+    from macd.deploy.fleet import side_by_side
     from macd.gate.doctor import diagnose
-    from macd.inventory import load
 
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     boxes = [host for host in inv.hosts.values() if host.role == "train"]
     # The training boxes are asked beside the hosts, and once for all of them.
     results = side_by_side([*hosts, *boxes], lambda host: _ask(host, inv))
@@ -50,7 +45,7 @@ def doctor(
         shown = [
             {"host": n, "findings": [asdict(f) for f in findings]} for n, findings in rows.items()
         ]
-        emit({"problems": problems, "hosts": shown, "away": failed_fields(results.failed)})
+        emit({"problems": problems, "hosts": shown, **failed_fields(results.failed)})
     else:
         for name, findings in rows.items():
             print(name)
@@ -81,13 +76,11 @@ def _ask(host: Host, inventory: Inventory) -> Any:
 
 def _training(host: Host, inventory: Inventory) -> dict[str, str]:
     """The state of the newest run on a host, and what helps if it failed."""
-    import time
-
     from macd.jobs import follow, remedies
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     try:
-        with Contact(host, inventory, time.monotonic, time.sleep, patience=0.0) as contact:
+        with Contact(host, inventory, patience=0.0) as contact:
             status = follow.status_of(contact, "")
             if status["state"] != "FAILED":
                 return {"state": status["state"], "why": "", "remedy": ""}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -14,14 +14,7 @@ if TYPE_CHECKING:
     from macd.ssh.facts import Disk, Facts, Gpu
 
 
-@verb(
-    name="facts",
-    help=INVENTORY
-    | JSON
-    | {
-        "host": "name of a host in the inventory; jump hosts can be asked too",
-    },
-)
+@verb(help={"host": "name of a host in the inventory; jump hosts can be asked too"})
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
     """Show a host's system, Python, disks, service manager, GPUs and clock.
 
@@ -54,7 +47,8 @@ def facts(_: object, host: str = "", inventory: str = "", json: bool = False) ->
 def _show_jump(host: Host, error: MacdError, *, json: bool) -> None:
     """Show a jump host that has no Python: it needs none, and can't answer more."""
     if json:
-        emit({"host": host.name, "python": None, "told": error.what})
+        # `told`: the name of `why` up to 0.1
+        emit({"host": host.name, "python": None, "why": error.what, "told": error.what})
         return
     print(f"{'host':<10}{host.name} answers; as a jump host it needs no Python")
     print(f"{'python':<10}none that macd can use: {error.what}")

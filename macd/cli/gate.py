@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -32,17 +32,14 @@ _ABNORMAL = {
 
 
 @verb(
-    name="shadow-gate",
-    help=ENV_HOST
-    | INVENTORY
-    | {
+    help={
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
         "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
         "needs about 88 bars (1h: --days 5)",
         "logs": "judge the logs in this directory; such a report can't enable stacking",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
-    },
+    }
 )
 def shadow_gate(
     _: object,
@@ -135,7 +132,7 @@ def _show_all(env: str, results: Results[_Saved], *, json: bool) -> ExitCode:
     )
     if json:
         hosts = [saved.fields for saved in results.done.values()]
-        emit({"verdict": verdict, "hosts": hosts, "away": failed_fields(results.failed)})
+        emit({"verdict": verdict, "hosts": hosts, **failed_fields(results.failed)})
     else:
         for saved in results.done.values():
             print("\n".join(_head(saved.document)))
@@ -211,7 +208,8 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
         "release": document["release"],
         "verdict": document["verdict"],
         "reasons": document["reasons"],
-        "opens_nothing": document["opens_nothing"],
+        "blockers": document["blockers"],
+        "opens_nothing": document["blockers"],  # its name up to 0.1
         "rates": {row["name"]: [row["successes"], row["trials"]] for row in document["criteria"]},
         "rule": document["rule"],
         "report": str(path.relative_to(inventory.state_dir)),
@@ -247,7 +245,6 @@ def report_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
-    """The verdict and why."""
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
     findings = document["findings"]
@@ -273,7 +270,7 @@ def _head(document: Mapping[str, Any]) -> list[str]:
 def _blockers(document: Mapping[str, Any]) -> list[str]:
     """Why the report can't enable stacking, without the verdict, which is printed above."""
     verdict = f"the verdict is {document['verdict']}"
-    return [why for why in document["opens_nothing"] if why != verdict]
+    return [why for why in document["blockers"] if why != verdict]
 
 
 def _criteria(document: Mapping[str, Any]) -> list[str]:
@@ -308,7 +305,6 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def diagnosis(model: Mapping[str, Any]) -> str:
-    """One model's output in words."""
     if not model["answers"]:
         absent = model["missing"] + model["not_finite"]
         kind = "NaN or infinite" if model["not_finite"] else "no output"

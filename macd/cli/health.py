@@ -1,4 +1,4 @@
-"""`invoke health`: every model of a release, run or folder really inv and run, a line each."""
+"""`invoke health`: every model of a release, run or folder really loaded and run, a line each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -16,16 +16,13 @@ if TYPE_CHECKING:
 
 
 @verb(
-    name="health",
-    help=INVENTORY
-    | JSON
-    | {
+    help={
         "release": "id of the release to check (default: the newest for the environment)",
         "env": "check the newest release of this environment (default: prod)",
         "run": "check a training run instead: id below runs/, or a directory",
         "dir": "check a folder of models trained elsewhere, such as data/ml_models",
         "bundle": "check an archive of such a folder, such as macd_models_20260301.tar.gz",
-    },
+    }
 )
 def health(
     _: object,

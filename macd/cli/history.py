@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import JSON, YES, confirm, emit, same, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ExitCode, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
@@ -25,10 +25,7 @@ _WHO = ("who", "by")
 
 
 @verb(
-    name="history",
-    help=JSON
-    | YES
-    | {
+    help={
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
@@ -37,7 +34,7 @@ _WHO = ("who", "by")
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-    },
+    }
 )
 def history(
     _: object,
@@ -105,7 +102,7 @@ def _on_hosts(
             {"host": name, "records": [_fields(r) for r in _chosen(records, limit, kind)]}
             for name, records in results.done.items()
         ]
-        emit({"hosts": rows, "away": failed_fields(results.failed)})
+        emit({"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
     for name, records in results.done.items():
         print(f"{name}{'' if records else ': nothing has been recorded there yet'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import INVENTORY, JSON, confirm, emit, verb
+from macd.cli.verb import confirm, emit, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from macd.ssh.ssh import Shown
 
 
-@verb(name="list", help=INVENTORY | JSON)
+@verb()
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show the inventory's hosts and the jump hosts to each; connects to nothing."""
     from macd.inventory import load
@@ -66,9 +66,7 @@ def _route(row: dict[str, Any], inventory: str) -> str:
 @verb(
     positional=["name"],
     iterable=["fingerprint"],
-    help=INVENTORY
-    | JSON
-    | {
+    help={
         "name": "name of a host in the inventory",
         "fingerprint": "SHA256:... accept exactly this key; may be repeated, one for each hop",
         "yes": "pin keys seen for the first time without asking (never a changed one)",

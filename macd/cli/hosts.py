@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from macd.cli.verb import error_fields, harmless
@@ -13,10 +14,21 @@ from macd.host import untrusted
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
-    from macd.inventory import Host
+    from macd.inventory import Host, Inventory
+    from macd.ssh.contact import Contact
 
 T = TypeVar("T")
 _LAST_LINE_S = 1.0
+_PATIENCE_S = 120.0
+
+
+def select(inventory: str, env: str, host: str) -> tuple[Inventory, list[Host]]:
+    """The inventory of that name, and the hosts that a command is about."""
+    from macd.deploy.fleet import hosts_of
+    from macd.inventory import load
+
+    inv = load(inventory)
+    return inv, list(hosts_of(inv, env, host))
 
 
 def on_each(
@@ -60,9 +72,15 @@ def let_end(running: Sequence[str]) -> None:
     print(f"\ninterrupted: waiting for {names}; Ctrl-C again leaves at once", file=sys.stderr)
 
 
-def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+def errors_by_host(failed: Mapping[str, MacdError]) -> dict[str, Any]:
     """The error of each host on which it could not be done, for a JSON document."""
     return {name: error_fields(error) for name, error in failed.items()}
+
+
+def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
+    """The key `errors` of a JSON document; `away` is its name up to 0.1."""
+    errors = errors_by_host(failed)
+    return {"errors": errors, "away": errors}
 
 
 def print_failed(failed: Mapping[str, MacdError]) -> None:
@@ -118,8 +136,20 @@ class Lines:
         if self._width:
             self.say(host, f"✗ {harmless(error)}", to=sys.stderr)
 
+    def contact(self, host: Host, inventory: Inventory, *, reached: bool = False) -> Contact:
+        """A session that reconnects, and says so here; ends early when all is over."""
+        from macd.ssh.contact import Contact
+
+        return Contact(
+            host,
+            inventory,
+            watcher=_TryingAgain(self, host.name),
+            patience=_PATIENCE_S,
+            reached=reached,
+            sleep=self.pause,
+        )
+
     def write(self, text: str, *, to: TextIO | None = None) -> None:
-        """Print lines as they are."""
         with self._lock:
             self._go_on()
             try:
@@ -138,3 +168,15 @@ class Lines:
     def _go_on(self) -> None:
         if self._over.is_set():
             raise BrokenPipeError
+
+
+@dataclass(frozen=True)
+class _TryingAgain:
+    terminal: Lines
+    host: str
+
+    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+        self.terminal.say(self.host, f"{error.what}; trying again", to=sys.stderr)
+
+    def back(self) -> None:
+        """What comes shows it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.verb import JSON, emit, verb
+from macd.cli.verb import emit, verb
 
 if TYPE_CHECKING:
     from macd.lab import HostState, LabState
 
 
-@verb(name="up", help=JSON)
+@verb()
 def up(_: object, json: bool = False) -> None:
     """Start three SSH hosts here, without root: jump, h800 behind it, prod."""
     from macd import lab
@@ -27,12 +27,10 @@ def up(_: object, json: bool = False) -> None:
 
 
 @verb(
-    name="down",
     help={
         "wipe": "also remove .lab: homes, keys, logs",
         "dry-run": "only show what would be stopped",
     }
-    | JSON,
 )
 def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = False) -> None:
     """Stop the lab and all that runs on its hosts; files stay for the next lab.up."""
@@ -52,7 +50,7 @@ def down(_: object, wipe: bool = False, dry_run: bool = False, json: bool = Fals
         print(f"  {'.lab is removed' if wipe else 'homes and keys stay in .lab'}; invoke lab.up")
 
 
-@verb(name="status", help=JSON)
+@verb()
 def status(_: object, json: bool = False) -> None:
     """Show the lab's hosts, ports, traffic and faults."""
     from macd import lab
@@ -69,7 +67,6 @@ def status(_: object, json: bool = False) -> None:
 
 
 @verb(
-    name="fault",
     help={
         "host": "jump, h800 or prod (default: prod)",
         "rtt-ms": "add this round-trip time, in milliseconds",
@@ -80,7 +77,6 @@ def status(_: object, json: bool = False) -> None:
         "present": "apply cut-after to the connections open now, not to the next one",
         "clear": "remove the fault",
     }
-    | JSON,
 )
 def fault(
     _: object,

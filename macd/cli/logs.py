@@ -11,19 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, emit, verb
-from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
+from macd.cli.hosts import (
+    Lines,
+    exit_code,
+    failed_fields,
+    on_each,
+    print_failed,
+    select,
+)
+from macd.cli.verb import emit, verb
+from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.gate.logs import Place, Pulled
     from macd.inventory import Host, Inventory
+    from macd.ssh.session import Session
 
 _LAST = 20
-_RETRIES = 5
 _EMPTY_S = 2.0  # between two looks for a first log; else the host waits for more lines
-# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
-_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,13 @@ class _Seen:
 
 
 @verb(
-    name="logs",
-    help=ENV_HOST
-    | INVENTORY
-    | {
+    help={
         "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
         "lines": "how many of each host's newest lines to show first (default: 20)",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
-    },
+    }
 )
 def logs(
     _: object,
@@ -66,19 +68,15 @@ def logs(
     json: bool = False,
 ) -> ExitCode:
     """Show the newest signal lines of each host; --follow keeps showing new ones."""
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
-
     try:
         wanted = re.compile(grep)
     except re.error as error:
         raise UsageError(f"--grep {grep}: not a regular expression", why=str(error)) from error
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     results = on_each(hosts, lambda host: _look(inv, host, wanted, lines))
     if json and not follow:
         rows = [seen.fields(name) for name, seen in results.done.items()]
-        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, "away": failed_fields(results.failed)})
+        emit(rows[0] if len(hosts) == 1 else {"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
     with Lines(hosts) as terminal:
         view = _View(terminal, wanted, objects=json and len(hosts) > 1)
@@ -159,24 +157,15 @@ def _follow_all(
 
 
 def _follow(inventory: Inventory, host: Host, place: Place, view: _View) -> None:
-    """Print what comes; a lost link is made anew and no line is lost or printed twice."""
+    """Print what comes; no line is lost or printed twice when a link is lost."""
     from macd.gate import logs as host_logs
-    from macd.ssh.refusals import UnreachableError
-    from macd.ssh.session import open_session
 
-    failures = 0
-    while True:
-        try:
-            with open_session(host, inventory) as session:
-                while True:
-                    came, place = host_logs.more(session, host.app_dir, place)
-                    failures = 0
-                    for raw in came:
-                        view.line(host.name, raw)
-                    view.terminal.pause(0 if place.name else _EMPTY_S)
-        except (ContactLostError, UnreachableError) as error:
-            failures += 1
-            if failures > _RETRIES or getattr(error, "reason", "lost") not in _PASSING:
-                raise
-            view.terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
-            view.terminal.pause(min(30, 2**failures))
+    def more(session: Session) -> tuple[list[bytes], Place]:
+        return host_logs.more(session, host.app_dir, place)
+
+    with view.terminal.contact(host, inventory, reached=True) as contact:
+        while True:
+            came, place = contact.use(more)
+            for raw in came:
+                view.line(host.name, raw)
+            view.terminal.pause(0 if place.name else _EMPTY_S)

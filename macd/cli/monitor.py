@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import Lines, exit_code, failed_fields, on_each
-from macd.cli.verb import ENV_HOST, INVENTORY, emit, same, verb
-from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.cli.hosts import Lines, exit_code, failed_fields, on_each, select
+from macd.cli.verb import emit, same, verb
+from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
     from macd.gate.flag import Seen
     from macd.inventory import Host, Inventory
+    from macd.ssh.session import Session
 
 _POLL_S = 2.0
-_RETRIES = 5
-# Why a host that was reached before isn't now, where waiting may help: the line, not the login.
-_PASSING = ("lost", "refused", "timeout", "route", "name", "not-ssh", "behind-jump")
 _ENDS = {
     "none": "stacking was never enabled here with a guard",
     "over": "the watch is over, stacking stays",
@@ -31,13 +29,10 @@ _UNJUDGED = """\
 
 
 @verb(
-    name="monitor",
-    help=ENV_HOST
-    | INVENTORY
-    | {
+    help={
         "once": "show the state once and exit; the guard keeps running on the host",
         "json": "look once and print one JSON document for machines",
-    },
+    }
 )
 def monitor(
     _: object,
@@ -48,16 +43,12 @@ def monitor(
     json: bool = False,
 ) -> ExitCode:
     """Show the guard's reports to the end; exit 4 if it disabled, 1 if no guard."""
-    from macd.deploy.fleet import hosts_of
-    from macd.inventory import load
-
-    inv = load(inventory)
-    hosts = list(hosts_of(inv, env, host))
+    inv, hosts = select(inventory, env, host)
     several = len(hosts) > 1
     if json:
         looks = on_each(hosts, lambda host: _once(inv, host))
         rows = [{**_fields(seen), "warning": warning} for seen, warning in looks.done.values()]
-        emit({"hosts": rows, "away": failed_fields(looks.failed)} if several else rows[0])
+        emit({"hosts": rows, **failed_fields(looks.failed)} if several else rows[0])
     else:
 
         def show(watched: Host) -> tuple[Seen, str]:
@@ -117,38 +108,29 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
 
 
 def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -> tuple[Seen, str]:
-    """Show it until nothing more comes; a lost link is made anew and no report is shown twice."""
+    """Show it until nothing more comes; no report is shown twice when a link is lost."""
     from macd.gate import flag
-    from macd.ssh.refusals import UnreachableError
-    from macd.ssh.session import open_session
 
-    last, shown, idle, failures, unjudged = "", False, 0, 0, ""
-    while True:
-        try:
-            with open_session(host, inventory) as session:
-                while True:
-                    seen = flag.look(session, host, inventory.service.health, last)
-                    failures = 0
-                    for line in () if shown else _head(seen):
-                        terminal.say(host.name, line)
-                    shown = True
-                    for name, report in _reports(seen):
-                        terminal.say(host.name, report)
-                        last = name
-                    if seen.unjudged and seen.unjudged != unjudged:
-                        terminal.say(host.name, _UNJUDGED.format(seen.unjudged))
-                    unjudged = seen.unjudged
-                    idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
-                    if seen.over or seen.dead or once or idle > 1:
-                        return seen, _catch_up(seen, host, inventory)
-                    terminal.pause(_POLL_S)
-        except (ContactLostError, UnreachableError) as error:
-            failures += 1
-            passing = getattr(error, "reason", "lost") in _PASSING
-            if not shown or failures > _RETRIES or not passing:
-                raise
-            terminal.say(host.name, f"{error.what}; trying again", to=sys.stderr)
-            terminal.pause(min(30, 2**failures))
+    def look(session: Session) -> Seen:
+        return flag.look(session, host, inventory.service.health, last)
+
+    last, idle, unjudged = "", 0, ""
+    with terminal.contact(host, inventory) as contact:
+        seen = contact.use(look)
+        for line in _head(seen):
+            terminal.say(host.name, line)
+        while True:
+            for name, report in _reports(seen):
+                terminal.say(host.name, report)
+                last = name
+            if seen.unjudged and seen.unjudged != unjudged:
+                terminal.say(host.name, _UNJUDGED.format(seen.unjudged))
+            unjudged = seen.unjudged
+            idle = idle + 1 if seen.idle else 0  # twice: not while it is being enabled
+            if seen.over or seen.dead or once or idle > 1:
+                return seen, _catch_up(seen, host, inventory)
+            terminal.pause(_POLL_S)
+            seen = contact.use(look)
 
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
@@ -169,8 +151,6 @@ def _exit(seen: Seen) -> ExitCode | None:
 
 
 def _fields(seen: Seen) -> dict[str, Any]:
-    from dataclasses import asdict
-
     reports = [{"name": name, **report} for name, report in seen.reports]
     derived = {"state": seen.state, "unjudged": seen.unjudged, "drift": seen.drift}
     return {**asdict(seen), **derived, "reports": reports}

@@ -6,9 +6,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from macd.cli.hosts import failed_fields, on_each, print_failed
+from macd.cli.hosts import failed_fields, on_each, print_failed, select
 from macd.cli.rollout import Shown
-from macd.cli.verb import ENV_HOST, INVENTORY, JSON, PARALLEL, YES, confirm, emit, same, verb
+from macd.cli.verb import confirm, emit, same, verb
 from macd.errors import ContactLostError, ExitCode
 
 if TYPE_CHECKING:
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
 
 
-@verb(
-    name="provision",
-    help=ENV_HOST
-    | PARALLEL
-    | INVENTORY
-    | JSON
-    | YES
-    | {
-        "dry-run": "show what would change, with diffs, and change nothing",
-    },
-)
+@verb(help={"dry-run": "show what would change, with diffs, and change nothing"})
 def provision(
     _: object,
     env: str = "prod",
@@ -41,12 +31,10 @@ def provision(
 ) -> ExitCode:
     """Prepare hosts: account, directories, units, keys; can be repeated."""
     from macd.deploy import provision as provisioning
-    from macd.deploy.fleet import Results, hosts_of
+    from macd.deploy.fleet import Results
     from macd.deploy.rollout import Limits, operator
-    from macd.inventory import load
 
-    inv = load(inventory)
-    chosen = list(hosts_of(inv, env, host))
+    inv, chosen = select(inventory, env, host)
     limits = Limits(parallel)
     provisioning.files_here(inv)  # what every host would be refused for is said once
     who = operator()
@@ -119,7 +107,7 @@ def _emit(results: Results[Provisioned], *, dry_run: bool) -> None:
         {**asdict(host), "restart_wanted": host.restart_wanted} for host in results.done.values()
     ]
     more = {"untouched": results.not_started, "left": results.left}
-    emit({"dry_run": dry_run, "hosts": hosts, "away": failed_fields(results.failed), **more})
+    emit({"dry_run": dry_run, "hosts": hosts, **failed_fields(results.failed), **more})
 
 
 def _exit_code(results: Results[Provisioned], *, agreed: bool) -> ExitCode:

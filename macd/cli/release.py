@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import INVENTORY, JSON, emit, verb
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, RefusedError, UsageError
 from macd.host.durable import replace_file
 from macd.sizes import size
@@ -26,15 +26,12 @@ if TYPE_CHECKING:
     from macd.release.verify import Report, Signers
     from macd.release.wheelhouse import Target
 
-_COMMON = INVENTORY | JSON
 _NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
 
 
 @verb(
-    name="release",
     default=True,
-    help=_COMMON
-    | {
+    help={
         "run": "id below runs/, or a directory (default: the run that finished last)",
         "env": "the environment it is for (default: prod)",
         "accept": "release although a criterion fails: the reason, recorded in the manifest",
@@ -76,12 +73,7 @@ def release(
     if dry_run:
         _show_dry_run(request, json=json)
         return
-    made, items = build.make(
-        request,
-        store,
-        sign=lambda raw: signed(inv, raw),
-        wheels=wheels,
-    )
+    made, items = build.make(request, store, sign=lambda raw: signed(inv, raw), wheels=wheels)
     journal.append("release.made", record(made, request), now=datetime.now(UTC))
     if json:
         emit({**_fields(made), "health": [asdict(i) for i in items], "bundle": str(made.bundle)})
@@ -94,7 +86,7 @@ def release(
     print(f"  next: invoke plan --env {env}")
 
 
-@verb(name="list", help=_COMMON | {"env": "only releases for this environment"})
+@verb(help={"env": "only releases for this environment"})
 def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> None:
     """List the releases made here, newest last, and where each was last deployed."""
     from macd.inventory import load
@@ -124,7 +116,7 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     print("  live: as deploys from this machine ended; invoke status asks the hosts")
 
 
-@verb(name="show", help=_COMMON | _NEWEST | {"id": "id of a release, or the beginning of one"})
+@verb(help=_NEWEST | {"id": "id of a release, or the beginning of one"})
 def show(
     _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
 ) -> None:
@@ -145,10 +137,7 @@ def show(
         print(f"{'':10}{file.sha256[:12]} {file.size:>10,}  {file.path}")
 
 
-@verb(
-    name="verify",
-    help=_COMMON | _NEWEST | {"id": "a release's id, or a bundle file (default: the newest)"},
-)
+@verb(help=_NEWEST | {"id": "a release's id, or a bundle file (default: the newest)"})
 def verify(
     _: object, id: str = "", env: str = "prod", inventory: str = "", json: bool = False
 ) -> ExitCode | None:

@@ -72,8 +72,8 @@ def summary(plan: Plan) -> list[str]:
 
 
 def _nothing_to_do(plan: Plan) -> str:
-    if plan.unwell:
-        return f"nothing differs, but {plan.release} does not serve well: {plan.unwell}"
+    if plan.unhealthy:
+        return f"nothing differs, but {plan.release} does not serve well: {plan.unhealthy}"
     if plan.drift:
         return f"nothing to do: {plan.release} is live and serves, but something has drifted"
     return f"nothing to do: {plan.release} is live and everything is as it should be"
@@ -294,14 +294,12 @@ class Board:
         self._live: Any = None
 
     def open(self) -> None:
-        """Begin to show it."""
         from rich.live import Live
 
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=8)
         self._live.start(refresh=True)
 
     def close(self) -> None:
-        """Leave it on the screen as it is now."""
         self._live.stop()
 
     def _table(self) -> Table:
@@ -329,7 +327,7 @@ def print_end(result: Result, kind: str, options: str = "") -> None:
 
 
 def _end(outcome: Outcome, kind: str, options: str) -> str:
-    if outcome.result == "nothing" and outcome.well is False:
+    if outcome.result == "nothing" and outcome.healthy is False:
         again = f"invoke deploy --restart --release {outcome.release}{options}"
         what = f"{outcome.release} is live already, but does not serve well: {outcome.serving}"
         return f"✗ {outcome.host}: {what}\n  do: {again}; invoke doctor{options}"
@@ -344,7 +342,7 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     lines += _set_aside(outcome)
-    if outcome.well is False:
+    if outcome.healthy is False:
         lines.append(f"  now: NOTHING SERVES WELL: {outcome.serving}")
         back = f"invoke rollback --to ID{options}"
         lines.append(f"  do: invoke doctor{options}; {back} goes to one that was live before")
@@ -374,7 +372,7 @@ def as_fields(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """For --json."""
     from dataclasses import asdict
 
-    return [asdict(outcome) for outcome in outcomes]
+    return [{**asdict(outcome), "well": outcome.healthy} for outcome in outcomes]
 
 
 def rollback_targets(
@@ -390,7 +388,6 @@ def rollback_targets(
 
 
 def print_targets(targets: list[RollbackTarget], unreachable: dict[str, MacdError]) -> None:
-    """One line for each host."""
     for target in targets:
         print(f"{target.host}: {target}")
     for name, error in unreachable.items():
@@ -420,7 +417,7 @@ def dry_rollback(
         "dry_run": True,
         "to": goes_to,
         "changes": changes,
-        "away": failed_fields(unreachable),
+        **failed_fields(unreachable),
     }
     emit({**fields, **(error_fields(error) if error else {})})
     return error.exit_code if error else None

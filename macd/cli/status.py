@@ -7,8 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
-from macd.cli.verb import ENV_HOST, INVENTORY, JSON, emit, verb
+from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
+from macd.cli.verb import emit, verb
 from macd.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -16,32 +16,29 @@ if TYPE_CHECKING:
     from macd.host.record import Record
     from macd.inventory import Host
 
-_COMMON = ENV_HOST | INVENTORY | JSON
 
-
-@verb(name="status", help=_COMMON)
+@verb()
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show what is live, since when, process, health, flags, drift, rollback target."""
     from macd.deploy.desired import render
     from macd.deploy.drift import drift
-    from macd.deploy.fleet import hosts_of
     from macd.deploy.state import observe
-    from macd.inventory import load
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
 
     def look(host: Host) -> tuple[HostState, list[str]]:
         state = observe(host, inv)
         return state, drift(state, render(host, inv, state))
 
-    results = on_each(list(hosts_of(inv, env, host)), look)
+    results = on_each(hosts, look)
     rows = [(name, *seen) for name, seen in results.done.items()]
     healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
     if json:
-        away = failed_fields(results.failed)
-        emit({"well": healthy, "hosts": [_fields(*row) for row in rows], "away": away})
+        all_of_them = {"healthy": healthy, "well": healthy}  # `well`: its name up to 0.1
+        rows_shown = [_fields(*row) for row in rows]
+        emit({**all_of_them, "hosts": rows_shown, **failed_fields(results.failed)})
     else:
         for name, state, drifted in rows:
             print(f"{name}  {state.app}")
@@ -62,7 +59,8 @@ def _fields(name: str, state: HostState, drifted: list[str]) -> dict[str, Any]:
     shown["service_settings"] = state.service_settings and masked(state.service_settings)
     flags = dict(state.health.get("flags", {}))
     more = {"host": name, "drift": drifted, "flags": flags, "since": _since(state)}
-    return {**shown, **more, "well": state.serves_well}
+    old = {"well": state.serves_well, "rehearsal": shown["readiness"]}  # names up to 0.1
+    return {**shown, **more, "healthy": state.serves_well, **old}
 
 
 def _since(state: HostState) -> str | None:
@@ -93,7 +91,7 @@ def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
     if state.last and state.last["state"] == "reverted":
         yield "last", _reverted(state.last)
     if state.flag_change:
-        yield "flag", _flag_change(state.flag_change, held=bool(state.lock))
+        yield "flag", _flag_change(state.flag_change, locked=bool(state.lock))
     if state.held:
         yield "lock", state.held
     yield "rollback", _rollback_target(state.rollback)
@@ -111,19 +109,20 @@ def _health(state: HostState) -> str:
     return f"✗ {health.get('status')}: release {health.get('release')}, {health.get('last_error')}"
 
 
-def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
+def _flag_change(change: Mapping[str, Any], *, locked: bool) -> str:
     text = (
         f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
     )
     text += f" by {change['who']}: {change['state']}"
     end = "the next deploy, enable-stacking or disable-stacking ends it"
-    return f"{text}; at work" if held else f"{text}; it was INTERRUPTED, {end}"
+    return f"{text}; at work" if locked else f"{text}; it was INTERRUPTED, {end}"
 
 
 def _reverted(last: Mapping[str, Any]) -> str:
     text = f"activation {last['number']} of {last.get('release')} was reverted"
     text += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
-    return text if last.get("well") is not False else f"{text}; {last.get('serving')}"
+    healthy = last.get("healthy", last.get("well"))
+    return text if healthy is not False else f"{text}; {last.get('serving')}"
 
 
 def _rollback_target(target: Mapping[str, Any]) -> str:
@@ -132,24 +131,22 @@ def _rollback_target(target: Mapping[str, Any]) -> str:
     return f"{target.get('release') or 'none'}: {target.get('why')}"
 
 
-@verb(name="why", help=_COMMON)
+@verb()
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show why a release is live: run, data, criteria, gate, who deployed it, when."""
-    from macd.deploy.fleet import hosts_of
     from macd.deploy.state import observe
-    from macd.inventory import load
     from macd.journal import Journal
 
-    inv = load(inventory)
+    inv, hosts = select(inventory, env, host)
     records = Journal(inv.state_dir / "journal.jsonl").records()
-    results = on_each(list(hosts_of(inv, env, host)), lambda host: observe(host, inv))
+    results = on_each(hosts, lambda host: observe(host, inv))
     rows = results.done
     chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
     if json:
-        hosts = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": hosts, "away": failed_fields(results.failed)})
+        shown = [{"host": name, **chain} for name, chain in chains.items()]
+        emit({"hosts": shown, **failed_fields(results.failed)})
     else:
         for name, state in rows.items():
             _print_chain(name, state, chains[name], env)

@@ -20,27 +20,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import INVENTORY, JSON, YES, confirm, emit, safe, verb
+from macd.cli.verb import confirm, emit, safe, verb
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
-    from macd.jobs.contact import Contact
     from macd.jobs.follow import LocalRuns
     from macd.jobs.preflight import Check
     from macd.jobs.progress import Progress
     from macd.jobs.remedies import Failure
     from macd.jobs.request import TrainRequest
     from macd.journal import Journal
+    from macd.ssh.contact import Contact
 
-_COMMON = (
-    INVENTORY
-    | JSON
-    | {
-        "host": "host with role train (default: the only one, or where the run was started)",
-    }
-)
-_RUN = {"run": "id of the run (default: the newest on the host)"}
+_HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
+_RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
 _PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
@@ -55,9 +49,8 @@ EXIT_CODES = {
 
 
 @verb(
-    name="train",
     default=True,
-    help=_COMMON
+    help=_HOST
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
@@ -110,13 +103,17 @@ def train(
             return _show_plan(contact, request, checks, json=json)
         _refuse_failed(checks, contact)
         _start(contact, inv, request, json=json)
+        if detach and json:
+            emit({"run": request.run, "state": "RUNNING"})
+        elif detach:
+            attach_it = f"invoke train.attach --run {request.run}"
+            print(f"  it goes on by itself; follow it with: {attach_it}")
         if detach:
-            _show_detached(request.run, json=json)
             return None
         return _follow_and_collect(contact, inv, request.run, shown, json=json)
 
 
-@verb(name="status", help=_COMMON | _RUN)
+@verb(help=_RUN)
 def status(
     _: object, run: str = "", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode | None:
@@ -148,7 +145,7 @@ def status(
     return EXIT_CODES[current["state"]]
 
 
-@verb(name="attach", help=_COMMON | _RUN | _PATIENCE)
+@verb(help=_RUN | _PATIENCE)
 def attach(
     _: object,
     run: str = "",
@@ -172,7 +169,7 @@ def attach(
         return _follow_and_collect(contact, inv, current["run"], shown, json=json)
 
 
-@verb(name="fetch", help=_COMMON | _RUN | _PATIENCE)
+@verb(help=_RUN | _PATIENCE)
 def fetch(
     __: object,
     run: str = "",
@@ -193,13 +190,8 @@ def fetch(
 
 
 @verb(
-    name="cancel",
-    help=_COMMON
-    | YES
-    | {
-        "run": "id of the run to stop",
-        "dry-run": "show what would be stopped, stop nothing",
-    },
+    help=_HOST
+    | {"run": "id of the run to stop", "dry-run": "show what would be stopped, stop nothing"}
 )
 def cancel(
     _: object,
@@ -266,18 +258,11 @@ def _contact(
     inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
-    from macd.jobs.contact import Contact
+    from macd.ssh.contact import Contact
 
     shown = Quiet(host) if json else Shown(host)
-    contact = Contact(
-        inventory.host(host),
-        inventory,
-        clock=time.monotonic,
-        sleep=time.sleep,
-        watcher=shown,
-        patience=patience * 60,
-    )
-    with contact:
+    machine = inventory.host(host)
+    with Contact(machine, inventory, watcher=shown, patience=patience * 60) as contact:
         yield contact, shown
 
 
@@ -371,13 +356,6 @@ def _start(contact: Contact, inventory: Inventory, request: TrainRequest, *, jso
         step("started", f"run {request.run} ({current['detached']})")
 
 
-def _show_detached(run: str, *, json: bool) -> None:
-    if json:
-        emit({"run": run, "state": "RUNNING"})
-    else:
-        print(f"  it goes on by itself; follow it with: invoke train.attach --run {run}")
-
-
 def _follow_and_collect(
     contact: Contact, inventory: Inventory, run: str, shown: Shown, *, json: bool
 ) -> ExitCode | None:
@@ -464,7 +442,6 @@ def _local_runs(inventory: Inventory) -> LocalRuns:
 
 
 def step(name: str, text: str, level: str = "ok") -> None:
-    """One line of the list of steps."""
     first, *more = safe(text).splitlines() or [""]
     print(f"{_TICKS[level]} {name:<10} {first}", flush=True)
     for line in more:
@@ -472,7 +449,6 @@ def step(name: str, text: str, level: str = "ok") -> None:
 
 
 def show_checks(checks: list[Check]) -> None:
-    """The checks of a preflight."""
     for check in checks:
         step(check.name, check.detail, check.level)
         if check.hint and check.level != "ok":
@@ -604,7 +580,6 @@ def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
 
 
 def show_status(status: Mapping[str, Any], progress: Progress) -> None:
-    """One run, as its host sees it now."""
     print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
     if status["state"] == "RUNNING":
         print(f"  {safe(progress.line())}")

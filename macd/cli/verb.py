@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json as jsonlib
 import logging
 import os
@@ -11,8 +12,9 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from invoke import Exit, Task, task
@@ -26,28 +28,27 @@ CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import i
 _LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
 
-# The help of options that many verbs have; `help=` takes them joined with `|`.
-ENV_HOST = {
+_HELP = {  # of options that many verbs have
     "env": "act on the hosts of this environment (default: prod)",
     "host": "only this host of the environment",
+    "inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)",
+    "json": "print one JSON document for machines",
+    "parallel": "how many hosts to work on at the same time (default: 10)",
+    "yes": "don't ask for confirmation",
 }
-INVENTORY = {"inventory": "use inventory/NAME.yml (default: $MACD_INVENTORY, else lab)"}
-JSON = {"json": "print one JSON document for machines"}
-PARALLEL = {"parallel": "how many hosts to work on at the same time (default: 10)"}
-YES = {"yes": "don't ask for confirmation"}
 
 
 def verb(
     *,
-    name: str | None = None,
-    help: dict[str, str] | None = None,
+    help: Mapping[str, str] = MappingProxyType({}),
     default: bool = False,
-    positional: list[str] | None = None,
-    iterable: list[str] | None = None,
+    positional: Sequence[str] = (),
+    iterable: Sequence[str] = (),
 ) -> Callable[[Verb], Task[Any]]:
     """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 1.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
+    `help` is about options that are this verb's own, or mean something else here.
     """
 
     def decorate(body: Verb) -> Task[Any]:
@@ -57,11 +58,13 @@ def verb(
             if code:
                 raise Exit(code=int(code))
 
+        options = inspect.signature(body).parameters
+        common = {option: text for option, text in _HELP.items() if option in options}
         made: Task[Any] = task(
-            name=name,
-            help=help or {},
+            name=body.__name__.strip("_").replace("_", "-"),
+            help=common | dict(help),
             default=default,
-            positional=positional if positional is not None else [],
+            positional=positional,
             iterable=iterable,
         )(guarded)
         return made
@@ -119,12 +122,7 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
     named = os.environ.get("MACD_DEBUG", "")
-    return "--debug" in sys.argv or (named not in ("", "0") and not _is_file(named))
-
-
-def _is_file(text: str) -> bool:
-    """Whether a value of MACD_DEBUG names a file; anything else asks for tracebacks."""
-    return "/" in text
+    return "--debug" in sys.argv or (named not in ("", "0") and "/" not in named)
 
 
 def log_calls() -> None:
@@ -139,7 +137,7 @@ def log_calls() -> None:
     named = os.environ.get("MACD_DEBUG", "")
     if "--debug" in sys.argv:
         _log_to(logging.StreamHandler())
-    if _is_file(named):
+    if "/" in named:  # a file; anything else asks for tracebacks
         try:
             _log_to(logging.FileHandler(Path(named).expanduser(), encoding="utf-8"))
         except OSError as error:
@@ -188,3 +186,12 @@ def confirm(question: str, *, yes: bool) -> bool:
     except EOFError:  # Ctrl-D, or the terminal is gone
         print(file=sys.stderr)
         return False
+
+
+def not_agreed(*, json: bool) -> ExitCode:
+    """Say that nothing was done because the answer to `confirm` was no."""
+    if json:
+        emit({"result": "not agreed", "hint": "--yes"})
+    else:
+        print("nothing was changed\n  do: add --yes to go on without a question")
+    return ExitCode.FAILED

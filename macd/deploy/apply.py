@@ -91,8 +91,8 @@ def deploy(
                     plan.release,
                     plan.live,
                     plan=plan,
-                    serving=plan.unwell,
-                    well=not plan.unwell,
+                    serving=plan.unhealthy,
+                    healthy=not plan.unhealthy,
                 )
 
             upload.send(lambda sent, total: report("sending", {"sent": sent, "total": total}))
@@ -146,7 +146,7 @@ def rollback(host: Host, inventory: Inventory, to: str, options: DeployOptions) 
                     to,
                     to,
                     serving=current.unhealthy,
-                    well=not current.unhealthy,
+                    healthy=not current.unhealthy,
                 )
         target = to or current.rollback.get("release") or ""
         activation = PendingActivation(host.name, 0, secrets.token_hex(16), target, current.live)

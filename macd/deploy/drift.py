@@ -30,10 +30,9 @@ def drift(state: HostState, wanted: Desired) -> list[str]:
     differences = []
     if state.live:
         differences += [f"{name}{_CHANGED}" for name in _changed_units(state, wanted)]
-        rehearsal = state.rehearsal
-        if not rehearsal.get("ready", True):
+        if not state.readiness.get("ready", True):
             differences.append(
-                f"the live release is not as it was deployed: {rehearsal.get('why')}"
+                f"the live release is not as it was deployed: {state.readiness.get('why')}"
             )
         if state.live not in [entry["release"] for entry in state.history]:
             differences.append(f"{state.live} is live, but was never committed here")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from macd.host.deploy.activation import WAITING
 from macd.host.deploy.health import CHECK_TIMEOUT_S
 from macd.host.durable import replace_file
 from macd.inventory import Host, Inventory
+from macd.ssh.contact import Contact
 from macd.ssh.session import Session, open_session
 
 Report = Callable[[str, Mapping[str, Any]], None]
@@ -81,7 +81,7 @@ class PendingActivations:
 class Outcome:
     """How it ended on one host: committed, reverted or nothing (to do).
 
-    `well`: whether what is live now serves well; None where the host could not report.
+    healthy: whether what is live now serves well; None where the host could not report.
     `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
     the release. `kept`: where the texts lie on the host that people had changed, and that went.
     """
@@ -92,7 +92,7 @@ class Outcome:
     live: str | None
     reason: str = ""
     serving: str = ""
-    well: bool | None = None
+    healthy: bool | None = None
     number: int = 0
     sent: int = 0
     seconds: float = 0.0
@@ -103,7 +103,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        if self.well is False:  # 4 would promise that the old one serves
+        if self.healthy is False:  # 4 would promise that the old one serves
             return ExitCode.FAILED
         return ExitCode.REVERTED if self.result == "reverted" else ExitCode.DONE
 
@@ -117,7 +117,7 @@ def follow(
     *,
     attached: bool = False,
 ) -> Outcome:
-    """Follow to the end; reconnects when the session dies.
+    """Follow to the end; reconnects when the session dies. Closes it.
 
     Args:
         attached: the session is not the one that began it, so it may do to confirm it.
@@ -215,67 +215,79 @@ class _Follower:
         self._set_aside: list[str] = []
         self._confirming: threading.Thread | None = None
         self._over = threading.Event()
+        self._lost = ""
 
     def to_the_end(self, session: Session, *, attached: bool) -> Outcome:
-        lost: ContactLostError | None = None
-        deadline = 0.0
-        while lost is None or time.monotonic() < deadline:
+        with Contact(
+            self._host,
+            self._inventory,
+            watcher=self,
+            patience=_longest(self._inventory),
+            longest_wait=_AGAIN_S,
+            for_good=(),  # whatever answers there now, the host goes on
+            session=session,
+        ) as contact:
+            self._session, self._may_confirm = session, attached
             try:
-                if lost is None:
-                    return self._follow(session, may_confirm=attached)
-                with open_session(self._host, self._inventory) as fresh:
-                    self._report("contact again", {})
-                    self._confirmed_by(fresh)
-                    lost = None
-                    return self._follow(fresh, may_confirm=True)
+                while (outcome := contact.use(self._look)) is None:
+                    pass
             except ContactLostError as error:
-                if lost is None:
-                    self._report("contact lost", {"why": error.what})
-                    deadline = time.monotonic() + _longest(self._inventory)
-                lost = error
-                time.sleep(1.0)
-            except MacdError:
-                if lost is None:
-                    raise
-                time.sleep(2.0)  # refused connections, unknown hosts: it may be rebooting
-        raise EndUnknownError(
-            f"contact with {self._host.name} was lost during activation {self._activation.number}",
-            why=lost.what,
-            live="unknown from here: the host commits or goes back by itself",
-            hint=f"invoke status{at(self._host, self._inventory)} shows how it ended",
-        )
+                number = self._activation.number
+                raise EndUnknownError(
+                    f"contact with {self._host.name} was lost during activation {number}",
+                    why=self._lost,
+                    live="unknown from here: the host commits or goes back by itself",
+                    hint=f"invoke status{at(self._host, self._inventory)} shows how it ended",
+                ) from error
+        return outcome
 
-    def _follow(self, session: Session, *, may_confirm: bool) -> Outcome:
-        while True:
-            answer = session.call(
-                "follow",
-                app=self._host.app_dir,
-                number=self._activation.number,
-                seen=self._seen,
-                wait=_WAIT_S,
-            )
-            self._live = answer["live"]
-            for event in answer["events"]:
-                self._seen += 1
-                self._last = event
-                if event["state"] == "switched":
-                    self._switched = event
-                self._set_aside += [
-                    path for path in event.get("kept", ()) if path not in self._set_aside
-                ]
-                self._report(event["state"], event)
-                if event["state"] == WAITING and not (may_confirm and self._confirmed_by(session)):
-                    self._confirm_from_outside()
-            if answer["over"]:
-                return self._outcome()
-            if not answer["events"] and not answer["runner"]:
-                # Its process was killed; systemd or this call ends it, never a person.
-                session.call("recover", app=self._host.app_dir)
+    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+        if not self._lost:
+            self._report("contact lost", {"why": error.what})
+        self._lost = error.what
+
+    def back(self) -> None:
+        self._lost = ""
+        self._report("contact again", {})
+
+    def _look(self, session: Session) -> Outcome | None:
+        """Wait for what is new and say it; the outcome once it is over."""
+        if session is not self._session:
+            self._session, self._may_confirm = session, True
+            self._confirmed_by(session)
+        answer = session.call(
+            "follow",
+            app=self._host.app_dir,
+            number=self._activation.number,
+            seen=self._seen,
+            wait=_WAIT_S,
+        )
+        self._live = answer["live"]
+        for event in answer["events"]:
+            self._seen += 1
+            self._last = event
+            if event["state"] == "switched":
+                self._switched = event
+            self._set_aside += [
+                path for path in event.get("kept", ()) if path not in self._set_aside
+            ]
+            self._report(event["state"], event)
+            if event["state"] == WAITING and not (
+                self._may_confirm and self._confirmed_by(session)
+            ):
+                self._confirm_from_outside()
+        if answer["over"]:
+            return self._outcome()
+        if not answer["events"] and not answer["runner"]:
+            # Its process was killed; systemd or this call ends it, never a person.
+            session.call("recover", app=self._host.app_dir)
+        return None
 
     def _outcome(self) -> Outcome:
         how = str(self._last.get("state", "reverted"))
         if how not in ("committed", "reverted"):  # the last word was lost with a full disk
             how = "committed" if self._live == self._activation.release else "reverted"
+        healthy = self._last.get("healthy", self._last.get("well"))
         return Outcome(
             host=self._host.name,
             result=how,
@@ -283,7 +295,7 @@ class _Follower:
             live=self._live,
             reason=str(self._last.get("reason", "")),
             serving=str(self._last.get("serving", "")),
-            well=True if how == "committed" else self._last.get("well"),
+            healthy=True if how == "committed" else healthy,
             number=self._activation.number,
             files=tuple(self._switched.get("files", ())),
             keys=tuple(self._switched.get("keys", ())),

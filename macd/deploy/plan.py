@@ -15,7 +15,7 @@ from macd.deploy.drift import Diff, differing, drift
 from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import FLAG, LIVE
-from macd.host.store import needs
+from macd.host.store import runtimes
 from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
@@ -62,7 +62,7 @@ class Plan:
     notes: Sequence[str] = ()
     problems: Sequence[Problem] = ()
     rollback: Mapping[str, Any] = field(default_factory=dict)
-    unwell: str = ""  # why what is live does not serve well
+    unhealthy: str = ""  # why what is live does not serve well
 
     @property
     def empty(self) -> bool:
@@ -112,7 +112,7 @@ def make(
         notes=tuple(_notes(current, candidate)) if changed else (),
         problems=tuple(problems),
         rollback=_rollback_target(current, new=new),
-        unwell=current.unhealthy,
+        unhealthy=current.unhealthy,
     )
 
 
@@ -280,7 +280,7 @@ def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem
         problems.append(
             Problem(
                 f"{at}: no library of the runtime can be loaded there",
-                needs.REMOUNT.format(current.noexec),
+                runtimes.REMOUNT.format(current.noexec),
             )
         )
     for need in current.lacks:
@@ -292,4 +292,4 @@ def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem
 
 def _rollback_target(current: HostState, *, new: bool) -> Mapping[str, Any]:
     """Where a failed or regretted change would lead: what is live now, or its predecessor."""
-    return current.rehearsal if new and current.live else current.rollback
+    return current.readiness if new and current.live else current.rollback

@@ -287,19 +287,20 @@ def passed_by(
 
 
 def _as_it_was(outcome: Outcome) -> bool:
-    return outcome.result == "nothing" and outcome.well is not False
+    return outcome.result == "nothing" and outcome.healthy is not False
 
 
 def _sentence(kind: str, outcome: Outcome) -> str:
-    if outcome.result == "nothing" and outcome.well is False:
+    if outcome.result == "nothing" and outcome.healthy is False:
         return f"{outcome.host}: {outcome.live} is live, but does not serve: {outcome.serving}"
     if outcome.result == "reverted":
         sentence = f"{outcome.host}: {kind} of {outcome.release} reverted: {outcome.reason}"
         unhealthy = f"\n{outcome.host}: NOTHING SERVES WELL: {outcome.serving}"
-        return sentence + unhealthy if outcome.well is False else sentence
+        return sentence + unhealthy if outcome.healthy is False else sentence
     return f"{outcome.host}: {outcome.live} is live"
 
 
 def _recorded(outcome: Outcome) -> dict[str, Any]:
     fields = {k: v for k, v in asdict(replace(outcome, plan=None)).items() if k != "plan"}
+    fields["well"] = outcome.healthy  # its name up to 0.1
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}

@@ -26,9 +26,9 @@ class HostState:
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
     lists [sha256, bytes already there]; `returns` has for each release that may come back the
     names of what is put back with it (macd/host/deploy/rollback.py); `last` is the last word of the
-    newest activation, `well` in it whether what was left serves. `free`, `free_inodes` (-1: not
+    newest activation, `healthy` in it whether what was left serves. `free`, `free_inodes` (-1: not
     counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
-    not there (macd/host/store/needs.py). `stacking` is the answer of `stacking_state` in
+    not there (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
     macd/host/flag/guard_config.py.
     """
 
@@ -65,7 +65,7 @@ class HostState:
     missing: Sequence[Sequence[Any]] = ()
     rollback: Mapping[str, Any] = field(default_factory=dict)
     returns: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    rehearsal: Mapping[str, Any] = field(default_factory=dict)
+    readiness: Mapping[str, Any] = field(default_factory=dict)
     free: int = 0
     free_inodes: int = -1
     noexec: str = ""

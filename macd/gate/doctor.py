@@ -18,7 +18,7 @@ from macd.deploy.state import HostState
 from macd.errors import MacdError
 from macd.gate import report
 from macd.host.flag.flag_file import FLAG, SHADOW
-from macd.host.judge.continuity import step_ms
+from macd.host.judge.parse import step_ms
 from macd.inventory import Host, Inventory
 from macd.sizes import size
 from macd.ssh.session import open_session
@@ -193,8 +193,8 @@ def _release(case: Case) -> Finding:
     if answers is not None and answers != state.live:
         evidence = f"the process serves {answers}, current is {state.live}"
         return Finding(name, False, evidence, case.restart)
-    if not state.rehearsal.get("ready", True):
-        why, runtime = state.rehearsal.get("why"), state.rehearsal.get("runtime")
+    if not state.readiness.get("ready", True):
+        why, runtime = state.readiness.get("why"), state.readiness.get("runtime")
         evidence = f"{state.live} is not as it was deployed: {why}"
         remedy = "invoke rollback; then invoke deploy it again"
         if runtime and why == runtime:

@@ -13,8 +13,8 @@ from typing import Any
 
 from macd.gate.logs import Pulled, sha256_of
 from macd.host.judge.analyse import Analysis
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import too_old
+from macd.host.judge.parse import step_ms
 from macd.host.judge.reading import Source
 from macd.ssh.session import Session
 

@@ -196,7 +196,7 @@ def _flipped(host: Host, answer: Mapping[str, Any], path: str) -> Flipped:
         reason=answer["reason"],
         wrong=answer["wrong"],
         report=path,
-        lost=answer["lost"],
+        lost=answer["unrecorded"],
     )
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from macd.errors import RefusedError
 from macd.host.durable import one_at_a_time, replace_file
-from macd.host.judge.continuity import Continuity
 from macd.host.judge.parse import LONGEST, Line, clean, parse
 from macd.host.judge.reading import raw_lines
+from macd.host.judge.tallies import Continuity
 from macd.host.rpc.logs import HEAD, NAME
 from macd.ssh.failures import RemoteError
 from macd.ssh.session import Pending, Session, in_flight
@@ -312,7 +312,7 @@ def notes(copy: Pulled) -> list[str]:
     order = Continuity()
     for at, line in enumerate(map(parse, newest_lines(copy))):
         if isinstance(line, Line):
-            order.number(line, True, "", at)
+            order.check_seq(line, True, "", at)
     for place in order.breaks[:_MOST_NAMED]:
         if place["kind"] == "gap":
             remarks.append(f"gap: seq {place['after'] + 1} to {place['seq'] - 1} are missing")

@@ -1,8 +1,8 @@
 """A gate report: made from a host's logs or from files, signed, and stored for the next command.
 
 It is one canonical JSON document. state_dir/gate/<host>/<moment>/ holds report.json,
-report.json.sig and the page. A report that opens nothing (from files, not PASS, or by a rule laxer
-than the inventory's) says so itself.
+report.json.sig and the page. A report that can't enable stacking (from files, not PASS, or by a
+rule laxer than the inventory's) says so itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from macd.gate import evidence, logs
 from macd.host.durable import replace_file, sha256_of
 from macd.host.judge import gate, reading
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import Decision, Findings, Rule
-from macd.host.judge.parse import Line, parse
+from macd.host.judge.parse import Line, parse, step_ms
 from macd.host.record import canonical
 from macd.host.store.signature import GATE_NAMESPACE, SignatureError
 from macd.inventory import Host, Inventory, revoked
@@ -101,7 +100,8 @@ def build(
         },
         "rule": asdict(rule),
         **gate.document(decision),
-        "opens_nothing": closed,
+        "blockers": closed,
+        "opens_nothing": closed,  # its name up to 0.1
         "notes": [],
         "bars": len(analysis.bars) + analysis.junk,
         "logs": [entry.document() for entry in logs],
@@ -146,14 +146,14 @@ class Report:
 
 
 def note_on_host(path: Path, document: Mapping[str, Any], inventory: Inventory) -> str:
-    """Tell the host of the verdict, so that no older report opens anything from elsewhere.
+    """Store the verdict on the host, so that no older report from elsewhere enables stacking.
 
-    Returns why it does not know, "" if it does: the report itself holds either way.
+    Returns why it is not stored, "" if it is: the report itself holds either way.
     """
     host = inventory.host(str(document["host"]))
     note = {name: document[name] for name in ("verdict", "release", "made")}
     note |= {"sha256": sha256_of(path)}
-    note |= {"opens": not document["opens_nothing"]}
+    note |= {"opens": not document["blockers"]}
     try:
         with open_session(host, inventory) as session:
             session.call("gate_note", app=host.app_dir, note=note)
@@ -284,14 +284,18 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
     document = build(about, analysis, decision, rule, ranges, inventory)
-    document["notes"] = [*_too_short(analysis, decision, days), *_untold(analysis), *_notes(copy)]
+    document["notes"] = [
+        *_too_short(analysis, decision, days),
+        *_lacking_ml_error(analysis),
+        *_notes(copy),
+    ]
     return Judged(document, decision, now, copy.fetched)
 
 
 def of_files(
     inventory: Inventory, directory: Path, rule: Rule, days: float | None, now: datetime
 ) -> Judged:
-    """Judge a folder of logs, all of it or its last `days`; such a report opens nothing.
+    """Judge a folder of logs, all of it or its last `days`; it can't enable stacking.
 
     The release is the one of the newest line that names one and lies not in the future; how old
     the logs are does not count. Lines without a release count too, and the report says so.
@@ -311,7 +315,7 @@ def of_files(
     decision = _decide(analysis, rule, evidence.problems(analysis, now=end))
     about = About("", "", release, "", now, days or 0.0, {})
     document = build(about, analysis, decision, rule, evidence.ranges(sources), inventory)
-    document["notes"] = _untold(analysis)
+    document["notes"] = _lacking_ml_error(analysis)
     if analysis.unnamed:
         document["notes"].append(f"{analysis.unnamed} lines without seq or release count as well")
     return Judged(document, decision, now)
@@ -357,12 +361,12 @@ def _decide(analysis: Analysis, rule: Rule, problems: list[str]) -> Decision:
     return gate.decide(Findings(analysis.tally(), severe, tuple(problems), analysis.causes()), rule)
 
 
-def _untold(analysis: Analysis) -> list[str]:
-    if not analysis.untold:
+def _lacking_ml_error(analysis: Analysis) -> list[str]:
+    if not analysis.lacks_ml_error:
         return []
     return [
-        f"{analysis.untold} bars have no field ml_error, and no line has it: with a number of "
-        "every model they count as bars without an error"
+        f"{analysis.lacks_ml_error} bars have no field ml_error, and no line has it: with a number "
+        "of every model they count as bars without an error"
     ]
 
 

@@ -1,4 +1,4 @@
-"""macd-host.pyz: what provision leaves on a production host, to act with nobody connected."""
+"""macd-host.pyz: the program that provision installs on a production host, to act by itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.record import recorder
 
-# In seconds. At boot the service waits for us: it must not start on half of a change, so we try for
-# a minute ourselves; systemd's Restart= would let it start after the first failure.
+# In seconds. At boot the service waits for us, since it must not start on half of a change. So we
+# retry for a minute ourselves: systemd's Restart= would let it start after the first failure.
 _PAUSES = (1, 2, 4, 8, 15, 30, 60)
 _PAUSES_AT_BOOT = (0.5, 0.5, 1, 2, 4, 8, 15, 30)
 
@@ -33,10 +33,10 @@ def main() -> int:
     os.umask(0o022)
     for pause in _PAUSES_AT_BOOT if arguments.booting else _PAUSES:
         try:
-            outcome = activation.carry_on(
+            outcome = activation.resume(
                 layout,
                 recorder(layout),
-                forward=arguments.verb == "activate",
+                start=arguments.verb == "activate",
                 booting=arguments.booting,
             )
             if arguments.verb == "recover":

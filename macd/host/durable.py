@@ -1,6 +1,6 @@
-"""Files as all of macd treats them: changed whole or not at all, by one at a time, and hashed.
+"""Durable files: changed whole or not at all, by one process at a time, and hashed.
 
-A kill or a power cut leaves the old content or the new, never something between. Reads end.
+A kill or a power cut leaves the old content or the new one. No read blocks forever.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PathLike = Union[str, "os.PathLike[str]"]
 _PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
 _TEMPORARY = ".macd-tmp"
-# Nothing there, a link to nothing, round in a circle or through what is no directory, a socket.
+# No such file, a dangling or circular link, a path through a file, a socket.
 NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
 
 class Disk(NamedTuple):
-    """A file system, asked at `at`; `inodes` are the free ones, -1 where it doesn't count them."""
+    """The file system at `at`; `inodes` are the free ones, -1 where it doesn't count them."""
 
     at: str
     total: int
@@ -36,7 +36,7 @@ class Disk(NamedTuple):
 
 
 def disk_of(path: str) -> Disk:
-    """Where `path` lies, or will lie once it is made; what is free is free for this user."""
+    """The file system on which `path` lies, or will lie; `free` is for this user."""
     while not os.path.exists(path):
         path = _parent(path)
     status = os.statvfs(path)
@@ -51,9 +51,9 @@ def expand(path: str) -> str:
 
 
 def regular(path: str, most: int = -1) -> bytes | None:
-    """What stands there, at most that many bytes of it; None where no file is, whatever else is.
+    """The content of a regular file, at most `most` bytes; None for anything else, or nothing.
 
-    For whoever writes into a pipe one would wait forever.
+    Opening a pipe would wait forever for its writer.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -78,15 +78,21 @@ def sha256_of(path: PathLike) -> str:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: PathLike, *, mode: int = 0o666) -> Iterator[None]:
+def one_at_a_time(
+    path: PathLike, *, mode: int = 0o666, taken: Exception | None = None
+) -> Iterator[None]:
     """Wait for the lock on a directory, or on a file that is made for it, and hold it.
 
-    The system frees it when its process ends, however that ends.
+    With `taken` it is raised at once where another holds the lock. The system frees the lock when
+    its process ends, however that ends.
     """
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+        except BlockingIOError as error:
+            raise taken or error from error
         yield
     finally:
         os.close(descriptor)
@@ -132,7 +138,7 @@ def replace_file(
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
     followed. `owner` is "user" or "user:group". `parents` makes its directory where there is none.
-    An error (disk full, EIO on fsync) leaves the old content and no temp behind; fsync is never
+    An error (disk full, EIO on fsync) leaves the old content and no temporary file. fsync is never
     retried, since the kernel forgets what it dropped.
     """
     directory, name = _parent(os.fspath(path)), os.path.basename(path)
@@ -174,7 +180,7 @@ def _parent(path: str) -> str:
 
 
 def _sweep(directory: str, name: str) -> None:
-    """Remove what a killed write of the same file left behind long enough ago to be surely dead."""
+    """Remove what killed writes of the same file left, once it is surely too old to be in use."""
     with contextlib.suppress(OSError):
         for entry in os.listdir(directory):
             if entry.startswith(f".{name}.") and entry.endswith(_TEMPORARY):

@@ -1,12 +1,12 @@
 """The flags file a unit reads as EnvironmentFile=: read as systemd reads it, rewritten in place.
 
-What systemd accepts is accepted, and every byte that is not a key's own is kept. The rules are
-systemd.exec(5)'s and those of its reader, src/basic/env-file.c. CR and LF both end a line. Quotes
-and a trailing backslash carry a value on into the next lines. Of a key that stands twice the last
-counts. What is no variable name is passed over. One rule changed: before systemd 254 a comment that
-ends with a backslash goes on into the next line. Both readings are asked here.
+What systemd accepts is accepted, and every byte outside a changed key's lines stays. The rules are
+those of systemd.exec(5) and of its reader, src/basic/env-file.c. CR and LF both end a line. Quotes
+and a trailing backslash continue a value in the next lines. A repeated key has its last value.
+Lines without a variable name are skipped. One rule changed: before systemd 254 a comment that ends
+with a backslash continues in the next line. This module follows both rules.
 
-No message tells a value: it may be a password.
+No message shows a value: it may be a password.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from macd.host.masking import COVER
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-# What needs no quotes, and no thought about who reads it. We write nothing else.
+# Needs no quotes, and every reader understands it the same. We write nothing else.
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}\Z")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_.,:/@+=%-]")
-# What would change which code the process loads, or whom it trusts, whatever the unit says. No list
-# of what is allowed: a key that nobody named (an exchange's, say) is left alone and shown as drift.
-# A proxy may be named: it carries TLS that SSL_* and the like would have to open for it.
+# Keys that change which code the process loads or whom it trusts, whatever the unit says. It is no
+# list of allowed keys: an unknown key (an exchange's, say) is left alone, and shown as drift. A
+# proxy is allowed: it carries TLS, which SSL_* and the like would have to open for it.
 _FORBIDDEN = re.compile(
     r"(LD_|DYLD_|PYTHON|BASH_|GCONV_|MALLOC_|GLIBC_|OPENSSL_|SSL_|REQUESTS_|CURL_|ORT_"
     r"|OMP_TOOL|XDG_|LISTEN_|SYSTEMD_"
@@ -71,8 +71,8 @@ class _Assignment:
 def rewritten(data: bytes, changes: Mapping[str, str | None]) -> bytes:
     """The file with each key of `changes` set (None: removed), whatever else the file holds.
 
-    Only the key's own lines change, all of them; a key that is absent gets a line of its own. Every
-    other byte is kept. systemd of any version then reads the new value.
+    Only the key's own lines change, all of them. An absent key gets a line of its own. Every other
+    byte stays. Every version of systemd then reads the new value.
 
     Raises:
         EnvFileError: a key is no variable name, or no file can give systemd that value.
@@ -110,7 +110,7 @@ def parse(text: str) -> dict[str, str]:
 
 
 def readings(data: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """What systemd before 254 takes from the file, and what it takes since; mostly the same.
+    """The variables as systemd before 254 reads them, and as it does since; mostly the same.
 
     Raises:
         EnvFileError: it takes nothing from the file, and starts the service as if there were none.
@@ -136,13 +136,13 @@ def passed_over(data: bytes) -> list[int]:
 
 
 def values_of(data: bytes, name: str) -> list[str]:
-    """Each value that `name` is given in the file, in order; before or since systemd 254."""
+    """Each value that the file gives `name`, in order; before or since systemd 254."""
     values = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
     return [value.decode("utf-8", "replace") for value in values]
 
 
 def shown(text: str) -> str:
-    """Its variables for people, a line each: values are covered, but for those of our own flags."""
+    """Its variables to show, a line each; all values are covered but those of our own flags."""
     try:
         variables = parse(text)
     except EnvFileError:
@@ -154,7 +154,7 @@ def shown(text: str) -> str:
 
 
 def with_values(text: str, changes: Mapping[str, str]) -> str:
-    """The file with `changes` set, for what may refuse a file: provision, deploy, enabling.
+    """The file with `changes` set, for callers that may refuse a file.
 
     Raises:
         EnvFileError: as `parse` does, or a value is not allowed.
@@ -167,7 +167,7 @@ def with_values(text: str, changes: Mapping[str, str]) -> str:
 
 
 def _check(key: str, value: str) -> None:
-    """What we write ourselves is plain; what others wrote is their business."""
+    """What we write is plain; what others wrote is left alone."""
     if not _NAME.match(key):
         raise EnvFileError("a name of a variable has letters, digits and _ only")
     _refuse_forbidden(key)
@@ -227,14 +227,14 @@ def _values(data: bytes, key: bytes, comments_go_on: bool) -> list[bytes]:
 
 
 def _all_but(data: bytes, key: bytes, wanted: bytes | None, comments_go_on: bool) -> bool:
-    """Whether the key has another value anywhere in the file."""
+    """Whether the key has a value other than `wanted` anywhere in the file."""
     return any(value != wanted for value in _values(data, key, comments_go_on))
 
 
 def _replaced(
     data: bytes, key: bytes, wanted: bytes | None, line: bytes, comments_go_on: bool
 ) -> bytes:
-    """With `line` in the place of each assignment of `key` that says something else."""
+    """The file with `line` in place of each assignment of `key` to another value."""
     parts: list[bytes] = []
     at = copied = 0
     while True:
@@ -253,7 +253,7 @@ def _replaced(
 
 
 def _added(data: bytes, key: bytes, line: bytes) -> bytes:
-    """At the end; at the front where an open quote, a backslash or a comment there swallows it."""
+    """With `line` at the end; at the front where an open quote or the like would swallow it."""
     torn = data and data[-1:] not in (b"\n", b"\r")
     appended = data + (b"\n" if torn else b"") + line + b"\n"
     for rule in _RULES:

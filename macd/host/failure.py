@@ -1,17 +1,17 @@
-"""How code on a host refuses or gives up with words meant for a person, not a traceback."""
+"""The error that code on a host raises for a person to read, without a traceback."""
 
 from __future__ import annotations
 
 
 class HostError(Exception):
-    """A failure the operator is told as it stands.
+    """A failure that the operator sees as it is.
 
     Args:
         what: what happened, one line.
         why: the cause as far as the host knows it.
         hint: what to do next.
         live: what is live on the host now, where that could be in doubt.
-        kind: a word the caller may branch on; "refused" becomes a RefusedError over there.
+        kind: what a caller may branch on; "refused" becomes a RefusedError at the operator.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where everything lies below the application directory of a production host, and what is live."""
+"""The paths below the application directory of a production host, and which release is live."""
 
 from __future__ import annotations
 
@@ -50,10 +50,9 @@ class Layout:
         return os.path.join(self.app, "bin", "macd-host.pyz")
 
     def endpoint(self, setting: str, scope: str) -> str:
-        """Where the service answers: "unix" is a socket whose place this host knows.
+        """Where the service answers; "unix" means a socket below state/.
 
-        Below state/, unless that path is too long for a socket's address and a user's runtime
-        directory is shorter.
+        Where that path is too long for a socket's address, it is in the user's runtime directory.
         """
         if setting != "unix":
             return setting
@@ -117,7 +116,7 @@ def live_release(layout: Layout) -> str | None:
 
 
 def point_current_at(layout: Layout, release_id: str | None) -> None:
-    """Switch `current` by symlink + rename + fsync of the directory; None takes it away."""
+    """Switch `current` by symlink + rename + fsync of the directory; None removes it."""
     live_release(layout)  # refuses a real directory: rename would not, on every system
     beside = os.path.join(layout.app, ".current.tmp")
     if os.path.lexists(beside):
@@ -153,13 +152,13 @@ def load(path: str, default: Any) -> Any:
 
 def save(path: str, document: Any, *, mode: int = 0o644) -> None:
     """Replace the JSON document at `path`, atomically and durably."""
-    # ASCII, so that text read from files that aren't UTF-8 (surrogates) survives the way.
+    # ASCII, so that text of files that aren't UTF-8 (surrogates) survives.
     text = json.dumps(document, indent=1, sort_keys=True)
     durable.replace_file(path, text.encode() + b"\n", mode=mode)
 
 
 def discard(path: str) -> None:
-    """Durably remove a file; fine when it isn't there."""
+    """Durably remove a file, if it is there."""
     try:
         os.unlink(path)
     except FileNotFoundError:

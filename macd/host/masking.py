@@ -1,7 +1,7 @@
-"""Cover secrets in a text that people are shown: settings, units, flags files, diffs of them.
+"""Cover secrets in a text that is shown: settings, units, flags files, diffs of them.
 
-Better a harmless value covered than a secret shown: what follows a name that speaks of a secret is
-covered to the end of its line, and on through the lines that carry the value on.
+Better a harmless value covered than a secret shown. What follows a name that suggests a secret is
+covered to the end of its line, and in the lines that continue the value.
 """
 
 from __future__ import annotations
@@ -24,25 +24,23 @@ _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 
 
 def masked(text: str) -> str:
-    """The same lines with secrets covered: named ones, what logs in by a URL, and what a unit's
-    Environment= sets.
-    """
+    """The same lines with secrets covered: named ones, logins in URLs, Environment= of units."""
     return "".join(f"{line}\n" for line in masked_lines(text))
 
 
 def masked_lines(text: str) -> list[str]:
     """As `masked`, one for each line of text.splitlines()."""
     shown: list[str] = []
-    depth, carried = 0, False
+    depth, continues = 0, False
     for line in text.splitlines():
-        if depth or carried:
+        if depth or continues:
             shown.append(COVER)
             depth = max(0, depth + _opened(line))
-            carried = line.endswith("\\") or (carried and not line.strip())
+            continues = line.endswith("\\") or (continues and not line.strip())
             continue
         if _ENVIRONMENT.match(line):
             shown.append(_of_unit(line))
-            carried = line.endswith("\\")
+            continues = line.endswith("\\")
             continue
         named = _NAMED.search(line)
         if named is None:
@@ -52,14 +50,14 @@ def masked_lines(text: str) -> list[str]:
         shown.append(_without_login(line[: named.end()]) + COVER)
         is_json = named[0].endswith(":")
         depth = max(0, _opened(value)) if is_json else 0
-        carried = line.endswith("\\") or (is_json and not value.strip())
+        continues = line.endswith("\\") or (is_json and not value.strip())
     return shown
 
 
 def hidden(
     before: Mapping[str, str], changes: Mapping[str, str], shown: Container[str]
 ) -> list[str]:
-    """Which variables of a flags file change unseen: all but those that are `shown`."""
+    """The variables of a flags file whose change is not shown: all but those in `shown`."""
     return [
         key
         for key, value in changes.items()
@@ -68,7 +66,7 @@ def hidden(
 
 
 def _of_unit(line: str) -> str:
-    """Of Environment= in a unit the names alone; a number of two digits is no secret."""
+    """The names alone of a unit's Environment=; a number of two digits is no secret."""
     head, _, rest = line.partition("=")
     try:
         words = shlex.split(rest.rstrip("\\"))
@@ -87,6 +85,6 @@ def _without_login(line: str) -> str:
 
 
 def _opened(line: str) -> int:
-    """How many brackets of JSON it leaves open; those inside of strings don't count."""
+    """The number of JSON brackets that it leaves open, outside of strings."""
     bare = _QUOTED.sub("", line)
     return sum((character in "[{") - (character in "]}") for character in bare)

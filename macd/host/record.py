@@ -1,19 +1,18 @@
-"""A journal that nobody can quietly change: append-only JSON lines, each with the hash of the last.
+"""A tamper-evident journal: append-only JSON lines, each with the hash of the one before.
 
 One line is one record in canonical JSON: seq (1, 2, ...), time, kind, fields, prev (the hash of the
 record before) and hash (SHA-256 over the other five). A record is on the disk before an append
-returns. Two kinds of damage are told apart. A torn tail is a last line without its line end: a
+returns. There are two kinds of damage. A torn tail is a last line without its line end: a
 write that a power cut or a full disk stopped, so its append never returned. Anything else is
 tampering or a broken disk.
 
-This is the one implementation of that file, for the host and for the operator (macd/journal.py).
-They differ in what they do about damage, and only in that. The operator's journal waits for a
-person. The host's heals itself, because nobody may be there and a revert must not wait: `append`
-moves a torn line aside and records that it did. It sets a journal whose last record was changed
-aside as a whole, and begins a new one that says so.
+Host and operator (macd/journal.py) share this implementation. They only differ in what they do
+about damage. The operator's journal waits for a person. The host's heals itself, because a revert
+must not wait: `append` moves a torn line aside and records that. It moves a journal whose last
+record was changed aside as a whole, and starts a new one that says so.
 
-What a chain alone cannot show: records removed from the END, and a journal rewritten whole. Compare
-the last hash with a copy kept elsewhere to see those.
+The chain alone can't show records removed from the END, or a journal rewritten as a whole. Compare
+the last hash with a copy elsewhere to see those.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def canonical(value: Any) -> bytes:
 
 
 def parse(data: bytes) -> tuple[list[Record], Damage | None]:
-    """The records of a whole journal, and what is wrong behind the last sound one."""
+    """The records of a whole journal, and what is wrong after the last sound one."""
     *lines, tail = data.split(b"\n")
     records: list[Record] = []
     for line in lines:
@@ -89,7 +88,7 @@ def parse(data: bytes) -> tuple[list[Record], Damage | None]:
 
 
 def last_of(records: list[Record]) -> Last:
-    """What the next record goes on from."""
+    """What the next record continues from."""
     return (records[-1].seq, records[-1].hash) if records else _NONE
 
 
@@ -104,7 +103,7 @@ def decode(line: bytes, last: Last) -> Record:
 
 
 def _document(line: bytes) -> dict[str, Any]:
-    """A line that is as it was written, wherever it stands. Raises ValueError."""
+    """The object of a line that is unchanged, wherever it is. Raises ValueError."""
     try:
         document = json.loads(line)
     except (ValueError, RecursionError):
@@ -126,7 +125,7 @@ def _hash(body: dict[str, Any]) -> str:
 def write(
     descriptor: int, path: str, last: Last, kind: str, fields: dict[str, Any], now: datetime
 ) -> Record:
-    """Add a record behind `last`, durably; the caller holds the lock.
+    """Add a record after `last`, durably; the caller holds the lock.
 
     Raises:
         OSError: the disk refuses; the journal is as it was.
@@ -164,10 +163,10 @@ def write(
 def move_aside(
     descriptor: int, path: str, part: bytes, keep: int, infix: str
 ) -> tuple[str, dict[str, Any]]:
-    """Move what stands behind the first `keep` bytes to a file beside the journal.
+    """Move everything after the first `keep` bytes to a file beside the journal.
 
-    The file's name carries the hash of its content, so a move that was killed half-way ends the
-    same. Returns the file's path, and the fields of the record that tells of it.
+    The file's name carries the hash of its content, so that a killed move can be repeated. Returns
+    the file's path, and the fields of the record about it.
     """
     sha256 = hashlib.sha256(part).hexdigest()
     aside = f"{path}.{infix}-{sha256[:8]}"
@@ -181,7 +180,7 @@ def move_aside(
 def locked(descriptor: int, how: int, wait_s: float | None = None) -> Iterator[None]:
     """Hold the lock of an open journal; close it at the end, which also unlocks it.
 
-    Raises TimeoutError when another process holds it for `wait_s`; None waits as long as it takes.
+    Raises TimeoutError when another process holds it for `wait_s`; None waits forever.
     """
     try:
         if wait_s is None:
@@ -204,7 +203,7 @@ def _wait_for_lock(descriptor: int, how: int, deadline: float) -> None:
 
 
 def read_all(descriptor: int) -> bytes:
-    """The whole file, wherever the descriptor stands."""
+    """The whole file, whatever the descriptor's position."""
     parts, offset = [], 0
     while part := os.pread(descriptor, 1 << 20, offset):
         parts.append(part)
@@ -252,10 +251,10 @@ def newest(layout: Layout, kind: str, *, since: float) -> dict[str, Any] | None:
 
 
 def append(path: str, kind: str, fields: dict[str, Any], *, now: datetime) -> None:
-    """Add one record to a host's journal, whatever state it is in; it is on the disk on return.
+    """Add a record to a host's journal, also to a damaged one; it is on the disk on return.
 
-    Whatever the fields hold, they are recorded: what is too long is cut, and says so. Only the last
-    line is read, so that a long journal costs no time.
+    Fields that are too long are cut, and say so. Only the last line is read, so that a long journal
+    costs no time.
     """
     fields = _fitting(fields)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -279,7 +278,7 @@ def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
         if len(canonical(fields)) <= _MOST:
             return fields
     except (TypeError, ValueError, RecursionError):
-        pass  # not what JSON can hold
+        pass  # JSON can't hold it
     for most in _SHORTER:
         shorter: dict[str, Any] = untrusted.document(fields, most)
         if len(canonical(shorter)) <= _MOST:
@@ -288,7 +287,7 @@ def _fitting(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _last(descriptor: int, size: int) -> Last | None:
-    """Of the last record, in a journal of `size` bytes; None: it is not what was written."""
+    """The last record of a journal of `size` bytes; None: it was changed."""
     if size == 0:
         return _NONE
     with contextlib.suppress(ValueError):
@@ -299,7 +298,7 @@ def _last(descriptor: int, size: int) -> Last | None:
 
 
 def _line_before(descriptor: int, end: int) -> bytes:
-    """What stands between the last newline before `end` and `end`, however long it is."""
+    """The bytes between the last newline before `end` and `end`, however many."""
     blocks = []
     while end > 0:
         begin = max(0, end - _BLOCK)

@@ -1,7 +1,7 @@
-"""Text of strangers, made fit to be kept and shown: short, and harmless to a terminal.
+"""Untrusted text, made fit to store and show: short, and harmless to a terminal.
 
-What a service says of itself, what its programs print and what its logs hold may be of any length
-and hold anything. It passes through here where it comes in, so nobody behind has to think of it.
+A service's answers, the output of its programs and its logs may be of any length and hold anything.
+They pass through here where they come in, so that no later code has to care.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x
 
 
 def line(value: Any, most: int = LONGEST) -> str:
-    """One printable line of at most `most` characters; what was cut is counted behind it."""
+    """One printable line of at most `most` characters, then the number of those cut."""
     said = str(value)
     if len(said) <= most and said.isprintable():
         return said
@@ -27,7 +27,7 @@ def line(value: Any, most: int = LONGEST) -> str:
 
 
 def text(value: Any, most: int = LONGEST) -> str:
-    """As `line`, but line ends and tabs stay."""
+    """As `line`, with line ends and tabs."""
     said = str(value)
     shown = _short(said, most).replace("\r\n", "\n")
     return _cut("".join(c if c in "\n\t" else _plain(c) for c in shown), most, len(said))
@@ -61,7 +61,7 @@ def _single(value: Any, most: int) -> Any:
 
 
 def _short(said: str, most: int) -> str:
-    """Looks at twice what is kept, for escapes are left out."""
+    """Looks at twice that many characters, since escapes are removed."""
     return _ESCAPES.sub("", said[: 2 * most])
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from macd.errors import ContactLostError, MacdError
-from macd.jobs.contact import Contact
 from macd.run_directory import FILES
+from macd.ssh.contact import Contact
 
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-z-]{1,40}(\.partial|\.failed|\.cancelled)?")
 _WAIT_S = 5.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,9 +65,8 @@ class Check:
     hint: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """As printed with --json; `told` is the detail's name there."""
-        fields = {"name": self.name, "level": self.level}
-        return {**fields, "told": self.detail, "hint": self.hint}
+        """As printed with --json; `told` is the detail's name up to 0.1."""
+        return {**asdict(self), "told": self.detail}
 
 
 def check_data(data: Mapping[str, Path], settings: Settings, now: datetime) -> list[Check]:

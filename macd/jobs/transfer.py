@@ -17,10 +17,10 @@ from typing import Any
 from macd.errors import MacdError
 from macd.host.durable import one_at_a_time, sha256_of, sync
 from macd.host.store.manifest import ManifestError, check_path
-from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, contact_lost
 from macd.jobs.request import REQUEST, TrainRequest
 from macd.ssh import archive
+from macd.ssh.contact import Contact
 from macd.ssh.session import Session, host_copy, in_flight
 
 _MOST_FILES = 10_000
@@ -66,7 +66,7 @@ def _leave_copy(contact: Contact, session: Session) -> None:
     """Leave the host program there, so that following the run need not send it each time."""
     copy = host_copy(contact.host, contact.inventory)
     if copy is not None and copy.remembered() != archive.digest():
-        session.write(copy.path, archive.build(), parents=True)
+        session.write(copy.path, archive.build())
         copy.remember(archive.digest())
 
 

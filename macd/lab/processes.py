@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from macd.host.processes import boot_id, start_time, stat_of
+
 MARKER = "MACD_LAB_ID"
 _PROC = Path("/proc")
 
@@ -31,13 +33,8 @@ def started_at(pid: int) -> str | None:
 
     None when there is no such process (a zombie counts as none).
     """
-    if sys.platform == "linux":
-        fields = _stat(pid)
-        if fields is None or fields[0] == "Z":
-            return None
-        return f"{_boot_id()}:{fields[19]}"
-    shown = _ps("-o", "stat=,lstart=", "-p", str(pid)).split()
-    return None if not shown or shown[0].startswith("Z") else " ".join(shown[1:])
+    start = start_time(pid)
+    return f"{boot_id()}:{start}" if start else None
 
 
 def is_running(pid: int, started: str) -> bool:
@@ -107,23 +104,10 @@ def _pids() -> list[int]:
 
 def _parents() -> list[tuple[int, int]]:
     if sys.platform == "linux":
-        stats = ((pid, _stat(pid)) for pid in _pids())
+        stats = ((pid, stat_of(pid)) for pid in _pids())
         return [(pid, int(stat[1])) for pid, stat in stats if stat and stat[0] != "Z"]
     rows = (line.split() for line in _ps("-A", "-o", "pid=,ppid=,stat=").splitlines())
     return [(int(pid), int(parent)) for pid, parent, state in rows if not state.startswith("Z")]
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the state on: the name before may hold blanks and ')'."""
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()
-
-
-def _boot_id() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def _has_mark(pid: int, mark: str) -> bool:

@@ -6,7 +6,6 @@ call at the latest. The same request gives the same manifest and bundle, to the 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from macd import application
 from macd.application import BUILTIN, Proof
 from macd.checklist import Item
 from macd.errors import MacdError, RefusedError
-from macd.host.durable import sync
+from macd.host.durable import one_at_a_time, sync
 from macd.host.store import manifest as manifests
 from macd.host.store.manifest import File, Manifest
 from macd.release import bundle, card, wheel
@@ -240,16 +239,13 @@ def _place(building: Path, target: Path) -> None:
 def _alone(store: Store) -> Iterator[None]:
     """One build at a time; the lock goes with the process, so all it finds built is left over."""
     store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RefusedError(
-                "another release is being made here",
-                why=f"its lock on {store.root} is held",
-                live="no release was made",
-                hint="wait for it, then again",
-            ) from error
+    taken = RefusedError(
+        "another release is being made here",
+        why=f"its lock on {store.root} is held",
+        live="no release was made",
+        hint="wait for it, then again",
+    )
+    with one_at_a_time(store.root / ".lock", taken=taken):
         for path in store.root.glob(f"{BUILDING}*"):
             shutil.rmtree(path, ignore_errors=True)
         yield

@@ -217,11 +217,12 @@ class Session:
                 raise MacdError(f"{self.name}: {path} is larger than the {limit} bytes expected")
         return bytes(data)
 
-    def write(
-        self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = False, owner: str = ""
-    ) -> None:
-        """Replace a file atomically and durably; up to 8 MiB (larger things are blobs)."""
-        self.call("write", path=path, data=data, mode=mode, parents=parents, owner=owner)
+    def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Replace a file atomically and durably, its directory made where there is none.
+
+        Up to 8 MiB: larger things are blobs.
+        """
+        self.call("write", path=path, data=data, mode=mode)
 
     def run(
         self,

@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(trial: HostApp) -> None:
         machine.fill_disk(APP, 110)
         last = trial.end(trial.begin(None))
         assert last["state"] == "reverted"
-        assert "no room to go back" in last["reason"]
+        assert "no room for a revert" in last["reason"]
         assert trial.answers() == trial.live == newest
         trial.on_prod("rm", f"{APP}/.filler")
         assert trial.end(trial.begin(None))["state"] == "committed"

@@ -247,9 +247,9 @@ def left():
     sleeping = subprocess.run(["pgrep", "-fx", "sleep 4343"], capture_output=True).stdout
     return [bool(sleeping), [n for n in os.listdir("/run") if n.startswith("macd-confined")] != []]
 before = left()
-Sandbox("system", walls.unit_text, "/opt/another").end_forgotten()
+Sandbox("system", walls.unit_text, "/opt/another").end_leftovers()
 others = left()
-walls.end_forgotten()
+walls.end_leftovers()
 print(json.dumps([before, others, left()]))
 """,
     )

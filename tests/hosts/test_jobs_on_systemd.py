@@ -11,9 +11,9 @@ import pytest
 from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
-from macd.jobs.contact import Contact
 from macd.jobs.follow import LocalRuns, follow
 from macd.jobs.transfer import collect
+from macd.ssh.contact import Contact
 from tests.support.hosts.fleet import Hosts
 from tests.support.job_fakes import SAMPLE, Witness, begin, contact_to, soon
 

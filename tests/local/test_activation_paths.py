@@ -112,6 +112,6 @@ def test_a_staging_that_failed_lets_nothing_go_live_though_the_release_is_there(
                 scope="user",
                 unit_text=host.unit_text(),
             )
-        with pytest.raises(MacdError, match="was not made ready"):
+        with pytest.raises(MacdError, match="was not staged"):
             host.begin(session, "deploy", second.id)
     assert (host.live, host.facts()["health"]["pid"]) == (first.id, before)

@@ -41,7 +41,7 @@ def host_of(lab: LabState, root: Path, name: str) -> Project:
 @EVERY
 def test_the_first_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
     trials = KillCases()
-    number, bench = 1, host_of(lab, tmp_path / "0", "killed-first-0")
+    number, bench = 1, host_of(lab, tmp_path / "0", f"killed-first-{step}-0")
     while True:
         new = bench.release(1)
         calls = client_killed_at(bench, number, "deploy", "--yes")
@@ -50,7 +50,7 @@ def test_the_first_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
         trials.check(bench, calls[-1], None, new)
         if bench.live is not None:  # the next deploy is the next trial's, or the one here
             bench.invoke("deploy", "--yes")
-            bench = host_of(lab, tmp_path / str(number), f"killed-first-{number}")
+            bench = host_of(lab, tmp_path / str(number), f"killed-first-{step}-{number}")
         number += step
     assert bench.live == new
     trials.tell("first deploy", LEAST // step)
@@ -58,7 +58,7 @@ def test_the_first_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
 
 @EVERY
 def test_an_incremental_deploy(lab: LabState, tmp_path: Path, step: int) -> None:
-    bench = host_of(lab, tmp_path / "p", "killed-next")
+    bench = host_of(lab, tmp_path / "p", f"killed-next-{step}")
     bench.release(1)
     bench.invoke("deploy", "--yes")
     trials = KillCases()
@@ -77,7 +77,7 @@ def test_an_incremental_deploy(lab: LabState, tmp_path: Path, step: int) -> None
 
 @EVERY
 def test_a_rollback(lab: LabState, tmp_path: Path, step: int) -> None:
-    bench = host_of(lab, tmp_path / "p", "killed-back")
+    bench = host_of(lab, tmp_path / "p", f"killed-back-{step}")
     other = bench.release(1)
     bench.invoke("deploy", "--yes")
     bench.release(2)

@@ -265,7 +265,7 @@ HOUR = timedelta(hours=1)
         ("FAIL", {"verdict": "FAIL"}),
         ("INCONCLUSIVE", {"verdict": "INCONCLUSIVE"}),
         ("files", {"source": "files"}),
-        ("opens nothing", {"opens_nothing": ["min_bars laxer"]}),
+        ("can't enable stacking", {"opens_nothing": ["min_bars laxer"]}),
         ("names no logs", {"logs": []}),
         ("understood", {"logs": [{"name": LOG, "from": 5, "to": 1, "sha256": "0" * 64}]}),
         ("analysed", {"logs": [{"name": "../../.env", "from": 0, "to": 1, "sha256": "0" * 64}]}),
@@ -318,7 +318,7 @@ def test_a_newer_no_from_another_machine_closes_an_older_pass(host: Place) -> No
         with pytest.raises(RefusedError) as refused:
             flip(host, "1", good)
         assert "a newer report about this host" in refused.value.why
-        assert verdict in refused.value.why or "opens nothing" in refused.value.why
+        assert verdict in refused.value.why or "can't enable stacking" in refused.value.why
     assert not noted(host, now - HOUR, "PASS")  # an older one changes nothing
     with pytest.raises(RefusedError, match="no gate report was made"):
         noted(host, now + HOUR, "PASS")

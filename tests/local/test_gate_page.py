@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from macd.gate import page, report
-from macd.host.judge.gate import Rule
 from macd.inventory import load
 from tests.support import signal_lines
 from tests.support.browser import Browser, chromium
+from tests.support.gate_rule import RULE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 EVIL = "<script>document.title='owned'</script><img src=http://x.invalid/a.png onerror=alert(1)>"
@@ -30,7 +30,7 @@ def made(directory: Path, lines: Iterator[dict[str, Any]], junk: bytes = b"") ->
     if junk:
         newest = max((directory / "logs").iterdir())
         newest.write_bytes(newest.read_bytes() + junk)
-    judged = report.of_files(load("lab"), directory / "logs", Rule(), 2.0, NOW)
+    judged = report.of_files(load("lab"), directory / "logs", RULE, 2.0, NOW)
     path = report.save(judged.document, directory / "report", load("lab"))
     return page.write(path), judged.document
 

@@ -18,11 +18,11 @@ import pytest
 
 from macd.gate import report
 from macd.gate.report import Judged
-from macd.host.judge.gate import Rule
 from macd.inventory import load
 from tests.support import signal_lines
 from tests.support.constant_model import make_constant
 from tests.support.deployed_app import App, make_app
+from tests.support.gate_rule import RULE
 
 PATIENCE_S = 120
 
@@ -53,7 +53,7 @@ def write_bars(app: App, count: int = 45, *, kill: bool = False) -> None:
 
 
 def judged(app: App) -> Judged:
-    return report.of_files(load("lab"), app.root / "data/live", Rule(), None, datetime.now(UTC))
+    return report.of_files(load("lab"), app.root / "data/live", RULE, None, datetime.now(UTC))
 
 
 def criteria(found: Judged) -> dict[str, str]:

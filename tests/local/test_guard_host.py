@@ -345,7 +345,7 @@ def taken_back(host: Place, url: str) -> str:
 
 def test_the_host_itself_tells_with_the_operator_gone(host: Place) -> None:
     with listening(204) as (url, came):
-        assert taken_back(host, url) == "told"
+        assert taken_back(host, url) == "sent"
     (message,) = came
     assert message["event"] == "guard.failed"
     assert message["release"] == host.live
@@ -424,7 +424,7 @@ import json, sys
 from macd.host.flag import flag
 asked = {**json.loads(sys.argv[1]), "report": b"", "signature": b""}
 told = flag.set_flag(**asked)
-sys.exit(0 if told["outcome"] == "set" and "No space left" in told["lost"] else 3)
+sys.exit(0 if told["outcome"] == "set" and "No space left" in told["unrecorded"] else 3)
 """
 
 

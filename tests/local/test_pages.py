@@ -20,11 +20,11 @@ import pytest
 from macd.app.pages import training
 from macd.gate import page as gate
 from macd.gate import report
-from macd.host.judge.gate import Rule
 from macd.inventory import load
 from macd.release import card
 from tests.support import signal_lines
 from tests.support.browser import Browser, Opened, chromium
+from tests.support.gate_rule import RULE
 from tests.support.sweeps import sweep
 from tests.support.training_run import trained_run
 from tests.unit.release.making import workshop
@@ -103,7 +103,7 @@ def judged(directory: Path, made: Iterator[dict[str, Any]], junk: bytes = b"") -
     signal_lines.write(directory / "logs", made)
     newest = max((directory / "logs").iterdir())
     newest.write_bytes(newest.read_bytes() + junk)
-    found = report.of_files(load("lab"), directory / "logs", Rule(), 72.0, NOW)
+    found = report.of_files(load("lab"), directory / "logs", RULE, 72.0, NOW)
     return gate.write(report.save(found.document, directory / "report", load("lab")))
 
 

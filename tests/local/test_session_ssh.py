@@ -96,7 +96,7 @@ def test_the_clock_is_known_to_within_half_a_round_trip(
 
 def test_files_and_programs_through_the_jump_host(lab: LabState, open_to: Open) -> None:
     session = open_to("h800")
-    session.write("~/work/$(touch owned)/a file", b"content", parents=True)
+    session.write("~/work/$(touch owned)/a file", b"content")
     assert (lab.hosts["h800"].home / "work/$(touch owned)/a file").read_bytes() == b"content"
     assert session.run(["cat", "a file"], cwd="~/work/$(touch owned)").stdout == b"content"
     with pytest.raises(RemoteFileNotFoundError, match="h800: read"):

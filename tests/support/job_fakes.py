@@ -7,10 +7,9 @@ is the product's.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,8 +21,9 @@ from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs import request as requests
 from macd.jobs import transfer
-from macd.jobs.contact import Contact
 from macd.lab import LabState
+from macd.ssh.contact import Contact
+from tests.support import commands
 from tests.support.openssh import eventually
 
 TASKS = """
@@ -78,10 +78,7 @@ def inventory_of(root: Path, work: str) -> Inventory:
 
 def contact_to(inventory: Inventory, watcher: Any, *, patience: float = 60.0) -> Contact:
     """A contact with h800 on the real clock."""
-    host = inventory.host("h800")
-    return Contact(
-        host, inventory, clock=time.monotonic, sleep=time.sleep, watcher=watcher, patience=patience
-    )
+    return Contact(inventory.host("h800"), inventory, watcher=watcher, patience=patience)
 
 
 def begin(contact: Contact, script: str, *, seed: int = 7) -> str:
@@ -134,17 +131,7 @@ class Witness:
 
 def invoke(root: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A command as it is typed in the project."""
-    import os  # noqa: PLC0415
-
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), *argv],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return commands.run(root, *argv, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
 
 
 def records(root: Path, kind: str) -> list[dict[str, Any]]:

@@ -9,9 +9,11 @@ import pytest
 import macd
 from macd import application
 from macd.app.predict.__main__ import COMMANDS
+from macd.app.service.predictor import no_models
 from macd.application import BUILTIN
 from macd.childprocess import EndedError
 from macd.errors import ExitCode, MacdError
+from macd.host.judge import parse
 
 TOP = Path(macd.__file__).parent
 
@@ -22,6 +24,11 @@ def test_its_modules_and_sources_are_there() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     assert all((TOP / name).exists() for name in BUILTIN.sources)
     assert set(COMMANDS) == {"check", "check-run", "prove", "folder", "remarks"}
+
+
+def test_the_service_writes_every_field_that_is_judged() -> None:
+    written = no_models("all", "broken").fields.keys() | {"close"}  # of the bar, by the loop
+    assert written >= parse.FIELDS
 
 
 def test_an_error_of_the_application_keeps_its_words_and_exit_code(tmp_path: Path) -> None:

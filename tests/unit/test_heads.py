@@ -6,7 +6,7 @@ import pytest
 
 from macd import heads
 from macd.host.judge.parse import parse
-from macd.host.judge.realised import Seen, realised
+from macd.host.judge.realised import Prediction, realised
 
 
 def test_names_by_timeframe_and_back() -> None:
@@ -65,6 +65,6 @@ def test_signals_are_read_in_either_way(names: tuple[str, ...]) -> None:
 def test_what_came_true_is_told_by_the_names_of_its_timeframe(tf: str, nearest: str) -> None:
     step = 900_000
     up = (0.9,) * 12
-    rows = realised(Seen("BTCUSD", tf, i * step, step, 1.0 + i, up) for i in range(30))
+    rows = realised(Prediction("BTCUSD", tf, i * step, step, 1.0 + i, up) for i in range(30))
     assert rows[0]["head"] == nearest
     assert rows[0]["n"] == 25

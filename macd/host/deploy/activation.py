@@ -1,12 +1,12 @@
-"""Make a staged release live, prove it, and commit or go back; run by the host, not the session.
+"""Make a staged release live, prove it, and commit or revert; the host runs it, not the session.
 
 The record in state/pending.json is durable before the first change. Whatever kills this process, a
-power cut included, the next run of `carry_on` (the restarted unit, the boot unit, the next deploy)
-finds it and ends the matter: committed if the commit was written, else everything back as it was.
+power cut included, the next run of `resume` (the restarted unit, the boot unit, the next deploy)
+ends the activation: committed if the commit was written, else reverted.
 
-A change stays only if it is confirmed: somebody must reach this host over a connection that was
-opened after the soak ended, or the change locked them out. Whoever confirms and whoever stops
-waiting decide under one lock, so that both know the same.
+A change stays only if it is confirmed. Somebody must reach this host over a connection that was
+opened after the soak ended, or the change locked them out. Confirming and giving up happen under
+one lock, so that both sides know the same outcome.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from macd.host.deploy.health import Prover, UnhealthyError
 from macd.host.deploy.ledger import EventLog, Pending, Snapshot
 from macd.host.failure import HostError
 from macd.host.layout import Layout, live_release, point_current_at
+from macd.host.processes import start_time
 from macd.host.store import releases, retention, snapshots
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Process, Supervisor
 
 WAITING = "awaiting confirmation"
-_TICK_S = 0.02  # as coarse as the kernel tells when a process began
+_TICK_S = 0.02  # the kernel's precision of a process's start
 _LONGEST_REASON = 2000
 _ROOM = "room-to-go-back"
 _ROOM_BYTES = 128 << 10
@@ -36,24 +37,22 @@ Record = Callable[[str, dict[str, object]], None]
 
 
 class ActivationFailedError(Exception):
-    """It can't go on, and the release is not at fault."""
+    """It can't continue, and the release is not at fault."""
 
 
-def carry_on(
-    layout: Layout, record: Record, *, forward: bool = False, booting: bool = False
-) -> str:
-    """Run the pending activation (`forward`), or end one that was interrupted.
+def resume(layout: Layout, record: Record, *, start: bool = False, booting: bool = False) -> str:
+    """Run the pending activation (`start`), or end one that was interrupted.
 
     Args:
-        forward: begin it if nothing of it was done yet; else that one is given up.
-        booting: systemd has not started the service yet and will; only the files are put back.
+        start: begin it if nothing of it was done yet; without it, such an activation is reverted.
+        booting: systemd has not started the service yet and will; only the files are restored.
 
     Returns:
         "committed", "reverted", or "nothing" when none is pending.
 
     Raises:
-        HostError: another process is at it.
-        HostError, OSError: it could not be brought to its end; call again.
+        HostError: another process runs it.
+        HostError, OSError: it could not be ended; call again.
     """
     with locks.locked(layout, locks.ACTIVATION, {"who": "activation", "doing": "activation"}):
         pending = ledger.read_pending(layout)
@@ -62,7 +61,7 @@ def carry_on(
         run = Activation(layout, pending, record, booting=booting)
         if run.was_committed():
             return run.after_the_commit()
-        if forward and pending.state == "verified":
+        if start and pending.state == "verified":
             return run.go()
         reason = pending.reason or f"it was interrupted while {pending.state}"
         return run.revert(reason, blames_release=bool(pending.reason))
@@ -81,7 +80,7 @@ class Activation:
         self._supervisor = Supervisor(pending.scope)
         self._prover = Prover(self._supervisor, pending.unit, pending.endpoint)
         self._events = EventLog(layout, pending.number)
-        self._kept: list[str] = []  # by the revert
+        self._set_aside: list[str] = []  # paths, by the revert
 
     def go(self) -> str:
         """Check, switch, restart, soak, confirm, commit; revert on anything that fails."""
@@ -96,13 +95,13 @@ class Activation:
             return self.revert(str(error), blames_release=error.blames_release)
         except ActivationFailedError as error:
             return self.revert(str(error), blames_release=False)
-        except Exception as error:  # whatever it was, what served before has to serve again
-            reason = f"the host could not go on: {type(error).__name__}: {error}"
+        except Exception as error:  # whatever it was, the earlier release has to serve again
+            reason = f"the host could not continue: {type(error).__name__}: {error}"
             return self.revert(reason, blames_release=False)
         return self.after_the_commit()
 
     def was_committed(self) -> bool:
-        """Whether the commit is on the disk and nobody has begun to take it back."""
+        """Whether the commit is on the disk and no revert has started."""
         pending = self._pending
         recorded = any(e["number"] == pending.number for e in ledger.history(self._layout))
         return (
@@ -110,9 +109,9 @@ class Activation:
         )
 
     def after_the_commit(self) -> str:
-        """Say that it is committed, unless that was said already; then clear up."""
+        """Report the commit unless that was done already; then clear up."""
         if not any(event["state"] == "committed" for event in self._events.read()):
-            self._tell("committed")
+            self._report("committed")
         ledger.mark_good(self._layout, self._pending.to)
         self._tidy_up()
         return "committed"
@@ -120,12 +119,12 @@ class Activation:
     def _enter(self, state: str, **fields: object) -> None:
         self._pending = dataclasses.replace(self._pending, state=state)
         ledger.write_pending(self._layout, self._pending)
-        self._tell(state, **fields)
+        self._report(state, **fields)
 
-    def _tell(self, state: str, **fields: object) -> None:
-        named = {"activation": self._pending.number, "release": self._pending.to, **fields}
-        self._record(state, named)
-        self._events.add(state, **named)
+    def _report(self, state: str, **fields: object) -> None:
+        fields = {"activation": self._pending.number, "release": self._pending.to, **fields}
+        self._record(state, fields)
+        self._events.add(state, **fields)
 
     def _check(self) -> None:
         self._enter("checking")
@@ -135,10 +134,10 @@ class Activation:
         health.check_before(pending.check_argv, sandbox)
 
     def _switch(self) -> None:
-        _hold_room(self._layout)
+        _reserve_room(self._layout)
         self._enter("switching")
         pending = self._pending
-        forward = snapshots.Switch(
+        switch = snapshots.Switch(
             self._layout,
             self._supervisor,
             before=pending.before,
@@ -147,11 +146,11 @@ class Activation:
             edited=pending.edited,
             keys=pending.keys,
         )
-        forward.carry_out()
+        switch.carry_out()
         point_current_at(self._layout, pending.to)
         files = snapshots.changed_files(pending.before, pending.after)
         keys = snapshots.changed_keys(pending.before, pending.after, pending.keys)
-        self._enter("switched", files=files, keys=keys, kept=forward.kept)
+        self._enter("switched", files=files, keys=keys, kept=switch.kept)
 
     @property
     def _mark(self) -> str:
@@ -186,9 +185,7 @@ class Activation:
         self._check_still_healthy(process)
 
     def _await_confirmation(self, process: Process) -> None:
-        """Somebody must reach this host over a NEW connection, or the change locked them out."""
-        since = uptime()
-        self._pending = dataclasses.replace(self._pending, waiting_since=since)
+        self._pending = dataclasses.replace(self._pending, waiting_since=uptime())
         self._enter(WAITING, seconds=self._pending.confirm_s)
         wait_for_confirmation(
             self._layout, self._pending, lambda: self._check_still_healthy(process)
@@ -218,48 +215,50 @@ class Activation:
         ledger.save_history(self._layout, [*entries, committed])
 
     def _tidy_up(self) -> None:
-        """After a commit or a revert: clear away what nothing needs, then the record itself."""
-        _give_room(self._layout)
+        """After a commit or a revert: remove what nothing needs, then the record itself."""
+        _release_room(self._layout)
         retention.tidy(self._layout, self._pending.keep, self._pending.to)
         with contextlib.suppress(OSError):
             ledger.drop_old_logs(self._layout, self._pending.number)
         ledger.clear_pending(self._layout)
 
     def revert(self, reason: str, *, blames_release: bool) -> str:
-        """Everything back as it was before, proved like the way forward.
+        """Restore everything as it was before, with the same proof as an activation.
 
         Raises:
-            HostError, OSError: something could not be put back; to be called again.
+            HostError, OSError: something could not be restored; call again.
         """
-        reason = reason[:_LONGEST_REASON]  # a release's own words may be of any length
+        reason = reason[:_LONGEST_REASON]  # a release's own text may be of any length
         touched = self._pending.state not in ("verified", "checking")
-        _give_room(self._layout)
+        _release_room(self._layout)
         self._note_the_revert(reason if blames_release else "", touched=touched)
-        serving, well = self._put_back() if touched else self._as_it_was()
+        serving, healthy = self._restore() if touched else self._as_it_was()
         with contextlib.suppress(OSError, HostError):
-            outcome = {"live": self._pending.origin, "serving": serving, "well": well}
-            self._tell("reverted", reason=reason, kept=self._kept, **outcome)
+            # `well`: the name of `healthy` up to 0.1
+            outcome = {"live": self._pending.origin, "healthy": healthy, "well": healthy}
+            kept = self._set_aside
+            self._report("reverted", reason=reason, kept=kept, serving=serving, **outcome)
         self._tidy_up()
         return "reverted"
 
     def _note_the_revert(self, blame: str, *, touched: bool) -> None:
-        """Write down what is about to happen; on a full disk go back all the same."""
+        """Record what is about to happen; on a full disk the revert happens all the same."""
         pending = self._pending
         with contextlib.suppress(OSError, HostError):
             if touched:
                 self._pending = dataclasses.replace(pending, state="reverting", reason=blame)
                 ledger.write_pending(self._layout, self._pending)
-                self._tell("reverting", reason=blame)
+                self._report("reverting", reason=blame)
             entries = ledger.history(self._layout)
-            kept = [entry for entry in entries if entry["number"] != pending.number]
-            if kept != entries:  # the commit's last fsync failed after its rename
-                ledger.save_history(self._layout, kept)
+            others = [entry for entry in entries if entry["number"] != pending.number]
+            if others != entries:  # the commit's last fsync failed after its rename
+                ledger.save_history(self._layout, others)
             # A restart that failed says nothing against the release that served before it.
             if blame and pending.kind == "deploy" and pending.to != pending.origin:
                 ledger.mark_bad(self._layout, pending.to, blame, pending.number)
 
     def _as_it_was(self) -> tuple[str, bool | None]:
-        """What serves where nothing was switched: as it did, which may be badly."""
+        """What serves where nothing was switched, and whether it is healthy: as before."""
         untouched, origin = "it was never switched", self._pending.origin
         if origin is None or self._booting:
             return untouched, None
@@ -272,14 +271,14 @@ class Activation:
             return f"{untouched}; {origin} does not serve well: {wrong}", False
         return untouched, True
 
-    def _put_back(self) -> tuple[str, bool | None]:
-        """What serves now, in words, and whether well; None where that can't be known here."""
+    def _restore(self) -> tuple[str, bool | None]:
+        """What serves now, in words, and whether it is healthy; None: unknown here."""
         pending = self._pending
         if pending.origin is None and not self._booting:
             self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
         point_current_at(self._layout, pending.origin)
         failure: Exception | None = None
-        back = snapshots.Switch(
+        switch = snapshots.Switch(
             self._layout,
             self._supervisor,
             before=pending.after,
@@ -288,25 +287,25 @@ class Activation:
             keys=pending.keys,
         )
         try:
-            back.carry_out(reload=True, must_keep=False)
-            back.forget(pending.edited, self._mark)
+            switch.carry_out(reload=True, must_keep=False)
+            switch.forget(pending.edited, self._mark)
         except (OSError, HostError) as error:
             failure = error  # on a full disk: rather the old release with wrong flags than none
-        self._kept = back.kept
-        well: bool | None = None
+        self._set_aside = switch.kept
+        healthy: bool | None = None
         if self._booting:
             serving = "systemd starts it next"
         elif pending.origin is None:
             serving = "nothing served before, and nothing serves now"
         else:
-            serving, well = self._serve_again(pending.origin)
+            serving, healthy = self._serve_again(pending.origin)
         if failure is not None:
             raise HostError(
-                "flags, settings or units could not be put back",
+                "flags, settings or units could not be restored",
                 why=str(failure),
                 live=f"{pending.origin}: {serving}",
             ) from failure
-        return serving, well
+        return serving, healthy
 
     def _serve_again(self, origin: str) -> tuple[str, bool]:
         try:
@@ -317,11 +316,11 @@ class Activation:
             return f"{origin} is back, but does not serve well: {error}", False
 
 
-def _hold_room(layout: Layout) -> None:
-    """Set some of the disk aside, so that going back has room even if the disk is full then.
+def _reserve_room(layout: Layout) -> None:
+    """Reserve room on the disk, so that a revert has some even if the disk is full then.
 
     Raises:
-        ActivationFailedError: there is no room now, so nothing is begun.
+        ActivationFailedError: there is no room now, so nothing is started.
     """
     try:
         descriptor = os.open(layout.state(_ROOM), os.O_WRONLY | os.O_CREAT, 0o600)
@@ -331,11 +330,11 @@ def _hold_room(layout: Layout) -> None:
             os.close(descriptor)
     except OSError as error:
         raise ActivationFailedError(
-            f"the host's disk has no room to go back: {error.strerror}"
+            f"the host's disk has no room for a revert: {error.strerror}"
         ) from error
 
 
-def _give_room(layout: Layout) -> None:
+def _release_room(layout: Layout) -> None:
     with contextlib.suppress(OSError):
         os.unlink(layout.state(_ROOM))
 
@@ -344,7 +343,7 @@ def confirm(layout: Layout, number: int, token: str, opened: float | None) -> bo
     """Confirm an activation that waits for it; False: it does not wait (yet, or any more).
 
     Args:
-        opened: when the connection's process began, by `uptime`; None where nobody can tell.
+        opened: when the connection's process started, by `uptime`; None: unknown.
     """
     with _deciding(layout):
         pending = ledger.read_pending(layout)
@@ -367,8 +366,8 @@ def wait_for_confirmation(
     """Return once it is confirmed; `pending` is on the disk as waiting.
 
     Raises:
-        ActivationFailedError: nobody did in confirm_s, and nobody can any more; or what
-            `check` raised.
+        ActivationFailedError: nobody confirmed in confirm_s, and now nobody can.
+        Exception: what `check` raised.
     """
     deadline = clock() + pending.confirm_s
     while not ledger.is_confirmed(layout, pending):
@@ -381,17 +380,17 @@ def wait_for_confirmation(
 
 
 def _given_up(layout: Layout, pending: Pending) -> bool:
-    """Take no word any more; False: it was given in the last moment."""
+    """Accept no confirmation any more; False: it came at the last moment."""
     with _deciding(layout):
         if ledger.is_confirmed(layout, pending):
             return False
-        with contextlib.suppress(OSError):  # a full disk takes no word either
+        with contextlib.suppress(OSError):  # a full disk takes no confirmation either
             ledger.write_pending(layout, dataclasses.replace(pending, state="reverting"))
         return True
 
 
 def _deciding(layout: Layout) -> contextlib.AbstractContextManager[None]:
-    """One at a time; on the directory itself, which takes no room on a full disk."""
+    """The lock of both sides; on the directory itself, which needs no room on a full disk."""
     return durable.one_at_a_time(layout.state())
 
 
@@ -400,16 +399,14 @@ def _too_old(opened: float | None, since: float | None) -> bool:
 
 
 def uptime() -> float | None:
-    """Seconds since this host booted; None on a system that does not tell."""
+    """Seconds since this host booted; None: unknown."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return None if clock is None else time.clock_gettime(clock)
 
 
-def process_began() -> float | None:
-    """When this process began, by `uptime`; None on a system that does not tell."""
+def process_started() -> float | None:
+    """When this process started, by `uptime`; None: unknown."""
     try:
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
+        return int(start_time(os.getpid())) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
         return None

@@ -1,12 +1,14 @@
-"""The proof that a release serves well: its own check, a new process, and answers that name it.
+"""The proof that a release is healthy: its own check, a new process, and answers that name it.
 
-Activations and the stacking flag are proved by the same questions, on the way forward and back.
-What follows from an answer, the caller decides.
+Activations and changes of the stacking flag use the same proof, forward and on a revert. The caller
+decides what follows from it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +25,20 @@ _CRASHES_THAT_SETTLE_IT = 2
 _REFUSALS_THAT_SETTLE_IT = 4
 _TRIES = 3
 _LONGEST_REASON = 2000
-_LIMIT = 64 << 10  # bytes; our service says a few thousand
+_LIMIT = 64 << 10  # bytes; our service answers with a few thousand
+
+
+class _BoundedSocket(socket.socket):
+    """Ends a whole conversation in time: a service may drip an answer byte by byte."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any, **keywords: Any) -> int:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it answers too slowly")
+        self.settimeout(left)
+        return super().recv_into(*args, **keywords)
 
 
 class ProbeError(Exception):
@@ -33,27 +48,30 @@ class ProbeError(Exception):
 def ask(endpoint: str, *, timeout: float = 2.0, path: str = "/healthz") -> dict[str, Any]:
     """The health document at `endpoint`: "unix:/path" or "HOST:PORT" on loopback.
 
-    Whoever answers is not trusted: each text is short and fit for a journal and a terminal.
+    The answer is not trusted. Each text in it is made short and fit for a journal and a terminal.
 
     Raises:
         ProbeError: nobody answers, not in time, too long, or not with a JSON object.
     """
-    # Imported while the service starts rather than before: a switch comes sooner by that.
-    from http.client import HTTPException  # noqa: PLC0415
+    # Imported while the service starts, so that the switch comes sooner.
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415
 
-    from macd.host.loopback import Connection  # noqa: PLC0415
-
-    connection = Connection(endpoint, timeout)
-    try:
-        connection.request("GET", path)
-        raw = connection.getresponse().read(_LIMIT + 1)
-        if len(raw) > _LIMIT:
-            raise ProbeError(f"the answer is longer than {_LIMIT >> 10} KiB")
-        answer = untrusted.document(json.loads(raw))
-    except (OSError, HTTPException, ValueError, RecursionError) as error:
-        raise ProbeError(untrusted.line(f"{type(error).__name__}: {error}")) from error
-    finally:
-        connection.close()
+    unix = endpoint.removeprefix("unix:")
+    host, _, port = endpoint.rpartition(":")
+    with contextlib.closing(HTTPConnection("localhost")) as connection:
+        try:
+            family = socket.AF_INET if unix == endpoint else socket.AF_UNIX
+            connection.sock = service = _BoundedSocket(family, socket.SOCK_STREAM)
+            service.deadline = time.monotonic() + timeout
+            service.settimeout(timeout)
+            service.connect(unix if family == socket.AF_UNIX else (host, int(port)))
+            connection.request("GET", path)
+            raw = connection.getresponse().read(_LIMIT + 1)
+            if len(raw) > _LIMIT:
+                raise ProbeError(f"the answer is longer than {_LIMIT >> 10} KiB")
+            answer = untrusted.document(json.loads(raw))
+        except (OSError, HTTPException, ValueError, RecursionError) as error:
+            raise ProbeError(untrusted.line(f"{type(error).__name__}: {error}")) from error
     if not isinstance(answer, dict):
         raise ProbeError("the answer is not a JSON object")
     return answer
@@ -64,8 +82,8 @@ def problems(
 ) -> list[str]:
     """Why this answer does not prove that `process` serves `release` well; empty when it does.
 
-    A release id alone proves little: an old process that still answers is the classic false
-    "healthy". The manifest's hash, the pid systemd started and the golden predictions count too.
+    A release id alone proves little: an old process that still answers would look healthy. So the
+    manifest's hash, systemd's pid and the golden predictions count too.
     """
     findings = []
     if answer.get("release") != release:
@@ -104,17 +122,17 @@ class UnhealthyError(Exception):
         process: Process | None = None,
         wrong: str = "",
     ) -> None:
-        super().__init__(untrusted.line(reason, _LONGEST_REASON))  # a release's own words are in it
+        super().__init__(untrusted.line(reason, _LONGEST_REASON))  # it holds a release's own text
         self.blames_release = blames_release
         self.process = process
         self.wrong = wrong
 
 
 def check_before(argv: Sequence[str], sandbox: Sandbox) -> None:
-    """Import everything and run the golden predictions while the old release still serves.
+    """Run the release's own check while the old release still serves.
 
     Args:
-        argv: the release's own check; empty: there is none.
+        argv: the check, which imports everything and predicts; empty: there is none.
         sandbox: of the unit that is to run it.
 
     Raises:
@@ -167,7 +185,7 @@ class Prover:
         return wrong
 
     def check_stays_healthy(self, release: str, manifest_sha256: str, process: Process) -> None:
-        """One answer that is late or lost proves nothing; another process does.
+        """One late or lost answer proves nothing; another process does.
 
         Raises:
             UnhealthyError: it is another process, or it says no again and again.
@@ -176,14 +194,14 @@ class Prover:
         for _ in range(_TRIES):
             now = self._supervisor.show(self._unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
-                said = self._supervisor.last_words(self._unit)
-                words = f"; its last words: {said}" if said else ""
-                raise UnhealthyError(f"it did not stay up: {now.result or now.active}{words}")
+                said = self._supervisor.last_line(self._unit)
+                said = f"; its last words: {said}" if said else ""
+                raise UnhealthyError(f"it did not stay up: {now.result or now.active}{said}")
             wrong, _ = self.asked(release, manifest_sha256, now)
             if not wrong:
                 return
             time.sleep(POLL_S)
-        raise UnhealthyError(f"it did not stay well: {wrong}")
+        raise UnhealthyError(f"it did not stay healthy: {wrong}")
 
     def restart(
         self,
@@ -197,7 +215,7 @@ class Prover:
         """Restart, and wait for a NEW process that serves `release` well and runs as asked.
 
         Raises:
-            UnhealthyError: not in `seconds`, or it crashed so often that waiting is idle.
+            UnhealthyError: not in `seconds`, or it crashed so often that waiting is useless.
         """
         unit = self._unit
         before = self._supervisor.show(unit)
@@ -210,7 +228,7 @@ class Prover:
             # reset-failed has set the count to 0, but an old systemd may keep it
             crashes = now.restarts - (before.restarts if now.restarts >= before.restarts else 0)
             if restarting.poll() not in (None, 0) or crashes >= _CRASHES_THAT_SETTLE_IT:
-                said = self._supervisor.last_words(unit)
+                said = self._supervisor.last_line(unit)
                 why = f"its last words: {said}" if said else wrong
                 # "success" is the word between two tries
                 how = "" if now.result == "success" else f" ({now.result})"

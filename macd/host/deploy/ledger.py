@@ -1,4 +1,4 @@
-"""The host's own record of what it committed, what is under way and what failed."""
+"""The host's own record of what it committed, what is pending and what failed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
 
 Snapshot = dict[str, str | None]
-_LOGS_KEPT = 200
+_MOST_LOGS = 200
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A change of the live release that is under way; durable before anything is touched.
+    """A pending change of the live release; durable before anything is touched.
 
-    `before` and `after` map what is switched together with the release to its text: unit files by
-    name, ".env" and "service.json"; None means the file is not there.
+    `before` and `after` map the files that are switched with the release to their texts: unit files
+    by name, ".env" and "service.json". None means that the file is not there.
     """
 
     number: int
@@ -46,21 +46,21 @@ class Pending:
     keep: int = 5
     reason: str = ""
     waiting_since: float | None = None  # for a confirmation, by activation.uptime
-    session: int = 0  # the agent that began it: its own answer is no fresh connection
+    session: int = 0  # the agent that started it, which is no fresh connection
     before: Snapshot = field(default_factory=dict)
     after: Snapshot = field(default_factory=dict)
-    edited: list[str] = field(default_factory=list)  # of `before`: what the tool did not write
+    edited: list[str] = field(default_factory=list)  # names of `before` that people changed
     flags: list[str] = field(default_factory=list)  # the keys of .env that the tool sets
-    keys: list[str] = field(default_factory=list)  # of these and those set before, what is switched
+    keys: list[str] = field(default_factory=list)  # the keys of .env that are switched
 
 
 def read_pending(layout: Layout) -> Pending | None:
     document = load(layout.state("pending.json"), None)
     if document is None:
         return None
-    # The program on the host may be older than the one that wrote this.
-    known = {field.name for field in dataclasses.fields(Pending)}
-    return Pending(**{name: value for name, value in document.items() if name in known})
+    # A newer macd may have written more fields.
+    names = {field.name for field in dataclasses.fields(Pending)}
+    return Pending(**{name: value for name, value in document.items() if name in names})
 
 
 def refuse_if_pending(
@@ -73,7 +73,7 @@ def refuse_if_pending(
     age = round(time.time() - pending.started)
     raise HostError(
         f"activation {pending.number} is under way",
-        why=f"{pending.kind} of {pending.to} by {pending.who}, begun {age} s ago: {pending.state}",
+        why=f"{pending.kind} of {pending.to} by {pending.who}, since {age} s: {pending.state}",
         live=live_release(layout) or "nothing",
         hint=hint,
         kind="refused",
@@ -91,7 +91,7 @@ def confirm(layout: Layout, pending: Pending) -> None:
 
 
 def is_confirmed(layout: Layout, pending: Pending) -> bool:
-    """Whether exactly this activation was confirmed; a word that came too late is for no other."""
+    """Whether exactly this activation was confirmed; a confirmation of another doesn't count."""
     document = load(layout.state("confirmed.json"), {})
     return bool(document == {"token": pending.token, "number": pending.number})
 
@@ -116,11 +116,11 @@ def save_history(layout: Layout, entries: list[dict[str, Any]]) -> None:
 
 
 def remember_written(layout: Layout, release: str, written: dict[str, str | None]) -> None:
-    """For what an older version committed: it is told by the snapshot, which is about to change."""
+    """Store the hashes for a release of an older version, whose snapshot is about to change."""
     entries = history(layout)
-    its = [entry for entry in entries if entry["release"] == release]
-    if its and written and not any(isinstance(entry.get("written"), dict) for entry in its):
-        its[-1]["written"] = written
+    own = [entry for entry in entries if entry["release"] == release]
+    if own and written and not any(isinstance(entry.get("written"), dict) for entry in own):
+        own[-1]["written"] = written
         save_history(layout, entries)
 
 
@@ -129,29 +129,29 @@ def bad_releases(layout: Layout) -> list[dict[str, Any]]:
 
 
 def mark_bad(layout: Layout, release: str, reason: str, number: int) -> None:
-    """Remember that a release failed on this host; the newest failure stands last."""
-    kept = [entry for entry in bad_releases(layout) if entry["release"] != release]
+    """Record that a release failed on this host; the newest failure is the last entry."""
+    others = [entry for entry in bad_releases(layout) if entry["release"] != release]
     entry = {"release": release, "reason": reason, "activation": number, "at": time.time()}
-    save(layout.state("bad.json"), [*kept, entry])
+    save(layout.state("bad.json"), [*others, entry])
 
 
 def mark_good(layout: Layout, release: str) -> None:
     """A release that failed once and then proved itself is not bad any more."""
     entries = bad_releases(layout)
-    kept = [entry for entry in entries if entry["release"] != release]
-    if kept != entries:
-        save(layout.state("bad.json"), kept)
+    others = [entry for entry in entries if entry["release"] != release]
+    if others != entries:
+        save(layout.state("bad.json"), others)
 
 
 def next_number(layout: Layout) -> int:
-    """Number of the next activation: one above every log that was ever started here."""
+    """The number of the next activation: one above every log that is here."""
     directory = layout.state("activations")
     numbers = [int(n.split(".")[0]) for n in os.listdir(directory) if n.split(".")[0].isdigit()]
     return max(numbers, default=0) + 1
 
 
 def last_end(layout: Layout) -> dict[str, Any] | None:
-    """The last word of the newest activation here; None while it has none, or before the first."""
+    """How the newest activation ended; None while it goes on, and before the first."""
     number = next_number(layout) - 1
     events = EventLog(layout, number).read()
     if not events or events[-1]["state"] not in ("committed", "reverted"):
@@ -160,11 +160,11 @@ def last_end(layout: Layout) -> dict[str, Any] | None:
 
 
 def drop_old_logs(layout: Layout, number: int) -> None:
-    """Forget the events of activations long over; the journal keeps what happened."""
+    """Remove the events of activations long over; the journal still has them."""
     directory = layout.state("activations")
     for name in os.listdir(directory):
         first = name.split(".")[0]
-        if first.isdigit() and int(first) <= number - _LOGS_KEPT:
+        if first.isdigit() and int(first) <= number - _MOST_LOGS:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(directory, name))
 
@@ -176,7 +176,7 @@ class EventLog:
         self.path = layout.state("activations", f"{number}.jsonl")
 
     def add(self, state: str, **fields: Any) -> None:
-        # ASCII: what a service says of itself may hold text that has no bytes in UTF-8.
+        # ASCII: a service's own text may have no bytes in UTF-8.
         line = json.dumps({"at": time.time(), "state": state, **fields})
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:

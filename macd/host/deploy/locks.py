@@ -20,24 +20,24 @@ from macd.host.layout import Layout
 
 DEPLOY = "deploy.lock"
 ACTIVATION = "activation.lock"
-_GLANCES = 5  # whoever only looks at a lock holds it for an instant
-_GLANCE_S = 0.05
-_SESSION = contextlib.ExitStack()  # what this agent process holds until its channel closes
+_TRIES = 5  # a process that only looks at a lock holds it for an instant
+_TRY_S = 0.05
+_SESSION = contextlib.ExitStack()  # held by this agent until its channel closes
 _RUNNER_END_S = 10.0
 
 
 @contextlib.contextmanager
 def locked(layout: Layout, name: str, holder: dict[str, Any]) -> Iterator[None]:
-    """Hold the kernel lock `name` of this application, or refuse and say who has it.
+    """Hold the kernel lock `name` of this application, or refuse and name its holder.
 
-    The kernel frees it when the holder's process ends, however it ends; the text in the file only
-    tells who it is, so a stale text locks nobody out and no loser can remove a winner's lock.
+    The kernel frees it when the holder's process ends, however it ends. The text in the file only
+    names the holder: a stale text locks nobody out, and nobody can remove another's lock.
     """
     path = layout.state(name)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not _taken(descriptor):
-            raise _held(path)
+            raise _refused(path)
         text = json.dumps({**holder, "pid": os.getpid(), "since": time.time()})
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is lost
             os.ftruncate(descriptor, 0)
@@ -48,16 +48,16 @@ def locked(layout: Layout, name: str, holder: dict[str, Any]) -> Iterator[None]:
 
 
 def _taken(descriptor: int) -> bool:
-    for _ in range(_GLANCES):
+    for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        time.sleep(_GLANCE_S)
+        time.sleep(_TRY_S)
     return False
 
 
 def holder_of(layout: Layout, name: str) -> dict[str, Any] | None:
-    """Who holds the lock now; None when it is free. Two who look don't take each other for one."""
+    """Who holds the lock now; None when it is free. A shared lock: two lookers don't collide."""
     path = layout.state(name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -80,7 +80,7 @@ def _holder_text(path: str) -> dict[str, Any]:
     return {"who": "somebody", "since": time.time()}
 
 
-def _held(path: str) -> HostError:
+def _refused(path: str) -> HostError:
     holder = _holder_text(path)
     age = max(0, round(time.time() - float(holder.get("since", time.time()))))
     return HostError(
@@ -108,20 +108,20 @@ def lock(app: str, who: str, doing: str) -> dict[str, Any]:
             live="nothing; nothing was changed",
             kind="refused",
         )
-    os.umask(0o022)  # the service account reads what root puts here, whatever root's own umask is
+    os.umask(0o022)  # the service account must read what root writes here, whatever root's umask is
     layout.make()
     with contextlib.ExitStack() as held:
         held.enter_context(locked(layout, DEPLOY, {"who": who, "doing": doing}))
-        _let_the_runner_end(layout)
+        _await_runner_end(layout)
         _SESSION.enter_context(held.pop_all())
     return {"held": True}
 
 
-def _let_the_runner_end(layout: Layout) -> None:
-    """An activation whose client left still clears up: what is staged meanwhile would go with it.
+def _await_runner_end(layout: Layout) -> None:
+    """Wait until the last activation has cleared up: it would also remove what we stage.
 
     Raises:
-        HostError ("refused"): it is not at its end yet.
+        HostError ("refused"): it has not ended yet.
     """
     deadline = time.monotonic() + _RUNNER_END_S
     while holder_of(layout, ACTIVATION) is not None:
@@ -138,6 +138,6 @@ def holds_the_lock(layout: Layout) -> bool:
 
 
 def require_lock(layout: Layout) -> None:
-    """Refuse what may only be done under the lock. Raises HostError ("refused")."""
+    """Raises HostError ("refused"): this session does not hold the deploy lock."""
     if not holds_the_lock(layout):
         raise HostError("this session does not hold the host's deploy lock", kind="refused")

@@ -1,4 +1,4 @@
-"""The operations a deploy calls: lock, stage, activate, confirm, follow, recover."""
+"""The operations that a deploy calls on a host: stage, activate, confirm, follow, recover."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from macd.host import durable, envfile
@@ -40,22 +41,21 @@ def stage(
     index: bool = False,
     index_url: str = "",
 ) -> dict[str, Any]:
-    """Verify a release whose blobs landed, build its runtime, put it in place; not live yet.
+    """Verify a release whose blobs arrived, build its runtime, put it in place; it is not live yet.
 
-    `index`: the runtime's packages come from the index at `index_url`, or the host's own. They are
-    installed and imported as the service of `scope` and `unit_text` will run.
+    Args:
+        index: the runtime's packages come from the index at `index_url`, or the host's own one.
+        unit_text: of the service; packages are installed and imported in its sandbox.
     """
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
     sandbox = Sandbox(scope, unit_text, layout.app)
     sandbox.refuse_root()
-    # An activation may be asked for behind this call, before anybody knows how it ends.
+    # The client sends `activate` right after this call, before it knows how staging ends.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(layout.state(_STAGED))
-    identifier, known = releases.accept(
-        layout, manifest, signature, releases.Accepts(**accepts), now=time.time()
-    )
-    raw_lock = _blob_of(layout, known.files, "lock.json")
+    identifier, accepted = releases.accept(layout, manifest, signature, accepts, now=time.time())
+    raw_lock = _blob_of(layout, accepted.files, "lock.json")
     built = runtimes.install(
         layout,
         raw_lock,
@@ -71,17 +71,16 @@ def stage(
 
 
 def _staged(layout: Layout) -> str:
-    """The release whose staging was the last one begun, and ended well."""
-    with contextlib.suppress(FileNotFoundError), open(layout.state(_STAGED), "rb") as file:
-        return file.read().decode("utf-8", "replace")
+    """The release of the last staging, if it succeeded; else ""."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(layout.state(_STAGED)).read_text("utf-8", "replace")
     return ""
 
 
 def _blob_of(layout: Layout, files: Sequence[Any], path: str) -> bytes:
     for file in files:
         if file.path == path:
-            with open(blobs.path_of(layout.app, file.sha256), "rb") as blob:
-                raw = blob.read()
+            raw = Path(blobs.path_of(layout.app, file.sha256)).read_bytes()
             if hashlib.sha256(raw).hexdigest() != file.sha256:
                 raise releases.damaged_blob(layout, file.sha256, file.path)
             return raw
@@ -101,15 +100,19 @@ def activate(
     accepts: dict[str, str] | None = None,
     flags: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Begin a deploy or rollback that the host carries on by itself; answers its number.
+    """Start a deploy or rollback, which the host then runs by itself; answers its number.
 
-    Needs the lock. A rollback (`to` None: the last good release) takes unit, settings and the
-    tool's flags from when that release was last live; a deploy takes `after`. Both turn live
-    stacking off: the evidence for it was about another release, and its guard's watch ended.
-    `flags` are the keys of .env that the tool sets; what else stands there stays.
+    The session must hold the lock. A rollback restores unit, settings and the tool's flags as they
+    were when the release was last live. Both kinds disable stacking: its evidence was about another
+    release, and its guard's watch ended.
+
+    Args:
+        to: the release; for a rollback None means the last good one.
+        after: the texts that a deploy switches to.
+        flags: the keys of .env that the tool sets; all others stay.
 
     Raises:
-        HostError ("refused"): an activation is under way, or `to` can't go live.
+        HostError ("refused"): an activation is pending, or `to` can't go live.
     """
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
@@ -125,25 +128,25 @@ def activate(
     if to is None:
         raise HostError("no release was named", kind="refused")
     if kind == "deploy" and _staged(layout) != to:
-        raise HostError(f"{to} was not made ready", kind="refused", live=f"{origin}, as before")
+        raise HostError(f"{to} was not staged", kind="refused", live=f"{origin}, as before")
     manifest = releases.read_manifest(layout, to)
-    damage = releases.tell_differences(releases.differences(layout, to))
+    damage = releases.damage(layout, to)
     if damage:
         raise HostError(
             f"{to} was changed on the host", why=damage, kind="refused", live=origin or ""
         )
-    if kind == "deploy" and to != origin:  # what serves already was accepted when it came
+    if kind == "deploy" and to != origin:  # the live release was accepted when it came
         _accept_again(layout, to, accepts or {})
     before = snapshots.take(layout, supervisor, service["units"])
     written = rollback.written(layout, origin, history)
     edited = snapshots.edited(before, written)
     keys: list[str] = []
     if kind == "rollback":
-        back = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
-        after, keys = back.after, back.keys
+        restored = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
+        after, keys = restored.after, restored.keys
         edited += [snapshots.FLAGS] if keys else []
     else:
-        # The same release again (new settings, a restart): the evidence for its flags still holds.
+        # The same release again (new settings, a restart): its evidence still holds.
         after = {**before, **after} if to == origin else _in_shadow(before, after)
     if origin is not None:
         ledger.remember_written(layout, origin, written)
@@ -181,11 +184,10 @@ def activate(
 
 
 def _accept_again(layout: Layout, release: str, accepts: dict[str, str]) -> None:
-    """Between staging and now a newer one may have come, or the release may have expired."""
-    top = layout.release(release)
-    raw, signed = (_read(os.path.join(top, n)) for n in (releases.MANIFEST, releases.SIGNATURE))
-    rules = releases.Accepts(**accepts)
-    _, manifest = releases.accept(layout, raw, signed, rules, now=time.time())
+    """A newer release may have come since the staging, or this one may have expired."""
+    top = Path(layout.release(release))
+    raw, signed = ((top / name).read_bytes() for name in (releases.MANIFEST, releases.SIGNATURE))
+    _, manifest = releases.accept(layout, raw, signed, accepts, now=time.time())
     releases.remember_serial(layout, release, manifest.serial)
 
 
@@ -225,7 +227,9 @@ def _check_rollback(
             f"{to} can't come back",
             why=why,
             live=live_release(layout) or "nothing",
-            hint=f"invoke rollback --to {left[0]} goes to another one" if left else "invoke deploy",
+            hint=f"invoke rollback --to {left[0]} goes to another release"
+            if left
+            else "invoke deploy",
             kind="refused",
         )
 
@@ -233,7 +237,7 @@ def _check_rollback(
 def _in_shadow(
     before: dict[str, str | None], after: dict[str, str | None]
 ) -> dict[str, str | None]:
-    """The texts of a deploy, its flags with live stacking off: a new release starts in shadow."""
+    """The texts of a deploy, with stacking disabled: a new release starts in shadow."""
     try:
         envfile.parse(before.get(".env") or "")
     except envfile.EnvFileError as error:
@@ -255,35 +259,35 @@ def _start_runner(layout: Layout, pending: Pending) -> None:
     try:
         Supervisor(pending.scope).run_detached(name, argv, log)
     except BaseException:
-        ledger.clear_pending(layout)  # nothing was begun, so nothing is under way
+        ledger.clear_pending(layout)  # nothing was started
         raise
     deadline = time.monotonic() + _RUNNER_START_S
     while time.monotonic() < deadline:
         if len(EventLog(layout, pending.number).read()) > 1:
             return
         time.sleep(0.02)
-    with contextlib.suppress(HostError):  # it has come to life after all
-        activation.carry_on(layout, recorder(layout))
+    with contextlib.suppress(HostError):  # it runs after all
+        activation.resume(layout, recorder(layout))
     raise HostError(
-        "the host did not begin the activation",
-        why=f"no word from {layout.agent_archive} in {_RUNNER_START_S:g} s; its log is {log}",
+        "the host did not start the activation",
+        why=f"no sign of {layout.agent_archive} in {_RUNNER_START_S:g} s; its log is {log}",
         hint="invoke provision, then deploy again",
         live=live_release(layout) or "nothing",
     )
 
 
 def confirm(app: str, number: int, token: str) -> dict[str, Any]:
-    """Called over a FRESH connection: this host can still be reached, the change may stay.
+    """Called over a FRESH connection: this host can still be reached, so the change may stay.
 
-    Answers `confirmed` False, and what `follow` does, while the soak goes on, over a connection
-    that was opened before it ended, and when it is too late.
+    `confirmed` is False, with the answer of `follow`, during the soak, over a connection that was
+    opened before the soak ended, and when it is too late.
     """
     layout = Layout(durable.expand(app))
     pending = ledger.read_pending(layout)
     ours = pending is not None and (pending.number, pending.token) == (number, token)
     if ours and pending is not None and pending.session == os.getpid():
-        raise HostError("the session that began this can't confirm it", hint="open a new one")
-    if activation.confirm(layout, number, token, activation.process_began()):
+        raise HostError("the session that started this can't confirm it", hint="open a new one")
+    if activation.confirm(layout, number, token, activation.process_started()):
         return {"confirmed": True}
     return {"confirmed": False, **follow(app, number)}
 
@@ -291,7 +295,7 @@ def confirm(app: str, number: int, token: str) -> dict[str, Any]:
 def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[str, Any]:
     """The states of an activation after the first `seen`; number 0 means the newest one.
 
-    With `wait`, an answer without news comes only after that many seconds.
+    With `wait`, an answer without news comes after that many seconds.
     """
     layout = Layout(durable.expand(app))
     if not os.path.isdir(layout.state("activations")):
@@ -299,7 +303,7 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[
     number = number or ledger.next_number(layout) - 1
     deadline = time.monotonic() + wait
     while True:
-        pending = ledger.read_pending(layout)  # first: when it is gone, every word was said
+        pending = ledger.read_pending(layout)  # first: once it is gone, all events are written
         events = EventLog(layout, number).read()
         over = pending is None or pending.number != number
         if len(events) > seen or over or time.monotonic() >= deadline:
@@ -314,11 +318,10 @@ def follow(app: str, number: int = 0, seen: int = 0, wait: float = 0.0) -> dict[
 
 
 def recover(app: str) -> dict[str, Any]:
-    """End an activation whose process died: commit what was committed, else put all back.
+    """End an activation whose process died: finish a written commit, else revert.
 
-    A change of the stacking flag that was interrupted is ended first.
-
-    Left alone ("running"): one whose process lives, or whose client still sees to it.
+    An interrupted change of the stacking flag is ended first. An activation whose process or client
+    lives is left alone ("running").
     """
     layout = Layout(durable.expand(app))
     if not os.path.isdir(layout.state()):
@@ -330,13 +333,8 @@ def recover(app: str) -> dict[str, Any]:
             if not locks.holds_the_lock(layout):
                 held.enter_context(locks.locked(layout, locks.DEPLOY, {"who": "recovery"}))
             flags.end(layout, recorder(layout))
-            return {"outcome": activation.carry_on(layout, recorder(layout))}
+            return {"outcome": activation.resume(layout, recorder(layout))}
         except HostError as error:
             if error.kind != "refused":
                 raise
             return {"outcome": "running"}
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()

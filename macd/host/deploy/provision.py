@@ -1,8 +1,8 @@
-"""Make a host what the inventory says it is, and tell each thing that had to be changed for it.
+"""Make a host what the inventory says it is, and list every change that this needs.
 
-Converges: what is right is not touched, so a second run changes nothing. Everything is looked at
-before anything is done, and a dry run ends there: it tells the very list that another one does.
-Knows no templates and no inventory; it is told owners, modes, texts and units.
+It converges: what is right is not touched, so a second run changes nothing. It looks at everything
+before it changes anything. A dry run ends there, with the very list of changes. It knows no
+templates and no inventory: owners, modes, texts and units are arguments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from macd.host.flag import guard_config
 from macd.host.layout import Layout, discard
 from macd.host.masking import hidden
 from macd.host.rpc import boot
-from macd.host.store import needs
+from macd.host.store import runtimes
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
@@ -43,7 +43,7 @@ def provision(
     who: str,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Converge; answers {"changes": [...], "missing": [...]}, with `dry_run` what it would change.
+    """Converge; answers {"changes": [...], "missing": [...]}. With `dry_run` nothing is changed.
 
     Args:
         account: the service's user, made if missing; "" where it runs as whoever logs in.
@@ -55,7 +55,7 @@ def provision(
 
     Raises:
         HostError ("refused"): not root, or root where it must not be, the lock is held, an
-            activation is under way, or something stands there that is not provision's to change.
+            activation is pending, or something is in the way that is not provision's to change.
             Nothing was changed.
     """
     layout = Layout(durable.expand(app))
@@ -68,7 +68,7 @@ def provision(
             kind="refused",
         )
     Sandbox(scope, None, layout.app).refuse_root()
-    look = _Look(layout, Supervisor(scope), scope)
+    changes = _Changes(layout, Supervisor(scope), scope)
     os.umask(0o022)
     with contextlib.ExitStack() as held:
         is_new = not os.path.isdir(layout.state())
@@ -78,41 +78,41 @@ def provision(
             )
             if not dry_run:
                 held.enter_context(_lock(layout, who))
-        look.account(account)
+        changes.account(account)
         for directory in directories:
-            look.directory(directory["path"], directory["mode"], directory["owner"])
+            changes.directory(directory["path"], directory["mode"], directory["owner"])
         if is_new:
-            look.doings.append(lambda: held.enter_context(_lock(layout, who)))
+            changes.actions.append(lambda: held.enter_context(_lock(layout, who)))
         for file in files:
-            look.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
-        look.flags(flags)
-        look.units({**units, **guard_config.units_in_force(layout, scope)}, enable)
-        for do in () if dry_run else look.doings:
+            changes.file(file["path"], file["data"], file["mode"], secret=file.get("secret", False))
+        changes.flags(flags)
+        changes.units({**units, **guard_config.units_of_watch(layout, scope)}, enable)
+        for do in () if dry_run else changes.actions:
             do()
         if not dry_run and os.path.isfile(layout.agent_archive):
             boot.compile_beside(layout.agent_archive)
-    return {"app": layout.app, "changes": look.changes, "missing": needs.missing_programs()}
+    return {"app": layout.app, "changes": changes.listed, "missing": runtimes.missing_programs()}
 
 
 def _lock(layout: Layout, who: str) -> Any:
     return locks.locked(layout, locks.DEPLOY, {"who": who, "doing": "provision"})
 
 
-class _Look:
-    """One pass over the host: what differs, and in the same order how each of it is put right."""
+class _Changes:
+    """What differs on the host, and in the same order how each difference is corrected."""
 
     def __init__(self, layout: Layout, supervisor: Supervisor, scope: str) -> None:
         self._layout = layout
         self._supervisor = supervisor
         self._scope = scope
-        self.changes: list[Change] = []
-        self.doings: list[Callable[[], object]] = []
+        self.listed: list[Change] = []
+        self.actions: list[Callable[[], object]] = []
 
     def _change(
         self, what: str, name: str, how: str, do: Callable[[], object], **more: Any
     ) -> None:
-        self.changes.append({"what": what, "name": name, "how": how, **more})
-        self.doings.append(do)
+        self.listed.append({"what": what, "name": name, "how": how, **more})
+        self.actions.append(do)
 
     def account(self, name: str) -> None:
         """A system account without a login and without a home of its own."""
@@ -173,13 +173,13 @@ class _Look:
             self._change("file", path, how, lambda: os.chmod(path, mode))
 
     def flags(self, wanted: dict[str, str]) -> None:
-        """The .env file: made with stacking in shadow; keys we don't know are left alone."""
+        """The .env file: made with stacking in shadow; other keys are left alone."""
         path = self._layout.env
         content = durable.regular(path)
         if content is None and os.path.exists(path):
             raise HostError(
                 f"{path} is no file",
-                why="a directory, a pipe or the like stands there",
+                why="it is a directory, a pipe or the like",
                 live="unchanged",
                 hint=f"move it away (mv {path} {path}.by-hand), then provision again",
                 kind="refused",
@@ -231,7 +231,7 @@ class _Look:
                 self._change("unit", unit, "enabled", enabling)
 
     def _is_off(self, unit: str, text: str, *, is_new: bool) -> bool:
-        """Whether it has to be enabled once its file says `text`; `is_new`: not as it stands."""
+        """Whether it must be enabled once its file says `text`; is_new: the file changes."""
         shown = self._supervisor.show(unit).enabled
         if is_new:
             return "[Install]" in text.splitlines() and shown != "enabled"
@@ -239,11 +239,11 @@ class _Look:
 
 
 def _nothing() -> None:
-    """What the first of several changes does for all of them."""
+    """For a change that an earlier one of the same kind carries out too."""
 
 
 def _accounts() -> contextlib.AbstractContextManager[None]:
-    """One at a time: applications of one host may be provisioned at once, for the same account."""
+    """A lock: two applications of one host may be provisioned at once, for the same account."""
     return durable.one_at_a_time("/etc")
 
 
@@ -260,7 +260,7 @@ def _add_account(name: str, app: str) -> None:
     with _accounts():
         with contextlib.suppress(KeyError):
             pwd.getpwnam(name)
-            return  # made since it was looked for
+            return  # made meanwhile
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise HostError(f"the account {name} was not made", why=done.stderr.strip())

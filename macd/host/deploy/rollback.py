@@ -1,7 +1,8 @@
-"""What a rollback puts back beside the release, and what people changed that it would replace.
+"""What a rollback restores beside the release, and which changes by people it would replace.
 
-Unit files and service.json come back as they were with the release. Of .env only the keys that the
-tool sets come back: all else in it is the team's, a rotated key for instance, and stays as it is.
+Unit files and service.json are restored as they were with the release. Of .env only the keys that
+the tool sets are restored. Everything else in it is the team's (a rotated key, for instance) and
+stays.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ History = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rollback:
-    """Texts as they shall be, and what differs from now: names of files, and keys of .env.
+    """The texts to restore, and what differs from now: names of files, and keys of .env.
 
-    `edited`: those of `files` whose text the tool did not write; it is kept beside the file.
-    `keys` never names stacking's, which always goes to shadow. No values but in `after`.
+    edited: those of `files` whose text the tool did not write; it is stored beside the file.
+    keys: never names stacking's, which always goes to shadow. Only `after` holds values.
     """
 
     after: Snapshot
@@ -40,16 +41,16 @@ class Rollback:
 def to_release(
     layout: Layout, now: Snapshot, to: str, live: str | None, history: History, flags: list[str]
 ) -> Rollback:
-    """What goes back with `to`. Raises HostError when it was never live here.
+    """What is restored with `to`. Raises HostError when it was never live here.
 
     Args:
         now: of every unit that may be switched.
         flags: the keys of .env that the tool sets, for releases that recorded none.
     """
-    kept = snapshots.of(layout, to)
+    then = snapshots.of(layout, to)
     names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
-    keys = _keys(now.get(FLAGS), kept.get(FLAGS), names)
-    after = {**kept, FLAGS: _env(now.get(FLAGS), kept.get(FLAGS), keys)}
+    keys = _keys(now.get(FLAGS), then.get(FLAGS), names)
+    after = {**then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), keys)}
     files = snapshots.changed_files(now, after)
     by_hand = snapshots.edited(now, written(layout, live, history))
     return Rollback(after, files, [name for name in files if name in by_hand], sorted(keys))
@@ -63,21 +64,21 @@ def previews(
     history: History,
     flags: list[str],
 ) -> dict[str, dict[str, list[str]]]:
-    """By release that may come back: what would be put back with it. No values."""
+    """What each possible rollback would restore, by release. No values."""
     here = releases.on_host(layout)
     now = snapshots.take(layout, supervisor, list(units))
     changes = {}
     for release in dict.fromkeys(str(entry["release"]) for entry in history):
         if release == live or release not in here:
             continue
-        with contextlib.suppress(HostError):  # one that can't come back says so when it is asked to
+        with contextlib.suppress(HostError):  # an impossible rollback says so when it is asked for
             change = to_release(layout, now, release, live, history, flags)
             changes[release] = {"files": change.files, "edited": change.edited, "keys": change.keys}
     return changes
 
 
 def written(layout: Layout, live: str | None, history: History) -> dict[str, str | None]:
-    """Hashes of the texts that the tool wrote when `live` went live; empty when none are known."""
+    """Hashes of the texts that the tool wrote when `live` went live; empty when unknown."""
     if live is None:
         return {}
     for entry in reversed(history):
@@ -95,14 +96,14 @@ def _flags_of(history: History, release: str | None, flags: list[str]) -> list[s
     return flags
 
 
-def _keys(now: str | None, kept: str | None, names: list[str]) -> dict[str, str | None]:
-    """Which of the tool's keys `kept` has otherwise, with its value there (None: it had none)."""
-    differing = snapshots.differing(now, kept, names)
+def _keys(now: str | None, then: str | None, names: list[str]) -> dict[str, str | None]:
+    """The tool's keys that `then` has with another value, and that value (None: it had none)."""
+    differing = snapshots.differing(now, then, names)
     return {key: value for key, value in differing.items() if _is_plain(key, value)}
 
 
 def _is_plain(key: str, value: str | None) -> bool:
-    """Whether the tool may have set it so; what is no such value, a person wrote."""
+    """Whether the tool may have written this value; another one was written by a person."""
     try:
         envfile.with_values("", {} if value is None else {key: value})
     except envfile.EnvFileError:
@@ -110,9 +111,9 @@ def _is_plain(key: str, value: str | None) -> bool:
     return True
 
 
-def _env(now: str | None, kept: str | None, keys: dict[str, str | None]) -> str | None:
-    """The flags file as it stands, the tool's keys as they were, stacking in shadow."""
-    if now is None and kept is None:
+def _env(now: str | None, then: str | None, keys: dict[str, str | None]) -> str | None:
+    """The flags file of now, with the tool's keys as they were and stacking in shadow."""
+    if now is None and then is None:
         return None
     data = (now or "").encode("utf-8", "surrogateescape")
     return envfile.rewritten(data, {**keys, FLAG: SHADOW}).decode("utf-8", "surrogateescape")

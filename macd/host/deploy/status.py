@@ -1,25 +1,37 @@
-"""What a deploy, a plan or a status asks of a host: everything in one answer, nothing changed."""
+"""What a host is asked without changing anything: the facts of a deploy, and a diagnosis.
+
+The diagnosis runs the live release's own check beside the service. The check imports everything,
+loads the models and computes the golden predictions, so it names what is missing or broken here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from macd.host import durable
+from macd.host import durable, untrusted
 from macd.host.deploy import ledger, locks, rollback
 from macd.host.deploy.health import ProbeError, ask
 from macd.host.failure import HostError
 from macd.host.flag import flag_file, guard_config
 from macd.host.layout import Layout, live_release, load
+from macd.host.processes import stat_of
 from macd.host.rpc import blobs
-from macd.host.store import needs, policy, releases, runtimes
-from macd.host.systemd import overrides
+from macd.host.store import releases, runtimes, signature
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
+
+_CHECK_TIMEOUT_S = 180
+_LONGEST = 2000
+_LOG_LINES = 30
+_SERVICES = ("macd.app.service", "macd.service")  # the second in releases before the rooms moved
+_QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
 def deploy_facts(
@@ -45,9 +57,10 @@ def deploy_facts(
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
     readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
-    back = _rollback_target(readiness, history, live, bad_ids)
-    of_live = readiness.of(live)
     return {
+        # First: `broken`, below, names what these two checked.
+        "rollback": _rollback_target(readiness, history, live, bad_ids),
+        "readiness": readiness.of(live),
         "app": layout.app,
         "exists": os.path.isdir(layout.state()),
         "python": {"executable": sys.executable, "version": "%d.%d" % sys.version_info[:2]},
@@ -60,7 +73,7 @@ def deploy_facts(
         "releases": releases.on_host(layout),
         "damaged": releases.damaged(layout),
         "foreign": [n for n in _names(layout.releases) if n not in releases.on_host(layout)],
-        # One that is not whole is built again by the next deploy that needs it.
+        # A damaged one is built again by the next deploy that needs it.
         "runtimes": [n for n in _names(layout.runtimes) if n not in readiness.broken],
         "serial": load(layout.state("serial.json"), {"serial": 0, "release": ""}),
         "pending": _pending_public(layout),
@@ -72,25 +85,23 @@ def deploy_facts(
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(endpoint) if live else {"unreachable": "no release is live"},
         "units": {name: supervisor.unit_text(name) for name in units},
-        "dropins": overrides.dropins(scope, units),
-        "not_read": overrides.not_read(supervisor, units),
+        "dropins": supervisor.dropins(units),
+        "not_read": supervisor.not_read(units),
         "env": _text(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
-        "accepts": _read(layout.state(policy.FILE)),
-        "revoked": _file_sha256(layout.state(policy.REVOKED)),
+        "accepts": _read(layout.state(signature.POLICY)),
+        "revoked": _file_sha256(layout.state(signature.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
-        "rollback": back,
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
-        "rehearsal": of_live,
-        **needs.room(layout.app),
-        "lacks": needs.missing_programs(),
+        **runtimes.room(layout.app),
+        "lacks": runtimes.missing_programs(),
     }
 
 
 def _files_of(layout: Layout, release: str | None) -> list[list[Any]]:
-    """Path, size and hash of what the live release declares; empty when that can't be read."""
+    """Path, size and hash of each file of the live release; empty when that can't be read."""
     with contextlib.suppress(HostError):
         if release is not None:
             files = releases.read_manifest(layout, release).files
@@ -108,7 +119,7 @@ def _details_of(layout: Layout, release: str | None) -> dict[str, Any]:
 def _rollback_target(
     readiness: ReadinessCheck, history: list[dict[str, Any]], live: str | None, bad: list[str]
 ) -> dict[str, Any]:
-    """The release a rollback goes to, rehearsed; where there is none, why, and what is left."""
+    """The release that a rollback goes to, and whether it is ready; or why there is none."""
     target = releases.rollback_target(history, live, bad)
     if target is not None or not history:
         return readiness.of(target)
@@ -124,10 +135,10 @@ def _rollback_target(
 
 
 class ReadinessCheck:
-    """Could this host go back to a release now, with nothing sent? Nothing is changed.
+    """Whether this host could go back to a release now, without anything sent.
 
-    Its files are hashed and its runtime is checked (macd/host/store/runtimes.py). Whether the
-    models load and predict is not asked; the release's own check does that before a switch.
+    The release's files are hashed and its runtime is checked (macd/host/store/runtimes.py). Loading
+    the models is left to the release's own check before a switch.
     """
 
     def __init__(self, layout: Layout, sandbox: Sandbox) -> None:
@@ -137,16 +148,16 @@ class ReadinessCheck:
 
     @property
     def broken(self) -> list[str]:
-        """The runtimes that were asked about and are not whole."""
+        """The runtimes that were checked and are damaged."""
         return [lock for lock, wrong in self._runtimes.items() if wrong]
 
     def of(self, release: str | None) -> dict[str, Any]:
-        """`why` it is not ready; `runtime` is what is wrong with the runtime, of that."""
+        """`why` it is not ready; `runtime` is the part of it about the runtime."""
         if release is None:
             return {"release": None, "ready": False, "why": "nothing was committed here before"}
         damage, runtime = "", ""
         try:
-            damage = releases.tell_differences(releases.differences(self.layout, release))
+            damage = releases.damage(self.layout, release)
             runtime = self._of_runtime(release)
         except (HostError, OSError) as error:
             damage = str(error)
@@ -175,13 +186,13 @@ def _wheels(path: str) -> list[dict[str, Any]]:
 
 
 def unable(layout: Layout, release: str, sandbox: Sandbox) -> str:
-    """Why there is no sense in trying to go back to `release`, "" if there is.
+    """Why a rollback to `release` must fail; "" if it is worth a try.
 
-    Less is asked than of a readiness: whether it can do without what its runtime lacks, its own
-    check will say, and somebody wants it back now.
+    It asks less than ReadinessCheck: the release's own check will say whether it can do without
+    what its runtime lacks, and somebody wants it back now.
     """
     try:
-        damage = releases.tell_differences(releases.differences(layout, release))
+        damage = releases.damage(layout, release)
         runtime = layout.runtime(releases.read_manifest(layout, release).lock)
     except (HostError, OSError) as error:
         return str(error)
@@ -225,23 +236,105 @@ def _names(directory: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _read(path: str) -> str | None:
     try:
-        return _bytes(path).decode("utf-8", "replace")
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
     except FileNotFoundError:
         return None
 
 
 def _text(path: str) -> str | None:
-    """As it stands: bytes that are no UTF-8 as surrogates, as envfile.parse takes them."""
+    """Its text; bytes that are no UTF-8 become surrogates, as envfile.parse takes them."""
     data = durable.regular(path)
     return None if data is None else data.decode("utf-8", "surrogateescape")
 
 
 def _file_sha256(path: str) -> str | None:
     return durable.sha256_of(path) if os.path.isfile(path) else None
+
+
+def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
+    """What a diagnosis asks for beyond `deploy_facts`; None is unknown.
+
+    Returns:
+        others (pids of further processes of this application), check ({"code", "said"}), log (the
+        unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
+        guard could not judge, "" while it can).
+    """
+    layout = Layout(durable.expand(app))
+    supervisor = Supervisor(scope)
+    process, disk = supervisor.show(unit), durable.disk_of(layout.app)
+    return {
+        "others": _others(layout, process.pid),
+        "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
+        "log": _log(unit, scope),
+        "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
+        "unjudged": _unjudged(layout),
+    }
+
+
+def _unjudged(layout: Layout) -> str:
+    try:
+        return guard_config.unjudged(guard_config.read_watch(layout))
+    except HostError as error:
+        return f"does not know what to watch: {error}"
+
+
+def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
+    if live_release(layout) is None:
+        return None
+    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
+    argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
+    argv += ["--release", os.path.realpath(layout.current)]
+    try:
+        done = sandbox.run(argv, timeout=_CHECK_TIMEOUT_S)
+    except HostError as error:
+        said = untrusted.text(f"{error}: {error.why}", _LONGEST)
+        return {"code": None, "said": said, "hint": error.hint}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"code": None, "said": untrusted.text(error, _LONGEST)}
+    said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
+    return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
+
+
+def _others(layout: Layout, main: int) -> list[int] | None:
+    """Processes of this application's service besides the unit's own and its children."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    pids = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in (main, os.getpid()):
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = [os.fsdecode(word) for word in file.read().split(b"\0")]
+            if _serves(words, layout.app, f"/proc/{name}/cwd") and int(stat_of(name)[1]) != main:
+                pids.append(int(name))
+    return sorted(pids)
+
+
+def _serves(words: list[str], app: str, cwd: str) -> bool:
+    """Whether it is this application's service, started by a release's serve.py or by hand."""
+    program = any(os.path.basename(word) == "serve.py" for word in words)
+    module = any(word.removeprefix("-m") in _SERVICES for word in words)
+    if not (program or module) or "--check" in words:
+        return False
+    roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]
+    roots += [word.partition("=")[2] for word in words if word.startswith("--root=")]
+    return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
+
+
+def _log(unit: str, scope: str) -> str:
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={_LOG_LINES}"]
+    argv += ["--user-unit" if scope == "user" else "--unit", unit]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    # systemd prints the lines of .env that it refuses, with their values.
+    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
+    said = "\n".join(lines)[-_LONGEST:]
+    return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""

@@ -1,10 +1,10 @@
 """Set the stacking flag for the running process, not only for a file; or leave things as they were.
 
-The change is on record before anything is touched. Whatever kills this, the next call, the next
-deploy or the boot unit ends it: an interrupted enabling is taken back, an interrupted disabling is
-finished, because shadow is the safe side. For the same reason disabling is never undone: a service
-that is unwell without stacking is told of, and not given stacking back; and a disk that takes no
-record of it does not keep stacking on.
+The change is recorded before anything is touched. Whatever kills this process, the next call, the
+next deploy or the boot unit ends the change. Shadow is the safe side. So an interrupted enabling is
+reverted, and an interrupted disabling is finished. Disabling is never undone: a service that is
+unhealthy without stacking is reported and does not get stacking back. A disk that takes no record
+of a disabling does not keep stacking on.
 """
 
 from __future__ import annotations
@@ -59,13 +59,18 @@ def set_flag(
 ) -> dict[str, Any]:
     """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
 
-    `service`: unit, sockets, scope, endpoint. `guard`: every_s, for_s and rule of the watch that
-    begins before stacking is enabled; None: no watch. Answers outcome ("set", "already" or
-    "reverted"), release, pid, wrong (why it does not serve well, "" if it does), reason, and lost
-    (why the way to shadow is not on record here, "" if it is).
+    Stacking that runs without a guard (a hand edit and a restart, a killed guard) is not "already"
+    on. It needs the evidence and gets the watch, but a healthy process is not restarted.
 
-    Stacking that runs but that no guard watches (a hand edit and a restart, a killed guard) is not
-    "already": it needs the evidence and gets the watch, but a well process is not restarted.
+    Args:
+        service: unit, sockets, scope, endpoint.
+        guard: every_s, for_s and rule of the watch that begins before stacking is enabled; None
+            for no watch.
+
+    Returns:
+        outcome ("set", "already" or "reverted"), release, value, pid, wrong (why it does not serve
+        well, "" if it does), reason, and unrecorded (why the return to shadow is not on record
+        here, "" if it is).
 
     Raises:
         HostError ("refused"): nothing was touched.
@@ -88,26 +93,28 @@ def set_flag(
         end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
         process = Supervisor(change.scope).show(change.unit)
-        so = _is_so(layout, change, process)
-        if so and (wanted == SHADOW or guard_config.guard_of(layout, change.release) == "watches"):
-            return answer("already", change, process, "")
+        is_set = _is_set(layout, change, process)
+        if is_set and (
+            wanted == SHADOW or guard_config.guard_of(layout, change.release) == "watches"
+        ):
+            return _answer("already", change, process, "")
         if wanted == LIVE:
             refuse_unreadable(layout)
-            if so and not report:
-                raise unwatched(change)
-            claim = evidence.Claim(report, signature, identity)
-            now = datetime.now(UTC)
-            guard_config.refuse_older(
-                layout, evidence.check(layout, claim, change.release, now=now)
+            if is_set and not report:
+                raise _unwatched(change)
+            document = evidence.check(
+                layout, report, signature, identity, change.release, now=datetime.now(UTC)
             )
+            guard_config.refuse_older(layout, document)
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
         log = FlagLog(layout, record, strict=wanted == LIVE)
-        log.keep(change)
+        log.store(change)
         if wanted == LIVE and guard is not None:
-            _arm(layout, log, change, service, guard)
-        log.record("flag.begun", named(change))
+            _start_watch(layout, log, change, service, guard)
+        log.record("flag.begun", _fields(change))
         sha256 = _manifest(layout, change, wanted)
-        if so and not _wrong_with(change, sha256, process):
+        prover = Prover(Supervisor(change.scope), change.unit, change.endpoint)
+        if is_set and not prover.asked(change.release, sha256, process)[0]:
             return _proved(log, change, process, "")
         return _carry_out(layout, log, change)
 
@@ -115,8 +122,10 @@ def set_flag(
 def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     """End a change that was interrupted; the caller holds the deploy lock.
 
-    `booting`: systemd starts the service after us, so only the file is put right. Returns "set",
-    "reverted", or "nothing" when none is pending.
+    booting: systemd starts the service after us, so only the file is changed.
+
+    Returns:
+        "set", "reverted", or "nothing" when none is pending.
     """
     change = interrupted(layout)
     if change is None:
@@ -127,7 +136,7 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     if change.wanted == SHADOW:
         return str(_carry_out(layout, log, change, booting=booting)["outcome"])
     reason = change.reason or f"it was interrupted while {change.state}"
-    return str(_put_back(layout, log, change, reason, booting=booting)["outcome"])
+    return str(_revert(layout, log, change, reason, booting=booting)["outcome"])
 
 
 def is_pending(layout: Layout) -> bool:
@@ -135,7 +144,7 @@ def is_pending(layout: Layout) -> bool:
 
 
 def recover(layout: Layout, record: Record, *, booting: bool = False) -> str:
-    """`end` for one who does not hold the lock; "running" when somebody is at work."""
+    """`end` for a caller without the lock; "running" when somebody else holds it."""
     if not is_pending(layout):
         return "nothing"
     try:
@@ -155,7 +164,7 @@ def _begin(
         raise HostError("no release is live on this host", hint="invoke deploy", kind="refused")
     return Change(
         wanted=wanted,
-        was=SHADOW if wanted == LIVE else in_file(layout),  # an enabling only goes back to shadow
+        was=SHADOW if wanted == LIVE else in_file(layout),  # a reverted enabling ends in shadow
         release=live,
         unit=service["unit"],
         sockets=list(service["sockets"]),
@@ -167,7 +176,7 @@ def _begin(
     )
 
 
-def _is_so(layout: Layout, change: Change, process: Process) -> bool:
+def _is_set(layout: Layout, change: Change, process: Process) -> bool:
     running = of_process(process, change.endpoint)
     return (
         in_file(layout) == change.wanted
@@ -176,11 +185,11 @@ def _is_so(layout: Layout, change: Change, process: Process) -> bool:
     )
 
 
-def _arm(
+def _start_watch(
     layout: Layout, log: FlagLog, change: Change, service: dict[str, Any], guard: dict[str, Any]
 ) -> None:
     try:
-        guard_config.arm(layout, change.release, service, change.health_s, guard)
+        guard_config.start_watch(layout, change.release, service, change.health_s, guard)
     except (HostError, OSError):
         log.forget()  # the flag was not touched
         raise
@@ -198,20 +207,20 @@ def _carry_out(
             process, wrong = _restarted(layout, change, change.wanted)
     except (_NotProvedError, HostError, OSError) as error:
         if change.wanted == LIVE:
-            return _put_back(layout, log, change, _words(error))
+            return _revert(layout, log, change, _message(error))
         if not isinstance(error, _NotProvedError):
-            raise  # still on record: the next call goes on with it
-        wrong = _words(error)
+            raise  # still on record: the next call finishes it
+        wrong = _message(error)
         _refuse_live(change, wrong)
     if wrong and change.wanted == LIVE:
-        return _put_back(layout, log, change, wrong)
+        return _revert(layout, log, change, wrong)
     return _proved(log, change, process, wrong)
 
 
 def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
-    """Raises HostError: a restart would have the flag again, whatever .env says.
+    """Raises HostError: after a restart the flag would be set again, whatever .env says.
 
-    Nothing stays on record, so that no deploy and no rollback has to wait for it.
+    The change is forgotten, so that no deploy and no rollback has to wait for it.
     """
     beside = flag_file.beside(layout, Supervisor(change.scope), change.unit)
     if beside:
@@ -225,7 +234,7 @@ def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
 
 
 def _refuse_live(change: Change, wrong: str) -> None:
-    """Raises HostError: the process that runs still has it. On record, so the next call goes on."""
+    """Raises HostError: the running process still has it. The next call finishes the change."""
     running = of_process(Supervisor(change.scope).show(change.unit), change.endpoint)
     if running is not None and running.get(FLAG, SHADOW) == LIVE:
         raise HostError(
@@ -238,28 +247,28 @@ def _refuse_live(change: Change, wrong: str) -> None:
 
 def _proved(log: FlagLog, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     change = dataclasses.replace(change, state="proved")
-    log.keep(change)
+    log.store(change)
     return _finish(log, change, process, wrong)
 
 
 def _finish(log: FlagLog, change: Change, process: Process | None, wrong: str) -> dict[str, Any]:
     pid = process.pid if process else None
-    log.record("flag.set", {**named(change), "pid": pid, "wrong": wrong})
+    log.record("flag.set", {**_fields(change), "pid": pid, "wrong": wrong})
     log.forget()
-    return answer("set", change, process, wrong, log.lost)
+    return _answer("set", change, process, wrong, log.unrecorded)
 
 
-def _put_back(
+def _revert(
     layout: Layout, log: FlagLog, change: Change, reason: str, *, booting: bool = False
 ) -> dict[str, Any]:
-    """The value there was before, in the file and in the process: always shadow."""
+    """Back to the value before, in the file and in the process: always shadow."""
     log = log.best_effort()
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
-    log.keep(change)  # where that fails, the older record leads back too
+    log.store(change)  # where that fails, the older record is reverted too
     before = dataclasses.replace(change, wanted=change.was)
     process: Process | None = Supervisor(change.scope).show(change.unit)
     wrong = ""
-    touched = process is None or not _is_so(layout, before, process)
+    touched = process is None or not _is_set(layout, before, process)
     write(layout, change.was)
     if booting:
         process, wrong = None, "systemd starts it next"
@@ -267,14 +276,14 @@ def _put_back(
         try:
             process, wrong = _restarted(layout, change, change.was)
         except _NotProvedError as error:
-            process, wrong = None, _words(error)
-    log.record("flag.reverted", {**named(change), "reason": change.reason, "wrong": wrong})
+            process, wrong = None, _message(error)
+    log.record("flag.reverted", {**_fields(change), "reason": change.reason, "wrong": wrong})
     log.forget()
-    return answer("reverted", change, process, wrong, log.lost)
+    return _answer("reverted", change, process, wrong, log.unrecorded)
 
 
 def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
-    """A NEW process seen to run with the flag at `value`, and why it is not well ("" if it is).
+    """A NEW process that runs with the flag at `value`, and why it is unhealthy ("" if it isn't).
 
     Raises:
         _NotProvedError: there was none in health_s, or it crashes.
@@ -304,7 +313,7 @@ def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str
 
 
 def _manifest(layout: Layout, change: Change, value: str) -> str:
-    """The live manifest's hash. For shadow "" where it can't be read: no answer is well then."""
+    """The live manifest's hash. For shadow "" where it can't be read: then nothing is healthy."""
     try:
         return releases.manifest_sha256(layout, change.release)
     except OSError:
@@ -313,24 +322,18 @@ def _manifest(layout: Layout, change: Change, value: str) -> str:
         return ""
 
 
-def _wrong_with(change: Change, sha256: str, process: Process) -> str:
-    """Why it does not serve the live release well, "" if it does."""
-    prover = Prover(Supervisor(change.scope), change.unit, change.endpoint)
-    return prover.asked(change.release, sha256, process)[0]
-
-
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     why = getattr(error, "why", "")
     return f"{error}: {why}" if why else str(error)
 
 
-def named(change: Change) -> dict[str, object]:
+def _fields(change: Change) -> dict[str, object]:
     names = ("wanted", "was", "release", "who", "report")
     return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
 
 
-def answer(
-    outcome: str, change: Change, process: Process | None, wrong: str, lost: str = ""
+def _answer(
+    outcome: str, change: Change, process: Process | None, wrong: str, unrecorded: str = ""
 ) -> dict[str, Any]:
     return {
         "outcome": outcome,
@@ -339,14 +342,14 @@ def answer(
         "pid": process.pid if process else None,
         "wrong": wrong,
         "reason": change.reason,
-        "lost": lost,
+        "unrecorded": unrecorded,
     }
 
 
-def unwatched(change: Change) -> HostError:
+def _unwatched(change: Change) -> HostError:
     return HostError(
         "stacking decides here, but no guard watches it",
-        why="it was set by hand, or the guard was ended; and no gate report came along",
+        why="it was set by hand, or the guard was ended, and no gate report was given",
         live=f"{change.release}, flags as before",
         hint="invoke shadow-gate, then invoke enable-stacking; or invoke disable-stacking",
         kind="refused",

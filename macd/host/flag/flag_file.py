@@ -1,8 +1,7 @@
-"""The stacking flag where it stands: in .env, beside it, in the process, and in a change of it.
+"""The stacking flag: in .env, beside it, in the process, and a change of it that is pending.
 
-Beside .env a drop-in of the unit may set the flag, by Environment= or by another EnvironmentFile=.
-Of systemd's order only the last counts: files in their order, after every Environment=. A change
-that is under way is on record until it has ended.
+A drop-in of the unit may set the flag beside .env, by Environment= or another EnvironmentFile=. The
+last one counts: files in their order, after every Environment=.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_file(layout: Layout) -> str:
-    """The value the next start of the service takes from the file.
+    """The value that the next start of the service takes from the file.
 
     "1" where any version of systemd reads a 1, "?" for what is neither 0 nor 1. "" where systemd
-    takes nothing from the file: the next start is in shadow, whatever the process that runs has.
+    takes nothing from the file: the next start is in shadow, whatever the running process has.
     """
     try:
-        found = envfile.readings(content(layout))
+        readings = envfile.readings(content(layout))
     except envfile.EnvFileError:
         return ""
-    before, since = (one.get(FLAG, SHADOW) for one in found)
+    before, since = (variables.get(FLAG, SHADOW) for variables in readings)
     if before == LIVE or since in (LIVE, SHADOW):
         return LIVE if before == LIVE else since
     return "?"
@@ -60,10 +59,10 @@ def refuse_unreadable(layout: Layout) -> None:
 
 
 def write(layout: Layout, value: str) -> None:
-    """Into the file as it is now: others may have changed other keys since this began.
+    """Set it in the file as it is now: others may have changed other keys since this began.
 
-    The flag's own lines alone are rewritten, so it works on any file. On a full disk stacking is
-    still taken back, in the file's own place.
+    Only the flag's own lines are rewritten, so it works on any file. On a full disk stacking is
+    still disabled, in the file's own place.
     """
     before = content(layout)
     if len(before) > envfile.MOST_BYTES or os.path.isdir(layout.env):
@@ -87,10 +86,10 @@ def write(layout: Layout, value: str) -> None:
 
 
 def _overwritten(path: str, before: bytes, after: bytes) -> bool:
-    """Change the bytes in which they differ where they stand, which needs no room on the disk.
+    """Change the differing bytes in place, which needs no room on the disk.
 
-    Each is a 1 that becomes a 0, and one byte is never half written. False, and nothing done, where
-    the length would change.
+    Each is a 1 that becomes a 0, and one byte is never half written. Returns False and does nothing
+    where the length would change.
     """
     if len(before) != len(after):
         return False
@@ -107,20 +106,19 @@ def _overwritten(path: str, before: bytes, after: bytes) -> bool:
 
 
 def content(layout: Layout) -> bytes:
-    """As it stands, b"" where there is none; of one that is larger than systemd reads, no more."""
-    return read(layout.env)
+    """The bytes of .env, b"" where there is none; of a file too large for systemd, no more."""
+    return _read(layout.env)
 
 
-def read(path: str) -> bytes:
-    """As `content`, of any file that systemd may read; b"" for what is no file."""
+def _read(path: str) -> bytes:
     return durable.regular(path, envfile.MOST_BYTES + 1) or b""
 
 
 def of_process(process: Process, endpoint: str, proc: str = "/proc") -> dict[str, str] | None:
-    """The ML_* settings the process was started with, None if nobody can tell.
+    """The ML_* settings that the process was started with, from the kernel; None if unknown.
 
-    From the kernel. Only a system that has no /proc is believed by the process's own answer: where
-    there is one that does not tell (not ours to read, a dead process), nothing is proved.
+    The process's own answer counts only on a system without /proc. Where /proc can't be read (not
+    ours, a dead process), nothing is proved.
     """
     if not process.pid:
         return None
@@ -133,8 +131,8 @@ def of_process(process: Process, endpoint: str, proc: str = "/proc") -> dict[str
     if not raw:  # a zombie's, or one that is just being started
         return None
     pairs = [entry.partition(b"=")[::2] for entry in raw.split(b"\0")]
-    found = {k.decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
-    return {name: value for name, value in found.items() if name.startswith("ML_")}
+    settings = {k.decode("ascii", "replace"): v.decode("ascii", "replace") for k, v in pairs}
+    return {name: value for name, value in settings.items() if name.startswith("ML_")}
 
 
 def _as_it_says(process: Process, endpoint: str) -> dict[str, str] | None:
@@ -149,14 +147,14 @@ def _as_it_says(process: Process, endpoint: str) -> dict[str, str] | None:
 
 
 def beside(layout: Layout, supervisor: Supervisor, unit: str) -> list[str]:
-    """What has the service start with stacking whatever .env says."""
+    """What makes the service start with stacking whatever .env says; empty if nothing does."""
     places = list(set_by(layout, supervisor, unit))
     wins = places and places[-1][0] != layout.env and places[-1][1] == LIVE
     return [places[-1][0]] if wins else []
 
 
 def set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[tuple[str, str]]:
-    """Each place that sets the flag and its value; the last of them counts."""
+    """Each place that sets the flag, with its value; the last one counts."""
     variables, files = supervisor.environment(unit)
     if FLAG in variables:
         yield f"Environment= of {unit}", variables[FLAG]
@@ -168,9 +166,9 @@ def set_by(layout: Layout, supervisor: Supervisor, unit: str) -> Iterator[tuple[
 
 
 def _value_in(path: str) -> str:
-    """What a file says of the flag, a 1 to any version of systemd first; "" where it does not."""
+    """The flag's value in a file, a 1 of any systemd version first; "" where it has none."""
     with contextlib.suppress(OSError, envfile.EnvFileError):
-        before, since = envfile.readings(read(path))
+        before, since = envfile.readings(_read(path))
         return LIVE if before.get(FLAG) == LIVE else since.get(FLAG, "")
     return ""
 
@@ -181,7 +179,7 @@ def shown(value: str) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the flag that is under way. state: begun, proved or reverting."""
+    """A pending change of the flag. state: begun, proved or reverting."""
 
     wanted: str
     was: str
@@ -202,40 +200,40 @@ Record = Callable[[str, dict[str, object]], None]
 
 
 class FlagLog:
-    """What goes on record of a change: it must for stacking to decide, and may for shadow.
+    """The record of a change: required before stacking decides, best effort on the way to shadow.
 
-    A disk that takes nothing any more is no reason to leave stacking on. lost: why it took no
-    word of the way to shadow, "" while it took all.
+    A disk that takes nothing any more is no reason to leave stacking on. unrecorded: why something
+    could not be recorded, "" while all was.
     """
 
     def __init__(self, layout: Layout, record: Record, *, strict: bool) -> None:
         self._layout, self._record, self._strict = layout, record, strict
-        self.lost = ""
+        self.unrecorded = ""
 
     def best_effort(self) -> FlagLog:
         """The same, for the return to shadow."""
         return FlagLog(self._layout, self._record, strict=False)
 
-    def keep(self, change: Change) -> None:
-        with self._noting():
+    def store(self, change: Change) -> None:
+        with self._recording():
             save(self._layout.state(PENDING), dataclasses.asdict(change), mode=0o600)
 
     def record(self, kind: str, fields: dict[str, object]) -> None:
-        with self._noting():
+        with self._recording():
             self._record(kind, fields)
 
     def forget(self) -> None:
-        with self._noting():
+        with self._recording():
             discard(self._layout.state(PENDING))
 
     @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _recording(self) -> Iterator[None]:
         try:
             yield
         except (HostError, OSError) as error:
             if self._strict:
                 raise
-            self.lost = self.lost or f"the host could not put it on record: {error}"
+            self.unrecorded = self.unrecorded or f"the host could not put it on record: {error}"
 
 
 def interrupted(layout: Layout) -> Change | None:

@@ -1,7 +1,7 @@
-"""The guard's watch on this host: set before stacking is enabled, looked at afterwards.
+"""The guard's watch on this host: how it is started, stored and shown.
 
-A systemd timer wakes the guard; where there is no systemd (the embedded lab) a loop does. What the
-guard decides, and how, is in macd/host/flag/guard.py, which macd-host.pyz carries.
+A systemd timer wakes the guard. Where there is no systemd (the embedded lab) a loop does. What the
+guard decides, and how, is in macd/host/flag/guard.py.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from macd.host.systemd.supervisor import Process, Supervisor
 
 GUARD_LOCK = "guard.lock"
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
-TRIES = 3  # looks in a row without a judgement, after which stacking is taken back
+TRIES = 3  # in a row without a judgement; then the guard disables stacking
 NO_TRIES: dict[str, Any] = {"tries": 0, "open": False, "why": ""}
 _KILLED = "it was killed while it judged"
-_ORDER = "guard.json"
+_WATCH = "guard.json"
 _PREFIX = "guard-"
 _STARTS_S = 10.0
-_KEPT = 50
+_STORED = 50  # reports
 _RETRY_S, _BOOTED_S = 30, 120
-_LASTS_S = 1800  # no look takes that long; one that hangs counts as one that was killed
+_LASTS_S = 1800  # no judgement takes that long; one that hangs counts as killed
 # It reads what a stranger wrote, but in a process without root (macd/host/judge/judging.py).
 # What is left to root: .env and state/, systemctl, the service's environment in /proc.
 _ANYWHERE = """UMask=0022
@@ -71,47 +71,47 @@ ProtectControlGroups=yes
 """
 
 
-def order_of(layout: Layout) -> dict[str, Any] | None:
-    """The newest order, whether it is still in force or over."""
-    found: dict[str, Any] | None = load(layout.state(_ORDER), None)
-    return found
+def read_watch(layout: Layout) -> dict[str, Any] | None:
+    """The newest watch, active or over."""
+    watch: dict[str, Any] | None = load(layout.state(_WATCH), None)
+    return watch
 
 
-def in_force(order: dict[str, Any] | None) -> bool:
-    """Whether the guard still has work: it watches, or has yet to take back what it failed."""
-    return order is not None and order["state"] in (WATCHING, FAILING)
+def is_active(watch: dict[str, Any] | None) -> bool:
+    """Whether the guard still has work: it watches, or must still disable stacking."""
+    return watch is not None and watch["state"] in (WATCHING, FAILING)
 
 
-def why_not_judged(order: dict[str, Any]) -> str:
-    """Of the last try that ended without a judgement; an open one nobody ended was killed."""
-    return _KILLED if order.get("open") else str(order.get("why", ""))
+def why_not_judged(watch: dict[str, Any]) -> str:
+    """Of the last try without a judgement; an open one that nobody ended was killed."""
+    return _KILLED if watch.get("open") else str(watch.get("why", ""))
 
 
-def unjudged(order: dict[str, Any] | None) -> str:
-    """How often in a row the watch at hand could not judge, in words; "" while it can.
+def unjudged(watch: dict[str, Any] | None) -> str:
+    """How often in a row the active watch could not judge; "" while it can.
 
-    A look that is being had is not counted yet.
+    A try that is going on is not counted yet.
     """
-    if order is None or not in_force(order):
+    if watch is None or not is_active(watch):
         return ""
-    tries = order.get("tries", 0) - bool(order.get("open"))
-    return f"could not judge, {tries} of {TRIES}: {order['why']}" if tries > 0 else ""
+    tries = watch.get("tries", 0) - bool(watch.get("open"))
+    return f"could not judge, {tries} of {TRIES}: {watch['why']}" if tries > 0 else ""
 
 
-def keep(layout: Layout, order: dict[str, Any]) -> None:
-    save(layout.state(_ORDER), order)
+def write_watch(layout: Layout, watch: dict[str, Any]) -> None:
+    save(layout.state(_WATCH), watch)
 
 
-def arm(
+def start_watch(
     layout: Layout, release: str, service: dict[str, Any], health_s: float, terms: dict[str, Any]
 ) -> None:
-    """Order the watch and start what carries it out; stacking is enabled only behind this.
+    """Store a watch and start what carries it out; stacking is enabled only after this.
 
     terms: every_s, for_s, and the rule of macd/host/judge/gate.py as a mapping.
     """
     now = time.time()
-    failed = failures(order_of(layout))
-    order: dict[str, Any] = {
+    failed = failures(read_watch(layout))
+    watch: dict[str, Any] = {
         "state": WATCHING,
         "failed": failed,
         "release": release,
@@ -124,14 +124,14 @@ def arm(
         "health_s": health_s,
         "reason": "",
     }
-    keep(layout, order)
+    write_watch(layout, watch)
     supervisor = Supervisor(service["scope"])
     if supervisor.has_timers():
-        units = _units(layout, order)
+        units = _units(layout, watch)
         supervisor.install(dict(units))
-        timer = _timer(order)
+        timer = _timer(watch)
         supervisor.enable(timer)
-        supervisor.stop(timer)  # counts from now on, not from an earlier order
+        supervisor.stop(timer)  # it counts from now on, not from an earlier watch
         supervisor.start(timer)
     else:
         name = f"{os.path.basename(layout.app)}-guard"
@@ -139,38 +139,37 @@ def arm(
         supervisor.run_detached(name, [*_argv(layout), "--loop"], log, keep_alive=False)
 
 
-def units_in_force(layout: Layout, scope: str) -> dict[str, str]:
-    """What the units of the watch at hand should say; none where no unit carries one out.
+def units_of_watch(layout: Layout, scope: str) -> dict[str, str]:
+    """The texts of the active watch's units; none where a loop carries it out.
 
-    An earlier macd may have written them otherwise.
+    An earlier macd may have written other texts.
     """
-    order = order_of(layout)
-    if not in_force(order) or order is None or not Supervisor(scope).has_timers():
+    watch = read_watch(layout)
+    if not is_active(watch) or watch is None or not Supervisor(scope).has_timers():
         return {}
-    return _units(layout, order) if order["service"]["scope"] == scope else {}
+    return _units(layout, watch) if watch["service"]["scope"] == scope else {}
 
 
-def release_timer(order: dict[str, Any]) -> None:
-    """The watch is over: nothing wakes the guard any more."""
-    supervisor = Supervisor(order["service"]["scope"])
+def disable_timer(watch: dict[str, Any]) -> None:
+    supervisor = Supervisor(watch["service"]["scope"])
     if supervisor.has_timers():
-        supervisor.disable(_timer(order))
+        supervisor.disable(_timer(watch))
 
 
-def failures(order: dict[str, Any] | None) -> dict[str, Any]:
-    """When and why the guard last failed each release; handed on from order to order."""
-    if order is None:
+def failures(watch: dict[str, Any] | None) -> dict[str, Any]:
+    """When and why the guard last failed each release; each watch takes over its predecessor's."""
+    if watch is None:
         return {}
-    found = dict(order.get("failed", {}))
-    if order["state"] in (FAILING, FAILED):
-        found[order["release"]] = {"ended": order["ended"], "reason": order["reason"]}
-    return found
+    failed = dict(watch.get("failed", {}))
+    if watch["state"] in (FAILING, FAILED):
+        failed[watch["release"]] = {"ended": watch["ended"], "reason": watch["reason"]}
+    return failed
 
 
 def refuse_older(layout: Layout, report: dict[str, Any]) -> None:
-    """A report from before the guard failed this release opens nothing any more."""
+    """Raises HostError ("refused"): the guard failed this release after the report was made."""
     release = str(report.get("release"))
-    failure = failures(order_of(layout)).get(release)
+    failure = failures(read_watch(layout)).get(release)
     if failure is None:
         return
     if datetime.fromisoformat(report["made"]).timestamp() <= failure["ended"]:
@@ -184,13 +183,13 @@ def refuse_older(layout: Layout, report: dict[str, Any]) -> None:
 
 
 def guard_status(app: str, after: str = "") -> dict[str, Any]:
-    """The order, the flag, and the guard's reports whose names come after `after`."""
+    """The watch ("order"), the flag, and the guard's reports whose names come after `after`."""
     layout = Layout(durable.expand(app))
     names = report_names(layout)
-    order = order_of(layout)
+    watch = read_watch(layout)
     return {
-        "order": order,
-        "dead": _dead(layout, order),
+        "order": watch,
+        "dead": _dead(layout, watch),
         "live": live_release(layout),
         "flag": flag_file.in_file(layout),
         "loop": locks.holder_of(layout, GUARD_LOCK) is not None,
@@ -200,7 +199,7 @@ def guard_status(app: str, after: str = "") -> dict[str, Any]:
 
 
 def _reports(layout: Layout, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One that is damaged, or gone meanwhile, hides no other."""
+    """A report that is damaged, or gone meanwhile, hides no other."""
     for name in names:
         with contextlib.suppress(HostError, OSError):
             report = load(layout.state("gate", name), None)
@@ -208,17 +207,17 @@ def _reports(layout: Layout, names: Sequence[str]) -> Iterator[dict[str, Any]]:
                 yield {"name": name, "report": report}
 
 
-def _dead(layout: Layout, order: dict[str, Any] | None) -> bool:
-    """Whether a watch is ordered that nothing carries out: its loop was killed, its timer stopped.
+def _dead(layout: Layout, watch: dict[str, Any] | None) -> bool:
+    """Whether nothing carries out an active watch: its loop was killed, or its timer stopped.
 
-    A loop that has only just been started may not hold its lock yet.
+    A loop that was started a moment ago may not hold its lock yet.
     """
-    if order is None or not in_force(order) or time.time() < order["since"] + _STARTS_S:
+    if watch is None or not is_active(watch) or time.time() < watch["since"] + _STARTS_S:
         return False
-    supervisor = Supervisor(order["service"]["scope"])
+    supervisor = Supervisor(watch["service"]["scope"])
     if not supervisor.has_timers():
         return locks.holder_of(layout, GUARD_LOCK) is None
-    return supervisor.show(_timer(order)).active not in ("active", "activating")
+    return supervisor.show(_timer(watch)).active not in ("active", "activating")
 
 
 def report_path(layout: Layout, now: datetime) -> str:
@@ -227,54 +226,54 @@ def report_path(layout: Layout, now: datetime) -> str:
 
 def report_names(layout: Layout) -> list[str]:
     directory = layout.state("gate")
-    found = os.listdir(directory) if os.path.isdir(directory) else []
-    return sorted(n for n in found if n.startswith(_PREFIX) and n.endswith(".json"))
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return sorted(n for n in names if n.startswith(_PREFIX) and n.endswith(".json"))
 
 
-def prune(layout: Layout, order: dict[str, Any]) -> None:
-    """Leave the newest reports and those of the watch at hand."""
-    began = os.path.basename(report_path(layout, datetime.fromtimestamp(order["since"], UTC)))
-    for name in report_names(layout)[:-_KEPT]:
-        if name < began:
+def prune(layout: Layout, watch: dict[str, Any]) -> None:
+    """Remove all but the newest reports and those of this watch."""
+    first = os.path.basename(report_path(layout, datetime.fromtimestamp(watch["since"], UTC)))
+    for name in report_names(layout)[:-_STORED]:
+        if name < first:
             with contextlib.suppress(OSError):
                 os.unlink(layout.state("gate", name))
 
 
 def _argv(layout: Layout) -> list[str]:
-    """The host's own Python and nothing that is installed (-S): the guard is root, releases not."""
+    """The host's own Python, nothing installed (-S): the guard is root, releases are not."""
     return [sys.executable, "-I", "-S", layout.agent_archive, "guard", "--app", layout.app]
 
 
-def _base(order: dict[str, Any]) -> str:
-    return str(order["service"]["unit"]).rpartition(".")[0]
+def _base(watch: dict[str, Any]) -> str:
+    return str(watch["service"]["unit"]).rpartition(".")[0]
 
 
-def _timer(order: dict[str, Any]) -> str:
-    return f"{_base(order)}-guard.timer"
+def _timer(watch: dict[str, Any]) -> str:
+    return f"{_base(watch)}-guard.timer"
 
 
-def _units(layout: Layout, order: dict[str, Any]) -> dict[str, str]:
-    base, every_s = _base(order), order["every_s"]
+def _units(layout: Layout, watch: dict[str, Any]) -> dict[str, str]:
+    base, every_s = _base(watch), watch["every_s"]
     about = "# Written by enable-stacking: watches what stacking does, and disables it on FAIL.\n"
-    # A look that could not be had is had again soon. Not Type=oneshot: before systemd 244 that one
+    # Restart: a try without a judgement is repeated soon. Not Type=oneshot: before systemd 244 it
     # may not be restarted.
     service = f"[Unit]\nDescription=guard of {base}\nStartLimitIntervalSec=0\n"
     service += f"[Service]\nType=simple\nRestart=on-failure\nRestartSec={_RETRY_S}\n"
     service += f"RuntimeMaxSec={_LASTS_S}\n{_ANYWHERE}"
-    if order["service"]["scope"] == "system":
+    if watch["service"]["scope"] == "system":
         service += _SYSTEM.format(app=layout.app)
-    # OnBootSec: OnActiveSec begins anew at every boot, so a host that boots often had no look.
+    # OnBootSec: OnActiveSec begins anew at each boot; a host that boots often would never judge.
     timer = f"[Unit]\nDescription=wakes the guard of {base}\n[Timer]\nOnActiveSec={every_s:g}\n"
     timer += f"OnBootSec={_BOOTED_S}\nOnUnitActiveSec={every_s:g}\nAccuracySec=1\n"
     timer += "[Install]\nWantedBy=timers.target\n"
     return {
         f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(_argv(layout))}\n",
-        _timer(order): about + timer,
+        _timer(watch): about + timer,
     }
 
 
 def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
-    """`stacking_state`, asked from elsewhere; `endpoint` may be "unix"."""
+    """`stacking_state`, asked by a client; `endpoint` may be "unix"."""
     layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
     process = supervisor.show(unit)
     return stacking_state(layout, supervisor, unit, process, layout.endpoint(endpoint, scope))
@@ -285,11 +284,11 @@ def stacking_state(
 ) -> dict[str, Any]:
     """The flag in .env, beside it, at the next start and in the process; and its guard.
 
-    Answers in_file (each value it is given in .env), unread (why systemd takes nothing from .env),
+    Answers in_file (each value that .env gives it), unread (why systemd takes nothing from .env),
     passed_over (lines of .env that set nothing), beside (what else sets it: {"where", "value"}),
     next (the value that the next start takes), running (None: nobody can tell), guard (as
     `guard_of` has it), changing (whether a flip or an activation is under way). A value that is
-    neither "0" nor "1" is told as "?".
+    neither "0" nor "1" is shown as "?".
     """
     unread, values, passed_over = "", [], []
     data = flag_file.content(layout)
@@ -309,29 +308,26 @@ def stacking_state(
         "next": flag_file.shown(set_by[-1][1] if set_by else SHADOW),
         "running": None if running is None else flag_file.shown(running.get(FLAG, SHADOW)),
         "guard": guard_of(layout, live_release(layout)),
-        "changing": _is_changing(layout),
+        "changing": flag_file.interrupted(layout) is not None
+        or ledger.read_pending(layout) is not None,
     }
 
 
 def guard_of(layout: Layout, release: str | None) -> str:
-    """ "watches" the release (or did, to the end), "failing" (it is about to take stacking back),
-    "dead" (it was killed), or "none".
+    """The guard of a release: "watches" (or did, to the end), "failing" (it is about to disable
+    stacking), "dead" (it was killed), or "none".
     """
-    order = order_of(layout)
-    if order is None or order["release"] != release:
+    watch = read_watch(layout)
+    if watch is None or watch["release"] != release:
         return "none"
-    if in_force(order):
+    if is_active(watch):
         dead = guard_status(layout.app, after="~")["dead"]  # without its reports
-        alive = "watches" if order["state"] == WATCHING else "failing"
+        alive = "watches" if watch["state"] == WATCHING else "failing"
         return "dead" if dead else alive
-    return "watches" if order["state"] == "over" and not _taken_back(layout, order) else "none"
+    return "watches" if watch["state"] == "over" and not _disabled_since(layout, watch) else "none"
 
 
-def _taken_back(layout: Layout, order: dict[str, Any]) -> bool:
-    """Whether stacking was disabled since that watch began; the watch is no word for it now."""
-    last = record.newest(layout, "flag.set", since=order["since"])
+def _disabled_since(layout: Layout, watch: dict[str, Any]) -> bool:
+    """Whether stacking was disabled after that watch began; the watch proves nothing then."""
+    last = record.newest(layout, "flag.set", since=watch["since"])
     return last is not None and last.get("wanted") == SHADOW
-
-
-def _is_changing(layout: Layout) -> bool:
-    return flag_file.interrupted(layout) is not None or ledger.read_pending(layout) is not None

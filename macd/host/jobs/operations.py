@@ -25,10 +25,10 @@ from macd.host.jobs.runner import (
     LOG,
     PROCESS,
     SPEC,
-    boot_id,
     is_alive,
 )
 from macd.host.layout import load, save
+from macd.host.processes import boot_id
 from macd.host.rpc import blobs
 from macd.host.store.manifest import ManifestError, check_path
 from macd.host.systemd import detach
@@ -71,7 +71,7 @@ def _link(blob: str, target: str) -> None:
     try:
         os.link(blob, target)
     except FileNotFoundError as error:
-        raise HostError(f"the blob {os.path.basename(blob)[:12]} has not landed") from error
+        raise HostError(f"the blob {os.path.basename(blob)[:12]} has not arrived") from error
 
 
 def job_start(
@@ -86,7 +86,7 @@ def job_start(
     """Start `argv` detached, with the tree `tree` (a digest) as its working directory.
 
     Starting the same run again returns its status and never starts it twice: a client that lost
-    contact may simply ask again. `{run}`, `{work}` and `{tree}` in argv and env stand for the
+    contact may simply repeat the call. `{run}`, `{work}` and `{tree}` in argv and env mean the
     absolute directories. `files` (name to text) are written into the run's directory first.
 
     Raises HostError of kind "refused" while another run is in progress in this work directory.
@@ -110,7 +110,7 @@ def job_start(
         directories = {"{run}": directory, "{work}": work, "{tree}": code}
         spec = {
             "run": run,
-            "argv": [_filled(word, directories) for word in [python, *argv[1:]]],
+            "argv": [_filled(part, directories) for part in [python, *argv[1:]]],
             "env": {key: _filled(value, directories) for key, value in env.items()},
             "cwd": code,
             "created": time.time(),
@@ -200,7 +200,7 @@ def job_status(work: str, run: str = "", log_tail: int = 0) -> dict[str, Any]:
         newest = ", ".join(job_list(work)["runs"][-5:]) or "none"
         raise HostError(f"no run {run} on this host", why=f"newest: {newest}", kind="none")
     process = load(os.path.join(directory, PROCESS), None)
-    # Checked before exit.json is read: a process that is gone now has written it, or never will.
+    # Before exit.json is read: a process that is gone now has written it, or never will.
     alive = {name: is_alive((process or {}).get(name, {})) for name in ("runner", "child")}
     ended = load(os.path.join(directory, EXIT), None)
     result = _result(directory)
@@ -294,7 +294,7 @@ def _read(path: str, offset: int) -> bytes:
 def job_files(work: str, run: str) -> dict[str, Any]:
     """The files of a finished run, as [path, size, sha256]: its records, and those it declared.
 
-    Declared files are listed as result.json declares them; whoever fetches them compares.
+    Declared files are listed as result.json declares them; the client compares them.
     """
     status = job_status(work, run)
     if status["state"] == "RUNNING":

@@ -1,8 +1,7 @@
 """Run one long job on its host: start it, write heartbeats, stop it on request, record its end.
 
-The runner is detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`): a
-lost connection or a viewer that leaves can never change the job. Only what this process sees is the
-job's state.
+The runner is detached from any SSH session (`python3 -m macd.host.jobs.runner RUN_DIRECTORY`), so
+a lost connection can't change the job. The job's state is what this process records.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import Any
 
 from macd.host import durable
 from macd.host.layout import load, save
+from macd.host.processes import boot_id, start_time
 
 SPEC, PROCESS, HEARTBEAT, LOG = "spec.json", "process.json", "heartbeat.json", "log"
 EXIT, CANCEL = "exit.json", "cancel"
@@ -145,33 +145,8 @@ def _write_exit(directory: str, end: dict[str, Any]) -> None:
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """A pid that can't be mistaken for a later process with the same number."""
+    """A pid with what distinguishes it from a later process of the same number."""
     return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
-
-
-def start_time(pid: int) -> str:
-    """When a process started, as the kernel writes it; "" when there is none (any more)."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]
-    except (OSError, IndexError):
-        pass
-    try:  # a system without /proc
-        argv = ["ps", "-o", "lstart=", "-p", str(pid)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-        return done.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def boot_id() -> str:
-    """Changes with every boot; "" where the system has none."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def is_alive(process: dict[str, Any]) -> bool:

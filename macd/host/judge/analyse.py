@@ -1,13 +1,12 @@
-"""Lines of a log, in their order, to what they prove about a release: counts, gaps, diagnoses.
+"""From the lines of a log, in their order, to what they prove about a release: counts and gaps.
 
-Counts what is there and decides nothing (gate.py does); reads no file and no clock. Damage must
-never raise a rate: junk and bars that were refused count as bars without evidence, and a bar told
-again (known by symbol and time, as in a replay's next lap) counts once while all is well, else
-again. A line without ml_error tells of no error, unless another line of its release has the field
-(then it was lost here) or a model gave no number (then something was wrong). What is kept is
-bounded, whatever the lines hold: of more bars than can be told apart, a good one counts as told
-again and any other as junk, also one of a model that is stuck. Standard library alone: the guard
-runs this on the host.
+It counts and decides nothing (gate.py does); it reads no file and no clock. Damage never raises a
+rate: junk and refused bars count as bars without evidence. A repeated bar (same symbol and time, as
+in a replay's next lap) counts once while it is good, else again. A line without ml_error has no
+error, unless another line of its release has the field (then it was lost here) or a model gave no
+number (then something was wrong). Memory is bounded, whatever the lines hold: beyond the limit of
+distinct bars a good one counts as repeated, and any other as junk, also one of a stuck model.
+Standard library alone: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from macd.host.judge import parse, tallies
-from macd.host.judge.continuity import REFUSED, Continuity, step_ms
 from macd.host.judge.gate import Cause
-from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
-from macd.host.judge.realised import MOST, Seen, realised
+from macd.host.judge.parse import REFUSED, SEVERE, SIGNAL, WARN, Bad, Line, step_ms
+from macd.host.judge.realised import MOST, Prediction, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
-_UNTOLD = 16  # good as far as it goes; bad once a line of the release turns out to have ml_error
+_LACKS_ML_ERROR = 16  # good, until another line of the release has ml_error
 MOST_BARS = 1_000_000  # about 100 MB
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
@@ -44,7 +42,7 @@ class Window:
     """Which lines are evidence: written in [start, end] (epoch ms), of this release.
 
     release: None takes all releases, and lines without one. strict: lines must carry a seq and the
-    release, as evidence for a flip does; otherwise lines of earlier versions, which have neither,
+    release, as evidence for a flip must. Otherwise lines of earlier versions, which have neither,
     count with a warning.
     """
 
@@ -59,12 +57,14 @@ class Window:
 
 
 class Analysis:
-    """Feed it every line with `add`, then ask for the `document`, once.
+    """Feed it every line with `add`, call `finish`, then ask for the `document`, once.
 
-    Attributes: bars, by key, the bits of what each proved (COVERED and so on). Malformed lines are
-    in `malformed`, of which `junk` count as bars. newest: the last line, whatever it says;
-    newest_signal: the last one that is a bar of the release. whole: whether they are all there.
-    most: bars that are told apart.
+    Attributes:
+        bars: by key, the bits of what each proved (COVERED and so on).
+        malformed: lines that can't be read, of which `junk` count as bars.
+        newest: the last line; newest_signal: the last one that is a bar of the release.
+        whole: whether lines or bars are missing.
+        most: the limit of distinct bars.
     """
 
     def __init__(self, window: Window, most: int = MOST_BARS) -> None:
@@ -86,49 +86,54 @@ class Analysis:
         self._pairs = {pair: tallies.Pair() for pair in _PAIRS}
         self._timeline, self._latency = tallies.Timeline(), tallies.Latency()
         self._stuck = {"tft": tallies.Stuck(TFT), "lstm": tallies.Stuck(LSTM)}
-        self._seen: deque[Seen] = deque(maxlen=MOST)
+        self._predictions: deque[Prediction] = deque(maxlen=MOST)
         self._pending: Counter[str] = Counter()
         self._junk_why: Counter[str] = Counter()
         self._inside = True
-        self.whole = Continuity()
+        self.whole = tallies.Continuity()
         self._entered = False
         self._anonymous = 0
         # Where our own lines are judged, none of them names a release in another style.
         self._only_ours = window.strict or parse.is_release(window.release)
         self._styles: dict[str, None] = {}
-        self._tells = False  # whether a line of the release has the field ml_error
-        self._quiet = tallies.Groups()  # the lines without it that nothing else is wrong with
+        self._has_ml_error = False  # whether a line of the release has the field
+        self._lacking = tallies.Groups()  # the lines without it that are good otherwise
         self._symbols = tallies.Few()
         self._refused: dict[int, tuple[str, str, int]] = {}  # event, symbol, time
-        self._no_junk = 0  # of `junk`, the lines that could be read
+        self._readable_junk = 0  # the part of `junk` that could be read
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
         """The next line: `number` counts from 1 in `file`."""
         self.lines += 1
         if isinstance(line, Bad):
-            self._bad(line, file, number)
+            self._add_bad(line, file, number)
             return
         if line.foreign and self._only_ours:
             if self._entered or self.window.start <= line.time:
                 if len(self._styles) <= _MOST_STYLES:  # a hostile log has as many as it likes
                     self._styles.setdefault((line.release or "")[:_LONGEST_NAME])
-                self._bad(_ANOTHER_STYLE, file, number)
+                self._add_bad(_ANOTHER_STYLE, file, number)
             return
         # Lines come in the order they were written: a clock set back takes none out of the window.
         inside = self._entered = self._entered or self.window.start <= line.time
         of_release = self.window.takes(line)
         ours = inside and of_release
         self._settle(ours)
-        self.whole.meet(line, ours, inside, file, number)
-        self.whole.number(line, inside, file, number)
+        self.whole.check_release(line, ours, inside, file, number)
+        self.whole.check_seq(line, inside, file, number)
         self._releases[self._release(line.release or "")] += inside
         if self.first is None:
             self.first = line
         self.newest = line
         if of_release:
-            self.whole.follow(line, inside)
-            if not self._tells and line.kind == SIGNAL and _named(line) and not line.untold:
-                self._begins_to_tell()
+            self.whole.check_bar(line, inside)
+            if (
+                not self._has_ml_error
+                and line.kind == SIGNAL
+                and _is_complete(line)
+                and not line.lacks_ml_error
+            ):
+                self._found_ml_error()
         if not ours:
             self._counts["without seq or release"] += inside and line.seq is None
             return
@@ -154,7 +159,7 @@ class Analysis:
         if key in self._refused:
             return
         if self._is_full:
-            self._crowded(good=False)
+            self._beyond_limit(good=False)
         else:
             self._refused[key] = (line.note, line.symbol, line.time)
 
@@ -162,18 +167,18 @@ class Analysis:
     def _is_full(self) -> bool:
         return len(self.bars) + len(self._refused) >= self.most
 
-    def _crowded(self, *, good: bool) -> None:
-        """A bar beyond those that can be told apart: perhaps one that was told before."""
-        self._counts["bars too many to be told apart"] += 1
+    def _beyond_limit(self, *, good: bool) -> None:
+        """A bar beyond the limit of distinct bars; it may be a repeated one."""
+        self._counts["bars beyond the limit"] += 1
         if not good:
             self.junk += 1
-            self._no_junk += 1
+            self._readable_junk += 1
 
     def _release(self, name: str) -> str:
-        known = name in self._releases or len(self._releases) < _MOST_RELEASES
-        return name if known else "(others)"
+        counted = name in self._releases or len(self._releases) < _MOST_RELEASES
+        return name if counted else "(others)"
 
-    def _bad(self, line: Bad, file: str, number: int) -> None:
+    def _add_bad(self, line: Bad, file: str, number: int) -> None:
         self.malformed += 1
         self._pending[line.why] += 1
         self._why[line.why] += 1
@@ -181,7 +186,7 @@ class Analysis:
             self._quarantine.append({"file": file, "line": number, "why": line.why})
 
     def _settle(self, ours: bool) -> None:
-        """Junk is a bar without evidence unless it lies between lines that are no evidence."""
+        """Junk counts as bars unless it lies between lines that are no evidence."""
         self._count_junk(ours or self._inside)
         self._inside = ours
 
@@ -194,9 +199,9 @@ class Analysis:
         self._pending.clear()
 
     def _unnumbered(self, line: Line) -> None:
-        """Every line of ours has a seq: what one without it was, nobody knows."""
+        """Every line of ours has a seq, so one without it may have been anything."""
         self.junk += 1
-        self._no_junk += 1
+        self._readable_junk += 1
         self._counts["bars without seq"] += 1
         self._skipped.add("not covered: a line without seq", line.time)
         self._timeline.add(line.time, False, False)
@@ -221,57 +226,57 @@ class Analysis:
         if not bits & ACTIVATED:
             self._skipped.add(_why_not(line, error, bits, stacked), line.time)
         bits |= self._judge_nets(line, bits)
-        if not error and line.untold and _named(line):
-            bits |= _UNTOLD
-            self._quiet.add(_LOST, line.time)
+        if not error and line.lacks_ml_error and _is_complete(line):
+            bits |= _LACKS_ML_ERROR
+            self._lacking.add(_LOST, line.time)
         key = self._place(self._key(line), bits)
         if key is not None or bits == ALL:  # else it counts as junk already
-            self._look_for_stuck(line, key)
-        self._look(line, bits)
+            self._check_stuck(line, key)
+        self._count(line, bits)
 
-    def _look_for_stuck(self, line: Line, key: int | None) -> None:
+    def _check_stuck(self, line: Line, key: int | None) -> None:
         for name, stuck in self._stuck.items():
             value = getattr(line, name)
             if value is not None and math.isfinite(value):
                 stuck.add(value, key, self.bars)
 
     def _error(self, line: Line) -> str:
-        """Its error, also one that it kept quiet about; "" for none."""
+        """Its error, also one that a missing field hides; "" for none."""
         error = line.error
-        if line.untold and _named(line):
-            error = _LOST if self._tells else _silent(line)
+        if line.lacks_ml_error and _is_complete(line):
+            error = _LOST if self._has_ml_error else _missing_numbers(line)
         if error:
             self._errors.add(error, line.time)
             if error.startswith(_SEVERE_ERRORS):
                 self.severe.add(error, line.time)
         return error
 
-    def _begins_to_tell(self) -> None:
+    def _found_ml_error(self) -> None:
         """The writer has the field, so the lines before this one lost it."""
-        self._tells = True
-        self._errors.take(self._quiet)
+        self._has_ml_error = True
+        self._errors.take(self._lacking)
         for key, bits in self.bars.items():
-            if bits & _UNTOLD:
+            if bits & _LACKS_ML_ERROR:
                 self.bars[key] = 0
 
     def _key(self, line: Line) -> int:
-        """Python's hashes of text differ from run to run, so nobody can make two bars meet."""
+        """Python's text hashes differ from run to run, so nobody can make two bars collide."""
         if line.bar is None:
             self._anonymous += 1
             return -self._anonymous
         return hash((line.symbol, line.tf, line.bar)) & _POSITIVE
 
     def _place(self, key: int, bits: int) -> int | None:
-        """Where the bar's bits went; None: nothing is kept of it."""
-        known = self.bars.get(key)
-        if known is not None:
-            self._counts["told again"] += 1
-            if bits == ALL or (bits == ALL | _UNTOLD and known & _UNTOLD):
+        """The key under which the bar's bits are stored; None: they are not stored."""
+        before = self.bars.get(key)
+        if before is not None:
+            self._counts["repeated bars"] += 1
+            if bits == ALL or (bits == ALL | _LACKS_ML_ERROR and before & _LACKS_ML_ERROR):
                 return key
             self._anonymous += 1
             key = -self._anonymous
         if self._is_full:
-            self._crowded(good=bits == ALL)
+            self._beyond_limit(good=bits == ALL)
             return None
         self.bars[key] = bits
         return key
@@ -281,20 +286,22 @@ class Analysis:
         good |= LSTM if self._models["lstm"].add(line.lstm) else 0
         return good if bits & ACTIVATED else 0
 
-    def _look(self, line: Line, bits: int) -> None:
+    def _count(self, line: Line, bits: int) -> None:
         self._models["lgb"].add(line.lgb)
         self._latency.add(line.latency)
         self._timeline.add(line.time, bool(bits & COVERED), bool(bits & ACTIVATED))
-        said = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
-        known = {name: p for name, p in said.items() if p is not None and 0 < p < 1}
+        answers = {"lgb": line.lgb, "lstm": line.lstm, "tft": line.tft, "stacking": line.stacking}
+        good = {name: p for name, p in answers.items() if p is not None and 0 < p < 1}
         for (a, b), pair in self._pairs.items():
-            if a in known and b in known:
-                pair.add(known[a], known[b])
+            if a in good and b in good:
+                pair.add(good[a], good[b])
         close = line.close
         if line.heads and close is not None and line.bar is not None and math.isfinite(close):
             step = step_ms(line.tf)
             if step:
-                self._seen.append(Seen(line.symbol, line.tf, line.bar, step, close, line.heads))
+                self._predictions.append(
+                    Prediction(line.symbol, line.tf, line.bar, step, close, line.heads)
+                )
 
     def finish(self) -> None:
         """No more lines come."""
@@ -302,7 +309,7 @@ class Analysis:
         for stuck in self._stuck.values():
             stuck.end(self.bars)
         for key, (note, symbol, time) in self._refused.items():
-            # A cross symbol's bad bar is no bar of ours: ours then says by itself what it lacked.
+            # A bad bar of a cross symbol is no bar of ours; ours then names what it lacked.
             if note == _LATE or not self._symbols or symbol in self._symbols:
                 self.bars[key] = 0
                 self._counts["refused bars"] += 1
@@ -326,7 +333,7 @@ class Analysis:
             "lines": self.lines,
             "malformed": {
                 "count": self.malformed,
-                "counted_as_bars": self.junk - self._no_junk,
+                "counted_as_bars": self.junk - self._readable_junk,
                 "why": dict(self._why),
                 "quarantine": self._quarantine,
             },
@@ -343,14 +350,11 @@ class Analysis:
             "warnings": self._warnings.document(),
             "latency_ms": self._latency.document(),
             "timeline": self._timeline.document(),
-            "realised": realised(self._seen),
+            "realised": realised(self._predictions),
         }
 
     def tally(self) -> dict[str, tuple[int, int]]:
-        """Successes and trials of each criterion.
-
-        Junk is a trial of every one: what can't be read may have been the worst of bars.
-        """
+        """Successes and trials of each criterion; junk, which may hide bad bars, is a trial."""
         by_bits = Counter(self.bars.values())
 
         def having(wanted: int) -> int:
@@ -370,8 +374,8 @@ class Analysis:
         }
 
     def causes(self) -> tuple[Cause, ...]:
-        """Why bars are without evidence, other than by what the models did; most frequent first."""
-        told = [
+        """What took evidence from bars, apart from the models; most frequent first."""
+        causes = [
             Cause(
                 n,
                 self._style(n)
@@ -381,10 +385,10 @@ class Analysis:
             for why, n in self._junk_why.items()
         ]
         if n := self._counts["bars without seq"]:
-            told.append(Cause(n, f"without seq: {_lines(n)} of the release"))
+            causes.append(Cause(n, f"without seq: {_lines(n)} of the release"))
         if n := self._errors.count(_LOST):
-            told.append(Cause(n, f"{_LOST}: {_lines(n)}"))
-        return tuple(sorted(told, key=lambda cause: -cause.count))
+            causes.append(Cause(n, f"{_LOST}: {_lines(n)}"))
+        return tuple(sorted(causes, key=lambda cause: -cause.count))
 
     def _style(self, count: int) -> str:
         names = [*self._styles][:_MOST_STYLES]
@@ -393,13 +397,13 @@ class Analysis:
         return f"{_lines(count)} {verb} a release in another style ({', '.join([*names, *more])})"
 
     @property
-    def untold(self) -> int:
-        """How many bars count as without an error because no line says anything of errors."""
-        return 0 if self._tells else self._quiet.count(_LOST)
+    def lacks_ml_error(self) -> int:
+        """The number of bars that count as free of errors because no line has ml_error."""
+        return 0 if self._has_ml_error else self._lacking.count(_LOST)
 
     @property
     def unnamed(self) -> int:
-        """How many lines in the window carry no seq or no release."""
+        """The number of lines in the window without seq or release."""
         return self._counts["without seq or release"]
 
     @property
@@ -407,15 +411,15 @@ class Analysis:
         return self._counts["in the future"]
 
 
-def _named(line: Line) -> bool:
-    """Whether the line is of a writer that names its release and numbers its lines."""
+def _is_complete(line: Line) -> bool:
+    """Whether the line names its release and has a number."""
     return line.seq is not None and line.release is not None
 
 
-def _silent(line: Line) -> str:
-    """What a line without ml_error would have had to say there; "" when nothing is missing."""
-    said = {"bull": line.p, "lgb": line.lgb, "lstm": line.lstm, "tft": line.tft}
-    lacking = [f"ml_{k}_prob" for k, p in said.items() if p is None or not math.isfinite(p)]
+def _missing_numbers(line: Line) -> str:
+    """The error of a line without ml_error; "" when it has all numbers."""
+    answers = {"bull": line.p, "lgb": line.lgb, "lstm": line.lstm, "tft": line.tft}
+    lacking = [f"ml_{k}_prob" for k, p in answers.items() if p is None or not math.isfinite(p)]
     return f"no number in {', '.join(lacking)}, and no field ml_error" if lacking else ""
 
 
@@ -429,5 +433,5 @@ def _why_not(line: Line, error: str, bits: int, stacked: bool) -> str:
     if not bits:
         return f"not covered: {error}" if error else "not covered: no prediction"
     if line.stacking is None:
-        return "no reason told"
-    return f"mode {line.mode or 'not told'}" if stacked else "not a probability in (0, 1)"
+        return "no reason given"
+    return f"mode {line.mode or 'not given'}" if stacked else "not a probability in (0, 1)"

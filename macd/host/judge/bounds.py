@@ -1,7 +1,7 @@
 """How far an observed share may be from the true one: Wilson, Clopper-Pearson, anytime-valid.
 
-All with `successes` of `trials` independent trials; bounds of a share lie in [0, 1], and no trials
-means nothing is known. Standard library alone and pure: the guard runs this on the host.
+All with `successes` of `trials` independent trials. Bounds of a share lie in [0, 1]; without trials
+they are 0 and 1. Standard library alone and pure: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TINY = 1e-300
 def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Two-sided score interval, for showing (Wilson 1927).
 
-    Fractions of trials are what overlapping labels are worth.
+    Trials may be a fraction, as the effective sample size of overlapping labels is.
     """
     if trials == 0:
         return 0.0, 1.0
@@ -118,21 +118,21 @@ def _log_beta(a: float, b: float) -> float:
 
 def _fraction(x: float, a: float, b: float) -> float:
     """The continued fraction of I_x by Lentz's method (DLMF 8.17.22; Press et al., 6.4)."""
-    c, d = 1.0, 1 / _away(1 - (a + b) * x / (a + 1))
+    c, d = 1.0, 1 / _not_zero(1 - (a + b) * x / (a + 1))
     value = d
     for m in range(1, _FRACTION_STEPS):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         for term in (even, odd):
-            d = 1 / _away(1 + term * d)
-            c = _away(1 + term / c)
+            d = 1 / _not_zero(1 + term * d)
+            c = _not_zero(1 + term / c)
             value *= c * d
         if abs(c * d - 1) < 1e-16:
             break
     return value
 
 
-def _away(value: float) -> float:
+def _not_zero(value: float) -> float:
     return value if abs(value) > _TINY else _TINY
 
 

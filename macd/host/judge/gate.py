@@ -1,6 +1,6 @@
 """PASS, FAIL or INCONCLUSIVE: what the counted evidence allows. No clock, file or randomness.
 
-Only PASS ever opens anything, and no data is never PASS. `rule: point` compares plain rates, which
+Only PASS allows anything, and no data is never PASS. `rule: point` compares plain rates, which
 is fair for ONE look; `rule: sequential` compares bounds that hold however often one looks.
 Standard library alone: the guard runs this on the host.
 """
@@ -27,32 +27,32 @@ TITLES = {
 class Rule:
     """Shares that must each be exceeded, the fewest bars that decide, and how rates are compared.
 
-    rule: "point" or "sequential".
+    rule: "point" or "sequential". The inventory says them all, with defaults where a file doesn't.
     """
 
-    ml_coverage: float = 0.80
-    stacking_activation: float = 0.90
-    tft_normal: float = 0.80
-    lstm_normal: float = 0.95
-    min_bars: int = 20
-    rule: str = "point"
+    ml_coverage: float
+    stacking_activation: float
+    tft_normal: float
+    lstm_normal: float
+    min_bars: int
+    rule: str
 
     def threshold(self, name: str) -> float:
         return float(getattr(self, name))
 
     def laxer_than(self, other: Rule, *, days: float, other_days: float) -> list[str]:
-        """What this rule, over the last `days`, lets pass that `other` over its own would not.
+        """Names of what makes this rule, over the last `days`, laxer than `other` over its own.
 
-        A shorter look back leaves out the failures that lie behind it.
+        A shorter period leaves out the failures before it.
         """
-        told = [name for name in TITLES if self.threshold(name) < other.threshold(name)]
+        laxer = [name for name in TITLES if self.threshold(name) < other.threshold(name)]
         if self.min_bars < other.min_bars:
-            told.append("min_bars")
+            laxer.append("min_bars")
         if self.rule == "point" and other.rule == "sequential":
-            told.append("rule")
+            laxer.append("rule")
         if days < other_days:
-            told.append("days")
-        return told
+            laxer.append("days")
+        return laxer
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Cause:
 class Findings:
     """What was counted. tally: successes and trials by criterion; the trials of ml_coverage are
     the bars. severe: severe errors in words. problems: why the evidence can't be relied on.
-    causes: what took evidence from bars; told where a share was missed by that more than by else.
+    causes: what took evidence from bars; a reason where it explains most of a missed share.
     """
 
     tally: dict[str, tuple[int, int]]
@@ -109,30 +109,30 @@ class Findings:
     causes: tuple[Cause, ...] = ()
 
 
-def decide(found: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
-    """The verdict. What is wrong beyond doubt fails even where the evidence has holes.
+def decide(findings: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
+    """The verdict. What certainly fails is FAIL even where the evidence has holes.
 
     alpha: how often each bound may be wrong; less where several verdicts share it.
     """
-    criteria = tuple(judge(name, *found.tally[name], rule, alpha) for name in TITLES)
-    bars = found.tally["ml_coverage"][1]
-    failed = [f"severe error: {words}" for words in found.severe]
+    criteria = tuple(judge(name, *findings.tally[name], rule, alpha) for name in TITLES)
+    bars = findings.tally["ml_coverage"][1]
+    failed = [f"severe error: {words}" for words in findings.severe]
     enough = bars >= rule.min_bars
     if enough or rule.rule == "sequential":
-        for one in criteria:
-            if one.outcome == FAIL:
-                failed += [*_mostly(found.causes, one), _missed(one)]
+        for criterion in criteria:
+            if criterion.outcome == FAIL:
+                failed += [*_mostly(findings.causes, criterion), _missed(criterion)]
     if failed:
-        return Decision(FAIL, criteria, tuple(dict.fromkeys((*failed, *found.problems))))
-    more = max(rule.min_bars - bars, *(one.more for one in criteria), 0)
-    causes = [words for one in criteria for words in _mostly(found.causes, one)]
-    reasons = [*dict.fromkeys(causes), *found.problems]
-    unsure = [one for one in criteria if one.outcome != PASS]
+        return Decision(FAIL, criteria, tuple(dict.fromkeys((*failed, *findings.problems))))
+    more = max(rule.min_bars - bars, *(criterion.more for criterion in criteria), 0)
+    causes = [words for criterion in criteria for words in _mostly(findings.causes, criterion)]
+    reasons = [*dict.fromkeys(causes), *findings.problems]
+    unsure = [criterion for criterion in criteria if criterion.outcome != PASS]
     if not enough:
         reasons.append(f"{bars} of at least {rule.min_bars} bars so far")
     elif unsure:
-        reasons += [_missed(one) for one in unsure if not one.trials]
-        if tried := [one.title for one in unsure if one.trials]:
+        reasons += [_missed(criterion) for criterion in unsure if not criterion.trials]
+        if tried := [criterion.title for criterion in unsure if criterion.trials]:
             reasons.append(f"too few bars to be sure of {', '.join(tried)}")
     if reasons or unsure:
         return Decision(INCONCLUSIVE, criteria, tuple(reasons), more)
@@ -140,15 +140,15 @@ def decide(found: Findings, rule: Rule, alpha: float = ALPHA) -> Decision:
 
 
 def too_old(age_ms: int, step_ms: int) -> bool:
-    """Whether the newest BAR was told too long ago for bars of that length.
+    """Whether the newest BAR is too old for bars of that length.
 
-    Lines that are no bar keep nothing fresh: a service whose feed is dead goes on writing those.
+    Other lines don't count: a service whose feed is dead still writes those.
     """
     return age_ms > max(_STALE_BARS * step_ms, _STALE_LEAST_MS)
 
 
 def judge(name: str, successes: int, trials: int, rule: Rule, alpha: float = ALPHA) -> Criterion:
-    """One criterion by itself."""
+    """One criterion against its threshold."""
     threshold = rule.threshold(name)
     anytime = bounds.anytime(successes, trials, alpha)
     more = 0 if trials else 1
@@ -176,41 +176,39 @@ def judge(name: str, successes: int, trials: int, rule: Rule, alpha: float = ALP
 
 
 def document(decision: Decision) -> dict[str, Any]:
-    """The decision as JSON holds it."""
+    """The decision as JSON."""
     return {
         "verdict": decision.verdict,
         "reasons": list(decision.reasons),
         "more_bars": decision.more_bars if decision.verdict == INCONCLUSIVE else None,
         "criteria": [
             {
-                "name": one.name,
-                "title": one.title,
-                "successes": one.successes,
-                "trials": one.trials,
-                "rate": one.rate,
-                "threshold": one.threshold,
-                "outcome": one.outcome,
-                "wilson": list(one.wilson),
-                "clopper_pearson": list(one.clopper_pearson),
-                "anytime": list(one.anytime),
+                "name": criterion.name,
+                "title": criterion.title,
+                "successes": criterion.successes,
+                "trials": criterion.trials,
+                "rate": criterion.rate,
+                "threshold": criterion.threshold,
+                "outcome": criterion.outcome,
+                "wilson": list(criterion.wilson),
+                "clopper_pearson": list(criterion.clopper_pearson),
+                "anytime": list(criterion.anytime),
             }
-            for one in decision.criteria
+            for criterion in decision.criteria
         ],
     }
 
 
-def _mostly(causes: tuple[Cause, ...], one: Criterion) -> list[str]:
+def _mostly(causes: tuple[Cause, ...], criterion: Criterion) -> list[str]:
     """The causes of at least half of what an unproved share lacks."""
-    lacking = one.trials - one.successes
-    if one.outcome == PASS or not lacking:
+    lacking = criterion.trials - criterion.successes
+    if criterion.outcome == PASS or not lacking:
         return []
     return [cause.words for cause in causes if 2 * cause.count >= lacking]
 
 
-def _missed(one: Criterion) -> str:
-    if one.rate is None:
-        return f"{one.title}: nothing to judge"
-    return (
-        f"{one.title} {100 * one.rate:.1f} % ({one.successes} of {one.trials}), "
-        f"must exceed {100 * one.threshold:g} %"
-    )
+def _missed(criterion: Criterion) -> str:
+    if criterion.rate is None:
+        return f"{criterion.title}: nothing to judge"
+    share = f"{100 * criterion.rate:.1f} % ({criterion.successes} of {criterion.trials})"
+    return f"{criterion.title} {share}, must exceed {100 * criterion.threshold:g} %"

@@ -1,9 +1,9 @@
-"""One log line read with suspicion: a Line, or Bad with the reason; nothing in it can raise.
+"""One untrusted log line becomes a Line, or Bad with the reason; nothing in it can raise.
 
-Also the layouts of earlier versions: each signal field at the top level, or in data, or in
-data.components; and where a line names no seq or no release of macd, so that it is no evidence for
-a flip, a level in lower case and times as epoch seconds or milliseconds. Standard library alone
-and pure: the guard runs this on the host.
+The layouts of earlier versions are read too: signal fields at the top level, in data, or in
+data.components. A line without a seq or a release of macd is no evidence for a flip; it may also
+have a level in lower case, and times as epoch seconds or milliseconds. Standard library alone and
+pure: the guard runs this on the host.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import json
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from macd.heads import GUIDE, HORIZONS, MODELS, head_name
 
 LONGEST = 1 << 20  # bytes; the service's lines have one or two thousand
-# By hours at 1h, and in lines of other timeframes until heads were named by their bars there.
+# By hours at 1h, and in old lines of other timeframes; else by bars.
 _NAMES = tuple((head_name(bars, GUIDE), head_name(bars, "")) for bars in HORIZONS)
 SIGNAL, WARN, SEVERE, OTHER = range(4)
 MODES = ("live", "shadow", "off")
+REFUSED = ("stale", "bad_bar")  # the service's events for bars that get no signal
+_STEPS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LEVELS = {
     "SIGNAL": SIGNAL,
     "WARN": WARN,
@@ -50,10 +53,10 @@ _EARLIEST, _LATEST = 0, 253402300799000  # 1970 to 9999, in epoch milliseconds
 class Line(NamedTuple):
     """What the analysis needs of a line. Times are epoch milliseconds; None: the line has none.
 
-    p: ml_bull_prob; it and the models' may be NaN or infinite, as the line said. heads: per family
-    and head of MODELS and HORIZONS, flat, or None. note: a warning's event or an error's words.
-    foreign: its release is named in another style than ours. untold: it is a signal without the
-    field ml_error, which says neither that there was an error nor that there was none.
+    p: ml_bull_prob; it and the models' may be NaN or infinite, as in the line. heads: per family
+    and head of MODELS and HORIZONS, flat, or None. note: a warning's event or an error's text.
+    foreign: its release has a name of another style. lacks_ml_error: it is a signal without the
+    field ml_error, so whether there was an error is not known.
     """
 
     kind: int
@@ -76,7 +79,7 @@ class Line(NamedTuple):
     heads: tuple[float | None, ...] | None = None
     note: str = ""
     foreign: bool = False
-    untold: bool = False
+    lacks_ml_error: bool = False
 
 
 class Bad(NamedTuple):
@@ -109,12 +112,21 @@ def parse(raw: bytes) -> Line | Bad:
 
 
 def is_release(name: str | None) -> bool:
-    """Whether a release is named in our style."""
+    """Whether it is a release's name of our style."""
     return bool(name) and _RELEASE.fullmatch(name or "") is not None
 
 
+@lru_cache(64)
+def step_ms(tf: str) -> int:
+    """Length of a bar in milliseconds; 0 for what is no timeframe."""
+    count = tf[:-1]
+    if not (count.isascii() and count.isdigit() and len(count) <= 4) or tf[-1] not in _STEPS:
+        return 0
+    return int(count) * _STEPS[tf[-1]]
+
+
 def clean(text: str) -> str:
-    """Words of a stranger for a terminal or page: short, one line, no control characters."""
+    """Untrusted text for a terminal or page: short, one line, no control characters."""
     text = text[:_TEXT]
     if text.isascii() and text.isprintable():
         return text
@@ -166,12 +178,12 @@ def _line(document: dict[str, Any]) -> Line:
             _number(parts, "close"),
             _heads(parts.get("ml_heads")),
             foreign=foreign,
-            untold="ml_error" not in parts,
+            lacks_ml_error="ml_error" not in parts,
         )
     note = ""
     if kind != OTHER:
-        told = data.get("event") or data.get("message") or data.get("error") or level
-        note = clean(told if type(told) is str else str(type(told).__name__))
+        said = data.get("event") or data.get("message") or data.get("error") or level
+        note = clean(said if type(said) is str else str(type(said).__name__))
     return Line(kind, time, seq, release or None, symbol, tf, bar, note=note, foreign=foreign)
 
 
@@ -185,17 +197,17 @@ def _kind(level: Any, lax: bool) -> int:
 def _gathered(
     document: dict[str, Any], data: dict[str, Any], parts: dict[str, Any]
 ) -> dict[str, Any]:
-    """The signal fields, each from the innermost place that has it; an error anywhere is one."""
+    """The signal fields, each from the innermost place that has it; an error anywhere counts."""
     places = [p for p in (document, data) if p is not parts and not FIELDS.isdisjoint(p)]
     if not places:
         return parts  # as the service writes them
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for place in (*places, parts):
-        found.update((name, place[name]) for name in FIELDS.intersection(place))
+        fields.update((name, place[name]) for name in FIELDS.intersection(place))
     for place in places:
         if _error(place.get("ml_error")):
-            found["ml_error"] = place["ml_error"]
-    return found
+            fields["ml_error"] = place["ml_error"]
+    return fields
 
 
 def _number(parts: dict[str, Any], name: str) -> float | None:
@@ -233,15 +245,15 @@ def _heads(value: Any) -> tuple[float | None, ...] | None:
         return None
     if type(value) is not dict:
         raise _WrongError("ml_heads is not an object")
-    found: list[float | None] = []
+    probabilities: list[float | None] = []
     for family in MODELS:
         by_head = value.get(family) or {}
         if type(by_head) is not dict:
             raise _WrongError("ml_heads is not by family and head")
         for hours, bars in _NAMES:
             p = by_head.get(hours, by_head.get(bars))
-            found.append(p if type(p) is float else None)
-    return tuple(found)
+            probabilities.append(p if type(p) is float else None)
+    return tuple(probabilities)
 
 
 def _time(value: Any, name: str, lax: bool) -> int | None:
@@ -266,10 +278,10 @@ def _time(value: Any, name: str, lax: bool) -> int | None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise _WrongError("a key stands there twice")
-    return found
+    return fields
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)

@@ -24,12 +24,12 @@ from macd.host.judge.parse import LONGEST, Bad, Line, parse
 NAME = re.compile(r"trades?_[A-Za-z0-9_-]{1,40}\.jsonl")
 _PIECE = 8 << 20
 _BLOCK = 1 << 20
-_SMALL = 32 << 20  # bytes below which starting processes costs more than it gains
+_SMALL = 32 << 20  # bytes; below, processes cost more than they gain
 
 
 @dataclass(frozen=True)
 class Source:
-    """The first `size` bytes of a log file; what comes after is not looked at."""
+    """The first `size` bytes of a log file; the rest is not read."""
 
     path: Path
     size: int
@@ -40,7 +40,7 @@ class Source:
 
 
 class Reader(Protocol):
-    """Takes every line in its order, then is told that no more come: an Analysis, or several."""
+    """Takes every line in its order, then `finish`: an Analysis, or several."""
 
     def add(self, line: Line | Bad, file: str, number: int) -> None: ...
 
@@ -67,9 +67,9 @@ def analyse(sources: Sequence[Source], into: Reader, *, workers: int = 0) -> Non
 
 def ordered(directory: Path) -> list[Source]:
     """The logs in a directory, oldest first: by the days in their names."""
-    found = [p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_file()]
-    found.sort(key=lambda path: (re.sub(r"\D", "", path.name), path.name))
-    return [Source(path, path.stat().st_size) for path in found]
+    paths = [p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_file()]
+    paths.sort(key=lambda path: (re.sub(r"\D", "", path.name), path.name))
+    return [Source(path, path.stat().st_size) for path in paths]
 
 
 def _one_by_one(sources: Sequence[Source]) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:
@@ -81,7 +81,7 @@ def _one_by_one(sources: Sequence[Source]) -> Iterator[tuple[str, Iterator[Line 
 def _in_parallel(
     sources: Sequence[Source], workers: int
 ) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:
-    """Pieces are parsed ahead by processes; the results come in order and are let go at once."""
+    """Pieces are parsed ahead by processes; the results come in order and are freed at once."""
     # Not "fork": the caller may have threads (SSH). What is started imports the parser alone.
     with ProcessPoolExecutor(
         workers, mp_context=get_context("forkserver"), initializer=gc.disable
@@ -99,7 +99,7 @@ def _in_parallel(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Lines hold no cycles; looking for some in millions of them takes a fifth of the time."""
+    """Lines hold no cycles; a search in millions of them takes a fifth of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -110,8 +110,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _piece(path: str, start: int, end: int) -> bytes:
-    # Version 2 writes a text as often as it stands there: looking for what was written before costs
-    # more than it saves.
+    # Version 2 repeats equal texts: a search for earlier ones costs more than it saves.
     return marshal.dumps([_flat(line) for line in _read(raw_lines(Path(path), start, end))], 2)
 
 
@@ -124,13 +123,13 @@ def _revive(flat: tuple[Any, ...] | str | None) -> Line | Bad | None:
 
 
 def _read(raws: Iterator[bytes]) -> Iterator[Line | Bad | None]:
-    """None stands for a blank line, which is no bar but has its number."""
+    """None for a blank line, which is no bar but has a number."""
     for raw in raws:
         yield parse(raw) if raw.strip() else None
 
 
 def pieces(source: Source) -> Iterator[tuple[int, int]]:
-    """Ranges that begin and end with whole lines; what is behind the last newline is left out."""
+    """Ranges of whole lines; what comes after the last newline is left out."""
     with source.path.open("rb") as file:
         start = 0
         while start < source.size:
@@ -144,7 +143,7 @@ def pieces(source: Source) -> Iterator[tuple[int, int]]:
 
 
 def raw_lines(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """The lines of a range without newlines; one that is too long comes cut, yet too long."""
+    """The lines of a range without newlines; a too long one is cut, but stays too long."""
     rest = b""
     with path.open("rb") as file:
         file.seek(start)
@@ -161,13 +160,13 @@ def raw_lines(path: Path, start: int, end: int) -> Iterator[bytes]:
 
 
 def _after_newline(descriptor: int, at: int, size: int) -> int | None:
-    """Behind the first newline at or after at - 1; None if there is none before `size`."""
+    """The offset after the first newline at or after at - 1; None if none is before `size`."""
     at -= 1
     while at < size:
         block = os.pread(descriptor, min(_BLOCK, size - at), at)
-        found = block.find(b"\n")
-        if found >= 0:
-            return at + found + 1
+        newline = block.find(b"\n")
+        if newline >= 0:
+            return at + newline + 1
         if not block:
             return None
         at += len(block)
@@ -175,12 +174,12 @@ def _after_newline(descriptor: int, at: int, size: int) -> int | None:
 
 
 def _last_newline(descriptor: int, start: int, size: int) -> int:
-    """Behind the last newline in [start, size); `start` when there is none."""
+    """The offset after the last newline in [start, size); `start` when there is none."""
     end = size
     while end > start:
         begin = max(start, end - _BLOCK)
-        found = os.pread(descriptor, end - begin, begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
+        newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
         end = begin
     return start

@@ -1,4 +1,4 @@
-"""What is counted along the way for people to look at; bounded however long or hostile the logs.
+"""Counters over the lines of a log; their memory is bounded, however long or hostile it is.
 
 Standard library alone and pure: the guard runs this on the host.
 """
@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from macd.host.judge.parse import REFUSED, SIGNAL, Line, step_ms
+
 BINS = 20
 STUCK_RUN = 5  # equal answers in a row
 STUCK_WITHIN = 1e-6
 _MOST_BUCKETS = 96
+_MOST_BREAKS = 50
+_MOST_SERIES = 1000
 _MOST_GROUPS = 60
 _NUMBERS = re.compile(r"[0-9][0-9a-fA-F:.,TZ+-]*")
 _LATENCY_STEPS = 20  # a decade; a quantile is exact to 12 %
@@ -24,56 +28,56 @@ _LATENCY_STEPS = 20  # a decade; a quantile is exact to 12 %
 class Groups:
     """Texts that differ only in their numbers, together: how often, first and last time."""
 
-    found: dict[str, list[Any]] = field(default_factory=dict)
+    groups: dict[str, list[Any]] = field(default_factory=dict)
 
     def add(self, text: str, time: int) -> None:
         key = _NUMBERS.sub("#", text)
-        group = self.found.get(key)
+        group = self.groups.get(key)
         if group is None:
-            if len(self.found) >= _MOST_GROUPS:
+            if len(self.groups) >= _MOST_GROUPS:
                 key = text = "(others)"
-            group = self.found.setdefault(key, [0, text, time, time])
+            group = self.groups.setdefault(key, [0, text, time, time])
         group[0] += 1
         group[3] = time
 
     def take(self, other: Groups) -> None:
-        """Take over what `other` found, all of it earlier than what comes from now on."""
-        for key, (count, text, first, last) in other.found.items():
-            group = self.found.setdefault(key, [0, text, first, last])
+        """Take over the groups of `other`, all of it earlier than what comes from now on."""
+        for key, (count, text, first, last) in other.groups.items():
+            group = self.groups.setdefault(key, [0, text, first, last])
             group[0] += count
             group[2], group[3] = min(group[2], first), max(group[3], last)
 
     def count(self, text: str) -> int:
         """How often a text like this one came."""
-        return int(self.found.get(_NUMBERS.sub("#", text), [0])[0])
+        return int(self.groups.get(_NUMBERS.sub("#", text), [0])[0])
 
     def document(self) -> list[dict[str, Any]]:
         """The most frequent first."""
-        ordered = sorted(self.found.values(), key=lambda group: (-group[0], group[1]))
+        ordered = sorted(self.groups.values(), key=lambda group: (-group[0], group[1]))
         return [{"count": n, "example": text, "first": a, "last": b} for n, text, a, b in ordered]
 
 
 class Few:
-    """A set of texts that keeps a few: once it is full, every text counts as one of them."""
+    """A bounded set of texts: once it is full, it seems to contain every text."""
 
     def __init__(self, most: int = 1000) -> None:
         self._most = most
-        self._kept: set[str] = set()
+        self._texts: set[str] = set()
 
     def add(self, text: str) -> None:
-        if len(self._kept) < self._most:
-            self._kept.add(text)
+        if len(self._texts) < self._most:
+            self._texts.add(text)
 
     def __contains__(self, text: str) -> bool:
-        return text in self._kept or len(self._kept) >= self._most
+        return text in self._texts or len(self._texts) >= self._most
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._texts)
 
 
 @dataclass(slots=True)
 class Model:
-    """What one model answered: where it lies, how it is spread, and what was no answer."""
+    """The answers of one model: their range and distribution, and what was no answer."""
 
     bins: list[int] = field(default_factory=lambda: [0] * BINS)
     n: int = 0
@@ -110,18 +114,20 @@ class Model:
         return good
 
     def document(self) -> dict[str, Any]:
-        known = self.n > 0
-        offset = self.offsets / self.n if known else 0.0
-        spread = math.sqrt(max(0.0, self.squares / self.n - offset * offset)) if known else None
+        any_answer = self.n > 0
+        offset = self.offsets / self.n if any_answer else 0.0
+        spread = (
+            math.sqrt(max(0.0, self.squares / self.n - offset * offset)) if any_answer else None
+        )
         return {
             "answers": self.n,
             "missing": self.missing,
             "not_finite": self.not_finite,
             "outside": self.outside,
             "stuck": self.stuck,
-            "min": _finite(self.low) if known else None,
-            "max": _finite(self.high) if known else None,
-            "mean": _finite(0.5 + offset) if known else None,
+            "min": _finite(self.low) if any_answer else None,
+            "max": _finite(self.high) if any_answer else None,
+            "mean": _finite(0.5 + offset) if any_answer else None,
             "spread": _finite(spread),
             "histogram": list(self.bins),
         }
@@ -180,8 +186,8 @@ class Latency:
 
     def document(self) -> dict[str, Any]:
         steps = [[10 ** (step / _LATENCY_STEPS), self.steps[step]] for step in sorted(self.steps)]
-        told = {f"p{share}": self._quantile(share / 100) for share in (50, 90, 99)}
-        return {"n": self.n, **told, "max": self.most if self.n else None, "steps": steps}
+        quantiles = {f"p{share}": self._quantile(share / 100) for share in (50, 90, 99)}
+        return {"n": self.n, **quantiles, "max": self.most if self.n else None, "steps": steps}
 
     def _quantile(self, share: float) -> float | None:
         seen = 0
@@ -230,9 +236,9 @@ class Pair:
 
 
 class Stuck:
-    """Finds answers that repeat, and takes back that the first of them were normal.
+    """Finds repeated answers; the first ones of a run counted as normal, which it corrects.
 
-    lost: those of bars that nothing is kept of (their key is None), which nobody else counts.
+    lost: those of bars that are not stored (their key is None), which nobody else counts.
     """
 
     def __init__(self, bit: int) -> None:
@@ -262,11 +268,81 @@ class Stuck:
 
     def _take_back(self, run: Sequence[int | None], bars: dict[int, int]) -> None:
         self.total += len(run)
-        for one in run:
-            if one is None:
+        for key in run:
+            if key is None:
                 self.lost += 1
             else:
-                bars[one] &= ~self.bit
+                bars[key] &= ~self.bit
+
+
+class Continuity:
+    """Whether lines or bars are missing; it takes every line in its order.
+
+    Attributes:
+        seq: the last one.
+        breaks: the first gaps and repeats of seq; `broken` counts them in the window.
+        intruders: the first lines of another release between ours.
+        holes: the first places of missing bars; `incomplete` counts them in the window.
+    """
+
+    def __init__(self) -> None:
+        self.seq: int | None = None
+        self.gaps = self.repeats = self.incomplete = 0
+        self.breaks: list[dict[str, Any]] = []
+        self.intruders: list[dict[str, Any]] = []
+        self.holes: list[dict[str, Any]] = []
+        self._began = False
+        self._foreign: dict[str, Any] | None = None
+        self._due: dict[tuple[str, str], int] = {}
+
+    @property
+    def broken(self) -> int:
+        return self.gaps + self.repeats
+
+    def check_release(self, line: Line, ours: bool, inside: bool, file: str, number: int) -> None:
+        """Lines of another release between ours: a rollback, or damage that would hide bars."""
+        if not ours:
+            at = {"file": file, "line": number, "release": line.release}
+            self._foreign = at if inside and self._began else None
+            return
+        if self._foreign is not None and len(self.intruders) < _MOST_BREAKS:
+            self.intruders.append(self._foreign)
+        self._began, self._foreign = True, None
+
+    def check_seq(self, line: Line, inside: bool, file: str, number: int) -> None:
+        """The seq of any release: one writer numbers them all."""
+        if line.seq is None:
+            return
+        if self.seq is not None and line.seq != self.seq + 1 and inside:
+            kind = "gap" if line.seq > self.seq else "repeat"
+            self.gaps += kind == "gap"
+            self.repeats += kind == "repeat"
+            if len(self.breaks) < _MOST_BREAKS:
+                at = {"file": file, "line": number, "time": line.time}
+                self.breaks.append({"kind": kind, "after": self.seq, "seq": line.seq, **at})
+        self.seq = line.seq
+
+    def check_bar(self, line: Line, inside: bool) -> None:
+        """Missing bars are a hole in the evidence; a step back is a replay's next lap.
+
+        A refused bar did come. Its time counts only where the next bar belongs, since it may be
+        what was bad about it.
+        """
+        step = step_ms(line.tf)
+        if line.bar is None or not step:
+            return
+        series = (line.symbol, line.tf)
+        if series not in self._due and len(self._due) >= _MOST_SERIES:
+            self.incomplete += inside  # too many to follow, so what is missing there is unknown
+            return
+        due = self._due.get(series, line.bar)
+        if line.kind == SIGNAL and line.bar > due and inside:
+            self.incomplete += 1
+            if len(self.holes) < _MOST_BREAKS:
+                bars = {"after": due - step, "before": line.bar}
+                self.holes.append({"symbol": line.symbol, "tf": line.tf, **bars})
+        if line.kind == SIGNAL or (line.note in REFUSED and line.bar == self._due.get(series)):
+            self._due[series] = line.bar + step
 
 
 def _finite(value: float | None) -> float | None:

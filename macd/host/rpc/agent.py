@@ -1,8 +1,8 @@
 """The loop on the host: read a request, run the operation it names, answer; end when stdin ends.
 
-Requests are answered in the order they came, so a client may send many without waiting. Operations
-are plain functions with JSON or bytes in and out. Two tables say where each one is, and a module is
-imported when one of its operations is asked for.
+Requests are answered in their order, so a client may send many without waiting. Operations are
+plain functions with JSON or bytes in and out. Two tables name them. A module is imported with the
+first request for one of its operations.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ OPERATIONS = {
     "recover": "deploy.operations.recover",
     "deploy_facts": "deploy.status.deploy_facts",
     "provision": "deploy.provision.provision",
-    "checkup": "deploy.diagnose.checkup",
+    "checkup": "deploy.status.checkup",
     "set_flag": "flag.flag.set_flag",
-    "gate_note": "flag.gate_note.gate_note",
-    "gate_newest": "flag.gate_note.gate_newest",
+    "gate_note": "flag.evidence.gate_note",
+    "gate_newest": "flag.evidence.gate_newest",
     "stacking": "flag.guard_config.stacking",
     "guard_status": "flag.guard_config.guard_status",
     "job_tree": "jobs.operations.job_tree",
@@ -52,7 +52,7 @@ OPERATIONS = {
     "job_follow": "jobs.operations.job_follow",
     "job_files": "jobs.operations.job_files",
 }
-# Those that stream, or that must notice the client leaving: they get the `Peer` first.
+# Those that stream, or that must notice that the client left; their first argument is the `Peer`.
 STREAMS = {"run": "commands.run", "blobs_put": "rpc.blobs.put"}
 
 Message = dict[str, Any]
@@ -100,7 +100,7 @@ class Peer:
                 self._inbox.put(message)
         except frames.EndOfStreamError:
             pass
-        except Exception as error:  # whatever it was, the stream is of no use any more
+        except Exception as error:  # whatever it was, the stream is useless now
             sys.stderr.write(f"macd agent: {error!r}\n")
         finally:
             self.gone.set()
@@ -137,7 +137,7 @@ class Peer:
         return message
 
     def progress(self, value: Any) -> None:
-        """Tell the client something before the result is there."""
+        """Send the client something before the result is there."""
         self.send({"id": self._current, "progress": value})
 
     def send(self, message: Message) -> None:
@@ -208,15 +208,14 @@ def _text(path: Any) -> str:
 
 
 def ping() -> dict[str, int]:
-    """Nothing but a round trip (and, by the answer's clock, the host's time)."""
+    """A round trip; the answer's clock gives the host's time."""
     return {"pid": os.getpid()}
 
 
 def _take_over_stdio() -> int:
-    """Keep the real stdout for frames; everybody else's stdout becomes stderr, stdin becomes empty.
+    """Reserve the real stdout for frames: everybody else's becomes stderr, and stdin becomes empty.
 
-    A stray print, or a child that inherits our descriptors, can then neither break the framing nor
-    eat a request.
+    So neither a stray print nor a child with our descriptors breaks the framing or eats a request.
     """
     out = os.dup(1)
     os.dup2(2, 1)

@@ -1,12 +1,12 @@
-"""Land blobs on the host: only what is missing, checked as it lands, resumable to the last byte.
+"""Receive blobs: only what is missing, verified on arrival, resumable to the last byte.
 
 Layout under a root such as /opt/macd-analysis:
     blobs/sha256/<first 2 hex>/<64 hex>     whole and verified, never changed afterwards
     blobs/.partial/<64 hex>.<token>         arriving; its writer holds a flock on it
 
-A partial whose writer is gone (its lock is free) is adopted by the next one. A partial somebody
+The next writer adopts a partial whose writer is gone (its lock is free). A partial that somebody
 still writes (a second uploader, or the agent of a link that died unnoticed) is copied as far as it
-got, so nobody ever writes into another's file and nobody starts over for nothing.
+got. So nobody writes into another's file, and nobody starts over needlessly.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MODE = 0o444
 
 
 def path_of(root: str, sha256: str) -> str:
-    """Where the blob stands once it is whole."""
+    """Where the whole blob lies."""
     return os.path.join(durable.expand(root), "blobs", "sha256", sha256[:2], sha256)
 
 
@@ -47,11 +47,11 @@ def missing(root: str, blobs: Sequence[tuple[str, int]]) -> dict[str, Any]:
 def put(
     peer: Peer, root: str, blobs: Sequence[tuple[str, int]], create: bool = True
 ) -> dict[str, Any]:
-    """Receive those of `blobs` that are not here. Without `create`, `root` must be there.
+    """Receive those of `blobs` that are not here. Without `create`, `root` must exist.
 
     Answers at once with a progress message {"missing": [[sha256, offset], ...]}; the client then
-    sends exactly those bytes in that order, as data frames {"sha256", "data"}. Every blob that
-    landed is acknowledged by a progress message {"landed": sha256}.
+    sends exactly those bytes in that order, as data frames {"sha256", "data"}. A progress message
+    {"landed": sha256} acknowledges every blob that arrived.
 
     Raises HostError of kind "disk full" before anything is sent, "oversize" for bytes beyond the
     declared size and "mismatch" for a wrong hash (its partial is deleted).

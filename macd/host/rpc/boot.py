@@ -1,7 +1,7 @@
 """The first module a host runs: makes the archive of macd/host importable, and starts the agent.
 
 The archive is held in memory. Nothing is written to disk, unless provision asks for the compiled
-code: it then lies beside the copy of the archive, and later agents need not compile what they run.
+code. It then lies beside the copy of the archive, so that later agents need not compile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ArchiveImporter:
         exec(code, module.__dict__)  # noqa: S102 - our own sources
 
     def get_source(self, name: str) -> str:
-        """What linecache asks for, so that tracebacks from a host show the line."""
+        """For linecache, so that tracebacks from a host show the line."""
         return self._archive.read(self._find(name)).decode()
 
     def _find(self, name: str) -> str:
@@ -69,10 +69,7 @@ def start(stdin: Any, header: list[str], copy: str, archive: bytes) -> int:
 
 
 def compile_beside(copy: str) -> None:
-    """Leave the compiled code of the archive at `copy` beside it, for this very Python.
-
-    What is there already for this archive is not touched.
-    """
+    """Write the compiled code of the archive at `copy` beside it, unless it is there already."""
     from macd.host import durable  # noqa: PLC0415 - importable only once the archive is installed
 
     with open(copy, "rb") as file:
@@ -91,7 +88,7 @@ def compile_beside(copy: str) -> None:
 def read_compiled(copy: str, sha256: str) -> dict[str, CodeType]:
     """Compiled code of the archive `sha256`; empty where this Python can't use what is there.
 
-    Only code that this user or root wrote is used, as for a program that one runs.
+    Only code that this user or root wrote is used, as for any program.
     """
     try:
         with open(_compiled_path(copy), "rb") as file:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from macd.host import durable
+from macd.host.processes import boot_id
 
 _QUICK_SECONDS = 5.0
 _GPU_SECONDS = 20.0
@@ -27,7 +28,7 @@ _TOOLS = ("systemctl", "systemd-run", "journalctl", "ssh-keygen", "rsync", "tar"
 
 def facts(disks: Sequence[str] = ("/", "~", "/tmp")) -> dict[str, Any]:  # noqa: S108
     """Everything below in one answer; `disks` are paths whose file systems are looked at."""
-    with ThreadPoolExecutor(2) as pool:  # both wait for programs that take their time
+    with ThreadPoolExecutor(2) as pool:  # both wait for slow programs
         services, cards = pool.submit(systemd), pool.submit(gpus)
     return {
         "hostname": socket.gethostname(),
@@ -68,13 +69,13 @@ def operating_system() -> dict[str, Any]:
         "version": release.get("VERSION_ID", ""),
         "pretty": release.get("PRETTY_NAME", "") or platform.platform(),
         "libc": _libc(),
-        "boot_id": _read("/proc/sys/kernel/random/boot_id").strip(),
+        "boot_id": boot_id(),
         "uptime": float((_read("/proc/uptime").split() or ["0"])[0]),
     }
 
 
 def python() -> dict[str, Any]:
-    """The interpreter this agent runs on, in the words that wheel names are made of."""
+    """The interpreter of this agent, in the terms of wheel names."""
     return {
         "executable": sys.executable,
         "version": ".".join(map(str, sys.version_info[:3])),
@@ -117,31 +118,31 @@ def disk(path: str) -> dict[str, Any]:
 
 
 def systemd() -> dict[str, Any]:
-    """Whether services can be run here, and by which manager: scope "system", "user" or "".
+    """Whether services can run here, and by which manager: scope "system", "user" or "".
 
-    `booted` is sd_booted(3); something that only answers to the name systemctl (as the lab's hosts
-    have it) is not booted but still has a scope.
+    `booted` is sd_booted(3). A mere program called systemctl (the lab's hosts have one) is not
+    booted but still has a scope.
     """
-    found: dict[str, Any] = {
+    answer: dict[str, Any] = {
         "systemctl": shutil.which("systemctl"),
         "booted": os.path.isdir("/run/systemd/system"),
         "version": "",
         "scope": "",
         "state": "",
     }
-    if not found["systemctl"]:
-        return found
+    if not answer["systemctl"]:
+        return answer
     scopes = ("system", "user") if os.getuid() == 0 else ("user",)
     questions = [["--version"], *([f"--{scope}", "is-system-running"] for scope in scopes)]
     with ThreadPoolExecutor(len(questions)) as pool:
         version, *states = pool.map(_output, (["systemctl", *words] for words in questions))
     named = re.match(r"systemd (\S+)", version)
-    found["version"] = named.group(1) if named else ""
+    answer["version"] = named.group(1) if named else ""
     for scope, state in zip(scopes, states, strict=True):
         if state.strip() not in ("", "offline", "unknown"):
-            found.update(scope=scope, state=state.strip())
+            answer.update(scope=scope, state=state.strip())
             break
-    return found
+    return answer
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ _PIECE = 4 << 20
 def read(path: str, offset: int = 0, limit: int = _PIECE) -> dict[str, Any]:
     """Up to `limit` bytes from `offset` (negative: that many from the end).
 
-    The answer's `size` is the file's; `eof` says that nothing followed. Only regular files: a FIFO
+    `size` in the answer is the file's; `eof`: nothing followed. Only regular files are read: a FIFO
     or a device would hang the agent. Raises FileNotFoundError and the like.
     """
     descriptor = _open_regular(durable.expand(path))
@@ -26,14 +26,12 @@ def read(path: str, offset: int = 0, limit: int = _PIECE) -> dict[str, Any]:
         os.close(descriptor)
 
 
-def write(
-    path: str, data: bytes, mode: int = 0o644, parents: bool = False, owner: str = ""
-) -> dict[str, Any]:
+def write(path: str, data: bytes, mode: int = 0o644) -> dict[str, Any]:
     """Replace `path` atomically and durably (see durable.replace_file)."""
     target = durable.expand(path)
     if os.path.isdir(target) and not os.path.islink(target):
         raise IsADirectoryError(21, "Is a directory", target)
-    durable.replace_file(target, data, mode=mode, owner=owner, parents=parents)
+    durable.replace_file(target, data, mode=mode, parents=True)
     return {"path": target, "size": len(data)}
 
 

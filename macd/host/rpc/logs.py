@@ -1,7 +1,7 @@
-"""Let the signal logs be fetched a piece at a time, named and hashed, and nothing beside them.
+"""Read the signal logs in pieces, with names and hashes, and nothing else.
 
-A name is a file directly in data/live, never a path; links and anything but regular files are told
-as refused. What is a whole line, and what was fetched before, is the client's business.
+A name is a file directly in data/live, never a path. Links and other irregular files are listed as
+refused. The client finds the whole lines, and knows what it fetched before.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _POLL_SECONDS = 0.2
 
 
 def log_files(app: str, heads: dict[str, int] | None = None) -> dict[str, Any]:
-    """The signal logs by name, each with what tells it apart from another of the same name.
+    """The signal logs by name, each with what distinguishes it from another of the same name.
 
-    `heads` says over how many first bytes of a file its fingerprint is wanted (HEAD at most, or
-    what there is of it). `refused` names what looks like a log and is none.
+    heads: the number of first bytes for a file's fingerprint (HEAD at most, or all there are).
+    `refused` in the answer names what looks like a log and is none.
     """
     directory = _directory(app)
     files: list[dict[str, Any]] = []

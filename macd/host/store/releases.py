@@ -1,4 +1,4 @@
-"""Take a signed release in, check it to the last byte, keep the right ones: never half of one."""
+"""Accept signed releases, store them whole, and check them to the last byte."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
 from macd.host.rpc import blobs
-from macd.host.store import policy as identity
 from macd.host.store import signature
 from macd.host.store.manifest import Manifest, ManifestError, check_release_id, parse, release_id
 
@@ -25,36 +24,30 @@ _OURS = {MANIFEST, SIGNATURE, RUNTIME_LINK}
 _STAGE, _TRASH = ".stage-", ".trash-"
 
 
-@dataclass(frozen=True)
-class Accepts:
-    """What this host takes: for which application and environment, signed by whom."""
-
-    app: str
-    env: str
-    identity: str
-
-
 def _refused(what: str, why: str, hint: str) -> HostError:
     return HostError(what, why=why, hint=hint, kind="refused", live="unchanged")
 
 
 def accept(
-    layout: Layout, raw: bytes, signed: bytes, accepts: Accepts, *, now: float
+    layout: Layout, raw: bytes, signed: bytes, claimed: dict[str, str], *, now: float
 ) -> tuple[str, Manifest]:
     """Verify, then parse, then judge a manifest; returns its release id and its values.
+
+    Args:
+        claimed: app, env and identity of this host, as the client's inventory has them.
 
     Raises:
         HostError ("refused"): not signed by an allowed key, not for here, expired, or replayed;
             or the inventory takes this host for another one.
     """
-    identity.check_claim(layout, vars(accepts))
+    signature.check_claim(layout, claimed)
     try:
         signature.verify(
             raw,
             signed,
             allowed_signers=layout.state("allowed_signers"),
-            identity=accepts.identity,
-            revoked=identity.revocations(layout),
+            identity=claimed["identity"],
+            revoked=signature.revocations(layout),
         )
         manifest = parse(raw)
     except signature.SignatureError as error:
@@ -64,10 +57,10 @@ def accept(
         raise _refused("the release's signature was refused", str(error), hint) from error
     except ManifestError as error:
         raise _refused("the manifest was refused", str(error), "invoke release") from error
-    for field, wanted in (("app", accepts.app), ("env", accepts.env)):
+    for field in ("app", "env"):
         actual = getattr(manifest, field)
-        if actual != wanted:
-            why = f"it was made for {field} {actual}, this host is {wanted}"
+        if actual != claimed[field]:
+            why = f"it was made for {field} {actual}, this host is {claimed[field]}"
             raise _refused("the release is not for this host", why, "invoke release for this env")
     if now > manifest.expires.timestamp():
         why = f"it expired {manifest.expires:%Y-%m-%d %H:%M} UTC"
@@ -77,7 +70,7 @@ def accept(
     replayed = manifest.serial < highest["serial"] or (
         manifest.serial == highest["serial"] and identifier != highest["release"]
     )
-    if replayed and identifier != live_release(layout):  # what is live may be restarted
+    if replayed and identifier != live_release(layout):  # the live release may be restarted
         why = f"its serial {manifest.serial} is not above {highest['serial']}, seen here before"
         hint = "older releases come back by invoke rollback only"
         raise _refused("an older release was offered as a new one", why, hint)
@@ -85,28 +78,31 @@ def accept(
 
 
 def remember_serial(layout: Layout, identifier: str, serial: int) -> None:
-    """Never again take a lower serial. Durable before the release can become live."""
+    """Never accept a lower serial again. Durable before the release can become live."""
     highest = load(layout.state("serial.json"), {"serial": 0, "release": ""})
     if serial > highest["serial"]:
         save(layout.state("serial.json"), {"serial": serial, "release": identifier})
 
 
 def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
-    """Build releases/<id> from the blobs that have landed; whole and durable, or not there.
+    """Build releases/<id> from the blobs that arrived; whole and durable, or not there.
 
     Raises:
-        HostError: a blob is missing or not what its name says (it is dropped, to be sent again).
+        HostError: a blob is missing or damaged (it is removed, to be sent again).
     """
     target = layout.release(identifier)
     manifest = parse(raw)
     if os.path.isdir(target):
-        damage = _damage(layout, identifier)
-        if not damage:
+        try:
+            changed = damage(layout, identifier)
+        except HostError as error:
+            changed = str(error)
+        if not changed:
             return
         if live_release(layout) == identifier:
             raise HostError(
                 f"the live release {identifier} was changed on the host",
-                why=damage,
+                why=changed,
                 hint="deploy a new release, or roll back",
                 kind="refused",
             )
@@ -120,13 +116,6 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
         raise
     os.rename(building, target)
     durable.sync_directory(layout.releases)
-
-
-def _damage(layout: Layout, identifier: str) -> str:
-    try:
-        return tell_differences(differences(layout, identifier))
-    except HostError as error:
-        return str(error)
 
 
 def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
@@ -154,10 +143,10 @@ def _make_parents(top: str, relative: str) -> set[str]:
 
 
 def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
-    """Make `path` the blob that landed as `name`, once its bytes were hashed again.
+    """Link the blob of the file `name` to `path`, after its bytes were hashed again.
 
     Raises:
-        HostError: it is missing or not what its name says (it is dropped, to be sent again).
+        HostError: it is missing or damaged (it is removed, to be sent again).
     """
     blob = blobs.path_of(layout.app, sha256)
     if not os.path.exists(blob):
@@ -168,7 +157,7 @@ def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
 
 
 def damaged_blob(layout: Layout, sha256: str, name: str) -> HostError:
-    """What to raise for a blob that is not what its name says; it is removed, to be sent again."""
+    """Remove a blob that does not have its hash; returns what to raise."""
     discard(blobs.path_of(layout.app, sha256))
     return HostError(
         f"{name} was damaged on the host's disk",
@@ -184,10 +173,8 @@ def read_manifest(layout: Layout, identifier: str) -> Manifest:
     Raises:
         HostError: there is none, or it is not the one the id names.
     """
-    path = os.path.join(layout.release(identifier), MANIFEST)
     try:
-        with open(path, "rb") as file:
-            raw = file.read()
+        raw = Path(layout.release(identifier), MANIFEST).read_bytes()
         if release_id(raw) != identifier:
             raise ManifestError("its hash is not the one in the release's name")
         return parse(raw)
@@ -201,7 +188,7 @@ def read_manifest(layout: Layout, identifier: str) -> Manifest:
 
 
 def damaged(layout: Layout) -> dict[str, str]:
-    """The releases here whose manifest says nothing any more, and why."""
+    """The releases here whose manifest can't be read any more, and why."""
     problems = {}
     for identifier in on_host(layout):
         try:
@@ -212,7 +199,7 @@ def damaged(layout: Layout) -> dict[str, str]:
 
 
 def manifest_sha256(layout: Layout, identifier: str) -> str:
-    """The SHA-256 of the manifest as it stands in the release."""
+    """The SHA-256 of a release's manifest as it is on the disk."""
     return durable.sha256_of(os.path.join(layout.release(identifier), MANIFEST))
 
 
@@ -234,8 +221,10 @@ def differences(layout: Layout, identifier: str) -> dict[str, list[str]]:
     }
 
 
-def tell_differences(damage: dict[str, list[str]]) -> str:
-    return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in damage.items() if paths)
+def damage(layout: Layout, identifier: str) -> str:
+    """`differences` in words; "" where there are none."""
+    parts = differences(layout, identifier)
+    return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in parts.items() if paths)
 
 
 def _plain_files(top: str) -> set[str]:
@@ -256,16 +245,16 @@ def _is_intact(path: str, size: int, sha256: str) -> bool:
 
 
 def on_host(layout: Layout) -> list[str]:
-    """Ids of the releases that stand here, oldest first."""
-    found = []
+    """Ids of the releases on this host, oldest first."""
+    ids = []
     for name in os.listdir(layout.releases) if os.path.isdir(layout.releases) else []:
         with contextlib.suppress(ManifestError):
-            found.append(check_release_id(name))
-    return sorted(found)
+            ids.append(check_release_id(name))
+    return sorted(ids)
 
 
 def remove(layout: Layout, identifier: str) -> None:
-    """Take a release away: renamed out of sight first, so no half of it can ever be chosen."""
+    """Remove a release; it is renamed first, so that no half of it can be chosen."""
     if live_release(layout) == identifier:
         raise HostError(f"{identifier} is live and is not removed", kind="refused")
     durable.set_aside(layout.release(identifier), _TRASH)
@@ -274,8 +263,9 @@ def remove(layout: Layout, identifier: str) -> None:
 def rollback_target(
     history: list[dict[str, Any]], live: str | None, bad: Iterable[str] = ()
 ) -> str | None:
-    """The last good release before the live one: from what this host itself committed, never by
-    name or time. Releases that were rolled back from (abandoned) or that are `bad` don't count.
+    """The last good release that this host committed before the live one, never by name or time.
+
+    Releases that were rolled back from (abandoned) or that are `bad` don't count.
 
     Args:
         history: the entries of committed.json, oldest first.

@@ -1,7 +1,7 @@
-"""What stays on the host after a deploy, and how the rest goes: never half of a thing in view.
+"""What stays on the host after a deploy, and how the rest is removed: never half of a thing.
 
-One damaged thing keeps nothing else from going: each is looked at and removed for itself. What
-can't be understood stays, and `releases.damaged` names it.
+A damaged release does not stop the removal of others. What can't be read stays, and
+`releases.damaged` names it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from macd.host.store import releases
 
 _LEFTOVERS = (".stage-", ".trash-", ".building-")
 _TRASH = ".trash-"
-_PARTIAL_KEPT_S = 86400.0  # an upload that was cut may be taken up again for so long
+_PARTIAL_S = 86400.0  # for so long an interrupted upload may be continued
 
 
-def worth_keeping(layout: Layout, keep: int) -> set[str]:
-    """The live release, its rollback target, `keep` more good ones, and one that failed, to study.
+def to_keep(layout: Layout, keep: int) -> set[str]:
+    """The live release, its rollback target, `keep` more good ones, and failed ones to study.
 
     A failed release, or one that was rolled back from, never takes the place of a good one.
     """
@@ -34,9 +34,9 @@ def worth_keeping(layout: Layout, keep: int) -> set[str]:
     good: list[str] = []
     dropped: list[str] = []
     for entry in reversed(history):
-        shelf = dropped if entry.get("abandoned") or entry["release"] in bad else good
+        kind = dropped if entry.get("abandoned") or entry["release"] in bad else good
         if entry["release"] not in good + dropped:
-            shelf.append(entry["release"])
+            kind.append(entry["release"])
     target = releases.rollback_target(history, live, bad)
     spare = [release for release in good if release in here and release not in (live, target)][
         : max(keep, 0)
@@ -47,10 +47,9 @@ def worth_keeping(layout: Layout, keep: int) -> set[str]:
 
 
 def retire(layout: Layout, keep: set[str]) -> list[str]:
-    """Remove releases, runtimes, snapshots and blobs that nothing of `keep` needs; the ids.
+    """Remove releases, runtimes, snapshots and blobs that `keep` does not need; returns the ids.
 
-    What can't be removed now stays for the next time. The caller sees to it that nobody stages a
-    release meanwhile.
+    What can't be removed now stays for the next time. The caller prevents staging meanwhile.
     """
     removed = []
     live = live_release(layout)
@@ -78,7 +77,7 @@ def retire(layout: Layout, keep: set[str]) -> list[str]:
 
 
 def _drop_runtimes(layout: Layout, needed: set[str]) -> None:
-    """Out of sight by a rename first: half a runtime under its name would be taken for whole."""
+    """Renamed first: half a runtime under its name would be taken for a whole one."""
     for name in os.listdir(layout.runtimes):
         if name not in needed and not name.startswith("."):
             with contextlib.suppress(OSError):
@@ -86,7 +85,7 @@ def _drop_runtimes(layout: Layout, needed: set[str]) -> None:
 
 
 def _lock_of(layout: Layout, identifier: str) -> str:
-    """The runtime that a release needs; by its link where the manifest tells none any more."""
+    """The runtime that a release needs; by its link where the manifest can't be read."""
     try:
         return releases.read_manifest(layout, identifier).lock
     except HostError:
@@ -95,7 +94,7 @@ def _lock_of(layout: Layout, identifier: str) -> str:
 
 
 def _wheels_of(layout: Layout, identifier: str) -> list[str]:
-    """None where the lock is damaged: its release can't come back, and is sent anew."""
+    """Hashes of its wheels; none where the lock is damaged: such a release must be sent again."""
     try:
         lock = load(os.path.join(layout.release(identifier), "lock.json"), {"wheels": []})
         return [str(wheel["sha256"]) for wheel in lock["wheels"]]
@@ -104,7 +103,6 @@ def _wheels_of(layout: Layout, identifier: str) -> list[str]:
 
 
 def _discard_tree(path: str) -> None:
-    """A directory, or whatever else is called like one of ours."""
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.unlink(path)
@@ -122,14 +120,14 @@ def _drop_blobs(layout: Layout, needed: set[str]) -> None:
         for name in names:
             path = os.path.join(directory, name)
             with contextlib.suppress(OSError):
-                if time.time() - os.lstat(path).st_mtime > _PARTIAL_KEPT_S:
+                if time.time() - os.lstat(path).st_mtime > _PARTIAL_S:
                     os.unlink(path)
 
 
 def tidy(layout: Layout, keep: int, also: str) -> None:
-    """Retire what nothing needs; `also` stays for now. What can't be removed waits for next time.
+    """Remove what nothing needs; `also` stays for now.
 
-    A damaged release or a failing disk must never keep an activation from being ended.
+    Errors are ignored: a damaged release or a failing disk must not keep an activation pending.
     """
     with contextlib.suppress(OSError, HostError, ValueError, KeyError):
-        retire(layout, worth_keeping(layout, keep) | {also})
+        retire(layout, to_keep(layout, keep) | {also})

@@ -1,12 +1,14 @@
-"""One virtualenv per dependency lock: built from verified wheels, whole or not there; and checked.
+"""One virtualenv per dependency lock: built from verified wheels, whole or not there, and checked.
 
-A package index may be used instead of the wheels that landed; the same hashes are required.
+A package index may replace the uploaded wheels; the same hashes are required.
 """
 
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -22,7 +24,7 @@ from urllib.parse import urlsplit
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
-from macd.host.store import needs, releases
+from macd.host.store import releases
 from macd.host.systemd.sandbox import DIRECT, Sandbox
 
 _BUILDING, _TRASH = ".building-", ".trash-"
@@ -31,7 +33,7 @@ _IMPORT_TIMEOUT_S = 120
 _PYTHON_TIMEOUT_S = 20
 _LONGEST_RECORD = 16 << 20
 _NAMED = 3
-_NOT_INSTALLED = {"pip"}  # it installs the others, and is run out of its wheel
+_NOT_INSTALLED = {"pip"}  # it installs the others and runs from its wheel
 # What pip says of an index, and what it is told.
 _NOT_REACHED = re.compile(r"connection broken by|Max retries exceeded|not a trusted or secure host")
 _ANSWERED = re.compile(r"HTTP error (\d{3}) while getting")
@@ -40,6 +42,12 @@ _OTHER_BYTES = "DO NOT MATCH THE HASHES"
 _SECRET = re.compile(r"(://)[^/\s'\"@]+@")
 _PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+# What a host itself must have, and what pip or an import says without it.
+_PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}  # of Debian
+REMOUNT = "mount -o remount,exec {0} on the host, and in its /etc/fstab; or set app_dir elsewhere"
+_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+_NO_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
+_OTHER_LIBC = re.compile(r"version `(GLIBC_[\d.]+)' not found")
 
 
 def install(
@@ -54,9 +62,9 @@ def install(
 ) -> dict[str, Any]:
     """Build runtimes/<lock hash> unless it is there; answers whether anything was built.
 
-    The wheels come from the blobs that landed before (`index`: from the package index at
-    `index_url`, or the one the host's pip knows; the same hashes required). pip itself is one of
-    the wheels that landed, so the host needs only Python's venv.
+    The wheels come from the uploaded blobs (`index`: from the package index at `index_url`, or the
+    one of the host's pip settings, with the same hashes). pip itself is always an uploaded wheel,
+    so the host needs only Python's venv.
 
     The caller holds the deploy lock: what an earlier build left behind is ended and removed.
 
@@ -75,8 +83,8 @@ def install(
     if os.path.isdir(target) and _is_sound(target, document["wheels"], imports, sandbox):
         return {"lock": lock, "built": False}
     durable.make_directories(layout.runtimes)
-    _clear_forgotten(layout, sandbox)
-    # A new one each time: the last one's may be the service account's still.
+    _remove_leftovers(layout, sandbox)
+    # A new directory each time: an earlier one may still belong to the service account.
     building = os.path.join(layout.runtimes, f"{_BUILDING}{lock}-{secrets.token_hex(6)}")
     os.mkdir(building, 0o755)
     try:
@@ -92,7 +100,7 @@ def install(
             sandbox.take(building)
         check_imports(building, imports, sandbox)
         os.sync()
-        if os.path.isdir(target):  # damaged on the disk: what imports nothing serves nothing
+        if os.path.isdir(target):  # damaged on the disk, so nothing runs from it
             durable.set_aside(target, _TRASH)
         os.rename(building, target)
         durable.sync_directory(layout.runtimes)
@@ -102,9 +110,9 @@ def install(
     return {"lock": lock, "built": True}
 
 
-def _clear_forgotten(layout: Layout, sandbox: Sandbox) -> None:
-    """What a killed agent left: first the processes that write there, then what they wrote."""
-    sandbox.end_forgotten()
+def _remove_leftovers(layout: Layout, sandbox: Sandbox) -> None:
+    """What a killed agent left: first its processes, then what they wrote."""
+    sandbox.end_leftovers()
     for name in os.listdir(layout.runtimes):
         if name.startswith(_BUILDING):
             shutil.rmtree(os.path.join(layout.runtimes, name), ignore_errors=True)
@@ -139,7 +147,7 @@ def _install_wheels(
     for wheel in wheels:
         name = os.path.basename(wheel["file"])
         if wheel["name"] == "pip" or not index:
-            # pip's own code is run out of its wheel, before anything could check a hash for us.
+            # pip runs from its own wheel, before pip could check a hash.
             path = os.path.join(shelf, name)
             releases.link_blob(layout, wheel["sha256"], path, f"the wheel {name}")
         if wheel["name"] == "pip":
@@ -160,7 +168,7 @@ def _install_wheels(
     )
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        raise needs.failure(doing, said, building) or index_failure(said, index=index)
+        raise _host_failure(doing, said, building) or index_failure(said, index=index)
 
 
 def check_imports(runtime: str, imports: list[str], sandbox: Sandbox) -> str:
@@ -198,17 +206,83 @@ def _run(
 def _refuse_failure(done: subprocess.CompletedProcess[str], doing: str, path: str) -> None:
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        if (failure := needs.failure(doing, said, path)) is not None:
+        if (failure := _host_failure(doing, said, path)) is not None:
             raise failure
         why = "\n".join(said.strip().splitlines()[-6:])
         hint = "check the host's Python and libraries, or lock for them: invoke release"
         raise HostError(f"{doing} failed", why=why, live="unchanged", hint=hint)
 
 
+def room(path: str) -> dict[str, Any]:
+    """The file system at `path`: `free` bytes, `free_inodes` (-1: it doesn't count them), and
+    `noexec`: its mount point if nothing there may run, else "".
+    """
+    disk = durable.disk_of(path)
+    noexec = ""
+    if os.statvfs(disk.at).f_flag & getattr(os, "ST_NOEXEC", 0):  # Linux only
+        noexec = os.path.realpath(disk.at)
+        while not os.path.ismount(noexec):
+            noexec = os.path.dirname(noexec)
+    return {"free": disk.free, "free_inodes": disk.inodes, "noexec": noexec}
+
+
+def missing_programs() -> list[dict[str, Any]]:
+    """What deploying needs and this host lacks; no wheel brings it.
+
+    `needed` False: only releases whose runtime has the Python module `module` need it.
+    """
+    lacking = []
+    if importlib.util.find_spec("venv") is None:
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        lacking.append({"name": "python3 -m venv", "package": package, "needed": True})
+    for program, package in (("ssh-keygen", "openssh-client"), ("systemctl", "systemd")):
+        if shutil.which(program) is None:
+            lacking.append({"name": program, "package": package, "needed": True})
+    try:
+        ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        lightgbm = {"name": "libgomp (LightGBM)", "package": "libgomp1", "module": "lightgbm"}
+        lacking.append({**lightgbm, "needed": False})
+    return lacking
+
+
+def _host_failure(doing: str, said: str, path: str) -> HostError | None:
+    """The refusal for a build that failed because this host lacks something; None: another cause.
+
+    Args:
+        said: what the failed program wrote.
+        path: where it was building.
+    """
+    library, libc = _NO_LIBRARY.search(said), _OTHER_LIBC.search(said)
+    if _FULL.search(said):
+        what = "the host's disk is full"
+        hint = "make room there; df -h and df -i show whether bytes or inodes are used up"
+    elif library:
+        what = f"the host lacks the library {library[1]}"
+        hint = f"install the package that has it: apt-file search {library[1]}"
+        if library[1] in _PACKAGES:
+            hint = f"apt-get install {_PACKAGES[library[1]]}"
+        hint += " on the host"
+    elif libc:
+        what = f"the host's C library has no {libc[1]}"
+        hint = "invoke release locks for the C library that the host has now"
+    elif "failed to map segment" in said and room(path)["noexec"]:
+        where = room(path)["noexec"]
+        what = f"{where} is mounted noexec"
+        hint = REMOUNT.format(where)
+    else:
+        return None
+    why = "\n".join(line.strip() for line in said.strip().splitlines()[-6:])
+    what = f"{doing} failed: {what}"
+    return HostError(
+        what, why=why, hint=f"{hint}; then deploy again", live="unchanged", kind="refused"
+    )
+
+
 def wrong_with(runtime: str, wheels: Sequence[dict[str, Any]], sandbox: Sandbox) -> str:
     """Why `runtime` is not as it was built from `wheels` of its lock; "" if it is.
 
-    sandbox: behind which its Python runs; it came with a release.
+    sandbox: its Python runs in it, since it came with a release.
     """
     return python_wrong(runtime, sandbox) or lacking(runtime, wheels)
 
@@ -305,16 +379,16 @@ def index_settings(index: bool, url: str) -> dict[str, str]:
     """
     if not index:
         return {"PIP_CONFIG_FILE": os.devnull}
-    known = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    # Soon enough to be told while somebody waits, and not at the first lost packet.
-    known.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
+    settings = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    # Fail while somebody waits, but not at the first lost packet.
+    settings.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
     if not url:
-        return {**known, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
-    known.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
+        return {**settings, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
+    settings.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOCAL:
-        known["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
-    return known
+        settings["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
+    return settings
 
 
 def index_failure(said: str, *, index: bool) -> HostError:
@@ -333,7 +407,7 @@ def index_failure(said: str, *, index: bool) -> HostError:
         return _refusal(
             "the host did not reach its package index",
             [line for line in lines if _NOT_REACHED.search(line)][-1:],
-            "mend service.index_url or the way there, then deploy again; service.runtime: wheels"
+            "mend service.index_url or the network, then deploy again; service.runtime: wheels"
             " needs no index",
         )
     if index and answered:

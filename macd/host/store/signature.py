@@ -1,6 +1,9 @@
-"""Say who signed these bytes, by OpenSSH's own `ssh-keygen -Y verify`, before anything parses them.
+"""Who signed these bytes, and whose signature counts on this host.
 
-Needs nothing but the standard library and ssh-keygen: the verifier never comes out of the bundle.
+OpenSSH's own `ssh-keygen -Y verify` verifies, before anything parses the bytes. The verifier never
+comes out of a release. Whose signature counts is the host's policy, written by provision. A client
+names what it expects, but the policy decides: another inventory, or a release for another
+application or environment, can't get in by its own claim.
 """
 
 from __future__ import annotations
@@ -9,14 +12,20 @@ import base64
 import os
 import subprocess
 import tempfile
+from typing import Any
 
+from macd.host import durable
+from macd.host.failure import HostError
+from macd.host.layout import Layout, load
+
+POLICY = "accepts.json"
+REVOKED = "revoked.krl"
+_NAMES = ("app", "env", "identity")
 RELEASE_NAMESPACE = "release-manifest@macd"
 GATE_NAMESPACE = "gate-report@macd"
 _BEGIN, _END = b"-----BEGIN SSH SIGNATURE-----\n", b"\n-----END SSH SIGNATURE-----\n"
 _TIMEOUT_S = 30
-
-
-_LIST = b"SSHKRL\n\0"  # else it is a plain list of public keys
+_LIST = b"SSHKRL\n\0"  # the begin of a binary list; others are plain public keys
 
 
 class SignatureError(ValueError):
@@ -24,14 +33,14 @@ class SignatureError(ValueError):
 
 
 class RevokedError(SignatureError):
-    """All would be well with it, but that the key that signed it no longer counts."""
+    """Correctly signed, but with a revoked key."""
 
 
 def _is_plain(signature: bytes) -> bool:
-    """Exactly an SSH signature of version 1, each of its bits in its one place.
+    """Whether it is exactly an SSH signature of version 1, without a free bit.
 
-    ssh-keygen takes a lower version for 1, and leaves unread what follows and what base64 leaves
-    over; what nobody signed could be changed there unseen.
+    ssh-keygen accepts lower versions, trailing bytes and unused base64 bits. Those could be changed
+    unseen.
     """
     if not (signature.startswith(_BEGIN) and signature.endswith(_END)):
         return False
@@ -56,7 +65,7 @@ def verify(
 
     Args:
         allowed_signers: path of an OpenSSH allowed_signers file (see ssh-keygen(1)).
-        revoked: path of a key revocation list; None where there is none to ask.
+        revoked: path of a key revocation list; None: there is none.
 
     Raises:
         SignatureError: anything else, a missing ssh-keygen, allowed_signers or list included.
@@ -66,7 +75,7 @@ def verify(
     if revoked is not None and not os.path.isfile(revoked):
         raise SignatureError("no list of revoked keys at %s" % revoked)
     if not _is_plain(signature):
-        raise SignatureError("it is no SSH signature of version 1, or something stands around it")
+        raise SignatureError("it is no SSH signature of version 1, or holds something else too")
     with tempfile.NamedTemporaryFile(prefix="macd-sig-") as held:
         held.write(signature)
         held.flush()
@@ -75,15 +84,15 @@ def verify(
         done = _keygen(words + (["-r", revoked] if revoked is not None else []), signed)
         if done.returncode == 0:
             return
-        # ssh-keygen does not say that it was the list.
+        # ssh-keygen does not say that the list was the reason.
         if revoked is not None and _keygen(words, signed).returncode == 0:
-            raise _by_the_list(revoked, signature)
+            raise _revoked(revoked, signature)
     said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
     raise SignatureError(said or "ssh-keygen refused it with %d" % done.returncode)
 
 
-def _by_the_list(revoked: str, signature: bytes) -> SignatureError:
-    """A list that can't be read refuses everybody, and has revoked nobody."""
+def _revoked(revoked: str, signature: bytes) -> SignatureError:
+    """Why the list refuses: it names the key, or it can't be read, which refuses everybody."""
     with open(revoked, "rb") as file:
         is_plain = file.read(len(_LIST)) != _LIST
     if is_plain or _lists(revoked, _key_of(signature)):
@@ -120,3 +129,77 @@ def _keygen(words: list[str], given: bytes) -> subprocess.CompletedProcess[bytes
         raise SignatureError("ssh-keygen is not installed (package openssh-client)") from error
     except subprocess.TimeoutExpired as error:
         raise SignatureError("ssh-keygen gave no answer in %d s" % _TIMEOUT_S) from error
+
+
+def accepts(layout: Layout) -> dict[str, Any]:
+    """app, env, identity, and the SHA-256 of the list of revoked keys ("": there is none).
+
+    Raises:
+        HostError ("refused"): this host has no policy.
+    """
+    policy = load(layout.state(POLICY), {})
+    if not isinstance(policy, dict) or not all(policy.get(name) for name in _NAMES):
+        raise HostError(
+            "this host has no policy: it does not know which releases it takes",
+            why=f"{layout.state(POLICY)} is missing or incomplete",
+            hint="invoke provision",
+            live="unchanged",
+            kind="refused",
+        )
+    return policy
+
+
+def check_claim(layout: Layout, claimed: dict[str, str]) -> None:
+    """Raises HostError ("refused"): the inventory takes this host for another one."""
+    own = accepts(layout)
+    differing = [name for name in _NAMES if claimed[name] != own[name]]
+    if differing:
+        name = differing[0]
+        raise HostError(
+            "this host is not what the inventory says",
+            why=f"its {name} is {own[name]}, the inventory says {claimed[name]}",
+            hint="check --inventory and --env; invoke provision makes it what the inventory says",
+            live="unchanged",
+            kind="refused",
+        )
+
+
+def check_signer(layout: Layout, claimed: str) -> str:
+    """Whose signature counts here: the same identity for a gate report as for a release.
+
+    The namespaces of allowed_signers say which key it must be.
+
+    Raises:
+        HostError ("refused"): the client names another signer, or this host has no policy.
+    """
+    own = str(accepts(layout)["identity"])
+    if claimed != own:
+        raise HostError(
+            "this host does not take gate reports of that signer",
+            why=f"it takes those of {own}, the inventory says {claimed!r:.200}",
+            hint="check release.identity and --inventory; invoke provision makes the host take it",
+            live="flags as before",
+            kind="refused",
+        )
+    return own
+
+
+def revocations(layout: Layout) -> str | None:
+    """The path of the list of revoked keys; None where provision wrote none.
+
+    Raises:
+        SignatureError: it is not the provisioned one, so no signature can count.
+    """
+    path = layout.state(REVOKED)
+    wanted = str(accepts(layout).get("revoked", ""))
+    if not wanted and not os.path.lexists(path):
+        return None
+    try:
+        actual = durable.sha256_of(path)
+    except OSError as error:
+        raise SignatureError(
+            f"the list of revoked keys can't be read ({error.strerror}: {path}); invoke provision"
+        ) from error
+    if actual != wanted:
+        raise SignatureError(f"{path} is not as provisioned; invoke provision")
+    return path

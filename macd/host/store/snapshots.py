@@ -1,7 +1,7 @@
-"""What goes live together with a release: flags, settings and units, kept and put back as text.
+"""What goes live together with a release: flags, settings and units, stored and restored as text.
 
-People edit the same files. So of the flags file only the keys that differ between the two sides of
-a change are ever written, and a text that the tool did not write is kept beside before it goes.
+People edit the same files. So only those keys of the flags file are written that differ between the
+two sides of a change. A text that the tool did not write is stored beside the file first.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ FLAGS, SETTINGS = ".env", "service.json"
 
 def take(layout: Layout, supervisor: Supervisor, units: list[str]) -> Snapshot:
     """What goes with the live release now; None: there is no such file."""
-    taken: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
-    taken[FLAGS] = _text(layout.env)
-    taken[SETTINGS] = _text(layout.service_settings)
-    return taken
+    texts: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
+    return {**texts, FLAGS: _text(layout.env), SETTINGS: _text(layout.service_settings)}
 
 
 class Switch:
-    """From one snapshot to another, as often as it takes; what others wrote meanwhile is not lost.
+    """Switches from one snapshot to another, repeatably; what others wrote meanwhile is not lost.
 
     Args:
-        mark: what a text that nobody else has is called by: `FILE.before-MARK`, beside the file.
+        mark: a text that exists nowhere else is stored beside its file as `FILE.before-MARK`.
         edited: names whose text in `before` is such a text.
         keys: of the flags file, those that may be written.
     """
@@ -59,37 +57,37 @@ class Switch:
         self.kept: list[str] = []  # paths
 
     def carry_out(self, *, reload: bool = False, must_keep: bool = True) -> None:
-        """Write what differs; systemd is told of units that changed (`reload`: in any case).
+        """Write what differs; systemd reloads units that changed (reload: in any case).
 
-        `must_keep` False: going back matters more than keeping a text that has no room.
+        must_keep: False where a revert matters more than storing a text that has no room.
         """
         with contextlib.suppress(*(() if must_keep else (OSError,))):
-            self._keep_texts()
-        self._put_flags(must_keep)
-        self._put_settings()
-        self._put_units(reload)
+            self._set_texts_aside()
+        self._write_flags(must_keep)
+        self._write_settings()
+        self._write_units(reload)
 
     def _now(self, name: str) -> str | None:
         if name == SETTINGS:
             return _text(self._layout.service_settings)
         return self._supervisor.unit_text(name)
 
-    def _keep_texts(self) -> None:
+    def _set_texts_aside(self) -> None:
         for name, text in self._after.items():
             now = None if name == FLAGS else self._now(name)
             if now in (None, text) or (name not in self._edited and now == self._before.get(name)):
                 continue
-            self._keep(name, (now or "").encode("utf-8", "surrogateescape"))
+            self._set_aside(name, (now or "").encode("utf-8", "surrogateescape"))
 
-    def _keep(self, name: str, data: bytes) -> None:
+    def _set_aside(self, name: str, data: bytes) -> None:
         path = _path(self._layout, self._supervisor, name)
         aside = aside_of(path, self._mark)
         durable.replace_file(aside, data, mode=0o600 if name == FLAGS else _mode(path))
         self.kept.append(aside)
 
-    def _put_flags(self, must_keep: bool) -> None:
+    def _write_flags(self, must_keep: bool) -> None:
         path = self._layout.env
-        if FLAGS not in self._after or os.path.isdir(path):  # systemd takes nothing from it
+        if FLAGS not in self._after or os.path.isdir(path):  # systemd reads no directory
             return
         now, after = durable.regular(path), _encoded(self._after[FLAGS])
         as_expected = now == _encoded(self._before.get(FLAGS))
@@ -98,8 +96,8 @@ class Switch:
         changes = differing(self._before.get(FLAGS), self._after[FLAGS], self._keys)
         if not as_expected or FLAGS in self._edited:
             with contextlib.suppress(*(() if must_keep else (OSError,))):
-                self._keep_flags(now, changes)
-        if not as_expected:  # somebody has written in it since
+                self._set_flags_aside(now, changes)
+        if not as_expected:  # somebody wrote in it since
             after = _rewritten(now or b"", changes)
         if after is None:
             os.unlink(path)
@@ -107,21 +105,21 @@ class Switch:
         elif after != now:
             durable.replace_file(path, after, mode=_mode(path))
 
-    def _keep_flags(self, now: bytes | None, changes: Mapping[str, str | None]) -> None:
-        """Of the flags file only the values that go: a copy of the rest would spread secrets."""
+    def _set_flags_aside(self, now: bytes | None, changes: Mapping[str, str | None]) -> None:
+        """Store only the values that are replaced: a copy of the rest would spread secrets."""
         has = flag_values((now or b"").decode("utf-8", "surrogateescape"), changes)
-        known = flag_values(self._before.get(FLAGS), changes)
+        expected = flag_values(self._before.get(FLAGS), changes)
         gone = {
             key: value
             for key, value in has.items()
             if key != FLAG
             and value not in (None, changes[key])
-            and (FLAGS in self._edited or value != known[key])
+            and (FLAGS in self._edited or value != expected[key])
         }
         if gone:
-            self._keep(FLAGS, _rewritten(b"", gone))
+            self._set_aside(FLAGS, _rewritten(b"", gone))
 
-    def _put_settings(self) -> None:
+    def _write_settings(self) -> None:
         path = self._layout.service_settings
         if SETTINGS not in self._after or _text(path) == self._after[SETTINGS]:
             return
@@ -132,7 +130,7 @@ class Switch:
         else:
             durable.replace_file(path, content, mode=_mode(path))
 
-    def _put_units(self, reload: bool) -> None:
+    def _write_units(self, reload: bool) -> None:
         units = {n: text for n, text in self._after.items() if n not in (FLAGS, SETTINGS)}
         there = {name for name in units if self._supervisor.unit_text(name) is not None}
         for name, text in units.items():
@@ -141,11 +139,11 @@ class Switch:
         added = [name for name, text in units.items() if text is not None and name not in there]
         self._supervisor.install(units, reload=reload)
         for name in added:
-            with contextlib.suppress(HostError):  # one without [Install] starts by another's leave
+            with contextlib.suppress(HostError):  # a unit without [Install] is started by another
                 self._supervisor.enable(name)
 
     def forget(self, edited: Sequence[str], mark: str) -> None:
-        """Remove what was kept by `mark` and stands in its own place again."""
+        """Remove what was stored by `mark` and is in its own place again."""
         for name in edited:
             path = _path(self._layout, self._supervisor, name)
             if _is_there(durable.regular(aside_of(path, mark)), durable.regular(path), name):
@@ -154,41 +152,41 @@ class Switch:
 
 
 def aside_of(path: str, mark: str) -> str:
-    """Where a text that a change replaces is kept: beside it, and no unit or settings file."""
+    """Where a replaced text is stored: beside its file, under a name that systemd ignores."""
     return f"{path}.before-{mark}"
 
 
 def flag_values(text: str | None, keys: Iterable[str]) -> dict[str, str | None]:
     """What a flags file sets each key to, whatever else it holds; None: it does not set it."""
     data = _encoded(text) or b""
-    found = {key: envfile.values_of(data, key) for key in keys}
-    return {key: values[-1] if values else None for key, values in found.items()}
+    by_key = {key: envfile.values_of(data, key) for key in keys}
+    return {key: values[-1] if values else None for key, values in by_key.items()}
 
 
 def differing(before: str | None, after: str | None, keys: Iterable[str]) -> dict[str, str | None]:
-    """Those of the keys that two flags files set otherwise, with what `after` has for them."""
+    """The keys that two flags files set differently, with the values of `after`."""
     old, new = flag_values(before, keys), flag_values(after, keys)
     return {key: new[key] for key in old if old[key] != new[key]}
 
 
 def changed_files(before: Snapshot, after: Snapshot) -> list[str]:
-    """The names of what is switched, but for the flags file."""
+    """The names of the files that are switched, without the flags file."""
     return sorted(n for n, text in after.items() if n != FLAGS and text != before.get(n))
 
 
 def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> list[str]:
-    """The keys of the flags file that are switched, but for stacking's."""
+    """The keys of the flags file that are switched, without stacking's."""
     changed = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
     return sorted(key for key in changed if key != FLAG)
 
 
 def hashes(texts: Snapshot) -> dict[str, str | None]:
-    """Of what the tool wrote; not of the flags file, which is not the tool's alone."""
+    """The SHA-256 of each text that the tool wrote; the flags file is not the tool's alone."""
     return {name: _sha256(text) for name, text in texts.items() if name != FLAGS}
 
 
 def edited(now: Snapshot, written: Mapping[str, str | None]) -> list[str]:
-    """Names of the texts that stand there and that the tool did not write."""
+    """Names of the texts that the tool did not write."""
     return sorted(
         name
         for name, sha256 in hashes(now).items()
@@ -202,7 +200,7 @@ def sockets(texts: Snapshot) -> list[str]:
 
 
 def keep(layout: Layout, release: str, texts: Snapshot) -> None:
-    """Remember durably what went with a release; it holds flags, so nobody else may read it."""
+    """Store durably what went with a release; it holds flags, so nobody else may read it."""
     save(layout.state("snapshots", f"{release}.json"), texts, mode=0o600)
 
 
@@ -218,7 +216,9 @@ def of(layout: Layout, release: str) -> Snapshot:
 
 def _rewritten(data: bytes, changes: Mapping[str, str | None]) -> bytes:
     for key, value in changes.items():
-        with contextlib.suppress(envfile.EnvFileError):  # no file can say it, so nobody had it
+        with contextlib.suppress(
+            envfile.EnvFileError
+        ):  # no file can have this value, so none had it
             data = envfile.rewritten(data, {key: value})
     return data
 

@@ -1,8 +1,7 @@
 """Start a process that outlives this SSH session: a transient unit where that is safe, else setsid.
 
-A user's systemd manager ends with the user's last session unless lingering is on, and with it every
-unit it runs. So its units are used only when lingering is really on, never because it was asked
-for.
+A user's systemd manager, with all its units, ends with the user's last session unless lingering is
+on. So its units are used only when lingering is really on, never because it was asked for.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ from macd.host.failure import HostError
 _CARRIED = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "TMPDIR", "TZ")
 _TIMEOUT_S = 60
 _MANAGER_S = 10.0
-_LOGIND = (
-    "org.freedesktop.login1",
-    "/org/freedesktop/login1",
-    "org.freedesktop.login1.Manager",
-)
+_LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1")
+_LOGIND_MANAGER = "org.freedesktop.login1.Manager"
 
 
 def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
@@ -66,7 +62,7 @@ def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
 
 
 def _systemd_run() -> list[str]:
-    """The words that begin a transient unit here; none where systemd can't or mustn't run it."""
+    """The beginning of the command for a transient unit; empty where systemd can't run it."""
     if not os.path.isdir("/run/systemd/system") or not shutil.which("systemd-run"):
         return []
     if os.geteuid() == 0:
@@ -75,7 +71,7 @@ def _systemd_run() -> list[str]:
 
 
 def lingers() -> bool:
-    """Whether this user's manager outlives the last session; asked for where it does not."""
+    """Whether this user's manager outlives the last session; asks for it where it does not."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     mark = os.path.join("/var/lib/systemd/linger", user)
     if not os.path.exists(mark):
@@ -89,15 +85,15 @@ def lingers() -> bool:
 
 
 def _refuse_to_be_killed() -> None:
-    """Some hosts end all of a user's processes at logout, also those in sessions of their own."""
+    """Raises HostError: this host ends all of a user's processes at logout, even detached ones."""
     if not os.path.isdir("/run/systemd/system") or os.geteuid() == 0 or not shutil.which("busctl"):
         return
-    question = ["busctl", "get-property", *_LOGIND, "KillUserProcesses"]
+    question = ["busctl", "get-property", *_LOGIND, _LOGIND_MANAGER, "KillUserProcesses"]
     done = subprocess.run(question, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.stdout.split() == ["b", "true"]:
         user = pwd.getpwuid(os.geteuid()).pw_name
         raise HostError(
-            "this host would kill the run when we leave",
+            "this host would kill the run when we log out",
             why=f"logind has KillUserProcesses=yes, and {user} may not linger",
             live="nothing was started",
             hint=f"once, as root on the host: loginctl enable-linger {user}",
@@ -105,7 +101,7 @@ def _refuse_to_be_killed() -> None:
 
 
 def _has_manager() -> bool:
-    """Whether the user's manager answers; one that lingering has just called needs a moment."""
+    """Whether the user's manager runs; after lingering was enabled it needs a moment."""
     runtime = _manager_environment()["XDG_RUNTIME_DIR"]
     deadline = time.monotonic() + _MANAGER_S
     while not os.path.exists(os.path.join(runtime, "systemd", "private")):

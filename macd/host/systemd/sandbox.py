@@ -1,10 +1,9 @@
 """Run what came with a release as its service runs: same user, same sandbox, never as root.
 
-A deploy is root's work on a real host, and a release is not trusted with root before it serves nor
-while it serves: its check, its packages and its pip get the unit's own user and hardening, and may
-write only where the caller lets them. Where there is no unit, or it names nobody to be, nothing is
-run. Without a systemd of the system (the embedded lab, a user's manager) whoever logs in is who
-serves, and runs them directly.
+A deploy runs as root on a real host, but a release is never trusted with root. Its check, its
+packages and its pip get the unit's own user and hardening, and may write only where the caller lets
+them. Without a unit, or without a user in it, nothing is run. Where no system's systemd runs the
+service (the embedded lab, a user's manager), the login runs both the service and these directly.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from macd.host.failure import HostError
 _GRACE_S = 5
 _OUTPUT_BYTES = 1 << 20
 _WRITTEN_BYTES = 1 << 30  # of one file: the largest wheels hold some 500 MB
-_FORGOTTEN_S = 3600  # longer than any run may take
+_LEFTOVER_S = 3600  # longer than any run may take
 _STRAY = ("PYTHON", "PIP_")
 _RUN = "/run"
 
 Property = tuple[str, str]
-# What makes the unit a service, or gives it what only the service needs (secrets first of all);
-# all else in its [Service] is who it is and what it may do. How a run ends is ours to say, too: a
-# KillMode that spares children would let what came with a release outlive it.
+# Left out: what makes the unit a service, what only the service needs (secrets first of all), and
+# how a run ends (a KillMode that spares children would let a release's processes outlive it). All
+# else in its [Service] says who it is and what it may do.
 _OF_A_SERVICE = re.compile(
     r"Type|Exec(?!Paths)\w+|Restart\w*|Timeout\w+|Watchdog\w+|NotifyAccess|Standard\w+|Sockets"
     r"|PIDFile|RemainAfterExit|SuccessExitStatus|ReadWritePaths|LimitFSIZE|UMask"
@@ -42,7 +41,7 @@ _OF_A_SERVICE = re.compile(
     r"|Kill\w+|Send\w+|\w+Signal|OOMPolicy|BusName|FileDescriptorStore\w+|GuessMainPID"
     r"|NonBlocking|RootDirectoryStartOnly"
 )
-# A unit's line that an older systemd does not know is ignored; systemd-run refuses it.
+# The first systemd version of each property. An older one ignores it in a unit; systemd-run fails.
 _SINCE = {
     "RestrictSUIDSGID": 242,
     "ProtectHostname": 242,
@@ -59,7 +58,7 @@ _SINCE = {
 
 
 def _is_of_a_system(runtime: str) -> bool:
-    """Whether `runtime`, $XDG_RUNTIME_DIR, is a login's; the embedded lab has one of its own."""
+    """Whether `runtime` ($XDG_RUNTIME_DIR) is a login's; the embedded lab has its own one."""
     if not os.path.isdir("/run/systemd/system"):
         return False
     manager = os.path.join(runtime, "systemd", "private")
@@ -68,7 +67,7 @@ def _is_of_a_system(runtime: str) -> bool:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """The sandbox of one unit: its scope, the text of its file (None: there is none), and whose.
+    """The sandbox of one unit, by its scope and the text of its file (None: there is no file).
 
     app: the application's directory; it names the runs, so that a later one can find them.
     """
@@ -79,7 +78,7 @@ class Sandbox:
 
     @property
     def is_real(self) -> bool:
-        """Whether a process can be put into it here: a system's systemd, asked by root."""
+        """Whether a process can be put into it here: by root, with a system's systemd."""
         root = os.geteuid() == 0
         return self.scope == "system" and root and os.path.isdir("/run/systemd/system")
 
@@ -97,10 +96,10 @@ class Sandbox:
 
     @property
     def user(self) -> str:
-        """The account behind them, "" where it is whoever logs in (or the unit names none)."""
-        wanted = properties(self.unit_text or "") if self.is_real else []
-        named = [value for name, value in wanted if name == "User"]
-        return named[-1] if named else ""
+        """The account in the unit; "" where it names none, or where the login runs the service."""
+        lines = properties(self.unit_text or "") if self.is_real else []
+        users = [value for name, value in lines if name == "User"]
+        return users[-1] if users else ""
 
     def run(
         self,
@@ -110,10 +109,10 @@ class Sandbox:
         settings: dict[str, str] | None = None,
         writable: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end; in the sandbox any failure's return code is 1.
+        """Run it to its end; in the sandbox the return code of any failure is 1.
 
         Args:
-            timeout: seconds; then it is ended, though nobody should be here any more to do that.
+            timeout: seconds; then systemd ends it, even if this process is gone.
             settings: variables for it alone; they may hold secrets, so they are in no argv.
             writable: the one directory it may write, besides a /tmp of its own.
 
@@ -137,17 +136,17 @@ class Sandbox:
         )
 
     def give(self, directory: str) -> None:
-        """Let what runs in the sandbox change what is in `directory`."""
+        """Let the sandbox's account change what is in `directory`."""
         if self.is_real:
             account = self._account()
             _own(directory, account.pw_uid, account.pw_gid)
 
     def take(self, directory: str) -> None:
-        """Root's again: from here on nobody else changes what is in `directory`."""
+        """Give `directory` back to root, so that nobody else changes it from here on."""
         if self.is_real:
             _own(directory, 0, 0)
 
-    def end_forgotten(self) -> None:
+    def end_leftovers(self) -> None:
         """End the builds of this application whose agent died; the caller holds its deploy lock.
 
         Raises:
@@ -163,11 +162,11 @@ class Sandbox:
             shutil.rmtree(place, ignore_errors=True)
         for place in glob.glob(os.path.join(_RUN, glob.escape(self._prefix("check")) + "*")):
             with contextlib.suppress(FileNotFoundError):  # a diagnosis holds no lock
-                if time.time() - os.stat(place).st_mtime > _FORGOTTEN_S:
+                if time.time() - os.stat(place).st_mtime > _LEFTOVER_S:
                     shutil.rmtree(place, ignore_errors=True)
 
     def _account(self) -> pwd.struct_passwd:
-        """Who runs it.
+        """The account that runs it.
 
         Raises:
             HostError ("refused"): nobody is named, there is no such account, or it is root.
@@ -198,7 +197,7 @@ class Sandbox:
             _write_variables(variables, settings)
             words = ["systemd-run", "--collect", "--service-type=oneshot"]
             words += [f"--unit={name}.service", *flags(unit, _version())]
-            # Not --pipe: it needs D-Bus; systemd opens these for it before any wall is up.
+            # Not --pipe: it needs D-Bus. systemd opens these files before the sandbox applies.
             ours = [
                 ("StandardOutput", f"file:{out}"),
                 ("StandardError", f"file:{err}"),
@@ -210,12 +209,12 @@ class Sandbox:
             if writable:
                 ours += writing(writable, unit, _WRITTEN_BYTES)
             else:
-                ours.append(("LimitFSIZE", str(_OUTPUT_BYTES)))  # more than it should say
+                ours.append(("LimitFSIZE", str(_OUTPUT_BYTES)))  # more than it should print
             words += flags(ours, None)
             began = time.monotonic()
             try:
                 done = subprocess.run(
-                    # systemd would put variables in
+                    # $$: systemd would replace variables
                     [*words, "--", *(word.replace("$", "$$") for word in argv)],
                     capture_output=True,
                     text=True,
@@ -230,15 +229,15 @@ class Sandbox:
         if done.returncode != 0 and time.monotonic() - began >= timeout:
             raise subprocess.TimeoutExpired(argv, timeout, said, complained)
         if done.returncode != 0 and not said.strip() and not complained.strip():
-            complained = done.stderr  # systemd's words: killed by a signal, no such user, ...
+            complained = done.stderr  # systemd's own: killed by a signal, no such user, ...
         return subprocess.CompletedProcess(argv, min(done.returncode, 1), said, complained)
 
 
-DIRECT = Sandbox("user", None)  # what did not come with a release: the host's own programs
+DIRECT = Sandbox("user", None)  # for the host's own programs, which came with no release
 
 
 def properties(unit_text: str) -> list[Property]:
-    """The lines of [Service] that say who it is and what it may do, in order."""
+    """The lines of [Service] that say who the service is and what it may do, in order."""
     selected = []
     section = ""
     for line in unit_text.replace("\\\n", " ").splitlines():
@@ -253,9 +252,9 @@ def properties(unit_text: str) -> list[Property]:
 
 
 def writing(directory: str, unit: Sequence[Property], most: int) -> list[Property]:
-    """What lets it write below `directory`, no file of more than `most` bytes.
+    """What allows writing below `directory`, in files of at most `most` bytes.
 
-    And run what it put there, where the unit says from where programs may come.
+    Where the unit limits from where programs may run, it allows that directory too.
     """
     grants = [("ReadWritePaths", _quoted(directory)), ("LimitFSIZE", str(most))]
     if any(name in ("ExecPaths", "NoExecPaths") for name, _ in unit):
@@ -264,7 +263,7 @@ def writing(directory: str, unit: Sequence[Property], most: int) -> list[Propert
 
 
 def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
-    """As systemd-run takes them; without what systemd `version` (None: the newest) lacks."""
+    """Options of systemd-run, without those that systemd `version` (None: the newest) lacks."""
     return [
         f"--property={name}={value}"
         for name, value in wanted
@@ -273,7 +272,7 @@ def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
 
 
 def _version() -> int | None:
-    """The number of this systemd; None where it does not say."""
+    """The version of this systemd; None: unknown."""
     done = subprocess.run(
         ["systemctl", "--version"], capture_output=True, text=True, timeout=20, check=False
     )
@@ -282,7 +281,7 @@ def _version() -> int | None:
 
 
 def _quoted(path: str) -> str:
-    """One word of a list, whatever is in it."""
+    """A path as one element of a list of paths."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -314,7 +313,7 @@ def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _own(path: str, uid: int, gid: int) -> None:
-    """From the top down, so that nobody moves things about below what was taken."""
+    """Change the owner from the top down, so that nobody can move files below meanwhile."""
     os.lchown(path, uid, gid)
     if os.path.islink(path):
         return
@@ -326,10 +325,12 @@ def _own(path: str, uid: int, gid: int) -> None:
 
 
 def _write_variables(path: str, settings: dict[str, str]) -> None:
-    """An environment file; in single quotes every byte but the quote stands for itself."""
+    """An environment file; in single quotes every byte but the quote is literal."""
     for name, value in settings.items():
         if not value.isprintable() or "'" in value:
-            raise HostError(f"{name} holds what no environment file can", live="unchanged")
+            raise HostError(
+                f"{name} has a character that no environment file can hold", live="unchanged"
+            )
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(f"{name}='{value}'\n" for name, value in settings.items())
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from macd.host import durable, untrusted
 from macd.host.failure import HostError
@@ -18,11 +20,33 @@ _PROPERTIES = (
     "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
     ",NeedDaemonReload"
 )
+# Where drop-ins lie, in systemd's order (systemd.unit(5)); "control" is written by systemctl
+# set-property. Packages' drop-ins below /usr/lib are not ours to judge.
+_DROPINS = {
+    "system": (
+        "/etc/systemd/system.control",
+        "/run/systemd/system.control",
+        "/etc/systemd/system",
+        "/run/systemd/system",
+        "/usr/local/lib/systemd/system",
+    ),
+    "user": (
+        "~/.config/systemd/user.control",
+        "$XDG_RUNTIME_DIR/systemd/user.control",
+        "~/.config/systemd/user",
+        "/etc/systemd/user",
+        "$XDG_RUNTIME_DIR/systemd/user",
+        "/run/systemd/user",
+        "~/.local/share/systemd/user",
+        "/usr/local/lib/systemd/user",
+    ),
+}
+_MOST_BYTES = 1 << 16  # of a drop-in
 
 
 @dataclass(frozen=True)
 class Process:
-    """One life of a service. Unknown to this systemd: empty or 0."""
+    """One life of a service; empty or 0 where systemd doesn't know."""
 
     active: str
     sub: str
@@ -70,7 +94,7 @@ class Supervisor:
 
     def unit_text(self, unit: str) -> str | None:
         try:
-            # As it stands, to be put back as it stood: any bytes, any line ends.
+            # Any bytes and line ends, so that it can be restored exactly.
             path = os.path.join(self.unit_directory, unit)
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return file.read()
@@ -80,7 +104,7 @@ class Supervisor:
     def install(self, units: dict[str, str | None], *, reload: bool = False) -> list[str]:
         """Write unit files (None removes one), reload if any changed; the names that changed.
 
-        `reload` in any case: one who was killed may have written a file and not told systemd.
+        reload: in any case. A killed process may have written a file without a reload.
         """
         changed = []
         for unit, text in sorted(units.items()):
@@ -129,8 +153,8 @@ class Supervisor:
                     variables.update({key: setting for key, _, setting in pairs})
         return variables, files
 
-    def last_words(self, unit: str) -> str:
-        """The last line the unit's own processes wrote, cut to 300 characters; "" if not known."""
+    def last_line(self, unit: str) -> str:
+        """The last line of the unit's own processes, at most 300 characters; "" if unknown."""
         which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
         argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"{which}={unit}"]
         try:
@@ -178,13 +202,12 @@ class Supervisor:
     ) -> None:
         """Start `argv` so that it outlives this SSH session: a transient unit, else setsid.
 
-        `keep_alive`: a transient unit is started again when it is killed, so that it always ends
-        what it began.
+        keep_alive: a transient unit is restarted when it is killed, so that it finishes its work.
 
         Raises:
             HostError: systemd refused it, or would end it (and the service) when we log out.
         """
-        if self._has_systemd_run():
+        if self.has_timers():
             if self.scope == "user" and not detach.lingers():
                 raise HostError(
                     "this host would end the service and its activation when we log out",
@@ -209,16 +232,57 @@ class Supervisor:
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
 
-    def has_timers(self) -> bool:
-        """Whether a systemd is there that wakes timer units."""
-        return self._has_systemd_run()
+    def dropins(self, units: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """By unit: the path of each drop-in, and the names it sets. No values, which may be secret.
 
-    def _has_systemd_run(self) -> bool:
+        Drop-ins for every service of a host are not ours to judge.
+        """
+        places = [os.path.expandvars(os.path.expanduser(p)) for p in _DROPINS[self.scope]]
+        overrides = {}
+        for unit in units:
+            paths = [
+                path
+                for place in places
+                for name in _dropin_directories(unit)
+                for path in sorted(glob.glob(os.path.join(glob.escape(place), name, "*.conf")))
+            ]
+            if paths:
+                overrides[unit] = [{"path": path, "sets": _names_set_in(path)} for path in paths]
+        return overrides
+
+    def not_read(self, units: Sequence[str]) -> list[str]:
+        """The units whose files changed after systemd read them."""
+        if not self.has_timers():  # only a real systemd remembers
+            return []
+        return [unit for unit in units if self.show(unit).needs_reload]
+
+    def has_timers(self) -> bool:
+        """Whether a real systemd runs this scope: it wakes timers and starts transient units."""
         booted = os.path.isdir("/run/systemd/system")
         if self.scope == "user":
             bus = os.path.join(os.environ.get("XDG_RUNTIME_DIR", "/nowhere"), "systemd", "private")
             return booted and os.path.exists(bus)
         return booted
+
+
+def _dropin_directories(unit: str) -> list[str]:
+    """UNIT.d, and for a-b.service also a-.service.d."""
+    stem, _, kind = unit.rpartition(".")
+    words = stem.split("-")
+    prefixes = ["-".join(words[:count]) + "-" for count in range(len(words) - 1, 0, -1)]
+    return [f"{name}.{kind}.d" for name in (stem, *prefixes)]
+
+
+def _names_set_in(path: str) -> list[str]:
+    try:
+        if not os.path.isfile(path):  # /dev/null takes a package's drop-in away
+            return []
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read(_MOST_BYTES).replace("\\\n", " ").splitlines()
+    except OSError:
+        return []
+    names = [line.partition("=")[0].strip() for line in lines if "=" in line]
+    return list(dict.fromkeys(name for name in names if name[:1] not in ("#", ";")))
 
 
 def _number(text: str) -> int:

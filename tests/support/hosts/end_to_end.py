@@ -22,7 +22,7 @@ from macd.host.store.releases import MANIFEST, SIGNATURE
 from macd.host.store.signature import GATE_NAMESPACE
 from macd.release.signing import sign
 from macd.release.store import Store
-from tests.support import wheels
+from tests.support import commands, wheels
 from tests.support.hosts.fleet import Hosts
 from tests.support.signed_files import IDENTITY, make_key
 from tests.support.training_run import BARS, ROOT, SAMPLE, SETTINGS
@@ -100,15 +100,8 @@ class EndToEnd:
 
     def _run(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         began = time.monotonic()
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", "story"],
-            cwd=self.root,
-            env={**os.environ, "MACD_ROOT": str(self.root), **FEW},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        environment = {**os.environ, "MACD_ROOT": str(self.root), **FEW}
+        done = commands.run(self.root, *words, "--inventory", "story", env=environment)
         print(f"{time.monotonic() - began:5.1f} s  invoke {' '.join(words)}")  # shown by pytest -s
         return done
 

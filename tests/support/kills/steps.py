@@ -145,12 +145,12 @@ def confirm(app: str, number: int) -> str:
 def run(app: str) -> str:
     """What the program on the host does, started or started again."""
     layout = Layout(app)
-    return activation.carry_on(layout, recorder(layout), forward=True)
+    return activation.resume(layout, recorder(layout), start=True)
 
 
 def boot(app: str) -> str:
     layout = Layout(app)
-    return activation.carry_on(layout, recorder(layout), booting=True)
+    return activation.resume(layout, recorder(layout), booting=True)
 
 
 def recover(app: str) -> str:

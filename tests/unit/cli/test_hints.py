@@ -25,7 +25,7 @@ def test_plan_names_the_deploy_of_the_same_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = Plan(host="two", live=None, release="r", steps=("send",))
-    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_preview", lambda *_: deploy._Preview([made], {}, None))  # type: ignore[arg-type]
     monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
     monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [])
     deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
@@ -40,7 +40,7 @@ def test_plan_names_no_deploy_that_would_be_refused(
 ) -> None:
     refused = Problem("this host is not provisioned", "invoke provision")
     made = Plan(host="two", live=None, release="r", steps=("send",), problems=(refused,))
-    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_preview", lambda *_: deploy._Preview([made], {}, None))  # type: ignore[arg-type]
     monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
     deploy.plan(Context())
     assert capsys.readouterr().out.splitlines()[-1] == "    do: invoke provision"
@@ -81,12 +81,12 @@ def test_what_does_not_serve_is_said_with_the_way_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Neither "the old one is live" after a revert, nor "as it should be" where it is down."""
-    down = Outcome("two", "reverted", "new", "old", "it hangs", "old is down", well=False)
+    down = Outcome("two", "reverted", "new", "old", "it hangs", "old is down", healthy=False)
     rollout.print_end(Result([down], []), "deploy", " --env staging")
     told = capsys.readouterr().out
     assert "now: NOTHING SERVES WELL: old is down" in told
     assert "invoke doctor --env staging; invoke rollback --to ID --env staging" in told
-    same_one = Outcome("two", "nothing", "r", "r", serving="the service is failed", well=False)
+    same_one = Outcome("two", "nothing", "r", "r", serving="the service is failed", healthy=False)
     rollout.print_end(Result([same_one], []), "deploy", " --env staging")
     told = capsys.readouterr().out
     assert "r is live already, but does not serve well: the service is failed" in told
@@ -108,7 +108,7 @@ def test_each_host_has_a_rate_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("unwell", "drift", "said"),
+    ("unhealthy", "drift", "said"),
     [
         ("", (), "everything is as it should be"),
         ("", ("releases/x is nothing a deploy made",), "something has drifted"),
@@ -116,12 +116,12 @@ def test_each_host_has_a_rate_of_its_own(
     ],
 )
 def test_as_it_should_be_is_said_only_where_it_is(
-    unwell: str, drift: tuple[str, ...], said: str
+    unhealthy: str, drift: tuple[str, ...], said: str
 ) -> None:
-    made = Plan(host="two", live="r", release="r", drift=drift, unwell=unwell)
+    made = Plan(host="two", live="r", release="r", drift=drift, unhealthy=unhealthy)
     [line] = rollout.summary(made)
     assert said in line
-    assert ("as it should be" in line) == (not unwell and not drift)
+    assert ("as it should be" in line) == (not unhealthy and not drift)
 
 
 def test_provision_names_the_restart_of_the_same_environment(

@@ -30,7 +30,7 @@ def test_the_error_of_a_host_asked_alone_is_raised_and_of_several_kept() -> None
     results = hosts.on_each(named("a", "b"), refuse)
 
     assert list(results.failed) == ["a", "b"]
-    assert hosts.failed_fields(results.failed)["b"]["error"]["what"] == "b refuses"
+    assert hosts.failed_fields(results.failed)["errors"]["b"]["error"]["what"] == "b refuses"
     assert hosts.exit_code([None], results.failed) == 6
 
 

@@ -155,7 +155,7 @@ def test_only_the_one_that_began_it_may_give_the_word(layout: Layout) -> None:
 
 
 def test_this_process_began_a_moment_ago() -> None:
-    now, began = activation.uptime(), activation.process_began()
+    now, began = activation.uptime(), activation.process_started()
     assert now is not None
     assert began is not None
     assert 0 < now - began < 86400

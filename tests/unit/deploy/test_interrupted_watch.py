@@ -29,6 +29,9 @@ class SaysWaiting:
             "runner": True,
         }
 
+    def close(self) -> None:
+        pass
+
 
 def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(_: threading.Thread) -> None:
@@ -70,6 +73,9 @@ class Asked:
         return self
 
     def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def call(self, op: str, **args: Any) -> dict[str, Any]:

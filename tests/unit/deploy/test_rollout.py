@@ -207,7 +207,7 @@ def test_what_does_not_serve_is_no_4_and_stops_the_waves(inventory: Inventory, r
     """4 promises that the old release serves; 0 that all is as it should be."""
 
     def one(host: Host) -> Outcome:
-        return Outcome(host.name, result, "new", "old", serving="old is down", well=False)
+        return Outcome(host.name, result, "new", "old", serving="old is down", healthy=False)
 
     ended = Rollout(inventory, "deploy", "prod").run(waves(HOSTS, "1,100%"), one)
     assert [outcome.exit_code for outcome in ended.outcomes] == [ExitCode.FAILED]

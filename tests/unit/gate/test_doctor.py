@@ -57,7 +57,7 @@ def well(tmp_path: Path) -> Case:
         process={"active": "active", "pid": 42},
         health=health,
         stacking=STACKING,
-        rehearsal={"ready": True, "why": ""},
+        readiness={"ready": True, "why": ""},
     )
     checkup = {
         "others": [],
@@ -119,7 +119,7 @@ def test_a_host_that_is_well(well: Case) -> None:
             "release",
             "model.txt",
             "invoke rollback",
-            {"rehearsal": {"ready": False, "why": "model.txt"}},
+            {"readiness": {"ready": False, "why": "model.txt"}},
         ),
         ("release", "never committed", "invoke deploy", {"history": []}),
         (

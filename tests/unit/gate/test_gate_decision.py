@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -18,10 +19,10 @@ from hypothesis import strategies as st
 from macd.gate import evidence
 from macd.host.judge import gate
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import step_ms
 from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
-from macd.host.judge.parse import parse
+from macd.host.judge.parse import parse, step_ms
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 from tests.support.signal_lines import RELEASE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -61,7 +62,7 @@ def judged(lines: Iterable[Made | bytes], rule: Rule | None = None, **window: An
     json.dumps(found.document(), allow_nan=False)
     severe = tuple(one["example"] for one in found.severe.document())
     problems = tuple(evidence.problems(found, now=NOW))
-    return gate.decide(Findings(found.tally(), severe, problems), rule or Rule())
+    return gate.decide(Findings(found.tally(), severe, problems), rule or RULE)
 
 
 def rates(decision: Decision) -> dict[str, tuple[int, int]]:
@@ -129,7 +130,7 @@ def test_a_model_that_answers_a_constant_is_stuck_even_with_a_little_noise() -> 
 
 
 def test_a_constant_is_stuck_however_few_the_bars() -> None:
-    decision = judged(made(3, ml_tft_prob=0.5), Rule(min_bars=3))
+    decision = judged(made(3, ml_tft_prob=0.5), replace(RULE, min_bars=3))
     assert (decision.verdict, rates(decision)["tft_normal"]) == (FAIL, (0, 3))
 
 
@@ -153,7 +154,7 @@ def test_too_few_bars_say_how_many_more() -> None:
 
 
 def test_the_sequential_rule_waits_for_88_good_bars_and_fails_early() -> None:
-    rule = Rule(rule="sequential")
+    rule = replace(RULE, rule="sequential")
     assert judged(made(88), rule).verdict == PASS
     decision = judged(made(87), rule)
     assert (decision.verdict, decision.more_bars) == (INCONCLUSIVE, 1)
@@ -319,11 +320,11 @@ def test_pass_is_only_where_every_share_was_tried_and_passed(
 
 def test_a_share_that_nothing_was_tried_of_is_named() -> None:
     tally = {name: (40, 40) for name in gate.TITLES}
-    found = gate.decide(Findings({**tally, "tft_normal": (0, 0)}), Rule())
+    found = gate.decide(Findings({**tally, "tft_normal": (0, 0)}), RULE)
     assert (found.verdict, found.reasons) == (INCONCLUSIVE, ("TFT normal: nothing to judge",))
     assert found.more_bars > 0
     nothing = dict.fromkeys(gate.TITLES, (0, 0))
-    assert gate.decide(Findings(nothing), Rule(min_bars=0)).verdict == INCONCLUSIVE
+    assert gate.decide(Findings(nothing), replace(RULE, min_bars=0)).verdict == INCONCLUSIVE
 
 
 def spoil(raw: bytes, rng: random.Random) -> bytes:

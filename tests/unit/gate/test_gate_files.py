@@ -13,9 +13,10 @@ from macd.gate.logs import Pulled
 from macd.gate.report import Judged
 from macd.host.flag.evidence import blockers
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.gate import INCONCLUSIVE, PASS, Rule
+from macd.host.judge.gate import INCONCLUSIVE, PASS
 from macd.inventory import load
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 from tests.support.signal_lines import RELEASE
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -24,7 +25,7 @@ DAY = timedelta(days=1)
 
 
 def judged(directory: Path, days: float | None = None) -> Judged:
-    return report.of_files(load("lab"), directory, Rule(), days, NOW)
+    return report.of_files(load("lab"), directory, RULE, days, NOW)
 
 
 def put(directory: Path, n: int, **more: Any) -> None:
@@ -100,6 +101,6 @@ def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
     told = blockers(document, release=None, manifest_sha256="", env="prod", note=None, now=now)
     assert told[:3] == [
         "its verdict is INCONCLUSIVE",
-        "it says itself that it opens nothing: days laxer than in inventory lab",
+        "it says itself that it can't enable stacking: days laxer than in inventory lab",
         "it is about release none, live is nothing",
     ]

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from macd.gate import evidence, report
 from macd.host.judge import gate, judging
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings, Rule
+from macd.host.judge.gate import FAIL, INCONCLUSIVE, PASS, Decision, Findings
 from macd.host.judge.parse import parse
 from macd.host.judge.reading import analyse, ordered
 from macd.inventory import load
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 from tests.support.signal_lines import RELEASE
 
 CASES = Path(__file__).parents[2] / "cases/gate"
@@ -28,12 +29,12 @@ Made = dict[str, Any]
 
 
 def of_files(directory: Path, days: float | None = None) -> report.Judged:
-    return report.of_files(load("lab"), directory, Rule(), days, NOW)
+    return report.of_files(load("lab"), directory, RULE, days, NOW)
 
 
 def on_host(found: Analysis) -> Decision:
     problems = tuple(evidence.problems(found, now=NOW))
-    return gate.decide(Findings(found.tally(), (), problems, found.causes()), Rule())
+    return gate.decide(Findings(found.tally(), (), problems, found.causes()), RULE)
 
 
 def strict(release: str = RELEASE, hours: float = 48) -> Analysis:
@@ -95,12 +96,12 @@ def test_the_guard_names_a_release_in_another_style_too(tmp_path: Path) -> None:
         "since": (NOW - timedelta(days=2)).timestamp(),
         "until": NOW.timestamp() + 1,
         "every_s": 3600.0,
-        "rule": {**Rule().__dict__, "rule": "sequential"},
+        "rule": {**RULE.__dict__, "rule": "sequential"},
     }
     decision, _ = judging.evaluate(CASES / "release-in-another-style", order, NOW)
     assert (decision.verdict, decision.reasons[0]) == (FAIL, STYLE)
     signal_lines.write(tmp_path, iter(without(made(), range(40))))
-    point = {**order, "rule": Rule().__dict__}
+    point = {**order, "rule": RULE.__dict__}
     assert judging.evaluate(tmp_path, point, NOW)[0].verdict == PASS, "no ml_error is no error"
 
 
@@ -168,9 +169,9 @@ def test_healthy_lines_without_the_field_pass_on_a_host_too() -> None:
     found = analysed(without(made(), range(40)))
     decision = on_host(found)
     assert (decision.verdict, set(rates(decision).values())) == (PASS, {(40, 40)})
-    assert found.untold == 40
-    assert "no field ml_error" in report._untold(found)[0]
-    assert report._untold(analysed(made())) == []
+    assert found.lacks_ml_error == 40
+    assert "no field ml_error" in report._lacking_ml_error(found)[0]
+    assert report._lacking_ml_error(analysed(made())) == []
 
 
 @pytest.mark.parametrize("name", ["ml_bull_prob", "ml_lgb_prob", "ml_lstm_prob", "ml_tft_prob"])
@@ -198,7 +199,7 @@ def test_a_field_that_other_lines_have_was_lost_and_may_have_held_an_error(rows:
         "no field ml_error, which other lines of the release have: 8 lines"
     )
     assert found.document()["errors"][0]["count"] == 8
-    assert found.untold == 0
+    assert found.lacks_ml_error == 0
 
 
 def test_a_line_before_the_window_tells_that_the_writer_has_the_field() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import pytest
 from macd.gate import report
 from macd.host.flag import guard_config
 from macd.host.judge import gate, judging
-from macd.host.judge.gate import Rule
 from macd.host.layout import Layout
 from macd.inventory import load
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -32,7 +33,7 @@ def verdict(live: Path, made: list[dict[str, Any]], *, rule: str = "point") -> t
         "since": since,
         "until": since + hours * 3600,
         "every_s": 7200.0,
-        "rule": {**Rule().__dict__, "rule": rule},
+        "rule": {**RULE.__dict__, "rule": rule},
     }
     decision, document = judging.evaluate(live, order, NOW)
     assert json.dumps(document)
@@ -102,7 +103,7 @@ def test_a_bad_moment_of_late_is_no_break(tmp_path: Path) -> None:
 
 def test_a_service_at_the_threshold_is_seldom_taken_back() -> None:
     """All starts at all looks together are wrong with 5 % at most, as one bound alone is."""
-    rng, rule = random.Random(5), Rule(rule="sequential")
+    rng, rule = random.Random(5), replace(RULE, rule="sequential")
     alpha = gate.ALPHA / judging.MOST
     wrong = 0
     known: dict[tuple[int, int], str] = {}

@@ -12,8 +12,7 @@ from typing import Any, cast
 import pytest
 
 from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.continuity import REFUSED
-from macd.host.judge.parse import SEVERE, SIGNAL, WARN, Bad, Line
+from macd.host.judge.parse import REFUSED, SEVERE, SIGNAL, WARN, Bad, Line
 from tests.support.signal_lines import RELEASE
 
 HOUR = 3_600_000
@@ -97,7 +96,7 @@ def test_few_bars_are_told_apart_as_ever() -> None:
     lap = [signal(n) for n in range(300)]
     found = analysed(iter([*lap, *lap]), 500)
     assert found.tally()["lstm_normal"] == (300, 300)
-    assert "bars too many to be told apart" not in found.document()["counts"]
+    assert "bars beyond the limit" not in found.document()["counts"]
 
 
 def test_more_good_bars_than_can_be_told_apart_raise_no_rate() -> None:
@@ -105,7 +104,7 @@ def test_more_good_bars_than_can_be_told_apart_raise_no_rate() -> None:
     bad = signal(0, error="tft: broken", bar=None)
     found = analysed(iter([bad, *lap, *lap]), 500)
     assert found.tally()["ml_coverage"] == (499, 500)
-    assert found.document()["counts"]["bars too many to be told apart"] == 901 - 500 + 401
+    assert found.document()["counts"]["bars beyond the limit"] == 901 - 500 + 401
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_more_good_bars_than_can_be_told_apart_raise_no_rate() -> None:
         lambda n: signal(n, kind=WARN, note="stale"),
         lambda n: signal(n, bar=7 * HOUR, tft=None),
     ],
-    ids=["error", "refused", "told again"],
+    ids=["error", "refused", "repeated bars"],
 )
 def test_bad_bars_behind_a_flood_of_good_ones_count(bad: Callable[[int], Line]) -> None:
     made = [*flood(signal, 2000), *(bad(n) for n in range(2000, 2600))]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from macd.host.judge import gate, judging
-from macd.host.judge.gate import Rule
 from tests.support import signal_lines
+from tests.support.gate_rule import RULE
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 ORDER: dict[str, Any] = {
@@ -24,7 +24,7 @@ ORDER: dict[str, Any] = {
     "since": (NOW - timedelta(hours=26)).timestamp(),
     "until": (NOW + timedelta(hours=1)).timestamp(),
     "every_s": 7200.0,
-    "rule": {**Rule().__dict__, "rule": "sequential"},
+    "rule": {**RULE.__dict__, "rule": "sequential"},
 }
 # A process of its own: a fork of pytest would be larger than any bound on memory.
 PROGRAM = """

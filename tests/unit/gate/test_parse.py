@@ -81,8 +81,8 @@ def test_an_error_in_any_place_is_an_error_and_none_told_stays_none_told() -> No
     assert read({**good(), "ml_error": True}).error == "(bool)"
     line = good()
     del line["data"]["components"]["ml_error"]
-    assert read({**line, "close": 4.0}).untold
-    assert not read({**line, "ml_error": None}).untold
+    assert read({**line, "close": 4.0}).lacks_ml_error
+    assert not read({**line, "ml_error": None}).lacks_ml_error
 
 
 def test_numbers_as_times_and_small_levels_are_only_earlier_versions() -> None:
@@ -154,7 +154,7 @@ def test_what_is_refused_says_why() -> None:
 @pytest.mark.parametrize("nothing", [None, "", False])
 def test_nothing_in_ml_error_is_no_error(nothing: Any) -> None:
     line = read(good(ml_error=nothing))
-    assert (line.error, line.untold) == ("", False)
+    assert (line.error, line.lacks_ml_error) == ("", False)
 
 
 def test_anything_else_in_ml_error_is_an_error() -> None:
@@ -165,7 +165,7 @@ def test_anything_else_in_ml_error_is_an_error() -> None:
 def test_a_line_without_ml_error_says_so() -> None:
     line = good()
     del line["data"]["components"]["ml_error"]
-    assert (read(line).error, read(line).untold) == ("", True)
+    assert (read(line).error, read(line).lacks_ml_error) == ("", True)
 
 
 @pytest.mark.parametrize("name", ["v1.4.2", "../..", signal_lines.RELEASE[:-1]])

@@ -7,7 +7,7 @@ import random
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from macd.host.judge.realised import Seen, auc, realised
+from macd.host.judge.realised import Prediction, auc, realised
 from macd.host.judge.tallies import Groups, Latency, Model, Pair, Timeline
 
 HOUR = 3_600_000
@@ -40,7 +40,7 @@ def test_labels_are_closes_h_bars_later_by_time_not_by_row() -> None:
         known = closes[i + 5] > close if i + 5 < 80 else False
         heads = (0.9 if known else 0.1, *[None] * 11)
         if i != 40:
-            seen.append(Seen("BTCUSD", "1h", i * HOUR, HOUR, close, heads))
+            seen.append(Prediction("BTCUSD", "1h", i * HOUR, HOUR, close, heads))
     row = realised(seen)[0]
     assert (row["model"], row["head"], row["value"]) == ("lgbm", "5h", 1.0)
     equal = sum(closes[i] == closes[i + 5] for i in range(75) if 40 not in (i, i + 5))
@@ -50,9 +50,9 @@ def test_labels_are_closes_h_bars_later_by_time_not_by_row() -> None:
 
 def test_bars_of_another_symbol_or_timeframe_are_neither_bars_nor_labels_of_this_one() -> None:
     heads = (0.9, *[None] * 11)
-    rising = [Seen("BTCUSD", "1h", i * HOUR, HOUR, 100.0 + i, heads) for i in range(30)]
-    falling = [Seen("ETHUSD", "1h", i * HOUR, HOUR, 100.0 - i, heads) for i in range(30)]
-    other = [Seen("BTCUSD", "5h", i * 5 * HOUR, 5 * HOUR, 1.0, heads) for i in range(6)]
+    rising = [Prediction("BTCUSD", "1h", i * HOUR, HOUR, 100.0 + i, heads) for i in range(30)]
+    falling = [Prediction("ETHUSD", "1h", i * HOUR, HOUR, 100.0 - i, heads) for i in range(30)]
+    other = [Prediction("BTCUSD", "5h", i * 5 * HOUR, 5 * HOUR, 1.0, heads) for i in range(6)]
     told = realised([*rising, *falling, *other])[0]
     assert (told["n"], told["value"]) == (25 + 25, 0.5)
 

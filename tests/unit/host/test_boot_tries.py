@@ -17,12 +17,12 @@ def test_it_tries_for_a_minute(
 ) -> None:
     waited: list[float] = []
 
-    def carry_on(*_: object, **__: object) -> str:
+    def resume(*_: object, **__: object) -> str:
         if len(waited) < failures:
             raise OSError("no space left on device")
         return "reverted"
 
-    monkeypatch.setattr(program.activation, "carry_on", carry_on)
+    monkeypatch.setattr(program.activation, "resume", resume)
     monkeypatch.setattr(flag, "recover", lambda *_, **__: "nothing")
     monkeypatch.setattr(program.time, "sleep", waited.append)
     monkeypatch.setattr(sys, "argv", ["x", "recover", "--booting", "--app", str(tmp_path)])

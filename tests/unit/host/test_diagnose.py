@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from macd.host.deploy import diagnose
+from macd.host.deploy import status
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from macd.host.deploy import diagnose
     ],
 )
 def test_a_service_is_known_by_its_words(words: list[str], serves: bool) -> None:
-    assert diagnose._serves(words, "/opt/app", "/") is serves
+    assert status._serves(words, "/opt/app", "/") is serves

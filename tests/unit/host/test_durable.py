@@ -194,5 +194,9 @@ def test_a_lock_is_held_to_its_end_or_its_holders(tmp_path: Path, kind: str) -> 
         assert not is_free(lock)
         holder.kill()
     with durable.one_at_a_time(lock):
-        pass
+        with pytest.raises(KeyError), durable.one_at_a_time(lock, taken=KeyError("taken")):
+            raise AssertionError("it is held")
+        assert not is_free(lock)
+    with pytest.raises(BlockingIOError), durable.one_at_a_time(lock, taken=KeyError("taken")):
+        raise BlockingIOError  # what fails inside is no lock that is taken
     assert kind != "file" or lock.read_text() == "kept"

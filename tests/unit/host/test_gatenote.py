@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from macd.host.flag import gate_note
+from macd.host.flag import evidence
 from macd.host.layout import Layout
 
 NOW = datetime.now(UTC)
@@ -28,15 +28,15 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_an_older_one_replaces_no_newer_one(layout: Layout) -> None:
-    assert gate_note.gate_note(layout.app, note("FAIL", 1))
-    assert not gate_note.gate_note(layout.app, note("PASS", 2))
-    assert gate_note.gate_newest(layout.app) is not None
+    assert evidence.gate_note(layout.app, note("FAIL", 1))
+    assert not evidence.gate_note(layout.app, note("PASS", 2))
+    assert evidence.gate_newest(layout.app) is not None
 
 
 def test_nor_does_it_when_both_are_written_at_once(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entered, save = threading.Event(), gate_note.save
+    entered, save = threading.Event(), evidence.save
 
     def slowly(path: str, document: Any) -> None:
         if document["verdict"] == "PASS":
@@ -44,11 +44,11 @@ def test_nor_does_it_when_both_are_written_at_once(
             time.sleep(0.3)
         save(path, document)
 
-    monkeypatch.setattr(gate_note, "save", slowly)
-    older = threading.Thread(target=gate_note.gate_note, args=(layout.app, note("PASS", 2)))
+    monkeypatch.setattr(evidence, "save", slowly)
+    older = threading.Thread(target=evidence.gate_note, args=(layout.app, note("PASS", 2)))
     older.start()
     assert entered.wait(30)
-    assert gate_note.gate_note(layout.app, note("FAIL", 1))
+    assert evidence.gate_note(layout.app, note("FAIL", 1))
     older.join()
-    newest = gate_note.gate_newest(layout.app)
+    newest = evidence.gate_newest(layout.app)
     assert newest is not None and newest["verdict"] == "FAIL"

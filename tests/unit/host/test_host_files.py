@@ -54,11 +54,9 @@ def test_what_would_hang_is_refused(tmp_path: Path) -> None:
             files.read(str(path))
 
 
-def test_write_makes_parents_only_when_asked(tmp_path: Path) -> None:
+def test_write_makes_the_directory_of_a_file_and_replaces_none(tmp_path: Path) -> None:
     target = tmp_path / "a/b"
-    with pytest.raises(FileNotFoundError):
-        files.write(str(target), b"x")
-    files.write(str(target), b"x", parents=True, mode=0o600)
+    files.write(str(target), b"x", mode=0o600)
     assert target.read_bytes() == b"x"
     with pytest.raises(IsADirectoryError):
         files.write(str(tmp_path / "a"), b"x")

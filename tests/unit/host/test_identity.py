@@ -33,7 +33,7 @@ def host(made: Made, top: Path, **more: Any) -> Layout:
 
 
 def accept(layout: Layout, made: Made) -> str:
-    claimed = releases.Accepts(made.manifest.app, made.manifest.env, IDENTITY)
+    claimed = {"app": made.manifest.app, "env": made.manifest.env, "identity": IDENTITY}
     return releases.accept(
         layout, made.raw, made.signature, claimed, now=made.manifest.created.timestamp()
     )[0]

@@ -18,7 +18,7 @@ import pytest
 from macd.deploy.candidate import Part, ReleaseCandidate, unpacked
 from macd.host.failure import HostError
 from macd.host.layout import Layout
-from macd.host.store import needs, runtimes
+from macd.host.store import runtimes
 from tests.unit.host.test_runtimes import landed
 
 Mount = Callable[[str], Path]
@@ -103,9 +103,9 @@ def test_a_file_system_mounted_noexec(mount: Mount) -> None:
     error = refused(app, {"tiny.abi3.so": extension()})
     assert error.what == f"importing the packages failed: {app} is mounted noexec"
     assert f"mount -o remount,exec {app} on the host" in error.hint
-    assert needs.room(str(app / "not" / "there"))["noexec"] == str(app)
+    assert runtimes.room(str(app / "not" / "there"))["noexec"] == str(app)
     subprocess.run(["mount", "-o", "remount,exec", str(app)], check=True)
-    assert needs.room(str(app))["noexec"] == ""
+    assert runtimes.room(str(app))["noexec"] == ""
     with pytest.raises(HostError) as other:  # loaded now, and found to be something else
         build(app, {"tiny.abi3.so": extension()})
     assert "does not define module export function" in other.value.why
@@ -138,7 +138,7 @@ def test_a_library_that_is_not_there(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_failed_program_says_is_understood(said: str, what: str, hint: str) -> None:
-    error = needs.failure("importing", f"Traceback ...\n{said}\n", "/")
+    error = runtimes._host_failure("importing", f"Traceback ...\n{said}\n", "/")
     assert error is not None
     assert error.what == f"importing failed: {what}"
     assert hint in error.hint and said in error.why and error.kind == "refused"
@@ -153,7 +153,7 @@ def test_what_a_failed_program_says_is_understood(said: str, what: str, hint: st
     ],
 )
 def test_another_cause_is_not_guessed(said: str) -> None:
-    assert needs.failure("importing", said, "/") is None
+    assert runtimes._host_failure("importing", said, "/") is None
 
 
 def test_what_a_runtime_takes_is_known_before_it_is_built(tmp_path: Path) -> None:
@@ -185,6 +185,6 @@ def test_a_missing_venv_is_named_with_the_package_of_this_very_python(
 ) -> None:
     """Of Ubuntu 22.04's python3-venv, python3.11 has nothing."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    [missing] = [one for one in needs.missing_programs() if one["name"] == "python3 -m venv"]
+    [missing] = [one for one in runtimes.missing_programs() if one["name"] == "python3 -m venv"]
     assert missing["package"] == f"python3.{sys.version_info.minor}-venv"
     assert missing["needed"]

@@ -76,7 +76,7 @@ def test_what_a_killed_build_left_is_ended_then_removed(
     left.mkdir(parents=True)
     (left / "sitecustomize.py").write_text("raise SystemExit('not of this build')\n")
     ended: list[bool] = []
-    monkeypatch.setattr(Sandbox, "end_forgotten", lambda _: ended.append(left.exists()))
+    monkeypatch.setattr(Sandbox, "end_leftovers", lambda _: ended.append(left.exists()))
     assert runtimes.install(layout, raw, [])["built"]
     assert ended == [True]  # while it could still write there
     assert [path.name for path in (tmp_path / "runtimes").iterdir()] == [lock]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from macd.host.failure import HostError
-from macd.host.systemd import detach, overrides
+from macd.host.systemd import detach
 from macd.host.systemd.supervisor import Supervisor
 
 
@@ -17,7 +17,7 @@ def test_no_activation_begins_that_logging_out_would_end(
     begun: list[object] = []
     monkeypatch.setattr("subprocess.run", lambda *words, **_: begun.append(words))
     monkeypatch.setattr("subprocess.Popen", lambda *words, **_: begun.append(words))
-    monkeypatch.setattr(Supervisor, "_has_systemd_run", lambda _: True)
+    monkeypatch.setattr(Supervisor, "has_timers", lambda _: True)
     monkeypatch.setattr(detach, "lingers", lambda: False)
     with pytest.raises(HostError) as told:
         Supervisor("user").run_detached("name", ["true"], str(tmp_path / "log"))
@@ -41,7 +41,7 @@ def test_drop_ins_of_every_place_are_told_with_what_they_set_and_no_value(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     paths = [str(tmp_path / name) for name in written]
-    assert overrides.dropins("user", ["a-b.service", "a-b.socket"]) == {
+    assert Supervisor("user").dropins(["a-b.service", "a-b.socket"]) == {
         "a-b.service": [
             {"path": paths[0], "sets": ["Environment", "User"]},
             {"path": paths[1], "sets": []},

@@ -61,7 +61,7 @@ def test_a_file_larger_than_a_message_is_read_whole(agent: Session, tmp_path: Pa
 
 
 def test_write_has_mode_and_parents(agent: Session, tmp_path: Path) -> None:
-    agent.write(f"{tmp_path}/a/.env", b"SECRET=1\n", mode=0o600, parents=True)
+    agent.write(f"{tmp_path}/a/.env", b"SECRET=1\n", mode=0o600)
     assert agent.read(f"{tmp_path}/a/.env") == b"SECRET=1\n"
     assert (tmp_path / "a/.env").stat().st_mode & 0o777 == 0o600
 

@@ -1,11 +1,12 @@
 """A session that reconnects: an action through it survives a lost link, within `patience`.
 
-Only for actions that may be repeated: all operations of a job's host may be.
+Only for actions that may be repeated: looking, and the operations of a job's host.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
@@ -14,7 +15,7 @@ from macd.errors import ContactLostError, MacdError, RefusedError, UsageError
 from macd.inventory import Host, Inventory
 from macd.ssh.session import Session, open_session
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_FIRST_WAIT_S = 1.0
 T = TypeVar("T")
 
 
@@ -40,17 +41,27 @@ class Silent:
 class Contact:
     """Use it as a context manager; the first connection is tried once, later ones for `patience`.
 
-    `clock` counts seconds, `sleep` waits them.
+    Args:
+        patience: so many seconds without contact end it.
+        longest_wait: the wait between two tries doubles from 1 s to this.
+        for_good: errors while reconnecting that waiting does not mend. Nearly every other may
+            pass: while a host boots, it refuses logins.
+        session: one that is open already; it is closed as those that are opened here.
+        reached: whether the host was reached before; the first connection is a later one then.
+        clock: counts seconds.
+        sleep: waits them.
     """
 
     host: Host
     inventory: Inventory
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
     watcher: Watcher = field(default_factory=Silent)
     patience: float = 600.0
-    _session: Session | None = None
-    _once: bool = False
+    longest_wait: float = 30.0
+    for_good: tuple[type[MacdError], ...] = (RefusedError, UsageError)
+    session: Session | None = None
+    reached: bool = False
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
     def use(self, action: Callable[[Session], T]) -> T:
         """Do `action` with a session; when the link dies, reconnect and do it again.
@@ -60,13 +71,15 @@ class Contact:
         gives_up = 0.0
         wait = _FIRST_WAIT_S
         while True:
-            connecting = self._session is None
+            connecting = self.session is None
             try:
                 session = self._connected()
+                if connecting and gives_up:
+                    self.watcher.back()
                 connecting = False
-                result = action(session)
+                return action(session)
             except MacdError as error:
-                if not self._once or not _may_pass(error, connecting=connecting):
+                if not self._may_pass(error, connecting=connecting):
                     raise
                 self.close()
                 now = self.clock()
@@ -76,22 +89,25 @@ class Contact:
                 wait = min(wait, max(gives_up - now, 0.1))
                 self.watcher.lost(error, again_in=wait, gives_up_in=gives_up - now)
                 self.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT_S)
-            else:
-                if gives_up:
-                    self.watcher.back()
-                return result
+                wait = min(2 * wait, self.longest_wait)
 
     def _connected(self) -> Session:
-        if self._session is None:
+        if self.session is None:
             session = open_session(self.host, self.inventory)
             try:
                 session.ping()
             except BaseException:
                 session.close()
                 raise
-            self._session, self._once = session, True
-        return self._session
+            self.session, self.reached = session, True
+        return self.session
+
+    def _may_pass(self, error: MacdError, *, connecting: bool) -> bool:
+        """Whether trying again may help. Once connected only a dead link may pass: other errors
+        are answers."""
+        if connecting:
+            return self.reached and not isinstance(error, self.for_good)
+        return isinstance(error, ContactLostError)
 
     def _given_up(self, error: MacdError) -> ContactLostError:
         return ContactLostError(
@@ -101,7 +117,7 @@ class Contact:
 
     def close(self) -> None:
         """Close the link, whatever state it is in."""
-        session, self._session = self._session, None
+        session, self.session = self.session, None
         if session is not None:
             with contextlib.suppress(MacdError, OSError):
                 session.close()
@@ -111,15 +127,3 @@ class Contact:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _may_pass(error: MacdError, *, connecting: bool) -> bool:
-    """Whether trying again may help.
-
-    While reconnecting to a host that was reached before, nearly every error may pass: while it
-    boots, it refuses logins. A changed host key does not pass. Once connected, only a dead link
-    does; other errors are answers.
-    """
-    if connecting:
-        return not isinstance(error, RefusedError | UsageError)
-    return isinstance(error, ContactLostError)
