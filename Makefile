@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Much of the tests' time is waiting for hosts: five workers fill two cores.
-SPREAD ?= -n 5 --dist loadfile --no-loadscope-reorder
+# Each worker collects all files that it is given, so few are given those that import torch.
+UNIT ?= tests/unit -n 2 --dist loadfile --no-loadscope-reorder
+# Much of the other tests' time is waiting for hosts: five workers fill two cores.
+OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-full check check-fast docs lock clean
 
@@ -37,7 +39,7 @@ check: $(READY)
 
 # What to run before each commit: no network, no root, no hosts.
 check-fast: check
-	$(BIN)/python -m pytest -q tests/unit -m "not full" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not full" $(UNIT)
 
 docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
@@ -45,11 +47,13 @@ docs: $(READY)
 
 test: $(READY) check docs
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -m "not full" $(SPREAD)
+	$(BIN)/python -m pytest -m "not full" $(UNIT)
+	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
 test-full: $(READY) check
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest --hypothesis-profile=thorough $(SPREAD)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(UNIT)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(OTHER)
 
 # The versions that are installed in .venv, with their hashes. Needs Linux and pip's index.
 lock: $(READY)
