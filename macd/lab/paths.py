@@ -172,8 +172,12 @@ def _tools(host: HostPaths) -> None:
         _script(host.bin / tool, absent)
     if host.name == "prod":
         # By file and isolated: what lies in the caller's directory must not be imported.
-        program = shlex.quote(str(Path(__file__).with_name("systemctl.py")))
-        _script(host.bin / "systemctl", f'exec {python} -I {program} "$@"')
+        program, show = (
+            shlex.quote(str(Path(__file__).with_name(name)))
+            for name in ("systemctl.py", "systemctl_show.py")
+        )
+        quickly = f'[ "$1 $2" = "--user show" ] && exec {python} -ISB {show} "$@"'
+        _script(host.bin / "systemctl", f'{quickly}\nexec {python} -I {program} "$@"')
         _script(host.bin / "journalctl", _JOURNALCTL)
 
 

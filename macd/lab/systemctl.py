@@ -10,12 +10,17 @@ with systemd; the replacement itself looks once a second. The limits stand in do
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import signal
+import socket
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from systemctl2 import systemctl3
 
@@ -28,8 +33,10 @@ _UNIT_FOLDERS = [
 ]
 _TICK = 0.5
 _LOOK = 0.02
+_LOOK_IF_ALIVE = 0.1  # while it is waited for a word, which is heard at once
 _YIELD = 0.1  # until a process just started is looked at
 _GIVEN_UP = "error"  # the replacement's word for a start limit that was hit
+_SOCKET = "systemctl"  # in the runtime directory; systemctl_show.py connects to it
 _OURS = ("InvocationID", "NRestarts", "ExecMainStartTimestamp")
 
 
@@ -92,7 +99,7 @@ class LabSystemctl(systemctl3.Systemctl):
         deadline = time.monotonic() + timeout
         while "READY" not in notified and time.monotonic() < deadline:
             alive = pid is None or self.is_active_pid(pid)
-            said = self.read_notify_socket(notify, _LOOK if alive else 0.001)
+            said = self.read_notify_socket(notify, _LOOK_IF_ALIVE if alive else 0.001)
             notified.update(line.partition("=")[::2] for line in said.splitlines())
             if not alive and not said:  # what it said before it died has been read
                 break
@@ -100,7 +107,6 @@ class LabSystemctl(systemctl3.Systemctl):
         return notified
 
     def wait_vanished_pid(self, pid: int, timeout: float) -> bool:
-        """Whether the process was gone within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while pid and self.is_active_pid(pid):
             if time.monotonic() > deadline:
@@ -162,7 +168,6 @@ class _Keeper(LabSystemctl):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; systemctl's exit codes."""
     if "--user" not in arguments and "--version" not in arguments:
         return _no_system_manager(arguments)
     if "XDG_RUNTIME_DIR" not in os.environ:
@@ -205,6 +210,7 @@ def _keep() -> int:
     systemctl3._user_mode = True
     boot = LabSystemctl()
     boot.sysinit_status(ActiveState="active", SubState="running")
+    _answer_shows()
     print("ready", flush=True)  # noqa: T201 - the lab's daemon waits for it
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     enabled = boot.default_services_modules("default.target", "multi-user.target")
@@ -221,6 +227,41 @@ def _keep() -> int:
         keeper.restart_failed_units(_units())
         time.sleep(_TICK)
     return 0
+
+
+def _answer_shows() -> None:
+    """Start a process that answers `show` as long as this one is there: see systemctl_show.py."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{os.environ['XDG_RUNTIME_DIR']}/{_SOCKET}")
+        listener.listen()
+        listener.settimeout(_TICK)
+        keeper = os.getpid()
+        if os.fork():
+            return
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+        gc.freeze()
+        while os.getppid() == keeper:
+            with contextlib.suppress(TimeoutError):
+                client, _ = listener.accept()
+                with client:
+                    if not os.fork():
+                        _answer(client)
+    os._exit(0)
+
+
+def _answer(client: socket.socket) -> NoReturn:
+    code = 1
+    try:
+        words, streams, _, _ = socket.recv_fds(client, 1 << 16, 2)
+        for number, stream in enumerate(streams, 1):
+            os.dup2(stream, number)
+        code = main(words.decode().split("\0"))
+        sys.stdout.flush()
+    except Exception:  # whoever asked sees it
+        traceback.print_exc()
+    finally:
+        client.sendall(bytes([code]))
+        os._exit(code)
 
 
 def _units() -> list[str]:

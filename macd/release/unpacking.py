@@ -42,7 +42,6 @@ def unpack(archive: Path, destination: Path) -> None:
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """The child's side of `unpack`."""
     destination = Path(question["destination"])
     try:
         with tarfile.open(question["archive"], mode="r|*") as opened:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from macd.inventory import Inventory, load
-from tests.support import small_releases
+from tests.support import commands, small_releases
 from tests.support.hosts.fleet import Hosts
 from tests.support.sweeps import sweep
 
@@ -33,7 +31,7 @@ namespace = Collection(
 )
 """
 MORE = """
-soak: {ready_s: 6, soak_s: 1, confirm_s: 20}
+soak: {ready_s: 30, soak_s: 1, confirm_s: 30}
 release:
   keep: 3
   sign_key: ../keys/release
@@ -56,15 +54,8 @@ class Bench:
         return done
 
     def typed(self, *words: str, inventory: str = "deploying") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("invoke")), *words, "--inventory", inventory],
-            cwd=self.hosts.root,
-            env={**os.environ, "MACD_ROOT": str(self.hosts.root)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        environment = {**os.environ, "MACD_ROOT": str(self.hosts.root)}
+        return commands.run(self.hosts.root, *words, "--inventory", inventory, env=environment)
 
     def json(self, *words: str, code: int = 0, inventory: str = "deploying") -> Any:
         done = self.invoke(*words, "--json", code=code, inventory=inventory)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from macd.ssh.blobs import Blob
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import open_session
 from macd.ssh.ssh import connect, trust
+from tests.support import commands
 from tests.support.hosts import network
 from tests.support.hosts.fleet import Hosts, TestHost
 
@@ -74,15 +74,9 @@ def test_facts_of_prod_as_root_and_as_the_user_with_sudo(hosts: Hosts, book: Inv
 
 def test_invoke_facts_through_jump(hosts: Hosts, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), "facts", "--host", "h800", "--json"],
-        cwd=tmp_path,
-        env=os.environ | {"MACD_ROOT": str(hosts.root), "MACD_INVENTORY": hosts.inventory},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {"MACD_ROOT": str(hosts.root), "MACD_INVENTORY": hosts.inventory}
+    words = ("facts", "--host", "h800", "--json")
+    done = commands.run(tmp_path, *words, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["hostname"] == hosts.h800.machine.name
 

@@ -9,13 +9,12 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from macd.cli import demo
-from tests.support import wheels
+from tests.support import commands, wheels
 from tests.support.training_run import ROOT
 
 # What git ignores, and what no user's clone needs.
@@ -32,14 +31,12 @@ def test_the_whole_story_is_told_to_its_end(tmp_path: Path) -> None:
     shutil.copytree(ROOT, clone, ignore=NOT_IN_A_CLONE)
     (clone / "releases").mkdir()
     wheels.share(clone / ".macd/lab")
-    invoke = str(Path(sys.executable).with_name("invoke"))
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     env = {**kept, "CI": "true", "PYTHONPATH": str(clone), "MACD_INVENTORY": "production",
            "ML_STACKING_MIN_SAMPLES": "1000000"}  # fmt: skip
-    done = subprocess.run(
-        [invoke, "demo"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
+    done = commands.run(
+        clone, "demo", env=env, stderr=subprocess.STDOUT, timeout=LIMIT_S, real=True
+    )
     told = done.stdout
     assert done.returncode == 0, told[-6000:]
     typed = [line.removeprefix("$ ") for line in told.splitlines() if line.startswith("$ ")]
@@ -59,7 +56,5 @@ def test_the_whole_story_is_told_to_its_end(tmp_path: Path) -> None:
     assert list(places) == wanted
     assert all((clone / place).exists() for place in places.values())
     assert "Traceback" not in told
-    after = subprocess.run(
-        [invoke, "lab.status"], cwd=clone, env=env, capture_output=True, text=True, check=False
-    )
+    after = commands.run(clone, "lab.status", env=env, real=True)
     assert "the lab isn't running" in after.stdout

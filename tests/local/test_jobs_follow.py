@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from macd.jobs.follow import LocalRuns, follow
 from macd.jobs.transfer import collect
 from macd.lab import Fault, LabState
 from macd.ssh.contact import Contact
+from tests.support import commands
 from tests.support.job_fakes import (
     Witness,
     begin,
@@ -294,16 +294,14 @@ def test_a_viewer_that_is_killed_leaves_the_run_alone(
     clean_links: LabState, project: Path, inventory: Inventory, contact: Contact
 ) -> None:
     run = begin(contact, TALKS + "done()")
-    argv = [str(Path(sys.executable).with_name("invoke")), "train.attach", "--run", run]
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
     for number, sign in ((signal.SIGKILL, "[starting]"), (signal.SIGINT, "resuming after")):
-        with subprocess.Popen(
-            argv,
-            cwd=project,
+        with commands.start(
+            project,
+            *("train.attach", "--run", run),
             env=unbuffered,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         ) as viewer:
             assert viewer.stdout is not None
             assert any(sign in line for line in iter(viewer.stdout.readline, ""))

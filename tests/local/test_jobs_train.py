@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +15,7 @@ import pytest
 from macd import lab as lab_room
 from macd.app.market.bars import read_bars
 from macd.lab import LabState
+from tests.support import commands
 from tests.support.job_fakes import inventory_of, invoke, lay_out, records
 from tests.support.openssh import eventually
 
@@ -43,14 +43,12 @@ def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(lab: LabState, project: Path) -> tuple[str, str]:
     """A training whose jump host is killed and started again; its id, and what was printed."""
-    argv = [str(Path(sys.executable).with_name("invoke")), "train", "--host", "h800"]
-    with subprocess.Popen(
-        [*argv, "--settings", "tiny.json"],
-        cwd=project,
+    with commands.start(
+        project,
+        *("train", "--host", "h800", "--settings", "tiny.json"),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
     ) as process:
         assert process.stdout is not None
         said = ""

@@ -163,6 +163,22 @@ def test_notify_waits_for_ready(lab: LabState, write_unit: Write) -> None:
     assert show(lab, "notifier")["ActiveState"] == "active"
 
 
+def test_show_says_the_same_with_and_without_a_manager_to_ask(
+    lab: LabState, write_unit: Write
+) -> None:
+    write_unit("shown", "ExecStart=/bin/sleep 600\nEnvironment=A=b")
+    systemctl(lab, "start shown")
+    manager = "$XDG_RUNTIME_DIR/systemctl"
+    for words in ("shown", "shown -p MainPID,InvocationID", "--value -p ActiveState no-such-unit"):
+        show = f"systemctl --user show {words}"
+        asked = ssh(lab.ssh_config, "prod", f"test -S {manager} && {show}")
+        alone = f"mv {manager} {manager}.away; {show}; code=$?; mv {manager}.away {manager}"
+        itself = ssh(lab.ssh_config, "prod", f"{alone}; exit $code")
+        assert (asked.returncode, asked.stdout) == (itself.returncode, itself.stdout)
+        assert asked.stderr == itself.stderr
+        assert asked.stdout
+
+
 def test_unknown_units_and_the_system_manager_are_refused(lab: LabState) -> None:
     assert systemctl(lab, "start no-such-unit")[0] != 0
     assert show(lab, "no-such-unit")["LoadState"] == "not-found"

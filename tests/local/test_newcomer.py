@@ -1,6 +1,6 @@
 """What a newcomer gets wrong, typed as they would: one message, its exit code, the next command.
 
-Real `invoke` in a process of its own, real SSH to the lab's hosts; a project directory each, with
+Each command is a process of its own, real SSH to the lab's hosts; a project directory each, with
 an inventory `mine` that is the lab's, spoilt in one place.
 """
 
@@ -23,9 +23,8 @@ from macd.cli.release import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
 from macd.ssh.failures import UnfitPythonError
-from tests.support import small_releases
+from tests.support import commands, small_releases
 
-INVOKE = Path(sys.executable).with_name("invoke")
 NOBODY_HAS = "20200101T000000Z-deadbeef"
 _COMMAND = re.compile(r"invoke ([a-z][a-z.-]*[a-z])")
 
@@ -39,16 +38,7 @@ class Desk:
     def types(self, *words: str) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of `invoke WORDS`."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MACD_")}
-        done = subprocess.run(
-            [str(INVOKE), *words],
-            cwd=self.root,
-            env={**clean, "MACD_INVENTORY": "mine"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = commands.run(self.root, *words, env={**clean, "MACD_INVENTORY": "mine"}, timeout=60)
         return done.returncode, done.stdout, done.stderr
 
     def edit(self, file: str, old: str, new: str) -> None:
@@ -87,9 +77,8 @@ def _but_examples(_: str, names: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def commands() -> set[str]:
-    argv = [str(INVOKE), "--list", "--list-format", "flat"]
-    told = subprocess.run(argv, cwd=project_root(), capture_output=True, text=True, check=True)
+def task_names() -> set[str]:
+    told = commands.run(project_root(), "--list", "--list-format", "flat")
     names = set(re.findall(r"^  ([a-z][a-z.-]+)", told.stdout, re.MULTILINE))
     return names | {"release", "train"} if {"release.list", "train.status"} <= names else names
 
@@ -379,7 +368,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("slip", EVERY)
-def test_a_slip_ends_in_one_message(desk: Desk, commands: set[str], slip: Slip) -> None:
+def test_a_slip_ends_in_one_message(desk: Desk, task_names: set[str], slip: Slip) -> None:
     slip.spoil(desk)
     before = desk.remains()
     code, out, err = desk.types(*slip.typed.split())
@@ -391,7 +380,7 @@ def test_a_slip_ends_in_one_message(desk: Desk, commands: set[str], slip: Slip) 
     _, _, hint = err.partition("\n  do: ")
     named = set(_COMMAND.findall(hint))
     assert hint and (not slip.next or slip.next in named), said
-    assert named <= commands
+    assert named <= task_names
     assert not slip.live or "\n  now: " in err, said
     assert desk.remains() == before
 

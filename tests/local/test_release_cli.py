@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from macd.inventory import project_root
 from macd.journal import Journal
 from macd.lab import LabState
-from tests.support import wheels
+from tests.support import commands, wheels
 from tests.support.training_run import bars_directory, trained_run
 
 RUN = "20260301T120000Z-0badcafe"
@@ -63,15 +62,9 @@ def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(project: Path, *argv: str, **environment: str) -> Done:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), *argv],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1", **environment},
-    )
+    """Type it; the project has a macd of its own, so this is the script itself."""
+    ours = {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    return commands.run(project, *argv, env={**os.environ, **ours, **environment})
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +236,9 @@ def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, An
     before = sorted(path.name for path in releases.iterdir())
     journal = Journal(project / ".macd/lab/journal.jsonl")
     told = journal.records()
-    program = str(Path(sys.executable).with_name("invoke"))
-    child = subprocess.Popen(
-        [program, "release"],
-        cwd=project,
+    child = commands.start(
+        project,
+        "release",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},

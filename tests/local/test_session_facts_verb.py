@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from macd.inventory import project_root
 from macd.lab import LabState
+from tests.support import commands
 
 TASKS = """
 from invoke import Collection
@@ -36,15 +36,7 @@ def project(lab: LabState, tmp_path: Path) -> Path:
 def facts(
     project: Path, *argv: str, before: tuple[str, ...] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), *before, "facts", *argv],
-        cwd=project,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return commands.run(project, *before, "facts", *argv, env=os.environ | env)
 
 
 def test_a_host_behind_the_jump_host_is_shown(project: Path, lab: LabState) -> None:

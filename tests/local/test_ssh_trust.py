@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from macd.inventory import Inventory
 from macd.ssh import ssh
+from tests.support import commands
 from tests.support.ssh_servers import Server, World, world_in
 
 TASKS = """
@@ -37,15 +37,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def invoke(
     world: World, *argv: str, stdin: int = subprocess.DEVNULL
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), *argv],
-        cwd=world.directory,
-        stdin=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return commands.run(world.directory, *argv, stdin=stdin)
 
 
 def answered(world: World, answer: str, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -7,9 +7,9 @@ is the product's.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from macd.jobs import request as requests
 from macd.jobs import transfer
 from macd.lab import LabState
 from macd.ssh.contact import Contact
+from tests.support import commands
 from tests.support.openssh import eventually
 
 TASKS = """
@@ -121,7 +122,7 @@ class Witness:
     def news(self, events: list[dict[str, Any]], status: dict[str, Any]) -> None:
         self.seen += [event["n"] for event in events]
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         self.contact.append("lost")
 
     def back(self) -> None:
@@ -130,17 +131,7 @@ class Witness:
 
 def invoke(root: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A command as it is typed in the project."""
-    import os  # noqa: PLC0415
-
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), *argv],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return commands.run(root, *argv, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
 
 
 def records(root: Path, kind: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from macd.inventory import Inventory, load, project_root
 from macd.lab import LabState
-from tests.support import small_releases
+from tests.support import commands, small_releases
 
 TASKS = """
 from invoke import Collection
@@ -58,14 +57,12 @@ class Project:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Type it; the caller reads its output line by line."""
-        return subprocess.Popen(
-            [str(Path(sys.executable).with_name("invoke")), *words],
-            cwd=self.root,
+        return commands.start(
+            self.root,
+            *words,
             env={**os.environ, "MACD_ROOT": str(self.root), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def invoke(self, *words: str, code: int = 0) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.app.predict.stacking import StackingModel
-from macd.errors import MacdError
+from macd.errors import MacdError, first_line
 from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
 from macd.run_directory import FILES
 
@@ -126,7 +126,7 @@ class Scorer:
             try:
                 scores[family] = _checked(predict(windows))
             except Exception as error:  # the candidate's failure is an observation, not ours
-                errors[family] = f"{type(error).__name__}: {_first_line(error)}"
+                errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
 
     def score(self, window: Floats) -> Scores:
@@ -233,7 +233,7 @@ def _load_onnx(path: Path) -> Predict:
     try:
         session = onnx_session(data)
     except Exception as error:  # onnxruntime raises types of its own for each way to be broken
-        raise ModelError(f"{path.name} can't be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{path.name} can't be loaded: {first_line(error)}") from error
     name = session.get_inputs()[0].name
 
     def predict(windows: Floats) -> Floats:
@@ -241,10 +241,6 @@ def _load_onnx(path: Path) -> Predict:
         return result
 
     return predict
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def plan_rows(
         n, folds=folds, initial=initial, holdout=holdout, embargo=embargo, first=first
     )
     behind = splits.holdout_rows(n, holdout, embargo, first=first)
-    splits.assert_walk_forward(made, embargo=embargo)
+    splits.assert_walk_forward(made, embargo=embargo)  # again, whatever made them
     splits.assert_purged(behind, embargo=embargo)
     return Plan(tuple(made), behind, embargo)
 

@@ -308,6 +308,5 @@ def _serves(words: list[str], app: str, cwd: str) -> bool:
 
 def _log(supervisor: Supervisor, unit: str) -> str:
     # systemd prints the lines of .env that it refuses, with their values.
-    lines = supervisor.journal(unit, _LOG_LINES)
-    said = "\n".join(line for line in lines if not _QUOTES_ENV.search(line))
-    return untrusted.text(said[-_LONGEST:], _LONGEST)
+    lines = [line for line in supervisor.log(unit, _LOG_LINES) if not _QUOTES_ENV.search(line)]
+    return untrusted.text("\n".join(lines)[-_LONGEST:], _LONGEST)

@@ -156,24 +156,12 @@ class Supervisor:
     def last_line(self, unit: str) -> str:
         """The last line of the unit's own processes, at most 300 characters; "" if unknown."""
         which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
-        lines = [line for line in self._journal("--lines=20", f"{which}={unit}") if line.strip()]
-        return untrusted.line(lines[-1].strip(), 300) if lines else ""
+        lines = [line.strip() for line in _journal(f"{which}={unit}", 20) if line.strip()]
+        return untrusted.line(lines[-1], 300) if lines else ""
 
-    def journal(self, unit: str, count: int) -> list[str]:
-        """The last lines of a unit, systemd's own among them; none if unknown. Not trusted."""
-        which = "--user-unit" if self.scope == "user" else "--unit"
-        return self._journal(f"--lines={count}", which, unit)
-
-    @staticmethod
-    def _journal(*words: str) -> list[str]:
-        argv = ["journalctl", "--no-pager", "--output=cat", *words]
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return []
-        return done.stdout.splitlines() if done.returncode == 0 else []
+    def log(self, unit: str, lines: int) -> list[str]:
+        """The newest lines about the unit, systemd's own too; none where they are not known."""
+        return _journal(f"--{'user-' if self.scope == 'user' else ''}unit={unit}", lines)
 
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
@@ -287,3 +275,14 @@ def _names_set_in(path: str) -> list[str]:
 
 def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
+
+
+def _journal(which: str, lines: int) -> list[str]:
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", which]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from macd.cli.facts import _lines
 from macd.ssh.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
+from tests.support import commands
 
 TASKS = """
 from invoke import Collection
@@ -64,14 +63,7 @@ def test_without_a_host_the_names_are_listed(tmp_path: Path, argv: list[str]) ->
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "inventory").mkdir()
     (tmp_path / "inventory" / "lab.yml").write_text(INVENTORY)
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), "facts", *argv],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = commands.run(tmp_path, "facts", *argv)
     assert done.returncode == 2
     assert "jump, other" in done.stdout + done.stderr
     assert "invoke facts --host jump" in done.stdout + done.stderr

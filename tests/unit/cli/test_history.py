@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from invoke import Context
 
 from macd.cli import history as history_verb
 from macd.journal import Journal
+from tests.support import commands
 
 TASKS = """
 from invoke import Collection
@@ -33,15 +33,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def history(journal: Journal, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("invoke")), "history", *argv],
-        cwd=journal.path.parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    return commands.run(journal.path.parents[2], "history", *argv)
 
 
 def filled(journal: Journal) -> bytes:

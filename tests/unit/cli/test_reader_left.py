@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-INVOKE = str(Path(sys.executable).with_name("invoke"))
+from tests.support import commands
+
 PROJECT = Path(__file__).parents[3]
 
 
@@ -19,15 +19,13 @@ def unread(*words: str, tmp: Path, unbuffered: str, both: bool = False) -> tuple
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
-            [INVOKE, *words],
-            cwd=PROJECT,
+        done = commands.run(
+            PROJECT,
+            *words,
             stdout=writing,
             stderr=writing if both else subprocess.PIPE,
             env=os.environ | {"MACD_ROOT": str(tmp), "PYTHONUNBUFFERED": unbuffered},
-            text=True,
-            timeout=120,
-            check=False,
+            real=words == ("--list",),  # one is the script itself
         )
     finally:
         os.close(writing)
@@ -56,7 +54,7 @@ def test_a_failure_keeps_its_status(tmp_path: Path) -> None:
 
 def test_head_gets_its_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["sh", "-c", f"{INVOKE} --list | head -1"],
+        ["sh", "-c", f"{commands.INVOKE} --list | head -1"],
         cwd=PROJECT,
         capture_output=True,
         env=os.environ | {"MACD_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1"},

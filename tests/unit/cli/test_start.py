@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from macd.inventory import project_root
-
-INVOKE = Path(sys.executable).with_name("invoke")
+from tests.support import commands
 
 
 @pytest.mark.parametrize("forbidden", [False, True])
@@ -22,9 +21,8 @@ def test_compiled_modules_are_kept_unless_that_is_forbidden(
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if forbidden:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    subprocess.run(
-        [INVOKE, "--list"], cwd=project_root(), env=environment, check=True, capture_output=True
-    )
+    done = commands.run(project_root(), "--list", env=environment, real=True)
+    assert done.returncode == 0
     kept = {path.name.split(".")[0] for path in tmp_path.rglob("macd/**/*.pyc")}
     assert ("deploy" in kept) != forbidden
 

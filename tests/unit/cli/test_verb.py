@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from macd.cli.verb import confirm, emit
+from tests.support import commands
 
 TASKS = """
 from invoke import Collection
@@ -45,10 +46,7 @@ namespace = Collection(end)
 
 def _invoke(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     (root / "tasks.py").write_text(TASKS)
-    invoke = Path(sys.executable).with_name("invoke")
-    return subprocess.run(
-        [invoke, *argv], cwd=root, capture_output=True, text=True, timeout=60, check=False
-    )
+    return commands.run(root, *argv)
 
 
 @pytest.mark.parametrize(
