@@ -241,7 +241,7 @@ class _Follower:
                 ) from error
         return outcome
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         if not self._lost:
             self._report("contact lost", {"why": error.what})
         self._lost = error.what

@@ -112,7 +112,7 @@ def sync_directory(path: str) -> None:
     sync(path, os.O_DIRECTORY)
 
 
-def make_directories(path: str, mode: int = 0o755) -> None:
+def make_directories(path: str) -> None:
     """Like os.makedirs(exist_ok=True), but what was made is durable."""
     missing = []
     while not os.path.isdir(path):
@@ -120,7 +120,7 @@ def make_directories(path: str, mode: int = 0o755) -> None:
         path = _parent(path)
     for made in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(made, mode)
+            os.mkdir(made, 0o755)
         sync_directory(_parent(made))
 
 
@@ -131,13 +131,11 @@ def write_all(descriptor: int, data: Data) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(
-    path: PathLike, data: Data, *, mode: int = 0o644, owner: str = "", parents: bool = False
-) -> None:
+def replace_file(path: PathLike, data: Data, *, mode: int = 0o644, parents: bool = False) -> None:
     """Put `data` at `path` atomically and durably: temp beside it, fsync, rename, fsync directory.
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
-    followed. `owner` is "user" or "user:group". `parents` makes its directory where there is none.
+    followed. `parents` makes its directory where there is none.
     An error (disk full, EIO on fsync) leaves the old content and no temporary file. fsync is never
     retried, since the kernel forgets what it dropped.
     """
@@ -151,9 +149,6 @@ def replace_file(
         try:
             write_all(descriptor, data)
             os.fchmod(descriptor, mode)
-            if owner:
-                user, _, group = owner.partition(":")
-                shutil.chown(temporary, user or None, group or None)  # type: ignore[arg-type]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from inspect import cleandoc
@@ -33,6 +34,7 @@ _WITH_OPTIONS = re.compile(r"invoke ([a-z][a-z-]*(?:\.[a-z]+)?)((?: [^\n`;#&|]*)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(?:macd|tests|docs|benchmarks|templates|inventory)/[^\s:]*")
 _MODULE = re.compile(r"[a-z_]+\.py\b")
+_WITH_NAMES = re.compile(r"`(macd/[\w/]+\.py)`\s+\(((?:`[A-Za-z_][\w.]*`(?:,\s+)?)+)")
 _NOT_OURS = {"serve.py"}  # of a release
 _VERB = re.compile(r"([a-z]+)\.[a-z]+")
 _MAKE = re.compile(r"(?:`|^    )make ([a-z][a-z-]*)", re.MULTILINE)
@@ -103,6 +105,49 @@ def _spans(shape: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
         for span in _SPAN.findall(text):
             if match := shape.match(span):
                 yield page, match
+
+
+def test_what_a_file_is_named_for_is_defined_there() -> None:
+    """`macd/deploy/apply.py` (`deploy`), `macd/host/deploy/activation.py` (`Activation.go`)."""
+    named = [
+        (page, path, name)
+        for page, text in PAGES.items()
+        for path, names in _WITH_NAMES.findall(text)
+        for name in _SPAN.findall(names)
+    ]
+    assert named
+    assert [one for one in named if one[2] not in _defined(ROOT / one[1])] == []
+
+
+def test_a_name_that_is_not_defined_is_found() -> None:
+    assert {"Activation.go", "confirm"} <= _defined(ROOT / "macd/host/deploy/activation.py")
+    assert "go" not in _defined(ROOT / "macd/host/deploy/activation.py")
+    text = "`macd/errors.py` (`MacdError`,\n`Gone`) and `macd/errors.py` (`macd/sizes.py`)"
+    assert _WITH_NAMES.findall(text) == [("macd/errors.py", "`MacdError`,\n`Gone`")]
+
+
+@functools.cache
+def _defined(source: Path) -> set[str]:
+    """Functions, classes, constants of a module, and the members of its classes as Class.member."""
+    body = ast.parse(source.read_text()).body
+    members = [
+        f"{node.name}.{name}"
+        for node in body
+        if isinstance(node, ast.ClassDef)
+        for name in _bound(node.body)
+    ]
+    return {*_bound(body), *members}
+
+
+def _bound(body: list[ast.stmt]) -> list[str]:
+    names = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
 
 
 def test_files_that_are_linked_exist() -> None:

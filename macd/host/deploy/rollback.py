@@ -8,6 +8,7 @@ stays.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ def to_release(
     """
     then = snapshots.of(layout, to)
     names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
-    keys = _keys(now.get(FLAGS), then.get(FLAGS), names)
+    # A directory is left as it is: no key is put back into it.
+    keys = {} if os.path.isdir(layout.env) else _keys(now.get(FLAGS), then.get(FLAGS), names)
     after = {**then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), keys)}
     files = snapshots.changed_files(now, after)
     by_hand = snapshots.edited(now, written(layout, live, history))

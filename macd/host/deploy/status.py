@@ -268,7 +268,7 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
     return {
         "others": _others(layout, process.pid),
         "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
-        "log": _log(unit, scope),
+        "log": _log(supervisor, unit),
         "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
         "unjudged": _unjudged(layout),
     }
@@ -325,16 +325,7 @@ def _serves(words: list[str], app: str, cwd: str) -> bool:
     return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
 
 
-def _log(unit: str, scope: str) -> str:
-    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={_LOG_LINES}"]
-    argv += ["--user-unit" if scope == "user" else "--unit", unit]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    # systemd prints the lines of .env that it refuses, with their values.
-    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
-    said = "\n".join(lines)[-_LONGEST:]
-    return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
+def _log(supervisor: Supervisor, unit: str) -> str:
+    # systemd prints what it does not take from .env, values and all.
+    lines = [line for line in supervisor.log(unit, _LOG_LINES) if not _QUOTES_ENV.search(line)]
+    return untrusted.text("\n".join(lines)[-_LONGEST:], _LONGEST)
