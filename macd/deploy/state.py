@@ -27,8 +27,8 @@ class HostState:
     lists [sha256, bytes already there]; `returns` has for each release that may come back the
     names of what is restored with it (macd/host/deploy/rollback.py); `last` is the last event of
     the newest activation, `healthy` in it whether what was left serves. `free`, `free_inodes` (-1:
-    not counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
-    not there (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
+    not counted) and `noexec` are of the file system of `app`. `lacks` names missing packages of the
+    system (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
     macd/host/flag/guard_config.py.
     """
 
