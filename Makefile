@@ -3,23 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Much of the tests' time is waiting for hosts: five workers fill two cores.
-SPREAD ?= -n 5 --dist loadfile --no-loadscope-reorder
+# Each worker collects all files that it is given, so few are given those that import torch.
+UNIT ?= tests/unit -n 2 --dist loadfile --no-loadscope-reorder
+# Much of the other tests' time is waiting for hosts: five workers fill two cores.
+OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-full check check-fast docs lock clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml requirements.lock requirements-cuda.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "macd needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv; on Debian/Ubuntu: apt-get install python3-venv"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up .venv (about a minute, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	@$(PIP) --require-hashes $(PIP_ARGS) -r requirements.lock
+	@# torch from PyPI needs CUDA's libraries on Linux, a build for the CPU does not
+	@$(BIN)/python -c 'import sys; from importlib import metadata; sys.exit("nvidia-" in str(metadata.requires("torch")))' || $(PIP) --require-hashes $(PIP_ARGS) -r requirements-cuda.lock
 	@# compat: a plain path instead of setuptools' finder, which each start of Python would import
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
+	@$(PIP) --no-build-isolation --config-settings editable_mode=compat -e .
+	@$(BIN)/python -m pip --quiet check
 	@$(BIN)/python -m compileall -q macd tasks.py
 	@touch $@
 
@@ -33,7 +39,7 @@ check: $(READY)
 
 # What to run before each commit: no network, no root, no hosts.
 check-fast: check
-	$(BIN)/python -m pytest -q tests/unit -m "not full" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not full and not slow" $(UNIT)
 
 docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
@@ -41,14 +47,20 @@ docs: $(READY)
 
 test: $(READY) check docs
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -m "not full" $(SPREAD)
+	$(BIN)/python -m pytest -m "not full" $(UNIT)
+	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
 test-full: $(READY) check
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest --hypothesis-profile=thorough $(SPREAD)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(UNIT)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(OTHER)
 
+# The versions that are installed in .venv, with their hashes. Needs Linux and pip's index.
 lock: $(READY)
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+	@$(PYTHON) -m venv .lock
+	@.lock/bin/python -m pip install --quiet --disable-pip-version-check pip-tools==7.6.2
+	@.lock/bin/python tools/lock.py $(PIP_ARGS)
+	@rm -rf .lock
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache

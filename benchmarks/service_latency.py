@@ -29,8 +29,7 @@ import numpy as np
 
 from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
-from macd.app.service.feed import Bar, Item
-from macd.app.service.feed_replay import bars_of
+from macd.app.service.feed import Bar, Item, bars_of
 from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop
 from macd.app.service.predictor import Predictor

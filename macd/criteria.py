@@ -1,12 +1,16 @@
-"""The criteria of a training, in one table: names, default thresholds, titles, which way they hold.
+"""The criteria of a training: names, default thresholds, titles, and which of them are met.
 
-The inventory sets thresholds and levels; the training measures; the release judges. The thresholds
-here are the team's guide. Standard library alone: a training host needs it.
+The inventory sets thresholds and levels; the training measures and evaluates; the release judges. A
+criterion that is not met is a result, not an error: the training succeeds either way. The
+thresholds here are the team's guide. Standard library alone: a training host needs it.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -49,3 +53,100 @@ def below(name: str) -> bool:
 def is_met(name: str, value: float, threshold: float) -> bool:
     """Whether a measured value meets the criterion."""
     return value < threshold if below(name) else value >= threshold
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A threshold and what missing it means: `block` stops a release, `warn` is only shown."""
+
+    threshold: float
+    level: str = "block"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One criterion as it came out; `value` is None where it could not be measured."""
+
+    name: str
+    title: str
+    value: float | None
+    threshold: float
+    ok: bool
+    level: str
+    detail: str = ""
+
+    def line(self) -> str:
+        mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
+        shown = "not measured"
+        if self.value is not None:
+            shown = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
+        rest = f"  {self.detail}" if self.detail else ""
+        missed = (
+            "" if self.ok else ("  (blocks a release)" if self.level == "block" else "  (warns)")
+        )
+        return f"{mark} {self.title}: {shown}{missed}{rest}"
+
+
+DEFAULTS: dict[str, Criterion] = {name: Criterion(value) for name, value in GUIDE.items()}
+_TITLES = {
+    **TITLES,
+    "lstm_val_auc": "best LSTM head, validation AUC >= {t:g}",
+    "test_val_gap": "|test AUC - validation AUC| of that head < {t:g}",
+    "stacking_oof_auc": "stacking, out-of-fold AUC >= {t:g}",
+    "n_oof": "out-of-fold samples >= {t:,.0f}",
+    "onnx_test": "ONNX models agree with torch on real bars",
+    "leak_audit": "leak audit passed",
+}
+
+
+def parse_criteria(raw: Any) -> dict[str, Criterion]:
+    """Criteria from plain values, on top of the defaults; a bare number keeps the level.
+
+    Raises ValueError naming every unknown name and wrong value.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError('must look like {"lstm_val_auc": {"threshold": 0.57, "level": "warn"}}')
+    made, problems = dict(DEFAULTS), []
+    for name, value in raw.items():
+        if name not in DEFAULTS:
+            problems.append(f"{name} is unknown (known: {', '.join(DEFAULTS)})")
+            continue
+        given = value if isinstance(value, Mapping) else {"threshold": value}
+        threshold = given.get("threshold", DEFAULTS[name].threshold)
+        level = given.get("level", DEFAULTS[name].level)
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            problems.append(f"{name}: threshold {threshold!r} is not a number")
+        elif level not in LEVELS:
+            problems.append(f"{name}: level {level!r} is none of {', '.join(LEVELS)}")
+        elif set(given) - {"threshold", "level"}:
+            problems.append(f"{name}: only threshold and level, not {', '.join(given)}")
+        else:
+            made[name] = Criterion(float(threshold), str(level))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return made
+
+
+def evaluate(
+    criteria: Mapping[str, Criterion],
+    values: Mapping[str, float | None],
+    details: Mapping[str, str],
+) -> list[Outcome]:
+    """Each criterion against its measured value; what was not measured is not met."""
+    outcomes = []
+    for name, criterion in criteria.items():
+        value = values.get(name)
+        measured = value is not None and math.isfinite(value)
+        met = measured and is_met(name, float(value or 0.0), criterion.threshold)
+        outcomes.append(
+            Outcome(
+                name=name,
+                title=_TITLES[name].format(t=criterion.threshold),
+                value=float(value) if measured and value is not None else None,
+                threshold=criterion.threshold,
+                ok=met,
+                level=criterion.level,
+                detail=details.get(name, ""),
+            )
+        )
+    return outcomes

@@ -52,6 +52,11 @@ class MacdError(Exception):
         return "\n".join(parts)
 
 
+def first_line(error: BaseException) -> str:
+    """What a library said, as far as a person reads it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class UsageError(MacdError):
     """Wrong arguments or configuration (exit 2)."""
 

@@ -1,7 +1,9 @@
 """What holds for every test, whoever runs them wherever."""
 
+import gc
 import os
 import sys
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from macd.cli import interrupts
 
 # No deadline: a busy machine is no defect. `make test-full` asks for the thorough profile.
-for profile, examples in (("quick", 30), ("thorough", 300)):
+for profile, examples in (("quick", 15), ("thorough", 300)):
     settings.register_profile(
         profile,
         max_examples=examples,
@@ -29,6 +31,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests stay to the end: to look for garbage among them only takes CPU time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -129,7 +129,7 @@ def import_(
         "since": "first time to fetch (UTC; default: after the last stored bar)",
         "until": "last time to fetch (UTC; default: now)",
         "api-url": "another server with the exchange's API: a mirror or a proxy",
-    },
+    }
 )
 def fetch(
     _: object,
@@ -150,13 +150,13 @@ def fetch(
 
     from macd.app.market.bars import bars_path, digest, symbol_name
     from macd.app.market.exchange import open_exchange
-    from macd.app.market.fetch import Wanted, fetch_bars, lacking
+    from macd.app.market.fetch import FetchRequest, fetch_bars, lacking
     from macd.app.market.findings import moment
 
     if not symbol:
         raise UsageError("which market?", hint="--symbol BTC/USDT --since 2023-01-01")
     path = bars_path(_directory(data), symbol, tf)
-    wanted = Wanted(
+    wanted = FetchRequest(
         symbol, tf, since=_time("since", since), until=_time("until", until), now=datetime.now(UTC)
     )
     if dry_run:
@@ -356,7 +356,6 @@ def show_findings(
 
 
 def span(rows: pl.DataFrame) -> str:
-    """How many bars, from when to when."""
     if rows.is_empty():
         return "0 bars"
     ordered = rows["timestamp"].sort()
@@ -388,7 +387,7 @@ def _show(findings: list[Finding], *, every: bool) -> None:
 
 
 def _judge(findings: list[Finding], bars: str) -> None:
-    from macd.app.market.findings import remedy, way_out
+    from macd.app.market.findings import REMEDIES, how_to_accept
 
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     accepted = len(findings) - errors - warnings
@@ -402,7 +401,7 @@ def _judge(findings: list[Finding], bars: str) -> None:
     for check in sorted({finding.check for finding in wrong}):
         several = [finding for finding in wrong if finding.check == check]
         own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
-        general = remedy(check) or "look at the row; correct or cut the file, import it"
+        general = REMEDIES.get(check, "look at the row; correct or cut the file, import it")
         print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
-    for line in way_out(wrong).splitlines():
+    for line in how_to_accept(wrong).splitlines():
         print(f"  {line}")

@@ -50,20 +50,20 @@ def plan(
     Changes nothing.
     """
     inv, hosts = select(inventory, env, host)
-    looked = _look(inv, hosts, _candidate(inv, env, release))
-    plans = looked.plans
+    preview = _preview(inv, hosts, _candidate(inv, env, release))
+    plans = preview.plans
     if json:
-        emit(_fields(looked))
-        return looked.exit_code
-    looked.show()
+        emit(_fields(preview))
+        return preview.exit_code
+    preview.show()
     options = same(env=env, host=host, release=release, inventory=inventory)
     if any(plan.problems for plan in plans):
-        return looked.exit_code  # each with what to do about it
+        return preview.exit_code  # each with what to do about it
     if any(not plan.empty for plan in plans):
         print(f"\n  next: invoke deploy{options}")
     elif any(plan.unhealthy for plan in plans):
         print(f"\n  next: invoke deploy --restart{options}")
-    return looked.exit_code
+    return preview.exit_code
 
 
 @verb(
@@ -75,7 +75,7 @@ def plan(
         "restart": "restart the service even if nothing differs",
         "attach": "follow an activation under way (confirm it, if started here); start nothing",
         "dry-run": "the same as invoke plan",
-    },
+    }
 )
 def deploy(
     _: object,
@@ -113,12 +113,12 @@ def deploy(
         candidate = _candidate(inv, env, release)
         unreachable: dict[str, MacdError] = {}
         if asks:
-            looked = _look(inv, hosts, candidate)
+            preview = _preview(inv, hosts, candidate)
             how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
-            code = _before(looked, how)
+            code = _before(preview, how)
             if code is not None:
                 return code
-            unreachable = looked.failed
+            unreachable = preview.failed
 
         def one_host(host: Host) -> Outcome:
             with shown.host(host.name, f"deploying {candidate.id} to {host.name}") as progress:
@@ -146,7 +146,7 @@ def deploy(
     | {
         "to": "id of a release that was live there (default: undo the last deploy, where live)",
         "dry-run": "only show which release each host would go back to",
-    },
+    }
 )
 def rollback(
     _: object,
@@ -205,7 +205,7 @@ def rollback(
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Preview:
     """What a deploy would do on each host that could be asked, and why the others could not."""
 
     plans: Sequence[Plan]
@@ -230,8 +230,6 @@ class _Looked:
         return all(code_of(error) == ExitCode.CONTACT_LOST for error in self.failed.values())
 
     def show(self) -> None:
-        """For people."""
-
         for plan in self.plans:
             print_plan(plan)
         sys.stdout.flush()
@@ -249,40 +247,40 @@ class _How:
     json: bool
 
 
-def _look(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Looked:
+def _preview(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Preview:
     from macd.deploy import apply
 
     results = on_each(hosts, lambda host: apply.look(host, inventory, candidate))
-    return _Looked(list(results.done.values()), results.failed, candidate)
+    return _Preview(list(results.done.values()), results.failed, candidate)
 
 
-def _before(looked: _Looked, how: _How) -> ExitCode | None:
+def _before(preview: _Preview, how: _How) -> ExitCode | None:
     """Show what would be done and ask; the exit code if that is all, None to go on."""
     if how.dry:
-        _show(looked, how)
-        return looked.exit_code
-    if looked.failed and not (how.skip and looked.all_unreachable):
+        _show(preview, how)
+        return preview.exit_code
+    if preview.failed and not (how.skip and preview.all_unreachable):
         if not how.json:
-            looked.show()
-        raise _not_started(looked, how.options)
-    _show(looked, how)
-    if looked.nothing_to_do and not (how.restart and looked.plans):
-        return _as_it_is(looked, how)
-    names = ", ".join(plan.host for plan in looked.plans)
-    past = f", and pass by {', '.join(looked.failed)}" if looked.failed else ""
-    if not confirm(f"deploy {looked.candidate.id} to {names}{past}?", yes=False):
+            preview.show()
+        raise _not_started(preview, how.options)
+    _show(preview, how)
+    if preview.nothing_to_do and not (how.restart and preview.plans):
+        return _as_it_is(preview, how)
+    names = ", ".join(plan.host for plan in preview.plans)
+    past = f", and pass by {', '.join(preview.failed)}" if preview.failed else ""
+    if not confirm(f"deploy {preview.candidate.id} to {names}{past}?", yes=False):
         return not_agreed(json=how.json)
     return None
 
 
-def _not_started(looked: _Looked, options: str) -> MacdError:
+def _not_started(preview: _Preview, options: str) -> MacdError:
     skip = f"invoke deploy --skip-unreachable{options} passes by who can't be reached"
     return MacdError(
-        f"no deploy was started: {', '.join(looked.failed)} could not be asked",
-        why="\n".join(f"{name}: {error.what}" for name, error in looked.failed.items()),
+        f"no deploy was started: {', '.join(preview.failed)} could not be asked",
+        why="\n".join(f"{name}: {error.what}" for name, error in preview.failed.items()),
         live="on every host what was live before",
-        hint=skip if looked.all_unreachable else f"see to it; invoke plan{options} asks again",
-        exit_code=looked.exit_code,
+        hint=skip if preview.all_unreachable else f"see to it; invoke plan{options} asks again",
+        exit_code=preview.exit_code,
     )
 
 
@@ -294,30 +292,30 @@ def _candidate(inventory: Inventory, env: str, release: str) -> ReleaseCandidate
     return candidates.read(Store(inventory.root / "releases"), release, env, index=index, feed=feed)
 
 
-def _show(looked: _Looked, how: _How) -> None:
-    if how.json and (how.dry or looked.nothing_to_do):
-        emit({"dry_run": how.dry, **_fields(looked)})
+def _show(preview: _Preview, how: _How) -> None:
+    if how.json and (how.dry or preview.nothing_to_do):
+        emit({"dry_run": how.dry, **_fields(preview)})
     elif not how.json:
-        looked.show()
+        preview.show()
 
 
-def _fields(looked: _Looked) -> dict[str, Any]:
+def _fields(preview: _Preview) -> dict[str, Any]:
     return {
-        "changes": not looked.nothing_to_do,
+        "changes": not preview.nothing_to_do,
         "hosts": [
             {**asdict(plan), "unwell": plan.unhealthy, "changes": not plan.empty}
-            for plan in looked.plans
+            for plan in preview.plans
         ],
-        **failed_fields(looked.failed),
+        **failed_fields(preview.failed),
     }
 
 
-def _as_it_is(looked: _Looked, how: _How) -> ExitCode:
+def _as_it_is(preview: _Preview, how: _How) -> ExitCode:
     """Nothing differs on any host; that is good only where what is live serves."""
-    if not any(plan.unhealthy for plan in looked.plans):
-        return looked.exit_code
+    if not any(plan.unhealthy for plan in preview.plans):
+        return preview.exit_code
     if not how.json:
-        again = f"invoke deploy --restart --release {looked.candidate.id}{how.options}"
+        again = f"invoke deploy --restart --release {preview.candidate.id}{how.options}"
         print(f"  do: {again}; invoke doctor{how.options}")
     return ExitCode.FAILED
 
@@ -386,11 +384,8 @@ def _end(
 ) -> ExitCode:
     from macd.deploy.rollout import passed_by
 
-    past = (
-        passed_by(kind, result.unreachable, options, release=release)
-        if result.unreachable
-        else None
-    )
+    unreachable = result.unreachable
+    past = passed_by(kind, unreachable, options, release=release) if unreachable else None
     error = result.error or past or _left(result, options)
     code = error.exit_code if error and hosts == 1 else result.exit_code
     if json:

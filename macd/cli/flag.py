@@ -7,15 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.hosts import (
-    about,
-    exit_code,
-    failed_fields,
-    let_end,
-    on_each,
-    print_failed,
-    select,
-)
+from macd.cli.hosts import about, exit_code, failed_fields, let_end, on_each, print_failed, select
 from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
 from macd.errors import ExitCode, MacdError, RefusedError
 
@@ -56,7 +48,7 @@ def disable_stacking(
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _Outcome:
     """How the flip ended on one host. warning: why the notification did not go out.
 
     unrecorded: why the journal here does not have it.
@@ -89,7 +81,7 @@ def _flip(
     several = len(hosts) > 1
     wanted = LIVE if kind == "enable" else SHADOW
 
-    def at_once(host: Host) -> _Ended:
+    def at_once(host: Host) -> _Outcome:
         with flag.prepare(host, inv, wanted) as flip:
             return _carry_out(kind, flip)
 
@@ -100,7 +92,9 @@ def _flip(
 
     with ExitStack() as sessions:
         flips = on_each(hosts, lambda h: sessions.enter_context(flag.prepare(h, inv, wanted)))
-        looks = Results({n: _Ended(flip.expected) for n, flip in flips.done.items()}, flips.failed)
+        looks = Results(
+            {n: _Outcome(flip.expected) for n, flip in flips.done.items()}, flips.failed
+        )
         if looks.failed and kind == "enable":
             return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
         if dry_run or not looks.done:
@@ -110,7 +104,7 @@ def _flip(
         if not confirm(_question(kind, looks), yes=yes):
             return not_agreed(json=json)
 
-        def agreed(host: Host) -> _Ended:
+        def agreed(host: Host) -> _Outcome:
             if host.name in flips.failed:
                 raise flips.failed[host.name]
             return _carry_out(kind, flips.done[host.name])
@@ -118,17 +112,17 @@ def _flip(
         return _show(kind, on_each(hosts, agreed, on_interrupt=let_end), several=several, json=json)
 
 
-def _carry_out(kind: str, flip: Flip) -> _Ended:
+def _carry_out(kind: str, flip: Flip) -> _Outcome:
     from macd.deploy.rollout import operator
 
     flipped = flip.carry_out(operator())
     try:
-        return _Ended(flipped, _record(kind, flip.inventory, flip.host, flipped))
+        return _Outcome(flipped, _record(kind, flip.inventory, flip.host, flipped))
     except MacdError as error:  # the flip was made: show it all the same
-        return _Ended(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
+        return _Outcome(flipped, unrecorded="; ".join(filter(None, (error.what, error.hint))))
 
 
-def _question(kind: str, looks: Results[_Ended]) -> str:
+def _question(kind: str, looks: Results[_Outcome]) -> str:
     hosts = []
     for name, look in looks.done.items():
         seen = "; it looks so already" if look.flipped.result == "already" else ""
@@ -136,7 +130,7 @@ def _question(kind: str, looks: Results[_Ended]) -> str:
     return f"{kind} stacking on {', '.join(hosts)}?"
 
 
-def _none_enabled(looks: Results[_Ended], options: str, *, json: bool) -> ExitCode:
+def _none_enabled(looks: Results[_Outcome], options: str, *, json: bool) -> ExitCode:
     """No host is enabled where one of several would not be: they would decide differently."""
     hint = list(dict.fromkeys(error.hint for error in looks.failed.values() if error.hint))
     ready = next(iter(looks.done), None)
@@ -184,7 +178,7 @@ def _record(kind: str, inventory: Inventory, host: Host, ended: Flipped) -> str:
     return notify(inventory.notify, title, body, good=good)
 
 
-def _show(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> ExitCode:
+def _show(kind: str, results: Results[_Outcome], *, several: bool, json: bool) -> ExitCode:
     if json:
         fields = _fields(results)
         emit(fields if several else fields["hosts"][0])
@@ -199,7 +193,7 @@ def _show(kind: str, results: Results[_Ended], *, several: bool, json: bool) -> 
     return exit_code([ended.exit_code for ended in results.done.values()], results.failed)
 
 
-def _fields(results: Results[_Ended]) -> dict[str, Any]:
+def _fields(results: Results[_Outcome]) -> dict[str, Any]:
     hosts = [ended.fields for ended in results.done.values()]
     return {"hosts": hosts, **failed_fields(results.failed)}
 

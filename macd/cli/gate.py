@@ -245,7 +245,6 @@ def report_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
-    """The verdict and why."""
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
     findings = document["findings"]
@@ -306,7 +305,6 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def diagnosis(model: Mapping[str, Any]) -> str:
-    """One model's output in words."""
     if not model["answers"]:
         absent = model["missing"] + model["not_finite"]
         kind = "NaN or infinite" if model["not_finite"] else "no output"

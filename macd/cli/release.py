@@ -73,12 +73,7 @@ def release(
     if dry_run:
         _show_dry_run(request, json=json)
         return
-    made, items = build.make(
-        request,
-        store,
-        sign=lambda raw: signed(inv, raw),
-        wheels=wheels,
-    )
+    made, items = build.make(request, store, sign=lambda raw: signed(inv, raw), wheels=wheels)
     journal.append("release.made", record(made, request), now=datetime.now(UTC))
     if json:
         emit({**_fields(made), "health": [asdict(i) for i in items], "bundle": str(made.bundle)})

@@ -294,14 +294,12 @@ class Board:
         self._live: Any = None
 
     def open(self) -> None:
-        """Begin to show it."""
         from rich.live import Live
 
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=8)
         self._live.start(refresh=True)
 
     def close(self) -> None:
-        """Leave it on the screen as it is now."""
         self._live.stop()
 
     def _table(self) -> Table:
@@ -390,7 +388,6 @@ def rollback_targets(
 
 
 def print_targets(targets: list[RollbackTarget], unreachable: dict[str, MacdError]) -> None:
-    """One line for each host."""
     for target in targets:
         print(f"{target.host}: {target}")
     for name, error in unreachable.items():

@@ -91,7 +91,7 @@ def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
     if state.last and state.last["state"] == "reverted":
         yield "last", _reverted(state.last)
     if state.flag_change:
-        yield "flag", _flag_change(state.flag_change, held=bool(state.lock))
+        yield "flag", _flag_change(state.flag_change, locked=bool(state.lock))
     if state.held:
         yield "lock", state.held
     yield "rollback", _rollback_target(state.rollback)
@@ -109,13 +109,13 @@ def _health(state: HostState) -> str:
     return f"✗ {health.get('status')}: release {health.get('release')}, {health.get('last_error')}"
 
 
-def _flag_change(change: Mapping[str, Any], *, held: bool) -> str:
+def _flag_change(change: Mapping[str, Any], *, locked: bool) -> str:
     text = (
         f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
     )
     text += f" by {change['who']}: {change['state']}"
     end = "the next deploy, enable-stacking or disable-stacking ends it"
-    return f"{text}; at work" if held else f"{text}; it was INTERRUPTED, {end}"
+    return f"{text}; at work" if locked else f"{text}; it was INTERRUPTED, {end}"
 
 
 def _reverted(last: Mapping[str, Any]) -> str:

@@ -103,8 +103,12 @@ def train(
             return _show_plan(contact, request, checks, json=json)
         _refuse_failed(checks, contact)
         _start(contact, inv, request, json=json)
+        if detach and json:
+            emit({"run": request.run, "state": "RUNNING"})
+        elif detach:
+            attach_it = f"invoke train.attach --run {request.run}"
+            print(f"  it goes on by itself; follow it with: {attach_it}")
         if detach:
-            _show_detached(request.run, json=json)
             return None
         return _follow_and_collect(contact, inv, request.run, shown, json=json)
 
@@ -352,13 +356,6 @@ def _start(contact: Contact, inventory: Inventory, request: TrainRequest, *, jso
         step("started", f"run {request.run} ({current['detached']})")
 
 
-def _show_detached(run: str, *, json: bool) -> None:
-    if json:
-        emit({"run": run, "state": "RUNNING"})
-    else:
-        print(f"  it goes on by itself; follow it with: invoke train.attach --run {run}")
-
-
 def _follow_and_collect(
     contact: Contact, inventory: Inventory, run: str, shown: Shown, *, json: bool
 ) -> ExitCode | None:
@@ -445,7 +442,6 @@ def _local_runs(inventory: Inventory) -> LocalRuns:
 
 
 def step(name: str, text: str, level: str = "ok") -> None:
-    """One line of the list of steps."""
     first, *more = safe(text).splitlines() or [""]
     print(f"{_TICKS[level]} {name:<10} {first}", flush=True)
     for line in more:
@@ -453,7 +449,6 @@ def step(name: str, text: str, level: str = "ok") -> None:
 
 
 def show_checks(checks: list[Check]) -> None:
-    """The checks of a preflight."""
     for check in checks:
         step(check.name, check.detail, check.level)
         if check.hint and check.level != "ok":
@@ -515,7 +510,7 @@ class Shown:
 
     # -- called by the contact
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         if self._contact:
             self._say(f"LOST CONTACT with {self._host}: {error.what}")
             self._say("  the run there goes on; reconnecting, Ctrl-C stops only the following")
@@ -585,7 +580,6 @@ def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
 
 
 def show_status(status: Mapping[str, Any], progress: Progress) -> None:
-    """One run, as its host sees it now."""
     print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
     if status["state"] == "RUNNING":
         print(f"  {safe(progress.line())}")

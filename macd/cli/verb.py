@@ -122,12 +122,7 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
     named = os.environ.get("MACD_DEBUG", "")
-    return "--debug" in sys.argv or (named not in ("", "0") and not _is_file(named))
-
-
-def _is_file(text: str) -> bool:
-    """Whether a value of MACD_DEBUG names a file; anything else asks for tracebacks."""
-    return "/" in text
+    return "--debug" in sys.argv or (named not in ("", "0") and "/" not in named)
 
 
 def log_calls() -> None:
@@ -142,7 +137,7 @@ def log_calls() -> None:
     named = os.environ.get("MACD_DEBUG", "")
     if "--debug" in sys.argv:
         _log_to(logging.StreamHandler())
-    if _is_file(named):
+    if "/" in named:  # a file; anything else asks for tracebacks
         try:
             _log_to(logging.FileHandler(Path(named).expanduser(), encoding="utf-8"))
         except OSError as error:

@@ -20,16 +20,7 @@ import macd
 from macd.errors import MacdError, UsageError
 from macd.host.durable import one_at_a_time
 from macd.lab.processes import end, marked, send
-from macd.lab.state import (
-    HOSTS,
-    Fault,
-    LabState,
-    Record,
-    ask,
-    host_from,
-    read_record,
-    record_path,
-)
+from macd.lab.state import HOSTS, Fault, LabState, Record, ask, host_from, read_record, record_path
 
 _READY_WITHIN = 60.0
 _GONE_WITHIN = 20.0
@@ -93,7 +84,6 @@ def set_fault(root: Path, host: str, fault: Fault) -> LabState:
 
 
 def reset_counters(root: Path, host: str) -> LabState:
-    """Count the host's traffic from zero again."""
     return _order(root, {"op": "reset_counters", "host": host})
 
 

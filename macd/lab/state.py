@@ -148,16 +148,8 @@ def write_record(root: Path, record: Record) -> None:
 
 def host_from(fields: dict[str, Any]) -> HostState:
     """A HostState from the daemon's answer."""
-    return HostState(
-        name=fields["name"],
-        user=fields["user"],
-        alias=fields["alias"],
-        home=Path(fields["home"]),
-        port=fields["port"],
-        up=fields["up"],
-        fault=Fault(**fields["fault"]),
-        counters=Counters(**fields["counters"]),
-    )
+    made = {"fault": Fault(**fields["fault"]), "counters": Counters(**fields["counters"])}
+    return HostState(**{**fields, **made, "home": Path(fields["home"])})
 
 
 Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]

@@ -107,7 +107,6 @@ class LabSystemctl(systemctl3.Systemctl):
         return notified
 
     def wait_vanished_pid(self, pid: int, timeout: float) -> bool:
-        """Whether the process was gone within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while pid and self.is_active_pid(pid):
             if time.monotonic() > deadline:
@@ -169,7 +168,6 @@ class _Keeper(LabSystemctl):
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; systemctl's exit codes."""
     if "--user" not in arguments and "--version" not in arguments:
         return _no_system_manager(arguments)
     if "XDG_RUNTIME_DIR" not in os.environ:

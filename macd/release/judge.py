@@ -34,7 +34,6 @@ class Finding:
     threshold: float | None = None
 
     def line(self) -> str:
-        """One line for people."""
         mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
         return f"{mark} {self.title}: {self.note}"
 

@@ -28,8 +28,8 @@ def sign(payload: bytes, *, key: Path, namespace: str = RELEASE_NAMESPACE) -> by
             f"there is no signing key at {key}",
             hint=f'ssh-keygen -t ed25519 -N "" -f {key}  (or name another as release.sign_key)',
         )
-    with tempfile.TemporaryDirectory(prefix="macd-sign-") as held:
-        document = Path(held, "payload")
+    with tempfile.TemporaryDirectory(prefix="macd-sign-") as directory:
+        document = Path(directory, "payload")
         document.write_bytes(payload)
         argv = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(key), "-n", namespace, str(document)]
         somebody = sys.stdin is not None and sys.stdin.isatty()

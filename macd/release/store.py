@@ -49,7 +49,6 @@ class Release:
 
     @property
     def bundle(self) -> Path:
-        """Where its archive lies."""
         return self.directory / bundle_name(self.manifest)
 
     @property

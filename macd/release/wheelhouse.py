@@ -53,7 +53,6 @@ class Target:
 
     @classmethod
     def here(cls) -> Target:
-        """This machine and the Python that runs this."""
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "musl 1.2").partition(" ")
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         return cls(python, os.uname().machine, name, version)

@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from macd.app.predict.scoring import import_lightgbm
 
 FEATURES = [f"f{n}" for n in range(6)]
 HEADS = ["5h", "12h", "24h"]
@@ -108,6 +109,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 @cache
 def trees(names: tuple[str, ...] = tuple(FEATURES), scale: float = 40_000) -> str:
     """LightGBM text whose features lie where prices do: far from 0."""
+    lightgbm = import_lightgbm()
     rng = np.random.default_rng(5)
     X = scale + rng.normal(0, scale / 10, (400, len(names)))
     y = (X[:, 0] > scale).astype(int)

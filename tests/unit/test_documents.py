@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
+from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 
@@ -14,19 +16,14 @@ from tasks import namespace
 from tests.support import commands
 
 ROOT = Path(__file__).parents[2]
-PAGES = [
-    *(
-        ROOT / name
-        for name in (
-            "README.md",
-            "CHANGELOG.md",
-            "CONTRIBUTING.md",
-            "SECURITY.md",
-            "data/sample/README.md",
-        )
-    ),
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
+PAGES = {
+    path.relative_to(ROOT): path.read_text()
+    for path in (
+        *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY")),
+        ROOT / "data/sample/README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
+}
 SOURCES = sorted((ROOT / "macd").rglob("*.py"))
 MODULES = {
     path.name for name in ("macd", "tests", "benchmarks") for path in (ROOT / name).rglob("*.py")
@@ -37,6 +34,7 @@ _WITH_OPTIONS = re.compile(r"invoke ([a-z][a-z-]*(?:\.[a-z]+)?)((?: [^\n`;#&|]*)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(?:macd|tests|docs|benchmarks|templates|inventory)/[^\s:]*")
 _MODULE = re.compile(r"[a-z_]+\.py\b")
+_WITH_NAMES = re.compile(r"`(macd/[\w/]+\.py)`\s+\(((?:`[A-Za-z_][\w.]*`(?:,\s+)?)+)")
 _NOT_OURS = {"serve.py"}  # of a release
 _VERB = re.compile(r"([a-z]+)\.[a-z]+")
 _MAKE = re.compile(r"(?:`|^    )make ([a-z][a-z-]*)", re.MULTILINE)
@@ -52,24 +50,28 @@ def tasks() -> set[str]:
     return names | {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_that_are_named_exist(page: Path, tasks: set[str]) -> None:
-    code = re.findall(r"`([^`\n]+)`|^    (.+)$", page.read_text(), re.MULTILINE)
-    named = {name for pair in code for name in _COMMAND.findall(" ".join(pair))}
-    assert named <= tasks, f"{page.name} names {sorted(named - tasks)}"
+def test_commands_that_are_named_exist(tasks: set[str]) -> None:
+    gone = []
+    for page, text in PAGES.items():
+        code = re.findall(r"`([^`\n]+)`|^    (.+)$", text, re.MULTILINE)
+        named = {name for pair in code for name in _COMMAND.findall(" ".join(pair))}
+        gone += [f"{page} names {name}" for name in named - tasks]
+    assert gone == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_bare_verbs_exist(page: Path, tasks: set[str]) -> None:
+def test_bare_verbs_exist(tasks: set[str]) -> None:
     """`noun.verb` is a command, or a key of the inventory."""
     nouns = {name.partition(".")[0] for name in tasks if "." in name}
-    named = {
-        match[0]
-        for span in _SPAN.findall(page.read_text())
-        if (match := _VERB.fullmatch(span)) and match[1] in nouns
-    }
-    unknown = {name for name in named - tasks - _LOGGED if not _is_key(name)}
-    assert unknown == set(), f"{page.name} names {sorted(unknown)}"
+    gone = []
+    for page, text in PAGES.items():
+        named = {
+            match[0]
+            for span in _SPAN.findall(text)
+            if (match := _VERB.fullmatch(span)) and match[1] in nouns
+        }
+        unknown = [name for name in named - tasks - _LOGGED if not _is_key(name)]
+        gone += [f"{page} names {name}" for name in unknown]
+    assert gone == []
 
 
 def _is_key(name: str) -> bool:
@@ -78,34 +80,85 @@ def _is_key(name: str) -> bool:
     return field is not None and key in getattr(field.annotation, "model_fields", {})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_targets_of_make_exist(page: Path) -> None:
+def test_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(_MAKE.findall(page.read_text())) <= targets
+    named = {(page, name) for page, text in PAGES.items() for name in _MAKE.findall(text)}
+    assert named
+    assert [one for one in named if one[1] not in targets] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_paths_that_are_named_exist(page: Path) -> None:
-    named = [match[0] for span in _SPAN.findall(page.read_text()) if (match := _OURS.match(span))]
-    gone = [path for path in named if not any(ROOT.glob(path.rstrip("/")))]
-    assert gone == [], f"{page.name} names {gone}"
+def test_paths_that_are_named_exist() -> None:
+    named = [(page, match[0]) for page, match in _spans(_OURS)]
+    assert named
+    assert [one for one in named if not any(ROOT.glob(one[1].rstrip("/")))] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_modules_that_are_named_without_their_room_exist(page: Path) -> None:
-    named = {match[0] for span in _SPAN.findall(page.read_text()) if (match := _MODULE.match(span))}
-    assert named - MODULES - _NOT_OURS == set()
+def test_modules_that_are_named_without_their_room_exist() -> None:
+    named = [(page, match[0]) for page, match in _spans(_MODULE)]
+    assert named
+    assert [one for one in named if one[1] not in MODULES | _NOT_OURS] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_are_linked_exist(page: Path) -> None:
-    for target in _LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def _spans(shape: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
+    """What stands between backticks and begins so, with its page."""
+    for page, text in PAGES.items():
+        for span in _SPAN.findall(text):
+            if match := shape.match(span):
+                yield page, match
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_options_that_are_named_exist(page: Path, tasks: set[str]) -> None:
-    assert _unknown_options(page.read_text(), tasks) == []
+def test_what_a_file_is_named_for_is_defined_there() -> None:
+    """`macd/deploy/apply.py` (`deploy`), `macd/host/deploy/activation.py` (`Activation.go`)."""
+    named = [
+        (page, path, name)
+        for page, text in PAGES.items()
+        for path, names in _WITH_NAMES.findall(text)
+        for name in _SPAN.findall(names)
+    ]
+    assert named
+    assert [one for one in named if one[2] not in _defined(ROOT / one[1])] == []
+
+
+def test_a_name_that_is_not_defined_is_found() -> None:
+    assert {"Activation.go", "confirm"} <= _defined(ROOT / "macd/host/deploy/activation.py")
+    assert "go" not in _defined(ROOT / "macd/host/deploy/activation.py")
+    text = "`macd/errors.py` (`MacdError`,\n`Gone`) and `macd/errors.py` (`macd/sizes.py`)"
+    assert _WITH_NAMES.findall(text) == [("macd/errors.py", "`MacdError`,\n`Gone`")]
+
+
+@functools.cache
+def _defined(source: Path) -> set[str]:
+    """Functions, classes, constants of a module, and the members of its classes as Class.member."""
+    body = ast.parse(source.read_text()).body
+    members = [
+        f"{node.name}.{name}"
+        for node in body
+        if isinstance(node, ast.ClassDef)
+        for name in _bound(node.body)
+    ]
+    return {*_bound(body), *members}
+
+
+def _bound(body: list[ast.stmt]) -> list[str]:
+    names = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def test_files_that_are_linked_exist() -> None:
+    links = [(page, target) for page, text in PAGES.items() for target in _LINK.findall(text)]
+    assert links
+    assert [one for one in links if not (ROOT / one[0].parent / one[1]).exists()] == []
+
+
+def test_options_that_are_named_exist(tasks: set[str]) -> None:
+    unknown = {page: _unknown_options(text, tasks) for page, text in PAGES.items()}
+    assert {page: options for page, options in unknown.items() if options} == {}
 
 
 def _unknown_options(text: str, tasks: set[str]) -> list[str]:
@@ -118,12 +171,13 @@ def _unknown_options(text: str, tasks: set[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_our_messages_name_exists(source: Path, tasks: set[str]) -> None:
-    for text in _strings(source):
-        named = set(_COMMAND.findall(text))
-        assert named <= tasks, f"{source.name} names {sorted(named - tasks)}"
-        assert _unknown_options(text, tasks) == []
+def test_what_our_messages_name_exists(tasks: set[str]) -> None:
+    unknown = []
+    for source in SOURCES:
+        for text in _strings(source):
+            gone = [f"invoke {name}" for name in set(_COMMAND.findall(text)) - tasks]
+            unknown += [(source.name, name) for name in gone + _unknown_options(text, tasks)]
+    assert unknown == []
 
 
 def _strings(source: Path) -> list[str]:

@@ -18,7 +18,7 @@ import polars as pl
 
 from macd.app.market.bars import SCHEMA
 from macd.app.market.findings import moment
-from macd.errors import MacdError, UsageError
+from macd.errors import MacdError, UsageError, first_line
 
 PAGE = 1000
 _TRIES = 7  # waits 1 + 2 + 4 + ... + 32 s: a minute in all
@@ -113,8 +113,8 @@ class Asking:
 
         def call() -> pl.DataFrame:
             answer = self.exchange.fetch_ohlcv(symbol, tf, since=start, limit=PAGE)
-            # ccxt makes "no bars" of an answer that isn't JSON, such as a proxy's login page; taken
-            # at its word, that would leave a hole.
+            # ccxt makes "no bars" of an answer that isn't JSON, such as a proxy's login page;
+            # believed, that would leave a hole.
             if self.exchange.last_json_response is None or not _are_bars(answer):
                 shown = self.exchange.last_http_response or ""
                 raise ccxt.NetworkError(f"the answer is not a list of bars: {shown[:80]}")
@@ -129,20 +129,20 @@ class Asking:
             try:
                 return _read(call)
             except ccxt.OperationFailed as error:  # network, rate limit, 5xx, maintenance
-                pause = max(2.0**attempt, self._told_to_wait(error))
+                pause = max(2.0**attempt, self._retry_after(error))
                 if attempt == _TRIES - 1 or pause > _LONGEST_WAIT:
                     raise self._given_up(what, error, pause) from error
-                self._report(f"{_first_line(error)}; trying again in {pause:.0f} s")
+                self._report(f"{first_line(error)[:300]}; trying again in {pause:.0f} s")
                 self._sleep(pause)
             except ccxt.BaseError as error:
                 raise MacdError(
                     f"{self.exchange.id} refuses {what}",
-                    why=_first_line(error),
+                    why=first_line(error)[:300],
                     hint="check --symbol, --tf and --exchange; some refuse some countries",
                 ) from error
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _told_to_wait(self, error: Exception) -> float:
+    def _retry_after(self, error: Exception) -> float:
         ccxt = _ccxt()
         if not isinstance(error, ccxt.DDoSProtection | ccxt.RateLimitExceeded):
             return 0.0
@@ -156,7 +156,7 @@ class Asking:
             hint = f"the exchange asks to wait {pause:,.0f} s; then the same command goes on"
         return MacdError(
             f"{self.exchange.id} can't be reached for {what}",
-            why=_first_line(error),
+            why=first_line(error)[:300],
             hint=hint,
         )
 
@@ -215,10 +215,6 @@ def _moved(urls: Any, base: str) -> Any:
         raise UsageError(f"--api-url {base!r} is not an address", hint="--api-url https://HOST")
     path = new.path.rstrip("/") + old.path
     return urlunsplit((new.scheme, new.netloc, path, old.query, ""))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _ccxt() -> Any:

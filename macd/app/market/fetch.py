@@ -34,7 +34,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FetchRequest:
     """What to bring: `since` may be None where the file has bars already; `now` bounds `until`."""
 
     symbol: str
@@ -46,7 +46,7 @@ class Wanted:
 
 def fetch_bars(
     exchange: Exchange,
-    wanted: Wanted,
+    wanted: FetchRequest,
     path: Path,
     *,
     sleep: Callable[[float], None],
@@ -81,7 +81,7 @@ def fetch_bars(
     return Fetched(path, stored, added=stored.height - before, requests=ask.requests)
 
 
-def lacking(wanted: Wanted, path: Path) -> list[tuple[int, int]]:
+def lacking(wanted: FetchRequest, path: Path) -> list[tuple[int, int]]:
     """What `fetch_bars` would ask for: inclusive ranges of bar opens, epoch milliseconds."""
     stored = read_bars(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
     step = step_ms(wanted.tf)
@@ -96,7 +96,7 @@ def missing(stamps: Sequence[int], first: int, last: int, step: int) -> list[tup
 
 
 def _pages(
-    ask: Asking, wanted: Wanted, stretches: list[tuple[int, int]], step: int
+    ask: Asking, wanted: FetchRequest, stretches: list[tuple[int, int]], step: int
 ) -> Iterator[pl.DataFrame]:
     """Frames of closed bars, oldest first within each stretch."""
     skip = _SKIP
@@ -139,7 +139,7 @@ def _stored(path: Path, source: str) -> pl.DataFrame:
 
 
 def _bounds(
-    wanted: Wanted, stored: pl.DataFrame, step: int, path: Path, *, now: datetime
+    wanted: FetchRequest, stored: pl.DataFrame, step: int, path: Path, *, now: datetime
 ) -> tuple[int, int]:
     """First and last bar open to have, in epoch milliseconds: on the grid, and closed by now."""
     if wanted.since is None and stored.is_empty():

@@ -110,14 +110,9 @@ def _pairs(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in items}
 
 
-def remedy(check: str) -> str:
-    """What to do about a finding of this kind; "" where only a person can judge."""
-    return _REMEDIES.get(check, "")
-
-
 _AGAIN = "invoke data.import THAT-FILE --overwrite"
 _ORIGINAL = "invoke data.import ORIGINAL-FILE --overwrite"
-_REMEDIES = {
+REMEDIES = {  # by check; a finding of another one only a person can judge
     "duplicate": f"{_AGAIN}: it leaves exact repeats out, and names those that differ",
     "empty": "invoke data.import FILE, or invoke data.fetch --symbol BTC/USDT --since 2023-01-01",
     "future": f"{_ORIGINAL} --timezone ZONE; if they are no real bars, --until TIME",
@@ -166,7 +161,6 @@ class Accepted:
     reason: str
 
     def covers(self, finding: Finding) -> bool:
-        """Whether this finding is accepted by it."""
         if (finding.check, finding.symbol) != (self.check, self.symbol):
             return False
         if finding.whole is None:
@@ -214,8 +208,7 @@ def judged(findings: Iterable[Finding], accepted: Sequence[Accepted]) -> list[Fi
     made = []
     for finding in findings:
         match = next((entry for entry in accepted if entry.covers(finding)), None)
-        level = replace(finding, level="accepted", reason=match.reason) if match else finding
-        made.append(level)
+        made.append(replace(finding, level="accepted", reason=match.reason) if match else finding)
     return made
 
 
@@ -281,7 +274,7 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
     return limits, accept
 
 
-def way_out(findings: Sequence[Finding]) -> str:
+def how_to_accept(findings: Sequence[Finding]) -> str:
     """What to type when the market really was so; "" when nothing can be accepted.
 
     The options are those of `data.verify` and of `python -m macd.app.train`.
@@ -322,14 +315,9 @@ def _parts(text: str) -> dict[str, str]:
         name = name.strip()
         if not equals or name not in _KEYS or name in made:
             raise ValueError(f"{text!r} is not understood; it looks like {EXAMPLE}")
-        value, rest = (rest, "") if name == "reason" else _split(rest)
-        made[name] = value.strip()
+        value = rest if name == "reason" else rest.partition(",")[0]
+        made[name], rest = value.strip(), rest[len(value) + 1 :]
     return made
-
-
-def _split(rest: str) -> tuple[str, str]:
-    value, _, after = rest.partition(",")
-    return value, after
 
 
 def _time(given: Any, *, end: bool = False) -> datetime | None:

@@ -17,9 +17,9 @@ import polars as pl
 
 from macd.app.market.bars import COLUMNS, canonical, step_ms, symbol_name
 from macd.app.market.columns import map_columns, read_numbers
-from macd.app.market.table import BROKEN, Table, first_line, read_table
+from macd.app.market.table import BROKEN, Table, read_table
 from macd.app.market.times import read_times
-from macd.errors import RefusedError, UsageError
+from macd.errors import RefusedError, UsageError, first_line
 
 TIMEFRAMES = tuple("1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w".split())  # noqa: SIM905
 _VALUES = COLUMNS[1:]

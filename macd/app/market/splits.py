@@ -99,14 +99,7 @@ def holdout_start(n: int, holdout: float, *, first: int = 0) -> int:
     return n - round((n - first) * holdout)
 
 
-def holdout_rows(
-    n: int,
-    holdout: float = 0.15,
-    embargo: int = EMBARGO,
-    *,
-    first: int = 0,
-    horizon: int = LONGEST,
-) -> Fold:
+def holdout_rows(n: int, holdout: float = 0.15, embargo: int = EMBARGO, *, first: int = 0) -> Fold:
     """The rows tested once, at the end, and all rows that may be trained on before (index -1).
 
     Args as for `walk_forward`.
@@ -121,13 +114,11 @@ def holdout_rows(
             f"{n - first} rows are too few to hold out {holdout:.0%} behind {embargo} rows"
         )
     fold = Fold(-1, _rows(first, start - embargo), _rows(start, n))
-    assert_purged(fold, horizon=horizon, embargo=embargo)
+    assert_purged(fold, embargo=embargo)
     return fold
 
 
-def inner_split(
-    train_rows: Rows, *, fraction: float, embargo: int = EMBARGO, horizon: int = LONGEST
-) -> tuple[Rows, Rows]:
+def inner_split(train_rows: Rows, *, fraction: float, embargo: int = EMBARGO) -> tuple[Rows, Rows]:
     """Cut training rows into (fit_rows, stop_rows): early stopping and calibration on the latter.
 
     stop_rows are the last `fraction` in time; rows of the embargo before them are in neither.
@@ -135,7 +126,7 @@ def inner_split(
 
     Raises:
         UsageError: `fraction` is not between 0 and 1, or a part would be empty.
-        LeakError: the embargo is too short for `horizon`.
+        LeakError: the embargo is too short.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"the inner slice must be a fraction between 0 and 1, not {fraction}")
@@ -146,7 +137,7 @@ def inner_split(
     fit = purge(train_rows[:cut], before=int(stop[0]), embargo=embargo)
     if not len(fit):
         raise UsageError(f"{len(train_rows)} training rows are too few for an inner slice")
-    assert_purged(Fold(0, fit, stop), horizon=horizon, embargo=embargo)
+    assert_purged(Fold(0, fit, stop), embargo=embargo)
     return fit, stop
 
 

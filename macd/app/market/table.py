@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import polars as pl
 
-from macd.errors import MacdError, UsageError
+from macd.errors import MacdError, UsageError, first_line
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LOOK = 200  # lines looked at to find delimiter and header
@@ -48,7 +48,6 @@ class Table:
         return _listed([f"{name}={self.cell(name, row)}" for name in self.frame.columns])
 
     def cell(self, name: str, row: int) -> str:
-        """One cell for a message; empty where there is none."""
         try:
             value = self.frame[name][row] if self.frame.height > row else ""
         except (
@@ -60,7 +59,6 @@ class Table:
         return shortened(str(value))
 
     def where(self, row: int) -> str:
-        """How a person finds this row again."""
         return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
     def unclear(self, what: str, *, why: str = "", example: str = "") -> UsageError:
@@ -128,11 +126,6 @@ def _json(path: Path, text: str) -> Table:
     return Table(path, frame, header=bool(names), lines=())
 
 
-def first_line(error: BaseException) -> str:
-    """What a library said, as far as a person reads it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _listed(names: Sequence[str]) -> str:
     """Names or cells for a message: not all of a thousand columns, and no cell of a page."""
     more = len(names) - _SHOWN_COLUMNS
@@ -141,7 +134,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def shortened(text: str) -> str:
-    """A cell or a name as a message shows it."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

@@ -206,10 +206,7 @@ def _match(table: Table, cells: pl.Series) -> tuple[str, pl.DataFrame]:
 def _day_or_month(table: Table, cells: pl.Series, parts: pl.DataFrame, dates: str) -> pl.DataFrame:
     """Is 03/04/2020 in March or in April? Numbers over 12 decide, or the bars' even spacing."""
     a, b = (parts[name].cast(pl.Int64) for name in "ab")
-    readings = {
-        "dmy": parts.with_columns(d=a, m=b),
-        "mdy": parts.with_columns(d=b, m=a),
-    }
+    readings = {"dmy": parts.with_columns(d=a, m=b), "mdy": parts.with_columns(d=b, m=a)}
     if dates:
         return readings[dates]
     possible = {key: frame for key, frame in readings.items() if _compose(frame).null_count() == 0}

@@ -8,9 +8,8 @@ from typing import Any
 from macd.heads import BASELINE, MODELS, NAMES, in_order
 from macd.host.judge.bounds import wilson
 from macd.report import charts
-from macd.report.charts import Bin, Curve, Interval
+from macd.report.charts import Bin, Curve, Interval, around, finite
 from macd.report.page import Cell, Figure, Table
-from macd.report.svg import around, finite
 from macd.run_directory import TrainingRun
 
 TOP = 20
@@ -264,12 +263,7 @@ def importance(run: TrainingRun) -> list[Figure]:
         rest = sum(share for _, share in ranked[TOP:])
         title = f"{NAMES.get(model, model)}: top {len(top)} of {len(ranked)} features"
         svg = charts.bars(
-            top,
-            title=title,
-            desc=meaning,
-            label=unit,
-            form="{:.1f}",
-            series=COLOURS.get(model, 0),
+            top, title=title, desc=meaning, label=unit, form="{:.1f}", series=COLOURS.get(model, 0)
         )
         note = f"{meaning}. Equal use would be {100 / max(1, len(ranked)):.1f} %"
         if len(ranked) > TOP:

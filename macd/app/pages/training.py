@@ -47,7 +47,6 @@ def write(run_dir: Path, *, host: str = "") -> Path:
 
 
 def page(run: TrainingRun, host: str = "") -> str:
-    """The HTML of a run's page."""
     return render(
         "training_report.html.j2",
         run=run,
@@ -211,7 +210,6 @@ def mark(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def brief(made: Mapping[str, Any]) -> str:
-    """An AUC with its interval."""
     return interval_text(made["value"], made["low"], made["high"])
 
 
@@ -275,7 +273,6 @@ def fits_table(run: TrainingRun) -> Table | None:
 
 
 def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
-    """What the run was made from, as names and values."""
     m, s, r = run.metrics, run.settings, run.result
     bars = m.get("bars", {})
     cross = ", ".join(m.get("cross") or s.get("cross") or []) or "none"

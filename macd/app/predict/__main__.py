@@ -33,10 +33,9 @@ def check(question: Document) -> Document:
 def check_run(question: Document) -> Document:
     """Check a training run on the bars here. In: run, data. Out: items, tf, inputs."""
     from macd.app.predict import golden, health  # noqa: PLC0415
-    from macd.app.predict.run_bars import TrainedOn  # noqa: PLC0415
 
     run = Path(question["run"])
-    trained_on = TrainedOn.of_run(run)
+    trained_on = golden.TrainedOn.of_run(run)
     inputs = golden.inputs(*trained_on.read(Path(question["data"])))
     items = health.check(run, tf=trained_on.tf, inputs=inputs)
     return {"items": _plain(items), "tf": trained_on.tf, "inputs": inputs}
@@ -48,11 +47,10 @@ def prove(question: Document) -> Document:
     In: top (the release's files), run, data, digest, lock. Out: golden, features_schema, items.
     """
     from macd.app.predict import golden, health  # noqa: PLC0415
-    from macd.app.predict.run_bars import TrainedOn  # noqa: PLC0415
     from macd.app.predict.scoring import MODELS, ModelError, Scorer  # noqa: PLC0415
 
     top, run = Path(question["top"]), Path(question["run"])
-    trained_on = TrainedOn.of_run(run)
+    trained_on = golden.TrainedOn.of_run(run)
     bars, cross = trained_on.read_same(Path(question["data"]), run=run, digest=question["digest"])
     try:
         scorer = Scorer.load(top / MODELS, trained_on.tf)

@@ -19,10 +19,21 @@ import numpy as np
 import polars as pl
 
 from macd.app.market import features
-from macd.app.market.bars import COLUMNS, SCHEMA
+from macd.app.market.bars import (
+    COLUMNS,
+    SCHEMA,
+    bars_path,
+    digest_of_all,
+    read_bars,
+    step_ms,
+    symbol_name,
+)
 from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
-from macd.errors import MacdError
+from macd.errors import MacdError, UsageError
 from macd.heads import FAMILIES, in_order
+from macd.run_directory import FILES
+
+Bars = tuple[pl.DataFrame, dict[str, pl.DataFrame]]
 
 ROWS = 8
 TOLERANCE = 1e-4  # other processors round differently; a wrong feature moves far more
@@ -170,13 +181,6 @@ def compare_with_training(
     return Comparison(len(compared), count, worst, tuple(families), off)
 
 
-def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:
-    """What every model says on the rows asked: "lgbm_5h" -> a value for each. Raises whatever."""
-    bars = _frame(document["bars"])
-    cross = {name: _frame(rows) for name, rows in document["cross"].items()}
-    return _predict(bars, cross, document["rows"], scorer)
-
-
 def windows(document: Mapping[str, Any], scorer: Scorer) -> Floats:
     """The golden windows (N, 48, F), features computed here. Raises whatever is wrong with them."""
     computed = table(document, scorer)
@@ -184,37 +188,28 @@ def windows(document: Mapping[str, Any], scorer: Scorer) -> Floats:
 
 
 def table(document: Mapping[str, Any], scorer: Scorer) -> Floats:
-    """Features (bars, F) of the golden bars, computed here. Raises whatever is wrong with them."""
-    bars = _frame(document["bars"])
-    cross = {name: _frame(rows) for name, rows in document["cross"].items()}
-    return matrix(bars, cross, scorer.features, scorer.tf)
-
-
-def matrix(
-    bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], names: tuple[str, ...], tf: str
-) -> Floats:
-    """Features as float32 (bars, F) in the order the models want.
+    """Features of the golden bars as float32 (bars, F) in the order the models want, computed here.
 
     Raises:
         MacdError: the models want features this code does not compute.
+        Exception: whatever else is wrong with the document.
     """
-    table = features.compute(bars, cross, tf=tf)
-    unknown = [name for name in names if name not in table.columns]
+    cross = {name: _frame(rows) for name, rows in document["cross"].items()}
+    computed = features.compute(_frame(document["bars"]), cross, tf=scorer.tf)
+    unknown = [name for name in scorer.features if name not in computed.columns]
     if unknown:
         raise MacdError(
             "the models want features this code does not compute",
             why=", ".join(unknown[:5]),
             hint="code and models must come from one release",
         )
-    return table.select(names).to_numpy().astype(np.float32)
+    return computed.select(scorer.features).to_numpy().astype(np.float32)
 
 
-def _predict(
-    bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], rows: list[int], scorer: Scorer
-) -> dict[str, list[float]]:
-    table = matrix(bars, cross, scorer.features, scorer.tf)
-    windows = np.stack([window_at(table, row) for row in rows])
-    base, _ = scorer.score_batch(windows)
+def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:
+    """What every model says on the rows asked: "lgbm_5h" -> a value for each. Raises whatever."""
+    computed, rows = table(document, scorer), document["rows"]
+    base, _ = scorer.score_batch(np.stack([window_at(computed, row) for row in rows]))
     predictions = {
         f"{family}_{head}": [float(v) for v in p[:, k]]
         for family, p in base.items()
@@ -225,7 +220,7 @@ def _predict(
             family: dict(zip(scorer.heads, map(float, p[n]), strict=True))
             for family, p in base.items()
         }
-        context = dict(zip(scorer.features, map(float, table[row]), strict=True))
+        context = dict(zip(scorer.features, map(float, computed[row]), strict=True))
         stacked, _ = scorer.stack(by_family, context)
         for head in stacked:
             predictions.setdefault(f"stacking_{head}", [math.nan] * len(rows))[n] = stacked[head]
@@ -251,3 +246,49 @@ def _frame(rows: list[list[float]]) -> pl.DataFrame:
         for name, column in zip(COLUMNS[1:], columns[1:], strict=True)
     ]
     return pl.DataFrame([stamps, *values])
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """Symbol, timeframe and other assets of a run."""
+
+    symbol: str
+    tf: str
+    cross: tuple[str, ...]
+
+    @classmethod
+    def of_run(cls, run: Path) -> TrainedOn:
+        """As the run's settings.json names them. Raises MacdError when it can't be read."""
+        try:
+            settings = json.loads((run / FILES.settings).read_bytes())
+            tf = str(settings["tf"])
+            step_ms(tf)
+            cross = tuple(symbol_name(name) for name in settings["cross"])
+            return cls(symbol_name(settings["symbol"]), tf, cross)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
+            raise MacdError(
+                f"run {run.name} has a settings.json that can't be read",
+                why=f"{type(error).__name__}: {error}".splitlines()[0],
+                live="nothing was checked",
+                hint=f"fetch it again: invoke train.fetch --run {run.name}",
+            ) from error
+
+    def read(self, data_dir: Path) -> Bars:
+        main = read_bars(bars_path(data_dir, self.symbol, self.tf))
+        return main, {n: read_bars(bars_path(data_dir, n, self.tf)) for n in self.cross}
+
+    def read_same(self, data_dir: Path, *, run: Path, digest: str) -> Bars:
+        """The same, held to the digest of the bars the run was trained on.
+
+        Raises MacdError when the bars here are others.
+        """
+        main, cross = self.read(data_dir)
+        here = digest_of_all(self.symbol, self.tf, main, cross)
+        if here != digest:
+            raise MacdError(
+                f"the bars in {data_dir} are not those run {run.name} was trained on",
+                why=f"their digest is {here[:16]}, the run's is {digest[:16]}: bars were added or "
+                "corrected since",
+                hint=f"put the bars of that training there, or train again on these (run: {run})",
+            )
+        return main, cross

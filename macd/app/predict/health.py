@@ -23,7 +23,7 @@ from macd.heads import FAMILIES, NAMES
 from macd.run_directory import FILES
 
 T = TypeVar("T")
-Said = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
+Predicted = Mapping[str, Sequence[float]]  # output, e.g. "lgbm_5h" -> a value for each row asked
 _STUCK = 1e-6  # a spread below it over different windows means the model says always the same
 _BATCH_TOLERANCE = 1e-5
 _NEVER_IMPORTED = {"pip", "setuptools"}  # they install; nothing that serves imports them
@@ -57,14 +57,14 @@ def check(
     document = document or golden.read(top)
     asked = inputs or document
     windows = _from_golden(golden.windows, asked, scorer)
-    said = _from_golden(golden.predictions, asked, scorer)
+    predicted = _from_golden(golden.predictions, asked, scorer)
     items += [_family(family, scorer, windows) for family in FAMILIES]
-    items.append(_stacking(scorer, said))
+    items.append(_stacking(scorer, predicted))
     if windows is not None:
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
-    items.append(_holdout(top / FILES.out_of_fold(tf), asked, said))
+    items.append(_holdout(top / FILES.out_of_fold(tf), asked, predicted))
     return items
 
 
@@ -135,13 +135,9 @@ def _features(scorer: Scorer) -> Item:
         if names
     )
     detail = what or f"the order or the formulas differ (code has version {FEATURE_VERSION})"
-    return Item(
-        "features",
-        False,
-        detail,
-        "the models were trained by other code than this",
-        "train again with this code, or release with the code of the run",
-    )
+    cause = "the models were trained by other code than this"
+    remedy = "train again with this code, or release with the code of the run"
+    return Item("features", False, detail, cause, remedy)
 
 
 def _cross_symbols(names: tuple[str, ...]) -> list[str]:
@@ -157,9 +153,8 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
         cause = "the file is missing, damaged, or from another version"
         return Item(name, False, scorer.errors[family], cause, remedy)
     if windows is None:
-        return Item(
-            name, False, "not run", "there are no golden bars to run it on", "invoke release"
-        )
+        cause = "there are no golden bars to run it on"
+        return Item(name, False, "not run", cause, "invoke release")
     scores, errors = scorer.score_batch(windows)
     if family in errors:
         cause = "its weights or its graph are broken"
@@ -167,43 +162,35 @@ def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
     p = scores[family]
     stuck = [head for k, head in enumerate(scorer.heads) if np.ptp(p[:, k]) < _STUCK]
     if stuck:
-        return Item(
-            name,
-            False,
-            f"says {p[0, scorer.heads.index(stuck[0])]:.3f} whatever it sees ({', '.join(stuck)})",
-            "it learnt nothing, or its export lost the weights",
-            remedy,
-        )
+        value = p[0, scorer.heads.index(stuck[0])]
+        cause = "it learnt nothing, or its export lost the weights"
+        detail = f"says {value:.3f} whatever it sees ({', '.join(stuck)})"
+        return Item(name, False, detail, cause, remedy)
     best = f", best head {_best_head(scorer)}" if family == "lstm" else ""
     detail = f"{len(p)} windows, outputs {p.min():.3f} to {p.max():.3f}{best}"
     return Item(name, True, detail)
 
 
 def _best_head(scorer: Scorer) -> str:
-    """As the training named it: the scorer's own answer has a default, which is nobody's word."""
+    """As the training named it; the scorer falls back to a default."""
     named = scorer.metas.get("lstm", {}).get("best_head")
     return str(named) if named in scorer.heads else "unknown (its meta names none)"
 
 
-def _stacking(scorer: Scorer, said: Said | None) -> Item:
+def _stacking(scorer: Scorer, predicted: Predicted | None) -> Item:
     name, model = "stacking meta", scorer.stacking
     remedy = "python -m macd.app.train --mode stacking"
     if model is None:
-        return Item(
-            name,
-            False,
-            scorer.errors.get("stacking", "there is none"),
-            "stacking was not trained, or had too few out-of-fold samples",
-            remedy,
-        )
+        cause = "stacking was not trained, or had too few out-of-fold samples"
+        return Item(name, False, scorer.errors.get("stacking", "there is none"), cause, remedy)
     n = model.facts.get("n_oof_samples")
     if not isinstance(n, int) or isinstance(n, bool) or n <= 0:
         cause = "its file was written by hand, or by a training that did not end"
         return Item(name, False, f"n_oof_samples is {n}", cause, remedy)
-    if said is None:
+    if predicted is None:
         cause = "there are no golden bars to run it on, or no features from them"
         return Item(name, False, "not run", cause, "invoke release")
-    values = {head: said.get(f"stacking_{head}", [math.nan]) for head in model.heads}
+    values = {head: predicted.get(f"stacking_{head}", [math.nan]) for head in model.heads}
     silent = [head for head, each in values.items() if not all(map(math.isfinite, each))]
     if silent:
         cause = "a base model or a feature it needs gives nothing; see the items before this one"
@@ -245,14 +232,18 @@ def _golden(document: Mapping[str, Any] | None, scorer: Scorer) -> Item:
     return Item("golden predictions", False, outcome.detail, cause, remedy)
 
 
-def _holdout(table: Path, asked: Mapping[str, Any] | None, said: Said | None) -> Item:
+def _holdout(table: Path, asked: Mapping[str, Any] | None, predicted: Predicted | None) -> Item:
     """The one look at the models, LightGBM's too, that owes nothing to the code used here."""
     name = "predictions of the training"
-    if asked is None or said is None or not table.is_file():
-        what = "there is nothing to run the models on" if said is None else f"no {table.name} here"
+    if asked is None or predicted is None or not table.is_file():
+        what = (
+            "there is nothing to run the models on"
+            if predicted is None
+            else f"no {table.name} here"
+        )
         return Item(name, True, f"not compared: {what}", done=False)
     try:
-        compared = golden.compare_with_training(table, asked, said)
+        compared = golden.compare_with_training(table, asked, predicted)
     except Exception as error:  # whatever the table is, the item says it
         cause = "the table is damaged, or of another version"
         return Item(name, False, f"{error}".splitlines()[0], cause, "train again")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from macd import childprocess
 from macd.app.predict.scoring import SEQ, import_lightgbm, onnx_session
+from macd.errors import first_line
 
 STUCK = 1e-6  # a spread below it over different inputs means the model says always the same
 _BATCH_TOLERANCE = 1e-4
@@ -40,7 +41,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """path: of the model. top: the folder it may read from. features, seq: what its meta file says,
     0 for nothing. names: of the features, in order. probabilities: whether it must give some.
     """
@@ -64,12 +65,11 @@ class WrongError(Exception):
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """What the child says to its question, a document of Asked."""
-    detail, wrong = look(Asked(**{**question, "names": tuple(question["names"])}))
+    detail, wrong = look(Question(**{**question, "names": tuple(question["names"])}))
     return {"detail": detail, "wrong": [[w.detail, w.cause, w.remedy] for w in wrong]}
 
 
-def look(asked: Asked) -> tuple[str, list[WrongError]]:
+def look(asked: Question) -> tuple[str, list[WrongError]]:
     """What the model does, in words, and everything that is wrong with it."""
     try:
         return {"onnx": _onnx, "lgbm": _lgbm}[asked.kind](asked)
@@ -85,7 +85,7 @@ def look(asked: Asked) -> tuple[str, list[WrongError]]:
         return "", [_unreadable(asked.kind, error)]
 
 
-def _onnx(asked: Asked) -> tuple[str, list[WrongError]]:
+def _onnx(asked: Question) -> tuple[str, list[WrongError]]:
     session = _loaded(Path(asked.path), Path(asked.top))
     inputs = session.get_inputs()
     wrong = [w for tensor in inputs for w in _contradictions(tensor.shape, asked)]
@@ -107,7 +107,7 @@ def _onnx(asked: Asked) -> tuple[str, list[WrongError]]:
     return _tried(run, asked, wrong, fixed, shown)
 
 
-def _lgbm(asked: Asked) -> tuple[str, list[WrongError]]:
+def _lgbm(asked: Question) -> tuple[str, list[WrongError]]:
     lightgbm = import_lightgbm()
     text = _read(Path(asked.path)).decode("utf-8", "replace")
     try:
@@ -143,7 +143,7 @@ _FLOAT = (np.float16, np.float32, np.float64)
 
 def _tried(
     run: Callable[[Array], list[Array]],
-    asked: Asked,
+    asked: Question,
     wrong: list[WrongError],
     fixed: int,
     shown: str,
@@ -203,7 +203,7 @@ def _not_finite(outputs: list[Array], ordinary: int) -> list[WrongError]:
     return [WrongError(f"{bad} outputs are NaN or infinite", cause, "train it again")]
 
 
-def _judged(first: Array, ordinary: int, asked: Asked) -> list[WrongError]:
+def _judged(first: Array, ordinary: int, asked: Question) -> list[WrongError]:
     wrong = []
     low, high = float(first[:ordinary].min()), float(first[:ordinary].max())
     if asked.probabilities and (low < 0 or high > 1):
@@ -228,7 +228,7 @@ def _apart(first: Array, alone: list[list[Array]]) -> float:
     return float(np.abs(np.stack(single) - first[: len(single)]).max()) / scale
 
 
-def _contradictions(shape: list[Any], asked: Asked) -> list[WrongError]:
+def _contradictions(shape: list[Any], asked: Question) -> list[WrongError]:
     wrong = []
     cause = "the model and its meta file are of two trainings"
     count = shape[-1] if len(shape) > 1 and isinstance(shape[-1], int) else 0
@@ -241,7 +241,7 @@ def _contradictions(shape: list[Any], asked: Asked) -> list[WrongError]:
     return wrong
 
 
-def _values(tensor: Any, rows: Array, asked: Asked) -> Array:
+def _values(tensor: Any, rows: Array, asked: Question) -> Array:
     """Rows of standard normal values, each as wide as `_ORDINARY` and `_WIDE` say."""
     kind = _TYPES.get(tensor.type)
     if kind is None:
@@ -262,7 +262,7 @@ def _values(tensor: Any, rows: Array, asked: Asked) -> Array:
     )
 
 
-def _size(declared: Any, at: int, rank: int, asked: Asked) -> int:
+def _size(declared: Any, at: int, rank: int, asked: Question) -> int:
     if isinstance(declared, int):
         return max(declared, 1)
     if at == rank - 1:
@@ -379,18 +379,12 @@ def _unreadable(what: str, error: Exception) -> WrongError:
 
 
 def _first_line(error: Exception) -> str:
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST]
+    return "".join(c if c.isprintable() else " " for c in first_line(error))[:_LONGEST]
 
 
 def _shape(shape: list[Any]) -> str:
-    return (
-        "("
-        + ", ".join(
-            str(n) if isinstance(n, int) else "N" if at == 0 else "?" for at, n in enumerate(shape)
-        )
-        + ")"
-    )
+    sizes = (n if isinstance(n, int) else "?" if at else "N" for at, n in enumerate(shape))
+    return f"({', '.join(map(str, sizes))})"
 
 
 def _number(text: str) -> int:

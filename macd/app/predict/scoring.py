@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from macd.app.predict.stacking import StackingModel
-from macd.errors import MacdError
+from macd.errors import MacdError, first_line
 from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
 from macd.run_directory import FILES
 
@@ -108,7 +108,7 @@ class Scorer:
             errors["stacking"] = str(error)
         if not models:
             raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
-        features, schema = _one_schema(metas, models, errors)
+        features, schema = _shared_schema(metas, models, errors)
         heads = _heads(next(metas[family] for family in models), tf)
         return cls(tf, features, schema, metas, models, stacking, errors, heads)
 
@@ -126,7 +126,7 @@ class Scorer:
             try:
                 scores[family] = _checked(predict(windows))
             except Exception as error:  # the candidate's failure is an observation, not ours
-                errors[family] = f"{type(error).__name__}: {_first_line(error)}"
+                errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
 
     def score(self, window: Floats) -> Scores:
@@ -167,7 +167,7 @@ def _checked(p: Floats) -> Floats:
     return p
 
 
-def _one_schema(
+def _shared_schema(
     metas: dict[str, dict[str, Any]], models: dict[str, Predict], errors: dict[str, str]
 ) -> tuple[tuple[str, ...], str]:
     """The feature list most families share; a family that wants another one is dropped."""
@@ -233,7 +233,7 @@ def _load_onnx(path: Path) -> Predict:
     try:
         session = onnx_session(data)
     except Exception as error:  # onnxruntime raises types of its own for each way to be broken
-        raise ModelError(f"{path.name} can't be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{path.name} can't be loaded: {first_line(error)}") from error
     name = session.get_inputs()[0].name
 
     def predict(windows: Floats) -> Floats:
@@ -241,10 +241,6 @@ def _load_onnx(path: Path) -> Predict:
         return result
 
     return predict
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:

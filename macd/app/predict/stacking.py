@@ -50,8 +50,8 @@ class Head:
     def score(self, values: Iterable[float]) -> float:
         """The uncalibrated log-odds of "up" for the inputs' values."""
         columns = zip(values, self.mean, self.scale, self.weights, strict=True)
-        kept = ((max(-self.limit, min(self.limit, (v - m) / s)), w) for v, m, s, w in columns)
-        return math.fsum(w * v for v, w in kept) + self.intercept
+        clipped = ((max(-self.limit, min(self.limit, (v - m) / s)), w) for v, m, s, w in columns)
+        return math.fsum(w * v for v, w in clipped) + self.intercept
 
 
 def has_samples(facts: Mapping[str, Any], least: int) -> bool:
@@ -128,7 +128,9 @@ class StackingModel:
         self, base: Mapping[str, float], context: Mapping[str, float]
     ) -> dict[str, float | None]:
         """Probability of "up" per horizon; None where an input lacks (see `skipped_reason`)."""
-        return {name: self._one(head, base, context) for name, head in self.heads.items()}
+        return {
+            name: self._head_probability(head, base, context) for name, head in self.heads.items()
+        }
 
     def skipped_reason(self, base: Mapping[str, float], context: Mapping[str, float]) -> str:
         """Which inputs lack or aren't usable, in words; "" when every horizon can be computed."""
@@ -136,7 +138,7 @@ class StackingModel:
         bad = [name for name in needed if self._input(name, base, context) is None]
         return f"no usable {', '.join(bad)}" if bad else ""
 
-    def _one(
+    def _head_probability(
         self, head: Head, base: Mapping[str, float], context: Mapping[str, float]
     ) -> float | None:
         values = [self._input(name, base, context) for name in head.inputs]
@@ -162,8 +164,8 @@ class StackingModel:
 
 def logit(p: float, clip: float) -> float:
     """Log-odds of p kept at least `clip` away from 0 and 1."""
-    kept = min(max(p, clip), 1.0 - clip)
-    return math.log(kept) - math.log1p(-kept)
+    clipped = min(max(p, clip), 1.0 - clip)
+    return math.log(clipped) - math.log1p(-clipped)
 
 
 def sigmoid(x: float) -> float:

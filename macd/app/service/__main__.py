@@ -18,7 +18,6 @@ _THREADS = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "ORT_DISABLE_TELE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the process's exit status."""
     options = _options(argv)
     for name, value in _THREADS.items():  # read once, when the libraries are imported
         os.environ.setdefault(name, value)

@@ -16,8 +16,7 @@ import polars as pl
 
 from macd.app.market.bars import symbol_name
 from macd.app.market.exchange import Asking, open_exchange
-from macd.app.service.feed import Bar, Item, Trouble
-from macd.app.service.feed_replay import bars_of
+from macd.app.service.feed import Bar, Item, Trouble, bars_of
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 

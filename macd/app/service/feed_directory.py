@@ -165,7 +165,6 @@ class _Followed:
     why: str = ""  # why it can't be read; reported once
 
     def all(self) -> Iterator[Item]:
-        """Everything that stands there now."""
         before = -1
         while self.offset != before:
             before = self.offset

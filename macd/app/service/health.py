@@ -58,12 +58,10 @@ class Status:
         self._metrics = _Metrics()
 
     def set(self, **facts: Any) -> None:
-        """Change some of what /healthz says."""
         with self._lock:
             self._facts.update(facts)
 
     def golden(self, outcome: Outcome) -> None:
-        """How the golden predictions came out on this machine."""
         diff = outcome.max_diff if math.isfinite(outcome.max_diff) else None
         self.set(golden={"ok": outcome.ok, "max_diff": diff, "detail": outcome.detail})
 
@@ -82,7 +80,6 @@ class Status:
         self._metrics.refused.labels(event).inc()
 
     def signalled(self, bar: str, seq: int, fields: Mapping[str, Any], seconds: float) -> None:
-        """A signal line was written."""
         self.set(last_bar=bar, seq=seq)
         self._metrics.signal(str(fields.get("ml_stacking_mode")), seconds)
 
@@ -153,8 +150,6 @@ _AT_ONCE = 8
 
 
 class HealthServer:
-    """Serves `status` from `start` to `close`."""
-
     def __init__(self, endpoint: str, status: Status, given: socket.socket | None) -> None:
         """Bind `endpoint` (unix:/PATH or HOST:PORT), or take the listening socket of systemd.
 
@@ -188,7 +183,7 @@ def _bind(endpoint: str) -> tuple[socket.socket, str]:
     path = endpoint.removeprefix("unix:")
     try:
         if path != endpoint:
-            _clear_the_way(path)
+            _remove_stale_socket(path)
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             before = os.umask(0o117)
             try:
@@ -213,7 +208,7 @@ def _bind(endpoint: str) -> tuple[socket.socket, str]:
     return listening, path
 
 
-def _clear_the_way(path: str) -> None:
+def _remove_stale_socket(path: str) -> None:
     """Take a socket away that nobody listens on; one that answers is another service's."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(1.0)

@@ -7,7 +7,7 @@ ever computed from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -29,14 +29,18 @@ class Verdict:
 
 
 class History:
-    """The last `need` bars of one symbol."""
+    """The last `need` bars of one symbol.
+
+    frame: canonical bars, oldest first. doubtful: for how many bars more the models are not asked,
+    this one included, because a gap is near.
+    """
 
     def __init__(self, symbol: str, step: int, need: int, bars: Iterable[Bar] = ()) -> None:
         self.symbol = symbol
         self._step, self._need = step, need
-        self._frame = pl.DataFrame(schema=SCHEMA)
-        self._last: Bar | None = None
-        self._doubtful = 0
+        self.frame = pl.DataFrame(schema=SCHEMA)
+        self.last: Bar | None = None
+        self.doubtful = 0
         accepted: list[Bar] = []
         for bar in bars:  # what was stored may be as wrong, and as full of holes, as what arrives
             verdict = self._judged(bar)
@@ -44,54 +48,40 @@ class History:
                 self._take(bar, verdict)
                 accepted.append(bar)
         if accepted:
-            self._frame = _rows(accepted).tail(need)
-
-    @property
-    def frame(self) -> pl.DataFrame:
-        """Canonical bars, oldest first."""
-        return self._frame
-
-    @property
-    def last(self) -> Bar | None:
-        return self._last
+            self.frame = _rows(accepted).tail(need)
 
     @property
     def warm(self) -> bool:
-        return len(self._frame) >= self._need
-
-    @property
-    def doubtful(self) -> int:
-        """For how many bars more the models are not asked, this one included: a gap is near."""
-        return self._doubtful
+        return len(self.frame) >= self._need
 
     def accept(self, bar: Bar) -> Verdict:
         """Put the bar behind the others unless it has to be refused."""
         verdict = self._judged(bar)
         if verdict.refused is None:
             self._take(bar, verdict)
-            self._frame = pl.concat([self._frame, _rows([bar])]).tail(self._need).rechunk()
+            self.frame = pl.concat([self.frame, _rows([bar])]).tail(self._need).rechunk()
         return verdict
 
     def holds(self, open_ms: int) -> bool:
         """Whether a bar of that time is among the newest."""
-        newest = self._frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
+        newest = self.frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
         return bool((newest == open_ms).any())
 
     def _take(self, bar: Bar, verdict: Verdict) -> None:
-        self._doubtful = max(0, self._doubtful - 1)
+        self.doubtful = max(0, self.doubtful - 1)
         if verdict.missing:
-            self._doubtful = min(LONGEST_REFUSAL, self._doubtful + verdict.missing)
-        self._last = bar
+            self.doubtful = min(LONGEST_REFUSAL, self.doubtful + verdict.missing)
+        self.last = bar
 
     def _judged(self, bar: Bar) -> Verdict:
         wrong = unusable(bar, self._step)
         if wrong:
             return Verdict(("bad_bar", wrong))
-        if self._last is None:
+        if self.last is None:
             return Verdict()
-        after = bar.open_ms - self._last.open_ms
+        after = bar.open_ms - self.last.open_ms
         if after == 0:
-            same = bar == self._last
+            same = bar == self.last
             reason = "the same bar again" if same else "other values for a bar that was closed"
             return Verdict(("duplicate", reason))
         if after < 0:
@@ -118,11 +108,6 @@ def unusable(bar: Bar, step: int) -> str:
 def closes_later(bar: Bar, step: int, now_ms: float) -> bool:
     """Whether the bar can't be closed yet, by whichever of two clocks that differ a little."""
     return bar.open_ms + step > now_ms + _CLOCKS_DIFFER_MS
-
-
-def frames(histories: Mapping[str, History]) -> dict[str, pl.DataFrame]:
-    """Frames by symbol, for the features."""
-    return {symbol: history.frame for symbol, history in histories.items()}
 
 
 def _rows(bars: list[Bar]) -> pl.DataFrame:

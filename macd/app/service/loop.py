@@ -17,7 +17,7 @@ from macd.app.market import features
 from macd.app.predict.scoring import SEQ
 from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
 from macd.app.service.health import Status
-from macd.app.service.history import History, closes_later, frames
+from macd.app.service.history import History, closes_later
 from macd.app.service.predictor import Prediction, Predictor, no_models
 from macd.app.service.settings import Settings
 from macd.app.service.signal_log import SignalLog, bar_time
@@ -190,7 +190,7 @@ class Loop:
             why = _unfit(asked, bar)
             if why:
                 return self._predictor.refuse(f"{name}: {why}" if asked is not history else why)
-        return self._predictor.predict(history.frame, frames(cross))
+        return self._predictor.predict(history.frame, {n: h.frame for n, h in cross.items()})
 
     def _warn(self, symbol: str, bar: Bar | None, event: str, detail: str) -> None:
         shown = {k: _plain(v) for k, v in asdict(bar).items() if k != "symbol"} if bar else {}

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +47,7 @@ class Predictor:
     """The models of one release under one set of flags.
 
     Args:
-        distrust: why the models' word is not to be used (golden predictions fail); "" normally.
+        distrust: why the models' answers are not to be used (golden predictions fail); "" normally.
         limit: seconds a bar may take; after that the signal goes on without the models.
     """
 
@@ -116,7 +117,7 @@ class Predictor:
             "ml_horizon": self._head,
             "ml_heads": {**_finite(scores.base), **_finite({"stacking": scores.stacking})},
         }
-        return _told(fields, errors, seconds, None if self._distrust else p)
+        return _prediction(fields, errors, seconds, None if self._distrust else p)
 
     def _nothing(self, name: str, why: str, seconds: float) -> Prediction:
         return no_models(name, why, seconds=seconds, reason=self._blocked, head=self._head)
@@ -155,10 +156,10 @@ def no_models(
         "ml_horizon": head,
         "ml_heads": {},
     }
-    return _told(fields, {name: why[:_LONGEST]}, seconds, None)
+    return _prediction(fields, {name: why[:_LONGEST]}, seconds, None)
 
 
-def _told(
+def _prediction(
     fields: dict[str, Any], errors: dict[str, str], seconds: float, p: float | None
 ) -> Prediction:
     fields["ml_latency_ms"] = round(seconds * 1000, 3)
@@ -167,41 +168,35 @@ def _told(
 
 
 class _Bench:
-    """One thread for the models, so that one that hangs holds up a bar and not the service."""
+    """One thread for the models, so that one that hangs holds up a bar and not the service.
+
+    A daemon, unlike an executor's: one that hangs must not hold up the end of the process either.
+    """
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Scores], _Answer]] = queue.SimpleQueue()
-        self._busy: _Answer | None = None
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Scores], Future[Scores]]]
+        self._asked = queue.SimpleQueue()
+        self._latest: Future[Scores] | None = None
         threading.Thread(target=self._work, name="models", daemon=True).start()
 
     def run(self, task: Callable[[], Scores], limit: float) -> Scores:
-        if self._busy is not None and not self._busy.done.is_set():
+        if self._latest is not None and not self._latest.done():
             raise TimeoutError("the models have not answered for an earlier bar yet")
-        answer = self._busy = _Answer()
+        answer = self._latest = Future()
         self._asked.put((task, answer))
-        if not answer.done.wait(limit):
+        if not wait([answer], limit).done:
             raise TimeoutError(f"the models did not answer within {limit:g} s")
-        if answer.error is not None:
-            raise answer.error
-        if answer.scores is None:
-            raise RuntimeError("the models answered nothing")
-        return answer.scores
+        return answer.result()
 
     def _work(self) -> None:
         while True:
             task, answer = self._asked.get()
             try:
-                answer.scores = task()
+                answer.set_result(task())
+            except Exception as error:
+                answer.set_exception(error)
             except BaseException as error:  # also SystemExit: this thread must not end
-                answer.error = error if isinstance(error, Exception) else RuntimeError(repr(error))
-            answer.done.set()
-
-
-class _Answer:
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.scores: Scores | None = None
-        self.error: Exception | None = None
+                answer.set_exception(RuntimeError(repr(error)))
 
 
 def _usable(by_head: Mapping[str, float], head: str) -> bool:

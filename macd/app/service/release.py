@@ -107,7 +107,7 @@ def _bad(detail: str) -> Outcome:
     return Outcome(False, math.inf, detail)
 
 
-_NEEDED = ("loop", "health", "feed_replay", "feed_directory")
+_NEEDED = ("loop", "health", "feed", "feed_directory")
 
 
 def check(directory: Path, root: Path) -> dict[str, Any]:

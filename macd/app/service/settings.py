@@ -64,7 +64,6 @@ class Settings:
 
     @property
     def live(self) -> Path:
-        """Where signal lines are written."""
         return self.root / "data/live"
 
     @property

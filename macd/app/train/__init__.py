@@ -1,1 +1,1 @@
-"""`python -m macd.app.train`: real bars in, models with honest figures out."""
+"""`python -m macd.app.train`: real bars in, models and their figures out."""

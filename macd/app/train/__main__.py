@@ -18,7 +18,6 @@ from macd.train_options import MIN_MOVE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the training the arguments ask for; returns the exit code."""
     arguments = vars(_parser().parse_args(argv))
     debug = arguments.pop("debug") or os.environ.get("MACD_DEBUG", "") not in ("", "0")
     signal.signal(signal.SIGTERM, _stop)
@@ -30,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MacdError as error:
         if debug:
             traceback.print_exception(error)
-        return _tell(str(error), error.exit_code)
+        return _report(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _tell(
+        return _report(
             "the training was stopped\n  do: the same command goes on where it was", ExitCode.FAILED
         )
     except ImportError as error:
-        return _tell(
+        return _report(
             f"a package is missing: {error}\n  do: pip install 'macd[train]'", ExitCode.USAGE
         )
     except OSError as error:
         if debug:
             traceback.print_exception(error)
-        return _tell(
+        return _report(
             f"the training could not read or write: {error}\n"
             "  do: check disk space (df -h) and permissions, then run the same command again",
             ExitCode.FAILED,
@@ -84,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _tell(text: str, code: int) -> int:
+def _report(text: str, code: int) -> int:
     sys.stderr.write(f"✗ {text}\n")
     return int(code)
 

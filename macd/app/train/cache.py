@@ -9,6 +9,7 @@ entry is dropped and the fit is done again, never believed.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -47,7 +48,6 @@ class Cache:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Where the entry of a key lies."""
         return self.root / "fits" / key[:2] / f"{key}.fit"
 
     def checkpoint(self, key: str) -> Path:
@@ -114,8 +114,8 @@ def code_digest(modules: Iterable[str]) -> str:
     Comments and layout don't count; a changed formula three imports away does.
     """
     total = hashlib.sha256()
-    for name, source in sorted(_closure(modules).items()):
-        total.update(f"{name}\n{ast.dump(ast.parse(source))}\n".encode())
+    for name, digest in sorted(_closure(modules).items()):
+        total.update(f"{name}\n{digest}\n".encode())
     return total.hexdigest()
 
 
@@ -132,36 +132,35 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def _closure(modules: Iterable[str]) -> dict[str, str]:
-    sources: dict[str, str] = {}
+    digests: dict[str, str] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in sources:
+        if name in digests:
             continue
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # `from macd.x import name`: x is a module, so x.name is not
+            continue
         if spec is None or spec.origin is None:
             continue
-        source = Path(spec.origin).read_text(encoding="utf-8")
-        sources[name] = source
-        waiting += _own_imports(source)
-    return sources
+        digests[name], imports = _parsed(Path(spec.origin).read_text(encoding="utf-8"))
+        waiting += imports
+    return digests
 
 
-def _own_imports(source: str) -> list[str]:
+@functools.cache  # by the text itself: parsing is most of the time, and a run asks several times
+def _parsed(source: str) -> tuple[str, tuple[str, ...]]:
+    """The digest of a source's syntax tree, and the names of ours that it imports."""
+    tree = ast.parse(source)
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.startswith("macd.") and _is_module(name)]
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # `from macd.x import name`: x is a module, so x.name is not
-        return False
+    ours = tuple(name for name in names if name.startswith("macd."))
+    return _sha(ast.dump(tree).encode()).hex(), ours
 
 
 def _canonical(value: Any) -> str:

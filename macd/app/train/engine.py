@@ -61,12 +61,7 @@ def resources(device: str, workers: int) -> Resources:
 
 
 def run(
-    function: Callable[[J, S, str], R],
-    jobs: Sequence[J],
-    shared: S,
-    *,
-    engine: str,
-    use: Resources,
+    function: Callable[[J, S, str], R], jobs: Sequence[J], shared: S, *, engine: str, use: Resources
 ) -> Iterator[tuple[int, R]]:
     """Yield (position, function(job, shared, device)) for every job, as they finish.
 
@@ -82,21 +77,17 @@ def run(
     if engine == "ray":
         return _with_ray(function, numbered, shared, use)
     if use.workers == 1 or len(numbered) == 1:
-        return ((at, _one_thread(function, job, shared, device)) for at, job, device in numbered)
+        return (_one_thread(function, at, job, shared, device) for at, job, device in numbered)
     return _with_joblib(function, numbered, shared, use)
 
 
-def _numbered(
+def _one_thread(
     function: Callable[[J, S, str], R], position: int, job: J, shared: S, device: str
 ) -> tuple[int, R]:
-    return position, _one_thread(function, job, shared, device)
-
-
-def _one_thread(function: Callable[[J, S, str], R], job: J, shared: S, device: str) -> R:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums depend on how they are split, and fits run side by side
     try:
-        return function(job, shared, device)
+        return position, function(job, shared, device)
     finally:
         torch.set_num_threads(threads)
 
@@ -116,7 +107,7 @@ def _with_joblib(
         inner_max_num_threads=1,
     )
     results: Iterator[tuple[int, R]] = parallel(
-        delayed(_numbered)(function, at, job, shared, device) for at, job, device in numbered
+        delayed(_one_thread)(function, at, job, shared, device) for at, job, device in numbered
     )
     return results
 
@@ -138,7 +129,7 @@ def _with_ray(
     if not ray.is_initialized():
         _start_ray(ray, use)
     gpu = any(device.startswith("cuda") for device in use.devices)
-    task = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_numbered)
+    task: Any = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_one_thread)
     # Ray shows each task only its own GPU, as number 0.
     device = "cuda:0" if gpu else "cpu"
     stored = ray.put(shared)
@@ -169,10 +160,7 @@ def _start_ray(ray: Any, use: Resources) -> None:
             ) from error
     else:
         ray.init(
-            address="local",
-            num_cpus=use.workers,
-            include_dashboard=False,
-            runtime_env=environment,
+            address="local", num_cpus=use.workers, include_dashboard=False, runtime_env=environment
         )
 
 

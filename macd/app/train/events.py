@@ -1,4 +1,4 @@
-"""Tell what a training does while it does it: one JSON line per event, and one line for people.
+"""Report what a training does while it does it: one JSON line per event, one line for people.
 
 Every process of a run appends to the same file. A line goes out in one write to a descriptor
 opened with O_APPEND, so lines of several workers never mix, and a reader that keeps a byte offset
@@ -15,13 +15,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-
-class Clock(Protocol):
-    """Seconds since the epoch, UTC."""
-
-    def __call__(self) -> float: ...
+Clock = Callable[[], float]  # seconds since the epoch, UTC
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,6 @@ class Events:
     context: dict[str, Any] = field(default_factory=dict)
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Append one event."""
         record = {"t": round(self.clock(), 3), "event": event, **self.context, **fields}
         record = {name: _plain(value) for name, value in record.items() if value is not None}
         if self.path is not None and self.path.parent.is_dir():

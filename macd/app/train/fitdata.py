@@ -8,7 +8,6 @@ calibration.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -115,10 +114,6 @@ class Provenance:
     outside: int
     test_first: int
     test_last: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
 
 
 def observe(data: FitData, test: Rows) -> Provenance:

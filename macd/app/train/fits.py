@@ -24,15 +24,8 @@ from macd.app.market.splits import Fold
 from macd.app.train import engine
 from macd.app.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
 from macd.app.train.events import Events
-from macd.app.train.fitdata import (
-    FitData,
-    Floats,
-    Provenance,
-    Rows,
-    observe,
-    verify_provenance,
-)
-from macd.app.train.metrics import auc
+from macd.app.train.fitdata import FitData, Floats, Provenance, Rows, observe, verify_provenance
+from macd.app.train.metrics import auc_by_head, rounded
 from macd.app.train.nets import SEQ
 from macd.errors import MacdError
 from macd.heads import head_names
@@ -176,7 +169,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
             "peak_mb": peak_mb(),
             "device": device,
             "history": history,
-            "provenance": observe(data, test).as_json(),
+            "provenance": dataclasses.asdict(observe(data, test)),
             **extra,
         },
     )
@@ -243,21 +236,13 @@ def _results(
 
 
 def _accept(
-    task: Task,
-    entry: Entry,
-    inputs: Inputs,
-    embargo: int,
-    progress: Progress,
-    *,
-    cached: bool,
+    task: Task, entry: Entry, inputs: Inputs, embargo: int, progress: Progress, *, cached: bool
 ) -> None:
     verify_provenance(Provenance(**entry.facts["provenance"]), task.fold, embargo)
     scores = None
     if task.fold.index >= 0:  # the holdout's labels are not used here
         y, p = inputs.y[task.fold.test], entry.arrays["p"]
-        scores = {
-            head: _known_auc(y[:, k], p[:, k]) for k, head in enumerate(head_names(inputs.tf))
-        }
+        scores = rounded(auc_by_head(y, p, head_names(inputs.tf)))
     inputs.events.emit(
         "fit_done",
         model=task.family,
@@ -268,12 +253,6 @@ def _accept(
         auc=scores,
         **progress(task.cost, cached=cached),
     )
-
-
-def _known_auc(y: Floats, p: Floats) -> float | None:
-    finite = np.isfinite(y) & np.isfinite(p)
-    value = auc(y[finite], p[finite]) if finite.any() else float("nan")
-    return round(value, 4) if np.isfinite(value) else None
 
 
 def _reporter(events: Events, history: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:

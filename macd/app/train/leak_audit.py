@@ -25,9 +25,9 @@ from macd.app.train import dataset, engine
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Events
-from macd.app.train.fitdata import FitData, Floats, Provenance, observe, verify_provenance
+from macd.app.train.fitdata import Provenance, observe, verify_provenance
 from macd.app.train.fits import Task, training_data
-from macd.app.train.metrics import auc
+from macd.app.train.metrics import auc_by_head
 from macd.heads import bars_ahead, head_names, in_order
 
 # How far the mean pooled AUC on sign-randomised bars may be from 0.5. At 24 bars labels overlap
@@ -57,11 +57,9 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """True when every check passed."""
         return all(check.ok for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """What leak_audit.json holds."""
         return {
             "ok": self.ok,
             "checks": [dataclasses.asdict(check) for check in self.checks],
@@ -106,22 +104,17 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
         parts = []
         for fold in split.folds:
             task = Task(name, fold, fold.train, flip.params[name], flip.fit_seed)
-            data: FitData = training_data(task, made.X, made.y, made.features)
+            data = training_data(task, made.X, made.y, made.features)
             verify_provenance(observe(data, fold.test), fold, flip.embargo)
             model = family.fit(data, task.params, seed=task.seed, device=device)
             end = int(fold.test[-1]) + 1
             parts.append(family.predict(model, np.ascontiguousarray(made.X[:end]), fold.test))
             events.emit("audit_fit", stage="audit", model=name, fold=fold.index, flip=flip.seed)
         arrays[name] = np.concatenate(parts)
-    facts = {name: _aucs(made.y[rows], p, bars.tf) for name, p in arrays.items()}
-    return Entry(
-        {},
-        facts={
-            "auc": facts,
-            "seconds": round(time.monotonic() - started, 3),
-            "cpu_s": round(time.process_time() - worked, 3),
-        },
-    )
+    heads = head_names(bars.tf)
+    facts = {name: auc_by_head(made.y[rows], p, heads) for name, p in arrays.items()}
+    seconds, cpu_s = time.monotonic() - started, time.process_time() - worked
+    return Entry({}, facts={"auc": facts, "seconds": round(seconds, 3), "cpu_s": round(cpu_s, 3)})
 
 
 def run_flips(
@@ -227,13 +220,9 @@ def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str
             }
         by_family[family] = heads
         detail = ", ".join(f"{h} {v['mean']:.3f} (0.5 ± {v['band']})" for h, v in heads.items())
-        checks.append(
-            Check(
-                f"sign_flipped_{family}",
-                all(v["ok"] for v in heads.values()),
-                f"pooled AUC over {len(flips)} sign-randomised series: {detail}",
-            )
-        )
+        detail = f"pooled AUC over {len(flips)} sign-randomised series: {detail}"
+        ok = all(v["ok"] for v in heads.values())
+        checks.append(Check(f"sign_flipped_{family}", ok, detail))
     return checks, by_family
 
 
@@ -248,12 +237,9 @@ def check_provenance(entries: Sequence[tuple[Task, Entry]], plan: Plan) -> Check
         except LeakError as error:
             return Check("provenance", False, f"{task.family} {task.label}: {error.why}")
     gap = min(int(fold.test[0] - fold.train[-1]) for fold in folds.values())
-    return Check(
-        "provenance",
-        True,
-        f"{len(entries)} fits stayed inside their training part; labels end at least "
-        f"{gap - 1} bars before the test rows",
-    )
+    detail = f"labels end at least {gap - 1} bars before the test rows"
+    detail = f"{len(entries)} fits stayed inside their training part; {detail}"
+    return Check("provenance", True, detail)
 
 
 def check_look_ahead(bars: Bars, data: Dataset) -> Check:
@@ -270,18 +256,14 @@ def check_look_ahead(bars: Bars, data: Dataset) -> Check:
     name = "no_look_ahead"
     whole = seen(bars.main, bars.cross).drop("timestamp").to_numpy()
     if not np.array_equal(whole, data.X, equal_nan=True):
-        return Check(
-            name, False, "the fits were given numbers that are not the features of the bars"
-        )
+        detail = "the fits were given numbers that are not the features of the bars"
+        return Check(name, False, detail)
     cuts = cut_points(len(data), first=data.first)
     violations = causality_violations(seen, bars.main, cuts, cross=bars.cross, tolerance=TOLERANCE)
     if violations:
         return Check(name, False, f"{len(violations)} values, among them {violations[0]}")
-    return Check(
-        name,
-        True,
-        f"{len(data.features)} features at {len(cuts)} bars do not change when later bars are cut",
-    )
+    counted = f"{len(data.features)} features at {len(cuts)} bars"
+    return Check(name, True, f"{counted} do not change when later bars are cut")
 
 
 def allowed_aucs(surrogates: Mapping[str, Mapping[str, Any]], edge_cap: float) -> dict[str, float]:
@@ -310,11 +292,3 @@ def check_too_good(lows: Mapping[str, Mapping[str, float]], allowed: Mapping[str
     ]
     limits = ", ".join(f"{head} {value:.3f}" for head, value in allowed.items())
     return Check("not_too_good", not too_good, "; ".join(too_good) or f"no interval above {limits}")
-
-
-def _aucs(y: Floats, p: Floats, tf: str) -> dict[str, float]:
-    values = {}
-    for k, head in enumerate(head_names(tf)):
-        finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
-        values[head] = auc(y[finite, k], p[finite, k])
-    return values

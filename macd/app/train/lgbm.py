@@ -75,15 +75,8 @@ def fit(
         )
         booster = lightgbm.train(_settings(params, seed), rows_in, params.rounds)
         texts[head] = booster.model_to_string()
-        report(
-            {
-                "event": "fitted",
-                "model": "lgbm",
-                "head": head,
-                "rows": len(rows),
-                "rounds": params.rounds,
-            }
-        )
+        counts = {"rows": len(rows), "rounds": params.rounds}
+        report({"event": "fitted", "model": "lgbm", "head": head, **counts})
     facts = {"seed": seed, "training_digest": data.digest()}
     return Model(texts, params, data.features, facts)
 

@@ -7,21 +7,17 @@ attention pooling, the window including the bar predicted from, few epochs (docs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from macd.app.market.labels import HORIZONS
 from macd.app.train import nets
-from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.nets import Loop
 
 
 @dataclass(frozen=True)
 class Params:
-    """Size and training of the net."""
-
     hidden: int
     layers: int
     projection: int
@@ -77,40 +73,5 @@ class LstmNet(nn.Module):
 
 
 Model = nets.Model[LstmNet, Params]
-
-
-def fit(
-    data: FitData,
-    params: Params,
-    *,
-    seed: int,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    report: Report = silent,
-) -> Model:
-    """Train on data.rows; a checkpoint of this very fit is resumed from, to the same numbers."""
-    return nets.fit(
-        "lstm",
-        LstmNet,
-        data,
-        params,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        report=report,
-    )
-
-
-def predict(model: Model, X: Floats, rows: Rows) -> Floats:
-    """float32 (len(rows), 3) in (0, 1); NaN for rows without 48 bars of history."""
-    return nets.predict(model.net, X, rows)
-
-
-def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
-    """Write lstm_{tf}.pt and lstm_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    return nets.save("lstm", model, directory, tf, facts or {})
-
-
-def load(directory: Path, tf: str) -> Model:
-    """Read what `save` wrote."""
-    return nets.load("lstm", LstmNet, Params, directory, tf)
+_FAMILY = nets.Family("lstm", LstmNet, Params)
+fit, predict, save, load = _FAMILY.fit, _FAMILY.predict, _FAMILY.save, _FAMILY.load

@@ -9,6 +9,7 @@ of short windows is biased upward. Nothing here reads a file, a clock or a rando
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,20 @@ def auc(y: Floats, p: Floats) -> float:
         return float("nan")
     ranks = rankdata(p)
     return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def auc_by_head(y: Floats, p: Floats, heads: Iterable[str]) -> dict[str, float]:
+    """`auc` of each head, on the rows where both its label and its prediction are known."""
+    values = {}
+    for k, head in enumerate(heads):
+        finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
+        values[head] = auc(y[finite, k], p[finite, k])
+    return values
+
+
+def rounded(aucs: Mapping[str, float]) -> dict[str, float | None]:
+    """AUCs for a JSON document: four places, NaN as null."""
+    return {head: round(v, 4) if np.isfinite(v) else None for head, v in aucs.items()}
 
 
 def score(

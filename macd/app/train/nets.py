@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
 from macd.app.market.labels import HORIZONS
-from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows
+from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
+from macd.app.train.metrics import auc_by_head, rounded
 from macd.app.train.modelfiles import (
     meta_json,
     pack,
@@ -37,7 +37,7 @@ from macd.app.train.modelfiles import (
     write_whole,
 )
 from macd.errors import MacdError
-from macd.heads import GUIDE, head_names
+from macd.heads import head_names
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -151,16 +151,6 @@ def predict(net: nn.Module, X: Floats, rows: Rows) -> Floats:
     return out
 
 
-def auc_by_head(p: Floats, y: Floats, tf: str = GUIDE) -> dict[str, float | None]:
-    """AUC of each head on the known labels; None where only one class is there."""
-    aucs: dict[str, float | None] = {}
-    for k, head in enumerate(head_names(tf)):
-        known = ~np.isnan(y[:, k]) & ~np.isnan(p[:, k])
-        both = len(np.unique(y[known, k])) == 2
-        aucs[head] = round(float(roc_auc_score(y[known, k], p[known, k])), 4) if both else None
-    return aucs
-
-
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Same numbers on the same machine: one CPU thread, deterministic kernels, own random state.
@@ -196,62 +186,76 @@ def compiled(
     return faster
 
 
-def fit(
-    family: str,
-    make_net: Callable[[int, P], N],
-    data: FitData,
-    params: P,
-    *,
-    seed: int,
-    device: str,
-    checkpoint: Path | None,
-    report: Report,
-) -> Model[N, P]:
-    """Make a net for data's features and train it on data.rows; see `train`."""
-    with reproducible(torch.device("cpu")):
-        torch.manual_seed(seed)
-        net = make_net(data.X.shape[1], params)
-    loop = train(
-        net,
-        data,
-        params.loop,
-        name=family,
-        config=params,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        report=report,
-    )
-    return Model(net, params, data.features, loop)
+@dataclass(frozen=True)
+class Family(Generic[N, P]):
+    """What every family of models can do, for nets: `fit`, `predict`, `save`, `load`."""
 
+    name: str
+    make_net: Callable[[int, P], N]
+    make_params: Callable[..., P]
 
-def save(family: str, model: Model[N, P], directory: Path, tf: str, facts: Facts) -> list[Path]:
-    """Write FAMILY_TF.pt and FAMILY_TF_meta.json; the loop's record goes into both."""
-    config = {"params": dataclasses.asdict(model.params), "features": list(model.features)}
-    weights = {name: value.cpu() for name, value in model.net.state_dict().items()}
-    state = {"format": f"macd-{family}/1", "weights": weights, "config": config, "loop": model.loop}
-    meta = meta_json(family, tf, model.params, model.features, {**model.loop, **facts})
-    return [
-        write_whole(directory / f"{family}_{tf}.pt", pack(state)),
-        write_whole(directory / f"{family}_{tf}_meta.json", meta),
-    ]
+    def fit(
+        self,
+        data: FitData,
+        params: P,
+        *,
+        seed: int,
+        device: str = "cpu",
+        checkpoint: Path | None = None,
+        report: Report = silent,
+    ) -> Model[N, P]:
+        """Train on data.rows; a checkpoint of this very fit is resumed from, to the same numbers.
 
+        Raises MacdError when the loss stops being a number, or memory lacks for a single window.
+        """
+        with reproducible(torch.device("cpu")):
+            torch.manual_seed(seed)
+            net = self.make_net(data.X.shape[1], params)
+        where, loop = torch.device(device), params.loop
+        with reproducible(where):
+            run = _Run(net.to(where), data, loop, name=self.name, seed=seed, report=report)
+            fit = [_CODE, self.name, params, dataclasses.asdict(loop), seed, data.digest()]
+            text = json.dumps(fit, sort_keys=True, default=dataclasses.asdict)
+            key = hashlib.sha256(text.encode()).hexdigest()
+            if checkpoint is not None:
+                run.resume(checkpoint, key)
+            while run.state.epoch < loop.epochs and not run.out_of_patience():
+                run.epoch()
+                if checkpoint is not None:
+                    write_checkpoint(checkpoint, run.snapshot(key))
+            return Model(net, params, data.features, run.finish())
 
-def load(
-    family: str,
-    make_net: Callable[[int, P], N],
-    make_params: Callable[..., P],
-    directory: Path,
-    tf: str,
-) -> Model[N, P]:
-    """Read what `save` wrote (weights_only: nothing in the file is run)."""
-    state = unpack((directory / f"{family}_{tf}.pt").read_bytes())
-    config = state["config"]["params"]
-    params = make_params(**{**config, "loop": Loop(**config["loop"])})
-    net = make_net(state["weights"]["scale.center"].numel(), params)
-    net.load_state_dict(state["weights"])
-    net.eval()
-    return Model(net, params, tuple(state["config"]["features"]), state["loop"])
+    def predict(self, model: Model[N, P], X: Floats, rows: Rows) -> Floats:
+        """float32 (len(rows), 3) in (0, 1); NaN for rows without 48 bars of history."""
+        return predict(model.net, X, rows)
+
+    def save(
+        self, model: Model[N, P], directory: Path, tf: str, *, facts: Facts | None = None
+    ) -> list[Path]:
+        """Write FAMILY_TF.pt and FAMILY_TF_meta.json; the loop's record goes into both.
+
+        facts: best_head and others, which join the meta.
+        """
+        name = self.name
+        config = {"params": dataclasses.asdict(model.params), "features": list(model.features)}
+        weights = {key: value.cpu() for key, value in model.net.state_dict().items()}
+        kind = f"macd-{name}/1"
+        state = {"format": kind, "weights": weights, "config": config, "loop": model.loop}
+        meta = meta_json(name, tf, model.params, model.features, {**model.loop, **(facts or {})})
+        return [
+            write_whole(directory / f"{name}_{tf}.pt", pack(state)),
+            write_whole(directory / f"{name}_{tf}_meta.json", meta),
+        ]
+
+    def load(self, directory: Path, tf: str) -> Model[N, P]:
+        """Read what `save` wrote (weights_only: nothing in the file is run)."""
+        state = unpack((directory / f"{self.name}_{tf}.pt").read_bytes())
+        config = state["config"]["params"]
+        params = self.make_params(**{**config, "loop": Loop(**config["loop"])})
+        net = self.make_net(state["weights"]["scale.center"].numel(), params)
+        net.load_state_dict(state["weights"])
+        net.eval()
+        return Model(net, params, tuple(state["config"]["features"]), state["loop"])
 
 
 @dataclass
@@ -264,41 +268,6 @@ class Progress:
     best_loss: float = math.inf
     best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
-
-
-def train(
-    net: nn.Module,
-    data: FitData,
-    loop: Loop,
-    *,
-    name: str,
-    config: object,
-    seed: int,
-    device: str,
-    checkpoint: Path | None,
-    report: Report,
-) -> dict[str, Any]:
-    """Train `net` in place; return its record (history, best epoch ...) for the files.
-
-    Raises MacdError when the loss stops being a number, or memory lacks for a single window.
-    """
-    where = torch.device(device)
-    with reproducible(where):
-        run = _Run(net.to(where), data, loop, name=name, seed=seed, report=report)
-        key = hashlib.sha256(
-            json.dumps(
-                [_CODE, name, config, dataclasses.asdict(loop), seed, data.digest()],
-                sort_keys=True,
-                default=dataclasses.asdict,
-            ).encode()
-        ).hexdigest()
-        if checkpoint is not None:
-            run.resume(checkpoint, key)
-        while run.state.epoch < loop.epochs and not run.out_of_patience():
-            run.epoch()
-            if checkpoint is not None:
-                write_checkpoint(checkpoint, run.snapshot(key))
-        return run.finish()
 
 
 class _Run:
@@ -464,7 +433,7 @@ class _Run:
             "epoch": self.state.epoch,
             "epochs": self.loop.epochs,
             "loss": round(loss, 6),
-            "auc": auc_by_head(p, y, self.data.tf),
+            "auc": rounded(auc_by_head(y, p, head_names(self.data.tf))),
             "on": "train sample" if stop is None else "inner slice",
         }
         if stop is not None:

@@ -22,7 +22,7 @@ from macd.app.market.labels import HORIZONS, direction
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
-from macd.app.train.metrics import Auc, auc, reliability, score
+from macd.app.train.metrics import Auc, auc_by_head, reliability, score
 from macd.heads import head_names, in_order
 from macd.host.durable import replace_file
 
@@ -80,7 +80,7 @@ def volatility_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Float
     for fold in (*plan.folds, plan.holdout):
         at = np.searchsorted(rows, fold.test)
         for k in range(len(HORIZONS)):
-            p[at, k] = _one_feature(level, data.y[:, k], fold.train, fold.test)
+            p[at, k] = _single_feature(level, data.y[:, k], fold.train, fold.test)
     return p
 
 
@@ -152,14 +152,10 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     """Pooled validation AUC by head; the holdout is not used, so heads can be chosen by it."""
     before = frame.filter(pl.col("fold") != HOLDOUT)
     p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
-    values = {}
-    for k, head in enumerate(heads_in(frame)):
-        finite = np.isfinite(p[:, k]) & np.isfinite(moves[:, k])
-        values[head] = auc(moves[finite, k], p[finite, k])
-    return values
+    return auc_by_head(moves, p, heads_in(frame))
 
 
-def _one_feature(
+def _single_feature(
     x: NDArray[np.float64], y: Floats, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> Floats:
     usable = train[np.isfinite(y[train]) & np.isfinite(x[train])]
@@ -174,8 +170,4 @@ def _one_feature(
 
 def _plain(made: Auc) -> dict[str, float | None]:
     """An Auc as JSON: NaN is null."""
-    values = dataclasses.asdict(made)
-    return {
-        name: (None if isinstance(v, float) and not math.isfinite(v) else v)
-        for name, v in values.items()
-    }
+    return {name: v if math.isfinite(v) else None for name, v in dataclasses.asdict(made).items()}

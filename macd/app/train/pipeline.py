@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from macd.app.train import dataset, export, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
+from macd.app.train.metrics import rounded
 from macd.app.train.modelfiles import model_of
 from macd.app.train.settings import Settings
 from macd.app.train.training import Meter, Training, params_of, stage
@@ -33,6 +35,8 @@ from macd.host.durable import one_at_a_time, replace_file
 from macd.run_directory import FILES
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
+# The models fitted on sign-randomised bars: LightGBM, and in full a small LSTM too.
+_AUDITED = {"demo": ("lgbm",), "full": ("lgbm", "lstm")}
 
 Entries = Mapping[str, list[Entry]]
 
@@ -98,7 +102,7 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     metrics["stages"] = training.spent
     results.write_json(settings.out / FILES.metrics, metrics)
-    results.write_criteria(settings.out, outcomes)
+    results.write_json(settings.out / FILES.criteria, [asdict(outcome) for outcome in outcomes])
     for line in results.closing_lines(metrics, outcomes if mode == "all" else []):
         events.emit("summary", note=line)
     return _finish(training, started, results.short(metrics, outcomes))
@@ -154,7 +158,7 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
         head = oof.best_head(aucs)
         training.events.emit("head_fixed", stage=family, model=family, head=head, auc=aucs)
         module, model = model_of(training.final(family, entries).files, family, s.tf)
-        facts = {"best_head": head, "val_auc": results.rounded(aucs), **training.lineage()}
+        facts = {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
 
@@ -222,9 +226,9 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
         frame = oof.with_model(frame, "stacking", p)
-        facts = {"best_head": head, "val_auc": results.rounded(aucs), **training.lineage()}
+        facts = {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
-        oof.write(frame, s.out / results.oof_path(s.tf))
+        oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame
 
 
@@ -258,7 +262,7 @@ def _as_served(model: StackingModel, data: stacking.StackData) -> NDArray[np.flo
 def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:
     """Stage audit: the leak audit of this training, written to leak_audit.json."""
     s = training.settings
-    families = _audit_families(s)
+    families = _AUDITED[s.profile]
     with training.stage("audit", f"{s.surrogate_count} sign-randomised series"):
         flips = [
             leak_audit.Flip(
@@ -286,11 +290,9 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
                 count=lambda *, cached: training.meter.add(cost, cached=cached),
             )
         checks, by_family = leak_audit.judge_flips(null)
-        fits: list[tuple[Task, Entry]] = [
-            pair
-            for family in entries
-            for pair in zip(training.tasks(family), entries[family], strict=True)
-        ]
+        fits: list[tuple[Task, Entry]] = []
+        for family, fitted in entries.items():
+            fits += zip(training.tasks(family), fitted, strict=True)
         checks.append(leak_audit.check_provenance(fits, training.plan))
         checks.append(leak_audit.check_look_ahead(training.bars, training.data))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
@@ -305,11 +307,6 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
     return audit
 
 
-def _audit_families(settings: Settings) -> tuple[str, ...]:
-    """The models fitted on sign-randomised bars: LightGBM, and in full a small LSTM too."""
-    return ("lgbm",) if settings.profile == "demo" else ("lgbm", "lstm")
-
-
 def _audit_params(settings: Settings, family: str) -> Any:
     """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
     profile = settings.profile if family == "lgbm" else "demo"
@@ -320,7 +317,7 @@ def _flip_cost(training: Training) -> float:
     s = training.settings
     return sum(
         Task(name, fold, fold.train, _audit_params(s, name), s.seed).cost
-        for name in _audit_families(s)
+        for name in _AUDITED[s.profile]
         for fold in training.plan.folds
     )
 

@@ -5,7 +5,6 @@ result.json is written last and lists every file with its hash: no run is done w
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from macd.app.train import oof
 from macd.app.train.cache import Entry, code_digest, key_of, library_versions
-from macd.app.train.criteria import Outcome, evaluate
 from macd.app.train.events import append_line, read_events
 from macd.app.train.leak_audit import Audit
+from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
+from macd.criteria import Outcome, evaluate
 from macd.errors import MacdError
 from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
 from macd.host.durable import replace_file, sha256_of
@@ -148,11 +148,6 @@ def _seed_spread(
     return by_family
 
 
-def rounded(aucs: Mapping[str, float]) -> dict[str, float | None]:
-    """AUCs for a JSON document: four places, NaN as null."""
-    return {head: round(v, 4) if np.isfinite(v) else None for head, v in aucs.items()}
-
-
 def interval_lows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The highest lower interval end of each model and head, for the audit."""
     return {
@@ -263,11 +258,6 @@ def _figures(head: Mapping[str, Any]) -> str:
     )
 
 
-def oof_path(tf: str) -> Path:
-    """Where the out-of-fold table lies in a run."""
-    return Path(FILES.out_of_fold(tf))
-
-
 def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
     """The files a run of this mode must leave, relative to its directory."""
     by_stage = {
@@ -279,11 +269,7 @@ def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
         "lstm": [MODEL_DIR / f"lstm_{tf}.pt", Path(FILES.meta("lstm", tf))],
         "tft": [MODEL_DIR / f"tft_{tf}.pt", Path(FILES.meta("tft", tf))],
         "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path(FILES.onnx)],
-        "stacking": [
-            Path(FILES.stacking(tf)),
-            oof_path(tf),
-            Path(FILES.audit),
-        ],
+        "stacking": [Path(FILES.stacking(tf)), Path(FILES.out_of_fold(tf)), Path(FILES.audit)],
     }
     wanted = stages if mode == "all" else [mode]
     files = [path for stage in wanted for path in by_stage[stage]]
@@ -307,11 +293,6 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, (text + "\n").encode(), parents=True)
 
 
-def write_criteria(out: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write criteria.json."""
-    write_json(out / FILES.criteria, [dataclasses.asdict(outcome) for outcome in outcomes])
-
-
 def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Check that every file is there and write result.json, last; returns what it holds.
 
@@ -325,13 +306,10 @@ def write_result(out: Path, files: Iterable[Path], facts: Mapping[str, Any]) -> 
             why="missing or empty: " + ", ".join(absent),
             hint="free disk space and run the same command again; finished fits are kept",
         )
+    sized = [(path, out / path) for path in files]
     listed = [
-        {
-            "path": str(path),
-            "size": (out / path).stat().st_size,
-            "sha256": sha256_of(out / path),
-        }
-        for path in files
+        {"path": str(path), "size": file.stat().st_size, "sha256": sha256_of(file)}
+        for path, file in sized
     ]
     result = {"state": "done", **facts, "files": listed}
     write_json(out / FILES.result, result)

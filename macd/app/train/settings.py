@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.market.findings import Accepted, Limits, parse
-from macd.app.train.criteria import DEFAULTS, Criterion, parse_criteria
+from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 from macd.train_options import ENGINE, ENGINES, MIN_MOVE, PROFILES, SEED, STAGES, SYMBOL, TF
 
@@ -69,16 +69,14 @@ class Settings:
 
     @property
     def surrogate_count(self) -> int:
-        """Sign-flipped series in the leak audit; their mean must stand inside its band."""
+        """Sign-flipped series in the leak audit; their mean must lie inside its band."""
         return self.surrogates or {"demo": 4, "full": 8}[self.profile]
 
     @property
     def cache_dir(self) -> Path:
-        """Where finished fits are kept."""
         return self.cache or self.out / "cache"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for settings.json of the run."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
@@ -108,7 +106,6 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 
 def settings_from(raw: Mapping[str, Any]) -> Settings:
-    """Settings from plain values; see `read_settings`."""
     problems: list[str] = []
     values: dict[str, Any] = {}
     names = sorted(field.name for field in dataclasses.fields(Settings))
@@ -117,7 +114,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
             problems.append(f"{name}: no such setting (known: {', '.join(names)})")
             continue
         try:
-            values[name] = _convert(name, value)
+            values[name] = _READ[name](value) if name in _READ else _plain_value(name, value)
         except UsageError as error:
             problems.append(f"{name}: {error.what}; {error.why}")
         except (TypeError, ValueError) as error:
@@ -132,10 +129,6 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         why="\n".join(problems),
         hint="python -m macd.app.train --help",
     )
-
-
-def _convert(name: str, value: Any) -> Any:
-    return _READ[name](value) if name in _READ else _plain_value(name, value)
 
 
 def _names(value: Any) -> tuple[str, ...]:

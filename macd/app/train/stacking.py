@@ -248,18 +248,18 @@ def _fit_without_negative(
     regress: LogisticRegression, Z: Doubles, y: Doubles, *, models: int
 ) -> None:
     """Fit; while one of the first `models` columns gets a negative weight, leave it out."""
-    kept = np.ones(Z.shape[1])
+    included = np.ones(Z.shape[1])
     while True:
-        regress.fit(Z * kept, y)  # a column of zeros gets weight zero: the penalty sees to it
+        regress.fit(Z * included, y)  # a column of zeros gets weight zero: the penalty sees to it
         negative = np.flatnonzero(regress.coef_[0, :models] < 0.0)
         if len(negative) == 0:
             return
-        kept[negative] = 0.0
+        included[negative] = 0.0
 
 
 def _logit(p: Floats, clip: float) -> Doubles:
-    kept = np.clip(p.astype(np.float64), clip, 1.0 - clip)
-    return np.log(kept) - np.log1p(-kept)
+    clipped = np.clip(p.astype(np.float64), clip, 1.0 - clip)
+    return np.log(clipped) - np.log1p(-clipped)
 
 
 def _temperature(score: Doubles, y: Doubles, *, least: int = 200) -> float:

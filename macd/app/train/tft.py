@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,12 @@ from torch.nn import functional
 
 from macd.app.market.labels import HORIZONS
 from macd.app.train import nets
-from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
+from macd.app.train.fitdata import FitData, Floats, Rows
 from macd.app.train.nets import Loop
 
 
 @dataclass(frozen=True)
 class Params:
-    """Size and training of the net."""
-
     width: int
     attention_heads: int
     dropout: float
@@ -150,35 +148,15 @@ class TftNet(nn.Module):
 
 
 Model = nets.Model[TftNet, Params]
+_FAMILY = nets.Family("tft", TftNet, Params)
+predict, save, load = _FAMILY.predict, _FAMILY.save, _FAMILY.load
 
 
-def fit(
-    data: FitData,
-    params: Params,
-    *,
-    seed: int,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    report: Report = silent,
-) -> Model:
-    """Train on data.rows; a checkpoint of this very fit is resumed from, to the same numbers."""
-    model = nets.fit(
-        "tft",
-        TftNet,
-        data,
-        params,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        report=report,
-    )
+def fit(data: FitData, params: Params, **how: Any) -> Model:
+    """As every net is fitted (`nets.Family.fit`), then explained."""
+    model = _FAMILY.fit(data, params, **how)
     model.loop["importance"], model.loop["attention"] = explain(model, data.X, data.rows)
     return model
-
-
-def predict(model: Model, X: Floats, rows: Rows) -> Floats:
-    """float32 (len(rows), 3) in (0, 1); NaN for rows without 48 bars of history."""
-    return nets.predict(model.net, X, rows)
 
 
 def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list[float]]:
@@ -200,13 +178,3 @@ def importance(model: Model) -> dict[str, float]:
     """Mean selection weight of each feature on the last training rows, largest first."""
     shares: dict[str, float] = model.loop["importance"]
     return shares
-
-
-def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
-    """Write tft_{tf}.pt and tft_{tf}_meta.json; `facts` (best_head ...) join the meta."""
-    return nets.save("tft", model, directory, tf, facts or {})
-
-
-def load(directory: Path, tf: str) -> Model:
-    """Read what `save` wrote."""
-    return nets.load("tft", TftNet, Params, directory, tf)

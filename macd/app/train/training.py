@@ -120,17 +120,10 @@ class Training:
 
     def final(self, family: str, entries: list[Entry]) -> Entry:
         """The entry of the fit before the holdout: what is shipped is what the holdout tested."""
-        (final,) = [
-            entry for task, entry in zip(self.tasks(family), entries, strict=True) if task.keep
-        ]
-        return final
+        return next(e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep)
 
     def predictions(
-        self,
-        entries: Mapping[str, list[Entry]],
-        *,
-        holdout: bool = True,
-        seed: int | None = None,
+        self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
     ) -> pl.DataFrame:
         """The out-of-fold table with the given families; without the holdout until it is opened.
 
@@ -159,7 +152,6 @@ class Training:
         }
 
     def inputs(self, family: str) -> Inputs:
-        """What the family's fits share."""
         return Inputs(
             X=self.data.X,
             y=self.data.y,

@@ -1,7 +1,8 @@
 """The first module a host runs: makes the archive of macd/host importable, and starts the agent.
 
 The archive is held in memory. Nothing is written to disk, unless provision asks for the compiled
-code. It then lies beside the copy of the archive, so that later agents need not compile.
+code. It then lies beside the copy of the archive, so that later agents, activations and guards need
+not compile.
 """
 
 from __future__ import annotations
@@ -71,6 +72,17 @@ def start(stdin: Any, header: list[str], copy: str, archive: bytes) -> int:
 
     is_copy = header[2] == "0"
     return agent.serve(stdin, bytes.fromhex(header[1]), sha256 if is_copy else _sha256_of(copy))
+
+
+def run(copy: str) -> int:
+    """What `python macd-host.pyz` does: act with nobody connected; returns the exit status."""
+    with open(copy, "rb") as file:
+        archive = file.read()
+    codes = read_compiled(copy, hashlib.sha256(archive).hexdigest())
+    sys.meta_path.insert(0, ArchiveImporter(archive, codes))
+    from macd.host.__main__ import main  # noqa: PLC0415 - importable only from here on
+
+    return main()
 
 
 def compile_beside(copy: str) -> None:

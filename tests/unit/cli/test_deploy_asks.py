@@ -21,6 +21,6 @@ def test_where_nobody_can_be_reached_nothing_is_asked(
 
     monkeypatch.setattr(deploy, "confirm", asked)
     gone = UnreachableError("a is away", hop="a", reason="timeout", why="", hint="")
-    looked = deploy._Looked([], {"a": gone, "b": gone}, cast("Any", SimpleNamespace(id="r1")))
+    looked = deploy._Preview([], {"a": gone, "b": gone}, cast("Any", SimpleNamespace(id="r1")))
     how = deploy._How("", dry=False, skip=True, restart=restart, json=False)
     assert deploy._before(looked, how) == ExitCode.CONTACT_LOST

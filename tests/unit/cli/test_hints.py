@@ -25,7 +25,7 @@ def test_plan_names_the_deploy_of_the_same_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = Plan(host="two", live=None, release="r", steps=("send",))
-    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_preview", lambda *_: deploy._Preview([made], {}, None))  # type: ignore[arg-type]
     monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
     monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [])
     deploy.plan(Context(), env="staging", host="two", release="r", inventory="lab")
@@ -40,7 +40,7 @@ def test_plan_names_no_deploy_that_would_be_refused(
 ) -> None:
     refused = Problem("this host is not provisioned", "invoke provision")
     made = Plan(host="two", live=None, release="r", steps=("send",), problems=(refused,))
-    monkeypatch.setattr(deploy, "_look", lambda *_: deploy._Looked([made], {}, None))  # type: ignore[arg-type]
+    monkeypatch.setattr(deploy, "_preview", lambda *_: deploy._Preview([made], {}, None))  # type: ignore[arg-type]
     monkeypatch.setattr(deploy, "_candidate", lambda *_: None)
     deploy.plan(Context())
     assert capsys.readouterr().out.splitlines()[-1] == "    do: invoke provision"

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from macd.app.market.findings import Limits, parse
-from macd.app.train.criteria import DEFAULTS
+from macd.criteria import DEFAULTS
 from macd.inventory import Inventory, load
 from macd.inventory.load import _OURS
 from macd.inventory.models import LimitName

@@ -12,7 +12,7 @@ import pytest
 
 from macd import application
 from macd.app.predict import golden, health
-from macd.app.predict.run_bars import TrainedOn
+from macd.app.predict.golden import TrainedOn
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.train.compare import compare
 from macd.checklist import Item

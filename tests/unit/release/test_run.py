@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from macd.app.market.bars import digest_of_all, read_bars
-from macd.app.predict.run_bars import TrainedOn
+from macd.app.predict.golden import TrainedOn
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.release import run as runs
 from tests.support.training_run import SAMPLE, bars_directory, trained_run

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.report.svg import Scale, around, drawing, finite, fitted, legend, number, tag, text, ticks
+from macd.report.charts import (
+    Scale,
+    around,
+    drawing,
+    finite,
+    fitted,
+    legend,
+    number,
+    tag,
+    text,
+    ticks,
+)
 
 
 def test_a_scale_maps_ends_and_middle_also_downwards() -> None:

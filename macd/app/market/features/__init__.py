@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from macd.app.market.bars import step_ms
-from macd.app.market.features import context, families
+from macd.app.market.features import families
 from macd.app.market.features.windows import Array, Candles, candles
 from macd.errors import MacdError
 
@@ -71,9 +71,9 @@ def _columns(own: Candles, others: Mapping[str, Candles], step: int) -> dict[str
     out |= families.volume(own)
     out |= families.volatility(own)
     out |= families.calendar(own)
-    out |= context.higher_timeframes(own, step)
+    out |= families.higher_timeframes(own, step)
     for symbol in sorted(others):
-        out |= context.cross_asset(own, others[symbol], symbol)
+        out |= families.cross_asset(own, others[symbol], symbol)
     return out
 
 

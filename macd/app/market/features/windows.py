@@ -77,12 +77,10 @@ def weighted(x: Array, kernel: Array) -> Array:
 
 
 def total(x: Array, n: int) -> Array:
-    """Sum of the last n values."""
     return weighted(x, np.ones(n))
 
 
 def mean(x: Array, n: int) -> Array:
-    """Arithmetic mean of the last n values."""
     return total(x, n) / n
 
 
@@ -115,24 +113,20 @@ def log_ratio(top: Array, bottom: Array) -> Array:
 
 
 def lag(x: Array, n: int) -> Array:
-    """The value n rows earlier."""
     out = np.full(len(x), np.nan)
     out[n:] = x[: max(len(x) - n, 0)]
     return out
 
 
 def log_return(close: Array, n: int = 1) -> Array:
-    """log(close[t] / close[t-n])."""
     return np.log(close / lag(close, n))
 
 
 def highest(x: Array, n: int) -> Array:
-    """Largest of the last n values."""
     return _extreme(x, n, np.maximum)
 
 
 def lowest(x: Array, n: int) -> Array:
-    """Smallest of the last n values."""
     return _extreme(x, n, np.minimum)
 
 

@@ -23,7 +23,7 @@ from invoke import Collection, Program
 
 from macd.app.market import bars
 from macd.app.market.exchange import open_exchange
-from macd.app.market.fetch import Fetched, Wanted, fetch_bars, missing
+from macd.app.market.fetch import Fetched, FetchRequest, fetch_bars, missing
 from macd.cli import data
 from macd.errors import MacdError, RefusedError, UsageError
 
@@ -129,12 +129,12 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-def wanted(since: datetime | None = START, **changes: Any) -> Wanted:
+def wanted(since: datetime | None = START, **changes: Any) -> FetchRequest:
     given = {"symbol": "ETH/USDT", "tf": "1h", "since": since, "until": None, "now": NOW}
-    return Wanted(**{**given, **changes})
+    return FetchRequest(**{**given, **changes})
 
 
-def fetch(server: Server, path: Path, want: Wanted | None = None, **more: Any) -> Fetched:
+def fetch(server: Server, path: Path, want: FetchRequest | None = None, **more: Any) -> Fetched:
     waits: list[float] = more.pop("waits", [])
     lines: list[str] = more.pop("lines", [])
     exchange = open_exchange("binance", symbol="ETH/USDT", api_url=server.url)
@@ -270,9 +270,9 @@ def test_killed_in_the_middle_it_goes_on(server: Server, tmp_path: Path) -> None
     script = (
         "import sys; from datetime import datetime; from pathlib import Path\n"
         "from macd.app.market.exchange import open_exchange\n"
-        "from macd.app.market.fetch import Wanted, fetch_bars\n"
+        "from macd.app.market.fetch import FetchRequest, fetch_bars\n"
         "e = open_exchange('binance', symbol='ETH/USDT', api_url=sys.argv[1])\n"
-        "w = Wanted('ETH/USDT', '1h', *(datetime.fromisoformat(a) if a else None\n"
+        "w = FetchRequest('ETH/USDT', '1h', *(datetime.fromisoformat(a) if a else None\n"
         "           for a in sys.argv[3:6]))\n"
         "fetch_bars(e, w, Path(sys.argv[2]), sleep=print, report=print)\n"
     )

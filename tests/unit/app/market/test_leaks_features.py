@@ -8,7 +8,7 @@ import pytest
 
 from macd.app.market.audit import Violation, causality_violations, cut_points
 from macd.app.market.bars import read_bars
-from macd.app.market.features import compute, context, families
+from macd.app.market.features import compute, families
 from macd.app.market.features.windows import Candles
 from macd.errors import UsageError
 
@@ -35,34 +35,34 @@ def test_without_a_leak_nothing_is_found(bars, rows):
 
 def test_mutant_a_longer_timeframe_that_looks_ahead(bars, rows, monkeypatch):
     """The running day is used from its first hour on, as a plain join by date would do."""
-    honest = context.gather
+    honest = families.gather
 
-    def ahead(candles: Candles, length: int) -> context.LongBars:
+    def ahead(candles: Candles, length: int) -> families.LongBars:
         longs = honest(candles, length)
-        return context.LongBars(longs.ends - length, longs.high, longs.low, longs.close)
+        return families.LongBars(longs.ends - length, longs.high, longs.low, longs.close)
 
-    monkeypatch.setattr(context, "gather", ahead)
+    monkeypatch.setattr(families, "gather", ahead)
     found = causality_violations(compute, bars, rows)
     assert columns(found) == {"htf4_ret", "htf4_place", "htf24_ret", "htf24_place"}
     assert "when later bars do not exist yet" in str(found[0])
 
 
 def test_mutant_a_longer_timeframe_one_bar_too_early(bars, rows, monkeypatch):
-    honest = context.gather
+    honest = families.gather
 
-    def early(candles: Candles, length: int) -> context.LongBars:
+    def early(candles: Candles, length: int) -> families.LongBars:
         longs = honest(candles, length)
-        return context.LongBars(longs.ends - 1, longs.high, longs.low, longs.close)
+        return families.LongBars(longs.ends - 1, longs.high, longs.low, longs.close)
 
-    def much_too_early(candles: Candles, length: int) -> context.LongBars:
+    def much_too_early(candles: Candles, length: int) -> families.LongBars:
         longs = honest(candles, length)
         hour = 3_600_000
-        return context.LongBars(longs.ends - hour, longs.high, longs.low, longs.close)
+        return families.LongBars(longs.ends - hour, longs.high, longs.low, longs.close)
 
     everywhere = range(600, 625)
-    monkeypatch.setattr(context, "gather", early)
+    monkeypatch.setattr(families, "gather", early)
     assert causality_violations(compute, bars, everywhere) == []  # a millisecond opens nothing
-    monkeypatch.setattr(context, "gather", much_too_early)
+    monkeypatch.setattr(families, "gather", much_too_early)
     assert columns(causality_violations(compute, bars, everywhere)) >= {"htf4_ret", "htf24_ret"}
 
 
@@ -96,7 +96,7 @@ def test_mutant_the_next_bar_of_another_asset(bars, rows, monkeypatch):
     t = rows[2]
     assets = {"OTHER": pl.concat([bars[:t], bars[t + 1 :]])}
     assert causality_violations(compute, bars, rows, cross=assets) == []
-    monkeypatch.setattr(context, "_at", next_bar)
+    monkeypatch.setattr(families, "_at", next_bar)
     found = causality_violations(compute, bars, rows, cross=assets)
     assert {violation.row for violation in found} == {t}
     assert all(name.startswith("x_other") for name in columns(found))

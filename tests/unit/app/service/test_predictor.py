@@ -15,7 +15,6 @@ import pytest
 
 from macd.app.market import features
 from macd.app.market.bars import read_bars
-from macd.app.predict.golden import matrix
 from macd.app.predict.scoring import MODELS, SEQ, Floats, Scorer, window_at
 from macd.app.service.loop import NEED
 from macd.app.service.predictor import Predictor, no_models
@@ -49,7 +48,7 @@ def fields(scorer: Scorer, bars: pl.DataFrame, told: Flags = SHADOW) -> dict[str
 def test_a_bar_in_the_stream_is_what_the_batch_would_say(
     scorer: Scorer, bars: pl.DataFrame
 ) -> None:
-    table = matrix(bars, {}, scorer.features, "1h")
+    table = features.compute(bars, tf="1h").select(scorer.features).to_numpy().astype(np.float32)
     predictor = Predictor(scorer, SHADOW, "1h")
     for row in (3000, 4711, 5999):
         batch = scorer.score(window_at(table, row))

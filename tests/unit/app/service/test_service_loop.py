@@ -14,8 +14,7 @@ import pytest
 
 from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
-from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
-from macd.app.service.feed_replay import ReplayFeed, bars_of
+from macd.app.service.feed import Bar, Feed, Fresh, Item, ReplayFeed, Trouble, bars_of
 from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop, StoppedError
 from macd.app.service.predictor import Predictor

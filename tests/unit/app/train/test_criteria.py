@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from macd.app.train.criteria import DEFAULTS, Criterion, evaluate, parse_criteria
+from macd.criteria import DEFAULTS, Criterion, evaluate, parse_criteria
 from macd.inventory.models import TrainSettings
 
 

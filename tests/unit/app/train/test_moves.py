@@ -16,6 +16,8 @@ from macd.app.train.settings import settings_from
 from macd.errors import MacdError, RefusedError, UsageError
 from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
 
+pytestmark = pytest.mark.slow
+
 
 def calm(power: float, rows: int = 3200) -> pl.DataFrame:
     """The sample's bars as those of a stablecoin: every return a small part of the real one."""
@@ -35,8 +37,8 @@ def run(settings: Any) -> dict[str, Any]:
     return pipeline.run(settings, clock=lambda: NOW, environment=ENVIRONMENT, echo=False)
 
 
-@pytest.mark.parametrize("power", [0.03, 0.002])
-def test_the_value_that_is_named_really_works(tmp_path: Path, power: float) -> None:
+@pytest.mark.parametrize(("power", "mode"), [(0.03, "lgbm"), (0.002, "all")])
+def test_the_value_that_is_named_really_works(tmp_path: Path, power: float, mode: str) -> None:
     bars = calm(power)
     with pytest.raises(UsageError) as caught:
         run(settings_for(tmp_path, bars))
@@ -48,9 +50,9 @@ def test_the_value_that_is_named_really_works(tmp_path: Path, power: float) -> N
     )
     assert not (tmp_path / "out" / "data").exists()  # nothing was fitted
     (value,) = re.findall(r"--min-move (0\.0*\d+) ", error.hint)
-    done = run(settings_for(tmp_path, bars, min_move=float(value)))
+    done = run(settings_for(tmp_path, bars, min_move=float(value), mode=mode))
     assert done["state"] == "done"
-    assert done["complete"]
+    assert done["complete"] == (mode == "all")
 
 
 def test_no_value_helps_bars_that_stand_still(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
 from macd.errors import MacdError, RefusedError, UsageError
 
+pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 NOW = 1_900_000_000.0
 ENVIRONMENT = {"ML_STACKING_MIN_SAMPLES": "100"}
@@ -241,8 +242,12 @@ def test_a_damaged_entry_is_fitted_again_to_the_same_numbers(again: Path, data_d
     assert table(again).equals(before)
 
 
-def test_two_workers_give_the_numbers_of_one(done: Path, tmp_path: Path, data_dir: Path) -> None:
-    train(tmp_path / "two", data_dir, workers=2, mode="lstm")
+@pytest.mark.parametrize("mode", ["lgbm", pytest.param("lstm", marks=pytest.mark.full)])
+def test_two_workers_give_the_numbers_of_one(
+    done: Path, tmp_path: Path, data_dir: Path, mode: str
+) -> None:
+    train(tmp_path / "two", data_dir, workers=2, mode=mode)
+    assert len(fitted(tmp_path / "two")) == 4
     ours = Cache(tmp_path / "two/cache")
     for path in (tmp_path / "two/cache/fits").glob("*/*.fit"):
         entry = ours.get(path.stem)
@@ -277,11 +282,13 @@ def test_a_mode_names_the_one_it_needs_first(
 
 
 def test_the_modes_one_after_another_are_the_whole(
-    done: Path, tmp_path: Path, data_dir: Path
+    done: Path, again: Path, tmp_path: Path, data_dir: Path
 ) -> None:
-    out = tmp_path / "steps"
-    completes = [train(out, data_dir, mode=mode)["complete"] for mode in MODES[1:]]
+    """Each asks for the very fits that the whole asked for, so nothing is fitted twice."""
+    out, cache = tmp_path / "steps", str(again / "cache")
+    completes = [train(out, data_dir, mode=mode, cache=cache)["complete"] for mode in MODES[1:]]
     assert completes == [False] * 5 + [True]
+    assert fitted(out) == []
     assert table(out).equals(table(done))
     whole = json.loads((done / "metrics.json").read_text())
     steps = json.loads((out / "metrics.json").read_text())
