@@ -178,7 +178,8 @@ def test_what_acts_with_nobody_connected_runs_the_compiled_code_too(copy: HostCo
     assert "usage: macd-host" in help_of(copy)
     codes = boot.read_compiled(copy.path, archive.digest())
     main = "<macd-host>/macd/host/__main__.py"
-    codes[main] = compile("def main():\n    print('the compiled one')", main, "exec")
+    code = compile("def main():\n    print('the compiled one')", main, "exec")
+    codes[main] = marshal.dumps(code)
     body = marshal.dumps(codes)
     compiled(copy).write_bytes(boot._compiled_head(archive.digest(), body) + body)
     assert help_of(copy) == "the compiled one\n"
