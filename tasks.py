@@ -18,7 +18,6 @@ from macd.cli import (  # noqa: E402 - these take a while
     demo,
     deploy,
     doctor,
-    facts,
     flag,
     gate,
     health,
@@ -38,7 +37,7 @@ usage.install()
 
 namespace = Collection(
     demo.demo,
-    facts.facts,
+    host.facts,
     history.history,
     health.health,
     provision.provision,

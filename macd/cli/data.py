@@ -387,7 +387,7 @@ def _show(findings: list[Finding], *, every: bool) -> None:
 
 
 def _judge(findings: list[Finding], bars: str) -> None:
-    from macd.app.market.findings import REMEDIES, way_out
+    from macd.app.market.findings import REMEDIES, how_to_accept
 
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warn"))
     accepted = len(findings) - errors - warnings
@@ -403,5 +403,5 @@ def _judge(findings: list[Finding], bars: str) -> None:
         own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
         general = REMEDIES.get(check, "look at the row; correct or cut the file, import it")
         print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
-    for line in way_out(wrong).splitlines():
+    for line in how_to_accept(wrong).splitlines():
         print(f"  {line}")

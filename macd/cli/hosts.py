@@ -175,7 +175,7 @@ class _TryingAgain:
     terminal: Lines
     host: str
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         self.terminal.say(self.host, f"{error.what}; trying again", to=sys.stderr)
 
     def back(self) -> None:

@@ -510,7 +510,7 @@ class Shown:
 
     # -- called by the contact
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         if self._contact:
             self._say(f"LOST CONTACT with {self._host}: {error.what}")
             self._say("  the run there goes on; reconnecting, Ctrl-C stops only the following")

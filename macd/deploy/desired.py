@@ -210,7 +210,7 @@ def allowed_signers(inventory: Inventory) -> bytes:
 
 
 def _signers_here(inventory: Inventory) -> str | None:
-    """As a host tells its own; a look needs no such file here, only provision does."""
+    """The file's hash, as a host gives its own; only provision needs the file here."""
     path = inventory.release.allowed_signers
     if path is None or not path.is_file():
         return None

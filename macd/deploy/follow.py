@@ -241,7 +241,7 @@ class _Follower:
                 ) from error
         return outcome
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         if not self._lost:
             self._report("contact lost", {"why": error.what})
         self._lost = error.what
@@ -285,7 +285,7 @@ class _Follower:
 
     def _outcome(self) -> Outcome:
         how = str(self._last.get("state", "reverted"))
-        if how not in ("committed", "reverted"):  # the last word was lost with a full disk
+        if how not in ("committed", "reverted"):  # the last event was lost on a full disk
             how = "committed" if self._live == self._activation.release else "reverted"
         healthy = self._last.get("healthy", self._last.get("well"))
         return Outcome(

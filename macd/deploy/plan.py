@@ -1,6 +1,6 @@
 """Decide what a deploy would do, from what is there and what should be: data in, data out.
 
-Pure. It opens nothing, asks no clock, and is as printable as it is testable.
+Pure. It reads no file and no clock, and is as printable as it is testable.
 """
 
 from __future__ import annotations

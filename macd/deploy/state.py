@@ -25,10 +25,10 @@ class HostState:
     `units` maps unit name to its text or None, `dropins` to what changes it from beside its file
     ({"path", "sets"}); `not_read` are those whose files systemd has not read since; `missing`
     lists [sha256, bytes already there]; `returns` has for each release that may come back the
-    names of what is put back with it (macd/host/deploy/rollback.py); `last` is the last word of the
-    newest activation, `healthy` in it whether what was left serves. `free`, `free_inodes` (-1: not
-    counted) and `noexec` are of the file system of `app`, `lacks` the system's packages that are
-    not there (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
+    names of what is restored with it (macd/host/deploy/rollback.py); `last` is the last event of
+    the newest activation, `healthy` in it whether what was left serves. `free`, `free_inodes` (-1:
+    not counted) and `noexec` are of the file system of `app`. `lacks` names missing packages of the
+    system (macd/host/store/runtimes.py). `stacking` is the answer of `stacking_state` in
     macd/host/flag/guard_config.py.
     """
 

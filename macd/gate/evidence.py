@@ -1,6 +1,6 @@
 """What a report rests on: which bytes of which logs, whether they are whole, and still the same.
 
-Whether a report still opens anything on its host is asked by `blockers` of
+Whether a report still allows stacking on its host is asked by `blockers` of
 macd/host/flag/evidence.py, here before the host is asked and there again.
 """
 

@@ -68,6 +68,22 @@ def regular(path: str, most: int = -1) -> bytes | None:
         return file.read(most)
 
 
+def text(path: str) -> str | None:
+    """As `regular`, decoded; bytes that are no UTF-8 become surrogates."""
+    data = regular(path)
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def mode_of(path: str, default: int) -> int:
+    """The permissions of a file; `default` where there is none."""
+    try:
+        return os.stat(path).st_mode & 0o777
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
+        return default
+
+
 def sha256_of(path: PathLike) -> str:
     """The SHA-256 (hex) of a file, read in pieces: it may be larger than memory."""
     digest = hashlib.sha256()
@@ -112,7 +128,7 @@ def sync_directory(path: str) -> None:
     sync(path, os.O_DIRECTORY)
 
 
-def make_directories(path: str, mode: int = 0o755) -> None:
+def make_directories(path: str) -> None:
     """Like os.makedirs(exist_ok=True), but what was made is durable."""
     missing = []
     while not os.path.isdir(path):
@@ -120,7 +136,7 @@ def make_directories(path: str, mode: int = 0o755) -> None:
         path = _parent(path)
     for made in reversed(missing):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(made, mode)
+            os.mkdir(made, 0o755)
         sync_directory(_parent(made))
 
 
@@ -131,13 +147,11 @@ def write_all(descriptor: int, data: Data) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(
-    path: PathLike, data: Data, *, mode: int = 0o644, owner: str = "", parents: bool = False
-) -> None:
+def replace_file(path: PathLike, data: Data, *, mode: int = 0o644, parents: bool = False) -> None:
     """Put `data` at `path` atomically and durably: temp beside it, fsync, rename, fsync directory.
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
-    followed. `owner` is "user" or "user:group". `parents` makes its directory where there is none.
+    followed. `parents` makes its directory where there is none.
     An error (disk full, EIO on fsync) leaves the old content and no temporary file. fsync is never
     retried, since the kernel forgets what it dropped.
     """
@@ -151,9 +165,6 @@ def replace_file(
         try:
             write_all(descriptor, data)
             os.fchmod(descriptor, mode)
-            if owner:
-                user, _, group = owner.partition(":")
-                shutil.chown(temporary, user or None, group or None)  # type: ignore[arg-type]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -162,6 +162,11 @@ def with_values(text: str, changes: Mapping[str, str]) -> str:
     for key, value in changes.items():
         _check(key, value)
     parse(text)
+    return rewritten_text(text, changes)
+
+
+def rewritten_text(text: str, changes: Mapping[str, str | None]) -> str:
+    """As `rewritten`, of a text in which bytes that are no UTF-8 are surrogates."""
     data = rewritten(text.encode("utf-8", "surrogateescape"), changes)
     return data.decode("utf-8", "surrogateescape")
 

@@ -30,12 +30,11 @@ def unpack(archive: Path, destination: Path) -> None:
     Raises ArchiveError naming the member that is a link, a device, twice there, or leads elsewhere;
     or when it holds too much, or is no tar.
     """
+    question = {"archive": str(archive.resolve()), "destination": str(destination.resolve())}
+    limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
     try:
-        question = {"archive": str(archive.resolve()), "destination": str(destination.resolve())}
-        limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
         refused = str(childprocess.ask("macd.release.unpacking", question, limits)["refused"])
     except childprocess.EndedError as error:
-        limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
         refused = str(error)
     if refused:
         raise ArchiveError(refused)

@@ -33,7 +33,7 @@ TOO_OLD = "macd-agent: python too old: "
 NO_COPY = "macd-agent: no copy "  # the host's archive is another one than the client believed
 
 _WHEN = (1980, 1, 1, 0, 0, 0)
-_MAIN = "import sys\nfrom macd.host.__main__ import main\nsys.exit(main())\n"
+_MAIN = "import sys\nfrom macd.host.rpc import boot\nsys.exit(boot.run(sys.argv[0]))\n"
 _MAGIC = "MACD2"
 # E, s, S: no PYTHON* variables, no site directories; B: no bytecode. The first entry of sys.path
 # would be the home directory, where a stray json.py must not become ours. Stdin is duplicated so

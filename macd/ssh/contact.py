@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Watcher(Protocol):
     """Shows what happens to the link."""
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         """Contact was lost, or is not back yet."""
 
     def back(self) -> None:
@@ -32,7 +32,7 @@ class Watcher(Protocol):
 class Silent:
     """Nobody."""
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None: ...
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None: ...
 
     def back(self) -> None: ...
 
@@ -87,7 +87,7 @@ class Contact:
                 if now >= gives_up:
                     raise self._given_up(error) from error
                 wait = min(wait, max(gives_up - now, 0.1))
-                self.watcher.lost(error, again_in=wait, gives_up_in=gives_up - now)
+                self.watcher.lost(error, gives_up_in=gives_up - now)
                 self.sleep(wait)
                 wait = min(2 * wait, self.longest_wait)
 

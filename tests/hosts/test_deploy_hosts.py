@@ -31,7 +31,7 @@ namespace = Collection(
 )
 """
 MORE = """
-soak: {ready_s: 6, soak_s: 1, confirm_s: 20}
+soak: {ready_s: 30, soak_s: 1, confirm_s: 30}
 release:
   keep: 3
   sign_key: ../keys/release

@@ -18,16 +18,19 @@ from macd.journal import Journal
 from tests.support.hosts.end_to_end import (
     BARS_DIRECTORY,
     ENDPOINT,
+    EXCHANGE,
     FILES,
     REPLAY,
     UNIT,
     WATCHDOG_S,
     WRITER,
     EndToEnd,
+    another_model,
     bars_up_to_now,
     lay_out,
     mistaken_code,
-    with_another_model,
+    no_change,
+    signed_again,
 )
 from tests.support.hosts.fleet import Hosts
 from tests.support.training_run import ROOT
@@ -41,8 +44,8 @@ def story(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> EndToEnd:
     return lay_out(hosts, tmp_path_factory.mktemp("story"))
 
 
-def release(story: EndToEnd, source: str = "") -> str:
-    told = story.json("release", "--source", source or str(ROOT))
+def release(story: EndToEnd) -> str:
+    told = story.json("release", "--source", str(ROOT))
     assert all(item["ok"] for item in told["health"])
     return str(told["id"])
 
@@ -60,8 +63,10 @@ def test_keys_are_pinned_bars_checked_and_a_model_trained_behind_the_jump(story:
 
 
 def test_from_a_run_to_a_service_in_shadow(story: EndToEnd) -> None:
+    # Its lock is for either feed. A runtime takes half a minute of CPU time: one serves all tests.
+    story.feed(EXCHANGE.format(url="http://127.0.0.1:1"))
     made = release(story)
-    assert story.json("health")["ok"]
+    story.feed(REPLAY)
     story.invoke("provision", "--yes")
     assert "  0 changes" in story.invoke("provision", "--yes")
     assert story.json("plan")["changes"]
@@ -135,7 +140,7 @@ def test_a_second_release_and_back(story: EndToEnd) -> None:
     for verb, flag in (("disable-stacking", "0"), ("enable-stacking", "1")):
         story.invoke(verb, "--yes")
         assert story.environ["ML_ENABLE_STACKING"] == flag
-    second = release(story)
+    second = signed_again(story, first, no_change)
     (plan,) = story.json("plan")["hosts"]
     assert plan["rollback"]["ready"]
     (outcome,) = story.json("deploy", "--yes")["outcomes"]
@@ -151,13 +156,13 @@ def test_a_second_release_and_back(story: EndToEnd) -> None:
 
 def test_bad_releases_go_back_by_themselves(story: EndToEnd) -> None:
     good = story.live
-    other = with_another_model(story, good)
+    other = signed_again(story, good, another_model)
     told = story.invoke("deploy", "--yes", "--release", other, code=4)
     assert f"now: {good} is live" in told
     assert "golden" in told
     assert story.healthz["release"] == story.live == good
 
-    mistake = release(story, str(mistaken_code(story)))
+    mistake = signed_again(story, good, mistaken_code)
     told = story.invoke("deploy", "--yes", code=4)
     assert f"now: {good} is live" in told
     assert story.live == good
@@ -186,8 +191,7 @@ def test_bars_that_another_process_appends_become_lines_of_the_hardened_unit(
     *past, first, second, third, _ = bars_up_to_now(541)
     story.on_prod("install", "-d", "-o", WRITER, BARS_DIRECTORY)
     story.append("timestamp,open,high,low,close,volume\n" + "".join(past))
-    inventory = story.root / "inventory" / "story.yml"
-    inventory.write_text(inventory.read_text().replace(REPLAY, FILES))
+    story.feed(FILES)
     (outcome,) = story.json("deploy", "--yes", "--release", story.live)["outcomes"]
     assert outcome["result"] == "committed"
     held, before = story.pid, len(story.lines)
@@ -228,15 +232,12 @@ def test_bars_that_an_exchange_closes_become_lines_of_the_hardened_unit(story: E
         end = int(opened) + HOUR - 1
         exchange.rows.append([int(opened), *prices, end, "1.0", 5, "1.0", "1.0", "0"])
     threading.Thread(target=exchange.serve_forever, daemon=True).start()
-    feed = f"{{kind: ccxt, exchange: binance, api_url: '{exchange.url}', stale_bars: 6}}"
-    inventory = story.root / "inventory" / "story.yml"
-    inventory.write_text(inventory.read_text().replace(FILES, feed))
-    # What is live was locked for a feed that asks nobody.
-    told = story.invoke("deploy", "--yes", "--release", story.live, code=6)
+    live, locked_for_files = story.live, release(story)
+    story.feed(EXCHANGE.format(url=exchange.url))
+    told = story.invoke("deploy", "--yes", "--release", locked_for_files, code=6)
     assert "made without ccxt" in told
-    made = release(story)
-    (outcome,) = story.json("deploy", "--yes")["outcomes"]
-    assert (outcome["result"], story.live) == ("committed", made)
+    (outcome,) = story.json("deploy", "--yes", "--release", live)["outcomes"]
+    assert (outcome["result"], story.live) == ("committed", live)
     newest = datetime.fromtimestamp(exchange.rows[-1][0] / 1000, UTC)
 
     def signals() -> list[dict[str, Any]]:

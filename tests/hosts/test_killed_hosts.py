@@ -16,18 +16,14 @@ import pytest
 from macd.inventory import Inventory, load
 from tests.hosts.test_deploy_hosts import APP, MORE, Bench, bench
 from tests.support import small_releases
-from tests.support.kills.agent_kills import sweep
+from tests.support.kills.agent_kills import EVERY, Point, sweep
 from tests.support.kills.kill_cases import KillCases, client_killed_at
+from tests.support.sweeps import at_points
 
 __all__ = ["bench"]
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
-SHORT = MORE.replace("soak_s: 1, confirm_s: 20", "soak_s: 0.2, confirm_s: 5")
+SHORT = MORE.replace("soak_s: 1, confirm_s: 30", "soak_s: 0.2, confirm_s: 15")
 NAME = "killed"
-
-
-def every(step: int) -> pytest.MarkDecorator:
-    """A few in each run, all in `make test-full`."""
-    return pytest.mark.parametrize("step", [step, pytest.param(1, marks=pytest.mark.full)])
 
 
 @dataclass(frozen=True)
@@ -66,23 +62,23 @@ def prod(bench: Bench) -> Prod:
     return made
 
 
-@every(5)
-def test_the_client(prod: Prod, step: int) -> None:
+@at_points(["activate", "confirm"], range(1, 1000))
+def test_the_client(prod: Prod, points: Sequence[int | str]) -> None:
     trials = KillCases()
-    for number in itertools.count(1, step):
+    for point in points:
         old, new = prod.live, prod.release()
-        calls = client_killed_at(prod, number, "deploy", "--yes")
+        calls = client_killed_at(prod, point, "deploy", "--yes")
         if calls is None:
             break
         trials.check(prod, calls[-1], old, new)
         prod.deploy()
         assert prod.live == new
-    trials.tell("deploy, its client, real systemd", 8 // step)
+    trials.tell("deploy, its client, real systemd", min(len(points), 8))
 
 
-@every(11)
-def test_the_agent(prod: Prod, step: int) -> None:
-    def trial(_: int) -> tuple[Sequence[str], str | None, str]:
+@at_points([("activate", "taken"), ("confirm", "done")], EVERY)
+def test_the_agent(prod: Prod, points: Sequence[Point]) -> None:
+    def trial() -> tuple[Sequence[str], str | None, str]:
         return ("deploy", "--yes"), prod.live, prod.release()
 
     def after(new: str) -> None:
@@ -90,4 +86,4 @@ def test_the_agent(prod: Prod, step: int) -> None:
         prod.deploy()
         assert prod.live == wanted
 
-    sweep(prod, "deploy, its agent, real systemd", step, 1, trial, after)
+    sweep(prod, "deploy, its agent, real systemd", points, trial, after)

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.hosts
 
 TASKS = """
 from invoke import Collection
-from macd.cli import facts
-namespace = Collection(facts.facts)
+from macd.cli import host
+namespace = Collection(host.facts)
 """
 IMPATIENT = LinkSettings(connect_s=5, login_s=10, keepalive_s=1, dead_after_s=4)
 

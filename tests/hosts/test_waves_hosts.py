@@ -62,7 +62,6 @@ def lives(bench: Bench, code: int = 0) -> dict[str, Any]:
     return {one["host"]: one for one in ask(bench, "status", code=code)["hosts"]}
 
 
-@pytest.mark.timeout(600)
 def test_five_hosts_of_which_one_reverts_and_one_is_away(fleet: Bench) -> None:
     told = ask(fleet, "provision", "--yes")
     assert [one["host"] for one in told["hosts"]] == NAMES

@@ -1,4 +1,4 @@
-"""The agent behind the SSH channel killed (SIGKILL) at every call: as it is taken, as it is done.
+"""The agent behind the SSH channel killed (SIGKILL) at calls: as they are taken, as they are done.
 
 After each kill: the client ended knowing how it went, or with 5 and one message; the host ends what
 had begun, the old or the new release is whole and serves, and the next deploy works.
@@ -14,12 +14,11 @@ import pytest
 
 from macd.lab import LabState
 from tests.local.test_client_killed import host_of
-from tests.support.kills.agent_kills import sweep
+from tests.support.kills.agent_kills import EVERY, Point, sweep
 from tests.support.lab_project import Project
+from tests.support.sweeps import at_points
 
 pytestmark = pytest.mark.timeout(1200)
-# Prime to the two kills a call has: both kinds come up. All of them in `make test-full`.
-EVERY = pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.full)])
 
 
 def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.count[int]]:
@@ -30,11 +29,11 @@ def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.coun
     return bench, serials
 
 
-@EVERY
-def test_deploys(lab: LabState, tmp_path: Path, step: int) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-next-{step}")
+@at_points([("stage", "taken"), ("activate", "done"), ("confirm", "done")], EVERY)
+def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
+    bench, serials = ready(lab, tmp_path / "p", f"agent-next-{len(points)}")
 
-    def trial(_: int) -> tuple[Sequence[str], str | None, str]:
+    def trial() -> tuple[Sequence[str], str | None, str]:
         return ("deploy", "--yes"), bench.live, bench.release(next(serials))
 
     def after(new: str) -> None:
@@ -42,22 +41,22 @@ def test_deploys(lab: LabState, tmp_path: Path, step: int) -> None:
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 
-    sweep(bench, "deploy, its agent", step, 1, trial, after)
+    sweep(bench, "deploy, its agent", points, trial, after)
 
 
-@EVERY
-def test_rollbacks(lab: LabState, tmp_path: Path, step: int) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-back-{step}")
+@at_points([("lock", "done"), ("activate", "taken"), ("confirm", "taken")], EVERY)
+def test_rollbacks(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
+    bench, serials = ready(lab, tmp_path / "p", f"agent-back-{len(points)}")
+    goes_back_to: list[str] = []
 
-    def trial(_: int) -> tuple[Sequence[str], str | None, str]:
-        old = str(bench.live)
-        new = bench.release(next(serials))
-        bench.invoke("deploy", "--yes")
-        return ("rollback", "--yes"), new, old
-
-    def after(_: str) -> None:
+    def deploy() -> None:
+        goes_back_to.append(str(bench.live))
         wanted = bench.release(next(serials))
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 
-    sweep(bench, "rollback, its agent", step, 0, trial, after)
+    def trial() -> tuple[Sequence[str], str | None, str]:
+        return ("rollback", "--yes"), bench.live, goes_back_to[-1]
+
+    deploy()
+    sweep(bench, "rollback, its agent", points, trial, lambda _: deploy())

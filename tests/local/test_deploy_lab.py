@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
@@ -38,6 +39,8 @@ def test_a_second_provision_and_a_second_deploy_change_nothing(bench: Project) -
     assert bench.json("deploy", "--yes")["outcomes"][0]["sent"] == 0
     assert bench.json("status")["hosts"][0]["process"] == before
     assert not bench.json("plan")["changes"]
+    dry = bench.json("deploy", "--dry-run")
+    assert (dry["dry_run"], dry["changes"], dry["hosts"][0]["changes"]) == (True, False, False)
 
 
 def test_without_a_yes_nothing_happens(bench: Project) -> None:
@@ -45,6 +48,8 @@ def test_without_a_yes_nothing_happens(bench: Project) -> None:
     bench.release(2)
     assert "nothing was changed" in bench.invoke("deploy", code=1)
     assert "would" not in bench.invoke("deploy", "--dry-run")
+    dry = bench.json("deploy", "--dry-run")
+    assert (dry["dry_run"], dry["changes"], dry["hosts"][0]["changes"]) == (True, True, True)
     assert bench.live == before
 
 
@@ -252,6 +257,27 @@ def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Projec
     dropin.unlink()
     dropin.parent.rmdir()
     env.write_text(before)  # a deploy wants to understand every line
+
+
+def test_what_rotted_since_an_earlier_attempt_is_sent_again(bench: Project) -> None:
+    """A power cut leaves zeros in a blob that was on its way: its rest alone would never fit."""
+    release = bench.release(12, extra=bytes(range(256)) * 1000)
+    manifest = json.loads((bench.root / "releases" / release / "manifest.json").read_text())
+    stored = bench.app / "blobs"
+    digests = {file["sha256"]: file["size"] for file in manifest["files"]}
+    [(digest, size)] = [
+        (digest, size)
+        for digest, size in digests.items()
+        if size > 100_000 and not (stored / "sha256" / digest[:2] / digest).exists()
+    ]
+    (stored / ".partial").mkdir(exist_ok=True)
+    rotten = stored / ".partial" / f"{digest}.0123456789ab"
+    rotten.write_bytes(bytes(size // 2))
+    told = bench.json("deploy", "--yes")["outcomes"][0]
+    assert (told["result"], told["live"]) == ("committed", release)
+    assert told["sent"] >= size, "the second attempt sent it whole"
+    assert list(rotten.parent.iterdir()) == []
+    assert bench.json("status")["well"]
 
 
 def test_a_damaged_release_is_named_by_status_and_by_the_next_deploy(bench: Project) -> None:

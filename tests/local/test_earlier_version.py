@@ -50,7 +50,6 @@ class Earlier:
             **os.environ,
             "MACD_ROOT": str(self.project.root),
             "PYTHONPATH": str(self.code),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         done = subprocess.run(
             [sys.executable, *words],
@@ -74,7 +73,6 @@ def earlier(lab: LabState, tmp_path: Path) -> Earlier:
     return Earlier(tmp_path / "earlier", made)
 
 
-@pytest.mark.timeout(900)
 def test_a_host_of_an_earlier_version_is_looked_at_deployed_to_and_rolled_back(
     earlier: Earlier,
 ) -> None:

@@ -24,7 +24,6 @@ from macd.errors import MacdError, RefusedError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
-from macd.ssh import archive
 from tests.support.local_host import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
 from tests.support.signed_files import IDENTITY, make_key
 
@@ -68,7 +67,6 @@ def host() -> Iterator[Place]:
         with signers.open("a") as file:
             file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
         (made.app / ".env").write_text(ENV)
-        (made.app / "bin" / "macd-host.pyz").write_bytes(archive.build())
         assert made.deploy(release(made)) == "committed"
         yield made
 
@@ -122,7 +120,7 @@ def request(host: Place, wanted: str, document: Any = None, **more: Any) -> dict
             "scope": "user",
             "endpoint": host.endpoint,
         },
-        "health_s": 5.0,
+        "health_s": 15.0,
         "report": raw,
         "signature": sign(raw, key=key, namespace=namespace) if document else b"",
         "identity": IDENTITY,
@@ -222,7 +220,7 @@ def test_live_and_unwatched_and_unwell_is_taken_to_shadow(host: Place) -> None:
 
 def end_guard(host: Place) -> None:
     """Kill the loop that is there, if one is."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40
     while host.watching.call("guard_status", app=str(host.app))["loop"]:
         with contextlib.suppress(ProcessLookupError, TypeError):
             os.kill(host.state("guard.lock")["pid"], signal.SIGKILL)

@@ -25,7 +25,6 @@ from macd.errors import MacdError, RefusedError
 from macd.host import envfile
 from macd.host.flag import guard_config
 from macd.host.store.signature import GATE_NAMESPACE
-from macd.ssh import archive
 from tests.local.test_flag_host import (
     ENV,
     LOG,
@@ -68,18 +67,25 @@ print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))
 """
 
 
-@pytest.fixture
-def host() -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Place]:
+    """Its release is live; kept as it is then."""
     with place() as made:
         gate = make_key(made.top, "gate")
         public = gate.with_suffix(".pub").read_text().strip()
         with (made.app / "state" / "allowed_signers").open("a") as file:
             file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
         (made.app / ".env").write_text(ENV)
-        (made.app / "bin" / "macd-host.pyz").write_bytes(archive.build())
         assert made.deploy(release(made)) == "committed"
         (made.app / "data/live" / LOG).write_text('{"seq": 1}\n')
+        made.save()
         yield made
+
+
+@pytest.fixture
+def host(deployed: Place) -> Place:
+    deployed.restore()
+    return deployed
 
 
 def write(host: Place, n: int, **components: Any) -> None:

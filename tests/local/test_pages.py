@@ -7,6 +7,7 @@ for nothing, complain of nothing, fit, and every drawing shows something and sta
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import zlib
@@ -151,14 +152,14 @@ def test_stands_alone_fits_and_can_be_read(
 def test_every_drawing_shows_something(
     pages: dict[str, Path], browser: Browser, name: str, size: str
 ) -> None:
-    page = opened(browser, pages, name, size)
+    empty, page = browser.open("about:blank"), opened(browser, pages, name, size)
     frames = page.run(
         "[...document.querySelectorAll('svg.chart')].map(s => {"
         " const b = s.getBoundingClientRect(); return [s.ariaLabel,"
         " {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height, scale: 1}]; })"
     )
     assert len(frames) > 10
-    for label, clip in frames:
+    for clip, shown in together(frames):
         answer = browser.call(
             "Page.captureScreenshot",
             page.session,
@@ -166,7 +167,26 @@ def test_every_drawing_shows_something(
             clip=clip,
             captureBeyondViewport=True,
         )
-        assert colours(base64.b64decode(answer["data"])) > 20, label
+        asked = json.dumps([answer["data"], [box for _, box in shown]])
+        counts = empty.run(f"({COLOURS})(...{asked})")
+        for (label, _), count in zip(shown, counts, strict=True):
+            assert count > 20, label
+
+
+Framed = tuple[str, dict[str, float]]
+
+
+def together(frames: list[Framed]) -> Iterator[tuple[dict[str, float], list[Framed]]]:
+    """Pictures to take, of some drawings each, and where in it each lies."""
+    while frames:
+        top = min(box["y"] for _, box in frames)
+        some = [one for one in frames if one[1]["y"] + one[1]["height"] <= top + TALLEST]
+        assert some, frames
+        frames = [one for one in frames if one not in some]
+        left, bottom = (min(b["x"] for _, b in some), max(b["y"] + b["height"] for _, b in some))
+        right = max(b["x"] + b["width"] for _, b in some)
+        clip = {"x": left, "y": top, "width": right - left, "height": bottom - top, "scale": 1}
+        yield clip, [(n, {**b, "x": b["x"] - left, "y": b["y"] - top}) for n, b in some]
 
 
 def test_what_came_to_pass_stands_on_the_gate_s_page(
@@ -185,6 +205,15 @@ def test_what_came_to_pass_stands_on_the_gate_s_page(
         interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         assert re.sub(r"(?<=[\[ ])0(?=\.)", "", interval) in text
 
+
+TALLEST = 4000  # of a picture, in pixels
+# How many colours a picture has in each of some places.
+COLOURS = """async (png, boxes) => {
+  const image = new Image(); image.src = 'data:image/png;base64,' + png; await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height).getContext('2d');
+  canvas.drawImage(image, 0, 0);
+  return boxes.map(b => new Set(new Uint32Array(
+    canvas.getImageData(b.x, b.y, b.width, b.height).data.buffer)).size); }"""
 
 # Images without a name, for those who can't see them.
 UNNAMED = """[...document.querySelectorAll('svg, img, [role=img]')].filter(e =>

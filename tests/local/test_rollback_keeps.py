@@ -16,8 +16,8 @@ from tests.support.local_host import FLAGS, UNIT, Place, place
 SECRET = "r0tated-s3cret"
 
 
-@pytest.fixture
-def host() -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Place]:
     """Release 1 was live with MIN_SAMPLES=100; release 2 is."""
     with place() as made:
         env(made).write_bytes(
@@ -26,7 +26,14 @@ def host() -> Iterator[Place]:
         env(made).chmod(0o600)
         assert made.deploy(made.release(1)) == "committed"
         assert made.deploy(made.release(2)) == "committed"
+        made.save()
         yield made
+
+
+@pytest.fixture
+def host(deployed: Place) -> Place:
+    deployed.restore()
+    return deployed
 
 
 def env(host: Place) -> Path:
@@ -99,6 +106,29 @@ def test_whatever_is_in_the_place_of_the_flags_file_it_goes_back(host: Place, wh
         os.mkfifo(env(host))
     assert host.rollback() == "committed"
     assert b"ML_ENABLE_STACKING=0\n" in env(host).read_bytes()
+
+
+@pytest.mark.parametrize(("confirm", "ends"), [(True, "committed"), (False, "reverted")])
+def test_a_directory_in_the_place_of_the_flags_file_stays(
+    host: Place, confirm: bool, ends: str
+) -> None:
+    """Nobody has flags in a directory, and nothing in it is the tool's."""
+    live = host.live
+    env(host).rename(env(host).with_name("moved"))
+    env(host).mkdir()
+    (env(host) / "note").write_text("do not delete\n")
+    assert returns(host)["keys"] == []
+    with host.session() as session:
+        session.call("lock", app=str(host.app), who="tester", doing="rollback")
+        begun = host.begin(session, "rollback", None, confirm_s=30.0 if confirm else 1.0)
+    end = host.finish(begun["number"], confirm=confirm)[-1]
+    assert end["state"] == ends, end
+    assert (host.live == live) is not confirm
+    assert switched(host, begun["number"])["keys"] == []
+    assert confirm or "confirmed" in end["reason"], end
+    assert [path.name for path in env(host).iterdir()] == ["note"]
+    assert (env(host) / "note").read_text() == "do not delete\n"
+    assert asides(env(host)) == []
 
 
 def test_a_hand_edited_unit_and_settings_are_kept_beside(host: Place) -> None:

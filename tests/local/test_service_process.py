@@ -26,7 +26,7 @@ from macd.host.deploy import health
 from tests.support.deployed_app import App, make_app
 from tests.support.sweeps import sweep
 
-PATIENCE_S = 90
+PATIENCE_S = 180
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tests.support import commands
 
 TASKS = """
 from invoke import Collection
-from macd.cli import facts, usage
+from macd.cli import host, usage
 usage.install()
-namespace = Collection(facts.facts)
+namespace = Collection(host.facts)
 """
 
 

@@ -122,7 +122,7 @@ class Witness:
     def news(self, events: list[dict[str, Any]], status: dict[str, Any]) -> None:
         self.seen += [event["n"] for event in events]
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
         self.contact.append("lost")
 
     def back(self) -> None:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import macd
+from macd.host.rpc import boot
 from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.release.signing import sign
-from macd.ssh.archive import command
+from macd.ssh import archive
 from macd.ssh.blobs import Blob, put
 from macd.ssh.session import Session
 from tests.support.pipe_channel import PipeChannel
@@ -37,6 +36,8 @@ from tests.support.signed_files import IDENTITY, make_key
 ACCEPTS = {"app": "macd-analysis", "env": "prod", "identity": IDENTITY}
 UNIT = "macd-analysis.service"
 FLAGS = ("ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES")
+PROGRAM = "macd-host.pyz"
+_PARTS = ("app", "home")  # what `Place.restore` puts back
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
@@ -163,8 +164,11 @@ class Place:
         }
 
     def session(self) -> Session:
-        channel = PipeChannel(command(), env=self.environment, cwd=self.top)
-        return Session(channel)
+        copy = archive.HostCopy(str(self.app / "bin" / PROGRAM), self.top / "copy")
+        return Session(self._channel(), copy=copy, reopen=self._channel)
+
+    def _channel(self) -> PipeChannel:
+        return PipeChannel(archive.command(), env=self.environment, cwd=self.top)
 
     @cached_property
     def watching(self) -> Session:
@@ -285,6 +289,28 @@ class Place:
         )
         return found
 
+    def save(self) -> None:
+        """Keep what the host is now, for `restore`."""
+        self._copy(self.top, self.top / "saved")
+
+    def restore(self) -> None:
+        """The host as it was saved, its service started anew, and nothing else at work on it."""
+        self.systemctl("stop", UNIT)
+        _end_all(self.top)
+        for part in _PARTS:
+            shutil.rmtree(self.top / part)
+        self._copy(self.top / "saved", self.top)
+        for words in (["daemon-reload"], ["reset-failed", UNIT], ["restart", UNIT]):
+            self.systemctl(*words)
+
+    def systemctl(self, *words: str) -> None:
+        subprocess.run([str(self.top / "bin/systemctl"), "--user", *words], check=True)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        target.mkdir(exist_ok=True)
+        parts = [str(source / part) for part in _PARTS]
+        subprocess.run(["cp", "-a", *parts, str(target)], check=True)
+
     @property
     def live(self) -> str | None:
         link = self.app / "current"
@@ -295,17 +321,18 @@ class Place:
         return json.loads(path.read_text()) if path.exists() else default
 
 
-def build_archive(target: Path) -> None:
-    """macd-host.pyz as provision puts it on a host."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("macd/__init__.py", "")
-        top = Path(macd.__file__).parent
-        for source in sorted(top.joinpath("host").rglob("*.py")):
-            archive.writestr(f"macd/{source.relative_to(top)}", source.read_text())
-        archive.writestr(
-            "__main__.py", "import sys\nfrom macd.host.__main__ import main\nsys.exit(main())\n"
-        )
+def _host_program() -> Path:
+    """A directory with macd-host.pyz as provision leaves it, compiled once a machine."""
+    kept = Path(tempfile.gettempdir()) / f"macd-host-{os.getuid()}-{archive.digest()[:24]}"
+    if not kept.is_dir():
+        building = Path(tempfile.mkdtemp())
+        (building / PROGRAM).write_bytes(archive.build())
+        boot.compile_beside(str(building / PROGRAM))
+        try:
+            building.rename(kept)
+        except OSError:  # another test process was faster
+            shutil.rmtree(building)
+    return kept
 
 
 @contextmanager
@@ -332,7 +359,7 @@ def place() -> Iterator[Place]:
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (app / "state" / "allowed_signers").write_text(signers)
         (app / "state" / "accepts.json").write_text(json.dumps(ACCEPTS))
-        build_archive(app / "bin" / "macd-host.pyz")
+        shutil.copytree(_host_program(), app / "bin")
         with manager(top):
             yield Place(top, app, key)
     finally:

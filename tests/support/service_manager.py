@@ -59,7 +59,7 @@ class _Service:
                 return False
             known = self.settings()
             environment = {"PATH": "/usr/bin:/bin"}
-            with contextlib.suppress(EnvFileError, FileNotFoundError):  # as with "-" before it
+            with contextlib.suppress(EnvFileError, OSError):  # as with "-" before it
                 data = Path(known["EnvironmentFile"].lstrip("-")).read_bytes()
                 environment.update(readings(data)[0])
             notify = None

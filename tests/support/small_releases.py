@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import compileall
 import ensurepip
 import hashlib
+import os
+import shutil
 import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.inventory import Inventory
@@ -52,7 +56,7 @@ def locked(inventory: Inventory, version: str, name: str = "tiny", code: str = "
         with zipfile.ZipFile(tiny, "w") as wheel:
             for name, text in members.items():
                 wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), text)
-        pip = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
+        pip = _pip()
         wheels = tuple(
             Wheel(
                 path.name.split("-")[0],
@@ -67,6 +71,29 @@ def locked(inventory: Inventory, version: str, name: str = "tiny", code: str = "
         lock = Lock(python, "any", wheels)
         Store(inventory.root / "releases").keep_wheels(lock, [pip, tiny])
     return lock.raw
+
+
+def _pip() -> Path:
+    """The wheel of this Python's pip, with its code compiled.
+
+    It is run out of its wheel, and compiling it took seconds of each runtime. Made once a machine.
+    """
+    wheel = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
+    directory = Path(tempfile.gettempdir()) / f"macd-pip-{os.getuid()}"
+    kept = directory / str(sys.implementation.cache_tag) / wheel.name
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as made:
+            shutil.unpack_archive(wheel, Path(made) / "in", "zip")
+            compileall.compile_dir(
+                Path(made) / "in",
+                quiet=2,
+                stripdir=made,
+                legacy=True,
+                invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+            )
+            Path(shutil.make_archive(f"{made}/out", "zip", Path(made) / "in")).rename(kept)
+    return kept
 
 
 def make(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
+
+
+def at_points(some: Sequence[Any], every: Sequence[Any]) -> pytest.MarkDecorator:
+    """`points`: some of each run, one of each kind; every one in `make test-full`."""
+    full = pytest.param(every, id="all", marks=pytest.mark.full)
+    return pytest.mark.parametrize("points", [pytest.param(some, id="some"), full])
 
 
 def sweep(cases: Iterable[str], *always: str) -> list[Any]:

@@ -37,6 +37,14 @@ EVERYWHERE = {
     r"flipped by coins?": "sign-randomised null test",
     r"looked at with .* recipes": "N configurations evaluated on the holdout",
     r"\bbook: Inventory\b": "inventory",
+    r"\bcarry_on\b": "resume",
+    r"[Oo]pens (nothing|anything)\b": "can't enable stacking, allows nothing",
+    r"\btold (again|apart)\b": "repeated, distinguished",
+    r"\b[Tt]aught\b": "trained on",
+    r"\bown word\b": "host policy",
+    r"(?<![\"`])\bunwell\b": "unhealthy",
+    r"(?<![\"`])\brehears\w*": "readiness check",
+    r"\b(order_of|tell_differences|worth_keeping|end_forgotten)\b": "the names of today",
 }
 IN_PAGES = {
     r"\b[Tt]old\b": "say the thing itself: named, shown, reported",

@@ -223,11 +223,11 @@ def _jump(series: _Series, at: int, move: float, limits: Limits) -> Finding:
         at,
         f"close {shown} in one bar, and it stays: {guess}",
         _size("jump_error", move),
-        _one_unit(f"{moment(series.stamps[at]):%Y-%m-%dT%H:%M}", factor if tenfold else 0.0),
+        _unit_commands(f"{moment(series.stamps[at]):%Y-%m-%dT%H:%M}", factor if tenfold else 0.0),
     )
 
 
-def _one_unit(time: str, factor: float) -> str:
+def _unit_commands(time: str, factor: float) -> str:
     """The commands that leave bars of one unit: the newer ones, or all after converting."""
     again = "invoke data.import ORIGINAL-FILE {bars}"
     newer = f"the newer bars alone: {again} --overwrite --since {time}"

@@ -289,7 +289,7 @@ def read_numbers(table: Table, columns: Mapping[str, str], *, decimal: str = "")
         else pl.all().str.replace_all(",", "", literal=True)
     )
     text = text.select(_multiplied(name) for name in text.columns)
-    _refuse_words(table, text, columns)
+    _refuse_non_numbers(table, text, columns)
     numbers = pl.DataFrame([(frame if role in typed else text)[role] for role in columns])
     return numbers.cast(pl.Float64).fill_null(float("nan"))
 
@@ -319,7 +319,7 @@ def _multiplied(name: str) -> pl.Expr:
     return plain + power.fill_null("")
 
 
-def _refuse_words(table: Table, text: pl.DataFrame, columns: Mapping[str, str]) -> None:
+def _refuse_non_numbers(table: Table, text: pl.DataFrame, columns: Mapping[str, str]) -> None:
     for role in text.columns:
         plain = text[role].str.contains(_PLAIN)
         finite = text[role].cast(pl.Float64, strict=False).is_finite()

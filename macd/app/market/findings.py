@@ -274,7 +274,7 @@ def wanted(findings: Sequence[Finding]) -> tuple[dict[str, float], list[Accepted
     return limits, accept
 
 
-def way_out(findings: Sequence[Finding]) -> str:
+def how_to_accept(findings: Sequence[Finding]) -> str:
     """What to type when the market really was so; "" when nothing can be accepted.
 
     The options are those of `data.verify` and of `python -m macd.app.train`.

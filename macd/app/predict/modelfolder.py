@@ -296,8 +296,8 @@ def _missing_families(folder: _Folder, meta: _Meta, lacking: list[str]) -> list[
 
 def _missing_models(folder: _Folder, meta: _Meta) -> list[str]:
     """The model that a meta file is about: one file, or LightGBM's one for each head."""
-    is_one = _FAMILY_NAME.match(meta.stem) or isinstance(meta.document.get("model"), str)
-    if not meta.stem or not is_one or _is_stacking(meta):
+    is_model = _FAMILY_NAME.match(meta.stem) or isinstance(meta.document.get("model"), str)
+    if not meta.stem or not is_model or _is_stacking(meta):
         return []
     about = [path for path in folder.models if folder.meta_of(path) is meta]
     if not about:

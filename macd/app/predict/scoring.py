@@ -108,7 +108,7 @@ class Scorer:
             errors["stacking"] = str(error)
         if not models:
             raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
-        features, schema = _one_schema(metas, models, errors)
+        features, schema = _shared_schema(metas, models, errors)
         heads = _heads(next(metas[family] for family in models), tf)
         return cls(tf, features, schema, metas, models, stacking, errors, heads)
 
@@ -167,7 +167,7 @@ def _checked(p: Floats) -> Floats:
     return p
 
 
-def _one_schema(
+def _shared_schema(
     metas: dict[str, dict[str, Any]], models: dict[str, Predict], errors: dict[str, str]
 ) -> tuple[tuple[str, ...], str]:
     """The feature list most families share; a family that wants another one is dropped."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from macd.app.market import bars as market_bars
 from macd.app.market import features, splits
 from macd.app.market.checks import Finding, Limits, check_all
-from macd.app.market.findings import judged, way_out
+from macd.app.market.findings import how_to_accept, judged
 from macd.app.market.labels import HORIZONS, direction, forward_returns
 from macd.app.train.fitdata import Floats
 from macd.app.train.nets import SEQ
@@ -103,14 +103,11 @@ def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+        show_all = _SHOW_ALL.format(symbols=",".join(symbols), s=settings)
         raise MacdError(
             f"the bars have {len(errors)} error{'s' if len(errors) > 1 else ''}",
             why="\n".join(f"{finding.symbol} {finding}" for finding in errors[:_SHOWN]) + more,
-            hint="\n".join(
-                filter(
-                    None, (_SHOW_ALL.format(symbols=",".join(symbols), s=settings), way_out(errors))
-                )
-            ),
+            hint=f"{show_all}\n{how_to_accept(errors)}".rstrip(),
         )
     return findings
 

@@ -80,7 +80,7 @@ def volatility_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Float
     for fold in (*plan.folds, plan.holdout):
         at = np.searchsorted(rows, fold.test)
         for k in range(len(HORIZONS)):
-            p[at, k] = _one_feature(level, data.y[:, k], fold.train, fold.test)
+            p[at, k] = _single_feature(level, data.y[:, k], fold.train, fold.test)
     return p
 
 
@@ -155,7 +155,7 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     return auc_by_head(moves, p, heads_in(frame))
 
 
-def _one_feature(
+def _single_feature(
     x: NDArray[np.float64], y: Floats, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> Floats:
     usable = train[np.isfinite(y[train]) & np.isfinite(x[train])]

@@ -247,8 +247,7 @@ def _in_shadow(
             hint="mend that line, then deploy again",
             kind="refused",
         ) from error
-    data = (before.get(".env") or "").encode("utf-8", "surrogateescape")
-    shadow = envfile.rewritten(data, {FLAG: SHADOW}).decode("utf-8", "surrogateescape")
+    shadow = envfile.rewritten_text(before.get(".env") or "", {FLAG: SHADOW})
     return {**before, **after, ".env": shadow}
 
 

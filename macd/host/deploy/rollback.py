@@ -8,6 +8,7 @@ stays.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ def to_release(
     """
     then = snapshots.of(layout, to)
     names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
-    keys = _keys(now.get(FLAGS), then.get(FLAGS), names)
+    # A directory is left as it is: no key is put back into it.
+    keys = {} if os.path.isdir(layout.env) else _keys(now.get(FLAGS), then.get(FLAGS), names)
     after = {**then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), keys)}
     files = snapshots.changed_files(now, after)
     by_hand = snapshots.edited(now, written(layout, live, history))
@@ -115,5 +117,4 @@ def _env(now: str | None, then: str | None, keys: dict[str, str | None]) -> str 
     """The flags file of now, with the tool's keys as they were and stacking in shadow."""
     if now is None and then is None:
         return None
-    data = (now or "").encode("utf-8", "surrogateescape")
-    return envfile.rewritten(data, {**keys, FLAG: SHADOW}).decode("utf-8", "surrogateescape")
+    return envfile.rewritten_text(now or "", {**keys, FLAG: SHADOW})

@@ -57,6 +57,9 @@ def deploy_facts(
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
     readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
+    manifest = None
+    with contextlib.suppress(HostError):
+        manifest = releases.read_manifest(layout, live) if live else None
     return {
         # First: `broken`, below, names what these two checked.
         "rollback": _rollback_target(readiness, history, live, bad_ids),
@@ -66,8 +69,8 @@ def deploy_facts(
         "python": {"executable": sys.executable, "version": "%d.%d" % sys.version_info[:2]},
         "endpoint": endpoint,
         "live": live,
-        "live_files": _files_of(layout, live),
-        "details": _details_of(layout, live),
+        "live_files": [[f.path, f.size, f.sha256] for f in manifest.files] if manifest else [],
+        "details": manifest.details if manifest else {},
         "history": history,
         "bad": bad,
         "releases": releases.on_host(layout),
@@ -87,7 +90,7 @@ def deploy_facts(
         "units": {name: supervisor.unit_text(name) for name in units},
         "dropins": supervisor.dropins(units),
         "not_read": supervisor.not_read(units),
-        "env": _text(layout.env),
+        "env": durable.text(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
         "allowed_signers": _read(layout.state("allowed_signers")),
@@ -98,22 +101,6 @@ def deploy_facts(
         **runtimes.room(layout.app),
         "lacks": runtimes.missing_programs(),
     }
-
-
-def _files_of(layout: Layout, release: str | None) -> list[list[Any]]:
-    """Path, size and hash of each file of the live release; empty when that can't be read."""
-    with contextlib.suppress(HostError):
-        if release is not None:
-            files = releases.read_manifest(layout, release).files
-            return [[file.path, file.size, file.sha256] for file in files]
-    return []
-
-
-def _details_of(layout: Layout, release: str | None) -> dict[str, Any]:
-    with contextlib.suppress(HostError):
-        if release is not None:
-            return releases.read_manifest(layout, release).details
-    return {}
 
 
 def _rollback_target(
@@ -244,12 +231,6 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _text(path: str) -> str | None:
-    """Its text; bytes that are no UTF-8 become surrogates, as envfile.parse takes them."""
-    data = durable.regular(path)
-    return None if data is None else data.decode("utf-8", "surrogateescape")
-
-
 def _file_sha256(path: str) -> str | None:
     return durable.sha256_of(path) if os.path.isfile(path) else None
 
@@ -268,7 +249,7 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
     return {
         "others": _others(layout, process.pid),
         "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
-        "log": _log(unit, scope),
+        "log": _log(supervisor, unit),
         "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
         "unjudged": _unjudged(layout),
     }
@@ -325,16 +306,7 @@ def _serves(words: list[str], app: str, cwd: str) -> bool:
     return os.path.realpath(app) in [os.path.realpath(os.path.join(cwd, root)) for root in roots]
 
 
-def _log(unit: str, scope: str) -> str:
-    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={_LOG_LINES}"]
-    argv += ["--user-unit" if scope == "user" else "--unit", unit]
-    try:
-        done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+def _log(supervisor: Supervisor, unit: str) -> str:
     # systemd prints the lines of .env that it refuses, with their values.
-    lines = [line for line in done.stdout.splitlines() if not _QUOTES_ENV.search(line)]
-    said = "\n".join(lines)[-_LONGEST:]
-    return untrusted.text(said, _LONGEST) if done.returncode == 0 else ""
+    lines = [line for line in supervisor.log(unit, _LOG_LINES) if not _QUOTES_ENV.search(line)]
+    return untrusted.text("\n".join(lines)[-_LONGEST:], _LONGEST)

@@ -1,1 +1,1 @@
-"""The stacking flag on a host, and the guard that takes it back."""
+"""The stacking flag on a host, and the guard that disables it."""

@@ -70,12 +70,7 @@ def write(layout: Layout, value: str) -> None:
     after = envfile.rewritten(before, {FLAG: value})
     if after == before:
         return
-    try:
-        mode = os.stat(layout.env).st_mode & 0o777
-    except OSError as error:
-        if error.errno not in durable.NO_FILE:
-            raise
-        mode = 0o600
+    mode = durable.mode_of(layout.env, 0o600)
     try:
         durable.replace_file(layout.env, after, mode=mode)
     except OSError as error:

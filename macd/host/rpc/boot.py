@@ -1,7 +1,8 @@
 """The first module a host runs: makes the archive of macd/host importable, and starts the agent.
 
 The archive is held in memory. Nothing is written to disk, unless provision asks for the compiled
-code. It then lies beside the copy of the archive, so that later agents need not compile.
+code. It then lies beside the copy of the archive, so that later agents, activations and guards need
+not compile.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 class ArchiveImporter:
     """An importer over an archive in memory (finder and loader in one)."""
 
-    def __init__(self, archive: bytes, codes: dict[str, CodeType]) -> None:
+    def __init__(self, archive: bytes, codes: dict[str, bytes]) -> None:
         self._archive = zipfile.ZipFile(io.BytesIO(archive))
         self._paths = set(self._archive.namelist())
         self._codes = codes
@@ -38,7 +39,12 @@ class ArchiveImporter:
 
     def exec_module(self, module: ModuleType) -> None:
         origin = _shown(self._find(module.__name__))
-        code = self._codes.get(origin) or _compile(origin, self.get_source(module.__name__))
+        compiled = self._codes.get(origin)
+        code: CodeType = (
+            marshal.loads(compiled)  # noqa: S302 - see the check of its owner
+            if compiled
+            else _compile(origin, self.get_source(module.__name__))
+        )
         exec(code, module.__dict__)  # noqa: S102 - our own sources
 
     def get_source(self, name: str) -> str:
@@ -68,6 +74,17 @@ def start(stdin: Any, header: list[str], copy: str, archive: bytes) -> int:
     return agent.serve(stdin, bytes.fromhex(header[1]), sha256 if is_copy else _sha256_of(copy))
 
 
+def run(copy: str) -> int:
+    """What `python macd-host.pyz` does: act with nobody connected; returns the exit status."""
+    with open(copy, "rb") as file:
+        archive = file.read()
+    codes = read_compiled(copy, hashlib.sha256(archive).hexdigest())
+    sys.meta_path.insert(0, ArchiveImporter(archive, codes))
+    from macd.host.__main__ import main  # noqa: PLC0415 - importable only from here on
+
+    return main()
+
+
 def compile_beside(copy: str) -> None:
     """Write the compiled code of the archive at `copy` beside it, unless it is there already."""
     from macd.host import durable  # noqa: PLC0415 - importable only once the archive is installed
@@ -80,12 +97,13 @@ def compile_beside(copy: str) -> None:
     codes = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for name in archive.namelist():
-            codes[_shown(name)] = _compile(_shown(name), archive.read(name).decode())
+            code = _compile(_shown(name), archive.read(name).decode())
+            codes[_shown(name)] = marshal.dumps(code)  # each apart: an agent loads what it uses
     body = marshal.dumps(codes)
     durable.replace_file(_compiled_path(copy), _compiled_head(sha256, body) + body)
 
 
-def read_compiled(copy: str, sha256: str) -> dict[str, CodeType]:
+def read_compiled(copy: str, sha256: str) -> dict[str, bytes]:
     """Compiled code of the archive `sha256`; empty where this Python can't use what is there.
 
     Only code that this user or root wrote is used, as for any program.
@@ -100,7 +118,7 @@ def read_compiled(copy: str, sha256: str) -> dict[str, CodeType]:
         return {}
     if head != _compiled_head(sha256, body):
         return {}
-    codes: dict[str, CodeType] = marshal.loads(body)  # noqa: S302 - see the check of its owner
+    codes: dict[str, bytes] = marshal.loads(body)  # noqa: S302 - see the check of its owner
     return codes
 
 

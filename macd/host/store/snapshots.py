@@ -24,7 +24,11 @@ FLAGS, SETTINGS = ".env", "service.json"
 def take(layout: Layout, supervisor: Supervisor, units: list[str]) -> Snapshot:
     """What goes with the live release now; None: there is no such file."""
     texts: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
-    return {**texts, FLAGS: _text(layout.env), SETTINGS: _text(layout.service_settings)}
+    return {
+        **texts,
+        FLAGS: durable.text(layout.env),
+        SETTINGS: durable.text(layout.service_settings),
+    }
 
 
 class Switch:
@@ -69,7 +73,7 @@ class Switch:
 
     def _now(self, name: str) -> str | None:
         if name == SETTINGS:
-            return _text(self._layout.service_settings)
+            return durable.text(self._layout.service_settings)
         return self._supervisor.unit_text(name)
 
     def _set_texts_aside(self) -> None:
@@ -121,7 +125,7 @@ class Switch:
 
     def _write_settings(self) -> None:
         path = self._layout.service_settings
-        if SETTINGS not in self._after or _text(path) == self._after[SETTINGS]:
+        if SETTINGS not in self._after or durable.text(path) == self._after[SETTINGS]:
             return
         content = _encoded(self._after[SETTINGS])
         if content is None:
@@ -241,11 +245,6 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
-def _text(path: str) -> str | None:
-    data = durable.regular(path)
-    return None if data is None else data.decode("utf-8", "surrogateescape")
-
-
 def _path(layout: Layout, supervisor: Supervisor, name: str) -> str:
     if name == FLAGS:
         return layout.env
@@ -255,9 +254,4 @@ def _path(layout: Layout, supervisor: Supervisor, name: str) -> str:
 
 
 def _mode(path: str) -> int:
-    try:
-        return os.stat(path).st_mode & 0o777
-    except OSError as error:
-        if error.errno not in durable.NO_FILE:
-            raise
-        return 0o600 if path.endswith(FLAGS) else 0o644
+    return durable.mode_of(path, 0o600 if path.endswith(FLAGS) else 0o644)

@@ -33,20 +33,23 @@ def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
     words = _systemd_run()
     if not words:
         _refuse_to_be_killed()
-        with open(log, "ab") as out:
-            subprocess.Popen(
-                argv,
-                env={**os.environ, **env},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        in_new_session(argv, log, env)
         return "setsid"
     carried = {key: os.environ[key] for key in _CARRIED if key in os.environ}
     words += [f"--setenv={key}={value}" for key, value in {**carried, **env}.items()]
     # OOMPolicy: when the kernel kills one worker, the runner lives on to say so.
-    words += [f"--unit={name}", "--collect", "--quiet", "--property=OOMPolicy=continue"]
+    words.append("--property=OOMPolicy=continue")
+    as_unit(words, name, argv, log)
+    return "user unit" if "--user" in words else "system unit"
+
+
+def as_unit(words: list[str], name: str, argv: list[str], log: str) -> None:
+    """Start `argv` as the transient unit `name`; `words` are the systemd-run command so far.
+
+    Raises:
+        HostError: systemd refused to run it.
+    """
+    words = [*words, f"--unit={name}", "--collect", "--quiet"]
     words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
     done = subprocess.run(
         [*words, "--", *argv],
@@ -58,7 +61,19 @@ def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
     )
     if done.returncode != 0:
         raise HostError(f"systemd-run refused {name}", why=done.stderr.strip())
-    return "user unit" if "--user" in words else "system unit"
+
+
+def in_new_session(argv: list[str], log: str, env: Mapping[str, str] | None = None) -> None:
+    """Start `argv` without systemd, in a session of its own."""
+    with open(log, "ab") as out:
+        subprocess.Popen(
+            argv,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
 
 
 def _systemd_run() -> list[str]:

@@ -156,15 +156,12 @@ class Supervisor:
     def last_line(self, unit: str) -> str:
         """The last line of the unit's own processes, at most 300 characters; "" if unknown."""
         which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
-        argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"{which}={unit}"]
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        return untrusted.line(lines[-1], 300) if done.returncode == 0 and lines else ""
+        lines = [line.strip() for line in _journal(f"{which}={unit}", 20) if line.strip()]
+        return untrusted.line(lines[-1], 300) if lines else ""
+
+    def log(self, unit: str, lines: int) -> list[str]:
+        """The newest lines about the unit, systemd's own too; none where they are not known."""
+        return _journal(f"--{'user-' if self.scope == 'user' else ''}unit={unit}", lines)
 
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
@@ -216,21 +213,12 @@ class Supervisor:
                     hint="once, as root on the host: loginctl enable-linger USER",
                 )
             words = ["systemd-run", *(["--user"] if self.scope == "user" else [])]
-            words += [f"--unit={name}", "--collect", "--quiet"]
             if keep_alive:
                 words += ["--property=Restart=on-failure", "--property=RestartSec=1"]
                 words += ["--property=StartLimitIntervalSec=0"]
-            words += [f"--property=StandardOutput=append:{log}", "--property=StandardError=inherit"]
-            done = subprocess.run(
-                [*words, "--", *argv], capture_output=True, text=True, timeout=60, check=False
-            )
-            if done.returncode != 0:
-                raise HostError(f"systemd-run refused {name}", why=done.stderr.strip())
-            return
-        with open(log, "ab") as out:
-            subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
+            detach.as_unit(words, name, argv, log)
+        else:
+            detach.in_new_session(argv, log)
 
     def dropins(self, units: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
         """By unit: the path of each drop-in, and the names it sets. No values, which may be secret.
@@ -287,3 +275,14 @@ def _names_set_in(path: str) -> list[str]:
 
 def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
+
+
+def _journal(which: str, lines: int) -> list[str]:
+    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", which]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []

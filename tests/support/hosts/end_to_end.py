@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,12 +41,21 @@ export LD_LIBRARY_PATH=/srv/python/lib PYTHONPATH="$PYTHONPATH:/srv/packages"
 exec /srv/python/bin/{Path(sys.executable).resolve().name} "$@"
 """
 PATIENCE_S = 120
-REPLAY = "{kind: replay, speed: 10, start: 0.5}"
+REPLAY = "{kind: replay, speed: 3, start: 0.5}"
+EXCHANGE = "{{kind: ccxt, exchange: binance, api_url: '{url}', stale_bars: 6}}"
 BARS_DIRECTORY, WRITER = "/srv/bars", "daemon"  # not the service's own account
 FILES = f"{{kind: directory, directory: {BARS_DIRECTORY}, stale_bars: 6}}"
+SMALLER: dict[str, Any] = {
+    "folds": 2,
+    "params": {
+        "lgbm": {"rounds": 20},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 512},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
+    },
+}
 FEW = {"OMP_NUM_THREADS": "1", "ML_STACKING_MIN_SAMPLES": "100"}
 # The tiny nets reach no criterion: told, not blocked. Bars come quickly, so that 20 of them (what
-# the gate asks for) need seconds.
+# the gate asks for) need seconds. Not more quickly: each costs CPU time while the story runs.
 INVENTORY = f"""\
 ssh_config: {{hosts.ssh_config}}
 known_hosts: known_hosts
@@ -151,6 +162,12 @@ class EndToEnd:
         whole = [line for line in text.splitlines() if line.endswith("}")]
         return [json.loads(line) for line in whole]
 
+    def feed(self, wanted: str) -> None:
+        """Where the service's bars are to come from, from the next command on."""
+        inventory = self.root / "inventory" / "story.yml"
+        feed = f"  feed: {wanted}"
+        inventory.write_text(re.sub("(?m)^  feed: .*$", lambda _: feed, inventory.read_text()))
+
     def append(self, bars: str) -> None:
         """As the process does that brings bars: under its own account, to a file of its own."""
         path = f"{BARS_DIRECTORY}/BTCUSD_1h.csv"
@@ -181,7 +198,7 @@ def lay_out(hosts: Hosts, root: Path) -> EndToEnd:
         shutil.copy(ROOT / name, root)
     shutil.copytree(ROOT / "templates", root / "templates")
     write_bars(read_bars(SAMPLE)[:BARS], root / "bars/BTCUSD_1h.parquet")
-    (root / "small.json").write_text(json.dumps(SETTINGS))
+    (root / "small.json").write_text(json.dumps({**SETTINGS, **SMALLER}))
     (root / "inventory").mkdir()
     (root / "inventory" / "story.yml").write_text(INVENTORY.format(hosts=hosts, feed=REPLAY))
     keys = root / "keys"
@@ -208,38 +225,44 @@ def bars_up_to_now(count: int) -> list[str]:
     ]
 
 
-def with_another_model(story: EndToEnd, named: str) -> str:
-    """A signed release whose LightGBM is not the one its golden predictions were made with.
+def signed_again(story: EndToEnd, named: str, change: Callable[[Path], None]) -> str:
+    """A newer release of the same files, after `change` had its way with them; its id.
 
-    `invoke release` would refuse to make it; a key holder with a script would not.
+    `invoke release` would refuse to make some of these; a key holder with a script would not.
     """
     store = Store(story.root / "releases")
     one = store.load(named)
     building = Path(tempfile.mkdtemp(dir=story.root))
     shutil.copytree(one.directory, building, dirs_exist_ok=True)
-    models = building / "data/ml_models"
-    swapped = (models / "lgbm_1h_24h.txt").read_bytes()
-    (models / "lgbm_1h_5h.txt").write_bytes(swapped)
-    files = tuple(
-        replace(file, size=len(swapped), sha256=hashlib.sha256(swapped).hexdigest())
-        if file.path == "data/ml_models/lgbm_1h_5h.txt"
-        else file
-        for file in one.manifest.files
-    )
+    change(building)
+    files = []
+    for file in one.manifest.files:
+        data = (building / file.path).read_bytes()
+        files.append(replace(file, size=len(data), sha256=hashlib.sha256(data).hexdigest()))
     serial = max(other.manifest.serial for other in store.readable()) + 1
-    raw = render(replace(one.manifest, files=files, serial=serial))
+    raw = render(replace(one.manifest, files=tuple(files), serial=serial))
     (building / MANIFEST).write_bytes(raw)
     (building / SIGNATURE).write_bytes(sign(raw, key=story.root / "keys/release"))
     building.rename(store.root / release_id(raw))
     return release_id(raw)
 
 
-def mistaken_code(story: EndToEnd) -> Path:
-    """A tree whose service loads, answers its check, and ends at its first turn."""
-    tree = story.root / "mistaken"
-    shutil.copytree(ROOT / "macd", tree / "macd", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tree)
-    with (tree / "macd/app/service/loop.py").open("a") as loop:
-        loop.write(f"\n{demo.MISTAKE}\n")
-    return tree
+def no_change(_: Path) -> None:
+    """The same files."""
+
+
+def another_model(top: Path) -> None:
+    """A LightGBM that is not the one the golden predictions were made with."""
+    models = top / "data/ml_models"
+    shutil.copy(models / "lgbm_1h_24h.txt", models / "lgbm_1h_5h.txt")
+
+
+def mistaken_code(top: Path) -> None:
+    """A service that loads, answers its check, and ends at its first turn."""
+    (wheel,) = (top / "app").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["macd/app/service/loop.py"] += f"\n{demo.MISTAKE}\n".encode()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)

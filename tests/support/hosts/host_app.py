@@ -104,7 +104,7 @@ class HostApp:
             token="t0ken",
             who="tester",
             service={**service, "endpoint": ENDPOINT, "check": []},
-            times={"health_s": 8.0, "soak_s": soak_s, "confirm_s": confirm_s},
+            times={"health_s": 30.0, "soak_s": soak_s, "confirm_s": confirm_s},
             keep=2,
             after={},
             accepts=ACCEPTS,
@@ -113,7 +113,7 @@ class HostApp:
 
     def until(self, number: int, state: str) -> None:
         with self.session() as session:
-            deadline, seen = time.monotonic() + 40, 0
+            deadline, seen = time.monotonic() + 120, 0
             while time.monotonic() < deadline:
                 told = session.call("follow", app=APP, number=number, seen=seen, wait=0.5)
                 if state in [event["state"] for event in told["events"]]:
@@ -128,7 +128,7 @@ class HostApp:
     def story(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
         """As `end`; every event."""
         with self.session() as session:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             events: list[dict[str, Any]] = []
             while time.monotonic() < deadline:
                 told = session.call("follow", app=APP, number=number, seen=len(events), wait=0.5)

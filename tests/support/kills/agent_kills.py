@@ -13,17 +13,23 @@ UNKNOWN = "may have begun to switch"
 UNTOUCHED = "nothing was switched"
 
 
-def agent_killed_at(bench: Bench, number: int, when: str, *words: str) -> tuple[int, str] | None:
-    """Type it; exit code and what was said, or None when there were fewer calls than that."""
-    done = typed(bench, PROGRAM, {"KILLED_AT": f"{number} {when}"}, words)
+# A call and when, "taken" or "done". The call: its number, or the name of the first of its kind.
+Point = tuple[int | str, str]
+EVERY: list[Point] = [(number, when) for number in range(1, 1000) for when in ("taken", "done")]
+
+
+def agent_killed_at(bench: Bench, point: Point, *words: str) -> tuple[int, str] | None:
+    """Type it; exit code and the call, or None when there were fewer calls than that."""
+    at, when = point
+    done = typed(bench, PROGRAM, {"KILLED_AT": f"{at} {when}"}, words)
     lines = done.stderr.splitlines()
     calls = [line for line in lines if line.startswith("#") and line != "#gone"]
     said = done.stdout + "\n".join(line for line in lines if not line.startswith("#"))
-    if len(calls) < number:
+    name = next((call.split()[1] for call in calls if str(at) in call[1:].split()), "")
+    if not name:
         assert done.returncode == 0, said
         return None
     assert lines.count("#gone") == 1, done.stderr  # one agent died, and nobody else
-    name = calls[number - 1].split()[1]
     check_told(words[0], name, done.returncode, said)
     return done.returncode, f"{name} {when}"
 
@@ -44,21 +50,19 @@ def check_told(verb: str, call: str, code: int, said: str) -> None:
 def sweep(
     bench: Bench,
     name: str,
-    step: int,
-    first: int,
-    trial: Callable[[int], tuple[Sequence[str], str | None, str]],
+    points: Sequence[Point],
+    trial: Callable[[], tuple[Sequence[str], str | None, str]],
     after: Callable[[str], None],
 ) -> None:
-    """Every `step`-th kill, calls and ends of calls counted alike; from the `first` on.
+    """A kill at each of the points, until there are fewer calls.
 
     `trial` makes ready and says what to type, what serves and what is to; `after` proves that the
     next command works, told what serves now.
     """
     trials = KillCases()
-    number = first
-    while True:
-        words, old, new = trial(number)
-        ended = agent_killed_at(bench, 1 + number // 2, ("taken", "done")[number % 2], *words)
+    for point in points:
+        words, old, new = trial()
+        ended = agent_killed_at(bench, point, *words)
         if ended is None:
             break
         code, call = ended
@@ -66,5 +70,4 @@ def sweep(
         if code == ExitCode.DONE:
             assert trials.ends[-1] == "new", call
         after(new)
-        number += step
-    trials.tell(name, 14 // step)
+    trials.tell(name, min(len(points), 14))

@@ -1,6 +1,7 @@
-"""invoke, in a process whose agents carry a fuse: one kills itself with SIGKILL at the n-th call.
+"""invoke, in a process whose agents carry a fuse: one kills itself with SIGKILL at some call.
 
-A call is a request or a frame of data. KILLED_AT is its number and when: "taken" (nothing of it is
+A call is a request or a frame of data. KILLED_AT is its number, or the name of the first of its
+kind, and when: "taken" (nothing of it is
 done yet) or "done" (all of it is, and nobody hears so). The fuse travels with the agent's source
 over the real channel; the product knows nothing of it. Run as a script by the tests.
 """
@@ -64,16 +65,20 @@ def with_fuse(plain: bytes) -> bytes:
 
 
 def main() -> None:
-    number, when = os.environ["KILLED_AT"].split()
+    at, when = os.environ["KILLED_AT"].split()
     calls = itertools.count(1)
+    due = [at]
     one_at_a_time = threading.Lock()
     encode, end, opening = Session._encode, Session._end, archive.opening
     fused = zlib.compress(with_fuse(archive.build()))
 
     def encoding(self: Session, message: dict[str, Any], **named: Any) -> bytes:
         with one_at_a_time:
-            fatal = (counted := next(calls)) == int(number)
-            print(f"#{counted} {message.get('op', 'data')}", file=sys.stderr, flush=True)
+            number, name = str(next(calls)), message.get("op", "data")
+            fatal = bool({number, name}.intersection(due))
+            if fatal:
+                due.clear()
+            print(f"#{number} {name}", file=sys.stderr, flush=True)
         return encode(self, {**message, "die": when} if fatal else message, **named)
 
     def ending(self: Session, error: Exception) -> None:

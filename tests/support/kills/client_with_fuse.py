@@ -1,7 +1,8 @@
-"""invoke, in a process that kills itself with SIGKILL once it has sent its n-th call to a host.
+"""invoke, in a process that kills itself with SIGKILL once it has sent some call to a host.
 
-A call is a request or a frame of data, over whichever session. Which one is told by KILLED_AT; the
-product knows nothing of it. Run as a script by the tests.
+A call is a request or a frame of data, over whichever session. KILLED_AT tells which one: its
+number, or the name of the first of its kind. The product knows nothing of it. Run as a script by
+the tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from invoke.main import program
 from macd.ssh.session import Pending, Session
 
 
-def _count(fatal: int) -> Callable[[str], None]:
+def _count(fatal: str) -> Callable[[str], None]:
     calls = itertools.count(1)
     one_at_a_time = threading.Lock()
 
@@ -27,14 +28,14 @@ def _count(fatal: int) -> Callable[[str], None]:
         with one_at_a_time:
             number = next(calls)
             print(f"{number} {call}", file=sys.stderr, flush=True)
-            if number == fatal:
+            if fatal in (str(number), call):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     return passed
 
 
 def main() -> None:
-    passed = _count(int(os.environ["KILLED_AT"]))
+    passed = _count(os.environ["KILLED_AT"])
     stream, send_data = Session.stream, Session.send_data
 
     def streaming(self: Session, op: str, *args: Any, **named: Any) -> Pending:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from macd.cli.facts import _lines
+from macd.cli.host import _lines
 from macd.ssh.facts import Clock, Disk, Facts, Gpu, OperatingSystem, Python, Systemd, User
 from tests.support import commands
 
 TASKS = """
 from invoke import Collection
-from macd.cli import facts, usage
+from macd.cli import host, usage
 usage.install()
-namespace = Collection(facts.facts)
+namespace = Collection(host.facts)
 """
 INVENTORY = "hosts:\n  jump: {role: jump, ssh: somewhere}\n  other: {role: jump, ssh: elsewhere}\n"
 

@@ -85,6 +85,7 @@ def measured() -> dict[str, list[int]]:
     return cast("dict[str, list[int]]", json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOODS)
 def test_twice_the_lines_take_no_more_memory(measured: dict[str, list[int]], name: str) -> None:
     half, whole = measured[name]

@@ -21,6 +21,7 @@ from macd.host.layout import Layout
 from macd.host.store import runtimes
 from tests.unit.host.test_runtimes import landed
 
+pytestmark = pytest.mark.slow
 Mount = Callable[[str], Path]
 
 

@@ -67,7 +67,7 @@ def test_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
 def test_lost_contact_is_said_once_and_so_is_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Shown("h800", terminal=False)
     for _ in range(5):
-        shown.lost(MacdError("gone"), again_in=1, gives_up_in=9)
+        shown.lost(MacdError("gone"), gives_up_in=9)
     shown.back()
     out = capsys.readouterr().out
     assert out.count("LOST CONTACT") == 1

@@ -25,6 +25,8 @@ from macd.release.store import Release
 from tests.support.training_run import bars_directory, trained_run
 from tests.unit.release.making import CREATED, LOCK, Workshop, copy_of_run, workshop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:

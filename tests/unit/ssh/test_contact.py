@@ -46,8 +46,8 @@ class Link:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def lost(self, error: MacdError, *, again_in: float, gives_up_in: float) -> None:
-        self.said.append(f"{error.what}: again in {again_in:g}, at most {gives_up_in:g}")
+    def lost(self, error: MacdError, *, gives_up_in: float) -> None:
+        self.said.append(f"{self.now:g}: {error.what}, at most {gives_up_in:g}")
 
     def back(self) -> None:
         self.said.append("back")
@@ -67,12 +67,13 @@ def test_a_cut_is_tried_again_at_growing_waits(monkeypatch: pytest.MonkeyPatch) 
     link = Link(monkeypatch, None, BOOTING, CUT, BOOTING, None)
     link.use(CUT, None)
     assert link.said == [
-        "cut: again in 1, at most 10",
-        "prod does not let deploy in: again in 2, at most 9",
-        "cut: again in 4, at most 7",
-        "prod does not let deploy in: again in 3, at most 3",
+        "100: cut, at most 10",
+        "101: prod does not let deploy in, at most 9",
+        "103: cut, at most 7",
+        "107: prod does not let deploy in, at most 3",
         "back",
     ]
+    assert link.now == 110.0
     assert link.closed == 5, "each connection that was opened"
 
 

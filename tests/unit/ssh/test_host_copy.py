@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -161,6 +163,25 @@ def test_compiled_code_that_is_there_is_not_made_again(copy: HostCopy) -> None:
     before = compiled(copy).stat()
     boot.compile_beside(copy.path)
     assert compiled(copy).stat().st_ino == before.st_ino
+
+
+def help_of(copy: HostCopy) -> str:
+    """What the archive says, run as a host runs it with nobody connected."""
+    command = [sys.executable, "-I", "-S", copy.path, "activate", "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_acts_with_nobody_connected_runs_the_compiled_code_too(copy: HostCopy) -> None:
+    provisioned(copy)
+    assert "usage: macd-host" in help_of(copy)
+    boot.compile_beside(copy.path)
+    assert "usage: macd-host" in help_of(copy)
+    codes = boot.read_compiled(copy.path, archive.digest())
+    main = "<macd-host>/macd/host/__main__.py"
+    codes[main] = compile("def main():\n    print('the compiled one')", main, "exec")
+    body = marshal.dumps(codes)
+    compiled(copy).write_bytes(boot._compiled_head(archive.digest(), body) + body)
+    assert help_of(copy) == "the compiled one\n"
 
 
 def damaged(path: Path) -> None:

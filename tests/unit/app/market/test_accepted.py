@@ -43,7 +43,7 @@ REAL = {
 def test_both_remedies_of_the_refusal_let_the_bars_pass(name: str) -> None:
     refused = found(name)
     assert set(errors(refused)) == set(REAL[name])
-    told = findings.way_out(refused)
+    told = findings.how_to_accept(refused)
     (limits,) = re.findall(r"--limits (\S+)", told)
     assert errors(found(name, limits)) == []
     typed = tuple(re.findall(r'--accept "(.*)"', told))
@@ -148,7 +148,7 @@ def test_what_was_accepted_is_read_again_from_what_is_written() -> None:
 
 def test_damage_has_no_way_out_but_to_be_mended() -> None:
     damage = [checks.Finding("nan", "error", 3, NOW, "a value is missing", "BTCUSD")]
-    assert findings.way_out(damage) == ""
+    assert findings.how_to_accept(damage) == ""
 
 
 @pytest.mark.parametrize("factor", [1000.0, 1 / 1000, 10.0, 1e8, 7.0, 1 / 6])

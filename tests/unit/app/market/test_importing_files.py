@@ -147,7 +147,7 @@ def test_an_archive_that_would_fill_the_memory_is_not_unpacked(
 
 @pytest.mark.parametrize(
     "text",
-    ["x" * 200_000, "1," * 150_000, "<html>" + "y" * 150_000, '"' + "1,2,3,4,5,6\n" * 20_000],
+    ["x" * 200_000, "1," * 70_000, "<html>" + "y" * 150_000, '"' + "1,2,3,4,5,6\n" * 20_000],
     ids=["one word", "one row", "html", "a quote that never ends"],
 )
 def test_lines_longer_than_csv_takes(tmp_path: Path, text: str) -> None:

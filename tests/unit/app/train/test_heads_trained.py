@@ -18,6 +18,7 @@ from macd.app.train.settings import settings_from
 from macd.release.judge import judge
 from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
 
+pytestmark = pytest.mark.slow
 HOURS = re.compile(r"(?<![0-9m+(a-z])(5h|12h|24h)(?![0-9])")  # a head's name, not a span of 1h15m
 
 

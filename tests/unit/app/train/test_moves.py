@@ -16,6 +16,8 @@ from macd.app.train.settings import settings_from
 from macd.errors import MacdError, RefusedError, UsageError
 from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
 
+pytestmark = pytest.mark.slow
+
 
 def calm(power: float, rows: int = 3200) -> pl.DataFrame:
     """The sample's bars as those of a stablecoin: every return a small part of the real one."""

@@ -22,6 +22,7 @@ from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
 from macd.errors import MacdError, RefusedError, UsageError
 
+pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 NOW = 1_900_000_000.0
 ENVIRONMENT = {"ML_STACKING_MIN_SAMPLES": "100"}
