@@ -11,7 +11,11 @@ UNIT ?= tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 # Much of the other tests' time is waiting for hosts: five workers fill two cores.
 OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-full check check-fast docs lock clean
+# The unit tests of what decides a deploy, a release and the gate.
+DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py \
+	tests/unit/release/test_judge.py $(addprefix tests/unit/gate/test_,bounds.py gate_bars.py gate_decision.py parse.py realised.py)
+
+.PHONY: setup demo test test-full check check-fast coverage docs lock clean
 
 setup: $(READY)
 
@@ -41,11 +45,15 @@ check: $(READY)
 check-fast: check
 	$(BIN)/python -m pytest -q -m "not full and not slow" $(UNIT)
 
+# The floor is in pyproject.toml.
+coverage: $(READY)
+	$(BIN)/python -m pytest -q -m "not full" $(DECIDING) -n 2 --dist loadfile --cov
+
 docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 	@echo "site/index.html"
 
-test: $(READY) check docs
+test: $(READY) check docs coverage
 	@sh tests/system-packages.sh
 	$(BIN)/python -m pytest -m "not full" $(UNIT)
 	$(BIN)/python -m pytest -m "not full" $(OTHER)

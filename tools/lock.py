@@ -29,7 +29,7 @@ def main(pip_args: list[str]) -> None:
         raise SystemExit("make lock needs Linux: what PyPI's torch needs there is resolved by pip")
     frozen = _pip("freeze", "--all", "--exclude-editable", "--exclude", "pip")
     installed = _pins(frozen.replace("+cpu", ""))
-    # Three signs: PyPI's files only, not builds as 2.13.0+cpu.
+    # ===: PyPI's files only, not builds as 2.13.0+cpu.
     cuda = {
         name: version
         for name, version in _needed(f"torch==={installed['torch']}", pip_args).items()
