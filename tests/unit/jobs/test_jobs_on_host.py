@@ -228,7 +228,7 @@ def test_a_tree_stays_inside_itself(work: Path, path: str) -> None:
 
 
 def test_a_tree_without_its_blobs_is_not_made(work: Path) -> None:
-    with pytest.raises(HostError, match="not landed"):
+    with pytest.raises(HostError, match="has not arrived"):
         operations.job_tree(str(work), "0" * 64, [("a", "1" * 64)])
     assert not list((work / "trees").glob("*"))
 
