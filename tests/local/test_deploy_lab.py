@@ -289,7 +289,7 @@ def test_a_damaged_release_is_named_by_status_and_by_the_next_deploy(bench: Proj
     manifest.write_bytes(whole[:-9])  # the blob it is linked to stays as it is
     try:
         assert f"drift     releases/{kept} is damaged" in bench.invoke("status")
-        bench.release(12)
+        bench.release(13)
         told = bench.invoke("deploy", "--yes")
         assert f"note   releases/{kept} on the host is damaged, nothing can go back to it" in told
     finally:
