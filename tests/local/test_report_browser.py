@@ -1,69 +1,32 @@
 """The page of a real training, opened in a real browser: it stands alone and fits its readers.
 
-One small run is made with `python -m macd.app.train` for this file; every test looks at its page.
+Every test but one looks at the page of the small run that tests share.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training
+from macd.app.train import pipeline
+from macd.app.train.settings import settings_from
 from macd.errors import MacdError
 from tests.support.browser import Browser, chromium
-
-ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
-SMALL: dict[str, Any] = {
-    "stages": ["verify", "lgbm", "lstm", "tft", "stacking"],
-    "folds": 2,
-    "initial": 0.3,
-    "surrogates": 1,
-    "workers": 1,
-    "device": "cpu",
-    "params": {
-        "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
-        "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
-    },
-}
-
-
-def train(out: Path, data: Path, **changes: Any) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    settings = out.parent / f"{out.name}.json"
-    settings.write_text(json.dumps({**SMALL, "data": str(data), "out": str(out), **changes}))
-    subprocess.run(
-        [sys.executable, "-m", "macd.app.train", "--settings", str(settings)],
-        cwd=ROOT,
-        env={**os.environ, "ML_STACKING_MIN_SAMPLES": "100", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+from tests.support.sweeps import sweep
+from tests.support.training_run import bars_directory, trained_run
 
 
 @pytest.fixture(scope="module")
-def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("bars")
-    write_bars(read_bars(SAMPLE)[:2400], where / "BTCUSD_1h.parquet")
-    return where
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory, bars: Path) -> Path:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "20260325T120000Z-report"
-    train(out, bars)
+    shutil.copytree(trained_run(), out, ignore=shutil.ignore_patterns("cache"))
     training.write(out, host="h800")
     return out
 
@@ -76,21 +39,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def copy(run_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the run without its cache, to change things in."""
-    return Path(
-        shutil.copytree(run_dir, tmp_path / run_dir.name, ignore=shutil.ignore_patterns("cache"))
-    )
+    """A copy of the run, to change things in."""
+    return Path(shutil.copytree(run_dir, tmp_path / run_dir.name))
 
 
 def url(run: Path) -> str:
     return (run / training.PAGE).as_uri()
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_stands_alone_and_fits(
-    run_dir: Path, browser: Browser, width: int, dark: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "look", sweep(["390-light", "390-dark", "1280-light", "1280-dark"], "390-light", "1280-dark")
+)
+def test_stands_alone_and_fits(run_dir: Path, browser: Browser, look: str, tmp_path: Path) -> None:
+    width, dark = int(look.partition("-")[0]), look.endswith("dark")
     page = browser.open(url(run_dir), width=width, dark=dark)
     assert page.complaints == []
     assert page.requests == [url(run_dir)], "the page asks for nothing else"
@@ -176,11 +137,12 @@ def test_says_what_the_run_wrote(run_dir: Path, browser: Browser) -> None:
     assert signs == "".join("✓" if o["ok"] else "✗" for o in criteria)
 
 
-def test_a_run_of_one_stage_says_what_did_not_run(
-    bars: Path, browser: Browser, tmp_path: Path
-) -> None:
+def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Path) -> None:
     out = tmp_path / "only-lgbm"
-    train(out, bars, mode="lgbm")
+    small = {"folds": 2, "initial": 0.3, "workers": 1, "params": {"lgbm": {"rounds": 5}}}
+    where = {"data": str(bars_directory(trained_run())), "out": str(out)}
+    settings = settings_from({**small, **where, "mode": "lgbm"})
+    pipeline.run(settings, clock=lambda: 1_900_000_000.0, environment={}, echo=False)
     training.write(out)
     wide = browser.open(url(out), width=1280)
     assert wide.complaints == []

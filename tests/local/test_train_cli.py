@@ -35,18 +35,21 @@ SMALL: dict[str, Any] = {
     },
 }
 LIMIT_S = 240.0
-# Dies by itself right after the first checkpoint or finished fit that it puts down in stage lstm:
-# an epoch of these small nets is over before anybody outside could see its checkpoint and kill.
+# Dies by itself right after the DIES_AT-th checkpoint or finished fit that it puts down in stage
+# lstm: an epoch of these small nets is over before anybody outside could see its file and kill.
 DIES_AFTER_A_FILE = """
 import os, signal, sys
 from pathlib import Path
-where = os.environ.get("DIES_IN")
+where, left = os.environ.get("DIES_IN"), int(os.environ.get("DIES_AT", 0))
 def put(source, target, rename=os.rename, **more):
+    global left
     made = rename(source, target, **more)
     if Path(target).suffix in (".ckpt", ".fit"):
         from macd.app.train.events import read_events
         if read_events(Path(where, "events.jsonl"))[-1].get("stage") == "lstm":
-            os.killpg(0, signal.SIGKILL)
+            left -= 1
+            if left == 0:
+                os.killpg(0, signal.SIGKILL)
     return made
 if where:
     os.rename = put
@@ -59,6 +62,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_bars(read_bars(SAMPLE)[:2600], where / "BTCUSD_1h.parquet")
     path = where / "settings.json"
     path.write_text(json.dumps({**SMALL, "data": str(where)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trees(settings: Path) -> Path:
+    """Settings for LightGBM alone, which needs no torch."""
+    path = settings.with_name("trees.json")
+    params = {"lgbm": SMALL["params"]["lgbm"]}
+    path.write_text(json.dumps({**json.loads(settings.read_text()), "params": params}))
     return path
 
 
@@ -123,16 +135,20 @@ def test_help_is_quick_and_names_the_modes() -> None:
         assert word in made.stdout
 
 
+def full(*case: Any) -> Any:
+    return pytest.param(*case, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--mode", "most"), "mode: 'most' is none of all, verify"),
-        (("--profile", "huge"), "profile: 'huge'"),
+        full(("--profile", "huge"), "profile: 'huge'"),
         (("--tf", "1 hour"), "timeframe '1 hour'"),
-        (("--symbol", "eth?"), "symbol 'eth?'"),
+        full(("--symbol", "eth?"), "symbol 'eth?'"),
         (("--settings", "/nowhere.json"), "settings file /nowhere.json can't be read"),
         (("--seed", "x"), "invalid int value"),
-        (("--colour", "red"), "unrecognized arguments"),
+        full(("--colour", "red"), "unrecognized arguments"),
     ],
 )
 def test_wrong_arguments_are_one_message_and_exit_2(
@@ -152,8 +168,8 @@ def test_missing_bars_are_one_message_and_exit_1(tmp_path: Path) -> None:
     assert "Traceback" not in made.stderr
 
 
-def test_a_mode_without_the_earlier_ones_says_which(settings: Path, tmp_path: Path) -> None:
-    made = call("--settings", settings, "--out", tmp_path / "out", "--mode", "stacking")
+def test_a_mode_without_the_earlier_ones_says_which(trees: Path, tmp_path: Path) -> None:
+    made = call("--settings", trees, "--out", tmp_path / "out", "--mode", "stacking")
     assert made.returncode == 1
     assert "--mode lgbm" in made.stderr
     assert json.loads((tmp_path / "out/result.json").read_text())["state"] == "failed"
@@ -167,16 +183,16 @@ def test_an_unwritable_directory_is_one_message(settings: Path, tmp_path: Path) 
     assert "Traceback" not in made.stderr
 
 
-def test_nothing_but_the_train_extra_is_needed(settings: Path, tmp_path: Path) -> None:
-    """The GPU host has no operator's packages: no inventory, no SSH, no templates."""
+def test_nothing_but_the_train_extra_is_needed(trees: Path, tmp_path: Path) -> None:
+    """The GPU host has no operator's packages (inventory, SSH, templates). Trees need no torch."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "for name in ('pydantic', 'yaml', 'invoke', 'fabric', 'paramiko', 'asyncssh', 'rich',\n"
-        "             'ccxt', 'ray', 'macd.inventory', 'macd.ssh', 'macd.cli'):\n"
+        "             'ccxt', 'ray', 'torch', 'macd.inventory', 'macd.ssh', 'macd.cli'):\n"
         "    sys.modules[name] = None\n"
     )
     made = call(
-        "--settings", settings, "--out", tmp_path / "out", "--mode", "lgbm",
+        "--settings", trees, "--out", tmp_path / "out", "--mode", "lgbm",
         PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
@@ -199,12 +215,13 @@ def undisturbed(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-# How often in stage lstm: after both epochs of the first fit, when it is stored, and in the next
-# one; at which epochs the fits go on then; and inside which other stages. Each starts torch anew.
+# After how many files of stage lstm each: after epochs of the first fit, when it is stored, and in
+# the next one; at which epochs the fits go on then; and inside which other stages. Each kill starts
+# torch anew.
 KILLS = [
-    pytest.param(3, [1, 2], {"lgbm", "stacking"}, id="some"),
+    pytest.param([1, 2], [1], {"lgbm", "stacking"}, id="some"),
     pytest.param(
-        4, [1, 2, 1], {"lgbm", "tft", "stacking", "report", "audit"}, id="all",
+        [1, 1, 1, 1], [1, 2, 1], {"lgbm", "tft", "stacking", "report", "audit"}, id="all",
         marks=pytest.mark.full,
     ),
 ]  # fmt: skip
@@ -215,7 +232,7 @@ def test_killed_at_each_checkpoint_and_in_stages_it_ends_with_the_same_numbers(
     settings: Path,
     undisturbed: Path,
     tmp_path: Path,
-    in_lstm: int,
+    in_lstm: list[int],
     goes_on: list[int],
     stages: set[str],
 ) -> None:
@@ -226,7 +243,8 @@ def test_killed_at_each_checkpoint_and_in_stages_it_ends_with_the_same_numbers(
     kills = lstm_kills = 0
     while True:
         seen = len(read_events(out / "events.jsonl"))
-        dies = {"DIES_IN": str(out), "PYTHONPATH": str(tmp_path)} if lstm_kills < in_lstm else {}
+        dies = {"DIES_IN": str(out), "PYTHONPATH": str(tmp_path)}
+        dies |= {"DIES_AT": str([*in_lstm, 0][lstm_kills])}
         process = start("--settings", settings, "--out", out, **dies)
 
         def stepped(seen: int = seen) -> bool:
@@ -244,9 +262,9 @@ def test_killed_at_each_checkpoint_and_in_stages_it_ends_with_the_same_numbers(
         assert not (out / "result.json").exists(), "a killed run must not look done"
         kills += 1
         lstm_kills += read_events(out / "events.jsonl")[-1].get("stage") == "lstm"
-    assert lstm_kills == in_lstm
+    assert lstm_kills == len(in_lstm)
     assert stages <= stages_hit
-    assert kills == in_lstm + len(stages), "once in each of those"
+    assert kills == len(in_lstm) + len(stages), "once in each of those"
     resumed = [e for e in read_events(out / "events.jsonl") if e["event"] == "resumed"]
     assert [e["epoch"] for e in resumed] == goes_on, "a fit goes on from its checkpoint"
     assert table(out).equals(table(undisturbed))
@@ -266,18 +284,18 @@ def test_sigterm_stops_with_a_word_and_leaves_a_cancelled_result(
     assert read_events(out / "events.jsonl")[-1]["event"] == "run_failed"
 
 
-def test_workers_end_when_the_training_itself_is_killed(settings: Path, tmp_path: Path) -> None:
+def test_workers_end_when_the_training_itself_is_killed(trees: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    slow = json.loads(settings.read_text())
-    slow |= {"workers": 2}
-    slow["params"]["lstm"]["epochs"] = 500
+    slow = json.loads(trees.read_text())
+    slow |= {"workers": 2, "params": {"lgbm": {"rounds": 1000, "min_child": 20}}}
     (tmp_path / "slow.json").write_text(json.dumps(slow))
-    process = start("--settings", tmp_path / "slow.json", "--out", out, "--mode", "lstm")
+    process = start("--settings", tmp_path / "slow.json", "--out", out, "--mode", "lgbm")
 
-    def epochs() -> bool:
-        return any(e["event"] == "epoch" for e in read_events(out / "events.jsonl"))
+    def both_work() -> bool:
+        events = read_events(out / "events.jsonl")
+        return len({e["fold"] for e in events if e["event"] == "fitted"}) > 1
 
-    assert wait_for(epochs, process)
+    assert wait_for(both_work, process)
     os.kill(process.pid, signal.SIGKILL)  # only the training, not its workers
     process.wait()
     deadline = time.monotonic() + 60

@@ -70,6 +70,10 @@ class Cache:
         os.utime(path)  # `prune` keeps what was used last
         return _unpack(payload)
 
+    def holds(self, family: str) -> bool:
+        """Whether there is any entry of a model family; their keys begin with its name."""
+        return any(self.root.glob(f"fits/*/{family}-*.fit"))
+
     def put(self, key: str, entry: Entry) -> None:
         """Store an entry durably and drop the fit's checkpoint."""
         payload = _pack(entry)

@@ -22,8 +22,7 @@ from macd.app.market import features, splits
 from macd.app.market.checks import Finding, Limits, check_all
 from macd.app.market.findings import how_to_accept, judged
 from macd.app.market.labels import HORIZONS, direction, forward_returns
-from macd.app.train.fitdata import Floats
-from macd.app.train.nets import SEQ
+from macd.app.train.fitdata import SEQ, Floats
 from macd.app.train.settings import Settings
 from macd.app.train.stacking import MIN_SAMPLES
 from macd.errors import MacdError, RefusedError, UsageError

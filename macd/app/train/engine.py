@@ -8,13 +8,11 @@ come back as they finish; the caller stores each at once, so a killed run loses 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
-from joblib import Parallel, delayed
 
 import macd
 from macd.errors import MacdError
@@ -84,6 +82,10 @@ def run(
 def _one_thread(
     function: Callable[[J, S, str], R], position: int, job: J, shared: S, device: str
 ) -> tuple[int, R]:
+    # A net's job brings torch with it. It takes seconds to import, and LightGBM needs none.
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return position, function(job, shared, device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums depend on how they are split, and fits run side by side
     try:
@@ -98,6 +100,8 @@ def _with_joblib(
     shared: S,
     use: Resources,
 ) -> Iterator[tuple[int, R]]:
+    from joblib import Parallel, delayed  # noqa: PLC0415 - slow to import
+
     parallel = Parallel(
         n_jobs=min(use.workers, len(numbered)),
         backend="loky",
@@ -165,6 +169,8 @@ def _start_ray(ray: Any, use: Resources) -> None:
 
 
 def _cuda_devices() -> tuple[str, ...]:
+    import torch  # noqa: PLC0415 - takes seconds to import, and LightGBM needs none
+
     if not torch.cuda.is_available():
         return ()
     return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))

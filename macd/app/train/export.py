@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from macd.app.market.labels import HORIZONS
-from macd.app.train.fitdata import Floats, Rows
+from macd.app.train.fitdata import SEQ, Floats, Rows
 from macd.app.train.lstm import LstmNet
 from macd.app.train.lstm import Model as LstmModel
 from macd.app.train.modelfiles import write_whole
-from macd.app.train.nets import SEQ, reproducible, with_history
+from macd.app.train.nets import reproducible, with_history
 from macd.app.train.tft import Model as TftModel
 from macd.app.train.tft import TftNet
 from macd.errors import MacdError

@@ -26,6 +26,8 @@ Rows = npt.NDArray[np.int64]
 Report = Callable[[dict[str, Any]], None]
 Facts = Mapping[str, Any]
 
+SEQ = 48  # bars in a window of the nets, the bar predicted from included
+
 
 def silent(_: dict[str, Any]) -> None:
     """The report that goes nowhere."""

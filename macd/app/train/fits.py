@@ -24,9 +24,16 @@ from macd.app.market.splits import Fold
 from macd.app.train import engine
 from macd.app.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
 from macd.app.train.events import Events
-from macd.app.train.fitdata import FitData, Floats, Provenance, Rows, observe, verify_provenance
+from macd.app.train.fitdata import (
+    SEQ,
+    FitData,
+    Floats,
+    Provenance,
+    Rows,
+    observe,
+    verify_provenance,
+)
 from macd.app.train.metrics import auc_by_head, rounded
-from macd.app.train.nets import SEQ
 from macd.errors import MacdError
 from macd.heads import head_names
 
@@ -123,7 +130,7 @@ def keyed(task: Task, inputs: Inputs, device: str, codes: Mapping[str, str]) -> 
             "keep": task.keep,
         }
     )
-    return dataclasses.replace(task, key=key)
+    return dataclasses.replace(task, key=f"{task.family}-{key}")
 
 
 def codes_of(families: Sequence[str]) -> dict[str, str]:

@@ -12,8 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from macd.app.market.features import schema_hash
 from macd.app.market.labels import HORIZONS
 from macd.app.train.fitdata import Facts
@@ -61,6 +59,8 @@ def model_of(files: Mapping[str, bytes], family: str, tf: str) -> tuple[Any, Any
 
 def pack(state: dict[str, Any]) -> bytes:
     """Tensors and plain values as a torch file that loads with weights_only=True."""
+    import torch  # noqa: PLC0415 - takes seconds to import, and LightGBM needs none
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -68,6 +68,8 @@ def pack(state: dict[str, Any]) -> bytes:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The inverse of `pack`; refuses anything but tensors and plain values."""
+    import torch  # noqa: PLC0415 - see above
+
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 

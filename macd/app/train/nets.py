@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from macd.app.market.labels import HORIZONS
-from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
+from macd.app.train.fitdata import SEQ, Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.metrics import auc_by_head, rounded
 from macd.app.train.modelfiles import (
     meta_json,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
         def loop(self) -> Loop: ...
 
 
-SEQ = 48  # bars in a window, the bar predicted from included
 PREDICT_BATCH = 2_048  # more costs memory and wins nothing
 _CODE = 2  # raise when the loop's arithmetic changes: old checkpoints then don't fit
 

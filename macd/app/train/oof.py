@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 
 from macd.app.market.labels import HORIZONS, direction
 from macd.app.train.cache import Entry
@@ -162,6 +161,8 @@ def _single_feature(
     if len(np.unique(y[usable])) < 2:
         return np.full(len(test), np.nan, dtype=np.float32)
     center, spread = x[usable].mean(), x[usable].std() or 1.0
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - slow to import
+
     model = LogisticRegression().fit(((x[usable] - center) / spread)[:, None], y[usable])
     return np.asarray(
         model.predict_proba(((x[test] - center) / spread)[:, None])[:, 1], dtype=np.float32

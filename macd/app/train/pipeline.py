@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import dataset, export, leak_audit, oof, results, stacking
+from macd.app.train import dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -141,7 +141,9 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
 
 def _planned_cost(training: Training, stages: Sequence[str]) -> float:
     """What the fits of these stages cost, the audit's included, in the meter's unit."""
-    fits = {name: [task.cost for task in training.tasks(name)] for name in FAMILIES}
+    # Families that don't run are only asked where their parameters may be wrong: torch is slow.
+    asked = [name for name in FAMILIES if name in stages or training.settings.params.get(name)]
+    fits = {name: [task.cost for task in training.tasks(name)] for name in asked}
     total = sum(sum(costs) for name, costs in fits.items() if name in stages)
     if "stacking" in stages:
         total += training.settings.surrogate_count * _flip_cost(training)
@@ -168,6 +170,8 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
 
     Returns the largest difference by family.
     """
+    from macd.app.train import export  # noqa: PLC0415 - brings torch, which takes seconds
+
     out, tf = training.settings.out, training.settings.tf
     differences: dict[str, float] = {}
     with training.stage("onnx"):

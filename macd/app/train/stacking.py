@@ -15,15 +15,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
-from scipy.special import expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from macd.app.market.splits import EMBARGO, purge
 from macd.app.predict.stacking import FORMAT, Head, StackingModel
@@ -32,6 +27,10 @@ from macd.app.train.metrics import auc
 from macd.app.train.modelfiles import write_whole
 from macd.errors import RefusedError, UsageError
 from macd.heads import GUIDE, head_names
+
+if TYPE_CHECKING:  # only fitting needs them, and they are slow to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
 
 MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 CONTEXT = ("hour_sin", "hour_cos")  # volatility regimes were tried and cost (docs/LOG.md)
@@ -179,6 +178,8 @@ class _OneHead:
 
     def chain(self, folds: npt.NDArray[Any]) -> Floats:
         """Calibrated probabilities of every fold but the first, each from earlier folds only."""
+        from scipy.special import expit  # noqa: PLC0415 - slow to import
+
         out = np.full(len(self.y), np.nan)
         for fold in folds[1:]:
             now = (self.data.fold == fold) & self.complete
@@ -227,6 +228,10 @@ class _OneHead:
         return np.isin(self.data.rows, rows)
 
     def _fit(self, lines: npt.NDArray[np.bool_]) -> Pipeline:
+        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - slow to import
+        from sklearn.pipeline import Pipeline  # noqa: PLC0415
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler  # noqa: PLC0415
+
         y = self.y[lines]
         if len(np.unique(y)) < 2:
             raise RefusedError(
@@ -268,6 +273,8 @@ def _temperature(score: Doubles, y: Doubles, *, least: int = 200) -> float:
     1 with fewer than `least` scores. Never at or below zero: that would turn a model round that
     happened to lose. No offset: it would only learn how often the market rose (docs/LOG.md).
     """
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - slow to import
+
     labelled = ~np.isnan(score) & ~np.isnan(y)
     if labelled.sum() < least:
         return 1.0

@@ -97,6 +97,8 @@ class Training:
 
     def finished(self, family: str) -> list[Entry] | None:
         """The family's entries when all of them are in the cache, else None; fits nothing."""
+        if not self.cache.holds(family):
+            return None  # without its code, which may bring torch
         device, codes = self.use(family).devices[0], codes_of([family])
         inputs = self.inputs(family)
         entries = []

@@ -54,6 +54,13 @@ def test_a_torn_entry_is_dropped(cache: Cache, length: int) -> None:
     assert cache.get("k" * 64) is None
 
 
+def test_it_knows_of_which_families_it_holds_fits(cache: Cache) -> None:
+    assert not cache.holds("lstm")
+    cache.put("lstm-" + "k" * 64, _entry())
+    assert cache.holds("lstm")
+    assert not cache.holds("lgbm")
+
+
 def test_storing_a_fit_removes_its_checkpoint(cache: Cache) -> None:
     cache.checkpoint("k" * 64).write_bytes(b"epoch 3")
     cache.put("k" * 64, _entry())

@@ -16,7 +16,7 @@ from macd.app.train import pipeline
 from macd.app.train.events import read_events
 from macd.app.train.settings import settings_from
 from macd.release.judge import judge
-from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
+from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, QUICK, SAMPLE, SMALL
 
 pytestmark = pytest.mark.slow
 HOURS = re.compile(r"(?<![0-9m+(a-z])(5h|12h|24h)(?![0-9])")  # a head's name, not a span of 1h15m
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stamps = ticks.cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
     write_bars(bars.with_columns(stamps.alias("timestamp")), where / "bars" / "T15USD_15m.parquet")
     own = {"symbol": "T15USD", "tf": "15m", "data": str(where / "bars"), "out": str(where / "out")}
-    settings = settings_from({**SMALL, **own})
+    settings = settings_from({**SMALL, "folds": 2, "params": QUICK, **own})
     pipeline.run(settings, clock=lambda: NOW, environment=ENVIRONMENT, echo=False)
     return where / "out"
 

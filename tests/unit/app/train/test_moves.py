@@ -14,7 +14,7 @@ from macd.app.pages import training as report
 from macd.app.train import dataset, pipeline
 from macd.app.train.settings import settings_from
 from macd.errors import MacdError, RefusedError, UsageError
-from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, SAMPLE, SMALL
+from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, QUICK, SAMPLE, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def calm(power: float, rows: int = 3200) -> pl.DataFrame:
 def settings_for(where: Path, bars: pl.DataFrame, **changes: Any) -> Any:
     write_bars(bars, where / "bars" / "PEGUSD_1h.parquet")
     own = {"symbol": "PEGUSD", "data": str(where / "bars"), "out": str(where / "out")}
-    return settings_from({**SMALL, **own, **changes})
+    return settings_from({**SMALL, "params": QUICK, **own, **changes})
 
 
 def run(settings: Any) -> dict[str, Any]:

@@ -35,9 +35,11 @@ SMALL: dict[str, Any] = {
     "params": {
         "lgbm": {"rounds": 5},
         "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
-        "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
     },
 }
+# For tests that look at names or words, not at numbers: nets of one epoch.
+QUICK = {**SMALL["params"], "lstm": {**SMALL["params"]["lstm"], "epochs": 1}}
 Train = Callable[..., dict[str, Any]]
 
 
@@ -233,12 +235,12 @@ def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_pa
 
 def test_a_damaged_entry_is_fitted_again_to_the_same_numbers(again: Path, data_dir: Path) -> None:
     before, started = table(again), count(again)
-    victim = sorted((again / "cache/fits").glob("*/*.fit"))[0]
+    victim = sorted((again / "cache/fits").glob("*/lgbm-*.fit"))[0]
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     victim.write_bytes(raw)
     train(again, data_dir)
-    assert len(fitted(again, started)) <= 1
+    assert [model for model, _ in fitted(again, started)] == ["lgbm"]
     assert table(again).equals(before)
 
 
@@ -392,6 +394,14 @@ def test_every_problem_in_the_settings_is_named_at_once() -> None:
         from macd.app.train.training import params_of  # noqa: PLC0415
 
         params_of("lstm", "demo", {"depth": 3})
+
+
+def test_a_wrong_parameter_of_a_family_that_does_not_run_is_told(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    with pytest.raises(UsageError, match="lstm has no depth"):
+        train(tmp_path / "out", data_dir, mode="lgbm", params={"lstm": {"depth": 3}})
+    assert fitted(tmp_path / "out") == []
 
 
 def test_settings_of_a_run_can_be_given_again(done: Path) -> None:
