@@ -56,6 +56,19 @@ if where:
 """
 
 
+NOT_THERE = """
+import sys
+NAMES = {"pydantic", "yaml", "invoke", "fabric", "paramiko", "asyncssh", "rich", "ccxt", "ray",
+         "torch", "macd.inventory", "macd.ssh", "macd.cli"}
+class Without:
+    @staticmethod
+    def find_spec(name, *_):
+        if name in NAMES:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Without)
+"""
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("small")
@@ -185,12 +198,7 @@ def test_an_unwritable_directory_is_one_message(settings: Path, tmp_path: Path) 
 
 def test_nothing_but_the_train_extra_is_needed(trees: Path, tmp_path: Path) -> None:
     """The GPU host has no operator's packages (inventory, SSH, templates). Trees need no torch."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "for name in ('pydantic', 'yaml', 'invoke', 'fabric', 'paramiko', 'asyncssh', 'rich',\n"
-        "             'ccxt', 'ray', 'torch', 'macd.inventory', 'macd.ssh', 'macd.cli'):\n"
-        "    sys.modules[name] = None\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text(NOT_THERE)
     made = call(
         "--settings", trees, "--out", tmp_path / "out", "--mode", "lgbm",
         PYTHONPATH=str(tmp_path),
