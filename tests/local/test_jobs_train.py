@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
@@ -20,7 +19,7 @@ from tests.support import commands
 from tests.support.job_fakes import inventory_of, invoke, lay_out, records
 from tests.support.openssh import eventually
 
-TINY: dict[str, Any] = {
+TINY = {
     "stages": ["verify", "lgbm", "lstm"],
     "folds": 2,
     "initial": 0.3,
@@ -33,26 +32,10 @@ TINY: dict[str, Any] = {
 }
 
 
-# A Python that imports all packages for the check before the first training, and answers the same
-# to those after it: importing them takes seconds each time.
-LOOKS_ONCE = """#!/bin/sh
-case "$3" in
-  *TA-Lib*) test -s {answer} || python3 "$@" > {answer} && exec cat {answer} ;;
-  *) exec python3 "$@" ;;
-esac
-"""
-
-
 @pytest.fixture(scope="module")
 def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = lay_out(lab, tmp_path_factory.mktemp("train") / "project", bars=2000)
     inventory_of(root, "train-work")
-    python = root / "python"
-    python.write_text(LOOKS_ONCE.format(answer=root / "answer"))
-    python.chmod(0o755)
-    path = root / "inventory" / "lab.yml"
-    text = path.read_text()
-    path.write_text(text.replace("ssh: lab-h800", f"python: {python}\n    ssh: lab-h800"))
     (root / "tiny.json").write_text(json.dumps(TINY))
     return root
 
@@ -144,7 +127,8 @@ TRAIN = ("train", "--settings", "tiny.json")
 def test_a_loss_that_is_no_number_fails_with_stage_and_remedy(
     project: Path, trained: tuple[str, str]
 ) -> None:
-    (project / "wild.json").write_text(json.dumps(lstm_alone(lr=1e30)))
+    wild = {**TINY, "params": {"lstm": {**TINY["params"]["lstm"], "lr": 1e30}}}
+    (project / "wild.json").write_text(json.dumps(wild))
     made = invoke(project, "train", "--settings", "wild.json")
     assert made.returncode == 1
     assert "FAILED in stage lstm" in made.stderr
@@ -156,7 +140,8 @@ def test_a_loss_that_is_no_number_fails_with_stage_and_remedy(
 def test_one_at_a_time_and_a_killed_one_is_gone_on_with(
     lab: LabState, project: Path, trained: tuple[str, str]
 ) -> None:
-    (project / "long.json").write_text(json.dumps(lstm_alone(epochs=100_000)))
+    long = {**TINY, "params": {"lstm": {**TINY["params"]["lstm"], "epochs": 100_000}}}
+    (project / "long.json").write_text(json.dumps(long))
     first = detached(project)
     at_work = lab.hosts["h800"].home / "train-work" / "runs"
     eventually(lambda: "epoch" in told(at_work / first), within=120)
@@ -173,11 +158,6 @@ def test_one_at_a_time_and_a_killed_one_is_gone_on_with(
     eventually(lambda: "resumed" in told(at_work / again), within=120)
     assert invoke(project, "train.cancel", "--run", again, "--yes").returncode == 0
     assert records(project, "train.started")[-1]["run"] == again
-
-
-def lstm_alone(**changes: float) -> dict[str, Any]:
-    params = {**TINY["params"]["lstm"], **changes}
-    return {**TINY, "stages": ["verify", "lstm"], "params": {"lstm": params}}
 
 
 def detached(project: Path) -> str:

@@ -120,18 +120,11 @@ def test_no_page_is_left_out() -> None:
     assert {name for names in TEMPLATES.values() for name in names} == set(PAGES)
 
 
-# Each template on both screens; a second page of one where it is narrow.
-LOOKS = (
-    *("training-desktop", "training-phone", "card-desktop", "card-phone"),
-    *("failed-desktop", "failed-phone", "accepted-phone", "passed-phone"),
-)
-
-
-@pytest.mark.parametrize("look", sweep([f"{n}-{s}" for n in PAGES for s in SIZES], *LOOKS))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", PAGES)
 def test_stands_alone_fits_and_can_be_read(
-    pages: dict[str, Path], browser: Browser, look: str
+    pages: dict[str, Path], browser: Browser, name: str, size: str
 ) -> None:
-    name, _, size = look.partition("-")
     page = opened(browser, pages, name, size)
     assert page.complaints == []
     assert page.requests == [pages[name].as_uri()]
