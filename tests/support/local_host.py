@@ -41,7 +41,7 @@ _PARTS = ("app", "home")  # what `Place.restore` puts back
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
-import hashlib, http.server, json, os, signal, socket, sys, threading, time
+import hashlib, http.server, json, os, select, signal, socket, sys, threading, time
 VARIANT = {variant!r}
 root = sys.argv[sys.argv.index("--root") + 1]
 release = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -102,9 +102,15 @@ if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
     notify.send(b"READY=1")
 if VARIANT == "crashes soon":
     threading.Timer(1.0, lambda: os._exit(9)).start()
-# What was begun is answered; what waits in the socket is for the next process.
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-server.serve_forever(poll_interval=0.02)
+# What was begun is answered; what waits in the socket is for the next process. Nothing is looked at
+# again and again: many such services run at once.
+asked_to_end, waker = socket.socketpair()
+waker.setblocking(False)
+signal.set_wakeup_fd(waker.fileno())
+signal.signal(signal.SIGTERM, lambda *_: None)
+server.timeout = 0
+while asked_to_end not in select.select([server, asked_to_end], [], [])[0]:
+    server.handle_request()
 """
 
 
