@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -40,7 +40,7 @@ from tests.local.test_flag_host import (
 from tests.support import signal_lines
 from tests.support.local_host import UNIT, Place, place
 from tests.support.signed_files import IDENTITY, make_key
-from tests.support.sweeps import sweep
+from tests.support.sweeps import at_points, sweep
 
 RULE = {
     "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
@@ -232,11 +232,14 @@ def bad_and_unguarded(host: Place) -> None:
     write(host, 90, ml_error="tft: broken")
 
 
-def test_a_guard_killed_while_it_takes_back_forgets_nothing(host: Place) -> None:
+@at_points([1, 2, 4, 6, 8, 11, 39], range(1, 40))
+def test_a_guard_killed_while_it_takes_back_forgets_nothing(
+    host: Place, points: Sequence[int]
+) -> None:
     states = []
     with listening(200) as (url, came):
         (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
-        for n in range(1, 40):
+        for n in points:
             old = report(host)
             bad_and_unguarded(host)
             came.clear()
@@ -255,7 +258,7 @@ def test_a_guard_killed_while_it_takes_back_forgets_nothing(host: Place) -> None
             if how != "killed":
                 break
     assert sorted(set(states)) == ["failed", "failing", "watching"]
-    assert states.count("failing") > 3
+    assert states.count("failing") > 1
 
 
 STRANGE = {
