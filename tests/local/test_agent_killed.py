@@ -6,14 +6,12 @@ had begun, the old or the new release is whole and serves, and the next deploy w
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from macd.lab import LabState
-from tests.local.test_client_killed import host_of
+from tests.local.test_client_killed import deployed, host_of, next_release
 from tests.support.kills.agent_kills import EVERY, Point, sweep
 from tests.support.lab_project import Project
 from tests.support.sweeps import at_points
@@ -21,23 +19,20 @@ from tests.support.sweeps import at_points
 pytestmark = pytest.mark.timeout(1200)
 
 
-def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.count[int]]:
-    bench = host_of(lab, root, name)
-    serials = itertools.count(1)
-    bench.release(next(serials))
-    bench.invoke("deploy", "--yes")
-    return bench, serials
+@pytest.fixture(scope="module")
+def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = host_of(lab, tmp_path_factory.mktemp("agent") / "p", "agent-killed")
+    deployed(made)
+    return made
 
 
 @at_points([("stage", "taken"), ("activate", "done"), ("confirm", "done")], EVERY)
-def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-next-{len(points)}")
-
+def test_deploys(bench: Project, points: Sequence[Point]) -> None:
     def trial() -> tuple[Sequence[str], str | None, str]:
-        return ("deploy", "--yes"), bench.live, bench.release(next(serials))
+        return ("deploy", "--yes"), bench.live, next_release(bench)
 
     def after(new: str) -> None:
-        wanted = new if bench.live != new else bench.release(next(serials))
+        wanted = new if bench.live != new else next_release(bench)
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 
@@ -45,13 +40,12 @@ def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None
 
 
 @at_points([("lock", "done"), ("activate", "taken"), ("confirm", "taken")], EVERY)
-def test_rollbacks(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-back-{len(points)}")
+def test_rollbacks(bench: Project, points: Sequence[Point]) -> None:
     goes_back_to: list[str] = []
 
     def deploy() -> None:
         goes_back_to.append(str(bench.live))
-        wanted = bench.release(next(serials))
+        wanted = next_release(bench)
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 
