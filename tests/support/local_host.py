@@ -295,17 +295,17 @@ class Place:
         )
         return found
 
-    def save(self) -> None:
+    def save(self, name: str = "deployed") -> None:
         """Keep what the host is now, for `restore`."""
-        self._copy(self.top, self.top / "saved")
+        self._copy(self.top, self.top / "saved" / name)
 
-    def restore(self) -> None:
+    def restore(self, name: str = "deployed") -> None:
         """The host as it was saved, its service started anew, and nothing else at work on it."""
         self.systemctl("stop", UNIT)
         _end_all(self.top)
         for part in _PARTS:
             shutil.rmtree(self.top / part)
-        self._copy(self.top / "saved", self.top)
+        self._copy(self.top / "saved" / name, self.top)
         for words in (["daemon-reload"], ["reset-failed", UNIT], ["restart", UNIT]):
             self.systemctl(*words)
 
@@ -313,7 +313,7 @@ class Place:
         subprocess.run([str(self.top / "bin/systemctl"), "--user", *words], check=True)
 
     def _copy(self, source: Path, target: Path) -> None:
-        target.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         parts = [str(source / part) for part in _PARTS]
         subprocess.run(["cp", "-a", *parts, str(target)], check=True)
 
