@@ -488,7 +488,7 @@ def test_killed_before_any_change_it_ends_old_or_new(
         if began.endswith("through"):
             break
     assert began.split() == [*steps, "through"]
-    assert len(ends) > 5
+    assert points[len(ends) - 1] > 5  # so many changes there are
     # An enabling that was cut short is taken back, a disabling is finished, once it had begun.
     other = "0" if wanted == "1" else "1"
     assert ends[0] == other
