@@ -6,12 +6,14 @@ had begun, the old or the new release is whole and serves, and the next deploy w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from macd.lab import LabState
-from tests.local.test_client_killed import deployed, host_of, next_release
+from tests.local.test_client_killed import host_of
 from tests.support.kills.agent_kills import EVERY, Point, sweep
 from tests.support.lab_project import Project
 from tests.support.sweeps import at_points
@@ -19,20 +21,23 @@ from tests.support.sweeps import at_points
 pytestmark = pytest.mark.timeout(1200)
 
 
-@pytest.fixture(scope="module")
-def bench(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = host_of(lab, tmp_path_factory.mktemp("agent") / "p", "agent-killed")
-    deployed(made)
-    return made
+def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.count[int]]:
+    bench = host_of(lab, root, name)
+    serials = itertools.count(1)
+    bench.release(next(serials))
+    bench.invoke("deploy", "--yes")
+    return bench, serials
 
 
 @at_points([("stage", "taken"), ("activate", "done"), ("confirm", "done")], EVERY)
-def test_deploys(bench: Project, points: Sequence[Point]) -> None:
+def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
+    bench, serials = ready(lab, tmp_path / "p", f"agent-next-{len(points)}")
+
     def trial() -> tuple[Sequence[str], str | None, str]:
-        return ("deploy", "--yes"), bench.live, next_release(bench)
+        return ("deploy", "--yes"), bench.live, bench.release(next(serials))
 
     def after(new: str) -> None:
-        wanted = new if bench.live != new else next_release(bench)
+        wanted = new if bench.live != new else bench.release(next(serials))
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 
@@ -40,12 +45,13 @@ def test_deploys(bench: Project, points: Sequence[Point]) -> None:
 
 
 @at_points([("lock", "done"), ("activate", "taken"), ("confirm", "taken")], EVERY)
-def test_rollbacks(bench: Project, points: Sequence[Point]) -> None:
+def test_rollbacks(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
+    bench, serials = ready(lab, tmp_path / "p", f"agent-back-{len(points)}")
     goes_back_to: list[str] = []
 
     def deploy() -> None:
         goes_back_to.append(str(bench.live))
-        wanted = next_release(bench)
+        wanted = bench.release(next(serials))
         bench.invoke("deploy", "--yes")
         assert bench.live == wanted
 

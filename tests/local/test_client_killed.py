@@ -93,16 +93,16 @@ def test_an_incremental_deploy(host: Project, points: Sequence[int | str]) -> No
 
 
 @at_points(["activate", "confirm"], EVERY)
-def test_a_rollback(host: Project, points: Sequence[int | str]) -> None:
-    bench = host
-    other = deployed(bench)
-    next_release(bench)
+def test_a_rollback(lab: LabState, tmp_path: Path, points: Sequence[int | str]) -> None:
+    bench = host_of(lab, tmp_path / "p", f"killed-back-{len(points)}")
+    other = bench.release(1)
+    bench.invoke("deploy", "--yes")
+    bench.release(2)
     bench.invoke("deploy", "--yes")
     trials = KillCases()
     for at in points:
         old = str(bench.live)
-        with short_wait(bench, at):
-            calls = client_killed_at(bench, at, "rollback", "--yes", "--to", other)
+        calls = client_killed_at(bench, at, "rollback", "--yes", "--to", other)
         if calls is None:
             break
         trials.check(bench, calls[-1], old, other)
@@ -111,5 +111,5 @@ def test_a_rollback(host: Project, points: Sequence[int | str]) -> None:
         assert bench.live == other
         other = old
     trials.tell("rollback", min(len(points), LEAST))
-    next_release(bench)
+    bench.release(3)
     bench.invoke("deploy", "--yes")

@@ -53,8 +53,7 @@ def deployed(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project
 @pytest.fixture
 def both(deployed: Project) -> Project:
     """Two hosts with stacking in shadow, no logs and no reports."""
-    if any(b"STACKING=1" in (app / ".env").read_bytes() for app in apps(deployed).values()):
-        deployed.invoke("disable-stacking", "--yes")  # the test before this one failed
+    deployed.invoke("disable-stacking", "--yes")
     for app in apps(deployed).values():
         shutil.rmtree(app / "data/live", ignore_errors=True)
     for kept in ("logs", "gate"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from macd.errors import ExitCode
-from tests.support.kills.kill_cases import Bench, KillCases, short_wait, typed
+from tests.support.kills.kill_cases import Bench, KillCases, typed
 
 PROGRAM = Path(__file__).with_name("agent_with_fuse.py")
 UNKNOWN = "may have begun to switch"
@@ -62,8 +62,7 @@ def sweep(
     trials = KillCases()
     for point in points:
         words, old, new = trial()
-        with short_wait(bench, point[0]):
-            ended = agent_killed_at(bench, point, *words)
+        ended = agent_killed_at(bench, point, *words)
         if ended is None:
             break
         code, call = ended
