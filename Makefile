@@ -43,7 +43,7 @@ check: $(READY)
 
 # What to run before each commit: no network, no root, no hosts.
 check-fast: check
-	$(BIN)/python -m pytest -q -m "not full and not slow" $(UNIT)
+	$(BIN)/python -m pytest -q -m "not full and not slow" --hypothesis-profile=fast $(UNIT)
 
 # The floor is in pyproject.toml.
 coverage: $(READY)

@@ -38,6 +38,8 @@ from tests.unit.release.damage import (
     without_count,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:

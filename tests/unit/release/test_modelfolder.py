@@ -23,6 +23,8 @@ from tests.support import small_models as made
 from tests.support.training_run import trained_run
 from tests.unit.release import damage
 
+pytestmark = pytest.mark.slow
+
 Change = Callable[[Path], Any]
 
 
