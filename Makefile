@@ -43,7 +43,7 @@ check: $(READY)
 
 # What to run before each commit: no network, no root, no hosts.
 check-fast: check
-	$(BIN)/python -m pytest -q -m "not full and not slow" $(UNIT)
+	$(BIN)/python -m pytest -q -m "not full and not slow" --hypothesis-profile=fast $(UNIT)
 
 # The floor is in pyproject.toml.
 coverage: $(READY)
@@ -55,7 +55,8 @@ docs: $(READY)
 
 test: $(READY) check docs coverage
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -m "not full" $(UNIT)
+	@# without what has just been run for its coverage
+	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING))
 	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
 test-full: $(READY) check

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from macd.cli import interrupts
 
-# No deadline: a busy machine is no defect. `make test-full` asks for the thorough profile.
-for profile, examples in (("quick", 15), ("thorough", 300)):
+# No deadline: a busy machine is no defect. `make check-fast` asks for the fast profile, `make
+# test-full` for the thorough one.
+for profile, examples in (("fast", 4), ("quick", 15), ("thorough", 300)):
     settings.register_profile(
         profile,
         max_examples=examples,

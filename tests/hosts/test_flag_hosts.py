@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,6 @@ from macd.release.signing import sign
 from macd.ssh import archive
 from macd.ssh.session import Session, open_session
 from tests.support import signal_lines
-from tests.support.hosts import run_lock as claims
 from tests.support.hosts.fleet import Hosts
 from tests.support.hosts.host_app import (
     ACCOUNT,
@@ -41,6 +42,7 @@ from tests.support.hosts.host_app import (
     HostApp,
     host_app_on,
 )
+from tests.support.hosts.machine import Machine
 from tests.support.signed_files import IDENTITY, make_key
 from tests.unit.host.test_envfile import READ
 
@@ -146,7 +148,7 @@ def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
     with session_of(trial) as session:
         session.write(f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
     deadline = time.monotonic() + 60  # nobody is connected from here on
-    while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
+    while order(trial)["state"] != "failed":
         assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", f"{NAME}-guard")
         time.sleep(0.5)
     trial.answers()
@@ -181,7 +183,7 @@ def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: HostApp, gate: P
         assert flags(trial) == ("1", "1")
         assert trial.on_prod("systemctl", "show", "-p", "Result", "--value", unit) == "exit-code"
     deadline = time.monotonic() + 60  # far less than every_s
-    while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
+    while order(trial)["state"] != "failed":
         assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", unit)
         time.sleep(0.5)
     trial.answers()
@@ -191,8 +193,11 @@ def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: HostApp, gate: P
 @pytest.mark.parametrize(
     ("more", "is_disabled"),
     [
-        (b"https_proxy=http://proxy.example:3128\n", False),
-        (b'A=1\r\nNAME="two words"\r\nexport X=1\r\nML_ENABLE_STACKING=1\r\n', False),
+        (
+            b"https_proxy=http://proxy.example:3128\n"
+            b'A=1\r\nNAME="two words"\r\nexport X=1\r\nML_ENABLE_STACKING=1\r\n',
+            False,
+        ),
         (b"DB_URL=postgres://u:p!w@h/db?sslmode=require&x=1\n", True),
     ],
 )
@@ -211,7 +216,7 @@ def test_no_line_of_the_flags_file_keeps_stacking_on(
         critical(trial)
         trial.on_prod("systemctl", "start", f"{NAME}-guard.service")
         deadline = time.monotonic() + 60
-        while '"failed"' not in trial.on_prod("grep", "state", f"{APP}/state/guard.json"):
+        while order(trial)["state"] != "failed":
             assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", f"{NAME}-guard")
             time.sleep(0.5)
     trial.answers()
@@ -356,7 +361,7 @@ def settled(trial: HostApp) -> None:
 
 
 def order(trial: HostApp) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(trial.on_prod("cat", f"{APP}/state/guard.json"))
+    told: dict[str, Any] = json.loads(trial.hosts.prod.machine.read(f"{APP}/state/guard.json"))
     return told
 
 
@@ -432,9 +437,9 @@ def test_a_hostile_log_is_judged_within_the_units_memory(trial: HostApp, gate: P
     trial.on_prod("chown", f"{ACCOUNT}:", name)
     trial.on_prod("systemctl", "start", GUARD)
     deadline, peak = time.monotonic() + 400, 0
-    while trial.on_prod("systemctl", "is-active", GUARD, check=False) == "active":
+    while pids := trial.hosts.prod.machine.processes_of(GUARD):
         assert time.monotonic() < deadline
-        peak = max(peak, memory_of(trial))
+        peak = max(peak, sum(map(memory_of, pids)))
         time.sleep(0.2)
     until_failed(trial)  # half of what it calls bars it refused
     after = order(trial)
@@ -448,15 +453,13 @@ def test_a_hostile_log_is_judged_within_the_units_memory(trial: HostApp, gate: P
     assert flags(trial) == ("0", "0")
 
 
-def memory_of(trial: HostApp) -> int:
-    """Bytes that all processes of the guard's unit hold, as the kernel counts them."""
-    script = (
-        "cd /sys/fs/cgroup/systemd 2>/dev/null || cd /sys/fs/cgroup; "
-        f"for pid in $(cat $(find . -path '*{GUARD}/cgroup.procs') 2>/dev/null); do "
-        "grep VmRSS /proc/$pid/status 2>/dev/null; done; true"
-    )
-    told = trial.on_prod("sh", "-c", script)
-    return sum(int(line.split()[1]) << 10 for line in told.splitlines())
+def memory_of(pid: int) -> int:
+    """Bytes that a process holds, as the kernel counts them; 0 once it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
 def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
@@ -470,7 +473,7 @@ def test_a_guard_that_is_killed_again_and_again_takes_stacking_back(
         trial.on_prod("systemctl", "start", GUARD)
         for n in (1, 2, 3):
             deadline = time.monotonic() + 90
-            while order(trial).get("tries") != n or not order(trial)["open"]:
+            while (now := order(trial)).get("tries") != n or not now["open"]:
                 assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
                 time.sleep(0.2)
             assert flags(trial) == ("1", "1")
@@ -491,12 +494,13 @@ def test_a_guard_that_runs_out_of_memory_takes_stacking_back(trial: HostApp, gat
     name = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
     long = "import sys; line = b'[' + b'[],' * 340_000 + b'[]]\\n'; "
     trial.on_prod("python3", "-c", long + "open(sys.argv[1], 'ab').write(line * 200)", name)
-    with taker(trial) as came, limited(trial.hosts.prod.machine.name, 8 << 20) as kills:
+    with taker(trial) as came, limited(trial.hosts.prod.machine, 8 << 20) as kills:
         trial.on_prod("systemctl", "start", "--no-block", GUARD)
         deadline = time.monotonic() + 200
         while order(trial)["state"] == "watching":  # afterwards it must not be hindered
             assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
             kills()
+            time.sleep(0.03)  # judging all of the log takes seconds
         until_failed(trial)
         assert kills() >= 3
         (message,) = came()
@@ -510,23 +514,19 @@ MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 @contextmanager
-def limited(machine: str, limit: int) -> Iterator[Callable[[], int]]:
+def limited(machine: Machine, limit: int) -> Iterator[Callable[[], int]]:
     """Asked again and again, it puts the guard's processes that judge into a group with a limit.
 
     It answers how many the kernel has killed there.
     """
-    group = MEMORY_GROUPS / f"{machine}-guard"
+    group = MEMORY_GROUPS / f"{machine.name}-guard"
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(limit))
-    units = [parent / claims.CGROUPS / machine for parent in claims.cgroup_parents()]
 
     def kills() -> int:
-        # os.walk, for it passes over groups that go while it looks
-        groups = [Path(path) for unit in units for path, _, _ in os.walk(unit)]
-        for place in (path / "cgroup.procs" for path in groups if path.name == GUARD):
+        for pid in machine.processes_of(GUARD)[1:]:  # the first is the guard itself
             with contextlib.suppress(OSError):
-                for pid in place.read_text().split()[1:]:  # the first is the guard itself
-                    (group / "cgroup.procs").write_text(pid)
+                (group / "cgroup.procs").write_text(str(pid))
         told = (group / "memory.oom_control").read_text().split()
         return int(told[told.index("oom_kill") + 1])
 
@@ -624,7 +624,8 @@ def test_a_service_that_tells_a_megabyte_of_itself_leaves_a_journal_that_goes_on
     path = f"{APP}/state/journal.jsonl"
     before = trial.on_prod("cat", path)
     for size in (1 << 20, 60_000):
-        assert trial.deploy(trial.release("talks", extra=b"=%d" % size)) == "reverted"
+        begun = trial.begin(trial.release("talks", extra=b"=%d" % size), health_s=15.0)
+        assert trial.end(begun)["state"] == "reverted"
     assert trial.deploy(trial.release()) == "committed"
     after = trial.on_prod("cat", path)
     assert after.startswith(before)
@@ -660,19 +661,21 @@ def test_a_users_systemd_takes_the_unit_and_the_guard_judges_there(hosts: Hosts)
         "../.config/systemd/user/guarded-guard.service": unit.encode(),
     }
     assert h800.ssh("loginctl enable-linger quant", user="root").returncode == 0
-    for name, data in files.items():
-        path = f"{app}/{name}"
-        script = f"mkdir -p $(dirname {path}) && base64 -d > {path}"
-        assert h800.ssh(script, input=base64.b64encode(data).decode()).returncode == 0
-    assert h800.ssh(f"ln -sfn releases/{release} {app}/current").returncode == 0
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as packing:
+        for name, data in files.items():
+            member = tarfile.TarInfo(os.path.normpath(f"guarded/{name}"))
+            member.size = len(data)
+            packing.addfile(member, io.BytesIO(data))
     systemctl = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user"
-    told = h800.ssh(f"{systemctl} daemon-reload && {systemctl} start guarded-guard")
-    assert told.returncode == 0, told.stderr
-    deadline = time.monotonic() + 60
-    while h800.ssh(f"{systemctl} is-active guarded-guard").stdout.strip() == "active":
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert h800.ssh(f"{systemctl} show -p Result --value guarded-guard").stdout == "success\n"
-    after = json.loads(h800.ssh(f"cat {app}/state/guard.json").stdout)
+    script = (
+        f"base64 -d | tar -xf - && ln -sfn releases/{release} {app}/current && "
+        f"{systemctl} daemon-reload && {systemctl} start guarded-guard && "
+        f'while [ "$({systemctl} is-active guarded-guard)" = active ]; do sleep 0.5; done; '
+        f"{systemctl} show -p Result --value guarded-guard"
+    )
+    told = h800.ssh(script, input=base64.b64encode(packed.getvalue()).decode())
+    assert told.stdout == "success\n", told.stderr
+    after = json.loads(h800.machine.read(f"{app}/state/guard.json"))
     assert (after["state"], after["tries"]) == ("watching", 0)
     assert after["next"] > watch["next"]

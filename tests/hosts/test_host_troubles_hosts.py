@@ -14,8 +14,8 @@ from tests.support import small_releases
 __all__ = ["bench"]
 pytestmark = pytest.mark.hosts
 
-# 30 MB that a wheel stores as they are; Python compiles them to as much again.
-LARGE = f"x = '{'a' * 30_000_000}'\n"
+# 14 MB that a wheel stores as they are; Python compiles them to as much again.
+LARGE = f"x = '{'a' * 14_000_000}'\n"
 LIBGOMP = "/usr/lib/x86_64-linux-gnu/libgomp.so.1"
 
 
@@ -58,7 +58,7 @@ def committed(bench: Bench, release: str) -> None:
 
 
 def test_a_disk_that_would_hold_the_wheels_but_not_the_runtime(prod: Bench) -> None:
-    mount(prod, "size=90m")
+    mount(prod, "size=60m")
     prod.invoke("provision", "--yes")
     release = small_releases.make(prod.inventory, 501, package="1.0", module=LARGE)
     free = int(prod.on_prod("stat", "-f", "-c", "%a", APP)) * 4096

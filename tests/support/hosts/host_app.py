@@ -79,13 +79,27 @@ class HostApp:
         }
         return signed_release(self.key, self.serial, files, variant=variant)
 
-    def begin(self, release: Signed | None, *, confirm_s: float = 20.0, soak_s: float = 0.2) -> int:
+    def begin(
+        self,
+        release: Signed | None,
+        *,
+        confirm_s: float = 20.0,
+        soak_s: float = 0.2,
+        health_s: float = 30.0,
+    ) -> int:
         """A deploy (or, of none, a rollback) up to the point where the host carries on alone."""
+        times = {"confirm_s": confirm_s, "soak_s": soak_s, "health_s": health_s}
         with self.session() as session:
-            return self.begin_over(session, release, confirm_s=confirm_s, soak_s=soak_s)
+            return self.begin_over(session, release, **times)
 
     def begin_over(
-        self, session: Session, release: Signed | None, *, confirm_s: float, soak_s: float = 0.2
+        self,
+        session: Session,
+        release: Signed | None,
+        *,
+        confirm_s: float,
+        soak_s: float = 0.2,
+        health_s: float = 30.0,
     ) -> int:
         doing = "deploy" if release else "rollback"
         session.call("lock", app=APP, who="tester", doing=doing)
@@ -104,7 +118,7 @@ class HostApp:
             token="t0ken",
             who="tester",
             service={**service, "endpoint": ENDPOINT, "check": []},
-            times={"health_s": 30.0, "soak_s": soak_s, "confirm_s": confirm_s},
+            times={"health_s": health_s, "soak_s": soak_s, "confirm_s": confirm_s},
             keep=2,
             after={},
             accepts=ACCEPTS,

@@ -10,6 +10,8 @@ it. What un-fsynced data would look like after a real one has to be shown by oth
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -72,7 +74,8 @@ class Machine:
 
     def wait(self, previous_boot: str = "") -> None:
         """Return when the host has booted (not the boot named); RuntimeError if it does not."""
-        self._until("has not booted", lambda: self._booted(previous_boot))
+        # Each look starts two processes here and holds the boot up.
+        self._until("has not booted", lambda: self._booted(previous_boot), every_s=0.2)
 
     def exec(
         self, *argv: str, input: str | None = None, check: bool = True, timeout: float = 120
@@ -90,10 +93,27 @@ class Machine:
             raise RuntimeError(f"{self.name}: {argv} ended {done.returncode}: {done.stderr}")
         return done.stdout
 
+    def read(self, path: str) -> str:
+        """Return a file's text, read from outside: no process is started, so polling is cheap.
+
+        No part of `path` may be a symbolic link.
+        """
+        return Path(f"/proc/{self.leader()}/root{path}").read_text()
+
+    def processes_of(self, unit: str) -> list[int]:
+        """Return the processes of a unit by their PIDs here, its main process first."""
+        found: dict[int, None] = {}
+        for parent in cgroup_parents():
+            for path, _, _ in os.walk(parent / CGROUPS / self.name):  # passes over what goes
+                if path.endswith(f"/{unit}"):
+                    with contextlib.suppress(OSError):
+                        pids = (Path(path) / "cgroup.procs").read_text().split()
+                        found |= dict.fromkeys(map(int, pids))
+        return list(found)
+
     def boot_id(self) -> str:
         """Return what changes with every boot. Read from outside: see reboot."""
-        inside = Path(f"/proc/{self.leader()}/root/proc/sys/kernel/random/boot_id")
-        return inside.read_text().strip()
+        return self.read("/proc/sys/kernel/random/boot_id").strip()
 
     def reboot(self) -> None:
         """Shut down in order and boot again from the same disk; returns when it is up."""
@@ -178,12 +198,12 @@ class Machine:
     def _dead(self) -> bool:
         return not any(processes_in(p / CGROUPS / self.name) for p in cgroup_parents())
 
-    def _until(self, complaint: str, done: Callable[[], bool]) -> None:
+    def _until(self, complaint: str, done: Callable[[], bool], every_s: float = 0.05) -> None:
         deadline = time.monotonic() + BOOT_S
         while not done():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} {complaint} in {BOOT_S} s; {self._log_tail()}")
-            time.sleep(0.05)
+            time.sleep(every_s)
 
     def _log_tail(self) -> str:
         if not self._console.exists():

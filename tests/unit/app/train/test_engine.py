@@ -13,6 +13,8 @@ import torch
 from macd.app.train.engine import Resources, resources, run
 from macd.errors import MacdError
 
+pytestmark = pytest.mark.slow
+
 SHARED = np.random.default_rng(0).normal(size=(600, 600))  # large enough to be memory-mapped
 
 

@@ -14,6 +14,8 @@ from macd.app.train import export, lstm, tft
 from macd.app.train.fitdata import Floats
 from macd.app.train.nets import Loop
 
+pytestmark = pytest.mark.slow
+
 LOOP = Loop(epochs=1, batch=64, lr=1e-3, weight_decay=0.0)
 F = 7
 

@@ -17,6 +17,8 @@ from macd.app.train.nets import Loop
 from macd.errors import MacdError
 from macd.heads import GUIDE, head_names
 
+pytestmark = pytest.mark.slow
+
 LOOP = Loop(epochs=3, batch=64, lr=3e-3, weight_decay=0.01)
 TINY = lstm.Params(hidden=8, layers=1, projection=6, dropout=0.2, loop=LOOP)
 N, F = 400, 5

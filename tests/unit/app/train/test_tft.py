@@ -17,6 +17,8 @@ from macd.app.train.metrics import auc_by_head
 from macd.app.train.nets import Loop
 from macd.heads import GUIDE, head_names
 
+pytestmark = pytest.mark.slow
+
 LOOP = Loop(epochs=2, batch=64, lr=5e-3, weight_decay=0.01)
 TINY = tft.Params(width=8, attention_heads=2, dropout=0.1, loop=LOOP)
 
