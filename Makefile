@@ -55,7 +55,8 @@ docs: $(READY)
 
 test: $(READY) check docs coverage
 	@sh tests/system-packages.sh
-	$(BIN)/python -m pytest -m "not full" $(UNIT)
+	@# without what has just been run for its coverage
+	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING))
 	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
 test-full: $(READY) check

@@ -219,12 +219,13 @@ def _keep() -> int:
     restarted: dict[str, list[float]] = {}
     daemon = os.getppid()
     while os.getppid() == daemon:  # a daemon that was killed leaves no manager behind
-        keeper = _Keeper()  # a new one has read nothing yet: unit and status files change
-        keeper.loop_sleep = 1
-        for unit in [unit for unit in restarted if not keeper.restarts_of(unit)]:
-            del restarted[unit]  # started or reset by hand since: its start limit counts anew
-        keeper._restart_failed_units, keeper._restarted_unit = scheduled, restarted
-        keeper.restart_failed_units(_units())
+        if units := sorted({*scheduled, *restarted, *_without_process()}):
+            keeper = _Keeper()  # a new one has read nothing yet: unit and status files change
+            keeper.loop_sleep = 1
+            for unit in [unit for unit in restarted if not keeper.restarts_of(unit)]:
+                del restarted[unit]  # started or reset by hand since: its start limit counts anew
+            keeper._restart_failed_units, keeper._restarted_unit = scheduled, restarted
+            keeper.restart_failed_units(units)
         time.sleep(_TICK)
     return 0
 
@@ -264,9 +265,21 @@ def _answer(client: socket.socket) -> NoReturn:
         os._exit(code)
 
 
-def _units() -> list[str]:
-    folders = [Path(systemctl3.expand_path(folder)) for folder in _UNIT_FOLDERS]
-    return sorted({path.name for folder in folders for path in folder.glob("*.service")})
+def _without_process() -> Iterator[str]:
+    """Units that were started and whose process ended by itself, and a few more.
+
+    Reading all unit files twice a second would take most of the CPU time of an idle lab.
+    """
+    for path in Path(systemctl3.get_PID_DIR()).glob("*.service.status"):
+        lines: list[str] = []
+        with contextlib.suppress(OSError):  # removed since
+            lines = path.read_text().splitlines()
+        said = dict(line.partition("=")[::2] for line in lines)
+        pid = int(said.get("MainPID") or 0)
+        lives = pid > 0 and systemctl3.pid_exists(pid) and not systemctl3.pid_zombie(pid)
+        state = said.get("ActiveState")
+        if state == "failed" or not (lives or state == "inactive"):
+            yield path.name.removesuffix(".status")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ written in tests/support/kills/traced_host.py.
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -141,14 +142,32 @@ def arguments(host: TracedHost, case: Case) -> dict[str, Any]:
     return {"keep": 0} if case.step == "rollback" else {}
 
 
-def prepared(host: TracedHost, name: str) -> tuple[Case, str, dict[str, Any], list[Point]]:
-    """The case, what its host is saved as, what its step is told and the calls it makes."""
-    case, start = CASES[name], name.replace(" ", "-")
-    case.prepare(host)
-    host.save(start)
-    words = arguments(host, case)
-    calls = host.system_calls(case.step, **words)
-    return case, start, words, [call for call in calls if case.within in call[2]]
+@dataclass(frozen=True)
+class Prepared:
+    """A case, what its host is saved as, what its step is told, and what it does undisturbed."""
+
+    case: Case
+    start: str
+    words: dict[str, Any]
+    calls: list[Point]
+    asked: int
+
+
+@pytest.fixture(scope="module")
+def prepared(host: TracedHost) -> Callable[[str], Prepared]:
+    """Prepares a case by its name; once, since the host is saved then."""
+
+    @functools.cache
+    def prepare(name: str) -> Prepared:
+        case, start = CASES[name], name.replace(" ", "-")
+        case.prepare(host)
+        host.save(start)
+        words = arguments(host, case)
+        calls = host.system_calls(case.step, **words)
+        within = [call for call in calls if case.within in call[2]]
+        return Prepared(case, start, words, within, 0 if case.within else host.asked)
+
+    return prepare
 
 
 def recover(host: TracedHost, case: Case, how: str) -> None:
@@ -200,15 +219,20 @@ EVERY = [
 @pytest.mark.parametrize("whole", EVERY)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_every_call(
-    host: TracedHost, name: str, whole: bool, capsys: pytest.CaptureFixture[str]
+    host: TracedHost,
+    prepared: Callable[[str], Prepared],
+    name: str,
+    whole: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    case, start, words, calls = prepared(host, name)
-    points = kills(calls, 0 if case.within else host.asked)
+    made = prepared(name)
+    case = made.case
+    points = kills(made.calls, made.asked)
     tried = points if whole else points[::_SPREAD]
     ended: Counter[str] = Counter()
     for index, (at, how) in enumerate(tried):
-        host.restore(start)
-        answer = host.step(case.step, **how, **words)
+        host.restore(made.start)
+        answer = host.step(case.step, **how, **made.words)
         where = f"{name}: killed {at}"
         assert answer["status"] == -9, where
         check(host, where, case, ("run", "recover", "boot")[index % 3])
@@ -262,15 +286,28 @@ def chosen(tried: list[tuple[Point, str]]) -> list[tuple[Point, str]]:
     return [found[n % len(found)] for n, found in enumerate(kinds.values())]
 
 
+# Each step meets one of the errors, each error half of the steps; both in `make test-full`.
+FAILING = [
+    pytest.param(name, error, marks=[pytest.mark.full] if (step + kind) % 2 else [])
+    for step, name in enumerate(CASES)
+    for kind, error in enumerate(FAULTS)
+]
+
+
 @pytest.mark.parametrize("whole", EVERY)
-@pytest.mark.parametrize("error", FAULTS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "error"), FAILING)
 def test_a_disk_that_fails(
-    host: TracedHost, name: str, error: str, whole: bool, capsys: pytest.CaptureFixture[str]
+    host: TracedHost,
+    prepared: Callable[[str], Prepared],
+    name: str,
+    error: str,
+    whole: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The call fails once, or from then on until the disk is mended."""
-    case, start, words, calls = prepared(host, name)
-    points = [p for p in calls if p[0] in FAULTS[error]]
+    made = prepared(name)
+    case = made.case
+    points = [p for p in made.calls if p[0] in FAULTS[error]]
     # Opening for reading goes on working on a full disk, so openat can only fail once.
     every = [
         (p, lasting) for p in points for lasting in ("", "+") if not lasting or p[0] != "openat"
@@ -278,9 +315,9 @@ def test_a_disk_that_fails(
     tried = every if whole else chosen(every)[::_FEW]
     ended: Counter[str] = Counter()
     for (call, nth, what), lasting in tried:
-        host.restore(start)
+        host.restore(made.start)
         inject = f"inject={call}:error={error}:when={nth}{lasting}"
-        answer = host.step(case.step, trace=(f"trace={call}", inject), **words)
+        answer = host.step(case.step, trace=(f"trace={call}", inject), **made.words)
         where = f"{name}: {error} at {call} {nth}{lasting}: {what}: {answer}"
         assert host.injected, where
         assert site(what) in site(host.injected[0]), f"{where}: {host.injected[0]}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from tests.support.kills.kill_cases import KillCases, client_killed_at
+from tests.support.kills.kill_cases import KillCases, client_killed_at, short_wait
 from tests.support.lab_project import Project, project
 from tests.support.sweeps import at_points
 
@@ -38,32 +38,52 @@ def host_of(lab: LabState, root: Path, name: str) -> Project:
     return made
 
 
+@pytest.fixture(scope="module")
+def host(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return host_of(lab, tmp_path_factory.mktemp("killed") / "p", "killed")
+
+
+def next_release(bench: Project) -> str:
+    return bench.release(1 + len(list((bench.root / "releases").glob("*/manifest.json"))))
+
+
+def deployed(bench: Project) -> str:
+    """What is live, after a deploy if nothing is."""
+    if bench.live is None:
+        next_release(bench)
+        bench.invoke("deploy", "--yes")
+    return str(bench.live)
+
+
 @at_points(["activate"], EVERY)
-def test_the_first_deploy(lab: LabState, tmp_path: Path, points: Sequence[int | str]) -> None:
+def test_the_first_deploy(
+    lab: LabState, host: Project, tmp_path: Path, points: Sequence[int | str]
+) -> None:
     trials = KillCases()
-    bench = host_of(lab, tmp_path / "0", f"killed-first-{len(points)}-0")
+    bench = host if host.live is None else host_of(lab, tmp_path / "0", "killed-0")
     for at in points:
-        new = bench.release(1)
-        calls = client_killed_at(bench, at, "deploy", "--yes")
+        new = next_release(bench)
+        with short_wait(bench, at):
+            calls = client_killed_at(bench, at, "deploy", "--yes")
         if calls is None:
             assert bench.live == new
             break
         trials.check(bench, calls[-1], None, new)
         if bench.live is not None:  # the next deploy is the next trial's, or the one here
             bench.invoke("deploy", "--yes")
-            bench = host_of(lab, tmp_path / str(at), f"killed-first-{len(points)}-{at}")
+            bench = host_of(lab, tmp_path / str(at), f"killed-{at}")
     trials.tell("first deploy", min(len(points), LEAST))
 
 
 @at_points(["recover", "activate", "confirm"], EVERY)
-def test_an_incremental_deploy(lab: LabState, tmp_path: Path, points: Sequence[int | str]) -> None:
-    bench = host_of(lab, tmp_path / "p", f"killed-next-{len(points)}")
-    bench.release(1)
-    bench.invoke("deploy", "--yes")
+def test_an_incremental_deploy(host: Project, points: Sequence[int | str]) -> None:
+    bench = host
+    deployed(bench)
     trials = KillCases()
-    for serial, at in enumerate(points, 2):
-        old, new = bench.live, bench.release(serial)
-        calls = client_killed_at(bench, at, "deploy", "--yes")
+    for at in points:
+        old, new = bench.live, next_release(bench)
+        with short_wait(bench, at):
+            calls = client_killed_at(bench, at, "deploy", "--yes")
         if calls is None:
             break
         trials.check(bench, calls[-1], old, new)

@@ -110,12 +110,12 @@ def test_a_bad_release_ends_with_4_and_the_old_one_serves(bench: Project) -> Non
     assert bench.json("status")["well"]
 
 
-def test_interrupted_before_the_switch_nothing_was_switched(
+def test_interrupted_or_cut_while_sending_nothing_was_switched(
     bench: Project, clean_links: LabState
 ) -> None:
     before = bench.live
-    extra = random.Random(5).randbytes(1 << 20)
-    release = bench.release(5, extra=extra)
+    size = 16 << 20  # far more than the line, its window and the pipes behind it can hold unread
+    release = bench.release(5, extra=random.Random(5).randbytes(size))
     lab_room.set_fault(bench.lab.root, "prod", Fault(mbit=4))
     code, said = bench.interrupt_at(r"^  back ", "deploy", "--yes")
     assert code == 1
@@ -123,8 +123,15 @@ def test_interrupted_before_the_switch_nothing_was_switched(
     assert bench.live == before
     lab_room.set_fault(bench.lab.root, "prod", Fault())
     assert "deploy" not in (bench.json("status")["hosts"][0]["lock"] or "")
-    bench.invoke("deploy", "--yes")
+
+    cut = Fault(cut_after=8_000_000, cut_direction="up", cut_on="next")
+    lab_room.set_fault(bench.lab.root, "prod", cut)
+    told = bench.invoke("deploy", "--yes", code=5)
+    assert "nothing was switched" in told
+    assert bench.live == before
+    again = bench.json("deploy", "--yes")["outcomes"][0]
     assert bench.live == release
+    assert again["sent"] < size  # what had come was not sent again
 
 
 def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None:
@@ -138,36 +145,6 @@ def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None
     records = Journal(bench.inventory.state_dir / "journal.jsonl").records()
     ends = [r.fields for r in records if r.kind == "deploy.ended"][-2:]
     assert [one.get("result") for one in ends] == ["failed", "committed"]  # once, and who let go
-    assert bench.live == release
-
-
-def test_the_line_cut_while_sending(bench: Project, clean_links: LabState) -> None:
-    before = bench.live
-    size = 16 << 20  # far more than the line, its window and the pipes behind it can hold unread
-    release = bench.release(7, extra=random.Random(7).randbytes(size))
-    cut = Fault(cut_after=8_000_000, cut_direction="up", cut_on="next")
-    lab_room.set_fault(bench.lab.root, "prod", cut)
-    told = bench.invoke("deploy", "--yes", code=5)
-    assert "nothing was switched" in told
-    assert bench.live == before
-    again = bench.json("deploy", "--yes")["outcomes"][0]
-    assert bench.live == release
-    assert again["sent"] < size  # what had come was not sent again
-
-
-def test_the_line_cut_after_the_switch(bench: Project, clean_links: LabState) -> None:
-    release = bench.release(8)
-    with bench.start("deploy", "--yes") as typed:
-        assert typed.stdout is not None
-        for line in typed.stdout:
-            if "restarting" in line:
-                break
-        cut = Fault(cut_after=0, cut_on="present")
-        lab_room.set_fault(bench.lab.root, "prod", cut)
-        lab_room.set_fault(bench.lab.root, "prod", Fault())
-        out, err = typed.communicate(timeout=120)
-    assert typed.returncode == 0, out + err
-    assert "LOST CONTACT" in out
     assert bench.live == release
 
 
@@ -188,10 +165,13 @@ def test_of_two_at_once_one_wins_and_the_other_says_who(bench: Project) -> None:
     assert bench.live == release
 
 
-def test_an_outage_as_long_as_a_soak_that_is_longer_than_the_confirmation(
+def test_a_cut_after_the_switch_and_an_outage_as_long_as_the_soak(
     bench: Project, clean_links: LabState
 ) -> None:
-    """The operator tries for as long as the host waits, and that begins when the soak has ended."""
+    """The soak is longer than the confirmation may take.
+
+    The operator tries for as long as the host waits, and that begins when the soak has ended.
+    """
     inventory = bench.root / "inventory" / "lab.yml"
     before = inventory.read_text()
     assert "confirm_s: 30" in before
@@ -202,8 +182,16 @@ def test_an_outage_as_long_as_a_soak_that_is_longer_than_the_confirmation(
         with bench.start("deploy", "--yes") as typed:
             assert typed.stdout is not None
             for line in typed.stdout:
-                if "soaking" in line:
+                if "restarting" in line:
                     break
+            lab_room.set_fault(bench.lab.root, "prod", Fault(cut_after=0, cut_on="present"))
+            lab_room.set_fault(bench.lab.root, "prod", Fault())
+            unsaid = {"LOST CONTACT", "soaking"}
+            for line in typed.stdout:
+                unsaid = {word for word in unsaid if word not in line}
+                if not unsaid:
+                    break
+            assert not unsaid
             lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
             log = max((bench.app / "state/activations").glob("*.jsonl"), key=lambda p: int(p.stem))
             while '"awaiting confirmation"' not in log.read_text():
@@ -217,9 +205,10 @@ def test_an_outage_as_long_as_a_soak_that_is_longer_than_the_confirmation(
     assert bench.live == release
 
 
-def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Project) -> None:
-    first, second = bench.live, bench.release(11)
-    bench.invoke("deploy", "--yes")
+def test_what_rotted_is_sent_again_and_a_rollback_loses_nothing(bench: Project) -> None:
+    """A rollback names what people changed on the host since, and keeps it."""
+    first, second = bench.live, bench.release(11, extra=bytes(range(256)) * 1000)
+    deployed_over_what_rotted(bench, second)
     env, settings = bench.app / ".env", bench.app / "service.json"
     units = bench.lab.hosts["prod"].home / ".config/systemd/user"
     unit = units / "deploy-test.service"
@@ -259,9 +248,8 @@ def test_a_rollback_names_what_people_changed_and_loses_none_of_it(bench: Projec
     env.write_text(before)  # a deploy wants to understand every line
 
 
-def test_what_rotted_since_an_earlier_attempt_is_sent_again(bench: Project) -> None:
+def deployed_over_what_rotted(bench: Project, release: str) -> None:
     """A power cut leaves zeros in a blob that was on its way: its rest alone would never fit."""
-    release = bench.release(12, extra=bytes(range(256)) * 1000)
     manifest = json.loads((bench.root / "releases" / release / "manifest.json").read_text())
     stored = bench.app / "blobs"
     digests = {file["sha256"]: file["size"] for file in manifest["files"]}

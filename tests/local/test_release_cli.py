@@ -8,12 +8,21 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from macd.inventory import project_root
+from macd.app.predict import __main__ as predict
+from macd.app.predict import health
+from macd.checklist import Item
+from macd.cli import release
+from macd.errors import RefusedError
+from macd.host.store.manifest import canonical
+from macd.inventory import load, project_root
 from macd.journal import Journal
 from macd.lab import LabState
 from tests.support import commands, wheels
@@ -23,7 +32,9 @@ RUN = "20260301T120000Z-0badcafe"
 TASKS = """
 from invoke import Collection
 from macd.cli import health, release, usage
+from macd.release import wheelhouse
 usage.install()
+wheelhouse.requirements = lambda *_: ["prometheus-client"]
 namespace = Collection(
     health.health,
     Collection("release", release.release, release.list_, release.show, release.verify),
@@ -36,12 +47,11 @@ Done = subprocess.CompletedProcess[str]
 def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in small: the shipped inventory on the session's lab, one run, its bars.
 
-    The service's requirements are cut to one small package, so that tests send no 200 MB around.
+    Its tasks cut the service's requirements to one small package: no test sends 200 MB around.
     """
     top = tmp_path_factory.mktemp("project")
-    junk = shutil.ignore_patterns("__pycache__")
     for name in ("macd", "templates"):
-        shutil.copytree(project_root() / name, top / name, ignore=junk)
+        (top / name).symlink_to(project_root() / name)
     for name in ("pyproject.toml", "README.md", "constraints.txt"):
         shutil.copy(project_root() / name, top)
     (top / "tasks.py").write_text(TASKS)
@@ -53,18 +63,11 @@ def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(bars_directory(trained_run()), top / "data/sample")
     junk = shutil.ignore_patterns("cache")
     shutil.copytree(trained_run(), top / "runs" / RUN, ignore=junk)
-    path = top / "macd/release/wheelhouse.py"
-    source = path.read_text()
-    wanted = "    return sorted(set(wanted))\n"
-    assert wanted in source
-    path.write_text(source.replace(wanted, '    return ["prometheus-client"]\n'))
     return top
 
 
 def invoke(project: Path, *argv: str, **environment: str) -> Done:
-    """Type it; the project has a macd of its own, so this is the script itself."""
-    ours = {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    return commands.run(project, *argv, env={**os.environ, **ours, **environment})
+    return commands.run(project, *argv, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,17 @@ def test_a_release_is_made_and_recorded(project: Path, made: dict[str, Any]) -> 
     assert record.fields["missed"], "the tiny nets miss criteria that the lab only warns of"
 
 
-def test_it_is_listed_shown_verified_and_healthy(project: Path, made: dict[str, Any]) -> None:
+def test_the_application_proved_it_in_a_process_of_its_own(
+    project: Path, made: dict[str, Any]
+) -> None:
+    place, run = Path(made["directory"]), project / "runs" / RUN
+    digest = json.loads((place / "manifest.json").read_bytes())["details"]["data_digest"]
+    question = {"top": str(place), "run": str(run), "digest": digest, "lock": {}}
+    here = predict.prove({**question, "data": str(project / "data/sample")})
+    assert (place / "golden/golden.json").read_bytes() == canonical(here["golden"])
+
+
+def test_it_is_listed_shown_and_verified(project: Path, made: dict[str, Any]) -> None:
     assert made["id"] in invoke(project, "release.list").stdout
     shown = invoke(project, "release.show", made["id"][:20])
     assert shown.returncode == 0, shown.stderr
@@ -104,35 +117,25 @@ def test_it_is_listed_shown_verified_and_healthy(project: Path, made: dict[str, 
         done = invoke(project, "release.verify", *named)
         assert done.returncode == 0, done.stderr
         assert "as they were signed" in done.stdout
-    healthy = invoke(project, "health")
-    assert healthy.returncode == 0, healthy.stdout
-    assert healthy.stdout.count("✓") == 10
-    assert invoke(project, "health", "--run", RUN).returncode == 0
 
 
-def test_the_next_one_has_a_higher_serial_and_needs_neither_host_nor_network(
+def test_release_and_run_are_healthy_as_processes_of_their_own_say(
     project: Path, made: dict[str, Any]
 ) -> None:
-    (project / ".lab").rename(project / ".lab.away")
-    away = project / ".lab.away"
-    try:
-        (project / ".lab").mkdir()
-        for name in ("keys", "allowed_signers", "known_hosts", "ssh_config"):
-            (project / ".lab" / name).symlink_to(away / name)
-        (project / ".lab/ssh_config").unlink()
-        (project / ".lab/ssh_config").write_text(
-            (away / "ssh_config").read_text().replace("    Port ", "    Port 1\n    #")
-        )
-        gone = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_NO_CACHE_DIR": "1"}
-        done = invoke(project, "release", **gone)
-    finally:
-        shutil.rmtree(project / ".lab")
-        away.rename(project / ".lab")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "prod can't be reached; its Python is as of" in done.stdout
-    second = json.loads(invoke(project, "release.show", "--json").stdout)
-    assert second["serial"] > made["serial"]
-    shutil.rmtree(second["directory"])
+    lock = json.loads(invoke(project, "release.show", made["id"], "--json").stdout)["lock"]
+    told = json.loads(invoke(project, "health", "--json").stdout)
+    items = [Item(**item) for item in told["items"]]
+    assert told["ok"]
+    assert all(item.ok and item.done for item in items)
+    assert [item.name for item in items][-3:] == [
+        "golden predictions", "predictions of the training", "ONNX against torch",
+    ]  # fmt: skip
+    assert items[:-1] == health.check(Path(made["directory"]), lock=lock["versions"])
+    assert [asdict(item) for item in items] == made["health"]
+    run = invoke(project, "health", "--run", RUN)
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.count("✓") == 8
+    assert "✓ ONNX against torch: LSTM and TFT at batch 1, 7 and 256" in run.stdout
 
 
 def strict(project: Path) -> None:
@@ -144,7 +147,49 @@ def strict(project: Path) -> None:
     (project / "inventory/strict.yml").write_text(text)
 
 
-def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> None:
+def elsewhere(project: Path) -> Path:
+    """Another tree of the code, with a change."""
+    tree = project / "elsewhere"
+    junk = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(project / "macd", tree / "macd", ignore=junk)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(project / name, tree)
+    with (tree / "macd/app/service/loop.py").open("a") as out:
+        out.write("# another\n")
+    return tree
+
+
+def without_weights(project: Path) -> Path:
+    """The run without what torch reads: comparing with torch takes most of a release's time."""
+    run = Path(shutil.copytree(project / "runs" / RUN, project / "light"))
+    result = json.loads((run / "result.json").read_text())
+    result["files"] = [one for one in result["files"] if not one["path"].endswith(".pt")]
+    (run / "result.json").write_text(json.dumps(result))
+    for path in run.rglob("*.pt"):
+        path.unlink()
+    return run
+
+
+@contextmanager
+def out_of_reach(project: Path) -> Iterator[dict[str, str]]:
+    """No host and no package index; with the environment to type a command in."""
+    away = (project / ".lab").rename(project / ".lab.away")
+    try:
+        (project / ".lab").mkdir()
+        for name in ("keys", "allowed_signers", "known_hosts"):
+            (project / ".lab" / name).symlink_to(away / name)
+        (project / ".lab/ssh_config").write_text(
+            (away / "ssh_config").read_text().replace("    Port ", "    Port 1\n    #")
+        )
+        yield {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_NO_CACHE_DIR": "1"}
+    finally:
+        shutil.rmtree(project / ".lab")
+        away.rename(project / ".lab")
+
+
+def test_a_blocking_criterion_refuses_and_a_reason_overrides_without_host_and_network(
+    project: Path, made: dict[str, Any]
+) -> None:
     strict(project)
     done = invoke(project, "release", "--inventory", "strict")
     assert done.returncode == 6
@@ -152,9 +197,9 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
     assert "⚠ stacking will stay off: it was trained on" in done.stdout
     assert "ML_STACKING_MIN_SAMPLES=1000000" in done.stdout
     assert "--accept" in done.stderr
-    dry = invoke(
-        project, "release", "--inventory", "strict", "--accept", "a drill", "--dry-run", "--json"
-    )
+    run = str(without_weights(project))
+    words = ("release", "--run", run, "--inventory", "strict", "--accept", "a drill")
+    dry = invoke(project, *words, "--dry-run", "--json")
     if "can't be had" in dry.stdout:
         wheels.none_to_be_had(dry.stdout)
     assert dry.returncode == 0, dry.stdout
@@ -162,14 +207,32 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides(project: Path) -> N
     journal = project / ".macd/strict/journal.jsonl"
     assert not journal.exists()
 
-    done = invoke(project, "release", "--inventory", "strict", "--accept", "a drill", "--json")
+    tree = elsewhere(project)
+    with out_of_reach(project) as gone:
+        done = invoke(project, *words, "--source", "elsewhere", **gone)
     assert done.returncode == 0, done.stdout + done.stderr
-    place = Path(json.loads(done.stdout)["directory"])
+    assert "prod can't be reached; its Python is as of" in done.stdout
+    assert "– ONNX against torch: not compared" in done.stdout
+    assert f"not this clone's but that of {tree}" in done.stdout
+    other = json.loads(invoke(project, "release.show", "--json").stdout)
+    before = json.loads(invoke(project, "release.show", made["id"], "--json").stdout)
+    place = Path(other["directory"])
     signed = json.loads((place / "manifest.json").read_text())
     shutil.rmtree(place)
-    assert signed["details"]["accepted"] == "a drill"
+    assert other["serial"] > made["serial"]
+    assert other["accepted"] == signed["details"]["accepted"] == "a drill"
     (record,) = [r for r in Journal(journal).records() if r.kind == "release.made"]
     assert (record.fields["release"], record.fields["accepted"]) == (place.name, "a drill")
+    wheel = "app/macd-0.1.0-py3-none-any.whl"
+    hashes = [[f["sha256"] for f in one["files"] if f["path"] == wheel] for one in (other, before)]
+    assert hashes[0] != hashes[1]
+    assert other["details"]["code"]["commit"] is None
+
+
+def test_code_of_no_tree_is_refused(project: Path) -> None:
+    done = invoke(project, "release", "--source", "nowhere")
+    assert done.returncode == 2
+    assert "no source of macd" in done.stdout + done.stderr
 
 
 def test_what_was_changed_ends_with_1_and_what_is_not_signed_with_6(
@@ -199,36 +262,11 @@ def test_a_key_the_hosts_do_not_know_signs_nothing(project: Path, made: dict[str
     text = (project / "inventory/lab.yml").read_text()
     text = text.replace("sign_key: ../.lab/keys/release", "sign_key: ../.lab/keys/operator")
     (project / "inventory/foreign.yml").write_text(text)
-    shutil.copytree(project / ".macd/lab/facts", project / ".macd/foreign/facts")
-    wheels.share(project / ".macd/foreign")
-    before = sorted(path.name for path in (project / "releases").iterdir())
-    done = invoke(project, "release", "--inventory", "foreign")
-    assert done.returncode == 6
-    assert "hosts would refuse what this key signs" in done.stderr
-    assert sorted(path.name for path in (project / "releases").iterdir()) == before
-
-
-def test_code_of_another_tree_goes_in_and_is_told(project: Path, made: dict[str, Any]) -> None:
-    tree = project / "elsewhere"
-    tree.mkdir()
-    shutil.copytree(project / "macd", tree / "macd")
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(project / name, tree)
-    with (tree / "macd/app/service/loop.py").open("a") as out:
-        out.write("# another\n")
-    done = invoke(project, "release", "--source", "elsewhere")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"not this clone's but that of {tree}" in done.stdout
-    assert "stacking will stay off" not in done.stdout
-    other = json.loads(invoke(project, "release.show", "--json").stdout)
-    before = json.loads(invoke(project, "release.show", made["id"], "--json").stdout)
-    wheel = "app/macd-0.1.0-py3-none-any.whl"
-    hashes = [[f["sha256"] for f in one["files"] if f["path"] == wheel] for one in (other, before)]
-    assert hashes[0] != hashes[1]
-    assert other["details"]["code"]["commit"] is None
-    gone = invoke(project, "release", "--source", "nowhere")
-    assert gone.returncode == 2
-    assert "no source of macd" in gone.stdout + gone.stderr
+    raw = (Path(made["directory"]) / "manifest.json").read_bytes()
+    assert release.signed(load("lab", root=project), raw)
+    with pytest.raises(RefusedError, match="hosts would refuse what this key signs") as caught:
+        release.signed(load("foreign", root=project), raw)
+    assert caught.value.exit_code == 6
 
 
 def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, Any]) -> None:
@@ -241,12 +279,13 @@ def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, An
         "release",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
     )
     while child.poll() is None and not list(releases.glob(".building-*/app")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=60)
+    said, _ = child.communicate(timeout=60)
     assert child.returncode == 1
+    assert "every file as the training left it" in said
+    assert "stacking will stay off" not in said
     assert sorted(path.name for path in releases.iterdir()) == before
     assert journal.records() == told

@@ -41,7 +41,7 @@ _PARTS = ("app", "home")  # what `Place.restore` puts back
 EMPTY_LOCK = b'{"platform":"any","python":"3","wheels":[]}\n'
 
 SERVICE = """
-import hashlib, http.server, json, os, signal, socket, sys, threading, time
+import hashlib, http.server, json, os, select, signal, socket, sys, threading, time
 VARIANT = {variant!r}
 root = sys.argv[sys.argv.index("--root") + 1]
 release = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -102,9 +102,15 @@ if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
     notify.send(b"READY=1")
 if VARIANT == "crashes soon":
     threading.Timer(1.0, lambda: os._exit(9)).start()
-# What was begun is answered; what waits in the socket is for the next process.
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-server.serve_forever(poll_interval=0.02)
+# What was begun is answered; what waits in the socket is for the next process. Nothing is looked at
+# again and again: many such services run at once.
+asked_to_end, waker = socket.socketpair()
+waker.setblocking(False)
+signal.set_wakeup_fd(waker.fileno())
+signal.signal(signal.SIGTERM, lambda *_: None)
+server.timeout = 0
+while asked_to_end not in select.select([server, asked_to_end], [], [])[0]:
+    server.handle_request()
 """
 
 
@@ -289,17 +295,17 @@ class Place:
         )
         return found
 
-    def save(self) -> None:
+    def save(self, name: str = "deployed") -> None:
         """Keep what the host is now, for `restore`."""
-        self._copy(self.top, self.top / "saved")
+        self._copy(self.top, self.top / "saved" / name)
 
-    def restore(self) -> None:
+    def restore(self, name: str = "deployed") -> None:
         """The host as it was saved, its service started anew, and nothing else at work on it."""
         self.systemctl("stop", UNIT)
         _end_all(self.top)
         for part in _PARTS:
             shutil.rmtree(self.top / part)
-        self._copy(self.top / "saved", self.top)
+        self._copy(self.top / "saved" / name, self.top)
         for words in (["daemon-reload"], ["reset-failed", UNIT], ["restart", UNIT]):
             self.systemctl(*words)
 
@@ -307,7 +313,7 @@ class Place:
         subprocess.run([str(self.top / "bin/systemctl"), "--user", *words], check=True)
 
     def _copy(self, source: Path, target: Path) -> None:
-        target.mkdir(exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         parts = [str(source / part) for part in _PARTS]
         subprocess.run(["cp", "-a", *parts, str(target)], check=True)
 

@@ -37,9 +37,12 @@ def text(config: Path, host: str, command: str) -> str:
     return done.stdout.decode()
 
 
-def eventually(true: Callable[[], object], *, within: float = 30.0) -> None:
-    """Wait for something that happens in another process; the limit only ends a broken test."""
+def eventually(true: Callable[[], object], *, within: float = 30.0, every: float = 0.05) -> None:
+    """Wait for something that happens in another process; the limit only ends a broken test.
+
+    `every`: seconds between two looks, more where a look starts a process.
+    """
     deadline = time.monotonic() + within
     while not true():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
+        time.sleep(every)

@@ -56,7 +56,7 @@ def locked(inventory: Inventory, version: str, name: str = "tiny", code: str = "
         with zipfile.ZipFile(tiny, "w") as wheel:
             for name, text in members.items():
                 wheel.writestr(zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), text)
-        pip = _pip()
+        pip = compiled_pip()
         wheels = tuple(
             Wheel(
                 path.name.split("-")[0],
@@ -73,7 +73,7 @@ def locked(inventory: Inventory, version: str, name: str = "tiny", code: str = "
     return lock.raw
 
 
-def _pip() -> Path:
+def compiled_pip() -> Path:
     """The wheel of this Python's pip, with its code compiled.
 
     It is run out of its wheel, and compiling it took seconds of each runtime. Made once a machine.

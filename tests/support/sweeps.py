@@ -14,12 +14,12 @@ def at_points(some: Sequence[Any], every: Sequence[Any]) -> pytest.MarkDecorator
     return pytest.mark.parametrize("points", [pytest.param(some, id="some"), full])
 
 
-def sweep(cases: Iterable[str], *always: str) -> list[Any]:
+def sweep(cases: Iterable[Any], *always: Any) -> list[Any]:
     """All `cases` for `make test-full`; `make test` tries `always`, one of each kind."""
     listed = list(cases)
     unknown = set(always) - set(listed)
     if unknown:
-        raise ValueError(f"no cases of this sweep: {', '.join(sorted(unknown))}")
+        raise ValueError(f"no cases of this sweep: {', '.join(sorted(map(str, unknown)))}")
     return [
         case if case in always else pytest.param(case, marks=pytest.mark.full) for case in listed
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ensurepip
 import importlib.util
 import io
 import json
@@ -19,6 +18,7 @@ from macd.deploy.candidate import Part, ReleaseCandidate, unpacked
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.store import runtimes
+from tests.support.small_releases import compiled_pip
 from tests.unit.host.test_runtimes import landed
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def wheel(members: dict[str, bytes]) -> bytes:
 
 def build(app: Path, members: dict[str, bytes]) -> str:
     """Build a runtime of the package tiny, with a real pip."""
-    pip = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"))
+    pip = compiled_pip()
     wheels = []
     for name, file, data in (
         ("pip", pip.name, pip.read_bytes()),
@@ -88,7 +88,7 @@ def extension() -> bytes:
 
 
 def test_a_disk_that_fills_up(mount: Mount) -> None:
-    error = refused(mount("size=14m"), {"tiny.py": b"", "large": bytes(20_000_000)})
+    error = refused(mount("size=18m"), {"tiny.py": b"", "large": bytes(20_000_000)})
     assert error.what == "installing the wheels failed: the host's disk is full"
     assert "No space left" in error.why and "df -i" in error.hint
 

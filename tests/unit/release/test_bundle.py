@@ -171,12 +171,12 @@ def test_a_file_that_is_gone_or_has_anothers_content_is_refused(
 
 def refused(archive: io.BytesIO, made: Made, place: Path) -> None:
     """With nothing written: not in the directory it was for, nor beside or above it."""
-    out = place / "out"
-    out.mkdir()
-    before = set(place.parent.rglob("*"))
+    out = place / "beside" / "out"
+    out.mkdir(parents=True)
+    before = set(place.rglob("*"))
     with pytest.raises(BundleError):
         unpack(archive, made.manifest, out)
-    assert set(place.parent.rglob("*")) == before
+    assert set(place.rglob("*")) == before
     assert not list(out.iterdir())
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from macd import application
 from macd.app.predict import golden, health
 from macd.app.predict.golden import TrainedOn
 from macd.app.predict.scoring import MODELS, Scorer
@@ -219,19 +218,3 @@ def test_a_run_is_checked_on_bars_given_to_it() -> None:
     items = health.check(trained_run(), inputs=golden.inputs(bars, cross))
     assert failed(items) == {}
     assert "golden predictions" not in {item.name for item in items}
-
-
-def test_a_release_is_checked_in_processes_of_the_applications_own(top: Path) -> None:
-    items = application.check_release(top, tf="1h", lock={"numpy": np.__version__})
-    assert failed(items) == {}
-    assert [item.name for item in items][-3:] == [
-        "golden predictions", "predictions of the training", "ONNX against torch",
-    ]  # fmt: skip
-    assert items[:-1] == health.check(top, lock={"numpy": np.__version__})
-
-
-def test_a_run_is_checked_in_processes_of_the_applications_own() -> None:
-    items = application.check_run(trained_run(), bars_directory(trained_run()))
-    assert failed(items) == {}
-    assert items[-1].name == "ONNX against torch"
-    assert items[-1].done

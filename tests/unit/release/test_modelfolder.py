@@ -213,9 +213,9 @@ def test_a_model_that_aborts_its_reader_is_told_and_hurts_nobody(models: Path) -
 
 
 def test_a_model_that_never_ends_is_ended(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelfolder, "_LIMITS", childprocess.Limits(timeout_s=5))
+    monkeypatch.setattr(modelfolder, "_LIMITS", childprocess.Limits(timeout_s=2))
     made.save(made.endless_net(), models / "lstm.onnx")
-    assert failed(models)["lstm.onnx"] == "it was not done in 5 s"
+    assert failed(models)["lstm.onnx"] == "it was not done in 2 s"
 
 
 def test_a_model_that_takes_all_memory_gets_none(models: Path) -> None:
