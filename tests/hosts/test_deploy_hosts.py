@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from macd.inventory import Inventory, load
+from macd.journal import Journal
 from tests.support import commands, small_releases
 from tests.support.hosts.fleet import Hosts
 from tests.support.sweeps import sweep
@@ -298,6 +299,10 @@ def test_a_flag_set_by_hand_is_seen_by_every_look(bench: Bench) -> None:
     bench.invoke("disable-stacking", "--yes")
     flags = bench.on_prod("grep", "ML_ENABLE_STACKING", f"{APP}/.env").splitlines()
     assert flags == ["ML_ENABLE_STACKING=0", "ML_ENABLE_STACKING=0"]
+    pid = bench.on_prod("systemctl", "show", "-p", "MainPID", "--value", UNIT)
+    assert "ML_ENABLE_STACKING=0" in bench.on_prod("cat", f"/proc/{pid}/environ").split("\0")
+    records = Journal(bench.hosts.root / ".macd" / "deploying" / "journal.jsonl").records()
+    assert records[-1].kind == "flag.disable"
     assert "stacking" not in " ".join(bench.json("plan")["hosts"][0]["drift"])
     bench.invoke("monitor")
 

@@ -85,7 +85,7 @@ def _same_shape(ours: Any, real: Any, path: str = "line") -> None:
 
 def test_a_service_that_is_stopped_killed_and_at_its_next_lap_leaves_no_bar_out(app: App) -> None:
     app.settings(speed=100, start=0.998, loop=True)  # laps of 41 bars
-    for count, kill in ((15, True), (30, False), (38, True), (75, True), (90, False)):
+    for count, kill in ((15, True), (38, False), (75, True), (90, False)):
         write_bars(app, count, kill=kill)
     found = judged(app)
     signals = [line["bar_time"] for line in app.lines if line["level"] == "SIGNAL"]
