@@ -17,6 +17,8 @@ from macd.release import run as runs
 from tests.support.training_run import SAMPLE, bars_directory, trained_run
 from tests.unit.release.making import copy_of_run
 
+pytestmark = pytest.mark.slow
+
 
 def result(run: Path, **changes: Any) -> None:
     path = run / "result.json"

@@ -7,6 +7,8 @@ import pytest
 from macd.app.service.loop import NEED
 from tests.unit.app.service.test_service_loop import BARS, HOUR, Run, Scripted, run
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["run"]
 
 

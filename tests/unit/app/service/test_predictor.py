@@ -22,6 +22,8 @@ from macd.app.service.settings import Flags, flags
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE
 
+pytestmark = pytest.mark.slow
+
 SHADOW, LIVE = flags({}), flags({"ML_ENABLE_STACKING": "1"})
 
 

@@ -24,6 +24,8 @@ from macd.errors import MacdError
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3_600_000
 BARS = bars_of("BTCUSD", read_bars(SAMPLE)[:600])
 
