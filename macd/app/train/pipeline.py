@@ -156,13 +156,18 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
     with training.stage(family, f"{len(training.tasks(family))} fits"):
         entries = training.fit(family)
         frame = training.predictions({family: entries}, holdout=False)
-        aucs = oof.validation_aucs(frame, family, s.min_move)
-        head = oof.best_head(aucs)
-        training.events.emit("head_fixed", stage=family, model=family, head=head, auc=aucs)
+        _, facts = _fix_head(training, frame, family)
         module, model = model_of(training.final(family, entries).files, family, s.tf)
-        facts = {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
+
+
+def _fix_head(training: Training, frame: pl.DataFrame, model: str) -> tuple[str, dict[str, Any]]:
+    """The head with the best validation AUC of a stage's model, and what its meta file gets."""
+    aucs = oof.validation_aucs(frame, model, training.settings.min_move)
+    head = oof.best_head(aucs)
+    training.events.emit("head_fixed", stage=model, model=model, head=head, auc=aucs)
+    return head, {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
 
 
 def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
@@ -223,14 +228,11 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         holdout = frame.filter(pl.col("fold") == oof.HOLDOUT)
         fitted = stacking.fit(_stack_data(training, before), params)
         scored = oof.with_model(before, "stacking", fitted.oof)
-        aucs = oof.validation_aucs(scored, "stacking", s.min_move)
-        head = oof.best_head(aucs)
-        training.events.emit("head_fixed", stage="stacking", model="stacking", head=head, auc=aucs)
+        head, facts = _fix_head(training, scored, "stacking")
         p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
         frame = oof.with_model(frame, "stacking", p)
-        facts = {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame
