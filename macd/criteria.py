@@ -136,13 +136,14 @@ def evaluate(
     outcomes = []
     for name, criterion in criteria.items():
         value = values.get(name)
-        measured = value is not None and math.isfinite(value)
-        met = measured and is_met(name, float(value or 0.0), criterion.threshold)
+        if value is not None and not math.isfinite(value):
+            value = None
+        met = value is not None and is_met(name, float(value), criterion.threshold)
         outcomes.append(
             Outcome(
                 name=name,
                 title=_TITLES[name].format(t=criterion.threshold),
-                value=float(value) if measured and value is not None else None,
+                value=None if value is None else float(value),
                 threshold=criterion.threshold,
                 ok=met,
                 level=criterion.level,
