@@ -268,7 +268,7 @@ def _answer(client: socket.socket) -> NoReturn:
 def _without_process() -> Iterator[str]:
     """Units that were started and whose process ended by itself, and a few more.
 
-    Reading all unit files twice a second would take most of the CPU time of an idle lab.
+    An idle lab then doesn't read all its unit files twice a second.
     """
     for path in Path(systemctl3.get_PID_DIR()).glob("*.service.status"):
         lines: list[str] = []
