@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -14,12 +14,15 @@ import polars as pl
 from macd.app.market import splits
 from macd.app.market.features import schema_hash
 from macd.app.train import engine, oof
+from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
 from macd.errors import MacdError, UsageError
+from macd.heads import PANEL, kind_of
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Training:
     """Everything a stage needs. `spent` collects seconds and peak memory by stage.
 
     checked: with which limits the bars were checked, and what was accepted (accepted.record).
+    others: the other assets of the panel, by symbol.
     """
 
     settings: Settings
@@ -70,6 +74,7 @@ class Training:
     meter: Meter
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     checked: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Dataset] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
@@ -147,13 +152,36 @@ class Training:
         return {
             "symbol": self.bars.symbol,
             "cross": sorted(self.bars.cross),
+            "panel": sorted(self.others),
             "data_digest": self.bars.digest(),
             "schema_hash": schema_hash(self.data.features),
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
 
+    def panel(self, family: str) -> Panel | None:
+        """The assets that a family is trained on; None where it is the asset's own model.
+
+        The nets are told which asset a window is of. LightGBM is not.
+        """
+        if family not in PANEL:
+            return None
+        context = kind_of(family) != "lgbm"
+        return panels.of(self.bars.symbol, self.data, self.others, context=context)
+
     def inputs(self, family: str) -> Inputs:
+        panel = self.panel(family)
+        if panel is not None:
+            return replace(
+                self._inputs(family),
+                X=panel.tested.X,
+                y=panel.tested.y,
+                features=panel.features,
+                panel=panel,
+            )
+        return self._inputs(family)
+
+    def _inputs(self, family: str) -> Inputs:
         return Inputs(
             X=self.data.X,
             y=self.data.y,
@@ -165,7 +193,7 @@ class Training:
 
     def use(self, family: str) -> engine.Resources:
         """Workers and devices; LightGBM is always fitted on the CPU."""
-        device = "cpu" if family == "lgbm" else self.settings.device
+        device = "cpu" if kind_of(family) == "lgbm" else self.settings.device
         return engine.resources(device, self.settings.workers)
 
     def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
@@ -174,11 +202,13 @@ class Training:
 
     def _task(self, family: str, fold: splits.Fold, params: Any, seed: int, *, keep: bool) -> Task:
         rows, stop = fold.train, None
-        if self.settings.inner_stop and family != "lgbm":
+        if self.settings.inner_stop and kind_of(family) != "lgbm":
             rows, stop = splits.inner_split(
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
-        return Task(family, fold, rows, params, seed, stop=stop, keep=keep)
+        panel = self.panel(family)
+        others = 0 if panel is None else panel.rows_of_others(rows)
+        return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
 
 
 @contextmanager
