@@ -8,9 +8,10 @@ thresholds here are the team's guide. Standard library alone: a training host ne
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -23,36 +24,49 @@ CriterionName = Literal[
 ]
 Level = Literal["block", "warn"]  # what missing a criterion does to a release
 LEVELS: tuple[Level, ...] = get_args(Level)
-GUIDE: dict[CriterionName, float] = {
-    "lstm_val_auc": 0.57,  # best head, validation AUC, at least
-    "test_val_gap": 0.02,  # |test - validation| of that head, below
-    "stacking_oof_auc": 0.58,  # at least
-    "n_oof": 10000,  # at least
-    "files_exist": 1.0,  # the last three hold or don't
-    "onnx_test": 1.0,
-    "leak_audit": 1.0,
-}
-TITLES: dict[str, str] = {
-    "lstm_val_auc": "best LSTM head, validation AUC",
-    "test_val_gap": "|test AUC - validation AUC| of that head",
-    "stacking_oof_auc": "stacking, out-of-fold AUC",
-    "n_oof": "out-of-fold samples",
-    "files_exist": "all model files exist",
-    "onnx_test": "ONNX models agree with torch",
-    "leak_audit": "leak audit",
-}
-YES_OR_NO = frozenset({"files_exist", "onnx_test", "leak_audit"})
-_BELOW = frozenset({"test_val_gap"})
 
 
-def below(name: str) -> bool:
-    """True for a criterion met when strictly below its threshold; others: at or above."""
-    return name in _BELOW
+@dataclass(frozen=True)
+class Rule:
+    """One criterion as the guide has it.
+
+    wanted: how a value must stand to the threshold: "at least", "below", "at most" or "above"; ""
+    for one that holds (1) or doesn't (0). level: where an inventory says nothing else.
+    """
+
+    title: str
+    threshold: float
+    wanted: str = ""
+    level: Level = "block"
+
+
+GUIDE: dict[CriterionName, Rule] = {
+    "lstm_val_auc": Rule("best LSTM head, validation AUC", 0.57, "at least"),
+    "test_val_gap": Rule("|test AUC - validation AUC| of that head", 0.02, "below"),
+    "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
+    "n_oof": Rule("out-of-fold samples", 10_000, "at least"),
+    "files_exist": Rule("all model files exist", 1),
+    "onnx_test": Rule("ONNX models agree with torch", 1),
+    "leak_audit": Rule("leak audit", 1),
+}
+_SIGNS = {"at least": ">=", "below": "<", "at most": "<=", "above": ">"}
+_MET: dict[str, Callable[[float, float], bool]] = {
+    "at least": operator.ge,
+    "below": operator.lt,
+    "at most": operator.le,
+    "above": operator.gt,
+    "": operator.ge,
+}
+
+
+def rule_of(name: str) -> Rule:
+    """The guide's rule of this criterion."""
+    return GUIDE[cast(CriterionName, name)]
 
 
 def is_met(name: str, value: float, threshold: float) -> bool:
     """Whether a measured value meets the criterion."""
-    return value < threshold if below(name) else value >= threshold
+    return _MET[rule_of(name).wanted](value, threshold)
 
 
 @dataclass(frozen=True)
@@ -87,15 +101,8 @@ class Outcome:
         return f"{mark} {self.title}: {shown}{missed}{rest}"
 
 
-DEFAULTS: dict[str, Criterion] = {name: Criterion(value) for name, value in GUIDE.items()}
-_TITLES = {
-    **TITLES,
-    "lstm_val_auc": "best LSTM head, validation AUC >= {t:g}",
-    "test_val_gap": "|test AUC - validation AUC| of that head < {t:g}",
-    "stacking_oof_auc": "stacking, out-of-fold AUC >= {t:g}",
-    "n_oof": "out-of-fold samples >= {t:,.0f}",
-    "onnx_test": "ONNX models agree with torch on real bars",
-    "leak_audit": "leak audit passed",
+DEFAULTS: dict[str, Criterion] = {
+    name: Criterion(float(rule.threshold), rule.level) for name, rule in GUIDE.items()
 }
 
 
@@ -142,7 +149,7 @@ def evaluate(
         outcomes.append(
             Outcome(
                 name=name,
-                title=_TITLES[name].format(t=criterion.threshold),
+                title=_title(name, criterion.threshold),
                 value=None if value is None else float(value),
                 threshold=criterion.threshold,
                 ok=met,
@@ -151,3 +158,12 @@ def evaluate(
             )
         )
     return outcomes
+
+
+def _title(name: str, threshold: float) -> str:
+    """The title with what is asked for."""
+    rule = rule_of(name)
+    if not rule.wanted:
+        return rule.title
+    asked = f"{threshold:,.0f}" if threshold >= 1000 else f"{threshold:g}"
+    return f"{rule.title} {_SIGNS[rule.wanted]} {asked}"

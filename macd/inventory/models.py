@@ -184,7 +184,9 @@ class TrainSettings(_Model):
         """A file may name some criteria, or only their level: the rest stays as the guide says."""
         if not isinstance(given, dict):
             return given
-        guide: dict[str, Any] = {name: {"threshold": value} for name, value in GUIDE.items()}
+        guide: dict[str, Any] = {
+            name: {"threshold": rule.threshold, "level": rule.level} for name, rule in GUIDE.items()
+        }
         for name, value in given.items():
             guide[name] = {**guide.get(name, {}), **value} if isinstance(value, dict) else value
         return guide

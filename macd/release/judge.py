@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from macd.criteria import TITLES, YES_OR_NO, below, is_met
+from macd.criteria import is_met, rule_of
 from macd.heads import HORIZONS, bars_ahead, in_order
 from macd.inventory import Criterion
 
@@ -66,18 +66,19 @@ def blocking(findings: list[Finding]) -> list[Finding]:
 
 def _criterion(name: str, criterion: Criterion, measured: Mapping[str, Any]) -> Finding:
     value, threshold = measured.get("value"), criterion.threshold
-    title, detail = TITLES.get(name, name), str(measured.get("detail") or "")
+    rule, detail = rule_of(name), str(measured.get("detail") or "")
+    title = rule.title
     if not _number(value):
         return Finding(name, title, False, criterion.level, "not measured", None, threshold)
     ok = is_met(name, value, threshold)
-    if name in YES_OR_NO:
+    if not rule.wanted:
         note = ("yes" if ok else "no") + (f" ({detail})" if detail else "")
         return Finding(name, title, ok, criterion.level, note, value, threshold)
-    wanted = f"{'below' if below(name) else 'at least'} {_shown(threshold)} is asked for"
+    wanted = f"{rule.wanted} {_shown(threshold)} is asked for"
     missed = abs(value - threshold)
     by = ""
     if not ok:
-        by = f", missed by {_shown(missed)}" if missed else ", narrowly missed: it must be below"
+        by = f", missed by {_shown(missed)}" if missed else ", narrowly missed: it is equal"
     where = f" {detail}" if detail else ""
     note = f"{_shown(value)}{where}; {wanted}{by}"
     return Finding(name, title, ok, criterion.level, note, value, threshold)
@@ -89,7 +90,7 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
     note = f"passed, {len(audit.get('checks', []))} checks"
     if not ok:
         note = "; ".join(f"{c.get('name')}: {c.get('detail')}" for c in failed) or "there is none"
-    return Finding("leak_audit", TITLES["leak_audit"], ok, "block", note)
+    return Finding("leak_audit", rule_of("leak_audit").title, ok, "block", note)
 
 
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:

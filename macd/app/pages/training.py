@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures
+from macd.criteria import GUIDE
 from macd.heads import MODELS, NAMES
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
@@ -57,6 +58,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         cautions=cautions(run),
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
+        yes_or_no=[name for name, rule in GUIDE.items() if not rule.wanted],
         move=f"{100 * float(run.metrics.get('min_move', 0)):g} %",
         all_figures=all_auc(run),
         validation=figures.auc_by_head(run, "val") if run.models else [],

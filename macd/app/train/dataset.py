@@ -80,13 +80,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.times_ms)
 
-    def own(self) -> Dataset:
-        """The same without the columns of other assets, which not every asset of a panel has."""
-        names = features.feature_names()
+    def columns(self, which: str) -> Dataset:
+        """The same with the features of one set (macd/app/market/features `subset`)."""
+        names = features.subset(self.features, which)
         if names == self.features:
             return self
         X = self.X[:, [self.features.index(name) for name in names]]
         return replace(self, X=np.ascontiguousarray(X), features=names)
+
+    def seen_by(self, params: Any) -> Dataset:
+        """The same with the columns that a model of these parameters is trained on."""
+        return self.columns(getattr(params, "features", "all"))
 
 
 @dataclass(frozen=True)

@@ -105,13 +105,13 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     rows = np.concatenate([fold.test for fold in split.folds])
     for name in flip.families:
         family = import_module(f"macd.app.train.{name}")
-        panel = _flipped_panel(flipped, made, flip) if name in PANEL else None
-        seen = made if panel is None else panel.tested
+        panel = _flipped_panel(flipped, made, flip.params[name], flip) if name in PANEL else None
+        seen = made.seen_by(flip.params[name]) if panel is None else panel.tested
         parts = []
         for fold in split.folds:
             task = Task(name, fold, fold.train, flip.params[name], flip.fit_seed)
             if panel is None:
-                data = training_data(task, made.X, made.y, made.features)
+                data = training_data(task, seen.X, seen.y, seen.features)
             else:
                 data = panel.training_data(task.rows, None)
             fits.check_record(observe(data, fold.test), task, flip.embargo, panel)
@@ -126,9 +126,9 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     return Entry({}, facts={"auc": facts, "seconds": round(seconds, 3), "cpu_s": round(cpu_s, 3)})
 
 
-def _flipped_panel(bars: Bars, made: Dataset, flip: Flip) -> Panel:
+def _flipped_panel(bars: Bars, made: Dataset, params: Any, flip: Flip) -> Panel:
     others = {name: dataset.build(own, flip.min_move) for name, own in bars.alone().items()}
-    return panels.of(bars.symbol, made, others, context=False)
+    return panels.of(bars.symbol, made, others, params)
 
 
 def run_flips(

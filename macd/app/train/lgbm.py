@@ -19,7 +19,10 @@ from macd.heads import head_names
 
 @dataclass(frozen=True)
 class Params:
-    """Small on purpose: with so little signal larger trees learn the noise (docs/LOG.md)."""
+    """Small on purpose: with so little signal larger trees learn the noise (docs/LOG.md).
+
+    features: the set that the trees see (macd/app/market/features `subset`).
+    """
 
     family: ClassVar[str] = "lgbm"
     leaves: int = 15
@@ -27,6 +30,7 @@ class Params:
     rounds: int = 200
     feature_fraction: float = 0.4
     min_child: int = 200
+    features: str = "all"
 
     @classmethod
     def demo(cls) -> Params:

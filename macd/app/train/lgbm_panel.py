@@ -17,10 +17,11 @@ __all__ = ["Params", "fit", "importance", "load", "predict", "save"]
 
 @dataclass(frozen=True)
 class Params(lgbm.Params):
-    """As for one asset, but for the rows a leaf must hold."""
+    """As for one asset, but for the rows of a leaf. assets: tell the trees which asset it is."""
 
     family: ClassVar[str] = "lgbm_panel"
     min_child: int = 800
+    assets: bool = False
 
 
 def load(directory: Path, tf: str) -> Model:

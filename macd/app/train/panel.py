@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class Asset:
     X: Floats
     y: Floats
     first: int
+    features: tuple[str, ...]
 
     @property
     def ends_ms(self) -> Rows:
@@ -51,7 +53,6 @@ class Panel:
     """The assets of a training, the one that is tested first; their columns are named alike."""
 
     assets: tuple[Asset, ...]
-    features: tuple[str, ...]
     tf: str
 
     @property
@@ -90,20 +91,23 @@ class Panel:
             rows=np.concatenate(rows),
             y=np.concatenate([y for _, y in parts]),
             stop_rows=stop,
-            features=self.features,
+            features=self.tested.features,
             tf=self.tf,
             blocks=tuple(blocks),
         )
 
 
-def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], *, context: bool) -> Panel:
-    """The panel of a training.
+def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], params: Any) -> Panel:
+    """The panel that a model of these parameters is trained on; `data` is the tested asset's.
 
-    context: one more column for each asset, 1 on its own bars and 0 on all others, so that a model
-    can tell them apart.
+    params.features: a set of features, without other assets' columns. params.assets: one more
+    column for each asset, 1 on its own bars and 0 on all others, so that a model can tell them
+    apart (nets have it).
     """
-    own = {symbol: data.own(), **{name: made.own() for name, made in others.items()}}
-    names = tuple(sorted(own)) if context else ()
+    chosen = getattr(params, "features", "all")
+    which = "own" if chosen == "all" else chosen
+    seen = {name: made.columns(which) for name, made in {symbol: data, **others}.items()}
+    names = tuple(sorted(seen)) if getattr(params, "assets", True) else ()
     assets = tuple(
         Asset(
             symbol=name,
@@ -111,10 +115,11 @@ def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], *, context: bo
             X=_with_flags(made.X, [each == name for each in names]),
             y=made.y,
             first=made.first,
+            features=(*made.features, *map(asset_column, names)),
         )
-        for name, made in own.items()
+        for name, made in seen.items()
     )
-    return Panel(assets, (*own[symbol].features, *map(asset_column, names)), data.tf)
+    return Panel(assets, data.tf)
 
 
 def _with_flags(X: Floats, raised: list[bool]) -> Floats:

@@ -195,8 +195,7 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
         for family in (name for name in training.settings.families if kind_of(name) != "lgbm"):
-            entry = training.final(family, entries[family])
-            X = training.inputs(family).X
+            entry, X = training.final(family, entries[family]), training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {

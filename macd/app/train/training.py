@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import polars as pl
 
 from macd.app.market import splits
-from macd.app.market.features import schema_hash
+from macd.app.market.features import asset_column, schema_hash, subset
 from macd.app.train import engine, oof
 from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
@@ -79,7 +79,7 @@ class Training:
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
         s = self.settings
-        params = params_of(family, s.profile, s.params.get(family, {}))
+        params = self.params(family)
         made = [
             self._task(family, fold, params, s.seed + extra, keep=False)
             for extra in range(s.seeds)
@@ -149,46 +149,41 @@ class Training:
 
     def lineage(self) -> dict[str, Any]:
         """What every model file says about where it came from."""
+        assets = sorted([self.bars.symbol, *self.others]) if self.others else []
+        window = (*self.data.features, *map(asset_column, assets))
         return {
             "symbol": self.bars.symbol,
             "cross": sorted(self.bars.cross),
             "panel": sorted(self.others),
             "data_digest": self.bars.digest(),
-            "schema_hash": schema_hash(self.data.features),
+            "window_features": list(window),
+            "schema_hash": schema_hash(window),
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
 
-    def panel(self, family: str) -> Panel | None:
-        """The assets that a family is trained on; None where it is the asset's own model.
+    def params(self, family: str) -> Any:
+        """The parameters of a family's fits."""
+        return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
 
-        The nets are told which asset a window is of. LightGBM is not.
-        """
+    def panel(self, family: str) -> Panel | None:
+        """The assets that a family is trained on; None where it is the asset's own model."""
         if family not in PANEL:
             return None
-        context = kind_of(family) != "lgbm"
-        return panels.of(self.bars.symbol, self.data, self.others, context=context)
+        return panels.of(self.bars.symbol, self.data, self.others, self.params(family))
 
     def inputs(self, family: str) -> Inputs:
+        """What the fits of a family share: of X, the columns that its parameters choose."""
         panel = self.panel(family)
-        if panel is not None:
-            return replace(
-                self._inputs(family),
-                X=panel.tested.X,
-                y=panel.tested.y,
-                features=panel.features,
-                panel=panel,
-            )
-        return self._inputs(family)
-
-    def _inputs(self, family: str) -> Inputs:
+        seen = self.data.seen_by(self.params(family)) if panel is None else panel.tested
         return Inputs(
-            X=self.data.X,
-            y=self.data.y,
-            features=self.data.features,
+            X=seen.X,
+            y=seen.y,
+            features=seen.features,
             tf=self.settings.tf,
             events=self.events.within(stage=family),
             checkpoints=self.cache.checkpoint("any").parent,
+            panel=panel,
         )
 
     def use(self, family: str) -> engine.Resources:
@@ -231,7 +226,7 @@ def stage(
 def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     """The profile's parameters with single values changed, also those of the nets' loop.
 
-    Raises UsageError for a name neither has.
+    Raises UsageError for a name neither has, and for a set of features that does not exist.
     """
     params = getattr(import_module(f"macd.app.train.{family}").Params, profile)()
     loop = getattr(params, "loop", None)
@@ -246,4 +241,6 @@ def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     if loop is not None:
         loop = dataclasses.replace(loop, **{k: v for k, v in changes.items() if k in inner})
         params = dataclasses.replace(params, loop=loop)
-    return dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    params = dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    subset((), getattr(params, "features", "all"))  # an unknown set is said before any fit
+    return params

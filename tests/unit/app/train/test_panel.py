@@ -39,7 +39,7 @@ def made(bars: Bars) -> tuple[dataset.Dataset, dict[str, dataset.Dataset]]:
 
 @pytest.fixture(scope="module")
 def panel(made: tuple[dataset.Dataset, dict[str, dataset.Dataset]]) -> Panel:
-    return panels.of(small_panel.MAIN, *made, context=True)
+    return panels.of(small_panel.MAIN, *made, lstm_panel.Params.demo())
 
 
 @pytest.fixture(scope="module")
