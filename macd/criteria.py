@@ -23,6 +23,8 @@ CriterionName = Literal[
     "files_exist",
     "onnx_test",
     "leak_audit",
+    "flag_matters",
+    "net_edge",
 ]
 Level = Literal["block", "warn"]  # what missing a criterion does to a release
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -54,6 +56,10 @@ GUIDE: dict[CriterionName, Rule] = {
     "files_exist": Rule("all model files exist", 1),
     "onnx_test": Rule("ONNX models agree with torch", 1),
     "leak_audit": Rule("leak audit", 1),
+    "flag_matters": Rule(
+        "share of actions that the stacking flag changes", 0.01, "at least", "warn"
+    ),
+    "net_edge": Rule("net edge of a trade in bp, lower bound", 0, "above", "warn"),
 }
 _SIGNS = {"at least": ">=", "below": "<", "at most": "<=", "above": ">"}
 _MET: dict[str, Callable[[float, float], bool]] = {

@@ -53,6 +53,10 @@ class RunFiles:
         """The out-of-fold table."""
         return f"{self.tables}/oof_{tf}.parquet"
 
+    def policies(self, tf: str) -> str:
+        """What policies would have earned, day by day."""
+        return f"{self.tables}/policies_{tf}.parquet"
+
 
 FILES = RunFiles()
 

@@ -97,7 +97,7 @@ def write(frame: pl.DataFrame, path: Path) -> Path:
     """Write the table as parquet, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    frame.drop("row").write_parquet(temporary)
+    frame.drop("row", strict=False).write_parquet(temporary)
     replace_file(path, temporary.read_bytes(), parents=True)
     temporary.unlink()
     return path

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -97,6 +97,7 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
     audit = _audit(training, entries, metrics) if "stacking" in stages else None
     outcomes = results.judge(training, metrics, differences, audit)
 
@@ -183,20 +184,20 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
         for family in ("lstm", "tft"):
-            entry = training.final(family, entries[family])
+            entry, X = training.final(family, entries[family]), training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {
                     "code": code,
                     "libraries": library_versions(("torch", "onnx", "onnxruntime")),
                     "model": key_of({name: blob.hex() for name, blob in entry.files.items()}),
-                    "X": training.data.X,
+                    "X": X,
                 }
             )
             stored = training.cache.get(key)
             if stored is None:
                 _, model = model_of(entry.files, family, tf)
-                difference = export.to_onnx(model, path, X=training.data.X, rows=rows)
+                difference = export.to_onnx(model, path, X=X, rows=rows)
                 stored = Entry({}, {path.name: path.read_bytes()}, {"difference": difference})
                 training.cache.put(key, stored)
             replace_file(path, stored.files[path.name], parents=True)
@@ -263,6 +264,18 @@ def _as_served(model: StackingModel, data: stacking.StackData) -> NDArray[np.flo
         by_head = model.probability(base, context)
         p[i] = [np.nan if by_head.get(head) is None else by_head[head] for head in data.heads]
     return p
+
+
+def _evaluate_policies(
+    training: Training, frame: pl.DataFrame, best: Mapping[str, str]
+) -> dict[str, Any]:
+    """What policies would have earned at the head that the service decides by; writes the table."""
+    s, data = training.settings, training.data
+    head = best.get("stacking") or best.get("lstm") or head_names(s.tf)[0]
+    market = backtest.market_of(frame, data.close, data.times_ms, head, s.tf)
+    made = backtest.evaluate(market, s.policy, seed=s.seed)
+    oof.write(made.curves, s.out / FILES.policies(s.tf))
+    return made.document
 
 
 def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:

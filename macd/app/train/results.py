@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macd.app.train import comparison, oof
+from macd.app.train import backtest, comparison, oof
 from macd.app.train.cache import Entry, code_digest, key_of, library_versions
 from macd.app.train.events import append_line, read_events
 from macd.app.train.leak_audit import Audit
@@ -197,6 +197,9 @@ def judge(
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0
     details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
+    measured, about = backtest.criteria_of(metrics["policies"])
+    values |= measured
+    details |= about
     if audit is not None:
         values["leak_audit"] = 1.0 if audit.ok else 0.0
         details["leak_audit"] = ", ".join(c.name for c in audit.checks if not c.ok)
@@ -242,6 +245,7 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
             if model != BASELINE:
                 lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
     lines += comparison.difference_lines(metrics)
+    lines += ["", *backtest.closing_lines(metrics["policies"], tf)]
     openings = metrics["holdout"]["openings"]
     if openings > 1:
         lines += [
@@ -286,6 +290,7 @@ def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":
         files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
+        files.append(Path(FILES.policies(tf)))
     return files
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.market.findings import Accepted, Limits, parse
+from macd.app.predict.policy import Policy, read_policy
 from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 from macd.train_options import ENGINE, ENGINES, MIN_MOVE, PROFILES, SEED, STAGES, SYMBOL, TF
@@ -32,6 +33,7 @@ class Settings:
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
     limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
     accept: findings about the bars that a person knows to be the market itself, and why.
+    policy: how the service decides, evaluated beside others (backtest.py).
     edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
     """
 
@@ -61,6 +63,7 @@ class Settings:
     accept: tuple[Accepted, ...] = ()
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def fold_count(self) -> int:
@@ -82,6 +85,7 @@ class Settings:
         plain["cache"] = str(self.cache_dir)
         plain |= {name: list(plain[name]) for name in ("cross", "stages")}
         plain["accept"] = [finding.as_json() for finding in self.accept]
+        plain["policy"] = self.policy.as_json()
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
         return plain
 
@@ -162,6 +166,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "limits": _limits,
     "accept": _accept,
     "params": _params,
+    "policy": read_policy,
     **dict.fromkeys(("cross", "stages"), _names),
     **dict.fromkeys(("data", "out", "cache"), _directory),
 }
