@@ -15,7 +15,9 @@ FAMILIES = ("lgbm", "lstm", "tft")  # the base models of one asset
 PANEL = ("lgbm_panel", "lstm_panel", "tft_panel")  # the same kinds, trained on a panel of assets
 BASES = (*FAMILIES, *PANEL)  # a run without a panel has the first three
 MODELS = (*BASES, "stacking")
+MEAN = "mean"  # of the base models' logits: what decides while the flag is 0
 BASELINE = "volatility"
+COMPARED = (*MODELS, MEAN, BASELINE)  # in tables, as people expect them
 NAMES = {
     "lgbm": "LightGBM",
     "lstm": "LSTM",
@@ -24,6 +26,7 @@ NAMES = {
     "lstm_panel": "LSTM, panel",
     "tft_panel": "TFT, panel",
     "stacking": "Stacking",
+    MEAN: "Mean of models",
     BASELINE: "Volatility only",
 }
 GUIDE = "1h"  # the timeframe at which bars are hours

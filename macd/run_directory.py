@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import BASELINE, BASES, MODELS, in_order, shown
+from macd.heads import BASES, COMPARED, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class RunFiles:
     def out_of_fold(self, tf: str) -> str:
         """The out-of-fold table."""
         return f"{self.tables}/oof_{tf}.parquet"
+
+    def policies(self, tf: str) -> str:
+        """What policies would have earned, day by day."""
+        return f"{self.tables}/policies_{tf}.parquet"
 
 
 FILES = RunFiles()
@@ -106,7 +110,7 @@ class TrainingRun:
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
-        return {name: made[name] for name in (*MODELS, BASELINE) if name in made}
+        return {name: made[name] for name in COMPARED if name in made}
 
     @property
     def heads(self) -> list[str]:

@@ -83,6 +83,7 @@ def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, A
             name: {"threshold": criterion.threshold, "level": criterion.level}
             for name, criterion in train.criteria.items()
         },
+        "policy": inventory.service.policy.model_dump(mode="json"),
     }
     raw |= {name: value for name, value in changes.items() if value is not None}
     raw["symbol"] = symbol

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -95,10 +95,11 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
     if "stacking" in stages:
         frame = _stack(training, entries, environment)
     else:
-        frame = training.predictions(entries)
+        frame = oof.with_mean(training.predictions(entries))
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
     audit = _audit(training, entries, metrics) if "stacking" in stages else None
     outcomes = results.judge(training, metrics, differences, audit)
 
@@ -244,7 +245,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
-        frame = oof.with_model(frame, "stacking", p)
+        frame = oof.with_mean(oof.with_model(frame, "stacking", p))
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame
@@ -278,6 +279,18 @@ def _as_served(model: StackingModel, data: stacking.StackData) -> NDArray[np.flo
         by_head = model.probability(base, context)
         p[i] = [np.nan if by_head.get(head) is None else by_head[head] for head in data.heads]
     return p
+
+
+def _evaluate_policies(
+    training: Training, frame: pl.DataFrame, best: Mapping[str, str]
+) -> dict[str, Any]:
+    """What policies would have earned at the head that the service decides by; writes the table."""
+    s, data = training.settings, training.data
+    head = best.get("stacking") or best.get("lstm") or head_names(s.tf)[0]
+    market = backtest.market_of(frame, data.close, data.times_ms, head, s.tf)
+    made = backtest.evaluate(market, s.policy, seed=s.seed)
+    oof.write(made.curves, s.out / FILES.policies(s.tf))
+    return made.document
 
 
 def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:

@@ -16,6 +16,7 @@ from typing import Any
 
 from macd.app.market.bars import symbol_name
 from macd.app.market.findings import Accepted, Limits, parse
+from macd.app.predict.policy import Policy, read_policy
 from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 from macd.heads import BASES, FAMILIES
@@ -35,6 +36,7 @@ class Settings:
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
     limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
     accept: findings about the bars that a person knows to be the market itself, and why.
+    policy: how the service decides, evaluated beside others (backtest.py).
     edge_cap: AUC above 0.5 that nobody should believe on hourly bars (see leak_audit.py).
     """
 
@@ -65,6 +67,7 @@ class Settings:
     accept: tuple[Accepted, ...] = ()
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def panel_others(self) -> tuple[str, ...]:
@@ -97,6 +100,7 @@ class Settings:
         plain["cache"] = str(self.cache_dir)
         plain |= {name: list(plain[name]) for name in ("cross", "panel", "stages")}
         plain["accept"] = [finding.as_json() for finding in self.accept]
+        plain["policy"] = self.policy.as_json()
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
         return plain
 
@@ -177,6 +181,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "limits": _limits,
     "accept": _accept,
     "params": _params,
+    "policy": read_policy,
     **dict.fromkeys(("cross", "panel", "stages"), _names),
     **dict.fromkeys(("data", "out", "cache"), _directory),
 }
