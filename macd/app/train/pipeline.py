@@ -158,6 +158,7 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
         entries = training.fit(family)
         frame = training.predictions({family: entries}, holdout=False)
         _, facts = _fix_head(training, frame, family)
+        facts["calibration"] = training.slopes(family, entries)
         module, model = model_of(training.final(family, entries).files, family, s.tf)
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
@@ -247,6 +248,7 @@ def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
         fold=frame["fold"].to_numpy(),
         base={name: oof.columns(frame, f"p_{name}").astype(np.float32) for name in FAMILIES},
         y=training.data.y[rows],
+        y_all=training.data.y_all[rows],
         context={name: training.data.X[rows, names.index(name)] for name in stacking.CONTEXT},
         heads=head_names(training.settings.tf),
     )
