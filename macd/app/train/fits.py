@@ -87,7 +87,8 @@ class Task:
         """A guess at the relative time, for progress."""
         loop = getattr(self.params, "loop", None)
         epochs = 1 if loop is None else loop.epochs
-        return _WEIGHT[self.family] * epochs * self.samples_an_epoch(len(self.rows)) / 1000
+        bags = getattr(self.params, "bags", 1)
+        return _WEIGHT[self.family] * bags * epochs * self.samples_an_epoch(len(self.rows)) / 1000
 
     def samples_an_epoch(self, rows: int) -> int:
         """How many of the training rows one epoch uses; LightGBM has one epoch."""
