@@ -43,7 +43,7 @@ class Params:
     @classmethod
     def full(cls) -> Params:
         """About 150k parameters at 80 features."""
-        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05, compile=True)
+        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05)
         return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)
 
 
@@ -161,7 +161,7 @@ def fit(data: FitData, params: Params, **how: Any) -> Model:
 
 def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list[float]]:
     """Mean weight of each feature, largest first, and of each of the 48 bars, oldest first."""
-    ends = torch.from_numpy(nets.with_history(rows)[-nets.PREDICT_BATCH :])
+    ends = torch.from_numpy(nets.with_history(rows)[-2_048:])
     device = next(model.net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
     model.net.eval()
