@@ -5,6 +5,7 @@ The features, labels and folds of real bars and of sign-randomised bars come fro
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -71,6 +72,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.times_ms)
+
+    def seen_by(self, params: Any) -> Dataset:
+        """The same with the columns that a model of these parameters is trained on."""
+        names = features.subset(self.features, getattr(params, "features", "all"))
+        if names == self.features:
+            return self
+        X = self.X[:, [self.features.index(name) for name in names]]
+        return dataclasses.replace(self, X=np.ascontiguousarray(X), features=names)
 
 
 @dataclass(frozen=True)

@@ -102,14 +102,15 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     rows = np.concatenate([fold.test for fold in split.folds])
     for name in flip.families:
         family = import_module(f"macd.app.train.{name}")
+        seen = made.seen_by(flip.params[name])
         parts = []
         for fold in split.folds:
             task = Task(name, fold, fold.train, flip.params[name], flip.fit_seed)
-            data = training_data(task, made.X, made.y, made.features)
+            data = training_data(task, seen.X, seen.y, seen.features)
             verify_provenance(observe(data, fold.test), fold, flip.embargo)
             model = family.fit(data, task.params, seed=task.seed, device=device)
             end = int(fold.test[-1]) + 1
-            parts.append(family.predict(model, np.ascontiguousarray(made.X[:end]), fold.test))
+            parts.append(family.predict(model, np.ascontiguousarray(seen.X[:end]), fold.test))
             events.emit("audit_fit", stage="audit", model=name, fold=fold.index, flip=flip.seed)
         arrays[name] = np.concatenate(parts)
     heads = head_names(bars.tf)

@@ -19,13 +19,17 @@ from macd.heads import head_names
 
 @dataclass(frozen=True)
 class Params:
-    """Small on purpose: with so little signal larger trees learn the noise (docs/LOG.md)."""
+    """Small on purpose: with so little signal larger trees learn the noise (docs/LOG.md).
+
+    features: the set that the trees see (macd/app/market/features `subset`).
+    """
 
     leaves: int = 15
     rate: float = 0.03
     rounds: int = 200
     feature_fraction: float = 0.4
     min_child: int = 200
+    features: str = "all"
 
     @classmethod
     def demo(cls) -> Params:

@@ -183,20 +183,20 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
         for family in ("lstm", "tft"):
-            entry = training.final(family, entries[family])
+            entry, X = training.final(family, entries[family]), training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {
                     "code": code,
                     "libraries": library_versions(("torch", "onnx", "onnxruntime")),
                     "model": key_of({name: blob.hex() for name, blob in entry.files.items()}),
-                    "X": training.data.X,
+                    "X": X,
                 }
             )
             stored = training.cache.get(key)
             if stored is None:
                 _, model = model_of(entry.files, family, tf)
-                difference = export.to_onnx(model, path, X=training.data.X, rows=rows)
+                difference = export.to_onnx(model, path, X=X, rows=rows)
                 stored = Entry({}, {path.name: path.read_bytes()}, {"difference": difference})
                 training.cache.put(key, stored)
             replace_file(path, stored.files[path.name], parents=True)

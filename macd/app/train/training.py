@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from macd.app.market import splits
-from macd.app.market.features import schema_hash
+from macd.app.market.features import schema_hash, subset
 from macd.app.train import engine, oof
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
@@ -74,7 +74,7 @@ class Training:
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
         s = self.settings
-        params = params_of(family, s.profile, s.params.get(family, {}))
+        params = self.params(family)
         made = [
             self._task(family, fold, params, s.seed + extra, keep=False)
             for extra in range(s.seeds)
@@ -148,16 +148,23 @@ class Training:
             "symbol": self.bars.symbol,
             "cross": sorted(self.bars.cross),
             "data_digest": self.bars.digest(),
+            "window_features": list(self.data.features),
             "schema_hash": schema_hash(self.data.features),
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
 
+    def params(self, family: str) -> Any:
+        """The parameters of a family's fits."""
+        return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
+
     def inputs(self, family: str) -> Inputs:
+        """What the fits of a family share: of X, the columns that its parameters choose."""
+        seen = self.data.seen_by(self.params(family))
         return Inputs(
-            X=self.data.X,
-            y=self.data.y,
-            features=self.data.features,
+            X=seen.X,
+            y=seen.y,
+            features=seen.features,
             tf=self.settings.tf,
             events=self.events.within(stage=family),
             checkpoints=self.cache.checkpoint("any").parent,
@@ -201,7 +208,7 @@ def stage(
 def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     """The profile's parameters with single values changed, also those of the nets' loop.
 
-    Raises UsageError for a name neither has.
+    Raises UsageError for a name neither has, and for a set of features that does not exist.
     """
     params = getattr(import_module(f"macd.app.train.{family}").Params, profile)()
     loop = getattr(params, "loop", None)
@@ -216,4 +223,6 @@ def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     if loop is not None:
         loop = dataclasses.replace(loop, **{k: v for k, v in changes.items() if k in inner})
         params = dataclasses.replace(params, loop=loop)
-    return dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    params = dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    subset((), getattr(params, "features", "all"))  # an unknown set is said before any fit
+    return params

@@ -15,11 +15,13 @@ import polars as pl
 import pytest
 
 from macd.app.market.bars import read_bars, write_bars
+from macd.app.market.features import schema_hash, subset
 from macd.app.predict.stacking import StackingModel
 from macd.app.train import oof, pipeline, stacking
 from macd.app.train.cache import Cache
 from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
+from macd.app.train.training import params_of
 from macd.errors import MacdError, RefusedError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -219,6 +221,22 @@ def test_a_changed_parameter_redoes_that_family_alone(again: Path, data_dir: Pat
     assert {model for model, _ in fitted(again, started)} == {"lstm"}
 
 
+def test_fewer_features_for_one_family(again: Path, data_dir: Path) -> None:
+    started = count(again)
+    params = {**SMALL["params"], "lgbm": {**SMALL["params"]["lgbm"], "features": "path"}}
+    train(again, data_dir, params=params)
+    assert {model for model, _ in fitted(again, started)} == {"lgbm"}
+    metas = [
+        json.loads((again / f"data/ml_models/{family}_1h_meta.json").read_text())
+        for family in ("lgbm", "lstm")
+    ]
+    assert metas[0]["features"] == list(subset(metas[1]["features"], "path"))
+    assert metas[0]["window_features"] == metas[1]["window_features"] == metas[1]["features"]
+    assert metas[0]["schema_hash"] == metas[1]["schema_hash"] == schema_hash(metas[1]["features"])
+    metrics = json.loads((again / "metrics.json").read_text())
+    assert set(metrics["importance"]["lgbm"]) == set(metas[0]["features"])
+
+
 def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_path: Path) -> None:
     bars = read_bars(SAMPLE)[:3200]
     row = pl.int_range(pl.len()) == 2300  # in the last fold's test, before the holdout
@@ -392,9 +410,9 @@ def test_every_problem_in_the_settings_is_named_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         settings_from({"profil": "demo", "seed": "seven", "criteria": {"speed": 1}})
     assert all(name in caught.value.why for name in ("profil", "seed", "speed"))
+    with pytest.raises(UsageError, match="'few' is no set of features"):
+        params_of("lgbm", "demo", {"features": "few"})
     with pytest.raises(UsageError, match="lstm has no depth"):
-        from macd.app.train.training import params_of  # noqa: PLC0415
-
         params_of("lstm", "demo", {"depth": 3})
 
 
