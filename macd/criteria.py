@@ -22,9 +22,13 @@ CriterionName = Literal[
     "stacking_oof_auc",
     "n_oof",
     "holdout_looks",
+    "stacking_vs_mean",
+    "stacking_vs_best",
     "files_exist",
     "onnx_test",
     "leak_audit",
+    "flag_matters",
+    "net_edge",
 ]
 Level = Literal["block", "warn"]  # what missing a criterion does to a release
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -51,9 +55,17 @@ GUIDE: dict[CriterionName, Rule] = {
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples of stacking", 10_000, "at least"),
     "holdout_looks": Rule("looks at the holdout", 1, "at most", "warn"),
+    "stacking_vs_mean": Rule("stacking minus the mean of the models, AUC, at best", 0, "at least"),
+    "stacking_vs_best": Rule(
+        "stacking minus the best base model, AUC, at best", 0, "at least", level="warn"
+    ),
     "files_exist": Rule("all model files exist", 1),
     "onnx_test": Rule("ONNX models agree with torch", 1),
     "leak_audit": Rule("leak audit", 1),
+    "flag_matters": Rule(
+        "share of actions that the stacking flag changes", 0.01, "at least", "warn"
+    ),
+    "net_edge": Rule("net edge of a trade in bp, lower bound", 0, "above", "warn"),
 }
 PARTS = ("val", "val_all", "test", "test_all")  # of a head's figures
 _SIGNS = {"at least": ">=", "below": "<", "at most": "<=", "above": ">"}

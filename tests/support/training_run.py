@@ -36,7 +36,10 @@ SETTINGS: dict[str, Any] = {
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },
 }
-_CODE = ("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py")
+_CODE = (
+    *("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py"),
+    *("macd/app/predict/policy.py", "macd/app/predict/combine.py"),
+)
 
 
 @functools.cache

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from macd.app.market.bars import step_ms, symbol_name
+from macd.app.predict.policy import KEYS, Policy, read_policy
 from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
 
@@ -49,7 +50,10 @@ class Flags:
 
 @dataclass(frozen=True)
 class Settings:
-    """symbol, tf, cross: what is watched. endpoint: unix:/PATH or HOST:PORT."""
+    """symbol, tf, cross: what is watched. endpoint: unix:/PATH or HOST:PORT.
+
+    policy: who decides; settings without one were written before there were policies.
+    """
 
     root: Path
     symbol: str
@@ -57,6 +61,7 @@ class Settings:
     cross: tuple[str, ...]
     endpoint: str
     feed: Feed
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def step(self) -> int:
@@ -78,6 +83,7 @@ class Settings:
         try:
             document = json.loads(path.read_bytes())
             feed = {k: v for k, v in document["feed"].items() if k in Feed.__annotations__}
+            policy = {k: v for k, v in document.get("policy", {}).items() if k in KEYS}
             settings = cls(
                 root=root,
                 symbol=symbol_name(document["symbol"]),
@@ -85,6 +91,7 @@ class Settings:
                 cross=tuple(symbol_name(name) for name in document.get("cross", ())),
                 endpoint=document["endpoint"],
                 feed=_checked(Feed(**feed)),
+                policy=read_policy(policy),
             )
             settings.step  # noqa: B018 - raises now for a timeframe that is none
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from macd.app.train import caveats, oof
+from macd.app.train import backtest, caveats, comparison, oof
 from macd.app.train.cache import Entry, code_digest, library_versions
 from macd.app.train.holdout import Span, look
 from macd.app.train.leak_audit import Audit
@@ -22,7 +22,17 @@ from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
 from macd.criteria import Outcome, evaluate, looks_meaning, measured
 from macd.errors import MacdError
-from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
+from macd.heads import (
+    BASELINE,
+    COMPARED,
+    FAMILIES,
+    NAMES,
+    explained,
+    head_names,
+    in_order,
+    kind_of,
+    shown,
+)
 from macd.host.durable import replace_file, sha256_of
 from macd.run_directory import FILES, auc_text, read_json
 
@@ -38,7 +48,7 @@ def measure(
     s, data, plan = training.settings, training.data, training.plan
     baseline = oof.volatility_baseline(data, plan, frame)
     frame = oof.with_model(frame, BASELINE, baseline)
-    models = oof.models_in(frame, (*MODELS, BASELINE))
+    models = oof.models_in(frame, COMPARED)
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
     best = {
         model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
@@ -66,6 +76,7 @@ def measure(
     return {
         "symbol": training.bars.symbol,
         "cross": sorted(training.bars.cross),
+        "panel": sorted(training.others),
         "tf": s.tf,
         "profile": s.profile,
         "seed": s.seed,
@@ -92,6 +103,7 @@ def measure(
         "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
+        "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {
             family: [
@@ -137,9 +149,11 @@ def judge(
     """Each criterion of the settings against what this training measured."""
     s = training.settings
     values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
+    for found, about in (comparison.criteria(metrics), backtest.criteria_of(metrics["policies"])):
+        values |= {name: (value, about.get(name, "")) for name, value in found.items()}
     if differences:  # a failed comparison ends the run before this
         values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
-    files = expected_files(s.mode, s.stages, s.tf)
+    files = expected_files(s.mode, s.stages, s.tf, s.families)
     files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0, ", ".join(absent) or f"{len(files)} files"
@@ -160,13 +174,16 @@ def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
             }
             for model, heads in metrics["models"].items()
         },
+        "stacking_worth": comparison.worth(metrics),
         "criteria": {outcome.name: outcome.ok for outcome in outcomes},
         "blocked_by": [o.name for o in outcomes if not o.ok and o.level == "block"],
     }
 
 
 def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
-    """What is printed when a training is done: AUCs in the guide's shape, baseline, criteria."""
+    """What is printed when a training is done: AUCs in the guide's shape, all on the same bars,
+    differences, criteria, and last what stacking is worth beside the mean.
+    """
     share = 100 * float(metrics["min_move"])
     tf = str(metrics["tf"])
     lines = [
@@ -175,18 +192,24 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         f"{len(metrics['folds'])} folds, profile {metrics['profile']}, seed {metrics['seed']}",
         f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
         "beside it the sign on ALL bars",
+        "All on the same bars: those of which every model speaks",
         *filter(None, [explained(tf)]),
     ]
-    for model in MODELS:
+    for model in COMPARED:
         if model in metrics["models"]:
-            lines += ["", *_model_lines(NAMES[model], metrics["models"][model], tf)]
-            lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
-    lines += ["", *_model_lines(NAMES[BASELINE], metrics["models"][BASELINE], tf)]
+            same = comparison.figures_of(metrics["comparison"], model)
+            lines += ["", *_model_lines(NAMES[model], same, tf)]
+            if model != BASELINE:
+                lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
+    lines += comparison.difference_lines(metrics)
+    lines += ["", *backtest.closing_lines(metrics["policies"], tf)]
     looks = metrics["holdout"]["looks"]
     said = [f"Holdout: {looks_meaning(looks)}."] if looks > 1 else []
     lines += ["", *(f"! {text}" for text in [*metrics["caveats"], *said])]
     if outcomes:
         lines += ["", "Criteria", *(outcome.line() for outcome in outcomes)]
+    if worth := comparison.worth(metrics):
+        lines += ["", worth]
     return lines
 
 
@@ -203,23 +226,29 @@ def _figures(head: Mapping[str, Any]) -> str:
     )
 
 
-def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
-    """The files a run of this mode must leave, relative to its directory."""
+def expected_files(
+    mode: str, stages: Iterable[str], tf: str, families: Sequence[str] = FAMILIES
+) -> list[Path]:
+    """The files a run of this mode and these base models must leave, relative to its directory."""
+    nets = [family for family in families if kind_of(family) != "lgbm"]
     by_stage = {
         "verify": [Path(FILES.bars)],
-        "lgbm": [
-            *(MODEL_DIR / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
-            Path(FILES.meta("lgbm", tf)),
-        ],
-        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", Path(FILES.meta("lstm", tf))],
-        "tft": [MODEL_DIR / f"tft_{tf}.pt", Path(FILES.meta("tft", tf))],
-        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path(FILES.onnx)],
+        "onnx": [*(MODEL_DIR / f"{family}_{tf}.onnx" for family in nets), Path(FILES.onnx)],
         "stacking": [Path(FILES.stacking(tf)), Path(FILES.out_of_fold(tf)), Path(FILES.audit)],
     }
+    for family in families:
+        models = (
+            [f"{family}_{tf}.pt"]
+            if family in nets
+            else [f"{family}_{tf}_{head}.txt" for head in head_names(tf)]
+        )
+        made = by_stage.setdefault(kind_of(family), [])
+        made += [*(MODEL_DIR / name for name in models), Path(FILES.meta(family, tf))]
     wanted = stages if mode == "all" else [mode]
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":
         files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
+        files.append(Path(FILES.policies(tf)))
     return files
 
 
