@@ -32,6 +32,7 @@ CriterionName = Literal[
 ]
 Level = Literal["block", "warn"]  # what missing a criterion does to a release
 LEVELS: tuple[Level, ...] = get_args(Level)
+Measured = tuple[float | None, str]  # a criterion's value, None where unknown, and details of it
 MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"  # of a training and of a service, see `n_oof_samples`
 
 
@@ -92,15 +93,13 @@ def is_met(name: str, value: float, threshold: float) -> bool:
     return _MET[rule_of(name).wanted](value, threshold)
 
 
-def measured(
-    metrics: Mapping[str, Any], stacking: Mapping[str, Any]
-) -> dict[str, tuple[float | None, str]]:
+def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[str, Measured]:
     """What a run's own documents say of the criteria: value and details by name.
 
     A criterion that they don't tell of is left out. metrics: metrics.json. stacking: the JSON of
     the meta-model, {} where none was trained.
     """
-    values: dict[str, tuple[float | None, str]] = {}
+    values: dict[str, Measured] = {}
     models, best = metrics.get("models", {}), metrics.get("best_head", {})
     tf = str(metrics.get("tf", ""))
     if "lstm" in models and "lstm" in best:
@@ -138,9 +137,7 @@ def looks_meaning(looks: int) -> str:
     )
 
 
-def sure_drop(
-    val: Mapping[str, Any], test: Mapping[str, Any], luck: float = 0.0
-) -> tuple[float | None, str]:
+def sure_drop(val: Mapping[str, Any], test: Mapping[str, Any], luck: float = 0.0) -> Measured:
     """How far the test AUC lies below validation's at the least, with 95 % confidence; details.
 
     The one-sided lower limit of the difference of two independent figures, from their own 95 %
@@ -276,7 +273,7 @@ def parse_criteria(raw: Any) -> dict[str, Criterion]:
 
 def evaluate(
     criteria: Mapping[str, Criterion],
-    values: Mapping[str, tuple[float | None, str]],
+    values: Mapping[str, Measured],
 ) -> list[Outcome]:
     """Each criterion against its measured value; what was not measured is not met.
 
