@@ -116,7 +116,7 @@ def measure(
         "importance": {
             family: importance
             for family, fits in entries.items()
-            if (importance := training.final(family, fits).facts.get("importance"))
+            if (importance := _importance(training.final(family, fits)))
         },
         "fits": [
             {name: entry.facts[name] for name in _FIT_FACTS}
@@ -129,7 +129,10 @@ def measure(
 def _seed_spread(
     training: Training, entries: Mapping[str, list[Entry]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Validation AUCs by family for each seed: how much of a figure is chance."""
+    """Validation AUCs by family for each seed alone: how much of a figure is chance.
+
+    What is judged and shipped is the mean of the seeds.
+    """
     s = training.settings
     by_family: dict[str, list[dict[str, Any]]] = {}
     for seed in range(s.seed, s.seed + s.seeds):
@@ -138,6 +141,13 @@ def _seed_spread(
             aucs = rounded(oof.validation_aucs(frame, family, s.min_move))
             by_family.setdefault(family, []).append({"seed": seed, **aucs})
     return by_family
+
+
+def _importance(final: Sequence[Entry]) -> dict[str, float]:
+    """Shares by feature, mean over the seeds, largest first; {} for a family that names none."""
+    named: list[dict[str, float]] = [entry.facts.get("importance", {}) for entry in final]
+    mean = {name: sum(shares[name] for shares in named) / len(named) for name in named[0]}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
 
 def judge(
