@@ -106,12 +106,6 @@ def prove(
     return Proof(answer["golden"], answer["features_schema"], items)
 
 
-def remarks(run: Path, *, tf: str, env: Mapping[str, str]) -> list[str]:
-    """What a person should know before this run is released. env: of the service."""
-    question = {"run": str(run.absolute()), "tf": tf, "env": dict(env)}
-    return [str(text) for text in _ask("remarks", question)["remarks"]]
-
-
 def _compared(top: Path, tf: str, inputs: Mapping[str, Any] | None) -> list[Item]:
     question = {"top": str(top.absolute()), "tf": tf, "inputs": inputs}
     try:
@@ -200,7 +194,8 @@ def check_bars(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
 
     frames = {symbol: read_rows(path) for symbol, path in data.items()}
     main, limits = next(iter(frames)), BarLimits().changed(settings.limits)
-    findings = check_all(frames, main=main, tf=settings.tf, now=now, limits=limits)
+    panel = set(settings.panel_others) - {symbol_name(name) for name in settings.cross}
+    findings = check_all(frames, main=main, tf=settings.tf, now=now, limits=limits, panel=panel)
     findings = judged(findings, settings.accept)
     checked = []
     for symbol, rows in frames.items():

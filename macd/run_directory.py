@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import BASELINE, FAMILIES, MODELS, in_order, shown
+from macd.heads import BASES, COMPARED, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class RunFiles:
     def out_of_fold(self, tf: str) -> str:
         """The out-of-fold table."""
         return f"{self.tables}/oof_{tf}.parquet"
+
+    def policies(self, tf: str) -> str:
+        """What policies would have earned, day by day."""
+        return f"{self.tables}/policies_{tf}.parquet"
 
 
 FILES = RunFiles()
@@ -106,7 +110,7 @@ class TrainingRun:
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
-        return {name: made[name] for name in (*MODELS, BASELINE) if name in made}
+        return {name: made[name] for name in COMPARED if name in made}
 
     @property
     def heads(self) -> list[str]:
@@ -150,7 +154,7 @@ def read_run(directory: Path) -> TrainingRun:
     settings = read_json(directory / FILES.settings, {})
     metrics = read_json(directory / FILES.metrics, {})
     tf = _timeframe(metrics, settings)
-    metas = {name: read_json(directory / FILES.meta(name, tf), {}) for name in FAMILIES}
+    metas = {name: read_json(directory / FILES.meta(name, tf), {}) for name in BASES}
     findings = read_json(directory / FILES.bars, None)
     return TrainingRun(
         directory=directory,

@@ -1,4 +1,4 @@
-"""The options of a training that both halves offer: choices and defaults, in one table.
+"""The options that both halves offer, of a training and of the policy it evaluates, in one table.
 
 The inventory reads them for its files, the training for its settings and flags. The profile's
 default is not here: production trains `full`, a training by hand `demo`. Standard library alone: a
@@ -12,6 +12,8 @@ from typing import Literal, get_args
 Stage = Literal["verify", "lgbm", "lstm", "tft", "onnx", "stacking"]
 Profile = Literal["demo", "full"]
 Engine = Literal["local", "ray"]
+PolicyKind = Literal["tilt", "threshold"]  # how actions follow from the models' word
+Hold = Literal["horizon", "signal"]  # when a position ends
 FindingName = Literal[  # about bars, and a person may accept it as the market itself
     "gap",
     "missing",
@@ -34,3 +36,5 @@ TF = "1h"
 SEED = 7
 ENGINE: Engine = "local"
 MIN_MOVE = 0.003  # of |return|, a fraction: bars that moved less are not trained on
+LONG, SHORT = 0.60, 0.40  # probabilities of "up" at which a threshold policy acts
+FEE_BPS, SLIPPAGE_BPS = 10.0, 2.0  # a taker's fee on a large spot exchange, and half its spread

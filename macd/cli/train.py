@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import confirm, emit, safe, verb
+from macd.criteria import MIN_SAMPLES
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
 _RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
-_PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
+_PASSED_ON = (MIN_SAMPLES,)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
 _EVERY_S, _FIT_EVERY_S = 10.0, 1.0
 _SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "resumed")
@@ -55,6 +56,7 @@ EXIT_CODES = {
     | {
         "symbol": "what to train on (default: the inventory's)",
         "cross": "other assets for features, as BTCUSDT,SOLUSDT (default: the inventory's)",
+        "panel": "assets that train global models too (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",
@@ -70,6 +72,7 @@ def train(
     host: str = "",
     symbol: str = "",
     cross: str = "",
+    panel: str = "",
     profile: str = "",
     seed: int = -1,
     engine: str = "",
@@ -89,7 +92,8 @@ def train(
 
     inv = load(inventory)
     machine = record.train_host(inv, host)
-    flags = {"symbol": symbol, "cross": cross, "profile": profile, "engine": engine, "mode": mode}
+    flags = {"symbol": symbol, "cross": cross, "panel": panel, "profile": profile}
+    flags |= {"engine": engine, "mode": mode}
     changes = {**_settings_file(settings), **{k: v for k, v in flags.items() if v}}
     if seed >= 0:
         changes["seed"] = seed

@@ -150,6 +150,7 @@ def _service_settings(host: Host, inventory: Inventory, state: HostState) -> str
         "endpoint": state.endpoint,
         "env": host.env,
         "feed": _feed(inventory),
+        "policy": inventory.service.policy.model_dump(mode="json"),
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from macd.criteria import GUIDE, CriterionName, Level
 from macd.errors import UsageError
+from macd.heads import is_head
 from macd.inventory.names import (
     Endpoint,
     FlagName,
@@ -41,13 +42,19 @@ from macd.inventory.names import (
 )
 from macd.train_options import (
     ENGINE,
+    FEE_BPS,
+    LONG,
     MIN_MOVE,
     SEED,
+    SHORT,
+    SLIPPAGE_BPS,
     STAGES,
     SYMBOL,
     TF,
     Engine,
     FindingName,
+    Hold,
+    PolicyKind,
     Profile,
     Stage,
 )
@@ -166,6 +173,7 @@ class TrainSettings(_Model):
     symbol: Symbol = SYMBOL
     tf: Timeframe = TF
     cross: tuple[Symbol, ...] = ()
+    panel: tuple[Symbol, ...] = ()
     data_dir: LocalPath
     seed: Annotated[int, Field(ge=0, lt=2**31)] = SEED
     engine: Engine = ENGINE
@@ -183,7 +191,9 @@ class TrainSettings(_Model):
         """A file may name some criteria, or only their level: the rest stays as the guide says."""
         if not isinstance(given, dict):
             return given
-        guide: dict[str, Any] = {name: {"threshold": value} for name, value in GUIDE.items()}
+        guide: dict[str, Any] = {
+            name: {"threshold": rule.threshold, "level": rule.level} for name, rule in GUIDE.items()
+        }
         for name, value in given.items():
             guide[name] = {**guide.get(name, {}), **value} if isinstance(value, dict) else value
         return guide
@@ -244,6 +254,42 @@ class FeedSettings(_Model):
     stale_bars: Annotated[float, Field(gt=0, le=1000)] = 1
 
 
+class ThresholdSettings(_Model):
+    """Probabilities of "up": long at `long` and above, short at `short` and below."""
+
+    long: Share = LONG
+    short: Share = SHORT
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ThresholdSettings:
+        if self.short >= self.long:
+            raise ValueError("short below long")
+        return self
+
+
+class PolicySettings(_Model):
+    """How actions and positions follow from base rule and models, and what a trade costs.
+
+    The training gets the same and evaluates it (macd/app/predict/policy.py).
+    """
+
+    kind: PolicyKind = "tilt"
+    thresholds: dict[str, ThresholdSettings] = {"all": ThresholdSettings()}
+    long_only: bool = False
+    size: Annotated[float, Field(gt=0, le=1)] = 1
+    hold: Hold = "horizon"
+    fee_bps: Annotated[float, Field(ge=0, le=1000)] = FEE_BPS
+    slippage_bps: Annotated[float, Field(ge=0, le=1000)] = SLIPPAGE_BPS
+
+    @field_validator("thresholds")
+    @classmethod
+    def _of_heads(cls, thresholds: dict[str, ThresholdSettings]) -> dict[str, ThresholdSettings]:
+        for name in thresholds:
+            if name != "all" and not is_head(name):
+                raise ValueError(f"heads (5h at 1h, else h5) or all; {name} is neither")
+        return thresholds
+
+
 class ServiceSettings(_Model):
     """How the service runs on its hosts: as whom, where it answers, with what at most."""
 
@@ -255,6 +301,7 @@ class ServiceSettings(_Model):
     memory_max: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[MG]$")] = "500M"
     watchdog_s: Annotated[float, Field(ge=0, le=3600)] = 60
     feed: FeedSettings = FeedSettings()
+    policy: PolicySettings = PolicySettings()
     env: dict[FlagName, FlagValue] = {}
 
 

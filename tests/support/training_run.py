@@ -31,12 +31,15 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "device": "cpu",
     "params": {
-        "lgbm": {"rounds": 20},
+        "lgbm": {"rounds": 20, "features": "path"},  # fewer columns than the nets
         "lstm": {"hidden": 8, "projection": 8, "epochs": 4, "rows_per_epoch": 512},
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },
 }
-_CODE = ("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py")
+_CODE = (
+    *("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py"),
+    *("macd/app/predict/policy.py", "macd/app/predict/combine.py"),
+)
 
 
 @functools.cache

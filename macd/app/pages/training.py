@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures
-from macd.heads import MODELS, NAMES
+from macd.criteria import GUIDE, looks_at, looks_meaning
+from macd.heads import MODELS, NAMES, PANEL
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -57,6 +58,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         cautions=cautions(run),
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
+        yes_or_no=[name for name, rule in GUIDE.items() if not rule.wanted],
         move=f"{100 * float(run.metrics.get('min_move', 0)):g} %",
         all_figures=all_auc(run),
         validation=figures.auc_by_head(run, "val") if run.models else [],
@@ -77,9 +79,15 @@ def page(run: TrainingRun, host: str = "") -> str:
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
-        missing=[name for name in MODELS if name not in run.models],
+        looks=looks_at(run.metrics.get("holdout", {})),
+        missing=[name for name in _expected(run) if name not in run.models],
         names=NAMES,
     )
+
+
+def _expected(run: TrainingRun) -> list[str]:
+    """The models a whole training of these settings has."""
+    return [name for name in MODELS if name not in PANEL or run.settings.get("panel")]
 
 
 def verdict(run: TrainingRun) -> Verdict:
@@ -159,7 +167,7 @@ def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
 
 
 def cautions(run: TrainingRun) -> list[str]:
-    """What qualifies the numbers: audit, repeated use of the holdout, chance, baseline."""
+    """What qualifies the numbers: audit, what was chosen after looking, chance, baseline."""
     cautions = []
     model = headline(run)
     if run.audit and not run.audit.get("ok"):
@@ -167,12 +175,9 @@ def cautions(run: TrainingRun) -> list[str]:
         cautions.append(f"The leak audit did not pass ({failed}): treat every figure as unproven.")
     if model and not run.audit:
         cautions.append("No leak audit ran: nothing shows that these figures are free of leaks.")
-    openings = run.metrics.get("holdout", {}).get("openings", 1)
-    if openings > 1:
-        cautions.append(
-            f"{openings} different configurations have been evaluated on the holdout: its figures "
-            "are a choice among several, and too high."
-        )
+    if (looks := looks_at(run.metrics.get("holdout", {}))) > 1:
+        cautions.append(f"Holdout: {looks_meaning(looks)}.")
+    cautions += run.metrics.get("caveats", [])
     if model:
         cautions += _doubts(run, model)
     return cautions

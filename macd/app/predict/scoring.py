@@ -66,8 +66,8 @@ class Scores:
 class Scorer:
     """The models of one release, ready to run.
 
-    features: the columns of a window, in order. errors: what could not be loaded. heads: names of
-    the columns of every output.
+    features: the columns of a window, in order; each model is handed those that its meta names.
+    errors: what could not be loaded. heads: names of the columns of every output.
     """
 
     tf: str
@@ -124,10 +124,17 @@ class Scorer:
         errors = {name: why for name, why in self.errors.items() if name in FAMILIES}
         for family, predict in self.models.items():
             try:
-                scores[family] = _checked(predict(windows))
+                scores[family] = _checked(predict(self.seen_by(family, windows)))
             except Exception as error:  # the candidate's failure is an observation, not ours
                 errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
+
+    def seen_by(self, family: str, values: Floats) -> Floats:
+        """Of an array whose last axis is `features`, the columns that a family was trained on."""
+        own = tuple(self.metas.get(family, {}).get("features", self.features))
+        if own == self.features:
+            return values
+        return np.ascontiguousarray(values[..., [self.features.index(name) for name in own]])
 
     def score(self, window: Floats) -> Scores:
         """Everything for one raw window (48, F), whose last row is the bar that just closed."""
@@ -170,13 +177,23 @@ def _checked(p: Floats) -> Floats:
 def _shared_schema(
     metas: dict[str, dict[str, Any]], models: dict[str, Predict], errors: dict[str, str]
 ) -> tuple[tuple[str, ...], str]:
-    """The feature list most families share; a family that wants another one is dropped."""
-    lists = {family: tuple(metas[family]["features"]) for family in models}
-    chosen = max(lists.values(), key=list(lists.values()).count)
-    for family, features in lists.items():
-        if features != chosen:
+    """The window that most families share; a family of another one is dropped.
+
+    A family may use a part of its columns, in their order. Older models name no window: they use
+    all of it.
+    """
+    windows = {
+        family: tuple(metas[family].get("window_features") or metas[family]["features"])
+        for family in models
+    }
+    chosen = max(windows.values(), key=list(windows.values()).count)
+    for family, window in windows.items():
+        own = metas[family]["features"]
+        if window != chosen or own != [name for name in window if name in set(own)]:
             del models[family]
             errors[family] = "it was trained on other features than the other models"
+    if not models:
+        raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
     schema = next(metas[f]["schema_hash"] for f in models)
     return chosen, str(schema)
 
@@ -185,6 +202,7 @@ def _meta(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(_bytes(path))
         features = document["features"]
+        features = [*features, *document.get("window_features", [])]
         if not all(isinstance(name, str) for name in features) or not document["schema_hash"]:
             raise ModelError(f"{path.name} names no features")
         return dict(document)

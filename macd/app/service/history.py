@@ -67,6 +67,10 @@ class History:
         newest = self.frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
         return bool((newest == open_ms).any())
 
+    def count_after(self, open_ms: int) -> int:
+        """How many of its bars opened later."""
+        return int((self.frame["timestamp"].dt.epoch("ms") > open_ms).sum())
+
     def _take(self, bar: Bar, verdict: Verdict) -> None:
         self.doubtful = max(0, self.doubtful - 1)
         if verdict.missing:

@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any
 
 from macd.app.market import features
+from macd.app.predict.policy import FLAT, Position, base, decide, read_position
 from macd.app.predict.scoring import SEQ
 from macd.app.service.feed import Bar, Feed, Fresh, Item, Trouble
 from macd.app.service.health import Status
@@ -21,7 +22,6 @@ from macd.app.service.history import History, closes_later
 from macd.app.service.predictor import Prediction, Predictor, no_models
 from macd.app.service.settings import Settings
 from macd.app.service.signal_log import SignalLog, bar_time
-from macd.app.service.strategy import base, decide
 from macd.errors import MacdError
 
 NEED = features.bars_needed(SEQ)
@@ -62,12 +62,14 @@ class Loop:
         self._feed, self._log, self._status = feed, log, status
         self._stop, self._alive, self._now_ms = stop, alive, now_ms
         self._histories: dict[str, History] = {}
+        self._position, self._decided_ms = FLAT, -1  # what is held, and the bar it was decided on
 
     def begin(self) -> None:
         """Get the history of every symbol; a feed that is down is asked again until it is not."""
         while not self._stop.is_set():
             try:
                 self._remember(self._feed.begin(NEED, self._last_logged()))
+                self._take_up_position()
                 self._status.feed(self._feed.state)
                 return
             except MacdError as error:
@@ -86,6 +88,15 @@ class Loop:
         if last is None or not self._feed.live:
             return last
         return last if self._now_ms() - last <= NEED * self._settings.step else None
+
+    def _take_up_position(self) -> None:
+        """Go on with the position of the last line, where the bars go on behind it."""
+        last, line = self._last_logged(), self._log.last_signal
+        s, data = self._settings, line.get("data")
+        if last is None or (line.get("symbol"), line.get("tf")) != (s.symbol, s.tf):
+            return
+        raw = data.get("position") if isinstance(data, dict) else None
+        self._position, self._decided_ms = read_position(raw), last
 
     def run(self) -> None:
         """Until `stop` is set; what had arrived by then is finished first."""
@@ -111,6 +122,7 @@ class Loop:
     def _take(self, item: Item) -> None:
         if isinstance(item, Fresh):
             self._remember(item.history)
+            self._position, self._decided_ms = FLAT, -1
         elif isinstance(item, Trouble):
             self._warn(item.symbol, None, item.event, item.detail)
         else:
@@ -159,15 +171,21 @@ class Loop:
         closes = history.frame["close"]
         components: dict[str, Any] = {"close": bar.close}
         data: dict[str, Any] = {"action_taken": "HOLD", "sell_score": 0.0, "buy_score": 0.0}
+        decision = None
         if len(closes) > 1:
             signal = base(closes)
-            decision = decide(signal, prediction.p)
+            terms = self._settings.policy.at(prediction.fields["ml_horizon"])
+            held, elapsed = self._held(bar, history)
+            decision = decide(terms, signal.buy, signal.sell, prediction.p, held, elapsed)
             data = {
                 "action_taken": decision.action,
                 "sell_score": round(decision.sell, 3),
                 "buy_score": round(decision.buy, 3),
+                "position": decision.position.as_json(self._settings.policy.size),
             }
             components |= {
+                "policy": terms.kind,
+                **({} if terms.kind == "tilt" else {"long": terms.long, "short": terms.short}),
                 "macd": signal.macd,
                 "macd_signal": signal.signal,
                 "macd_hist": signal.hist,
@@ -180,7 +198,18 @@ class Loop:
             self._status.error(f"{bar_time(bar.open_ms)} {name}: {why}")
         seconds = time.perf_counter() - began
         seq = self._write("SIGNAL", bar.symbol, bar, data)
+        if decision is not None:
+            self._position, self._decided_ms = decision.position, bar.open_ms
         self._status.signalled(bar_time(bar.open_ms), seq, prediction.fields, seconds)
+
+    def _held(self, bar: Bar, history: History) -> tuple[Position, int]:
+        """The position held until now, and how many bars ago it was decided on.
+
+        Bars that came too late for a signal count, bars that never came do not.
+        """
+        if self._decided_ms >= bar.open_ms:  # a replay that begins again
+            return FLAT, 1
+        return self._position, history.count_after(self._decided_ms)
 
     def _predict(self, bar: Bar, history: History) -> Prediction:
         if self._predictor is None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from macd.app.market.bars import step_ms, symbol_name
+from macd.app.predict.policy import KEYS, Policy, read_policy
+from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
 
 FILE = "service.json"
@@ -48,7 +50,10 @@ class Flags:
 
 @dataclass(frozen=True)
 class Settings:
-    """symbol, tf, cross: what is watched. endpoint: unix:/PATH or HOST:PORT."""
+    """symbol, tf, cross: what is watched. endpoint: unix:/PATH or HOST:PORT.
+
+    policy: who decides; settings without one were written before there were policies.
+    """
 
     root: Path
     symbol: str
@@ -56,6 +61,7 @@ class Settings:
     cross: tuple[str, ...]
     endpoint: str
     feed: Feed
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def step(self) -> int:
@@ -77,6 +83,7 @@ class Settings:
         try:
             document = json.loads(path.read_bytes())
             feed = {k: v for k, v in document["feed"].items() if k in Feed.__annotations__}
+            policy = {k: v for k, v in document.get("policy", {}).items() if k in KEYS}
             settings = cls(
                 root=root,
                 symbol=symbol_name(document["symbol"]),
@@ -84,6 +91,7 @@ class Settings:
                 cross=tuple(symbol_name(name) for name in document.get("cross", ())),
                 endpoint=document["endpoint"],
                 feed=_checked(Feed(**feed)),
+                policy=read_policy(policy),
             )
             settings.step  # noqa: B018 - raises now for a timeframe that is none
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,14 +117,14 @@ def flags(environment: Mapping[str, str]) -> Flags:
     enabled = environment.get("ML_ENABLE_STACKING", "0")
     if enabled not in ("0", "1"):
         problems.append("ML_ENABLE_STACKING is neither 0 nor 1, taken as 0")
-    text = environment.get("ML_STACKING_MIN_SAMPLES", "") or "0"
+    text = environment.get(MIN_SAMPLES, "") or "0"
     least = int(text) if text.isdecimal() else 0
     if not text.isdecimal():
-        problems.append("ML_STACKING_MIN_SAMPLES is no whole number, taken as 0")
+        problems.append(f"{MIN_SAMPLES} is no whole number, taken as 0")
     # Of any other, and of what is not understood, nobody is shown the value: it may be a secret.
     understood = {
         "ML_ENABLE_STACKING": enabled in ("0", "1"),
-        "ML_STACKING_MIN_SAMPLES": bool(text.isdecimal()),
+        MIN_SAMPLES: bool(text.isdecimal()),
     }
     shown: dict[str, Any] = {
         k: v if understood.get(k) else "(hidden)"

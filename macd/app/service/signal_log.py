@@ -30,7 +30,8 @@ class SignalLog:
     """The one writer of a directory of signal lines.
 
     Attributes: seq, of the last line written. last_bar_ms: of the last line about a bar of the main
-    symbol that was here before, None if none. torn: bytes of a torn line that was ended at start.
+    symbol that was here before, None if none; last_signal: that line, {} if none. torn: bytes of a
+    torn line that was ended at start.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class SignalLog:
         self.torn = 0
         self.seq = 0
         self.last_bar_ms: int | None = None
+        self.last_signal: Mapping[str, Any] = {}
         try:
             days = sorted(m[1] for p in directory.iterdir() if (m := _NAME.fullmatch(p.name)))
             self._day = days[-1] if days else ""
@@ -116,8 +118,9 @@ class SignalLog:
                     if type(seq) is int and not self.seq:
                         self.seq = seq
                     opened = document.get("bar_time")
-                    if document.get("level") == "SIGNAL" and isinstance(opened, str):
-                        self.last_bar_ms = _epoch_ms(opened)
+                    about_a_bar = document.get("level") == "SIGNAL" and isinstance(opened, str)
+                    if about_a_bar and self.last_bar_ms is None:
+                        self.last_bar_ms, self.last_signal = _epoch_ms(opened), document
                     if self.seq and self.last_bar_ms is not None:
                         return
 

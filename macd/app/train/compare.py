@@ -59,7 +59,9 @@ def _largest_difference(place: Path, tf: str, document: Any) -> float:
     rows = np.arange(min(document["rows"]), len(X), dtype=np.int64)
     nets = {"lstm": lstm.load(place, tf).net, "tft": tft.load(place, tf).net}
     return max(
-        export.check((place / f"{name}_{tf}.onnx").read_bytes(), net, X=X, rows=rows)
+        export.check(
+            (place / f"{name}_{tf}.onnx").read_bytes(), net, X=scorer.seen_by(name, X), rows=rows
+        )
         for name, net in nets.items()
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
 from macd.app.train.metrics import rounded
-from macd.app.train.modelfiles import model_of
 from macd.app.train.settings import Settings
 from macd.app.train.training import Meter, Training, params_of, stage
 from macd.errors import MacdError, RefusedError
-from macd.heads import FAMILIES, head_names
+from macd.heads import head_names, kind_of
 from macd.host.durable import one_at_a_time, replace_file
 from macd.run_directory import FILES
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
 # The models fitted on sign-randomised bars: LightGBM, and in full a small LSTM too.
 _AUDITED = {"demo": ("lgbm",), "full": ("lgbm", "lstm")}
+_PANEL_FLIPS = 2  # of those series, how many a panel's LightGBM is fitted on: it costs ten times it
 
 Entries = Mapping[str, list[Entry]]
 
@@ -81,10 +81,11 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     training.meter.total = _planned_cost(training, stages)
     entries: dict[str, list[Entry]] = {}
-    for family in FAMILIES:
-        if family in stages:
+    for family in settings.families:
+        kind = kind_of(family)
+        if kind in stages:
             entries[family] = _fit_family(training, family)
-        elif mode in ("onnx", "stacking") and not (mode == "onnx" and family == "lgbm"):
+        elif mode in ("onnx", "stacking") and not (mode == "onnx" and kind == "lgbm"):
             entries[family] = training.needed(family, mode)
         elif (earlier := training.finished(family)) is not None:
             entries[family] = earlier
@@ -93,10 +94,11 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
     if "stacking" in stages:
         frame = _stack(training, entries, environment)
     else:
-        frame = training.predictions(entries)
+        frame = oof.with_mean(training.predictions(entries))
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
     audit = _audit(training, entries, metrics) if "stacking" in stages else None
     outcomes = results.judge(training, metrics, differences, audit)
 
@@ -119,11 +121,13 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
         findings = dataset.verify(settings, now, settings.out / FILES.bars)
         bars = dataset.read(settings)
         more = f"{counted(findings)} (verify.json)" if findings else ""
-        note = f"{bars.symbol} {len(bars.main):,} bars, no errors{more}"
+        beside = f", a panel of {1 + len(bars.panel)} assets" if bars.panel else ""
+        note = f"{bars.symbol} {len(bars.main):,} bars{beside}, no errors{more}"
         events.emit("note", stage="verify", note=note)
         (settings.out / "data_digest").write_text(bars.digest() + "\n")
     with stage(events, spent, "features"):
         data = dataset.build(bars, settings.min_move)
+        others = {n: dataset.build(b, settings.min_move) for n, b in bars.alone().items()}
         plan = dataset.plan(data, settings)
         dataset.require_moves(data, plan, settings.min_move, stacking=stacked)
     return Training(
@@ -136,28 +140,36 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
         meter=Meter(events.clock),
         spent=spent,
         checked=record(findings, Limits().changed(settings.limits)),
+        others=others,
     )
 
 
 def _planned_cost(training: Training, stages: Sequence[str]) -> float:
     """What the fits of these stages cost, the audit's included, in the meter's unit."""
     # Families that don't run are only asked where their parameters may be wrong: torch is slow.
-    asked = [name for name in FAMILIES if name in stages or training.settings.params.get(name)]
+    asked = [
+        name
+        for name in training.settings.families
+        if kind_of(name) in stages or training.settings.params.get(name)
+    ]
     fits = {name: [task.cost for task in training.tasks(name)] for name in asked}
-    total = sum(sum(costs) for name, costs in fits.items() if name in stages)
+    total = sum(sum(costs) for name, costs in fits.items() if kind_of(name) in stages)
     if "stacking" in stages:
-        total += training.settings.surrogate_count * _flip_cost(training)
+        total += sum(_flip_cost(training, i) for i in range(training.settings.surrogate_count))
     return total
 
 
 def _fit_family(training: Training, family: str) -> list[Entry]:
-    """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model."""
+    """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model.
+
+    With a panel each of these stages has two families, the asset's own and the panel's.
+    """
     s = training.settings
     with training.stage(family, f"{len(training.tasks(family))} fits"):
         entries = training.fit(family)
         frame = training.predictions({family: entries}, holdout=False)
         _, facts = _fix_head(training, frame, family)
-        module, model = model_of(training.final(family, entries).files, family, s.tf)
+        module, model = training.shipped(family, entries)
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
 
@@ -182,21 +194,24 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
     with training.stage("onnx"):
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
-        for family in ("lstm", "tft"):
-            entry = training.final(family, entries[family])
+        for family in (name for name in training.settings.families if kind_of(name) != "lgbm"):
+            final, X = training.final(family, entries[family]), training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {
                     "code": code,
                     "libraries": library_versions(("torch", "onnx", "onnxruntime")),
-                    "model": key_of({name: blob.hex() for name, blob in entry.files.items()}),
-                    "X": training.data.X,
+                    "model": [
+                        key_of({name: blob.hex() for name, blob in entry.files.items()})
+                        for entry in final
+                    ],
+                    "X": X,
                 }
             )
             stored = training.cache.get(key)
             if stored is None:
-                _, model = model_of(entry.files, family, tf)
-                difference = export.to_onnx(model, path, X=training.data.X, rows=rows)
+                _, model = training.shipped(family, entries[family])
+                difference = export.to_onnx(model, path, X=X, rows=rows)
                 stored = Entry({}, {path.name: path.read_bytes()}, {"difference": difference})
                 training.cache.put(key, stored)
             replace_file(path, stored.files[path.name], parents=True)
@@ -220,7 +235,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
     """
     s = training.settings
     with training.stage("stacking"):
-        frame = training.predictions({family: entries[family] for family in FAMILIES})
+        frame = training.predictions({family: entries[family] for family in s.families})
         params = stacking.Params(
             min_samples=stacking.min_samples(environment), embargo=training.plan.embargo
         )
@@ -232,7 +247,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
-        frame = oof.with_model(frame, "stacking", p)
+        frame = oof.with_mean(oof.with_model(frame, "stacking", p))
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame
@@ -244,7 +259,10 @@ def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
     return stacking.StackData(
         rows=rows,
         fold=frame["fold"].to_numpy(),
-        base={name: oof.columns(frame, f"p_{name}").astype(np.float32) for name in FAMILIES},
+        base={
+            name: oof.columns(frame, f"p_{name}").astype(np.float32)
+            for name in training.settings.families
+        },
         y=training.data.y[rows],
         context={name: training.data.X[rows, names.index(name)] for name in stacking.CONTEXT},
         heads=head_names(training.settings.tf),
@@ -265,16 +283,27 @@ def _as_served(model: StackingModel, data: stacking.StackData) -> NDArray[np.flo
     return p
 
 
+def _evaluate_policies(
+    training: Training, frame: pl.DataFrame, best: Mapping[str, str]
+) -> dict[str, Any]:
+    """What policies would have earned at the head that the service decides by; writes the table."""
+    s, data = training.settings, training.data
+    head = best.get("stacking") or best.get("lstm") or head_names(s.tf)[0]
+    market = backtest.market_of(frame, data.close, data.times_ms, head, s.tf)
+    made = backtest.evaluate(market, s.policy, seed=s.seed)
+    oof.write(made.curves, s.out / FILES.policies(s.tf))
+    return made.document
+
+
 def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:
     """Stage audit: the leak audit of this training, written to leak_audit.json."""
     s = training.settings
-    families = _AUDITED[s.profile]
     with training.stage("audit", f"{s.surrogate_count} sign-randomised series"):
         flips = [
             leak_audit.Flip(
                 seed=s.seed + i,
-                families=families,
-                params={name: _audit_params(s, name) for name in families},
+                families=_audited(s, i),
+                params={name: _audit_params(s, name) for name in _audited(s, i)},
                 fit_seed=s.seed,
                 folds=s.fold_count,
                 initial=s.initial,
@@ -284,7 +313,7 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
             )
             for i in range(s.surrogate_count)
         ]
-        cost = _flip_cost(training)
+        nets = any(kind_of(name) != "lgbm" for name in _audited(s, 0))
         with training.meter.running():
             null = leak_audit.run_flips(
                 flips,
@@ -292,17 +321,20 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
                 cache=training.cache,
                 events=training.events,
                 engine_name=s.engine,
-                use=training.use("lgbm" if families == ("lgbm",) else "lstm"),
-                count=lambda *, cached: training.meter.add(cost, cached=cached),
+                use=training.use("lstm" if nets else "lgbm"),
+                count=lambda i, *, cached: training.meter.add(
+                    _flip_cost(training, i), cached=cached
+                ),
             )
         checks, by_family = leak_audit.judge_flips(null)
         fits: list[tuple[Task, Entry]] = []
         for family, fitted in entries.items():
             fits += zip(training.tasks(family), fitted, strict=True)
-        checks.append(leak_audit.check_provenance(fits, training.plan))
-        checks.append(leak_audit.check_look_ahead(training.bars, training.data))
+        panels = {family: training.panel(family) for family in entries}
+        checks.append(leak_audit.check_provenance(fits, training.plan, panels))
+        checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
-        checks.append(leak_audit.check_too_good(results.interval_lows(metrics), allowed))
+        checks.append(leak_audit.check_too_good(metrics["models"], allowed))
         audit = leak_audit.Audit(tuple(checks), by_family, allowed)
         for check in audit.checks:
             mark = "✓" if check.ok else "✗"
@@ -313,28 +345,40 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
     return audit
 
 
+def _audited(settings: Settings, i: int) -> tuple[str, ...]:
+    """The models fitted on the i-th sign-randomised series."""
+    panel = ("lgbm_panel",) if settings.panel and i < _PANEL_FLIPS else ()
+    return (*_AUDITED[settings.profile], *panel)
+
+
 def _audit_params(settings: Settings, family: str) -> Any:
-    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
-    profile = settings.profile if family == "lgbm" else "demo"
-    return params_of(family, profile, settings.params.get(family, {}))
+    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would.
+
+    One bag: the others see the same rows.
+    """
+    trees = kind_of(family) == "lgbm"
+    one = {"bags": 1} if trees else {}
+    changes = {**settings.params.get(family, {}), **one}
+    return params_of(family, settings.profile if trees else "demo", changes)
 
 
-def _flip_cost(training: Training) -> float:
+def _flip_cost(training: Training, i: int) -> float:
     s = training.settings
     return sum(
-        Task(name, fold, fold.train, _audit_params(s, name), s.seed).cost
-        for name in _AUDITED[s.profile]
-        for fold in training.plan.folds
+        replace(task, params=_audit_params(s, name)).cost
+        for name in _audited(s, i)
+        for task in training.tasks(name)
+        if task.seed == s.seed and not task.keep
     )
 
 
 def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     s = training.settings
     seconds = round(training.events.clock() - started, 3)
-    whole = results.expected_files("all", s.stages, s.tf)
+    whole = results.expected_files("all", s.stages, s.tf, s.families)
     result = results.write_result(
         s.out,
-        results.expected_files(s.mode, s.stages, s.tf),
+        results.expected_files(s.mode, s.stages, s.tf, s.families),
         {
             "mode": s.mode,
             "complete": s.mode == "all" or results.missing(s.out, whole) == [],

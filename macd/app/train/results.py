@@ -12,21 +12,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from macd.app.train import oof
-from macd.app.train.cache import Entry, code_digest, key_of, library_versions
-from macd.app.train.events import append_line, read_events
+from macd.app.train import backtest, caveats, comparison, oof
+from macd.app.train.cache import Entry, code_digest, library_versions
+from macd.app.train.holdout import Span, look
 from macd.app.train.leak_audit import Audit
 from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
-from macd.criteria import Outcome, evaluate
+from macd.criteria import Outcome, evaluate, looks_meaning, measured
 from macd.errors import MacdError
-from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
+from macd.heads import (
+    BASELINE,
+    COMPARED,
+    FAMILIES,
+    NAMES,
+    explained,
+    head_names,
+    in_order,
+    kind_of,
+    shown,
+)
 from macd.host.durable import replace_file, sha256_of
-from macd.run_directory import FILES, auc_text
+from macd.run_directory import FILES, auc_text, read_json
 
 MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -36,21 +44,29 @@ _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxrunti
 def measure(
     training: Training, entries: Mapping[str, list[Entry]], frame: pl.DataFrame
 ) -> dict[str, Any]:
-    """The content of metrics.json. The holdout is opened here; the ledger counts how often."""
+    """The content of metrics.json. The holdout is opened here; the ledger counts the looks."""
     s, data, plan = training.settings, training.data, training.plan
     baseline = oof.volatility_baseline(data, plan, frame)
     frame = oof.with_model(frame, BASELINE, baseline)
-    models = oof.models_in(frame, (*MODELS, BASELINE))
+    models = oof.models_in(frame, COMPARED)
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
     best = {
         model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
         for model, heads in figures.items()
     }
-    holdout = frame.filter(pl.col("fold") == oof.HOLDOUT)
-    openings = open_holdout(
+    validation, holdout = (
+        Span(training.bars.symbol, s.tf, *(int(data.times_ms[row]) for row in ends))
+        for ends in (
+            (plan.folds[0].test[0], plan.folds[-1].test[-1]),
+            (plan.holdout.test[0], plan.holdout.test[-1]),
+        )
+    )
+    tested = frame.filter(pl.col("fold") == oof.HOLDOUT)
+    looks = look(
         training.cache.root / "holdout.jsonl",
+        holdout,
         training.bars.digest(),
-        {model: oof.columns(holdout, f"p_{model}") for model in models},
+        {model: oof.columns(tested, f"p_{model}") for model in models},
         training.events.clock(),
     )
 
@@ -60,6 +76,7 @@ def measure(
     return {
         "symbol": training.bars.symbol,
         "cross": sorted(training.bars.cross),
+        "panel": sorted(training.others),
         "tf": s.tf,
         "profile": s.profile,
         "seed": s.seed,
@@ -80,10 +97,13 @@ def measure(
         "holdout": {
             "from": when(int(plan.holdout.test[0])),
             "to": when(int(plan.holdout.test[-1])),
-            "openings": openings,
+            "looks": looks,
+            "openings": looks,  # its old name
         },
+        "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
+        "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {
             family: [
@@ -96,7 +116,7 @@ def measure(
         "importance": {
             family: importance
             for family, fits in entries.items()
-            if (importance := training.final(family, fits).facts.get("importance"))
+            if (importance := _importance(training.final(family, fits)))
         },
         "fits": [
             {name: entry.facts[name] for name in _FIT_FACTS}
@@ -106,38 +126,13 @@ def measure(
     }
 
 
-def open_holdout(
-    ledger: Path, data_digest: str, predicted: Mapping[str, NDArray[np.float64]], now: float
-) -> int:
-    """Record that these predictions are now evaluated on the holdout of these bars.
-
-    `predicted`: each model's predictions of the holdout, the meta-model's too; other predictions
-    are another configuration. Returns the largest number of configurations of one model that were
-    evaluated on these bars so far; above 1 the figures are a choice among several, and the report
-    says so. The ledger lies with the cache: runs that share a cache share it, and a fresh cache
-    remembers nothing.
-    """
-    lines = read_events(ledger)
-    most = 0
-    for model, p in predicted.items():
-        configuration = key_of({"p": p})
-        earlier = {
-            line["recipe"]
-            for line in lines
-            if (line["data"], line["model"]) == (data_digest, model)
-        }
-        if configuration not in earlier:
-            line = {"t": now, "data": data_digest, "model": model, "recipe": configuration}
-            ledger.parent.mkdir(parents=True, exist_ok=True)
-            append_line(ledger, json.dumps(line))
-        most = max(most, len(earlier | {configuration}))
-    return most
-
-
 def _seed_spread(
     training: Training, entries: Mapping[str, list[Entry]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Validation AUCs by family for each seed: how much of a figure is chance."""
+    """Validation AUCs by family for each seed alone: how much of a figure is chance.
+
+    What is judged and shipped is the mean of the seeds.
+    """
     s = training.settings
     by_family: dict[str, list[dict[str, Any]]] = {}
     for seed in range(s.seed, s.seed + s.seeds):
@@ -148,15 +143,11 @@ def _seed_spread(
     return by_family
 
 
-def interval_lows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The highest lower interval end of each model and head, for the audit."""
-    return {
-        model: {
-            head: max(float(v[part]["low"] or 0.0) for part in ("val", "val_all", "test"))
-            for head, v in heads.items()
-        }
-        for model, heads in metrics["models"].items()
-    }
+def _importance(final: Sequence[Entry]) -> dict[str, float]:
+    """Shares by feature, mean over the seeds, largest first; {} for a family that names none."""
+    named: list[dict[str, float]] = [entry.facts.get("importance", {}) for entry in final]
+    mean = {name: sum(shares[name] for shares in named) / len(named) for name in named[0]}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
 
 def judge(
@@ -166,38 +157,19 @@ def judge(
     audit: Audit | None,
 ) -> list[Outcome]:
     """Each criterion of the settings against what this training measured."""
-    s, models, best = training.settings, metrics["models"], metrics["best_head"]
-    values: dict[str, float | None] = {}
-    details: dict[str, str] = {}
-    if "lstm" in models:
-        head = models["lstm"][best["lstm"]]
-        val, test = head["val"]["value"], head["test"]["value"]
-        values["lstm_val_auc"] = val
-        details["lstm_val_auc"] = f"at {shown(best['lstm'], s.tf)}"
-        if val is not None and test is not None:
-            values["test_val_gap"] = abs(test - val)
-            details["test_val_gap"] = f"test {test:.3f}, validation {val:.3f}"
-    if "stacking" in models:
-        head = models["stacking"][best["stacking"]]
-        values["stacking_oof_auc"] = head["val"]["value"]
-        details["stacking_oof_auc"] = f"at {shown(best['stacking'], s.tf)}"
-        values["n_oof"] = head["val_all"]["n"]
-        details["n_oof"] = (
-            f"bars predicted by a meta-model that was not trained on them; {head['val']['n']:,} of "
-            f"them moved more than {100 * s.min_move:g} %"
-        )
-    if differences:
-        values["onnx_test"] = 1.0  # a failed comparison ends the run before this
-        details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
-    files = expected_files(s.mode, s.stages, s.tf)
+    s = training.settings
+    values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
+    values |= comparison.criteria(metrics) | backtest.criteria_of(metrics["policies"])
+    if differences:  # a failed comparison ends the run before this
+        values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
+    files = expected_files(s.mode, s.stages, s.tf, s.families)
     files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
-    values["files_exist"] = 0.0 if absent else 1.0
-    details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
+    values["files_exist"] = 0.0 if absent else 1.0, ", ".join(absent) or f"{len(files)} files"
     if audit is not None:
-        values["leak_audit"] = 1.0 if audit.ok else 0.0
-        details["leak_audit"] = ", ".join(c.name for c in audit.checks if not c.ok)
-    return evaluate(s.criteria, values, details)
+        failed = ", ".join(c.name for c in audit.checks if not c.ok)
+        values["leak_audit"] = 1.0 if audit.ok else 0.0, failed
+    return evaluate(s.criteria, values)
 
 
 def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -211,13 +183,16 @@ def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
             }
             for model, heads in metrics["models"].items()
         },
+        "stacking_worth": comparison.worth(metrics),
         "criteria": {outcome.name: outcome.ok for outcome in outcomes},
         "blocked_by": [o.name for o in outcomes if not o.ok and o.level == "block"],
     }
 
 
 def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
-    """What is printed when a training is done: AUCs in the guide's shape, baseline, criteria."""
+    """What is printed when a training is done: AUCs in the guide's shape, all on the same bars,
+    differences, criteria, and last what stacking is worth beside the mean.
+    """
     share = 100 * float(metrics["min_move"])
     tf = str(metrics["tf"])
     lines = [
@@ -226,22 +201,24 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         f"{len(metrics['folds'])} folds, profile {metrics['profile']}, seed {metrics['seed']}",
         f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
         "beside it the sign on ALL bars",
+        "All on the same bars: those of which every model speaks",
         *filter(None, [explained(tf)]),
     ]
-    for model in MODELS:
+    for model in COMPARED:
         if model in metrics["models"]:
-            lines += ["", *_model_lines(NAMES[model], metrics["models"][model], tf)]
-            lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
-    lines += ["", *_model_lines(NAMES[BASELINE], metrics["models"][BASELINE], tf)]
-    openings = metrics["holdout"]["openings"]
-    if openings > 1:
-        lines += [
-            "",
-            f"! {openings} different configurations have now been evaluated on the holdout: its "
-            "test AUCs are a choice among several, and too high",
-        ]
+            same = comparison.figures_of(metrics["comparison"], model)
+            lines += ["", *_model_lines(NAMES[model], same, tf)]
+            if model != BASELINE:
+                lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
+    lines += comparison.difference_lines(metrics)
+    lines += ["", *backtest.closing_lines(metrics["policies"], tf)]
+    looks = metrics["holdout"]["looks"]
+    said = [f"Holdout: {looks_meaning(looks)}."] if looks > 1 else []
+    lines += ["", *(f"! {text}" for text in [*metrics["caveats"], *said])]
     if outcomes:
         lines += ["", "Criteria", *(outcome.line() for outcome in outcomes)]
+    if worth := comparison.worth(metrics):
+        lines += ["", worth]
     return lines
 
 
@@ -258,23 +235,29 @@ def _figures(head: Mapping[str, Any]) -> str:
     )
 
 
-def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
-    """The files a run of this mode must leave, relative to its directory."""
+def expected_files(
+    mode: str, stages: Iterable[str], tf: str, families: Sequence[str] = FAMILIES
+) -> list[Path]:
+    """The files a run of this mode and these base models must leave, relative to its directory."""
+    nets = [family for family in families if kind_of(family) != "lgbm"]
     by_stage = {
         "verify": [Path(FILES.bars)],
-        "lgbm": [
-            *(MODEL_DIR / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
-            Path(FILES.meta("lgbm", tf)),
-        ],
-        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", Path(FILES.meta("lstm", tf))],
-        "tft": [MODEL_DIR / f"tft_{tf}.pt", Path(FILES.meta("tft", tf))],
-        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path(FILES.onnx)],
+        "onnx": [*(MODEL_DIR / f"{family}_{tf}.onnx" for family in nets), Path(FILES.onnx)],
         "stacking": [Path(FILES.stacking(tf)), Path(FILES.out_of_fold(tf)), Path(FILES.audit)],
     }
+    for family in families:
+        models = (
+            [f"{family}_{tf}.pt"]
+            if family in nets
+            else [f"{family}_{tf}_{head}.txt" for head in head_names(tf)]
+        )
+        made = by_stage.setdefault(kind_of(family), [])
+        made += [*(MODEL_DIR / name for name in models), Path(FILES.meta(family, tf))]
     wanted = stages if mode == "all" else [mode]
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":
         files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
+        files.append(Path(FILES.policies(tf)))
     return files
 
 

@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from macd.app.market import splits
-from macd.app.market.features import schema_hash
+from macd.app.market.features import asset_column, schema_hash, subset
+from macd.app.predict.combine import mean_of_logits
 from macd.app.train import engine, oof
+from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.modelfiles import model_of
+from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
 from macd.errors import MacdError, UsageError
+from macd.heads import PANEL, kind_of
 
 
 @dataclass
@@ -59,6 +65,7 @@ class Training:
     """Everything a stage needs. `spent` collects seconds and peak memory by stage.
 
     checked: with which limits the bars were checked, and what was accepted (accepted.record).
+    others: the other assets of the panel, by symbol.
     """
 
     settings: Settings
@@ -70,17 +77,20 @@ class Training:
     meter: Meter
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     checked: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Dataset] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
-        """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
+        """The family's fits: one per fold and seed, then one a seed before the holdout, kept."""
         s = self.settings
-        params = params_of(family, s.profile, s.params.get(family, {}))
+        seeds = range(s.seed, s.seed + s.seeds)
+        params = self.params(family)
         made = [
-            self._task(family, fold, params, s.seed + extra, keep=False)
-            for extra in range(s.seeds)
+            self._task(family, fold, params, seed, keep=False)
+            for seed in seeds
             for fold in self.plan.folds
         ]
-        return [*made, self._task(family, self.plan.holdout, params, s.seed, keep=True)]
+        holdout = self.plan.holdout
+        return [*made, *(self._task(family, holdout, params, seed, keep=True) for seed in seeds)]
 
     def fit(self, family: str) -> list[Entry]:
         """All entries of a family, in the order of `tasks`."""
@@ -120,52 +130,79 @@ class Training:
             )
         return entries
 
-    def final(self, family: str, entries: list[Entry]) -> Entry:
-        """The entry of the fit before the holdout: what is shipped is what the holdout tested."""
-        return next(e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep)
+    def final(self, family: str, entries: list[Entry]) -> list[Entry]:
+        """The fits before the holdout, one a seed: what the holdout tested is what is shipped."""
+        return [e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep]
+
+    def shipped(self, family: str, entries: list[Entry]) -> tuple[Any, Any]:
+        """The family's module, and its model before the holdout: of all seeds, as one."""
+        final = self.final(family, entries)
+        loaded = [model_of(entry.files, family, self.settings.tf) for entry in final]
+        module, models = loaded[0][0], [model for _, model in loaded]
+        return module, models[0] if len(models) == 1 else module.average(models)
 
     def predictions(
         self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
     ) -> pl.DataFrame:
         """The out-of-fold table with the given families; without the holdout until it is opened.
 
-        `seed`: whose fits, by default those of the training's own seed.
+        `seed`: whose fits; by default the mean of all seeds, in log-odds, as what is shipped.
         """
         frame = oof.table(self.data, self.plan)
-        wanted = self.settings.seed if seed is None else seed
         for family, fits in entries.items():
-            chosen = [
-                entry
-                for entry in fits
-                if entry.facts["seed"] == wanted and (holdout or entry.facts["fold"] != oof.HOLDOUT)
-            ]
-            frame = oof.with_model(frame, family, oof.from_entries(frame, chosen))
+            by_seed: dict[int, list[Entry]] = {}
+            for entry in fits:
+                if holdout or entry.facts["fold"] != oof.HOLDOUT:
+                    by_seed.setdefault(entry.facts["seed"], []).append(entry)
+            wanted = by_seed.values() if seed is None else [by_seed[seed]]
+            p = [oof.from_entries(frame, chosen) for chosen in wanted]
+            # The nets average unclipped; float32 holds nothing nearer to 1 than 6e-8.
+            mean = p[0] if len(p) == 1 else mean_of_logits(p, clip=1e-7).astype(np.float32)
+            frame = oof.with_model(frame, family, mean)
         return frame
 
     def lineage(self) -> dict[str, Any]:
         """What every model file says about where it came from."""
+        assets = sorted([self.bars.symbol, *self.others]) if self.others else []
+        window = (*self.data.features, *map(asset_column, assets))
         return {
             "symbol": self.bars.symbol,
             "cross": sorted(self.bars.cross),
+            "panel": sorted(self.others),
             "data_digest": self.bars.digest(),
-            "schema_hash": schema_hash(self.data.features),
+            "window_features": list(window),
+            "schema_hash": schema_hash(window),
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
 
+    def params(self, family: str) -> Any:
+        """The parameters of a family's fits."""
+        return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
+
+    def panel(self, family: str) -> Panel | None:
+        """The assets that a family is trained on; None where it is the asset's own model."""
+        if family not in PANEL:
+            return None
+        return panels.of(self.bars.symbol, self.data, self.others, self.params(family))
+
     def inputs(self, family: str) -> Inputs:
+        """What the fits of a family share: of X, the columns that its parameters choose."""
+        panel = self.panel(family)
+        seen = self.data.seen_by(self.params(family)) if panel is None else panel.tested
         return Inputs(
-            X=self.data.X,
-            y=self.data.y,
-            features=self.data.features,
+            X=seen.X,
+            y=seen.y,
+            features=seen.features,
             tf=self.settings.tf,
             events=self.events.within(stage=family),
             checkpoints=self.cache.checkpoint("any").parent,
+            panel=panel,
         )
 
     def use(self, family: str) -> engine.Resources:
         """Workers and devices; LightGBM is always fitted on the CPU."""
-        device = "cpu" if family == "lgbm" else self.settings.device
+        device = "cpu" if kind_of(family) == "lgbm" else self.settings.device
         return engine.resources(device, self.settings.workers)
 
     def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
@@ -174,11 +211,13 @@ class Training:
 
     def _task(self, family: str, fold: splits.Fold, params: Any, seed: int, *, keep: bool) -> Task:
         rows, stop = fold.train, None
-        if self.settings.inner_stop and family != "lgbm":
+        if self.settings.inner_stop and kind_of(family) != "lgbm":
             rows, stop = splits.inner_split(
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
-        return Task(family, fold, rows, params, seed, stop=stop, keep=keep)
+        panel = self.panel(family)
+        others = 0 if panel is None else panel.rows_of_others(rows)
+        return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
 
 
 @contextmanager
@@ -201,7 +240,7 @@ def stage(
 def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     """The profile's parameters with single values changed, also those of the nets' loop.
 
-    Raises UsageError for a name neither has.
+    Raises UsageError for a name neither has, and for a set of features that does not exist.
     """
     params = getattr(import_module(f"macd.app.train.{family}").Params, profile)()
     loop = getattr(params, "loop", None)
@@ -216,4 +255,6 @@ def params_of(family: str, profile: str, changes: Mapping[str, Any]) -> Any:
     if loop is not None:
         loop = dataclasses.replace(loop, **{k: v for k, v in changes.items() if k in inner})
         params = dataclasses.replace(params, loop=loop)
-    return dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    params = dataclasses.replace(params, **{k: v for k, v in changes.items() if k in outer})
+    subset((), getattr(params, "features", "all"))  # an unknown set is said before any fit
+    return params

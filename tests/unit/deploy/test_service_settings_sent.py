@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from macd.app.predict.policy import Policy, Thresholds
 from macd.app.service.settings import Feed, Settings
 from macd.deploy import desired
 from macd.errors import UsageError
@@ -16,7 +17,7 @@ from tests.unit.deploy.test_desired import inventory, rendered
 
 def read_there(tmp_path: Path, more: str) -> Settings:
     app = tmp_path / "app"
-    app.mkdir()
+    app.mkdir(parents=True)
     wanted = rendered(inventory(tmp_path, more), app=str(app))
     (app / "service.json").write_text(wanted.service_settings)
     return Settings.read(app)
@@ -31,6 +32,17 @@ def test_each_key_of_the_feed_reaches_the_service(tmp_path: Path) -> None:
     assert read.feed == Feed("ccxt", "", 7.0, 0.25, False, "kraken", "http://127.0.0.1:1/x", 3.0)
     assert (read.symbol, read.tf, read.step) == ("ETHUSDT", "4h", 4 * 3_600_000)
     assert read.endpoint == f"unix:{tmp_path}/app/state/run/health.sock"
+
+
+def test_each_key_of_the_policy_reaches_the_service(tmp_path: Path) -> None:
+    policy = (
+        "{kind: threshold, thresholds: {5h: {long: 0.7, short: 0.2}, all: {long: 0.55}},"
+        " long_only: true, size: 0.5, hold: signal, fee_bps: 4, slippage_bps: 1}"
+    )
+    read = read_there(tmp_path, f"service: {{feed: {{kind: replay}}, policy: {policy}}}\n")
+    thresholds = {"5h": Thresholds(0.7, 0.2), "all": Thresholds(0.55, 0.40)}
+    assert read.policy == Policy("threshold", thresholds, True, 0.5, "signal", 4, 1)
+    assert read_there(tmp_path / "usual", "").policy.at("5h") == Policy().at("5h")
 
 
 @pytest.mark.parametrize(

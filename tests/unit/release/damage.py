@@ -128,8 +128,8 @@ def other_weights(models: Path) -> None:
 
 def swap_features(models: Path) -> None:
     def swap(told: dict[str, Any]) -> None:
-        names = told["features"]
-        names[3], names[4] = names[4], names[3]
+        for names in (told["features"], told["window_features"]):
+            names[3], names[4] = names[4], names[3]
 
     for family in ("lgbm", "lstm", "tft"):
         edit_json(models / f"{family}_1h_meta.json", swap)
@@ -137,7 +137,7 @@ def swap_features(models: Path) -> None:
 
 def foreign_feature(models: Path) -> None:
     def change(told: dict[str, Any]) -> None:
-        told["features"][0] = "moon_phase"
+        told["features"][0] = told["window_features"][0] = "moon_phase"
 
     for family in ("lgbm", "lstm", "tft"):
         edit_json(models / f"{family}_1h_meta.json", change)

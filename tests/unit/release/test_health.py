@@ -218,3 +218,37 @@ def test_a_run_is_checked_on_bars_given_to_it() -> None:
     items = health.check(trained_run(), inputs=golden.inputs(bars, cross))
     assert failed(items) == {}
     assert "golden predictions" not in {item.name for item in items}
+
+
+def test_models_from_before_windows_were_named_are_read(top: Path) -> None:
+    def older(told: dict[str, Any]) -> None:
+        del told["window_features"]
+
+    lightgbm = {f"lgbm_1h_{name}" for name in ("5h.txt", "12h.txt", "24h.txt", "meta.json")}
+    for name in lightgbm:  # it uses fewer columns, which no model did then
+        gone(name)(top / MODELS)
+    for family in ("lstm", "tft"):
+        edit_json(top / MODELS / f"{family}_1h_meta.json", older)
+    before = Scorer.load(trained_run() / MODELS, "1h")
+    now = Scorer.load(top / MODELS, "1h")
+    assert now.features == before.features
+    assert set(now.models) == {"lstm", "tft"}
+
+
+def test_each_family_is_handed_the_columns_of_its_meta(top: Path) -> None:
+    scorer = Scorer.load(top / MODELS, "1h")
+    own = scorer.metas["lgbm"]["features"]
+    assert len(own) == 44 < len(scorer.features)
+    windows = np.random.default_rng(1).normal(size=(5, 48, len(scorer.features)))
+    windows = windows.astype(np.float32)
+    expected, _ = scorer.score_batch(windows)
+    unseen = [n for n, name in enumerate(scorer.features) if name not in own]
+    windows[:, :, unseen] = np.nan  # LightGBM must not notice, the nets must
+    changed, _ = scorer.score_batch(windows)
+    assert np.array_equal(changed["lgbm"], expected["lgbm"])
+    assert not np.array_equal(changed["lstm"], expected["lstm"])
+    scorer.models["lgbm"] = lambda given: given[:, -1, :3]
+    with_own, errors = scorer.score_batch(np.abs(windows) / 100)
+    first = [scorer.features.index(name) for name in own[:3]]
+    assert errors == {}
+    assert np.array_equal(with_own["lgbm"], (np.abs(windows) / 100)[:, -1, first])

@@ -17,9 +17,11 @@ import polars as pl
 from macd.app.market.bars import step_ms
 from macd.app.market.features import families
 from macd.app.market.features.windows import Array, Candles, candles
-from macd.errors import MacdError
+from macd.errors import MacdError, UsageError
 
 FEATURE_VERSION = 1  # raise it when a formula changes under a name that stays
+SETS = ("all", "own", "path")
+_PATH = ("ret_", "lag_", "path_", "yesterday_", "hour_", "half_day_", "week_")
 WARMUP = 480  # bars; outlasts every window, and leaves 1e-13 of an average's first bar
 
 
@@ -57,6 +59,29 @@ def feature_names(cross_symbols: Iterable[str] = ()) -> tuple[str, ...]:
     """Names in column order, with other assets' in alphabetical order of their symbols."""
     none = Candles(np.empty(0, np.int64), *(np.empty(0) for _ in range(5)))
     return tuple(_columns(none, dict.fromkeys(cross_symbols, none), step_ms("1h")))
+
+
+def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
+    """The features of a set of SETS among `names`, in their order.
+
+    all: every one. own: without the columns of other assets. path: the own returns and the clock.
+    Raises UsageError for a set that does not exist.
+    """
+    if which not in SETS:
+        raise UsageError(
+            f"features: {which!r} is no set of features", why=f"known: {', '.join(SETS)}"
+        )
+    if which == "all":
+        return tuple(names)
+    own = set(feature_names())
+    if which == "path":
+        own = {name for name in own if name.startswith(_PATH)}
+    return tuple(name for name in names if name in own)
+
+
+def asset_column(symbol: str) -> str:
+    """The column that tells a model of a panel whose bars these are: 1 on this asset's, else 0."""
+    return f"asset_{symbol}"
 
 
 def schema_hash(names: Sequence[str]) -> str:

@@ -10,8 +10,15 @@ import polars as pl
 import pytest
 
 from macd.app.market.bars import COLUMNS, read_bars
-from macd.app.market.features import FEATURE_VERSION, WARMUP, compute, feature_names, schema_hash
-from macd.errors import MacdError
+from macd.app.market.features import (
+    FEATURE_VERSION,
+    WARMUP,
+    compute,
+    feature_names,
+    schema_hash,
+    subset,
+)
+from macd.errors import MacdError, UsageError
 
 SAMPLE = Path("data/sample/BTCUSD_1h_2017-2019.parquet")
 PRICES = ("open", "high", "low", "close")
@@ -182,6 +189,18 @@ def test_the_schema_hash_changes_with_names_order_and_version():
     assert schema_hash(names) == hashlib.sha256(text.encode()).hexdigest()
     others = {schema_hash(names[::-1]), schema_hash(names[1:]), schema_hash(feature_names(["X"]))}
     assert len(others | {schema_hash(names)}) == 4
+
+
+def test_sets_keep_the_order_and_leave_other_assets_out():
+    every = feature_names(["ABC"])
+    assert subset(every, "all") == every
+    assert subset(every, "own") == feature_names()
+    path = subset(every, "path")
+    assert len(path) == 44  # as docs/LOG.md counted it
+    assert path == tuple(name for name in every if name in path)
+    assert not {"macd", "rsi_14", "body", "span_0"} & set(path)
+    with pytest.raises(UsageError, match="'few' is no set"):
+        subset(every, "few")
 
 
 def test_docs_list_exactly_the_features():

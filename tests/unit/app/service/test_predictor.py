@@ -85,17 +85,19 @@ def test_the_average_weighs_by_validation(scorer: Scorer, bars: pl.DataFrame) ->
     def known(value: float) -> Callable[[Floats], Floats]:
         return lambda windows: np.full((len(windows), 3), value, np.float32)
 
+    assert scorer.stacking is not None
+    head = scorer.stacking.headline
     made = dataclasses.replace(
         scorer,
         models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
         metas={
-            "lgbm": {"val_auc": {"24h": 0.56}},
-            "lstm": {"val_auc": {"24h": 0.53}},
-            "tft": {"val_auc": {"24h": 0.40}},  # worse than chance: the least weight there is
+            "lgbm": {"val_auc": {head: 0.56}},
+            "lstm": {"val_auc": {head: 0.53}},
+            "tft": {"val_auc": {head: 0.40}},  # worse than chance: the least weight there is
         },
     )
     found = fields(made, bars)
-    assert found["ml_horizon"] == "24h"
+    assert found["ml_horizon"] == head
     expected = (0.06 * 0.2 + 0.03 * 0.6 + 0.01 * 0.9) / 0.10
     assert found["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
 

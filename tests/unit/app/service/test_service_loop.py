@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from macd.app.market.bars import read_bars
+from macd.app.predict.policy import Policy, Thresholds
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.service.feed import Bar, Feed, Fresh, Item, ReplayFeed, Trouble, bars_of
 from macd.app.service.health import Status
@@ -20,7 +21,7 @@ from macd.app.service.loop import NEED, Loop, StoppedError
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Settings, flags
 from macd.app.service.signal_log import SignalLog, bar_time
-from macd.errors import MacdError
+from macd.errors import MacdError, UsageError
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE
 
@@ -308,3 +309,97 @@ def test_a_restart_goes_on_behind_the_last_line(run: Run, tmp_path: Path) -> Non
     assert len(opened) == 200
     assert opened == [line["bar_time"] for line in lines]
     assert set(events(lines)) == {"signal"}
+
+
+ALWAYS_LONG = Policy("threshold", {"all": Thresholds(long=1e-6, short=0.0)}, size=0.5)
+NO_SIGNAL = Policy("threshold", {"all": Thresholds(long=1.0, short=0.0)}, size=0.5)
+
+
+def held(lines: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    told = [line["data"] for line in lines]
+    return [
+        (one["action_taken"], one["position"]["side"], one["position"]["bars_left"]) for one in told
+    ]
+
+
+def decide_by(run: Run, policy: Policy) -> None:
+    run.settings = dataclasses.replace(run.settings, policy=policy)
+
+
+def test_a_restart_finds_the_position_again_and_closes_it_in_time(run: Run) -> None:
+    decide_by(run, ALWAYS_LONG)
+    first = run(Scripted(run.stop, BARS[NEED : NEED + 1]))[-1]["data"]
+    horizon = int(first["components"]["ml_horizon"].removesuffix("h"))
+    assert first["position"] == {"side": "long", "size": 0.5, "bars_left": horizon}
+    assert (first["components"]["policy"], first["components"]["long"]) == ("threshold", 1e-6)
+    decide_by(run, NO_SIGNAL)
+    feed = Scripted(run.stop, BARS[NEED + 1 : NEED + 2 + horizon])
+    feed.known = BARS[1 : NEED + 1]
+    lines = run(feed)[1:]
+    left = [("HOLD", "long", horizon - gone) for gone in range(1, horizon)]
+    assert held(lines) == [*left, ("SELL", "flat", 0), ("HOLD", "flat", 0)]
+
+
+def test_bars_that_came_too_late_count_towards_the_horizon(run: Run) -> None:
+    decide_by(run, ALWAYS_LONG)
+    run(Scripted(run.stop, BARS[NEED : NEED + 1]))
+    decide_by(run, NO_SIGNAL)
+    run.now_ms = BARS[NEED + 4].open_ms + HOUR
+    feed = Scripted(run.stop, BARS[NEED + 1 : NEED + 5], live=True)
+    feed.known = BARS[1 : NEED + 1]
+    lines = run(feed)[1:]
+    assert events(lines) == ["stale", "stale", "signal", "signal"]
+    bars_left = [one["data"]["position"]["bars_left"] for one in lines[2:]]
+    assert bars_left[0] - bars_left[1] == 1
+    first = run_horizon(lines)
+    assert bars_left[0] == first - 3
+
+
+def run_horizon(lines: list[dict[str, Any]]) -> int:
+    return int(lines[-1]["data"]["components"]["ml_horizon"].removesuffix("h"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"symbol": "ETHUSD"}, {"tf": "2h"}, {"data": {"action_taken": "BUY"}}]
+)
+def test_another_series_and_a_line_of_an_earlier_version_begin_flat(
+    run: Run, change: dict[str, Any]
+) -> None:
+    decide_by(run, ALWAYS_LONG)
+    (line,) = run(Scripted(run.stop, BARS[NEED : NEED + 1]))
+    path = next(run.settings.live.glob("*.jsonl"))
+    path.write_text(json.dumps({**line, **change}) + "\n")
+    decide_by(run, NO_SIGNAL)
+    feed = Scripted(run.stop, BARS[NEED + 1 : NEED + 2])
+    feed.known = BARS[1 : NEED + 1]
+    assert held(run(feed)[1:]) == [("HOLD", "flat", 0)]
+
+
+def test_a_new_lap_begins_flat(run: Run) -> None:
+    decide_by(run, Policy("threshold", {"all": Thresholds(1.0, 0.0)}, hold="signal"))
+    path = run.settings.live / "trades_20200101.jsonl"
+    path.parent.mkdir(parents=True)
+    stored = {"level": "SIGNAL", "seq": 1, "symbol": "BTCUSD", "tf": "1h"}
+    stored["bar_time"] = bar_time(BARS[NEED + 8].open_ms)
+    path.write_text(
+        json.dumps({**stored, "data": {"position": {"side": "short", "bars_left": 3}}}) + "\n"
+    )
+    feed = Scripted(run.stop, [BARS[NEED + 9], Fresh({"BTCUSD": BARS[:NEED]}), BARS[NEED]])
+    feed.known = BARS[9 : NEED + 9]
+    run(feed)
+    lines = [json.loads(line) for line in sorted(run.settings.live.glob("*"))[-1].open()]
+    assert held(lines) == [("HOLD", "short", 2), ("HOLD", "flat", 0)]
+
+
+def test_settings_from_before_policies_and_from_later_ones_are_read(tmp_path: Path) -> None:
+    written = {"symbol": "BTCUSD", "tf": "1h", "endpoint": "127.0.0.1:1", "feed": {}}
+
+    def read(**more: Any) -> Policy:
+        (tmp_path / "service.json").write_text(json.dumps({**written, **more}))
+        return Settings.read(tmp_path).policy
+
+    assert read() == Policy()
+    assert read(policy={"kind": "threshold", "size": 0.5, "of_later": 1}).kind == "threshold"
+    with pytest.raises(UsageError, match=r"service\.json") as caught:
+        read(policy={"kind": "of_later"})
+    assert "kind: 'of_later'" in caught.value.why

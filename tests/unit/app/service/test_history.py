@@ -1,19 +1,16 @@
-"""Which bars may be computed with, and the base signal against figures worked out apart."""
+"""Which bars may be computed with."""
 
 from __future__ import annotations
 
 import math
 
 import hypothesis
-import polars as pl
 import pytest
-import talib
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.service.feed import Bar
 from macd.app.service.history import History, unusable
-from macd.app.service.strategy import Base, base, decide
 
 HOUR = 3_600_000
 
@@ -94,39 +91,3 @@ def test_a_bar_is_named_by_what_is_wrong_with_it() -> None:
     assert unusable(bar(1), HOUR) == ""
     assert "finite" in unusable(bar(1, open=math.inf), HOUR)
     assert "grid" in unusable(Bar("X", 1, 1, 1, 1, 1, 0), HOUR)
-
-
-def test_macd_is_talibs_once_its_first_bars_are_forgotten() -> None:
-    closes = pl.Series([100 + 10 * math.sin(i / 7) + i / 50 for i in range(527)])
-    ours = base(closes)
-    macd, line, hist = talib.MACD(closes.to_numpy(), 12, 26, 9)
-    assert ours.macd == pytest.approx(macd[-1], abs=1e-9)
-    assert ours.signal == pytest.approx(line[-1], abs=1e-9)
-    assert ours.hist == pytest.approx(hist[-1], abs=1e-9)
-
-
-def test_a_cross_upward_in_a_rising_market_buys_and_its_mirror_sells() -> None:
-    down_then_up = [100.0] * 300 + [100.0 + 4 * k for k in range(1, 3)]
-    up = base(pl.Series(down_then_up))
-    assert (up.buy, up.sell) == (50.0, 0.0)  # it crossed a bar ago: side, rising, trend
-    first = base(pl.Series(down_then_up[:-1]))
-    assert (first.buy, first.sell) == (100.0, 0.0)
-    mirrored = base(pl.Series([200.0 - value for value in down_then_up[:-1]]))
-    assert (mirrored.buy, mirrored.sell) == (0.0, 100.0)
-
-
-@pytest.mark.parametrize(
-    ("buy", "sell", "p", "action"),
-    [
-        (100.0, 0.0, None, "BUY"),
-        (0.0, 100.0, None, "SELL"),
-        (50.0, 0.0, None, "HOLD"),
-        (50.0, 0.0, 0.7, "BUY"),
-        (100.0, 0.0, 0.0, "BUY"),
-        (80.0, 0.0, 0.1, "HOLD"),
-        (100.0, 100.0, None, "HOLD"),
-        (100.0, 0.0, math.nan, "BUY"),
-    ],
-)
-def test_the_models_tilt_the_scores(buy: float, sell: float, p: float | None, action: str) -> None:
-    assert decide(Base(0, 0, 0, buy, sell), p).action == action
