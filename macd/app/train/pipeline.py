@@ -334,7 +334,7 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
         checks.append(leak_audit.check_provenance(fits, training.plan, panels))
         checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
-        checks.append(leak_audit.check_too_good(results.interval_lows(metrics), allowed))
+        checks.append(leak_audit.check_too_good(metrics["models"], allowed))
         audit = leak_audit.Audit(tuple(checks), by_family, allowed)
         for check in audit.checks:
             mark = "✓" if check.ok else "✗"

@@ -340,7 +340,7 @@ def test_the_modes_one_after_another_are_the_whole(
     whole = json.loads((done / "metrics.json").read_text())
     steps = json.loads((out / "metrics.json").read_text())
     assert steps["models"] == whole["models"]
-    assert steps["holdout"]["openings"] == 1
+    assert steps["holdout"]["looks"] == 1
 
 
 # What is refused, and said.
@@ -403,9 +403,11 @@ def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path
     params = {**SMALL["params"], "lgbm": {"rounds": 6}}
     train(again, data_dir, mode="lgbm", params=params)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
     said = [e.get("note", "") for e in read_events(again / "events.jsonl")]
-    assert any("2 different configurations" in note for note in said)
+    assert any("2 configurations of a model" in note for note in said)
+    assert all(f"! {text}" in said for text in metrics["caveats"])
+    assert "chosen by validation figures on BTC" in " ".join(metrics["caveats"])
 
 
 def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
@@ -419,7 +421,7 @@ def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
     monkeypatch.setattr(stacking, "Params", other)
     train(again, data_dir)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
 
 
 def test_too_few_bars_are_said(tmp_path: Path) -> None:
