@@ -17,9 +17,9 @@ CLIP = 1e-4  # how far a probability is kept from 0 and 1, whose log-odds are in
 Doubles = npt.NDArray[np.float64]
 
 
-def log_odds(p: npt.ArrayLike) -> Doubles:
-    """log(p / (1 - p)) as float64, p kept CLIP away from 0 and 1; NaN stays NaN."""
-    kept = np.clip(np.asarray(p, dtype=np.float64), CLIP, 1.0 - CLIP)
+def log_odds(p: npt.ArrayLike, clip: float = CLIP) -> Doubles:
+    """log(p / (1 - p)) as float64, p kept `clip` away from 0 and 1; NaN stays NaN."""
+    kept = np.clip(np.asarray(p, dtype=np.float64), clip, 1.0 - clip)
     return np.asarray(np.log(kept) - np.log1p(-kept))
 
 
@@ -28,7 +28,7 @@ def calibrated(p: npt.ArrayLike, slope: npt.ArrayLike) -> Doubles:
     return sigmoid(np.asarray(slope) * log_odds(p))
 
 
-def mean_of_logits(probabilities: Iterable[npt.ArrayLike]) -> Doubles:
+def mean_of_logits(probabilities: Iterable[npt.ArrayLike], *, clip: float = CLIP) -> Doubles:
     """The probability of "up" whose log-odds are the mean of the models' log-odds, as float64.
 
     probabilities: one entry a model, all numbers (`float()` the result) or all arrays of one shape.
@@ -37,7 +37,7 @@ def mean_of_logits(probabilities: Iterable[npt.ArrayLike]) -> Doubles:
     p = np.asarray(list(probabilities), dtype=np.float64)
     speaks = (p >= 0.0) & (p <= 1.0)
     count = speaks.sum(axis=0)
-    total = np.where(speaks, log_odds(p), 0.0).sum(axis=0)
+    total = np.where(speaks, log_odds(p, clip), 0.0).sum(axis=0)
     return sigmoid(total / np.where(count > 0, count, np.nan))
 
 

@@ -32,10 +32,10 @@ from macd.app.train.calibration import Prior, Scores, forward_chained
 from macd.app.train.fitdata import Facts, Floats, Rows
 from macd.app.train.metrics import auc, effective_n
 from macd.app.train.modelfiles import write_whole
+from macd.criteria import MIN_SAMPLES
 from macd.errors import RefusedError, UsageError
 from macd.heads import GUIDE, head_names
 
-MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 CONTEXT = ("hour_sin", "hour_cos")  # volatility regimes were tried and cost (docs/LOG.md)
 LIMIT = 8.0  # of an input's log-odds
 
