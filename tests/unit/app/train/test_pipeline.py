@@ -16,8 +16,9 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.market.features import schema_hash, subset
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import oof, pipeline, stacking
+from macd.app.train import dataset, lgbm, lstm, oof, pipeline, stacking, tft
 from macd.app.train.cache import Cache
 from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
@@ -159,25 +160,26 @@ def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
 
 def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     """Load what was written, predict the holdout, find the numbers of the table."""
-    from macd.app.train import dataset, lgbm, lstm, tft  # noqa: PLC0415 - families under test
-
     settings = settings_from(json.loads((done / "settings.json").read_text()))
     data = dataset.build(dataset.read(settings), settings.min_move)
     behind = table(done).filter(pl.col("fold") == -1)
     rows = np.searchsorted(data.times_ms, behind["bar_time"].dt.epoch("ms").to_numpy())
     for family in (lgbm, lstm, tft):
         name = family.__name__.rpartition(".")[2]
-        p = family.predict(family.load(done / "data/ml_models", "1h"), data.X, rows)
+        model = family.load(done / "data/ml_models", "1h")
+        seen = data.seen_by(model.params)
+        p = family.predict(model, seen.X, rows)
         np.testing.assert_array_equal(p[:, 0], behind[f"p_{name}_5h"].to_numpy())
         meta = json.loads((done / f"data/ml_models/{name}_1h_meta.json").read_text())
         assert meta["best_head"] in ("5h", "12h", "24h")
-        assert meta["features"] == list(data.features)
+        assert meta["features"] == list(seen.features)
+        assert meta["window_features"] == list(data.features)
         assert meta["schema_hash"]
-    model = StackingModel.from_json((done / "data/ml_models/stacking_meta_1h.json").read_bytes())
+    stacked = StackingModel.from_json((done / "data/ml_models/stacking_meta_1h.json").read_bytes())
     line = behind.row(0, named=True)
     base = {k[2:]: v for k, v in line.items() if k.startswith("p_") and "stacking" not in k}
     context = {n: float(data.X[rows[0], data.features.index(n)]) for n in stacking.CONTEXT}
-    found = model.probability(base, context)
+    found = stacked.probability(base, context)
     assert found["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
 
 
@@ -221,19 +223,24 @@ def test_a_changed_parameter_redoes_that_family_alone(again: Path, data_dir: Pat
     assert {model for model, _ in fitted(again, started)} == {"lstm"}
 
 
-def test_fewer_features_for_one_family(again: Path, data_dir: Path) -> None:
+def test_other_features_for_one_family(again: Path, data_dir: Path) -> None:
     started = count(again)
-    params = {**SMALL["params"], "lgbm": {**SMALL["params"]["lgbm"], "features": "path"}}
-    train(again, data_dir, params=params)
+    params = {**SMALL["params"], "lgbm": {**SMALL["params"]["lgbm"], "features": "all"}}
+    train(again, data_dir, params=params, stages=["verify", "lgbm", "lstm", "tft", "stacking"])
     assert {model for model, _ in fitted(again, started)} == {"lgbm"}
+    meta = json.loads((again / "data/ml_models/lgbm_1h_meta.json").read_text())
+    assert meta["features"] == meta["window_features"]
+
+
+def test_each_family_names_its_own_features_and_the_shared_window(done: Path) -> None:
     metas = [
-        json.loads((again / f"data/ml_models/{family}_1h_meta.json").read_text())
+        json.loads((done / f"data/ml_models/{family}_1h_meta.json").read_text())
         for family in ("lgbm", "lstm")
     ]
     assert metas[0]["features"] == list(subset(metas[1]["features"], "path"))
     assert metas[0]["window_features"] == metas[1]["window_features"] == metas[1]["features"]
     assert metas[0]["schema_hash"] == metas[1]["schema_hash"] == schema_hash(metas[1]["features"])
-    metrics = json.loads((again / "metrics.json").read_text())
+    metrics = json.loads((done / "metrics.json").read_text())
     assert set(metrics["importance"]["lgbm"]) == set(metas[0]["features"])
 
 
@@ -277,15 +284,35 @@ def test_two_workers_give_the_numbers_of_one(
         np.testing.assert_array_equal(entry.arrays["p"], same.arrays["p"])
 
 
-def test_more_seeds_show_how_much_is_luck(again: Path, data_dir: Path) -> None:
-    started = count(again)
-    train(again, data_dir, mode="lgbm", seeds=2)
-    assert [fold for model, fold in fitted(again, started)] == [2, 1, 0], "the new seed alone"
+@pytest.mark.parametrize("family", [lgbm, lstm])
+def test_more_seeds_show_how_much_is_luck_and_ship_as_one(
+    again: Path, data_dir: Path, family: Any
+) -> None:
+    name, before = family.__name__.rpartition(".")[2], table(again)
     metrics = json.loads((again / "metrics.json").read_text())
-    first, second = metrics["seeds"]["lgbm"]
+    alone = metrics["models"][name]["5h"]["val"]["value"]
+    started = count(again)
+    train(again, data_dir, mode=name, seeds=2)
+    new = sorted(str(fold) for _, fold in fitted(again, started))
+    assert new == ["0", "1", "2", "final"], "the new seed alone"
+    metrics = json.loads((again / "metrics.json").read_text())
+    first, second = metrics["seeds"][name]
     assert (first["seed"], second["seed"]) == (7, 8)
-    assert first["5h"] == pytest.approx(metrics["models"]["lgbm"]["5h"]["val"]["value"], abs=1e-4)
-    assert first["5h"] != second["5h"]
+    assert first["5h"] == pytest.approx(alone, abs=1e-4)
+    assert len({first["5h"], second["5h"], metrics["models"][name]["5h"]["val"]["value"]}) == 3
+
+    settings = settings_from(json.loads((again / "settings.json").read_text()))
+    data = dataset.build(dataset.read(settings), settings.min_move)
+    behind = before.filter(pl.col("fold") == -1)
+    rows = np.searchsorted(data.times_ms, behind["bar_time"].dt.epoch("ms").to_numpy())
+    shipped = family.load(again / "data/ml_models", "1h")
+    cache = Cache(again / "cache")
+    entries = [cache.get(path.stem) for path in cache.root.rglob(f"{name}-*.fit")]
+    final = [e.arrays["p"] for e in entries if e is not None and e.facts["fold"] == -1]
+    assert len(final) == 2
+    expected = mean_of_logits(final, clip=1e-7)
+    p = family.predict(shipped, data.seen_by(shipped.params).X, rows)
+    np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
 
 
 # Modes.
@@ -313,7 +340,7 @@ def test_the_modes_one_after_another_are_the_whole(
     whole = json.loads((done / "metrics.json").read_text())
     steps = json.loads((out / "metrics.json").read_text())
     assert steps["models"] == whole["models"]
-    assert steps["holdout"]["openings"] == 1
+    assert steps["holdout"]["looks"] == 1
 
 
 # What is refused, and said.
@@ -376,9 +403,11 @@ def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path
     params = {**SMALL["params"], "lgbm": {"rounds": 6}}
     train(again, data_dir, mode="lgbm", params=params)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
     said = [e.get("note", "") for e in read_events(again / "events.jsonl")]
-    assert any("2 different configurations" in note for note in said)
+    assert any("2 configurations of a model" in note for note in said)
+    assert all(f"! {text}" in said for text in metrics["caveats"])
+    assert "chosen by validation figures on BTC" in " ".join(metrics["caveats"])
 
 
 def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
@@ -392,7 +421,7 @@ def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
     monkeypatch.setattr(stacking, "Params", other)
     train(again, data_dir)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
 
 
 def test_too_few_bars_are_said(tmp_path: Path) -> None:
