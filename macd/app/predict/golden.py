@@ -28,9 +28,10 @@ from macd.app.market.bars import (
     step_ms,
     symbol_name,
 )
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError, UsageError
-from macd.heads import FAMILIES, in_order
+from macd.heads import FAMILIES, MEAN, in_order
 from macd.run_directory import FILES
 
 Bars = tuple[pl.DataFrame, dict[str, pl.DataFrame]]
@@ -42,7 +43,7 @@ FILE = Path("golden/golden.json")
 HOLDOUT = -1  # the `fold` of rows that the shipped models judged
 # LightGBM computes the same everywhere. Nets are fitted and judged on a GPU, in its precision, and
 # stacking takes their probabilities; another model than the trained one is off by more than either.
-HOLDOUT_TOLERANCES = {"lgbm": 1e-4, "lstm": 0.02, "tft": 0.02, "stacking": 0.02}
+HOLDOUT_TOLERANCES = {"lgbm": 1e-4, "lstm": 0.02, "tft": 0.02, "stacking": 0.02, MEAN: 0.02}
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def compare_with_training(
     compared = [(n, place[ms]) for n, ms in enumerate(times) if ms in place]
     off, worst, count = {}, 0.0, 0
     families: dict[str, None] = {}
-    for family in (*FAMILIES, "stacking"):
+    for family in (*FAMILIES, MEAN, "stacking"):
         for head in in_order(name.removeprefix(f"{family}_") for name in predicted):
             name, column = f"{family}_{head}", f"p_{family}_{head}"
             if name not in predicted or column not in stored.columns:
@@ -215,6 +216,8 @@ def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[f
         for family, p in base.items()
         for k, head in enumerate(scorer.heads)
     }
+    for k, head in enumerate(scorer.heads if base else ()):
+        predictions[f"{MEAN}_{head}"] = mean_of_logits(p[:, k] for p in base.values()).tolist()
     for n, row in enumerate(rows):
         by_family = {
             family: dict(zip(scorer.heads, map(float, p[n]), strict=True))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from macd.app.predict.combine import calibrated
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError, first_line
 from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
@@ -28,6 +29,7 @@ Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
 SEQ = 48
+_STEEPEST = 100.0  # of calibration slopes; no training gives more than 5
 MODELS = Path(FILES.models)
 _PARSE_TIMEOUT_S = 60
 # Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
@@ -92,6 +94,7 @@ class Scorer:
         for family in FAMILIES:
             try:
                 metas[family] = _meta(directory / f"{family}_{tf}_meta.json")
+                _slopes(metas[family], _heads(metas[family], tf))  # raises for unusable ones
                 models[family] = (
                     _load_lgbm(directory, tf, _heads(metas[family], tf))
                     if family == "lgbm"
@@ -119,12 +122,17 @@ class Scorer:
         return str(named) if named in self.heads else self.heads[0]
 
     def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
-        """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family."""
+        """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family.
+
+        Calibrated by the slopes that a family's meta names (macd/app/train/calibration.py).
+        """
         scores: dict[str, Floats] = {}
         errors = {name: why for name, why in self.errors.items() if name in FAMILIES}
         for family, predict in self.models.items():
             try:
-                scores[family] = _checked(predict(self.seen_by(family, windows)))
+                p = _checked(predict(self.seen_by(family, windows)))
+                slopes = _slopes(self.metas.get(family, {}), self.heads)
+                scores[family] = p if slopes is None else calibrated(p, slopes).astype(np.float32)
             except Exception as error:  # the candidate's failure is an observation, not ours
                 errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
@@ -172,6 +180,20 @@ def _checked(p: Floats) -> Floats:
     if p.min() < 0.0 or p.max() > 1.0:
         raise ModelError(f"output from {p.min():.3g} to {p.max():.3g}, not inside [0, 1]")
     return p
+
+
+def _slopes(meta: Mapping[str, Any], heads: tuple[str, ...]) -> list[float] | None:
+    """The calibration slope of each head; None for older models, which are served as they are."""
+    given = meta.get("calibration")
+    if given is None:
+        return None
+    try:
+        slopes = [float(given[head]) for head in heads]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"its calibration can't be read: {first_line(error)}") from error
+    if not all(0.0 < slope <= _STEEPEST for slope in slopes):
+        raise ModelError(f"its calibration {slopes} is not between 0 and {_STEEPEST:g}")
+    return slopes
 
 
 def _shared_schema(

@@ -152,7 +152,9 @@ def best_head(aucs: Mapping[str, float]) -> str:
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
-    """By head: val, val_all, test, test_all (see `Auc`), folds, reliability of the validation."""
+    """By head: val, val_all, test, test_all (see `Auc`), folds, and the reliability on all
+    validation bars.
+    """
     p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
     moves, signs = direction(returns, min_move), direction(returns, 0.0)
     times = frame["bar_time"].dt.epoch("ms").to_numpy()
@@ -177,7 +179,7 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
                 {"fold": int(index), **on(fold == index, moves)}
                 for index in np.unique(fold[validation])
             ],
-            "reliability": reliability(moves[validation, k], p[validation, k]),
+            "reliability": reliability(signs[validation, k], p[validation, k]),
         }
     return by_head
 
