@@ -109,6 +109,23 @@ def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
     assert requests.settings_of(book, {})["cross"] == ["ETHUSD"]
 
 
+def test_the_panels_bars_travel_and_the_symbol_is_one_of_them(inventory: Inventory) -> None:
+    for name in ("ETHUSD", "SOLUSD"):
+        (inventory.train.data_dir / f"{name}_1h.parquet").write_bytes(name.encode())
+    train = inventory.train.model_copy(update={"panel": ("BTCUSD", "ETHUSD", "SOLUSD")})
+    made = request(inventory.model_copy(update={"train": train}))
+    sent = {path for path in made.tree.files if path.startswith("data/")}
+    assert sent == {f"data/{name}_1h.parquet" for name in ("BTCUSD", "ETHUSD", "SOLUSD")}
+    assert made.settings.panel_others == ("ETHUSD", "SOLUSD")
+    assert made.settings.families[3:] == ("lgbm_panel", "lstm_panel", "tft_panel")
+
+
+def test_a_panel_of_the_symbol_alone_is_none(inventory: Inventory) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(inventory, panel=["BTC/USD"])
+    assert "panel: names no asset beside BTCUSD" in caught.value.why
+
+
 def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:
     assert train_host(inventory).name == "h800"
     assert train_host(inventory, "h800").name == "h800"
