@@ -19,12 +19,12 @@ import numpy as np
 import polars as pl
 
 from macd.app.market import features
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
 from macd.heads import FAMILIES
 
-_FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
 _SURE = 0.5
 _LONGEST = 500  # characters of an error on a line
 _SHORT = {"lgbm": "lgb", "lstm": "lstm", "tft": "tft"}
@@ -102,7 +102,7 @@ class Predictor:
         if stacked is None or not math.isfinite(stacked):
             stacked, reason = None, reason or "no usable output"
         mode = "off" if stacked is None else self.mode
-        averaged = self._average(base)
+        averaged = float(mean_of_logits(base.values())) if base else None
         p = stacked if mode == "live" else averaged
         if self._distrust:
             errors["golden"] = self._distrust[:_LONGEST]
@@ -121,13 +121,6 @@ class Predictor:
 
     def _nothing(self, name: str, why: str, seconds: float) -> Prediction:
         return no_models(name, why, seconds=seconds, reason=self._blocked, head=self._head)
-
-    def _average(self, base: Mapping[str, float]) -> float | None:
-        """Base models weighted by what each was worth on validation bars."""
-        if not base:
-            return None
-        weights = {family: _edge(self._scorer.metas.get(family, {}), self._head) for family in base}
-        return sum(p * weights[family] for family, p in base.items()) / sum(weights.values())
 
     def _why_no_stacking(self) -> str:
         stacking = self._scorer.stacking
@@ -201,13 +194,6 @@ class _Bench:
 
 def _usable(by_head: Mapping[str, float], head: str) -> bool:
     return math.isfinite(by_head.get(head, math.nan))
-
-
-def _edge(meta: Mapping[str, Any], head: str) -> float:
-    try:
-        return max(float(meta["val_auc"][head]) - 0.5, _FLOOR)
-    except (KeyError, TypeError, ValueError):
-        return _FLOOR
 
 
 def _direction(p: float | None) -> str | None:

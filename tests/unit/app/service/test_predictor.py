@@ -81,25 +81,21 @@ def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
     assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
 
 
-def test_the_average_weighs_by_validation(scorer: Scorer, bars: pl.DataFrame) -> None:
+def test_the_average_is_the_mean_that_a_training_evaluates(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
     def known(value: float) -> Callable[[Floats], Floats]:
         return lambda windows: np.full((len(windows), 3), value, np.float32)
 
-    assert scorer.stacking is not None
-    head = scorer.stacking.headline
     made = dataclasses.replace(
-        scorer,
-        models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
-        metas={
-            "lgbm": {"val_auc": {head: 0.56}},
-            "lstm": {"val_auc": {head: 0.53}},
-            "tft": {"val_auc": {head: 0.40}},  # worse than chance: the least weight there is
-        },
+        scorer, models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)}
     )
     found = fields(made, bars)
-    assert found["ml_horizon"] == head
-    expected = (0.06 * 0.2 + 0.03 * 0.6 + 0.01 * 0.9) / 0.10
-    assert found["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
+    odds = (0.25 * 1.5 * 9.0) ** (1 / 3)
+    assert found["ml_avg_prob"] == pytest.approx(odds / (1 + odds), abs=1e-6)
+    without = fields(with_model(made, "tft", nan), bars)
+    odds = (0.25 * 1.5) ** (1 / 2)
+    assert without["ml_avg_prob"] == pytest.approx(odds / (1 + odds), abs=1e-6)
 
 
 def raising(_: Floats) -> Floats:
