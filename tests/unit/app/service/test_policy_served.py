@@ -22,7 +22,7 @@ from macd.app.service.loop import NEED, Loop
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Feed, Settings, flags
 from macd.app.service.signal_log import SignalLog
-from macd.app.train import backtest
+from macd.app.train import backtest, oof
 from tests.support.deployed_app import prepared
 from tests.support.training_run import bars_directory, trained_run
 
@@ -79,12 +79,10 @@ def served(root: Path, bars: Sequence[Bar], start: int, policy: Policy, flag: st
     ("policy", "flag", "name"),
     [
         (Policy(), "0", "base_mean"),
-        (Policy("threshold", {"all": Thresholds(0.51, 0.49)}), "1", "prob_stacking"),
-        (Policy("threshold", {"5h": Thresholds(0.505, 0.495), "12h": Thresholds(0.505, 0.495),
-                              "24h": Thresholds(0.505, 0.495)},
-                long_only=True, size=0.5, hold="signal"), "0", "prob_mean"),
+        (Policy("threshold"), "1", "prob_stacking"),
+        (Policy("threshold", long_only=True, size=0.5, hold="signal"), "0", "prob_mean"),
     ],
-)  # fmt: skip
+)
 def test_service_and_evaluation_take_the_same_actions_and_positions(
     tmp_path: Path, policy: Policy, flag: str, name: str
 ) -> None:
@@ -97,6 +95,10 @@ def test_service_and_evaluation_take_the_same_actions_and_positions(
     close = frame["close"].to_numpy()
     table = table.with_columns(row=pl.Series(rows))
     market = backtest.market_of(table, close, times, head, "1h")
+    tested = np.flatnonzero(market.fold == oof.HOLDOUT)[:BARS]
+    said = market.said[name.partition("_")[2]][tested]  # small models hardly leave one half
+    low, high = np.quantile(said, (0.3, 0.6))
+    policy = dataclasses.replace(policy, thresholds={"all": Thresholds(float(high), float(low))})
     walked = backtest.walk(market, policy)
     evaluated = walked.tracks["test"][name]
 
@@ -114,4 +116,3 @@ def test_service_and_evaluation_take_the_same_actions_and_positions(
     assert any(held)
     sizes = {line["data"]["position"]["size"] for line in lines}
     assert sizes <= {0.0, policy.size}
-    assert dataclasses.asdict(policy) == policy.as_json()
