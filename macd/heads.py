@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable
 
 HORIZONS = (5, 12, 24)  # bars
-FAMILIES = ("lgbm", "lstm", "tft")  # the base models
-MODELS = (*FAMILIES, "stacking")
+FAMILIES = ("lgbm", "lstm", "tft")  # the base models of one asset
+PANEL = ("lgbm_panel", "lstm_panel", "tft_panel")  # the same kinds, trained on a panel of assets
+BASES = (*FAMILIES, *PANEL)  # a run without a panel has the first three
+MODELS = (*BASES, "stacking")
 MEAN = "mean"  # of the base models' logits: what decides while the flag is 0
 BASELINE = "volatility"
 COMPARED = (*MODELS, MEAN, BASELINE)  # in tables, as people expect them
@@ -20,6 +22,9 @@ NAMES = {
     "lgbm": "LightGBM",
     "lstm": "LSTM",
     "tft": "TFT",
+    "lgbm_panel": "LightGBM, panel",
+    "lstm_panel": "LSTM, panel",
+    "tft_panel": "TFT, panel",
     "stacking": "Stacking",
     MEAN: "Mean of models",
     BASELINE: "Volatility only",
@@ -27,6 +32,11 @@ NAMES = {
 GUIDE = "1h"  # the timeframe at which bars are hours
 _NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
 _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+
+
+def kind_of(family: str) -> str:
+    """Which kind of model a family is: lgbm, lstm or tft."""
+    return family.removesuffix("_panel")
 
 
 def head_name(bars: int, tf: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from macd.app.pages import figures
 from macd.criteria import GUIDE
-from macd.heads import MODELS, NAMES
+from macd.heads import MODELS, NAMES, PANEL
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -79,9 +79,14 @@ def page(run: TrainingRun, host: str = "") -> str:
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
-        missing=[name for name in MODELS if name not in run.models],
+        missing=[name for name in _expected(run) if name not in run.models],
         names=NAMES,
     )
+
+
+def _expected(run: TrainingRun) -> list[str]:
+    """The models a whole training of these settings has."""
+    return [name for name in MODELS if name not in PANEL or run.settings.get("panel")]
 
 
 def verdict(run: TrainingRun) -> Verdict:
