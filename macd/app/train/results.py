@@ -198,8 +198,10 @@ def judge(
             f"bars predicted by a meta-model that was not trained on them; {head['val']['n']:,} of "
             f"them moved more than {100 * s.min_move:g} %"
         )
-    for measured, into in zip(comparison.criteria(metrics), (values, details), strict=True):
-        into.update(measured)
+    policies = backtest.criteria_of(metrics["policies"])
+    for measured, about in (comparison.criteria(metrics), policies):
+        values |= measured
+        details |= about
     if differences:
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
@@ -208,9 +210,6 @@ def judge(
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0
     details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
-    measured, about = backtest.criteria_of(metrics["policies"])
-    values |= measured
-    details |= about
     if audit is not None:
         values["leak_audit"] = 1.0 if audit.ok else 0.0
         details["leak_audit"] = ", ".join(c.name for c in audit.checks if not c.ok)
