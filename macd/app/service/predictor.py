@@ -23,6 +23,7 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
+from macd.criteria import MIN_SAMPLES
 from macd.heads import FAMILIES
 
 _SURE = 0.5
@@ -129,7 +130,7 @@ class Predictor:
         least = self._flags.min_samples
         if not has_samples(stacking.facts, least):
             samples = stacking.facts.get("n_oof_samples")
-            return f"n_oof_samples {samples} is below ML_STACKING_MIN_SAMPLES {least}"
+            return f"n_oof_samples {samples} is below {MIN_SAMPLES} {least}"
         return ""
 
 

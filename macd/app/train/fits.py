@@ -91,8 +91,9 @@ class Task:
         """A guess at the relative time, for progress."""
         loop = getattr(self.params, "loop", None)
         epochs = 1 if loop is None else loop.epochs
+        bags = getattr(self.params, "bags", 1)
         samples = self.samples_an_epoch(len(self.rows) + self.others)
-        return _WEIGHT[kind_of(self.family)] * epochs * samples / 1000
+        return _WEIGHT[kind_of(self.family)] * bags * epochs * samples / 1000
 
     def samples_an_epoch(self, rows: int) -> int:
         """How many of the training rows one epoch uses; LightGBM has one epoch."""

@@ -76,3 +76,4 @@ class LstmNet(nn.Module):
 Model = nets.Model[LstmNet, Params]
 _FAMILY = nets.Family("lstm", LstmNet, Params)
 fit, predict, save, load = _FAMILY.fit, _FAMILY.predict, _FAMILY.save, _FAMILY.load
+average = _FAMILY.average

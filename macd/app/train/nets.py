@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +119,19 @@ class RobustScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         filled = torch.where(torch.isnan(x), self.center, x)
         return torch.clamp((filled - self.center) / self.spread, -self.clip, self.clip)
+
+
+class Average(nn.Module):
+    """Nets of one kind and several seeds as one: the sigmoid of the mean of their logits."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        nets: list[Any] = list(self.members)
+        logits = torch.stack([net.body(net.scale(raw)) for net in nets])
+        return torch.sigmoid(logits.mean(dim=0))
 
 
 def windows(X: Tensor, rows: Tensor) -> Tensor:
@@ -229,20 +242,30 @@ class Family(Generic[N, P]):
                     write_checkpoint(checkpoint, run.snapshot(key))
             return Model(net, params, data.features, run.finish())
 
-    def predict(self, model: Model[N, P], X: Floats, rows: Rows) -> Floats:
+    def average(self, models: Sequence[Model[Any, P]]) -> Model[Any, P]:
+        """Models of several seeds, fitted on the same data, as one."""
+        first, loops = models[0], [model.loop for model in models]
+        record = {name: first.loop[name] for name in ("seed", "training_digest")}
+        record |= {"seeds": [loop["seed"] for loop in loops], "members": loops}
+        net = Average([model.net for model in models]).eval()
+        return Model(net, first.params, first.features, record)
+
+    def predict(self, model: Model[Any, P], X: Floats, rows: Rows) -> Floats:
         """float32 (len(rows), 3) in (0, 1); NaN for rows without 48 bars of history."""
         return predict(model.net, X, rows)
 
     def save(
-        self, model: Model[N, P], directory: Path, tf: str, *, facts: Facts | None = None
+        self, model: Model[Any, P], directory: Path, tf: str, *, facts: Facts | None = None
     ) -> list[Path]:
         """Write FAMILY_TF.pt and FAMILY_TF_meta.json; the loop's record goes into both.
 
-        facts: best_head and others, which join the meta.
+        The weights of an average are a list, one entry a net. facts: best_head and others, which
+        join the meta.
         """
         name = self.name
         config = {"params": dataclasses.asdict(model.params), "features": list(model.features)}
-        weights = {key: value.cpu() for key, value in model.net.state_dict().items()}
+        weights: Any = [_weights(net) for net in getattr(model.net, "members", [model.net])]
+        weights = weights if isinstance(model.net, Average) else weights[0]
         kind = f"macd-{name}/1"
         state = {"format": kind, "weights": weights, "config": config, "loop": model.loop}
         meta = meta_json(name, tf, model.params, model.features, {**model.loop, **(facts or {})})
@@ -251,14 +274,17 @@ class Family(Generic[N, P]):
             write_whole(directory / f"{name}_{tf}_meta.json", meta),
         ]
 
-    def load(self, directory: Path, tf: str) -> Model[N, P]:
+    def load(self, directory: Path, tf: str) -> Model[Any, P]:
         """Read what `save` wrote (weights_only: nothing in the file is run)."""
         state = unpack((directory / f"{self.name}_{tf}.pt").read_bytes())
         config = state["config"]["params"]
         params = self.make_params(**{**config, "loop": Loop(**config["loop"])})
-        net = self.make_net(state["weights"]["scale.center"].numel(), params)
-        net.load_state_dict(state["weights"])
-        net.eval()
+        stored = state["weights"]
+        nets = []
+        for weights in stored if isinstance(stored, list) else [stored]:
+            nets.append(self.make_net(weights["scale.center"].numel(), params))
+            nets[-1].load_state_dict(weights)
+        net = Average(nets).eval() if isinstance(stored, list) else nets[0].eval()
         return Model(net, params, tuple(state["config"]["features"]), state["loop"])
 
 
@@ -450,6 +476,10 @@ class _Run:
                 }
         self.state.history.append(event)
         self.report(event)
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    return {key: value.cpu() for key, value in net.state_dict().items()}
 
 
 def _bce(p: Floats, y: Floats) -> float:
