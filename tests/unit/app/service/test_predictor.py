@@ -81,21 +81,23 @@ def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
     assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
 
 
-def test_the_average_is_the_mean_that_a_training_evaluates(
-    scorer: Scorer, bars: pl.DataFrame
-) -> None:
+def test_the_average_is_the_equal_mean_of_log_odds(scorer: Scorer, bars: pl.DataFrame) -> None:
     def known(value: float) -> Callable[[Floats], Floats]:
         return lambda windows: np.full((len(windows), 3), value, np.float32)
 
+    assert scorer.stacking is not None
+    head = scorer.stacking.headline
     made = dataclasses.replace(
-        scorer, models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)}
+        scorer,
+        models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
+        metas={"lgbm": {"calibration": dict.fromkeys(scorer.heads, 0.5)}, "lstm": {}, "tft": {}},
     )
     found = fields(made, bars)
-    odds = (0.25 * 1.5 * 9.0) ** (1 / 3)
-    assert found["ml_avg_prob"] == pytest.approx(odds / (1 + odds), abs=1e-6)
-    without = fields(with_model(made, "tft", nan), bars)
-    odds = (0.25 * 1.5) ** (1 / 2)
-    assert without["ml_avg_prob"] == pytest.approx(odds / (1 + odds), abs=1e-6)
+    assert found["ml_horizon"] == head
+    odds = [math.log(p / (1 - p)) for p in (0.2, 0.6, 0.9)]
+    odds[0] *= 0.5  # its meta calibrates it
+    assert found["ml_lgb_prob"] == pytest.approx(1 / (1 + math.exp(-odds[0])), abs=1e-6)
+    assert found["ml_avg_prob"] == pytest.approx(1 / (1 + math.exp(-sum(odds) / 3)), abs=1e-6)
 
 
 def raising(_: Floats) -> Floats:
