@@ -60,8 +60,8 @@ CAVEATS = (
     ),
     Caveat(
         *("BTCUSD", "2017-07-01", "2019-10-18", "val"),
-        "The usual thresholds of a policy, 0.60 and 0.40, were named after looking at what they earn on "
-        "BTC 2017-2019, validation and holdout: policies that go by them look better here.",
+        "The usual thresholds of a policy, 0.60 and 0.40, were named after looking at what they "
+        "earn on BTC 2017-2019, validation and holdout: policies with them look better here.",
     ),
     Caveat(
         *("ETHUSD", "2023-01-01", "2025-10-02", "val"),
