@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from macd.app.predict.policy import Policy, Thresholds
 from macd.errors import UsageError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs import request as requests
@@ -39,6 +40,17 @@ def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
     assert (settings.symbol, settings.profile, settings.seed) == ("BTCUSD", "demo", 7)
     assert settings.criteria["lstm_val_auc"].level == "warn"
     assert settings.criteria["files_exist"].level == "block"
+
+
+def test_the_policy_of_the_service_is_what_a_training_evaluates(inventory: Inventory) -> None:
+    path = inventory.path
+    policy = "{kind: threshold, thresholds: {5h: {long: 0.7, short: 0.3}}, fee_bps: 4}"
+    path.write_text(path.read_text().replace("service:\n", f"service:\n  policy: {policy}\n", 1))
+    known = load("lab", root=inventory.root)
+    assert request(known).settings.policy == Policy(
+        "threshold", {"5h": Thresholds(0.7, 0.3)}, fee_bps=4.0
+    )
+    assert request(inventory).settings.policy.kind == "tilt"
 
 
 def test_what_is_asked_wins(inventory: Inventory) -> None:
