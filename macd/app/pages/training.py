@@ -133,7 +133,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
     if not model:
         return []
     head = run.metrics["best_head"][model]
-    made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
+    made, baseline = run.compared[model][head], run.compared.get("volatility", {}).get(head)
     move = f"{100 * run.metrics['min_move']:g} %"
     tiles = [
         _tile(
@@ -185,7 +185,7 @@ def cautions(run: TrainingRun) -> list[str]:
 
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
-    made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
+    made, baseline = run.compared[model][head], run.compared.get("volatility", {}).get(head)
     val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use the baseline inverted, so its distance from 0.5 counts.
@@ -221,7 +221,7 @@ def brief(made: Mapping[str, Any]) -> str:
 def all_auc(run: TrainingRun) -> Table:
     """Every model and head: AUC on validation and holdout, headline and all bars."""
     rows: list[tuple[Cell, ...]] = []
-    for model, heads in run.models.items():
+    for model, heads in run.compared.items():
         for head in run.heads:
             made = heads[head]
             val = made["val"]
