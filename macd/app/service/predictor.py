@@ -15,7 +15,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from macd.app.market import features
@@ -24,7 +23,7 @@ from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
 from macd.criteria import MIN_SAMPLES
-from macd.heads import FAMILIES
+from macd.heads import FAMILIES, kind_of
 
 _SURE = 0.5
 _LONGEST = 500  # characters of an error on a line
@@ -61,6 +60,10 @@ class Predictor:
         self._bench = _Bench()
         self._head = scorer.stacking.headline if scorer.stacking else scorer.best_head
         self._blocked = self._why_no_stacking()
+        # On another asset than the trained one only the panel's models speak; then the guide's
+        # fields are theirs, and the gate's rates still mean something.
+        own = set(FAMILIES) <= set(scorer.families)
+        self._named = FAMILIES if own else scorer.families
 
     @property
     def mode(self) -> str:
@@ -87,15 +90,14 @@ class Predictor:
 
     def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
         table = features.latest(bars, cross, tf=self._tf, rows=SEQ)
-        columns = table.select(pl.col(self._scorer.features).cast(pl.Float32).fill_null(math.nan))
-        return self._scorer.score(np.ascontiguousarray(columns.to_numpy(), dtype=np.float32))
+        return self._scorer.score(self._scorer.rows(table))
 
     def _read(self, scores: Scores, seconds: float) -> Prediction:
         errors = {name: why[:_LONGEST] for name, why in scores.errors.items()}
         base = {
             family: by[self._head] for family, by in scores.base.items() if _usable(by, self._head)
         }
-        for family in FAMILIES:
+        for family in self._scorer.families:
             if family not in base:
                 errors.setdefault(family, "no usable output")
         reason = self._blocked or scores.stacking_reason
@@ -110,7 +112,7 @@ class Predictor:
         fields: dict[str, Any] = {
             "ml_bull_prob": p,
             "ml_direction": _direction(p),
-            **{f"ml_{_SHORT[family]}_prob": base.get(family) for family in FAMILIES},
+            **{f"ml_{_SHORT[kind_of(family)]}_prob": base.get(family) for family in self._named},
             "ml_avg_prob": averaged,
             "ml_stacking_prob": stacked,
             "ml_stacking_mode": mode,
