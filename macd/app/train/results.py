@@ -36,7 +36,7 @@ from macd.heads import (
     shown,
 )
 from macd.host.durable import replace_file, sha256_of
-from macd.run_directory import FILES, auc_text, read_json
+from macd.run_directory import FILES, auc_text, on_same_bars, read_json
 
 MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -217,10 +217,10 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         "All on the same bars: those of which every model speaks",
         *filter(None, [explained(tf)]),
     ]
+    same = on_same_bars(metrics)
     for model in COMPARED:
-        if model in metrics["models"]:
-            same = comparison.figures_of(metrics["comparison"], model)
-            lines += ["", *_model_lines(NAMES[model], same, tf)]
+        if model in same:
+            lines += ["", *_model_lines(NAMES[model], same[model], tf)]
             if model not in BASELINES:
                 lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
     lines += comparison.difference_lines(metrics)
