@@ -13,7 +13,7 @@ from macd.report.page import Cell, Figure, Table
 from macd.run_directory import TrainingRun
 
 TOP = 20
-FLAT = 0.101  # calibration slopes end at 0.1 (macd.app.train.stacking)
+FLAT = 0.101  # calibration slopes of older runs ended at 0.1
 _MEANING = {
     "lgbm": ("Share of the total gain, mean over the heads", "% of the gain"),
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
@@ -27,11 +27,11 @@ COLOURS[RIDGE] = COLOURS[BASELINE]  # the baselines share one
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
     """Each head's models, part `val` or `test`: the headline and, muted, the sign on all bars."""
     where = {"val": "validation", "test": "holdout"}[part]
-    domain = _domain(run.models, (part, f"{part}_all"))
+    domain = _domain(run.compared, (part, f"{part}_all"))
     figures = []
     for head in run.heads:
         rows, cells = [], []
-        for model, heads in run.models.items():
+        for model, heads in run.compared.items():
             for reading, muted in ((part, False), (f"{part}_all", True)):
                 made = heads[head][reading]
                 name = "· all bars" if muted else NAMES[model]
@@ -136,10 +136,11 @@ def calibration(run: TrainingRun) -> list[Figure]:
     Overlapping labels are not independent trials: each bin's count is scaled by effective n / n.
     """
     figures = []
+    part = "val_all" if "comparison" in run.metrics else "val"  # older runs: moves only
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
         made = heads[head]
-        share = made["val"]["effective_n"] / max(1, made["val"]["n"])
+        share = made[part]["effective_n"] / max(1, made[part]["n"])
         bins, cells = [], []
         for point in made["reliability"]:
             trials = point["n"] * share
@@ -147,7 +148,7 @@ def calibration(run: TrainingRun) -> list[Figure]:
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
             cells.append((point["p"], point["y"], low, high, int(point["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
-        brier, base = made["val"]["brier"], made["val"]["base_rate"]
+        brier, base = made[part]["brier"], made[part]["base_rate"]
         note = ""
         if brier is not None and base is not None:
             note = f"Brier {brier:.4f}; always predicting {base:.3f} scores {base * (1 - base):.4f}"
@@ -226,7 +227,7 @@ def surrogates(run: TrainingRun) -> list[Figure]:
 
 
 def weights(run: TrainingRun) -> list[Figure]:
-    """The final meta-model's weights on its standardised inputs, by head."""
+    """The final meta-model's weights on its inputs, by head; older runs standardised them."""
     figures = []
     heads = run.stacking.get("heads", {})
     for head in in_order(heads):
@@ -235,12 +236,13 @@ def weights(run: TrainingRun) -> list[Figure]:
         cells: list[tuple[Cell, ...]] = [*items]
         beside = ("intercept", "slope", "oof_meta_auc", "n_oof_samples", "n_oof_scored")
         cells += [(name, made[name]) for name in beside]
+        unit = "unit" if set(made.get("scale", [])) == {1.0} else "standard deviation"
         title = f"Weights at {run.shown(head)}"
         svg = charts.bars(
             items,
             title=f"Stacking: {title.lower()}",
-            desc="Change of the log-odds per standard deviation of each input",
-            label="log-odds per standard deviation",
+            desc=f"Change of the log-odds per {unit} of each input",
+            label=f"log-odds per {unit}",
             form="{:+.3f}",
             series=COLOURS["stacking"],
         )

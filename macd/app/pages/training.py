@@ -140,7 +140,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
     if not model:
         return []
     head = run.metrics["best_head"][model]
-    made = run.models[model][head]
+    made = run.compared[model][head]
     move = f"{100 * run.metrics['min_move']:g} %"
     tiles = [
         _tile(
@@ -192,14 +192,15 @@ def cautions(run: TrainingRun) -> list[str]:
 
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
-    made = run.models[model][head]
+    made = run.compared[model][head]
     val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use a baseline inverted, so its distance from 0.5 counts.
     reached = {
-        told: abs(run.models[each][head]["val"]["value"] - 0.5)
+        told: abs(run.compared[each][head]["val"]["value"] - 0.5)
         for each, told in _ALONE.items()
-        if head in run.models.get(each, {}) and run.models[each][head]["val"]["value"] is not None
+        if head in run.compared.get(each, {})
+        and run.compared[each][head]["val"]["value"] is not None
     }
     simplest, reach = max(reached.items(), key=lambda each: each[1], default=("", 0.0))
     if val["low"] is not None and val["low"] <= 0.5:
@@ -230,7 +231,7 @@ def brief(made: Mapping[str, Any]) -> str:
 def all_auc(run: TrainingRun) -> Table:
     """Every model and head: AUC on validation and holdout, headline and all bars."""
     rows: list[tuple[Cell, ...]] = []
-    for model, heads in run.models.items():
+    for model, heads in run.compared.items():
         for head in run.heads:
             made = heads[head]
             val = made["val"]
