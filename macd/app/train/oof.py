@@ -21,7 +21,7 @@ from macd.app.market.labels import HORIZONS, direction
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
-from macd.app.train.metrics import Auc, auc_by_head, reliability, score
+from macd.app.train.metrics import Auc, auc_by_head, by_confidence, reliability, roc, score
 from macd.heads import head_names, in_order
 from macd.host.durable import replace_file
 
@@ -117,7 +117,9 @@ def best_head(aucs: Mapping[str, float]) -> str:
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
-    """By head: val, val_all, test, test_all (see `Auc`), folds, reliability of the validation."""
+    """By head: val, val_all, test, test_all (see `Auc`), folds, and of the validation reliability
+    (moves, and _all bars), roc_all; confidence_all of validation and test (`by_confidence`).
+    """
     p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
     moves, signs = direction(returns, min_move), direction(returns, 0.0)
     times = frame["bar_time"].dt.epoch("ms").to_numpy()
@@ -143,6 +145,12 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
                 for index in np.unique(fold[validation])
             ],
             "reliability": reliability(moves[validation, k], p[validation, k]),
+            "reliability_all": reliability(signs[validation, k], p[validation, k]),
+            "roc_all": roc(signs[validation, k], p[validation, k]),
+            "confidence_all": {
+                name: by_confidence(signs[part, k], p[part, k], times[part], seed=seed)
+                for name, part in (("val", validation), ("test", test))
+            },
         }
     return by_head
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, contributions, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -97,6 +97,9 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["contributions"] = contributions.measure(
+            settings.out / results.MODEL_DIR, training.data, training.plan
+        )
         metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
     audit = _audit(training, entries, metrics) if "stacking" in stages else None
     outcomes = results.judge(training, metrics, differences, audit)
