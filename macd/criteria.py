@@ -18,6 +18,8 @@ CriterionName = Literal[
     "test_val_gap",
     "stacking_oof_auc",
     "n_oof",
+    "stacking_vs_mean",
+    "stacking_vs_best",
     "files_exist",
     "onnx_test",
     "leak_audit",
@@ -47,6 +49,10 @@ GUIDE: dict[CriterionName, Rule] = {
     "test_val_gap": Rule("|test AUC - validation AUC| of that head", 0.02, "below"),
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples", 10_000, "at least"),
+    "stacking_vs_mean": Rule("stacking minus the mean of the models, AUC, at best", 0, "at least"),
+    "stacking_vs_best": Rule(
+        "stacking minus the best base model, AUC, at best", 0, "at least", level="warn"
+    ),
     "files_exist": Rule("all model files exist", 1),
     "onnx_test": Rule("ONNX models agree with torch", 1),
     "leak_audit": Rule("leak audit", 1),

@@ -13,12 +13,15 @@ from collections.abc import Iterable
 HORIZONS = (5, 12, 24)  # bars
 FAMILIES = ("lgbm", "lstm", "tft")  # the base models
 MODELS = (*FAMILIES, "stacking")
+MEAN = "mean"  # of the base models' logits: what decides while the flag is 0
 BASELINE = "volatility"
+COMPARED = (*MODELS, MEAN, BASELINE)  # in tables, as people expect them
 NAMES = {
     "lgbm": "LightGBM",
     "lstm": "LSTM",
     "tft": "TFT",
     "stacking": "Stacking",
+    MEAN: "Mean of models",
     BASELINE: "Volatility only",
 }
 GUIDE = "1h"  # the timeframe at which bars are hours

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import BASELINE, FAMILIES, MODELS, in_order, shown
+from macd.heads import COMPARED, FAMILIES, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainingRun:
     def models(self) -> Mapping[str, Mapping[str, Any]]:
         """Figures by model and head, in the order people expect."""
         made = self.metrics.get("models", {})
-        return {name: made[name] for name in (*MODELS, BASELINE) if name in made}
+        return {name: made[name] for name in COMPARED if name in made}
 
     @property
     def heads(self) -> list[str]:

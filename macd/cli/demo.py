@@ -13,6 +13,7 @@ from typing import Any
 
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
+from macd.run_directory import read_json
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def demo(c: Any, keep: bool = False, json: bool = False) -> None:
     print(f"{f'  {LEFT_UP}' if was_running else ''}\nwhere to look")
     for what, where in _places(root):
         print(f"  {what:<22}{where}")
+    if worth := _stacking_worth(root):
+        print(f"\n{worth}")
 
 
 def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
@@ -129,6 +132,12 @@ def _run(root: Path, step: Step, place: str, *, aside: bool) -> dict[str, Any]:
             hint="invoke demo --keep  leaves the lab up where it stops, to try that step by hand",
         )
     return {"command": shown, "exit": ended, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _stacking_worth(root: Path) -> str:
+    """What the newest training said stacking is worth beside the mean; "" where it said nothing."""
+    newest = max(root.glob("runs/*/result.json"), default=None)
+    return str(read_json(newest, {}).get("stacking_worth", "")) if newest else ""
 
 
 def _places(root: Path) -> list[tuple[str, str]]:

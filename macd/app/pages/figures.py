@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from macd.heads import BASELINE, MODELS, NAMES, in_order
+from macd.heads import BASELINE, MEAN, MODELS, NAMES, in_order
 from macd.host.judge.bounds import wilson
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval, around, finite
@@ -19,7 +19,7 @@ _MEANING = {
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
 }
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
-COLOURS = {name: at for at, name in enumerate((*MODELS, BASELINE))}
+COLOURS = {name: at for at, name in enumerate((*MODELS, BASELINE, MEAN))}
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:

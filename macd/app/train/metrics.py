@@ -9,7 +9,7 @@ of short windows is biased upward. Nothing here reads a file, a clock or a rando
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,16 +99,32 @@ def score(
 def week_interval(
     y: Floats, p: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the AUC when whole weeks are drawn with replacement.
+    """95 % percentile interval of the AUC when whole weeks are drawn with replacement."""
+    return interval(resampled_aucs(y, [p], times_ms, reps=reps, seed=seed)[:, 0])
 
-    The wins of positives of week a over negatives of week b are counted once; each of the `reps`
-    resamples is then a quadratic form in the week counts: exact, and quick for years of bars.
+
+def interval(values: Floats) -> tuple[float, float]:
+    """95 % percentile interval of resampled values; NaN where there are none."""
+    if values.size == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def resampled_aucs(
+    y: Floats, predictions: Sequence[Floats], times_ms: Ints, *, reps: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """AUCs (reps, models) of models on the same rows when whole weeks are drawn with replacement.
+
+    A line holds all models on one and the same draw, so their differences are paired. Draws with
+    one class only are left out; there are none at all with fewer than two weeks. The wins of
+    positives of week a over negatives of week b are counted once; each resample is then a
+    quadratic form in the week counts: exact, and quick for years of bars.
     """
     _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
     weeks = int(week.max()) + 1 if week.size else 0
     if weeks < 2:
-        return float("nan"), float("nan")
-    wins = _wins_between_weeks(np.asarray(y) == 1, np.asarray(p), week, weeks)
+        return np.empty((0, len(predictions)))
     n_pos = np.bincount(week[y == 1], minlength=weeks).astype(np.float64)
     n_neg = np.bincount(week[y != 1], minlength=weeks).astype(np.float64)
     draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
@@ -116,11 +132,11 @@ def week_interval(
     np.add.at(counts, (np.arange(reps)[:, None], draws), 1.0)
     pairs = (counts @ n_pos) * (counts @ n_neg)
     valid = pairs > 0
-    if not valid.any():
-        return float("nan"), float("nan")
-    values = np.einsum("ra,ab,rb->r", counts, wins, counts, optimize=True)[valid] / pairs[valid]
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+    values = np.empty((int(valid.sum()), len(predictions)))
+    for at, p in enumerate(predictions):
+        wins = _wins_between_weeks(np.asarray(y) == 1, np.asarray(p), week, weeks)
+        values[:, at] = ((counts @ wins) * counts).sum(axis=1)[valid] / pairs[valid]
+    return values
 
 
 def _wins_between_weeks(

@@ -18,11 +18,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd.app.market.labels import HORIZONS, direction
+from macd.app.predict.combine import mean_of_logits
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
 from macd.app.train.metrics import Auc, auc_by_head, by_confidence, reliability, roc, score
-from macd.heads import head_names, in_order
+from macd.heads import FAMILIES, MEAN, head_names, in_order
 from macd.host.durable import replace_file
 
 HOLDOUT = -1  # the `fold` of rows that no walk-forward fold tests
@@ -50,12 +51,21 @@ def table(data: Dataset, plan: Plan) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def with_model(frame: pl.DataFrame, model: str, p: Floats) -> pl.DataFrame:
+def with_model(frame: pl.DataFrame, model: str, p: NDArray[np.floating[Any]]) -> pl.DataFrame:
     """The table with p_<model>_<head> beside it; p is (rows, 3), NaN where it has no prediction."""
     return frame.with_columns(
         pl.Series(f"p_{model}_{head}", p[:, k].astype(np.float32)).fill_nan(None)
         for k, head in enumerate(heads_in(frame))
     )
+
+
+def with_mean(frame: pl.DataFrame) -> pl.DataFrame:
+    """The table with the mean of its base models beside them, on rows where all of them speak."""
+    base = [columns(frame, f"p_{name}") for name in models_in(frame, FAMILIES)]
+    if len(base) < 2:
+        return frame
+    silent = np.isnan(base).any(axis=0)
+    return with_model(frame, MEAN, np.where(silent, np.nan, mean_of_logits(base)))
 
 
 def from_entries(frame: pl.DataFrame, entries: Sequence[Entry]) -> Floats:

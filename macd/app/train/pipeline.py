@@ -93,7 +93,7 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
     if "stacking" in stages:
         frame = _stack(training, entries, environment)
     else:
-        frame = training.predictions(entries)
+        frame = oof.with_mean(training.predictions(entries))
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
@@ -236,7 +236,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
-        frame = oof.with_model(frame, "stacking", p)
+        frame = oof.with_mean(oof.with_model(frame, "stacking", p))
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame

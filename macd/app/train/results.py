@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macd.app.train import backtest, oof
+from macd.app.train import backtest, comparison, oof
 from macd.app.train.cache import Entry, code_digest, key_of, library_versions
 from macd.app.train.events import append_line, read_events
 from macd.app.train.leak_audit import Audit
@@ -24,7 +24,7 @@ from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
 from macd.criteria import Outcome, evaluate
 from macd.errors import MacdError
-from macd.heads import BASELINE, MODELS, NAMES, explained, head_names, in_order, shown
+from macd.heads import BASELINE, COMPARED, NAMES, explained, head_names, in_order, shown
 from macd.host.durable import replace_file, sha256_of
 from macd.run_directory import FILES, auc_text
 
@@ -40,7 +40,7 @@ def measure(
     s, data, plan = training.settings, training.data, training.plan
     baseline = oof.volatility_baseline(data, plan, frame)
     frame = oof.with_model(frame, BASELINE, baseline)
-    models = oof.models_in(frame, (*MODELS, BASELINE))
+    models = oof.models_in(frame, COMPARED)
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
     best = {
         model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
@@ -84,6 +84,7 @@ def measure(
         },
         "models": figures,
         "best_head": best,
+        "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {
             family: [
@@ -186,6 +187,8 @@ def judge(
             f"bars predicted by a meta-model that was not trained on them; {head['val']['n']:,} of "
             f"them moved more than {100 * s.min_move:g} %"
         )
+    for measured, into in zip(comparison.criteria(metrics), (values, details), strict=True):
+        into.update(measured)
     if differences:
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
@@ -214,13 +217,16 @@ def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
             }
             for model, heads in metrics["models"].items()
         },
+        "stacking_worth": comparison.worth(metrics),
         "criteria": {outcome.name: outcome.ok for outcome in outcomes},
         "blocked_by": [o.name for o in outcomes if not o.ok and o.level == "block"],
     }
 
 
 def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
-    """What is printed when a training is done: AUCs in the guide's shape, baseline, criteria."""
+    """What is printed when a training is done: AUCs in the guide's shape, all on the same bars,
+    differences, criteria, and last what stacking is worth beside the mean.
+    """
     share = 100 * float(metrics["min_move"])
     tf = str(metrics["tf"])
     lines = [
@@ -229,13 +235,16 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         f"{len(metrics['folds'])} folds, profile {metrics['profile']}, seed {metrics['seed']}",
         f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
         "beside it the sign on ALL bars",
+        "All on the same bars: those of which every model speaks",
         *filter(None, [explained(tf)]),
     ]
-    for model in MODELS:
+    for model in COMPARED:
         if model in metrics["models"]:
-            lines += ["", *_model_lines(NAMES[model], metrics["models"][model], tf)]
-            lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
-    lines += ["", *_model_lines(NAMES[BASELINE], metrics["models"][BASELINE], tf)]
+            same = comparison.figures_of(metrics["comparison"], model)
+            lines += ["", *_model_lines(NAMES[model], same, tf)]
+            if model != BASELINE:
+                lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
+    lines += comparison.difference_lines(metrics)
     lines += ["", *backtest.closing_lines(metrics["policies"], tf)]
     openings = metrics["holdout"]["openings"]
     if openings > 1:
@@ -246,6 +255,8 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         ]
     if outcomes:
         lines += ["", "Criteria", *(outcome.line() for outcome in outcomes)]
+    if worth := comparison.worth(metrics):
+        lines += ["", worth]
     return lines
 
 

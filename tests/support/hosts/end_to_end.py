@@ -74,6 +74,7 @@ train:
     test_val_gap: {{{{level: warn}}}}
     stacking_oof_auc: {{{{level: warn}}}}
     n_oof: {{{{level: warn}}}}
+    stacking_vs_mean: {{{{level: warn}}}}
 soak: {{{{ready_s: 120, soak_s: 1, confirm_s: 120}}}}
 release:
   keep: 3
