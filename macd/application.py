@@ -200,7 +200,8 @@ def check_bars(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
 
     frames = {symbol: read_rows(path) for symbol, path in data.items()}
     main, limits = next(iter(frames)), BarLimits().changed(settings.limits)
-    findings = check_all(frames, main=main, tf=settings.tf, now=now, limits=limits)
+    panel = set(settings.panel_others) - {symbol_name(name) for name in settings.cross}
+    findings = check_all(frames, main=main, tf=settings.tf, now=now, limits=limits, panel=panel)
     findings = judged(findings, settings.accept)
     checked = []
     for symbol, rows in frames.items():

@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable
 
 HORIZONS = (5, 12, 24)  # bars
-FAMILIES = ("lgbm", "lstm", "tft")  # the base models
-MODELS = (*FAMILIES, "stacking")
+FAMILIES = ("lgbm", "lstm", "tft")  # the base models of one asset
+PANEL = ("lgbm_panel", "lstm_panel", "tft_panel")  # the same kinds, trained on a panel of assets
+BASES = (*FAMILIES, *PANEL)  # a run without a panel has the first three
+MODELS = (*BASES, "stacking")
 MEAN = "mean"  # of the base models' logits: what decides while the flag is 0
 BASELINE = "volatility"
 COMPARED = (*MODELS, MEAN, BASELINE)  # in tables, as people expect them
@@ -20,6 +22,9 @@ NAMES = {
     "lgbm": "LightGBM",
     "lstm": "LSTM",
     "tft": "TFT",
+    "lgbm_panel": "LightGBM, panel",
+    "lstm_panel": "LSTM, panel",
+    "tft_panel": "TFT, panel",
     "stacking": "Stacking",
     MEAN: "Mean of models",
     BASELINE: "Volatility only",
@@ -33,6 +38,11 @@ def headline_of(models: Iterable[str]) -> str:
     """The model the first numbers are of: what production decides by, as far as it was trained."""
     made = set(models)
     return next((name for name in ("stacking", "lstm", "tft", "lgbm") if name in made), "")
+
+
+def kind_of(family: str) -> str:
+    """Which kind of model a family is: lgbm, lstm or tft."""
+    return family.removesuffix("_panel")
 
 
 def head_name(bars: int, tf: str) -> str:

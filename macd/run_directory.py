@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import MacdError, UsageError
-from macd.heads import COMPARED, FAMILIES, in_order, shown
+from macd.heads import BASES, COMPARED, in_order, shown
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def read_run(directory: Path) -> TrainingRun:
     settings = read_json(directory / FILES.settings, {})
     metrics = read_json(directory / FILES.metrics, {})
     tf = _timeframe(metrics, settings)
-    metas = {name: read_json(directory / FILES.meta(name, tf), {}) for name in FAMILIES}
+    metas = {name: read_json(directory / FILES.meta(name, tf), {}) for name in BASES}
     findings = read_json(directory / FILES.bars, None)
     return TrainingRun(
         directory=directory,

@@ -243,6 +243,7 @@ def verify(
         tf=tf,
         now=_time("now", now) or datetime.now(UTC),
         limits=Limits().changed(usual).changed(limits),
+        panel=_panel_only(inv),
     )
     findings = judged(findings, agreed)
     absent = [entry for entry in unused(findings, agreed) if entry.symbol in frames]
@@ -279,11 +280,22 @@ def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
         raise UsageError("--accept is not understood", why=str(error), hint=EXAMPLE) from error
 
 
+def _panel_only(inventory: Inventory) -> set[str]:
+    """Symbols of the inventory that only a panel trains on; they may cover other times."""
+    from macd.app.market.bars import symbol_name
+
+    train = inventory.train
+    beside = {symbol_name(name) for name in (train.symbol, *train.cross)}
+    return {symbol_name(name) for name in train.panel} - beside
+
+
 def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
     """The inventory's symbols; for another directory, the symbols it has bars of."""
     from macd.app.market.bars import symbol_name
 
-    wanted = [symbol_name(name) for name in (settings.train.symbol, *settings.train.cross)]
+    train = settings.train
+    named = (train.symbol, *train.cross, *train.panel)
+    wanted = list(dict.fromkeys(symbol_name(name) for name in named))
     if not given:
         return wanted
     pattern = re.compile(rf"([A-Z0-9.]+)_{re.escape(tf)}(_.*)?\.parquet")

@@ -55,6 +55,7 @@ EXIT_CODES = {
     | {
         "symbol": "what to train on (default: the inventory's)",
         "cross": "other assets for features, as BTCUSDT,SOLUSDT (default: the inventory's)",
+        "panel": "assets that train global models too (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",
@@ -70,6 +71,7 @@ def train(
     host: str = "",
     symbol: str = "",
     cross: str = "",
+    panel: str = "",
     profile: str = "",
     seed: int = -1,
     engine: str = "",
@@ -89,7 +91,8 @@ def train(
 
     inv = load(inventory)
     machine = record.train_host(inv, host)
-    flags = {"symbol": symbol, "cross": cross, "profile": profile, "engine": engine, "mode": mode}
+    flags = {"symbol": symbol, "cross": cross, "panel": panel, "profile": profile}
+    flags |= {"engine": engine, "mode": mode}
     changes = {**_settings_file(settings), **{k: v for k, v in flags.items() if v}}
     if seed >= 0:
         changes["seed"] = seed

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from macd import heads
 from macd.heads import bars_ahead, in_order
 from macd.report import charts, numbers
 from macd.report.charts import Curve, Interval
@@ -88,7 +89,9 @@ def _digits(value: float | None) -> str | None:
 
 NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stacking": "Stacking"}
 _SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
-_FAMILIES = ("lgb", "lstm", "tft", "stacking")
+_SERIES |= {family: 5 + at for at, family in enumerate(heads.PANEL)}
+_FAMILIES = ("lgb", "lstm", "tft", *heads.PANEL, "stacking")
+_NAMES = {**NAMES, **{family: heads.NAMES[family] for family in heads.PANEL}}
 
 
 def shares(document: Mapping[str, Any]) -> list[Figure]:
@@ -237,14 +240,14 @@ def realised(findings: Mapping[str, Any]) -> list[Figure]:
         title = f"Realised AUC, {ahead} ahead"
         marks = [
             Interval(
-                NAMES[row["of"]], row["value"], row["low"], row["high"], series=_SERIES[row["of"]]
+                _NAMES[row["of"]], row["value"], row["low"], row["high"], series=_SERIES[row["of"]]
             )
             for row in rows
         ]
         table = Table(
             ("model", "AUC", "low", "high", "bars", "worth"),
             [
-                (NAMES[r["of"]], r["value"], r["low"], r["high"], r["n"], r["effective_n"])
+                (_NAMES[r["of"]], r["value"], r["low"], r["high"], r["n"], r["effective_n"])
                 for r in rows
             ],
         )

@@ -173,6 +173,7 @@ class TrainSettings(_Model):
     symbol: Symbol = SYMBOL
     tf: Timeframe = TF
     cross: tuple[Symbol, ...] = ()
+    panel: tuple[Symbol, ...] = ()
     data_dir: LocalPath
     seed: Annotated[int, Field(ge=0, lt=2**31)] = SEED
     engine: Engine = ENGINE

@@ -71,6 +71,7 @@ def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, A
     raw: dict[str, Any] = {
         "tf": train.tf,
         "cross": [name for name in train.cross if symbol_name(name) != symbol],
+        "panel": list(train.panel),
         "profile": train.profile,
         "seed": train.seed,
         "engine": train.engine,
@@ -99,7 +100,8 @@ def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, A
 def data_files(raw: Mapping[str, Any], data_dir: Path) -> dict[str, Path]:
     """The bars that travel, by symbol; the first is the one trained on."""
     settings = train_settings(raw)
-    return existing_bars(data_dir, [settings.symbol, *settings.cross], settings.tf)
+    symbols = [settings.symbol, *settings.cross, *settings.panel_others]
+    return existing_bars(data_dir, symbols, settings.tf)
 
 
 def make(

@@ -64,7 +64,7 @@ def test_signals_are_read_in_either_way(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(("tf", "nearest"), [("1h", "5h"), ("15m", "h5")])
 def test_what_came_true_is_told_by_the_names_of_its_timeframe(tf: str, nearest: str) -> None:
     step = 900_000
-    up = (0.9,) * 12
+    up = (0.9,) * len(heads.MODELS) * len(heads.HORIZONS)
     rows = realised(Prediction("BTCUSD", tf, i * step, step, 1.0 + i, up) for i in range(30))
     assert rows[0]["head"] == nearest
     assert rows[0]["n"] == 25

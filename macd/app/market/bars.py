@@ -180,11 +180,16 @@ def digest(df: pl.DataFrame) -> str:
 
 
 def digest_of_all(
-    symbol: str, tf: str, main: pl.DataFrame, cross: Mapping[str, pl.DataFrame]
+    symbol: str,
+    tf: str,
+    main: pl.DataFrame,
+    cross: Mapping[str, pl.DataFrame],
+    panel: Mapping[str, pl.DataFrame] | None = None,
 ) -> str:
     """One SHA-256 for all bars of a training: its symbol's, and those of other assets by name."""
     total = hashlib.sha256(f"{symbol} {tf}".encode())
-    for name, frame in {symbol: main, **dict(sorted(cross.items()))}.items():
+    others = {**cross, **(panel or {})}
+    for name, frame in {symbol: main, **dict(sorted(others.items()))}.items():
         total.update(f"\n{name} {digest(frame)}".encode())
     return total.hexdigest()
 

@@ -10,7 +10,7 @@ close and volume, float64 of shape (N, 5).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 
@@ -71,14 +71,19 @@ def check_all(
     tf: str,
     now: datetime,
     limits: Limits | None = None,
+    panel: Collection[str] = (),
 ) -> list[Finding]:
-    """`check_bars` of every asset and `check_together` of all, each finding with its symbol."""
+    """`check_bars` of every asset and `check_together` of all, each finding with its symbol.
+
+    panel: symbols that may cover other times than `main`, because only a panel trains on them.
+    """
     findings = [
         replace(finding, symbol=symbol)
         for symbol, rows in frames.items()
         for finding in check_bars(rows, tf=tf, now=now, limits=limits)
     ]
-    return findings + check_together(frames, main=main, tf=tf, limits=limits)
+    together = check_together(frames, main=main, tf=tf, limits=limits)
+    return findings + [f for f in together if f.check != "overlap" or f.symbol not in panel]
 
 
 def check_together(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from macd.app.pages import names
-from macd.heads import BASELINE, MEAN, MODELS, NAMES, in_order
+from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, in_order, kind_of
 from macd.host.judge.bounds import wilson
 from macd.report import charts, numbers
 from macd.report.charts import Bin, Curve, Interval, around, finite
@@ -20,7 +20,8 @@ _MEANING = {
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
 }
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
-COLOURS = {name: at for at, name in enumerate((*MODELS, BASELINE, MEAN))}
+_ALONE = (name for name in (*MODELS, BASELINE, MEAN) if name not in PANEL)
+COLOURS = {name: at for at, name in enumerate((*_ALONE, *PANEL))}
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
@@ -271,7 +272,7 @@ def importance(run: TrainingRun) -> list[Figure]:
     """The features a family uses most, as shares of all it uses."""
     figures = []
     for model, shares in run.metrics.get("importance", {}).items():
-        meaning, unit = _MEANING.get(model, ("Share of all importance", "%"))
+        meaning, unit = _MEANING.get(kind_of(model), ("Share of all importance", "%"))
         ranked = sorted(shares.items(), key=lambda item: -item[1])
         top = [(names.feature(name), 100 * share) for name, share in ranked[:TOP]]
         rest = sum(share for _, share in ranked[TOP:])

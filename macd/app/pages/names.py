@@ -33,7 +33,7 @@ def feature(name: str) -> str:
     other = re.fullmatch(r"x_([a-z0-9]+?)_(.+)", name)
     if other is not None:
         return f"{other[1].upper()}: {feature(other[2])}"
-    family, _, head = name.partition("_")
+    family, _, head = name.rpartition("_")
     if family in NAMES and is_head(head):
         return f"{NAMES[family]} {head}"
     stem, _, number = name.rpartition("_")

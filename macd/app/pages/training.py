@@ -9,7 +9,7 @@ from typing import Any
 
 from macd.app.pages import figures, names, opening
 from macd.criteria import GUIDE, rule_of
-from macd.heads import MODELS, NAMES, headline_of
+from macd.heads import MODELS, NAMES, PANEL, headline_of
 from macd.report import numbers
 from macd.report.page import Cell, Table, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -94,8 +94,13 @@ def page(run: TrainingRun, host: str = "") -> str:
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
-        missing=[NAMES[name] for name in MODELS if name not in run.models],
+        missing=[NAMES[name] for name in _expected(run) if name not in run.models],
     )
+
+
+def _expected(run: TrainingRun) -> list[str]:
+    """The models a whole training of these settings has."""
+    return [name for name in MODELS if name not in PANEL or run.settings.get("panel")]
 
 
 def verdict(run: TrainingRun) -> Verdict:

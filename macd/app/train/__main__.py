@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tf", help="timeframe of the bars (default 1h)")
     add("--symbol", help="what to train on, e.g. ETHUSDT (default BTCUSD, the sample)")
     add("--cross", help="other assets whose bars help, e.g. BTCUSDT,SOLUSDT")
+    add("--panel", help="assets that train global models too, e.g. BTCUSDT,SOLUSDT,ADAUSDT")
     add("--data", help="directory of canonical parquet files (default data/sample)")
     add("--out", help="directory of the run (default runs/local)")
     add("--cache", help="directory of finished fits, may be shared by runs (default OUT/cache)")

@@ -24,7 +24,7 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.policy import ANY_HEAD, FLAT, Policy, Terms, Thresholds, bases, decide
 from macd.app.train import oof, returns
 from macd.app.train.returns import Floats, Ints, Sides
-from macd.heads import FAMILIES, HORIZONS, shown
+from macd.heads import BASES, HORIZONS, shown
 
 BUY_AND_HOLD = "buy_and_hold"
 # What a threshold is chosen among: so far above and below one half.
@@ -116,7 +116,7 @@ def market_of(frame: pl.DataFrame, close: Floats, times_ms: Ints, head: str, tf:
     scores = bases(pl.Series(close))
     fold = np.full(last - first, UNTESTED, np.int32)
     fold[rows - first] = frame["fold"].to_numpy()
-    families = [name for name in FAMILIES if f"p_{name}_{head}" in frame.columns]
+    families = [name for name in BASES if f"p_{name}_{head}" in frame.columns]
     by_source: dict[str, Floats] = {}
     if families:
         by_source["mean"] = mean_of_logits([_column(frame, name, head) for name in families])

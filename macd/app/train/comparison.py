@@ -21,7 +21,7 @@ from macd.app.predict.combine import CLIP
 from macd.app.train import oof
 from macd.app.train.metrics import auc, effective_n, interval, resampled_aucs
 from macd.criteria import CriterionName
-from macd.heads import COMPARED, FAMILIES, MEAN, NAMES, shown
+from macd.heads import BASES, COMPARED, MEAN, NAMES, shown
 
 Doubles = NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
 
 def _best(y: Doubles, said: Mapping[str, Doubles]) -> str:
     """The base model with the highest AUC; "" where there is none to choose from."""
-    aucs = {name: auc(y, p) for name, p in said.items() if name in FAMILIES}
+    aucs = {name: auc(y, p) for name, p in said.items() if name in BASES}
     return max(aucs, key=lambda name: np.nan_to_num(aucs[name])) if aucs else ""
 
 

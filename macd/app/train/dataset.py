@@ -5,11 +5,10 @@ The features, labels and folds of real bars and of sign-randomised bars come fro
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,24 @@ _SHOW_ALL = (
 
 @dataclass(frozen=True)
 class Bars:
-    """The bars of a training: the symbol's own, and those of other assets beside it."""
+    """The bars of a training: the symbol's own, and those of other assets beside it.
+
+    cross: assets whose bars become features. panel: assets that global models are trained on too.
+    """
 
     symbol: str
     tf: str
     main: pl.DataFrame
     cross: Mapping[str, pl.DataFrame]
+    panel: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
     def digest(self) -> str:
         """One sha256 for all of the data that goes in."""
-        return market_bars.digest_of_all(self.symbol, self.tf, self.main, self.cross)
+        return market_bars.digest_of_all(self.symbol, self.tf, self.main, self.cross, self.panel)
+
+    def alone(self) -> dict[str, Bars]:
+        """The panel's other assets by symbol, each as if it were trained on by itself."""
+        return {name: Bars(name, self.tf, frame, {}) for name, frame in self.panel.items()}
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.times_ms)
 
-    def seen_by(self, params: Any) -> Dataset:
-        """The same with the columns that a model of these parameters is trained on."""
-        names = features.subset(self.features, getattr(params, "features", "all"))
+    def columns(self, which: str) -> Dataset:
+        """The same with the features of one set (macd/app/market/features `subset`)."""
+        names = features.subset(self.features, which)
         if names == self.features:
             return self
         X = self.X[:, [self.features.index(name) for name in names]]
-        return dataclasses.replace(self, X=np.ascontiguousarray(X), features=names)
+        return replace(self, X=np.ascontiguousarray(X), features=names)
+
+    def seen_by(self, params: Any) -> Dataset:
+        """The same with the columns that a model of these parameters is trained on."""
+        return self.columns(getattr(params, "features", "all"))
 
 
 @dataclass(frozen=True)
@@ -97,14 +108,16 @@ def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
     Raises MacdError when one of them is an error that the settings don't accept.
     """
     main = market_bars.symbol_name(settings.symbol)
-    symbols = [main, *(market_bars.symbol_name(name) for name in settings.cross)]
+    cross = [market_bars.symbol_name(name) for name in settings.cross]
+    symbols = list(dict.fromkeys([main, *cross, *settings.panel_others]))
     frames = {
         symbol: market_bars.read_rows(market_bars.bars_path(settings.data, symbol, settings.tf))
         for symbol in symbols
     }
-    limits = Limits().changed(settings.limits)
+    limits, panel = Limits().changed(settings.limits), set(symbols) - {main, *cross}
     findings = judged(
-        check_all(frames, main=main, tf=settings.tf, now=now, limits=limits), settings.accept
+        check_all(frames, main=main, tf=settings.tf, now=now, limits=limits, panel=panel),
+        settings.accept,
     )
     document = [_plain(finding) for finding in findings]
     replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), parents=True)
@@ -128,7 +141,9 @@ def read(settings: Settings) -> Bars:
 
     symbol = market_bars.symbol_name(settings.symbol)
     names = [market_bars.symbol_name(name) for name in settings.cross]
-    return Bars(symbol, settings.tf, bars_of(symbol), {name: bars_of(name) for name in names})
+    cross = {name: bars_of(name) for name in names}
+    panel = {name: cross.get(name, bars_of(name)) for name in settings.panel_others}
+    return Bars(symbol, settings.tf, bars_of(symbol), cross, panel)
 
 
 def build(bars: Bars, min_move: float) -> Dataset:

@@ -34,8 +34,9 @@ from macd.app.train.fitdata import (
     verify_provenance,
 )
 from macd.app.train.metrics import auc_by_head, rounded
+from macd.app.train.panel import Panel
 from macd.errors import MacdError
-from macd.heads import head_names
+from macd.heads import head_names, kind_of
 
 _LIBRARIES = ("torch", "lightgbm", "numpy", "scikit-learn")
 # Seconds per thousand samples on one core, roughly: only for progress and ETA.
@@ -50,7 +51,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What all fits of a stage share."""
+    """What all fits of a stage share; for the model of a panel X and y are the tested asset's."""
 
     X: Floats
     y: Floats
@@ -58,6 +59,7 @@ class Inputs:
     tf: str
     events: Events
     checkpoints: Path | None
+    panel: Panel | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Task:
 
     stop: rows for early stopping, a part of fold.train kept out of `rows`, or None.
     keep: also return the model's files.
+    others: how many rows other assets of a panel give, for a guess at the time.
     """
 
     family: str
@@ -76,6 +79,7 @@ class Task:
     stop: Rows | None = None
     keep: bool = False
     key: str = ""
+    others: int = 0
 
     @property
     def label(self) -> str | int:
@@ -87,7 +91,8 @@ class Task:
         """A guess at the relative time, for progress."""
         loop = getattr(self.params, "loop", None)
         epochs = 1 if loop is None else loop.epochs
-        return _WEIGHT[self.family] * epochs * self.samples_an_epoch(len(self.rows)) / 1000
+        samples = self.samples_an_epoch(len(self.rows) + self.others)
+        return _WEIGHT[kind_of(self.family)] * epochs * samples / 1000
 
     def samples_an_epoch(self, rows: int) -> int:
         """How many of the training rows one epoch uses; LightGBM has one epoch."""
@@ -111,9 +116,17 @@ def training_data(task: Task, X: Floats, y: Floats, features: tuple[str, ...]) -
     )
 
 
+def data_of(task: Task, inputs: Inputs) -> FitData:
+    """What the task's model may use, of one asset or of a panel."""
+    if inputs.panel is not None:
+        return inputs.panel.training_data(task.rows, task.stop)
+    data = training_data(task, inputs.X, inputs.y, inputs.features)
+    return dataclasses.replace(data, tf=inputs.tf)
+
+
 def keyed(task: Task, inputs: Inputs, device: str, codes: Mapping[str, str]) -> Task:
     """The task with its cache key: code, libraries, parameters, seed, device kind and numbers."""
-    data = training_data(task, inputs.X, inputs.y, inputs.features)
+    data = data_of(task, inputs)
     test = task.fold.test
     key = key_of(
         {
@@ -144,8 +157,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     family = import_module(f"macd.app.train.{task.family}")
     events = inputs.events.within(model=task.family, fold=task.label)
     events.emit("fit_started", rows=len(task.rows))
-    data = training_data(task, inputs.X, inputs.y, inputs.features)
-    data = dataclasses.replace(data, tf=inputs.tf)
+    data = data_of(task, inputs)
     history: list[dict[str, Any]] = []
     checkpoint = None
     if inputs.checkpoints is not None and inputs.checkpoints.is_dir():
@@ -219,6 +231,20 @@ def fit_all(
     return [entries[at] for at in range(len(tasks))]
 
 
+def check_provenance(task: Task, entry: Entry, embargo: int, panel: Panel | None) -> None:
+    """Raise LeakError unless the record of this fit says that it stayed in its training part."""
+    check_record(Provenance.from_json(entry.facts["provenance"]), task, embargo, panel)
+
+
+def check_record(seen: Provenance, task: Task, embargo: int, panel: Panel | None) -> None:
+    """The same of a record at hand; the border of a panel's fit is taken from the plan."""
+    border = None
+    if panel is not None:
+        first = task.fold.test[0] if task.stop is None else task.stop[0]
+        border = int(panel.tested.times_ms[int(first) - embargo])
+    verify_provenance(seen, task.fold, embargo, border)
+
+
 def peak_mb() -> int:
     """The largest resident size of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -245,7 +271,7 @@ def _results(
 def _accept(
     task: Task, entry: Entry, inputs: Inputs, embargo: int, progress: Progress, *, cached: bool
 ) -> None:
-    verify_provenance(Provenance(**entry.facts["provenance"]), task.fold, embargo)
+    check_provenance(task, entry, embargo, inputs.panel)
     scores = None
     if task.fold.index >= 0:  # the holdout's labels are not used here
         y, p = inputs.y[task.fold.test], entry.arrays["p"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ import polars as pl
 
 from macd.app.market.audit import causality_violations, cut_points
 from macd.app.market.splits import LeakError
-from macd.app.train import dataset, engine
+from macd.app.train import dataset, engine, fits
+from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Events
-from macd.app.train.fitdata import Provenance, observe, verify_provenance
+from macd.app.train.fitdata import observe
 from macd.app.train.fits import Task, training_data
 from macd.app.train.metrics import auc_by_head
-from macd.heads import bars_ahead, head_names, in_order
+from macd.app.train.panel import Panel
+from macd.heads import PANEL, bars_ahead, head_names, in_order
 
 # How far the mean pooled AUC on sign-randomised bars may be from 0.5. At 24 bars labels overlap
 # most, so chance moves it most.
@@ -88,7 +91,8 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     """Randomise the signs and run the walk-forward on them with the pipeline's own code."""
     bars, events = shared
     started, worked = time.monotonic(), time.process_time()
-    made = dataset.build(sign_flipped(bars, flip.seed), flip.min_move)
+    flipped = sign_flipped(bars, flip.seed)
+    made = dataset.build(flipped, flip.min_move)
     split = dataset.plan_rows(
         len(made),
         made.first,
@@ -101,12 +105,16 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     rows = np.concatenate([fold.test for fold in split.folds])
     for name in flip.families:
         family = import_module(f"macd.app.train.{name}")
-        seen = made.seen_by(flip.params[name])
+        panel = _flipped_panel(flipped, made, flip.params[name], flip) if name in PANEL else None
+        seen = made.seen_by(flip.params[name]) if panel is None else panel.tested
         parts = []
         for fold in split.folds:
             task = Task(name, fold, fold.train, flip.params[name], flip.fit_seed)
-            data = training_data(task, seen.X, seen.y, seen.features)
-            verify_provenance(observe(data, fold.test), fold, flip.embargo)
+            if panel is None:
+                data = training_data(task, seen.X, seen.y, seen.features)
+            else:
+                data = panel.training_data(task.rows, None)
+            fits.check_record(observe(data, fold.test), task, flip.embargo, panel)
             model = family.fit(data, task.params, seed=task.seed, device=device)
             end = int(fold.test[-1]) + 1
             parts.append(family.predict(model, np.ascontiguousarray(seen.X[:end]), fold.test))
@@ -116,6 +124,11 @@ def run_flip(flip: Flip, shared: tuple[Bars, Events], device: str) -> Entry:
     facts = {name: auc_by_head(made.y[rows], p, heads) for name, p in arrays.items()}
     seconds, cpu_s = time.monotonic() - started, time.process_time() - worked
     return Entry({}, facts={"auc": facts, "seconds": round(seconds, 3), "cpu_s": round(cpu_s, 3)})
+
+
+def _flipped_panel(bars: Bars, made: Dataset, params: Any, flip: Flip) -> Panel:
+    others = {name: dataset.build(own, flip.min_move) for name, own in bars.alone().items()}
+    return panels.of(bars.symbol, made, others, params)
 
 
 def run_flips(
@@ -130,9 +143,9 @@ def run_flips(
 ) -> list[Entry]:
     """The entries of all flips, in order: from the cache, else run now, side by side.
 
-    count: called with `cached` for each; returns the fields that its event carries.
+    count: called with each one's place and `cached`; returns the fields that its event carries.
     """
-    families = [f"macd.app.train.{name}" for name in flips[0].families]
+    families = [f"macd.app.train.{name}" for name in flips[0].families]  # the others fit no more
     code = code_digest(["macd.app.train.leak_audit", *families])
     keys = [
         key_of(
@@ -147,14 +160,14 @@ def run_flips(
         for flip in flips
     ]
     entries = {i: entry for i, key in enumerate(keys) if (entry := cache.get(key))}
-    for _ in entries:
-        count(cached=True)
+    for i in entries:
+        count(i, cached=True)
     todo = [i for i in range(len(flips)) if i not in entries]
     for position, entry in engine.run(
         run_flip, [flips[i] for i in todo], (bars, events), engine=engine_name, use=use
     ):
         entries[todo[position]] = entry
-        progress = count(cached=False)
+        progress = count(todo[position], cached=False)
         events.emit("flip_done", stage="audit", **entry.facts, **progress)
         cache.put(keys[todo[position]], entry)
     return [entries[i] for i in range(len(flips))]
@@ -168,7 +181,7 @@ def sign_flipped(bars: Bars, seed: int) -> Bars:
     the sign of a later return on such bars can only be a leak. Assets of one training share the
     coins of a timestamp, so that their correlation survives too. The same seed gives the same bars.
     """
-    frames = [bars.main, *bars.cross.values()]
+    frames = [bars.main, *bars.cross.values(), *bars.panel.values()]
     times = pl.concat([frame["timestamp"] for frame in frames]).unique().sort()
     coins = np.random.default_rng([seed, 8191]).choice((-1.0, 1.0), size=len(times))
     signs = pl.DataFrame({"timestamp": times, "sign": coins})
@@ -177,6 +190,7 @@ def sign_flipped(bars: Bars, seed: int) -> Bars:
         tf=bars.tf,
         main=_flip(bars.main, signs),
         cross={name: _flip(frame, signs) for name, frame in bars.cross.items()},
+        panel={name: _flip(frame, signs) for name, frame in bars.panel.items()},
     )
 
 
@@ -204,13 +218,19 @@ def _flip(frame: pl.DataFrame, signs: pl.DataFrame) -> pl.DataFrame:
 
 
 def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str, Any]]]:
-    """Is the mean pooled AUC over the randomised series inside its band, by family and head?"""
+    """Is the mean pooled AUC over the randomised series inside its band, by family and head?
+
+    A family that was fitted on only some of the series has a band wider by as much as the mean of
+    fewer scatters more.
+    """
     checks, by_family = [], {}
     for family in flips[0].facts["auc"]:
         heads = {}
-        for head in in_order(flips[0].facts["auc"][family]):
-            values = np.array([flip.facts["auc"][family][head] for flip in flips])
-            mean, band = float(values.mean()), BANDS[bars_ahead(head)]
+        aucs = [flip.facts["auc"][family] for flip in flips if family in flip.facts["auc"]]
+        for head in in_order(aucs[0]):
+            values = np.array([by_head[head] for by_head in aucs])
+            wider = math.sqrt(len(flips) / len(aucs))
+            mean, band = float(values.mean()), round(BANDS[bars_ahead(head)] * wider, 4)
             spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
             heads[head] = {
                 "mean": mean,
@@ -221,20 +241,26 @@ def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str
             }
         by_family[family] = heads
         detail = ", ".join(f"{h} {v['mean']:.3f} (0.5 ± {v['band']})" for h, v in heads.items())
-        detail = f"pooled AUC over {len(flips)} sign-randomised series: {detail}"
+        detail = f"pooled AUC over {len(aucs)} sign-randomised series: {detail}"
         ok = all(v["ok"] for v in heads.values())
         checks.append(Check(f"sign_flipped_{family}", ok, detail))
     return checks, by_family
 
 
-def check_provenance(entries: Sequence[tuple[Task, Entry]], plan: Plan) -> Check:
-    """Did every fit use rows, scaling and early stopping only inside its own training part?"""
+def check_provenance(
+    entries: Sequence[tuple[Task, Entry]],
+    plan: Plan,
+    panels: Mapping[str, Panel | None] | None = None,
+) -> Check:
+    """Did every fit use rows, scaling and early stopping only inside its own training part?
+
+    panels: by family, the assets that it was trained on; the models of a panel are judged by time.
+    """
     folds = {fold.index: fold for fold in (*plan.folds, plan.holdout)}
     for task, entry in entries:
+        planned = dataclasses.replace(task, fold=folds[task.fold.index])
         try:
-            verify_provenance(
-                Provenance(**entry.facts["provenance"]), folds[task.fold.index], plan.embargo
-            )
+            fits.check_provenance(planned, entry, plan.embargo, (panels or {}).get(task.family))
         except LeakError as error:
             return Check("provenance", False, f"{task.family} {task.label}: {error.why}")
     gap = min(int(fold.test[0] - fold.train[-1]) for fold in folds.values())
@@ -243,11 +269,15 @@ def check_provenance(entries: Sequence[tuple[Task, Entry]], plan: Plan) -> Check
     return Check("provenance", True, detail)
 
 
-def check_look_ahead(bars: Bars, data: Dataset) -> Check:
+def check_look_ahead(
+    bars: Bars, data: Dataset, others: Mapping[str, Dataset] | None = None
+) -> Check:
     """Are the features of bar t the same when the bars after t do not exist yet?
 
     Catches a longer timeframe used before it closed, centred windows, and anything normalised over
     the whole series. `data` is what the training used; all of its making is repeated on cut bars.
+    others: what it used of the panel's other assets, made by the same code; it must be just what
+    this code makes of their bars.
     """
 
     def seen(main: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -256,14 +286,23 @@ def check_look_ahead(bars: Bars, data: Dataset) -> Check:
 
     name = "no_look_ahead"
     whole = seen(bars.main, bars.cross).drop("timestamp").to_numpy()
-    if not np.array_equal(whole, data.X, equal_nan=True):
+    strange = [] if np.array_equal(whole, data.X, equal_nan=True) else [bars.symbol]
+    alone = bars.alone()
+    for symbol, used in (others or {}).items():
+        again = dataset.build(alone[symbol], 0.0)
+        same = np.array_equal(again.X, used.X, equal_nan=True)
+        if not (same and np.array_equal(again.times_ms, used.times_ms)):
+            strange.append(symbol)
+    if strange:
         detail = "the fits were given numbers that are not the features of the bars"
-        return Check(name, False, detail)
+        return Check(name, False, f"{detail} ({', '.join(strange)})")
     cuts = cut_points(len(data), first=data.first)
     violations = causality_violations(seen, bars.main, cuts, cross=bars.cross, tolerance=TOLERANCE)
     if violations:
         return Check(name, False, f"{len(violations)} values, among them {violations[0]}")
     counted = f"{len(data.features)} features at {len(cuts)} bars"
+    if others:
+        counted += f", those of {len(others)} other assets by the same code,"
     return Check(name, True, f"{counted} do not change when later bars are cut")
 
 

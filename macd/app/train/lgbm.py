@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightgbm
 import numpy as np
@@ -25,6 +25,7 @@ class Params:
     features: the set that the trees see (macd/app/market/features `subset`).
     """
 
+    family: ClassVar[str] = "lgbm"
     leaves: int = 15
     rate: float = 0.03
     rounds: int = 200
@@ -70,18 +71,18 @@ def fit(
         y = data.y[rows, k]
         if len(np.unique(y)) < 2:
             raise MacdError(
-                f"lgbm: the {head} head has nothing to learn from",
+                f"{params.family}: the {head} head has nothing to learn from",
                 why=f"its {len(rows)} labelled training rows hold fewer than two classes",
                 hint="give it more bars: invoke data.fetch, or data.import",
             )
-        weight = data.class_weights(rows)[y.astype(np.intp), k]
+        weight = data.class_weights(rows)[:, k]
         rows_in = lightgbm.Dataset(
             data.X[rows], y, weight=weight, feature_name=list(data.features) or "auto"
         )
         booster = lightgbm.train(_settings(params, seed), rows_in, params.rounds)
         texts[head] = booster.model_to_string()
         counts = {"rows": len(rows), "rounds": params.rounds}
-        report({"event": "fitted", "model": "lgbm", "head": head, **counts})
+        report({"event": "fitted", "model": params.family, "head": head, **counts})
     facts = {"seed": seed, "training_digest": data.digest()}
     return Model(texts, params, data.features, facts)
 
@@ -133,20 +134,23 @@ def importance(model: Model) -> dict[str, float]:
 
 
 def save(model: Model, directory: Path, tf: str, *, facts: Facts | None = None) -> list[Path]:
-    """Write lgbm_{tf}_{head}.txt for each head and lgbm_{tf}_meta.json."""
+    """Write FAMILY_{tf}_{head}.txt for each head and FAMILY_{tf}_meta.json."""
+    name = f"{model.params.family}_{tf}"
     written = [
-        write_whole(directory / f"lgbm_{tf}_{head}.txt", text.encode())
+        write_whole(directory / f"{name}_{head}.txt", text.encode())
         for head, text in model.texts.items()
     ]
-    meta = meta_json("lgbm", tf, model.params, model.features, {**model.facts, **(facts or {})})
-    return [*written, write_whole(directory / f"lgbm_{tf}_meta.json", meta)]
+    facts = {**model.facts, **(facts or {})}
+    meta = meta_json(model.params.family, tf, model.params, model.features, facts)
+    return [*written, write_whole(directory / f"{name}_meta.json", meta)]
 
 
-def load(directory: Path, tf: str) -> Model:
+def load(directory: Path, tf: str, make: type[Params] = Params) -> Model:
     """Read what `save` wrote."""
-    meta = json.loads((directory / f"lgbm_{tf}_meta.json").read_bytes())
-    texts = {head: (directory / f"lgbm_{tf}_{head}.txt").read_text() for head in head_names(tf)}
-    fields = {field.name for field in dataclasses.fields(Params)}
-    params = Params(**{k: v for k, v in meta["params"].items() if k in fields})
+    name = f"{make.family}_{tf}"
+    meta = json.loads((directory / f"{name}_meta.json").read_bytes())
+    texts = {head: (directory / f"{name}_{head}.txt").read_text() for head in head_names(tf)}
+    fields = {field.name for field in dataclasses.fields(make)}
+    params = make(**{k: v for k, v in meta["params"].items() if k in fields})
     facts = {k: meta[k] for k in ("seed", "training_digest")}
     return Model(texts, params, tuple(meta["features"]), facts)

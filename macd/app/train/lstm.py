@@ -7,6 +7,7 @@ attention pooling, the window including the bar predicted from, few epochs (docs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,13 @@ class Params:
     loop: Loop
 
     @classmethod
-    def demo(cls) -> Params:
+    def demo(cls) -> Self:
         """Seconds on one core."""
         loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
         return cls(hidden=64, layers=1, projection=48, dropout=0.2, loop=loop)
 
     @classmethod
-    def full(cls) -> Params:
+    def full(cls) -> Self:
         """For a GPU: 26 s an epoch on one core. More epochs learn the noise (docs/LOG.md)."""
         loop = Loop(epochs=3, batch=256, lr=1e-3, weight_decay=0.05, compile=True)
         return cls(hidden=192, layers=2, projection=48, dropout=0.3, loop=loop)

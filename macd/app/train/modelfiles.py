@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from macd.app.market.features import schema_hash
 from macd.app.market.labels import HORIZONS
 from macd.app.train.fitdata import Facts
-from macd.heads import head_names
+from macd.heads import head_names, kind_of
 from macd.host.durable import replace_file
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def meta_json(
     document: dict[str, Any] = {
         "model": model,
         "tf": tf,
-        "seq_len": 1 if model == "lgbm" else 48,
+        "seq_len": 1 if kind_of(model) == "lgbm" else 48,
         "heads": list(head_names(tf)),
         "horizons": list(HORIZONS),
         "features": list(features),

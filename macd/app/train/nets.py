@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         def loop(self) -> Loop: ...
 
 
+_COLUMNS = 16  # scaled at a time: a panel's rows as float64, all at once, would be gigabytes
 PREDICT_BATCH = 2_048  # more costs memory and wins nothing
 _CODE = 2  # raise when the loop's arithmetic changes: old checkpoints then don't fit
 
@@ -100,6 +101,10 @@ class RobustScale(nn.Module):
 
     def fit(self, X: Floats) -> None:
         """Learn from these rows, which must be training rows only."""
+        for start in range(0, X.shape[1], _COLUMNS):
+            self._fit(X[:, start : start + _COLUMNS], slice(start, start + _COLUMNS))
+
+    def _fit(self, X: Floats, columns: slice) -> None:
         known = np.where(np.isfinite(X), X, np.nan).astype(np.float64)
         empty = np.isnan(known).all(axis=0)
         known[:, empty] = 0.0
@@ -108,8 +113,8 @@ class RobustScale(nn.Module):
         # A flag or a rarely set feature has no IQR; a constant one has no spread at all.
         spread = np.where(spread > 1e-3 * deviation, spread, deviation)
         spread = np.where(spread > 1e-12, spread, 1.0)
-        self.center.copy_(torch.from_numpy(center))
-        self.spread.copy_(torch.from_numpy(spread))
+        self.center[columns] = torch.from_numpy(center)
+        self.spread[columns] = torch.from_numpy(spread)
 
     def forward(self, x: Tensor) -> Tensor:
         filled = torch.where(torch.isnan(x), self.center, x)
@@ -291,7 +296,9 @@ class _Run:
         with torch.no_grad():
             self.X = scale(torch.from_numpy(data.X).to(self.device))
         self.y = torch.from_numpy(data.y).to(self.device)
-        self.down, self.up = torch.from_numpy(data.class_weights(self.rows)).to(self.device)
+        weights = np.zeros_like(data.y)
+        weights[self.rows] = data.class_weights(self.rows)
+        self.weights = torch.from_numpy(weights).to(self.device)
         self.optimizer = torch.optim.AdamW(
             net.parameters(), lr=loop.lr, weight_decay=loop.weight_decay
         )
@@ -397,8 +404,7 @@ class _Run:
             logits = self.body(windows(self.X, ends))
         target = torch.where(known, y, torch.zeros_like(y))
         each = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-        weight = torch.where(target > 0, self.up, self.down)
-        return torch.where(known, weight * each, torch.zeros_like(each)).sum()
+        return torch.where(known, self.weights[ends] * each, torch.zeros_like(each)).sum()
 
     def _halve(self, why: str) -> None:
         """Go on with parts of half the size; the optimizer still sees the whole batch."""

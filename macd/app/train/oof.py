@@ -23,7 +23,7 @@ from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
 from macd.app.train.metrics import Auc, auc_by_head, by_confidence, reliability, roc, score
-from macd.heads import FAMILIES, MEAN, head_names, in_order
+from macd.heads import BASES, MEAN, head_names, in_order
 from macd.host.durable import replace_file
 
 HOLDOUT = -1  # the `fold` of rows that no walk-forward fold tests
@@ -61,7 +61,7 @@ def with_model(frame: pl.DataFrame, model: str, p: NDArray[np.floating[Any]]) ->
 
 def with_mean(frame: pl.DataFrame) -> pl.DataFrame:
     """The table with the mean of its base models beside them, on rows where all of them speak."""
-    base = [columns(frame, f"p_{name}") for name in models_in(frame, FAMILIES)]
+    base = [columns(frame, f"p_{name}") for name in models_in(frame, BASES)]
     if len(base) < 2:
         return frame
     silent = np.isnan(base).any(axis=0)

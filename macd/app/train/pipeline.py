@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from macd.app.train.modelfiles import model_of
 from macd.app.train.settings import Settings
 from macd.app.train.training import Meter, Training, params_of, stage
 from macd.errors import MacdError, RefusedError
-from macd.heads import FAMILIES, head_names
+from macd.heads import head_names, kind_of
 from macd.host.durable import one_at_a_time, replace_file
 from macd.run_directory import FILES
 
 _KEEP_CACHED = 20 << 30  # bytes of fits on the training host; the least recently used go first
 # The models fitted on sign-randomised bars: LightGBM, and in full a small LSTM too.
 _AUDITED = {"demo": ("lgbm",), "full": ("lgbm", "lstm")}
+_PANEL_FLIPS = 2  # of those series, how many a panel's LightGBM is fitted on: it costs ten times it
 
 Entries = Mapping[str, list[Entry]]
 
@@ -81,10 +82,11 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     training.meter.total = _planned_cost(training, stages)
     entries: dict[str, list[Entry]] = {}
-    for family in FAMILIES:
-        if family in stages:
+    for family in settings.families:
+        kind = kind_of(family)
+        if kind in stages:
             entries[family] = _fit_family(training, family)
-        elif mode in ("onnx", "stacking") and not (mode == "onnx" and family == "lgbm"):
+        elif mode in ("onnx", "stacking") and not (mode == "onnx" and kind == "lgbm"):
             entries[family] = training.needed(family, mode)
         elif (earlier := training.finished(family)) is not None:
             entries[family] = earlier
@@ -123,11 +125,13 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
         findings = dataset.verify(settings, now, settings.out / FILES.bars)
         bars = dataset.read(settings)
         more = f"{counted(findings)} (verify.json)" if findings else ""
-        note = f"{bars.symbol} {len(bars.main):,} bars, no errors{more}"
+        beside = f", a panel of {1 + len(bars.panel)} assets" if bars.panel else ""
+        note = f"{bars.symbol} {len(bars.main):,} bars{beside}, no errors{more}"
         events.emit("note", stage="verify", note=note)
         (settings.out / "data_digest").write_text(bars.digest() + "\n")
     with stage(events, spent, "features"):
         data = dataset.build(bars, settings.min_move)
+        others = {n: dataset.build(b, settings.min_move) for n, b in bars.alone().items()}
         plan = dataset.plan(data, settings)
         dataset.require_moves(data, plan, settings.min_move, stacking=stacked)
     return Training(
@@ -140,22 +144,30 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
         meter=Meter(events.clock),
         spent=spent,
         checked=record(findings, Limits().changed(settings.limits)),
+        others=others,
     )
 
 
 def _planned_cost(training: Training, stages: Sequence[str]) -> float:
     """What the fits of these stages cost, the audit's included, in the meter's unit."""
     # Families that don't run are only asked where their parameters may be wrong: torch is slow.
-    asked = [name for name in FAMILIES if name in stages or training.settings.params.get(name)]
+    asked = [
+        name
+        for name in training.settings.families
+        if kind_of(name) in stages or training.settings.params.get(name)
+    ]
     fits = {name: [task.cost for task in training.tasks(name)] for name in asked}
-    total = sum(sum(costs) for name, costs in fits.items() if name in stages)
+    total = sum(sum(costs) for name, costs in fits.items() if kind_of(name) in stages)
     if "stacking" in stages:
-        total += training.settings.surrogate_count * _flip_cost(training)
+        total += sum(_flip_cost(training, i) for i in range(training.settings.surrogate_count))
     return total
 
 
 def _fit_family(training: Training, family: str) -> list[Entry]:
-    """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model."""
+    """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model.
+
+    With a panel each of these stages has two families, the asset's own and the panel's.
+    """
     s = training.settings
     with training.stage(family, f"{len(training.tasks(family))} fits"):
         entries = training.fit(family)
@@ -186,7 +198,7 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
     with training.stage("onnx"):
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
-        for family in ("lstm", "tft"):
+        for family in (name for name in training.settings.families if kind_of(name) != "lgbm"):
             entry, X = training.final(family, entries[family]), training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
@@ -224,7 +236,7 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
     """
     s = training.settings
     with training.stage("stacking"):
-        frame = training.predictions({family: entries[family] for family in FAMILIES})
+        frame = training.predictions({family: entries[family] for family in s.families})
         params = stacking.Params(
             min_samples=stacking.min_samples(environment), embargo=training.plan.embargo
         )
@@ -248,7 +260,10 @@ def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
     return stacking.StackData(
         rows=rows,
         fold=frame["fold"].to_numpy(),
-        base={name: oof.columns(frame, f"p_{name}").astype(np.float32) for name in FAMILIES},
+        base={
+            name: oof.columns(frame, f"p_{name}").astype(np.float32)
+            for name in training.settings.families
+        },
         y=training.data.y[rows],
         context={name: training.data.X[rows, names.index(name)] for name in stacking.CONTEXT},
         heads=head_names(training.settings.tf),
@@ -284,13 +299,12 @@ def _evaluate_policies(
 def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:
     """Stage audit: the leak audit of this training, written to leak_audit.json."""
     s = training.settings
-    families = _AUDITED[s.profile]
     with training.stage("audit", f"{s.surrogate_count} sign-randomised series"):
         flips = [
             leak_audit.Flip(
                 seed=s.seed + i,
-                families=families,
-                params={name: _audit_params(s, name) for name in families},
+                families=_audited(s, i),
+                params={name: _audit_params(s, name) for name in _audited(s, i)},
                 fit_seed=s.seed,
                 folds=s.fold_count,
                 initial=s.initial,
@@ -300,7 +314,7 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
             )
             for i in range(s.surrogate_count)
         ]
-        cost = _flip_cost(training)
+        nets = any(kind_of(name) != "lgbm" for name in _audited(s, 0))
         with training.meter.running():
             null = leak_audit.run_flips(
                 flips,
@@ -308,15 +322,18 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
                 cache=training.cache,
                 events=training.events,
                 engine_name=s.engine,
-                use=training.use("lgbm" if families == ("lgbm",) else "lstm"),
-                count=lambda *, cached: training.meter.add(cost, cached=cached),
+                use=training.use("lstm" if nets else "lgbm"),
+                count=lambda i, *, cached: training.meter.add(
+                    _flip_cost(training, i), cached=cached
+                ),
             )
         checks, by_family = leak_audit.judge_flips(null)
         fits: list[tuple[Task, Entry]] = []
         for family, fitted in entries.items():
             fits += zip(training.tasks(family), fitted, strict=True)
-        checks.append(leak_audit.check_provenance(fits, training.plan))
-        checks.append(leak_audit.check_look_ahead(training.bars, training.data))
+        panels = {family: training.panel(family) for family in entries}
+        checks.append(leak_audit.check_provenance(fits, training.plan, panels))
+        checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
         checks.append(leak_audit.check_too_good(results.interval_lows(metrics), allowed))
         audit = leak_audit.Audit(tuple(checks), by_family, allowed)
@@ -329,28 +346,35 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
     return audit
 
 
+def _audited(settings: Settings, i: int) -> tuple[str, ...]:
+    """The models fitted on the i-th sign-randomised series."""
+    panel = ("lgbm_panel",) if settings.panel and i < _PANEL_FLIPS else ()
+    return (*_AUDITED[settings.profile], *panel)
+
+
 def _audit_params(settings: Settings, family: str) -> Any:
     """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
-    profile = settings.profile if family == "lgbm" else "demo"
+    profile = settings.profile if kind_of(family) == "lgbm" else "demo"
     return params_of(family, profile, settings.params.get(family, {}))
 
 
-def _flip_cost(training: Training) -> float:
+def _flip_cost(training: Training, i: int) -> float:
     s = training.settings
     return sum(
-        Task(name, fold, fold.train, _audit_params(s, name), s.seed).cost
-        for name in _AUDITED[s.profile]
-        for fold in training.plan.folds
+        replace(task, params=_audit_params(s, name)).cost
+        for name in _audited(s, i)
+        for task in training.tasks(name)
+        if task.seed == s.seed and not task.keep
     )
 
 
 def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     s = training.settings
     seconds = round(training.events.clock() - started, 3)
-    whole = results.expected_files("all", s.stages, s.tf)
+    whole = results.expected_files("all", s.stages, s.tf, s.families)
     result = results.write_result(
         s.out,
-        results.expected_files(s.mode, s.stages, s.tf),
+        results.expected_files(s.mode, s.stages, s.tf, s.families),
         {
             "mode": s.mode,
             "complete": s.mode == "all" or results.missing(s.out, whole) == [],

@@ -24,7 +24,17 @@ from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
 from macd.criteria import Outcome, evaluate
 from macd.errors import MacdError
-from macd.heads import BASELINE, COMPARED, NAMES, explained, head_names, in_order, shown
+from macd.heads import (
+    BASELINE,
+    COMPARED,
+    FAMILIES,
+    NAMES,
+    explained,
+    head_names,
+    in_order,
+    kind_of,
+    shown,
+)
 from macd.host.durable import replace_file, sha256_of
 from macd.run_directory import FILES, auc_text
 
@@ -60,6 +70,7 @@ def measure(
     return {
         "symbol": training.bars.symbol,
         "cross": sorted(training.bars.cross),
+        "panel": sorted(training.others),
         "tf": s.tf,
         "profile": s.profile,
         "seed": s.seed,
@@ -192,7 +203,7 @@ def judge(
     if differences:
         values["onnx_test"] = 1.0  # a failed comparison ends the run before this
         details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
-    files = expected_files(s.mode, s.stages, s.tf)
+    files = expected_files(s.mode, s.stages, s.tf, s.families)
     files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0
@@ -273,19 +284,24 @@ def _figures(head: Mapping[str, Any]) -> str:
     )
 
 
-def expected_files(mode: str, stages: Iterable[str], tf: str) -> list[Path]:
-    """The files a run of this mode must leave, relative to its directory."""
+def expected_files(
+    mode: str, stages: Iterable[str], tf: str, families: Sequence[str] = FAMILIES
+) -> list[Path]:
+    """The files a run of this mode and these base models must leave, relative to its directory."""
+    nets = [family for family in families if kind_of(family) != "lgbm"]
     by_stage = {
         "verify": [Path(FILES.bars)],
-        "lgbm": [
-            *(MODEL_DIR / f"lgbm_{tf}_{head}.txt" for head in head_names(tf)),
-            Path(FILES.meta("lgbm", tf)),
-        ],
-        "lstm": [MODEL_DIR / f"lstm_{tf}.pt", Path(FILES.meta("lstm", tf))],
-        "tft": [MODEL_DIR / f"tft_{tf}.pt", Path(FILES.meta("tft", tf))],
-        "onnx": [MODEL_DIR / f"lstm_{tf}.onnx", MODEL_DIR / f"tft_{tf}.onnx", Path(FILES.onnx)],
+        "onnx": [*(MODEL_DIR / f"{family}_{tf}.onnx" for family in nets), Path(FILES.onnx)],
         "stacking": [Path(FILES.stacking(tf)), Path(FILES.out_of_fold(tf)), Path(FILES.audit)],
     }
+    for family in families:
+        models = (
+            [f"{family}_{tf}.pt"]
+            if family in nets
+            else [f"{family}_{tf}_{head}.txt" for head in head_names(tf)]
+        )
+        made = by_stage.setdefault(kind_of(family), [])
+        made += [*(MODEL_DIR / name for name in models), Path(FILES.meta(family, tf))]
     wanted = stages if mode == "all" else [mode]
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macd.app.market.bars import symbol_name
 from macd.app.market.findings import Accepted, Limits, parse
 from macd.app.predict.policy import Policy, read_policy
 from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
+from macd.heads import BASES, FAMILIES
 from macd.train_options import ENGINE, ENGINES, MIN_MOVE, PROFILES, SEED, STAGES, SYMBOL, TF
 
 MODES = ("all", *STAGES)
@@ -29,6 +31,7 @@ class Settings:
     """One training. Paths are absolute; 0 in a number means "as the profile says".
 
     stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
+    panel: assets that train global models together with `symbol`, which is always one of them.
     min_move: fraction; training and headline use bars with |return| above it.
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
     limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
@@ -40,6 +43,7 @@ class Settings:
     symbol: str = SYMBOL
     tf: str = TF
     cross: tuple[str, ...] = ()
+    panel: tuple[str, ...] = ()
     data: Path = Path("data/sample")
     out: Path = Path("runs/local")
     cache: Path | None = None
@@ -66,6 +70,17 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
 
     @property
+    def panel_others(self) -> tuple[str, ...]:
+        """The panel's assets beside `symbol`, by the names of their files; () without a panel."""
+        names = dict.fromkeys(symbol_name(name) for name in self.panel)
+        return tuple(name for name in names if name != symbol_name(self.symbol))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The base models of this training."""
+        return BASES if self.panel else FAMILIES
+
+    @property
     def fold_count(self) -> int:
         """Walk-forward folds: 5 in the demo, 8 in full."""
         return self.folds or {"demo": 5, "full": 8}[self.profile]
@@ -83,7 +98,7 @@ class Settings:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
-        plain |= {name: list(plain[name]) for name in ("cross", "stages")}
+        plain |= {name: list(plain[name]) for name in ("cross", "panel", "stages")}
         plain["accept"] = [finding.as_json() for finding in self.accept]
         plain["policy"] = self.policy.as_json()
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
@@ -167,7 +182,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "accept": _accept,
     "params": _params,
     "policy": read_policy,
-    **dict.fromkeys(("cross", "stages"), _names),
+    **dict.fromkeys(("cross", "panel", "stages"), _names),
     **dict.fromkeys(("data", "out", "cache"), _directory),
 }
 
@@ -198,8 +213,9 @@ def _range_problems(s: Settings) -> list[str]:
         (0 <= s.seed < 2**31, "seed: from 0 to 2147483647"),
         (s.workers >= 0, "workers: 1 or more, or 0 for all cores"),
         (0 < s.edge_cap < 0.5, "edge_cap: between 0 and 0.5"),
-        (not set(s.params) - {"lgbm", "lstm", "tft"}, "params: only for lgbm, lstm, tft"),
+        (not set(s.params) - {*s.families}, f"params: only for {', '.join(s.families)}"),
         (not set(s.stages) - set(STAGES), f"stages: only {', '.join(STAGES)}"),
         (s.symbol not in s.cross, f"cross: {s.symbol} is the symbol itself"),
+        (bool(s.panel_others) or not s.panel, f"panel: names no asset beside {s.symbol}"),
     ]
     return [text for good, text in checks if not good]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,13 +35,13 @@ class Params:
     loop: Loop
 
     @classmethod
-    def demo(cls) -> Params:
+    def demo(cls) -> Self:
         """Seconds on one core."""
         loop = Loop(epochs=4, batch=128, lr=6e-3, weight_decay=0.05, rows_per_epoch=4_000)
         return cls(width=24, attention_heads=4, dropout=0.1, loop=loop)
 
     @classmethod
-    def full(cls) -> Params:
+    def full(cls) -> Self:
         """About 150k parameters at 80 features."""
         loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05, compile=True)
         return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)

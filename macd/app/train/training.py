@@ -12,14 +12,17 @@ from typing import Any
 import polars as pl
 
 from macd.app.market import splits
-from macd.app.market.features import schema_hash, subset
+from macd.app.market.features import asset_column, schema_hash, subset
 from macd.app.train import engine, oof
+from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
 from macd.errors import MacdError, UsageError
+from macd.heads import PANEL, kind_of
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Training:
     """Everything a stage needs. `spent` collects seconds and peak memory by stage.
 
     checked: with which limits the bars were checked, and what was accepted (accepted.record).
+    others: the other assets of the panel, by symbol.
     """
 
     settings: Settings
@@ -70,6 +74,7 @@ class Training:
     meter: Meter
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     checked: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Dataset] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
@@ -144,12 +149,15 @@ class Training:
 
     def lineage(self) -> dict[str, Any]:
         """What every model file says about where it came from."""
+        assets = sorted([self.bars.symbol, *self.others]) if self.others else []
+        window = (*self.data.features, *map(asset_column, assets))
         return {
             "symbol": self.bars.symbol,
             "cross": sorted(self.bars.cross),
+            "panel": sorted(self.others),
             "data_digest": self.bars.digest(),
-            "window_features": list(self.data.features),
-            "schema_hash": schema_hash(self.data.features),
+            "window_features": list(window),
+            "schema_hash": schema_hash(window),
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
@@ -158,9 +166,16 @@ class Training:
         """The parameters of a family's fits."""
         return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
 
+    def panel(self, family: str) -> Panel | None:
+        """The assets that a family is trained on; None where it is the asset's own model."""
+        if family not in PANEL:
+            return None
+        return panels.of(self.bars.symbol, self.data, self.others, self.params(family))
+
     def inputs(self, family: str) -> Inputs:
         """What the fits of a family share: of X, the columns that its parameters choose."""
-        seen = self.data.seen_by(self.params(family))
+        panel = self.panel(family)
+        seen = self.data.seen_by(self.params(family)) if panel is None else panel.tested
         return Inputs(
             X=seen.X,
             y=seen.y,
@@ -168,11 +183,12 @@ class Training:
             tf=self.settings.tf,
             events=self.events.within(stage=family),
             checkpoints=self.cache.checkpoint("any").parent,
+            panel=panel,
         )
 
     def use(self, family: str) -> engine.Resources:
         """Workers and devices; LightGBM is always fitted on the CPU."""
-        device = "cpu" if family == "lgbm" else self.settings.device
+        device = "cpu" if kind_of(family) == "lgbm" else self.settings.device
         return engine.resources(device, self.settings.workers)
 
     def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
@@ -181,11 +197,13 @@ class Training:
 
     def _task(self, family: str, fold: splits.Fold, params: Any, seed: int, *, keep: bool) -> Task:
         rows, stop = fold.train, None
-        if self.settings.inner_stop and family != "lgbm":
+        if self.settings.inner_stop and kind_of(family) != "lgbm":
             rows, stop = splits.inner_split(
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
-        return Task(family, fold, rows, params, seed, stop=stop, keep=keep)
+        panel = self.panel(family)
+        others = 0 if panel is None else panel.rows_of_others(rows)
+        return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from macd.heads import GUIDE, HORIZONS, MODELS, head_name
+from macd.heads import GUIDE, HORIZONS, MODELS, PANEL, head_name
 
 MOST = 5000  # newest bars that count
 _Z = 1.959963984540054
@@ -53,7 +53,8 @@ def realised(bars: Iterable[Prediction]) -> list[dict[str, Any]]:
                 p = by_bar[bar].heads[row * len(HORIZONS) + at]
                 if p is not None and math.isfinite(p):
                     pairs.append((p, up))
-            rows.append({"model": family, "head": head, **auc(pairs, ahead)})
+            if pairs or family not in PANEL:  # most releases have no models of a panel
+                rows.append({"model": family, "head": head, **auc(pairs, ahead)})
     return rows
 
 

@@ -80,6 +80,11 @@ def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in own)
 
 
+def asset_column(symbol: str) -> str:
+    """The column that tells a model of a panel whose bars these are: 1 on this asset's, else 0."""
+    return f"asset_{symbol}"
+
+
 def schema_hash(names: Sequence[str]) -> str:
     """SHA-256 (hex) of the names in order and the version of their formulas."""
     text = json.dumps([FEATURE_VERSION, *names], separators=(",", ":"))

@@ -1,0 +1,28 @@
+"""The LSTM on all assets of a panel; a window says which asset it is of in columns of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from macd.app.train import lstm, nets
+from macd.app.train.lstm import LstmNet
+
+
+@dataclass(frozen=True)
+class Params(lstm.Params):
+    """As for one asset, with twice the rows in an epoch."""
+
+    @classmethod
+    def demo(cls) -> Self:
+        made = super().demo()
+        return replace(made, loop=replace(made.loop, rows_per_epoch=12_000))
+
+    @classmethod
+    def full(cls) -> Self:
+        made = super().full()
+        return replace(made, loop=replace(made.loop, rows_per_epoch=60_000))
+
+
+_FAMILY = nets.Family("lstm_panel", LstmNet, Params)
+fit, predict, save, load = _FAMILY.fit, _FAMILY.predict, _FAMILY.save, _FAMILY.load
