@@ -184,8 +184,8 @@ def roc(y: Floats, p: Floats, *, points: int = 33) -> list[list[float]]:
     last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
     up = np.concatenate(([0], np.cumsum(y[order])[last])) / y.sum()
     down = np.concatenate(([0], np.cumsum(~y[order])[last])) / (~y).sum()
-    kept = np.unique(np.searchsorted(down, np.linspace(0.0, 1.0, points - 1)))
-    kept = np.union1d(kept, [0, len(down) - 1])
+    along = (down + up) / 2  # rises from point to point
+    kept = np.unique(np.searchsorted(along, np.linspace(0.0, 1.0, points)).clip(max=len(up) - 1))
     return [[round(float(down[k]), 4), round(float(up[k]), 4)] for k in kept]
 
 
