@@ -106,12 +106,6 @@ def prove(
     return Proof(answer["golden"], answer["features_schema"], items)
 
 
-def remarks(run: Path, *, tf: str, env: Mapping[str, str]) -> list[str]:
-    """What a person should know before this run is released. env: of the service."""
-    question = {"run": str(run.absolute()), "tf": tf, "env": dict(env)}
-    return [str(text) for text in _ask("remarks", question)["remarks"]]
-
-
 def _compared(top: Path, tf: str, inputs: Mapping[str, Any] | None) -> list[Item]:
     question = {"top": str(top.absolute()), "tf": tf, "inputs": inputs}
     try:

@@ -276,7 +276,7 @@ def build_request(
     source: Path | None = None,
     json: bool,
 ) -> tuple[BuildRequest, list[Path]]:
-    from macd import application
+    from macd.criteria import MIN_SAMPLES
     from macd.jobs.record import host_of
     from macd.journal import Journal
     from macd.release import wheel, wheelhouse
@@ -284,11 +284,17 @@ def build_request(
     from macd.release.judge import blocking, judge
     from macd.release.lock import Lock
 
-    findings = judge(run.criteria, inventory.train.criteria, run.audit, run.metrics["models"])
+    samples = inventory.service.env.get(MIN_SAMPLES, "")
+    findings = judge(
+        run.criteria,
+        inventory.train.criteria,
+        run.audit,
+        run.metrics,
+        run.stacking,
+        samples=int(samples) if samples.isdecimal() else 0,
+    )
     for finding in findings:
         say(json, finding.line())
-    for remark in application.remarks(run.directory, tf=run.tf, env=inventory.service.env):
-        say(json, f"⚠ {remark}")
     constraints = inventory.root / "constraints.txt"
     if not blocking(findings) or accept:
         target, warnings = target_of(inventory, env)

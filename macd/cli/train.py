@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.verb import confirm, emit, safe, verb
+from macd.criteria import MIN_SAMPLES
 from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 _HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
 _RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
-_PASSED_ON = ("ML_STACKING_MIN_SAMPLES",)
+_PASSED_ON = (MIN_SAMPLES,)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
 _EVERY_S, _FIT_EVERY_S = 10.0, 1.0
-_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
+_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "resumed")
 EXIT_CODES = {
     "DONE": ExitCode.DONE,
     "FAILED": ExitCode.FAILED,

@@ -168,6 +168,7 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
         "seed": run.metrics["seed"],
         "bars": run.metrics["bars"],
         "holdout": run.metrics["holdout"],
+        "caveats": run.metrics.get("caveats", []),
         "libraries": run.metrics["libraries"],
         "data_digest": run.digest,
         "bars_checked": run.result.get("bars_checked") or {"limits": {}, "accepted": []},

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from macd.criteria import looks_at, looks_meaning
 from macd.heads import BASELINE, NAMES, bars_ahead, explained, shown
 from macd.run_directory import auc_text
 
@@ -49,6 +50,9 @@ def render(
         "columns": _COLUMNS,
         "rows": _rows(details),
         "checked": _checked(details),
+        "looks": looks_at(details["holdout"]),
+        "looks_meaning": looks_meaning(looks_at(details["holdout"])),
+        "caveats": list(details.get("caveats", [])),
         "heads": explained(details["tf"]),
         "missed": [outcome for outcome in details["criteria"] if not outcome["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),

@@ -6,16 +6,12 @@ things no level softens: a failed leak audit, and results too good to be believe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, replace
+from typing import Any
 
-from macd.criteria import is_met, rule_of
-from macd.heads import HORIZONS, bars_ahead, in_order
+from macd.criteria import MIN_SAMPLES, is_met, is_number, limits_text, measured, rule_of, too_good
 from macd.inventory import Criterion
-
-_PARTS = ("val", "val_all", "test", "test_all")
 
 
 @dataclass(frozen=True)
@@ -39,24 +35,37 @@ class Finding:
 
 
 def judge(
-    measured: tuple[Mapping[str, Any], ...],
+    recorded: tuple[Mapping[str, Any], ...],
     criteria: Mapping[Any, Criterion],
     audit: Mapping[str, Any],
-    models: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    stacking: Mapping[str, Any],
+    *,
+    samples: int = 0,
 ) -> list[Finding]:
     """All findings about a run, met ones included.
 
     Args:
-        measured: the run's criteria.json. models: figures by model and head from metrics.json.
-        audit: the run's leak_audit.json.
+        recorded: the run's criteria.json; it counts where its other documents tell nothing.
+        audit: the run's leak_audit.json. metrics: its metrics.json.
+        stacking: its meta-model's JSON, {} without one.
+        samples: ML_STACKING_MIN_SAMPLES of the service that is to run it. With fewer out-of-fold
+            samples it would skip stacking, so `n_oof` asks for as many.
     """
-    by_name = {str(outcome["name"]): outcome for outcome in measured}
-    findings = [
-        _criterion(name, criterion, by_name.get(name, {}))
-        for name, criterion in criteria.items()
-        if name != "leak_audit"
-    ]
-    return [*findings, _audit(audit), _too_good(models, audit.get("allowed") or {})]
+    values = {
+        str(row["name"]): (row.get("value"), str(row.get("detail") or "")) for row in recorded
+    }
+    values |= measured(metrics, stacking)
+    findings = []
+    for name, criterion in criteria.items():
+        if name == "leak_audit":
+            continue
+        asked = max(criterion.threshold, samples) if name == "n_oof" else criterion.threshold
+        finding = _criterion(name, criterion.level, asked, *values.get(name, (None, "")))
+        if asked != criterion.threshold:
+            finding = replace(finding, note=f"{finding.note} ({MIN_SAMPLES} in service.env)")
+        findings.append(finding)
+    return [*findings, _audit(audit), _too_good(metrics["models"], audit.get("allowed") or {})]
 
 
 def blocking(findings: list[Finding]) -> list[Finding]:
@@ -64,24 +73,23 @@ def blocking(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if not finding.ok and finding.level == "block"]
 
 
-def _criterion(name: str, criterion: Criterion, measured: Mapping[str, Any]) -> Finding:
-    value, threshold = measured.get("value"), criterion.threshold
-    rule, detail = rule_of(name), str(measured.get("detail") or "")
-    title = rule.title
-    if not _number(value):
-        return Finding(name, title, False, criterion.level, "not measured", None, threshold)
+def _criterion(
+    name: str, level: str, threshold: float, value: float | None, detail: str
+) -> Finding:
+    rule = rule_of(name)
+    if not is_number(value):
+        return Finding(name, rule.title, False, level, "not measured", None, threshold)
     ok = is_met(name, value, threshold)
     if not rule.wanted:
         note = ("yes" if ok else "no") + (f" ({detail})" if detail else "")
-        return Finding(name, title, ok, criterion.level, note, value, threshold)
-    wanted = f"{rule.wanted} {_shown(threshold)} is asked for"
+        return Finding(name, rule.title, ok, level, note, value, threshold)
     missed = abs(value - threshold)
     by = ""
     if not ok:
         by = f", missed by {_shown(missed)}" if missed else ", narrowly missed: it is equal"
     where = f" {detail}" if detail else ""
-    note = f"{_shown(value)}{where}; {wanted}{by}"
-    return Finding(name, title, ok, criterion.level, note, value, threshold)
+    note = f"{_shown(value)}{where}; {rule.wanted} {_shown(threshold)} is asked for{by}"
+    return Finding(name, rule.title, ok, level, note, value, threshold)
 
 
 def _audit(audit: Mapping[str, Any]) -> Finding:
@@ -94,38 +102,10 @@ def _audit(audit: Mapping[str, Any]) -> Finding:
 
 
 def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, float]) -> Finding:
-    """Checked again here: the audit that came with the run may be forged or older."""
-    title = "no result too good to be believed"
-    limited = in_order(name for name in allowed if _number(allowed[name]))
-    if [bars_ahead(head) for head in limited] != list(HORIZONS):
-        return Finding("too_good", title, False, "block", "the run names no limits to believe")
-    problems = []
-    for model, heads in models.items():
-        for head, figures in heads.items():
-            if head not in limited:
-                problems.append(f"{model} {head}: an unknown head, so no limit holds for it")
-                continue
-            highest, what = max(
-                (_believed(figures.get(part) or {}) for part in _PARTS), default=(0.0, "")
-            )
-            if highest > allowed[head]:
-                by = f"above {allowed[head]:.3f} by {highest - allowed[head]:.3f}"
-                problems.append(f"{model} {head}: {what} {highest:.3f}, {by}")
-    limits = ", ".join(f"{head} {allowed[head]:.3f}" for head in limited)
-    note = "; ".join(problems) or f"no interval lies above {limits}"
-    return Finding("too_good", title, not problems, "block", note)
-
-
-def _believed(figures: Mapping[str, Any]) -> tuple[float, str]:
-    """What is held to the limit: where the interval begins, or the value where there is none."""
-    low, value = figures.get("low"), figures.get("value")
-    if _number(low):
-        return float(low), "interval from"
-    return (float(value), "without an interval") if _number(value) else (0.0, "")
-
-
-def _number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Checked again here: the audit that came with the run may be older than its rule."""
+    problems = too_good(models, allowed)
+    note = "; ".join(problems) or limits_text(allowed)
+    return Finding("too_good", "no result too good to be believed", not problems, "block", note)
 
 
 def _shown(value: float) -> str:

@@ -194,8 +194,8 @@ def test_a_blocking_criterion_refuses_and_a_reason_overrides_without_host_and_ne
     done = invoke(project, "release", "--inventory", "strict")
     assert done.returncode == 6
     assert "missed by" in done.stderr
-    assert "⚠ stacking will stay off: it was trained on" in done.stdout
-    assert "ML_STACKING_MIN_SAMPLES=1000000" in done.stdout
+    assert "at least 1,000,000 is asked for" in done.stdout
+    assert "(ML_STACKING_MIN_SAMPLES in service.env)" in done.stdout
     assert "--accept" in done.stderr
     run = str(without_weights(project))
     words = ("release", "--run", run, "--inventory", "strict", "--accept", "a drill")
@@ -286,6 +286,6 @@ def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, An
     said, _ = child.communicate(timeout=60)
     assert child.returncode == 1
     assert "every file as the training left it" in said
-    assert "stacking will stay off" not in said
+    assert "in service.env" not in said
     assert sorted(path.name for path in releases.iterdir()) == before
     assert journal.records() == told

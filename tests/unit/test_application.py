@@ -23,7 +23,7 @@ def test_its_modules_and_sources_are_there() -> None:
         path = TOP.parent / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     assert all((TOP / name).exists() for name in BUILTIN.sources)
-    assert set(COMMANDS) == {"check", "check-run", "prove", "folder", "remarks"}
+    assert set(COMMANDS) == {"check", "check-run", "prove", "folder"}
 
 
 def test_the_service_writes_every_field_that_is_judged() -> None:

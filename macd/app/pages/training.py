@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures, names, opening
-from macd.criteria import GUIDE, rule_of
+from macd.criteria import GUIDE, looks_at, looks_meaning, rule_of
 from macd.heads import MODELS, NAMES, PANEL, headline_of
 from macd.report import numbers
 from macd.report.page import Cell, Table, moment, render, seconds, write_page
@@ -94,6 +94,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
+        looks=looks_at(run.metrics.get("holdout", {})),
         missing=[NAMES[name] for name in _expected(run) if name not in run.models],
     )
 
@@ -184,7 +185,7 @@ def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
 
 
 def cautions(run: TrainingRun) -> list[str]:
-    """What qualifies the numbers: audit, repeated use of the holdout, chance, baseline."""
+    """What qualifies the numbers: audit, what was chosen after looking, chance, baseline."""
     cautions = []
     model = headline(run)
     if run.audit and not run.audit.get("ok"):
@@ -192,12 +193,9 @@ def cautions(run: TrainingRun) -> list[str]:
         cautions.append(f"The leak audit did not pass ({failed}): treat every figure as unproven.")
     if model and not run.audit:
         cautions.append("No leak audit ran: nothing shows that these figures are free of leaks.")
-    openings = run.metrics.get("holdout", {}).get("openings", 1)
-    if openings > 1:
-        cautions.append(
-            f"{openings} different configurations have been evaluated on the holdout: its figures "
-            "are a choice among several, and too high."
-        )
+    if (looks := looks_at(run.metrics.get("holdout", {}))) > 1:
+        cautions.append(f"Holdout: {looks_meaning(looks)}.")
+    cautions += run.metrics.get("caveats", [])
     if model:
         cautions += _doubts(run, model)
     return cautions

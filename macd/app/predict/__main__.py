@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from macd import childprocess
 from macd.errors import MacdError
-from macd.run_directory import FILES
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -73,24 +72,11 @@ def folder(question: Document) -> Document:
     return {"items": _plain(modelfolder.check(Path(question["top"])))}
 
 
-def remarks(question: Document) -> Document:
-    """What a person should know before a run is released, a sentence each.
-
-    In: run, tf, env (what the service's .env will say). Out: remarks.
-    """
-    from macd.app.predict import stacking  # noqa: PLC0415
-
-    meta = Path(question["run"]) / FILES.stacking(question["tf"])
-    remark = stacking.stays_off(meta.read_bytes(), question["env"]) if meta.is_file() else ""
-    return {"remarks": [remark] if remark else []}
-
-
 COMMANDS: dict[str, Callable[[Document], Document]] = {
     "check": check,
     "check-run": check_run,
     "prove": prove,
     "folder": folder,
-    "remarks": remarks,
 }
 
 

@@ -14,7 +14,9 @@ import numpy.typing as npt
 CLIP = 1e-4  # how far a probability is kept from 0 and 1, whose log-odds are infinite
 
 
-def mean_of_logits(probabilities: Iterable[npt.ArrayLike]) -> npt.NDArray[np.float64]:
+def mean_of_logits(
+    probabilities: Iterable[npt.ArrayLike], *, clip: float = CLIP
+) -> npt.NDArray[np.float64]:
     """The probability of "up" whose log-odds are the mean of the models' log-odds, as float64.
 
     probabilities: one entry a model, all numbers (`float()` the result) or all arrays of one shape.
@@ -22,7 +24,7 @@ def mean_of_logits(probabilities: Iterable[npt.ArrayLike]) -> npt.NDArray[np.flo
     """
     p = np.asarray(list(probabilities), dtype=np.float64)
     speaks = (p >= 0.0) & (p <= 1.0)
-    kept = np.clip(p, CLIP, 1.0 - CLIP)
+    kept = np.clip(p, clip, 1.0 - clip)
     logits = np.where(speaks, np.log(kept) - np.log1p(-kept), 0.0)
     count = speaks.sum(axis=0)
     mean = logits.sum(axis=0) / np.where(count > 0, count, np.nan)

@@ -15,7 +15,6 @@ from typing import Any
 from macd.errors import MacdError
 
 FORMAT = "macd-stacking/1"
-MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 _LARGEST = 1e9  # no fitted number comes near; larger ones could overflow a score
 
 
@@ -55,31 +54,14 @@ class Head:
 
 
 def has_samples(facts: Mapping[str, Any], least: int) -> bool:
-    """Whether a model was fitted on at least so many out-of-fold samples; 0 asks for none."""
+    """Whether a model was fitted on at least so many out-of-fold samples; 0 asks for none.
+
+    `n_oof_samples` of the JSON is of its headline head, by which the service decides: the bars that
+    moved more than min_move, each with predictions of models that had not been trained on it. The
+    criterion n_oof is the same number.
+    """
     samples = facts.get("n_oof_samples")
     return not least or (isinstance(samples, int) and samples >= least)
-
-
-def stays_off(raw: bytes, env: Mapping[str, str]) -> str:
-    """Why a service with this .env will skip this stacking model; "" when it won't.
-
-    No gate can pass then. The criterion counts bars that a meta-model judged unseen, this setting
-    counts the moves that it was fitted on.
-    """
-    asked = env.get(MIN_SAMPLES, "")
-    if not asked.isdigit():
-        return ""
-    try:
-        model = StackingModel.from_json(raw)
-    except StackingError:
-        return ""  # the health check says what is wrong with it
-    if has_samples(model.facts, int(asked)):
-        return ""
-    samples = model.facts.get("n_oof_samples")
-    return (
-        f"stacking will stay off: it was trained on {samples} samples, and service.env asks for "
-        f"{MIN_SAMPLES}={asked}; train on more bars, or lower it there"
-    )
 
 
 @dataclass(frozen=True)

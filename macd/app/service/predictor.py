@@ -22,6 +22,7 @@ from macd.app.market import features
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
+from macd.criteria import MIN_SAMPLES
 from macd.heads import FAMILIES
 
 _FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
@@ -136,7 +137,7 @@ class Predictor:
         least = self._flags.min_samples
         if not has_samples(stacking.facts, least):
             samples = stacking.facts.get("n_oof_samples")
-            return f"n_oof_samples {samples} is below ML_STACKING_MIN_SAMPLES {least}"
+            return f"n_oof_samples {samples} is below {MIN_SAMPLES} {least}"
         return ""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from macd.app.market.bars import step_ms, symbol_name
 from macd.app.predict.policy import KEYS, Policy, read_policy
+from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
 
 FILE = "service.json"
@@ -116,14 +117,14 @@ def flags(environment: Mapping[str, str]) -> Flags:
     enabled = environment.get("ML_ENABLE_STACKING", "0")
     if enabled not in ("0", "1"):
         problems.append("ML_ENABLE_STACKING is neither 0 nor 1, taken as 0")
-    text = environment.get("ML_STACKING_MIN_SAMPLES", "") or "0"
+    text = environment.get(MIN_SAMPLES, "") or "0"
     least = int(text) if text.isdecimal() else 0
     if not text.isdecimal():
-        problems.append("ML_STACKING_MIN_SAMPLES is no whole number, taken as 0")
+        problems.append(f"{MIN_SAMPLES} is no whole number, taken as 0")
     # Of any other, and of what is not understood, nobody is shown the value: it may be a secret.
     understood = {
         "ML_ENABLE_STACKING": enabled in ("0", "1"),
-        "ML_STACKING_MIN_SAMPLES": bool(text.isdecimal()),
+        MIN_SAMPLES: bool(text.isdecimal()),
     }
     shown: dict[str, Any] = {
         k: v if understood.get(k) else "(hidden)"

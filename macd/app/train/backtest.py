@@ -24,6 +24,7 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.policy import ANY_HEAD, FLAT, Policy, Terms, Thresholds, bases, decide
 from macd.app.train import oof, returns
 from macd.app.train.returns import Floats, Ints, Sides
+from macd.criteria import Measured
 from macd.heads import BASES, HORIZONS, shown
 
 BUY_AND_HOLD = "buy_and_hold"
@@ -297,22 +298,17 @@ def flag_changes(tracks: Mapping[str, Track]) -> dict[str, float]:
     return shares
 
 
-def criteria_of(document: Mapping[str, Any]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """The values of `flag_matters` and `net_edge`, on validation, and a word about each."""
+def criteria_of(document: Mapping[str, Any]) -> dict[str, Measured]:
+    """What `flag_matters` and `net_edge` measure, on validation."""
     s, changes = document["settings"], document["flag_changes"]
     kind, figures = s["policy"]["kind"], document["val"][s["configured"]]
     held_out = document["test"][s["configured"]]
-    values = {
-        "flag_matters": changes["val"].get(kind),
-        "net_edge": figures["mean_net_bp"]["low"],
-    }
-    details = {
-        "net_edge": f"{figures['title']}: {_edge_text(figures)}; {_edge_text(held_out)} held out"
-    }
-    if values["flag_matters"] is not None:
+    edge = f"{figures['title']}: {_edge_text(figures)}; {_edge_text(held_out)} held out"
+    share, matters = changes["val"].get(kind), ""
+    if share is not None:
         on_test = changes["test"].get(kind, 0.0)
-        details["flag_matters"] = f"of the actions of policy {kind}; {100 * on_test:.2f} % held out"
-    return values, details
+        matters = f"of the actions of policy {kind}; {100 * on_test:.2f} % held out"
+    return {"net_edge": (figures["mean_net_bp"]["low"], edge), "flag_matters": (share, matters)}
 
 
 def closing_lines(document: Mapping[str, Any], tf: str) -> list[str]:

@@ -20,7 +20,7 @@ from macd.app.market.labels import HORIZONS, direction
 from macd.app.predict.combine import CLIP
 from macd.app.train import oof
 from macd.app.train.metrics import auc, effective_n, interval, resampled_aucs
-from macd.criteria import CriterionName
+from macd.criteria import Measured
 from macd.heads import BASES, COMPARED, MEAN, NAMES, shown
 
 Doubles = NDArray[np.float64]
@@ -113,32 +113,25 @@ def _plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def criteria(
-    metrics: Mapping[str, Any],
-) -> tuple[dict[CriterionName, float | None], dict[CriterionName, str]]:
-    """Values and details of stacking_vs_mean and stacking_vs_best: the upper interval ends of the
+def criteria(metrics: Mapping[str, Any]) -> dict[str, Measured]:
+    """What stacking_vs_mean and stacking_vs_best measure: the upper interval ends of the
     differences on validation moves, at stacking's best head.
     """
     head = metrics["best_head"].get(MODEL)
     if head is None:
-        return {}, {}
+        return {}
     part = metrics["comparison"][head]["val"]
-    values: dict[CriterionName, float | None] = {}
-    details: dict[CriterionName, str] = {}
-    names: dict[str, CriterionName] = {
-        "stacking_minus_mean": "stacking_vs_mean",
-        "stacking_minus_best": "stacking_vs_best",
-    }
-    for difference, name in names.items():
+    values: dict[str, Measured] = {}
+    for difference in ("stacking_minus_mean", "stacking_minus_best"):
         made = part["differences"].get(difference)
         if made is not None:
-            values[name] = made["high"]
             other = NAMES[made.get("best", MEAN)]
-            details[name] = (
+            values[difference.replace("minus", "vs")] = (
+                made["high"],
                 f"against {other} at {shown(head, metrics['tf'])}: {difference_text(made)} on "
-                f"{part['n']:,} bars"
+                f"{part['n']:,} bars",
             )
-    return values, details
+    return values
 
 
 def figures_of(compared: Mapping[str, Any], model: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from macd.app.market.findings import how_to_accept, judged
 from macd.app.market.labels import HORIZONS, direction, forward_returns
 from macd.app.train.fitdata import SEQ, Floats
 from macd.app.train.settings import Settings
-from macd.app.train.stacking import MIN_SAMPLES
+from macd.criteria import MIN_SAMPLES
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.heads import GUIDE
 from macd.host.durable import replace_file

@@ -15,6 +15,7 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,12 +24,8 @@ from torch import nn
 
 from macd.app.market.labels import HORIZONS
 from macd.app.train.fitdata import SEQ, Floats, Rows
-from macd.app.train.lstm import LstmNet
-from macd.app.train.lstm import Model as LstmModel
 from macd.app.train.modelfiles import write_whole
-from macd.app.train.nets import reproducible, with_history
-from macd.app.train.tft import Model as TftModel
-from macd.app.train.tft import TftNet
+from macd.app.train.nets import Model, RobustScale, reproducible, with_history
 from macd.errors import MacdError
 
 INPUT, OUTPUT = "input", "prob"
@@ -51,7 +48,7 @@ class ExportError(MacdError):
         self.difference = difference
 
 
-def to_onnx(model: LstmModel | TftModel, path: Path, *, X: Floats, rows: Rows) -> float:
+def to_onnx(model: Model[Any, Any], path: Path, *, X: Floats, rows: Rows) -> float:
     """Export the model's net, compare it with torch on windows that end at `rows`, write `path`.
 
     Returns the largest difference over all compared windows. Raises ExportError, with nothing
@@ -63,10 +60,11 @@ def to_onnx(model: LstmModel | TftModel, path: Path, *, X: Floats, rows: Rows) -
     return difference
 
 
-def graph(net: LstmNet | TftNet) -> bytes:
+def graph(net: nn.Module) -> bytes:
     """The net as one ONNX file: dynamic batch, weights inside, no trace of this machine's paths."""
     still = copy.deepcopy(net).cpu().eval()
-    example = torch.zeros(_TRACED, SEQ, still.scale.center.numel())
+    scale = next(part for part in still.modules() if isinstance(part, RobustScale))
+    example = torch.zeros(_TRACED, SEQ, scale.center.numel())
     made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation, and batch sizes of LSTMs: see `check`

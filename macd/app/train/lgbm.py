@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.modelfiles import meta_json, write_whole
-from macd.errors import MacdError
+from macd.errors import MacdError, UsageError
 from macd.heads import head_names
 
 
@@ -22,7 +24,10 @@ from macd.heads import head_names
 class Params:
     """Small on purpose: with so little signal larger trees learn the noise (docs/LOG.md).
 
-    features: the set that the trees see (macd/app/market/features `subset`).
+    features: the set that the trees see (macd/app/market/features `subset`). bags: boosters of
+    different seeds whose raw scores are averaged; with a bagging_fraction below 1 each tree sees
+    another part of the rows, drawn anew every bagging_freq trees (Breiman 1996). What it is worth
+    stands in docs/LOG.md.
     """
 
     family: ClassVar[str] = "lgbm"
@@ -32,6 +37,17 @@ class Params:
     feature_fraction: float = 0.4
     min_child: int = 200
     features: str = "all"
+    bagging_fraction: float = 0.5
+    bagging_freq: int = 1
+    bags: int = 5
+
+    def __post_init__(self) -> None:
+        if self.bags < 1 or not 0 < self.bagging_fraction <= 1 or self.bagging_freq < 1:
+            raise UsageError(
+                f"lgbm: no bagging with {self.bags} bags of {self.bagging_fraction:g} of the rows, "
+                f"drawn every {self.bagging_freq} trees",
+                why="at least 1 bag, a fraction above 0 and up to 1, every 1 or more trees",
+            )
 
     @classmethod
     def demo(cls) -> Params:
@@ -75,20 +91,75 @@ def fit(
                 why=f"its {len(rows)} labelled training rows hold fewer than two classes",
                 hint="give it more bars: invoke data.fetch, or data.import",
             )
-        weight = data.class_weights(rows)[:, k]
-        rows_in = lightgbm.Dataset(
-            data.X[rows], y, weight=weight, feature_name=list(data.features) or "auto"
-        )
-        booster = lightgbm.train(_settings(params, seed), rows_in, params.rounds)
-        texts[head] = booster.model_to_string()
+        weight = np.ascontiguousarray(data.class_weights(rows)[:, k])
+        X, bags = data.X[rows], []
+        for bag in range(params.bags):
+            rows_in = lightgbm.Dataset(
+                X, y, weight=weight, feature_name=list(data.features) or "auto"
+            )
+            settings = _settings(params, _bag_seed(seed, bag))
+            bags.append(lightgbm.train(settings, rows_in, params.rounds).model_to_string())
+        texts[head] = merged(bags)
         counts = {"rows": len(rows), "rounds": params.rounds}
         report({"event": "fitted", "model": params.family, "head": head, **counts})
     facts = {"seed": seed, "training_digest": data.digest()}
     return Model(texts, params, data.features, facts)
 
 
+def average(models: Sequence[Model]) -> Model:
+    """Models of several seeds, fitted on the same data, as one."""
+    first = models[0]
+    texts = {head: merged([model.texts[head] for model in models]) for head in first.texts}
+    seeds = [model.facts["seed"] for model in models]
+    return Model(texts, first.params, first.features, {**first.facts, "seeds": seeds})
+
+
+def merged(texts: Sequence[str]) -> str:
+    """One model text whose raw score is the mean of the raw scores of these.
+
+    LightGBM has no way of its own (its issue 5339). The trees of all stand one after another, and
+    what a tree adds is divided by their number, as Tree::Shrinkage would: leaf and inner values
+    and the shrinkage. LightGBM itself then numbers the trees and writes the text.
+    Raises MacdError for models of different features.
+    """
+    if len(texts) == 1:
+        return texts[0]
+    heads, trees = zip(*(_divided(text, len(texts)) for text in texts), strict=True)
+    if len({_NAMED.findall(head)[0] for head in heads}) > 1:
+        raise MacdError("LightGBM models of different features can't be averaged")
+    whole = heads[0] + "".join(trees) + _END + texts[0].partition(_END)[2]
+    return str(lightgbm.Booster(model_str=whole).model_to_string())
+
+
+_BEGIN, _END = "\nTree=0\n", "\nend of trees"
+_NAMED = re.compile(r"^feature_names=.*$", re.MULTILINE)
+_ADDED = re.compile(r"^(leaf_value|internal_value|shrinkage)=(.*)$", re.MULTILINE)
+
+
+def _divided(text: str, by: int) -> tuple[str, str]:
+    """Head and trees of a model text, with what each tree adds divided.
+
+    Without sizes in its head LightGBM finds the trees by their names.
+    """
+    head, _, rest = text.partition(_BEGIN)
+    trees = _BEGIN + rest.partition(_END)[0]
+
+    def divide(found: re.Match[str]) -> str:
+        values = (repr(float(value) / by) for value in found[2].split())
+        return f"{found[1]}={' '.join(values)}"
+
+    return re.sub(r"\ntree_sizes=.*", "", head), _ADDED.sub(divide, trees)
+
+
+def _bag_seed(seed: int, bag: int) -> int:
+    """The first bag has the fit's own seed; no two fits share the others."""
+    return seed if bag == 0 else int(np.random.SeedSequence([seed, bag]).generate_state(1)[0] >> 1)
+
+
 def _settings(params: Params, seed: int) -> dict[str, Any]:
+    bagging = {"bagging_fraction": params.bagging_fraction, "bagging_freq": params.bagging_freq}
     return {
+        **(bagging if params.bagging_fraction < 1 else {}),
         "objective": "binary",
         "num_leaves": params.leaves,
         "learning_rate": params.rate,
@@ -152,5 +223,5 @@ def load(directory: Path, tf: str, make: type[Params] = Params) -> Model:
     texts = {head: (directory / f"{name}_{head}.txt").read_text() for head in head_names(tf)}
     fields = {field.name for field in dataclasses.fields(make)}
     params = make(**{k: v for k, v in meta["params"].items() if k in fields})
-    facts = {k: meta[k] for k in ("seed", "training_digest")}
+    facts = {k: meta[k] for k in ("seed", "seeds", "training_digest") if k in meta}
     return Model(texts, params, tuple(meta["features"]), facts)

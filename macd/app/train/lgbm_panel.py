@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import ClassVar
 
 from macd.app.train import lgbm
-from macd.app.train.lgbm import Model, fit, importance, predict, save
+from macd.app.train.lgbm import Model, average, fit, importance, predict, save
 
-__all__ = ["Params", "fit", "importance", "load", "predict", "save"]
+__all__ = ["Params", "average", "fit", "importance", "load", "predict", "save"]
 
 
 @dataclass(frozen=True)
 class Params(lgbm.Params):
-    """As for one asset, but for the rows of a leaf. assets: tell the trees which asset it is."""
+    """As for one asset, but for the rows of a leaf, and one booster on all rows.
+
+    assets: tell the trees which asset it is.
+    """
 
     family: ClassVar[str] = "lgbm_panel"
     min_child: int = 800
+    bagging_fraction: float = 1.0
+    bags: int = 1
     assets: bool = False
 
 

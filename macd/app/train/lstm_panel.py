@@ -26,3 +26,4 @@ class Params(lstm.Params):
 
 _FAMILY = nets.Family("lstm_panel", LstmNet, Params)
 fit, predict, save, load = _FAMILY.fit, _FAMILY.predict, _FAMILY.save, _FAMILY.load
+average = _FAMILY.average

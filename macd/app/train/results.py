@@ -12,17 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from macd.app.train import backtest, comparison, oof
-from macd.app.train.cache import Entry, code_digest, key_of, library_versions
-from macd.app.train.events import append_line, read_events
+from macd.app.train import backtest, caveats, comparison, oof
+from macd.app.train.cache import Entry, code_digest, library_versions
+from macd.app.train.holdout import Span, look
 from macd.app.train.leak_audit import Audit
 from macd.app.train.metrics import rounded
 from macd.app.train.training import Training
-from macd.criteria import Outcome, evaluate
+from macd.criteria import Outcome, evaluate, looks_meaning, measured
 from macd.errors import MacdError
 from macd.heads import (
     BASELINE,
@@ -36,7 +34,7 @@ from macd.heads import (
     shown,
 )
 from macd.host.durable import replace_file, sha256_of
-from macd.run_directory import FILES, auc_text
+from macd.run_directory import FILES, auc_text, read_json
 
 MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -46,7 +44,7 @@ _LIBRARIES = ("numpy", "polars", "torch", "lightgbm", "scikit-learn", "onnxrunti
 def measure(
     training: Training, entries: Mapping[str, list[Entry]], frame: pl.DataFrame
 ) -> dict[str, Any]:
-    """The content of metrics.json. The holdout is opened here; the ledger counts how often."""
+    """The content of metrics.json. The holdout is opened here; the ledger counts the looks."""
     s, data, plan = training.settings, training.data, training.plan
     baseline = oof.volatility_baseline(data, plan, frame)
     frame = oof.with_model(frame, BASELINE, baseline)
@@ -56,11 +54,19 @@ def measure(
         model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
         for model, heads in figures.items()
     }
-    holdout = frame.filter(pl.col("fold") == oof.HOLDOUT)
-    openings = open_holdout(
+    validation, holdout = (
+        Span(training.bars.symbol, s.tf, *(int(data.times_ms[row]) for row in ends))
+        for ends in (
+            (plan.folds[0].test[0], plan.folds[-1].test[-1]),
+            (plan.holdout.test[0], plan.holdout.test[-1]),
+        )
+    )
+    tested = frame.filter(pl.col("fold") == oof.HOLDOUT)
+    looks = look(
         training.cache.root / "holdout.jsonl",
+        holdout,
         training.bars.digest(),
-        {model: oof.columns(holdout, f"p_{model}") for model in models},
+        {model: oof.columns(tested, f"p_{model}") for model in models},
         training.events.clock(),
     )
 
@@ -91,8 +97,10 @@ def measure(
         "holdout": {
             "from": when(int(plan.holdout.test[0])),
             "to": when(int(plan.holdout.test[-1])),
-            "openings": openings,
+            "looks": looks,
+            "openings": looks,  # its old name
         },
+        "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
         "comparison": comparison.compare(frame, s.min_move, s.seed),
@@ -108,7 +116,7 @@ def measure(
         "importance": {
             family: importance
             for family, fits in entries.items()
-            if (importance := training.final(family, fits).facts.get("importance"))
+            if (importance := _importance(training.final(family, fits)))
         },
         "fits": [
             {name: entry.facts[name] for name in _FIT_FACTS}
@@ -118,38 +126,13 @@ def measure(
     }
 
 
-def open_holdout(
-    ledger: Path, data_digest: str, predicted: Mapping[str, NDArray[np.float64]], now: float
-) -> int:
-    """Record that these predictions are now evaluated on the holdout of these bars.
-
-    `predicted`: each model's predictions of the holdout, the meta-model's too; other predictions
-    are another configuration. Returns the largest number of configurations of one model that were
-    evaluated on these bars so far; above 1 the figures are a choice among several, and the report
-    says so. The ledger lies with the cache: runs that share a cache share it, and a fresh cache
-    remembers nothing.
-    """
-    lines = read_events(ledger)
-    most = 0
-    for model, p in predicted.items():
-        configuration = key_of({"p": p})
-        earlier = {
-            line["recipe"]
-            for line in lines
-            if (line["data"], line["model"]) == (data_digest, model)
-        }
-        if configuration not in earlier:
-            line = {"t": now, "data": data_digest, "model": model, "recipe": configuration}
-            ledger.parent.mkdir(parents=True, exist_ok=True)
-            append_line(ledger, json.dumps(line))
-        most = max(most, len(earlier | {configuration}))
-    return most
-
-
 def _seed_spread(
     training: Training, entries: Mapping[str, list[Entry]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Validation AUCs by family for each seed: how much of a figure is chance."""
+    """Validation AUCs by family for each seed alone: how much of a figure is chance.
+
+    What is judged and shipped is the mean of the seeds.
+    """
     s = training.settings
     by_family: dict[str, list[dict[str, Any]]] = {}
     for seed in range(s.seed, s.seed + s.seeds):
@@ -160,15 +143,11 @@ def _seed_spread(
     return by_family
 
 
-def interval_lows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The highest lower interval end of each model and head, for the audit."""
-    return {
-        model: {
-            head: max(float(v[part]["low"] or 0.0) for part in ("val", "val_all", "test"))
-            for head, v in heads.items()
-        }
-        for model, heads in metrics["models"].items()
-    }
+def _importance(final: Sequence[Entry]) -> dict[str, float]:
+    """Shares by feature, mean over the seeds, largest first; {} for a family that names none."""
+    named: list[dict[str, float]] = [entry.facts.get("importance", {}) for entry in final]
+    mean = {name: sum(shares[name] for shares in named) / len(named) for name in named[0]}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
 
 def judge(
@@ -178,43 +157,19 @@ def judge(
     audit: Audit | None,
 ) -> list[Outcome]:
     """Each criterion of the settings against what this training measured."""
-    s, models, best = training.settings, metrics["models"], metrics["best_head"]
-    values: dict[str, float | None] = {}
-    details: dict[str, str] = {}
-    if "lstm" in models:
-        head = models["lstm"][best["lstm"]]
-        val, test = head["val"]["value"], head["test"]["value"]
-        values["lstm_val_auc"] = val
-        details["lstm_val_auc"] = f"at {shown(best['lstm'], s.tf)}"
-        if val is not None and test is not None:
-            values["test_val_gap"] = abs(test - val)
-            details["test_val_gap"] = f"test {test:.3f}, validation {val:.3f}"
-    if "stacking" in models:
-        head = models["stacking"][best["stacking"]]
-        values["stacking_oof_auc"] = head["val"]["value"]
-        details["stacking_oof_auc"] = f"at {shown(best['stacking'], s.tf)}"
-        values["n_oof"] = head["val_all"]["n"]
-        details["n_oof"] = (
-            f"bars predicted by a meta-model that was not trained on them; {head['val']['n']:,} of "
-            f"them moved more than {100 * s.min_move:g} %"
-        )
-    for measured, into in zip(comparison.criteria(metrics), (values, details), strict=True):
-        into.update(measured)
-    if differences:
-        values["onnx_test"] = 1.0  # a failed comparison ends the run before this
-        details["onnx_test"] = f"largest difference {max(differences.values()):.1e}"
+    s = training.settings
+    values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
+    values |= comparison.criteria(metrics) | backtest.criteria_of(metrics["policies"])
+    if differences:  # a failed comparison ends the run before this
+        values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
     files = expected_files(s.mode, s.stages, s.tf, s.families)
     files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
-    values["files_exist"] = 0.0 if absent else 1.0
-    details["files_exist"] = ", ".join(absent) or f"{len(files)} files"
-    measured, about = backtest.criteria_of(metrics["policies"])
-    values |= measured
-    details |= about
+    values["files_exist"] = 0.0 if absent else 1.0, ", ".join(absent) or f"{len(files)} files"
     if audit is not None:
-        values["leak_audit"] = 1.0 if audit.ok else 0.0
-        details["leak_audit"] = ", ".join(c.name for c in audit.checks if not c.ok)
-    return evaluate(s.criteria, values, details)
+        failed = ", ".join(c.name for c in audit.checks if not c.ok)
+        values["leak_audit"] = 1.0 if audit.ok else 0.0, failed
+    return evaluate(s.criteria, values)
 
 
 def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -257,13 +212,9 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
                 lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
     lines += comparison.difference_lines(metrics)
     lines += ["", *backtest.closing_lines(metrics["policies"], tf)]
-    openings = metrics["holdout"]["openings"]
-    if openings > 1:
-        lines += [
-            "",
-            f"! {openings} different configurations have now been evaluated on the holdout: its "
-            "test AUCs are a choice among several, and too high",
-        ]
+    looks = metrics["holdout"]["looks"]
+    said = [f"Holdout: {looks_meaning(looks)}."] if looks > 1 else []
+    lines += ["", *(f"! {text}" for text in [*metrics["caveats"], *said])]
     if outcomes:
         lines += ["", "Criteria", *(outcome.line() for outcome in outcomes)]
     if worth := comparison.worth(metrics):

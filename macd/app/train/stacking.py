@@ -25,6 +25,7 @@ from macd.app.predict.stacking import FORMAT, Head, StackingModel
 from macd.app.train.fitdata import Facts, Floats, Rows
 from macd.app.train.metrics import auc
 from macd.app.train.modelfiles import write_whole
+from macd.criteria import MIN_SAMPLES
 from macd.errors import RefusedError, UsageError
 from macd.heads import GUIDE, head_names
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # only fitting needs them, and they are slow to import
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline
 
-MIN_SAMPLES = "ML_STACKING_MIN_SAMPLES"
 CONTEXT = ("hour_sin", "hour_cos")  # volatility regimes were tried and cost (docs/LOG.md)
 LIMIT = 8.0  # standard deviations
 

@@ -13,6 +13,7 @@ predicted from; binary cross-entropy at three horizons instead of quantiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ class Params:
     @classmethod
     def full(cls) -> Self:
         """About 150k parameters at 80 features."""
-        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05, compile=True)
+        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05)
         return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)
 
 
@@ -159,9 +160,21 @@ def fit(data: FitData, params: Params, **how: Any) -> Model:
     return model
 
 
+def average(models: Sequence[nets.Model[Any, Params]]) -> nets.Model[Any, Params]:
+    """Models of several seeds as one, with the means of what explains them."""
+    made, loops = _FAMILY.average(models), [model.loop for model in models]
+    shares = {
+        name: sum(loop["importance"][name] for loop in loops) / len(loops)
+        for name in loops[0]["importance"]
+    }
+    made.loop["importance"] = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    made.loop["attention"] = np.mean([loop["attention"] for loop in loops], axis=0).tolist()
+    return made
+
+
 def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list[float]]:
     """Mean weight of each feature, largest first, and of each of the 48 bars, oldest first."""
-    ends = torch.from_numpy(nets.with_history(rows)[-nets.PREDICT_BATCH :])
+    ends = torch.from_numpy(nets.with_history(rows)[-2_048:])
     device = next(model.net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
     model.net.eval()
@@ -174,7 +187,7 @@ def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list
     return dict(ranked), past.mean(dim=0).cpu().tolist()
 
 
-def importance(model: Model) -> dict[str, float]:
+def importance(model: nets.Model[Any, Params]) -> dict[str, float]:
     """Mean selection weight of each feature on the last training rows, largest first."""
     shares: dict[str, float] = model.loop["importance"]
     return shares

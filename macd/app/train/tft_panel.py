@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from macd.app.train import nets, tft
 from macd.app.train.fitdata import FitData
-from macd.app.train.tft import Model, TftNet, explain, importance
+from macd.app.train.tft import Model, TftNet, average, explain, importance
 
-__all__ = ["Params", "fit", "importance", "load", "predict", "save"]
+__all__ = ["Params", "average", "fit", "importance", "load", "predict", "save"]
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from macd.app.market import splits
 from macd.app.market.features import asset_column, schema_hash, subset
+from macd.app.predict.combine import mean_of_logits
 from macd.app.train import engine, oof
 from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.modelfiles import model_of
 from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
 from macd.errors import MacdError, UsageError
@@ -77,15 +80,17 @@ class Training:
     others: Mapping[str, Dataset] = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
-        """The family's fits: one per fold and seed, then one before the holdout, which is kept."""
+        """The family's fits: one per fold and seed, then one a seed before the holdout, kept."""
         s = self.settings
+        seeds = range(s.seed, s.seed + s.seeds)
         params = self.params(family)
         made = [
-            self._task(family, fold, params, s.seed + extra, keep=False)
-            for extra in range(s.seeds)
+            self._task(family, fold, params, seed, keep=False)
+            for seed in seeds
             for fold in self.plan.folds
         ]
-        return [*made, self._task(family, self.plan.holdout, params, s.seed, keep=True)]
+        holdout = self.plan.holdout
+        return [*made, *(self._task(family, holdout, params, seed, keep=True) for seed in seeds)]
 
     def fit(self, family: str) -> list[Entry]:
         """All entries of a family, in the order of `tasks`."""
@@ -125,26 +130,35 @@ class Training:
             )
         return entries
 
-    def final(self, family: str, entries: list[Entry]) -> Entry:
-        """The entry of the fit before the holdout: what is shipped is what the holdout tested."""
-        return next(e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep)
+    def final(self, family: str, entries: list[Entry]) -> list[Entry]:
+        """The fits before the holdout, one a seed: what the holdout tested is what is shipped."""
+        return [e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep]
+
+    def shipped(self, family: str, entries: list[Entry]) -> tuple[Any, Any]:
+        """The family's module, and its model before the holdout: of all seeds, as one."""
+        final = self.final(family, entries)
+        loaded = [model_of(entry.files, family, self.settings.tf) for entry in final]
+        module, models = loaded[0][0], [model for _, model in loaded]
+        return module, models[0] if len(models) == 1 else module.average(models)
 
     def predictions(
         self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
     ) -> pl.DataFrame:
         """The out-of-fold table with the given families; without the holdout until it is opened.
 
-        `seed`: whose fits, by default those of the training's own seed.
+        `seed`: whose fits; by default the mean of all seeds, in log-odds, as what is shipped.
         """
         frame = oof.table(self.data, self.plan)
-        wanted = self.settings.seed if seed is None else seed
         for family, fits in entries.items():
-            chosen = [
-                entry
-                for entry in fits
-                if entry.facts["seed"] == wanted and (holdout or entry.facts["fold"] != oof.HOLDOUT)
-            ]
-            frame = oof.with_model(frame, family, oof.from_entries(frame, chosen))
+            by_seed: dict[int, list[Entry]] = {}
+            for entry in fits:
+                if holdout or entry.facts["fold"] != oof.HOLDOUT:
+                    by_seed.setdefault(entry.facts["seed"], []).append(entry)
+            wanted = by_seed.values() if seed is None else [by_seed[seed]]
+            p = [oof.from_entries(frame, chosen) for chosen in wanted]
+            # The nets average unclipped; float32 holds nothing nearer to 1 than 6e-8.
+            mean = p[0] if len(p) == 1 else mean_of_logits(p, clip=1e-7).astype(np.float32)
+            frame = oof.with_model(frame, family, mean)
         return frame
 
     def lineage(self) -> dict[str, Any]:

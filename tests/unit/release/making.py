@@ -78,7 +78,7 @@ class Workshop:
             run=finished,
             host="h800",
             findings=judge.judge(
-                finished.criteria, WARNS, finished.audit, finished.metrics["models"]
+                finished.criteria, WARNS, finished.audit, finished.metrics, finished.stacking
             ),
             app="macd-analysis",
             env="prod",

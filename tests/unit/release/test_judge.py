@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from macd.app.predict.stacking import has_samples
 from macd.inventory import Criterion
-from macd.release.judge import blocking, judge
+from macd.release.judge import Finding, blocking, judge
 
 AUDIT = {
     "ok": True,
@@ -23,12 +26,21 @@ def figures(low: float | None, part: str = "val") -> dict[str, Any]:
     return {"lstm": {head: made for head in ("5h", "12h", "24h")}}
 
 
+def judged(
+    criteria: dict[str, Criterion] | None = None,
+    *,
+    audit: dict[str, Any] = AUDIT,
+    models: dict[str, Any] | None = None,
+) -> list[Finding]:
+    return judge((), criteria or {}, audit, {"models": models or figures(0.5)}, {})
+
+
 def outcome(
     name: str, value: float | None, threshold: float, level: str = "block"
 ) -> tuple[bool, str, list[str]]:
     measured = ({"name": name, "value": value, "detail": "at 5h", "level": "warn"},)
     criteria = {name: Criterion(threshold=threshold, level=level)}
-    findings = judge(measured, criteria, AUDIT, figures(0.5))
+    findings = judge(measured, criteria, AUDIT, {"models": figures(0.5)}, {})
     return findings[0].ok, findings[0].note, [one.name for one in blocking(findings)]
 
 
@@ -37,8 +49,10 @@ def outcome(
     [
         ("lstm_val_auc", 0.57, 0.57, True),
         ("lstm_val_auc", 0.5699, 0.57, False),
-        ("test_val_gap", 0.0199, 0.02, True),
-        ("test_val_gap", 0.02, 0.02, False),
+        ("test_val_gap", 0.0, 0.0, True),
+        ("test_val_gap", 0.0001, 0.0, False),
+        ("holdout_looks", 1, 1, True),
+        ("holdout_looks", 2, 1, False),
         ("n_oof", 10000, 10000, True),
         ("n_oof", 9999, 10000, False),
         ("onnx_test", 0.0, 1.0, False),
@@ -65,8 +79,27 @@ def test_a_miss_says_by_how_much() -> None:
     assert "not measured" in outcome("lstm_val_auc", None, 0.57)[1]
 
 
+@given(n=st.integers(1, 30_000), threshold=st.integers(0, 30_000), asked=st.integers(0, 30_000))
+def test_stacking_that_meets_its_criterion_is_never_skipped_by_the_service(
+    n: int, threshold: int, asked: int
+) -> None:
+    stacking = {"n_oof_samples": n, "headline": "5h"}
+    metrics = {
+        "models": {"stacking": figures(0.5)["lstm"]},
+        "best_head": {"stacking": "5h"},
+        "min_move": 0.003,
+        "tf": "1h",
+    }
+    older = ({"name": "n_oof", "value": 50_000, "detail": "bars, as versions before 0.2 count"},)
+    criteria = {"n_oof": Criterion(threshold=threshold)}
+    (found, *_) = judge(older, criteria, AUDIT, metrics, stacking, samples=asked)
+    assert found.value == n
+    assert found.ok is (n >= threshold and has_samples(stacking, asked))
+    assert ("ML_STACKING_MIN_SAMPLES" in found.note) is (asked > threshold)
+
+
 def test_a_criterion_the_run_never_measured_is_missed() -> None:
-    findings = judge((), {"stacking_oof_auc": Criterion(threshold=0.58)}, AUDIT, figures(0.5))
+    findings = judged({"stacking_oof_auc": Criterion(threshold=0.58)})
     assert [one.name for one in blocking(findings)] == ["stacking_oof_auc"]
 
 
@@ -81,17 +114,17 @@ def test_a_criterion_the_run_never_measured_is_missed() -> None:
 )
 def test_a_failed_or_missing_audit_blocks_whatever_the_level(audit: dict[str, Any]) -> None:
     criteria = {"leak_audit": Criterion(threshold=1, level="warn")}
-    blocked = [one.name for one in blocking(judge((), criteria, audit, figures(0.5)))]
+    blocked = [one.name for one in blocking(judged(criteria, audit=audit))]
     assert "leak_audit" in blocked
 
 
 @pytest.mark.parametrize("part", ["val", "val_all", "test", "test_all"])
 def test_an_interval_above_what_can_be_believed_blocks(part: str) -> None:
-    assert blocking(judge((), {}, AUDIT, figures(0.65, part))) == []
-    (found,) = blocking(judge((), {}, AUDIT, figures(0.67, part)))
+    assert blocking(judged(models=figures(0.65, part))) == []
+    (found,) = blocking(judged(models=figures(0.67, part)))
     assert found.name == "too_good"
     assert "above 0.650 by 0.020" in found.note
-    assert blocking(judge((), {}, AUDIT, figures(None, part))) == []
+    assert blocking(judged(models=figures(None, part))) == []
 
 
 NAN = float("nan")
@@ -102,20 +135,20 @@ def test_without_an_interval_the_value_itself_is_held_to_the_limit(low: Any) -> 
     models = figures(low)
     for head in models["lstm"].values():
         head["val"]["value"] = 0.97
-    (found,) = blocking(judge((), {}, AUDIT, models))
+    (found,) = blocking(judged(models=models))
     assert "lstm 5h: without an interval 0.970, above 0.650 by 0.320" in found.note
 
 
 def test_a_nan_before_it_hides_no_result_that_is_too_good() -> None:
     models = figures(0.9, "test")
     models["lstm"]["5h"]["val"] |= {"low": NAN, "value": NAN}
-    (found,) = blocking(judge((), {}, AUDIT, models))
+    (found,) = blocking(judged(models=models))
     assert "lstm 5h: interval from 0.900" in found.note
 
 
 def test_a_head_without_a_limit_blocks_and_is_named() -> None:
     models = {"lstm": {**figures(0.5)["lstm"], "7h": {}}}
-    (found,) = blocking(judge((), {}, AUDIT, models))
+    (found,) = blocking(judged(models=models))
     assert "lstm 7h: an unknown head" in found.note
 
 
@@ -125,4 +158,4 @@ def test_a_head_without_a_limit_blocks_and_is_named() -> None:
 )
 def test_no_limits_is_not_no_limit(allowed: dict[str, Any]) -> None:
     audit = {**AUDIT, "allowed": allowed}
-    assert [one.name for one in blocking(judge((), {}, audit, figures(0.5)))] == ["too_good"]
+    assert [one.name for one in blocking(judged(audit=audit))] == ["too_good"]

@@ -126,11 +126,18 @@ def test_doubts_are_said(changes: Made, told: str) -> None:
     assert told in words
 
 
-def test_looking_at_the_holdout_again_is_said() -> None:
+@pytest.mark.parametrize("name", ["looks", "openings"])  # openings: written by earlier versions
+def test_looking_at_the_holdout_again_is_said(name: str) -> None:
     opened = run()
-    opened.metrics["holdout"]["openings"] = 3
+    opened.metrics["holdout"] = {name: 3}
     (words,) = training.cautions(opened)
-    assert "3 different configurations" in words
+    assert "3 configurations of a model were evaluated" in words
+
+
+def test_what_was_chosen_after_looking_is_said() -> None:
+    looked = run()
+    looked.metrics["caveats"] = ["Features were chosen on these bars."]
+    assert training.cautions(looked) == ["Features were chosen on these bars."]
 
 
 def test_the_headline_never_stands_without_all_bars_baseline_and_effective_n() -> None:

@@ -203,10 +203,10 @@ def test_who_knows_the_next_move_earns_and_who_does_not_pays_the_costs() -> None
         assert figures["deflated_sharpe"] > 0.95
         assert figures["hit_rate"] > 0.5
         assert blind[part]["prob_stacking"]["mean_net_bp"]["high"] < 0
-    values, details = backtest.criteria_of(knowing)
-    assert values["net_edge"] == knowing["val"]["prob_stacking"]["mean_net_bp"]["low"]
-    assert values["flag_matters"] == knowing["flag_changes"]["val"]["threshold"] > 0.01
-    assert "held out" in details["net_edge"]
+    values = backtest.criteria_of(knowing)
+    assert values["net_edge"][0] == knowing["val"]["prob_stacking"]["mean_net_bp"]["low"]
+    assert values["flag_matters"][0] == knowing["flag_changes"]["val"]["threshold"] > 0.01
+    assert "held out" in values["net_edge"][1]
 
 
 def test_costs_are_paid_on_what_is_traded() -> None:
@@ -257,7 +257,7 @@ def test_without_stacking_or_without_models_the_rest_is_still_evaluated() -> Non
         "base", "base_mean", "prob_mean", "prob_mean_tuned", "buy_and_hold",
     }  # fmt: skip
     assert document["settings"]["configured"] == "base_mean"
-    assert backtest.criteria_of(document)[0]["flag_matters"] is None
+    assert backtest.criteria_of(document)["flag_matters"] == (None, "")
     nothing = mean_only.select("row", "bar_time", "fold")
     assert set(evaluate(market(close, nothing), Policy()).document["val"]) == {
         "base", "buy_and_hold",

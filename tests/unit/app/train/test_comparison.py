@@ -88,16 +88,16 @@ def test_the_same_predictions_differ_by_nothing(
 
 def test_a_better_model_stands_above_a_worse_one() -> None:
     frame = oof.with_mean(with_stacking(table(), "lgbm"))
-    values, details = comparison.criteria(_metrics(frame))
-    assert values["stacking_vs_mean"] is not None and values["stacking_vs_mean"] > 0
+    value, detail = comparison.criteria(_metrics(frame))["stacking_vs_mean"]
+    assert value is not None and value > 0
     made = comparison.compare(frame, 0.003, 0)["5h"]["val"]["differences"]
     assert made["stacking_minus_mean"]["low"] > 0 > made["mean_minus_best"]["high"]
-    assert "against Mean of models at 5h" in details["stacking_vs_mean"]
+    assert "against Mean of models at 5h" in detail
 
 
 def test_a_worse_one_than_the_mean_blocks_and_than_the_best_warns() -> None:
     metrics = _metrics(oof.with_mean(with_stacking(table(), "tft")))
-    by_name = {o.name: o for o in evaluate(parse_criteria({}), *comparison.criteria(metrics))}
+    by_name = {o.name: o for o in evaluate(parse_criteria({}), comparison.criteria(metrics))}
     for name, level in (("stacking_vs_mean", "block"), ("stacking_vs_best", "warn")):
         assert (by_name[name].ok, by_name[name].level) == (False, level)
         assert by_name[name].value is not None and by_name[name].value < 0
@@ -134,7 +134,7 @@ def test_one_model_alone_has_no_differences() -> None:
     part = comparison.compare(frame, 0.003, 0)["5h"]["val"]
     assert (set(part["models"]), part["differences"]) == ({"lgbm"}, {})
     metrics = _metrics(frame)
-    assert comparison.criteria(metrics) == ({}, {})
+    assert comparison.criteria(metrics) == {}
     assert (comparison.difference_lines(metrics), comparison.worth(metrics)) == ([], "")
 
 

@@ -11,7 +11,7 @@ from macd.inventory.models import TrainSettings
 
 
 def _outcome(name: str, value: float | None, criterion: Criterion | None = None):
-    made = evaluate({name: criterion or DEFAULTS[name]}, {name: value}, {})
+    made = evaluate({name: criterion or DEFAULTS[name]}, {name: (value, "")})
     assert len(made) == 1
     return made[0]
 
@@ -21,8 +21,10 @@ def _outcome(name: str, value: float | None, criterion: Criterion | None = None)
     [
         ("lstm_val_auc", 0.57, True),
         ("lstm_val_auc", 0.5699, False),
-        ("test_val_gap", 0.0199, True),
-        ("test_val_gap", 0.02, False),
+        ("test_val_gap", 0.0, True),
+        ("test_val_gap", 0.0001, False),
+        ("holdout_looks", 1, True),
+        ("holdout_looks", 2, False),
         ("stacking_oof_auc", 0.58, True),
         ("n_oof", 10_000, True),
         ("n_oof", 9_999, False),

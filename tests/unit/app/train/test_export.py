@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
 
+from macd.app.predict.combine import mean_of_logits
 from macd.app.train import export, lstm, tft
-from macd.app.train.fitdata import Floats
+from macd.app.train.fitdata import FitData, Floats
+from macd.app.train.modelfiles import unpack
 from macd.app.train.nets import Loop
 
 pytestmark = pytest.mark.slow
@@ -44,6 +49,47 @@ def bars() -> Floats:
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, bytes]:
     return {name: export.graph(model.net) for name, model in nets().items()}
+
+
+@pytest.mark.parametrize("family", [lstm, tft])
+def test_nets_of_several_seeds_are_one_file_each_way(
+    family: Any, bars: Floats, tmp_path: Path
+) -> None:
+    """The mean of the logits, from .pt and from ONNX; importance is the mean as well."""
+    X, rows = np.nan_to_num(bars, posinf=0.0), np.arange(60, 900)
+    y = (X[:, [1, 1, 4]] > 0).astype(np.float32)
+    data = FitData(X, rows, y, features=tuple("abcdefg"))
+    name = family.__name__.rpartition(".")[2]
+    params = nets()[name].params
+    models = [family.fit(data, params, seed=seed) for seed in (1, 2, 3)]
+    together = family.average(models)
+    family.save(together, tmp_path, "1h", facts={"best_head": "5h"})
+    back = family.load(tmp_path, "1h")
+    each = [family.predict(model, X, rows) for model in models]
+    expected = mean_of_logits(each, clip=1e-7)
+    for model in (together, back):
+        np.testing.assert_allclose(family.predict(model, X, rows), expected, rtol=0, atol=1e-6)
+    assert (back.params, back.features, back.loop) == (params, data.features, together.loop)
+    assert back.loop["seeds"] == [1, 2, 3]
+    path = tmp_path / "net.onnx"
+    assert export.to_onnx(back, path, X=X, rows=rows) <= 1e-5
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    windows = np.stack([X[end + 1 - 48 : end + 1] for end in rows[:9]])
+    (got,) = session.run(None, {"input": windows})
+    np.testing.assert_allclose(got, expected[:9], rtol=0, atol=1e-5)
+    meta = json.loads((tmp_path / f"{name}_1h_meta.json").read_text())
+    assert [member["seed"] for member in meta["members"]] == [1, 2, 3]
+    if family is tft:
+        shares = [tft.importance(model)["b"] for model in models]
+        assert tft.importance(back)["b"] == pytest.approx(np.mean(shares))
+        assert sum(meta["attention"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_net_of_one_seed_is_stored_as_it_always_was(tmp_path: Path) -> None:
+    model = nets()["lstm"]
+    lstm.save(model, tmp_path, "1h", facts={})
+    state = unpack((tmp_path / "lstm_1h.pt").read_bytes())
+    assert state["weights"].keys() == model.net.state_dict().keys()
 
 
 @pytest.mark.parametrize("family", ["lstm", "tft"])

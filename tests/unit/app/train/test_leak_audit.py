@@ -280,11 +280,11 @@ def test_a_single_surrogate_has_no_spread_and_still_a_limit() -> None:
 
 def test_too_good_is_judged_by_the_lower_end() -> None:
     allowed = {"5h": 0.62, "12h": 0.62, "24h": 0.62}
-    unchanged = {"lstm": {"5h": 0.573, "12h": 0.55, "24h": float("nan")}}
+    unchanged = {"lstm": {"5h": {"val": {"low": 0.573, "value": 0.7}}, "24h": {}}}
     assert leak_audit.check_too_good(unchanged, allowed).ok
-    leaky = leak_audit.check_too_good({"lgbm": {"5h": 0.78}}, allowed)
+    leaky = leak_audit.check_too_good({"lgbm": {"5h": {"test_all": {"low": 0.78}}}}, allowed)
     assert not leaky.ok
-    assert "lgbm 5h" in leaky.detail
+    assert "lgbm 5h: interval from 0.780" in leaky.detail
 
 
 def test_on_flipped_bars_the_pipeline_finds_nothing_and_says_which_models(bars: Bars) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.market.features import schema_hash, subset
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import oof, pipeline, stacking
+from macd.app.train import dataset, lgbm, lstm, oof, pipeline, stacking, tft
 from macd.app.train.cache import Cache
 from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
@@ -159,8 +160,6 @@ def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
 
 def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     """Load what was written, predict the holdout, find the numbers of the table."""
-    from macd.app.train import dataset, lgbm, lstm, tft  # noqa: PLC0415 - families under test
-
     settings = settings_from(json.loads((done / "settings.json").read_text()))
     data = dataset.build(dataset.read(settings), settings.min_move)
     behind = table(done).filter(pl.col("fold") == -1)
@@ -277,15 +276,34 @@ def test_two_workers_give_the_numbers_of_one(
         np.testing.assert_array_equal(entry.arrays["p"], same.arrays["p"])
 
 
-def test_more_seeds_show_how_much_is_luck(again: Path, data_dir: Path) -> None:
-    started = count(again)
-    train(again, data_dir, mode="lgbm", seeds=2)
-    assert [fold for model, fold in fitted(again, started)] == [2, 1, 0], "the new seed alone"
+@pytest.mark.parametrize("family", [lgbm, lstm])
+def test_more_seeds_show_how_much_is_luck_and_ship_as_one(
+    again: Path, data_dir: Path, family: Any
+) -> None:
+    name, before = family.__name__.rpartition(".")[2], table(again)
     metrics = json.loads((again / "metrics.json").read_text())
-    first, second = metrics["seeds"]["lgbm"]
+    alone = metrics["models"][name]["5h"]["val"]["value"]
+    started = count(again)
+    train(again, data_dir, mode=name, seeds=2)
+    new = sorted(str(fold) for _, fold in fitted(again, started))
+    assert new == ["0", "1", "2", "final"], "the new seed alone"
+    metrics = json.loads((again / "metrics.json").read_text())
+    first, second = metrics["seeds"][name]
     assert (first["seed"], second["seed"]) == (7, 8)
-    assert first["5h"] == pytest.approx(metrics["models"]["lgbm"]["5h"]["val"]["value"], abs=1e-4)
-    assert first["5h"] != second["5h"]
+    assert first["5h"] == pytest.approx(alone, abs=1e-4)
+    assert len({first["5h"], second["5h"], metrics["models"][name]["5h"]["val"]["value"]}) == 3
+
+    settings = settings_from(json.loads((again / "settings.json").read_text()))
+    data = dataset.build(dataset.read(settings), settings.min_move)
+    behind = before.filter(pl.col("fold") == -1)
+    rows = np.searchsorted(data.times_ms, behind["bar_time"].dt.epoch("ms").to_numpy())
+    shipped = family.load(again / "data/ml_models", "1h")
+    cache = Cache(again / "cache")
+    entries = [cache.get(path.stem) for path in cache.root.rglob(f"{name}-*.fit")]
+    final = [e.arrays["p"] for e in entries if e is not None and e.facts["fold"] == -1]
+    assert len(final) == 2
+    expected = mean_of_logits(final, clip=1e-7)
+    np.testing.assert_allclose(family.predict(shipped, data.X, rows), expected, rtol=0, atol=1e-6)
 
 
 # Modes.
@@ -313,7 +331,7 @@ def test_the_modes_one_after_another_are_the_whole(
     whole = json.loads((done / "metrics.json").read_text())
     steps = json.loads((out / "metrics.json").read_text())
     assert steps["models"] == whole["models"]
-    assert steps["holdout"]["openings"] == 1
+    assert steps["holdout"]["looks"] == 1
 
 
 # What is refused, and said.
@@ -376,9 +394,11 @@ def test_a_second_recipe_on_the_same_holdout_is_told(again: Path, data_dir: Path
     params = {**SMALL["params"], "lgbm": {"rounds": 6}}
     train(again, data_dir, mode="lgbm", params=params)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
     said = [e.get("note", "") for e in read_events(again / "events.jsonl")]
-    assert any("2 different configurations" in note for note in said)
+    assert any("2 configurations of a model" in note for note in said)
+    assert all(f"! {text}" in said for text in metrics["caveats"])
+    assert "chosen by validation figures on BTC" in " ".join(metrics["caveats"])
 
 
 def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
@@ -392,7 +412,7 @@ def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
     monkeypatch.setattr(stacking, "Params", other)
     train(again, data_dir)
     metrics = json.loads((again / "metrics.json").read_text())
-    assert metrics["holdout"]["openings"] == 2
+    assert metrics["holdout"]["looks"] == 2
 
 
 def test_too_few_bars_are_said(tmp_path: Path) -> None:
