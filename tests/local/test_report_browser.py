@@ -136,7 +136,8 @@ def test_says_what_the_run_wrote(run_dir: Path, browser: Browser) -> None:
     signs = browser.open(url(run_dir)).run(
         "[...document.querySelectorAll('#criteria .sign')].map(e => e.textContent).join('')"
     )
-    assert signs == "".join("✓" if o["ok"] else "✗" for o in criteria)
+    missed = {"block": "✗", "warn": "⚠"}
+    assert signs == "".join("✓" if o["ok"] else missed[o["level"]] for o in criteria)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])

@@ -322,12 +322,9 @@ def hits(run: TrainingRun) -> list[Figure]:
         for part, where in (("val", "validation"), ("test", "holdout")):
             for made in parts[part]:
                 ends = [numbers.share(0.5 + made[key]) for key in ("from", "to")]
-                percent = [
-                    None if made[k] is None else 100 * made[k] for k in ("value", "low", "high")
-                ]
-                name = f"{'· ' if part == 'test' else ''}{ends[0][:-2]} to {ends[1]}"
                 muted = part == "test"
-                rows.append(Interval(name, *percent, COLOURS[model], muted))
+                name = f"{'· ' if muted else ''}{ends[0].removesuffix(' %')} to {ends[1]}"
+                rows.append(_line(name, made, COLOURS[model], muted=muted))
                 told = [numbers.share(made[k]) for k in ("value", "low", "high")]
                 cells.append((f"{ends[0]} to {ends[1]}, {where}", *told, numbers.count(made["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
@@ -335,9 +332,9 @@ def hits(run: TrainingRun) -> list[Figure]:
             rows,
             title=f"Right by confidence, {title}",
             desc="Share of bars whose direction was right, by the probability of the side taken",
-            label="% right",
-            reference=50.0,
-            form=_one,
+            label="share right",
+            reference=0.5,
+            form=numbers.share,
         )
         table = Table(("probability of the side", "right", "from", "to", "bars"), cells)
         figures.append(Figure(title, svg, table, "· is the holdout."))

@@ -59,7 +59,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         cautions=cautions(run),
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
-        values=[shown_value(outcome) for outcome in run.criteria],
+        measured=[shown_value(outcome) for outcome in run.criteria],
         equity=opening.equity(run),
         comparison=opening.discrimination(run, best) if best else [],
         policy_words=opening.policy_words(run),
@@ -242,13 +242,17 @@ _FORMS: dict[str, numbers.Form] = {
 
 
 def shown_value(outcome: Mapping[str, Any]) -> str:
-    """What was measured for a criterion."""
-    value, name = outcome.get("value"), outcome["name"]
+    """What was measured for a criterion, and its details."""
+    value, name, detail = outcome.get("value"), outcome["name"], outcome.get("detail", "")
     if value is None:
-        return "not measured"
-    if name in GUIDE and not rule_of(name).wanted:
-        return "yes" if value == 1 else "no"
-    return f"measured {_FORMS.get(name, numbers.auc)(value)}"
+        shown = "not measured"
+    elif name in GUIDE and not rule_of(name).wanted:
+        shown = "yes" if value == 1 else "no"
+    else:
+        shown = f"measured {_FORMS.get(name, numbers.auc)(value)}"
+    if name == "leak_audit" and detail:
+        detail = ", ".join(names.check(check) for check in detail.split(", "))
+    return f"{shown} · {numbers.typeset(detail)}" if detail else shown
 
 
 def brief(made: Mapping[str, Any]) -> str:

@@ -177,13 +177,13 @@ def roc(y: Floats, p: Floats, *, points: int = 33) -> list[list[float]]:
     Equal predictions are one step. [] where a class is missing.
     """
     finite = np.isfinite(y) & np.isfinite(p)
-    y, p = np.asarray(y)[finite] == 1, np.asarray(p)[finite]
-    if y.all() or not y.any():
+    p, rose = np.asarray(p)[finite], np.asarray(y)[finite] == 1
+    if rose.all() or not rose.any():
         return []
     order = np.argsort(-p, kind="stable")
     last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
-    up = np.concatenate(([0], np.cumsum(y[order])[last])) / y.sum()
-    down = np.concatenate(([0], np.cumsum(~y[order])[last])) / (~y).sum()
+    up = np.append(0.0, np.cumsum(rose[order])[last] / rose.sum())
+    down = np.append(0.0, np.cumsum(~rose[order])[last] / (~rose).sum())
     along = (down + up) / 2  # rises from point to point
     kept = np.unique(np.searchsorted(along, np.linspace(0.0, 1.0, points)).clip(max=len(up) - 1))
     return [[round(float(down[k]), 4), round(float(up[k]), 4)] for k in kept]

@@ -40,7 +40,7 @@ def test_one_figure(shown: str, written: str) -> None:
         ((NAN, 0.1, 0.2), "not known"),
     ],
 )
-def test_intervals(values: tuple[float | None, ...], shown: str) -> None:
+def test_intervals(values: tuple[float | None, float | None, float | None], shown: str) -> None:
     assert numbers.interval(*values) == shown
 
 
