@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from macd.app.pages import names
-from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, in_order, kind_of
+from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, RIDGE, in_order, kind_of
 from macd.host.judge.bounds import wilson
 from macd.report import charts, numbers
 from macd.report.charts import Bin, Curve, Interval, around, finite
@@ -14,7 +14,7 @@ from macd.report.page import Cell, Figure, Table, moment
 from macd.run_directory import TrainingRun
 
 TOP = 20
-FLAT = 0.101  # calibration slopes end at 0.1 (macd.app.train.stacking)
+FLAT = 0.101  # calibration slopes of older runs ended at 0.1
 _MEANING = {
     "lgbm": ("Share of the total gain, mean over the heads", "% of the gain"),
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
@@ -22,16 +22,17 @@ _MEANING = {
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
 _ALONE = (name for name in (*MODELS, BASELINE, MEAN) if name not in PANEL)
 COLOURS = {name: at for at, name in enumerate((*_ALONE, *PANEL))}
+COLOURS[RIDGE] = COLOURS[BASELINE]  # the baselines share one
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
     """Each head's models, part `val` or `test`: the headline and, muted, the sign on all bars."""
     where = {"val": "validation", "test": "holdout"}[part]
-    domain = _domain(run.models, (part, f"{part}_all"))
+    domain = _domain(run.compared, (part, f"{part}_all"))
     figures = []
     for head in run.heads:
         rows, cells = [], []
-        for model, heads in run.models.items():
+        for model, heads in run.compared.items():
             for reading, muted in ((part, False), (f"{part}_all", True)):
                 made = heads[head][reading]
                 name = "· all bars" if muted else NAMES[model]
@@ -138,20 +139,20 @@ def calibration(run: TrainingRun) -> list[Figure]:
     Overlapping labels are not independent trials: each bin's count is scaled by effective n / n.
     """
     figures = []
+    part = "val_all" if "comparison" in run.metrics else "val"  # older runs: moves only
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
         made = heads[head]
-        on = made["val_all" if "reliability_all" in made else "val"]
-        share = on["effective_n"] / max(1, on["n"])
+        share = made[part]["effective_n"] / max(1, made[part]["n"])
         bins, cells = [], []
-        for point in made.get("reliability_all", made["reliability"]):
+        for point in made["reliability"]:
             trials = point["n"] * share
             low, high = wilson(point["y"] * trials, trials) if trials > 0 else (None, None)
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
             ends = (point["p"], point["y"], low, high)
             cells.append((*map(numbers.share, ends), numbers.count(point["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
-        brier, base = on["brier"], on["base_rate"]
+        brier, base = made[part]["brier"], made[part]["base_rate"]
         note = ""
         if brier is not None and base is not None:
             always = numbers.decimal(base * (1 - base), 4)
@@ -237,7 +238,7 @@ def surrogates(run: TrainingRun) -> list[Figure]:
 
 
 def weights(run: TrainingRun) -> list[Figure]:
-    """The final meta-model's weights on its standardised inputs, by head."""
+    """The final meta-model's weights on its inputs, by head; older runs standardised them."""
     figures = []
     heads = run.stacking.get("heads", {})
     for head in in_order(heads):
@@ -248,12 +249,13 @@ def weights(run: TrainingRun) -> list[Figure]:
         cells: list[tuple[Cell, ...]] = [
             (name, numbers.difference(value)) for name, value in (*items, *beside)
         ]
+        unit = "unit" if set(made.get("scale", [])) == {1.0} else "standard deviation"
         title = f"Weights at {run.shown(head)}"
         svg = charts.bars(
             items,
             title=f"Stacking: {title.lower()}",
-            desc="Change of the log-odds per standard deviation of each input",
-            label="log-odds per standard deviation",
+            desc=f"Change of the log-odds per {unit} of each input",
+            label=f"log-odds per {unit}",
             form=numbers.difference,
             series=COLOURS["stacking"],
         )
@@ -293,7 +295,7 @@ def roc(run: TrainingRun) -> list[Figure]:
     figures = []
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
-        points = heads[head].get("roc_all")
+        points = heads[head].get("roc")
         if points:
             title = f"{NAMES[model]} {run.shown(head)}"
             svg = charts.roc(
@@ -315,7 +317,7 @@ def hits(run: TrainingRun) -> list[Figure]:
     figures = []
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
-        parts = heads[head].get("confidence_all")
+        parts = heads[head].get("confidence")
         if not parts or not any(parts.values()):
             continue
         rows, cells = [], []
