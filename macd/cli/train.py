@@ -40,7 +40,7 @@ _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10
 _PASSED_ON = (MIN_SAMPLES,)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
 _EVERY_S, _FIT_EVERY_S = 10.0, 1.0
-_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "eager", "resumed")
+_SHOWN_AT_ONCE = ("oom", "warning", "checkpoint-ignored", "resumed")
 EXIT_CODES = {
     "DONE": ExitCode.DONE,
     "FAILED": ExitCode.FAILED,

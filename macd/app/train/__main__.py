@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="same seed, same numbers on the same machine (default 7)")
     add("--engine", help="local or ray (default local)")
     add("--device", help="auto, cpu or cuda (default auto)")
-    add("--workers", type=int, help="fits side by side (default: all cores, or two a GPU)")
+    add("--workers", type=int, help="fits side by side (default: all cores, or what the GPUs hold)")
     add(
         "--min-move", type=float, help=f"train on |return| above this fraction (default {MIN_MOVE})"
     )

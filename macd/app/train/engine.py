@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import macd
+from macd.app.train import cards
 from macd.errors import MacdError
 
 J = TypeVar("J")
 S = TypeVar("S")
 R = TypeVar("R")
 
-# Several small fits share one GPU; a single one leaves most of it idle.
-FITS_PER_DEVICE = 2
 _THREAD_LIMITS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -33,19 +32,24 @@ _THREAD_LIMITS = (
 
 @dataclass(frozen=True)
 class Resources:
-    """What the fits may use: worker processes, and devices dealt out in turn."""
+    """What the fits may use: worker processes, and devices dealt out in turn.
+
+    per_device: small fits that share a card; a single one leaves most of it idle.
+    """
 
     workers: int
     devices: tuple[str, ...] = ("cpu",)
+    per_device: int = 1
 
 
 def resources(device: str, workers: int) -> Resources:
     """What this machine offers.
 
-    `device` is auto, cpu or cuda; `workers` 0 means all cores, or two fits a GPU. Raises MacdError
-    when cuda is asked for and there is none.
+    `device` is auto, cpu or cuda; `workers` 0 means all cores, or as many fits as the cards hold,
+    each of which keeps a core busy too. Raises MacdError when cuda is asked for and there is none.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = here or 1
     devices = _cuda_devices() if device != "cpu" else ()
     if device == "cuda" and not devices:
         raise MacdError(
@@ -54,8 +58,9 @@ def resources(device: str, workers: int) -> Resources:
             hint="nvidia-smi shows the GPU; --device cpu trains without one",
         )
     if devices:
-        return Resources(workers or FITS_PER_DEVICE * len(devices), devices)
-    return Resources(workers or cores or 1)
+        each = cards.fits_on(cards.smallest_card())
+        return Resources(workers or min(cores, each * len(devices)), devices, each)
+    return Resources(workers or cores)
 
 
 def run(
@@ -133,7 +138,7 @@ def _with_ray(
     if not ray.is_initialized():
         _start_ray(ray, use)
     gpu = any(device.startswith("cuda") for device in use.devices)
-    task: Any = ray.remote(num_cpus=1, num_gpus=1 / FITS_PER_DEVICE if gpu else 0)(_one_thread)
+    task: Any = ray.remote(num_cpus=1, num_gpus=1 / use.per_device if gpu else 0)(_one_thread)
     # Ray shows each task only its own GPU, as number 0.
     device = "cuda:0" if gpu else "cpu"
     stored = ray.put(shared)
@@ -150,11 +155,11 @@ def _with_ray(
 def _start_ray(ray: Any, use: Resources) -> None:
     """Join the cluster RAY_ADDRESS names, bringing our code; else start one on this machine."""
     cluster = os.environ.get("RAY_ADDRESS")
-    environment: dict[str, Any] = {"env_vars": dict.fromkeys(_THREAD_LIMITS, "1")}
+    limits = dict.fromkeys(_THREAD_LIMITS, "1")
     if cluster:
         ours = str(Path(macd.__file__).parent)
         try:
-            ray.init(address=cluster, runtime_env={**environment, "py_modules": [ours]})
+            ray.init(address=cluster, runtime_env={"env_vars": limits, "py_modules": [ours]})
         except ConnectionError as error:
             raise MacdError(
                 f"the Ray cluster at {cluster} can't be joined",
@@ -163,9 +168,14 @@ def _start_ray(ray: Any, use: Resources) -> None:
                 "its token where it asks for one; or use --engine local",
             ) from error
     else:
-        ray.init(
-            address="local", num_cpus=use.workers, include_dashboard=False, runtime_env=environment
-        )
+        # Its processes inherit our environment. A runtime_env would start each worker twice.
+        before = {name: os.environ.get(name) for name in limits}
+        os.environ.update(limits)
+        try:
+            ray.init(address="local", num_cpus=use.workers, include_dashboard=False)
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _cuda_devices() -> tuple[str, ...]:

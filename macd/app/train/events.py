@@ -121,7 +121,6 @@ _LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "oom": lambda r: f"  ! {_fit_name(r)}: out of memory, batch now {r.get('batch')}",
     "resumed": lambda r: f"  {_fit_name(r)} goes on after epoch {r.get('epoch')}",
     "checkpoint-ignored": lambda r: f"  ! {_fit_name(r)}: checkpoint not used, {r.get('why')}",
-    "eager": lambda r: f"  ! {_fit_name(r)}: not compiled, {r.get('why')}",
     "summary": lambda r: f"{r.get('note', '')}",
     "note": lambda r: f"  {r.get('note', '')}",
     "warning": lambda r: f"  ! {r.get('note', '')}",

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from macd.app.market.splits import Fold
-from macd.app.train import engine
+from macd.app.train import cards, engine
 from macd.app.train.cache import Cache, Entry, array_digest, code_digest, key_of, library_versions
 from macd.app.train.events import Events
 from macd.app.train.fitdata import (
@@ -137,6 +137,7 @@ def keyed(task: Task, inputs: Inputs, device: str, codes: Mapping[str, str]) -> 
             "params": dataclasses.asdict(task.params),
             "seed": task.seed,
             "device": device.partition(":")[0],
+            "arithmetic": dataclasses.asdict(cards.arithmetic(device, inputs.X.shape[1])),
             "data": data.digest(),
             "test": array_digest(test),
             "judged": array_digest(inputs.X[max(0, int(test[0]) - SEQ + 1) : int(test[-1]) + 1]),
@@ -188,6 +189,7 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
             "samples": max(1, len(history)) * task.samples_an_epoch(len(data.rows)),
             "peak_mb": peak_mb(),
             "device": device,
+            "arithmetic": dataclasses.asdict(cards.arithmetic(device, inputs.X.shape[1])),
             "history": history,
             "provenance": dataclasses.asdict(observe(data, test)),
             **extra,

@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 
 from macd.app.market.audit import causality_violations, cut_points
+from macd.app.market.features import feature_names
 from macd.app.market.splits import LeakError
-from macd.app.train import dataset, engine, fits
+from macd.app.train import cards, dataset, engine, fits
 from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.dataset import Bars, Dataset, Plan
@@ -148,12 +149,14 @@ def run_flips(
     """
     families = [f"macd.app.train.{name}" for name in flips[0].families]  # the others fit no more
     code = code_digest(["macd.app.train.leak_audit", *families])
+    arithmetic = cards.arithmetic(use.devices[0], len(feature_names(bars.cross)))
     keys = [
         key_of(
             {
                 "code": code,
                 "libraries": library_versions(("torch", "lightgbm", "numpy", "polars", "TA-Lib")),
                 "device": use.devices[0].partition(":")[0],
+                "arithmetic": dataclasses.asdict(arithmetic),
                 "bars": bars.digest(),
                 "flip": json.loads(json.dumps(dataclasses.asdict(flip))),
             }

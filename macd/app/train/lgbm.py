@@ -25,8 +25,8 @@ class Params:
 
     features: the set that the trees see (macd/app/market/features `subset`). bags: boosters of
     different seeds whose raw scores are averaged; with a bagging_fraction below 1 each tree sees
-    another part of the rows, drawn anew every bagging_freq trees (Breiman 1996). What it is worth
-    stands in docs/LOG.md.
+    another part of the rows, drawn anew every bagging_freq trees (Breiman 1996). What both are
+    worth stands in docs/LOG.md.
     """
 
     family: ClassVar[str] = "lgbm"
@@ -35,7 +35,7 @@ class Params:
     rounds: int = 200
     feature_fraction: float = 0.4
     min_child: int = 200
-    features: str = "all"
+    features: str = "path"
     bagging_fraction: float = 0.5
     bagging_freq: int = 1
     bags: int = 5

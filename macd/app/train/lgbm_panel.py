@@ -17,13 +17,14 @@ __all__ = ["Params", "average", "fit", "importance", "load", "predict", "save"]
 
 @dataclass(frozen=True)
 class Params(lgbm.Params):
-    """As for one asset, but for the rows of a leaf, and one booster on all rows.
+    """As for one asset, but for the rows of a leaf, all own columns, and one booster on all rows.
 
     assets: tell the trees which asset it is.
     """
 
     family: ClassVar[str] = "lgbm_panel"
     min_child: int = 800
+    features: str = "all"
     bagging_fraction: float = 1.0
     bags: int = 1
     assets: bool = False

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from macd.app.market.labels import HORIZONS
+from macd.app.train import cards
 from macd.app.train.fitdata import SEQ, Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.metrics import auc_by_head, rounded
 from macd.app.train.modelfiles import (
@@ -52,8 +53,7 @@ if TYPE_CHECKING:
 
 
 _COLUMNS = 16  # scaled at a time: a panel's rows as float64, all at once, would be gigabytes
-PREDICT_BATCH = 2_048  # more costs memory and wins nothing
-_CODE = 2  # raise when the loop's arithmetic changes: old checkpoints then don't fit
+_CODE = 3  # raise when the loop's arithmetic changes: old checkpoints then don't fit
 
 N = TypeVar("N", bound=nn.Module)
 P = TypeVar("P", bound="NetParams")
@@ -63,8 +63,8 @@ P = TypeVar("P", bound="NetParams")
 class Loop:
     """How a net is trained.
 
+    batch: rows of an optimiser step, the same on every device (docs/adr/batch.md).
     rows_per_epoch: a fresh random part of the rows each epoch; 0 = all of them.
-    compile: torch.compile on CUDA; it costs a minute at the start, which only long runs win back.
     """
 
     epochs: int
@@ -74,7 +74,6 @@ class Loop:
     clip_norm: float = 1.0
     patience: int = 3
     rows_per_epoch: int = 0
-    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def predict(net: nn.Module, X: Floats, rows: Rows) -> Floats:
     device = next(net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
     net.eval()
-    start, size = 0, PREDICT_BATCH
+    start, size = 0, cards.arithmetic(device.type, X.shape[1]).predict_batch
     with torch.inference_mode(), reproducible(device):
         while start < len(whole):
             part = whole[start : start + size]
@@ -186,21 +185,6 @@ def reproducible(device: torch.device) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict, warn_only=True)
-
-
-def compiled(
-    body: Callable[[Tensor], Tensor], example: Tensor, report: Report, *, backend: str = "inductor"
-) -> Callable[[Tensor], Tensor]:
-    """`torch.compile(body)`, or body itself (reported) where compiling fails, e.g. no compiler."""
-    faster: Callable[[Tensor], Tensor] = torch.compile(body, backend=backend)
-    try:
-        faster(example)
-    except torch.OutOfMemoryError:
-        return faster  # the loop halves the batch
-    except Exception as error:  # any of many: no triton, no gcc, an unsupported op
-        report({"event": "eager", "why": " ".join(str(error).split())[:300]})
-        return body
-    return faster
 
 
 @dataclass(frozen=True)
@@ -278,7 +262,9 @@ class Family(Generic[N, P]):
         """Read what `save` wrote (weights_only: nothing in the file is run)."""
         state = unpack((directory / f"{self.name}_{tf}.pt").read_bytes())
         config = state["config"]["params"]
-        params = self.make_params(**{**config, "loop": Loop(**config["loop"])})
+        # Files written while nets could be compiled hold that choice.
+        loop = {name: value for name, value in config["loop"].items() if name != "compile"}
+        params = self.make_params(**{**config, "loop": Loop(**loop)})
         stored = state["weights"]
         nets = []
         for weights in stored if isinstance(stored, list) else [stored]:
@@ -330,9 +316,7 @@ class _Run:
         )
         self.state = Progress(micro=loop.batch)
         self.body: Callable[[Tensor], Tensor] = net.body  # type: ignore[assignment]
-        if loop.compile and self.device.type == "cuda":
-            example = windows(self.X, torch.from_numpy(self.rows[: loop.batch]).to(self.device))
-            self.body = compiled(self.body, example, report)
+        self.arithmetic = cards.arithmetic(self.device.type, data.X.shape[1])
 
     def epoch(self) -> None:
         """One pass over the rows (or over this epoch's part of them)."""
@@ -384,6 +368,7 @@ class _Run:
             "epoch": self.state.epoch,
             "best_epoch": self.state.best_epoch or self.state.epoch,
             "batch_that_fit": self.state.micro,
+            **dataclasses.asdict(self.arithmetic),
             "history": self.state.history,
         }
 
@@ -426,7 +411,8 @@ class _Run:
         """Sum of the binary cross-entropies of the known labels, both directions weighted alike."""
         y = self.y[ends]
         known = ~torch.isnan(y)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        lowered = self.arithmetic.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lowered):
             logits = self.body(windows(self.X, ends))
         target = torch.where(known, y, torch.zeros_like(y))
         each = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
@@ -448,7 +434,7 @@ class _Run:
     def _judge(self, loss: float) -> None:
         """Check that the loss is a number; report the AUCs and, with early stopping, its loss."""
         stop = self.data.stop_rows
-        shown = self.rows[:: max(1, len(self.rows) // PREDICT_BATCH)] if stop is None else stop
+        shown = self.rows[:: max(1, len(self.rows) // 2_048)] if stop is None else stop
         p = predict(self.net, self.data.X, shown)
         y = self.data.y[shown]
         if not math.isfinite(loss) or not np.isfinite(p[shown >= SEQ - 1]).all():

@@ -44,7 +44,7 @@ class Params:
     @classmethod
     def full(cls) -> Self:
         """About 150k parameters at 80 features."""
-        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05, compile=True)
+        loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05)
         return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)
 
 
@@ -174,7 +174,7 @@ def average(models: Sequence[nets.Model[Any, Params]]) -> nets.Model[Any, Params
 
 def explain(model: Model, X: Floats, rows: Rows) -> tuple[dict[str, float], list[float]]:
     """Mean weight of each feature, largest first, and of each of the 48 bars, oldest first."""
-    ends = torch.from_numpy(nets.with_history(rows)[-nets.PREDICT_BATCH :])
+    ends = torch.from_numpy(nets.with_history(rows)[-2_048:])
     device = next(model.net.parameters()).device
     bars = torch.from_numpy(np.ascontiguousarray(X)).to(device)
     model.net.eval()

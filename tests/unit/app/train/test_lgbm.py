@@ -163,4 +163,5 @@ def test_profiles_are_the_small_trees_that_worked() -> None:
     full = lgbm.Params.full()
     assert (full.leaves, full.rate, full.rounds) == (15, 0.03, 200)
     assert (full.feature_fraction, full.min_child) == (0.4, 200)
+    assert full.features == "path"
     assert (full.bags, full.bagging_fraction, full.bagging_freq) == (5, 0.5, 1)

@@ -116,6 +116,19 @@ def test_saved_and_loaded_it_predicts_the_same(
     assert meta["training_digest"] == data.digest()
 
 
+def test_a_file_from_when_nets_could_be_compiled_still_loads(
+    model: lstm.Model, data: FitData, tmp_path: Path
+) -> None:
+    lstm.save(model, tmp_path, "1h")
+    path = tmp_path / "lstm_1h.pt"
+    state = torch.load(path, weights_only=True)
+    state["config"]["params"]["loop"]["compile"] = True
+    torch.save(state, path)
+    back, rows = lstm.load(tmp_path, "1h"), np.arange(500, 520)
+    assert back.params == TINY
+    assert np.array_equal(lstm.predict(back, data.X, rows), lstm.predict(model, data.X, rows))
+
+
 def test_the_pt_file_holds_tensors_and_plain_values_only(model: lstm.Model, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
@@ -171,21 +184,3 @@ def test_data_that_do_not_fit_together_are_refused(
     with pytest.raises(MacdError) as caught:
         dataclasses.replace(data, **change)
     assert why in caught.value.why
-
-
-def test_compile_falls_back_to_the_plain_net_and_says_why() -> None:
-    def broken(graph: Any, inputs: Any) -> Any:
-        raise RuntimeError("no compiler on this machine")
-
-    told: list[dict[str, Any]] = []
-    net = lstm.LstmNet(3, TINY)
-    example = torch.zeros(2, 48, 3)
-    body = nets.compiled(net.project, example, told.append, backend=broken)
-    assert body is net.project
-    assert told[0]["event"] == "eager"
-    assert "no compiler" in told[0]["why"]
-    net.eval()
-    faster = nets.compiled(net.body, example, told.append, backend="eager")
-    assert faster is not net.body
-    torch.testing.assert_close(faster(example), net.body(example))
-    assert len(told) == 1
