@@ -308,6 +308,20 @@ def test_what_a_person_accepted_about_the_bars_stands_in_manifest_and_card(
     assert "<b>everywhere" not in page
 
 
+def test_choices_made_after_looking_stand_in_manifest_and_card(
+    made: tuple[Workshop, Release],
+) -> None:
+    _, release = made
+    (said,) = release.manifest.details["caveats"]
+    assert "chosen by validation figures on BTC" in said
+    for page in cards_of(release):
+        assert said in page
+        assert "1 look: no other configuration" in page
+    for page in cards_of(release, holdout={"openings": 3}, caveats=[]):  # of an earlier version
+        assert "3 looks: 3 configurations of a model were evaluated" in page
+        assert said not in page
+
+
 def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Release]) -> None:
     _, release = made
     for page in cards_of(release):
