@@ -65,9 +65,12 @@ BUILTIN = Application()
 # Models.
 
 
-def check_release(top: Path, *, tf: str, lock: Mapping[str, str]) -> list[Item]:
-    """Every check of a release. lock: package -> version that must be installed here."""
-    question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock)}
+def check_release(top: Path, *, tf: str, lock: Mapping[str, str], symbol: str = "") -> list[Item]:
+    """Every check of a release. lock: package -> version that must be installed here.
+
+    symbol: what the service is to watch; "" asks nothing about that.
+    """
+    question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock), "symbol": symbol}
     items = _items(_ask("check", question))
     return [*items, *_compared(top, tf, None)]
 

@@ -294,6 +294,7 @@ class ServiceSettings(_Model):
     """How the service runs on its hosts: as whom, where it answers, with what at most."""
 
     user: User = "macd"
+    symbol: Symbol | None = None
     health: Endpoint = "unix"
     socket: bool = True
     runtime: Literal["wheels", "index"] = "wheels"

@@ -164,6 +164,7 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
         "symbol": run.symbol,
         "tf": run.tf,
         "cross": list(run.cross),
+        "panel": list(run.panel),
         "profile": run.metrics["profile"],
         "seed": run.metrics["seed"],
         "bars": run.metrics["bars"],

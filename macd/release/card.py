@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from macd.criteria import looks_at, looks_meaning
-from macd.heads import BASELINE, NAMES, bars_ahead, explained, shown
+from macd.heads import BASELINE, BASELINES, NAMES, RIDGE, bars_ahead, explained, shown
 from macd.run_directory import auc_text
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
@@ -24,7 +24,7 @@ _COLUMNS = (
     "n",
 )
 _PLAIN = "{% block header %}{% endblock %}{% block main %}{% endblock %}"
-_NAMES = {**NAMES, BASELINE: f"{NAMES[BASELINE]} (baseline)"}
+_NAMES = {**NAMES, **{name: f"{NAMES[name]} (baseline)" for name in BASELINES}}
 _PARTS = ("val", "test", "val_all", "test_all")
 
 
@@ -57,6 +57,7 @@ def render(
         "missed": [outcome for outcome in details["criteria"] if not outcome["ok"]],
         "accepted": " ".join(str(details["accepted"] or "").split()),
         "baseline": _NAMES[BASELINE],
+        "linear": _NAMES[RIDGE] if RIDGE in details["metrics"] else "",
     }
     return {
         HTML: _filled(templates, words, html=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, in_order, kind_of
+from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, RIDGE, in_order, kind_of
 from macd.host.judge.bounds import wilson
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval, around, finite
@@ -21,6 +21,7 @@ _MEANING = {
 _INTERVAL_HEAD = ("", "AUC", "from", "to", "bars", "effective n")
 _ALONE = (name for name in (*MODELS, BASELINE, MEAN) if name not in PANEL)
 COLOURS = {name: at for at, name in enumerate((*_ALONE, *PANEL))}
+COLOURS[RIDGE] = COLOURS[BASELINE]  # the baselines share one
 
 
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from macd.app.pages import figures
 from macd.criteria import GUIDE, looks_at, looks_meaning
-from macd.heads import MODELS, NAMES, PANEL
+from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE
 from macd.report.charts import interval_text
 from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -127,13 +127,20 @@ def headline(run: TrainingRun) -> str:
     return next((m for m in ("stacking", "lstm", "tft", "lgbm") if m in run.models), "")
 
 
+_BASELINES = {
+    BASELINE: "what trailing volatility alone reaches, all folds",
+    RIDGE: "what a linear model of the last 48 returns reaches, all folds",
+}
+_ALONE = {BASELINE: "Volatility alone", RIDGE: "A linear model of the last returns"}
+
+
 def tiles(run: TrainingRun) -> list[Tile]:
     """The headline and, beside it, the figures that qualify it."""
     model = headline(run)
     if not model:
         return []
     head = run.metrics["best_head"][model]
-    made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
+    made = run.models[model][head]
     move = f"{100 * run.metrics['min_move']:g} %"
     tiles = [
         _tile(
@@ -144,9 +151,9 @@ def tiles(run: TrainingRun) -> list[Tile]:
         _tile("The same on ALL bars", made["val_all"], "what production sees"),
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
-    if baseline is not None:
-        note = "what trailing volatility alone reaches, all folds"
-        tiles.append(_tile("Volatility only", baseline["val"], note))
+    for name, note in _BASELINES.items():
+        if head in run.models.get(name, {}):
+            tiles.append(_tile(NAMES[name], run.models[name][head]["val"], note))
     val = made["val"]
     tiles.append(
         Tile(
@@ -185,18 +192,20 @@ def cautions(run: TrainingRun) -> list[str]:
 
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
-    made, baseline = run.models[model][head], run.models.get("volatility", {}).get(head)
+    made = run.models[model][head]
     val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
-    # A model may use the baseline inverted, so its distance from 0.5 counts.
-    measured = baseline is not None and baseline["val"]["value"] is not None
-    reach = abs(baseline["val"]["value"] - 0.5) if baseline is not None and measured else 0.0
+    # A model may use a baseline inverted, so its distance from 0.5 counts.
+    reached = {
+        told: abs(run.models[each][head]["val"]["value"] - 0.5)
+        for each, told in _ALONE.items()
+        if head in run.models.get(each, {}) and run.models[each][head]["val"]["value"] is not None
+    }
+    simplest, reach = max(reached.items(), key=lambda each: each[1], default=("", 0.0))
     if val["low"] is not None and val["low"] <= 0.5:
         doubts.append(f"The interval of {name} holds 0.5: chance explains it.")
     elif val["low"] is not None and val["low"] <= 0.5 + reach:
-        doubts.append(
-            f"Volatility alone is {reach:.3f} from chance, within the interval of {name}."
-        )
+        doubts.append(f"{simplest} is {reach:.3f} from chance, within the interval of {name}.")
     if None not in (val["value"], test["value"]) and abs(test["value"] - val["value"]) >= 0.02:
         doubts.append(
             f"Holdout and validation differ by {abs(test['value'] - val['value']):.3f}: the regime "

@@ -22,10 +22,13 @@ Document = dict[str, Any]
 
 
 def check(question: Document) -> Document:
-    """Check a release. In: top, tf, lock (package -> version, or null). Out: items."""
+    """Check a release. In: top, tf, lock (package -> version, or null), symbol. Out: items."""
     from macd.app.predict import health  # noqa: PLC0415 - each command loads what it needs
 
-    items = health.check(Path(question["top"]), tf=question["tf"], lock=question["lock"])
+    symbol = question.get("symbol", "")
+    items = health.check(
+        Path(question["top"]), tf=question["tf"], lock=question["lock"], symbol=symbol
+    )
     return {"items": _plain(items)}
 
 

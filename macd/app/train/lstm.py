@@ -24,6 +24,7 @@ class Params:
     projection: int
     dropout: float
     loop: Loop
+    features: str = "all"  # the set that the net sees (macd/app/market/features `subset`)
 
     @classmethod
     def demo(cls) -> Self:

@@ -169,6 +169,7 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
         entries = training.fit(family)
         frame = training.predictions({family: entries}, holdout=False)
         _, facts = _fix_head(training, frame, family)
+        facts["calibration"] = training.slopes(family, entries)
         module, model = training.shipped(family, entries)
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries
@@ -264,6 +265,7 @@ def _stack_data(training: Training, frame: pl.DataFrame) -> stacking.StackData:
             for name in training.settings.families
         },
         y=training.data.y[rows],
+        y_all=training.data.y_all[rows],
         context={name: training.data.X[rows, names.index(name)] for name in stacking.CONTEXT},
         heads=head_names(training.settings.tf),
     )

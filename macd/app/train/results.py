@@ -24,9 +24,11 @@ from macd.criteria import Outcome, evaluate, looks_meaning, measured
 from macd.errors import MacdError
 from macd.heads import (
     BASELINE,
+    BASELINES,
     COMPARED,
     FAMILIES,
     NAMES,
+    RIDGE,
     explained,
     head_names,
     in_order,
@@ -46,8 +48,8 @@ def measure(
 ) -> dict[str, Any]:
     """The content of metrics.json. The holdout is opened here; the ledger counts the looks."""
     s, data, plan = training.settings, training.data, training.plan
-    baseline = oof.volatility_baseline(data, plan, frame)
-    frame = oof.with_model(frame, BASELINE, baseline)
+    frame = oof.with_model(frame, BASELINE, oof.volatility_baseline(data, plan, frame))
+    frame = oof.with_model(frame, RIDGE, oof.ridge_baseline(data, plan, frame))
     models = oof.models_in(frame, COMPARED)
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
     best = {
@@ -213,7 +215,7 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         if model in metrics["models"]:
             same = comparison.figures_of(metrics["comparison"], model)
             lines += ["", *_model_lines(NAMES[model], same, tf)]
-            if model != BASELINE:
+            if model not in BASELINES:
                 lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
     lines += comparison.difference_lines(metrics)
     lines += ["", *backtest.closing_lines(metrics["policies"], tf)]

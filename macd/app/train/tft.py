@@ -34,6 +34,7 @@ class Params:
     attention_heads: int
     dropout: float
     loop: Loop
+    features: str = "all"  # the set that the net sees (macd/app/market/features `subset`)
 
     @classmethod
     def demo(cls) -> Self:

@@ -15,7 +15,7 @@ import polars as pl
 from macd.app.market import splits
 from macd.app.market.features import asset_column, schema_hash, subset
 from macd.app.predict.combine import mean_of_logits
-from macd.app.train import engine, oof
+from macd.app.train import calibration, engine, oof
 from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
@@ -144,10 +144,25 @@ class Training:
     def predictions(
         self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
     ) -> pl.DataFrame:
-        """The out-of-fold table with the given families; without the holdout until it is opened.
+        """The out-of-fold table with the given families, calibrated as `calibration.calibrate`
+        says; without the holdout until it is opened.
 
         `seed`: whose fits; by default the mean of all seeds, in log-odds, as what is shipped.
         """
+        frame = self._raw(entries, holdout=holdout, seed=seed)
+        for family in entries:
+            frame, _ = calibration.calibrate(frame, family, self.plan.embargo)
+        return frame
+
+    def slopes(self, family: str, entries: list[Entry]) -> dict[str, float]:
+        """The calibration that ships with a family: a slope a head, learnt on validation bars."""
+        frame = self._raw({family: entries}, holdout=False)
+        return calibration.calibrate(frame, family, self.plan.embargo)[1]
+
+    def _raw(
+        self, entries: Mapping[str, list[Entry]], *, holdout: bool, seed: int | None = None
+    ) -> pl.DataFrame:
+        """The out-of-fold table with what the models themselves say."""
         frame = oof.table(self.data, self.plan)
         for family, fits in entries.items():
             by_seed: dict[int, list[Entry]] = {}

@@ -53,6 +53,15 @@ class Manifest:
     def total_bytes(self) -> int:
         return sum(f.size for f in self.files)
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """The symbols its models know: the trained one, then its panel's; () where it names none.
+
+        A bad value there is no reason to refuse a release: the service finds what it can serve.
+        """
+        named = [self.details.get("symbol"), *(self.details.get("panel") or ())]
+        return tuple(dict.fromkeys(symbol for symbol in named if isinstance(symbol, str)))
+
 
 def canonical(document: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8, finite numbers only, one newline at the end.

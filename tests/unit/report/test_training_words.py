@@ -118,6 +118,7 @@ def test_a_clean_run_needs_no_caution() -> None:
         ({"models": {"stacking": model(0.56, 0.60)}}, "differ by 0.040"),
         ({"models": {"volatility": model(0.45, 0.45)}}, "Volatility alone is 0.050"),
         ({"models": {"volatility": model(0.55, 0.55)}}, "Volatility alone is 0.050"),
+        ({"models": {"ridge": model(0.56, 0.56)}}, "A linear model of the last returns is 0.060"),
     ],
 )
 def test_doubts_are_said(changes: Made, told: str) -> None:

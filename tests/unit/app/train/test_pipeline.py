@@ -140,7 +140,8 @@ def test_out_of_fold_table_has_the_agreed_columns_and_nulls(done: Path) -> None:
 
 def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
     metrics = json.loads((done / "metrics.json").read_text())
-    assert set(metrics["models"]) == {"lgbm", "lstm", "tft", "stacking", "volatility"}
+    baselines = {"volatility", "ridge"}
+    assert set(metrics["models"]) == {"lgbm", "lstm", "tft", "stacking", "mean", *baselines}
     for heads in metrics["models"].values():
         for head in heads.values():
             for part in ("val", "val_all", "test", "test_all"):
