@@ -179,7 +179,7 @@ def test_the_same_order_gives_the_same_bytes(
 def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop) -> None:
     run = runs.read(trained_run())
     criteria = {"lstm_val_auc": Criterion(threshold=0.9, level="block")}
-    findings = judge.judge(run.criteria, criteria, run.audit, run.metrics["models"])
+    findings = judge.judge(run.criteria, criteria, run.audit, run.metrics, run.stacking)
     request = shop.request(findings=findings)
     with pytest.raises(RefusedError) as caught:
         shop.make(request)
