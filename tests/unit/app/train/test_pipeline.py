@@ -159,6 +159,29 @@ def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
     assert [len(curve["epochs"]) for curve in curves] == [2, 2, 2, 2]
 
 
+def test_policies_are_evaluated_and_their_curves_written(done: Path) -> None:
+    policies = json.loads((done / "metrics.json").read_text())["policies"]
+    best = json.loads((done / "metrics.json").read_text())["best_head"]["stacking"]
+    assert policies["settings"]["head"] == best
+    assert policies["settings"]["policy"]["kind"] == "tilt"
+    names = {
+        "base", "base_mean", "base_stacking", "prob_mean", "prob_mean_tuned", "prob_stacking",
+        "prob_stacking_tuned", "buy_and_hold",
+    }  # fmt: skip
+    assert set(policies["val"]) == set(policies["test"]) == names
+    curves = pl.read_parquet(done / "data/gpu_results/policies_1h.parquet")
+    assert set(curves.columns) == {"part", "bar_time", *names}
+    assert set(curves["part"].unique()) == {"val", "test"}
+    listed = {file["path"] for file in json.loads((done / "result.json").read_text())["files"]}
+    assert "data/gpu_results/policies_1h.parquet" in listed
+    outcomes = {o["name"]: o for o in json.loads((done / "criteria.json").read_text())}
+    assert outcomes["flag_matters"]["value"] == policies["flag_changes"]["val"]["tilt"]
+    assert outcomes["net_edge"]["value"] == policies["val"]["base_stacking"]["mean_net_bp"]["low"]
+    assert {outcomes[name]["level"] for name in ("flag_matters", "net_edge")} == {"warn"}
+    said = [e["note"] for e in read_events(done / "events.jsonl") if e["event"] == "summary"]
+    assert any(line.startswith("base rule with stacking (configured): val ") for line in said)
+
+
 def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     """Load what was written, predict the holdout, find the numbers of the table."""
     settings = settings_from(json.loads((done / "settings.json").read_text()))
