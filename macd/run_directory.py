@@ -53,6 +53,10 @@ class RunFiles:
         """The out-of-fold table."""
         return f"{self.tables}/oof_{tf}.parquet"
 
+    def refitted(self, tf: str) -> str:
+        """What refitted models say of the holdout, which they were trained on: for checks alone."""
+        return f"{self.tables}/refitted_{tf}.parquet"
+
     def policies(self, tf: str) -> str:
         """What policies would have earned, day by day."""
         return f"{self.tables}/policies_{tf}.parquet"

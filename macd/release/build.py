@@ -170,6 +170,7 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
         "seed": run.metrics["seed"],
         "bars": run.metrics["bars"],
         "holdout": run.metrics["holdout"],
+        "refit": run.metrics.get("refit"),
         "caveats": run.metrics.get("caveats", []),
         "libraries": run.metrics["libraries"],
         "data_digest": run.digest,
