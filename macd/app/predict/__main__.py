@@ -85,8 +85,7 @@ def answer(command: str, question: Document) -> Document:
     try:
         return COMMANDS[command](question)
     except MacdError as error:
-        fields = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
-        return {"error": {**fields, "exit_code": int(error.exit_code)}}
+        return childprocess.failure(error)
 
 
 def _plain(items: list[Item]) -> list[Document]:
