@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macd import childprocess
 from macd.checklist import Item
 from macd.childprocess import EndedError, Limits
-from macd.errors import MacdError
+from macd.errors import MacdError, unless_failed
 
 if TYPE_CHECKING:
     from macd.app.train.settings import Settings as Settings  # noqa: PLC0414 - for others, too
@@ -67,9 +67,12 @@ BUILTIN = Application()
 # Models.
 
 
-def check_release(top: Path, *, tf: str, lock: Mapping[str, str]) -> list[Item]:
-    """Every check of a release. lock: package -> version that must be installed here."""
-    question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock)}
+def check_release(top: Path, *, tf: str, lock: Mapping[str, str], symbol: str = "") -> list[Item]:
+    """Every check of a release. lock: package -> version that must be installed here.
+
+    symbol: what the service is to watch; "" asks nothing about that.
+    """
+    question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock), "symbol": symbol}
     items = _items(_ask("check", question))
     return [*items, *_compared(top, tf, None)]
 
@@ -124,7 +127,7 @@ def compare_runs(champion: Path, challenger: Path) -> dict[str, Any]:
             live="nothing was changed",
             hint="fetch the runs again (invoke train.fetch); make setup installs what it needs",
         ) from error
-    return childprocess.unless_failed(answer)
+    return unless_failed(answer)
 
 
 def _compared(top: Path, tf: str, inputs: Mapping[str, Any] | None) -> list[Item]:
@@ -148,7 +151,7 @@ def _ask(command: str, question: Mapping[str, Any], limits: Limits = _LIMITS) ->
             hint="a damaged model file can do that: invoke health --dir names it; "
             "make setup installs what it needs",
         ) from error
-    return childprocess.unless_failed(answer)
+    return unless_failed(answer)
 
 
 def _items(answer: Mapping[str, Any]) -> list[Item]:

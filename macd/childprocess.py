@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from macd.errors import ExitCode, MacdError
-
 MEMORY_BYTES = 6 << 30
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
 _LONGEST_ANSWER = 64 << 20
@@ -79,20 +77,6 @@ def ask(command: str, question: Mapping[str, Any], limits: Limits = DEFAULT) -> 
         raise EndedError(f"its process ended with {child.returncode} and no answer") from error
     if not isinstance(answer, dict):
         raise EndedError("its process answered something else")
-    return answer
-
-
-def failure(error: MacdError) -> Document:
-    """The answer of a child that failed for a reason it can name; `unless_failed` raises it."""
-    fields = {name: getattr(error, name) for name in ("what", "why", "live", "hint")}
-    return {"error": {**fields, "exit_code": int(error.exit_code)}}
-
-
-def unless_failed(answer: Document) -> Document:
-    """The answer itself. Raises the MacdError that it tells of."""
-    if told := answer.get("error"):
-        told = dict(told)
-        raise MacdError(told.pop("what"), **{**told, "exit_code": ExitCode(told["exit_code"])})
     return answer
 
 

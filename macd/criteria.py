@@ -56,9 +56,11 @@ GUIDE: dict[CriterionName, Rule] = {
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples of stacking", 10_000, "at least"),
     "holdout_looks": Rule("looks at the holdout", 1, "at most", "warn"),
-    "stacking_vs_mean": Rule("stacking minus the mean of the models, AUC, at best", 0, "at least"),
+    "stacking_vs_mean": Rule(
+        "AUC of stacking minus the mean of the models, upper bound", 0, "at least"
+    ),
     "stacking_vs_best": Rule(
-        "stacking minus the best base model, AUC, at best", 0, "at least", level="warn"
+        "AUC of stacking minus the best base model, upper bound", 0, "at least", level="warn"
     ),
     "files_exist": Rule("all model files exist", 1),
     "onnx_test": Rule("ONNX models agree with torch", 1),

@@ -16,8 +16,9 @@ PANEL = ("lgbm_panel", "lstm_panel", "tft_panel")  # the same kinds, trained on 
 BASES = (*FAMILIES, *PANEL)  # a run without a panel has the first three
 MODELS = (*BASES, "stacking")
 MEAN = "mean"  # of the base models' logits: what decides while the flag is 0
-BASELINE = "volatility"
-COMPARED = (*MODELS, MEAN, BASELINE)  # in tables, as people expect them
+BASELINE, RIDGE = "volatility", "ridge"
+BASELINES = (BASELINE, RIDGE)  # what a model must beat to have learnt anything
+COMPARED = (*MODELS, MEAN, *BASELINES)  # in tables, as people expect them
 NAMES = {
     "lgbm": "LightGBM",
     "lstm": "LSTM",
@@ -28,10 +29,17 @@ NAMES = {
     "stacking": "Stacking",
     MEAN: "Mean of models",
     BASELINE: "Volatility only",
+    RIDGE: "Ridge on returns",
 }
 GUIDE = "1h"  # the timeframe at which bars are hours
 _NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
 _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+
+
+def headline_of(models: Iterable[str]) -> str:
+    """The model the first numbers are of: what production decides by, as far as it was trained."""
+    made = set(models)
+    return next((name for name in ("stacking", "lstm", "tft", "lgbm") if name in made), "")
 
 
 def kind_of(family: str) -> str:

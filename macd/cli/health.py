@@ -112,7 +112,9 @@ def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[I
     release = store.load(named) if named else store.newest(env)
     tf = str(release.manifest.details.get("tf", "1h"))
     versions = proved_with(release.lock, inventory.root / "constraints.txt")
-    return release.id, application.check_release(release.directory, tf=tf, lock=versions)
+    symbol = application.symbol_name(inventory.service.symbol) if inventory.service.symbol else ""
+    items = application.check_release(release.directory, tf=tf, lock=versions, symbol=symbol)
+    return release.id, items
 
 
 def _of_run(inventory: Inventory, named: str) -> tuple[str, list[Item]]:

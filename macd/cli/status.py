@@ -184,7 +184,7 @@ def lineage(state: HostState, gate: str | None) -> dict[str, Any]:
         "gate": gate,
     }
     chain |= {"run": details.get("run"), "trained on": details.get("host")}
-    names = ("symbol", "tf", "cross", "profile", "data_digest", "code", "best_head")
+    names = ("symbol", "tf", "cross", "panel", "profile", "data_digest", "code", "best_head")
     chain |= {name: details.get(name) for name in names}
     chain |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
     chain["flags"] = state.health.get("flags")
@@ -206,7 +206,7 @@ def _judged(records: Sequence[Record], host: str, state: HostState) -> str | Non
 def _as_lines(label: str, value: Any) -> list[str]:
     """The lines for people; `--json` has everything behind them."""
     if value in (None, "", [], {}):
-        return ["none" if label in ("cross", "accepted", "gate") else "not recorded"]
+        return ["none" if label in ("cross", "panel", "accepted", "gate") else "not recorded"]
     if label == "metrics":
         return [_figures(family, by_head) for family, by_head in value.items()]
     if label == "criteria":

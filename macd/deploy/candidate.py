@@ -72,7 +72,8 @@ class ReleaseCandidate:
     """One release: id, serial, epoch seconds it expires, files, wheels, and its lock's hash.
 
     `lacks`: packages that the service's feed needs and the lock does not have. `installs`: the
-    wheels that the runtime is made of, also those that the host gets elsewhere.
+    wheels that the runtime is made of, also those that the host gets elsewhere. `serves`: the
+    symbols that its models know, the trained one first; () where it does not say.
     """
 
     id: str
@@ -89,6 +90,7 @@ class ReleaseCandidate:
     imports: Sequence[str] = ()
     lacks: Sequence[str] = ()
     installs: Sequence[Part] = ()
+    serves: Sequence[str] = ()
 
     @property
     def parts(self) -> list[Part]:
@@ -148,6 +150,7 @@ def read(
         imports=tuple(imports(packages, feed)),
         lacks=tuple(lacking(packages, feed)),
         installs=tuple(part for name, part in wheels if name != "pip"),
+        serves=manifest.serves,
     )
 
 

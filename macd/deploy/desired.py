@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from macd.application import bars_path
+from macd.application import bars_path, symbol_name
 from macd.deploy.state import HostState, unit_names
 from macd.errors import UsageError
 from macd.host.durable import sha256_of
@@ -38,6 +38,7 @@ class Desired:
     agent_archive: str  # SHA-256
     flags: Mapping[str, str]
     accepts: Mapping[str, str]
+    symbol: str = ""  # what the service watches; "": not known here
     # None: the file isn't here, so nothing can be compared
     allowed_signers: str | None = None
     revoked: str | None = None  # SHA-256, "" for no list
@@ -116,6 +117,7 @@ def _desired(
         service_settings=_service_settings(host, inventory, state),
         agent_archive=agent_archive,
         flags={**SHADOW, **service.env},
+        symbol=symbol_name(watched(inventory)[0]),
         accepts={
             "app": inventory.release.app,
             "env": host.env,
@@ -143,16 +145,28 @@ def _templates(directory: Path) -> Environment:
 
 
 def _service_settings(host: Host, inventory: Inventory, state: HostState) -> str:
+    symbol, *cross = watched(inventory)
     document = {
-        "symbol": inventory.train.symbol,
+        "symbol": symbol,
         "tf": inventory.train.tf,
-        "cross": list(inventory.train.cross),
+        "cross": cross,
         "endpoint": state.endpoint,
         "env": host.env,
         "feed": _feed(inventory),
         "policy": inventory.service.policy.model_dump(mode="json"),
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def watched(inventory: Inventory) -> list[str]:
+    """What the service watches: its symbol, then the assets whose bars its models' features need.
+
+    On another asset of the panel than the trained one only models without those features speak.
+    """
+    train, symbol = inventory.train, inventory.service.symbol
+    if not symbol or symbol_name(symbol) == symbol_name(train.symbol):
+        return [train.symbol, *train.cross]
+    return [symbol]
 
 
 def _feed(inventory: Inventory) -> dict[str, Any]:
@@ -188,7 +202,7 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
     train = inventory.train
     return {
         f"{REPLAY}/{symbol}_{train.tf}.parquet": bars_path(train.data_dir, symbol, train.tf)
-        for symbol in (train.symbol, *train.cross)
+        for symbol in watched(inventory)
     }
 
 

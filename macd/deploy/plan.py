@@ -195,6 +195,7 @@ def _problems(
         made_for, here = getattr(candidate, name), desired.accepts[name]
         if made_for != here:
             problems.append(Problem(f"it was made for {name} {made_for}, this host is {here}"))
+    problems += _other_symbol(desired, candidate)
     if candidate.expires < now:
         problems.append(Problem("the release has expired", "invoke release makes a new one"))
     highest = current.serial.get("serial", 0)
@@ -215,6 +216,19 @@ def _problems(
             if place["value"] == current.stacking["next"] == LIVE
         ]
     return problems + _cannot_fit(current, candidate, lacking)
+
+
+def _other_symbol(desired: Desired, candidate: ReleaseCandidate) -> list[Problem]:
+    """The service is to watch a market that no model of the release was trained on."""
+    if not desired.symbol or not candidate.serves or desired.symbol in candidate.serves:
+        return []
+    what = (
+        f"its models know {', '.join(candidate.serves)}, the service is to watch {desired.symbol}"
+    )
+    hint = (
+        f"service.symbol: one of these; or train with {desired.symbol} in train.panel, and release"
+    )
+    return [Problem(what, hint)]
 
 
 def _flags_refused(current: HostState) -> list[Problem]:

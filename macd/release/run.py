@@ -42,6 +42,11 @@ class Run(TrainingRun):
         return tuple(symbol_name(name) for name in self.settings["cross"])
 
     @property
+    def panel(self) -> tuple[str, ...]:
+        """The other assets that its global models were trained on; () without a panel."""
+        return tuple(self.metrics.get("panel") or ())
+
+    @property
     def digest(self) -> str:
         """Of all the bars it was trained on."""
         return str(self.result["data_digest"])

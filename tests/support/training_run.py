@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "workers": 1,
     "device": "cpu",
     "params": {
-        "lgbm": {"rounds": 20, "features": "path"},  # fewer columns than the nets
+        "lgbm": {"rounds": 20},
         "lstm": {"hidden": 8, "projection": 8, "epochs": 4, "rows_per_epoch": 512},
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd import childprocess
-from macd.errors import MacdError
+from macd.errors import MacdError, failure
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -22,10 +22,13 @@ Document = dict[str, Any]
 
 
 def check(question: Document) -> Document:
-    """Check a release. In: top, tf, lock (package -> version, or null). Out: items."""
+    """Check a release. In: top, tf, lock (package -> version, or null), symbol. Out: items."""
     from macd.app.predict import health  # noqa: PLC0415 - each command loads what it needs
 
-    items = health.check(Path(question["top"]), tf=question["tf"], lock=question["lock"])
+    symbol = question.get("symbol", "")
+    items = health.check(
+        Path(question["top"]), tf=question["tf"], lock=question["lock"], symbol=symbol
+    )
     return {"items": _plain(items)}
 
 
@@ -85,7 +88,7 @@ def answer(command: str, question: Document) -> Document:
     try:
         return COMMANDS[command](question)
     except MacdError as error:
-        return childprocess.failure(error)
+        return failure(error)
 
 
 def _plain(items: list[Item]) -> list[Document]:

@@ -1,7 +1,8 @@
-"""The equal-weight mean of the base models, one for training, evaluation and service.
+"""Probabilities in log-odds: calibrated by a slope, and averaged. One place for all that predict.
 
-Probabilities are averaged as log-odds (a logarithmic opinion pool, Genest & Zidek 1986): a model
-that is sure counts for more than one that shrugs, and calibration by a slope stays one.
+The equal-weight mean is the same in training, evaluation and service. It is a mean of log-odds (a
+logarithmic opinion pool, Genest & Zidek 1986): a model that is sure counts for more than one that
+shrugs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ import numpy.typing as npt
 
 CLIP = 1e-4  # how far a probability is kept from 0 and 1, whose log-odds are infinite
 
+Doubles = npt.NDArray[np.float64]
 
-def mean_of_logits(
-    probabilities: Iterable[npt.ArrayLike], *, clip: float = CLIP
-) -> npt.NDArray[np.float64]:
+
+def log_odds(p: npt.ArrayLike, clip: float = CLIP) -> Doubles:
+    """log(p / (1 - p)) as float64, p kept `clip` away from 0 and 1; NaN stays NaN."""
+    kept = np.clip(np.asarray(p, dtype=np.float64), clip, 1.0 - clip)
+    return np.asarray(np.log(kept) - np.log1p(-kept))
+
+
+def calibrated(p: npt.ArrayLike, slope: npt.ArrayLike) -> Doubles:
+    """sigmoid(slope * log-odds of p), as float64; p and slope are numbers or arrays that fit."""
+    return sigmoid(np.asarray(slope) * log_odds(p))
+
+
+def mean_of_logits(probabilities: Iterable[npt.ArrayLike], *, clip: float = CLIP) -> Doubles:
     """The probability of "up" whose log-odds are the mean of the models' log-odds, as float64.
 
     probabilities: one entry a model, all numbers (`float()` the result) or all arrays of one shape.
@@ -24,8 +36,11 @@ def mean_of_logits(
     """
     p = np.asarray(list(probabilities), dtype=np.float64)
     speaks = (p >= 0.0) & (p <= 1.0)
-    kept = np.clip(p, clip, 1.0 - clip)
-    logits = np.where(speaks, np.log(kept) - np.log1p(-kept), 0.0)
     count = speaks.sum(axis=0)
-    mean = logits.sum(axis=0) / np.where(count > 0, count, np.nan)
-    return np.asarray(1.0 / (1.0 + np.exp(-mean)))
+    total = np.where(speaks, log_odds(p, clip), 0.0).sum(axis=0)
+    return sigmoid(total / np.where(count > 0, count, np.nan))
+
+
+def sigmoid(z: npt.ArrayLike) -> Doubles:
+    """The probability of these log-odds, as float64."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(z))))

@@ -28,9 +28,10 @@ from macd.app.market.bars import (
     step_ms,
     symbol_name,
 )
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError, UsageError
-from macd.heads import FAMILIES, in_order
+from macd.heads import BASES, MEAN, in_order, kind_of
 from macd.run_directory import FILES
 
 Bars = tuple[pl.DataFrame, dict[str, pl.DataFrame]]
@@ -42,7 +43,7 @@ FILE = Path("golden/golden.json")
 HOLDOUT = -1  # the `fold` of rows that the shipped models judged
 # LightGBM computes the same everywhere. Nets are fitted and judged on a GPU, in its precision, and
 # stacking takes their probabilities; another model than the trained one is off by more than either.
-HOLDOUT_TOLERANCES = {"lgbm": 1e-4, "lstm": 0.02, "tft": 0.02, "stacking": 0.02}
+HOLDOUT_TOLERANCES = {"lgbm": 1e-4, "lstm": 0.02, "tft": 0.02, "stacking": 0.02, MEAN: 0.02}
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def make(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame], scorer: Scorer) 
         MacdError: too few bars, or a model fails on them: such a release must not be made.
     """
     document = inputs(bars, cross)
-    expected = predictions(document, scorer)
+    expected = _on_all_assets(document, scorer)
     broken = [name for name, values in expected.items() if not all(map(math.isfinite, values))]
     lacking = sorted(
-        {f"{f}_{h}" for f in (*FAMILIES, "stacking") for h in scorer.heads} - set(expected)
+        {f"{f}_{h}" for f in (*scorer.families, "stacking") for h in scorer.heads} - set(expected)
     )
     if broken or lacking or scorer.errors:
         raise MacdError(
@@ -120,7 +121,7 @@ def inputs(bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> dict[str, A
 def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     """Recompute the golden predictions here, features included. Never raises."""
     try:
-        computed = predictions(document, scorer)
+        computed = _on_all_assets(document, scorer)
         expected, tolerance = document["expected"], float(document["tolerance"])
     except Exception as error:  # this runs where anything may be broken; the answer is "not ok"
         return Outcome(False, math.inf, f"{type(error).__name__}: {error}")
@@ -128,7 +129,7 @@ def check(document: Mapping[str, Any], scorer: Scorer) -> Outcome:
     for name, values in expected.items():
         got = computed.get(name)
         if got is None:
-            why = scorer.errors.get(name.partition("_")[0], "no output")
+            why = scorer.errors.get(name.rpartition("_")[0], "no output")
             return Outcome(False, math.inf, f"{name}: {why}")
         differences = [_apart(a, b) for a, b in zip(values, got, strict=True)]
         if max(differences) > worst:
@@ -163,7 +164,7 @@ def compare_with_training(
     compared = [(n, place[ms]) for n, ms in enumerate(times) if ms in place]
     off, worst, count = {}, 0.0, 0
     families: dict[str, None] = {}
-    for family in (*FAMILIES, "stacking"):
+    for family in (*BASES, MEAN, "stacking"):
         for head in in_order(name.removeprefix(f"{family}_") for name in predicted):
             name, column = f"{family}_{head}", f"p_{family}_{head}"
             if name not in predicted or column not in stored.columns:
@@ -176,7 +177,7 @@ def compare_with_training(
             apart[~np.isfinite(apart)] = np.inf
             families[family], count = None, count + len(pairs)
             worst = max(worst, float(apart.max()))
-            if float(np.median(apart)) > HOLDOUT_TOLERANCES[family]:
+            if float(np.median(apart)) > HOLDOUT_TOLERANCES[kind_of(family)]:
                 off[name] = float(np.median(apart))
     return Comparison(len(compared), count, worst, tuple(families), off)
 
@@ -196,14 +197,14 @@ def table(document: Mapping[str, Any], scorer: Scorer) -> Floats:
     """
     cross = {name: _frame(rows) for name, rows in document["cross"].items()}
     computed = features.compute(_frame(document["bars"]), cross, tf=scorer.tf)
-    unknown = [name for name in scorer.features if name not in computed.columns]
+    unknown = [name for name in scorer.computed if name not in computed.columns]
     if unknown:
         raise MacdError(
             "the models want features this code does not compute",
             why=", ".join(unknown[:5]),
             hint="code and models must come from one release",
         )
-    return computed.select(scorer.features).to_numpy().astype(np.float32)
+    return scorer.rows(computed)
 
 
 def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:
@@ -215,6 +216,8 @@ def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[f
         for family, p in base.items()
         for k, head in enumerate(scorer.heads)
     }
+    for k, head in enumerate(scorer.heads if base else ()):
+        predictions[f"{MEAN}_{head}"] = mean_of_logits(p[:, k] for p in base.values()).tolist()
     for n, row in enumerate(rows):
         by_family = {
             family: dict(zip(scorer.heads, map(float, p[n]), strict=True))
@@ -225,6 +228,16 @@ def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[f
         for head in stacked:
             predictions.setdefault(f"stacking_{head}", [math.nan] * len(rows))[n] = stacked[head]
     return predictions
+
+
+def _on_all_assets(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[float]]:
+    """`predictions`, and what a panel says of the same bars as if they were another asset's."""
+    said = predictions(document, scorer)
+    if len(scorer.serves) > 1:
+        other = scorer.on(scorer.serves[1])
+        also = predictions(document, other)
+        said |= {f"{other.symbol} {name}": values for name, values in also.items()}
+    return said
 
 
 def _apart(expected: float, got: float) -> float:
@@ -250,11 +263,12 @@ def _frame(rows: list[list[float]]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Symbol, timeframe and other assets of a run."""
+    """Symbol, timeframe and other assets of a run: of its features, and of its panel."""
 
     symbol: str
     tf: str
     cross: tuple[str, ...]
+    panel: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, run: Path) -> TrainedOn:
@@ -264,7 +278,9 @@ class TrainedOn:
             tf = str(settings["tf"])
             step_ms(tf)
             cross = tuple(symbol_name(name) for name in settings["cross"])
-            return cls(symbol_name(settings["symbol"]), tf, cross)
+            symbol = symbol_name(settings["symbol"])
+            panel = tuple(symbol_name(name) for name in settings.get("panel", ()))
+            return cls(symbol, tf, cross, tuple(name for name in panel if name != symbol))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
             raise MacdError(
                 f"run {run.name} has a settings.json that can't be read",
@@ -283,7 +299,8 @@ class TrainedOn:
         Raises MacdError when the bars here are others.
         """
         main, cross = self.read(data_dir)
-        here = digest_of_all(self.symbol, self.tf, main, cross)
+        panel = {n: read_bars(bars_path(data_dir, n, self.tf)) for n in self.panel}
+        here = digest_of_all(self.symbol, self.tf, main, cross, panel)
         if here != digest:
             raise MacdError(
                 f"the bars in {data_dir} are not those run {run.name} was trained on",

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from macd.app.market.features import FEATURE_VERSION, feature_names, schema_hash
+from macd.app.market.features import FEATURE_VERSION, asset_column, feature_names, schema_hash
 from macd.app.predict import golden
-from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer
+from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer, UnknownSymbolError
 from macd.checklist import Item
-from macd.heads import FAMILIES, NAMES
+from macd.heads import NAMES, kind_of
 from macd.run_directory import FILES
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ def check(
     *,
     tf: str = "1h",
     lock: Mapping[str, str] | None = None,
+    symbol: str = "",
     inputs: Mapping[str, Any] | None = None,
     document: Mapping[str, Any] | None = None,
 ) -> list[Item]:
@@ -42,6 +43,7 @@ def check(
 
     Args:
         lock: package -> version that must be installed; None leaves that out.
+        symbol: what the service is to watch; "" for what the models were trained on.
         inputs: what golden.inputs gave, to run the models of a run on, which has no golden
             predictions yet; these are not asked for then.
         document: golden predictions that were not written yet (default: those in `top`).
@@ -53,18 +55,21 @@ def check(
         cause = "the files are not there, cut short, or not models"
         remedy = "invoke release.verify names changed files; else train again"
         return [*items, Item("models", False, str(error), cause, remedy)]
+    items += [_symbol(scorer, symbol)] if symbol else []
     items.append(_features(scorer))
     document = document or golden.read(top)
     asked = inputs or document
     windows = _from_golden(golden.windows, asked, scorer)
     predicted = _from_golden(golden.predictions, asked, scorer)
-    items += [_family(family, scorer, windows) for family in FAMILIES]
+    items += [_family(family, scorer, windows) for family in scorer.families]
     items.append(_stacking(scorer, predicted))
     if windows is not None:
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
-    items.append(_holdout(top / FILES.out_of_fold(tf), asked, predicted))
+    refit = any(meta.get("refit") for meta in scorer.metas.values())
+    table = FILES.refitted(tf) if refit else FILES.out_of_fold(tf)
+    items.append(_holdout(top / table, asked, predicted))
     return items
 
 
@@ -122,9 +127,21 @@ def _modules(package: str) -> list[str]:
     return sorted(name for name in names if name.isidentifier() and name not in ("tests", "test"))
 
 
+def _symbol(scorer: Scorer, symbol: str) -> Item:
+    name = f"models for {symbol}"
+    try:
+        serving = scorer.on(symbol)
+    except UnknownSymbolError as error:
+        return Item(name, False, error.what, error.why, error.hint)
+    models = ", ".join(NAMES[family] for family in serving.families)
+    mean = "" if serving is scorer else "; the mean of their log-odds in stacking's place"
+    return Item(name, True, models + mean)
+
+
 def _features(scorer: Scorer) -> Item:
     symbols = _cross_symbols(scorer.features)
-    ours = feature_names(symbols)
+    panel = sorted(scorer.serves) if len(scorer.serves) > 1 else []
+    ours = (*feature_names(symbols), *map(asset_column, panel))
     if scorer.features == ours and scorer.schema == schema_hash(ours):
         detail = f"{len(ours)} features, order and formulas as the code computes them"
         return Item("features", True, detail)
@@ -148,7 +165,7 @@ def _cross_symbols(names: tuple[str, ...]) -> list[str]:
 
 def _family(family: str, scorer: Scorer, windows: Floats | None) -> Item:
     name = NAMES[family]
-    remedy = _RETRAIN.format(family=family)
+    remedy = _RETRAIN.format(family=kind_of(family))
     if family in scorer.errors:
         cause = "the file is missing, damaged, or from another version"
         return Item(name, False, scorer.errors[family], cause, remedy)

@@ -6,11 +6,12 @@ first (a malformed one can abort the process), stacking is plain JSON. Nothing i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,16 +19,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from macd.app.market.features import asset_column
+from macd.app.predict.combine import calibrated
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError, first_line
-from macd.heads import FAMILIES, GUIDE, HORIZONS, bars_ahead, head_names, is_head
+from macd.heads import (
+    BASES,
+    FAMILIES,
+    GUIDE,
+    HORIZONS,
+    PANEL,
+    bars_ahead,
+    head_names,
+    is_head,
+    kind_of,
+)
 from macd.run_directory import FILES
 
 Floats = npt.NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 
 SEQ = 48
+_STEEPEST = 100.0  # of calibration slopes; no training gives more than 5
 MODELS = Path(FILES.models)
 _PARSE_TIMEOUT_S = 60
 # Given bytes, onnxruntime still reads weights that lie "outside", relative to the working directory
@@ -45,6 +60,18 @@ for text in json.load(sys.stdin):
 
 class ModelError(Exception):
     """One model can't be loaded or run; the others may."""
+
+
+class UnknownSymbolError(MacdError):
+    """Bars of an asset that no model of the release was trained on."""
+
+    def __init__(self, symbol: str, serves: Sequence[str]) -> None:
+        super().__init__(
+            f"the release's models know nothing of {symbol}",
+            why=f"they were trained on {', '.join(serves)}",
+            live="the base signal goes on without models",
+            hint=f"service.symbol: one of these; or train with {symbol} in train.panel and release",
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,9 @@ class Scorer:
     """The models of one release, ready to run.
 
     features: the columns of a window, in order; each model is handed those that its meta names.
-    errors: what could not be loaded. heads: names of the columns of every output.
+    errors: what could not be loaded. heads: names of the columns of every output. families: the
+    base models that should be there. symbol: whose bars are scored, "" where older models don't
+    say. serves: all symbols that can be, the one that was trained on first.
     """
 
     tf: str
@@ -78,6 +107,9 @@ class Scorer:
     stacking: StackingModel | None
     errors: dict[str, str]
     heads: tuple[str, ...] = head_names(GUIDE)
+    families: tuple[str, ...] = FAMILIES
+    symbol: str = ""
+    serves: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, directory: Path, tf: str) -> Scorer:
@@ -89,12 +121,14 @@ class Scorer:
         models: dict[str, Predict] = {}
         metas: dict[str, dict[str, Any]] = {}
         errors: dict[str, str] = {}
-        for family in FAMILIES:
+        families = families_in(directory, tf)
+        for family in families:
             try:
                 metas[family] = _meta(directory / f"{family}_{tf}_meta.json")
+                _slopes(metas[family], _heads(metas[family], tf))  # raises for unusable ones
                 models[family] = (
-                    _load_lgbm(directory, tf, _heads(metas[family], tf))
-                    if family == "lgbm"
+                    _load_lgbm(directory, f"{family}_{tf}", _heads(metas[family], tf))
+                    if kind_of(family) == "lgbm"
                     else _load_onnx(directory / f"{family}_{tf}.onnx")
                 )
             except ModelError as error:
@@ -109,8 +143,60 @@ class Scorer:
         if not models:
             raise ModelError("; ".join(f"{name}: {why}" for name, why in errors.items()))
         features, schema = _shared_schema(metas, models, errors)
-        heads = _heads(next(metas[family] for family in models), tf)
-        return cls(tf, features, schema, metas, models, stacking, errors, heads)
+        meta = next(metas[family] for family in models)
+        symbol, beside = str(meta.get("symbol") or ""), meta.get("panel") or ()
+        serves = (symbol, *map(str, beside)) if symbol else ()
+        heads = _heads(meta, tf)
+        return cls(
+            *(tf, features, schema, metas, models, stacking, errors, heads),
+            families=families,
+            symbol=symbol,
+            serves=serves,
+        )
+
+    def on(self, symbol: str) -> Scorer:
+        """The models for this symbol's bars.
+
+        On another asset than the trained one the panel's models speak, and the trained asset's own
+        are silent. Nothing was stacked on that asset: in stacking's place stands the equal-weight
+        mean of the panel's calibrated log-odds.
+
+        Raises:
+            UnknownSymbolError: no model was trained on it.
+        """
+        if symbol == self.symbol or not self.serves:
+            return self
+        families = tuple(family for family in self.families if family in PANEL)
+        if symbol not in self.serves or not families:
+            raise UnknownSymbolError(symbol, self.serves)
+        models = {family: run for family, run in self.models.items() if family in families}
+        wanted = {name for family in models for name in self.metas[family]["features"]}
+        return dataclasses.replace(
+            self,
+            features=tuple(name for name in self.features if name in wanted),
+            models=models,
+            stacking=self.stacking and self.stacking.equal_weights(families),
+            errors={name: why for name, why in self.errors.items() if name not in FAMILIES},
+            families=families,
+            symbol=symbol,
+        )
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """The features that are computed from bars: all but those that name an asset."""
+        flags = {asset_column(symbol) for symbol in self.serves}
+        return tuple(name for name in self.features if name not in flags)
+
+    def rows(self, table: pl.DataFrame) -> Floats:
+        """The features of bars as float32 (N, F) in the order of `features`; null is NaN."""
+        flags = {asset_column(symbol): float(symbol == self.symbol) for symbol in self.serves}
+        columns = [
+            (pl.lit(flags[name]) if name in flags else pl.col(name).fill_null(np.nan))
+            .cast(pl.Float32)
+            .alias(name)
+            for name in self.features
+        ]
+        return np.ascontiguousarray(table.select(columns).to_numpy(), dtype=np.float32)
 
     @property
     def best_head(self) -> str:
@@ -119,12 +205,17 @@ class Scorer:
         return str(named) if named in self.heads else self.heads[0]
 
     def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
-        """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family."""
+        """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family.
+
+        Calibrated by the slopes that a family's meta names (macd/app/train/calibration.py).
+        """
         scores: dict[str, Floats] = {}
-        errors = {name: why for name, why in self.errors.items() if name in FAMILIES}
+        errors = {name: why for name, why in self.errors.items() if name in BASES}
         for family, predict in self.models.items():
             try:
-                scores[family] = _checked(predict(self.seen_by(family, windows)))
+                p = _checked(predict(self.seen_by(family, windows)))
+                slopes = _slopes(self.metas.get(family, {}), self.heads)
+                scores[family] = p if slopes is None else calibrated(p, slopes).astype(np.float32)
             except Exception as error:  # the candidate's failure is an observation, not ours
                 errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
@@ -159,6 +250,12 @@ class Scorer:
         return {head: p for head, p in by_head.items() if p is not None}, reason
 
 
+def families_in(directory: Path, tf: str) -> tuple[str, ...]:
+    """The base models that should be there: those of a panel too, where one of them is."""
+    panel = any((directory / f"{family}_{tf}_meta.json").is_file() for family in PANEL)
+    return BASES if panel else FAMILIES
+
+
 def window_at(matrix: Floats, row: int) -> Floats:
     """The raw window (48, F) that ends with `row` and includes it."""
     return matrix[row + 1 - SEQ : row + 1]
@@ -172,6 +269,20 @@ def _checked(p: Floats) -> Floats:
     if p.min() < 0.0 or p.max() > 1.0:
         raise ModelError(f"output from {p.min():.3g} to {p.max():.3g}, not inside [0, 1]")
     return p
+
+
+def _slopes(meta: Mapping[str, Any], heads: tuple[str, ...]) -> list[float] | None:
+    """The calibration slope of each head; None for older models, which are served as they are."""
+    given = meta.get("calibration")
+    if given is None:
+        return None
+    try:
+        slopes = [float(given[head]) for head in heads]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"its calibration can't be read: {first_line(error)}") from error
+    if not all(0.0 < slope <= _STEEPEST for slope in slopes):
+        raise ModelError(f"its calibration {slopes} is not between 0 and {_STEEPEST:g}")
+    return slopes
 
 
 def _shared_schema(
@@ -268,10 +379,8 @@ def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
     return tuple(heads) if tuple(map(bars_ahead, heads)) == HORIZONS else head_names(tf)
 
 
-def _load_lgbm(directory: Path, tf: str, heads: tuple[str, ...]) -> Predict:
-    texts = [
-        _bytes(directory / f"lgbm_{tf}_{head}.txt").decode("utf-8", "replace") for head in heads
-    ]
+def _load_lgbm(directory: Path, name: str, heads: tuple[str, ...]) -> Predict:
+    texts = [_bytes(directory / f"{name}_{head}.txt").decode("utf-8", "replace") for head in heads]
     _survives_parsing(tuple(texts))
     lightgbm = import_lightgbm()
     boosters = [lightgbm.Booster(model_str=text) for text in texts]

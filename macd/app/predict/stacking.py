@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from macd.errors import MacdError
@@ -105,6 +105,24 @@ class StackingModel:
             headline=raw["headline"],
             facts={k: v for k, v in raw.items() if k not in ("heads", "bases", "context", "clip")},
         )
+
+    def equal_weights(self, families: Sequence[str]) -> StackingModel:
+        """The mean of these families' log-odds in this model's place, head by head."""
+        count = len(families)
+        heads = {
+            name: Head(
+                inputs=tuple(f"{family}_{name}" for family in families),
+                mean=(0.0,) * count,
+                scale=(1.0,) * count,
+                weights=(1.0 / count,) * count,
+                intercept=0.0,
+                slope=1.0,
+                limit=_LARGEST,
+            )
+            for name in self.heads
+        }
+        bases = tuple(name for head in heads.values() for name in head.inputs)
+        return replace(self, heads=heads, bases=bases, context=())
 
     def probability(
         self, base: Mapping[str, float], context: Mapping[str, float]

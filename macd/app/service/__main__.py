@@ -70,10 +70,11 @@ def _serve(root: Path) -> int:
         status.set(release=identity.id, manifest_sha256=identity.sha256)
         log = SignalLog(settings.live)
         status.set(seq=log.seq)
-        loaded = release.load(identity, settings.tf)
+        loaded = release.load(identity, settings.tf, settings.symbol)
         status.golden(loaded.outcome)
         status.set(models=loaded.models)
         why = "" if loaded.outcome.ok else f"golden predictions fail here: {loaded.outcome.detail}"
+        why = loaded.unknown or why
         predictor = None
         if loaded.scorer is not None:
             predictor = Predictor(loaded.scorer, wanted, settings.tf, distrust=why)

@@ -218,7 +218,8 @@ class CcxtFeed:
             raise MacdError(
                 f"{self._exchange.id} has no market for {', '.join(lacking)}",
                 why="none of its spot markets has that name",
-                hint="service.feed.exchange, or train.symbol and train.cross in the inventory",
+                hint="in the inventory: service.feed.exchange, service.symbol, or train.symbol and "
+                "train.cross",
             )
         self._markets = {name: by_name[name] for name in self._names}
 

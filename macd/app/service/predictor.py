@@ -15,17 +15,16 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from macd.app.market import features
+from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
 from macd.criteria import MIN_SAMPLES
-from macd.heads import FAMILIES
+from macd.heads import FAMILIES, kind_of
 
-_FLOOR = 0.01  # of the edge a family's weight comes from: none is ever without a voice
 _SURE = 0.5
 _LONGEST = 500  # characters of an error on a line
 _SHORT = {"lgbm": "lgb", "lstm": "lstm", "tft": "tft"}
@@ -61,6 +60,10 @@ class Predictor:
         self._bench = _Bench()
         self._head = scorer.stacking.headline if scorer.stacking else scorer.best_head
         self._blocked = self._why_no_stacking()
+        # On another asset than the trained one only the panel's models speak; then the guide's
+        # fields are theirs, and the gate's rates still mean something.
+        own = set(FAMILIES) <= set(scorer.families)
+        self._named = FAMILIES if own else scorer.families
 
     @property
     def mode(self) -> str:
@@ -87,15 +90,14 @@ class Predictor:
 
     def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
         table = features.latest(bars, cross, tf=self._tf, rows=SEQ)
-        columns = table.select(pl.col(self._scorer.features).cast(pl.Float32).fill_null(math.nan))
-        return self._scorer.score(np.ascontiguousarray(columns.to_numpy(), dtype=np.float32))
+        return self._scorer.score(self._scorer.rows(table))
 
     def _read(self, scores: Scores, seconds: float) -> Prediction:
         errors = {name: why[:_LONGEST] for name, why in scores.errors.items()}
         base = {
             family: by[self._head] for family, by in scores.base.items() if _usable(by, self._head)
         }
-        for family in FAMILIES:
+        for family in self._scorer.families:
             if family not in base:
                 errors.setdefault(family, "no usable output")
         reason = self._blocked or scores.stacking_reason
@@ -103,14 +105,14 @@ class Predictor:
         if stacked is None or not math.isfinite(stacked):
             stacked, reason = None, reason or "no usable output"
         mode = "off" if stacked is None else self.mode
-        averaged = self._average(base)
+        averaged = float(mean_of_logits(base.values())) if base else None
         p = stacked if mode == "live" else averaged
         if self._distrust:
             errors["golden"] = self._distrust[:_LONGEST]
         fields: dict[str, Any] = {
             "ml_bull_prob": p,
             "ml_direction": _direction(p),
-            **{f"ml_{_SHORT[family]}_prob": base.get(family) for family in FAMILIES},
+            **{f"ml_{_SHORT[kind_of(family)]}_prob": base.get(family) for family in self._named},
             "ml_avg_prob": averaged,
             "ml_stacking_prob": stacked,
             "ml_stacking_mode": mode,
@@ -122,13 +124,6 @@ class Predictor:
 
     def _nothing(self, name: str, why: str, seconds: float) -> Prediction:
         return no_models(name, why, seconds=seconds, reason=self._blocked, head=self._head)
-
-    def _average(self, base: Mapping[str, float]) -> float | None:
-        """Base models weighted by what each was worth on validation bars."""
-        if not base:
-            return None
-        weights = {family: _edge(self._scorer.metas.get(family, {}), self._head) for family in base}
-        return sum(p * weights[family] for family, p in base.items()) / sum(weights.values())
 
     def _why_no_stacking(self) -> str:
         stacking = self._scorer.stacking
@@ -202,13 +197,6 @@ class _Bench:
 
 def _usable(by_head: Mapping[str, float], head: str) -> bool:
     return math.isfinite(by_head.get(head, math.nan))
-
-
-def _edge(meta: Mapping[str, Any], head: str) -> float:
-    try:
-        return max(float(meta["val_auc"][head]) - 0.5, _FLOOR)
-    except (KeyError, TypeError, ValueError):
-        return _FLOOR
 
 
 def _direction(p: float | None) -> str | None:

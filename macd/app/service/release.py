@@ -37,11 +37,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The models (None: none of them loads) and how the golden predictions came out here."""
+    """The models (None: none of them loads) and how the golden predictions came out here.
+
+    unknown: why none of them can score the bars that the service watches; "" where some can.
+    """
 
     scorer: Scorer | None
     outcome: Outcome
     models: dict[str, str]
+    unknown: str = ""
 
 
 def identify(directory: Path) -> Identity:
@@ -67,8 +71,11 @@ def identify(directory: Path) -> Identity:
     return Identity(identifier, here, hashlib.sha256(raw).hexdigest(), parsed)
 
 
-def load(identity: Identity, tf: str) -> Loaded:
-    """Load the models and recompute the golden predictions; never raises for broken models."""
+def load(identity: Identity, tf: str, symbol: str = "") -> Loaded:
+    """Load the models and recompute the golden predictions; never raises for broken models.
+
+    symbol: whose bars are to be scored; "" for the asset that the release was trained on.
+    """
     changed = _changed_files(identity)
     try:
         scorer = Scorer.load(identity.directory / MODELS, tf)
@@ -79,13 +86,18 @@ def load(identity: Identity, tf: str) -> Loaded:
         outcome = _bad("the release has no golden predictions that can be read")
     else:
         outcome = golden.check(document, scorer)
+    try:
+        serving = scorer.on(symbol or scorer.symbol)
+    except MacdError as error:
+        why = f"{error.what}: {error.why}"
+        return Loaded(None, _bad(why), {"all": error.what}, unknown=why)
     if changed:
         named = ", ".join(changed[:5])
         outcome = Outcome(False, outcome.max_diff, f"not as signed: {named}; {outcome.detail}")
-    models = {**dict.fromkeys(scorer.models, "ok"), **scorer.errors}
-    if scorer.stacking is not None:
+    models = {**dict.fromkeys(serving.models, "ok"), **serving.errors}
+    if serving.stacking is not None:
         models["stacking"] = "ok"
-    return Loaded(scorer, outcome, models)
+    return Loaded(serving, outcome, models)
 
 
 def _changed_files(identity: Identity) -> list[str]:

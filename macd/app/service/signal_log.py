@@ -118,8 +118,8 @@ class SignalLog:
                     if type(seq) is int and not self.seq:
                         self.seq = seq
                     opened = document.get("bar_time")
-                    about_a_bar = document.get("level") == "SIGNAL" and isinstance(opened, str)
-                    if about_a_bar and self.last_bar_ms is None:
+                    is_signal = document.get("level") == "SIGNAL" and self.last_bar_ms is None
+                    if is_signal and isinstance(opened, str):
                         self.last_bar_ms, self.last_signal = _epoch_ms(opened), document
                     if self.seq and self.last_bar_ms is not None:
                         return

@@ -370,7 +370,8 @@ def _figures(
 def _tracked(market: Market, actions: Sides, sides: Sides, policy: Policy) -> Track:
     sides = sides.copy()
     sides[-1] = 0
-    net = returns.net_returns(market.close, policy.size * sides, policy.cost)
+    held = policy.size * sides.astype(np.float64)
+    net = returns.net_returns(market.close, held, policy.cost)
     return Track(actions, sides, net)
 
 

@@ -34,7 +34,7 @@ from macd.app.train.metrics import (
     resampled_aucs,
     resampled_means,
 )
-from macd.errors import MacdError, UsageError
+from macd.errors import MacdError, UsageError, failure
 from macd.heads import BASES, COMPARED, MEAN, NAMES, bars_ahead, head_name, head_names, shown
 from macd.run_directory import TrainingRun, read_run
 
@@ -75,7 +75,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
         runs = [read_run(Path(question[name])) for name in ("champion", "challenger")]
         return compare(*runs)
     except MacdError as error:
-        return childprocess.failure(error)
+        return failure(error)
 
 
 def compare(champion: TrainingRun, challenger: TrainingRun) -> dict[str, Any]:

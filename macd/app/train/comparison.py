@@ -30,8 +30,9 @@ MODEL = "stacking"
 
 def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
     """metrics["comparison"]: by head and part (val, val_all, test, test_all) n, effective_n,
-    models: {name: value (AUC), low, high, brier, log_loss} and differences of AUCs: {name: value,
-    low, high}, with `best` where it is to the best base model. What is not known is null.
+    base_rate (share that rose), models: {name: value (AUC), low, high, brier, log_loss} and
+    differences of AUCs: {name: value, low, high}, with `best` where it is to the best base model.
+    What is not known is null.
     """
     names = oof.models_in(frame, COMPARED)
     p = {name: oof.columns(frame, f"p_{name}") for name in names}
@@ -57,6 +58,7 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
             compared.setdefault(head, {})[part] = {
                 "n": int(on.sum()),
                 "effective_n": effective_n(rows[on], HORIZONS[k]) if on.any() else 0.0,
+                "base_rate": _plain(y[on].mean() if on.any() else math.nan),
                 **_scored(y[on], said, best, times[on], seed),
             }
     return compared
@@ -136,17 +138,6 @@ def criteria(metrics: Mapping[str, Any]) -> dict[str, Measured]:
                 f"{part['n']:,} bars",
             )
     return values
-
-
-def figures_of(compared: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A model's part of the comparison, laid out as its own figures: head -> part -> figures."""
-    return {
-        head: {
-            part: {"n": made["n"], "effective_n": made["effective_n"], **made["models"][model]}
-            for part, made in parts.items()
-        }
-        for head, parts in compared.items()
-    }
 
 
 def difference_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -84,7 +84,7 @@ class Task:
     @property
     def label(self) -> str | int:
         """The fold as people and events name it."""
-        return "final" if self.fold.index < 0 else self.fold.index
+        return {-1: "final", -2: "refit"}.get(self.fold.index, self.fold.index)
 
     @property
     def cost(self) -> float:

@@ -260,7 +260,7 @@ def check_provenance(
 
     panels: by family, the assets that it was trained on; the models of a panel are judged by time.
     """
-    folds = {fold.index: fold for fold in (*plan.folds, plan.holdout)}
+    folds = {fold.index: fold for fold in (*plan.folds, plan.holdout, plan.everything)}
     for task, entry in entries:
         planned = dataclasses.replace(task, fold=folds[task.fold.index])
         try:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import lightgbm
 import numpy as np
+from numpy.typing import NDArray
 
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.modelfiles import meta_json, write_whole
@@ -25,8 +26,8 @@ class Params:
 
     features: the set that the trees see (macd/app/market/features `subset`). bags: boosters of
     different seeds whose raw scores are averaged; with a bagging_fraction below 1 each tree sees
-    another part of the rows, drawn anew every bagging_freq trees (Breiman 1996). What it is worth
-    stands in docs/LOG.md.
+    another part of the rows, drawn anew every bagging_freq trees (Breiman 1996). What both are
+    worth stands in docs/LOG.md.
     """
 
     family: ClassVar[str] = "lgbm"
@@ -35,7 +36,7 @@ class Params:
     rounds: int = 200
     feature_fraction: float = 0.4
     min_child: int = 200
-    features: str = "all"
+    features: str = "path"
     bagging_fraction: float = 0.5
     bagging_freq: int = 1
     bags: int = 5
@@ -179,6 +180,17 @@ def predict(model: Model, X: Floats, rows: Rows) -> Floats:
         booster = lightgbm.Booster(model_str=text)
         out[:, k] = booster.predict(X[rows], num_threads=1)
     return out
+
+
+def contributions(model: Model, head: str, X: Floats, rows: Rows) -> NDArray[np.float64]:
+    """What each feature adds to the log-odds of "up", (rows, features + 1), the base rate last.
+
+    A row's sum is the log-odds that `predict` gives. SHAP values of trees, as LightGBM computes
+    them (Lundberg, Erion, Lee, "Consistent individualized feature attribution for tree ensembles",
+    2018).
+    """
+    booster = lightgbm.Booster(model_str=model.texts[head])
+    return np.asarray(booster.predict(X[rows], pred_contrib=True, num_threads=1), np.float64)
 
 
 def importance(model: Model) -> dict[str, float]:

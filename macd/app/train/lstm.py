@@ -24,12 +24,13 @@ class Params:
     projection: int
     dropout: float
     loop: Loop
+    features: str = "path"  # the set that the net sees (macd/app/market/features `subset`)
 
     @classmethod
     def demo(cls) -> Self:
         """Seconds on one core."""
         loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
-        return cls(hidden=64, layers=1, projection=48, dropout=0.2, loop=loop)
+        return cls(hidden=64, layers=1, projection=48, dropout=0.35, loop=loop)
 
     @classmethod
     def full(cls) -> Self:

@@ -6,15 +6,18 @@ or the bars are not here, the one item says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from macd import childprocess
 from macd.app.predict import golden
-from macd.app.predict.scoring import MODELS, Scorer
+from macd.app.predict.scoring import MODELS, Scorer, families_in
 from macd.checklist import Item
+from macd.heads import kind_of
 
 _NAME = "ONNX against torch"
 
@@ -29,7 +32,8 @@ def compare(top: Path, tf: str, inputs: Any = None) -> Item:
     """The item of this check. Never raises for what lies in `top`."""
     place = top / MODELS
     document = inputs or golden.read(top)
-    lacking = [f"{name}_{tf}.pt" for name in ("lstm", "tft")]
+    nets = [family for family in families_in(place, tf) if kind_of(family) != "lgbm"]
+    lacking = [f"{name}_{tf}.pt" for name in nets]
     lacking = [name for name in lacking if not (place / name).is_file()]
     why = ""
     if find_spec("torch") is None:
@@ -43,21 +47,22 @@ def compare(top: Path, tf: str, inputs: Any = None) -> Item:
     cause = "the export is of other weights, or this torch or onnxruntime computes otherwise"
     remedy = "python -m macd.app.train --mode onnx, then invoke release"
     try:
-        worst = _largest_difference(place, tf, document)
+        worst = _largest_difference(place, tf, document, nets)
     except Exception as error:  # whatever torch, onnx or the files do, the item says it
         return Item(_NAME, False, f"{error}".splitlines()[0], cause, remedy)
-    return Item(_NAME, True, f"LSTM and TFT at batch 1, 7 and 256, difference {worst:.1e}")
+    compared = "LSTM and TFT" if len(nets) == 2 else "LSTM and TFT, own and panel's,"
+    return Item(_NAME, True, f"{compared} at batch 1, 7 and 256, difference {worst:.1e}")
 
 
-def _largest_difference(place: Path, tf: str, document: Any) -> float:
+def _largest_difference(place: Path, tf: str, document: Any, names: Sequence[str]) -> float:
     import numpy as np  # noqa: PLC0415 - torch may not be here
 
-    from macd.app.train import export, lstm, tft  # noqa: PLC0415
+    from macd.app.train import export  # noqa: PLC0415
 
     scorer = Scorer.load(place, tf)
     X = golden.table(document, scorer)
     rows = np.arange(min(document["rows"]), len(X), dtype=np.int64)
-    nets = {"lstm": lstm.load(place, tf).net, "tft": tft.load(place, tf).net}
+    nets = {name: import_module(f"macd.app.train.{name}").load(place, tf).net for name in names}
     return max(
         export.check(
             (place / f"{name}_{tf}.onnx").read_bytes(), net, X=scorer.seen_by(name, X), rows=rows

@@ -22,10 +22,11 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
-from macd.app.train.metrics import Auc, auc_by_head, reliability, score
+from macd.app.train.metrics import Auc, auc_by_head, by_confidence, reliability, roc, score
 from macd.heads import BASES, MEAN, head_names, in_order
 from macd.host.durable import replace_file
 
+_PAST = 48  # one-bar returns that the ridge baseline sees
 HOLDOUT = -1  # the `fold` of rows that no walk-forward fold tests
 
 
@@ -84,12 +85,36 @@ def volatility_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Float
     Every report shows it: a model that only knows volatility gets this far.
     """
     level = np.log(trailing_volatility(data.close) + 1e-8)
+    return _logistic_by_fold(level[:, np.newaxis], data, plan, frame, strength=1.0)
+
+
+def ridge_baseline(data: Dataset, plan: Plan, frame: pl.DataFrame) -> Floats:
+    """What the last 48 one-bar returns say to a linear model: logistic ridge, fold by fold.
+
+    Returns are in trailing standard deviations (168 bars), within +-5. A model that doesn't beat it
+    has learnt nothing that takes trees or a net. The penalty is fixed: nothing chose it.
+    """
+    steps = np.diff(np.log(data.close), prepend=np.nan)
+    scaled = np.clip(steps / np.maximum(trailing_volatility(data.close, 168), 1e-12), -5, 5)
+    past = np.full((len(steps), _PAST), np.nan)
+    for ago in range(_PAST):
+        past[ago:, ago] = scaled[: len(scaled) - ago]
+    return _logistic_by_fold(past, data, plan, frame, strength=0.001)
+
+
+def _logistic_by_fold(
+    x: NDArray[np.float64], data: Dataset, plan: Plan, frame: pl.DataFrame, *, strength: float
+) -> Floats:
+    """Logistic regression on x (bars, inputs), trained and tested on the rows of every model.
+
+    strength: scikit-learn's C, the inverse of the ridge penalty.
+    """
     rows = frame["row"].to_numpy()
     p = np.full((len(rows), len(HORIZONS)), np.nan, dtype=np.float32)
     for fold in (*plan.folds, plan.holdout):
         at = np.searchsorted(rows, fold.test)
         for k in range(len(HORIZONS)):
-            p[at, k] = _single_feature(level, data.y[:, k], fold.train, fold.test)
+            p[at, k] = _logistic(x, data.y[:, k], fold.train, fold.test, strength)
     return p
 
 
@@ -127,7 +152,9 @@ def best_head(aucs: Mapping[str, float]) -> str:
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
-    """By head: val, val_all, test, test_all (see `Auc`), folds, reliability of the validation."""
+    """By head: val, val_all, test, test_all (see `Auc`), folds, and on all bars the reliability and
+    the roc of the validation, and confidence of validation and test (`by_confidence`).
+    """
     p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
     moves, signs = direction(returns, min_move), direction(returns, 0.0)
     times = frame["bar_time"].dt.epoch("ms").to_numpy()
@@ -152,7 +179,12 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
                 {"fold": int(index), **on(fold == index, moves)}
                 for index in np.unique(fold[validation])
             ],
-            "reliability": reliability(moves[validation, k], p[validation, k]),
+            "reliability": reliability(signs[validation, k], p[validation, k]),
+            "roc": roc(signs[validation, k], p[validation, k]),
+            "confidence": {
+                name: by_confidence(signs[part, k], p[part, k], times[part], seed=seed)
+                for name, part in (("val", validation), ("test", test))
+            },
         }
     return by_head
 
@@ -164,19 +196,22 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     return auc_by_head(moves, p, heads_in(frame))
 
 
-def _single_feature(
-    x: NDArray[np.float64], y: Floats, train: NDArray[np.int64], test: NDArray[np.int64]
+def _logistic(
+    x: NDArray[np.float64],
+    y: Floats,
+    train: NDArray[np.int64],
+    test: NDArray[np.int64],
+    strength: float,
 ) -> Floats:
-    usable = train[np.isfinite(y[train]) & np.isfinite(x[train])]
+    usable = train[np.isfinite(y[train]) & np.isfinite(x[train]).all(axis=1)]
     if len(np.unique(y[usable])) < 2:
         return np.full(len(test), np.nan, dtype=np.float32)
-    center, spread = x[usable].mean(), x[usable].std() or 1.0
+    center, spread = x[usable].mean(axis=0), x[usable].std(axis=0)
+    spread[spread == 0.0] = 1.0
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - slow to import
 
-    model = LogisticRegression().fit(((x[usable] - center) / spread)[:, None], y[usable])
-    return np.asarray(
-        model.predict_proba(((x[test] - center) / spread)[:, None])[:, 1], dtype=np.float32
-    )
+    model = LogisticRegression(C=strength).fit((x[usable] - center) / spread, y[usable])
+    return np.asarray(model.predict_proba((x[test] - center) / spread)[:, 1], dtype=np.float32)
 
 
 def _plain(made: Auc) -> dict[str, float | None]:

@@ -62,7 +62,7 @@ def trades_of(close: Floats, side: Sides, cost: float) -> Trades:
 
 def equity(net: Floats) -> Floats:
     """What one unit of capital has become at each bar's close, gains reinvested."""
-    return np.cumprod(np.maximum(1.0 + net, 0.0))
+    return np.asarray(np.cumprod(np.maximum(1.0 + net, 0.0)), dtype=np.float64)
 
 
 def max_drawdown(net: Floats) -> float:

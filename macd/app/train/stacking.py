@@ -1,11 +1,15 @@
 """Stacking: how much to believe each model, learnt only from predictions made out of fold.
 
-A regularised logistic regression per horizon on the models' probabilities in logit space and a few
-context features, calibrated by temperature. It is forward-chained: the meta-model that predicts a
-fold saw only earlier folds, and of those only rows whose labels were known before the fold began;
-the first fold only trains. Scoring it on its own training rows would flatter it by .013 to .041.
-No model gets a negative weight (Breiman 1996, "Stacked regressions"): one that lost in the folds so
-far is left out, not believed to be wrong on principle.
+Per horizon the log-odds are scale * (weighted mean of the models' calibrated log-odds) + the hour's
+part. Scale, weights and hour are a posterior mode under normal priors, whose centre is the plain
+mean of the models: where nothing speaks for other weights, a head ships the mean. The likelihood
+counts overlapping labels once (`effective_n`). The weights were shrunk to zero before, and lost to
+the mean (docs/LOG.md, which also says that the priors were chosen after looking).
+It is forward-chained: the meta-model that predicts a fold saw only earlier folds, and of those only
+rows whose labels were known before the fold began; the first fold only trains. Scoring it on its
+own training rows would flatter it by .013 to .041. No model gets a negative weight (Breiman 1996,
+"Stacked regressions"): one that lost in the folds so far is left out, not believed to be wrong on
+principle. Moves teach the weights; a last slope is learnt on all bars, which production meets.
 What production computes is macd/app/predict/stacking.py, from the JSON written here.
 """
 
@@ -15,41 +19,42 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from macd.app.market.splits import EMBARGO, purge
+from macd.app.market.labels import HORIZONS
+from macd.app.market.splits import EMBARGO
+from macd.app.predict.combine import CLIP, log_odds, sigmoid
 from macd.app.predict.stacking import FORMAT, Head, StackingModel
+from macd.app.train.calibration import Prior, Scores, forward_chained
 from macd.app.train.fitdata import Facts, Floats, Rows
-from macd.app.train.metrics import auc
+from macd.app.train.metrics import auc, effective_n
 from macd.app.train.modelfiles import write_whole
 from macd.criteria import MIN_SAMPLES
 from macd.errors import RefusedError, UsageError
 from macd.heads import GUIDE, head_names
 
-if TYPE_CHECKING:  # only fitting needs them, and they are slow to import
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import Pipeline
-
 CONTEXT = ("hour_sin", "hour_cos")  # volatility regimes were tried and cost (docs/LOG.md)
-LIMIT = 8.0  # standard deviations
+LIMIT = 8.0  # of an input's log-odds
+
+_SCALES = (0.05, 5.0)  # above zero: stacking turns no model round
 
 Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Params:
-    """C: inverse strength of the penalty at 1,000 samples; with n samples C * 1000 / n is used.
-
-    A plain C would shrink the early, short folds more than the late ones, and calibration learnt on
-    the early folds' scores would then be wrong for the late ones.
-    clip: base probabilities stay this far from 0 and 1.
+    """Priors. weights: spread of M times a model's weight around 1, of M models. hour: spread of
+    the weights of the context features around 0. scale: of the whole; above 1, as the mean of
+    calibrated models is too timid. slope: of the last slope, learnt on all bars.
     """
 
-    C: float = 0.001
-    clip: float = 1e-4
+    weights: float = 0.25
+    hour: float = 0.05
+    scale: Prior = field(default=Prior(1.2, 0.3))
+    slope: Prior = field(default=Prior(1.0, 0.3))
     min_samples: int = 1_000
     embargo: int = EMBARGO
 
@@ -59,13 +64,15 @@ class StackData:
     """Out-of-fold predictions, one line per bar of the reported folds, oldest first.
 
     rows: (M,) the bars' rows. fold: (M,). base: model -> (M, 3) probabilities, NaN where it has
-    none. y: (M, 3) 1, 0, NaN. context: feature -> (M,). heads: names of the three columns.
+    none. y: (M, 3) whether a move went up: 1, 0, NaN. y_all: the same of every bar, however small
+    its move. context: feature -> (M,). heads: names of the three columns.
     """
 
     rows: Rows
     fold: npt.NDArray[np.integer[Any]]
     base: Mapping[str, Floats]
     y: Floats
+    y_all: Floats
     context: Mapping[str, npt.NDArray[np.floating[Any]]] = field(default_factory=dict)
     heads: tuple[str, ...] = head_names(GUIDE)
 
@@ -75,12 +82,10 @@ class Stack:
     """The final meta-model and what its forward chain reached.
 
     oof: float32 (M, 3) calibrated forward-chained probabilities, NaN in the first fold.
-    pipelines: the sklearn models behind the heads (uncalibrated). document: the JSON's content
-    but for what `save` adds.
+    document: the JSON's content but for what `save` adds.
     """
 
     oof: Floats
-    pipelines: dict[str, Pipeline]
     document: dict[str, Any]
 
     def model(self, headline: str = "") -> StackingModel:
@@ -127,21 +132,21 @@ def fit(data: StackData, params: Params) -> Stack:
             hint="train with more folds",
         )
     oof = np.full((len(data.rows), len(data.heads)), np.nan, dtype=np.float32)
-    heads, pipelines = {}, {}
+    heads = {}
     for k, name in enumerate(data.heads):
         head = _OneHead(data, params, k)
         head.require(params.min_samples)
         oof[:, k] = head.chain(folds)
-        pipelines[name], heads[name] = head.final(oof[:, k])
+        heads[name] = head.final(oof[:, k])
     document = {
         "format": FORMAT,
         "heads": heads,
         "bases": [f"{model}_{head}" for head in data.heads for model in data.base],
         "context": list(data.context),
-        "clip": params.clip,
+        "clip": CLIP,
         "min_samples": params.min_samples,
     }
-    return Stack(oof, pipelines, document)
+    return Stack(oof, document)
 
 
 def save(
@@ -154,18 +159,35 @@ def save(
     return [write_whole(directory / f"stacking_meta_{tf}.json", data)]
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """What one fit learnt: log-odds = Z @ models + C @ context."""
+
+    models: Doubles
+    context: Doubles
+
+
 class _OneHead:
     """The stacking of one horizon: `chain` through the folds, then the `final` model."""
 
     def __init__(self, data: StackData, params: Params, k: int) -> None:
-        self.data, self.params, self.name = data, params, data.heads[k]
+        self.data, self.params, self.name, self.horizon = data, params, data.heads[k], HORIZONS[k]
         self.y = data.y[:, k].astype(np.float64)
-        bases = [_logit(p[:, k], params.clip) for p in data.base.values()]
-        self.Z: Doubles = np.column_stack([*bases, *data.context.values()]).astype(np.float64)
+        odds = np.column_stack([log_odds(p[:, k]) for p in data.base.values()])
+        self.Z: Doubles = np.clip(odds, -LIMIT, LIMIT)
+        self.C = np.reshape(
+            [np.clip(v, -LIMIT, LIMIT) for v in data.context.values()], (-1, len(self.y))
+        ).T.astype(np.float64)
         self.inputs = [f"{model}_{self.name}" for model in data.base] + list(data.context)
-        self.complete = np.isfinite(self.Z).all(axis=1)
+        self.complete = np.isfinite(self.Z).all(axis=1) & np.isfinite(self.C).all(axis=1)
         self.usable = self.complete & ~np.isnan(self.y)
-        self.raw = np.full(len(self.y), np.nan)  # forward-chained scores before calibration
+        self.scores = Scores(  # forward-chained, before the last slope
+            z=np.full(len(self.y), np.nan),
+            y=data.y_all[:, k].astype(np.float64),
+            rows=data.rows,
+            fold=data.fold,
+            horizon=self.horizon,
+        )
 
     def require(self, least: int) -> None:
         count = int(self.usable.sum())
@@ -178,23 +200,18 @@ class _OneHead:
 
     def chain(self, folds: npt.NDArray[Any]) -> Floats:
         """Calibrated probabilities of every fold but the first, each from earlier folds only."""
-        from scipy.special import expit  # noqa: PLC0415 - slow to import
-
-        out = np.full(len(self.y), np.nan)
+        scores, embargo = self.scores, self.params.embargo
         for fold in folds[1:]:
             now = (self.data.fold == fold) & self.complete
-            if not now.any():
-                continue
-            before = self._labelled_before(int(self.data.rows[self.data.fold == fold].min()))
-            pipeline = self._fit(before & self.usable)
-            slope = _temperature(self.raw[before], self.y[before])
-            self.raw[now] = pipeline.decision_function(self.Z[now])
-            out[now] = expit(slope * self.raw[now])
-        return out.astype(np.float32)
+            if now.any():
+                fitted = self._fit(scores.before(int(fold), embargo) & self.usable)
+                scores.z[now] = self.Z[now] @ fitted.models + self.C[now] @ fitted.context
+        slopes = forward_chained(scores, self.params.slope, embargo)
+        return np.where(np.isnan(scores.z), np.nan, sigmoid(slopes * scores.z)).astype(np.float32)
 
-    def final(self, oof: Floats) -> tuple[Pipeline, dict[str, Any]]:
-        """The meta-model on all out-of-fold rows, and its part of the JSON."""
-        pipeline = self._fit(self.usable)
+    def final(self, oof: Floats) -> dict[str, Any]:
+        """The meta-model on all out-of-fold rows: its part of the JSON."""
+        fitted = self._fit(self.usable)
         scored = ~np.isnan(oof) & self.usable
         reached = auc(self.y[scored], oof[scored])
         if np.isnan(reached):
@@ -203,35 +220,25 @@ class _OneHead:
                 why=f"{int(scored.sum())} forward-chained samples, not both up and down",
                 hint="train with more folds, or on more bars",
             )
-        scaler, regression = pipeline["scale"], pipeline["regress"]
         head = Head(
             inputs=tuple(self.inputs),
-            mean=tuple(scaler.mean_.tolist()),
-            scale=tuple(scaler.scale_.tolist()),
-            weights=tuple(regression.coef_[0].tolist()),
-            intercept=float(regression.intercept_[0]),
-            slope=_temperature(self.raw, self.y),
+            mean=(0.0,) * len(self.inputs),
+            scale=(1.0,) * len(self.inputs),
+            weights=(*fitted.models.tolist(), *fitted.context.tolist()),
+            intercept=0.0,
+            slope=self.scores.slope(self.params.slope),
             limit=LIMIT,
         )
         fields = {**vars(head), "meta_coefficients": head.weights}
         del fields["weights"]
-        return pipeline, {
+        return {
             **fields,
             "n_oof_samples": int(self.usable.sum()),
             "n_oof_scored": int(scored.sum()),
             "oof_meta_auc": reached,
         }
 
-    def _labelled_before(self, row: int) -> npt.NDArray[np.bool_]:
-        """Rows whose labels were all known before bar `row`, less the embargo."""
-        rows = purge(self.data.rows, before=row, embargo=self.params.embargo)
-        return np.isin(self.data.rows, rows)
-
-    def _fit(self, lines: npt.NDArray[np.bool_]) -> Pipeline:
-        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - slow to import
-        from sklearn.pipeline import Pipeline  # noqa: PLC0415
-        from sklearn.preprocessing import FunctionTransformer, StandardScaler  # noqa: PLC0415
-
+    def _fit(self, lines: npt.NDArray[np.bool_]) -> _Weights:
         y = self.y[lines]
         if len(np.unique(y)) < 2:
             raise RefusedError(
@@ -239,53 +246,52 @@ class _OneHead:
                 why=f"{len(y)} samples in the folds before one of them, not both up and down",
                 hint="train with fewer, longer folds, or on more bars",
             )
-        strength = self.params.C * 1_000 / len(y)
-        # Balanced: how often the market rose in earlier folds is no forecast for this one.
-        regress = LogisticRegression(C=strength, class_weight="balanced", max_iter=1_000, tol=1e-8)
-        clip = FunctionTransformer(np.clip, kw_args={"a_min": -LIMIT, "a_max": LIMIT})
-        prepare = Pipeline([("scale", StandardScaler()), ("clip", clip)])
-        Z = prepare.fit_transform(self.Z[lines])
-        _fit_without_negative(regress, Z, y, models=len(self.data.base))
-        return Pipeline([*prepare.steps, ("regress", regress)])
+        evidence = effective_n(self.data.rows[lines], self.horizon)
+        Z, C = self.Z[lines], self.C[lines]
+        included = np.ones(Z.shape[1], dtype=bool)
+        while True:  # at most once a model: the weights sum to one, so one of them is above zero
+            models, context = _posterior_mode(Z[:, included], C, y, evidence, self.params)
+            if (models >= 0.0).all():
+                spread = np.zeros(Z.shape[1])
+                spread[included] = models
+                return _Weights(spread, context)
+            included[np.flatnonzero(included)[models < 0.0]] = False
 
 
-def _fit_without_negative(
-    regress: LogisticRegression, Z: Doubles, y: Doubles, *, models: int
-) -> None:
-    """Fit; while one of the first `models` columns gets a negative weight, leave it out."""
-    included = np.ones(Z.shape[1])
-    while True:
-        regress.fit(Z * included, y)  # a column of zeros gets weight zero: the penalty sees to it
-        negative = np.flatnonzero(regress.coef_[0, :models] < 0.0)
-        if len(negative) == 0:
-            return
-        included[negative] = 0.0
+def _posterior_mode(
+    Z: Doubles, C: Doubles, y: Doubles, evidence: float, params: Params
+) -> tuple[Doubles, Doubles]:
+    """The likeliest scale * weights of the models' log-odds Z (n, M) and weights of C (n, q).
 
-
-def _logit(p: Floats, clip: float) -> Doubles:
-    clipped = np.clip(p.astype(np.float64), clip, 1.0 - clip)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def _temperature(score: Doubles, y: Doubles, *, least: int = 200) -> float:
-    """The slope in [0.1, 20] that makes sigmoid(slope * score) the likeliest (Guo et al. 2017).
-
-    1 with fewer than `least` scores. Never at or below zero: that would turn a model round that
-    happened to lose. No offset: it would only learn how often the market rose (docs/LOG.md).
+    weights = (1 + d) / M with sum(d) = 0; d is given in an orthonormal basis of that space, which
+    leaves its prior as it is. evidence: how many independent labels the n are worth.
     """
-    from scipy.optimize import minimize_scalar  # noqa: PLC0415 - slow to import
+    from scipy.linalg import helmert  # noqa: PLC0415 - slow to import
+    from scipy.optimize import minimize  # noqa: PLC0415
 
-    labelled = ~np.isnan(score) & ~np.isnan(y)
-    if labelled.sum() < least:
-        return 1.0
-    s, t = score[labelled], y[labelled]
+    count = Z.shape[1]
+    basis = helmert(count).T  # (M, M - 1)
+    per_label = evidence / len(y)
+    scale = params.scale
+    spreads = np.concatenate([np.full(count - 1, params.weights), np.full(C.shape[1], params.hour)])
 
-    def loss(log_slope: float) -> float:
-        z = np.exp(log_slope) * s
-        return float(np.mean(np.logaddexp(0.0, z) - t * z))
+    def loss(v: Doubles) -> tuple[float, Doubles]:
+        weights = (1.0 + basis @ v[1:count]) / count
+        mixed = Z @ weights
+        z = v[0] * mixed + C @ v[count:]
+        value = per_label * np.sum(np.logaddexp(0.0, z) - y * z)
+        value += (v[0] - scale.mean) ** 2 / (2 * scale.spread**2)
+        value += np.sum(v[1:] ** 2 / (2 * spreads**2))
+        wrong = per_label * (sigmoid(z) - y)
+        slopes = np.concatenate([v[0] * (basis.T @ (Z.T @ wrong)) / count, C.T @ wrong])
+        by_scale = wrong @ mixed + (v[0] - scale.mean) / scale.spread**2
+        return float(value), np.concatenate([[by_scale], slopes + v[1:] / spreads**2])
 
-    fitted = minimize_scalar(loss, bounds=(np.log(0.1), np.log(20.0)), method="bounded")
-    return float(np.exp(fitted.x))
+    start = np.zeros(count + C.shape[1])
+    start[0] = scale.mean
+    bounds = [_SCALES, *[(None, None)] * (len(start) - 1)]
+    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    return found[0] * (1.0 + basis @ found[1:count]) / count, found[count:]
 
 
 def _encode(document: dict[str, Any]) -> bytes:

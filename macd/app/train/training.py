@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,7 +15,7 @@ import polars as pl
 from macd.app.market import splits
 from macd.app.market.features import asset_column, schema_hash, subset
 from macd.app.predict.combine import mean_of_logits
-from macd.app.train import engine, oof
+from macd.app.train import calibration, engine, oof
 from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
@@ -92,11 +92,17 @@ class Training:
         holdout = self.plan.holdout
         return [*made, *(self._task(family, holdout, params, seed, keep=True) for seed in seeds)]
 
-    def fit(self, family: str) -> list[Entry]:
-        """All entries of a family, in the order of `tasks`."""
+    def refit_tasks(self, family: str) -> list[Task]:
+        """The family's fits on everything, one a seed; see `Plan.everything`."""
+        s, fold, params = self.settings, self.plan.everything, self.params(family)
+        seeds = range(s.seed, s.seed + s.seeds)
+        return [self._task(family, fold, params, seed, keep=True) for seed in seeds]
+
+    def fit(self, family: str, tasks: Sequence[Task] | None = None) -> list[Entry]:
+        """The entries of these tasks, by default of all of the family's `tasks`, in their order."""
         with self.meter.running():
             return fit_all(
-                self.tasks(family),
+                self.tasks(family) if tasks is None else tasks,
                 self.inputs(family),
                 self.cache,
                 engine_name=self.settings.engine,
@@ -134,20 +140,34 @@ class Training:
         """The fits before the holdout, one a seed: what the holdout tested is what is shipped."""
         return [e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep]
 
-    def shipped(self, family: str, entries: list[Entry]) -> tuple[Any, Any]:
-        """The family's module, and its model before the holdout: of all seeds, as one."""
-        final = self.final(family, entries)
-        loaded = [model_of(entry.files, family, self.settings.tf) for entry in final]
+    def together(self, family: str, seeds: Sequence[Entry]) -> tuple[Any, Any]:
+        """The family's module, and the model of these entries, one a seed, as one."""
+        loaded = [model_of(entry.files, family, self.settings.tf) for entry in seeds]
         module, models = loaded[0][0], [model for _, model in loaded]
         return module, models[0] if len(models) == 1 else module.average(models)
 
     def predictions(
         self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
     ) -> pl.DataFrame:
-        """The out-of-fold table with the given families; without the holdout until it is opened.
+        """The out-of-fold table with the given families, calibrated as `calibration.calibrate`
+        says; without the holdout until it is opened.
 
         `seed`: whose fits; by default the mean of all seeds, in log-odds, as what is shipped.
         """
+        frame = self._raw(entries, holdout=holdout, seed=seed)
+        for family in entries:
+            frame, _ = calibration.calibrate(frame, family, self.plan.embargo)
+        return frame
+
+    def slopes(self, family: str, entries: list[Entry]) -> dict[str, float]:
+        """The calibration that ships with a family: a slope a head, learnt on validation bars."""
+        frame = self._raw({family: entries}, holdout=False)
+        return calibration.calibrate(frame, family, self.plan.embargo)[1]
+
+    def _raw(
+        self, entries: Mapping[str, list[Entry]], *, holdout: bool, seed: int | None = None
+    ) -> pl.DataFrame:
+        """The out-of-fold table with what the models themselves say."""
         frame = oof.table(self.data, self.plan)
         for family, fits in entries.items():
             by_seed: dict[int, list[Entry]] = {}
@@ -175,6 +195,15 @@ class Training:
             "min_move": self.settings.min_move,
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
+
+    def refit_facts(self) -> dict[str, Any]:
+        """What the meta file of a refitted model says beside its lineage.
+
+        judged_until_ms: until when the models were trained that its figures are of.
+        """
+        until = int(self.data.times_ms[self.plan.everything.train[-1]])
+        judged = self.lineage()["trained_until_ms"]
+        return {"refit": True, "trained_until_ms": until, "judged_until_ms": judged}
 
     def params(self, family: str) -> Any:
         """The parameters of a family's fits."""

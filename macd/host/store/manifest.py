@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -52,6 +53,21 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         return sum(f.size for f in self.files)
+
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """The symbols that its models know; see `symbols_of`."""
+        return symbols_of(self.details)
+
+
+def symbols_of(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """The symbols that a release's models know, from its details; () where they name none.
+
+    First the one that was trained on, then its panel's others.
+    """
+    panel = details.get("panel")
+    named = [details.get("symbol"), *(panel if isinstance(panel, list) else ())]
+    return tuple(dict.fromkeys(symbol for symbol in named if isinstance(symbol, str)))
 
 
 def canonical(document: Any) -> bytes:

@@ -9,10 +9,13 @@ import pytest
 from macd.app.predict.policy import Policy, Thresholds
 from macd.app.service.settings import Feed, Settings
 from macd.deploy import desired
+from macd.deploy.drift import differing
+from macd.deploy.state import HostState
 from macd.errors import UsageError
 from macd.inventory import load
 from tests.support.training_run import SAMPLE
 from tests.unit.deploy.test_desired import inventory, rendered
+from tests.unit.deploy.test_diffs import BASE
 
 
 def read_there(tmp_path: Path, more: str) -> Settings:
@@ -76,6 +79,24 @@ def test_bars_to_replay_go_with_the_settings(tmp_path: Path) -> None:
     }
 
 
+PANEL = "train: {symbol: BTCUSD, cross: [SOLUSD], panel: [ETHUSD], data_dir: ../bars}\n"
+
+
+def test_another_asset_of_the_panel_is_watched_without_cross_symbols(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    for name in ("BTCUSD_1h.parquet", "ETHUSD_1h.parquet", "SOLUSD_1h.parquet"):
+        (tmp_path / "bars" / name).symlink_to(SAMPLE)
+    known = inventory(tmp_path, "service: {symbol: ETHUSD, feed: {kind: replay}}\n" + PANEL)
+    assert desired.watched(known) == ["ETHUSD"]
+    assert list(desired.replay_files(known)) == ["data/replay/ETHUSD_1h.parquet"]
+
+
+@pytest.mark.parametrize("service", ["{}", "{symbol: BTCUSD}"])
+def test_the_trained_asset_is_watched_with_its_cross_symbols(tmp_path: Path, service: str) -> None:
+    known = inventory(tmp_path, f"service: {service}\n" + PANEL)
+    assert desired.watched(known) == ["BTCUSD", "SOLUSD"]
+
+
 @pytest.mark.parametrize("kind", ["ccxt", "directory"])
 def test_other_feeds_need_no_bars_from_here(tmp_path: Path, kind: str) -> None:
     (tmp_path / "bars").mkdir()
@@ -100,3 +121,18 @@ def test_the_lab_replays_what_its_models_did_not_learn_from() -> None:
     assert lab.service.feed.kind == "replay"
     assert lab.service.feed.start >= 0.85  # the training keeps the last 15 % as its holdout
     assert set(desired.replay_files(lab)) == {"data/replay/BTCUSD_1h.parquet"}
+
+
+def test_a_policy_that_changes_alone_is_shown_and_goes_live_by_a_restart(tmp_path: Path) -> None:
+    here = inventory(tmp_path, "service: {policy: {kind: threshold, fee_bps: 4}}\n")
+    wanted = rendered(here, app=str(tmp_path))
+    (tmp_path / "before").mkdir()
+    before = rendered(inventory(tmp_path / "before", ""), app=str(tmp_path)).service_settings
+    facts = {**BASE["facts"], "service_settings": before}
+    (diff,) = (d for d in differing(HostState(**facts), wanted, new=False) if "json" in d.name)
+    assert (diff.name, diff.by) == ("service.json", "deploy")
+    changed = [line for line in diff.text.splitlines()[2:] if line[0] in "+-"]
+    assert changed == [
+        '-  "fee_bps": 10.0,', '+  "fee_bps": 4.0,',
+        '-  "kind": "tilt",', '+  "kind": "threshold",',
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from macd.app.predict.policy import Policy, Thresholds
 from macd.errors import UsageError
 from macd.inventory import Inventory, load, project_root
 from macd.jobs import request as requests
@@ -39,6 +40,17 @@ def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
     assert (settings.symbol, settings.profile, settings.seed) == ("BTCUSD", "demo", 7)
     assert settings.criteria["lstm_val_auc"].level == "warn"
     assert settings.criteria["files_exist"].level == "block"
+
+
+def test_the_policy_of_the_service_is_what_a_training_evaluates(inventory: Inventory) -> None:
+    path = inventory.path
+    policy = "{kind: threshold, thresholds: {5h: {long: 0.7, short: 0.3}}, fee_bps: 4}"
+    path.write_text(path.read_text().replace("service:\n", f"service:\n  policy: {policy}\n", 1))
+    known = load("lab", root=inventory.root)
+    assert request(known).settings.policy == Policy(
+        "threshold", {"5h": Thresholds(0.7, 0.3)}, fee_bps=4.0
+    )
+    assert request(inventory).settings.policy.kind == "tilt"
 
 
 def test_what_is_asked_wins(inventory: Inventory) -> None:
@@ -107,6 +119,23 @@ def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
     train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
     book = inventory.model_copy(update={"train": train})
     assert requests.settings_of(book, {})["cross"] == ["ETHUSD"]
+
+
+def test_the_panels_bars_travel_and_the_symbol_is_one_of_them(inventory: Inventory) -> None:
+    for name in ("ETHUSD", "SOLUSD"):
+        (inventory.train.data_dir / f"{name}_1h.parquet").write_bytes(name.encode())
+    train = inventory.train.model_copy(update={"panel": ("BTCUSD", "ETHUSD", "SOLUSD")})
+    made = request(inventory.model_copy(update={"train": train}))
+    sent = {path for path in made.tree.files if path.startswith("data/")}
+    assert sent == {f"data/{name}_1h.parquet" for name in ("BTCUSD", "ETHUSD", "SOLUSD")}
+    assert made.settings.panel_others == ("ETHUSD", "SOLUSD")
+    assert made.settings.families[3:] == ("lgbm_panel", "lstm_panel", "tft_panel")
+
+
+def test_a_panel_of_the_symbol_alone_is_none(inventory: Inventory) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(inventory, panel=["BTC/USD"])
+    assert "panel: names no asset beside BTCUSD" in caught.value.why
 
 
 def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:

@@ -81,7 +81,7 @@ def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
     assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
 
 
-def test_the_average_weighs_by_validation(scorer: Scorer, bars: pl.DataFrame) -> None:
+def test_the_average_is_the_equal_mean_of_log_odds(scorer: Scorer, bars: pl.DataFrame) -> None:
     def known(value: float) -> Callable[[Floats], Floats]:
         return lambda windows: np.full((len(windows), 3), value, np.float32)
 
@@ -90,16 +90,14 @@ def test_the_average_weighs_by_validation(scorer: Scorer, bars: pl.DataFrame) ->
     made = dataclasses.replace(
         scorer,
         models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
-        metas={
-            "lgbm": {"val_auc": {head: 0.56}},
-            "lstm": {"val_auc": {head: 0.53}},
-            "tft": {"val_auc": {head: 0.40}},  # worse than chance: the least weight there is
-        },
+        metas={"lgbm": {"calibration": dict.fromkeys(scorer.heads, 0.5)}, "lstm": {}, "tft": {}},
     )
     found = fields(made, bars)
     assert found["ml_horizon"] == head
-    expected = (0.06 * 0.2 + 0.03 * 0.6 + 0.01 * 0.9) / 0.10
-    assert found["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
+    odds = [math.log(p / (1 - p)) for p in (0.2, 0.6, 0.9)]
+    odds[0] *= 0.5  # its meta calibrates it
+    assert found["ml_lgb_prob"] == pytest.approx(1 / (1 + math.exp(-odds[0])), abs=1e-6)
+    assert found["ml_avg_prob"] == pytest.approx(1 / (1 + math.exp(-sum(odds) / 3)), abs=1e-6)
 
 
 def raising(_: Floats) -> Floats:

@@ -140,7 +140,8 @@ def test_out_of_fold_table_has_the_agreed_columns_and_nulls(done: Path) -> None:
 
 def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
     metrics = json.loads((done / "metrics.json").read_text())
-    assert set(metrics["models"]) == {"lgbm", "lstm", "tft", "stacking", "volatility"}
+    baselines = {"volatility", "ridge"}
+    assert set(metrics["models"]) == {"lgbm", "lstm", "tft", "stacking", "mean", *baselines}
     for heads in metrics["models"].values():
         for head in heads.values():
             for part in ("val", "val_all", "test", "test_all"):
@@ -158,6 +159,29 @@ def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
     assert [len(curve["epochs"]) for curve in curves] == [2, 2, 2, 2]
 
 
+def test_policies_are_evaluated_and_their_curves_written(done: Path) -> None:
+    policies = json.loads((done / "metrics.json").read_text())["policies"]
+    best = json.loads((done / "metrics.json").read_text())["best_head"]["stacking"]
+    assert policies["settings"]["head"] == best
+    assert policies["settings"]["policy"]["kind"] == "tilt"
+    names = {
+        "base", "base_mean", "base_stacking", "prob_mean", "prob_mean_tuned", "prob_stacking",
+        "prob_stacking_tuned", "buy_and_hold",
+    }  # fmt: skip
+    assert set(policies["val"]) == set(policies["test"]) == names
+    curves = pl.read_parquet(done / "data/gpu_results/policies_1h.parquet")
+    assert set(curves.columns) == {"part", "bar_time", *names}
+    assert set(curves["part"].unique()) == {"val", "test"}
+    listed = {file["path"] for file in json.loads((done / "result.json").read_text())["files"]}
+    assert "data/gpu_results/policies_1h.parquet" in listed
+    outcomes = {o["name"]: o for o in json.loads((done / "criteria.json").read_text())}
+    assert outcomes["flag_matters"]["value"] == policies["flag_changes"]["val"]["tilt"]
+    assert outcomes["net_edge"]["value"] == policies["val"]["base_stacking"]["mean_net_bp"]["low"]
+    assert {outcomes[name]["level"] for name in ("flag_matters", "net_edge")} == {"warn"}
+    said = [e["note"] for e in read_events(done / "events.jsonl") if e["event"] == "summary"]
+    assert any(line.startswith("base rule with stacking (configured): val ") for line in said)
+
+
 def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     """Load what was written, predict the holdout, find the numbers of the table."""
     settings = settings_from(json.loads((done / "settings.json").read_text()))
@@ -166,17 +190,20 @@ def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     rows = np.searchsorted(data.times_ms, behind["bar_time"].dt.epoch("ms").to_numpy())
     for family in (lgbm, lstm, tft):
         name = family.__name__.rpartition(".")[2]
-        p = family.predict(family.load(done / "data/ml_models", "1h"), data.X, rows)
+        model = family.load(done / "data/ml_models", "1h")
+        seen = data.seen_by(model.params)
+        p = family.predict(model, seen.X, rows)
         np.testing.assert_array_equal(p[:, 0], behind[f"p_{name}_5h"].to_numpy())
         meta = json.loads((done / f"data/ml_models/{name}_1h_meta.json").read_text())
         assert meta["best_head"] in ("5h", "12h", "24h")
-        assert meta["features"] == list(data.features)
+        assert meta["features"] == list(seen.features)
+        assert meta["window_features"] == list(data.features)
         assert meta["schema_hash"]
-    model = StackingModel.from_json((done / "data/ml_models/stacking_meta_1h.json").read_bytes())
+    stacked = StackingModel.from_json((done / "data/ml_models/stacking_meta_1h.json").read_bytes())
     line = behind.row(0, named=True)
     base = {k[2:]: v for k, v in line.items() if k.startswith("p_") and "stacking" not in k}
     context = {n: float(data.X[rows[0], data.features.index(n)]) for n in stacking.CONTEXT}
-    found = model.probability(base, context)
+    found = stacked.probability(base, context)
     assert found["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
 
 
@@ -220,19 +247,24 @@ def test_a_changed_parameter_redoes_that_family_alone(again: Path, data_dir: Pat
     assert {model for model, _ in fitted(again, started)} == {"lstm"}
 
 
-def test_fewer_features_for_one_family(again: Path, data_dir: Path) -> None:
+def test_other_features_for_one_family(again: Path, data_dir: Path) -> None:
     started = count(again)
-    params = {**SMALL["params"], "lgbm": {**SMALL["params"]["lgbm"], "features": "path"}}
-    train(again, data_dir, params=params)
+    params = {**SMALL["params"], "lgbm": {**SMALL["params"]["lgbm"], "features": "all"}}
+    train(again, data_dir, params=params, stages=["verify", "lgbm", "lstm", "tft", "stacking"])
     assert {model for model, _ in fitted(again, started)} == {"lgbm"}
+    meta = json.loads((again / "data/ml_models/lgbm_1h_meta.json").read_text())
+    assert meta["features"] == meta["window_features"]
+
+
+def test_each_family_names_its_own_features_and_the_shared_window(done: Path) -> None:
     metas = [
-        json.loads((again / f"data/ml_models/{family}_1h_meta.json").read_text())
+        json.loads((done / f"data/ml_models/{family}_1h_meta.json").read_text())
         for family in ("lgbm", "lstm")
     ]
     assert metas[0]["features"] == list(subset(metas[1]["features"], "path"))
     assert metas[0]["window_features"] == metas[1]["window_features"] == metas[1]["features"]
     assert metas[0]["schema_hash"] == metas[1]["schema_hash"] == schema_hash(metas[1]["features"])
-    metrics = json.loads((again / "metrics.json").read_text())
+    metrics = json.loads((done / "metrics.json").read_text())
     assert set(metrics["importance"]["lgbm"]) == set(metas[0]["features"])
 
 
@@ -303,7 +335,8 @@ def test_more_seeds_show_how_much_is_luck_and_ship_as_one(
     final = [e.arrays["p"] for e in entries if e is not None and e.facts["fold"] == -1]
     assert len(final) == 2
     expected = mean_of_logits(final, clip=1e-7)
-    np.testing.assert_allclose(family.predict(shipped, data.X, rows), expected, rtol=0, atol=1e-6)
+    p = family.predict(shipped, data.seen_by(shipped.params).X, rows)
+    np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
 
 
 # Modes.
