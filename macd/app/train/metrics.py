@@ -166,6 +166,23 @@ def luck_of_the_best(
     return max(0.0, float(luck.mean()))
 
 
+def resampled_means(
+    values: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means (reps,) of values when whole weeks are drawn with replacement; none below two weeks.
+
+    With the same times and seed as `resampled_aucs` the same weeks are drawn.
+    """
+    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
+    weeks = int(week.max()) + 1 if week.size else 0
+    if weeks < 2:
+        return np.empty(0)
+    sums, sizes = np.bincount(week, weights=values, minlength=weeks), np.bincount(week)
+    draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
+    means: NDArray[np.float64] = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    return means
+
+
 def _wins_between_weeks(
     positive: NDArray[np.bool_], p: Floats, week: NDArray[np.intp], weeks: int
 ) -> NDArray[np.float64]:
