@@ -16,7 +16,7 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.market.features import schema_hash, subset
-from macd.app.predict.combine import mean_of_logits
+from macd.app.predict.combine import calibrated, mean_of_logits
 from macd.app.predict.stacking import StackingModel
 from macd.app.train import dataset, lgbm, lstm, oof, pipeline, stacking, tft
 from macd.app.train.cache import Cache
@@ -37,7 +37,13 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "params": {
         "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "lstm": {  # more features than the others
+            "features": "all",
+            "hidden": 8,
+            "projection": 8,
+            "epochs": 2,
+            "rows_per_epoch": 256,
+        },
         "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
     },
 }
@@ -192,9 +198,9 @@ def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
         name = family.__name__.rpartition(".")[2]
         model = family.load(done / "data/ml_models", "1h")
         seen = data.seen_by(model.params)
-        p = family.predict(model, seen.X, rows)
-        np.testing.assert_array_equal(p[:, 0], behind[f"p_{name}_5h"].to_numpy())
         meta = json.loads((done / f"data/ml_models/{name}_1h_meta.json").read_text())
+        p = calibrated(family.predict(model, seen.X, rows)[:, 0], meta["calibration"]["5h"])
+        np.testing.assert_array_equal(p.astype(np.float32), behind[f"p_{name}_5h"].to_numpy())
         assert meta["best_head"] in ("5h", "12h", "24h")
         assert meta["features"] == list(seen.features)
         assert meta["window_features"] == list(data.features)
