@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, cast, get_args
 
-from macd.heads import HORIZONS, bars_ahead, in_order, shown
+from macd.heads import HORIZONS, MEAN, NAMES, bars_ahead, in_order, shown
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -116,9 +116,35 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
             move, head = 100 * metrics["min_move"], shown(stacking["headline"], tf)
             what = f"moves above {move:g} % at {head}, predicted out of fold, that it was fitted on"
             values["n_oof"] = stacking["n_oof_samples"], what
+        values |= _stacking_beside(metrics.get("comparison", {}).get(best["stacking"]), metrics)
     if looks := looks_at(metrics.get("holdout", {})):
         values["holdout_looks"] = looks, looks_meaning(looks)
     return values
+
+
+def _stacking_beside(
+    parts: Mapping[str, Any] | None, metrics: Mapping[str, Any]
+) -> dict[str, Measured]:
+    """Upper interval ends of what stacking has over others on validation moves, at its best head.
+
+    parts: of that head in metrics["comparison"] (macd/app/train/comparison.py); None in older runs.
+    """
+    values: dict[str, Measured] = {}
+    head = shown(metrics["best_head"]["stacking"], str(metrics.get("tf", "")))
+    for name, made in (parts["val"]["differences"] if parts else {}).items():
+        if name in ("stacking_minus_mean", "stacking_minus_best"):
+            other, bars = NAMES[made.get("best", MEAN)], f"{parts['val']['n']:,} bars"
+            what = f"against {other} at {head}: {difference_text(made)} on {bars}"
+            values[name.replace("minus", "vs")] = made["high"], what
+    return values
+
+
+def difference_text(made: Mapping[str, Any]) -> str:
+    """A difference of AUCs for people: +0.005 [-0.003, +0.013]."""
+    if made["value"] is None:
+        return "not known"
+    ends = "" if made["low"] is None else f" [{made['low']:+.3f}, {made['high']:+.3f}]"
+    return f"{made['value']:+.3f}{ends}"
 
 
 def looks_at(holdout: Mapping[str, Any]) -> int:

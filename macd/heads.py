@@ -36,6 +36,12 @@ _NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
 _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
 
 
+def headline_of(models: Iterable[str]) -> str:
+    """The model the first numbers are of: what production decides by, as far as it was trained."""
+    made = set(models)
+    return next((name for name in ("stacking", "lstm", "tft", "lgbm") if name in made), "")
+
+
 def kind_of(family: str) -> str:
     """Which kind of model a family is: lgbm, lstm or tft."""
     return family.removesuffix("_panel")

@@ -139,6 +139,23 @@ def resampled_aucs(
     return values
 
 
+def resampled_means(
+    values: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means (reps,) of values when whole weeks are drawn with replacement; none below two weeks.
+
+    With the same times and seed as `resampled_aucs` the same weeks are drawn.
+    """
+    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
+    weeks = int(week.max()) + 1 if week.size else 0
+    if weeks < 2:
+        return np.empty(0)
+    sums, sizes = np.bincount(week, weights=values, minlength=weeks), np.bincount(week)
+    draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
+    means: NDArray[np.float64] = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    return means
+
+
 def _wins_between_weeks(
     positive: NDArray[np.bool_], p: Floats, week: NDArray[np.intp], weeks: int
 ) -> NDArray[np.float64]:
@@ -169,3 +186,55 @@ def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float
         {"p": float(p[part].mean()), "y": float(y[part].mean()), "n": int(part.size)}
         for part in parts
     ]
+
+
+def roc(y: Floats, p: Floats, *, points: int = 33) -> list[list[float]]:
+    """[false positive rate, true positive rate] from (0, 0) to (1, 1), at most `points` of them.
+
+    Equal predictions are one step. [] where a class is missing.
+    """
+    finite = np.isfinite(y) & np.isfinite(p)
+    p, rose = np.asarray(p)[finite], np.asarray(y)[finite] == 1
+    if rose.all() or not rose.any():
+        return []
+    order = np.argsort(-p, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
+    up = np.append(0.0, np.cumsum(rose[order])[last] / rose.sum())
+    down = np.append(0.0, np.cumsum(~rose[order])[last] / (~rose).sum())
+    along = (down + up) / 2  # rises from point to point
+    kept = np.unique(np.searchsorted(along, np.linspace(0.0, 1.0, points)).clip(max=len(up) - 1))
+    return [[round(float(down[k]), 4), round(float(up[k]), 4)] for k in kept]
+
+
+def by_confidence(
+    y: Floats, p: Floats, times_ms: Ints, *, bins: int = 5, reps: int = 1000, seed: int = 0
+) -> list[dict[str, float | int | None]]:
+    """How often the side of 0.5 was right, by equally filled bins of |p - 0.5|, least sure first.
+
+    Each with from and to (of |p - 0.5|), value, n, and low and high from resampling whole weeks
+    (null with fewer than two). p = 0.5 takes no side and isn't counted.
+    """
+    known = np.isfinite(y) & np.isfinite(p) & (p != 0.5)
+    y, p, times_ms = y[known], p[known], times_ms[known]
+    sure, right = np.abs(p.astype(np.float64) - 0.5), (p > 0.5) == (y == 1)
+    made: list[dict[str, float | int | None]] = []
+    for part in np.array_split(np.argsort(sure, kind="stable"), bins):
+        if part.size:
+            low, high = _share_interval(right[part], times_ms[part], reps, seed)
+            ends = {"from": float(sure[part].min()), "to": float(sure[part].max())}
+            hit = {"value": float(right[part].mean()), "low": low, "high": high}
+            made.append({**ends, **hit, "n": int(part.size)})
+    return made
+
+
+def _share_interval(
+    right: NDArray[np.bool_], times_ms: Ints, reps: int, seed: int
+) -> tuple[float | None, float | None]:
+    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
+    weeks = int(week.max()) + 1
+    if weeks < 2:
+        return None, None
+    hits, counts = np.bincount(week, weights=right), np.bincount(week)
+    drawn = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
+    low, high = np.quantile(hits[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
+    return float(low), float(high)

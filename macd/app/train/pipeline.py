@@ -22,7 +22,7 @@ from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.combine import calibrated
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, contributions, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -101,6 +101,9 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["contributions"] = contributions.measure(
+            settings.out / results.MODEL_DIR, training.data, training.plan
+        )
         metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
     again = _refit(training, facts) if settings.refit else {}
     if again:

@@ -171,7 +171,7 @@ def judge(
     """Each criterion of the settings against what this training measured."""
     s = training.settings
     values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
-    values |= comparison.criteria(metrics) | backtest.criteria_of(metrics["policies"])
+    values |= backtest.criteria_of(metrics["policies"])
     if differences:  # a failed comparison ends the run before this
         values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
     files = expected_files(s.mode, s.stages, s.tf, s.families, refit=s.refit)

@@ -316,7 +316,10 @@ def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Releas
         model: {f"h{head[:-1]}": figures for head, figures in heads.items()}
         for model, heads in release.manifest.details["metrics"].items()
     }
-    for page in cards_of(release, tf="15m", metrics=metrics, best_head={"lstm": "h12"}):
+    for page in cards_of(
+        release, tf="15m", metrics=metrics, best_head={"stacking": "h12", "lstm": "h5"}
+    ):
         assert "h5 = 1h15m, h12 = 3h, h24 = 6h" in page
+        assert page.count("★") == 2, "in the words above, and at the headline"
         assert "12 bars (3h) ★" in page
         assert "5 bars (1h15m)" in page
