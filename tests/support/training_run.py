@@ -32,7 +32,13 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "params": {
         "lgbm": {"rounds": 20},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 4, "rows_per_epoch": 512},
+        "lstm": {  # more features than the others
+            "features": "all",
+            "hidden": 8,
+            "projection": 8,
+            "epochs": 4,
+            "rows_per_epoch": 512,
+        },
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },
 }
