@@ -170,8 +170,8 @@ def tiles(run: TrainingRun) -> list[Tile]:
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     for name, note in _BASELINES.items():
-        if head in run.models.get(name, {}):
-            tiles.append(_tile(NAMES[name], run.models[name][head]["val"], note))
+        if head in run.compared.get(name, {}):
+            tiles.append(_tile(NAMES[name], run.compared[name][head]["val"], note))
     val = made["val"]
     tiles.append(
         Tile(
