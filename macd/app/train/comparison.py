@@ -100,10 +100,14 @@ def _scored(
     return {"models": models, "differences": differences}
 
 
-def _log_loss(y: Doubles, p: Doubles) -> float:
+def log_losses(y: Doubles, p: Doubles) -> Doubles:
+    """The log loss of each prediction; p is kept off 0 and 1."""
     kept = np.clip(p, CLIP, 1.0 - CLIP)
-    losses = np.where(y == 1, -np.log(kept), -np.log1p(-kept))
-    return float(losses.mean()) if len(losses) else math.nan
+    return np.where(y == 1, -np.log(kept), -np.log1p(-kept))
+
+
+def _log_loss(y: Doubles, p: Doubles) -> float:
+    return float(log_losses(y, p).mean()) if len(y) else math.nan
 
 
 def _with_interval(value: float, resampled: Doubles) -> dict[str, float | None]:
