@@ -27,7 +27,7 @@ BARS = 4000
 SETTINGS: dict[str, Any] = {
     "folds": 3,
     "initial": 0.25,
-    "surrogates": 2,
+    "surrogates": 4,  # chance moves two beyond the bands on so few bars
     "workers": 1,
     "device": "cpu",
     "params": {
