@@ -57,7 +57,7 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
             best = best or _best(y[on], said)
             compared.setdefault(head, {})[part] = {
                 "n": int(on.sum()),
-                "effective_n": effective_n(rows[on], HORIZONS[k]) if on.any() else 0.0,
+                "effective_n": effective_n(rows[on], HORIZONS[k]),
                 "base_rate": _plain(y[on].mean() if on.any() else math.nan),
                 **_scored(y[on], said, best, times[on], seed),
             }

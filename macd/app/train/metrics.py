@@ -199,8 +199,10 @@ def _wins_between_weeks(
 
 def effective_n(rows: Ints, horizon: int) -> float:
     """Sum of the labels' average uniqueness: distinct bars covered by the labels / horizon."""
-    covered = np.unique((np.asarray(rows)[:, None] + np.arange(1, horizon + 1)).ravel())
-    return float(covered.size / horizon)
+    if len(rows) == 0:
+        return 0.0
+    fresh = np.minimum(np.diff(np.sort(rows)), horizon)  # bars that no earlier label covers
+    return float((horizon + fresh.sum()) / horizon)
 
 
 def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float]]:
