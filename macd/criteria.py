@@ -52,7 +52,7 @@ class Rule:
 
 GUIDE: dict[CriterionName, Rule] = {
     "lstm_val_auc": Rule("best LSTM head, validation AUC", 0.57, "at least"),
-    "test_val_gap": Rule("drop of that head from validation to test, surely above", 0, "at most"),
+    "test_val_gap": Rule("drop of that head from validation to test, lower bound", 0, "at most"),
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples of stacking", 10_000, "at least"),
     "holdout_looks": Rule("looks at the holdout", 1, "at most", "warn"),
