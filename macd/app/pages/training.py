@@ -176,8 +176,8 @@ def tiles(run: TrainingRun) -> list[Tile]:
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     for name, note in _BASELINES.items():
-        if head in run.models.get(name, {}):
-            tiles.append(_tile(NAMES[name], run.models[name][head]["val"], note))
+        if head in run.compared.get(name, {}):
+            tiles.append(_tile(NAMES[name], run.compared[name][head]["val"], note))
     val = made["val"]
     tiles.append(
         Tile(
@@ -354,7 +354,7 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         ("Host", host or "not recorded"),
         ("Devices", ", ".join(m.get("devices", [])) or "–"),
         ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
-        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),
+        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}{_averaged(s)}"),
         ("Mode", str(r.get("mode") or s.get("mode") or "–")),
         ("Cross assets", cross),
         ("Bars", f"{rows}, last {moment(bars.get('last'))}" if bars else "–"),
@@ -365,6 +365,11 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         ("Parameters", params or "–"),
         ("Libraries", libraries or "–"),
     ]
+
+
+def _averaged(settings: Mapping[str, Any]) -> str:
+    seeds = settings.get("seeds", 1)
+    return f", mean of {seeds} seeds" if seeds > 1 else ""
 
 
 def _flat(params: Mapping[str, Any]) -> str:

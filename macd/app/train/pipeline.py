@@ -405,14 +405,9 @@ def _audited(settings: Settings, i: int) -> tuple[str, ...]:
 
 
 def _audit_params(settings: Settings, family: str) -> Any:
-    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would.
-
-    One bag: the others see the same rows.
-    """
-    trees = kind_of(family) == "lgbm"
-    one = {"bags": 1} if trees else {}
-    changes = {**settings.params.get(family, {}), **one}
-    return params_of(family, settings.profile if trees else "demo", changes)
+    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
+    profile = settings.profile if kind_of(family) == "lgbm" else "demo"
+    return params_of(family, profile, settings.params.get(family, {}))
 
 
 def _flip_cost(training: Training, i: int) -> float:

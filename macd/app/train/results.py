@@ -105,6 +105,11 @@ def measure(
         "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
+        "best_head_luck": {
+            model: oof.best_head_luck(frame, model, s.min_move, s.seed)
+            for model in models
+            if model == "lstm"  # whose test is compared with its validation
+        },
         "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {
@@ -171,7 +176,7 @@ def judge(
     """Each criterion of the settings against what this training measured."""
     s = training.settings
     values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
-    values |= comparison.criteria(metrics) | backtest.criteria_of(metrics["policies"])
+    values |= backtest.criteria_of(metrics["policies"])
     if differences:  # a failed comparison ends the run before this
         values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
     files = expected_files(s.mode, s.stages, s.tf, s.families, refit=s.refit)

@@ -68,7 +68,7 @@ def test_a_release_reads_them_and_those_named_before(run: Path, tmp_path: Path) 
     metrics, audit = (
         json.loads((run / f"{name}.json").read_text()) for name in ("metrics", "leak_audit")
     )
-    by_bars = judge((), {}, audit, metrics["models"])[-1]
+    by_bars = judge((), {}, audit, metrics, {})[-1]
     assert "h5 0." in by_bars.note or by_bars.note.startswith("no interval lies above h5")
 
     for path in models.iterdir():  # as trainings of 15m wrote them before

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from macd.app.train.compare import compare
 
 from macd.app.market import splits
 from macd.app.market.bars import read_bars, write_bars
@@ -16,7 +17,6 @@ from macd.app.pages import training as report
 from macd.app.predict import golden, health
 from macd.app.train import dataset, lgbm, pipeline
 from macd.app.train.cache import Cache
-from macd.app.train.compare import compare
 from macd.app.train.events import read_events
 from macd.app.train.fitdata import Provenance, verify_provenance
 from macd.app.train.settings import settings_from
