@@ -117,24 +117,22 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
             move, head = 100 * metrics["min_move"], shown(stacking["headline"], tf)
             what = f"moves above {move:g} % at {head}, predicted out of fold, that it was fitted on"
             values["n_oof"] = stacking["n_oof_samples"], what
-        values |= _stacking_beside(metrics.get("comparison", {}).get(best["stacking"]), metrics)
+        if parts := metrics.get("comparison", {}).get(best["stacking"]):
+            values |= _stacking_beside(parts["val"], shown(best["stacking"], tf))
     if looks := looks_at(metrics.get("holdout", {})):
         values["holdout_looks"] = looks, looks_meaning(looks)
     return values
 
 
-def _stacking_beside(
-    parts: Mapping[str, Any] | None, metrics: Mapping[str, Any]
-) -> dict[str, Measured]:
-    """Upper interval ends of what stacking has over others on validation moves, at its best head.
+def _stacking_beside(val: Mapping[str, Any], head: str) -> dict[str, Measured]:
+    """Upper interval ends of what stacking has over others on validation moves, at this head.
 
-    parts: of that head in metrics["comparison"] (macd/app/train/comparison.py); None in older runs.
+    val: from metrics["comparison"] (macd/app/train/comparison.py).
     """
     values: dict[str, Measured] = {}
-    head = shown(metrics["best_head"]["stacking"], str(metrics.get("tf", "")))
-    for name, made in (parts["val"]["differences"] if parts else {}).items():
+    for name, made in val["differences"].items():
         if name in ("stacking_minus_mean", "stacking_minus_best"):
-            other, bars = NAMES[made.get("best", MEAN)], f"{parts['val']['n']:,} bars"
+            other, bars = NAMES[made.get("best", MEAN)], f"{val['n']:,} bars"
             what = f"against {other} at {head}: {difference_text(made)} on {bars}"
             values[name.replace("minus", "vs")] = made["high"], what
     return values
