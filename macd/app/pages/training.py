@@ -348,7 +348,7 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         ("Host", host or "not recorded"),
         ("Devices", ", ".join(m.get("devices", [])) or "–"),
         ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
-        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),
+        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}{_averaged(s)}"),
         ("Mode", str(r.get("mode") or s.get("mode") or "–")),
         ("Cross assets", cross),
         ("Bars", f"{rows}, last {moment(bars.get('last'))}" if bars else "–"),
@@ -359,6 +359,11 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         ("Parameters", params or "–"),
         ("Libraries", libraries or "–"),
     ]
+
+
+def _averaged(settings: Mapping[str, Any]) -> str:
+    seeds = settings.get("seeds", 1)
+    return f", mean of {seeds} seeds" if seeds > 1 else ""
 
 
 def _flat(params: Mapping[str, Any]) -> str:
