@@ -168,6 +168,7 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
         "panel": list(run.panel),
         "profile": run.metrics["profile"],
         "seed": run.metrics["seed"],
+        "seeds": run.settings.get("seeds", 1),
         "bars": run.metrics["bars"],
         "holdout": run.metrics["holdout"],
         "refit": run.metrics.get("refit"),

@@ -75,8 +75,9 @@ CAVEATS = (
     *(
         Caveat(
             *(market, "2023-01-01", "2025-10-02", "val"),
-            "The priors of calibration and of stacking's weights were chosen by validation figures "
-            "on BTC, ETH, SOL and BNB 2023-2025, which these folds share.",
+            "The features and bags of the models and the priors of calibration and of stacking's "
+            "weights were chosen by validation figures on BTC, ETH, SOL and BNB 2023-2025, which "
+            "these folds share.",
         )
         for market in ("BTCUSD", "ETHUSD", "SOLUSD", "BNBUSD")
     ),

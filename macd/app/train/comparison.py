@@ -57,7 +57,7 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
             best = best or _best(y[on], said)
             compared.setdefault(head, {})[part] = {
                 "n": int(on.sum()),
-                "effective_n": effective_n(rows[on], HORIZONS[k]) if on.any() else 0.0,
+                "effective_n": effective_n(rows[on], HORIZONS[k]),
                 "base_rate": _plain(y[on].mean() if on.any() else math.nan),
                 **_scored(y[on], said, best, times[on], seed),
             }
@@ -79,7 +79,7 @@ def _scored(
     models = {
         name: {
             **_with_interval(values[name], resampled[name]),
-            "brier": _plain(np.mean((p - y) ** 2) if len(y) else math.nan),
+            "brier": _plain(float(np.mean((p - y) ** 2)) if len(y) else math.nan),
             "log_loss": _plain(_log_loss(y, p)),
         }
         for name, p in said.items()

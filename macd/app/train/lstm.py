@@ -36,7 +36,7 @@ class Params:
     def full(cls) -> Self:
         """For a GPU: 26 s an epoch on one core. More epochs learn the noise (docs/LOG.md)."""
         loop = Loop(epochs=3, batch=256, lr=1e-3, weight_decay=0.05)
-        return cls(hidden=192, layers=2, projection=48, dropout=0.3, loop=loop)
+        return cls(hidden=192, layers=2, projection=48, dropout=0.35, loop=loop)
 
 
 class LstmNet(nn.Module):

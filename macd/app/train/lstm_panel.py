@@ -25,7 +25,7 @@ class Params(lstm.Params):
     @classmethod
     def full(cls) -> Self:
         made = super().full()
-        return replace(made, loop=replace(made.loop, rows_per_epoch=24_000))
+        return replace(made, dropout=0.2, loop=replace(made.loop, rows_per_epoch=24_000))
 
 
 _FAMILY = nets.Family("lstm_panel", LstmNet, Params)

@@ -141,6 +141,33 @@ def resampled_aucs(
     return values
 
 
+def luck_of_the_best(
+    y: Floats, p: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
+) -> float:
+    """By how much choosing the head with the highest AUC flatters that AUC.
+
+    In resamples of whole weeks, the same for all heads: the winner's AUC there less the winner's
+    AUC here, on average (the optimism of Efron and Tibshirani, "An Introduction to the Bootstrap",
+    1993, ch. 17). 0 where there is nothing to resample.
+
+    Args:
+        y, p: (rows, heads) labels and predictions, as in `score`.
+    """
+    drawn, values = [], []
+    for k in range(y.shape[1]):
+        finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
+        known, said, times = y[finite, k], p[finite, k], times_ms[finite]
+        drawn.append(resampled_aucs(known, [said], times, reps=reps, seed=seed)[:, 0])
+        values.append(auc(known, said))
+    common = min(len(each) for each in drawn)
+    if common == 0:
+        return 0.0
+    resamples = np.column_stack([each[:common] for each in drawn])
+    winner = resamples.argmax(axis=1)
+    luck = resamples[np.arange(common), winner] - np.array(values)[winner]
+    return max(0.0, float(luck.mean()))
+
+
 def resampled_means(
     values: NDArray[Any], times_ms: Ints, block: int = 0, *, reps: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
@@ -189,8 +216,10 @@ def _wins_between_weeks(
 
 def effective_n(rows: Ints, horizon: int) -> float:
     """Sum of the labels' average uniqueness: distinct bars covered by the labels / horizon."""
-    covered = np.unique((np.asarray(rows)[:, None] + np.arange(1, horizon + 1)).ravel())
-    return float(covered.size / horizon)
+    if len(rows) == 0:
+        return 0.0
+    fresh = np.minimum(np.diff(np.sort(rows)), horizon)  # bars that no earlier label covers
+    return float((horizon + fresh.sum()) / horizon)
 
 
 def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float]]:

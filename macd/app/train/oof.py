@@ -22,7 +22,15 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
-from macd.app.train.metrics import Auc, auc_by_head, by_confidence, reliability, roc, score
+from macd.app.train.metrics import (
+    Auc,
+    auc_by_head,
+    by_confidence,
+    luck_of_the_best,
+    reliability,
+    roc,
+    score,
+)
 from macd.heads import BASES, MEAN, head_names, in_order
 from macd.host.durable import replace_file
 
@@ -194,6 +202,14 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     before = frame.filter(pl.col("fold") != HOLDOUT)
     p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
     return auc_by_head(moves, p, heads_in(frame))
+
+
+def best_head_luck(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> float:
+    """By how much the validation AUC of a model's best head is flattered by having been chosen."""
+    before = frame.filter(pl.col("fold") != HOLDOUT)
+    p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
+    times = before["bar_time"].dt.epoch("ms").to_numpy()
+    return luck_of_the_best(moves, p, times, seed=seed)
 
 
 def _logistic(

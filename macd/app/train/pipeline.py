@@ -383,8 +383,7 @@ def _audit(
             fits += zip(training.tasks(family), fitted, strict=True)
         for family, fitted in again.items():
             fits += zip(training.refit_tasks(family), fitted, strict=True)
-        panels = {family: training.panel(family) for family in entries}
-        checks.append(leak_audit.check_provenance(fits, training.plan, panels))
+        checks.append(leak_audit.check_provenance(fits, training.plan, training.assets))
         checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
         checks.append(leak_audit.check_too_good(metrics["models"], allowed))
@@ -405,14 +404,9 @@ def _audited(settings: Settings, i: int) -> tuple[str, ...]:
 
 
 def _audit_params(settings: Settings, family: str) -> Any:
-    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would.
-
-    One bag: the others see the same rows.
-    """
-    trees = kind_of(family) == "lgbm"
-    one = {"bags": 1} if trees else {}
-    changes = {**settings.params.get(family, {}), **one}
-    return params_of(family, settings.profile if trees else "demo", changes)
+    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
+    profile = settings.profile if kind_of(family) == "lgbm" else "demo"
+    return params_of(family, profile, settings.params.get(family, {}))
 
 
 def _flip_cost(training: Training, i: int) -> float:

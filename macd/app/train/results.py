@@ -105,6 +105,11 @@ def measure(
         "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
+        "best_head_luck": {
+            model: oof.best_head_luck(frame, model, s.min_move, s.seed)
+            for model in models
+            if model == "lstm"  # whose test is compared with its validation
+        },
         "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {

@@ -115,6 +115,15 @@ def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
     assert made.settings.symbol == "BTCUSD"
 
 
+def test_seeds_parameters_and_refit_reach_the_training(inventory: Inventory) -> None:
+    asked = {"seeds": 3, "params": {"lgbm": {"features": "all", "rate": 0.05}}, "refit": True}
+    train = inventory.train.model_copy(update=asked)
+    book = inventory.model_copy(update={"train": train})
+    settings = request(book).settings
+    assert {name: getattr(settings, name) for name in asked} == asked
+    assert request(book, mode="lgbm").settings.refit is False, "one stage judges nothing"
+
+
 def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
     train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
     book = inventory.model_copy(update={"train": train})

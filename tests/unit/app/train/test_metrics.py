@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from macd.app.train import metrics
@@ -73,6 +75,13 @@ def test_overlapping_labels_count_once() -> None:
     assert effective_n(np.arange(100), 5) == pytest.approx(104 / 5)
     assert effective_n(np.arange(0, 1000, 50), 5) == 20
     assert effective_n(np.array([7]), 24) == 1
+    assert effective_n(np.array([], dtype=np.int64), 24) == 0
+
+
+@given(st.lists(st.integers(0, 200), min_size=1), st.integers(1, 30))
+def test_effective_n_counts_the_bars_that_labels_cover(rows: list[int], horizon: int) -> None:
+    covered = {row + ahead for row in rows for ahead in range(1, horizon + 1)}
+    assert effective_n(np.array(rows), horizon) == pytest.approx(len(covered) / horizon)
 
 
 def test_rows_without_label_or_prediction_are_not_counted() -> None:

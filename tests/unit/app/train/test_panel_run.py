@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import polars as pl
 import pytest
 
 from macd.app.market.bars import read_bars
-from macd.app.predict import golden, health
+from macd.app.pages import training as training_page
+from macd.app.predict import golden, health, modelfolder
 from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import MODELS, Scorer, UnknownSymbolError
+from macd.app.service import release
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Flags
 from macd.app.train import pipeline
 from macd.app.train.settings import settings_from
 from macd.heads import BASES, FAMILIES, PANEL
+from macd.host.store.manifest import Manifest
 from macd.run_directory import read_run
 from tests.support import small_panel
 
@@ -174,6 +178,48 @@ def test_an_asset_that_no_model_knows_is_refused(run: Path, scorer: Scorer) -> N
     assert "train.panel" in caught.value.hint
     item = next(i for i in health.check(run, symbol="DOGEUSD") if "DOGEUSD" in i.name)
     assert not item.ok
+
+
+@pytest.fixture
+def released(run: Path, document: dict[str, Any], tmp_path: Path) -> release.Identity:
+    """The run's models and golden predictions as a release holds them; no file list, no lock."""
+    top = Path(shutil.copytree(run, tmp_path / "release"))
+    (top / golden.FILE).parent.mkdir()
+    (top / golden.FILE).write_text(json.dumps(document))
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    manifest = Manifest("app", "prod", 1, moment, moment, (), "0" * 64, {})
+    return release.Identity("R", top, "0" * 64, manifest)
+
+
+def test_the_service_loads_what_its_symbol_needs(released: release.Identity) -> None:
+    own = release.load(released, "1h", small_panel.MAIN)
+    assert own.outcome.ok
+    assert set(own.models) == {*BASES, "stacking"}
+    other = release.load(released, "1h", OTHER)
+    assert other.outcome.ok
+    assert set(other.models) == {*PANEL, "stacking"}
+    assert other.scorer is not None
+    assert other.scorer.symbol == OTHER
+
+
+def test_the_service_says_which_assets_it_could_watch(released: release.Identity) -> None:
+    loaded = release.load(released, "1h", "DOGEUSD")
+    assert loaded.scorer is None
+    assert not loaded.outcome.ok
+    assert loaded.unknown == (
+        "the release's models know nothing of DOGEUSD: they were trained on AAAUSD, BBBUSD, CCCUSD"
+    )
+
+
+def test_a_strangers_look_at_the_folder_finds_all_six(run: Path) -> None:
+    items = modelfolder.check(run / MODELS)
+    assert [item.line() for item in items if not item.ok] == []
+
+
+def test_the_page_shows_the_panels_models(run: Path) -> None:
+    text = training_page.write(run).read_text()
+    assert "LightGBM, panel" in text
+    assert "TFT, panel" in text
 
 
 def test_files_of_a_run_without_a_panel_have_no_such_models(run: Path) -> None:

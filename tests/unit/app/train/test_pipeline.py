@@ -37,7 +37,13 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "params": {
         "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "lstm": {  # more features than the others
+            "features": "all",
+            "hidden": 8,
+            "projection": 8,
+            "epochs": 2,
+            "rows_per_epoch": 256,
+        },
         "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
     },
 }
