@@ -14,6 +14,7 @@ interrupts.leave_quietly()
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 from macd.cli import (  # noqa: E402 - these take a while
+    compare,
     data,
     demo,
     deploy,
@@ -56,5 +57,13 @@ namespace = Collection(
     Collection("host", host.list_, host.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.fault),
     Collection("release", release.release, release.list_, release.show, release.verify),
-    Collection("train", train.train, train.status, train.attach, train.cancel, train.fetch),
+    Collection(
+        "train",
+        train.train,
+        train.status,
+        train.attach,
+        train.cancel,
+        train.fetch,
+        compare.compare,
+    ),
 )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from macd import childprocess
 from macd.checklist import Item
 from macd.childprocess import EndedError, Limits
-from macd.errors import ExitCode, MacdError
+from macd.errors import MacdError, unless_failed
 
 if TYPE_CHECKING:
     from macd.app.train.settings import Settings as Settings  # noqa: PLC0414 - for others, too
@@ -34,14 +34,16 @@ _FOLDER_LIMITS = Limits(cpu_s=3600, timeout_s=7200)  # each model in it has limi
 class Application:
     """One application, as data. A command is what follows `python -m`.
 
-    check, compare: JSON in and out; each answers a list of items. serve: the module of the service
-    that app/serve.py of a release starts, and that `--check` asks on a host before a switch.
+    check, onnx: JSON in and out; each answers a list of items. runs: compares two trainings. serve:
+    the module of the service that app/serve.py of a release starts, and that `--check` asks on a
+    host before a switch.
     sources: what a training host needs of the package, rooms and files.
     """
 
     train: str = "macd.app.train"
     check: str = "macd.app.predict"
-    compare: str = "macd.app.train.compare"
+    onnx: str = "macd.app.train.onnx_check"
+    runs: str = "macd.app.train.compare_runs"
     serve: str = "macd.app.service.__main__"
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
@@ -109,10 +111,29 @@ def prove(
     return Proof(answer["golden"], answer["features_schema"], items)
 
 
+def compare_runs(champion: Path, challenger: Path) -> dict[str, Any]:
+    """Two trainings on the same bars, and what differs between them: verdict, parts, limits.
+
+    Raises UsageError's exit code when they are of different symbols or timeframes, MacdError when
+    a table is missing or they have no bar in common.
+    """
+    question = {"champion": str(champion.absolute()), "challenger": str(challenger.absolute())}
+    try:
+        answer = childprocess.ask(BUILTIN.runs, question, _LIMITS)
+    except EndedError as error:
+        raise MacdError(
+            "the runs can't be compared",
+            why=f"python -m {BUILTIN.runs}: {error}",
+            live="nothing was changed",
+            hint="fetch the runs again (invoke train.fetch); make setup installs what it needs",
+        ) from error
+    return unless_failed(answer)
+
+
 def _compared(top: Path, tf: str, inputs: Mapping[str, Any] | None) -> list[Item]:
     question = {"top": str(top.absolute()), "tf": tf, "inputs": inputs}
     try:
-        return _items(childprocess.ask(BUILTIN.compare, question, _TORCH_LIMITS))
+        return _items(childprocess.ask(BUILTIN.onnx, question, _TORCH_LIMITS))
     except EndedError as error:
         cause = "torch or onnxruntime ended its process, or the machine is too small"
         return [Item("ONNX against torch", False, str(error), cause, "invoke health, once more")]
@@ -130,10 +151,7 @@ def _ask(command: str, question: Mapping[str, Any], limits: Limits = _LIMITS) ->
             hint="a damaged model file can do that: invoke health --dir names it; "
             "make setup installs what it needs",
         ) from error
-    if failure := answer.get("error"):
-        exit_code = ExitCode(failure.pop("exit_code"))
-        raise MacdError(failure.pop("what"), **failure, exit_code=exit_code)
-    return answer
+    return unless_failed(answer)
 
 
 def _items(answer: Mapping[str, Any]) -> list[Item]:

@@ -12,9 +12,10 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeGuard, cast, get_args
 
-from macd.heads import HORIZONS, bars_ahead, in_order, shown
+from macd.heads import HORIZONS, MEAN, NAMES, bars_ahead, in_order, shown
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -52,13 +53,15 @@ class Rule:
 
 GUIDE: dict[CriterionName, Rule] = {
     "lstm_val_auc": Rule("best LSTM head, validation AUC", 0.57, "at least"),
-    "test_val_gap": Rule("drop of that head from validation to test, surely above", 0, "at most"),
+    "test_val_gap": Rule("LSTM's drop from validation to test AUC, lower limit", 0, "at most"),
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples of stacking", 10_000, "at least"),
     "holdout_looks": Rule("looks at the holdout", 1, "at most", "warn"),
-    "stacking_vs_mean": Rule("stacking minus the mean of the models, AUC, at best", 0, "at least"),
+    "stacking_vs_mean": Rule(
+        "AUC of stacking minus the mean of the models, upper bound", 0, "at least"
+    ),
     "stacking_vs_best": Rule(
-        "stacking minus the best base model, AUC, at best", 0, "at least", level="warn"
+        "AUC of stacking minus the best base model, upper bound", 0, "at least", level="warn"
     ),
     "files_exist": Rule("all model files exist", 1),
     "onnx_test": Rule("ONNX models agree with torch", 1),
@@ -79,7 +82,6 @@ _MET: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-# A drop from validation to test counts beyond what one model in twenty without a drop shows.
 _ONE_SIDED, _TWO_SIDED = 1.645, 1.960  # standard errors: 95 % on one side, and on both
 
 
@@ -105,8 +107,9 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
     if "lstm" in models and "lstm" in best:
         val, test = (models["lstm"][best["lstm"]][part] for part in ("val", "test"))
         values["lstm_val_auc"] = val["value"], f"at {shown(best['lstm'], tf)}"
-        luck = (metrics.get("best_head_luck") or {}).get("lstm") or 0.0
-        values["test_val_gap"] = sure_drop(val, test, luck)
+        luck = metrics.get("best_head_luck", {}).get("lstm", 0.0)
+        weeks = _weeks(metrics.get("holdout", {}))
+        values["test_val_gap"] = sure_drop(val, test, luck=luck, weeks=weeks)
     if "stacking" in models and "stacking" in best:
         value = models["stacking"][best["stacking"]]["val"]["value"]
         values["stacking_oof_auc"] = value, f"at {shown(best['stacking'], tf)}"
@@ -114,9 +117,33 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
             move, head = 100 * metrics["min_move"], shown(stacking["headline"], tf)
             what = f"moves above {move:g} % at {head}, predicted out of fold, that it was fitted on"
             values["n_oof"] = stacking["n_oof_samples"], what
+        if compared := metrics.get("comparison", {}).get(best["stacking"]):  # not in older runs
+            values |= _stacking_beside(compared["val"], shown(best["stacking"], tf))
     if looks := looks_at(metrics.get("holdout", {})):
         values["holdout_looks"] = looks, looks_meaning(looks)
     return values
+
+
+def _stacking_beside(part: Mapping[str, Any], head: str) -> dict[str, Measured]:
+    """Upper interval ends of what stacking has over others on validation moves, at its best head.
+
+    part: of that head in metrics["comparison"] (macd/app/train/comparison.py).
+    """
+    values: dict[str, Measured] = {}
+    for name, made in part["differences"].items():
+        if name in ("stacking_minus_mean", "stacking_minus_best"):
+            other, bars = NAMES[made.get("best", MEAN)], f"{part['n']:,} bars"
+            what = f"against {other} at {head}: {difference_text(made)} on {bars}"
+            values[name.replace("minus", "vs")] = made["high"], what
+    return values
+
+
+def difference_text(made: Mapping[str, Any]) -> str:
+    """A difference of AUCs for people: +0.005 [-0.003, +0.013]."""
+    if made["value"] is None:
+        return "not known"
+    ends = "" if made["low"] is None else f" [{made['low']:+.3f}, {made['high']:+.3f}]"
+    return f"{made['value']:+.3f}{ends}"
 
 
 def looks_at(holdout: Mapping[str, Any]) -> int:
@@ -137,7 +164,9 @@ def looks_meaning(looks: int) -> str:
     )
 
 
-def sure_drop(val: Mapping[str, Any], test: Mapping[str, Any], luck: float = 0.0) -> Measured:
+def sure_drop(
+    val: Mapping[str, Any], test: Mapping[str, Any], *, luck: float = 0.0, weeks: float = math.inf
+) -> Measured:
     """How far the test AUC lies below validation's at the least, with 95 % confidence; details.
 
     The one-sided lower limit of the difference of two independent figures, from their own 95 %
@@ -148,15 +177,36 @@ def sure_drop(val: Mapping[str, Any], test: Mapping[str, Any], luck: float = 0.0
     Args:
         val, test: figures with value, low and high.
         luck: by how much choosing the best head flatters its validation figure.
+        weeks: how many weeks the test has. Resampled from few, its interval is too narrow.
     """
     figures = [part.get(name) for part in (val, test) for name in ("value", "low", "high")]
     if not all(is_number(figure) for figure in figures):
         return None, "no interval"
     drop = val["value"] - luck - test["value"]
-    spread = math.hypot(val["value"] - val["low"], test["high"] - test["value"])
+    below = (val["value"] - val["low"]) * _ONE_SIDED / _TWO_SIDED
+    above = (test["high"] - test["value"]) * _few(weeks) / _TWO_SIDED
     chosen = f" less {luck:.3f} for choosing the head by it" if luck else ""
     detail = f"validation {val['value']:.3f}{chosen}, test {test['value']:.3f}"
-    return drop - spread * _ONE_SIDED / _TWO_SIDED, detail
+    return drop - math.hypot(below, above), detail
+
+
+def _few(weeks: float) -> float:
+    """Standard errors for 95 % on one side when the error itself comes from so many weeks.
+
+    Student's t (expanded as in Abramowitz and Stegun 1964, 26.7.5), times the bias of a standard
+    error that is resampled.
+    """
+    freedom, z = max(weeks, 2.0) - 1, _ONE_SIDED
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return t * math.sqrt(1 + 1 / freedom)
+
+
+def _weeks(holdout: Mapping[str, Any]) -> float:
+    """How many weeks a run's holdout has."""
+    if "from" not in holdout:
+        return math.inf
+    first, last = (datetime.fromisoformat(holdout[end]) for end in ("from", "to"))
+    return (last - first) / timedelta(weeks=1)
 
 
 def too_good(

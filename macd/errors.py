@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -76,3 +78,17 @@ class RefusedError(MacdError):
 
     def __init__(self, what: str, *, why: str = "", hint: str = "", live: str = "") -> None:
         super().__init__(what, why=why, hint=hint, live=live, exit_code=ExitCode.REFUSED)
+
+
+def failure(error: MacdError) -> dict[str, Any]:
+    """An error as the answer of a child process (childprocess.py); `unless_failed` raises it."""
+    fields = {name: getattr(error, name) for name in ("what", "why", "live", "hint")}
+    return {"error": {**fields, "exit_code": int(error.exit_code)}}
+
+
+def unless_failed(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer itself. Raises the MacdError that it tells of."""
+    if told := answer.get("error"):
+        told = dict(told)
+        raise MacdError(told.pop("what"), **{**told, "exit_code": ExitCode(told["exit_code"])})
+    return dict(answer)

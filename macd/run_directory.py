@@ -53,6 +53,10 @@ class RunFiles:
         """The out-of-fold table."""
         return f"{self.tables}/oof_{tf}.parquet"
 
+    def refitted(self, tf: str) -> str:
+        """What refitted models say of the holdout, which they were trained on: for checks alone."""
+        return f"{self.tables}/refitted_{tf}.parquet"
+
     def policies(self, tf: str) -> str:
         """What policies would have earned, day by day."""
         return f"{self.tables}/policies_{tf}.parquet"
@@ -113,6 +117,12 @@ class TrainingRun:
         return {name: made[name] for name in COMPARED if name in made}
 
     @property
+    def compared(self) -> Mapping[str, Mapping[str, Any]]:
+        """As `models`, on the bars of which all of them speak; as they are in an older run."""
+        made = on_same_bars(self.metrics)
+        return {name: made.get(name, figures) for name, figures in self.models.items()}
+
+    @property
     def heads(self) -> list[str]:
         """The heads that figures were made of, the nearest first."""
         return in_order(next(iter(self.models.values()), self.stacking.get("heads", {})))
@@ -136,6 +146,19 @@ class TrainingRun:
     def ended(self) -> str | None:
         """When the last event was written, UTC. Raises DamagedFileError."""
         return _time_of_last(read_events(self.directory))
+
+
+def on_same_bars(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Figures by model, head and part, all on the bars of which every model speaks (see
+    macd/app/train/comparison.py). {} for a run made before that was measured.
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for head, parts in metrics.get("comparison", {}).items():
+        for part, compared in parts.items():
+            of_all = {k: v for k, v in compared.items() if k not in ("models", "differences")}
+            for model, figures in compared["models"].items():
+                made.setdefault(model, {}).setdefault(head, {})[part] = {**of_all, **figures}
+    return made
 
 
 def read_run(directory: Path) -> TrainingRun:

@@ -93,7 +93,7 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
 
     inv = load(inventory)
     store = store_of(inv)
-    live = _live(inv)
+    live = live_on(inv)
     readable = [entry for entry in store.readable() if env in ("", entry.manifest.env)]
     broken = sorted(set(store.ids()) - {entry.id for entry in store.readable()})
     if json:
@@ -168,7 +168,7 @@ def _chosen(store: Store, named: str, env: str) -> Release:
     return store.newest(env)
 
 
-def _live(inventory: Inventory) -> dict[str, list[str]]:
+def live_on(inventory: Inventory) -> dict[str, list[str]]:
     """release -> hosts where the last deploy or rollback from this machine left it live."""
     from macd.deploy.rollback import ENDS
     from macd.journal import Journal
@@ -182,10 +182,10 @@ def _live(inventory: Inventory) -> dict[str, list[str]]:
         host, live = record.fields.get("host"), record.fields.get("live")
         if record.kind in ENDS and isinstance(host, str) and isinstance(live, str):
             by_host[host] = live
-    live_on: dict[str, list[str]] = {}
+    hosts: dict[str, list[str]] = {}
     for host, live in by_host.items():
-        live_on.setdefault(live, []).append(host)
-    return live_on
+        hosts.setdefault(live, []).append(host)
+    return hosts
 
 
 def _fields(release: Release) -> dict[str, Any]:

@@ -22,7 +22,11 @@ from macd.cli.verb import emit, error_fields
 from macd.errors import ExitCode, UsageError
 
 _MARK = "ends_with_usage"
-_BARE = {"release.show": "--id", "release.verify": "--id"}  # task -> option a bare word stands for
+_BARE = {  # task -> the options that bare words behind it stand for
+    "release.show": ("--id",),
+    "release.verify": ("--id",),
+    "train.compare": ("--challenger", "--champion"),
+}
 _UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 _VALUELESS = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional arguments: (.*)")
@@ -97,9 +101,11 @@ def _end(typed: Sequence[str], error: UsageError) -> Exit:
 def spelt_out(argv: Sequence[str]) -> list[str]:
     """The words with the option's name put before a bare word: `release.show ID`."""
     words: list[str] = []
+    options: tuple[str, ...] = ()
     for word in argv:
-        option = _BARE.get(words[-1]) if words else None
-        if option and word and not word.startswith("-"):
-            words.append(option)
+        bare = bool(word) and not word.startswith("-")
+        if options and bare:
+            words.append(options[0])
+        options = options[1:] if options and bare else _BARE.get(word, ())
         words.append(word)
     return words

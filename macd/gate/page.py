@@ -10,7 +10,7 @@ from typing import Any
 
 from macd import heads
 from macd.heads import bars_ahead, in_order
-from macd.report import charts
+from macd.report import charts, numbers
 from macd.report.charts import Curve, Interval
 from macd.report.page import Figure, Table, render, write_page
 
@@ -120,7 +120,7 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
                     # Little happens far below the threshold; air for the dot at 100 %.
                     domain=(max(0.0, lowest - 5), 101.0),
                     label="% of bars",
-                    digits=1,
+                    form=lambda value: numbers.decimal(value, 1),
                 ),
                 Table(
                     ("bounds", "share", "low", "high"),
@@ -194,7 +194,13 @@ def agreement(findings: Mapping[str, Any]) -> list[Figure]:
     title = "Models on the same side of a half"
     items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
     rows = [(_pair(n), p["same_side"], p["correlation"], p["n"]) for n, p in pairs.items()]
-    svg = charts.bars(items, title=title, label="share of bars", form="{:.2f}", series=2)
+    svg = charts.bars(
+        items,
+        title=title,
+        label="share of bars",
+        form=lambda value: numbers.decimal(value, 2),
+        series=2,
+    )
     return [Figure(title, svg, Table(("pair", "same side", "correlation", "bars"), rows))]
 
 
@@ -205,7 +211,13 @@ def latency(findings: Mapping[str, Any]) -> list[Figure]:
         return []
     title = "Latency of the models"
     items = [(name, figures[name]) for name in ("p50", "p90", "p99", "max")]
-    svg = charts.bars(items, title=title, label="milliseconds", form="{:.2f}", series=1)
+    svg = charts.bars(
+        items,
+        title=title,
+        label="milliseconds",
+        form=lambda value: numbers.decimal(value, 2),
+        series=1,
+    )
     steps = [(f"up to {limit:.3g} ms", count) for limit, count in figures["steps"]]
     return [Figure(title, svg, Table(("latency", "bars"), steps), f"{figures['n']:,} bars")]
 

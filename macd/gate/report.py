@@ -26,6 +26,7 @@ from macd.host.judge.analyse import Analysis, Window
 from macd.host.judge.gate import Decision, Findings, Rule
 from macd.host.judge.parse import Line, parse, step_ms
 from macd.host.record import canonical
+from macd.host.store.manifest import symbols_of
 from macd.host.store.signature import GATE_NAMESPACE, SignatureError
 from macd.inventory import Host, Inventory, revoked
 from macd.release.signing import sign
@@ -264,6 +265,7 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
     seq = health.get("seq") if answers else None
     problems = [
         *_not_serving(live, answers),
+        *_unknown_symbols(live, analysis),
         *evidence.problems(
             analysis,
             now=now,
@@ -377,6 +379,19 @@ def _not_serving(live: state.HostState, answers: bool) -> list[str]:
         answer = live.health.get("unreachable") or f"it says {live.health.get('release')}"
         return [f"what runs does not answer as release {live.live}: {answer}"]
     return []
+
+
+def _unknown_symbols(live: state.HostState, analysis: Analysis) -> list[str]:
+    """Bars of assets that no model of the live release was trained on are no evidence for it."""
+    known = symbols_of(live.details)
+    unknown = sorted(analysis.symbols - set(known)) if known else []
+    if not unknown:
+        return []
+    return [
+        f"the service watches {', '.join(unknown)}, and the models of {live.live} know "
+        f"{', '.join(known)}; it gives the base signal. Set service.symbol to one of these and "
+        f"deploy, or train with {unknown[0]} in train.panel"
+    ]
 
 
 def _newest(sources: list[reading.Source], now: datetime) -> tuple[int, str | None]:

@@ -176,6 +176,9 @@ class TrainSettings(_Model):
     panel: tuple[Symbol, ...] = ()
     data_dir: LocalPath
     seed: Annotated[int, Field(ge=0, lt=2**31)] = SEED
+    seeds: Annotated[int, Field(ge=1, le=10)] = 1
+    params: dict[str, dict[str, bool | int | float | str]] = {}
+    refit: bool = False
     engine: Engine = ENGINE
     require_gpu: bool = True
     min_free_gb: Annotated[float, Field(ge=0)] = 20

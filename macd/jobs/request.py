@@ -74,6 +74,9 @@ def settings_of(inventory: Inventory, changes: Mapping[str, Any]) -> dict[str, A
         "panel": list(train.panel),
         "profile": train.profile,
         "seed": train.seed,
+        "seeds": train.seeds,
+        "params": {name: dict(values) for name, values in train.params.items()},
+        "refit": train.refit and (changes.get("mode") or "all") == "all",  # the others can't
         "engine": train.engine,
         "min_move": train.min_move,
         "limits": dict(train.limits),

@@ -30,6 +30,7 @@ from macd.release.lock import Lock
 from macd.release.run import Run
 from macd.release.store import BUILDING, Release, Store
 from macd.release.wheel import Code
+from macd.run_directory import on_same_bars
 
 GOLDEN = "golden/golden.json"
 _PARTS = ("val", "val_all", "test", "test_all")
@@ -155,7 +156,7 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
             head: {part: {k: figures[part].get(k) for k in _FIGURES} for part in _PARTS}
             for head, figures in heads.items()
         }
-        for model, heads in run.metrics["models"].items()
+        for model, heads in (on_same_bars(run.metrics) or run.metrics["models"]).items()
     }
     checks = {check["name"]: check["ok"] for check in run.audit.get("checks", [])}
     return {
@@ -167,14 +168,17 @@ def _details(request: BuildRequest, features_schema: str) -> dict[str, Any]:
         "panel": list(run.panel),
         "profile": run.metrics["profile"],
         "seed": run.metrics["seed"],
+        "seeds": run.settings.get("seeds", 1),
         "bars": run.metrics["bars"],
         "holdout": run.metrics["holdout"],
+        "refit": run.metrics.get("refit"),
         "caveats": run.metrics.get("caveats", []),
         "libraries": run.metrics["libraries"],
         "data_digest": run.digest,
         "bars_checked": run.result.get("bars_checked") or {"limits": {}, "accepted": []},
         "features_schema": features_schema,
         "metrics": metrics,
+        "same_bars": "comparison" in run.metrics,
         "best_head": run.metrics["best_head"],
         "criteria": [asdict(finding) for finding in request.findings],
         "accepted": request.accepted or None,

@@ -14,7 +14,16 @@ from typing import Any
 import jinja2
 
 from macd.criteria import looks_at, looks_meaning
-from macd.heads import BASELINE, BASELINES, NAMES, RIDGE, bars_ahead, explained, shown
+from macd.heads import (
+    BASELINE,
+    BASELINES,
+    NAMES,
+    RIDGE,
+    bars_ahead,
+    explained,
+    headline_of,
+    shown,
+)
 from macd.run_directory import auc_text
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
@@ -80,12 +89,13 @@ def _filled(templates: Path, words: Mapping[str, Any], *, html: bool) -> bytes:
 
 
 def _rows(details: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row a model and head: name, head (best one starred), four AUCs, samples."""
+    """One row a model and head: name, head (the headline starred), four AUCs, samples."""
     rows = []
     for model, name in _NAMES.items():
         for head, figures in sorted(details["metrics"].get(model, {}).items(), key=_bars_ahead):
             named = shown(head, details["tf"])
-            star = " ★" if details["best_head"].get(model) == head else ""
+            is_best = details["best_head"].get(model) == head
+            star = " ★" if is_best and model == headline_of(details["metrics"]) else ""
             aucs = [auc_text(figures[part]) for part in _PARTS]
             n = figures["val"]["n"]
             rows.append((name, f"{named}{star}", *aucs, "–" if n is None else f"{n:,}"))

@@ -14,7 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from html import escape
+from itertools import pairwise
+
+from macd.report import numbers
+from macd.report.numbers import Form
 
 WIDTH = 360.0  # as wide as a phone: text then has its real size there, wide pages set several
 SERIES = 8  # colours and dashes the page defines; a ninth series starts again
@@ -63,20 +68,21 @@ def forest(
     reference: float | None = None,
     band: tuple[float, float] | None = None,
     domain: tuple[float, float] | None = None,
-    digits: int = 3,
+    form: Form = numbers.auc,
 ) -> str:
     """Values with their intervals, one a line; `reference` is the value that means no effect.
 
-    band: a range to shade, such as what is allowed. domain: to give several charts one scale.
+    band: a range to shade, such as what is allowed. domain: to give several charts one scale. form:
+    how a value is written.
     """
-    numbers = finite([v for row in rows for v in (row.value, row.low, row.high)])
-    if not numbers:
+    known = finite([v for row in rows for v in (row.value, row.low, row.high)])
+    if not known:
         return empty(title)
     extra = finite([reference, *(band or ())])
-    low, high = domain or around([*numbers, *extra])
-    shown = [len(interval_text(row.value, row.low, row.high, digits)) for row in rows]
+    low, high = domain or around([*known, *extra])
+    shown = [len(numbers.interval(row.value, row.low, row.high, form)) for row in rows]
     top, step, left = 8.0, 18.0, 108.0
-    right = WIDTH - max(104, 6.0 * max(shown) + 8)  # bold figures are the widest
+    right = WIDTH - max(104, 5.9 * max(shown) + 8)  # bold figures are the widest
     bottom = top + step * len(rows)
     x = Scale(low, high, left, right)
     parts = []
@@ -87,12 +93,12 @@ def forest(
     if reference is not None and low <= reference <= high:
         parts.append(line(x(reference), top, x(reference), bottom, "reference"))
     for at, row in enumerate(rows):
-        parts.append(_interval(row, x, top + step * (at + 0.5), digits))
+        parts.append(_interval(row, x, top + step * (at + 0.5), form))
     return drawing(parts, bottom + (36 if label else 20), title, desc)
 
 
-def _interval(row: Interval, x: Scale, y: float, digits: int) -> str:
-    shown = interval_text(row.value, row.low, row.high, digits)
+def _interval(row: Interval, x: Scale, y: float, form: Form) -> str:
+    shown = numbers.interval(row.value, row.low, row.high, form)
     look = "strong" if row.strong else ("muted" if row.muted else "")
     parts = [
         hint(f"{row.label}: {shown}"),
@@ -153,6 +159,8 @@ def _curve(curve: Curve, x: Scale, y: Scale, *, dashed: bool) -> str:
     for at, value in [*curve.points, (0.0, None)]:
         if value is not None and math.isfinite(value):
             run.append((x(at), y(value)))
+            told = hint(f"{curve.label}: {number(at)}, {value:.4g}".replace("-", "−"))
+            parts.append(tag("circle", told, cx=x(at), cy=y(value), r=5, class_="hover"))
             continue
         if len(run) == 1:
             (cx, cy) = run[0]
@@ -164,28 +172,132 @@ def _curve(curve: Curve, x: Scale, y: Scale, *, dashed: bool) -> str:
     return tag("g", "".join(parts))
 
 
+def equity(curves: Sequence[Curve], *, title: str, desc: str = "") -> str:
+    """What one unit became over time, in percent, and below it how far it lay below its peak.
+
+    Points are (days since 1970 UTC, value of one unit); the curves share their days.
+    """
+    days = finite([x for curve in curves for x, _ in curve.points])
+    if not days or min(days) == max(days):
+        return empty(title)
+    grown = [[(x, 100 * (y or 0.0) - 100) for x, y in curve.points] for curve in curves]
+    fallen = [below_peak(curve.points) for curve in curves]
+    x = Scale(min(days), max(days), 44.0, WIDTH - 8)
+    upper = Scale(*around([0.0, *(y for line_ in grown for _, y in line_)]), 146.0, 24.0)
+    deepest = min(-1.0, *(y for line_ in fallen for _, y in line_))
+    lower = Scale(deepest * 1.05, 0.0, 224.0, 176.0)
+    parts = [
+        axis_y(upper, x.start, x.end, "% won or lost, net of costs"),
+        line(x.start, upper(0.0), x.end, upper(0.0), "axis"),
+        axis_y(lower, x.start, x.end, "% below the highest value so far", most=3),
+    ]
+    for day, label in month_ticks(x.low, x.high):
+        parts.append(line(x(day), upper.end, x(day), lower.start, "rule"))
+        parts.append(text(x(day), lower.start + 13, label, anchor="middle", class_="tick"))
+    for curve, rise, fall in zip(curves, grown, fallen, strict=True):
+        for scale, points in ((upper, rise), (lower, fall)):
+            path = " ".join(f"{x(a):.1f},{scale(b):.1f}" for a, b in points)
+            parts.append(
+                tag("polyline", points=path, class_=f"stroke {series_class(curve.series)}")
+            )
+    parts += _day_by_day(curves, x, upper.end, lower.start)
+    names = [(curve.label, series_class(curve.series)) for curve in curves]
+    keys, high_keys = legend(names, lower.start + 20)
+    return drawing([*parts, keys], lower.start + 22 + high_keys, title, desc)
+
+
+def below_peak(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    """Percent below the highest value so far, one unit at the start counted."""
+    peak, fallen = 1.0, []
+    for x, y in points:
+        peak = max(peak, y or 0.0)
+        fallen.append((x, 100 * ((y or 0.0) / peak - 1.0)))
+    return fallen
+
+
+def _day_by_day(curves: Sequence[Curve], x: Scale, top: float, bottom: float) -> list[str]:
+    """Bands that tell all curves' values of a day where the pointer rests, at most 80 of them."""
+    count = len(curves[0].points)
+    at = sorted({round(k * (count - 1) / 79) for k in range(80)})
+    edges = [
+        x.start,
+        *((x(curves[0].points[a][0]) + x(curves[0].points[b][0])) / 2 for a, b in pairwise(at)),
+        x.end,
+    ]
+    bands = []
+    for k, left, right in zip(at, edges, edges[1:], strict=False):
+        day = date_of(curves[0].points[k][0])
+        told = [f"{c.label} {numbers.gain((c.points[k][1] or 0.0) - 1.0)}" for c in curves]
+        mark = hint(f"{day}: {', '.join(told)}")
+        band = tag(
+            "rect", mark, x=left, y=top, width=right - left, height=bottom - top, class_="hover"
+        )
+        bands.append(band)
+    return bands
+
+
+def month_ticks(first: float, last: float, most: int = 5) -> list[tuple[float, str]]:
+    """At most `most` beginnings of months within [first, last], days since 1970, with names."""
+    begin, end = date_of(first), date_of(last)
+    months = range(12 * begin.year + begin.month, 12 * end.year + end.month)
+    starts = [date(m // 12, m % 12 + 1, 1) for m in months]
+    for step in (1, 2, 3, 6, 12, 24, 60, 120):
+        kept = [day for day in starts if (12 * day.year + day.month - 1) % step == 0]
+        if len(kept) <= most:
+            break
+    return [(float((day - date(1970, 1, 1)).days), f"{day:%Y-%m}") for day in kept]
+
+
+def date_of(day: float) -> date:
+    """The UTC date so many days after 1970-01-01."""
+    return date(1970, 1, 1) + timedelta(days=math.floor(day))
+
+
+def roc(points: Sequence[Sequence[float]], *, title: str, desc: str = "", series: int = 0) -> str:
+    """A ROC curve: of the bars that fell, and of those that rose, the shares called "up"."""
+    if not points:
+        return empty(title)
+    top, left = 24.0, 44.0
+    x, y = Scale(0.0, 1.0, left, WIDTH - 12), Scale(0.0, 1.0, 240.0, top)
+    parts = [
+        axis_y(y, left, x.end, "share of rising bars called up"),
+        axis_x(x, top, y.start, "share of falling bars called up"),
+        line(x(0), y(0), x(1), y(1), "reference"),
+        _curve(
+            Curve("rising called up, by falling called up", [(a, b) for a, b in points], series),
+            x,
+            y,
+            dashed=False,
+        ),
+    ]
+    return drawing(parts, y.start + 36, title, desc)
+
+
 def bars(
     items: Sequence[tuple[str, float | None]],
     *,
     title: str,
     desc: str = "",
     label: str = "",
-    form: str = "{:.3f}",
+    form: Form = numbers.auc,
     series: int = 0,
 ) -> str:
-    """Horizontal bars from zero, each with its name and value; values below zero go left."""
-    numbers = finite([value for _, value in items])
-    if not numbers:
+    """Horizontal bars from zero, each with its name and value; values below zero go left.
+
+    form: how a value is written.
+    """
+    known = finite([value for _, value in items])
+    if not known:
         return empty(title)
-    top, step, left, right = 6.0, 17.0, 132.0, WIDTH - 56
+    top, step, right = 6.0, 17.0, WIDTH - 56
+    left = max(132.0, min(186.0, _CHAR * max(len(name) for name, _ in items) + 10))
     bottom = top + step * len(items)
-    low, high = min(0.0, *numbers), max(0.0, *numbers)
+    low, high = min(0.0, *known), max(0.0, *known)
     x = Scale(low, high if high > low else low + 1.0, left, right)
     parts = [axis_x(x, top, bottom, label, most=4)]
     for at, (name, value) in enumerate(items):
         y = top + step * at
-        shown = "not known" if value is None or not math.isfinite(value) else form.format(value)
-        shown = shown.replace("-", "−")
+        shown = numbers.interval(value, None, None, form)
         group = [hint(f"{name}: {shown}"), text(0, y + 12.5, fitted(name, left - 8))]
         group.append(text(WIDTH, y + 12.5, shown, anchor="end", class_="figure"))
         if value is not None and math.isfinite(value):
@@ -249,8 +361,8 @@ def reliability(
     """Calibration: what was predicted against what was observed; on the diagonal both agree."""
     if not bins:
         return empty(title)
-    numbers = finite([v for b in bins for v in (b.p, b.y, b.low, b.high)])
-    low, high = around([*numbers, 0.5])
+    known = finite([v for b in bins for v in (b.p, b.y, b.low, b.high)])
+    low, high = around([*known, 0.5])
     low, high = max(0.0, low), min(1.0, high)
     top, left = 24.0, 44.0
     right, bottom = WIDTH - 12, 240.0
@@ -268,26 +380,6 @@ def reliability(
         marks.append(tag("circle", cx=x(b.p), cy=y(b.y), r=3.8, class_=f"dot c{series % 8}"))
         parts.append(tag("g", "".join(marks)))
     return drawing(parts, bottom + 36, title, desc)
-
-
-def interval_text(
-    value: float | None, low: float | None = None, high: float | None = None, digits: int = 3
-) -> str:
-    """`.567 [.544, .589]` with the digits asked for; words where it is not known."""
-    if value is None or not math.isfinite(value):
-        return "not known"
-    shown = f"{value:.{digits}f}"
-    ends = finite([low, high])
-    if len(ends) == 2:
-        shown += f" [{_bare(ends[0], digits)}, {_bare(ends[1], digits)}]"
-    return shown.replace("-", "−")
-
-
-def _bare(value: float, digits: int) -> str:
-    """`.544`: the zero before the point is left out, there is little room (of `0.4` it stays)."""
-    shown = f"{value:.{digits}f}"
-    bare = digits > 1 and abs(value) < 1 and shown.lstrip("-")[0] == "0"
-    return shown.replace("0.", ".", 1) if bare else shown
 
 
 @dataclass(frozen=True)
@@ -390,8 +482,11 @@ def empty(title: str, words: str = "no values") -> str:
 
 def axis_x(scale: Scale, top: float, bottom: float, label: str = "", most: int = 5) -> str:
     """Grid lines, numbers and a label below; takes 18 px, or 33 with a label."""
-    parts = []
-    for value in ticks(scale.low, scale.high, most):
+    parts, values = [], ticks(scale.low, scale.high, most)
+    while most > 2 and len(values) > 1 and not _apart(values, scale):
+        most -= 1
+        values = ticks(scale.low, scale.high, most)
+    for value in values:
         x = scale(value)
         parts.append(line(x, top, x, bottom, "rule"))
         parts.append(text(x, bottom + 13, number(value), anchor="middle", class_="tick"))
@@ -399,6 +494,12 @@ def axis_x(scale: Scale, top: float, bottom: float, label: str = "", most: int =
         middle = (scale.start + scale.end) / 2
         parts.append(text(middle, bottom + 28, label, anchor="middle", class_="label"))
     return "".join(parts)
+
+
+def _apart(values: Sequence[float], scale: Scale) -> bool:
+    """Whether the numbers below an axis leave a gap between them."""
+    widest = 5.6 * max(len(number(value)) for value in values)
+    return widest + 6 <= abs(scale(values[1]) - scale(values[0]))
 
 
 def axis_y(scale: Scale, left: float, right: float, label: str = "", most: int = 5) -> str:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from macd import sizes
 from macd.host.durable import replace_file
+from macd.report import numbers
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 
@@ -57,6 +58,7 @@ def render(template: str, *, templates: Path = TEMPLATES, **context: Any) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": cell, "seconds": seconds, "size": size, "moment": moment}
+    environment.filters["typeset"] = numbers.typeset
     return environment.get_template(template).render(**context)
 
 

@@ -45,7 +45,9 @@ def test_the_whole_story_is_told_to_its_end(tmp_path: Path) -> None:
     _, found, last_words = told.rpartition("✓ the demo finished in ")
     assert found
     assert "minutes\n\nwhere to look\n" in last_words
-    places = dict(line.strip().rsplit(maxsplit=1) for line in last_words.splitlines()[3:])
+    listed, _, worth = last_words.split("where to look\n")[1].partition("\n\n")
+    assert worth.startswith("Stacking beside the plain mean of the models at ")
+    places = dict(line.strip().rsplit(maxsplit=1) for line in listed.splitlines())
     wanted = [
         "training report",
         "card of what is live",

@@ -18,6 +18,7 @@ from macd.app.pages import training
 from macd.app.train import pipeline
 from macd.app.train.settings import settings_from
 from macd.errors import MacdError
+from macd.report import numbers
 from tests.support.browser import Browser, chromium
 from tests.support.sweeps import sweep
 from tests.support.training_run import bars_directory, trained_run
@@ -52,7 +53,7 @@ def url(run: Path) -> str:
 )
 def test_stands_alone_and_fits(run_dir: Path, browser: Browser, look: str, tmp_path: Path) -> None:
     width, dark = int(look.partition("-")[0]), look.endswith("dark")
-    page = browser.open(url(run_dir), width=width, dark=dark)
+    page = browser.open(url(run_dir), width=width, dark=dark).unfold()
     assert page.complaints == []
     assert page.requests == [url(run_dir)], "the page asks for nothing else"
     assert page.run("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
@@ -72,7 +73,7 @@ def test_stands_alone_and_fits(run_dir: Path, browser: Browser, look: str, tmp_p
 def test_no_words_lie_on_each_other_in_any_chart(
     run_dir: Path, browser: Browser, width: int
 ) -> None:
-    page = browser.open(url(run_dir), width=width)
+    page = browser.open(url(run_dir), width=width).unfold()
     overlaps = page.run(
         """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
           const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent,
@@ -101,9 +102,10 @@ def test_every_chart_has_a_name_and_its_numbers_as_a_table(run_dir: Path, browse
     charts = page.run("document.querySelectorAll('svg.chart').length")
     named = page.run("document.querySelectorAll('svg.chart[role=img][aria-label] > title').length")
     tabled = page.run("document.querySelectorAll('figure svg.chart ~ details table').length")
-    # 6 AUC, 5 models x 3 heads by fold, 3 surrogates, 2 x 2 curves, 5 + 4 reliability, 3 stacking,
-    # 2 importance, 1 attention, 1 durations
-    assert charts == named == tabled == 6 + 15 + 3 + 4 + 9 + 3 + 2 + 1 + 1
+    # 2 equity, 2 comparisons, 6 AUC, 6 models x 3 heads by fold, 3 surrogates, 2 x 2 curves,
+    # 6 reliability, 6 ROC, 6 by confidence, 5 distributions, 3 stacking, 2 importance,
+    # 2 x 3 contributions, 1 attention, 1 durations
+    assert charts == named == tabled == 4 + 6 + 18 + 3 + 4 + 3 * 6 + 5 + 3 + 2 + 6 + 1 + 1
     assert page.run("document.querySelectorAll('svg.chart').length") == page.run(
         "new Set([...document.querySelectorAll('svg.chart')].map(s => s.ariaLabel)).size"
     )
@@ -117,12 +119,12 @@ def test_every_chart_has_a_name_and_its_numbers_as_a_table(run_dir: Path, browse
 def test_says_what_the_run_wrote(run_dir: Path, browser: Browser) -> None:
     metrics = json.loads((run_dir / "metrics.json").read_text())
     criteria = json.loads((run_dir / "criteria.json").read_text())
-    words = browser.open(url(run_dir)).run("document.body.innerText")
+    words = browser.open(url(run_dir)).unfold().run("document.body.innerText")
     best = metrics["best_head"]["stacking"]
     for model, part in (("stacking", "val"), ("stacking", "val_all"), ("volatility", "val")):
         made = metrics["models"][model][best][part]
         assert f"{made['value']:.3f}" in words
-        assert f"[{made['low']:.3f}, {made['high']:.3f}]".replace("0.", ".") in words
+        assert f"[{made['low']:.3f}, {made['high']:.3f}]" in words
     assert f"{metrics['models']['stacking'][best]['val']['effective_n']:,.0f}" in words
     assert metrics["data_digest"] in words
     assert run_dir.name in words
@@ -130,11 +132,82 @@ def test_says_what_the_run_wrote(run_dir: Path, browser: Browser) -> None:
     met = sum(o["ok"] for o in criteria)
     assert f"{met} of {len(criteria)} criteria met" in words
     for outcome in criteria:
-        assert outcome["title"] in words
+        assert numbers.typeset(outcome["title"]) in words
     signs = browser.open(url(run_dir)).run(
         "[...document.querySelectorAll('#criteria .sign')].map(e => e.textContent).join('')"
     )
-    assert signs == "".join("✓" if o["ok"] else "✗" for o in criteria)
+    missed = {"block": "✗", "warn": "⚠"}
+    assert signs == "".join("✓" if o["ok"] else missed[o["level"]] for o in criteria)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_has_the_verdict_and_what_policies_earned(
+    run_dir: Path, browser: Browser, width: int, height: int
+) -> None:
+    page = browser.open(url(run_dir), width=width, height=height)
+    ends = page.run(
+        "['.verdict', '.opening figure svg'].map(s =>"
+        " document.querySelector(s).getBoundingClientRect().bottom)"
+    )
+    assert max(ends) < height
+    figures = page.run(
+        "[...document.querySelectorAll('.opening figcaption')].map(f => f.innerText)"
+    )
+    assert [name.split(",")[0] for name in figures] == [
+        "Policies net of costs",
+        "Policies net of costs",
+        "AUC on all bars",
+        "Stacking minus others",
+    ]
+    if width > 1000:
+        bottom = "document.querySelector('.opening').getBoundingClientRect().bottom"
+        assert page.run(bottom) < height
+    words = page.run("document.querySelector('.opening').innerText")
+    policies = json.loads((run_dir / "metrics.json").read_text())["policies"]
+    for left_out in policies["not_modelled"]:
+        assert left_out in words
+    assert "no claim of profit" in words
+
+
+def test_what_is_folded_opens_by_key_and_by_link_and_is_printed(
+    run_dir: Path, browser: Browser
+) -> None:
+    page = browser.open(url(run_dir))
+    tall = "[...document.querySelectorAll('details.fold > div')].map(d => d.checkVisibility({"
+    tall += "contentVisibilityAuto: true, visibilityProperty: true}))"
+    assert not any(page.run(tall))
+    page.run("document.querySelector('details.fold summary').focus()")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+    for kind in ("keyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", page.session, type=kind, **key)
+    assert page.run(tall).count(True) == 1
+    page.run("document.querySelector('nav a[href=\"#data\"]').click()")
+    assert page.run("document.querySelector('#data').closest('details').open")
+    browser.call("Emulation.setEmulatedMedia", page.session, media="print")
+    assert all(page.run(tall))
+
+
+def test_no_key_of_a_file_is_shown_to_people(run_dir: Path, browser: Browser) -> None:
+    page = browser.open(url(run_dir)).unfold()
+    page.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    words = page.run(
+        "[...document.querySelectorAll('main > :not(:has(#record)), dl.facts')]"
+        ".map(e => e.textContent).join(' ')"
+    )
+    assert len(words) > 10_000
+    assert re.findall(r"\b[a-zA-Z0-9]+_\w+", words) == []
+
+
+def test_every_chart_tells_its_values_where_the_pointer_rests(
+    run_dir: Path, browser: Browser
+) -> None:
+    page = browser.open(url(run_dir))
+    silent = page.run(
+        "[...document.querySelectorAll('svg.chart')].filter(s =>"
+        " ![...s.querySelectorAll('g > title, rect > title, circle > title')]"
+        ".some(t => /\\d/.test(t.textContent))).map(s => s.ariaLabel)"
+    )
+    assert silent == []
 
 
 def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Path) -> None:
@@ -144,9 +217,9 @@ def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Pa
     settings = settings_from({**small, **where, "mode": "lgbm"})
     pipeline.run(settings, clock=lambda: 1_900_000_000.0, environment={}, echo=False)
     training.write(out)
-    wide = browser.open(url(out), width=1280)
+    wide = browser.open(url(out), width=1280).unfold()
     assert wide.complaints == []
-    page = browser.open(url(out), width=390)
+    page = browser.open(url(out), width=390).unfold()
     assert page.complaints == []
     words = page.run("document.body.innerText")
     assert wide.run("document.body.innerText").split() == words.split()
@@ -169,7 +242,7 @@ def test_hostile_text_in_a_run_stays_text(copy: Path, browser: Browser) -> None:
         content = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps(_poisoned(content, evil)))
     training.write(copy)
-    page = browser.open(url(copy))
+    page = browser.open(url(copy)).unfold()
     assert page.requests == [url(copy)]
     assert page.complaints == []
     assert page.run("document.querySelectorAll('script, body img').length") == 0

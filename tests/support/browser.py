@@ -66,6 +66,11 @@ class Opened:
             raise AssertionError(f"{script}: {answer['exceptionDetails']['text']}")
         return answer["result"].get("value")
 
+    def unfold(self) -> Opened:
+        """Open what is folded, for a look at all of it."""
+        self.run("document.querySelectorAll('details.fold').forEach(d => { d.open = true; })")
+        return self
+
     def screenshot(self, path: Path) -> Path:
         """The whole page, to its end, as PNG."""
         answer = self.browser.call(

@@ -19,7 +19,7 @@ TOP = Path(macd.__file__).parent
 
 
 def test_its_modules_and_sources_are_there() -> None:
-    for module in (BUILTIN.train, BUILTIN.check, BUILTIN.compare, BUILTIN.serve):
+    for module in (BUILTIN.train, BUILTIN.check, BUILTIN.onnx, BUILTIN.runs, BUILTIN.serve):
         path = TOP.parent / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     assert all((TOP / name).exists() for name in BUILTIN.sources)

@@ -34,7 +34,10 @@ class LeakError(MacdError):
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows to train on, later rows to test on: int64, shape (rows,). The holdout's index is -1."""
+    """Rows to train on, later rows to test on: int64, shape (rows,).
+
+    The holdout's index is -1, that of a refit on everything -2.
+    """
 
     index: int
     train: Rows
@@ -114,6 +117,18 @@ def holdout_rows(n: int, holdout: float = 0.15, embargo: int = EMBARGO, *, first
             f"{n - first} rows are too few to hold out {holdout:.0%} behind {embargo} rows"
         )
     fold = Fold(-1, _rows(first, start - embargo), _rows(start, n))
+    assert_purged(fold, embargo=embargo)
+    return fold
+
+
+def everything(holdout: Fold, embargo: int = EMBARGO) -> Fold:
+    """All rows that can be trained on (index -2), the holdout's too, purged as for the newest bar.
+
+    Nothing is judged by it. The last `embargo` rows are left out; labels are not known of half of
+    them anyway.
+    """
+    last = int(holdout.test[-1])
+    fold = Fold(-2, _rows(int(holdout.train[0]), last - embargo), _rows(last, last + 1))
     assert_purged(fold, embargo=embargo)
     return fold
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from macd.app.pages import names
 from macd.heads import BASELINE, MEAN, MODELS, NAMES, PANEL, RIDGE, in_order, kind_of
 from macd.host.judge.bounds import wilson
-from macd.report import charts
+from macd.report import charts, numbers
 from macd.report.charts import Bin, Curve, Interval, around, finite
-from macd.report.page import Cell, Figure, Table
+from macd.report.page import Cell, Figure, Table, moment
 from macd.run_directory import TrainingRun
 
 TOP = 20
-FLAT = 0.101  # calibration slopes end at 0.1 (macd.app.train.stacking)
+FLAT = 0.101  # calibration slopes of older runs ended at 0.1
 _MEANING = {
     "lgbm": ("Share of the total gain, mean over the heads", "% of the gain"),
     "tft": ("Mean weight in the variable selection, last training rows", "% of the weight"),
@@ -27,11 +28,11 @@ COLOURS[RIDGE] = COLOURS[BASELINE]  # the baselines share one
 def auc_by_head(run: TrainingRun, part: str) -> list[Figure]:
     """Each head's models, part `val` or `test`: the headline and, muted, the sign on all bars."""
     where = {"val": "validation", "test": "holdout"}[part]
-    domain = _domain(run.models, (part, f"{part}_all"))
+    domain = _domain(run.compared, (part, f"{part}_all"))
     figures = []
     for head in run.heads:
         rows, cells = [], []
-        for model, heads in run.models.items():
+        for model, heads in run.compared.items():
             for reading, muted in ((part, False), (f"{part}_all", True)):
                 made = heads[head][reading]
                 name = "· all bars" if muted else NAMES[model]
@@ -113,7 +114,7 @@ def _curves(
         head_cells = ("fit", *(f"epoch {n}" for n in range(1, most + 1)))
         rows: list[tuple[Cell, ...]] = []
         for curve in drawn:
-            values: list[Cell] = [y for _, y in curve.points]
+            values: list[Cell] = [numbers.decimal(y, 4) for _, y in curve.points]
             rows.append((curve.label, *values, *([None] * (most - len(values)))))
         svg = charts.lines(drawn, title=f"{title} by epoch", x_label="epoch", y_label=name)
         figures.append(Figure(title, svg, Table(head_cells, rows)))
@@ -133,24 +134,29 @@ def _fit_name(fit: Mapping[str, Any], *, many: bool) -> str:
 def calibration(run: TrainingRun) -> list[Figure]:
     """Calibration of each model's best head on the validation folds, as reliability diagrams.
 
+    On all bars, which production meets; runs of earlier versions have only those that moved.
+
     Overlapping labels are not independent trials: each bin's count is scaled by effective n / n.
     """
     figures = []
+    part = "val_all" if "comparison" in run.metrics else "val"  # older runs: moves only
     for model, heads in run.models.items():
         head = run.metrics["best_head"][model]
         made = heads[head]
-        share = made["val"]["effective_n"] / max(1, made["val"]["n"])
+        share = made[part]["effective_n"] / max(1, made[part]["n"])
         bins, cells = [], []
         for point in made["reliability"]:
             trials = point["n"] * share
             low, high = wilson(point["y"] * trials, trials) if trials > 0 else (None, None)
             bins.append(Bin(point["p"], point["y"], int(point["n"]), low, high))
-            cells.append((point["p"], point["y"], low, high, int(point["n"])))
+            ends = (point["p"], point["y"], low, high)
+            cells.append((*map(numbers.share, ends), numbers.count(point["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
-        brier, base = made["val"]["brier"], made["val"]["base_rate"]
+        brier, base = made[part]["brier"], made[part]["base_rate"]
         note = ""
         if brier is not None and base is not None:
-            note = f"Brier {brier:.4f}; always predicting {base:.3f} scores {base * (1 - base):.4f}"
+            always = numbers.decimal(base * (1 - base), 4)
+            note = f"Brier {numbers.decimal(brier, 4)}; always {numbers.share(base)}: {always}"
         svg = charts.reliability(
             bins,
             title=f"Calibration, {title}",
@@ -193,7 +199,13 @@ def spread(run: TrainingRun) -> list[Figure]:
             reference=0.5,
             series=COLOURS[model],
         )
-        rows = [(f"{edges[k]:.3f} to {edges[k + 1]:.3f}", counts[k]) for k in used]
+        rows = [
+            (
+                f"{numbers.share(edges[k])} to {numbers.share(edges[k + 1])}",
+                numbers.count(counts[k]),
+            )
+            for k in used
+        ]
         figures.append(Figure(title, svg, Table(("probability", "bars"), rows)))
     return figures
 
@@ -211,13 +223,13 @@ def surrogates(run: TrainingRun) -> list[Figure]:
                 for at, value in enumerate(made["values"], start=1)
             ]
             rows.append(Interval("mean", made["mean"], series=colour, strong=True))
-            cells: list[tuple[Cell, ...]] = [(row.label, row.value) for row in rows]
+            cells: list[tuple[Cell, ...]] = [(row.label, numbers.auc(row.value)) for row in rows]
             band = (0.5 - made["band"], 0.5 + made["band"])
             title = f"{name} {run.shown(head)} on sign-randomised bars"
             svg = charts.forest(
                 rows,
                 title=title,
-                desc=f"The mean must lie within {band[0]:.3f} and {band[1]:.3f}",
+                desc=f"The mean must lie within {numbers.auc(band[0])} and {numbers.auc(band[1])}",
                 reference=0.5,
                 band=band,
             )
@@ -226,28 +238,31 @@ def surrogates(run: TrainingRun) -> list[Figure]:
 
 
 def weights(run: TrainingRun) -> list[Figure]:
-    """The final meta-model's weights on its standardised inputs, by head."""
+    """The final meta-model's weights on its inputs, by head; older runs standardised them."""
     figures = []
     heads = run.stacking.get("heads", {})
     for head in in_order(heads):
         made = heads[head]
-        items = list(zip(made["inputs"], made["meta_coefficients"], strict=True))
-        cells: list[tuple[Cell, ...]] = [*items]
-        beside = ("intercept", "slope", "oof_meta_auc", "n_oof_samples", "n_oof_scored")
-        cells += [(name, made[name]) for name in beside]
+        weights = zip(map(names.feature, made["inputs"]), made["meta_coefficients"], strict=True)
+        items = list(weights)
+        beside = [("intercept", made["intercept"]), ("calibration slope", made["slope"])]
+        cells: list[tuple[Cell, ...]] = [
+            (name, numbers.difference(value)) for name, value in (*items, *beside)
+        ]
+        unit = "unit" if set(made.get("scale", [])) == {1.0} else "standard deviation"
         title = f"Weights at {run.shown(head)}"
         svg = charts.bars(
             items,
             title=f"Stacking: {title.lower()}",
-            desc="Change of the log-odds per standard deviation of each input",
-            label="log-odds per standard deviation",
-            form="{:+.3f}",
+            desc=f"Change of the log-odds per {unit} of each input",
+            label=f"log-odds per {unit}",
+            form=numbers.difference,
             series=COLOURS["stacking"],
         )
         note = (
-            f"fitted on {made['n_oof_samples']:,} out-of-fold bars, tested on "
-            f"{made['n_oof_scored']:,}: AUC {made['oof_meta_auc']:.3f}; calibration slope "
-            f"{made['slope']:.2f}"
+            f"fitted on {numbers.count(made['n_oof_samples'])} out-of-fold samples, tested on "
+            f"{numbers.count(made['n_oof_scored'])}: AUC {numbers.auc(made['oof_meta_auc'])}; "
+            f"calibration slope {numbers.decimal(made['slope'], 2)}"
         )
         if made["slope"] < FLAT:
             note += ", its lower limit: the out-of-fold scores of this head carry no signal"
@@ -261,17 +276,113 @@ def importance(run: TrainingRun) -> list[Figure]:
     for model, shares in run.metrics.get("importance", {}).items():
         meaning, unit = _MEANING.get(kind_of(model), ("Share of all importance", "%"))
         ranked = sorted(shares.items(), key=lambda item: -item[1])
-        top = [(name, 100 * share) for name, share in ranked[:TOP]]
+        top = [(names.feature(name), 100 * share) for name, share in ranked[:TOP]]
         rest = sum(share for _, share in ranked[TOP:])
         title = f"{NAMES.get(model, model)}: top {len(top)} of {len(ranked)} features"
         svg = charts.bars(
-            top, title=title, desc=meaning, label=unit, form="{:.1f}", series=COLOURS.get(model, 0)
+            top, title=title, desc=meaning, label=unit, form=_one, series=COLOURS.get(model, 0)
         )
-        note = f"{meaning}. Equal use would be {100 / max(1, len(ranked)):.1f} %"
+        note = f"{meaning}. Equal use would be {numbers.share(1 / max(1, len(ranked)))}"
         if len(ranked) > TOP:
-            note += f"; the other {len(ranked) - TOP} share {100 * rest:.0f} %"
-        figures.append(Figure(title, svg, Table(("feature", unit), top), note + "."))
+            note += f"; the other {len(ranked) - TOP} share {numbers.share(rest)}"
+        cells = [(name, numbers.decimal(value, 1)) for name, value in top]
+        figures.append(Figure(title, svg, Table(("feature", unit), cells), note + "."))
     return figures
+
+
+def roc(run: TrainingRun) -> list[Figure]:
+    """The ROC curve of each model's best head on all validation bars."""
+    figures = []
+    for model, heads in run.models.items():
+        head = run.metrics["best_head"][model]
+        points = heads[head].get("roc")
+        if points:
+            title = f"{NAMES[model]} {run.shown(head)}"
+            svg = charts.roc(
+                points,
+                title=f"ROC curve, {title}",
+                desc="On the diagonal is chance",
+                series=COLOURS[model],
+            )
+            cells = [tuple(map(numbers.share, point)) for point in points]
+            table = Table(("falling bars called up", "rising bars called up"), cells)
+            area = heads[head]["val_all"]
+            note = f"Area {numbers.interval(area['value'], area['low'], area['high'])}."
+            figures.append(Figure(title, svg, table, note))
+    return figures
+
+
+def hits(run: TrainingRun) -> list[Figure]:
+    """How often each model's best head is right on all bars, the surer its answers."""
+    figures = []
+    for model, heads in run.models.items():
+        head = run.metrics["best_head"][model]
+        parts = heads[head].get("confidence")
+        if not parts or not any(parts.values()):
+            continue
+        rows, cells = [], []
+        for part, where in (("val", "validation"), ("test", "holdout")):
+            for made in parts[part]:
+                ends = [numbers.share(0.5 + made[key]) for key in ("from", "to")]
+                muted = part == "test"
+                name = f"{'· ' if muted else ''}{ends[0].removesuffix(' %')} to {ends[1]}"
+                rows.append(_line(name, made, COLOURS[model], muted=muted))
+                told = [numbers.share(made[k]) for k in ("value", "low", "high")]
+                cells.append((f"{ends[0]} to {ends[1]}, {where}", *told, numbers.count(made["n"])))
+        title = f"{NAMES[model]} {run.shown(head)}"
+        svg = charts.forest(
+            rows,
+            title=f"Right by confidence, {title}",
+            desc="Share of bars whose direction was right, by the probability of the side taken",
+            label="share right",
+            reference=0.5,
+            form=numbers.share,
+        )
+        table = Table(("probability of the side", "right", "from", "to", "bars"), cells)
+        figures.append(Figure(title, svg, table, "· is the holdout."))
+    return figures
+
+
+def contributions(run: TrainingRun) -> list[Figure]:
+    """What LightGBM's features add to its signals, by family and by feature, each head."""
+    made = run.metrics.get("contributions")
+    if not made:
+        return []
+    unit = "change of the log-odds, mean size"
+    figures = []
+    for key, what, most in (("by_family", "family", TOP), ("by_feature", "feature", 12)):
+        for head in in_order(made[key]):
+            ranked = list(made[key][head].items())[:most]
+            items = [(names.feature(n) if what == "feature" else n, v) for n, v in ranked]
+            title = f"{run.shown(head)}, by {what}"
+            svg = charts.bars(
+                items,
+                title=f"Contributions to LightGBM {title}",
+                desc=f"Mean over {numbers.count(made['rows'])} holdout bars",
+                label=unit,
+                series=COLOURS["lgbm"],
+            )
+            cells = [(name, numbers.auc(value)) for name, value in items]
+            figures.append(Figure(title, svg, Table((what, unit), cells)))
+    return figures
+
+
+def latest(run: TrainingRun) -> list[tuple[str, Table]]:
+    """What stood behind LightGBM's answers at the newest bars, a table a head."""
+    made = run.metrics.get("contributions", {})
+    tables = []
+    for head in in_order(made.get("by_family", {})):
+        families = list(made["latest"][0]["heads"][head]["by_family"])
+        rows: list[tuple[Cell, ...]] = []
+        for bar in reversed(made["latest"]):
+            at = bar["heads"][head]
+            given = (numbers.difference(at["by_family"][name]) for name in families)
+            most, size = next(iter(at["largest"].items()))
+            told = f"{names.feature(most)} {numbers.difference(size)}"
+            rows.append((moment(bar["time"]), numbers.share(at["p"]), *given, told))
+        columns = ("bar (UTC)", "up", *families, "largest feature")
+        tables.append((run.shown(head), Table(columns, rows)))
+    return tables
 
 
 def attention(run: TrainingRun) -> Figure | None:
@@ -292,7 +403,8 @@ def attention(run: TrainingRun) -> Figure | None:
         reference=100 / len(past),
     )
     note = "Mean over heads and the last training rows; the dashed line is equal attention."
-    return Figure(title, svg, Table(("bar", "% of the attention"), points), note)
+    cells = [(f"{at:g}".replace("-", "−"), numbers.decimal(value, 1)) for at, value in points]
+    return Figure(title, svg, Table(("bar", "% of the attention"), cells), note)
 
 
 def durations(run: TrainingRun) -> Figure | None:
@@ -300,10 +412,17 @@ def durations(run: TrainingRun) -> Figure | None:
     stages = run.metrics.get("stages", {})
     if not stages:
         return None
-    items = [(name, stage["seconds"]) for name, stage in stages.items()]
-    rows = [(name, stage["seconds"], stage["peak_mb"]) for name, stage in stages.items()]
-    svg = charts.bars(items, title="Seconds by stage", label="seconds", form="{:.1f}")
+    items = [(names.stage(name), stage["seconds"]) for name, stage in stages.items()]
+    rows = [
+        (name, numbers.decimal(seconds, 1), numbers.count(stage["peak_mb"]))
+        for (name, seconds), stage in zip(items, stages.values(), strict=True)
+    ]
+    svg = charts.bars(items, title="Seconds by stage", label="seconds", form=_one)
     return Figure("Time by stage", svg, Table(("stage", "seconds", "peak MiB"), rows))
+
+
+def _one(value: float | None) -> str:
+    return numbers.decimal(value, 1)
 
 
 def _domain(
@@ -328,7 +447,7 @@ def _line(
 def _cells(name: str, made: Mapping[str, Any]) -> tuple[Cell, ...]:
     return (
         name,
-        *(None if made[k] is None else round(made[k], 4) for k in ("value", "low", "high")),
-        made["n"],
-        made["effective_n"],
+        *(numbers.auc(made[k]) for k in ("value", "low", "high")),
+        numbers.count(made["n"]),
+        numbers.count(made["effective_n"]),
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.app.pages import figures
-from macd.criteria import GUIDE, looks_at, looks_meaning
-from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE
-from macd.report.charts import interval_text
-from macd.report.page import Cell, Table, cell, moment, render, seconds, write_page
+from macd.app.pages import figures, names, opening
+from macd.app.pages.changes import changes
+from macd.criteria import GUIDE, looks_at, looks_meaning, rule_of
+from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, explained, headline_of
+from macd.report import numbers
+from macd.report.page import Cell, Table, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
 
 PAGE = "report.html"
@@ -37,28 +38,43 @@ class Tile:
     note: str
 
 
-def write(run_dir: Path, *, host: str = "") -> Path:
+Compared = Mapping[str, Mapping[str, Any]]
+
+
+def write(run_dir: Path, *, host: str = "", compared: Compared | None = None) -> Path:
     """Make run_dir/report.html from what the training left there; returns its path.
 
-    `host`: where it ran, which the run itself does not know. Stages that did not run are shown as
-    not run. Raises UsageError when the directory holds no training, MacdError when a file in it is
-    damaged.
+    `host`: where it ran, which the run itself does not know. `compared`: by what another run is
+    ("the previous run") the document of macd/app/train/compare_runs.py about it and this one.
+    Stages that did not run are shown as not run. Raises UsageError when the directory holds no
+    training, MacdError when a file in it is damaged.
     """
-    return write_page(run_dir / PAGE, page(read_run(run_dir), host))
+    return write_page(run_dir / PAGE, page(read_run(run_dir), host, compared))
 
 
-def page(run: TrainingRun, host: str = "") -> str:
+def page(run: TrainingRun, host: str = "", compared: Compared | None = None) -> str:
+    best = run.metrics.get("best_head", {}).get(headline(run), "")
     return render(
         "training_report.html.j2",
         run=run,
         title=f"Training {market(run)}",
         verdict=verdict(run),
         headline=headline(run),
+        heads=explained(run.tf),
         tiles=tiles(run),
         cautions=cautions(run),
         criteria=run.criteria,
         marks=[mark(outcome) for outcome in run.criteria],
-        yes_or_no=[name for name, rule in GUIDE.items() if not rule.wanted],
+        measured=[shown_value(outcome) for outcome in run.criteria],
+        equity=opening.equity(run),
+        comparison=opening.discrimination(run, best) if best else [],
+        changes=changes(compared or {}),
+        policy_words=opening.policy_words(run),
+        policies=[
+            (where, made)
+            for part, where in opening.PARTS.items()
+            if (made := opening.policies_table(run, part))
+        ],
         move=f"{100 * float(run.metrics.get('min_move', 0)):g} %",
         all_figures=all_auc(run),
         validation=figures.auc_by_head(run, "val") if run.models else [],
@@ -68,20 +84,25 @@ def page(run: TrainingRun, host: str = "") -> str:
         audit_is_older=bool(run.audit) and run.result.get("mode") not in ("all", "stacking"),
         surrogates=figures.surrogates(run),
         curves=figures.curves(run),
+        checks=[names.check(check["name"]) for check in run.audit.get("checks", [])],
         calibration=figures.calibration(run),
+        roc=figures.roc(run),
+        hits=figures.hits(run),
+        contributions=figures.contributions(run),
+        latest=figures.latest(run),
         spread=figures.spread(run),
         weights=figures.weights(run),
         importance=figures.importance(run),
         attention=figures.attention(run),
         findings=run.findings,
+        said=names.words,
         split=split_table(run),
         durations=figures.durations(run),
         fits=fits_table(run),
         facts=facts(run, host),
         files=run.result.get("files", []),
         looks=looks_at(run.metrics.get("holdout", {})),
-        missing=[name for name in _expected(run) if name not in run.models],
-        names=NAMES,
+        missing=[NAMES[name] for name in _expected(run) if name not in run.models],
     )
 
 
@@ -115,16 +136,20 @@ def verdict(run: TrainingRun) -> Verdict:
     blocking = [o["title"] for o in missed if o["level"] == "block"]
     met = f"{len(run.criteria) - len(missed)} of {len(run.criteria)} criteria met"
     if blocking:
-        return Verdict("bad", f"{met}: a release is blocked", "not met: " + "; ".join(blocking))
+        return Verdict(
+            "bad",
+            f"{met}: a release is blocked",
+            "not met: " + numbers.typeset("; ".join(blocking)),
+        )
     if missed:
-        titles = "; ".join(o["title"] for o in missed)
-        return Verdict("warn", f"{met}: a release may be made, with warnings", "not met: " + titles)
+        titles = numbers.typeset("; ".join(o["title"] for o in missed))
+        return Verdict("warn", f"{met}: a release may be made, with warnings", f"not met: {titles}")
     return Verdict("good", f"{met}: a release may be made")
 
 
 def headline(run: TrainingRun) -> str:
     """The model the first numbers are of: what production decides by, as far as it was trained."""
-    return next((m for m in ("stacking", "lstm", "tft", "lgbm") if m in run.models), "")
+    return headline_of(run.models)
 
 
 _BASELINES = {
@@ -140,7 +165,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
     if not model:
         return []
     head = run.metrics["best_head"][model]
-    made = run.models[model][head]
+    made = run.compared[model][head]
     move = f"{100 * run.metrics['min_move']:g} %"
     tiles = [
         _tile(
@@ -152,14 +177,14 @@ def tiles(run: TrainingRun) -> list[Tile]:
         _tile("The same on the holdout", made["test"], f"all bars {brief(made['test_all'])}"),
     ]
     for name, note in _BASELINES.items():
-        if head in run.models.get(name, {}):
-            tiles.append(_tile(NAMES[name], run.models[name][head]["val"], note))
+        if head in run.compared.get(name, {}):
+            tiles.append(_tile(NAMES[name], run.compared[name][head]["val"], note))
     val = made["val"]
     tiles.append(
         Tile(
             "Effective sample size",
-            f"{val['effective_n']:,.0f}",
-            f"of {val['n']:,} bars",
+            numbers.count(val["effective_n"]),
+            f"of {numbers.count(val['n'])} bars",
             f"labels {run.shown(head)} ahead overlap and are not independent",
         )
     )
@@ -167,7 +192,7 @@ def tiles(run: TrainingRun) -> list[Tile]:
 
 
 def _tile(title: str, made: Mapping[str, Any], note: str) -> Tile:
-    value, _, interval = interval_text(made["value"], made["low"], made["high"]).partition(" [")
+    value, _, interval = brief(made).partition(" [")
     if made["value"] is None:
         return Tile(title, "–", "not known", note)
     return Tile(title, value, f"[{interval}" if interval else "no interval", note)
@@ -178,7 +203,7 @@ def cautions(run: TrainingRun) -> list[str]:
     cautions = []
     model = headline(run)
     if run.audit and not run.audit.get("ok"):
-        failed = ", ".join(c["name"] for c in run.audit["checks"] if not c["ok"])
+        failed = ", ".join(names.check(c["name"]) for c in run.audit["checks"] if not c["ok"])
         cautions.append(f"The leak audit did not pass ({failed}): treat every figure as unproven.")
     if model and not run.audit:
         cautions.append("No leak audit ran: nothing shows that these figures are free of leaks.")
@@ -192,14 +217,15 @@ def cautions(run: TrainingRun) -> list[str]:
 
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
-    made = run.models[model][head]
+    made = run.compared[model][head]
     val, test, doubts = made["val"], made["test"], []
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use a baseline inverted, so its distance from 0.5 counts.
     reached = {
-        told: abs(run.models[each][head]["val"]["value"] - 0.5)
+        told: abs(run.compared[each][head]["val"]["value"] - 0.5)
         for each, told in _ALONE.items()
-        if head in run.models.get(each, {}) and run.models[each][head]["val"]["value"] is not None
+        if head in run.compared.get(each, {})
+        and run.compared[each][head]["val"]["value"] is not None
     }
     simplest, reach = max(reached.items(), key=lambda each: each[1], default=("", 0.0))
     if val["low"] is not None and val["low"] <= 0.5:
@@ -223,26 +249,50 @@ def mark(outcome: Mapping[str, Any]) -> tuple[str, str, str]:
     return "⚠", "not met, warns", "warn"
 
 
+_FORMS: dict[str, numbers.Form] = {
+    **dict.fromkeys(("test_val_gap", "stacking_vs_mean", "stacking_vs_best"), numbers.difference),
+    "flag_matters": numbers.share,
+    "net_edge": numbers.basis_points,
+    "n_oof": numbers.count,
+    "holdout_looks": numbers.count,
+}
+
+
+def shown_value(outcome: Mapping[str, Any]) -> str:
+    """What was measured for a criterion, and its details."""
+    value, name, detail = outcome.get("value"), outcome["name"], outcome.get("detail", "")
+    if value is None:
+        shown = "not measured"
+    elif name in GUIDE and not rule_of(name).wanted:
+        shown = "yes" if value == 1 else "no"
+    else:
+        shown = f"measured {_FORMS.get(name, numbers.auc)(value)}"
+    if name == "leak_audit" and detail:
+        detail = ", ".join(names.check(check) for check in detail.split(", "))
+    return f"{shown} · {numbers.typeset(detail)}" if detail else shown
+
+
 def brief(made: Mapping[str, Any]) -> str:
-    return interval_text(made["value"], made["low"], made["high"])
+    return numbers.interval(made["value"], made["low"], made["high"])
 
 
 def all_auc(run: TrainingRun) -> Table:
     """Every model and head: AUC on validation and holdout, headline and all bars."""
     rows: list[tuple[Cell, ...]] = []
-    for model, heads in run.models.items():
+    for model, heads in run.compared.items():
         for head in run.heads:
             made = heads[head]
             val = made["val"]
-            best = " ★" if run.metrics["best_head"].get(model) == head else ""
+            is_best = run.metrics["best_head"].get(model) == head
+            best = " ★" if is_best and model == headline(run) else ""
             rows.append(
                 (
                     f"{NAMES[model]} {run.shown(head)}{best}",
                     *(brief(made[part]) for part in ("val", "val_all", "test", "test_all")),
-                    val["n"],
-                    f"{val['effective_n']:,.0f}",
-                    "–" if val["base_rate"] is None else f"{val['base_rate']:.3f}",
-                    "–" if val["brier"] is None else f"{val['brier']:.4f}",
+                    numbers.count(val["n"]),
+                    numbers.count(val["effective_n"]),
+                    numbers.share(val["base_rate"]),
+                    numbers.decimal(val["brier"], 4),
                 )
             )
     head_cells = (
@@ -282,13 +332,16 @@ def fits_table(run: TrainingRun) -> Table | None:
     for fit in fits:
         name = "before holdout" if fit["fold"] < 0 else f"fold {fit['fold']}"
         label = f"{NAMES.get(fit['family'], fit['family'])} {name}"
-        rows.append((label, str(fit["seed"]), seconds(fit["seconds"]), fit["peak_mb"]))
+        rows.append(
+            (label, str(fit["seed"]), seconds(fit["seconds"]), numbers.count(fit["peak_mb"]))
+        )
     return Table(("fit", "seed", "time", "peak MiB"), rows)
 
 
 def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
     m, s, r = run.metrics, run.settings, run.result
     bars = m.get("bars", {})
+    rows = numbers.count(bars.get("rows"))
     cross = ", ".join(m.get("cross") or s.get("cross") or []) or "none"
     libraries = ", ".join(f"{k} {v}" for k, v in m.get("libraries", {}).items())
     params = "; ".join(
@@ -302,10 +355,10 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
         ("Host", host or "not recorded"),
         ("Devices", ", ".join(m.get("devices", [])) or "–"),
         ("Peak memory", f"{r['peak_mb']:,} MiB" if "peak_mb" in r else "–"),
-        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}"),
+        ("Profile, seed", f"{s.get('profile', '–')}, {s.get('seed', '–')}{_averaged(s)}"),
         ("Mode", str(r.get("mode") or s.get("mode") or "–")),
         ("Cross assets", cross),
-        ("Bars", f"{cell(bars.get('rows'))}, last {moment(bars.get('last'))}" if bars else "–"),
+        ("Bars", f"{rows}, last {moment(bars.get('last'))}" if bars else "–"),
         ("Embargo", f"{s.get('embargo', '–')} bars"),
         ("Data digest", str(m.get("data_digest") or r.get("data_digest") or "–")),
         ("Feature schema", str(m.get("schema_hash", "–"))),
@@ -315,10 +368,15 @@ def facts(run: TrainingRun, host: str) -> list[tuple[str, str]]:
     ]
 
 
+def _averaged(settings: Mapping[str, Any]) -> str:
+    seeds = settings.get("seeds", 1)
+    return f", mean of {seeds} seeds" if seeds > 1 else ""
+
+
 def _flat(params: Mapping[str, Any]) -> str:
     inner = params.get("loop", {})
     plain = {k: v for k, v in params.items() if k != "loop"} | dict(inner)
-    return ", ".join(f"{k} {v}" for k, v in plain.items())
+    return ", ".join(f"{names.words(k)} {v}" for k, v in plain.items())
 
 
 def market(run: TrainingRun) -> str:

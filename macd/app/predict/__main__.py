@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd import childprocess
-from macd.errors import MacdError
+from macd.errors import MacdError, failure
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -88,8 +88,7 @@ def answer(command: str, question: Document) -> Document:
     try:
         return COMMANDS[command](question)
     except MacdError as error:
-        fields = {"what": error.what, "why": error.why, "live": error.live, "hint": error.hint}
-        return {"error": {**fields, "exit_code": int(error.exit_code)}}
+        return failure(error)
 
 
 def _plain(items: list[Item]) -> list[Document]:

@@ -67,7 +67,9 @@ def check(
         items.append(_batches(scorer, windows))
     if inputs is None:
         items.append(_golden(document, scorer))
-    items.append(_holdout(top / FILES.out_of_fold(tf), asked, predicted))
+    refit = any(meta.get("refit") for meta in scorer.metas.values())
+    table = FILES.refitted(tf) if refit else FILES.out_of_fold(tf)
+    items.append(_holdout(top / table, asked, predicted))
     return items
 
 

@@ -7,8 +7,8 @@ the base rate in Brier score. p = sigmoid(slope * logit) mends that (temperature
 The slope is a posterior mode: the likelihood, with overlapping labels counted once (`effective_n`),
 and a normal prior. Without a prior a fold's slope at 24 bars rests on about a hundred independent
 labels, runs to zero, and a slope that jumps from fold to fold reorders bars across folds (pooled
-AUC .551 to .538 at 12h). Later folds were trained on more bars and are closer to what ships, so a
-fold counts half as much as the one after it. The prior, .3 +- .1, was chosen after looking at the
+AUC of an LSTM .538 to .527). Later folds were trained on more bars and are closer to what ships, so
+a fold counts half as much as the one after it. The prior, .3 +- .1, was chosen after looking at the
 validation bars of BTC, ETH, SOL and BNB (docs/LOG.md).
 """
 

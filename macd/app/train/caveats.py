@@ -72,6 +72,23 @@ CAVEATS = (
         *("ETHUSD", "2025-10-02", "2026-03-26", "test"),
         "The holdout of ETH in 2025-2026 had been opened before: figures on it are no first look.",
     ),
+    *(
+        Caveat(
+            *(market, "2023-01-01", "2025-10-02", "val"),
+            "The features and bags of the models and the priors of calibration and of stacking's "
+            "weights were chosen by validation figures on BTC, ETH, SOL and BNB 2023-2025, which "
+            "these folds share.",
+        )
+        for market in ("BTCUSD", "ETHUSD", "SOLUSD", "BNBUSD")
+    ),
+    *(
+        Caveat(
+            *(market, "2025-10-02", "2026-03-26", "test"),
+            "The holdout of 2025-2026 had been opened before, for policies and for stacking: "
+            "figures on it are no first look.",
+        )
+        for market in ("BTCUSD", "SOLUSD", "BNBUSD")
+    ),
 )
 
 

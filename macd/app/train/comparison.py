@@ -20,7 +20,7 @@ from macd.app.market.labels import HORIZONS, direction
 from macd.app.predict.combine import CLIP
 from macd.app.train import oof
 from macd.app.train.metrics import auc, effective_n, interval, resampled_aucs
-from macd.criteria import Measured
+from macd.criteria import difference_text
 from macd.heads import BASES, COMPARED, MEAN, NAMES, shown
 
 Doubles = NDArray[np.float64]
@@ -30,8 +30,9 @@ MODEL = "stacking"
 
 def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
     """metrics["comparison"]: by head and part (val, val_all, test, test_all) n, effective_n,
-    models: {name: value (AUC), low, high, brier, log_loss} and differences of AUCs: {name: value,
-    low, high}, with `best` where it is to the best base model. What is not known is null.
+    base_rate (share that rose), models: {name: value (AUC), low, high, brier, log_loss} and
+    differences of AUCs: {name: value, low, high}, with `best` where it is to the best base model.
+    What is not known is null.
     """
     names = oof.models_in(frame, COMPARED)
     p = {name: oof.columns(frame, f"p_{name}") for name in names}
@@ -56,7 +57,8 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
             best = best or _best(y[on], said)
             compared.setdefault(head, {})[part] = {
                 "n": int(on.sum()),
-                "effective_n": effective_n(rows[on], HORIZONS[k]) if on.any() else 0.0,
+                "effective_n": effective_n(rows[on], HORIZONS[k]),
+                "base_rate": _plain(y[on].mean() if on.any() else math.nan),
                 **_scored(y[on], said, best, times[on], seed),
             }
     return compared
@@ -77,7 +79,7 @@ def _scored(
     models = {
         name: {
             **_with_interval(values[name], resampled[name]),
-            "brier": _plain(np.mean((p - y) ** 2) if len(y) else math.nan),
+            "brier": _plain(float(np.mean((p - y) ** 2)) if len(y) else math.nan),
             "log_loss": _plain(_log_loss(y, p)),
         }
         for name, p in said.items()
@@ -98,10 +100,14 @@ def _scored(
     return {"models": models, "differences": differences}
 
 
-def _log_loss(y: Doubles, p: Doubles) -> float:
+def log_losses(y: Doubles, p: Doubles) -> Doubles:
+    """The log loss of each prediction; p is kept off 0 and 1."""
     kept = np.clip(p, CLIP, 1.0 - CLIP)
-    losses = np.where(y == 1, -np.log(kept), -np.log1p(-kept))
-    return float(losses.mean()) if len(losses) else math.nan
+    return np.where(y == 1, -np.log(kept), -np.log1p(-kept))
+
+
+def _log_loss(y: Doubles, p: Doubles) -> float:
+    return float(log_losses(y, p).mean()) if len(y) else math.nan
 
 
 def _with_interval(value: float, resampled: Doubles) -> dict[str, float | None]:
@@ -111,38 +117,6 @@ def _with_interval(value: float, resampled: Doubles) -> dict[str, float | None]:
 
 def _plain(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def criteria(metrics: Mapping[str, Any]) -> dict[str, Measured]:
-    """What stacking_vs_mean and stacking_vs_best measure: the upper interval ends of the
-    differences on validation moves, at stacking's best head.
-    """
-    head = metrics["best_head"].get(MODEL)
-    if head is None:
-        return {}
-    part = metrics["comparison"][head]["val"]
-    values: dict[str, Measured] = {}
-    for difference in ("stacking_minus_mean", "stacking_minus_best"):
-        made = part["differences"].get(difference)
-        if made is not None:
-            other = NAMES[made.get("best", MEAN)]
-            values[difference.replace("minus", "vs")] = (
-                made["high"],
-                f"against {other} at {shown(head, metrics['tf'])}: {difference_text(made)} on "
-                f"{part['n']:,} bars",
-            )
-    return values
-
-
-def figures_of(compared: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A model's part of the comparison, laid out as its own figures: head -> part -> figures."""
-    return {
-        head: {
-            part: {"n": made["n"], "effective_n": made["effective_n"], **made["models"][model]}
-            for part, made in parts.items()
-        }
-        for head, parts in compared.items()
-    }
 
 
 def difference_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -185,11 +159,3 @@ def worth(metrics: Mapping[str, Any]) -> str:
         f"AUC {one:.3f} against {other:.3f}, {difference_text(made)}, {outcome}; on the holdout "
         f"{difference_text(test['differences']['stacking_minus_mean'])}"
     )
-
-
-def difference_text(made: Mapping[str, Any]) -> str:
-    """A difference of AUCs for people: +0.005 [-0.003, +0.013]."""
-    if made["value"] is None:
-        return "not known"
-    ends = "" if made["low"] is None else f" [{made['low']:+.3f}, {made['high']:+.3f}]"
-    return f"{made['value']:+.3f}{ends}"

@@ -101,6 +101,11 @@ class Plan:
     holdout: splits.Fold
     embargo: int
 
+    @property
+    def everything(self) -> splits.Fold:
+        """What the shipped models are fitted on where a refit is asked for."""
+        return splits.everything(self.holdout, self.embargo)
+
 
 def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
     """All findings about the bars of a training, written to `path` as JSON; no bar is changed.

@@ -84,14 +84,14 @@ class Task:
     @property
     def label(self) -> str | int:
         """The fold as people and events name it."""
-        return "final" if self.fold.index < 0 else self.fold.index
+        return {-1: "final", -2: "refit"}.get(self.fold.index, self.fold.index)
 
     @property
     def cost(self) -> float:
         """A guess at the relative time, for progress."""
         loop = getattr(self.params, "loop", None)
         epochs = 1 if loop is None else loop.epochs
-        bags = getattr(self.params, "bags", 1)
+        bags = getattr(self.params, "bags", 1) * getattr(self.params, "bagging_fraction", 1.0)
         samples = self.samples_an_epoch(len(self.rows) + self.others)
         return _WEIGHT[kind_of(self.family)] * bags * epochs * samples / 1000
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import lightgbm
 import numpy as np
+from numpy.typing import NDArray
 
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.modelfiles import meta_json, write_whole
@@ -179,6 +180,17 @@ def predict(model: Model, X: Floats, rows: Rows) -> Floats:
         booster = lightgbm.Booster(model_str=text)
         out[:, k] = booster.predict(X[rows], num_threads=1)
     return out
+
+
+def contributions(model: Model, head: str, X: Floats, rows: Rows) -> NDArray[np.float64]:
+    """What each feature adds to the log-odds of "up", (rows, features + 1), the base rate last.
+
+    A row's sum is the log-odds that `predict` gives. SHAP values of trees, as LightGBM computes
+    them (Lundberg, Erion, Lee, "Consistent individualized feature attribution for tree ensembles",
+    2018).
+    """
+    booster = lightgbm.Booster(model_str=model.texts[head])
+    return np.asarray(booster.predict(X[rows], pred_contrib=True, num_threads=1), np.float64)
 
 
 def importance(model: Model) -> dict[str, float]:

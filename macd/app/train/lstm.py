@@ -24,19 +24,19 @@ class Params:
     projection: int
     dropout: float
     loop: Loop
-    features: str = "all"  # the set that the net sees (macd/app/market/features `subset`)
+    features: str = "path"  # the set that the net sees (macd/app/market/features `subset`)
 
     @classmethod
     def demo(cls) -> Self:
         """Seconds on one core."""
         loop = Loop(epochs=4, batch=256, lr=2e-3, weight_decay=0.05, rows_per_epoch=6_000)
-        return cls(hidden=64, layers=1, projection=48, dropout=0.2, loop=loop)
+        return cls(hidden=64, layers=1, projection=48, dropout=0.35, loop=loop)
 
     @classmethod
     def full(cls) -> Self:
         """For a GPU: 26 s an epoch on one core. More epochs learn the noise (docs/LOG.md)."""
         loop = Loop(epochs=3, batch=256, lr=1e-3, weight_decay=0.05)
-        return cls(hidden=192, layers=2, projection=48, dropout=0.3, loop=loop)
+        return cls(hidden=192, layers=2, projection=48, dropout=0.35, loop=loop)
 
 
 class LstmNet(nn.Module):

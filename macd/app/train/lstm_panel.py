@@ -11,12 +11,21 @@ from macd.app.train.lstm import LstmNet
 
 @dataclass(frozen=True)
 class Params(lstm.Params):
-    """As for one asset, with epochs of one asset's size: more win nothing (docs/LOG.md)."""
+    """As for one asset, with epochs of one asset's size: more win nothing (docs/LOG.md).
+
+    Of many assets the net learns more from all own columns than from the path alone.
+    """
+
+    features: str = "own"
+
+    @classmethod
+    def demo(cls) -> Self:
+        return replace(super().demo(), dropout=0.2)
 
     @classmethod
     def full(cls) -> Self:
         made = super().full()
-        return replace(made, loop=replace(made.loop, rows_per_epoch=24_000))
+        return replace(made, dropout=0.2, loop=replace(made.loop, rows_per_epoch=24_000))
 
 
 _FAMILY = nets.Family("lstm_panel", LstmNet, Params)

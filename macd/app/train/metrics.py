@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from macd.heads import block_weeks
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -121,8 +124,7 @@ def resampled_aucs(
     positives of week a over negatives of week b are counted once; each resample is then a
     quadratic form in the week counts: exact, and quick for years of bars.
     """
-    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
-    weeks = int(week.max()) + 1 if week.size else 0
+    week, weeks = _blocks(times_ms, block_ms(times_ms))
     if weeks < 2:
         return np.empty((0, len(predictions)))
     n_pos = np.bincount(week[y == 1], minlength=weeks).astype(np.float64)
@@ -137,6 +139,65 @@ def resampled_aucs(
         wins = _wins_between_weeks(np.asarray(y) == 1, np.asarray(p), week, weeks)
         values[:, at] = ((counts @ wins) * counts).sum(axis=1)[valid] / pairs[valid]
     return values
+
+
+def luck_of_the_best(
+    y: Floats, p: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
+) -> float:
+    """By how much choosing the head with the highest AUC flatters that AUC.
+
+    In resamples of whole weeks, the same for all heads: the winner's AUC there less the winner's
+    AUC here, on average (the optimism of Efron and Tibshirani, "An Introduction to the Bootstrap",
+    1993, ch. 17). 0 where there is nothing to resample.
+
+    Args:
+        y, p: (rows, heads) labels and predictions, as in `score`.
+    """
+    drawn, values = [], []
+    for k in range(y.shape[1]):
+        finite = np.isfinite(y[:, k]) & np.isfinite(p[:, k])
+        known, said, times = y[finite, k], p[finite, k], times_ms[finite]
+        drawn.append(resampled_aucs(known, [said], times, reps=reps, seed=seed)[:, 0])
+        values.append(auc(known, said))
+    common = min(len(each) for each in drawn)
+    if common == 0:
+        return 0.0
+    resamples = np.column_stack([each[:common] for each in drawn])
+    winner = resamples.argmax(axis=1)
+    luck = resamples[np.arange(common), winner] - np.array(values)[winner]
+    return max(0.0, float(luck.mean()))
+
+
+def resampled_means(
+    values: NDArray[Any], times_ms: Ints, block: int = 0, *, reps: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means (reps,) of values when whole weeks are drawn with replacement; none below two weeks.
+
+    With the same times and seed as `resampled_aucs` the same weeks are drawn. block: `block_ms` of
+    all bars, where `times_ms` are only those of few.
+    """
+    week, weeks = _blocks(times_ms, block or block_ms(times_ms))
+    if weeks < 2:
+        return np.empty(0)
+    sums, sizes = np.bincount(week, weights=values, minlength=weeks), np.bincount(week)
+    draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
+    means: NDArray[np.float64] = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    return means
+
+
+def block_ms(times_ms: Ints) -> int:
+    """How long the blocks are: a week, or as many weeks as 24 bars last. times_ms: ascending; their
+    shortest step is taken for that of the bars.
+    """
+    steps = np.diff(times_ms)
+    steps = steps[steps > 0]
+    return WEEK_MS * (block_weeks(int(steps.min()) / 60_000) if steps.size else 1)
+
+
+def _blocks(times_ms: Ints, block: int) -> tuple[NDArray[np.intp], int]:
+    """Which block each row belongs to, from 0, and how many there are."""
+    _, index = np.unique(times_ms // block, return_inverse=True)
+    return index, int(index.max()) + 1 if index.size else 0
 
 
 def _wins_between_weeks(
@@ -155,8 +216,10 @@ def _wins_between_weeks(
 
 def effective_n(rows: Ints, horizon: int) -> float:
     """Sum of the labels' average uniqueness: distinct bars covered by the labels / horizon."""
-    covered = np.unique((np.asarray(rows)[:, None] + np.arange(1, horizon + 1)).ravel())
-    return float(covered.size / horizon)
+    if len(rows) == 0:
+        return 0.0
+    fresh = np.minimum(np.diff(np.sort(rows)), horizon)  # bars that no earlier label covers
+    return float((horizon + fresh.sum()) / horizon)
 
 
 def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float]]:
@@ -169,3 +232,44 @@ def reliability(y: Floats, p: Floats, *, bins: int = 10) -> list[dict[str, float
         {"p": float(p[part].mean()), "y": float(y[part].mean()), "n": int(part.size)}
         for part in parts
     ]
+
+
+def roc(y: Floats, p: Floats, *, points: int = 33) -> list[list[float]]:
+    """[false positive rate, true positive rate] from (0, 0) to (1, 1), at most `points` of them.
+
+    Equal predictions are one step. [] where a class is missing.
+    """
+    finite = np.isfinite(y) & np.isfinite(p)
+    p, rose = np.asarray(p)[finite], np.asarray(y)[finite] == 1
+    if rose.all() or not rose.any():
+        return []
+    order = np.argsort(-p, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1)
+    up = np.append(0.0, np.cumsum(rose[order])[last] / rose.sum())
+    down = np.append(0.0, np.cumsum(~rose[order])[last] / (~rose).sum())
+    along = (down + up) / 2  # rises from point to point
+    kept = np.unique(np.searchsorted(along, np.linspace(0.0, 1.0, points)).clip(max=len(up) - 1))
+    return [[round(float(down[k]), 4), round(float(up[k]), 4)] for k in kept]
+
+
+def by_confidence(
+    y: Floats, p: Floats, times_ms: Ints, *, bins: int = 5, reps: int = 1000, seed: int = 0
+) -> list[dict[str, float | int | None]]:
+    """How often the side of 0.5 was right, by equally filled bins of |p - 0.5|, least sure first.
+
+    Each with from and to (of |p - 0.5|), value, n, and low and high from resampling whole weeks
+    (null with fewer than two). p = 0.5 takes no side and isn't counted.
+    """
+    known = np.isfinite(y) & np.isfinite(p) & (p != 0.5)
+    y, p, times_ms = y[known], p[known], times_ms[known]
+    sure, right = np.abs(p.astype(np.float64) - 0.5), (p > 0.5) == (y == 1)
+    block = block_ms(times_ms)
+    made: list[dict[str, float | int | None]] = []
+    for part in np.array_split(np.argsort(sure, kind="stable"), bins):
+        if part.size:
+            drawn = resampled_means(right[part], times_ms[part], block, reps=reps, seed=seed)
+            low, high = interval(drawn) if drawn.size else (None, None)
+            ends = {"from": float(sure[part].min()), "to": float(sure[part].max())}
+            hit = {"value": float(right[part].mean()), "low": low, "high": high}
+            made.append({**ends, **hit, "n": int(part.size)})
+    return made

@@ -22,7 +22,15 @@ from macd.app.predict.combine import mean_of_logits
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
-from macd.app.train.metrics import Auc, auc_by_head, reliability, score
+from macd.app.train.metrics import (
+    Auc,
+    auc_by_head,
+    by_confidence,
+    luck_of_the_best,
+    reliability,
+    roc,
+    score,
+)
 from macd.heads import BASES, MEAN, head_names, in_order
 from macd.host.durable import replace_file
 
@@ -152,8 +160,8 @@ def best_head(aucs: Mapping[str, float]) -> str:
 
 
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
-    """By head: val, val_all, test, test_all (see `Auc`), folds, and the reliability on all
-    validation bars.
+    """By head: val, val_all, test, test_all (see `Auc`), folds, and on all bars the reliability and
+    the roc of the validation, and confidence of validation and test (`by_confidence`).
     """
     p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
     moves, signs = direction(returns, min_move), direction(returns, 0.0)
@@ -180,6 +188,11 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
                 for index in np.unique(fold[validation])
             ],
             "reliability": reliability(signs[validation, k], p[validation, k]),
+            "roc": roc(signs[validation, k], p[validation, k]),
+            "confidence": {
+                name: by_confidence(signs[part, k], p[part, k], times[part], seed=seed)
+                for name, part in (("val", validation), ("test", test))
+            },
         }
     return by_head
 
@@ -189,6 +202,14 @@ def validation_aucs(frame: pl.DataFrame, model: str, min_move: float) -> dict[st
     before = frame.filter(pl.col("fold") != HOLDOUT)
     p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
     return auc_by_head(moves, p, heads_in(frame))
+
+
+def best_head_luck(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> float:
+    """By how much the validation AUC of a model's best head is flattered by having been chosen."""
+    before = frame.filter(pl.col("fold") != HOLDOUT)
+    p, moves = columns(before, f"p_{model}"), direction(columns(before, "ret"), min_move)
+    times = before["bar_time"].dt.epoch("ms").to_numpy()
+    return luck_of_the_best(moves, p, times, seed=seed)
 
 
 def _logistic(

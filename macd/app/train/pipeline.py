@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
+from macd.app.predict.combine import calibrated
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import backtest, dataset, leak_audit, oof, results, stacking
+from macd.app.train import backtest, contributions, dataset, leak_audit, oof, results, stacking
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
@@ -81,16 +82,18 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     training.meter.total = _planned_cost(training, stages)
     entries: dict[str, list[Entry]] = {}
+    facts: dict[str, dict[str, Any]] = {}  # what the meta files say of the families fitted here
     for family in settings.families:
         kind = kind_of(family)
         if kind in stages:
-            entries[family] = _fit_family(training, family)
+            entries[family], facts[family] = _fit_family(training, family)
         elif mode in ("onnx", "stacking") and not (mode == "onnx" and kind == "lgbm"):
             entries[family] = training.needed(family, mode)
         elif (earlier := training.finished(family)) is not None:
             entries[family] = earlier
 
-    differences = _export_onnx(training, entries) if "onnx" in stages else {}
+    final = {family: training.final(family, fits) for family, fits in entries.items()}
+    differences = _export_onnx(training, final) if "onnx" in stages else {}
     if "stacking" in stages:
         frame = _stack(training, entries, environment)
     else:
@@ -98,8 +101,15 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
+        metrics["contributions"] = contributions.measure(
+            settings.out / results.MODEL_DIR, training.data, training.plan
+        )
         metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
-    audit = _audit(training, entries, metrics) if "stacking" in stages else None
+    again = _refit(training, facts) if settings.refit else {}
+    if again:
+        metrics["refit"] = results.refit_of(training)
+        metrics["caveats"] = [*metrics["caveats"], metrics["refit"]["note"]]
+    audit = _audit(training, entries, metrics, again) if "stacking" in stages else None
     outcomes = results.judge(training, metrics, differences, audit)
 
     metrics["stages"] = training.spent
@@ -153,16 +163,20 @@ def _planned_cost(training: Training, stages: Sequence[str]) -> float:
         if kind_of(name) in stages or training.settings.params.get(name)
     ]
     fits = {name: [task.cost for task in training.tasks(name)] for name in asked}
+    if training.settings.refit:
+        for name, costs in fits.items():
+            costs += [task.cost for task in training.refit_tasks(name)]
     total = sum(sum(costs) for name, costs in fits.items() if kind_of(name) in stages)
     if "stacking" in stages:
         total += sum(_flip_cost(training, i) for i in range(training.settings.surrogate_count))
     return total
 
 
-def _fit_family(training: Training, family: str) -> list[Entry]:
+def _fit_family(training: Training, family: str) -> tuple[list[Entry], dict[str, Any]]:
     """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model.
 
-    With a panel each of these stages has two families, the asset's own and the panel's.
+    Returns the fits, and what the model's meta file says of them. With a panel each of these stages
+    has two families, the asset's own and the panel's.
     """
     s = training.settings
     with training.stage(family, f"{len(training.tasks(family))} fits"):
@@ -170,9 +184,9 @@ def _fit_family(training: Training, family: str) -> list[Entry]:
         frame = training.predictions({family: entries}, holdout=False)
         _, facts = _fix_head(training, frame, family)
         facts["calibration"] = training.slopes(family, entries)
-        module, model = training.shipped(family, entries)
+        module, model = training.together(family, training.final(family, entries))
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
-    return entries
+    return entries, facts
 
 
 def _fix_head(training: Training, frame: pl.DataFrame, model: str) -> tuple[str, dict[str, Any]]:
@@ -183,20 +197,21 @@ def _fix_head(training: Training, frame: pl.DataFrame, model: str) -> tuple[str,
     return head, {"best_head": head, "val_auc": rounded(aucs), **training.lineage()}
 
 
-def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
+def _export_onnx(training: Training, final: Entries, *, stage: str = "onnx") -> dict[str, float]:
     """Stage onnx: LSTM and TFT as ONNX, compared with torch on real windows.
 
-    Returns the largest difference by family.
+    final: the entries that are shipped, by family, one a seed. Returns the largest difference by
+    family.
     """
     from macd.app.train import export  # noqa: PLC0415 - brings torch, which takes seconds
 
     out, tf = training.settings.out, training.settings.tf
     differences: dict[str, float] = {}
-    with training.stage("onnx"):
+    with training.stage(stage):
         rows = np.arange(training.data.first, len(training.data), dtype=np.int64)
         code = code_digest(["macd.app.train.export"])
         for family in (name for name in training.settings.families if kind_of(name) != "lgbm"):
-            final, X = training.final(family, entries[family]), training.inputs(family).X
+            X = training.inputs(family).X
             path = out / results.MODEL_DIR / f"{family}_{tf}.onnx"
             key = key_of(
                 {
@@ -204,14 +219,14 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
                     "libraries": library_versions(("torch", "onnx", "onnxruntime")),
                     "model": [
                         key_of({name: blob.hex() for name, blob in entry.files.items()})
-                        for entry in final
+                        for entry in final[family]
                     ],
                     "X": X,
                 }
             )
             stored = training.cache.get(key)
             if stored is None:
-                _, model = training.shipped(family, entries[family])
+                _, model = training.together(family, final[family])
                 difference = export.to_onnx(model, path, X=X, rows=rows)
                 stored = Entry({}, {path.name: path.read_bytes()}, {"difference": difference})
                 training.cache.put(key, stored)
@@ -219,7 +234,7 @@ def _export_onnx(training: Training, entries: Entries) -> dict[str, float]:
             differences[family] = stored.facts["difference"]
             training.events.emit(
                 "note",
-                stage="onnx",
+                stage=stage,
                 model=family,
                 note=f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, differs from torch by at "
                 f"most {differences[family]:.1e} at batch 1, 7 and 256",
@@ -297,8 +312,42 @@ def _evaluate_policies(
     return made.document
 
 
-def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> leak_audit.Audit:
-    """Stage audit: the leak audit of this training, written to leak_audit.json."""
+def _refit(training: Training, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Entry]]:
+    """Stage refit: the base models once more, on all bars; their files replace the judged ones.
+
+    What was judged stays as it is: figures, best heads, calibration and the meta-model are those of
+    the walk-forward. What the new models say of the holdout, which they were trained on, is stored
+    for the health check alone. Returns the fits, one a seed, by family.
+    """
+    s, again = training.settings, dict[str, list[Entry]]()
+    with training.stage("refit", f"{len(facts)} models on all bars"):
+        frame = oof.table(training.data, training.plan).filter(pl.col("fold") == oof.HOLDOUT)
+        for family, said in facts.items():
+            again[family] = training.fit(family, training.refit_tasks(family))
+            module, model = training.together(family, again[family])
+            more = {**said, **training.refit_facts()}
+            module.save(model, s.out / results.MODEL_DIR, s.tf, facts=more)
+            X, rows = training.inputs(family).X, frame["row"].to_numpy()
+            slopes = [said["calibration"][head] for head in head_names(s.tf)]
+            p = calibrated(module.predict(model, X, rows), slopes).astype(np.float32)
+            frame = oof.with_model(frame, family, p)
+    if "onnx" in s.stages:
+        _export_onnx(training, again, stage="refit-onnx")
+    if "stacking" in s.stages:
+        stacked = StackingModel.from_json((s.out / FILES.stacking(s.tf)).read_bytes())
+        p = _as_served(stacked, _stack_data(training, frame))
+        frame = oof.with_mean(oof.with_model(frame, "stacking", p))
+    oof.write(frame, s.out / FILES.refitted(s.tf))
+    return again
+
+
+def _audit(
+    training: Training, entries: Entries, metrics: Mapping[str, Any], again: Entries
+) -> leak_audit.Audit:
+    """Stage audit: the leak audit of this training, written to leak_audit.json.
+
+    again: the fits on everything, where there are any.
+    """
     s = training.settings
     with training.stage("audit", f"{s.surrogate_count} sign-randomised series"):
         flips = [
@@ -332,8 +381,9 @@ def _audit(training: Training, entries: Entries, metrics: Mapping[str, Any]) -> 
         fits: list[tuple[Task, Entry]] = []
         for family, fitted in entries.items():
             fits += zip(training.tasks(family), fitted, strict=True)
-        panels = {family: training.panel(family) for family in entries}
-        checks.append(leak_audit.check_provenance(fits, training.plan, panels))
+        for family, fitted in again.items():
+            fits += zip(training.refit_tasks(family), fitted, strict=True)
+        checks.append(leak_audit.check_provenance(fits, training.plan, training.assets))
         checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
         checks.append(leak_audit.check_too_good(metrics["models"], allowed))
@@ -354,14 +404,9 @@ def _audited(settings: Settings, i: int) -> tuple[str, ...]:
 
 
 def _audit_params(settings: Settings, family: str) -> Any:
-    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would.
-
-    One bag: the others see the same rows.
-    """
-    trees = kind_of(family) == "lgbm"
-    one = {"bags": 1} if trees else {}
-    changes = {**settings.params.get(family, {}), **one}
-    return params_of(family, settings.profile if trees else "demo", changes)
+    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
+    profile = settings.profile if kind_of(family) == "lgbm" else "demo"
+    return params_of(family, profile, settings.params.get(family, {}))
 
 
 def _flip_cost(training: Training, i: int) -> float:
@@ -377,10 +422,10 @@ def _flip_cost(training: Training, i: int) -> float:
 def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     s = training.settings
     seconds = round(training.events.clock() - started, 3)
-    whole = results.expected_files("all", s.stages, s.tf, s.families)
+    whole = results.expected_files("all", s.stages, s.tf, s.families, refit=s.refit)
     result = results.write_result(
         s.out,
-        results.expected_files(s.mode, s.stages, s.tf, s.families),
+        results.expected_files(s.mode, s.stages, s.tf, s.families, refit=s.refit),
         {
             "mode": s.mode,
             "complete": s.mode == "all" or results.missing(s.out, whole) == [],

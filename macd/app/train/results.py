@@ -36,7 +36,7 @@ from macd.heads import (
     shown,
 )
 from macd.host.durable import replace_file, sha256_of
-from macd.run_directory import FILES, auc_text, read_json
+from macd.run_directory import FILES, auc_text, on_same_bars, read_json
 
 MODEL_DIR = Path(FILES.models)
 _FIT_FACTS = ("family", "fold", "seed", "samples", "seconds", "cpu_s", "peak_mb")
@@ -105,6 +105,11 @@ def measure(
         "caveats": caveats.of(validation, holdout),
         "models": figures,
         "best_head": best,
+        "best_head_luck": {
+            model: oof.best_head_luck(frame, model, s.min_move, s.seed)
+            for model in models
+            if model == "lstm"  # whose test is compared with its validation
+        },
         "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),
         "history": {
@@ -152,6 +157,16 @@ def _importance(final: Sequence[Entry]) -> dict[str, float]:
     return dict(sorted(mean.items(), key=lambda item: -item[1]))
 
 
+def refit_of(training: Training) -> dict[str, str]:
+    """metrics["refit"]: until when the shipped models were trained, and what that means."""
+    until = datetime.fromtimestamp(training.refit_facts()["trained_until_ms"] / 1000, UTC)
+    note = (
+        f"The base models were refitted on all bars to {until:%Y-%m-%d}: the shipped files have no "
+        "test figures of their own; all figures are those of the walk-forward and its holdout."
+    )
+    return {"until": until.isoformat(), "note": note}
+
+
 def judge(
     training: Training,
     metrics: Mapping[str, Any],
@@ -161,10 +176,10 @@ def judge(
     """Each criterion of the settings against what this training measured."""
     s = training.settings
     values = measured(metrics, read_json(s.out / FILES.stacking(s.tf), {}))
-    values |= comparison.criteria(metrics) | backtest.criteria_of(metrics["policies"])
+    values |= backtest.criteria_of(metrics["policies"])
     if differences:  # a failed comparison ends the run before this
         values["onnx_test"] = 1.0, f"largest difference {max(differences.values()):.1e}"
-    files = expected_files(s.mode, s.stages, s.tf, s.families)
+    files = expected_files(s.mode, s.stages, s.tf, s.families, refit=s.refit)
     files = [p for p in files if p.name not in (FILES.metrics, FILES.criteria)]
     absent = missing(s.out, files)
     values["files_exist"] = 0.0 if absent else 1.0, ", ".join(absent) or f"{len(files)} files"
@@ -178,6 +193,7 @@ def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
     """The figures that result.json repeats."""
     return {
         "best_head": metrics["best_head"],
+        **({"refit": metrics["refit"]} if "refit" in metrics else {}),
         "auc": {
             model: {
                 head: {part: v[part]["value"] for part in ("val", "test", "val_all", "test_all")}
@@ -206,10 +222,10 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         "All on the same bars: those of which every model speaks",
         *filter(None, [explained(tf)]),
     ]
+    same = on_same_bars(metrics)
     for model in COMPARED:
-        if model in metrics["models"]:
-            same = comparison.figures_of(metrics["comparison"], model)
-            lines += ["", *_model_lines(NAMES[model], same, tf)]
+        if model in same:
+            lines += ["", *_model_lines(NAMES[model], same[model], tf)]
             if model not in BASELINES:
                 lines.append(f"Best head: {shown(metrics['best_head'][model], tf)}")
     lines += comparison.difference_lines(metrics)
@@ -238,7 +254,12 @@ def _figures(head: Mapping[str, Any]) -> str:
 
 
 def expected_files(
-    mode: str, stages: Iterable[str], tf: str, families: Sequence[str] = FAMILIES
+    mode: str,
+    stages: Iterable[str],
+    tf: str,
+    families: Sequence[str] = FAMILIES,
+    *,
+    refit: bool = False,
 ) -> list[Path]:
     """The files a run of this mode and these base models must leave, relative to its directory."""
     nets = [family for family in families if kind_of(family) != "lgbm"]
@@ -260,6 +281,8 @@ def expected_files(
     if mode != "verify":
         files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
         files.append(Path(FILES.policies(tf)))
+    if refit:
+        files.append(Path(FILES.refitted(tf)))
     return files
 
 

@@ -33,6 +33,8 @@ class Settings:
     stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
     panel: assets that train global models together with `symbol`, which is always one of them.
     min_move: fraction; training and headline use bars with |return| above it.
+    seeds: models of so many seeds, from `seed` on, are averaged into one.
+    refit: after judging, fit the models that are shipped once more, on all bars.
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
     limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
     accept: findings about the bars that a person knows to be the market itself, and why.
@@ -52,6 +54,7 @@ class Settings:
     profile: str = "demo"
     seed: int = SEED
     seeds: int = 1
+    refit: bool = False
     engine: str = ENGINE
     device: str = "auto"
     workers: int = 0
@@ -210,6 +213,7 @@ def _range_problems(s: Settings) -> list[str]:
         (0 <= s.inner_stop <= 0.5, "inner_stop: from 0 to 0.5"),
         (0 <= s.surrogates <= 100, "surrogates: 1 to 100, or 0 for the profile's"),
         (1 <= s.seeds <= 10, "seeds: 1 to 10"),
+        (not s.refit or s.mode == "all", "refit: only with mode all, which judges before it"),
         (0 <= s.seed < 2**31, "seed: from 0 to 2147483647"),
         (s.workers >= 0, "workers: 1 or more, or 0 for all cores"),
         (0 < s.edge_cap < 0.5, "edge_cap: between 0 and 0.5"),

@@ -34,7 +34,7 @@ class Params:
     attention_heads: int
     dropout: float
     loop: Loop
-    features: str = "all"  # the set that the net sees (macd/app/market/features `subset`)
+    features: str = "path"  # the set that the net sees (macd/app/market/features `subset`)
 
     @classmethod
     def demo(cls) -> Self:
@@ -44,7 +44,7 @@ class Params:
 
     @classmethod
     def full(cls) -> Self:
-        """About 150k parameters at 80 features."""
+        """About 138k parameters at 44 features."""
         loop = Loop(epochs=4, batch=128, lr=2e-3, weight_decay=0.05)
         return cls(width=64, attention_heads=4, dropout=0.1, loop=loop)
 

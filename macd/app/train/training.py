@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -92,11 +93,17 @@ class Training:
         holdout = self.plan.holdout
         return [*made, *(self._task(family, holdout, params, seed, keep=True) for seed in seeds)]
 
-    def fit(self, family: str) -> list[Entry]:
-        """All entries of a family, in the order of `tasks`."""
+    def refit_tasks(self, family: str) -> list[Task]:
+        """The family's fits on everything, one a seed; see `Plan.everything`."""
+        s, fold, params = self.settings, self.plan.everything, self.params(family)
+        seeds = range(s.seed, s.seed + s.seeds)
+        return [self._task(family, fold, params, seed, keep=True) for seed in seeds]
+
+    def fit(self, family: str, tasks: Sequence[Task] | None = None) -> list[Entry]:
+        """The entries of these tasks, by default of all of the family's `tasks`, in their order."""
         with self.meter.running():
             return fit_all(
-                self.tasks(family),
+                self.tasks(family) if tasks is None else tasks,
                 self.inputs(family),
                 self.cache,
                 engine_name=self.settings.engine,
@@ -134,10 +141,9 @@ class Training:
         """The fits before the holdout, one a seed: what the holdout tested is what is shipped."""
         return [e for task, e in zip(self.tasks(family), entries, strict=True) if task.keep]
 
-    def shipped(self, family: str, entries: list[Entry]) -> tuple[Any, Any]:
-        """The family's module, and its model before the holdout: of all seeds, as one."""
-        final = self.final(family, entries)
-        loaded = [model_of(entry.files, family, self.settings.tf) for entry in final]
+    def together(self, family: str, seeds: Sequence[Entry]) -> tuple[Any, Any]:
+        """The family's module, and the model of these entries, one a seed, as one."""
+        loaded = [model_of(entry.files, family, self.settings.tf) for entry in seeds]
         module, models = loaded[0][0], [model for _, model in loaded]
         return module, models[0] if len(models) == 1 else module.average(models)
 
@@ -191,9 +197,23 @@ class Training:
             "trained_until_ms": int(self.data.times_ms[self.plan.holdout.train[-1]]),
         }
 
+    def refit_facts(self) -> dict[str, Any]:
+        """What the meta file of a refitted model says beside its lineage.
+
+        judged_until_ms: until when the models were trained that its figures are of.
+        """
+        until = int(self.data.times_ms[self.plan.everything.train[-1]])
+        judged = self.lineage()["trained_until_ms"]
+        return {"refit": True, "trained_until_ms": until, "judged_until_ms": judged}
+
     def params(self, family: str) -> Any:
         """The parameters of a family's fits."""
         return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
+
+    @cached_property
+    def assets(self) -> Panel | None:
+        """The panel's assets, their times and rows; None without a panel."""
+        return panels.of(self.bars.symbol, self.data, self.others) if self.others else None
 
     def panel(self, family: str) -> Panel | None:
         """The assets that a family is trained on; None where it is the asset's own model."""
@@ -230,7 +250,7 @@ class Training:
             rows, stop = splits.inner_split(
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
-        panel = self.panel(family)
+        panel = self.assets if family in PANEL else None
         others = 0 if panel is None else panel.rows_of_others(rows)
         return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
 

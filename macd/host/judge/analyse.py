@@ -402,6 +402,11 @@ class Analysis:
         return 0 if self._has_ml_error else self._lacking.count(_LOST)
 
     @property
+    def symbols(self) -> frozenset[str]:
+        """The symbols of the signal lines in the window."""
+        return self._symbols.known
+
+    @property
     def unnamed(self) -> int:
         """The number of lines in the window without seq or release."""
         return self._counts["without seq or release"]

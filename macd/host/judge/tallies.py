@@ -74,6 +74,11 @@ class Few:
     def __len__(self) -> int:
         return len(self._texts)
 
+    @property
+    def known(self) -> frozenset[str]:
+        """The texts that were added while there was room."""
+        return frozenset(self._texts)
+
 
 @dataclass(slots=True)
 class Model:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -55,12 +56,18 @@ class Manifest:
 
     @property
     def serves(self) -> tuple[str, ...]:
-        """The symbols its models know: the trained one, then its panel's; () where it names none.
+        """The symbols that its models know; see `symbols_of`."""
+        return symbols_of(self.details)
 
-        A bad value there is no reason to refuse a release: the service finds what it can serve.
-        """
-        named = [self.details.get("symbol"), *(self.details.get("panel") or ())]
-        return tuple(dict.fromkeys(symbol for symbol in named if isinstance(symbol, str)))
+
+def symbols_of(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """The symbols that a release's models know, from its details; () where they name none.
+
+    First the one that was trained on, then its panel's others.
+    """
+    panel = details.get("panel")
+    named = [details.get("symbol"), *(panel if isinstance(panel, list) else ())]
+    return tuple(dict.fromkeys(symbol for symbol in named if isinstance(symbol, str)))
 
 
 def canonical(document: Any) -> bytes:

@@ -102,3 +102,14 @@ def test_json_is_one_document(
     played(monkeypatch, Typed(), json=True)
     told = json.loads(capsys.readouterr().out)
     assert len(told["steps"]) == len(demo.STORY) + 1
+
+
+def test_it_ends_with_what_stacking_is_worth(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, worth in (("20260101T000000Z", "an older one"), ("20260201T000000Z", "+0.004")):
+        (root / "runs" / run).mkdir(parents=True)
+        result = json.dumps({"stacking_worth": worth})
+        (root / "runs" / run / "result.json").write_text(result)
+    played(monkeypatch, Typed())
+    assert capsys.readouterr().out.endswith("\n\n+0.004\n")

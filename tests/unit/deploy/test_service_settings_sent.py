@@ -79,6 +79,24 @@ def test_bars_to_replay_go_with_the_settings(tmp_path: Path) -> None:
     }
 
 
+PANEL = "train: {symbol: BTCUSD, cross: [SOLUSD], panel: [ETHUSD], data_dir: ../bars}\n"
+
+
+def test_another_asset_of_the_panel_is_watched_without_cross_symbols(tmp_path: Path) -> None:
+    (tmp_path / "bars").mkdir()
+    for name in ("BTCUSD_1h.parquet", "ETHUSD_1h.parquet", "SOLUSD_1h.parquet"):
+        (tmp_path / "bars" / name).symlink_to(SAMPLE)
+    known = inventory(tmp_path, "service: {symbol: ETHUSD, feed: {kind: replay}}\n" + PANEL)
+    assert desired.watched(known) == ["ETHUSD"]
+    assert list(desired.replay_files(known)) == ["data/replay/ETHUSD_1h.parquet"]
+
+
+@pytest.mark.parametrize("service", ["{}", "{symbol: BTCUSD}"])
+def test_the_trained_asset_is_watched_with_its_cross_symbols(tmp_path: Path, service: str) -> None:
+    known = inventory(tmp_path, f"service: {service}\n" + PANEL)
+    assert desired.watched(known) == ["BTCUSD", "SOLUSD"]
+
+
 @pytest.mark.parametrize("kind", ["ccxt", "directory"])
 def test_other_feeds_need_no_bars_from_here(tmp_path: Path, kind: str) -> None:
     (tmp_path / "bars").mkdir()

@@ -115,10 +115,36 @@ def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
     assert made.settings.symbol == "BTCUSD"
 
 
+def test_seeds_parameters_and_refit_reach_the_training(inventory: Inventory) -> None:
+    asked = {"seeds": 3, "params": {"lgbm": {"features": "all", "rate": 0.05}}, "refit": True}
+    train = inventory.train.model_copy(update=asked)
+    book = inventory.model_copy(update={"train": train})
+    settings = request(book).settings
+    assert {name: getattr(settings, name) for name in asked} == asked
+    assert request(book, mode="lgbm").settings.refit is False, "one stage judges nothing"
+
+
 def test_a_symbol_is_not_its_own_cross_asset(inventory: Inventory) -> None:
     train = inventory.train.model_copy(update={"cross": ("BTCUSD", "ETHUSD")})
     book = inventory.model_copy(update={"train": train})
     assert requests.settings_of(book, {})["cross"] == ["ETHUSD"]
+
+
+def test_the_panels_bars_travel_and_the_symbol_is_one_of_them(inventory: Inventory) -> None:
+    for name in ("ETHUSD", "SOLUSD"):
+        (inventory.train.data_dir / f"{name}_1h.parquet").write_bytes(name.encode())
+    train = inventory.train.model_copy(update={"panel": ("BTCUSD", "ETHUSD", "SOLUSD")})
+    made = request(inventory.model_copy(update={"train": train}))
+    sent = {path for path in made.tree.files if path.startswith("data/")}
+    assert sent == {f"data/{name}_1h.parquet" for name in ("BTCUSD", "ETHUSD", "SOLUSD")}
+    assert made.settings.panel_others == ("ETHUSD", "SOLUSD")
+    assert made.settings.families[3:] == ("lgbm_panel", "lstm_panel", "tft_panel")
+
+
+def test_a_panel_of_the_symbol_alone_is_none(inventory: Inventory) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(inventory, panel=["BTC/USD"])
+    assert "panel: names no asset beside BTCUSD" in caught.value.why
 
 
 def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:

@@ -179,7 +179,7 @@ def test_the_same_order_gives_the_same_bytes(
 def test_a_missed_blocking_criterion_refuses_and_says_by_how_much(shop: Workshop) -> None:
     run = runs.read(trained_run())
     criteria = {"lstm_val_auc": Criterion(threshold=0.9, level="block")}
-    findings = judge.judge(run.criteria, criteria, run.audit, run.metrics["models"])
+    findings = judge.judge(run.criteria, criteria, run.audit, run.metrics, run.stacking)
     request = shop.request(findings=findings)
     with pytest.raises(RefusedError) as caught:
         shop.make(request)
@@ -308,6 +308,20 @@ def test_what_a_person_accepted_about_the_bars_stands_in_manifest_and_card(
     assert "<b>everywhere" not in page
 
 
+def test_choices_made_after_looking_stand_in_manifest_and_card(
+    made: tuple[Workshop, Release],
+) -> None:
+    _, release = made
+    said, *more = release.manifest.details["caveats"]
+    assert "chosen by validation figures on BTC" in said
+    for page in cards_of(release):
+        assert all(text in page for text in (said, *more))
+        assert "1 look: no other configuration" in page
+    for page in cards_of(release, holdout={"openings": 3}, caveats=[]):  # of an earlier version
+        assert "3 looks: 3 configurations of a model were evaluated" in page
+        assert said not in page
+
+
 def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Release]) -> None:
     _, release = made
     for page in cards_of(release):
@@ -316,7 +330,10 @@ def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Releas
         model: {f"h{head[:-1]}": figures for head, figures in heads.items()}
         for model, heads in release.manifest.details["metrics"].items()
     }
-    for page in cards_of(release, tf="15m", metrics=metrics, best_head={"lstm": "h12"}):
+    for page in cards_of(
+        release, tf="15m", metrics=metrics, best_head={"stacking": "h12", "lstm": "h5"}
+    ):
         assert "h5 = 1h15m, h12 = 3h, h24 = 6h" in page
+        assert page.count("★") == 2, "in the words above, and at the headline"
         assert "12 bars (3h) ★" in page
         assert "5 bars (1h15m)" in page

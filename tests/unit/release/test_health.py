@@ -13,7 +13,7 @@ import pytest
 from macd.app.predict import golden, health
 from macd.app.predict.golden import TrainedOn
 from macd.app.predict.scoring import MODELS, Scorer
-from macd.app.train.compare import compare
+from macd.app.train.onnx_check import compare
 from macd.checklist import Item
 from macd.run_directory import FILES
 from tests.support.training_run import bars_directory, trained_run
@@ -205,7 +205,7 @@ def test_where_torch_is_not_nothing_is_said_to_agree(
     top: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("macd.app.train.compare.find_spec", lambda _: None)
+        patched.setattr("macd.app.train.onnx_check.find_spec", lambda _: None)
         item = compare(top, "1h")
     assert (item.done, item.detail) == (False, "not compared: torch is not here")
     (top / MODELS / "tft_1h.pt").unlink()

@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from macd.report import charts
 from macd.report.charts import Bin, Curve, Interval
@@ -49,7 +51,7 @@ def test_forest_places_points_and_whiskers_on_its_axis() -> None:
     (reference,) = of_class(root, "reference")
     assert at(reference, "x1")[0] == pytest.approx(place(0.5), abs=0.1)
     words = "".join(root.itertext())
-    assert "0.560 [.530, .590]" in words
+    assert "0.560 [0.530, 0.590]" in words
     assert float(dots[1].get("r") or 0) > float(dots[0].get("r") or 0)
 
 
@@ -172,17 +174,52 @@ def test_hostile_names_stay_text() -> None:
         assert not [e for e in parsed(svg).iter() if e.tag == "img"]
 
 
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [
-        ((0.567, 0.544, 0.589), "0.567 [.544, .589]"),
-        ((1.0, 0.99, 1.0), "1.000 [.990, 1.000]"),
-        ((10.5, 10.05, 20.0), "10.500 [10.050, 20.000]"),
-        ((0.5, None, 0.6), "0.500"),
-        ((-0.02, -0.05, 0.01), "−0.020 [−.050, .010]"),
-        ((None, None, None), "not known"),
-        ((NAN, 0.1, 0.2), "not known"),
-    ],
-)
-def test_intervals_in_words(values: tuple[float | None, ...], shown: str) -> None:
-    assert charts.interval_text(*values) == shown
+DAYS = [(17_500.0 + k, value) for k, value in enumerate((1.0, 1.1, 0.88, 0.99))]
+
+
+def test_equity_shows_growth_and_the_fall_from_the_highest_value() -> None:
+    root = parsed(charts.equity([Curve("one", DAYS), Curve("two", DAYS[:1] * 4, 1)], title="t"))
+    assert charts.below_peak(DAYS) == [
+        (17_500.0, 0.0),
+        (17_501.0, 0.0),
+        (17_502.0, pytest.approx(-20.0)),
+        (17_503.0, pytest.approx(-10.0)),
+    ]
+    lines = [e for e in root.iter() if e.tag.endswith("polyline")]
+    assert len(lines) == 4, "two curves, above and below"
+    hints = [h.text for h in root.iter() if h.tag.endswith("title") and "one" in (h.text or "")]
+    assert hints[1] == "2017-12-01: one +10.0 %, two 0.0 %"
+    assert len(hints) == len(DAYS)
+
+
+@given(st.lists(st.floats(0.1, 3.0), min_size=2, max_size=200))
+def test_nothing_lies_above_its_peak_nor_below_ruin(values: list[float]) -> None:
+    fallen = [y for _, y in charts.below_peak([(float(k), v) for k, v in enumerate(values)])]
+    assert all(-100.0 <= y <= 0.0 for y in fallen)
+    highest = max(range(len(values)), key=values.__getitem__)
+    assert values[highest] < 1.0 or fallen[highest] == 0.0
+
+
+@given(st.floats(0, 40_000), st.floats(2, 20_000))
+def test_month_ticks_are_few_inside_and_the_first_of_a_month(first: float, span: float) -> None:
+    made = charts.month_ticks(first, first + span)
+    assert len(made) <= 5
+    for day, label in made:
+        assert first - 1 < day <= first + span
+        assert charts.date_of(day).day == 1
+        assert f"{charts.date_of(day):%Y-%m}" == label
+
+
+def test_a_roc_curve_ends_in_the_corners() -> None:
+    root = parsed(charts.roc([[0, 0], [0.2, 0.5], [1, 1]], title="t"))
+    (line,) = [e for e in root.iter() if e.tag.endswith("polyline")]
+    points = [tuple(map(float, pair.split(","))) for pair in (line.get("points") or "").split()]
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    middle = points[1]
+    assert middle == pytest.approx((x0 + 0.2 * (x1 - x0), y0 + 0.5 * (y1 - y0)), abs=0.2)
+
+
+def test_the_points_of_a_curve_tell_their_values() -> None:
+    svg = charts.lines([Curve("loss", [(1, 0.7), (2, -0.61)])], title="t")
+    assert "loss: 1, 0.7<" in svg
+    assert "loss: 2, −0.61<" in svg

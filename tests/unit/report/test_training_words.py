@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from macd.app.pages import training
+from macd.app.market.features import feature_names
+from macd.app.pages import figures, names, opening, training
 from macd.errors import MacdError, UsageError
 from macd.run_directory import TrainingRun, read_run
 
@@ -112,7 +113,7 @@ def test_a_clean_run_needs_no_caution() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"audit": {"ok": False, "checks": [{"name": "peek", "ok": False}]}}, "(peek)"),
+        ({"audit": {"ok": False, "checks": [{"name": "peek", "ok": False}]}}, "(Peek)"),
         ({"audit": {}}, "No leak audit ran"),
         ({"models": {"stacking": model(0.51, 0.515)}}, "chance explains it"),
         ({"models": {"stacking": model(0.56, 0.60)}}, "differ by 0.040"),
@@ -143,7 +144,7 @@ def test_what_was_chosen_after_looking_is_said() -> None:
 def test_the_headline_never_stands_without_all_bars_baseline_and_effective_n() -> None:
     tiles = {tile.title: tile for tile in training.tiles(run())}
     assert tiles["Stacking 5h, validation"].value == "0.560"
-    assert tiles["Stacking 5h, validation"].interval == "[.540, .580]"
+    assert tiles["Stacking 5h, validation"].interval == "[0.540, 0.580]"
     assert tiles["The same on ALL bars"].value == "0.550"
     assert tiles["The same on the holdout"].value == "0.565"
     assert tiles["Volatility only"].value == "0.500"
@@ -173,3 +174,52 @@ def test_reading_tells_no_run_from_a_damaged_one(tmp_path: Path) -> None:
     with pytest.raises(MacdError, match=r"events\.jsonl") as caught:
         _ = read_run(tmp_path).started
     assert "line 2" in caught.value.why
+
+
+def test_the_star_marks_the_headline_alone() -> None:
+    names = [str(row[0]) for row in training.all_auc(run()).rows]
+    assert [name for name in names if "★" in name] == ["Stacking 5h ★"]
+
+
+def test_the_run_says_what_a_criterion_measured_in_its_own_unit() -> None:
+    made = {
+        "net_edge": (-45.94, "measured −45.9"),
+        "flag_matters": (0.0234, "measured 2.3 %"),
+        "n_oof": (9417, "measured 9,417"),
+        "lstm_val_auc": (0.56721, "measured 0.567"),
+        "leak_audit": (1.0, "yes"),
+        "onnx_test": (None, "not measured"),
+    }
+    for name, (value, shown) in made.items():
+        assert training.shown_value({"name": name, "value": value}) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ret_24", "return of 24 bars"),
+        ("ret_1", "return of 1 bar"),
+        ("x_ethusd_ret_1", "ETHUSD: return of 1 bar"),
+        ("lstm_5h", "LSTM 5h"),
+        ("lgbm_panel_12h", "LightGBM, panel 12h"),
+        ("vol_24_168", "volatility, 24 to 168 bars"),
+        ("macd_hist_change", "MACD histogram change"),
+    ],
+)
+def test_features_have_names_for_people(name: str, shown: str) -> None:
+    assert names.feature(name) == shown
+
+
+def test_no_feature_is_shown_by_its_key_and_no_two_alike() -> None:
+    shown = [names.feature(name) for name in feature_names(["ETHUSD"])]
+    assert not [name for name in shown if "_" in name]
+    assert len(set(shown)) == len(shown)
+
+
+def test_a_run_without_policies_or_comparison_opens_as_before() -> None:
+    old = run()
+    assert opening.equity(old) == []
+    assert opening.discrimination(old, "5h") == []
+    assert opening.policy_words(old) == []
+    assert opening.policies_table(old, "val") is None
+    assert figures.contributions(old) == figures.roc(old) == figures.hits(old) == []

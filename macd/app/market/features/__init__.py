@@ -22,6 +22,7 @@ from macd.errors import MacdError, UsageError
 FEATURE_VERSION = 1  # raise it when a formula changes under a name that stays
 SETS = ("all", "own", "path")
 _PATH = ("ret_", "lag_", "path_", "yesterday_", "hour_", "half_day_", "week_")
+OTHERS = "Other assets"
 WARMUP = 480  # bars; outlasts every window, and leaves 1e-13 of an average's first bar
 
 
@@ -90,16 +91,35 @@ def schema_hash(names: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def family_of(name: str) -> str:
+    """The family of a feature, for people; the headings of docs/features.md."""
+    none = Candles(np.empty(0, np.int64), *(np.empty(0) for _ in range(5)))
+    made = _by_family(none, {}, step_ms("1h"))
+    return next((family for family, columns in made.items() if name in columns), OTHERS)
+
+
 def _columns(own: Candles, others: Mapping[str, Candles], step: int) -> dict[str, Array]:
-    out = families.price(own)
-    out |= families.momentum(own)
-    out |= families.volume(own)
-    out |= families.volatility(own)
-    out |= families.calendar(own)
-    out |= families.higher_timeframes(own, step)
-    for symbol in sorted(others):
-        out |= families.cross_asset(own, others[symbol], symbol)
+    out: dict[str, Array] = {}
+    for columns in _by_family(own, others, step).values():
+        out |= columns
     return out
+
+
+def _by_family(
+    own: Candles, others: Mapping[str, Candles], step: int
+) -> dict[str, dict[str, Array]]:
+    crossed: dict[str, Array] = {}
+    for symbol in sorted(others):
+        crossed |= families.cross_asset(own, others[symbol], symbol)
+    return {
+        "Path of the price": families.price(own),
+        "Indicators": families.momentum(own),
+        "Volume": families.volume(own),
+        "Volatility": families.volatility(own),
+        "Clock": families.calendar(own),
+        "Longer timeframes": families.higher_timeframes(own, step),
+        OTHERS: crossed,
+    }
 
 
 def bars_needed(rows: int = 1) -> int:

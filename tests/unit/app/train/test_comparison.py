@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from macd.app.train import comparison, oof
 from macd.app.train.metrics import auc, effective_n, interval, resampled_aucs, week_interval
-from macd.criteria import evaluate, parse_criteria
+from macd.criteria import evaluate, measured, parse_criteria
 from macd.heads import GUIDE, head_names
+from macd.run_directory import on_same_bars
 
 HOUR = 3_600_000
 HEADS = head_names(GUIDE)
@@ -88,7 +89,7 @@ def test_the_same_predictions_differ_by_nothing(
 
 def test_a_better_model_stands_above_a_worse_one() -> None:
     frame = oof.with_mean(with_stacking(table(), "lgbm"))
-    value, detail = comparison.criteria(_metrics(frame))["stacking_vs_mean"]
+    value, detail = measured(_metrics(frame), {})["stacking_vs_mean"]
     assert value is not None and value > 0
     made = comparison.compare(frame, 0.003, 0)["5h"]["val"]["differences"]
     assert made["stacking_minus_mean"]["low"] > 0 > made["mean_minus_best"]["high"]
@@ -97,7 +98,7 @@ def test_a_better_model_stands_above_a_worse_one() -> None:
 
 def test_a_worse_one_than_the_mean_blocks_and_than_the_best_warns() -> None:
     metrics = _metrics(oof.with_mean(with_stacking(table(), "tft")))
-    by_name = {o.name: o for o in evaluate(parse_criteria({}), comparison.criteria(metrics))}
+    by_name = {o.name: o for o in evaluate(parse_criteria({}), measured(metrics, {}))}
     for name, level in (("stacking_vs_mean", "block"), ("stacking_vs_best", "warn")):
         assert (by_name[name].ok, by_name[name].level) == (False, level)
         assert by_name[name].value is not None and by_name[name].value < 0
@@ -134,18 +135,14 @@ def test_one_model_alone_has_no_differences() -> None:
     part = comparison.compare(frame, 0.003, 0)["5h"]["val"]
     assert (set(part["models"]), part["differences"]) == ({"lgbm"}, {})
     metrics = _metrics(frame)
-    assert comparison.criteria(metrics) == {}
+    assert measured(metrics, {}) == {}
     assert (comparison.difference_lines(metrics), comparison.worth(metrics)) == ([], "")
 
 
 def _metrics(frame: pl.DataFrame) -> dict[str, Any]:
-    names = oof.models_in(frame, ("lgbm", "lstm", "tft", "stacking", "mean"))
-    return {
-        "tf": GUIDE,
-        "models": dict.fromkeys(names),
-        "best_head": dict.fromkeys(names, "5h"),
-        "comparison": comparison.compare(frame, 0.003, 0),
-    }
+    made = {"comparison": comparison.compare(frame, 0.003, 0)}
+    models = on_same_bars(made)
+    return {"tf": GUIDE, "models": models, "best_head": dict.fromkeys(models, "5h"), **made}
 
 
 weeks = st.integers(2, 6)

@@ -165,3 +165,13 @@ def test_profiles_are_the_small_trees_that_worked() -> None:
     assert (full.feature_fraction, full.min_child) == (0.4, 200)
     assert full.features == "path"
     assert (full.bags, full.bagging_fraction, full.bagging_freq) == (5, 0.5, 1)
+
+
+def test_contributions_add_up_to_the_log_odds_of_each_row(model: lgbm.Model, data: FitData) -> None:
+    rows = np.arange(1000, 1100)
+    p = lgbm.predict(model, data.X, rows)
+    for k, head in enumerate(head_names(GUIDE)):
+        given = lgbm.contributions(model, head, data.X, rows)
+        assert given.shape == (100, 7)
+        assert 1 / (1 + np.exp(-given.sum(axis=1))) == pytest.approx(p[:, k], abs=1e-6)
+        assert np.abs(given[:, :-1]).mean(axis=0).argmax() == (1 if k < 2 else 4)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from macd.app.train.metrics import WEEK_MS, auc, effective_n, reliability, score, week_interval
+from macd.app.train import metrics
+from macd.app.train.metrics import (
+    WEEK_MS,
+    auc,
+    by_confidence,
+    effective_n,
+    reliability,
+    roc,
+    score,
+    week_interval,
+)
 
 HOUR = 3_600_000
 
@@ -63,6 +75,13 @@ def test_overlapping_labels_count_once() -> None:
     assert effective_n(np.arange(100), 5) == pytest.approx(104 / 5)
     assert effective_n(np.arange(0, 1000, 50), 5) == 20
     assert effective_n(np.array([7]), 24) == 1
+    assert effective_n(np.array([], dtype=np.int64), 24) == 0
+
+
+@given(st.lists(st.integers(0, 200), min_size=1), st.integers(1, 30))
+def test_effective_n_counts_the_bars_that_labels_cover(rows: list[int], horizon: int) -> None:
+    covered = {row + ahead for row in rows for ahead in range(1, horizon + 1)}
+    assert effective_n(np.array(rows), horizon) == pytest.approx(len(covered) / horizon)
 
 
 def test_rows_without_label_or_prediction_are_not_counted() -> None:
@@ -94,3 +113,58 @@ def test_brier_and_reliability_of_a_calibrated_score() -> None:
     made = score(y, p, _hours(len(y)), np.arange(len(y)), 5)
     assert made.brier == pytest.approx(np.mean((p - y) ** 2))
     assert made.brier == pytest.approx(1 / 6, abs=0.01)
+
+
+def test_the_area_under_the_roc_curve_is_the_auc_also_with_ties() -> None:
+    rng = np.random.default_rng(7)
+    y = (rng.random(300) < 0.4).astype(float)
+    p = np.round(rng.random(300) + 0.2 * y, 1)
+    y[::9] = np.nan
+    known = np.isfinite(y)
+    down, up = np.array(roc(y, p, points=500)).T
+    assert np.trapezoid(up, down) == pytest.approx(auc(y[known], p[known]), abs=1e-3)
+    few = roc(y, rng.random(300), points=9)
+    assert (few[0], few[-1]) == ([0.0, 0.0], [1.0, 1.0])
+    assert len(few) <= 10
+    assert roc(np.ones(5), np.arange(5.0)) == []
+
+
+def test_hit_rates_by_confidence_count_the_side_taken() -> None:
+    rng = np.random.default_rng(8)
+    n = 168 * 8
+    p = rng.random(n)
+    y = (rng.random(n) < p).astype(float)  # calibrated: right as often as it is sure
+    p[:3], y[3:6] = 0.5, np.nan
+    bins = by_confidence(y, p, _hours(n))
+    assert sum(int(made["n"] or 0) for made in bins) == n - 6
+    for made in bins:
+        low, high = made["low"], made["high"]
+        middle = 0.5 + ((made["from"] or 0) + (made["to"] or 0)) / 2
+        assert made["value"] == pytest.approx(middle, abs=0.1)
+        assert low is not None
+        assert high is not None
+        assert low < (made["value"] or 0) < high
+    wrong = by_confidence(1 - y, p, _hours(n))
+    for right, made in zip(bins, wrong, strict=True):
+        assert (right["value"] or 0) + (made["value"] or 0) == pytest.approx(1.0)
+
+
+def test_hit_rates_of_less_than_two_weeks_have_no_interval() -> None:
+    (made,) = by_confidence(np.array([1.0, 0.0]), np.array([0.6, 0.7]), _hours(2), bins=1)
+    assert (made["value"], made["low"], made["high"]) == (0.5, None, None)
+    assert by_confidence(np.array([np.nan]), np.array([0.6]), _hours(1)) == []
+
+
+def test_blocks_of_daily_bars_hold_their_longest_head() -> None:
+    """Labels of 24 days overlap: single weeks would count them as independent."""
+    day = 86_400_000
+    assert metrics.block_ms(np.arange(50, dtype=np.int64) * 3_600_000) == metrics.WEEK_MS
+    times = np.arange(2_000, dtype=np.int64) * day
+    assert metrics.block_ms(times) == 4 * metrics.WEEK_MS
+    assert metrics.block_ms(times[:1]) == metrics.WEEK_MS
+    overlapping = np.convolve(np.random.default_rng(0).normal(size=2_023), np.ones(24), "valid")
+    wide = np.ptp(metrics.interval(metrics.resampled_means(overlapping, times)))
+    narrow = np.ptp(metrics.interval(metrics.resampled_means(overlapping, times, metrics.WEEK_MS)))
+    true = 2 * 1.96 * 24 / np.sqrt(2_000)
+    assert narrow < 0.7 * true
+    assert 0.75 * true < wide < 1.3 * true

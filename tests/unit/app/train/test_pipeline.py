@@ -16,7 +16,7 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.market.features import schema_hash, subset
-from macd.app.predict.combine import mean_of_logits
+from macd.app.predict.combine import calibrated, mean_of_logits
 from macd.app.predict.stacking import StackingModel
 from macd.app.train import dataset, lgbm, lstm, oof, pipeline, stacking, tft
 from macd.app.train.cache import Cache
@@ -37,7 +37,13 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "params": {
         "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
+        "lstm": {  # more features than the others
+            "features": "all",
+            "hidden": 8,
+            "projection": 8,
+            "epochs": 2,
+            "rows_per_epoch": 256,
+        },
         "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
     },
 }
@@ -193,8 +199,9 @@ def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
         model = family.load(done / "data/ml_models", "1h")
         seen = data.seen_by(model.params)
         p = family.predict(model, seen.X, rows)
-        np.testing.assert_array_equal(p[:, 0], behind[f"p_{name}_5h"].to_numpy())
         meta = json.loads((done / f"data/ml_models/{name}_1h_meta.json").read_text())
+        served = calibrated(p[:, 0], meta["calibration"]["5h"]).astype(np.float32)
+        np.testing.assert_array_equal(served, behind[f"p_{name}_5h"].to_numpy())
         assert meta["best_head"] in ("5h", "12h", "24h")
         assert meta["features"] == list(seen.features)
         assert meta["window_features"] == list(data.features)
@@ -205,6 +212,24 @@ def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     context = {n: float(data.X[rows[0], data.features.index(n)]) for n in stacking.CONTEXT}
     found = stacked.probability(base, context)
     assert found["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
+
+
+def test_models_are_compared_on_the_same_bars(done: Path) -> None:
+    metrics = json.loads((done / "metrics.json").read_text())
+    frame = table(done).filter(pl.col("fold") > 0)  # stacking says nothing in its first fold
+    for head, parts in metrics["comparison"].items():
+        assert parts["val_all"]["n"] == len(frame.filter(pl.col(f"y_{head}").is_not_null()))
+        assert set(parts["val"]["models"]) == set(metrics["models"])
+        own = metrics["models"]["stacking"][head]
+        assert parts["val"]["models"]["stacking"]["value"] == own["val"]["value"]
+        reliable = metrics["models"]["lstm"][head]
+        assert sum(p["n"] for p in reliable["reliability"]) == reliable["val_all"]["n"]
+    outcomes = {o["name"]: o for o in json.loads((done / "criteria.json").read_text())}
+    made = metrics["comparison"][metrics["best_head"]["stacking"]]["val"]["differences"]
+    assert outcomes["stacking_vs_mean"]["value"] == made["stacking_minus_mean"]["high"]
+    said = [e["note"] for e in read_events(done / "events.jsonl") if e["event"] == "summary"]
+    assert said[-1] == json.loads((done / "result.json").read_text())["stacking_worth"]
+    assert said[-1].startswith("Stacking beside the plain mean of the models at ")
 
 
 def test_events_tell_stages_epochs_scores_and_progress(done: Path) -> None:

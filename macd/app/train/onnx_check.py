@@ -1,7 +1,7 @@
 """Compare the exported ONNX models with torch's own, on the bars of a release or a run.
 
-Run as `python -m macd.app.train.compare` through macd/application.py. Where torch, its weights or
-the bars are not here, the one item says so.
+Run as `python -m macd.app.train.onnx_check` through macd/application.py. Where torch, its weights
+or the bars are not here, the one item says so.
 """
 
 from __future__ import annotations

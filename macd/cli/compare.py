@@ -1,0 +1,168 @@
+"""`invoke train.compare RUN RUN`: a challenger against the champion, on the same bars.
+
+The comparing is the application's (macd/application.py). Here: which runs, and the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from macd.cli.release import live_on, read_run, store_of
+from macd.cli.verb import emit, safe, verb
+from macd.errors import MacdError, UsageError
+
+if TYPE_CHECKING:
+    from macd.inventory import Inventory
+
+_PARTS = {"val": "validation", "test": "holdout"}
+_SHOWN = 12  # names of features in a line
+
+
+@verb(
+    help={
+        "challenger": "the run in question: an id below runs/, or a directory",
+        "champion": "the run it is held against (default: the one behind what is live)",
+        "env": "the environment whose live release names the champion (default: prod)",
+    }
+)
+def compare(
+    _: object,
+    challenger: str = "",
+    champion: str = "",
+    env: str = "prod",
+    inventory: str = "",
+    json: bool = False,
+) -> None:
+    """Compare two trainings on the same bars: which is better, and what differs.
+
+    Changes nothing. invoke train.compare CHALLENGER [CHAMPION]
+    """
+    from macd import application
+    from macd.inventory import load
+
+    if not challenger:
+        raise UsageError(
+            "which run is the challenger?",
+            hint="invoke train.compare CHALLENGER [CHAMPION]: ids below runs/, or directories",
+        )
+    inv = load(inventory)
+    new, old = read_run(inv, challenger), read_run(inv, champion or behind_live(inv, env))
+    if new.directory.resolve() == old.directory.resolve():
+        raise UsageError(
+            f"{new.id} is both challenger and champion",
+            hint="name two runs: invoke train.compare CHALLENGER CHAMPION",
+        )
+    found = application.compare_runs(old.directory, new.directory)
+    if json:
+        emit(found)
+        return
+    for line in lines(found):
+        print(safe(line))
+
+
+def behind_live(inventory: Inventory, env: str) -> str:
+    """The run behind the release of env that is live, as deploys from this machine ended.
+
+    Raises UsageError when the records here name none, or several.
+    """
+    runs: dict[str, list[str]] = {}
+    store = store_of(inventory)
+    for identifier, hosts in live_on(inventory).items():
+        try:
+            manifest = store.load(identifier).manifest
+        except MacdError:
+            continue  # deployed from here, but the release was removed since
+        if manifest.env == env and manifest.details.get("run"):
+            runs.setdefault(str(manifest.details["run"]), []).extend(hosts)
+    if len(runs) == 1:
+        return next(iter(runs))
+    said = "; ".join(f"{run} on {', '.join(hosts)}" for run, hosts in runs.items())
+    raise UsageError(
+        f"which run is live in {env} can't be told from the records here",
+        why=f"several are: {said}" if runs else "no deploy from this machine names a release here",
+        hint="name it: invoke train.compare CHALLENGER CHAMPION; invoke why shows a host's run",
+    )
+
+
+def lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The comparison for people: verdict, figures, differences, limits."""
+    old, new, rows = found["champion"], found["challenger"], found["rows"]
+    yield f"{found['symbol']} {found['tf']}  challenger {new['run']} against champion {old['run']}"
+    yield f"  {found['verdict']['text']}"
+    yield (
+        f"  {rows['validation']:,} validation and {rows['holdout']:,} holdout bars of "
+        f"{rows['both']:,} that both tested; those that moved enough and on which all models speak "
+        "are below"
+    )
+    for part, title in _PARTS.items():
+        yield f"\n{title.capitalize()}, direction of moves; champion's figures first"
+        for head, parts in found["parts"].items():
+            yield from _head_lines(head, parts, part, found["tf"])
+    yield "\nWhat differs"
+    yield from (f"  {line}" for line in differences(found["differs"]))
+    yield "\nWhat this can't show"
+    yield from (f"  * {limit}" for limit in found["limits"])
+
+
+def _head_lines(head: str, parts: Mapping[str, Any], part: str, tf: str) -> Iterator[str]:
+    from macd.heads import NAMES, shown
+
+    made, everywhere = parts[part], parts[f"{part}_all"]
+    if not made["n"]:
+        yield f"  {shown(head, tf)}  no bar to compare on"
+        return
+    yield f"  {shown(head, tf)}  {made['n']:,} bars (effective {made['effective_n']:,.0f})"
+    for name, both in made["models"].items():
+        figures = [
+            f"{label} {_pair(both, key, places)} {_difference(both['difference'][key], places)}"
+            for label, key, places in (("AUC", "auc", 3), ("Brier", "brier", 4),
+                                       ("log loss", "log_loss", 4))
+        ]  # fmt: skip
+        signs = everywhere["models"][name]["difference"]["auc"]
+        apart, right = both["disagree"]["n"], both["disagree"]["challenger_right"]
+        figures.append(f"all bars AUC {_difference(signs, 3)}")
+        figures.append(
+            f"they disagree on {apart:,}, challenger right {100 * right:.0f} %"
+            if apart
+            else "they never disagree"
+        )
+        yield f"    {NAMES[name]:<16} {'; '.join(figures)}"
+
+
+def _pair(both: Mapping[str, Any], key: str, places: int) -> str:
+    values = [both[side][key] for side in ("champion", "challenger")]
+    return " | ".join("not known" if v is None else f"{v:.{places}f}" for v in values)
+
+
+def _difference(made: Mapping[str, Any], places: int) -> str:
+    if made["value"] is None:
+        return "not known"
+    ends = ""
+    if made["low"] is not None:
+        ends = f" [{made['low']:+.{places}f}, {made['high']:+.{places}f}]"
+    return f"{made['value']:+.{places}f}{ends}"
+
+
+def differences(differs: Mapping[str, Any]) -> Iterator[str]:
+    """One line a difference: champion's, then challenger's."""
+    if not differs:
+        yield "nothing that was recorded: settings, bars, features, code, libraries are the same"
+    for section, changes in differs.items():
+        for name, change in changes.items():
+            if section == "features":
+                gained, lost = (_names(change[way]) for way in ("gained", "lost"))
+                yield f"features   {name}: gained {gained}; lost {lost}"
+            else:
+                before, after = ("-" if v is None else _short(v) for v in change)
+                yield f"{section:<10} {name}: {before} -> {after}"
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,91 @@
+"""`invoke train.compare`: which runs, what is said, and the errors that are worth a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from macd.cli import compare
+from macd.errors import MacdError, UsageError
+from tests.support.commands import run
+from tests.support.run_directories import write_run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "inventory", root / "inventory")
+    write_run(root / "runs/old", skill=0.5)
+    write_run(root / "runs/new", skill=1.5, noise=2, settings={"seeds": 3})
+    return root
+
+
+def typed(root: Path, *words: str) -> tuple[int, str]:
+    environment = {**os.environ, "MACD_ROOT": str(root)}
+    done = run(ROOT, "train.compare", *words, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_runs_side_by_side(project: Path) -> None:
+    code, told = typed(project, "new", "old")
+    assert code == 0, told
+    assert told.startswith("BTCUSD 1h  challenger new against champion old")
+    assert "bars the challenger is better: Stacking at 5h, AUC 0." in told
+    assert "Validation, direction of moves; champion's figures first" in told
+    assert "Holdout, direction of moves" in told
+    assert told.count("Mean of models") == 6  # three heads, validation and holdout
+    assert "settings   seeds: - -> 3" in told
+    assert "* Validation bars are those on which heads and settings are chosen" in told
+
+
+def test_the_same_for_machines_and_the_other_way_round(project: Path) -> None:
+    code, told = typed(project, "old", str(project / "runs/new"), "--json")
+    assert code == 0, told
+    found = json.loads(told)
+    assert found["verdict"]["outcome"] == "worse"
+    assert (found["champion"]["run"], found["challenger"]["run"]) == ("new", "old")
+
+
+def test_what_can_not_be_compared_is_one_clear_error(project: Path) -> None:
+    write_run(project / "runs/eth", symbol="ETHUSDT")
+    for words, said in {
+        (): "which run is the challenger?",
+        ("new", "new"): "new is both challenger and champion",
+        ("new",): "which run is live in prod can't be told from the records here",
+        ("eth", "old"): "different symbols or timeframes",
+        ("gone", "old"): "there is no run at gone",
+    }.items():
+        code, told = typed(project, *words)
+        assert (code, said in told, "Traceback" in told) == (2, True, False), told
+
+
+def live(monkeypatch: pytest.MonkeyPatch, runs: dict[str, tuple[str, str]]) -> None:
+    """release -> (env, run), each live on a host."""
+
+    def load(identifier: str) -> Any:
+        if identifier not in runs:
+            raise MacdError("no such release")
+        env, name = runs[identifier]
+        return SimpleNamespace(manifest=SimpleNamespace(env=env, details={"run": name}))
+
+    monkeypatch.setattr(compare, "store_of", lambda _: SimpleNamespace(load=load))
+    monkeypatch.setattr(compare, "live_on", lambda _: {**{r: ["p1"] for r in runs}, "gone": ["p"]})
+
+
+def test_the_champion_is_what_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory: Any = None
+    live(monkeypatch, {"r1": ("prod", "one"), "r2": ("staging", "two"), "r3": ("prod", "one")})
+    assert compare.behind_live(inventory, "prod") == "one"
+    assert compare.behind_live(inventory, "staging") == "two"
+    live(monkeypatch, {"r1": ("prod", "one"), "r2": ("prod", "two")})
+    with pytest.raises(UsageError, match="can't be told") as caught:
+        compare.behind_live(inventory, "prod")
+    assert "several are: one on p1; two on p1" in caught.value.why
