@@ -25,7 +25,7 @@ from macd import childprocess
 from macd.app.market.bars import step_ms
 from macd.app.market.labels import HORIZONS, direction
 from macd.app.train import oof
-from macd.app.train.comparison import difference_text, log_losses
+from macd.app.train.comparison import log_losses
 from macd.app.train.metrics import (
     WEEK_MS,
     auc,
@@ -34,6 +34,7 @@ from macd.app.train.metrics import (
     resampled_aucs,
     resampled_means,
 )
+from macd.criteria import difference_text
 from macd.errors import MacdError, UsageError, failure
 from macd.heads import BASES, COMPARED, MEAN, NAMES, bars_ahead, head_name, head_names, shown
 from macd.run_directory import TrainingRun, read_run
