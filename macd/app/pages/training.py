@@ -10,7 +10,7 @@ from typing import Any
 from macd.app.pages import figures, names, opening
 from macd.app.pages.changes import changes
 from macd.criteria import GUIDE, looks_at, looks_meaning, rule_of
-from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, headline_of
+from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, explained, headline_of
 from macd.report import numbers
 from macd.report.page import Cell, Table, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -60,6 +60,7 @@ def page(run: TrainingRun, host: str = "", compared: Compared | None = None) -> 
         title=f"Training {market(run)}",
         verdict=verdict(run),
         headline=headline(run),
+        heads=explained(run.tf),
         tiles=tiles(run),
         cautions=cautions(run),
         criteria=run.criteria,
