@@ -63,10 +63,9 @@ def _figures(found: Mapping[str, Any]) -> Table | None:
             cells: list[Cell] = [f"{NAMES[model]} {shown(head, found['tf'])}"]
             for part in PARTS:
                 made = parts[f"{part}_all"]["models"][model]
-                apart = made["difference"]["auc"]
-                ends = (apart[key] for key in ("value", "low", "high"))
+                value, low, high = (made["difference"]["auc"][k] for k in ("value", "low", "high"))
                 cells += [numbers.auc(made[side]["auc"]) for side in ("champion", "challenger")]
-                cells.append(numbers.interval(*ends, numbers.difference))
+                cells.append(numbers.interval(value, low, high, numbers.difference))
             rows.append(tuple(cells))
     head = [
         column for where in PARTS.values() for column in (f"{where}: there", "here", "difference")
