@@ -53,7 +53,7 @@ class Rule:
 
 GUIDE: dict[CriterionName, Rule] = {
     "lstm_val_auc": Rule("best LSTM head, validation AUC", 0.57, "at least"),
-    "test_val_gap": Rule("drop of that head from validation to test, surely above", 0, "at most"),
+    "test_val_gap": Rule("LSTM's drop from validation to test AUC, lower limit", 0, "at most"),
     "stacking_oof_auc": Rule("stacking, out-of-fold AUC", 0.58, "at least"),
     "n_oof": Rule("out-of-fold samples of stacking", 10_000, "at least"),
     "holdout_looks": Rule("looks at the holdout", 1, "at most", "warn"),
@@ -117,24 +117,22 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
             move, head = 100 * metrics["min_move"], shown(stacking["headline"], tf)
             what = f"moves above {move:g} % at {head}, predicted out of fold, that it was fitted on"
             values["n_oof"] = stacking["n_oof_samples"], what
-        values |= _stacking_beside(metrics.get("comparison", {}).get(best["stacking"]), metrics)
+        if compared := metrics.get("comparison", {}).get(best["stacking"]):  # not in older runs
+            values |= _stacking_beside(compared["val"], shown(best["stacking"], tf))
     if looks := looks_at(metrics.get("holdout", {})):
         values["holdout_looks"] = looks, looks_meaning(looks)
     return values
 
 
-def _stacking_beside(
-    parts: Mapping[str, Any] | None, metrics: Mapping[str, Any]
-) -> dict[str, Measured]:
+def _stacking_beside(part: Mapping[str, Any], head: str) -> dict[str, Measured]:
     """Upper interval ends of what stacking has over others on validation moves, at its best head.
 
-    parts: of that head in metrics["comparison"] (macd/app/train/comparison.py); None in older runs.
+    part: of that head in metrics["comparison"] (macd/app/train/comparison.py).
     """
     values: dict[str, Measured] = {}
-    head = shown(metrics["best_head"]["stacking"], str(metrics.get("tf", "")))
-    for name, made in (parts["val"]["differences"] if parts else {}).items():
+    for name, made in part["differences"].items():
         if name in ("stacking_minus_mean", "stacking_minus_best"):
-            other, bars = NAMES[made.get("best", MEAN)], f"{parts['val']['n']:,} bars"
+            other, bars = NAMES[made.get("best", MEAN)], f"{part['n']:,} bars"
             what = f"against {other} at {head}: {difference_text(made)} on {bars}"
             values[name.replace("minus", "vs")] = made["high"], what
     return values

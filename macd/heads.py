@@ -7,6 +7,7 @@ alone: the guard on production asks it too.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -77,12 +78,16 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def span(bars: int, tf: str) -> str:
     """How long so many bars last: 5 bars of 15m are 1h15m."""
-    minutes = bars * int(tf[:-1]) * _MINUTES[tf[-1]]
+    minutes = bars * _minutes(tf)
     parts = []
     for unit in ("d", "h", "m"):
         count, minutes = divmod(minutes, _MINUTES[unit])
         parts += [f"{count}{unit}"] if count else []
     return "".join(parts)
+
+
+def _minutes(tf: str) -> int:
+    return int(tf[:-1]) * _MINUTES[tf[-1]]
 
 
 def shown(name: str, tf: str) -> str:
@@ -98,4 +103,16 @@ def explained(tf: str) -> str:
     if tf == GUIDE:
         return ""
     spans = ", ".join(f"{head_name(bars, tf)} = {span(bars, tf)}" for bars in HORIZONS)
-    return f"Heads look 5, 12 and 24 bars of {tf} ahead, not hours: {spans}"
+    said = f"Heads look 5, 12 and 24 bars of {tf} ahead, not hours: {spans}"
+    weeks = block_weeks(_minutes(tf))
+    if weeks > 1:
+        said += f". Intervals are from blocks of {weeks} weeks, which hold the longest head"
+    return said
+
+
+def block_weeks(step_minutes: float) -> int:
+    """How many weeks the blocks last that intervals are drawn from, at bars of so many minutes.
+
+    One, or as many as the longest head looks ahead: labels that overlap belong into one block.
+    """
+    return max(1, math.ceil(HORIZONS[-1] * step_minutes / _MINUTES["w"]))

@@ -89,7 +89,7 @@ def forest(
     if band is not None:
         a, b = x.clamp(band[0]), x.clamp(band[1])
         parts.append(tag("rect", x=a, y=top, width=b - a, height=bottom - top, class_="band"))
-    parts.append(axis_x(x, top, bottom, label, most=min(4, int((right - left) / 36))))
+    parts.append(axis_x(x, top, bottom, label, most=4))
     if reference is not None and low <= reference <= high:
         parts.append(line(x(reference), top, x(reference), bottom, "reference"))
     for at, row in enumerate(rows):
@@ -482,8 +482,11 @@ def empty(title: str, words: str = "no values") -> str:
 
 def axis_x(scale: Scale, top: float, bottom: float, label: str = "", most: int = 5) -> str:
     """Grid lines, numbers and a label below; takes 18 px, or 33 with a label."""
-    parts = []
-    for value in ticks(scale.low, scale.high, most):
+    parts, values = [], ticks(scale.low, scale.high, most)
+    while most > 2 and len(values) > 1 and not _apart(values, scale):
+        most -= 1
+        values = ticks(scale.low, scale.high, most)
+    for value in values:
         x = scale(value)
         parts.append(line(x, top, x, bottom, "rule"))
         parts.append(text(x, bottom + 13, number(value), anchor="middle", class_="tick"))
@@ -491,6 +494,12 @@ def axis_x(scale: Scale, top: float, bottom: float, label: str = "", most: int =
         middle = (scale.start + scale.end) / 2
         parts.append(text(middle, bottom + 28, label, anchor="middle", class_="label"))
     return "".join(parts)
+
+
+def _apart(values: Sequence[float], scale: Scale) -> bool:
+    """Whether the numbers below an axis leave a gap between them."""
+    widest = 5.6 * max(len(number(value)) for value in values)
+    return widest + 6 <= abs(scale(values[1]) - scale(values[0]))
 
 
 def axis_y(scale: Scale, left: float, right: float, label: str = "", most: int = 5) -> str:

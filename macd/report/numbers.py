@@ -58,10 +58,11 @@ def interval(value: float | None, low: float | None, high: float | None, form: F
 
 
 def typeset(words: str) -> str:
-    """A sentence of a file with the signs of print: `>= -0.5` is `≥ −0.5`."""
+    """A file's sentence with the signs of print: `>= -0.5` is `≥ −0.5`, `-0.000` is `0.000`."""
     for plain, sign in ((">=", "≥"), ("<=", "≤")):
         words = words.replace(plain, sign)
-    return re.sub(r"(?<![\w\-])-(?=[0-9.])", "−", words)
+    words = re.sub(r"(?<![\w\-])-(?=[0-9.])", "−", words)
+    return re.sub(r"(?<!\w)[−+](0\.0+)(?![0-9])", r"\1", words)
 
 
 def _percent(number: str) -> str:

@@ -45,6 +45,17 @@ def test_a_head_for_people(name: str, tf: str, told: str) -> None:
 def test_the_names_are_explained_once() -> None:
     assert heads.explained("1h") == ""
     assert heads.explained("15m").endswith("h5 = 1h15m, h12 = 3h, h24 = 6h")
+    assert heads.explained("4h").endswith("h24 = 4d")
+    assert heads.explained("1d").endswith(
+        "h24 = 24d. Intervals are from blocks of 4 weeks, which hold the longest head"
+    )
+
+
+@pytest.mark.parametrize(
+    ("minutes", "weeks"), [(1, 1), (60, 1), (240, 1), (420, 1), (480, 2), (1440, 4), (10080, 24)]
+)
+def test_a_block_holds_the_longest_head(minutes: int, weeks: int) -> None:
+    assert heads.block_weeks(minutes) == weeks
 
 
 LINE = (

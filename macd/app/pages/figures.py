@@ -260,7 +260,7 @@ def weights(run: TrainingRun) -> list[Figure]:
             series=COLOURS["stacking"],
         )
         note = (
-            f"fitted on {numbers.count(made['n_oof_samples'])} out-of-fold bars, tested on "
+            f"fitted on {numbers.count(made['n_oof_samples'])} out-of-fold samples, tested on "
             f"{numbers.count(made['n_oof_scored'])}: AUC {numbers.auc(made['oof_meta_auc'])}; "
             f"calibration slope {numbers.decimal(made['slope'], 2)}"
         )

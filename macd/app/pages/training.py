@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from macd.app.pages import figures, names, opening
+from macd.app.pages.changes import changes
 from macd.criteria import GUIDE, looks_at, looks_meaning, rule_of
-from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, headline_of
+from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, explained, headline_of
 from macd.report import numbers
 from macd.report.page import Cell, Table, moment, render, seconds, write_page
 from macd.run_directory import TrainingRun, read_run
@@ -37,17 +38,21 @@ class Tile:
     note: str
 
 
-def write(run_dir: Path, *, host: str = "") -> Path:
+Compared = Mapping[str, Mapping[str, Any]]
+
+
+def write(run_dir: Path, *, host: str = "", compared: Compared | None = None) -> Path:
     """Make run_dir/report.html from what the training left there; returns its path.
 
-    `host`: where it ran, which the run itself does not know. Stages that did not run are shown as
-    not run. Raises UsageError when the directory holds no training, MacdError when a file in it is
-    damaged.
+    `host`: where it ran, which the run itself does not know. `compared`: by what another run is
+    ("the previous run") the document of macd/app/train/compare_runs.py about it and this one.
+    Stages that did not run are shown as not run. Raises UsageError when the directory holds no
+    training, MacdError when a file in it is damaged.
     """
-    return write_page(run_dir / PAGE, page(read_run(run_dir), host))
+    return write_page(run_dir / PAGE, page(read_run(run_dir), host, compared))
 
 
-def page(run: TrainingRun, host: str = "") -> str:
+def page(run: TrainingRun, host: str = "", compared: Compared | None = None) -> str:
     best = run.metrics.get("best_head", {}).get(headline(run), "")
     return render(
         "training_report.html.j2",
@@ -55,6 +60,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         title=f"Training {market(run)}",
         verdict=verdict(run),
         headline=headline(run),
+        heads=explained(run.tf),
         tiles=tiles(run),
         cautions=cautions(run),
         criteria=run.criteria,
@@ -62,6 +68,7 @@ def page(run: TrainingRun, host: str = "") -> str:
         measured=[shown_value(outcome) for outcome in run.criteria],
         equity=opening.equity(run),
         comparison=opening.discrimination(run, best) if best else [],
+        changes=changes(compared or {}),
         policy_words=opening.policy_words(run),
         policies=[
             (where, made)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from macd import childprocess
 from macd.app.market.bars import step_ms
 from macd.app.market.labels import HORIZONS, direction
 from macd.app.train import oof
-from macd.app.train.comparison import difference_text, log_losses
+from macd.app.train.comparison import log_losses
 from macd.app.train.metrics import (
     WEEK_MS,
     auc,
@@ -34,6 +34,7 @@ from macd.app.train.metrics import (
     resampled_aucs,
     resampled_means,
 )
+from macd.criteria import difference_text
 from macd.errors import MacdError, UsageError, failure
 from macd.heads import BASES, COMPARED, MEAN, NAMES, bars_ahead, head_name, head_names, shown
 from macd.run_directory import TrainingRun, read_run
@@ -64,9 +65,14 @@ class Side:
 
     def at(self, rows: NDArray[np.intp]) -> Side:
         """The same on some of its bars."""
-        p = {name: each[rows] for name, each in self.p.items()}
-        parts = (self.times, self.holdout, self.learnt, self.returns)
-        return Side(self.run, *(part[rows] for part in parts), p)
+        return replace(
+            self,
+            times=self.times[rows],
+            holdout=self.holdout[rows],
+            learnt=self.learnt[rows],
+            returns=self.returns[rows],
+            p={name: each[rows] for name, each in self.p.items()},
+        )
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,6 +302,8 @@ def _limits(old: Side, new: Side, kept: Lines, rows: Mapping[str, Any]) -> list[
     return [
         "Validation bars are those on which heads and settings are chosen: a challenger that was "
         "tuned on them looks better than it is.",
+        "The verdict is about one model at the champion's best head. The other heads are beside "
+        "it, and to pick the one with the best difference would flatter.",
         *_left_out(rows["left_out"]),
         *_uneven(old, new, kept),
         *_of_shipped(new, _ms(old.run.metrics["holdout"]["from"])),

@@ -79,7 +79,7 @@ def _scored(
     models = {
         name: {
             **_with_interval(values[name], resampled[name]),
-            "brier": _plain(np.mean((p - y) ** 2) if len(y) else math.nan),
+            "brier": _plain(float(np.mean((p - y) ** 2)) if len(y) else math.nan),
             "log_loss": _plain(_log_loss(y, p)),
         }
         for name, p in said.items()

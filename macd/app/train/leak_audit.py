@@ -254,17 +254,19 @@ def judge_flips(flips: Sequence[Entry]) -> tuple[list[Check], dict[str, dict[str
 def check_provenance(
     entries: Sequence[tuple[Task, Entry]],
     plan: Plan,
-    panels: Mapping[str, Panel | None] | None = None,
+    panel: Panel | None = None,
 ) -> Check:
     """Did every fit use rows, scaling and early stopping only inside its own training part?
 
-    panels: by family, the assets that it was trained on; the models of a panel are judged by time.
+    panel: the assets of the training's panel; its models are judged by time.
     """
     folds = {fold.index: fold for fold in (*plan.folds, plan.holdout, plan.everything)}
     for task, entry in entries:
         planned = dataclasses.replace(task, fold=folds[task.fold.index])
         try:
-            fits.check_provenance(planned, entry, plan.embargo, (panels or {}).get(task.family))
+            fits.check_provenance(
+                planned, entry, plan.embargo, panel if task.family in PANEL else None
+            )
         except LeakError as error:
             return Check("provenance", False, f"{task.family} {task.label}: {error.why}")
     gap = min(int(fold.test[0] - fold.train[-1]) for fold in folds.values())

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from macd.heads import block_weeks
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -121,8 +124,7 @@ def resampled_aucs(
     positives of week a over negatives of week b are counted once; each resample is then a
     quadratic form in the week counts: exact, and quick for years of bars.
     """
-    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
-    weeks = int(week.max()) + 1 if week.size else 0
+    week, weeks = _blocks(times_ms, block_ms(times_ms))
     if weeks < 2:
         return np.empty((0, len(predictions)))
     n_pos = np.bincount(week[y == 1], minlength=weeks).astype(np.float64)
@@ -167,20 +169,35 @@ def luck_of_the_best(
 
 
 def resampled_means(
-    values: Floats, times_ms: Ints, *, reps: int = 1000, seed: int = 0
+    values: NDArray[Any], times_ms: Ints, block: int = 0, *, reps: int = 1000, seed: int = 0
 ) -> NDArray[np.float64]:
     """Means (reps,) of values when whole weeks are drawn with replacement; none below two weeks.
 
-    With the same times and seed as `resampled_aucs` the same weeks are drawn.
+    With the same times and seed as `resampled_aucs` the same weeks are drawn. block: `block_ms` of
+    all bars, where `times_ms` are only those of few.
     """
-    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
-    weeks = int(week.max()) + 1 if week.size else 0
+    week, weeks = _blocks(times_ms, block or block_ms(times_ms))
     if weeks < 2:
         return np.empty(0)
     sums, sizes = np.bincount(week, weights=values, minlength=weeks), np.bincount(week)
     draws = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
     means: NDArray[np.float64] = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     return means
+
+
+def block_ms(times_ms: Ints) -> int:
+    """How long the blocks are: a week, or as many weeks as 24 bars last. times_ms: ascending; their
+    shortest step is taken for that of the bars.
+    """
+    steps = np.diff(times_ms)
+    steps = steps[steps > 0]
+    return WEEK_MS * (block_weeks(int(steps.min()) / 60_000) if steps.size else 1)
+
+
+def _blocks(times_ms: Ints, block: int) -> tuple[NDArray[np.intp], int]:
+    """Which block each row belongs to, from 0, and how many there are."""
+    _, index = np.unique(times_ms // block, return_inverse=True)
+    return index, int(index.max()) + 1 if index.size else 0
 
 
 def _wins_between_weeks(
@@ -246,24 +263,13 @@ def by_confidence(
     known = np.isfinite(y) & np.isfinite(p) & (p != 0.5)
     y, p, times_ms = y[known], p[known], times_ms[known]
     sure, right = np.abs(p.astype(np.float64) - 0.5), (p > 0.5) == (y == 1)
+    block = block_ms(times_ms)
     made: list[dict[str, float | int | None]] = []
     for part in np.array_split(np.argsort(sure, kind="stable"), bins):
         if part.size:
-            low, high = _share_interval(right[part], times_ms[part], reps, seed)
+            drawn = resampled_means(right[part], times_ms[part], block, reps=reps, seed=seed)
+            low, high = interval(drawn) if drawn.size else (None, None)
             ends = {"from": float(sure[part].min()), "to": float(sure[part].max())}
             hit = {"value": float(right[part].mean()), "low": low, "high": high}
             made.append({**ends, **hit, "n": int(part.size)})
     return made
-
-
-def _share_interval(
-    right: NDArray[np.bool_], times_ms: Ints, reps: int, seed: int
-) -> tuple[float | None, float | None]:
-    _, week = np.unique(times_ms // WEEK_MS, return_inverse=True)
-    weeks = int(week.max()) + 1
-    if weeks < 2:
-        return None, None
-    hits, counts = np.bincount(week, weights=right), np.bincount(week)
-    drawn = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
-    low, high = np.quantile(hits[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
-    return float(low), float(high)

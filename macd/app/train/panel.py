@@ -97,8 +97,10 @@ class Panel:
         )
 
 
-def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], params: Any) -> Panel:
+def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], params: Any = None) -> Panel:
     """The panel that a model of these parameters is trained on; `data` is the tested asset's.
+
+    Without parameters its columns are nobody's, and its times and rows are what counts.
 
     params.features: a set of features, without other assets' columns. params.assets: one more
     column for each asset, 1 on its own bars and 0 on all others, so that a model can tell them
@@ -107,7 +109,7 @@ def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], params: Any) -
     chosen = getattr(params, "features", "all")
     which = "own" if chosen == "all" else chosen
     seen = {name: made.columns(which) for name, made in {symbol: data, **others}.items()}
-    names = tuple(sorted(seen)) if getattr(params, "assets", True) else ()
+    names = tuple(sorted(seen)) if params and getattr(params, "assets", True) else ()
     assets = tuple(
         Asset(
             symbol=name,

@@ -383,8 +383,7 @@ def _audit(
             fits += zip(training.tasks(family), fitted, strict=True)
         for family, fitted in again.items():
             fits += zip(training.refit_tasks(family), fitted, strict=True)
-        panels = {family: training.panel(family) for family in entries}
-        checks.append(leak_audit.check_provenance(fits, training.plan, panels))
+        checks.append(leak_audit.check_provenance(fits, training.plan, training.assets))
         checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
         allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
         checks.append(leak_audit.check_too_good(metrics["models"], allowed))

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from macd.app.train.metrics import WEEK_MS
+from macd.app.train.metrics import block_ms, interval, resampled_means
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -123,7 +123,7 @@ def probabilistic_sharpe(value: float, benchmark: float, n: int, skew: float, ku
 def mean_bp(
     trades: Trades, times_ms: Ints, *, reps: int = 1000, seed: int = 0
 ) -> dict[str, float | None]:
-    """Mean of the trades in basis points, with a 95 % interval from whole weeks drawn anew.
+    """Mean of the trades in basis points, with a 95 % interval from weeks drawn anew.
 
     A trade belongs to the week it was entered in. No interval with fewer than two such weeks.
     """
@@ -131,15 +131,13 @@ def mean_bp(
     if not count:
         return {"value": None, "low": None, "high": None}
     value = _BP * float(trades.net.mean())
-    _, week = np.unique(times_ms[trades.entered] // WEEK_MS, return_inverse=True)
-    weeks = int(week.max()) + 1
-    if weeks < 2:
+    means = resampled_means(
+        trades.net, times_ms[trades.entered], block_ms(times_ms), reps=reps, seed=seed
+    )
+    if not means.size:
         return {"value": value, "low": None, "high": None}
-    sums, counts = np.bincount(week, weights=trades.net), np.bincount(week)
-    drawn = np.random.default_rng(seed).integers(0, weeks, size=(reps, weeks))
-    means = _BP * sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"value": value, "low": float(low), "high": float(high)}
+    low, high = interval(_BP * means)
+    return {"value": value, "low": low, "high": high}
 
 
 def _bar_returns(close: Floats) -> Floats:

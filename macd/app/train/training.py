@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -209,6 +210,11 @@ class Training:
         """The parameters of a family's fits."""
         return params_of(family, self.settings.profile, self.settings.params.get(family, {}))
 
+    @cached_property
+    def assets(self) -> Panel | None:
+        """The panel's assets, their times and rows; None without a panel."""
+        return panels.of(self.bars.symbol, self.data, self.others) if self.others else None
+
     def panel(self, family: str) -> Panel | None:
         """The assets that a family is trained on; None where it is the asset's own model."""
         if family not in PANEL:
@@ -244,7 +250,7 @@ class Training:
             rows, stop = splits.inner_split(
                 rows, fraction=self.settings.inner_stop, embargo=self.plan.embargo
             )
-        panel = self.panel(family)
+        panel = self.assets if family in PANEL else None
         others = 0 if panel is None else panel.rows_of_others(rows)
         return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
 

@@ -49,3 +49,4 @@ def test_sentences_of_files_get_the_signs_of_print() -> None:
         "AUC ≥ 0.57, gap ≤ −0.02 [−0.1, .3]"
     )
     assert numbers.typeset("2019-10-17 walk-forward 1e-07") == "2019-10-17 walk-forward 1e-07"
+    assert numbers.typeset("-0.000 [-0.001, +0.000]") == "0.000 [−0.001, 0.000]"

@@ -11,14 +11,21 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training as report
+from macd.app.predict.__main__ import check_run
 from macd.app.predict.scoring import Scorer
+from macd.app.service.loop import NEED
+from macd.app.service.predictor import Predictor
+from macd.app.service.settings import flags
 from macd.app.train import pipeline
 from macd.app.train.events import read_events
 from macd.app.train.settings import settings_from
+from macd.host.judge.parse import parse
 from macd.release.judge import judge
 from tests.unit.app.train.test_pipeline import ENVIRONMENT, NOW, QUICK, SAMPLE, SMALL
 
 pytestmark = pytest.mark.slow
+HEADS = ("h5", "h12", "h24")
+SHADOW = flags({})
 HOURS = re.compile(r"(?<![0-9m+(a-z])(5h|12h|24h)(?![0-9])")  # a head's name, not a span of 1h15m
 
 
@@ -60,6 +67,30 @@ def test_what_is_said(run: Path) -> None:
     words = re.sub(r"<[^>]*>", " ", page)
     assert "5 bars (1h15m) ahead, validation" in words
     assert not HOURS.findall(words)
+
+
+def test_the_service_writes_them_and_the_gate_reads_them(run: Path) -> None:
+    bars = read_bars(run.parent / "bars" / "T15USD_15m.parquet")
+    scorer = Scorer.load(run / "data/ml_models", "15m")
+    written = Predictor(scorer, SHADOW, "15m").predict(bars.tail(NEED), {}).fields
+    assert written["ml_error"] is None
+    assert written["ml_horizon"] in HEADS
+    assert {"lgbm", "lstm", "tft", "stacking"} <= written["ml_heads"].keys()
+    assert all(set(by_head) == set(HEADS) for by_head in written["ml_heads"].values())
+    about = {"level": "SIGNAL", "timestamp": "2026-01-01T00:15:00.000Z", "seq": 1, "tf": "15m",
+             "symbol": "T15USD", "bar_time": "2026-01-01T00:00:00.000Z", "close": 1.0}  # fmt: skip
+    line = parse(json.dumps({**about, **written}).encode())
+    assert line.heads is not None
+    found = [p for p in line.heads if p is not None]
+    assert found[:3] == pytest.approx([written["ml_heads"]["lgbm"][head] for head in HEADS])
+    assert len(found) >= 12
+
+
+def test_every_check_of_the_run_passes(run: Path) -> None:
+    items = check_run({"run": str(run), "data": str(run.parent / "bars")})["items"]
+    assert [item for item in items if not item["ok"]] == []
+    assert {item["done"] for item in items} == {True}
+    assert not HOURS.findall(json.dumps(items))
 
 
 def test_a_release_reads_them_and_those_named_before(run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from macd.app.train import metrics
 from macd.app.train.metrics import (
     WEEK_MS,
     auc,
@@ -152,3 +153,18 @@ def test_hit_rates_of_less_than_two_weeks_have_no_interval() -> None:
     (made,) = by_confidence(np.array([1.0, 0.0]), np.array([0.6, 0.7]), _hours(2), bins=1)
     assert (made["value"], made["low"], made["high"]) == (0.5, None, None)
     assert by_confidence(np.array([np.nan]), np.array([0.6]), _hours(1)) == []
+
+
+def test_blocks_of_daily_bars_hold_their_longest_head() -> None:
+    """Labels of 24 days overlap: single weeks would count them as independent."""
+    day = 86_400_000
+    assert metrics.block_ms(np.arange(50, dtype=np.int64) * 3_600_000) == metrics.WEEK_MS
+    times = np.arange(2_000, dtype=np.int64) * day
+    assert metrics.block_ms(times) == 4 * metrics.WEEK_MS
+    assert metrics.block_ms(times[:1]) == metrics.WEEK_MS
+    overlapping = np.convolve(np.random.default_rng(0).normal(size=2_023), np.ones(24), "valid")
+    wide = np.ptp(metrics.interval(metrics.resampled_means(overlapping, times)))
+    narrow = np.ptp(metrics.interval(metrics.resampled_means(overlapping, times, metrics.WEEK_MS)))
+    true = 2 * 1.96 * 24 / np.sqrt(2_000)
+    assert narrow < 0.7 * true
+    assert 0.75 * true < wide < 1.3 * true
