@@ -73,7 +73,10 @@ def test_a_good_release_is_well_item_by_item(top: Path) -> None:
     assert "best head" in told["LSTM"]
     assert "n_oof_samples" in told["stacking meta"]
     assert "imported here" in told["dependencies"]
-    assert "96 on 8 held-out bars agree (LightGBM, LSTM, TFT, Stacking" in told[items[-1].name]
+    assert (
+        "120 on 8 held-out bars agree (LightGBM, LSTM, TFT, Mean of models, Stacking"
+        in told[items[-1].name]
+    )
     assert all(item.line().startswith("✓") and "\n" not in item.line() for item in items)
 
 
