@@ -233,8 +233,18 @@ def event_line(event: Mapping[str, Any]) -> str:
     return human_line(dict(event))
 
 
-def write_training_page(run: Path, *, host: str) -> Path:
-    """Write the report of a run into its directory. Raises MacdError when it can't be made."""
+def write_training_page(run: Path, *, host: str, others: Mapping[str, Path]) -> Path:
+    """Write the report of a run into its directory. Raises MacdError when it can't be made.
+
+    others: runs that it is compared with, by what they are ("the previous run"). Where one can't
+    be compared the page says why.
+    """
     from macd.app.pages import training  # noqa: PLC0415 - loads polars
 
-    return training.write(run, host=host)
+    compared: dict[str, Mapping[str, Any]] = {}
+    for what, other in others.items():
+        try:
+            compared[what] = compare_runs(other, run)
+        except MacdError as error:
+            compared[what] = {"unable": f"{error.what}: {error.why}" if error.why else error.what}
+    return training.write(run, host=host, compared=compared)

@@ -114,6 +114,10 @@ def _head_lines(head: str, parts: Mapping[str, Any], part: str, tf: str) -> Iter
         return
     yield f"  {shown(head, tf)}  {made['n']:,} bars (effective {made['effective_n']:,.0f})"
     for name, both in made["models"].items():
+        if both["champion"] == both["challenger"] and not both["disagree"]["n"]:
+            alike = _number(both["champion"]["auc"], 3)
+            yield f"    {NAMES[name]:<16} AUC {alike}, the same in both"
+            continue
         figures = [
             f"{label} {_pair(both, key, places)} {_difference(both['difference'][key], places)}"
             for label, key, places in (("AUC", "auc", 3), ("Brier", "brier", 4),
@@ -132,7 +136,11 @@ def _head_lines(head: str, parts: Mapping[str, Any], part: str, tf: str) -> Iter
 
 def _pair(both: Mapping[str, Any], key: str, places: int) -> str:
     values = [both[side][key] for side in ("champion", "challenger")]
-    return " | ".join("not known" if v is None else f"{v:.{places}f}" for v in values)
+    return " | ".join(_number(value, places) for value in values)
+
+
+def _number(value: float | None, places: int) -> str:
+    return "not known" if value is None else f"{value:.{places}f}"
 
 
 def _difference(made: Mapping[str, Any], places: int) -> str:

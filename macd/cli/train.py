@@ -391,7 +391,7 @@ def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) ->
     events = follow.decode(_bytes_of(folder / FILES.events))
     failure = report = unmade = None
     if state == "DONE":
-        report, unmade = _report(folder, host)
+        report, unmade = _report(folder, host, inventory)
     else:
         log_end = _bytes_of(folder / "log")[-8192:].decode("utf-8", "replace")
         failure = remedies.explain(got.status, events, log_end)
@@ -423,14 +423,44 @@ def _bytes_of(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _report(folder: Path, host: str) -> tuple[Path | None, MacdError | None]:
+def _report(folder: Path, host: str, inventory: Inventory) -> tuple[Path | None, MacdError | None]:
     """The report page; a collected run stays done when its page can't be made."""
     from macd import application
 
     try:
-        return application.write_training_page(folder, host=host), None
+        others = _compared_with(folder, inventory)
+        return application.write_training_page(folder, host=host, others=others), None
     except MacdError as error:
         return None, error
+
+
+def _compared_with(folder: Path, inventory: Inventory) -> dict[str, Path]:
+    """The previous run of the same market and the run behind what is live, by what they are."""
+    from macd.cli.compare import behind_live
+    from macd.run_directory import FILES, read_json, state_of
+
+    def market(run: Path) -> tuple[Any, ...]:
+        try:
+            settings = read_json(run / FILES.settings, {})
+            done = state_of(read_json(run / FILES.result, {})) == "done"
+        except MacdError:
+            return ()  # damaged: nothing to compare with
+        return (settings.get("symbol"), settings.get("tf")) if done else ()
+
+    runs = [run.parent for run in folder.parent.glob(f"*/{FILES.result}")]
+    here = market(folder)
+    earlier = [run for run in runs if here and run.name < folder.name and market(run) == here]
+    previous = max(earlier, key=lambda run: run.name, default=None)
+    try:
+        live = folder.parent / behind_live(inventory, "prod")
+    except MacdError:
+        live = None
+    if live is not None and (live == folder or not live.is_dir() or market(live) != here):
+        live = None
+    if previous is not None and previous == live:
+        return {"the previous run, which is live in prod": previous}
+    found = {"the previous run": previous, "what is live in prod": live}
+    return {what: run for what, run in found.items() if run is not None}
 
 
 def _journal(inventory: Inventory) -> Journal:

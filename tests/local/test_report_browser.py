@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from macd import application
 from macd.app.pages import training
 from macd.app.train import pipeline
 from macd.app.train.settings import settings_from
@@ -208,6 +209,24 @@ def test_every_chart_tells_its_values_where_the_pointer_rests(
         ".some(t => /\\d/.test(t.textContent))).map(s => s.ariaLabel)"
     )
     assert silent == []
+
+
+def test_what_changed_stands_on_the_first_screen_and_whole_below(
+    run_dir: Path, browser: Browser, copy: Path
+) -> None:
+    others = {"the previous run": run_dir, "what is live in prod": copy / "nowhere"}
+    application.write_training_page(copy, host="h800", others=others)
+    for width in (1280, 390):
+        page = browser.open(url(copy), width=width).unfold()
+        assert page.complaints == []
+        assert page.run("document.documentElement.scrollWidth") <= width
+    first = page.run("document.querySelector('.opening').innerText")
+    assert f"Against the previous run, {run_dir.name}:" in first
+    assert "this run is not shown to be better" in first
+    assert "Against what is live in prod: not compared" in first
+    whole = page.run("document.querySelector('#changes').innerText")
+    assert "Settings, bars, features, code and libraries are the same." in whole
+    assert page.run("document.querySelectorAll('#changes table tbody tr').length") == 18
 
 
 def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Path) -> None:

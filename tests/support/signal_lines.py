@@ -38,6 +38,7 @@ def lines(
         }
         found: dict[str, Any] = {
             "close": close,
+            "policy": "tilt",
             "macd": 1.5,
             "macd_signal": 1.0,
             "macd_hist": 0.5,
@@ -66,6 +67,7 @@ def lines(
                 "action_taken": "HOLD",
                 "sell_score": 10.0,
                 "buy_score": 20.0,
+                "position": {"side": "flat", "size": 0.0, "bars_left": 0},
                 "components": found,
             },
         }

@@ -18,41 +18,54 @@ _LONG = 60  # letters of a value
 
 @dataclass(frozen=True)
 class Change:
-    """One comparison: this run, the challenger, against another."""
+    """One comparison: this run, the challenger, against another; no figures where none are left."""
 
     title: str
     verdict: str
-    figures: Table
-    differs: Table
-    limits: tuple[str, ...]
+    figures: Table | None = None
+    differs: tuple[str, ...] | None = None
+    limits: tuple[str, ...] = ()
 
 
 def changes(compared: Mapping[str, Mapping[str, Any]]) -> list[Change]:
-    """compared: by what the other run is ("the previous run") the document about both."""
+    """compared: by what the other run is ("the previous run") the document about both.
+
+    A document with `unable` alone says why there is no comparison.
+    """
     return [
-        Change(
+        Change(f"Against {other}", f"not compared, {numbers.typeset(found['unable'])}.")
+        if "unable" in found
+        else Change(
             f"Against {other}, {found['champion']['run']}",
-            numbers.typeset(found["verdict"]["text"]),
+            _sentence(found["verdict"]["text"]),
             _figures(found),
-            Table(("what", "there", "here"), list(_differs(found["differs"]))),
-            tuple(numbers.typeset(limit) for limit in found["limits"]),
+            tuple(_differs(found["differs"])),
+            tuple(map(_sentence, found["limits"])),
         )
         for other, found in compared.items()
     ]
 
 
-def _figures(found: Mapping[str, Any]) -> Table:
-    """AUC on all bars that both tested."""
+def _sentence(words: str) -> str:
+    """A sentence about champion and challenger, where one of them is the run of this page."""
+    for role, who in (("challenger", "this run"), ("champion", "the other run")):
+        words = words.replace(f"the {role}", who).replace(f"The {role}", who.capitalize())
+    return numbers.typeset(words)
+
+
+def _figures(found: Mapping[str, Any]) -> Table | None:
+    """AUC on all bars that both tested; None where there is no such bar."""
+    if not any(parts[part]["n"] for parts in found["parts"].values() for part in parts):
+        return None
     rows: list[tuple[Cell, ...]] = []
     for head, parts in found["parts"].items():
         for model in parts["val_all"]["models"]:
             cells: list[Cell] = [f"{NAMES[model]} {shown(head, found['tf'])}"]
             for part in PARTS:
                 made = parts[f"{part}_all"]["models"][model]
-                apart = made["difference"]["auc"]
-                ends = (apart[key] for key in ("value", "low", "high"))
+                value, low, high = (made["difference"]["auc"][k] for k in ("value", "low", "high"))
                 cells += [numbers.auc(made[side]["auc"]) for side in ("champion", "challenger")]
-                cells.append(numbers.interval(*ends, numbers.difference))
+                cells.append(numbers.interval(value, low, high, numbers.difference))
             rows.append(tuple(cells))
     head = [
         column for where in PARTS.values() for column in (f"{where}: there", "here", "difference")
@@ -60,15 +73,15 @@ def _figures(found: Mapping[str, Any]) -> Table:
     return Table(("model, head", *head), rows)
 
 
-def _differs(differs: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
+def _differs(differs: Mapping[str, Any]) -> Iterator[str]:
     for section, changed in differs.items():
         for name, change in changed.items():
             if section == "features":
                 lost, gained = (_listed(change[way]) for way in ("lost", "gained"))
-                yield f"Features of {NAMES.get(name, name)}", f"only {lost}", f"only {gained}"
+                yield f"Features of {NAMES.get(name, name)}: lost {lost}; gained {gained}"
             else:
                 before, after = (_short(value) for value in change)
-                yield f"{section.capitalize()}: {_said(name)}", before, after
+                yield f"{section.capitalize()}, {_said(name)}: {before} → {after}"
 
 
 def _listed(keys: list[str]) -> str:

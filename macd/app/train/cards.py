@@ -116,7 +116,7 @@ def honours_bf16(device: str, make: Callable[[int, int], nn.Module] | None = Non
                 layer.zero_grad(set_to_none=True)
                 with torch.autocast(kind.type, torch.bfloat16, enabled=lowered):
                     states = layer(given)[0]
-                (states.float().square().mean() * scale).backward()  # type: ignore[no-untyped-call]
+                (states.float().square().mean() * scale).backward()
                 made = [p.grad.flatten() for p in layer.parameters() if p.grad is not None]
                 return states.dtype, torch.cat(made).double() / scale
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -65,9 +65,14 @@ class Side:
 
     def at(self, rows: NDArray[np.intp]) -> Side:
         """The same on some of its bars."""
-        p = {name: each[rows] for name, each in self.p.items()}
-        parts = (self.times, self.holdout, self.learnt, self.returns)
-        return Side(self.run, *(part[rows] for part in parts), p)
+        return replace(
+            self,
+            times=self.times[rows],
+            holdout=self.holdout[rows],
+            learnt=self.learnt[rows],
+            returns=self.returns[rows],
+            p={name: each[rows] for name, each in self.p.items()},
+        )
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,6 +302,8 @@ def _limits(old: Side, new: Side, kept: Lines, rows: Mapping[str, Any]) -> list[
     return [
         "Validation bars are those on which heads and settings are chosen: a challenger that was "
         "tuned on them looks better than it is.",
+        "The verdict is about one model at the champion's best head. The other heads are beside "
+        "it, and to pick the one with the best difference would flatter.",
         *_left_out(rows["left_out"]),
         *_uneven(old, new, kept),
         *_of_shipped(new, _ms(old.run.metrics["holdout"]["from"])),

@@ -336,8 +336,8 @@ def _refit(training: Training, facts: Mapping[str, Mapping[str, Any]]) -> dict[s
         _export_onnx(training, again, stage="refit-onnx")
     if "stacking" in s.stages:
         stacked = StackingModel.from_json((s.out / FILES.stacking(s.tf)).read_bytes())
-        p = _as_served(stacked, _stack_data(training, frame))
-        frame = oof.with_mean(oof.with_model(frame, "stacking", p), stacked.mean_slopes)
+        served = _as_served(stacked, _stack_data(training, frame)).astype(np.float32)
+        frame = oof.with_mean(oof.with_model(frame, "stacking", served), stacked.mean_slopes)
     oof.write(frame, s.out / FILES.refitted(s.tf))
     return again
 

@@ -46,6 +46,15 @@ def test_two_runs_side_by_side(project: Path) -> None:
     assert "* Validation bars are those on which heads and settings are chosen" in told
 
 
+def test_a_twin_is_said_to_be_the_same(project: Path) -> None:
+    write_run(project / "runs/twin", skill=0.5)
+    code, told = typed(project, "twin", "old")
+    assert code == 0, told
+    assert "is not shown to be better" in told
+    assert told.count(", the same in both") == 30
+    assert "nothing that was recorded: settings, bars" in told
+
+
 def test_the_same_for_machines_and_the_other_way_round(project: Path) -> None:
     code, told = typed(project, "old", str(project / "runs/new"), "--json")
     assert code == 0, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from macd.app.predict.stacking import has_samples
 from macd.inventory import Criterion
+from macd.inventory.models import TrainSettings
 from macd.release.judge import Finding, blocking, judge
 
 AUDIT = {
@@ -96,6 +98,20 @@ def test_stacking_that_meets_its_criterion_is_never_skipped_by_the_service(
     assert found.value == n
     assert found.ok is (n >= threshold and has_samples(stacking, asked))
     assert ("ML_STACKING_MIN_SAMPLES" in found.note) is (asked > threshold)
+
+
+@pytest.mark.parametrize("name", ["flag_matters", "net_edge"])
+def test_a_run_from_before_policies_is_warned_of_and_not_blocked(name: str) -> None:
+    guide = TrainSettings(data_dir=Path("bars")).criteria
+    findings = judged({name: guide[name]})
+    assert (findings[0].ok, findings[0].note) == (False, "not measured")
+    assert name not in [one.name for one in blocking(findings)]
+
+
+def test_an_edge_of_zero_is_none() -> None:
+    assert outcome("net_edge", 0.0, 0.0, "warn")[0] is False
+    assert outcome("net_edge", 0.1, 0.0, "warn")[0] is True
+    assert outcome("flag_matters", 0.01, 0.01, "warn")[0] is True
 
 
 def test_a_criterion_the_run_never_measured_is_missed() -> None:

@@ -25,8 +25,8 @@ DOCUMENT: dict[str, Any] = {
     "challenger": {"run": "20260401T000000Z-b"},
     "parts": {
         "5h": {
-            "val_all": {"models": {"stacking": model(0.55, 0.56)}},
-            "test_all": {"models": {"stacking": model(0.54, 0.53)}},
+            "val_all": {"n": 900, "models": {"stacking": model(0.55, 0.56)}},
+            "test_all": {"n": 90, "models": {"stacking": model(0.54, 0.53)}},
         }
     },
     "differs": {
@@ -41,7 +41,8 @@ DOCUMENT: dict[str, Any] = {
 def test_both_figures_and_their_difference_stand_in_a_row() -> None:
     (made,) = changes({"the previous run": DOCUMENT})
     assert made.title == "Against the previous run, 20260301T000000Z-a"
-    assert made.verdict.endswith("better: −0.010")
+    assert made.verdict == "On these bars this run is not shown to be better: −0.010"
+    assert made.figures is not None
     assert made.figures.rows == [
         (
             "Stacking 5h",
@@ -55,14 +56,27 @@ def test_both_figures_and_their_difference_stand_in_a_row() -> None:
 
 def test_what_differs_is_said_in_words() -> None:
     (made,) = changes({"what is live": DOCUMENT})
-    epochs, panel, features = made.differs.rows
-    assert epochs == ("Settings: params LSTM epochs", "3", "5")
-    assert panel[1] == "–"
-    assert len(str(panel[2])) == 60
-    assert features[:2] == ("Features of LightGBM", "only none")
-    assert str(features[2]).startswith("only return of 1 bar, return of 2 bars")
-    assert str(features[2]).endswith(" and 2 more")
+    epochs, panel, features = made.differs or ()
+    assert epochs == "Settings, params LSTM epochs: 3 → 5"
+    assert panel == f"Settings, panel: – → {'x' * 59}…"
+    assert features.startswith(
+        "Features of LightGBM: lost none; gained return of 1 bar, return of 2"
+    )
+    assert features.endswith(" and 2 more")
+
+
+def test_without_a_bar_in_common_there_is_no_table_of_dashes() -> None:
+    none = {part: {**DOCUMENT["parts"]["5h"][part], "n": 0} for part in ("val_all", "test_all")}
+    (made,) = changes({"the previous run": {**DOCUMENT, "parts": {"5h": none}}})
+    assert made.figures is None
+    assert made.differs
 
 
 def test_nothing_compared_nothing_said() -> None:
     assert changes({}) == []
+
+
+def test_a_run_that_cannot_be_compared_is_named_with_the_cause() -> None:
+    (made,) = changes({"the previous run": {"unable": "the two runs have no tested bar in common"}})
+    assert made.verdict == "not compared, the two runs have no tested bar in common."
+    assert made.figures is None

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from macd.app.train import cards
+from macd.app.market.splits import Fold
+from macd.app.train import cards, lgbm
+from macd.app.train.events import Events
+from macd.app.train.fits import Inputs, Task, keyed, run_task
 
 GIB = 1 << 30
 BYTES = st.integers(GIB, 300 * GIB)
@@ -130,3 +134,22 @@ def test_unlike_cards_are_treated_as_the_weakest(
     monkeypatch.setattr(cards, "honours_bf16", lambda device: device in honest)
     assert cards.arithmetic("cuda:0", 82) == cards.Arithmetic(precision, 4096)
     assert cards.arithmetic("cuda:1", 82) == cards.arithmetic("cuda:0", 82)
+
+
+def test_fits_are_kept_apart_by_how_their_numbers_came_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 3)).astype(np.float32)
+    y = (X > 0).astype(np.float32)
+    fold = Fold(0, np.arange(48, 200), np.arange(300, 320))
+    task = Task("lgbm", fold, fold.train, lgbm.Params.demo(), 7)
+    inputs = Inputs(X, y, ("a", "b", "c"), "1h", Events(None, lambda: 0.0, False), None)
+    entry = run_task(task, inputs, "cpu")
+    assert entry.facts["arithmetic"] == {"precision": "fp32", "predict_batch": 2048}
+    ways = (cards.Arithmetic(), cards.Arithmetic("bf16"), cards.Arithmetic("fp32", 4096))
+    keys = set()
+    for way in ways:
+        monkeypatch.setattr(cards, "arithmetic", lambda device, features, way=way: way)
+        keys |= {keyed(task, inputs, device, {"lgbm": "c"}).key for device in ("cuda:0", "cuda:1")}
+    assert len(keys) == len(ways)

@@ -103,10 +103,12 @@ def test_merged_the_raw_score_is_the_mean_of_the_raw_scores(data: FitData, count
         assert booster.num_trees() == count * PARAMS.rounds
         assert booster.feature_name() == list("abcdef")
         assert booster.model_to_string() == text, "as LightGBM writes it: sizes, numbers, counts"
+        shares = booster.predict(data.X, pred_contrib=True)  # what explains it adds up, too
+        np.testing.assert_allclose(shares.sum(axis=1), raw(text, data.X), rtol=0, atol=1e-12)
         gains = [one.feature_importance("gain") for one in alone]
         np.testing.assert_allclose(booster.feature_importance("gain"), np.sum(gains, axis=0))
-    shares = [lgbm.importance(model)["b"] for model in models]
-    assert min(shares) <= lgbm.importance(together)["b"] <= max(shares)
+    gained = [lgbm.importance(model)["b"] for model in models]
+    assert min(gained) <= lgbm.importance(together)["b"] <= max(gained)
     assert together.facts["seeds"] == list(range(count))
 
 

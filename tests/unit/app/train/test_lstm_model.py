@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from macd.app.train import lstm, nets
+from macd.app.train import cards, lstm, nets
 from macd.app.train.fitdata import FitData
 from macd.app.train.modelfiles import write_whole
 from macd.app.train.nets import Loop
@@ -114,6 +114,25 @@ def test_saved_and_loaded_it_predicts_the_same(
     assert meta["schema_hash"]
     assert (meta["seq_len"], meta["horizons"], meta["seed"]) == (48, [5, 12, 24], 1)
     assert meta["training_digest"] == data.digest()
+
+
+def test_a_device_that_lowers_precision_is_followed_and_recorded(
+    data: FitData, model: lstm.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (model.loop["precision"], model.loop["predict_batch"]) == ("fp32", 2048)
+    lowered = cards.Arithmetic("bf16", 4096)
+    monkeypatch.setattr(nets.cards, "arithmetic", lambda device, features: lowered)
+    other = lstm.fit(data, TINY, seed=1)
+    assert (other.loop["precision"], other.loop["predict_batch"]) == ("bf16", 4096)
+    pairs = list(zip(model.net.parameters(), other.net.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    for a, b in pairs:  # the same training, but for the rounding
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
+    sizes: list[int] = []
+    hook = other.net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    lstm.predict(other, data.X, np.arange(3000))
+    hook.remove()
+    assert sizes == [3000 - 47]
 
 
 def test_a_file_from_when_nets_could_be_compiled_still_loads(

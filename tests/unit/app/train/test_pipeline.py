@@ -465,7 +465,7 @@ def test_another_meta_model_on_the_same_holdout_counts_as_a_look(
     honest = stacking.Params
 
     def other(**given: Any) -> stacking.Params:
-        return honest(C=1.0, **given)
+        return honest(weights=1.0, **given)
 
     monkeypatch.setattr(stacking, "Params", other)
     train(again, data_dir)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from macd.app.train.compare import compare
 
 from macd.app.market import splits
 from macd.app.market.bars import read_bars, write_bars
@@ -19,6 +18,7 @@ from macd.app.train import dataset, lgbm, pipeline
 from macd.app.train.cache import Cache
 from macd.app.train.events import read_events
 from macd.app.train.fitdata import Provenance, verify_provenance
+from macd.app.train.onnx_check import compare
 from macd.app.train.settings import settings_from
 from macd.errors import UsageError
 from macd.run_directory import FILES, read_run
