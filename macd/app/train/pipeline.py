@@ -7,6 +7,7 @@ leaks, judge by the criteria, write the result. The stages follow below it in th
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -405,9 +406,15 @@ def _audited(settings: Settings, i: int) -> tuple[str, ...]:
 
 
 def _audit_params(settings: Settings, family: str) -> Any:
-    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would."""
+    """LightGBM as it is trained; nets in the demo's size, which leaks just as a large one would.
+
+    A panel's LightGBM takes a fifth of its time with half the rounds of the smaller trees alone.
+    """
     profile = settings.profile if kind_of(family) == "lgbm" else "demo"
-    return params_of(family, profile, settings.params.get(family, {}))
+    params = params_of(family, profile, settings.params.get(family, {}))
+    if family == "lgbm_panel":
+        return replace(params, rounds=math.ceil(params.rounds / 2), more_leaves=0)
+    return params
 
 
 def _flip_cost(training: Training, i: int) -> float:
