@@ -98,7 +98,7 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
     if "stacking" in stages:
         frame = _stack(training, entries, environment)
     else:
-        frame = oof.with_mean(training.predictions(entries))
+        frame, _ = training.with_mean(training.predictions(entries))
 
     with training.stage("report"):
         metrics = results.measure(training, entries, frame)
@@ -264,7 +264,8 @@ def _stack(training: Training, entries: Entries, environment: Mapping[str, str])
         p = np.full((len(frame), len(HORIZONS)), np.nan)
         p[: len(before)] = fitted.oof
         p[len(before) :] = _as_served(fitted.model(head), _stack_data(training, holdout))
-        frame = oof.with_mean(oof.with_model(frame, "stacking", p))
+        frame, slopes = training.with_mean(oof.with_model(frame, "stacking", p))
+        facts["mean_slope"] = slopes
         stacking.save(fitted, s.out / results.MODEL_DIR, s.tf, headline=head, facts=facts)
         oof.write(frame, s.out / FILES.out_of_fold(s.tf))
     return frame
@@ -337,7 +338,7 @@ def _refit(training: Training, facts: Mapping[str, Mapping[str, Any]]) -> dict[s
     if "stacking" in s.stages:
         stacked = StackingModel.from_json((s.out / FILES.stacking(s.tf)).read_bytes())
         served = _as_served(stacked, _stack_data(training, frame)).astype(np.float32)
-        frame = oof.with_mean(oof.with_model(frame, "stacking", served))
+        frame = oof.with_mean(oof.with_model(frame, "stacking", served), stacked.mean_slopes)
     oof.write(frame, s.out / FILES.refitted(s.tf))
     return again
 
