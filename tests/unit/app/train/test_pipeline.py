@@ -297,7 +297,7 @@ def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_pa
     bars = read_bars(SAMPLE)[:3200]
     row = pl.int_range(pl.len()) == 2300  # in the last fold's test, before the holdout
     later = bars.with_columns(
-        pl.when(row).then(pl.col("volume") + 1).otherwise("volume").alias("volume")
+        pl.when(row).then((pl.col("open") + pl.col("close")) / 2).otherwise("close").alias("close")
     )
     write_bars(later, tmp_path / "later" / "BTCUSD_1h.parquet")
     started = count(again)
