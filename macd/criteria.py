@@ -105,11 +105,9 @@ def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[st
     models, best = metrics.get("models", {}), metrics.get("best_head", {})
     tf = str(metrics.get("tf", ""))
     if "lstm" in models and "lstm" in best:
-        val, test = (models["lstm"][best["lstm"]][part] for part in ("val", "test"))
-        values["lstm_val_auc"] = val["value"], f"at {shown(best['lstm'], tf)}"
-        luck = metrics.get("best_head_luck", {}).get("lstm", 0.0)
-        weeks = _weeks(metrics.get("holdout", {}))
-        values["test_val_gap"] = sure_drop(val, test, luck=luck, weeks=weeks)
+        value = models["lstm"][best["lstm"]]["val"]["value"]
+        values["lstm_val_auc"] = value, f"at {shown(best['lstm'], tf)}"
+        values["test_val_gap"] = drop_of(metrics, "lstm")
     if "stacking" in models and "stacking" in best:
         value = models["stacking"][best["stacking"]]["val"]["value"]
         values["stacking_oof_auc"] = value, f"at {shown(best['stacking'], tf)}"
@@ -162,6 +160,13 @@ def looks_meaning(looks: int) -> str:
         f"{looks} configurations of a model were evaluated on these bars or some of them, so its "
         "figures are a choice among several, and too high"
     )
+
+
+def drop_of(metrics: Mapping[str, Any], model: str) -> Measured:
+    """`sure_drop` of a model's best head."""
+    val, test = (metrics["models"][model][metrics["best_head"][model]][p] for p in ("val", "test"))
+    luck = metrics.get("best_head_luck", {}).get(model, 0.0)
+    return sure_drop(val, test, luck=luck, weeks=_weeks(metrics.get("holdout", {})))
 
 
 def sure_drop(

@@ -124,7 +124,10 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
                 ),
                 Table(
                     ("bounds", "share", "low", "high"),
-                    [(label, criterion["rate"], *bounds) for label, bounds in kinds],
+                    [
+                        (label, *map(numbers.share, (criterion["rate"], *bounds)))
+                        for label, bounds in kinds
+                    ],
                 ),
                 f"{criterion['successes']:,} of {criterion['trials']:,}",
             )
@@ -193,7 +196,15 @@ def agreement(findings: Mapping[str, Any]) -> list[Figure]:
     pairs = findings["agreement"]
     title = "Models on the same side of a half"
     items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
-    rows = [(_pair(n), p["same_side"], p["correlation"], p["n"]) for n, p in pairs.items()]
+    rows = [
+        (
+            _pair(name),
+            numbers.share(pair["same_side"]),
+            numbers.decimal(pair["correlation"], 2),
+            numbers.count(pair["n"]),
+        )
+        for name, pair in pairs.items()
+    ]
     svg = charts.bars(
         items,
         title=title,

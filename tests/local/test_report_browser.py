@@ -103,10 +103,10 @@ def test_every_chart_has_a_name_and_its_numbers_as_a_table(run_dir: Path, browse
     charts = page.run("document.querySelectorAll('svg.chart').length")
     named = page.run("document.querySelectorAll('svg.chart[role=img][aria-label] > title').length")
     tabled = page.run("document.querySelectorAll('figure svg.chart ~ details table').length")
-    # 2 equity, 2 comparisons, 6 AUC, 6 models x 3 heads by fold, 3 surrogates, 2 x 2 curves,
-    # 6 reliability, 6 ROC, 6 by confidence, 5 distributions, 3 stacking, 2 importance,
+    # 2 equity, 2 comparisons, 6 AUC, 7 models x 3 heads by fold, 3 surrogates, 2 x 2 curves,
+    # 7 reliability, 7 ROC, 7 by confidence, 5 distributions, 3 stacking, 2 importance,
     # 2 x 3 contributions, 1 attention, 1 durations
-    assert charts == named == tabled == 4 + 6 + 18 + 3 + 4 + 3 * 6 + 5 + 3 + 2 + 6 + 1 + 1
+    assert charts == named == tabled == 4 + 6 + 21 + 3 + 4 + 3 * 7 + 5 + 3 + 2 + 6 + 1 + 1
     assert page.run("document.querySelectorAll('svg.chart').length") == page.run(
         "new Set([...document.querySelectorAll('svg.chart')].map(s => s.ariaLabel)).size"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from macd.app.pages import figures, names, opening
 from macd.app.pages.changes import changes
-from macd.criteria import GUIDE, looks_at, looks_meaning, rule_of
+from macd.criteria import GUIDE, drop_of, looks_at, looks_meaning, rule_of
 from macd.heads import BASELINE, MODELS, NAMES, PANEL, RIDGE, explained, headline_of
 from macd.report import numbers
 from macd.report.page import Cell, Table, moment, render, seconds, write_page
@@ -218,7 +218,7 @@ def cautions(run: TrainingRun) -> list[str]:
 def _doubts(run: TrainingRun, model: str) -> list[str]:
     head = run.metrics["best_head"][model]
     made = run.compared[model][head]
-    val, test, doubts = made["val"], made["test"], []
+    val, doubts = made["val"], []
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use a baseline inverted, so its distance from 0.5 counts.
     reached = {
@@ -232,11 +232,9 @@ def _doubts(run: TrainingRun, model: str) -> list[str]:
         doubts.append(f"The interval of {name} holds 0.5: chance explains it.")
     elif val["low"] is not None and val["low"] <= 0.5 + reach:
         doubts.append(f"{simplest} is {reach:.3f} from chance, within the interval of {name}.")
-    if None not in (val["value"], test["value"]) and abs(test["value"] - val["value"]) >= 0.02:
-        doubts.append(
-            f"Holdout and validation differ by {abs(test['value'] - val['value']):.3f}: the regime "
-            "changed, or it is chance; validation has more bars."
-        )
+    drop, detail = drop_of(run.metrics, model)
+    if drop is not None and drop > 0:
+        doubts.append(f"{name} is worse on the holdout than chance explains: {detail}.")
     return doubts
 
 

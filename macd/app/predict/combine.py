@@ -28,17 +28,20 @@ def calibrated(p: npt.ArrayLike, slope: npt.ArrayLike) -> Doubles:
     return sigmoid(np.asarray(slope) * log_odds(p))
 
 
-def mean_of_logits(probabilities: Iterable[npt.ArrayLike], *, clip: float = CLIP) -> Doubles:
+def mean_of_logits(
+    probabilities: Iterable[npt.ArrayLike], *, slope: float = 1.0, clip: float = CLIP
+) -> Doubles:
     """The probability of "up" whose log-odds are the mean of the models' log-odds, as float64.
 
     probabilities: one entry a model, all numbers (`float()` the result) or all arrays of one shape.
     A model speaks where its value lies in [0, 1]; NaN is silence. NaN where no model speaks.
+    slope: calibrates the mean. Models that are right about themselves have too timid a mean.
     """
     p = np.asarray(list(probabilities), dtype=np.float64)
     speaks = (p >= 0.0) & (p <= 1.0)
     count = speaks.sum(axis=0)
     total = np.where(speaks, log_odds(p, clip), 0.0).sum(axis=0)
-    return sigmoid(total / np.where(count > 0, count, np.nan))
+    return sigmoid(slope * total / np.where(count > 0, count, np.nan))
 
 
 def sigmoid(z: npt.ArrayLike) -> Doubles:

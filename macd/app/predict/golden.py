@@ -28,7 +28,6 @@ from macd.app.market.bars import (
     step_ms,
     symbol_name,
 )
-from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError, UsageError
 from macd.heads import BASES, MEAN, in_order, kind_of
@@ -217,7 +216,7 @@ def predictions(document: Mapping[str, Any], scorer: Scorer) -> dict[str, list[f
         for k, head in enumerate(scorer.heads)
     }
     for k, head in enumerate(scorer.heads if base else ()):
-        predictions[f"{MEAN}_{head}"] = mean_of_logits(p[:, k] for p in base.values()).tolist()
+        predictions[f"{MEAN}_{head}"] = scorer.mean((p[:, k] for p in base.values()), head).tolist()
     for n, row in enumerate(rows):
         by_family = {
             family: dict(zip(scorer.heads, map(float, p[n]), strict=True))

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import polars as pl
 
 from macd.app.market.features import asset_column
-from macd.app.predict.combine import calibrated
+from macd.app.predict.combine import calibrated, mean_of_logits
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError, first_line
 from macd.heads import (
@@ -237,6 +237,11 @@ class Scorer:
         context = dict(zip(self.features, map(float, window[-1]), strict=True))
         stacking, reason = self.stack(base, context)
         return Scores(base, stacking, reason, errors)
+
+    def mean(self, probabilities: Iterable[npt.ArrayLike], head: str) -> npt.NDArray[np.float64]:
+        """The models' plain mean at a head, in log-odds and calibrated; NaN where none speaks."""
+        slopes = self.stacking.mean_slopes if self.stacking else {}
+        return mean_of_logits(probabilities, slope=slopes.get(head, 1.0))
 
     def stack(
         self, base: Mapping[str, Mapping[str, float]], context: Mapping[str, float]

@@ -97,6 +97,9 @@ class StackingModel:
         heads = raw.get("heads")
         if not isinstance(heads, dict) or not heads or raw.get("headline") not in heads:
             raise StackingError("heads are missing, or the headline is none of them")
+        slopes = raw.get("mean_slope", {})
+        if not isinstance(slopes, dict) or any(_number(slopes, each) <= 0.0 for each in slopes):
+            raise StackingError("mean_slope must be numbers above zero, by head")
         return cls(
             heads={name: _head(name, head, {*bases, *context}) for name, head in heads.items()},
             bases=bases,
@@ -116,13 +119,18 @@ class StackingModel:
                 scale=(1.0,) * count,
                 weights=(1.0 / count,) * count,
                 intercept=0.0,
-                slope=1.0,
+                slope=self.mean_slopes.get(name, 1.0),
                 limit=_LARGEST,
             )
             for name in self.heads
         }
         bases = tuple(name for head in heads.values() for name in head.inputs)
         return replace(self, heads=heads, bases=bases, context=())
+
+    @property
+    def mean_slopes(self) -> dict[str, float]:
+        """By head, what calibrates the plain mean of the models; empty in older files."""
+        return {head: float(value) for head, value in self.facts.get("mean_slope", {}).items()}
 
     def probability(
         self, base: Mapping[str, float], context: Mapping[str, float]

@@ -18,7 +18,6 @@ from typing import Any
 import polars as pl
 
 from macd.app.market import features
-from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import SEQ, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
@@ -105,7 +104,7 @@ class Predictor:
         if stacked is None or not math.isfinite(stacked):
             stacked, reason = None, reason or "no usable output"
         mode = "off" if stacked is None else self.mode
-        averaged = float(mean_of_logits(base.values())) if base else None
+        averaged = float(self._scorer.mean(base.values(), self._head)) if base else None
         p = stacked if mode == "live" else averaged
         if self._distrust:
             errors["golden"] = self._distrust[:_LONGEST]

@@ -119,7 +119,9 @@ def market_of(frame: pl.DataFrame, close: Floats, times_ms: Ints, head: str, tf:
     fold[rows - first] = frame["fold"].to_numpy()
     families = [name for name in BASES if f"p_{name}_{head}" in frame.columns]
     by_source: dict[str, Floats] = {}
-    if families:
+    if f"p_mean_{head}" in frame.columns:
+        by_source["mean"] = _column(frame, "mean", head)
+    elif families:
         by_source["mean"] = mean_of_logits([_column(frame, name, head) for name in families])
     if f"p_stacking_{head}" in frame.columns:
         by_source["stacking"] = _column(frame, "stacking", head)

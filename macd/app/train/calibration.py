@@ -42,6 +42,7 @@ class Prior:
 
 
 BASE = Prior(0.3, 0.1)
+MEAN = Prior(1.2, 0.3)  # of the mean of calibrated models, which is too timid
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ def forward_chained(scores: Scores, prior: Prior, embargo: int) -> Doubles:
 
 
 def calibrate(
-    frame: pl.DataFrame, model: str, embargo: int
+    frame: pl.DataFrame, model: str, embargo: int, prior: Prior = BASE
 ) -> tuple[pl.DataFrame, dict[str, float]]:
-    """The out-of-fold table with a base model's probabilities calibrated, and what ships: a slope
+    """The out-of-fold table with a model's probabilities calibrated, and what ships: a slope
     a head, from all validation bars. Validation is calibrated as `forward_chained` says, the
     holdout, which no slope is learnt from, by what ships.
     """
@@ -117,7 +118,7 @@ def calibrate(
             fold=fold[validation],
             horizon=HORIZONS[k],
         )
-        shipped[head] = scores.slope(BASE)
-        slopes[validation, k] = forward_chained(scores, BASE, embargo)
+        shipped[head] = scores.slope(prior)
+        slopes[validation, k] = forward_chained(scores, prior, embargo)
         slopes[~validation, k] = shipped[head]
     return oof.with_model(frame, model, calibrated(p, slopes)), shipped

@@ -21,7 +21,7 @@ __all__ = ["Params", "average", "fit", "importance", "load", "predict", "save"]
 class Params(lgbm.Params):
     """As for one asset, but for the rows of a leaf, and one bag for each of the two sizes.
 
-    more_leaves: of the second booster. assets: tell the trees which asset it is.
+    more_leaves: of the second booster, 0 for none. assets: tell the trees which asset it is.
     """
 
     family: ClassVar[str] = "lgbm_panel"
@@ -33,7 +33,7 @@ class Params(lgbm.Params):
 
 def fit(data: FitData, params: Params, **how: Any) -> Model:
     """As for one asset (`lgbm.fit`), twice: trees of `leaves` and of `more_leaves`, averaged."""
-    sizes = (params.leaves, params.more_leaves)
+    sizes = filter(None, (params.leaves, params.more_leaves))
     fitted = [lgbm.fit(data, replace(params, leaves=leaves), **how) for leaves in sizes]
     first = fitted[0]
     texts = {head: merged([model.texts[head] for model in fitted]) for head in first.texts}

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd.app.market.labels import HORIZONS, direction
-from macd.app.predict.combine import mean_of_logits
+from macd.app.predict.combine import calibrated, mean_of_logits
 from macd.app.train.cache import Entry
 from macd.app.train.dataset import Dataset, Plan, trailing_volatility
 from macd.app.train.fitdata import Floats
@@ -68,13 +68,19 @@ def with_model(frame: pl.DataFrame, model: str, p: NDArray[np.floating[Any]]) ->
     )
 
 
-def with_mean(frame: pl.DataFrame) -> pl.DataFrame:
-    """The table with the mean of its base models beside them, on rows where all of them speak."""
+def with_mean(frame: pl.DataFrame, slopes: Mapping[str, float] | None = None) -> pl.DataFrame:
+    """The table with the mean of its base models beside them, on rows where all of them speak.
+
+    slopes: that calibrate the mean, by head.
+    """
     base = [columns(frame, f"p_{name}") for name in models_in(frame, BASES)]
     if len(base) < 2:
         return frame
     silent = np.isnan(base).any(axis=0)
-    return with_model(frame, MEAN, np.where(silent, np.nan, mean_of_logits(base)))
+    mean = mean_of_logits(base)
+    if slopes:
+        mean = calibrated(mean, [slopes[head] for head in heads_in(frame)])
+    return with_model(frame, MEAN, np.where(silent, np.nan, mean))
 
 
 def from_entries(frame: pl.DataFrame, entries: Sequence[Entry]) -> Floats:

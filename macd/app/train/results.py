@@ -106,9 +106,7 @@ def measure(
         "models": figures,
         "best_head": best,
         "best_head_luck": {
-            model: oof.best_head_luck(frame, model, s.min_move, s.seed)
-            for model in models
-            if model == "lstm"  # whose test is compared with its validation
+            model: oof.best_head_luck(frame, model, s.min_move, s.seed) for model in models
         },
         "comparison": comparison.compare(frame, s.min_move, s.seed),
         "seeds": _seed_spread(training, entries),

@@ -26,7 +26,7 @@ from macd.app.train.modelfiles import model_of
 from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
 from macd.errors import MacdError, UsageError
-from macd.heads import PANEL, kind_of
+from macd.heads import MEAN, PANEL, kind_of
 
 
 @dataclass
@@ -159,6 +159,15 @@ class Training:
         for family in entries:
             frame, _ = calibration.calibrate(frame, family, self.plan.embargo)
         return frame
+
+    def with_mean(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float]]:
+        """The table with the mean of its base models, calibrated as they are, and the mean's slopes
+        that ship; both unchanged and empty with fewer than two models.
+        """
+        frame = oof.with_mean(frame)
+        if not oof.models_in(frame, (MEAN,)):
+            return frame, {}
+        return calibration.calibrate(frame, MEAN, self.plan.embargo, calibration.MEAN)
 
     def slopes(self, family: str, entries: list[Entry]) -> dict[str, float]:
         """The calibration that ships with a family: a slope a head, learnt on validation bars."""

@@ -141,7 +141,9 @@ def test_another_asset_is_served_by_the_panels_models_alone(bars: Path, scorer: 
         assert fields[f"ml_{name}_prob"] == pytest.approx(
             fields["ml_heads"][family][head], abs=1e-6
         )
-    mean = float(mean_of_logits(fields["ml_heads"][family][head] for family in PANEL))
+    assert scorer.stacking is not None
+    slope = scorer.stacking.mean_slopes[head]
+    mean = float(mean_of_logits((fields["ml_heads"][f][head] for f in PANEL), slope=slope))
     assert fields["ml_stacking_prob"] == pytest.approx(mean, abs=1e-5)
     assert fields["ml_avg_prob"] == pytest.approx(mean, abs=1e-5)
     # Its nets are told whose bars these are.

@@ -296,9 +296,8 @@ def test_each_family_names_its_own_features_and_the_shared_window(done: Path) ->
 def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_path: Path) -> None:
     bars = read_bars(SAMPLE)[:3200]
     row = pl.int_range(pl.len()) == 2300  # in the last fold's test, before the holdout
-    later = bars.with_columns(
-        pl.when(row).then((pl.col("open") + pl.col("close")) / 2).otherwise("close").alias("close")
-    )
+    middle = (pl.col("high") + pl.col("low")) / 2  # LightGBM sees the path of the price alone
+    later = bars.with_columns(pl.when(row).then(middle).otherwise("close").alias("close"))
     write_bars(later, tmp_path / "later" / "BTCUSD_1h.parquet")
     started = count(again)
     train(again, tmp_path / "later", mode="lgbm")
