@@ -7,6 +7,7 @@ import random
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from macd.heads import HORIZONS, MODELS
 from macd.host.judge.realised import Prediction, auc, realised
 from macd.host.judge.tallies import Groups, Latency, Model, Pair, Timeline
 
@@ -38,7 +39,7 @@ def test_labels_are_closes_h_bars_later_by_time_not_by_row() -> None:
     for i, close in enumerate(closes):
         # a model that knows the close five hours later; one bar is missing
         known = closes[i + 5] > close if i + 5 < 80 else False
-        heads = (0.9 if known else 0.1, *[None] * 11)
+        heads = (0.9 if known else 0.1, *[None] * (len(MODELS) * len(HORIZONS) - 1))
         if i != 40:
             seen.append(Prediction("BTCUSD", "1h", i * HOUR, HOUR, close, heads))
     row = realised(seen)[0]
@@ -49,7 +50,7 @@ def test_labels_are_closes_h_bars_later_by_time_not_by_row() -> None:
 
 
 def test_bars_of_another_symbol_or_timeframe_are_neither_bars_nor_labels_of_this_one() -> None:
-    heads = (0.9, *[None] * 11)
+    heads = (0.9, *[None] * (len(MODELS) * len(HORIZONS) - 1))
     rising = [Prediction("BTCUSD", "1h", i * HOUR, HOUR, 100.0 + i, heads) for i in range(30)]
     falling = [Prediction("ETHUSD", "1h", i * HOUR, HOUR, 100.0 - i, heads) for i in range(30)]
     other = [Prediction("BTCUSD", "5h", i * 5 * HOUR, 5 * HOUR, 1.0, heads) for i in range(6)]
