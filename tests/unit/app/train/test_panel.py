@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macd.app.market import splits
 from macd.app.market.splits import LONGEST, Fold, LeakError
 from macd.app.train import dataset, fits, leak_audit, lgbm_panel, lstm_panel, nets
 from macd.app.train import panel as panels
@@ -110,6 +111,25 @@ def test_nothing_at_or_after_a_border_is_ever_trained_on(panel: Panel, hours: in
             assert rows[-1] == len(asset.times_ms) - 1 - LONGEST or (
                 asset.times_ms[rows[-1] + 1 + LONGEST] >= border
             )
+
+
+def test_early_stopping_is_purged_in_every_asset(panel: Panel, plan: dataset.Plan) -> None:
+    """The tested asset's last training rows stop the fit; no asset trains up to them."""
+    fold = plan.folds[-1]
+    rows, stop = splits.inner_split(fold.train, fraction=0.2, embargo=EMBARGO)
+    data = panel.training_data(rows, stop)
+    stopped = dataclasses.replace(task(fold), rows=rows, stop=stop)
+    fits.check_record(observe(data, fold.test), stopped, EMBARGO, panel)
+    begin = panel.tested.times_ms[stop[0]] - EMBARGO * HOUR
+    for block in data.blocks:
+        mine = data.rows[(data.rows >= block.start) & (data.rows < block.stop)]
+        assert block.ends_ms[mine - block.start].max() < begin
+    # Held to an earlier stop, the rows of the other assets are too late as well.
+    _, earlier = splits.inner_split(fold.train, fraction=0.4, embargo=EMBARGO)
+    with pytest.raises(LeakError, match="BBBUSD: it trained on the bar of"):
+        fits.check_record(
+            observe(data, fold.test), dataclasses.replace(stopped, stop=earlier), EMBARGO, panel
+        )
 
 
 # Mutants.

@@ -14,15 +14,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macd.app.market.bars import read_bars
+from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training as training_page
+from macd.app.predict import __main__ as checks
 from macd.app.predict import golden, health, modelfolder
 from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.scoring import MODELS, Scorer, UnknownSymbolError
 from macd.app.service import release
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Flags
-from macd.app.train import pipeline
+from macd.app.train import onnx_check, pipeline
 from macd.app.train.settings import settings_from
 from macd.heads import BASES, FAMILIES, PANEL
 from macd.host.store.manifest import Manifest
@@ -116,6 +117,24 @@ def test_the_release_is_checked_with_all_six(
     assert named[f"models for {OTHER}"].ok
     assert named["golden predictions"].ok
     assert named["predictions of the training"].ok
+
+
+def test_a_release_is_proved_on_the_bars_of_all_assets(run: Path, bars: Path) -> None:
+    digest = json.loads((run / "result.json").read_text())["data_digest"]
+    question = {"top": str(run), "run": str(run), "data": str(bars), "digest": digest}
+    proof = checks.answer("prove", {**question, "lock": {}})
+    assert [item for item in proof["items"] if not item["ok"]] == []
+    (item,) = onnx_check.answer({"top": str(run), "tf": "1h", "inputs": proof["golden"]})["items"]
+    assert item["ok"]
+    assert "own and panel's" in item["detail"]
+
+
+def test_other_bars_of_one_asset_are_other_data(run: Path, bars: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bars, tmp_path / "bars"))
+    write_bars(read_bars(copy / "BBBUSD_1h.parquet")[:-1], copy / "BBBUSD_1h.parquet")
+    digest = json.loads((run / "result.json").read_text())["data_digest"]
+    question = {"top": str(run), "run": str(run), "data": str(copy), "digest": digest}
+    assert "are not those" in checks.answer("prove", {**question, "lock": {}})["error"]["what"]
 
 
 def test_a_damaged_model_of_the_panel_is_named(
