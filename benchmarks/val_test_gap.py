@@ -48,7 +48,7 @@ def main() -> None:
     print(f"share that passes, of {models} models each; before: |test - validation| < 0.02\n")
     print(f"{'':42} {'drop':>6} {'passes':>7} {'with threshold .02':>19} {'before':>7}")
     for title, case in CASES.items():
-        judged = np.array([judge(seed, **case) for seed in range(models)])
+        judged = np.array([judge(seed, case) for seed in range(models)])
         bound, drop = judged.T
         passes = [is_met("test_val_gap", value, 0.0) for value in bound]
         laxer = [is_met("test_val_gap", value, 0.02) for value in bound]
@@ -60,7 +60,7 @@ def main() -> None:
         )
 
 
-def judge(seed: int, *, reps: int = 400, **case: float) -> tuple[float, float]:
+def judge(seed: int, case: Mapping[str, float], *, reps: int = 400) -> tuple[float, float]:
     """What the criterion measures of one made model, and validation less test of its best head."""
     y, p = made(np.random.default_rng(seed), **case)
     times = HOUR_MS * np.arange(BARS, dtype=np.int64)
@@ -76,8 +76,8 @@ def judge(seed: int, *, reps: int = 400, **case: float) -> tuple[float, float]:
     best = max(range(len(HORIZONS)), key=lambda k: float(validation[k]["value"]))
     tested = figures(test, best)
     luck = luck_of_the_best(y[val], p[val], times[val], reps=reps)
-    weeks = (BARS - first) * HOUR_MS / WEEK_MS
-    bound, _ = sure_drop(validation[best], tested, luck=luck, weeks=weeks)
+    blocks = (BARS - first) * HOUR_MS / WEEK_MS
+    bound, _ = sure_drop(validation[best], tested, luck=luck, blocks=blocks)
     assert bound is not None
     return bound, float(validation[best]["value"] - tested["value"])
 

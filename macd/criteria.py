@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeGuard, cast, get_args
 
-from macd.heads import HORIZONS, MEAN, NAMES, bars_ahead, in_order, shown
+from macd.heads import HORIZONS, MEAN, NAMES, bars_ahead, block_weeks, in_order, minutes_of, shown
 
 CriterionName = Literal[
     "lstm_val_auc",
@@ -166,11 +166,11 @@ def drop_of(metrics: Mapping[str, Any], model: str) -> Measured:
     """`sure_drop` of a model's best head."""
     val, test = (metrics["models"][model][metrics["best_head"][model]][p] for p in ("val", "test"))
     luck = metrics.get("best_head_luck", {}).get(model, 0.0)
-    return sure_drop(val, test, luck=luck, weeks=_weeks(metrics.get("holdout", {})))
+    return sure_drop(val, test, luck=luck, blocks=_blocks(metrics))
 
 
 def sure_drop(
-    val: Mapping[str, Any], test: Mapping[str, Any], *, luck: float = 0.0, weeks: float = math.inf
+    val: Mapping[str, Any], test: Mapping[str, Any], *, luck: float = 0.0, blocks: float = math.inf
 ) -> Measured:
     """How far the test AUC lies below validation's at the least, with 95 % confidence; details.
 
@@ -182,36 +182,38 @@ def sure_drop(
     Args:
         val, test: figures with value, low and high.
         luck: by how much choosing the best head flatters its validation figure.
-        weeks: how many weeks the test has. Resampled from few, its interval is too narrow.
+        blocks: how many (weeks, mostly) the test's interval was drawn from. From few of them it is
+            too narrow.
     """
     figures = [part.get(name) for part in (val, test) for name in ("value", "low", "high")]
     if not all(is_number(figure) for figure in figures):
         return None, "no interval"
     drop = val["value"] - luck - test["value"]
     below = (val["value"] - val["low"]) * _ONE_SIDED / _TWO_SIDED
-    above = (test["high"] - test["value"]) * _few(weeks) / _TWO_SIDED
+    above = (test["high"] - test["value"]) * _few(blocks) / _TWO_SIDED
     chosen = f" less {luck:.3f} for choosing the head by it" if luck else ""
     detail = f"validation {val['value']:.3f}{chosen}, test {test['value']:.3f}"
     return drop - math.hypot(below, above), detail
 
 
-def _few(weeks: float) -> float:
-    """Standard errors for 95 % on one side when the error itself comes from so many weeks.
+def _few(blocks: float) -> float:
+    """Standard errors for 95 % on one side when the error itself comes from so many blocks.
 
     Student's t (expanded as in Abramowitz and Stegun 1964, 26.7.5), times the bias of a standard
     error that is resampled.
     """
-    freedom, z = max(weeks, 2.0) - 1, _ONE_SIDED
+    freedom, z = max(blocks, 2.0) - 1, _ONE_SIDED
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return t * math.sqrt(1 + 1 / freedom)
 
 
-def _weeks(holdout: Mapping[str, Any]) -> float:
-    """How many weeks a run's holdout has."""
+def _blocks(metrics: Mapping[str, Any]) -> float:
+    """How many blocks the intervals of a run's holdout were drawn from."""
+    holdout = metrics.get("holdout", {})
     if "from" not in holdout:
         return math.inf
     first, last = (datetime.fromisoformat(holdout[end]) for end in ("from", "to"))
-    return (last - first) / timedelta(weeks=1)
+    return (last - first) / timedelta(weeks=block_weeks(minutes_of(str(metrics["tf"]))))
 
 
 def too_good(

@@ -78,7 +78,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def span(bars: int, tf: str) -> str:
     """How long so many bars last: 5 bars of 15m are 1h15m."""
-    minutes = bars * _minutes(tf)
+    minutes = bars * minutes_of(tf)
     parts = []
     for unit in ("d", "h", "m"):
         count, minutes = divmod(minutes, _MINUTES[unit])
@@ -86,7 +86,8 @@ def span(bars: int, tf: str) -> str:
     return "".join(parts)
 
 
-def _minutes(tf: str) -> int:
+def minutes_of(tf: str) -> int:
+    """How long a bar of this timeframe is."""
     return int(tf[:-1]) * _MINUTES[tf[-1]]
 
 
@@ -104,7 +105,7 @@ def explained(tf: str) -> str:
         return ""
     spans = ", ".join(f"{head_name(bars, tf)} = {span(bars, tf)}" for bars in HORIZONS)
     said = f"Heads look 5, 12 and 24 bars of {tf} ahead, not hours: {spans}"
-    weeks = block_weeks(_minutes(tf))
+    weeks = block_weeks(minutes_of(tf))
     if weeks > 1:
         said += f". Intervals are from blocks of {weeks} weeks, which hold the longest head"
     return said

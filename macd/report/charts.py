@@ -487,9 +487,10 @@ def axis_x(scale: Scale, top: float, bottom: float, label: str = "", most: int =
         most -= 1
         values = ticks(scale.low, scale.high, most)
     for value in values:
-        x = scale(value)
+        x, words = scale(value), number(value)
         parts.append(line(x, top, x, bottom, "rule"))
-        parts.append(text(x, bottom + 13, number(value), anchor="middle", class_="tick"))
+        inside = min(x, WIDTH - 2.9 * len(words))  # a number at the end of the axis isn't cut
+        parts.append(text(inside, bottom + 13, words, anchor="middle", class_="tick"))
     if label:
         middle = (scale.start + scale.end) / 2
         parts.append(text(middle, bottom + 28, label, anchor="middle", class_="label"))

@@ -226,7 +226,7 @@ def test_what_changed_stands_on_the_first_screen_and_whole_below(
     assert "Against what is live in prod: not compared" in first
     whole = page.run("document.querySelector('#changes').innerText")
     assert "Settings, bars, features, code and libraries are the same." in whole
-    assert page.run("document.querySelectorAll('#changes table tbody tr').length") == 18
+    assert page.run("document.querySelectorAll('#changes table tbody tr').length") == 15
 
 
 def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Path) -> None:

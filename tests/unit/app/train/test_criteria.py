@@ -134,12 +134,12 @@ def test_a_run_of_an_earlier_version_is_measured_too() -> None:
 AUCS = st.floats(0.4, 0.7)
 
 
-@given(val=AUCS, test=AUCS, luck=st.floats(0, 0.02), weeks=st.floats(2, 200))
+@given(val=AUCS, test=AUCS, luck=st.floats(0, 0.02), blocks=st.floats(2, 200))
 def test_a_better_test_is_no_drop_and_doubt_only_lowers_it(
-    val: float, test: float, luck: float, weeks: float
+    val: float, test: float, luck: float, blocks: float
 ) -> None:
     surely, _ = sure_drop(_part(val), _part(test))
-    doubted, detail = sure_drop(_part(val), _part(test), luck=luck, weeks=weeks)
+    doubted, detail = sure_drop(_part(val), _part(test), luck=luck, blocks=blocks)
     assert surely is not None and doubted is not None
     assert doubted <= surely + 1e-12
     assert surely < val - test
@@ -155,8 +155,8 @@ def test_a_part_without_an_interval_is_not_judged() -> None:
 def test_models_without_a_drop_pass_and_a_drop_of_8_hundredths_does_not() -> None:
     """The level itself is measured by the benchmark, on hundreds of models; here it is not lost."""
     alike = CASES["no drop, heads alike"]
-    passes = [judge(seed, reps=200, **alike)[0] <= 0.0 for seed in range(24)]
+    passes = [judge(seed, alike, reps=200)[0] <= 0.0 for seed in range(24)]
     assert sum(passes) >= 21  # at 95 %: 22.8; fewer than 21 in 3 of 100
     fallen = CASES["a drop of about .08"]
-    passes = [judge(seed, reps=200, **fallen)[0] <= 0.0 for seed in range(6)]
+    passes = [judge(seed, fallen, reps=200)[0] <= 0.0 for seed in range(6)]
     assert sum(passes) <= 2

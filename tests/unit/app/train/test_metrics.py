@@ -168,3 +168,15 @@ def test_blocks_of_daily_bars_hold_their_longest_head() -> None:
     true = 2 * 1.96 * 24 / np.sqrt(2_000)
     assert narrow < 0.7 * true
     assert 0.75 * true < wide < 1.3 * true
+
+
+def test_the_best_of_alike_heads_owes_something_to_luck_and_a_clear_winner_nothing() -> None:
+    rng = np.random.default_rng(5)
+    n = 2_000
+    y = rng.integers(0, 2, (n, 3)).astype(float)
+    times = 3_600_000 * np.arange(n, dtype=np.int64)
+    alike = 0.3 * y + rng.standard_normal((n, 3))
+    ahead = alike + np.array([2.0, 0.0, 0.0]) * y
+    assert 0.002 < metrics.luck_of_the_best(y, alike, times, reps=300) < 0.03
+    assert metrics.luck_of_the_best(y, ahead, times, reps=300) < 0.002
+    assert metrics.luck_of_the_best(y[:100], alike[:100], times[:100]) == 0.0, "one week alone"
