@@ -241,7 +241,7 @@ def month_ticks(first: float, last: float, most: int = 5) -> list[tuple[float, s
     begin, end = date_of(first), date_of(last)
     months = range(12 * begin.year + begin.month, 12 * end.year + end.month)
     starts = [date(m // 12, m % 12 + 1, 1) for m in months]
-    for step in (1, 2, 3, 6, 12, 24, 60, 120):
+    for step in (1, 2, 3, 6, 12, 24, 60, 120, 240, 1200):
         kept = [day for day in starts if (12 * day.year + day.month - 1) % step == 0]
         if len(kept) <= most:
             break

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from macd.report import charts
@@ -201,6 +201,7 @@ def test_nothing_lies_above_its_peak_nor_below_ruin(values: list[float]) -> None
 
 
 @given(st.floats(0, 40_000), st.floats(2, 20_000))
+@example(23_830.0, 20_000.0)
 def test_month_ticks_are_few_inside_and_the_first_of_a_month(first: float, span: float) -> None:
     made = charts.month_ticks(first, first + span)
     assert len(made) <= 5
