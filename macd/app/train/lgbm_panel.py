@@ -30,6 +30,10 @@ class Params(lgbm.Params):
     more_leaves: int = 31
     assets: bool = False
 
+    @classmethod
+    def demo(cls) -> Params:
+        return cls()
+
 
 def fit(data: FitData, params: Params, **how: Any) -> Model:
     """As for one asset (`lgbm.fit`), twice: trees of `leaves` and of `more_leaves`, averaged."""
