@@ -205,19 +205,19 @@ def decide(
         tilt = ML_WEIGHT * (2.0 * p - 1.0) if p is not None and math.isfinite(p) else 0.0
         buy = min(100.0, max(0.0, buy + tilt))
         sell = min(100.0, max(0.0, sell - tilt))
-        wish = (buy >= ACT and buy > sell) - (sell >= ACT and sell > buy)
+        signal = (buy >= ACT and buy > sell) - (sell >= ACT and sell > buy)
     else:  # a comparison with NaN is false
-        wish = 0 if p is None else (p >= terms.long) - (p <= terms.short)
-    after = _moved(terms, position, wish, elapsed)
+        signal = 0 if p is None else (p >= terms.long) - (p <= terms.short)
+    after = _moved(terms, position, signal, elapsed)
     closing = (after.side == 0) * -position.side
-    return Decision(_WORDS[wish or closing], buy, sell, after)
+    return Decision(_WORDS[signal or closing], buy, sell, after)
 
 
-def _moved(terms: Terms, position: Position, wish: int, elapsed: int) -> Position:
-    if wish < 0 and terms.long_only:
+def _moved(terms: Terms, position: Position, signal: int, elapsed: int) -> Position:
+    if signal < 0 and terms.long_only:
         return FLAT
-    if wish:
-        return Position(wish, terms.horizon)
+    if signal:
+        return Position(signal, terms.horizon)
     left = max(0, position.left - elapsed)
     if terms.expires and not left:
         return FLAT

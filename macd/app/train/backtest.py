@@ -23,6 +23,7 @@ from macd.app.market.bars import step_ms
 from macd.app.predict.combine import mean_of_logits
 from macd.app.predict.policy import ANY_HEAD, FLAT, Policy, Terms, Thresholds, bases, decide
 from macd.app.train import oof, returns
+from macd.app.train.metrics import finite_or_none
 from macd.app.train.returns import Floats, Ints, Sides
 from macd.criteria import Measured
 from macd.heads import BASES, HORIZONS, shown
@@ -363,8 +364,8 @@ def _figures(
         "mean_net_bp": returns.mean_bp(trades, market.times_ms, seed=seed),
         "hit_rate": float(np.mean(trades.net > 0)) if len(trades.net) else None,
         "net_return": float(returns.equity(made.net)[-1] - 1.0),
-        "sharpe": _plain(returns.sharpe(made.net) * math.sqrt(yearly)),
-        "deflated_sharpe": _plain(returns.deflated_sharpe(made.net, trials, tried)),
+        "sharpe": finite_or_none(returns.sharpe(made.net) * math.sqrt(yearly)),
+        "deflated_sharpe": finite_or_none(returns.deflated_sharpe(made.net, trials, tried)),
         "max_drawdown": returns.max_drawdown(made.net),
     }
 
@@ -422,7 +423,3 @@ def _daily(name: str, market: Market, tracks: Mapping[str, Track]) -> pl.DataFra
             **{key: pl.Series(returns.equity(made.net)[last]) for key, made in tracks.items()},
         }
     )
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 
 from macd import childprocess
 from macd.app.market.bars import step_ms
-from macd.app.market.labels import HORIZONS, direction
+from macd.app.market.labels import HORIZONS
 from macd.app.train import oof
 from macd.app.train.comparison import log_losses
 from macd.app.train.metrics import (
     WEEK_MS,
     auc,
     effective_n,
-    interval,
+    finite_or_none,
     resampled_aucs,
     resampled_means,
+    with_interval,
 )
 from macd.criteria import difference_text
 from macd.errors import MacdError, UsageError, failure
@@ -177,18 +178,12 @@ def _parts(
     speak = np.all([np.isfinite(s.p[name][:, k]) for s in (old, new) for name in models], axis=0)
     min_move = float(old.run.metrics["min_move"])
     parts = {}
-    for part, lines, move in (
-        ("val", ~old.holdout, min_move),
-        ("val_all", ~old.holdout, 0.0),
-        ("test", old.holdout, min_move),
-        ("test_all", old.holdout, 0.0),
-    ):
-        y = direction(old.returns[:, k], move)
+    for part, (lines, y) in oof.parts(old.holdout, old.returns[:, k], min_move).items():
         on = np.flatnonzero(lines & kept & same & speak & np.isfinite(y))
         positions = old.times[on] // step_ms(old.run.tf)
         parts[part] = {
             "n": len(on),
-            "effective_n": effective_n(positions, HORIZONS[k]) if len(on) else 0.0,
+            "effective_n": effective_n(positions, HORIZONS[k]),
             "models": _scored(
                 y[on],
                 {name: (old.p[name][on, k], new.p[name][on, k]) for name in models},
@@ -215,22 +210,22 @@ def _scored(
             "brier": ((old - y) ** 2, (new - y) ** 2),
             "log_loss": (log_losses(y, old), log_losses(y, new)),
         }
-        both = [{"auc": _plain(value)} for value in aucs]
+        both = [{"auc": finite_or_none(value)} for value in aucs]
         resampled = drawn[:, 2 * at + 1] - drawn[:, 2 * at]
-        differences = {"auc": _difference(aucs[1] - aucs[0], resampled)}
+        differences = {"auc": with_interval(aucs[1] - aucs[0], resampled)}
         for loss, pair in losses.items():
             means = [float(each.mean()) if len(y) else math.nan for each in pair]
             for side, mean in zip(both, means, strict=True):
-                side[loss] = _plain(mean)
+                side[loss] = finite_or_none(mean)
             resampled = resampled_means(pair[1] - pair[0], times, seed=seed)
-            differences[loss] = _difference(means[1] - means[0], resampled)
+            differences[loss] = with_interval(means[1] - means[0], resampled)
         apart = (old >= 0.5) != (new >= 0.5)
         right = float(np.mean((new[apart] >= 0.5) == (y[apart] == 1))) if apart.any() else math.nan
         scored[name] = {
             "champion": both[0],
             "challenger": both[1],
             "difference": differences,
-            "disagree": {"n": int(apart.sum()), "challenger_right": _plain(right)},
+            "disagree": {"n": int(apart.sum()), "challenger_right": finite_or_none(right)},
         }
     return scored
 
@@ -431,15 +426,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _unlike(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
     names = dict.fromkeys([*old, *new])
     return {k: [old.get(k), new.get(k)] for k in names if old.get(k) != new.get(k)}
-
-
-def _difference(value: float, resampled: Doubles) -> dict[str, float | None]:
-    low, high = interval(resampled)
-    return {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _ms(text: str) -> int:

@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macd.app.market.labels import HORIZONS, direction
+from macd.app.market.labels import HORIZONS
 from macd.app.predict.combine import CLIP
 from macd.app.train import oof
-from macd.app.train.metrics import auc, effective_n, interval, resampled_aucs
+from macd.app.train.metrics import auc, effective_n, finite_or_none, resampled_aucs, with_interval
 from macd.criteria import difference_text
 from macd.heads import BASES, COMPARED, MEAN, NAMES, shown
 
@@ -36,15 +36,8 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
     """
     names = oof.models_in(frame, COMPARED)
     p = {name: oof.columns(frame, f"p_{name}") for name in names}
-    returns = oof.columns(frame, "ret")
-    fold = frame["fold"].to_numpy()
-    validation, test = fold != oof.HOLDOUT, fold == oof.HOLDOUT
-    parts = {
-        "val": (validation, direction(returns, min_move)),
-        "val_all": (validation, direction(returns, 0.0)),
-        "test": (test, direction(returns, min_move)),
-        "test_all": (test, direction(returns, 0.0)),
-    }
+    tested = frame["fold"].to_numpy() == oof.HOLDOUT
+    parts = oof.parts(tested, oof.columns(frame, "ret"), min_move)
     times, rows = frame["bar_time"].dt.epoch("ms").to_numpy(), frame["row"].to_numpy()
     compared: dict[str, Any] = {}
     for k, head in enumerate(oof.heads_in(frame)):
@@ -58,7 +51,7 @@ def compare(frame: pl.DataFrame, min_move: float, seed: int) -> dict[str, Any]:
             compared.setdefault(head, {})[part] = {
                 "n": int(on.sum()),
                 "effective_n": effective_n(rows[on], HORIZONS[k]),
-                "base_rate": _plain(y[on].mean() if on.any() else math.nan),
+                "base_rate": finite_or_none(y[on].mean() if on.any() else math.nan),
                 **_scored(y[on], said, best, times[on], seed),
             }
     return compared
@@ -78,9 +71,9 @@ def _scored(
     resampled = dict(zip(said, drawn.T, strict=True))
     models = {
         name: {
-            **_with_interval(values[name], resampled[name]),
-            "brier": _plain(float(np.mean((p - y) ** 2)) if len(y) else math.nan),
-            "log_loss": _plain(_log_loss(y, p)),
+            **with_interval(values[name], resampled[name]),
+            "brier": finite_or_none(float(np.mean((p - y) ** 2)) if len(y) else math.nan),
+            "log_loss": finite_or_none(_log_loss(y, p)),
         }
         for name, p in said.items()
     }
@@ -91,7 +84,7 @@ def _scored(
     }
     differences = {
         name: {
-            **_with_interval(values[one] - values[other], resampled[one] - resampled[other]),
+            **with_interval(values[one] - values[other], resampled[one] - resampled[other]),
             **({"best": best} if other == best else {}),
         }
         for name, (one, other) in pairs.items()
@@ -108,15 +101,6 @@ def log_losses(y: Doubles, p: Doubles) -> Doubles:
 
 def _log_loss(y: Doubles, p: Doubles) -> float:
     return float(log_losses(y, p).mean()) if len(y) else math.nan
-
-
-def _with_interval(value: float, resampled: Doubles) -> dict[str, float | None]:
-    low, high = interval(resampled)
-    return {"value": _plain(value), "low": _plain(low), "high": _plain(high)}
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def difference_lines(metrics: Mapping[str, Any]) -> list[str]:

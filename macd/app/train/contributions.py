@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from macd.app.market.features import family_of
+from macd.app.predict.combine import sigmoid
 from macd.app.train import lgbm
 from macd.app.train.dataset import Dataset, Plan
 from macd.heads import head_names
@@ -67,7 +68,7 @@ def measure(models: Path, data: Dataset, plan: Plan) -> dict[str, Any]:
 def _explained(row: Sizes, names: Sequence[str], families: Sequence[str]) -> dict[str, Any]:
     largest = np.argsort(-np.abs(row[:-1]), kind="stable")[:3]
     return {
-        "p": round(float(1.0 / (1.0 + np.exp(-row.sum()))), 6),
+        "p": round(float(sigmoid(row.sum())), 6),
         "base": round(float(row[-1]), 6),
         "by_family": {
             k: round(float(v[0]), 6) for k, v in _summed(row[None, :-1], families).items()

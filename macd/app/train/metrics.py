@@ -9,6 +9,7 @@ of short windows is biased upward. Nothing here reads a file, a clock or a rando
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,21 @@ def interval(values: Floats) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
+
+
+def with_interval(value: float, resampled: Floats) -> dict[str, float | None]:
+    """A figure with its `interval`, for a JSON document: value, low, high."""
+    low, high = interval(resampled)
+    return {
+        "value": finite_or_none(value),
+        "low": finite_or_none(low),
+        "high": finite_or_none(high),
+    }
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number for a JSON document: NaN and infinity are null."""
+    return float(value) if math.isfinite(value) else None
 
 
 def resampled_aucs(
@@ -268,8 +284,7 @@ def by_confidence(
     for part in np.array_split(np.argsort(sure, kind="stable"), bins):
         if part.size:
             drawn = resampled_means(right[part], times_ms[part], block, reps=reps, seed=seed)
-            low, high = interval(drawn) if drawn.size else (None, None)
             ends = {"from": float(sure[part].min()), "to": float(sure[part].max())}
-            hit = {"value": float(right[part].mean()), "low": low, "high": high}
+            hit = with_interval(float(right[part].mean()), drawn)
             made.append({**ends, **hit, "n": int(part.size)})
     return made

@@ -8,7 +8,6 @@ test is the holdout.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from macd.app.train.metrics import (
     Auc,
     auc_by_head,
     by_confidence,
+    finite_or_none,
     luck_of_the_best,
     reliability,
     roc,
@@ -165,15 +165,31 @@ def best_head(aucs: Mapping[str, float]) -> str:
     return max(finite or aucs, key=lambda head: aucs[head] if finite else 0.0)
 
 
+def parts(
+    tested: NDArray[np.bool_], returns: NDArray[np.float64], min_move: float
+) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+    """What a model is judged on, by name: rows, and labels of all rows (shape of `returns`).
+
+    val, val_all: validation, on moves above min_move and on all bars. test, test_all: the holdout.
+    tested: which rows are the holdout's.
+    """
+    moves, signs = direction(returns, min_move), direction(returns, 0.0)
+    return {
+        "val": (~tested, moves),
+        "val_all": (~tested, signs),
+        "test": (tested, moves),
+        "test_all": (tested, signs),
+    }
+
+
 def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict[str, Any]:
     """By head: val, val_all, test, test_all (see `Auc`), folds, and on all bars the reliability and
     the roc of the validation, and confidence of validation and test (`by_confidence`).
     """
-    p, returns = columns(frame, f"p_{model}"), columns(frame, "ret")
-    moves, signs = direction(returns, min_move), direction(returns, 0.0)
-    times = frame["bar_time"].dt.epoch("ms").to_numpy()
+    p, times = columns(frame, f"p_{model}"), frame["bar_time"].dt.epoch("ms").to_numpy()
     rows, fold = frame["row"].to_numpy(), frame["fold"].to_numpy()
-    validation, test = fold != HOLDOUT, fold == HOLDOUT
+    judged = parts(fold == HOLDOUT, columns(frame, "ret"), min_move)
+    (validation, moves), (test, signs) = judged["val"], judged["test_all"]
     by_head: dict[str, Any] = {}
     for k, head in enumerate(heads_in(frame)):
 
@@ -185,10 +201,7 @@ def figures(frame: pl.DataFrame, model: str, min_move: float, seed: int) -> dict
             )
 
         by_head[head] = {
-            "val": on(validation, moves),
-            "val_all": on(validation, signs),
-            "test": on(test, moves),
-            "test_all": on(test, signs),
+            **{name: on(lines, labels) for name, (lines, labels) in judged.items()},
             "folds": [
                 {"fold": int(index), **on(fold == index, moves)}
                 for index in np.unique(fold[validation])
@@ -238,4 +251,4 @@ def _logistic(
 
 def _plain(made: Auc) -> dict[str, float | None]:
     """An Auc as JSON: NaN is null."""
-    return {name: v if math.isfinite(v) else None for name, v in dataclasses.asdict(made).items()}
+    return {name: finite_or_none(v) for name, v in dataclasses.asdict(made).items()}

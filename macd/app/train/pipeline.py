@@ -182,9 +182,9 @@ def _fit_family(training: Training, family: str) -> tuple[list[Entry], dict[str,
     s = training.settings
     with training.stage(family, f"{len(training.tasks(family))} fits"):
         entries = training.fit(family)
-        frame = training.predictions({family: entries}, holdout=False)
+        frame, slopes = training.calibrated({family: entries}, holdout=False)
         _, facts = _fix_head(training, frame, family)
-        facts["calibration"] = training.slopes(family, entries)
+        facts["calibration"] = slopes[family]
         module, model = training.together(family, training.final(family, entries))
         module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
     return entries, facts

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from macd.app.train.metrics import block_ms, interval, resampled_means
+from macd.app.train.metrics import block_ms, resampled_means, with_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -134,10 +134,7 @@ def mean_bp(
     means = resampled_means(
         trades.net, times_ms[trades.entered], block_ms(times_ms), reps=reps, seed=seed
     )
-    if not means.size:
-        return {"value": value, "low": None, "high": None}
-    low, high = interval(_BP * means)
-    return {"value": value, "low": low, "high": high}
+    return with_interval(value, _BP * means)
 
 
 def _bar_returns(close: Floats) -> Floats:

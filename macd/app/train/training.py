@@ -155,10 +155,18 @@ class Training:
 
         `seed`: whose fits; by default the mean of all seeds, in log-odds, as what is shipped.
         """
-        frame = self._raw(entries, holdout=holdout, seed=seed)
+        return self.calibrated(entries, holdout=holdout, seed=seed)[0]
+
+    def calibrated(
+        self, entries: Mapping[str, list[Entry]], *, holdout: bool = True, seed: int | None = None
+    ) -> tuple[pl.DataFrame, dict[str, dict[str, float]]]:
+        """As `predictions`, and the calibration that ships: by family a slope a head, learnt on
+        validation bars.
+        """
+        frame, slopes = self._raw(entries, holdout=holdout, seed=seed), {}
         for family in entries:
-            frame, _ = calibration.calibrate(frame, family, self.plan.embargo)
-        return frame
+            frame, slopes[family] = calibration.calibrate(frame, family, self.plan.embargo)
+        return frame, slopes
 
     def with_mean(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float]]:
         """The table with the mean of its base models, calibrated as they are, and the mean's slopes
@@ -168,11 +176,6 @@ class Training:
         if not oof.models_in(frame, (MEAN,)):
             return frame, {}
         return calibration.calibrate(frame, MEAN, self.plan.embargo, calibration.MEAN)
-
-    def slopes(self, family: str, entries: list[Entry]) -> dict[str, float]:
-        """The calibration that ships with a family: a slope a head, learnt on validation bars."""
-        frame = self._raw({family: entries}, holdout=False)
-        return calibration.calibrate(frame, family, self.plan.embargo)[1]
 
     def _raw(
         self, entries: Mapping[str, list[Entry]], *, holdout: bool, seed: int | None = None
