@@ -87,7 +87,7 @@ def read(directory: Path) -> Run:
     if not directory.is_dir():
         raise UsageError(
             f"there is no run at {directory}",
-            hint="invoke train makes one; --run takes an id below runs/ or a directory",
+            hint="invoke train makes one; name it by its id below runs/, or by its directory",
         )
     try:
         result = read_json(directory / FILES.result, {})
