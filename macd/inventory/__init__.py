@@ -1,6 +1,6 @@
 """Typed, validated configuration: hosts, how to reach them, and every threshold people set."""
 
-from macd.inventory.load import available, load, project_root, revoked
+from macd.inventory.load import available, load, parsed, project_root, revoked
 from macd.inventory.models import (
     LONGEST_EXPIRY_DAYS,
     Criterion,
@@ -31,6 +31,7 @@ __all__ = [
     "TrainSettings",
     "available",
     "load",
+    "parsed",
     "project_root",
     "revoked",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import types
@@ -16,10 +15,12 @@ from pydantic import BaseModel, ValidationError
 from macd.errors import UsageError
 from macd.inventory.document import Document, KeyPath, Problem, read_document
 from macd.inventory.models import Host, Inventory
+from macd.inventory.names import DeeperError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _OURS = ("name", "path", "root")  # fields that come from where the file lies, not from the file
 _FOUND_AT_MOST = 80
+_VARIABLES = (("service", "env"), ("app", "serve", "env"), ("app", "train", "env"))
 
 
 def project_root() -> Path:
@@ -51,7 +52,13 @@ def load(name: str = "", *, root: Path | None = None) -> Inventory:
     root = root or project_root()
     name = name or os.environ.get("MACD_INVENTORY") or "lab"
     path = root / "inventory" / f"{name}.yml"
-    document = read_document(_read(path, name, root), os.environ)
+    return parsed(_read(path, name, root), name=name, root=root)
+
+
+def parsed(text: str, *, name: str, root: Path) -> Inventory:
+    """What inventory/NAME.yml would be with this text. Raises UsageError as `load` does."""
+    path = root / "inventory" / f"{name}.yml"
+    document = read_document(text, os.environ)
     problems, inventory = _validate(document, name, path, root)
     if inventory is None or problems:
         problems.sort(key=lambda p: (p.line or 0, [str(part) for part in p.key]))
@@ -114,8 +121,13 @@ def _remedy(problems: list[Problem], name: str) -> str:
     wanted = [p.expected.removeprefix(before) for p in problems if p.expected.startswith(before)]
     unset = " ".join(f"{variable}=..." for variable in dict.fromkeys(wanted))
     steps = [f"export {unset}  (or take out the lines that name them)"] if unset else []
-    if len(wanted) < len(problems):
-        steps.append("inventory/production.example.yml documents every key")
+    others = [problem for problem in problems if not problem.expected.startswith(before)]
+    own = [problem for problem in others if problem.key[:1] == ("app",)]
+    examples = [
+        *(["inventory/own-app.example.yml documents every key of app:"] if own else []),
+        *(["inventory/production.example.yml documents every key"] if others != own else []),
+    ]
+    steps += examples
     return "\n".join([*steps, f"then: invoke host.list --inventory {name}"])
 
 
@@ -192,15 +204,19 @@ def _chain(host: Any) -> list[str]:
 
 def _translated(error: ValidationError, document: Document) -> Iterator[Problem]:
     for item in error.errors(include_url=False):
-        key = tuple(part for part in item["loc"] if part != "[key]")
+        deeper = item.get("ctx", {}).get("error")
+        more = deeper.key if isinstance(deeper, DeeperError) else ()
+        key = (*(part for part in item["loc"] if part != "[key]"), *more)
         value = _lookup(document.data, key)
         expected, found = _expected(dict(item), key), _found(value)
         if item["type"] == "extra_forbidden":
             found = f"{key[-1]!s}"
+        elif isinstance(deeper, DeeperError) and deeper.found:
+            found = deeper.found
         elif key in document.templates:
             # What a variable holds may be a secret; the template says where to look.
             found = f"{document.templates[key]!r} (from the environment)"
-        elif key[:2] == ("service", "env") and len(key) > 2:
+        elif any(key[: len(of)] == of and len(key) > len(of) for of in _VARIABLES):
             found = "a value that is not shown"
         yield Problem(key, expected, found, document.line(key))
 
@@ -208,16 +224,15 @@ def _translated(error: ValidationError, document: Document) -> Iterator[Problem]
 def _expected(item: dict[str, Any], key: KeyPath) -> str:
     kind, said = item["type"], str(item["msg"])
     if kind == "extra_forbidden":
-        keys = _known_keys(key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), keys, n=1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        return f"one of the keys {', '.join(keys)}{meant}"
+        return unknown_name("one of the keys", _known_keys(key[:-1]), str(key[-1]))
     if kind == "missing":
         return "a value; this key is required"
     if kind == "value_error":
         return str(item["ctx"]["error"])
     if kind == "literal_error":
         return f"one of {item['ctx']['expected']}"
+    if kind in ("tuple_type", "list_type"):
+        return "a list, in square brackets"
     said = said.partition(", unable to")[0].replace("Input should be ", "")
     return said[:1].lower() + said[1:]
 

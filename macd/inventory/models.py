@@ -5,7 +5,9 @@ Each field is documented by a comment in inventory/production.example.yml, which
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ from macd.criteria import GUIDE, CriterionName, Level
 from macd.errors import UsageError
 from macd.heads import is_head
 from macd.inventory.names import (
+    Account,
     Endpoint,
     FlagName,
     FlagValue,
@@ -29,7 +32,9 @@ from macd.inventory.names import (
     IndexUrl,
     Jump,
     LocalPath,
+    NodeAddress,
     NotifyUrl,
+    OnCalendar,
     Port,
     Python,
     RemotePath,
@@ -39,7 +44,9 @@ from macd.inventory.names import (
     Unit,
     User,
     WebhookUrl,
+    matching,
 )
+from macd.inventory.own_app import OwnApp
 from macd.train_options import (
     ENGINE,
     FEE_BPS,
@@ -54,11 +61,13 @@ from macd.train_options import (
     Engine,
     FindingName,
     Hold,
+    Market,
     PolicyKind,
     Profile,
     Stage,
 )
 
+_FEWEST_PORTS = 64  # each fit that runs at once on a node needs one
 LONGEST_EXPIRY_DAYS = 36500  # a century: longer is a slip, and far longer no date
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
@@ -83,6 +92,12 @@ LimitName = Literal[
 ]
 
 
+def _all_different(symbols: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(symbols)) != len(symbols):
+        raise ValueError("each symbol once")
+    return symbols
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -92,15 +107,24 @@ class Host(_Model):
 
     name: HostName
     role: Literal["jump", "train", "serve"]
-    env: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,31})?$")
+    env: Annotated[
+        str,
+        matching(
+            re.compile(r"([a-z0-9][a-z0-9_-]{0,31})?"),
+            "a short name in small letters, digits, - or _, such as prod",
+        ),
+    ] = ""
     ssh: SshAlias
     user: User | None = None
     port: Port | None = None
+    transport: Literal["paramiko", "openssh"] = "paramiko"
+    terminal: Literal["", "exec", "shell"] = ""
     jump: tuple[Jump, ...] | None = None
     identity: LocalPath | None = None
     work_dir: RemotePath = ""
     app_dir: RemotePath = ""
     python: Python = "python3"
+    address: NodeAddress = ""
     become: Literal["", "sudo"] = ""
     unit: Unit = "macd-analysis"
     scope: Literal["system", "user"] = "system"
@@ -171,6 +195,7 @@ class TrainSettings(_Model):
 
     profile: Profile = "full"
     symbol: Symbol = SYMBOL
+    symbols: tuple[Symbol, ...] = ()
     tf: Timeframe = TF
     cross: tuple[Symbol, ...] = ()
     panel: tuple[Symbol, ...] = ()
@@ -180,13 +205,50 @@ class TrainSettings(_Model):
     params: dict[str, dict[str, bool | int | float | str]] = {}
     refit: bool = False
     engine: Engine = ENGINE
+    hosts: tuple[HostName, ...] = ()
+    ports: tuple[Port, Port] = (6400, 6999)
     require_gpu: bool = True
     min_free_gb: Annotated[float, Field(ge=0)] = 20
     min_move: Annotated[float, Field(ge=0, lt=1)] = MIN_MOVE
+    min_n_eff: Annotated[float, Field(ge=0, lt=1e6)] = 0
+    market: Market = "crypto"
     limits: dict[LimitName, Annotated[float, Field(ge=0, lt=1e9)]] = {}
     accept: tuple[AcceptedFinding, ...] = ()
     stages: tuple[Stage, ...] = STAGES
+    schedule: OnCalendar = ""
+    schedule_bars: RemotePath | None = None
+    schedule_keep: Count = 5
     criteria: dict[CriterionName, Criterion] = Field(default={}, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_many(cls, given: Any) -> Any:
+        """`symbol` is the first of `symbols`, for those that read one symbol."""
+        symbols = given.get("symbols") if isinstance(given, dict) else None
+        if not isinstance(symbols, list | tuple) or not symbols or "symbol" in given:
+            return given
+        return {**given, "symbol": symbols[0]}
+
+    @field_validator("symbols")
+    @classmethod
+    def _each_once(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
+        return _all_different(symbols)
+
+    @model_validator(mode="after")
+    def _one_first(self) -> TrainSettings:
+        if self.symbols and self.symbol != self.symbols[0]:
+            raise ValueError(
+                "one of symbol and symbols, or symbol the first of symbols: "
+                f"{self.symbols[0]} is, symbol says {self.symbol}"
+            )
+        return self
+
+    @field_validator("ports")
+    @classmethod
+    def _room_for_workers(cls, ports: tuple[Port, Port]) -> tuple[Port, Port]:
+        if ports[1] - ports[0] < _FEWEST_PORTS:
+            raise ValueError(f"the first and the last of at least {_FEWEST_PORTS} ports")
+        return ports
 
     @field_validator("criteria", mode="before")
     @classmethod
@@ -212,15 +274,45 @@ class GateSettings(_Model):
     min_bars: Count = 20
     days: Annotated[float, Field(gt=0)] = 2
     rule: Literal["point", "sequential"] = "point"
+    skill: Literal["worse", "better", "off"] = "worse"
     expires_hours: Annotated[float, Field(gt=0)] = 24
+
+    @field_validator("skill", mode="before")
+    @classmethod
+    def _off_is_false_in_yaml(cls, skill: Any) -> Any:
+        return "off" if skill is False else skill
 
 
 class GuardSettings(_Model):
-    """How long the host itself watches stacking after it was enabled, and how often."""
+    """How long the host itself watches stacking after it was enabled, and how often.
+
+    steps: what stacking counts for, in percent, one watch after another; none: 100 at once.
+    """
 
     every_hours: Annotated[float, Field(gt=0)] = 2
     for_hours: Annotated[float, Field(gt=0)] = 24
+    steps: tuple[Annotated[int, Field(ge=1, le=100, strict=True)], ...] = ()
     notify_url: WebhookUrl = Field(default="", repr=False)  # carries a token
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= before for before, later in pairwise(steps)):
+            raise ValueError("rising percentages, such as [25, 50, 100]")
+        return steps
+
+
+class AlertSettings(_Model):
+    """From when on a host tells by itself what is quiet or stale, and whom; 0 is never."""
+
+    every_minutes: Annotated[float, Field(ge=0, le=1440)] = 5
+    silent_bars: Annotated[float, Field(ge=0, le=1000)] = 2
+    disk_free: Share = 0.05
+    expires_days: Annotated[float, Field(ge=0, le=LONGEST_EXPIRY_DAYS)] = 7
+    clock_s: Annotated[float, Field(ge=0, le=86400)] = 30
+    notify_url: WebhookUrl = Field(default="", repr=False)  # carries a token
+    format: Literal["json", "slack", "discord", "feishu", "dingtalk", "wecom"] = "json"
+    heartbeat_url: WebhookUrl = Field(default="", repr=False)
 
 
 class SoakSettings(_Model):
@@ -240,7 +332,13 @@ class ReleaseSettings(_Model):
     gate_key: LocalPath | None = None
     allowed_signers: LocalPath | None = None
     revoked: LocalPath | None = None
-    identity: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}$")] = "release@macd"
+    identity: Annotated[
+        str,
+        matching(
+            re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}"),
+            "a name as in allowed_signers, such as release@macd",
+        ),
+    ] = "release@macd"
     expires_days: Annotated[float, Field(gt=0, le=LONGEST_EXPIRY_DAYS)] = 30
 
 
@@ -252,8 +350,16 @@ class FeedSettings(_Model):
     start: Share = 0.85
     loop: bool = True
     directory: RemotePath | None = None
-    exchange: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")] = "binance"
-    api_url: Annotated[str, Field(pattern=r"^(https?://[A-Za-z0-9._:\[\]/-]{1,200})?$")] = ""
+    exchange: Annotated[
+        str, matching(re.compile(r"[a-z0-9]{1,32}"), "ccxt's name of an exchange, such as binance")
+    ] = "binance"
+    api_url: Annotated[
+        str,
+        matching(
+            re.compile(r"(https?://[A-Za-z0-9._:\[\]/-]{1,200})?"),
+            "an address such as https://api.example.com/v3, without a query",
+        ),
+    ] = ""
     stale_bars: Annotated[float, Field(gt=0, le=1000)] = 1
 
 
@@ -296,17 +402,36 @@ class PolicySettings(_Model):
 class ServiceSettings(_Model):
     """How the service runs on its hosts: as whom, where it answers, with what at most."""
 
-    user: User = "macd"
+    user: Account = "macd"
     symbol: Symbol | None = None
+    symbols: tuple[Symbol, ...] | None = None
     health: Endpoint = "unix"
     socket: bool = True
+    hardening: Literal["full", "container"] = "full"
     runtime: Literal["wheels", "index"] = "wheels"
     index_url: IndexUrl = Field(default="", repr=False)  # may carry a password
-    memory_max: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}[MG]$")] = "500M"
+    memory_max: Annotated[
+        str, matching(re.compile(r"[1-9][0-9]{0,5}[MG]"), "a size such as 500M or 2G")
+    ] = "500M"
     watchdog_s: Annotated[float, Field(ge=0, le=3600)] = 60
+    max_age_days: Annotated[float, Field(ge=0, le=LONGEST_EXPIRY_DAYS)] = 0
     feed: FeedSettings = FeedSettings()
     policy: PolicySettings = PolicySettings()
+    challenger: bool = False
     env: dict[FlagName, FlagValue] = {}
+
+    @field_validator("symbols")
+    @classmethod
+    def _some_each_once(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if symbols == ():
+            raise ValueError("at least one symbol; left out, all of the release are served")
+        return symbols and _all_different(symbols)
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> ServiceSettings:
+        if self.symbol and self.symbols:
+            raise ValueError("one of symbol and symbols")
+        return self
 
 
 class Inventory(_Model):
@@ -319,13 +444,57 @@ class Inventory(_Model):
     known_hosts: LocalPath
     link: LinkSettings = LinkSettings()
     hosts: dict[HostName, Host] = Field(min_length=1)
+    app: OwnApp | None = None
     train: TrainSettings
     gate: GateSettings = GateSettings()
     guard: GuardSettings = GuardSettings()
+    alerts: AlertSettings = AlertSettings()
     soak: SoakSettings = SoakSettings()
     release: ReleaseSettings = ReleaseSettings()
     service: ServiceSettings = ServiceSettings()
     notify: tuple[NotifyUrl, ...] = Field(default=(), repr=False)  # URLs carry tokens
+
+    @model_validator(mode="after")
+    def _one_webhook(self) -> Inventory:
+        if self.guard.notify_url and self.alerts.notify_url:
+            raise ValueError("one of alerts.notify_url and guard.notify_url, which is its old name")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_the_app(cls, data: Any) -> Any:
+        """The name of an application of one's own is the one in its manifests."""
+        own = data.get("app") if isinstance(data, dict) else None
+        name = own.get("name") if isinstance(own, dict) else None
+        release = data.get("release", {}) if isinstance(data, dict) else {}
+        if isinstance(name, str) and isinstance(release, dict):
+            return {**data, "release": {**release, "app": release.get("app", name)}}
+        return data
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Inventory:
+        if self.app is not None and self.release.app != self.app.name:
+            raise ValueError("one name: leave release.app out, app.name counts")
+        return self
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> Inventory:
+        """Each host of train.hosts trains, says where the others reach it, and is named once."""
+        named = self.train.hosts
+        if self.app is not None and named:
+            raise ValueError("no train.hosts: an application of your own trains on one host")
+        if len(set(named)) < len(named):
+            raise ValueError("each host once in train.hosts")
+        for name in named:
+            host = self.hosts.get(name)
+            if host is None or host.role != "train":
+                raise ValueError(f"hosts with role train in train.hosts; {name} is none")
+            if not host.address and len(named) > 1:
+                raise ValueError(
+                    f"address of {name} set, because train.hosts names it: the address or interface"
+                    " where the other hosts reach it"
+                )
+        return self
 
     @property
     def state_dir(self) -> Path:

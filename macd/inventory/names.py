@@ -6,27 +6,34 @@ The sets of characters are what those names need, not what the receiving program
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+# Bastions take user@account@asset or user#account#asset as the name, a domain takes DOMAIN\\user.
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@#/=\\-]{0,254}(?<![\\@#/])")
 _JUMP = re.compile(
-    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<number>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:(?P<user>.*)@)?(?:\[(?P<number>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?"
 )
 _DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
 _PATH_PART = re.compile(r"[A-Za-z0-9._@+][A-Za-z0-9._@+-]{0,254}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _UNIT = re.compile(r"(?!.*\.service$)[A-Za-z0-9](?:[A-Za-z0-9:_.@-]{0,126}[A-Za-z0-9])?")
 _PYTHON = re.compile(r"(?:/[A-Za-z0-9._+-]+)+|[A-Za-z0-9][A-Za-z0-9._+-]*")
-_ENDPOINT = re.compile(r"unix|(?:127\.0\.0\.1|localhost):[1-9][0-9]{0,4}")
-_FLAG = re.compile(r"(?!LD_|PYTHON|PATH$|ML_ENABLE_STACKING$)[A-Z][A-Z0-9_]{0,63}")
+_ENDPOINT = re.compile(r"unix|(?:127\.0\.0\.1|localhost|\[::1\]):[1-9][0-9]{0,4}")
+_FLAG = re.compile(
+    r"(?!LD_|PYTHON|PATH$|ML_ENABLE_STACKING$|ML_STACKING_WEIGHT$)[A-Z][A-Z0-9_]{0,63}"
+)
 _FLAG_VALUE = re.compile(r"[A-Za-z0-9_.,:/@+=%-]{0,1024}")
 _SYMBOL = re.compile(r"[A-Z0-9]{1,20}")
+_CALENDAR = re.compile(r"(?:[A-Za-z0-9*][A-Za-z0-9*,./:~ _+-]{0,99})?")
 _TIMEFRAME = re.compile(r"[1-9][0-9]?[mhd]")
 
 
@@ -72,7 +79,29 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-def _matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
+class DeeperError(ValueError):
+    """Something wrong at a key below the value that is checked.
+
+    key: from there on. found: what to say stands there; "": the value itself is shown.
+    """
+
+    def __init__(self, expected: str, *key: str, found: str = "") -> None:
+        super().__init__(expected)
+        self.key = key
+        self.found = found
+
+
+def unknown_name(what: str, known: Iterable[str], typed: str) -> str:
+    """What is expected in place of a name that nobody knows, and which one was meant."""
+    names = list(known)
+    close = difflib.get_close_matches(typed, names, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"{what} {', '.join(names) or 'none'}{meant}"
+
+
+def matching(pattern: re.Pattern[str], expected: str) -> AfterValidator:
+    """Refuses a text that is not wholly as the pattern says; the error says what is expected."""
+
     def check(text: str) -> str:
         if pattern.fullmatch(text) is None:
             raise ValueError(expected)
@@ -125,6 +154,13 @@ def _check_remote_path(text: str) -> str:
     return text.removesuffix("/")
 
 
+def variable_name(text: str) -> str:
+    """A variable's name for a process that is given it. Raises ValueError: none, or a loader's."""
+    if not re.fullmatch(r"(?!LD_|DYLD_)[A-Za-z_][A-Za-z0-9_]{0,99}", text):
+        raise ValueError("a variable's name (letters, digits, _; none of the loader's own LD_...)")
+    return text
+
+
 def _local_path(value: Any, info: ValidationInfo) -> Path:
     text = str(value) if isinstance(value, str | Path) else ""
     if not text or text.startswith("-") or not text.isprintable():
@@ -134,24 +170,41 @@ def _local_path(value: Any, info: ValidationInfo) -> Path:
 
 
 HostName = Annotated[
-    str, _matching(_NAME, "a short name in small letters, digits, - or _ (at most 32)")
+    str, matching(_NAME, "a short name in small letters, digits, - or _ (at most 32)")
 ]
 SshAlias = Annotated[str, AfterValidator(_check_host)]
 Jump = Annotated[str, AfterValidator(_check_jump)]
-User = Annotated[str, _matching(_USER, "a login name (letters, digits, . _ + -; no leading -)")]
+User = Annotated[
+    str, matching(_USER, "a login name (letters, digits, . _ + @ # / = \\ -; no leading -)")
+]
+Account = Annotated[str, matching(_ACCOUNT, "an account's name (letters, digits, . _ + -)")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 RemotePath = Annotated[str, AfterValidator(_check_remote_path)]
-Python = Annotated[str, _matching(_PYTHON, "python3, python3.12 or an absolute path to one")]
+Python = Annotated[str, matching(_PYTHON, "python3, python3.12 or an absolute path to one")]
+NodeAddress = Annotated[
+    str,
+    matching(
+        re.compile(r"([0-9]{1,3}(\.[0-9]{1,3}){3}|[A-Za-z][A-Za-z0-9_.-]{0,14})?"),
+        "an IPv4 address, or an interface's name such as ib0",
+    ),
+]
 Unit = Annotated[
-    str, _matching(_UNIT, "a systemd unit name without .service (letters, digits, : _ . @ -)")
+    str, matching(_UNIT, "a systemd unit name without .service (letters, digits, : _ . @ -)")
 ]
-Endpoint = Annotated[str, _matching(_ENDPOINT, "unix, or 127.0.0.1:PORT")]
+Endpoint = Annotated[str, matching(_ENDPOINT, "unix, 127.0.0.1:PORT or [::1]:PORT")]
 FlagName = Annotated[
-    str, _matching(_FLAG, "a flag's name in capitals (ML_ENABLE_STACKING has verbs of its own)")
+    str,
+    matching(
+        _FLAG,
+        "a flag's name in capitals (ML_ENABLE_STACKING and its weight have verbs of their own)",
+    ),
 ]
-FlagValue = Annotated[str, _matching(_FLAG_VALUE, "letters, digits and _.,:/@+=%- only")]
-Symbol = Annotated[str, _matching(_SYMBOL, "a symbol in capitals such as BTCUSD")]
-Timeframe = Annotated[str, _matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
+FlagValue = Annotated[str, matching(_FLAG_VALUE, "letters, digits and _.,:/@+=%- only")]
+Symbol = Annotated[str, matching(_SYMBOL, "a symbol in capitals such as BTCUSD")]
+Timeframe = Annotated[str, matching(_TIMEFRAME, "a timeframe such as 15m, 1h or 1d")]
+OnCalendar = Annotated[
+    str, matching(_CALENDAR, "a time as systemd's OnCalendar= takes it, such as Sun 03:00 UTC")
+]
 NotifyUrl = Annotated[str, AfterValidator(_check_notify)]
 WebhookUrl = Annotated[str, AfterValidator(_check_webhook)]
 IndexUrl = Annotated[str, AfterValidator(_check_index)]

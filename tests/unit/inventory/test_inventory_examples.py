@@ -22,6 +22,7 @@ from macd.inventory.models import LimitName
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "inventory" / "production.example.yml"
+OWN_APP = EXAMPLE.with_name("own-app.example.yml")
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_every_field_of_the_models_appears_in_the_example() -> None:
     shown = set(keys_of(yaml.safe_load(EXAMPLE.read_text())))
+    shown |= set(keys_of(yaml.safe_load(OWN_APP.read_text())))
     missing = [path for path, name in fields_of(Inventory) if name not in shown]
     assert not missing
     assert len(list(fields_of(Inventory))) > 50  # the walk really went down

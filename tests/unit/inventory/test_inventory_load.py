@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,68 @@ def test_a_setting_of_the_service_is_named_and_its_value_is_not_shown(root: Path
     said = told(root, text)
     assert "service.env.DB_URL" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("steps", "good"),
+    [
+        ("[]", True),
+        ("[100]", True),
+        ("[25, 50, 100]", True),
+        ("[10, 60]", True),  # never all of it
+        ("[50, 25]", False),
+        ("[25, 25]", False),
+        ("[0, 50]", False),
+        ("[50, 101]", False),
+        ("[2.5, 50]", False),
+        ("[true, 50]", False),
+        ("['25', 50]", False),
+        ("25", False),
+    ],
+)
+def test_the_guards_steps_rise_from_1_to_100(root: Path, steps: str, *, good: bool) -> None:
+    text = GOOD + f"guard: {{steps: {steps}}}\n"
+    if good:
+        write(root, text)
+        assert list(load("one", root=root).guard.steps) == json.loads(steps)
+    else:
+        assert "guard.steps" in told(root, text)
+
+
+def test_one_value_where_a_list_belongs_is_told_in_plain_words(root: Path) -> None:
+    assert "a list, in square brackets" in told(root, GOOD + "guard: {steps: 25}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("service: {memory_max: lots}", "a size such as 500M or 2G"),
+        ("release: {identity: a b}", "a name as in allowed_signers"),
+        ("service: {feed: {exchange: Binance}}", "ccxt's name of an exchange"),
+    ],
+)
+def test_what_a_text_must_look_like_is_told_in_words(root: Path, text: str, said: str) -> None:
+    why = told(root, f"{GOOD}{text}\n")
+    assert f"expected {said}" in why
+    assert "pattern" not in why
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("symbol: A, symbols: [B, A]", "symbol the first of symbols"),
+        ("symbols: [A, A]", "each symbol once"),
+    ],
+)
+def test_several_symbols_that_contradict_are_refused(root: Path, more: str, said: str) -> None:
+    assert said in told(root, f"{GOOD}train: {{{more}}}\n")
+
+
+def test_the_first_of_several_symbols_is_the_symbol(root: Path) -> None:
+    many = GOOD + "train: {symbols: [B, A]}\n"
+    write(root, many + "service: {symbols: [A]}\n")
+    inventory = load("one", root=root)
+    assert (inventory.train.symbol, inventory.train.symbols) == ("B", ("B", "A"))
+    assert inventory.service.symbols == ("A",)
+    assert "at least one symbol" in told(root, many + "service: {symbols: []}\n")
+    assert "one of symbol" in told(root, many + "service: {symbols: [A], symbol: B}\n")

@@ -37,7 +37,12 @@ def accepts(kind: object, text: str) -> bool:
             ["h", "u@h", "h:22", "u@h:22", "[::1]:22", "u@[::1]"],
             ["", "-h", "u@-h", "-u@h", "h:0", "h:65536", "h:x", "a,b", "u@@h", "::1:22", "ssh://h"],
         ),
-        (names.User, ["root", "a.b", "x_1", "me+x"], ["", "-x", "a b", "a;b", "a@b", "a\n", "$x"]),
+        (names.Account, ["root", "x_1", "me+x"], ["", "-x", "a b", "a;b", "a@b", "a\n", "$x"]),
+        (
+            names.User,
+            ["root", "a.b", "me+x", "a@b@10.0.0.1", "a#b#c", "CORP\\ops"],
+            ["", "-x", "a b", "a;b", "a@", "a\\", "a\n", "$x", "@a"],
+        ),
         (
             names.RemotePath,
             ["/opt/macd-analysis", "~/work/x", "/a/.b/c", "/opt/x/"],
