@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -85,13 +85,25 @@ def bars_path(data_dir: Path, symbol: str, tf: str) -> Path:
     return others[0] if others else exact
 
 
-def no_bars(path: Path) -> MacdError:
-    """What to say of a file of bars that isn't there; the commands named put it just there."""
+def existing(data_dir: Path, symbols: Iterable[str], tf: str) -> dict[str, Path]:
+    """The files of these symbols' bars, by symbol. Raises MacdError naming all that are missing."""
+    paths = {name: bars_path(data_dir, name, tf) for name in map(symbol_name, symbols)}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise no_bars(*missing)
+    return paths
+
+
+def no_bars(path: Path, *more: Path) -> MacdError:
+    """What to say of files of bars that aren't there; the commands named put one just there."""
     symbol, _, tf = path.stem.partition("_")
     where = f"--tf {tf or '1h'} --data {shlex.quote(str(path.parent))}"
+    others = f", and {len(more)} more" if more else ""
+    why = "the file does not exist"
+    if more:
+        why = "\n".join(f"{each.name} does not exist" for each in (path, *more))
     return MacdError(
-        f"no bars at {path}",
-        why="the file does not exist",
+        f"no bars at {path}{others}",
+        why=why,
         hint=f"invoke data.import FILE --symbol {symbol} {where}\n"
         f"or from an exchange: invoke data.fetch --symbol BTC/USDT {where}",
     )
@@ -160,6 +172,36 @@ def write_bars(df: pl.DataFrame, path: Path, *, metadata: Mapping[str, str] | No
     written = io.BytesIO()
     df.write_parquet(written, compression="zstd", metadata=dict(metadata or {}))
     replace_file(path, written.getbuffer(), parents=True)
+
+
+def origin(path: Path) -> dict[str, str]:
+    """Where the bars of a file came from, as far as it says: {} where nothing is known.
+
+    source: as data.fetch or data.import wrote it. exchange: its name in ccxt. market: the
+    exchange's own name of it. type: spot, swap (a perpetual), or future (one with an end).
+    """
+    try:
+        stored = pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError):
+        return {}
+    found = {name: stored[name] for name in ("source", "exchange") if stored.get(name)}
+    word, _, named = found.get("source", "").partition(" ")
+    exchange, _, market = named.partition(" ")
+    if word == "fetch" and exchange and market:
+        found |= {"exchange": exchange, "market": market, "type": market_type(market)}
+    return found
+
+
+def market_type(market: str) -> str:
+    """By ccxt's name of a market: BTC/USDT spot, BTC/USDT:USDT swap, BTC/USDT:USDT-261225 future.
+
+    What else follows the name after a dash is an option.
+    """
+    _, colon, settled = market.partition(":")
+    if not colon:
+        return "spot"
+    _, dash, rest = settled.partition("-")
+    return "swap" if not dash else "option" if "-" in rest else "future"
 
 
 def digest(df: pl.DataFrame) -> str:

@@ -18,20 +18,31 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from macd.app.market import calendars
 from macd.app.market.bars import COLUMNS, grid_origin, step_ms
 from macd.app.market.findings import Finding, Level, Limits, Mask, Millis, moment, runs
+from macd.train_options import EXCHANGES, Market
 
 __all__ = ["Finding", "Limits", "check_all", "check_bars", "check_together"]
 
 _PRICES = COLUMNS[1:5]
 _SCALE_BARS = 168  # a week of hourly bars around a bar shows how volatile the market was
 _NEAR_TEN = 0.3  # log distance from a power of ten, since the market moves in that bar as well
+_CRASH_VOLUME = 5.0  # times the usual: in a wick that nobody made up, somebody traded
+_CRASH_ELSEWHERE = 0.08  # log distance from its open that another asset went in the same bar
+_RESTING: tuple[tuple[Market, ...], ...] = (("fx", "stocks"), EXCHANGES)
+_REST = "a market that rests then: invoke data.verify {bars} --market {market} (train.market)"
 _MAX_SHIFT = 14  # hours; the farthest time zone is +14:00
 Values = npt.NDArray[np.float64]
 
 
 def check_bars(
-    rows: pl.DataFrame, *, tf: str, now: datetime, limits: Limits | None = None
+    rows: pl.DataFrame,
+    *,
+    tf: str,
+    now: datetime,
+    limits: Limits | None = None,
+    market: Market = "crypto",
 ) -> list[Finding]:
     """All findings about one symbol's rows, in row order.
 
@@ -41,6 +52,7 @@ def check_bars(
         tf: timeframe of the bars, as "1h".
         now: the time, with a time zone; later bars are in the future.
         limits: thresholds (default: `Limits()`).
+        market: when bars must be there (calendars.py).
 
     Raises:
         UsageError: `tf` is no timeframe.
@@ -55,10 +67,12 @@ def check_bars(
     order = np.argsort(stamps, kind="stable")
     order = order[np.concatenate(([True], np.diff(stamps[order]) > 0))]
     series = _Series(rows=order, stamps=stamps[order], values=values[order])
+    step = step_ms(tf)
+    open_ = calendars.due(series.stamps, step, market)
     findings = [
-        *check_timeline(stamps, step=step_ms(tf), now=now, same=same, limits=limits),
+        *check_timeline(stamps, step=step, now=now, same=same, limits=limits, market=market),
         *_impossible(stamps, values),
-        *_stretches(series, limits),
+        *_stretches(series, limits, open_),
         *_spikes(series, limits),
     ]
     return sorted(findings, key=lambda finding: (finding.row, finding.check))
@@ -72,18 +86,44 @@ def check_all(
     now: datetime,
     limits: Limits | None = None,
     panel: Collection[str] = (),
+    market: Market = "crypto",
 ) -> list[Finding]:
-    """`check_bars` of every asset and `check_together` of all, each finding with its symbol.
+    """`check_each` and `check_beside`: all about the bars of a training of one symbol."""
+    findings = check_each(frames, tf=tf, now=now, limits=limits, market=market)
+    return findings + check_beside(frames, main=main, tf=tf, limits=limits, panel=panel)
 
-    panel: symbols that may cover other times than `main`, because only a panel trains on them.
-    """
+
+def check_each(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    tf: str,
+    now: datetime,
+    limits: Limits | None = None,
+    market: Market = "crypto",
+) -> list[Finding]:
+    """`check_bars` of every asset, each finding with its symbol."""
     findings = [
         replace(finding, symbol=symbol)
         for symbol, rows in frames.items()
-        for finding in check_bars(rows, tf=tf, now=now, limits=limits)
+        for finding in check_bars(rows, tf=tf, now=now, limits=limits, market=market)
     ]
+    return [_seen_elsewhere(finding, frames) for finding in findings]
+
+
+def check_beside(
+    frames: Mapping[str, pl.DataFrame],
+    *,
+    main: str,
+    tf: str,
+    limits: Limits | None = None,
+    panel: Collection[str] = (),
+) -> list[Finding]:
+    """`check_together`, but for what a panel may do.
+
+    panel: symbols that may cover other times than `main`, because only a panel trains on them.
+    """
     together = check_together(frames, main=main, tf=tf, limits=limits)
-    return findings + [f for f in together if f.check != "overlap" or f.symbol not in panel]
+    return [f for f in together if f.check != "overlap" or f.symbol not in panel]
 
 
 def check_together(
@@ -164,16 +204,22 @@ def _impossible(stamps: npt.NDArray[np.int64], values: Values) -> Iterator[Findi
             yield Finding(check, "error", int(row), moment(stamps[row]), f"{detail} ({shown})")
 
 
-def _stretches(series: _Series, limits: Limits) -> Iterator[Finding]:
-    """Nothing traded, or nothing moved, for many bars in a row: often an outage filled in."""
-    for start, stop in runs(series.volume == 0):
+def _stretches(series: _Series, limits: Limits, open_: Mask) -> Iterator[Finding]:
+    """Nothing traded, or nothing moved, for many bars in a row: often an outage filled in.
+
+    open_: where the market trades at all; a flat weekend says nothing.
+    """
+    if not series.volume.any():
+        detail = "there is no volume: what the models see of it is always 0"
+        yield Finding("no-volume", "warn", -1, None, detail)
+    for start, stop in runs((series.volume == 0) & open_) if series.volume.any() else ():
         if (length := stop - start) >= limits.zero_volume_warn:
             level: Level = "error" if length >= limits.zero_volume_error else "warn"
             detail = f"{length:,} bars without volume, to {_clock(series, stop - 1)}"
             allow = ("zero_volume_error", length + 1)
             finding = series.finding("zero-volume", level, start, detail, allow)
             yield series.over(finding, start, stop - 1)
-    for start, stop in runs(np.diff(series.close) == 0):
+    for start, stop in runs((np.diff(series.close) == 0) & open_[1:] & open_[:-1]):
         if (length := stop - start + 1) >= limits.frozen_warn:
             level = "error" if length >= limits.frozen_error else "warn"
             detail = (
@@ -261,8 +307,40 @@ def _wicks(series: _Series, scale: Values, limits: Limits) -> Iterator[Finding]:
             share = np.expm1(reach[at]) if name == "high" else -np.expm1(-reach[at])
             level: Level = "error" if reach[at] > limits.spike_error else "warn"
             detail = f"{name} {share:.1%} beyond the prices around it"
+            if (
+                level == "error"
+                and (times := _usual_times(series.volume, int(at))) >= _CRASH_VOLUME
+            ):
+                level, detail = "warn", f"{detail}, and {times:,.0f} times the usual volume"
             allow = _size("spike_error", float(reach[at]))
             yield series.finding("spike", level, int(at), detail, allow)
+
+
+def _usual_times(volume: Values, at: int) -> float:
+    """How many times what is usual in the bars around it was traded in this one."""
+    around = volume[max(0, at - _SCALE_BARS // 2) : at + _SCALE_BARS // 2]
+    usual = float(np.nanmedian(around)) if np.isfinite(around).any() else 0.0
+    return float(volume[at]) / usual if usual > 0 and np.isfinite(volume[at]) else 0.0
+
+
+def _seen_elsewhere(finding: Finding, frames: Mapping[str, pl.DataFrame]) -> Finding:
+    """A wick that other assets had in the same bar is a crash of the market, and no wrong digit."""
+    side = finding.detail.partition(" ")[0]
+    if (finding.check, finding.level) != ("spike", "error") or side not in ("high", "low"):
+        return finding
+    for symbol, rows in frames.items():
+        there = (
+            rows.filter(pl.col("timestamp") == finding.time) if symbol != finding.symbol else None
+        )
+        if there is None or there.is_empty():
+            continue
+        opened, reached = there["open"][0], there[side][0]
+        if opened and reached and opened > 0 and reached > 0:
+            move = math.log(reached / opened)
+            if abs(move) >= _CRASH_ELSEWHERE:
+                detail = f"{finding.detail}; {symbol} went {math.expm1(move):+.1%} in the same bar"
+                return replace(finding, level="warn", detail=detail)
+    return finding
 
 
 def _scale(moves: Values) -> Values:
@@ -352,7 +430,13 @@ _SWITCHES = (
 
 
 def check_timeline(
-    stamps: Millis, *, step: int, now: datetime, same: Mask, limits: Limits
+    stamps: Millis,
+    *,
+    step: int,
+    now: datetime,
+    same: Mask,
+    limits: Limits,
+    market: Market = "crypto",
 ) -> list[Finding]:
     """Every finding about time. `same[i]`: row i repeats the values of the earlier row of its time.
 
@@ -365,8 +449,8 @@ def check_timeline(
     return [
         *_unsorted(stamps),
         *_duplicates(stamps, repeated, same),
-        *_gaps(in_time, order, step, limits),
-        *_misaligned(stamps, step),
+        *_gaps(in_time, order, step, limits, market),
+        *_misaligned(stamps, step, market),
         *_local_time(in_time, order, stamps[repeated & ~same], step),
         *_not_yet(stamps, step, now),
     ]
@@ -388,12 +472,18 @@ def _duplicates(stamps: Millis, repeated: Mask, same: Mask) -> Iterator[Finding]
         yield Finding("duplicate", "error", int(row), moment(stamps[row]), what)
 
 
-def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator[Finding]:
+def _gaps(
+    in_time: Millis, order: Millis, step: int, limits: Limits, market: Market
+) -> Iterator[Finding]:
     if len(in_time) < 2:
         return
-    # Counted in slots of the grid, so that a bar stamped late is misaligned, and no gap as well.
-    slots = (in_time - grid_origin(step)) // step
-    missing = np.diff(slots) - 1
+    missing = _missing(in_time, step, market)
+    absent = int(missing[missing > 0].sum())
+    expected = absent + int(calendars.due(np.unique(in_time), step, market).sum())
+    too_many = absent > limits.missing_error * expected
+    like = _rests_like(in_time, missing, step) if too_many and market not in EXCHANGES else None
+    rest = _REST.format(bars="{bars}", market=like) if like else ""
+    explained = _missing(in_time, step, like) == 0 if like else missing < 0
     for at in np.flatnonzero(missing > 0):
         count = int(missing[at])
         yield Finding(
@@ -404,24 +494,59 @@ def _gaps(in_time: Millis, order: Millis, step: int, limits: Limits) -> Iterator
             f"{count:,} bar{'s' * (count > 1)} missing after {moment(in_time[at]):%Y-%m-%d %H:%M}",
             allow=("gap_error", count),
             span=(moment(in_time[at] + step), moment(in_time[at + 1])),
+            remedy=rest if explained[at] else "",
         )
-    expected = int(slots[-1] - slots[0]) + 1
-    absent = int(missing[missing > 0].sum())
-    if absent > limits.missing_error * expected:
+    if too_many:
         yield Finding(
             "missing",
             "error",
             -1,
             None,
             f"{absent:,} of {expected:,} bars ({absent / expected:.1%}) are missing between the "
-            "first and the last: is the timeframe right?",
+            "first and the last: is the timeframe right?"
+            + (f" Or does the market rest then, as {like} does?" if like else ""),
             allow=("missing_error", math.ceil(1000 * absent / expected) / 1000),
+            remedy=rest,
         )
 
 
-def _misaligned(stamps: Millis, step: int) -> Iterator[Finding]:
+def _missing(in_time: Millis, step: int, market: Market) -> Millis:
+    """How many bars that are due lack after each bar; shape (N - 1,)."""
+    if market == "crypto":
+        # Counted in slots of the grid, so that a bar stamped late is misaligned, and no gap too.
+        missing: Millis = np.diff((in_time - grid_origin(step)) // step) - 1
+        return missing
+    lacking = np.maximum(np.diff(in_time) // step - (np.diff(in_time) % step == 0), 0)
+    before = np.repeat(np.arange(len(lacking)), lacking)
+    place = np.arange(len(before)) - np.repeat(np.cumsum(lacking) - lacking, lacking) + 1
+    wanted = calendars.due(in_time[before] + place * step, step, market)
+    return np.bincount(before[wanted], minlength=len(lacking))
+
+
+def _rests_like(in_time: Millis, missing: Millis, step: int) -> Market | None:
+    """The market that is closed in nearly all of what is missing, and open where bars are; or None.
+
+    Of several the one that lacks least, and then the one in whose sessions most bars lie.
+    """
+    there, absent = np.unique(in_time), int(missing[missing > 0].sum())
+    for markets in _RESTING:
+        fits = {
+            market: (
+                int(_missing(in_time, step, market).sum()),
+                -int(calendars.due(there, step, market).sum()),
+            )
+            for market in markets
+        }
+        best = min(markets, key=fits.__getitem__)
+        lacking, due = fits[best]
+        if lacking * 10 < absent and lacking * 20 < -due:
+            return best
+    return None
+
+
+def _misaligned(stamps: Millis, step: int, market: Market) -> Iterator[Finding]:
     offset = (stamps - grid_origin(step)) % step
-    for start, stop in runs(offset != 0):
+    for start, stop in runs((offset != 0) & ~calendars.aligned(stamps, step, market)):
         shifts = np.unique(offset[start:stop])
         detail = f"{_rows(start, stop - 1)} not on the timeframe's grid"
         if len(shifts) == 1 and stop - start > 1:

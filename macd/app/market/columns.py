@@ -1,8 +1,9 @@
 """Which column is which, and the numbers in it: by name and form, by a question where unclear.
 
-Only names decide, and the shape of nameless dumps (Binance, Kraken, ccxt); a wrong guess between
-open and close would train a model on nonsense without anybody noticing. Numbers have a decimal
-point or comma; whether 1,234 is a thousand or one and a bit is asked where both are possible.
+What a known source means by its columns is in dialects.py; here are the usual names. A wrong
+guess between open and close would train a model on nonsense without anybody noticing. Numbers have
+a decimal point or comma; whether 1,234 is a thousand or one and a bit is asked where both are
+possible.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from macd.app.market.bars import COLUMNS
-from macd.app.market.table import Table, shortened
+from macd.app.market.dialects import Recognised, date_and_clock
+from macd.app.market.table import Table, one_cell, plain, shortened
 from macd.errors import UsageError
 
 PRICES = COLUMNS[1:5]
@@ -28,8 +30,9 @@ def _words(text: str) -> tuple[str, ...]:
 # The first name that is there wins: what is surely a bar's open time, then what usually is.
 _OPEN_TIME = _words(
     "unix unixtimestamp unixtime epoch timestampms opentime opendate timeopen timeperiodstart "
-    "candlebegintime starttime periodstart begin start 开盘时间 timestamp ts datetimeutc dateutc "
-    "timeutc timestamputc utctime utc gmttime datetime time date t dt 交易时间 时间 日期"
+    "candlebegintime starttime startat periodstart begin start mts 开盘时间 timestamp ts "
+    "datetimeutc dateutc timeutc timestamputc utctime utc gmttime datetime time date t dt "
+    "交易时间 时间 日期"
 )
 _CLOSE_TIME = _words(
     "closetime timeclose timeperiodend candleendtime endtime periodend end 收盘时间"
@@ -42,33 +45,33 @@ _NAMES = {
     "volume": _words(
         "volume v vol volumetraded basevolume volumebase volumebasecurrency volumecrypto 成交量"
     ),
-    "symbol": _words("symbol pair ticker market instrument product tic 交易对"),
+    "symbol": _words("symbol pair ticker market instrument instrumentname product tic 交易对"),
 }
 _QUOTE_VOLUMES = _words(
-    "volumecurrency volumequote volumeusd volumeusdt volumeusdc volumebusd volumeeur"
+    "volumecurrency volumequote volumeusd volumeusdt volumeusdc volumebusd volumeeur quotevolume "
+    "quoteassetvolume volquote turnover amount 成交额"
 )
-_BINANCE = _words(
-    "open_time open high low close volume close_time quote_volume count taker_buy_volume "
-    "taker_buy_quote_volume ignore"
-)
-_DATE = r"(19|20)[0-9]{6}|[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}"
-_TIME_OF_DAY = r"[0-9]{1,2}:[0-9]{2}.*|[0-9]{4}|[0-9]{6}"
-_SHOWN = {"time": "Date", **{role: role.capitalize() for role in COLUMNS[1:]}}
+NO_VOLUME = "none"
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """The column of each role; `clock` (time of day apart from the date) and `symbol` may be ""."""
+    """The column of each role; "" where there is none.
+
+    clock: time of day, apart from the date. volume: "" is a file without any. beside: columns that
+    hold another volume (its price, contracts), which show what `volume` counts.
+    """
 
     time: str
     clock: str
     prices: Mapping[str, str]
     volume: str
     symbol: str
+    beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         time = f"{self.time}+{self.clock}" if self.clock else self.time
-        pairs = {"time": time, **self.prices, "volume": self.volume}
+        pairs = {"time": time, **self.prices, "volume": self.volume or NO_VOLUME}
         return ", ".join(f"{role}={name}" for role, name in pairs.items())
 
 
@@ -81,52 +84,70 @@ def parse_mapping(text: str) -> dict[str, str]:
             raise UsageError(
                 f"--columns: {item!r} is not understood",
                 why=f"each part is ROLE=COLUMN, and the roles are {', '.join(_ROLES)}",
-                hint=_example(["time", *COLUMNS[1:]]),
+                hint='--columns "time=Date,open=Open,high=High,low=Low,close=Close,volume=Volume"',
             )
         given[role] = name
     return given
 
 
+def counts_money(column: str) -> bool:
+    """Whether a volume is by its name in the currency of the price, or in dollars."""
+    return plain(column) in _QUOTE_VOLUMES and plain(column) != "amount"  # which may be either
+
+
 def map_columns(
-    table: Table, *, given: Mapping[str, str], symbol: str = "", closes: bool = False
+    table: Table,
+    known: Recognised,
+    *,
+    given: Mapping[str, str],
+    symbol: str = "",
+    closes: bool = False,
 ) -> Mapped:
     """Find every role's column, or raise the question.
 
-    given: what the user said (role to column); symbol: separates base from quote volume;
-    closes: the times are those of bar closes.
+    known: what dialects.py makes of the table; given: what the user said (role to column); symbol:
+    separates base from quote volume; closes: the times are those of bar closes.
     """
-    names = _shape_names(table) if not table.header else {}
-    mapped = {role: _given(table, role, name) for role, name in given.items() if role != "time"}
+    wanted = {role: name for role, name in given.items() if role != "time"}
+    none = wanted.get("volume", "").casefold() == NO_VOLUME and wanted.pop("volume")
+    mapped = {role: _given(table, role, name) for role, name in wanted.items()}
     clock = ""
     if "time" in given:
         mapped["time"], clock = _given_time(table, given["time"])
-    by_name = {_plain(names.get(column, column)): column for column in table.frame.columns}
+    names = known.names or {column: plain(column) for column in table.frame.columns}
+    by_name = {name: column for column, name in names.items()}
+    own = {role: by_name[name] for role, name in known.dialect.roles.items() if name in by_name}
+    if closes:
+        own.pop("time", None)
+    mapped = own | mapped
     for role in (*PRICES, "symbol"):
         if role not in mapped and (match := _first(by_name, _NAMES[role])):
             mapped[role] = match
     if "time" not in mapped:
         mapped["time"] = _time(table, by_name, closes=closes)
-    if "volume" not in mapped:
+    if "volume" not in mapped and not none:
         mapped["volume"] = _volume(by_name, symbol or _only_symbol(table, mapped.get("symbol")))
-    missing = [role for role in ("time", *COLUMNS[1:]) if not mapped.get(role)]
-    if missing:
+    needed = ("time", *PRICES) if none else ("time", *COLUMNS[1:])
+    if missing := [role for role in needed if not mapped.get(role)]:
         raise table.unclear(
             f"which column is {' and which is '.join(missing)}?",
             why="" if table.header else "the file has no names for its columns, only places",
-            example=_example(missing) if table.header else _by_place(table),
+            example=_example(table, missing, mapped) if table.header else _by_place(table),
         )
+    volume = "" if none else mapped["volume"]
+    beside = (*known.dialect.beside.split(), *(() if "volume" in given else _QUOTE_VOLUMES))
     return Mapped(
         time=mapped["time"],
         clock=clock if "time" in given else _clock(table, by_name, mapped["time"]),
         prices={role: mapped[role] for role in PRICES},
-        volume=mapped["volume"],
+        volume=volume,
         symbol=mapped.get("symbol", ""),
+        beside=tuple(
+            dict.fromkeys(
+                by_name[name] for name in beside if name in by_name and by_name[name] != volume
+            )
+        ),
     )
-
-
-def _plain(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9\u4e00-\u9fff]", "", name.casefold())
-    return re.sub(r"^[0-9]+[ab]?(?=open|high|low|close|volume)", "", plain)
 
 
 def _first(by_name: Mapping[str, str], wanted: tuple[str, ...]) -> str:
@@ -179,24 +200,14 @@ def _time(table: Table, by_name: Mapping[str, str], *, closes: bool) -> str:
 def _clock(table: Table, by_name: Mapping[str, str], time: str) -> str:
     """A column `Time` beside a column `Date` that has no time of day in it (MetaTrader, Stooq)."""
     date, clock = by_name.get("date", ""), by_name.get("time", "")
-    apart = date and clock and time == date and _date_and_clock(table, date, clock)
+    apart = date and clock and time == date and date_and_clock(table, date, clock)
     return clock if apart else ""
-
-
-def _date_and_clock(table: Table, date: str, clock: str) -> bool:
-    """Whether these two columns are a date without a time of day, and a time of day."""
-    cells = table.frame.select(pl.col(date, clock).cast(pl.String, strict=False)).head(1)
-    return bool(
-        cells.height
-        and re.fullmatch(_DATE, str(cells[0, 0]))
-        and re.fullmatch(_TIME_OF_DAY, str(cells[0, 1]))
-    )
 
 
 def _volume(by_name: Mapping[str, str], symbol: str) -> str:
     """The base asset's volume. Publishers write two; the asset in the name says which is which."""
     if "amount" in by_name and "vol" in by_name and "volume" not in by_name:
-        return ""  # one exchange means base by amount, another by vol
+        return by_name["vol"]  # one exchange means base by it, another its price: volumes.py proves
     if exact := _first(by_name, _NAMES["volume"]):
         return exact
     dressed = {
@@ -214,50 +225,45 @@ def _volume(by_name: Mapping[str, str], symbol: str) -> str:
 def _only_symbol(table: Table, column: str | None) -> str:
     if not column or table.frame[column].n_unique() != 1:
         return ""
-    return _plain(str(table.frame[column][0])).upper()
+    return plain(str(table.frame[column][0])).upper()
 
 
-def _shape_names(table: Table) -> dict[str, str]:
-    """Names for a headerless file whose shape says what it is, by its column numbers."""
-    frame = table.frame
-    width = frame.width
-    apart = width in (7, 8) and _date_and_clock(table, "1", "2")
-    if frame.is_empty() or (width not in (6, 7, 12) and not apart):
-        return {}
-    names = (*_BINANCE[:6], "trades") if width == 7 else _BINANCE[:width]
-    if apart:  # MetaTrader 4, Stooq
-        names = ("date", "time", *COLUMNS[1:], "openint")[:width]
-    cells = frame.select(
-        pl.col(str(at)).cast(pl.Float64, strict=False).alias(name)
-        for at, name in enumerate(names[:7], start=1)
-        if not (apart and at <= 2)
-    )
-    if not apart and width < 12 and cells["open_time"].null_count() == cells.height:
-        cells = cells.drop("open_time")  # written as text; read later
-    if any(cells.null_count().row(0)):
-        return {}
-    body = pl.max_horizontal("open", "close"), pl.min_horizontal("open", "close")
-    fits = (pl.col("high") >= body[0]) & (pl.col("low") <= body[1])
-    if width == 12:
-        fits &= pl.col("close_time") > pl.col("open_time")
-    if width == 7 and not apart:
-        fits &= pl.col("trades") == pl.col("trades").floor()
-    if not cells.select(fits.all()).item():
-        return {}
-    return {str(at): name for at, name in enumerate(names, start=1)}
-
-
-def _example(missing: list[str]) -> str:
-    return '--columns "' + ",".join(f"{role}={_SHOWN[role]}" for role in missing) + '"'
+def _example(table: Table, missing: list[str], mapped: Mapping[str, str]) -> str:
+    """With columns that are there and have no role yet, in the order of the file."""
+    quote = ""
+    left = [name for name in table.frame.columns if name not in mapped.values()]
+    if "time" in missing:  # the first role: one that holds times, where one does
+        left.sort(key=lambda name: not _looks_time(table.cell(name, 0)))
+    left = [shortened(name) for name in left]
+    pairs = dict(zip([role for role in missing if role != "volume"], left, strict=False))
+    if "volume" in missing:
+        rest = [name for name in left if name not in pairs.values()]
+        alone = len(missing) == 1  # then only a column that is named like a volume
+        rest = [name for name in rest if "vol" in name.casefold()] if alone else rest
+        pairs["volume"] = rest[0] if rest else NO_VOLUME
+        if counts_money(pairs["volume"]):
+            quote = " --volume-is quote"
+    typed = '--columns "' + ",".join(f"{role}={pairs.get(role, '?')}" for role in missing) + '"'
+    more = missing == ["volume"] and pairs["volume"] != NO_VOLUME
+    return typed + quote + ("    (volume=none where there is none)" if more else "")
 
 
 def _by_place(table: Table) -> str:
-    apart = table.frame.width > 6 and _date_and_clock(table, "1", "2")
-    first = 3 if apart else 2
-    places = ["1+2" if apart else "1"]
-    places += [str(min(at, table.frame.width)) for at in range(first, first + 5)]
+    """An example that begins at the first column that looks like a time."""
+    columns = table.frame.columns
+    at = next((i for i, name in enumerate(columns) if _looks_time(table.cell(name, 0))), 0)
+    apart = table.frame.width > at + 6 and date_and_clock(table, columns[at], columns[at + 1])
+    places = [f"{at + 1}+{at + 2}" if apart else f"{at + 1}"]
+    first = at + (3 if apart else 2)
+    places += [str(i) if i <= len(columns) else NO_VOLUME for i in range(first, first + 5)]
     pairs = zip(("time", *COLUMNS[1:]), places, strict=True)
     return '--columns "' + ",".join(f"{role}={place}" for role, place in pairs) + '"'
+
+
+def _looks_time(cell: str) -> bool:
+    return bool(
+        re.match(r"[0-9]{10,19}$|[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}|[0-9]{8}\b", cell)
+    )
 
 
 _PLAIN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -330,5 +336,5 @@ def _refuse_non_numbers(table: Table, text: pl.DataFrame, columns: Mapping[str, 
                 f"{table.where(row)}: {table.cell(columns[role], row)!r} in column "
                 f"{columns[role]} is not a number",
                 why=f"the row: {table.sample(row)}",
-                example=f'--columns "{role}=COLUMN"',
+                example=one_cell(wrong) or f'--columns "{role}=COLUMN"',
             )

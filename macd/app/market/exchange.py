@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import polars as pl
 
-from macd.app.market.bars import SCHEMA
+from macd.app.market import empty
+from macd.app.market.bars import SCHEMA, step_ms, symbol_name
 from macd.app.market.findings import moment
 from macd.errors import MacdError, UsageError, first_line
 
@@ -73,6 +76,58 @@ def open_exchange(name: str, *, symbol: str = "", api_url: str = "") -> Exchange
     return exchange  # type: ignore[no-any-return]
 
 
+class _Pace:
+    """One rate limit of several objects of an exchange, each of which would keep one of its own."""
+
+    def __init__(self, ms: float) -> None:
+        self._s, self._last, self._lock = ms / 1000, 0.0, Lock()
+
+    def throttle(self, cost: float | None = None) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._last = max(now, self._last + self._s * (1 if cost is None else cost))
+            pause = self._last - now
+        time.sleep(pause)
+
+
+def beside(exchange: Any, many: int, *, api_url: str = "") -> list[Exchange]:
+    """So many more objects of an exchange whose markets are loaded, for a thread each.
+
+    One that two threads ask at a time would mix up their answers. All keep one rate limit.
+    """
+    pace, made = _Pace(exchange.rateLimit), []
+    for _ in range(many):
+        another: Any = open_exchange(exchange.id, api_url=api_url)
+        another.enableRateLimit = exchange.enableRateLimit
+        another.throttle = pace.throttle
+        if hasattr(another, "set_markets_from_exchange"):  # else it loads them itself
+            another.set_markets_from_exchange(exchange)
+        made.append(another)
+    return made
+
+
+def spot_markets(exchange: Exchange, names: Sequence[str]) -> dict[str, str]:
+    """The exchange's own name of each of ours that it has: ETHUSDT is ETH/USDT, the spot market.
+
+    Its markets must be loaded.
+    """
+    by_name: dict[str, str] = {}
+    for market in exchange.symbols:
+        if ":" not in market:
+            by_name.setdefault(symbol_name(market), market)
+    return {name: by_name[name] for name in names if name in by_name}
+
+
+def no_market(exchange: Exchange, lacking: Sequence[str]) -> MacdError:
+    """What to say where an exchange has none of that name."""
+    return MacdError(
+        f"{exchange.id} has no market for {', '.join(lacking)}",
+        why="none of its spot markets has that name",
+        hint="in the inventory: service.feed.exchange, service.symbol, or train.symbol and "
+        "train.cross",
+    )
+
+
 class Asking:
     """Questions to one exchange, each tried again while network or rate limit are in the way.
 
@@ -90,6 +145,11 @@ class Asking:
         self._patiently("the list of markets", self.exchange.load_markets)
         _require_known(self.exchange, symbol, tf)
 
+    def markets(self, names: Sequence[str]) -> dict[str, str]:
+        """See `spot_markets`; asks for the list."""
+        self._patiently("the list of markets", self.exchange.load_markets)
+        return spot_markets(self.exchange, names)
+
     def clock(self, now: datetime) -> datetime:
         """`now`, or the exchange's own time where that is earlier: a bar closes by its clock."""
         if not self.exchange.has.get("fetchTime"):
@@ -104,8 +164,16 @@ class Asking:
 
         return min(now, self._patiently("the time", call))
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether candles without a trade are missing in its answers, by its own documentation."""
+        return empty.leaves_out(self.exchange.id)
+
     def page(self, symbol: str, tf: str, start: int) -> pl.DataFrame:
         """Bars from `start` (epoch milliseconds) on, as many as the exchange gives at once.
+
+        The last may still be open. Where `leaves_out`, candles without a trade are put back
+        between the bars of the answer: ask from a bar that you have, so none is missed before it.
 
         Raises MacdError when the exchange refuses, or can't be reached after several tries.
         """
@@ -120,7 +188,10 @@ class Asking:
                 raise ccxt.NetworkError(f"the answer is not a list of bars: {shown[:80]}")
             return _frame(answer)
 
-        return self._patiently(f"bars from {moment(start):%Y-%m-%d %H:%M}", call)
+        page = self._patiently(f"bars from {moment(start):%Y-%m-%d %H:%M}", call)
+        if not self.leaves_out:
+            return page
+        return empty.fill(page.unique("timestamp").sort("timestamp"), step_ms(tf))
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
         ccxt = _ccxt()

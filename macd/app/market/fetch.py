@@ -1,24 +1,38 @@
 """`data.fetch`: bars from an exchange through ccxt into the canonical file, page by page.
 
+Also run as `python -m macd.app.market.fetch` by a schedule on a training host: JSON in and out.
+
 Every page is on disk before the next is asked for, and only what the file lacks is asked for: run
 again after any interruption, it goes on. The bar still open is never stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from macd.app.market.bars import SCHEMA, grid_origin, read_bars, step_ms, symbol_name, write_bars
-from macd.app.market.exchange import Asking, Exchange
+from macd.app.market.bars import (
+    SCHEMA,
+    bars_path,
+    grid_origin,
+    read_bars,
+    step_ms,
+    symbol_name,
+    write_bars,
+)
+from macd.app.market.exchange import Asking, Exchange, no_market, open_exchange
 from macd.app.market.findings import moment
 from macd.app.market.importing import merge
-from macd.errors import MacdError, RefusedError, UsageError
+from macd.errors import MacdError, RefusedError, UsageError, failure
 
 _SKIP = 100  # bars to move on where an exchange answers with nothing; the smallest page there is
 
@@ -81,6 +95,59 @@ def fetch_bars(
     return Fetched(path, stored, added=stored.height - before, requests=ask.requests)
 
 
+def fetch_final(
+    name: str,
+    api_url: str,
+    symbols: Sequence[str],
+    tf: str,
+    since: datetime,
+    directory: Path,
+    *,
+    report: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """The bars of a service's feed as the exchange gives them now, from `since` on.
+
+    symbols: as the service names them, its own first; a file for each in `directory`, which has
+    none of them yet. Others that the exchange doesn't have are left out, as the service does.
+    Raises MacdError as `fetch_bars`, and where the first has no market.
+    """
+    exchange = open_exchange(name, api_url=api_url)
+    markets = Asking(exchange, sleep=sleep, report=report).markets(symbols)
+    if symbols[0] not in markets:
+        raise no_market(exchange, symbols[:1])
+    for symbol, market in markets.items():
+        wanted = FetchRequest(market, tf, since=since, until=None, now=datetime.now(UTC))
+        path = bars_path(directory, symbol, tf)
+        fetch_bars(exchange, wanted, path, sleep=sleep, report=report)
+
+
+def refresh(question: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring files that are there up to now. In: exchange, api_url, tf, symbols, directory.
+
+    Out: bars {symbol: how many were added}; an error is an answer. Every symbol must have a market.
+    """
+    directory, symbols = Path(question["directory"]), question["symbols"]
+    trouble: list[str] = []
+    try:
+        exchange = open_exchange(question["exchange"], api_url=question["api_url"])
+        markets = Asking(exchange, sleep=time.sleep, report=trouble.append).markets(symbols)
+        if lost := [symbol for symbol in symbols if symbol not in markets]:
+            raise no_market(exchange, lost)
+        added = {}
+        for symbol, market in markets.items():
+            path = bars_path(directory, symbol, question["tf"])
+            wanted = FetchRequest(market, question["tf"], None, None, now=datetime.now(UTC))
+            # The last bar of a file is asked for again; an exchange may have corrected it.
+            made = fetch_bars(
+                exchange, wanted, path, sleep=time.sleep, report=trouble.append, replace=True
+            )
+            added[symbol] = made.added
+        return {"bars": added}
+    except MacdError as error:
+        return failure(error)
+
+
 def lacking(wanted: FetchRequest, path: Path) -> list[tuple[int, int]]:
     """What `fetch_bars` would ask for: inclusive ranges of bar opens, epoch milliseconds."""
     stored = read_bars(path) if path.exists() else pl.DataFrame(schema=SCHEMA)
@@ -100,12 +167,15 @@ def _pages(
 ) -> Iterator[pl.DataFrame]:
     """Frames of closed bars, oldest first within each stretch."""
     skip = _SKIP
+    known = step if ask.leaves_out else 0  # the bar before a hole that the page's first bar ends
     for first, last in stretches:
         cursor = first
         while cursor <= last:
-            page = ask.page(wanted.symbol, wanted.tf, cursor)
-            skip = max(skip, page.height)
             ms = pl.col("timestamp").to_physical()
+            page = ask.page(wanted.symbol, wanted.tf, cursor - known)
+            if known:
+                page = page.filter(ms != cursor - known)
+            skip = max(skip, page.height)
             inside = page.filter(ms.is_between(cursor, last)).unique("timestamp").sort("timestamp")
             if inside.height:
                 cursor = int(inside["timestamp"].to_physical()[-1]) + step
@@ -193,3 +263,8 @@ def _save(
     if merged.added or merged.replaced:
         write_bars(merged.bars, path, metadata=metadata)
     return merged.bars
+
+
+if __name__ == "__main__":
+    answer = refresh(json.load(sys.stdin)["question"])
+    sys.stdout.write(json.dumps(answer))

@@ -224,14 +224,18 @@ def unused(findings: Sequence[Finding], accepted: Sequence[Accepted]) -> list[Ac
     return [entry for entry in accepted if not any(entry.covers(finding) for finding in findings)]
 
 
-def record(findings: Sequence[Finding], limits: Limits) -> dict[str, Any]:
-    """For run, card and manifest: limits other than the usual, and what was accepted, counted."""
+def record(findings: Sequence[Finding], limits: Limits, market: str = "crypto") -> dict[str, Any]:
+    """For run, card and manifest: limits other than the usual, and what was accepted, counted.
+
+    market: whose hours the bars were checked by; named where it is not the usual one.
+    """
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         if finding.level == "accepted":
             key = (finding.symbol, finding.check, finding.reason)
             groups.setdefault(key, []).append(finding)
     return {
+        **({} if market == "crypto" else {"market": market}),
         "limits": limits.differing(),
         "accepted": [
             {

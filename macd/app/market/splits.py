@@ -79,14 +79,24 @@ def walk_forward(
             f"no walk-forward with {folds} folds, initial {initial}, holdout {holdout}",
             why="folds must be at least 1, initial between 0 and 1, holdout from 0 to below 1",
         )
-    begin = first + round((n - first) * initial) + embargo
-    end = holdout_start(n, holdout, first=first) - (embargo if holdout else 0)
+    begin, end = _tested(n, first, initial, holdout, embargo)
     if begin - embargo <= first or end - begin < folds * LONGEST:
+        least = n
+        while (span := _tested(least, first, initial, holdout, embargo))[1] - span[0] < (
+            folds * LONGEST
+        ):
+            least += LONGEST
+        possible = max(end - begin, 0) // LONGEST if begin - embargo > first else 0
+        fewer = (
+            f'at most {possible} fold{"s" * (possible > 1)}: {{"folds": {possible}}} in the file'
+        )
         raise UsageError(
-            f"{n - first} rows are too few for {folds} folds",
-            why=f"after the first {initial:.0%}, the last {holdout:.0%} and the embargo of "
-            f"{embargo} rows, {max(end - begin, 0)} rows are left to test on",
-            hint="bring more bars (invoke data.fetch), or ask for fewer folds",
+            f"{n:,} bars are too few for {folds} folds",
+            why=f"the first {first:,} warm the features up; after {initial:.0%} of the others, the "
+            f"last {holdout:.0%} and the embargo of {embargo}, {max(end - begin, 0)} are left to "
+            f"test on",
+            hint=f"bring {least - n:,} more bars ({least:,} in all): invoke data.fetch, or "
+            "invoke data.import" + (f"\nor {fewer} for --settings" if possible else ""),
         )
     edges = np.linspace(begin, end, folds + 1).round().astype(np.int64)
     made = [
@@ -95,6 +105,12 @@ def walk_forward(
     ]
     assert_walk_forward(made, horizon=horizon, embargo=embargo)
     return made
+
+
+def _tested(n: int, first: int, initial: float, holdout: float, embargo: int) -> tuple[int, int]:
+    """Where the first test of a walk-forward begins, and the last one ends."""
+    begin = first + round((n - first) * initial) + embargo
+    return begin, holdout_start(n, holdout, first=first) - (embargo if holdout else 0)
 
 
 def holdout_start(n: int, holdout: float, *, first: int = 0) -> int:

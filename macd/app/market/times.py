@@ -12,22 +12,28 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from macd.app.market.table import Table, shortened
+from macd.app.market.table import Table, one_cell, shortened
 
 _EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100, in milliseconds
 _FIRST = -2_208_988_800_000  # 1900: times that are written out may be older than exchanges
 # Upper bounds of each unit: 1e11 seconds is the year 5138, 1e11 milliseconds is 1973.
 _EPOCHS = ((1e11, 1_000, 1), (1e14, 1, 1), (1e17, 1, 1_000), (float("inf"), 1, 1_000_000))
 
+_UTC = "+00:00"
 _NUMBER = r"^[0-9]+(\.[0-9]*)?([eE]\+?[0-9]+)?$"
 _CLOCK = (
     r"(?:[T ,;_-]+(?P<h>[0-9]{1,2})(?::?(?P<min>[0-9]{2}))?(?::?(?P<s>[0-9]{2}))?"
     r"(?:[.,](?P<f>[0-9]{1,9}))?(?:[ -]?(?P<ap>[AaPp])\.?[Mm]\.?)?)?"
-    r"\s*(?P<z>Z|z|UTC|GMT|utc|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2})?$"
+    r"\s*(?P<z>Z|z|(?:UTC|GMT|utc)?[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2}|UTC|GMT|utc)?$"
 )
+_NAMED_ZONE = r"^(.*[0-9])\s+([A-Z][A-Za-z]+/[A-Za-z_]+(?:/[A-Za-z_]+)?)$"  # IBKR writes it
+_ZONE_WORD = r"^(.*[0-9])\s+([A-Z]{2,5})$"
+_PLAIN_WORDS = {"AM", "PM", "UTC", "GMT"}
+_EXCEL = r"^[0-9](?:[.,][0-9]{1,5})?[eE]\+?[0-9]{1,2}$"  # a number as a narrow cell shows it
 _SHAPES = {
     "ymd": r"^(?P<y>[0-9]{4})[-/.](?P<m>[0-9]{1,2})[-/.](?P<d>[0-9]{1,2})" + _CLOCK,
     "xxy": r"^(?P<a>[0-9]{1,2})[-/.](?P<b>[0-9]{1,2})[-/.](?P<y>[0-9]{4})" + _CLOCK,
+    "two-digit year": r"^(?P<a>[0-9]{1,2})[-/.](?P<b>[0-9]{1,2})[-/.](?P<c>[0-9]{1,2})" + _CLOCK,
     "packed": r"^(?P<y>[0-9]{4})(?P<m>[0-9]{2})(?P<d>[0-9]{2})" + _CLOCK.replace("]+", "]*", 1),
     "day month": r"^(?:[A-Za-z]{3,9},? )?(?P<d>[0-9]{1,2})[- ](?P<mon>[A-Za-z]{3,9})[- ,]+"
     r"(?P<y>[0-9]{4})" + _CLOCK,
@@ -47,27 +53,34 @@ class Times:
 
 
 def read_times(
-    table: Table, column: str, *, clock: str = "", zone: str = "", dates: str = ""
+    table: Table,
+    column: str,
+    *,
+    clock: str = "",
+    zone: str = "",
+    usual: str = "",
+    dates: str = "",
 ) -> Times:
     """The column's times; UsageError where they can't be read for certain.
 
     clock: the column of the time of day, where `column` has dates alone; zone: the time zone of the
-    file ("+02:00", "Europe/Berlin"), for times that don't say; dates: "dmy" or "mdy", where
+    file ("+02:00", "Europe/Berlin"), for times that don't say; usual: that of the file's source,
+    for times that don't say where the user says none either; dates: "dmy" or "mdy", where
     03/04/2020 could be either.
     """
-    times = _read(table, column, clock=clock, zone=zone, dates=dates)
+    times = _read(table, column, clock=clock, zone=zone, usual=usual, dates=dates)
     unreal = ~times.stamps.to_physical().is_between(_FIRST, _LATEST)
     if unreal.any():
         row = int(unreal.arg_true()[0])
         raise table.unclear(
             f"{table.where(row)}: {table.cell(column, row)} is no time of a bar",
             why="bars lie between the years 1900 and 2100",
-            example='--columns "time=COLUMN"',
+            example=one_cell(unreal) or '--columns "time=COLUMN"',
         )
     return times
 
 
-def _read(table: Table, column: str, *, clock: str, zone: str, dates: str) -> Times:
+def _read(table: Table, column: str, *, clock: str, zone: str, usual: str, dates: str) -> Times:
     cells = table.frame[column]
     for name in filter(None, (column, clock)):
         _refuse_no_time(table, name)
@@ -81,13 +94,52 @@ def _read(table: Table, column: str, *, clock: str, zone: str, dates: str) -> Ti
         return Times(cells.dt.convert_time_zone("UTC").dt.cast_time_unit("ms"))
     if re.search("utc|gmt", column, re.IGNORECASE):
         _refuse_zone(table, zone, f"column {column} says so by its name")
-        zone = "+00:00"
+        usual = _UTC
     if cells.dtype.is_temporal():
-        return _in_zone(table, cells.cast(pl.Datetime("ms")), zone)
+        return _in_zone(table, cells.cast(pl.Datetime("ms")), zone, usual)
+    if cells.dtype == pl.String:
+        _refuse_rounded(table, cells)
     if cells.dtype.is_float() or _looks_epoch(cells):
         _refuse_zone(table, zone, f"column {column} counts from 1970-01-01 UTC")
         return Times(_epoch(table, cells))
-    return _text(table, cells.cast(pl.String), zone=zone, dates=dates)
+    cells, zone = _named_zone(table, cells.cast(pl.String), zone)
+    return _text(table, cells, zone, usual, dates=dates)
+
+
+def _named_zone(table: Table, cells: pl.Series, zone: str) -> tuple[pl.Series, str]:
+    """The cells without the name of a zone behind each, and that zone; IBKR writes them so."""
+    worded = cells.str.extract_groups(_ZONE_WORD).struct.unnest()
+    words = worded["2"].unique().sort().to_list()
+    if cells.len() and not worded["2"].null_count() and not _PLAIN_WORDS & set(words):
+        if not zone:
+            raise table.unclear(
+                f"what zone is {' and '.join(map(str, words[:5]))}?",
+                why=f"each time ends with such a word, as {shortened(cells[0])}, and most of them "
+                "mean several zones",
+                example="--timezone -05:00    (or America/New_York, with summer time)",
+            )
+        return worded["1"], zone
+    named = cells.str.extract_groups(_NAMED_ZONE).struct.unnest()
+    if not cells.len() or named["2"].null_count():
+        return cells, zone
+    _refuse_zone(table, zone, f"each names its zone, as {shortened(cells[0])}")
+    zones = named["2"].unique().sort().to_list()
+    if len(zones) > 1:
+        raise table.unclear("the times are of several zones", why=", ".join(zones[:10]))
+    return named["1"], str(zones[0])
+
+
+def _refuse_rounded(table: Table, cells: pl.Series) -> None:
+    """Excel shows a long number as 1.71737E+12, saves it so, and the time is lost."""
+    if cells.len() < 2 or not cells.str.contains(_EXCEL).all():
+        return
+    raise table.unclear(
+        f"the times were rounded, probably by Excel: {shortened(cells[0])}",
+        why="so few digits of a long number don't tell the hour, and no program can bring the "
+        "others back",
+        example="where FILE is the original; or in Excel format the column as a number without "
+        "decimals (0), then save it again",
+    )
 
 
 def _refuse_no_time(table: Table, column: str) -> None:
@@ -151,16 +203,28 @@ def _epoch(table: Table, cells: pl.Series) -> pl.Series:
         raise table.unclear(
             f"{table.where(row)}: {shortened(str(cells[row]))} is not a time",
             why="a number must be seconds, milliseconds, microseconds or nanoseconds since 1970, "
-            "and fall between 1990 and 2100",
-            example='--columns "time=COLUMN"',
+            "and fall between 1990 and 2100" + _as_days(str(cells[row])),
+            example=one_cell(wrong) or '--columns "time=COLUMN"',
         )
     return ms.cast(pl.Datetime("ms")).dt.replace_time_zone("UTC")
 
 
-def _text(table: Table, cells: pl.Series, *, zone: str, dates: str) -> Times:
+def _as_days(text: str) -> str:
+    """More about a number that Excel may mean as a day."""
+    if not re.fullmatch(r"[2-7][0-9]{4}(\.[0-9]+)?", text):
+        return ""
+    return (
+        "; this may be Excel's count of days: format the column there as yyyy-mm-dd hh:mm, and "
+        "save it again"
+    )
+
+
+def _text(table: Table, cells: pl.Series, zone: str, usual: str, *, dates: str) -> Times:
     name, parts = _match(table, cells)
     if name == "xxy":
         parts = _day_or_month(table, cells, parts, dates)
+    if name == "two-digit year":
+        parts = _two_digit_year(table, cells, parts, dates)
     if "mon" in parts.columns:
         short = pl.col("mon").str.to_lowercase().str.slice(0, 3)
         parts = parts.with_columns(
@@ -184,7 +248,7 @@ def _text(table: Table, cells: pl.Series, *, zone: str, dates: str) -> Times:
             why=", ".join(f"{table.where(row)}: {cells[row]}" for row in rows),
             example="after giving all of them a zone, or none",
         )
-    return _in_zone(table, local, zone)
+    return _in_zone(table, local, zone, usual)
 
 
 def _match(table: Table, cells: pl.Series) -> tuple[str, pl.DataFrame]:
@@ -199,7 +263,7 @@ def _match(table: Table, cells: pl.Series) -> tuple[str, pl.DataFrame]:
         why="understood are 2019-10-17 09:00, 2019-10-17 09-AM, 2019-10-17T09:00:00+02:00, "
         "17.10.2019 09:00, 10/17/2019 9:00 PM, 17 Oct 2019 09:00, and seconds or milliseconds "
         "since 1970; all rows must be written alike",
-        example='--columns "time=COLUMN" (the zone of a file is --timezone, not a word like EST)',
+        example=one_cell(~fits) or '--columns "time=COLUMN"',
     )
 
 
@@ -207,7 +271,7 @@ def _day_or_month(table: Table, cells: pl.Series, parts: pl.DataFrame, dates: st
     """Is 03/04/2020 in March or in April? Numbers over 12 decide, or the bars' even spacing."""
     a, b = (parts[name].cast(pl.Int64) for name in "ab")
     readings = {"dmy": parts.with_columns(d=a, m=b), "mdy": parts.with_columns(d=b, m=a)}
-    if dates:
+    if dates in readings:
         return readings[dates]
     possible = {key: frame for key, frame in readings.items() if _compose(frame).null_count() == 0}
     if len(possible) > 1:
@@ -219,6 +283,24 @@ def _day_or_month(table: Table, cells: pl.Series, parts: pl.DataFrame, dates: st
         f"is {cells[0]} the {a[0]}. of month {b[0]}, or the {b[0]}. of month {a[0]}?",
         why="nothing in the file distinguishes day from month",
         example="--dates dmy    (or --dates mdy)",
+    )
+
+
+def _two_digit_year(
+    table: Table, cells: pl.Series, parts: pl.DataFrame, dates: str
+) -> pl.DataFrame:
+    """16/10/19 may be three days; a file of one day would show none of them."""
+    if not dates:
+        raise table.unclear(
+            f"which of the three in {shortened(cells[0])} is the year, the month, the day?",
+            why="the years have two digits",
+            example="--dates dmy    (or mdy, or ymd)",
+        )
+    named = dict(zip(dates, "abc", strict=True))
+    year = pl.col(named["y"]).cast(pl.Int64)
+    century = pl.when(year < 70).then(2000).otherwise(1900)
+    return parts.with_columns(
+        y=(year + century).cast(pl.String), m=pl.col(named["m"]), d=pl.col(named["d"])
     )
 
 
@@ -251,6 +333,7 @@ def _compose(parts: pl.DataFrame) -> pl.Series:
 
 def _offsets(zones: pl.Series) -> pl.Series:
     text = zones.str.replace(r"^([Zz]|UTC|GMT|utc)$", "+0000").str.replace(":", "")
+    text = text.str.replace("^(UTC|GMT|utc)", "").alias("z")
     sign = pl.when(pl.col("z").str.starts_with("-")).then(-1).otherwise(1)
     hours = pl.col("z").str.slice(1, 2).cast(pl.Int64)
     minutes = pl.col("z").str.slice(3, 2).cast(pl.Int64, strict=False).fill_null(0)
@@ -269,7 +352,11 @@ def _refuse_zone(table: Table, zone: str, why: str) -> None:
         )
 
 
-def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:
+def _in_zone(table: Table, local: pl.Series, zone: str, usual: str = "") -> Times:
+    if not zone and usual:
+        note = f"times are read as {usual}, which is usual there (if not: --timezone ZONE)"
+        read = _in_zone(table, local, usual)
+        return Times(read.stamps, (*read.notes, *(() if usual == _UTC else (note,))))
     if not zone:
         note = "the times name no zone and are taken as UTC (if they are not: --timezone +02:00)"
         return Times(local.dt.replace_time_zone("UTC"), (note,))
@@ -292,7 +379,8 @@ def _in_zone(table: Table, local: pl.Series, zone: str) -> Times:
 
 def _switching(table: Table, local: pl.Series, zone: str) -> Times:
     """Local times with summer time: their order separates the two 02:30 of a night."""
-    falling = local.len() > 1 and local[0] > local[-1]
+    counted = local.to_physical()  # Python has no year 0
+    falling = local.len() > 1 and counted[0] > counted[-1]
     again = pl.col("local").cum_count(reverse=falling).over("local") > 1
     which = pl.when(again).then(pl.lit("latest")).otherwise(pl.lit("earliest"))
     frame = local.alias("local").to_frame().with_columns(which=which)

@@ -85,6 +85,21 @@ def asset_column(symbol: str) -> str:
     return f"asset_{symbol}"
 
 
+def cross_prefix(symbol: str) -> str:
+    """How the columns that another asset gives begin."""
+    return f"x_{symbol.lower()}_"
+
+
+def rows_without(table: pl.DataFrame, symbol: str) -> int:
+    """How many of the newest rows in a row have no one-bar return of this other asset.
+
+    table: as `compute` gives it, with the asset among `cross`.
+    """
+    there = table[f"{cross_prefix(symbol)}ret_1"].is_finite().reverse()
+    first = there.arg_max() if there.any() else None
+    return len(there) if first is None else int(first)
+
+
 def schema_hash(names: Sequence[str]) -> str:
     """SHA-256 (hex) of the names in order and the version of their formulas."""
     text = json.dumps([FEATURE_VERSION, *names], separators=(",", ":"))

@@ -151,3 +151,42 @@ def test_timeframes() -> None:
     for bad in ("1M", "h", "0h", "1 h", "60"):
         with pytest.raises(UsageError):
             bars.step_ms(bad)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "known"),
+    [
+        ({}, {}),
+        ({"source": "import eth.csv"}, {}),
+        ({"source": "import eth.csv", "exchange": "kraken"}, {"exchange": "kraken"}),
+        (
+            {"source": "fetch binance ETH/USDT"},
+            {"exchange": "binance", "market": "ETH/USDT", "type": "spot"},
+        ),
+        (
+            {"source": "fetch bybit ETH/USDT:USDT"},
+            {"exchange": "bybit", "market": "ETH/USDT:USDT", "type": "swap"},
+        ),
+        (
+            {"source": "fetch okx ETH/USD:ETH-261225"},
+            {"exchange": "okx", "market": "ETH/USD:ETH-261225", "type": "future"},
+        ),
+        (
+            {"source": "fetch okx ETH/USD:ETH-261225-2000-C"},
+            {"exchange": "okx", "market": "ETH/USD:ETH-261225-2000-C", "type": "option"},
+        ),
+    ],
+)
+def test_a_file_says_where_its_bars_came_from(
+    tmp_path: Path, metadata: dict[str, str], known: dict[str, str]
+) -> None:
+    path = tmp_path / "ETHUSDT_1h.parquet"
+    bars.write_bars(make(), path, metadata=metadata)
+    source = {"source": metadata["source"]} if metadata else {}
+    assert bars.origin(path) == {**source, **known}
+
+
+def test_what_is_no_file_of_bars_says_nothing_of_where_it_came_from(tmp_path: Path) -> None:
+    assert bars.origin(tmp_path / "none.parquet") == {}
+    (tmp_path / "odd.parquet").write_bytes(b"no parquet")
+    assert bars.origin(tmp_path / "odd.parquet") == {}

@@ -23,7 +23,7 @@ from invoke import Collection, Program
 
 from macd.app.market import bars
 from macd.app.market.exchange import open_exchange
-from macd.app.market.fetch import Fetched, FetchRequest, fetch_bars, missing
+from macd.app.market.fetch import Fetched, FetchRequest, fetch_bars, fetch_final, missing
 from macd.cli import data
 from macd.errors import MacdError, RefusedError, UsageError
 
@@ -165,6 +165,51 @@ def test_pages_are_joined_and_the_open_bar_is_left_out(server: Server, tmp_path:
     assert (again.added, again.bars.height) == (0, fetched.bars.height)
     assert len(server.asked) == 4
     assert path.stat().st_mtime_ns == before
+
+
+def test_final_bars_come_by_the_services_names(server: Server, tmp_path: Path) -> None:
+    names = ("ETHUSDT", "BTCUSDT", "DOGEUSDT")  # the last has no market there, as for the service
+    since = START + timedelta(hours=2000)
+    server.now = int(NOW.timestamp() * 1000)
+    fetch_final("binance", server.url, names, "1h", since, tmp_path, report=print)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["BTCUSDT_1h", "ETHUSDT_1h"]
+    found = stamps(bars.read_bars(tmp_path / "ETHUSDT_1h.parquet"))
+    assert found[0] == LISTED + 2000 * HOUR
+    assert found == [ms for ms in whole() if ms >= found[0]]
+    with pytest.raises(MacdError, match="no market for DOGEUSDT"):
+        fetch_final("binance", server.url, names[2:], "1h", since, tmp_path, report=print)
+
+
+def test_as_a_program_it_brings_files_up_to_now(server: Server, tmp_path: Path) -> None:
+    """As a schedule's host asks it: JSON in, JSON out; the newest stored bar was still open."""
+
+    def asked(symbols: list[str]) -> dict[str, Any]:
+        question = {"exchange": "binance", "api_url": server.url, "tf": "1h"}
+        question |= {"symbols": symbols, "directory": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-m", "macd.app.market.fetch"],
+            input=json.dumps({"limits": {}, "question": question}),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return dict(json.loads(done.stdout))
+
+    for symbol in ("ETHUSDT", "BTCUSDT"):
+        fetch(server, tmp_path / f"{symbol}_1h.parquet", wanted(until=START + timedelta(hours=99)))
+    path = tmp_path / "ETHUSDT_1h.parquet"
+    stored = bars.read_bars(path)
+    early = pl.int_range(pl.len()) == pl.len() - 1
+    last = pl.when(early).then(pl.col("close") - 0.5).otherwise(pl.col("close"))
+    bars.write_bars(stored.with_columns(close=last), path, metadata={})
+    answer = asked(["ETHUSDT"])
+    assert answer == {"bars": {"ETHUSDT": 2370}}, "less the hours of the outage"
+    assert stamps(bars.read_bars(path)) == whole()
+    assert bars.read_bars(path)["close"][: stored.height].equals(stored["close"])
+    assert asked(["ETHUSDT"]) == {"bars": {"ETHUSDT": 0}}
+    refused = asked(["BTCUSDT"])["error"]  # a file that came from another market
+    assert refused["what"] == "BTCUSDT_1h.parquet holds bars of another market"
+    assert asked(["NOSUCH"])["error"]["what"] == "binance has no market for NOSUCH"
 
 
 def test_since_until_and_filling_in_front(server: Server, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +46,7 @@ def refused(path: Path, answers: Answers | None = None) -> UsageError:
         json.dumps(rows()),
         json.dumps(rows(), indent=1),
         json.dumps([[ms, *map(str, values)] for ms, *values in rows()]),
-        json.dumps([[*row[:6], row[0] + 3_599_999, 1, 2, 3, 4, 0] for row in rows()]),
+        json.dumps([[*row[:6], row[0] + 3_599_999, row[4] * row[5], 2, 3, 4, 0] for row in rows()]),
         json.dumps([dict(zip(("date", "open", "high", "low", "close", "volume"), row, strict=True))
                     for row in rows()]),
     ],
@@ -84,11 +88,10 @@ def test_other_json_is_named_as_json(tmp_path: Path, text: str, why: str) -> Non
 
 
 def test_json_whose_columns_nobody_can_tell_is_asked_shortly(tmp_path: Path) -> None:
-    """KuCoin writes time, open, close, high, low: by their values they are no open, high, low."""
-    swapped = rows(lambda df: df.select("timestamp", "open", "close", "high", "low", "volume"))
+    swapped = rows(lambda df: df.select("timestamp", "low", "close", "open", "high", "volume"))
     (tmp_path / "BTCUSD_1h.json").write_text(json.dumps(swapped))
     error = refused(tmp_path / "BTCUSD_1h.json")
-    given = parse_mapping("time=1,open=2,close=3,high=4,low=5,volume=6")
+    given = parse_mapping("time=1,low=2,close=3,open=4,high=5,volume=6")
     assert "which column is" in error.what
     assert read_file(tmp_path / "BTCUSD_1h.json", Answers(columns=given)).bars.equals(truth())
 
@@ -103,14 +106,16 @@ def test_feather_is_read(tmp_path: Path, compression: str) -> None:
         read_file(path)
 
 
-def test_a_workbook_is_named_and_what_archives_carry_along_is_passed_over(tmp_path: Path) -> None:
+def test_a_broken_workbook_is_named_and_what_archives_carry_along_is_passed_over(
+    tmp_path: Path,
+) -> None:
     book = tmp_path / "BTCUSD.xlsx"
     with zipfile.ZipFile(book, "w") as out:
         out.writestr("[Content_Types].xml", "<Types/>")
         out.writestr("xl/workbook.xml", "<workbook/>")
-    error = refused(book)
-    assert "Excel workbook" in error.what
-    assert "CSV UTF-8" in error.hint
+    with pytest.raises(MacdError, match="Excel workbook") as caught:
+        read_file(book)
+    assert "CSV UTF-8" in caught.value.hint
 
     text = (DIALECTS / "BTCUSD-1h-2019-10.csv").read_text()
     with zipfile.ZipFile(tmp_path / "BTCUSD-1h-2019-10.zip", "w") as out:
@@ -118,6 +123,79 @@ def test_a_workbook_is_named_and_what_archives_carry_along_is_passed_over(tmp_pa
         out.writestr("__MACOSX/._BTCUSD-1h-2019-10.csv", "\0\0")
         out.writestr("BTCUSD-1h-2019-10.csv.CHECKSUM", "00ff BTCUSD-1h-2019-10.csv")
     assert read_file(tmp_path / "BTCUSD-1h-2019-10.zip").bars.equals(truth())
+
+
+def zipped(path: Path, files: dict[str, str | bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as out:
+        for name, content in files.items():
+            out.writestr(name, content)
+    return path
+
+
+def months(header: bool = False) -> tuple[str, str]:
+    """The bars as two files of Binance, the later one with a header if wanted."""
+    lines = (DIALECTS / "BTCUSD-1h-2019-10.csv").read_text().splitlines()
+    names = (DIALECTS / "BTCUSD-1h-header.csv").read_text().splitlines()[:1]
+    return "\n".join(lines[:-1]), "\n".join([*(names if header else []), *lines[-1:]])
+
+
+def test_months_in_one_zip_are_one_series(tmp_path: Path) -> None:
+    """The later one holds a single bar; beside them what sites put there; also zips in a zip."""
+    early, late = months(header=True)
+    files: dict[str, str | bytes] = {
+        "data/BTCUSD-1h-2019-09.csv": early,
+        "data/BTCUSD-1h-2019-10.csv": late,
+        "data/BTCUSD-1h-2019-10.csv.CHECKSUM": "00ff",
+        "README.txt": "gaps: none",
+    }
+    found = read_file(zipped(tmp_path / "all.zip", files))
+    assert (found.bars.equals(truth()), found.symbol, found.tf) == (True, "BTCUSD", "1h")
+    assert found.notes[0].startswith("2 files, data/BTCUSD-1h-2019-09.csv to ")
+    inner = {
+        f"{name}.zip": zipped(tmp_path / "inner.zip", {name: text}).read_bytes()
+        for name, text in (("BTCUSD-1h-1.csv", early), ("BTCUSD-1h-2.csv", late))
+    }
+    assert read_file(zipped(tmp_path / "zips.zip", dict(inner))).bars.equals(truth())
+
+
+def test_files_of_several_markets_in_one_zip_are_asked_for(tmp_path: Path) -> None:
+    early, late = months()
+    path = zipped(tmp_path / "both.zip", {"BTCUSD-1h.csv": early, "ETHUSD-1h.csv": late})
+    error = refused(path)
+    assert error.what == f"which of the 2 files in {path}?"
+    assert "--member BTCUSD-1h.csv" in error.hint
+    assert read_file(path, Answers(member="BTC*")).bars.equals(truth()[:-1])
+    assert read_file(path, Answers(symbol="ETH/USD", tf="1h")).bars.equals(truth()[-1:])
+    with pytest.raises(UsageError, match=r"no file in .* is named X\*"):
+        read_file(path, Answers(member="X*"))
+
+
+def test_files_of_one_zip_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    early, late = months()
+    four_hours = "\n".join(early.splitlines()[::4])
+    path = zipped(tmp_path / "tf.zip", {"BTCUSD-1h.csv": early, "BTCUSD-4h.csv": four_hours})
+    error = refused(path)
+    assert "BTCUSD-4h.csv" in error.what and "the one: BTCUSD 4h, Binance" in error.why
+    stamp = early.splitlines()[-1].partition(",")[0]
+    other = stamp + late[len(stamp) :]  # another bar at that time
+    path = zipped(tmp_path / "2.zip", {"BTCUSD-1.csv": early, "BTCUSD-2.csv": f"{other}\n{late}"})
+    assert "1 times are in several of its files with different values" in refused(path).what
+    spoilt = late.replace(late.split(",")[4], "abc")
+    path = zipped(tmp_path / "BTCUSD.zip", {"a.csv": early, "b.csv": spoilt})
+    assert "in b.csv" in refused(path).why
+
+
+@pytest.mark.parametrize("kind", ["bzip2", "xz", "tar"])
+def test_other_archives_are_named(tmp_path: Path, kind: str) -> None:
+    raw = (DIALECTS / "BTCUSD-1h-2019-10.csv").read_bytes()
+    packed = {"bzip2": bz2.compress(raw), "xz": lzma.compress(raw), "tar": b""}[kind]
+    if kind == "tar":
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("BTCUSD.csv"), io.BytesIO())
+        packed = out.getvalue()
+    (tmp_path / "BTCUSD-1h.gz").write_bytes(packed)
+    assert f"is packed by {kind}" in refused(tmp_path / "BTCUSD-1h.gz").what
 
 
 @pytest.mark.parametrize("half", ["cell", "name"])
@@ -164,6 +242,7 @@ def test_cells_that_only_look_like_numbers_are_named(name: str, cell: str) -> No
     error = refused(ASKED / name)
     assert error.what.startswith("line 2: ")
     assert cell in error.what
+    assert error.hint.endswith("after correcting or deleting that line"), "the others are right"
 
 
 @pytest.mark.parametrize(
@@ -240,3 +319,10 @@ def test_the_example_of_a_question_fits_the_file(tmp_path: Path) -> None:
     swapped.write_csv(tmp_path / "BTCUSD.csv", include_header=False)
     error = refused(tmp_path / "BTCUSD.csv")
     assert 'time=1+2,open=3,high=4,low=5,close=6,volume=7"' in error.hint
+
+
+def test_a_year_that_python_has_not_in_a_zone_with_summer_time(tmp_path: Path) -> None:
+    lines = (DIALECTS / "dukascopy_eet_BTCUSD.csv").read_text().splitlines()
+    lines[-1] = ",".join(["0000-01-01", *lines[-1].split(",")[1:]])
+    (tmp_path / "BTCUSD_1h.csv").write_text("\n".join(lines))
+    assert "0000-01-01 is no time of a bar" in refused(tmp_path / "BTCUSD_1h.csv").what

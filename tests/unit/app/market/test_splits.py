@@ -1,5 +1,6 @@
 """Folds keep the future out of training, whatever their number and size."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -153,3 +154,15 @@ def test_empty_and_repeated_rows_are_leaks_until_proven_otherwise():
         with pytest.raises(LeakError):
             assert_purged(Fold(0, train, test))
     assert issubclass(LeakError, MacdError)
+
+
+def test_too_few_bars_name_how_many_and_how_few_folds_would_do():
+    few = {"initial": 0.15, "holdout": 0.15, "first": 527}
+    with pytest.raises(UsageError, match="900 bars are too few for 8 folds") as caught:
+        walk_forward(900, folds=8, **few)
+    (least,) = re.findall(r"\(([0-9,]+) in all\)", caught.value.hint)
+    assert len(walk_forward(int(least.replace(",", "")), folds=8, **few)) == 8
+    (folds,) = re.findall(r'"folds": (\d+)', caught.value.hint)
+    assert len(walk_forward(900, folds=int(folds), **few)) == int(folds)
+    with pytest.raises(UsageError):
+        walk_forward(900, folds=int(folds) + 1, **few)
