@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from macd import childprocess
+from macd.checklist import Item, of_several
 from macd.errors import MacdError, failure
-
-if TYPE_CHECKING:
-    from macd.checklist import Item
+from macd.run_directory import FILES, symbols_in
 
 Document = dict[str, Any]
 
@@ -33,14 +32,19 @@ def check(question: Document) -> Document:
 
 
 def check_run(question: Document) -> Document:
-    """Check a training run on the bars here. In: run, data. Out: items, tf, inputs."""
+    """Check a training run on the bars here, of several symbols each. In: run, data. Out: items."""
     from macd.app.predict import golden, health  # noqa: PLC0415
 
     run = Path(question["run"])
+    if symbols := symbols_in(run):
+        parts = {name: {**question, "run": FILES.of_symbol(run, name)} for name in symbols}
+        answers = {name: check_run(part)["items"] for name, part in parts.items()}
+        by_symbol = {name: [Item(**item) for item in items] for name, items in answers.items()}
+        return {"items": _plain(of_several(by_symbol))}
     trained_on = golden.TrainedOn.of_run(run)
     inputs = golden.inputs(*trained_on.read(Path(question["data"])))
     items = health.check(run, tf=trained_on.tf, inputs=inputs)
-    return {"items": _plain(items), "tf": trained_on.tf, "inputs": inputs}
+    return {"items": _plain(items)}
 
 
 def prove(question: Document) -> Document:
@@ -69,10 +73,14 @@ def prove(question: Document) -> Document:
 
 
 def folder(question: Document) -> Document:
-    """Check a folder of models that no run here made. In: top. Out: items."""
+    """Check a folder of models that no run here made. In: top, own. Out: items.
+
+    own: it is an application of the team's own, which may have none that can be run here.
+    """
     from macd.app.predict import modelfolder  # noqa: PLC0415
 
-    return {"items": _plain(modelfolder.check(Path(question["top"])))}
+    top, own = Path(question["top"]), bool(question.get("own"))
+    return {"items": _plain(modelfolder.check(top, must_run=not own))}
 
 
 COMMANDS: dict[str, Callable[[Document], Document]] = {

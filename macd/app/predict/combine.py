@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 CLIP = 1e-4  # how far a probability is kept from 0 and 1, whose log-odds are infinite
+SUREST = 30.0  # log-odds; of 37 and more the probability would be rounded to 1
 
 Doubles = npt.NDArray[np.float64]
 
@@ -44,6 +45,19 @@ def mean_of_logits(
     return sigmoid(slope * total / np.where(count > 0, count, np.nan))
 
 
+def weighted(stacked: float, mean: float, weight: int) -> float:
+    """What decides where stacking counts for `weight` percent: w * stacked + (1 - w) * mean.
+
+    A linear opinion pool of two probabilities (Stone 1961), so that exposure is the weight itself:
+    the decision moves by w of what stacking moves it by. At 100 it is exactly `stacked`, at 0
+    exactly `mean`, NaN or not.
+    """
+    if weight in (0, 100):
+        return stacked if weight else mean
+    return (weight * stacked + (100 - weight) * mean) / 100
+
+
 def sigmoid(z: npt.ArrayLike) -> Doubles:
-    """The probability of these log-odds, as float64."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.asarray(z))))
+    """The probability of these log-odds, as float64, never 0 or 1: no model is as sure as that."""
+    kept = np.clip(np.asarray(z, dtype=np.float64), -SUREST, SUREST)
+    return np.asarray(1.0 / (1.0 + np.exp(-kept)))

@@ -17,7 +17,14 @@ import numpy as np
 
 from macd.app.market.features import FEATURE_VERSION, asset_column, feature_names, schema_hash
 from macd.app.predict import golden
-from macd.app.predict.scoring import MODELS, Floats, ModelError, Scorer, UnknownSymbolError
+from macd.app.predict.boosting import import_lightgbm
+from macd.app.predict.scoring import (
+    MODELS,
+    Floats,
+    ModelError,
+    Scorer,
+    UnknownSymbolError,
+)
 from macd.checklist import Item
 from macd.heads import NAMES, kind_of
 from macd.run_directory import FILES
@@ -56,7 +63,7 @@ def check(
         remedy = "invoke release.verify names changed files; else train again"
         return [*items, Item("models", False, str(error), cause, remedy)]
     items += [_symbol(scorer, symbol)] if symbol else []
-    items.append(_features(scorer))
+    items += [_features(scorer), _quantiles(scorer)]
     document = document or golden.read(top)
     asked = inputs or document
     windows = _from_golden(golden.windows, asked, scorer)
@@ -105,11 +112,18 @@ def _not_importable(lock: Mapping[str, str]) -> list[str]:
     for name in sorted(set(lock) - _NEVER_IMPORTED):
         for module in _modules(name):
             try:
-                importlib.import_module(module)
+                _import(module)
             except Exception as error:  # a missing shared library is an OSError, and so on
                 why = next(iter(f"{error}".splitlines()), type(error).__name__)
                 broken.append(f"{name} is installed, but import {module} fails: {why}")
     return broken
+
+
+def _import(module: str) -> None:
+    if module == "lightgbm":
+        import_lightgbm()
+    else:
+        importlib.import_module(module)
 
 
 def _modules(package: str) -> list[str]:
@@ -155,6 +169,26 @@ def _features(scorer: Scorer) -> Item:
     cause = "the models were trained by other code than this"
     remedy = "train again with this code, or release with the code of the run"
     return Item("features", False, detail, cause, remedy)
+
+
+def _quantiles(scorer: Scorer) -> Item:
+    name = "feature quantiles"
+    if not scorer.quantiles:
+        detail = "none: an earlier training; the service can't say when features drift"
+        return Item(name, True, detail, done=False)
+    named = scorer.reference.names if scorer.reference else ()
+    if scorer.reference is None or not {*scorer.computed} <= {*named}:
+        cause = "the file is damaged, or of other models than these"
+        return Item(name, False, "they can't be read", cause, "train again")
+    empty = [
+        n
+        for n, low in zip(scorer.reference.names, scorer.reference.low, strict=True)
+        if not math.isfinite(low)
+    ]
+    if empty:
+        cause = "the training had no value of it"
+        return Item(name, False, f"none of {', '.join(empty[:3])}", cause, "train again")
+    return Item(name, True, f"of {len(scorer.reference.names)} features")
 
 
 def _cross_symbols(names: tuple[str, ...]) -> list[str]:

@@ -1,8 +1,9 @@
 """Models that no run here made: what lies in a folder, what contradicts it, and whether it runs.
 
-For a plain `data/ml_models` of a team, or an archive of one. There is no manifest, lock or golden
-prediction to hold it to; so every model is run on made-up inputs and held to what its own meta file
-says. Each is loaded in a child process (modelrun.py). Nothing is unpickled.
+For a plain `data/ml_models` of a team, an archive of one, or the tree of an application of the
+team's own. There is no golden prediction to hold it to; so every model is run on made-up inputs and
+held to what its own file and its meta file say. Each is loaded in a child process (modelrun.py).
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,100 +12,115 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from macd import childprocess
+from macd.app.predict import modelkinds, modelmeta
+from macd.app.predict.modelkinds import Kind
+from macd.app.predict.modelmeta import Meta
 from macd.app.predict.stacking import FORMAT, StackingModel
 from macd.checklist import Item
 from macd.errors import MacdError
+from macd.host.untrusted import line
 
 _LIMITS = childprocess.DEFAULT  # of each model
 _MOST_FILES = 5_000
 _LARGEST_JSON = 64 << 20
-_LARGEST_COUNT = 1_000_000_000  # of features or bars; beyond it's no count
 _MOST_NAMED = 8
-_LIGHTGBM = {".txt", ".lgb", ".model"}
-_PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt"}
-_LIGHTGBM_NAME = re.compile(r"(lgb|lgbm|lightgbm)([_.-]|$)", re.IGNORECASE)
-_FAMILY_NAME = re.compile(r"(lgb|lgbm|lightgbm|lstm|tft|stacking)([_.-]|$)", re.IGNORECASE)
-_BASE_NAME = re.compile(r"(lgb|lgbm|lightgbm|lstm|tft)([_.-]\w{1,12}){0,4}", re.IGNORECASE)
-_NAME_KEYS = ("features", "feature_names", "feature_cols", "feature_columns", "input_features")
-_COUNT_KEYS = ("n_features", "num_features", "feature_count", "input_size", "input_dim", "features")
-_SEQ_KEYS = ("seq_len", "sequence_length", "seq_length", "lookback", "window")
-_BASE_KEYS = {"bases", "base_models", "base_learners", "base_estimators", "estimators", "models"}
-_FILE_KEY = re.compile(r"(^|_)(file|files|path|paths|onnx)$")
-_FILE_NAME = re.compile(r"[^/\\]+\.(onnx|txt|lgb|model|pkl|pickle|joblib|pt|pth|ckpt)$", re.I)
-_SAME = {"lgb": "lgbm", "lightgbm": "lgbm"}
-_SAYING_NOTHING = {"ml", "p", "prob", "proba", "pred", "oof", "score", "logit", "model", "base"}
-_DEEPEST = 4
+_MOST_UNKNOWN = 50
+_LONGEST = 300
+_GIVES_PROBABILITIES = re.compile(r"(lgb|lgbm|lightgbm|lstm|tft|stacking)([_.-]|$)", re.IGNORECASE)
+_SKIPPED = {"__pycache__", "__MACOSX", "node_modules"}
+_WEIGHTS_OF_ONNX = re.compile(r"\.onnx[._]", re.IGNORECASE)
 _COPY = "copy it from where the models were made"
-
-
-@dataclass(frozen=True)
-class _Meta:
-    """A meta file. stem: the name of the model it is about, "" for all of its folder."""
-
-    path: Path
-    stem: str
-    document: Mapping[str, Any]
-    names: tuple[str, ...] = ()
-    count: int = 0
-    seq: int = 0
 
 
 @dataclass
 class _Folder:
-    """What was found. Paths are below `top`; models: path -> "onnx" or "lgbm"."""
+    """What was found. Paths are below `top`.
+
+    models: that can be run. closed: that nothing here loads. damaged: that are not whole, which an
+    item says. counts: features of a model as its file says, or of a scaler.
+    """
 
     top: Path
-    models: dict[Path, str] = field(default_factory=dict)
-    metas: list[_Meta] = field(default_factory=list)
-    pickles: list[Path] = field(default_factory=list)
+    models: dict[Path, Kind] = field(default_factory=dict)
+    closed: dict[Path, Kind] = field(default_factory=dict)
+    damaged: list[Path] = field(default_factory=list)
+    metas: list[Meta] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    unknown: list[Path] = field(default_factory=list)
+    counts: dict[Path, int] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
 
     def shown(self, path: Path) -> str:
         return _plain(str(path.relative_to(self.top)))
 
-    def meta_of(self, model: Path) -> _Meta | None:
+    @property
+    def others(self) -> list[Path]:
+        """What is there and is no model."""
+        return [*self.ignored, *self.unknown, *self.counts]
+
+    def meta_of(self, model: Path) -> Meta | None:
         """The meta file beside it whose name is the longest beginning of the model's."""
-        about = [
-            meta
-            for meta in self.metas
-            if meta.path.parent == model.parent and _is_about(meta, model)
-        ]
+        beside = [one for one in self.metas if one.path.parent == model.parent]
+        about = [meta for meta in beside if meta.is_about(model)]
         return max(about, key=lambda meta: len(meta.stem), default=None)
 
 
-def check(top: Path) -> list[Item]:
-    """Check every model, meta file and pickle below `top`, a directory. Never raises for a file."""
+def check(top: Path, *, must_run: bool = True) -> list[Item]:
+    """Check every model, meta file and pickle below `top`, a directory. Never raises for a file.
+
+    must_run: whether it is a failure that no model could be run at all.
+    """
     folder = _Folder(top.resolve())
     _look_around(folder)
     items = folder.items
-    items += [item for path in sorted(folder.models) for item in _model(folder, path)]
-    items += [item for meta in folder.metas for item in _meta(folder, meta)]
-    items += [
-        Item(
-            folder.shown(path),
-            True,
-            "a pickle: not loaded, because loading one runs whatever code it holds",
-            done=False,
-        )
-        for path in folder.pickles
-    ]
-    if not folder.models:
-        what = "only pickles, which are never loaded" if folder.pickles else "none"
-        cause = "it is another folder, or the models were not copied or exported"
-        remedy = "ONNX (.onnx) and LightGBM text (.txt) can be checked: export the models as these"
-        items.insert(0, Item("models", False, what, cause, remedy))
+    ran = [item for path in sorted(folder.models) for item in _model(folder, path)]
+    items += ran
+    items += [item for meta in folder.metas for item in _meta(folder, meta, must_run)]
+    items += [_closed(folder, path, kind) for path, kind in sorted(folder.closed.items())]
+    items += _scalers(folder)
+    if not any(item.done for item in ran):
+        items.insert(0, _nothing_ran(folder, must_run))
+    if folder.unknown:
+        names = _listed(folder, folder.unknown, _MOST_UNKNOWN)
+        items.append(Item("unknown", True, f"no kind of model known here: {names}", done=False))
     if folder.ignored:
-        names = [folder.shown(path) for path in folder.ignored]
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        items.append(Item("ignored", True, ", ".join(names[:_MOST_NAMED]) + more, done=False))
+        names = _listed(folder, folder.ignored, _MOST_NAMED)
+        items.append(Item("ignored", True, names, done=False))
     return items
+
+
+def _nothing_ran(folder: _Folder, must_run: bool) -> Item:
+    if folder.models:
+        what, cause = "none could be run here", "what reads them is not installed, see below"
+        remedy = "install it, then invoke health again"
+    elif folder.closed:
+        pickles = all("pickle" in kind.what for kind in folder.closed.values())
+        what = "only pickles, which" if pickles else "only forms that"
+        what += " are never loaded"
+        cause = "the models were not exported to a form that is plain data"
+        remedy = _RUNNABLE
+    else:
+        what, cause = "none", "it is another folder, or the models were not copied or exported"
+        remedy = _RUNNABLE
+    if must_run:
+        return Item("models", False, what, cause, remedy)
+    return Item("models", True, f"{what}; {remedy}", done=False)
+
+
+_RUNNABLE = (
+    "ONNX (.onnx), LightGBM text (.txt), XGBoost (.ubj, .json) and CatBoost (.cbm) can be checked: "
+    "export the models as these"
+)
+
+
+def _listed(folder: _Folder, paths: list[Path], most: int) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(map(folder.shown, paths[:most])) + more
 
 
 def _look_around(folder: _Folder) -> None:
@@ -144,35 +160,33 @@ def _files(folder: _Folder) -> Iterator[Path]:
         _unseen(folder, Path(error.filename), error)
 
     for directory, below, names in os.walk(folder.top, onerror=unseen):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        installed = "pyvenv.cfg" in names  # packages bring hundreds of pickles and arrays
+        below[:] = sorted(n for n in below if not (n.startswith(".") or n in _SKIPPED or installed))
         yield from (Path(directory, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _sort_in(folder: _Folder, path: Path) -> None:
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        folder.models[path] = "onnx"
-    elif suffix in _LIGHTGBM and (_LIGHTGBM_NAME.match(path.name) or _begins_as_lightgbm(path)):
-        folder.models[path] = "lgbm"
-    elif suffix in _PICKLES:
-        folder.pickles.append(path)
-    elif suffix == ".json":
+    kind, is_json = modelkinds.kind_of(path), path.suffix.lower() == ".json"
+    if kind is None and not is_json:
+        if not _WEIGHTS_OF_ONNX.search(path.name):
+            (folder.ignored if modelkinds.is_ordinary(path) else folder.unknown).append(path)
+    elif wound := modelkinds.wound(path):
+        folder.damaged.append(path)
+        folder.items.append(Item(folder.shown(path), False, *wound))
+    elif kind is None:
         _read_json(folder, path)
-    elif not re.search(r"\.onnx[._]", path.name, re.IGNORECASE):  # the weights of an ONNX
-        folder.ignored.append(path)
-
-
-def _begins_as_lightgbm(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(16).split()[:1] == [b"tree"]
-    except OSError:
-        return False
+    elif kind.reader:
+        folder.models[path] = kind
+    else:
+        folder.closed[path] = kind
 
 
 def _read_json(folder: _Folder, path: Path) -> None:
     try:
         if path.stat().st_size > _LARGEST_JSON:
+            if modelkinds.begins_as_xgboost(path):
+                folder.models[path] = modelkinds.XGBOOST
+                return
             raise ValueError("it is larger than 64 MiB")
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -180,11 +194,13 @@ def _read_json(folder: _Folder, path: Path) -> None:
         cause = "the file is damaged, cut short, or something else"
         folder.items.append(Item(folder.shown(path), False, detail, cause, _COPY))
         return
-    named = re.search(r"(^|[_.-])meta([_.-]|$)", path.stem, re.IGNORECASE)
-    if isinstance(document, dict) and (named or {*_NAME_KEYS, *_BASE_KEYS} & set(document)):
-        stem = re.sub(r"(^|[_.-])meta(?=[_.-]|$)", "", path.stem, flags=re.IGNORECASE)
-        folder.metas.append(_understood(path, stem if named else path.stem, document))
-    elif named:
+    if kind := modelkinds.kind_of_json(document):
+        (folder.models if kind.reader else folder.closed)[path] = kind
+    elif meta := modelmeta.understood(path, document):
+        folder.metas.append(meta)
+    elif modelmeta.is_scaler(path) and (count := modelmeta.scaler_count(document)):
+        folder.counts[path] = count
+    elif modelmeta.named_meta(path):
         cause = "it was written by something else than a training"
         item = Item(folder.shown(path), False, "it is JSON, but no object", cause, _COPY)
         folder.items.append(item)
@@ -192,56 +208,59 @@ def _read_json(folder: _Folder, path: Path) -> None:
         folder.ignored.append(path)
 
 
-def _understood(path: Path, stem: str, document: Mapping[str, Any]) -> _Meta:
-    names = next((_texts(document[key]) for key in _NAME_KEYS if _texts(document.get(key))), ())
-    count = next((n for key in _COUNT_KEYS if (n := _whole(document.get(key)))), len(names))
-    seq = next((n for key in _SEQ_KEYS if (n := _whole(document.get(key)))), 0)
-    return _Meta(path, stem.strip("_.-"), document, names, count, seq)
-
-
-def _is_about(meta: _Meta, model: Path) -> bool:
-    stem = model.stem
-    return not meta.stem or stem == meta.stem or stem.startswith((f"{meta.stem}_", f"{meta.stem}."))
-
-
 def _model(folder: _Folder, path: Path) -> list[Item]:
     """The model run in a child, and what it contradicts."""
     name, meta, kind = folder.shown(path), folder.meta_of(path), folder.models[path]
     question = {
-        "kind": kind,
+        "kind": kind.reader,
         "path": str(path),
         "top": str(folder.top),
         "meta": _plain(meta.path.name) if meta else "",
         "features": meta.count if meta else 0,
-        "seq": meta.seq if meta and kind == "onnx" else 0,
+        "seq": meta.seq if meta else 0,
         "names": meta.names if meta else (),
-        "probabilities": _FAMILY_NAME.match(path.name) is not None,
+        "says": meta.says if meta else "",
+        "family": _GIVES_PROBABILITIES.match(path.name) is not None,
     }
     try:
         answer = childprocess.ask("macd.app.predict.modelrun", question, _LIMITS)
     except childprocess.EndedError as error:
         cause = "the file is cut short or damaged, or made to do that"
         return [Item(name, False, str(error), cause, f"don't load it elsewhere; {_COPY}")]
+    folder.counts[path] = int(answer.get("features", 0))
+    weights = {path.parent / file for file in answer.get("files", ())}
+    folder.unknown = [one for one in folder.unknown if one not in weights]
+    folder.ignored = [one for one in folder.ignored if one not in weights]
     wrong = [
         Item(name, False, _plain(detail), _plain(cause), _plain(remedy))
         for detail, cause, remedy in answer["wrong"]
     ]
-    return wrong or [Item(name, True, _plain(answer["detail"]))]
+    done = bool(answer.get("done", True))
+    return wrong or [Item(name, True, f"{_plain(answer['detail'])}", done=done)]
 
 
-def _meta(folder: _Folder, meta: _Meta) -> list[Item]:
-    name, items = folder.shown(meta.path), list[Item]()
-    if meta.names and meta.count != len(meta.names):
-        detail = f"it names {len(meta.names)} features and says there are {meta.count}"
-        items.append(Item(name, False, detail, "it was edited by hand", _COPY))
-    lacking = [*_missing_files(folder, meta), *_missing_bases(folder, meta)]
-    lacking += _missing_models(folder, meta)
-    for what in dict.fromkeys([*lacking, *_missing_families(folder, meta, lacking)]):
-        pickled = any({*_tokens(what)} <= {*_tokens(path.name)} for path in folder.pickles)
-        detail = f"it names {_plain(what)}, which is {'only a pickle' if pickled else 'not'} here"
-        cause = "the model was not shipped with the others"
-        remedy = "export it as ONNX or LightGBM text" if pickled else _COPY
-        items.append(Item(name, False, detail, cause, remedy))
+def _meta(folder: _Folder, meta: Meta, must_run: bool) -> list[Item]:
+    name = folder.shown(meta.path)
+    items = [
+        Item(name, False, detail, "it was edited by hand, or put together of two", _COPY)
+        for detail in modelmeta.contradictions(meta)
+    ]
+    models = {path: folder.meta_of(path) for path in folder.models}
+    items += [
+        _lacking(folder, name, what, must_run)
+        for what in modelmeta.missing(meta, models, [*folder.closed, *folder.others])
+        if not any(_may_be(path, what) for path in folder.damaged)
+    ]
+    for base, count in modelmeta.counts_of_bases(meta):
+        own = {
+            folder.counts.get(p, 0)
+            for p, about in models.items()
+            if modelmeta.gives(p, about, base)
+        }
+        if own - {0} and count not in own:
+            detail = f"it says that {_plain(base)} takes {count} features, it takes {max(own)}"
+            cause = "the stacking and its base models are of two trainings"
+            items.append(Item(name, False, detail, cause, "copy all from the same training"))
     if meta.document.get("format") == FORMAT:
         items += _stacking(name, meta)
     if items:
@@ -251,73 +270,66 @@ def _meta(folder: _Folder, meta: _Meta) -> list[Item]:
     return [Item(name, True, ", ".join(parts) or "read")]
 
 
-def _missing_files(folder: _Folder, meta: _Meta) -> list[str]:
-    here = {path.name for path in (*folder.models, *folder.pickles, *folder.ignored)}
-    named = [
-        match[0]
-        for key, text in _keyed_texts(meta.document)
-        if (key in _BASE_KEYS or _FILE_KEY.search(key)) and (match := _FILE_NAME.search(text))
-    ]
-    return [name for name in named if name not in here]
+def _lacking(folder: _Folder, name: str, what: str, must_run: bool) -> Item:
+    """Of what a meta file names and none of the models that can be run is."""
+    closed = [path for path in folder.closed if _may_be(path, what)]
+    pickled = any("pickle" in folder.closed[path].what for path in closed)
+    where = "only a pickle" if pickled else "in no form that can be run" if closed else "not"
+    detail = f"it names {_plain(what)}, which is {where} here"
+    if closed and not must_run:
+        return Item(name, True, detail, done=False)
+    cause = "the model was not shipped with the others"
+    remedy = "export it as ONNX or LightGBM text" if closed else _COPY
+    return Item(name, False, detail, cause, remedy)
 
 
-def _missing_bases(folder: _Folder, meta: _Meta) -> list[str]:
-    """Base models by their names, such as lgbm_5h: of a family and of one of its horizons."""
-    named = [
-        text
-        for key, text in _keyed_texts(meta.document)
-        if key in _BASE_KEYS and not _FILE_NAME.search(text) and _tokens(text)
-    ]
-    return [name for name in named if not any(_gives(folder, m, name) for m in folder.models)]
+def _may_be(path: Path, what: str) -> bool:
+    return {*modelmeta.tokens(what)} <= {*modelmeta.tokens(path.name)}
 
 
-def _gives(folder: _Folder, model: Path, base: str) -> bool:
-    asked, words = _tokens(base), set(_tokens(model.stem))
-    family = next((word for word in asked if _FAMILY_NAME.match(word)), asked[0])
-    if family not in words:
-        return False
-    rest = [word for word in asked if word != family and word not in _SAYING_NOTHING]
-    if folder.models[model] == "onnx":  # one file gives the answers for all horizons
-        meta = folder.meta_of(model)
-        heads = _texts(meta.document.get("heads")) if meta else ()
-        words |= {*map(str.lower, heads)} if heads else {*rest}
-    return all(word in words or f"{word}h" in words for word in rest)
+def _closed(folder: _Folder, path: Path, kind: Kind) -> Item:
+    name, is_scaler = folder.shown(path), modelmeta.is_scaler(path)
+    what, count = modelkinds.peek(path)
+    meta = None if is_scaler else folder.meta_of(path)
+    if meta and count and not meta.may_take(count):
+        detail = f"it is of {count} features, {_plain(meta.path.name)} says {meta.inputs}"
+        cause = "the model and its meta file are of two trainings"
+        return Item(name, False, detail, cause, "copy both from the same training")
+    if is_scaler and count:
+        folder.counts[path] = count
+    detail = f"{kind.what}{f' of {what}' if what else ''}: not loaded, because {kind.why}"
+    beside = [one for one in folder.models if one.parent == path.parent and one.stem == path.stem]
+    if beside:
+        detail += f"; {folder.shown(beside[0])} is what is checked"
+    elif is_scaler:
+        detail += f"; it is of {count} features" if count else "; to have it compared: as JSON"
+    else:
+        detail += f"; to have it checked: {kind.instead}"
+    return Item(name, True, _plain(detail), done=False)
 
 
-def _missing_families(folder: _Folder, meta: _Meta, lacking: list[str]) -> list[str]:
-    """Families that a stacking takes its inputs from, whatever it calls the list of them."""
-    if not _is_stacking(meta):
-        return []
-    asked = {_tokens(word)[0] for word in _words(meta.document) if _BASE_NAME.fullmatch(word)}
-    present = {word for path in folder.models for word in _tokens(path.stem)}
-    present |= {word for name in lacking for word in _tokens(name)}
-    return sorted(asked - present)
+def _scalers(folder: _Folder) -> list[Item]:
+    """Scalers whose count of features is none of the models that they are for, by their names."""
+    items = []
+    for path in sorted(one for one in folder.counts if modelmeta.is_scaler(one)):
+        count = folder.counts[path]
+        own: set[int] = set()
+        for model in (one for one in folder.models if modelmeta.scales(path, one)):
+            meta = folder.meta_of(model)
+            own |= {folder.counts.get(model, 0), meta.count if meta else 0}
+        if own - {0} and count not in own:
+            takes = " or ".join(map(str, sorted(own - {0})))
+            detail = f"it is of {count} features, the models beside it take {takes}"
+            cause = "the scaler and the models are of two trainings"
+            items.append(
+                Item(folder.shown(path), False, detail, cause, "copy all from one training")
+            )
+        elif path.suffix.lower() == ".json":
+            items.append(Item(folder.shown(path), True, f"a scaler of {count} features"))
+    return items
 
 
-def _missing_models(folder: _Folder, meta: _Meta) -> list[str]:
-    """The model that a meta file is about: one file, or LightGBM's one for each head."""
-    is_model = _FAMILY_NAME.match(meta.stem) or isinstance(meta.document.get("model"), str)
-    if not meta.stem or not is_model or _is_stacking(meta):
-        return []
-    about = [path for path in folder.models if folder.meta_of(path) is meta]
-    if not about:
-        return [meta.stem]
-    if any(folder.models[path] == "onnx" for path in about):
-        return []
-    heads = _texts(meta.document.get("heads"))
-    stems = {path.stem for path in about}
-    return (
-        []
-        if meta.stem in stems
-        else [f"{meta.stem}_{head}.txt" for head in heads if f"{meta.stem}_{head}" not in stems]
-    )
-
-
-def _is_stacking(meta: _Meta) -> bool:
-    return bool(_BASE_KEYS & set(meta.document)) or "stacking" in _tokens(meta.path.stem)
-
-
-def _stacking(name: str, meta: _Meta) -> list[Item]:
+def _stacking(name: str, meta: Meta) -> list[Item]:
     """Our own form of stacking: plain numbers, computed here."""
     remedy = "python -m macd.app.train --mode stacking"
     try:
@@ -342,57 +354,10 @@ def _stacking(name: str, meta: _Meta) -> list[Item]:
     return []
 
 
-def _keyed_texts(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Texts of a document, each with the key it stands below; names of base models may be keys."""
-    if isinstance(value, str):
-        yield key, value
-    if depth == _DEEPEST:
-        return
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if key in _BASE_KEYS and _FAMILY_NAME.match(name):  # {"lgbm": 0.4}
-                yield key, name
-            is_file = isinstance(inner, str) and _FILE_NAME.search(inner)
-            below = key if key in _BASE_KEYS and is_file else name  # {"gru": "gru_1h.onnx"}
-            yield from _keyed_texts(inner, below, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keyed_texts(inner, "" if isinstance(inner, Mapping) else key, depth + 1)
-            if isinstance(inner, Mapping) and isinstance(inner.get("name"), str):
-                yield key, inner["name"]  # [{"name": "lgbm_5h", "weight": 0.4}]
-
-
-def _words(value: Any, depth: int = 0) -> Iterator[str]:
-    """Every key and text of a document."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list) and depth < _DEEPEST:
-        for inner in value:
-            yield from _words(inner, depth + 1)
-        if isinstance(value, Mapping):
-            for inner in value.values():
-                yield from _words(inner, depth + 1)
-
-
-def _tokens(text: str) -> list[str]:
-    words = re.split(r"[^a-z0-9]+", text.lower())
-    return [_SAME.get(word, word) for word in words if word]
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        return ()
-    return tuple(value)
-
-
-def _whole(value: Any) -> int:
-    return value if type(value) is int and 0 < value < _LARGEST_COUNT else 0
-
-
 def _is_p(value: float) -> bool:
     return math.isfinite(value) and 0 <= value <= 1
 
 
 def _plain(text: str) -> str:
     """A stranger's words on one line of a terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)[:300]
+    return line(text, _LONGEST)

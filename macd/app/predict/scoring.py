@@ -7,13 +7,16 @@ first (a malformed one can abort the process), stacking is plain JSON. Nothing i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from macd.app.market.features import asset_column
+from macd.app.market.features import asset_column, cross_prefix
+from macd.app.predict.boosting import import_lightgbm
 from macd.app.predict.combine import calibrated, mean_of_logits
+from macd.app.predict.reference import Outside, Reference, parse
 from macd.app.predict.stacking import StackingModel
 from macd.errors import MacdError, first_line
 from macd.heads import (
@@ -74,6 +79,46 @@ class UnknownSymbolError(MacdError):
         )
 
 
+class Shared:
+    """Models of several trees: equal bytes are loaded once, and all LightGBM texts tried at once.
+
+    Trees of symbols that one panel serves hold the panel's models each.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Predict] = {}
+        self._survived: set[str] = set()
+
+    def prove(self, directories: Iterable[Path], tf: str) -> None:
+        """Try the LightGBM texts of all directories in one child: it takes a second to start.
+
+        Where it does not survive, each half is tried; a single text is, when it is loaded.
+        """
+        paths = {path for d in directories for path in d.glob(f"*lgbm*_{tf}_*.txt")}
+        self._try(sorted({_bytes(path).decode("utf-8", "replace") for path in paths}))
+
+    def _try(self, texts: Sequence[str]) -> None:
+        if len(texts) < 2:
+            return
+        try:
+            _parsed(texts)
+            self._survived |= {_key(text) for text in texts}
+        except ModelError:
+            half = len(texts) // 2
+            self._try(texts[:half])
+            self._try(texts[half:])
+
+    def once(self, key: str, load: Callable[[], Predict]) -> Predict:
+        """What `load` gives, or gave before under the same key. Raises what it raises."""
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    def survived(self, texts: Sequence[str]) -> bool:
+        """Whether a child has parsed them all before."""
+        return all(_key(text) in self._survived for text in texts)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Probabilities of "up" for one window.
@@ -96,7 +141,8 @@ class Scorer:
     features: the columns of a window, in order; each model is handed those that its meta names.
     errors: what could not be loaded. heads: names of the columns of every output. families: the
     base models that should be there. symbol: whose bars are scored, "" where older models don't
-    say. serves: all symbols that can be, the one that was trained on first.
+    say. serves: all symbols that can be, the one that was trained on first. quantiles: the bytes of
+    the training's feature quantiles; b"" where older models have none.
     """
 
     tf: str
@@ -110,10 +156,20 @@ class Scorer:
     families: tuple[str, ...] = FAMILIES
     symbol: str = ""
     serves: tuple[str, ...] = ()
+    quantiles: bytes = b""
 
     @classmethod
-    def load(cls, directory: Path, tf: str) -> Scorer:
+    def load(
+        cls,
+        directory: Path,
+        tf: str,
+        families: Sequence[str] = (),
+        shared: Shared | None = None,
+    ) -> Scorer:
         """Load what is in `directory` (data/ml_models of a release or run).
+
+        families: only these base models; all that should be there where none is named. shared:
+        what other directories have loaded.
 
         Raises:
             ModelError: not even one family can be loaded.
@@ -121,15 +177,16 @@ class Scorer:
         models: dict[str, Predict] = {}
         metas: dict[str, dict[str, Any]] = {}
         errors: dict[str, str] = {}
-        families = families_in(directory, tf)
+        families = tuple(families) or families_in(directory, tf)
+        shared = shared or Shared()
         for family in families:
             try:
                 metas[family] = _meta(directory / f"{family}_{tf}_meta.json")
                 _slopes(metas[family], _heads(metas[family], tf))  # raises for unusable ones
                 models[family] = (
-                    _load_lgbm(directory, f"{family}_{tf}", _heads(metas[family], tf))
+                    _load_lgbm(directory, f"{family}_{tf}", _heads(metas[family], tf), shared)
                     if kind_of(family) == "lgbm"
-                    else _load_onnx(directory / f"{family}_{tf}.onnx")
+                    else _load_onnx(directory / f"{family}_{tf}.onnx", shared)
                 )
             except ModelError as error:
                 errors[family] = str(error)
@@ -152,6 +209,7 @@ class Scorer:
             families=families,
             symbol=symbol,
             serves=serves,
+            quantiles=_quantiles(directory / Path(FILES.features(tf)).name),
         )
 
     def on(self, symbol: str) -> Scorer:
@@ -187,6 +245,23 @@ class Scorer:
         flags = {asset_column(symbol) for symbol in self.serves}
         return tuple(name for name in self.features if name not in flags)
 
+    @cached_property
+    def reference(self) -> Reference | None:
+        """How the features lay in training; None where the release doesn't say it."""
+        if not self.quantiles:
+            return None
+        try:
+            return parse(self.quantiles, self.symbol)
+        except ValueError:
+            return None
+
+    def outside(self, table: pl.DataFrame) -> Outside | None:
+        """How far the newest of these bars' features are from training's, where that is known."""
+        if self.reference is None:
+            return None
+        columns = [pl.col(name).cast(pl.Float32) for name in self.reference.names]
+        return self.reference.outside(table.select(columns).to_numpy())
+
     def rows(self, table: pl.DataFrame) -> Floats:
         """The features of bars as float32 (N, F) in the order of `features`; null is NaN."""
         flags = {asset_column(symbol): float(symbol == self.symbol) for symbol in self.serves}
@@ -204,14 +279,20 @@ class Scorer:
         named = self.metas.get("lstm", {}).get("best_head")
         return str(named) if named in self.heads else self.heads[0]
 
-    def score_batch(self, windows: Floats) -> tuple[dict[str, Floats], dict[str, str]]:
+    def score_batch(
+        self, windows: Floats, silent: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, Floats], dict[str, str]]:
         """Base probabilities (N, 3) by family for raw windows (N, 48, F), and errors by family.
 
         Calibrated by the slopes that a family's meta names (macd/app/train/calibration.py).
+        silent: families that are not to be asked, and why.
         """
         scores: dict[str, Floats] = {}
         errors = {name: why for name, why in self.errors.items() if name in BASES}
         for family, predict in self.models.items():
+            if silent and family in silent:
+                errors[family] = silent[family]
+                continue
             try:
                 p = _checked(predict(self.seen_by(family, windows)))
                 slopes = _slopes(self.metas.get(family, {}), self.heads)
@@ -220,6 +301,11 @@ class Scorer:
                 errors[family] = f"{type(error).__name__}: {first_line(error)}"
         return scores, errors
 
+    def uses(self, family: str, symbol: str) -> bool:
+        """Whether a family was trained on columns of this other asset."""
+        own = self.metas.get(family, {}).get("features", self.features)
+        return any(name.startswith(cross_prefix(symbol)) for name in own)
+
     def seen_by(self, family: str, values: Floats) -> Floats:
         """Of an array whose last axis is `features`, the columns that a family was trained on."""
         own = tuple(self.metas.get(family, {}).get("features", self.features))
@@ -227,9 +313,12 @@ class Scorer:
             return values
         return np.ascontiguousarray(values[..., [self.features.index(name) for name in own]])
 
-    def score(self, window: Floats) -> Scores:
-        """Everything for one raw window (48, F), whose last row is the bar that just closed."""
-        scores, errors = self.score_batch(window[np.newaxis])
+    def score(self, window: Floats, silent: Mapping[str, str] | None = None) -> Scores:
+        """Everything for one raw window (48, F), whose last row is the bar that just closed.
+
+        silent: families that are not to be asked, and why.
+        """
+        scores, errors = self.score_batch(window[np.newaxis], silent)
         base = {
             family: dict(zip(self.heads, map(float, p[0]), strict=True))
             for family, p in scores.items()
@@ -314,6 +403,10 @@ def _shared_schema(
     return chosen, str(schema)
 
 
+def _quantiles(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
 def _meta(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(_bytes(path))
@@ -345,25 +438,16 @@ def onnx_session(data: bytes) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def import_lightgbm() -> Any:
-    """The lightgbm module, without the scikit-learn that it imports wherever it is installed.
-
-    Nothing here uses its scikit-learn classes, and that import takes three quarters of the time.
-    Raises ImportError where lightgbm is missing.
-    """
-    hidden = "sklearn" not in sys.modules
-    if hidden:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
-        import lightgbm  # noqa: PLC0415 - slow, and health reports when it is missing
-    finally:
-        if hidden:
-            del sys.modules["sklearn"]
-    return lightgbm
+def _key(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _load_onnx(path: Path) -> Predict:
+def _load_onnx(path: Path, shared: Shared) -> Predict:
     data = _bytes(path)
+    return shared.once(hashlib.sha256(data).hexdigest(), lambda: _onnx(path, data))
+
+
+def _onnx(path: Path, data: bytes) -> Predict:
     try:
         session = onnx_session(data)
     except Exception as error:  # onnxruntime raises types of its own for each way to be broken
@@ -384,9 +468,18 @@ def _heads(meta: Mapping[str, Any], tf: str) -> tuple[str, ...]:
     return tuple(heads) if tuple(map(bars_ahead, heads)) == HORIZONS else head_names(tf)
 
 
-def _load_lgbm(directory: Path, name: str, heads: tuple[str, ...]) -> Predict:
+def _load_lgbm(directory: Path, name: str, heads: tuple[str, ...], shared: Shared) -> Predict:
     texts = [_bytes(directory / f"{name}_{head}.txt").decode("utf-8", "replace") for head in heads]
-    _survives_parsing(tuple(texts))
+    return shared.once(_key(*texts), lambda: _lgbm(texts, shared))
+
+
+def _lgbm(texts: Sequence[str], shared: Shared) -> Predict:
+    if not shared.survived(texts):
+        with ThreadPoolExecutor(1) as beside:
+            survived = beside.submit(_survives_parsing, tuple(texts))
+            with suppress(ImportError):  # the child says so, too
+                import_lightgbm()  # takes as long as it takes the child
+            survived.result()
     lightgbm = import_lightgbm()
     boosters = [lightgbm.Booster(model_str=text) for text in texts]
 
@@ -400,11 +493,16 @@ def _load_lgbm(directory: Path, name: str, heads: tuple[str, ...]) -> Predict:
 
 @lru_cache(maxsize=4)  # a second of a child process; what survived once will again
 def _survives_parsing(texts: tuple[str, ...]) -> None:
+    _parsed(texts)
+
+
+def _parsed(texts: Sequence[str]) -> None:
+    """Raises ModelError unless a child process could parse and run them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _PARSE],
-            input=json.dumps(texts).encode(),
+            input=json.dumps(list(texts)).encode(),
             capture_output=True,
             timeout=_PARSE_TIMEOUT_S,
             env=environment,
