@@ -14,6 +14,18 @@ Profile = Literal["demo", "full"]
 Engine = Literal["local", "ray"]
 PolicyKind = Literal["tilt", "threshold"]  # how actions follow from the models' word
 Hold = Literal["horizon", "signal"]  # when a position ends
+# Of stocks, by its market identifier code (ISO 10383).
+# fmt: off
+Exchange = Literal[
+    "BVMF", "XAMS", "XASX", "XBKK", "XBOM", "XBRU", "XCSE", "XDUB",
+    "XETR", "XHEL", "XHKG", "XIDX", "XIST", "XJSE", "XKLS", "XKRX",
+    "XLIS", "XLON", "XMAD", "XMEX", "XMIL", "XNYS", "XNZE", "XOSL",
+    "XPAR", "XSES", "XSHG", "XSTO", "XSWX", "XTAI", "XTKS", "XTSE",
+    "XWAR", "XWBO",
+]
+# fmt: on
+# When it is open: always, on weekdays, or in the sessions of New York or of an exchange.
+Market = Literal["crypto", "fx", "stocks", Exchange]
 FindingName = Literal[  # about bars, and a person may accept it as the market itself
     "gap",
     "missing",
@@ -26,6 +38,8 @@ FindingName = Literal[  # about bars, and a person may accept it as the market i
     "shifted",
     "local-time",
 ]
+MARKETS: tuple[Market, ...] = get_args(Market)
+EXCHANGES: tuple[Exchange, ...] = get_args(Exchange)
 STAGES: tuple[Stage, ...] = get_args(Stage)
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mode", help="all, or one of: verify, lgbm, lstm, tft, onnx, stacking (default all)")
     add("--tf", help="timeframe of the bars (default 1h)")
     add("--symbol", help="what to train on, e.g. ETHUSDT (default BTCUSD, the sample)")
+    add("--symbols", help="several in one run, e.g. ETHUSDT,BTCUSDT: each gets models of its own")
     add("--cross", help="other assets whose bars help, e.g. BTCUSDT,SOLUSDT")
     add("--panel", help="assets that train global models too, e.g. BTCUSDT,SOLUSDT,ADAUSDT")
     add("--data", help="directory of canonical parquet files (default data/sample)")
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--min-move", type=float, help=f"train on |return| above this fraction (default {MIN_MOVE})"
     )
+    add("--market", help="when bars must be there: crypto (always), fx, stocks or XHKG")
     add("--limits", help="other limits for the checks of bars, e.g. gap_error=36,spike_error=1.2")
     add(
         "--accept",

@@ -41,6 +41,34 @@ class Arithmetic:
 CPU = Arithmetic()
 
 
+@dataclass(frozen=True)
+class Cards:
+    """What decides about numbers on cards. memory: bytes of the smallest; bf16: all honour it."""
+
+    memory: int
+    bf16: bool
+
+
+_told: list[Cards] = []  # at most one: the cards of a cluster, which need not be this machine's
+
+
+def use(cards: Cards) -> None:
+    """From now on these cards count, in this process; a cluster's, as it was asked."""
+    _told[:] = [cards]
+
+
+def known() -> Cards | None:
+    """What `use` was given."""
+    return _told[0] if _told else None
+
+
+def here() -> Cards | None:
+    """The cards of this machine; None where torch finds none."""
+    import torch  # noqa: PLC0415 - takes seconds to import, and LightGBM needs none
+
+    return Cards(_smallest_here(), _all_honour_bf16()) if torch.cuda.is_available() else None
+
+
 def fits_on(card_bytes: int) -> int:
     """How many fits share a card of so much memory: one for each 3 GiB, at most four."""
     return max(1, min(_MOST_FITS, card_bytes // _FIT_BYTES))
@@ -66,13 +94,19 @@ def arithmetic(device: str, features: int) -> Arithmetic:
     """
     if not device.startswith("cuda"):
         return CPU
-    precision = "bf16" if _cuda_honours_bf16() else "fp32"
+    told = known()
+    precision = "bf16" if (told.bf16 if told else _all_honour_bf16()) else "fp32"
     return Arithmetic(precision, prediction_batch(smallest_card(), 4 * SEQ * features))
 
 
-@lru_cache(maxsize=1)
 def smallest_card() -> int:
-    """Bytes of the smallest CUDA card of this machine."""
+    """Bytes of the smallest CUDA card of this machine, or of the cluster that is used."""
+    told = known()
+    return told.memory if told else _smallest_here()
+
+
+@lru_cache(maxsize=1)
+def _smallest_here() -> int:
     import torch  # noqa: PLC0415 - takes seconds to import, and LightGBM needs none
 
     cards = range(torch.cuda.device_count())
@@ -80,7 +114,7 @@ def smallest_card() -> int:
 
 
 @lru_cache(maxsize=1)
-def _cuda_honours_bf16() -> bool:
+def _all_honour_bf16() -> bool:
     import torch  # noqa: PLC0415
 
     cards = range(torch.cuda.device_count())

@@ -22,7 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd import childprocess
-from macd.app.market.bars import step_ms
+from macd.app.market.bars import step_ms, symbol_name
 from macd.app.market.labels import HORIZONS
 from macd.app.train import oof
 from macd.app.train.comparison import log_losses
@@ -38,7 +38,7 @@ from macd.app.train.metrics import (
 from macd.criteria import difference_text
 from macd.errors import MacdError, UsageError, failure
 from macd.heads import BASES, COMPARED, MEAN, NAMES, bars_ahead, head_name, head_names, shown
-from macd.run_directory import TrainingRun, read_run
+from macd.run_directory import TrainingRun, part_of, read_run
 
 Doubles = NDArray[np.float64]
 Lines = NDArray[np.bool_]
@@ -77,12 +77,47 @@ class Side:
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    """In: champion, challenger (directories). Out: what `compare` says; an error is an answer."""
+    """In: champion, challenger (directories). Out: what `compare` says; an error is an answer.
+
+    Of a run of several symbols: `symbols`, by symbol of both what `compare` says, or `unable` with
+    why it says nothing; `only`, by side the symbols that the other run lacks.
+    """
     try:
         runs = [read_run(Path(question[name])) for name in ("champion", "challenger")]
-        return compare(*runs)
+        return compare_each(*runs) if any(run.symbols for run in runs) else compare(*runs)
     except MacdError as error:
         return failure(error)
+
+
+def compare_each(champion: TrainingRun, challenger: TrainingRun) -> dict[str, Any]:
+    """Both runs, symbol by symbol. Raises UsageError when they have none in common."""
+    names = [
+        run.symbols or (symbol_name(str(run.settings.get("symbol"))),)
+        for run in (champion, challenger)
+    ]
+    both = [name for name in names[1] if name in names[0]]
+    if not both:
+        raise UsageError(
+            "the two runs have no symbol in common",
+            why=f"{champion.id}: {', '.join(names[0])}; {challenger.id}: {', '.join(names[1])}",
+            hint="compare runs of the same symbols",
+        )
+    made: dict[str, Any] = {}
+    for name in both:
+        try:
+            parts = [part_of(run.directory, name) for run in (champion, challenger)]
+            made[name] = compare(*(read_run(part) for part in parts if part is not None))
+        except MacdError as error:
+            made[name] = {"unable": f"{error.what}: {error.why}" if error.why else error.what}
+    return {
+        "champion": {"run": champion.id},
+        "challenger": {"run": challenger.id},
+        "symbols": made,
+        "only": {
+            "champion": [name for name in names[0] if name not in both],
+            "challenger": [name for name in names[1] if name not in both],
+        },
+    }
 
 
 def compare(champion: TrainingRun, challenger: TrainingRun) -> dict[str, Any]:
@@ -391,8 +426,8 @@ def _about(run: TrainingRun) -> dict[str, Any]:
 
 def _shipped_until(run: TrainingRun) -> int | None:
     """The last bar (ms) that any shipped model learnt from; None where no meta file says it."""
-    found = [int(m["trained_until_ms"]) for m in run.metas.values() if "trained_until_ms" in m]
-    return max(found, default=None)
+    ends = [int(m["trained_until_ms"]) for m in run.metas.values() if "trained_until_ms" in m]
+    return max(ends, default=None)
 
 
 def _span(side: Side) -> str:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from macd.app.market import bars as market_bars
 from macd.app.market import features, splits
-from macd.app.market.checks import Finding, Limits, check_all
+from macd.app.market.checks import Finding, Limits, check_beside, check_each
 from macd.app.market.findings import how_to_accept, judged
 from macd.app.market.labels import HORIZONS, direction, forward_returns
 from macd.app.train.fitdata import SEQ, Floats
@@ -28,6 +27,7 @@ from macd.criteria import MIN_SAMPLES
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.heads import GUIDE
 from macd.host.durable import replace_file
+from macd.run_directory import FILES
 
 LEAST_EACH = 10  # ups, and downs, in every train and test part; fewer give no figure
 _SHOWN = 10
@@ -107,48 +107,91 @@ class Plan:
         return splits.everything(self.holdout, self.embargo)
 
 
-def verify(settings: Settings, now: datetime, path: Path) -> list[Finding]:
-    """All findings about the bars of a training, written to `path` as JSON; no bar is changed.
+def findings(
+    settings: Settings, frames: Mapping[str, pl.DataFrame], now: datetime
+) -> dict[str, list[Finding]]:
+    """By symbol of the training all findings about its bars; each asset is checked once.
+
+    frames: rows of all `settings.assets`. What the settings accept is no error any more.
+    """
+    limits, tf = Limits().changed(settings.limits), settings.tf
+    each = check_each(frames, tf=tf, now=now, limits=limits, market=settings.market)
+    found: dict[str, list[Finding]] = {}
+    for one in settings.each:
+        main, *beside = mine = one.assets
+        panel = set(beside) - {market_bars.symbol_name(name) for name in one.cross}
+        rows = {name: frames[name] for name in mine}
+        together = check_beside(rows, main=main, tf=tf, limits=limits, panel=panel)
+        alone = [finding for finding in each if finding.symbol in mine]
+        found[main] = judged(alone + together, settings.accept)
+    return found
+
+
+def verify(settings: Settings, now: datetime) -> dict[str, list[Finding]]:
+    """The findings about the bars of each symbol, written into its directory; no bar is changed.
 
     Raises MacdError when one of them is an error that the settings don't accept.
     """
-    main = market_bars.symbol_name(settings.symbol)
-    cross = [market_bars.symbol_name(name) for name in settings.cross]
-    symbols = list(dict.fromkeys([main, *cross, *settings.panel_others]))
-    frames = {
-        symbol: market_bars.read_rows(market_bars.bars_path(settings.data, symbol, settings.tf))
-        for symbol in symbols
-    }
-    limits, panel = Limits().changed(settings.limits), set(symbols) - {main, *cross}
-    findings = judged(
-        check_all(frames, main=main, tf=settings.tf, now=now, limits=limits, panel=panel),
-        settings.accept,
-    )
-    document = [_plain(finding) for finding in findings]
-    replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), parents=True)
-    errors = [finding for finding in findings if finding.level == "error"]
+    paths = market_bars.existing(settings.data, settings.assets, settings.tf)
+    frames = {symbol: market_bars.read_rows(path) for symbol, path in paths.items()}
+    found = findings(settings, frames, now)
+    for one, mine in zip(settings.each, found.values(), strict=True):
+        document = [_plain(finding) for finding in mine]
+        path = one.out / FILES.bars
+        replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), parents=True)
+    every = dict.fromkeys(finding for mine in found.values() for finding in mine)
+    errors = [finding for finding in every if finding.level == "error"]
     if errors:
         more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        show_all = _SHOW_ALL.format(symbols=",".join(symbols), s=settings)
+        show_all = _SHOW_ALL.format(symbols=",".join(settings.assets), s=settings)
         raise MacdError(
             f"the bars have {len(errors)} error{'s' if len(errors) > 1 else ''}",
             why="\n".join(f"{finding.symbol} {finding}" for finding in errors[:_SHOWN]) + more,
             hint=f"{show_all}\n{how_to_accept(errors)}".rstrip(),
         )
-    return findings
+    return found
+
+
+class Reader:
+    """Canonical bars and what is made of them, for several symbols of a training each once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._frames: dict[str, pl.DataFrame] = {}
+        self._built: dict[tuple[str, ...], Dataset] = {}
+
+    def bars(self, settings: Settings) -> Bars:
+        """The bars of one symbol's training; MacdError where one is missing."""
+        symbol, tf = market_bars.symbol_name(settings.symbol), settings.tf
+        cross = {n: self._frame(n) for n in map(market_bars.symbol_name, settings.cross)}
+        panel = {name: self._frame(name) for name in settings.panel_others}
+        return Bars(symbol, tf, self._frame(symbol), cross, panel)
+
+    def dataset(self, bars: Bars) -> Dataset:
+        """`build` of these bars, which this reader gave."""
+        key = (bars.symbol, *bars.cross)
+        if key not in self._built:
+            self._built[key] = build(bars, self._settings.min_move)
+        return self._built[key]
+
+    def _frame(self, symbol: str) -> pl.DataFrame:
+        if symbol not in self._frames:
+            path = market_bars.bars_path(self._settings.data, symbol, self._settings.tf)
+            self._frames[symbol] = market_bars.read_bars(path)
+        return self._frames[symbol]
 
 
 def read(settings: Settings) -> Bars:
-    """The canonical bars named by the settings; MacdError where one is missing."""
+    """The canonical bars of one symbol's training; MacdError where one is missing."""
+    return Reader(settings).bars(settings)
 
-    def bars_of(symbol: str) -> pl.DataFrame:
-        return market_bars.read_bars(market_bars.bars_path(settings.data, symbol, settings.tf))
 
-    symbol = market_bars.symbol_name(settings.symbol)
-    names = [market_bars.symbol_name(name) for name in settings.cross]
-    cross = {name: bars_of(name) for name in names}
-    panel = {name: cross.get(name, bars_of(name)) for name in settings.panel_others}
-    return Bars(symbol, settings.tf, bars_of(symbol), cross, panel)
+def origins(settings: Settings) -> dict[str, dict[str, str]]:
+    """By symbol what the files of bars say of where they came from (bars.origin)."""
+    return {
+        symbol: market_bars.origin(market_bars.bars_path(settings.data, symbol, settings.tf))
+        for symbol in settings.assets
+    }
 
 
 def build(bars: Bars, min_move: float) -> Dataset:
@@ -163,7 +206,7 @@ def build(bars: Bars, min_move: float) -> Dataset:
         raise MacdError(
             f"{len(close)} bars of {bars.symbol} are too few to train on",
             why=f"the first {first} bars only warm the features up",
-            hint="bring more bars: invoke data.fetch or data.import",
+            hint="bring a few thousand more bars: invoke data.fetch or data.import",
         )
     return Dataset(
         times_ms=bars.main["timestamp"].dt.epoch("ms").to_numpy().astype(np.int64),
@@ -246,6 +289,26 @@ def require_moves(data: Dataset, plan: Plan, min_move: float, *, stacking: int) 
         f"{len(data) - data.first:,} bars are too few to train on, or their prices hardly move",
         why=f"{what}\nwith all moves, which is --min-move 0: {least}",
         hint="bring more bars: invoke data.import, or invoke data.fetch",
+    )
+
+
+def too_few_samples(
+    returns: NDArray[np.float64], plan: Plan, min_move: float, wanted: float
+) -> str:
+    """Why the criterion n_oof can't be met by these bars, and what would do; "" where it can."""
+    tested = np.concatenate([fold.test for fold in plan.folds])
+    y = direction(returns, min_move)
+    most = max(_test_moves(y, plan, k) for k in range(len(HORIZONS)))
+    if most >= wanted:
+        return ""
+    need = math.ceil(len(returns) * wanted / max(most, 1) / 100) * 100
+    more = f"about {need:,} bars would do" if most else "no number of bars like these would do"
+    whole = direction(returns, 0.0)
+    fewer = f"--min-move 0 gives {max(_test_moves(whole, plan, k) for k in range(len(HORIZONS))):,}"
+    return (
+        f"criterion n_oof asks for {wanted:,.0f} out-of-fold samples, and these {len(returns):,} "
+        f"bars give at most {most:,} of {len(tested):,} tested; {more}, {fewer}, or set "
+        f"train.criteria.n_oof.threshold to at most {most:,}"
     )
 
 

@@ -7,27 +7,23 @@ come back as they finish; the caller stores each at once, so a killed run loses 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import macd
-from macd.app.train import cards
+from macd.app.train import cards, cluster
 from macd.errors import MacdError
 
 J = TypeVar("J")
 S = TypeVar("S")
 R = TypeVar("R")
 
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "POLARS_MAX_THREADS",
-)
+# glibc gives blocks this large back to the kernel at every step of a net and asks for them again:
+# a third of an LSTM's time. It reads these when a process starts, so only workers have them.
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(512 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,14 @@ class Resources:
     per_device: int = 1
 
 
-def resources(device: str, workers: int) -> Resources:
-    """What this machine offers.
+def resources(device: str, workers: int, engine: str = "local") -> Resources:
+    """What this machine offers, or the Ray cluster, whose own cards count and not the driver's.
 
     `device` is auto, cpu or cuda; `workers` 0 means all cores, or as many fits as the cards hold,
     each of which keeps a core busy too. Raises MacdError when cuda is asked for and there is none.
     """
+    if engine == "ray":
+        return Resources(*cluster.offers(device, workers))
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = here or 1
     devices = _cuda_devices() if device != "cpu" else ()
@@ -64,12 +62,21 @@ def resources(device: str, workers: int) -> Resources:
 
 
 def run(
-    function: Callable[[J, S, str], R], jobs: Sequence[J], shared: S, *, engine: str, use: Resources
+    function: Callable[[J, Any, str], R],
+    jobs: Sequence[J],
+    shared: Any,
+    *,
+    engine: str,
+    use: Resources,
+    whose: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, R]]:
     """Yield (position, function(job, shared, device)) for every job, as they finish.
 
     `function` must be importable, `shared` picklable; it is sent once and not copied per job where
     the engine can share memory. An error in a job is raised here and ends the iteration.
+
+    Args:
+        whose: `shared` is a sequence, and each job gets the part with this number alone.
     """
     numbered = [
         (position, job, use.devices[position % len(use.devices)])
@@ -77,11 +84,25 @@ def run(
     ]
     if not numbered:
         return iter(())
+    if whose is None:
+        parts, whose = [shared], [0] * len(jobs)
+    else:
+        parts = list(shared)
     if engine == "ray":
-        return _with_ray(function, numbered, shared, use)
-    if use.workers == 1 or len(numbered) == 1:
-        return (_one_thread(function, at, job, shared, device) for at, job, device in numbered)
-    return _with_joblib(function, numbered, shared, use)
+        own = [(at, (whose[at], job), device) for at, job, device in numbered]
+        part = functools.partial(_with_its_own, function)
+        return cluster.run(_one_thread, part, own, parts, use.devices[0], use.per_device)
+    owned = [(at, job, parts[whose[at]], device) for at, job, device in numbered]
+    if use.workers == 1 or len(owned) == 1:
+        return (_one_thread(function, *each) for each in owned)
+    return _with_joblib(function, owned, use)
+
+
+def _with_its_own(
+    function: Callable[[J, S, str], R], job: tuple[int, J], shared: Sequence[S], device: str
+) -> R:
+    """A node of a cluster has all of `shared` in its memory, once for all of its workers."""
+    return function(job[1], shared[job[0]], device)
 
 
 def _one_thread(
@@ -101,14 +122,15 @@ def _one_thread(
 
 def _with_joblib(
     function: Callable[[J, S, str], R],
-    numbered: Sequence[tuple[int, J, str]],
-    shared: S,
+    owned: Sequence[tuple[int, J, S, str]],
     use: Resources,
 ) -> Iterator[tuple[int, R]]:
     from joblib import Parallel, delayed  # noqa: PLC0415 - slow to import
 
+    for name, size in KEPT_MEMORY.items():
+        os.environ.setdefault(name, size)
     parallel = Parallel(
-        n_jobs=min(use.workers, len(numbered)),
+        n_jobs=min(use.workers, len(owned)),
         backend="loky",
         return_as="generator_unordered",
         max_nbytes="1M",
@@ -116,66 +138,9 @@ def _with_joblib(
         inner_max_num_threads=1,
     )
     results: Iterator[tuple[int, R]] = parallel(
-        delayed(_one_thread)(function, at, job, shared, device) for at, job, device in numbered
+        delayed(_one_thread)(function, *each) for each in owned
     )
     return results
-
-
-def _with_ray(
-    function: Callable[[J, S, str], R],
-    numbered: Sequence[tuple[int, J, str]],
-    shared: S,
-    use: Resources,
-) -> Iterator[tuple[int, R]]:
-    try:
-        import ray  # noqa: PLC0415 - optional, and slow to import
-    except ImportError as error:
-        raise MacdError(
-            "the engine ray needs the package ray",
-            why=str(error),
-            hint='pip install "macd[ray]", or --engine local',
-        ) from error
-    if not ray.is_initialized():
-        _start_ray(ray, use)
-    gpu = any(device.startswith("cuda") for device in use.devices)
-    task: Any = ray.remote(num_cpus=1, num_gpus=1 / use.per_device if gpu else 0)(_one_thread)
-    # Ray shows each task only its own GPU, as number 0.
-    device = "cuda:0" if gpu else "cpu"
-    stored = ray.put(shared)
-    waiting = [task.remote(function, at, job, stored, device) for at, job, _ in numbered]
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
-        try:
-            result = ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # the fit's own error, with its words
-        yield result
-
-
-def _start_ray(ray: Any, use: Resources) -> None:
-    """Join the cluster RAY_ADDRESS names, bringing our code; else start one on this machine."""
-    cluster = os.environ.get("RAY_ADDRESS")
-    limits = dict.fromkeys(_THREAD_LIMITS, "1")
-    if cluster:
-        ours = str(Path(macd.__file__).parent)
-        try:
-            ray.init(address=cluster, runtime_env={"env_vars": limits, "py_modules": [ours]})
-        except ConnectionError as error:
-            raise MacdError(
-                f"the Ray cluster at {cluster} can't be joined",
-                why=str(error),
-                hint="check that RAY_ADDRESS names a running head, and that RAY_AUTH_TOKEN holds "
-                "its token where it asks for one; or use --engine local",
-            ) from error
-    else:
-        # Its processes inherit our environment. A runtime_env would start each worker twice.
-        before = {name: os.environ.get(name) for name in limits}
-        os.environ.update(limits)
-        try:
-            ray.init(address="local", num_cpus=use.workers, include_dashboard=False)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _cuda_devices() -> tuple[str, ...]:

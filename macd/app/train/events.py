@@ -3,7 +3,8 @@
 Every process of a run appends to the same file. A line goes out in one write to a descriptor
 opened with O_APPEND, so lines of several workers never mix, and a reader that keeps a byte offset
 can go on where it stopped. Fields: `t` (UTC seconds), `event`, `stage`, and where they apply
-`model`, `fold`, `epoch`, `epochs`, `loss`, `auc` (per head), `progress` (0..1), `eta_s`, `seconds`.
+`model`, `fold`, `epoch`, `epochs`, `loss`, `auc` (per head), `progress` (0..1), `eta_s`, `seconds`;
+of a run of several symbols `symbol`, but for what is about all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Events:
     def emit(self, event: str, **fields: Any) -> None:
         record = {"t": round(self.clock(), 3), "event": event, **self.context, **fields}
         record = {name: _plain(value) for name, value in record.items() if value is not None}
-        if self.path is not None and self.path.parent.is_dir():
+        # Not on another host; Path.is_dir raises where it may not look.
+        if self.path is not None and os.path.isdir(self.path.parent):  # noqa: PTH112
             append_line(self.path, json.dumps(record, ensure_ascii=False, default=str))
         if self.echo:
             text = human_line(record)
@@ -71,7 +73,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def human_line(record: dict[str, Any]) -> str:
     """The line a person reads for an event; "" for events that are only for machines."""
     line_of = _LINES.get(str(record.get("event")))
-    return line_of(record) if line_of else ""
+    text = line_of(record) if line_of else ""
+    if "symbol" not in record or not text:
+        return text
+    plain = text.lstrip(" ")
+    return f"{text[: len(text) - len(plain)]}{record['symbol']}  {plain}"
 
 
 def _fit_name(record: dict[str, Any]) -> str:

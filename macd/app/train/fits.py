@@ -162,7 +162,8 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     data = data_of(task, inputs)
     history: list[dict[str, Any]] = []
     checkpoint = None
-    if inputs.checkpoints is not None and inputs.checkpoints.is_dir():
+    # Not on another host; Path.is_dir raises where it may not look.
+    if inputs.checkpoints is not None and os.path.isdir(inputs.checkpoints):  # noqa: PTH112
         checkpoint = inputs.checkpoints / f"{task.key}.ckpt"
     model = family.fit(
         data,
@@ -197,23 +198,33 @@ def run_task(task: Task, inputs: Inputs, device: str) -> Entry:
     )
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The fits of one symbol in a stage, and what they share."""
+
+    tasks: Sequence[Task]
+    inputs: Inputs
+
+
 def fit_all(
-    tasks: Sequence[Task],
-    inputs: Inputs,
+    batches: Sequence[Batch],
     cache: Cache,
     *,
     engine_name: str,
     use: engine.Resources,
     embargo: int,
     progress: Progress,
-) -> list[Entry]:
-    """All tasks' entries in order: from the cache where the key is known, else fitted now.
+) -> list[list[Entry]]:
+    """By batch its tasks' entries in order: from the cache where the key is known, else fitted now.
 
-    Every entry, cached or new, passes `verify_provenance`. Raises LeakError or the fit's own error.
+    The fits of all batches run side by side in one pool. Every entry, cached or new, passes
+    `verify_provenance`. Raises LeakError or the fit's own error.
     """
     device = use.devices[0]
-    codes = codes_of(sorted({task.family for task in tasks}))
-    tasks = [keyed(task, inputs, device, codes) for task in tasks]
+    codes = codes_of(sorted({task.family for batch in batches for task in batch.tasks}))
+    whose = [place for place, batch in enumerate(batches) for _ in batch.tasks]
+    shared = [batch.inputs for batch in batches]
+    tasks = [keyed(task, batch.inputs, device, codes) for batch in batches for task in batch.tasks]
     entries: dict[int, Entry] = {}
     todo: list[int] = []
     for at, task in enumerate(tasks):
@@ -222,16 +233,19 @@ def fit_all(
             todo.append(at)
         else:
             entries[at] = entry
-            _accept(task, entry, inputs, embargo, progress, cached=True)
+            _accept(task, entry, shared[whose[at]], embargo, progress, cached=True)
     # The longest first: the last to finish is then a short one.
     todo.sort(key=lambda at: -tasks[at].cost)
-    jobs = [tasks[at] for at in todo]
-    for position, entry in _results(jobs, inputs, engine_name, use):
+    own = [whose[at] for at in todo]
+    for position, entry in _results([tasks[at] for at in todo], shared, own, engine_name, use):
         at = todo[position]
         entries[at] = entry
-        _accept(tasks[at], entry, inputs, embargo, progress, cached=False)
+        _accept(tasks[at], entry, shared[whose[at]], embargo, progress, cached=False)
         cache.put(tasks[at].key, entry)
-    return [entries[at] for at in range(len(tasks))]
+    made: list[list[Entry]] = [[] for _ in batches]
+    for at, place in enumerate(whose):
+        made[place].append(entries[at])
+    return made
 
 
 def check_provenance(task: Task, entry: Entry, embargo: int, panel: Panel | None) -> None:
@@ -255,10 +269,14 @@ def peak_mb() -> int:
 
 
 def _results(
-    jobs: Sequence[Task], inputs: Inputs, engine_name: str, use: engine.Resources
+    jobs: Sequence[Task],
+    shared: Sequence[Inputs],
+    whose: Sequence[int],
+    engine_name: str,
+    use: engine.Resources,
 ) -> Iterator[tuple[int, Entry]]:
     try:
-        yield from engine.run(run_task, jobs, inputs, engine=engine_name, use=use)
+        yield from engine.run(run_task, jobs, shared, whose=whose, engine=engine_name, use=use)
     except MacdError:
         raise
     except Exception as error:

@@ -133,48 +133,66 @@ def _flipped_panel(bars: Bars, made: Dataset, params: Any, flip: Flip) -> Panel:
     return panels.of(bars.symbol, made, others, params)
 
 
+@dataclass(frozen=True)
+class FlipBatch:
+    """The sign-randomised series of one symbol. events: where its fits report."""
+
+    flips: Sequence[Flip]
+    bars: Bars
+    events: Events
+
+
 def run_flips(
-    flips: Sequence[Flip],
-    bars: Bars,
+    batches: Sequence[FlipBatch],
     *,
     cache: Cache,
-    events: Events,
     engine_name: str,
     use: engine.Resources,
     count: Callable[..., dict[str, float]],
-) -> list[Entry]:
-    """The entries of all flips, in order: from the cache, else run now, side by side.
+) -> list[list[Entry]]:
+    """By batch the entries of its flips, in order: from the cache, else run now, side by side.
 
-    count: called with each one's place and `cached`; returns the fields that its event carries.
+    count: called with the batch's and the flip's place and `cached`; returns the fields that its
+    event carries.
     """
-    families = [f"macd.app.train.{name}" for name in flips[0].families]  # the others fit no more
+    # The first fits the most families.
+    families = [f"macd.app.train.{name}" for name in batches[0].flips[0].families]
     code = code_digest(["macd.app.train.leak_audit", *families])
-    arithmetic = cards.arithmetic(use.devices[0], len(feature_names(bars.cross)))
-    keys = [
-        key_of(
+    keys = {
+        (n, i): key_of(
             {
                 "code": code,
                 "libraries": library_versions(("torch", "lightgbm", "numpy", "polars", "TA-Lib")),
                 "device": use.devices[0].partition(":")[0],
-                "arithmetic": dataclasses.asdict(arithmetic),
-                "bars": bars.digest(),
+                "arithmetic": dataclasses.asdict(
+                    cards.arithmetic(use.devices[0], len(feature_names(batch.bars.cross)))
+                ),
+                "bars": digest,
                 "flip": json.loads(json.dumps(dataclasses.asdict(flip))),
             }
         )
-        for flip in flips
-    ]
-    entries = {i: entry for i, key in enumerate(keys) if (entry := cache.get(key))}
-    for i in entries:
-        count(i, cached=True)
-    todo = [i for i in range(len(flips)) if i not in entries]
+        for n, batch in enumerate(batches)
+        for digest in [batch.bars.digest()]
+        for i, flip in enumerate(batch.flips)
+    }
+    entries = {at: entry for at, key in keys.items() if (entry := cache.get(key))}
+    for at in entries:
+        count(*at, cached=True)
+    todo = [at for at in keys if at not in entries]
     for position, entry in engine.run(
-        run_flip, [flips[i] for i in todo], (bars, events), engine=engine_name, use=use
+        run_flip,
+        [batches[n].flips[i] for n, i in todo],
+        [(batch.bars, batch.events) for batch in batches],
+        whose=[n for n, _ in todo],
+        engine=engine_name,
+        use=use,
     ):
-        entries[todo[position]] = entry
-        progress = count(todo[position], cached=False)
-        events.emit("flip_done", stage="audit", **entry.facts, **progress)
-        cache.put(keys[todo[position]], entry)
-    return [entries[i] for i in range(len(flips))]
+        at = todo[position]
+        entries[at] = entry
+        progress = count(*at, cached=False)
+        batches[at[0]].events.emit("flip_done", stage="audit", **entry.facts, **progress)
+        cache.put(keys[at], entry)
+    return [[entries[n, i] for i in range(len(b.flips))] for n, b in enumerate(batches)]
 
 
 def sign_flipped(bars: Bars, seed: int) -> Bars:

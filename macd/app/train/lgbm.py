@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
+from macd.app.predict.boosting import import_lightgbm
 from macd.app.train.fitdata import Facts, FitData, Floats, Report, Rows, silent
 from macd.app.train.modelfiles import meta_json, write_whole
 from macd.errors import MacdError, UsageError
 from macd.heads import head_names
+
+lightgbm = import_lightgbm()
 
 
 @dataclass(frozen=True)

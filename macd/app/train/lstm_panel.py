@@ -11,7 +11,7 @@ from macd.app.train.lstm import LstmNet
 
 @dataclass(frozen=True)
 class Params(lstm.Params):
-    """As for one asset, with epochs of one asset's size: more win nothing (docs/LOG.md).
+    """As for one asset, but for what `nets.of_panel` changes.
 
     Of many assets the net learns more from all own columns than from the path alone.
     """
@@ -24,8 +24,7 @@ class Params(lstm.Params):
 
     @classmethod
     def full(cls) -> Self:
-        made = super().full()
-        return replace(made, dropout=0.2, loop=replace(made.loop, rows_per_epoch=24_000))
+        return replace(nets.of_panel(super().full()), dropout=0.2)
 
 
 _FAMILY = nets.Family("lstm_panel", LstmNet, Params)

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -74,6 +74,13 @@ class Loop:
     clip_norm: float = 1.0
     patience: int = 3
     rows_per_epoch: int = 0
+
+
+def of_panel(params: P) -> P:
+    """A net's full parameters on a panel: epochs of one asset's size, more win nothing
+    (docs/LOG.md).
+    """
+    return replace(params, loop=replace(params.loop, rows_per_epoch=24_000))
 
 
 @dataclass(frozen=True)
@@ -172,19 +179,26 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """Same numbers on the same machine: one CPU thread, deterministic kernels, own random state.
 
     One thread because sums depend on how they are split, and because fits run in parallel anyway.
+    The debug mode is another name of `use_deterministic_algorithms`, which would import all of
+    torch's compiler first: seconds in each process, for a setting that no net here has use for.
+    New memory is not filled with NaN, which takes a tenth of a fit: no operation here reads it.
     """
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     cuda = [device] if device.type == "cuda" else []
     if cuda:  # cuBLAS reads it when first used and sums in no fixed order without
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices=cuda):
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
+        memory.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict, warn_only=True)
+            torch.set_deterministic_debug_mode(mode)
+            memory.fill_uninitialized_memory = filled
 
 
 @dataclass(frozen=True)

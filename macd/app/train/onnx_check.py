@@ -23,9 +23,15 @@ _NAME = "ONNX against torch"
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """In: top, tf, inputs (null: a release's golden bars). Out: items."""
-    item = compare(Path(question["top"]), question["tf"], question["inputs"])
-    return {"items": [asdict(item)]}
+    """In: top, and tf for a release and its golden bars; else run and data, the bars' directory.
+    Out: items.
+    """
+    top = Path(question["top"])
+    if "run" not in question:
+        return {"items": [asdict(compare(top, question["tf"]))]}
+    trained_on = golden.TrainedOn.of_run(Path(question["run"]))
+    inputs = golden.inputs(*trained_on.read(Path(question["data"])))
+    return {"items": [asdict(compare(top, trained_on.tf, inputs))]}
 
 
 def compare(top: Path, tf: str, inputs: Any = None) -> Item:
@@ -59,7 +65,7 @@ def _largest_difference(place: Path, tf: str, document: Any, names: Sequence[str
 
     from macd.app.train import export  # noqa: PLC0415
 
-    scorer = Scorer.load(place, tf)
+    scorer = Scorer.load(place, tf, names)
     X = golden.table(document, scorer)
     rows = np.arange(min(document["rows"]), len(X), dtype=np.int64)
     nets = {name: import_module(f"macd.app.train.{name}").load(place, tf).net for name in names}

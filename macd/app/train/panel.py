@@ -97,31 +97,50 @@ class Panel:
         )
 
 
-def of(symbol: str, data: Dataset, others: Mapping[str, Dataset], params: Any = None) -> Panel:
+# By a dataset's identity, the set of features and all flags: itself, with these columns, and flags.
+Made = dict[tuple[int, str, tuple[str, ...]], tuple[Dataset, Dataset, Floats]]
+
+
+def of(
+    symbol: str,
+    data: Dataset,
+    others: Mapping[str, Dataset],
+    params: Any = None,
+    *,
+    made: Made | None = None,
+) -> Panel:
     """The panel that a model of these parameters is trained on; `data` is the tested asset's.
 
     Without parameters its columns are nobody's, and its times and rows are what counts.
 
     params.features: a set of features, without other assets' columns. params.assets: one more
     column for each asset, 1 on its own bars and 0 on all others, so that a model can tell them
-    apart (nets have it).
+    apart (nets have it). made: kept between the panels of several symbols, which have most in
+    common; with many assets it would not fit into memory again and again.
     """
     chosen = getattr(params, "features", "all")
     which = "own" if chosen == "all" else chosen
-    seen = {name: made.columns(which) for name, made in {symbol: data, **others}.items()}
-    names = tuple(sorted(seen)) if params and getattr(params, "assets", True) else ()
-    assets = tuple(
-        Asset(
-            symbol=name,
-            times_ms=made.times_ms,
-            X=_with_flags(made.X, [each == name for each in names]),
-            y=made.y,
-            first=made.first,
-            features=(*made.features, *map(asset_column, names)),
+    names = tuple(sorted({symbol, *others}))
+    flags = names if params and getattr(params, "assets", True) else ()
+    kept = {} if made is None else made
+    assets = []
+    for name, each in {symbol: data, **others}.items():
+        key = (id(each), which, flags)
+        if key not in kept:
+            seen = each.columns(which)
+            kept[key] = each, seen, _with_flags(seen.X, [flag == name for flag in flags])
+        _, seen, X = kept[key]
+        assets.append(
+            Asset(
+                symbol=name,
+                times_ms=seen.times_ms,
+                X=X,
+                y=seen.y,
+                first=seen.first,
+                features=(*seen.features, *map(asset_column, flags)),
+            )
         )
-        for name, made in seen.items()
-    )
-    return Panel(assets, data.tf)
+    return Panel(tuple(assets), data.tf)
 
 
 def _with_flags(X: Floats, raised: list[bool]) -> Floats:

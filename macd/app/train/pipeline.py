@@ -2,16 +2,19 @@
 
 `run` locks the run's directory and records how it ends. `_train` is the run itself: verify the
 bars, make features and folds, fit LightGBM, LSTM and TFT, export to ONNX, stack, measure, audit for
-leaks, judge by the criteria, write the result. The stages follow below it in that order.
+leaks, judge by the criteria, write the result. The stages follow below it in that order. Several
+symbols go through each stage together; all that is fitted in one runs side by side.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,33 @@ from macd.app.market.findings import Limits, counted, record
 from macd.app.market.labels import HORIZONS
 from macd.app.predict.combine import calibrated
 from macd.app.predict.stacking import StackingModel
-from macd.app.train import backtest, contributions, dataset, leak_audit, oof, results, stacking
+from macd.app.train import (
+    backtest,
+    contributions,
+    dataset,
+    leak_audit,
+    oof,
+    reference,
+    results,
+    stacking,
+)
+from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry, code_digest, key_of, library_versions
+from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
 from macd.app.train.fits import Task, peak_mb
 from macd.app.train.metrics import rounded
 from macd.app.train.settings import Settings
-from macd.app.train.training import Meter, Training, params_of, stage
-from macd.errors import MacdError, RefusedError
+from macd.app.train.training import (
+    Meter,
+    Training,
+    fit_side_by_side,
+    params_of,
+    stage,
+    stage_of_all,
+)
+from macd.criteria import Outcome
+from macd.errors import MacdError, RefusedError, UsageError
 from macd.heads import head_names, kind_of
 from macd.host.durable import one_at_a_time, replace_file
 from macd.run_directory import FILES
@@ -63,6 +85,9 @@ def run(
         events = Events(out / FILES.events, clock, echo)
         events.emit("run_started", mode=settings.mode, profile=settings.profile, pid=os.getpid())
         results.write_json(out / FILES.settings, settings.as_json())
+        for one in settings.each if settings.symbols else ():
+            (one.out / FILES.result).unlink(missing_ok=True)
+            results.write_json(one.out / FILES.settings, one.as_json())
         try:
             return _train(settings, events, environment)
         except MacdError as error:
@@ -73,26 +98,63 @@ def run(
             raise
 
 
+@dataclass
+class Course:
+    """One symbol's training on its way through the stages, and what came of each so far.
+
+    facts: what the meta files say of the families fitted here. again: the fits on everything.
+    """
+
+    training: Training
+    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    again: dict[str, list[Entry]] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
+    audit: leak_audit.Audit | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
 def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -> dict[str, Any]:
     started, mode = events.clock(), settings.mode
     stages = settings.stages if mode == "all" else (mode,)
     stacked = stacking.min_samples(environment) if "stacking" in stages else 0
-    training = _prepare(settings, events, stacked)
+    courses = [Course(training) for training in _prepare(settings, events, stacked)]
     if mode == "verify":
-        return _finish(training, started, {})
+        return _finish(settings, courses, events, started)
 
-    training.meter.total = _planned_cost(training, stages)
-    entries: dict[str, list[Entry]] = {}
-    facts: dict[str, dict[str, Any]] = {}  # what the meta files say of the families fitted here
+    courses[0].training.meter.total = sum(_planned_cost(each.training, stages) for each in courses)
     for family in settings.families:
-        kind = kind_of(family)
-        if kind in stages:
-            entries[family], facts[family] = _fit_family(training, family)
-        elif mode in ("onnx", "stacking") and not (mode == "onnx" and kind == "lgbm"):
-            entries[family] = training.needed(family, mode)
-        elif (earlier := training.finished(family)) is not None:
-            entries[family] = earlier
+        if kind_of(family) in stages:
+            _fit_family(courses, family, events)
+        else:
+            _recall(courses, family, mode)
+    for each in courses:
+        with _named(each, courses):
+            _measure(each, stages, environment)
+    if settings.refit:
+        _refit(courses, events)
+    if "stacking" in stages:
+        _audit(courses, events)
+    for each in courses:
+        with _named(each, courses):
+            _judge(each)
+    return _finish(settings, courses, events, started)
 
+
+def _recall(courses: Sequence[Course], family: str, mode: str) -> None:
+    """The family's fits of an earlier call, where there are any; some modes need them."""
+    needed = mode in ("onnx", "stacking") and not (mode == "onnx" and kind_of(family) == "lgbm")
+    for course in courses:
+        if needed:
+            course.entries[family] = course.training.needed(family, mode)
+        elif (earlier := course.training.finished(family)) is not None:
+            course.entries[family] = earlier
+
+
+def _measure(course: Course, stages: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Stages onnx, stacking, report: everything about one symbol that its figures are made of."""
+    training, entries, settings = course.training, course.entries, course.training.settings
     final = {family: training.final(family, fits) for family, fits in entries.items()}
     differences = _export_onnx(training, final) if "onnx" in stages else {}
     if "stacking" in stages:
@@ -106,52 +168,109 @@ def _train(settings: Settings, events: Events, environment: Mapping[str, str]) -
             settings.out / results.MODEL_DIR, training.data, training.plan
         )
         metrics["policies"] = _evaluate_policies(training, frame, metrics["best_head"])
-    again = _refit(training, facts) if settings.refit else {}
-    if again:
-        metrics["refit"] = results.refit_of(training)
-        metrics["caveats"] = [*metrics["caveats"], metrics["refit"]["note"]]
-    audit = _audit(training, entries, metrics, again) if "stacking" in stages else None
-    outcomes = results.judge(training, metrics, differences, audit)
+        usual = reference.measure(training, frame, _deciding(metrics["best_head"], settings.tf))
+        results.write_json(settings.out / FILES.features(settings.tf), usual)
+        metrics["drift"] = reference.short(usual)
+    course.metrics, course.differences = metrics, differences
 
+
+def _judge(course: Course) -> None:
+    """The criteria, and the files that tell of them."""
+    training, metrics = course.training, course.metrics
+    settings = training.settings
+    course.outcomes = results.judge(training, metrics, course.differences, course.audit)
     metrics["stages"] = training.spent
     results.write_json(settings.out / FILES.metrics, metrics)
-    results.write_json(settings.out / FILES.criteria, [asdict(outcome) for outcome in outcomes])
-    for line in results.closing_lines(metrics, outcomes if mode == "all" else []):
-        events.emit("summary", note=line)
-    return _finish(training, started, results.short(metrics, outcomes))
+    results.write_json(settings.out / FILES.criteria, [asdict(each) for each in course.outcomes])
 
 
-def _prepare(settings: Settings, events: Events, stacked: int) -> Training:
+@contextmanager
+def _named(course: Course, courses: Sequence[Course]) -> Iterator[None]:
+    """An error says whose it is, where several symbols are trained."""
+    try:
+        yield
+    except MacdError as error:
+        if len(courses) > 1:
+            error.what = f"{course.training.bars.symbol}: {error.what}"
+        raise
+
+
+def _prepare(settings: Settings, events: Events, stacked: int) -> list[Training]:
     """Stages verify and features: checked bars, features, labels, and the train/test split.
 
-    stacked: out-of-fold samples that stacking needs, 0 where it does not run.
+    stacked: out-of-fold samples that stacking needs, 0 where it does not run. Of several symbols
+    all are prepared before the first fit, and the problems of all are told at once.
     """
     spent: dict[str, dict[str, float]] = {}
+    reader, each = dataset.Reader(settings), settings.each
     with stage(events, spent, "verify"):
         now = datetime.fromtimestamp(events.clock(), UTC)
-        findings = dataset.verify(settings, now, settings.out / FILES.bars)
-        bars = dataset.read(settings)
-        more = f"{counted(findings)} (verify.json)" if findings else ""
-        beside = f", a panel of {1 + len(bars.panel)} assets" if bars.panel else ""
-        note = f"{bars.symbol} {len(bars.main):,} bars{beside}, no errors{more}"
-        events.emit("note", stage="verify", note=note)
-        (settings.out / "data_digest").write_text(bars.digest() + "\n")
+        findings = dataset.verify(settings, now)
+        bars = [reader.bars(one) for one in each]
+        for one, made in zip(each, bars, strict=True):
+            found = findings[made.symbol]
+            more = f"{counted(found)} (verify.json)" if found else ""
+            beside = f", a panel of {1 + len(made.panel)} assets" if made.panel else ""
+            note = f"{made.symbol} {len(made.main):,} bars{beside}, no errors{more}"
+            events.emit("note", stage="verify", note=note)
+            (one.out / "data_digest").write_text(made.digest() + "\n")
+    cache, meter, flagged = Cache(settings.cache_dir), Meter(events.clock), panels.Made()
+    trainings, problems = [], list[tuple[str, MacdError]]()
     with stage(events, spent, "features"):
-        data = dataset.build(bars, settings.min_move)
-        others = {n: dataset.build(b, settings.min_move) for n, b in bars.alone().items()}
-        plan = dataset.plan(data, settings)
-        dataset.require_moves(data, plan, settings.min_move, stacking=stacked)
-    return Training(
-        settings=settings,
-        bars=bars,
-        data=data,
-        plan=plan,
-        cache=Cache(settings.cache_dir),
-        events=events,
-        meter=Meter(events.clock),
-        spent=spent,
-        checked=record(findings, Limits().changed(settings.limits)),
-        others=others,
+        for one, made in zip(each, bars, strict=True):
+            mine = events.within(symbol=made.symbol) if settings.symbols else events
+            try:
+                data, others, plan = _dataset(reader, made, one, mine, stacked)
+            except MacdError as error:
+                problems.append((made.symbol, error))
+                continue
+            training = Training(
+                settings=one,
+                bars=made,
+                data=data,
+                plan=plan,
+                cache=cache,
+                events=mine,
+                meter=meter,
+                spent=dict(spent),
+                checked=record(findings[made.symbol], Limits().changed(one.limits), one.market),
+                others=others,
+                flagged=flagged,
+            )
+            trainings.append(training)
+        if problems:
+            raise _together(problems, len(each))
+    for training in trainings:
+        training.spent.update(spent)
+    return trainings
+
+
+def _dataset(
+    reader: dataset.Reader, bars: Bars, settings: Settings, events: Events, stacked: int
+) -> tuple[Dataset, dict[str, Dataset], Plan]:
+    """Features of a symbol and its panel's others, and the split. Raises as require_moves does."""
+    data = reader.dataset(bars)
+    others = {name: reader.dataset(alone) for name, alone in bars.alone().items()}
+    plan = dataset.plan(data, settings)
+    dataset.require_moves(data, plan, settings.min_move, stacking=stacked)
+    asked = settings.criteria.get("n_oof")
+    wanted = asked.threshold if asked and stacked else 0
+    if few := dataset.too_few_samples(data.returns, plan, settings.min_move, wanted):
+        events.emit("warning", stage="features", note=few)
+    return data, others, plan
+
+
+def _together(problems: Sequence[tuple[str, MacdError]], symbols: int) -> MacdError:
+    """One error about all symbols that can't be trained; the error itself where there is one."""
+    error = problems[0][1]
+    if symbols == 1:
+        return error
+    kind = RefusedError if all(isinstance(e, RefusedError) for _, e in problems) else UsageError
+    return kind(
+        f"{len(problems)} of {symbols} symbols can't be trained on these bars",
+        why="\n".join(f"{name}: {e.what}; {e.why}" for name, e in problems),
+        live="no model was fitted",
+        hint=f"leave out {', '.join(name for name, _ in problems)}, or: {error.hint}",
     )
 
 
@@ -173,21 +292,25 @@ def _planned_cost(training: Training, stages: Sequence[str]) -> float:
     return total
 
 
-def _fit_family(training: Training, family: str) -> tuple[list[Entry], dict[str, Any]]:
+def _fit_family(courses: Sequence[Course], family: str, events: Events) -> None:
     """Stages lgbm, lstm, tft: fit every fold, fix the best head on validation, write the model.
 
-    Returns the fits, and what the model's meta file says of them. With a panel each of these stages
-    has two families, the asset's own and the panel's.
+    The fits of all symbols run side by side. With a panel each of these stages has two families,
+    the asset's own and the panel's.
     """
-    s = training.settings
-    with training.stage(family, f"{len(training.tasks(family))} fits"):
-        entries = training.fit(family)
-        frame, slopes = training.calibrated({family: entries}, holdout=False)
-        _, facts = _fix_head(training, frame, family)
-        facts["calibration"] = slopes[family]
-        module, model = training.together(family, training.final(family, entries))
-        module.save(model, s.out / results.MODEL_DIR, s.tf, facts=facts)
-    return entries, facts
+    trainings = [each.training for each in courses]
+    count = sum(len(training.tasks(family)) for training in trainings)
+    with stage_of_all(trainings, events, family, f"{count} fits"):
+        fitted = fit_side_by_side(trainings, family)
+        for course, entries in zip(courses, fitted, strict=True):
+            training = course.training
+            frame, slopes = training.calibrated({family: entries}, holdout=False)
+            _, facts = _fix_head(training, frame, family)
+            facts["calibration"] = slopes[family]
+            module, model = training.together(family, training.final(family, entries))
+            out, tf = training.settings.out, training.settings.tf
+            module.save(model, out / results.MODEL_DIR, tf, facts=facts)
+            course.entries[family], course.facts[family] = entries, facts
 
 
 def _fix_head(training: Training, frame: pl.DataFrame, model: str) -> tuple[str, dict[str, Any]]:
@@ -307,95 +430,131 @@ def _evaluate_policies(
 ) -> dict[str, Any]:
     """What policies would have earned at the head that the service decides by; writes the table."""
     s, data = training.settings, training.data
-    head = best.get("stacking") or best.get("lstm") or head_names(s.tf)[0]
+    head = _deciding(best, s.tf)
     market = backtest.market_of(frame, data.close, data.times_ms, head, s.tf)
     made = backtest.evaluate(market, s.policy, seed=s.seed)
     oof.write(made.curves, s.out / FILES.policies(s.tf))
     return made.document
 
 
-def _refit(training: Training, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Entry]]:
+def _deciding(best: Mapping[str, str], tf: str) -> str:
+    """The head that the service decides by."""
+    return best.get("stacking") or best.get("lstm") or head_names(tf)[0]
+
+
+def _refit(courses: Sequence[Course], events: Events) -> None:
     """Stage refit: the base models once more, on all bars; their files replace the judged ones.
 
     What was judged stays as it is: figures, best heads, calibration and the meta-model are those of
     the walk-forward. What the new models say of the holdout, which they were trained on, is stored
-    for the health check alone. Returns the fits, one a seed, by family.
+    for the health check alone.
     """
-    s, again = training.settings, dict[str, list[Entry]]()
-    with training.stage("refit", f"{len(facts)} models on all bars"):
-        frame = oof.table(training.data, training.plan).filter(pl.col("fold") == oof.HOLDOUT)
-        for family, said in facts.items():
-            again[family] = training.fit(family, training.refit_tasks(family))
-            module, model = training.together(family, again[family])
-            more = {**said, **training.refit_facts()}
-            module.save(model, s.out / results.MODEL_DIR, s.tf, facts=more)
-            X, rows = training.inputs(family).X, frame["row"].to_numpy()
-            slopes = [said["calibration"][head] for head in head_names(s.tf)]
-            p = calibrated(module.predict(model, X, rows), slopes).astype(np.float32)
-            frame = oof.with_model(frame, family, p)
+    trainings = [each.training for each in courses]
+    models = sum(len(each.facts) for each in courses)
+    with stage_of_all(trainings, events, "refit", f"{models} models on all bars"):
+        for family in courses[0].facts:
+            fitted = fit_side_by_side(trainings, family, Training.refit_tasks)
+            for course, entries in zip(courses, fitted, strict=True):
+                course.again[family] = entries
+        tables = [_save_refitted(course) for course in courses]
+    for course, table in zip(courses, tables, strict=True):
+        with _named(course, courses):
+            _finish_refitted(course, table)
+
+
+def _save_refitted(course: Course) -> pl.DataFrame:
+    """Write the refitted models; what they say of the holdout."""
+    training, s = course.training, course.training.settings
+    frame = oof.table(training.data, training.plan).filter(pl.col("fold") == oof.HOLDOUT)
+    for family, said in course.facts.items():
+        module, model = training.together(family, course.again[family])
+        more = {**said, **training.refit_facts()}
+        module.save(model, s.out / results.MODEL_DIR, s.tf, facts=more)
+        X, rows = training.inputs(family).X, frame["row"].to_numpy()
+        slopes = [said["calibration"][head] for head in head_names(s.tf)]
+        p = calibrated(module.predict(model, X, rows), slopes).astype(np.float32)
+        frame = oof.with_model(frame, family, p)
+    return frame
+
+
+def _finish_refitted(course: Course, frame: pl.DataFrame) -> None:
+    training, s = course.training, course.training.settings
     if "onnx" in s.stages:
-        _export_onnx(training, again, stage="refit-onnx")
+        _export_onnx(training, course.again, stage="refit-onnx")
     if "stacking" in s.stages:
         stacked = StackingModel.from_json((s.out / FILES.stacking(s.tf)).read_bytes())
         served = _as_served(stacked, _stack_data(training, frame)).astype(np.float32)
         frame = oof.with_mean(oof.with_model(frame, "stacking", served), stacked.mean_slopes)
     oof.write(frame, s.out / FILES.refitted(s.tf))
-    return again
+    refit, metrics = results.refit_of(training), course.metrics
+    metrics |= {"refit": refit, "caveats": [*metrics["caveats"], refit["note"]]}
 
 
-def _audit(
-    training: Training, entries: Entries, metrics: Mapping[str, Any], again: Entries
-) -> leak_audit.Audit:
-    """Stage audit: the leak audit of this training, written to leak_audit.json.
+def _audit(courses: Sequence[Course], events: Events) -> None:
+    """Stage audit: the leak audit of each training, written to its leak_audit.json.
 
-    again: the fits on everything, where there are any.
+    The sign-randomised series of all symbols are fitted side by side.
     """
-    s = training.settings
-    with training.stage("audit", f"{s.surrogate_count} sign-randomised series"):
-        flips = [
-            leak_audit.Flip(
-                seed=s.seed + i,
-                families=_audited(s, i),
-                params={name: _audit_params(s, name) for name in _audited(s, i)},
-                fit_seed=s.seed,
-                folds=s.fold_count,
-                initial=s.initial,
-                holdout=s.holdout,
-                embargo=s.embargo,
-                min_move=s.min_move,
-            )
-            for i in range(s.surrogate_count)
+    trainings = [each.training for each in courses]
+    first, s = trainings[0], trainings[0].settings
+    count = sum(training.settings.surrogate_count for training in trainings)
+    with stage_of_all(trainings, events, "audit", f"{count} sign-randomised series"):
+        batches = [
+            leak_audit.FlipBatch(_flips(each.settings), each.bars, each.events)
+            for each in trainings
         ]
         nets = any(kind_of(name) != "lgbm" for name in _audited(s, 0))
-        with training.meter.running():
+        with first.meter.running():
             null = leak_audit.run_flips(
-                flips,
-                training.bars,
-                cache=training.cache,
-                events=training.events,
+                batches,
+                cache=first.cache,
                 engine_name=s.engine,
-                use=training.use("lstm" if nets else "lgbm"),
-                count=lambda i, *, cached: training.meter.add(
-                    _flip_cost(training, i), cached=cached
+                use=first.use("lstm" if nets else "lgbm"),
+                count=lambda n, i, *, cached: first.meter.add(
+                    _flip_cost(trainings[n], i), cached=cached
                 ),
             )
-        checks, by_family = leak_audit.judge_flips(null)
-        fits: list[tuple[Task, Entry]] = []
-        for family, fitted in entries.items():
-            fits += zip(training.tasks(family), fitted, strict=True)
-        for family, fitted in again.items():
-            fits += zip(training.refit_tasks(family), fitted, strict=True)
-        checks.append(leak_audit.check_provenance(fits, training.plan, training.assets))
-        checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
-        allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
-        checks.append(leak_audit.check_too_good(metrics["models"], allowed))
-        audit = leak_audit.Audit(tuple(checks), by_family, allowed)
-        for check in audit.checks:
-            mark = "✓" if check.ok else "✗"
-            training.events.emit(
-                "note", stage="audit", ok=check.ok, note=f"{mark} {check.name}: {check.detail}"
-            )
-        results.write_json(s.out / FILES.audit, audit.as_json())
+        for course, flips in zip(courses, null, strict=True):
+            with _named(course, courses):
+                course.audit = _audit_of(course, flips)
+
+
+def _flips(s: Settings) -> list[leak_audit.Flip]:
+    return [
+        leak_audit.Flip(
+            seed=s.seed + i,
+            families=_audited(s, i),
+            params={name: _audit_params(s, name) for name in _audited(s, i)},
+            fit_seed=s.seed,
+            folds=s.fold_count,
+            initial=s.initial,
+            holdout=s.holdout,
+            embargo=s.embargo,
+            min_move=s.min_move,
+        )
+        for i in range(s.surrogate_count)
+    ]
+
+
+def _audit_of(course: Course, null: Sequence[Entry]) -> leak_audit.Audit:
+    training, s = course.training, course.training.settings
+    checks, by_family = leak_audit.judge_flips(null)
+    fits: list[tuple[Task, Entry]] = []
+    for family, fitted in course.entries.items():
+        fits += zip(training.tasks(family), fitted, strict=True)
+    for family, fitted in course.again.items():
+        fits += zip(training.refit_tasks(family), fitted, strict=True)
+    checks.append(leak_audit.check_provenance(fits, training.plan, training.assets))
+    checks.append(leak_audit.check_look_ahead(training.bars, training.data, training.others))
+    allowed = leak_audit.allowed_aucs(by_family, s.edge_cap)
+    checks.append(leak_audit.check_too_good(course.metrics["models"], allowed))
+    audit = leak_audit.Audit(tuple(checks), by_family, allowed)
+    for check in audit.checks:
+        mark = "✓" if check.ok else "✗"
+        training.events.emit(
+            "note", stage="audit", ok=check.ok, note=f"{mark} {check.name}: {check.detail}"
+        )
+    results.write_json(s.out / FILES.audit, audit.as_json())
     return audit
 
 
@@ -429,26 +588,62 @@ def _flip_cost(training: Training, i: int) -> float:
     )
 
 
-def _finish(training: Training, started: float, facts: Mapping[str, Any]) -> dict[str, Any]:
-    s = training.settings
-    seconds = round(training.events.clock() - started, 3)
-    whole = results.expected_files("all", s.stages, s.tf, s.families, refit=s.refit)
-    result = results.write_result(
-        s.out,
-        results.expected_files(s.mode, s.stages, s.tf, s.families, refit=s.refit),
-        {
-            "mode": s.mode,
-            "complete": s.mode == "all" or results.missing(s.out, whole) == [],
+def _finish(
+    settings: Settings, courses: Sequence[Course], events: Events, started: float
+) -> dict[str, Any]:
+    """Tell how it came out, and write result.json: of each symbol, and last of the whole run."""
+    mode, done = settings.mode, []
+    for line in _closing_lines(courses, mode):
+        events.emit("summary", note=line)
+    for course in courses:
+        training, s = course.training, course.training.settings
+        expected = partial(results.expected_files, tf=s.tf, families=s.families, refit=s.refit)
+        figures = results.short(course.metrics, course.outcomes) if course.metrics else {}
+        facts = {
+            "mode": mode,
+            "complete": mode == "all" or results.missing(s.out, expected("all", s.stages)) == [],
             "data_digest": training.bars.digest(),
             "bars_checked": training.checked,
-            "seconds": seconds,
+            "origin": dataset.origins(s),
+            "seconds": round(events.clock() - started, 3),
             "peak_mb": peak_mb(),
-            **facts,
-        },
-    )
-    training.cache.prune(_KEEP_CACHED)
-    training.events.emit("run_done", stage=s.mode, seconds=seconds, files=len(result["files"]))
+            **figures,
+        }
+        done.append(results.write_result(s.out, expected(mode, s.stages), facts))
+    courses[0].training.cache.prune(_KEEP_CACHED)
+    result = done[0] if len(done) == 1 else _result_of_all(settings, courses, done)
+    files = len(result["files"])
+    events.emit("run_done", stage=mode, seconds=result["seconds"], files=files)
     return result
+
+
+def _closing_lines(courses: Sequence[Course], mode: str) -> list[str]:
+    if not courses[0].metrics:  # only the bars were checked
+        return []
+    outcomes = [each.outcomes if mode == "all" else [] for each in courses]
+    if len(courses) == 1:
+        return results.closing_lines(courses[0].metrics, outcomes[0])
+    return results.closing_rows([each.metrics for each in courses], outcomes)
+
+
+def _result_of_all(
+    settings: Settings, courses: Sequence[Course], done: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """criteria.json and result.json of a run of several symbols; the latter lists all files."""
+    symbols = [each.training.bars.symbol for each in courses]
+    files, made = [], dict(zip(symbols, done, strict=True))
+    if courses[0].metrics:
+        outcomes = {name: each.outcomes for name, each in zip(symbols, courses, strict=True)}
+        results.write_json(
+            settings.out / FILES.criteria,
+            [{"symbol": name, **asdict(o)} for name, those in outcomes.items() for o in those],
+        )
+        files += [Path(FILES.criteria), Path(FILES.settings)]
+    for one, result in zip(settings.each, done, strict=True):
+        below = one.out.relative_to(settings.out)
+        own = (FILES.result, FILES.settings, *(entry["path"] for entry in result["files"]))
+        files += [below / path for path in own]
+    return results.write_result(settings.out, files, results.of_all(settings.mode, made))
 
 
 def _failed(out: Path, events: Events, error: MacdError, state: str) -> None:

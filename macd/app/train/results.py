@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from macd.app.train import backtest, caveats, comparison, oof
-from macd.app.train.cache import Entry, code_digest, library_versions
+from macd.app.train.cache import Entry, code_digest, key_of, library_versions
 from macd.app.train.holdout import Span, look
 from macd.app.train.leak_audit import Audit
 from macd.app.train.metrics import rounded
@@ -31,6 +31,7 @@ from macd.heads import (
     RIDGE,
     explained,
     head_names,
+    headline_of,
     in_order,
     kind_of,
     shown,
@@ -201,7 +202,7 @@ def short(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> dict[str, 
         },
         "stacking_worth": comparison.worth(metrics),
         "criteria": {outcome.name: outcome.ok for outcome in outcomes},
-        "blocked_by": [o.name for o in outcomes if not o.ok and o.level == "block"],
+        "blocked_by": blocked_by(outcomes),
     }
 
 
@@ -217,7 +218,7 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
         f"{len(metrics['folds'])} folds, profile {metrics['profile']}, seed {metrics['seed']}",
         f"Direction of moves above {share:g} %; in brackets 95 % of week-block resamples; "
         "beside it the sign on ALL bars",
-        "All on the same bars: those of which every model speaks",
+        "All on the same bars: those for which every model has a prediction",
         *filter(None, [explained(tf)]),
     ]
     same = on_same_bars(metrics)
@@ -236,6 +237,82 @@ def closing_lines(metrics: Mapping[str, Any], outcomes: Sequence[Outcome]) -> li
     if worth := comparison.worth(metrics):
         lines += ["", worth]
     return lines
+
+
+def closing_rows(
+    metrics: Sequence[Mapping[str, Any]], outcomes: Sequence[Sequence[Outcome]]
+) -> list[str]:
+    """What is printed when several symbols are trained: a row each, and who blocks a release."""
+    tf = str(metrics[0]["tf"])
+    rows = [("symbol", "best head", "validation AUC", "holdout AUC", "criteria")]
+    rows += [_closing_row(made, met, tf) for made, met in zip(metrics, outcomes, strict=True)]
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    move = 100 * float(metrics[0]["min_move"])
+    lines = [
+        f"{len(metrics)} symbols, {tf}, profile {metrics[0]['profile']}, seed {metrics[0]['seed']}",
+        f"Direction of moves above {move:g} %; in brackets 95 % of week-block resamples",
+        *filter(None, [explained(tf)]),
+        "",
+    ]
+    for *cells, last in rows:
+        lines.append("  ".join([*map(str.ljust, cells, widths), last]).rstrip())
+    blocked = [
+        made["symbol"] for made, met in zip(metrics, outcomes, strict=True) if blocked_by(met)
+    ]
+    if blocked:
+        names = ",".join(blocked)
+        some = len(blocked) < len(metrics)
+        without = f"; invoke release --without {names} releases the others" if some else ""
+        lines += ["", f"✗ {', '.join(blocked)}: a release is blocked{without}"]
+    return lines
+
+
+def _closing_row(
+    metrics: Mapping[str, Any], outcomes: Sequence[Outcome], tf: str
+) -> tuple[str, str, str, str, str]:
+    model = headline_of(metrics["models"])
+    head = metrics["best_head"][model]
+    figures = on_same_bars(metrics).get(model, metrics["models"][model])[head]
+    met = f"{sum(o.ok for o in outcomes)} of {len(outcomes)} met" if outcomes else "not judged"
+    if blocked := blocked_by(outcomes):
+        met += f"; blocked by {', '.join(blocked)}"
+    aucs = (auc_text(figures[part]) for part in ("val", "test"))
+    return metrics["symbol"], f"{NAMES[model]} {shown(head, tf)}", *aucs, met
+
+
+def blocked_by(outcomes: Sequence[Outcome]) -> list[str]:
+    """The criteria that forbid a release."""
+    return [o.name for o in outcomes if not o.ok and o.level == "block"]
+
+
+def of_all(mode: str, by_symbol: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What result.json of a run of several symbols says beside its files.
+
+    by_symbol: their result.json. A criterion is named `SYMBOL name` here. best_head: by symbol.
+    data_digest: of all of theirs.
+    """
+    digests = {name: result["data_digest"] for name, result in by_symbol.items()}
+    facts: dict[str, Any] = {
+        "mode": mode,
+        "complete": all(result["complete"] for result in by_symbol.values()),
+        "symbols": list(by_symbol),
+        "data_digest": key_of(digests),
+        "seconds": max(result["seconds"] for result in by_symbol.values()),
+        "peak_mb": max(result["peak_mb"] for result in by_symbol.values()),
+    }
+    if all("best_head" in result for result in by_symbol.values()):
+        facts["best_head"] = {symbol: result["best_head"] for symbol, result in by_symbol.items()}
+        facts["criteria"] = {
+            f"{symbol} {name}": ok
+            for symbol, result in by_symbol.items()
+            for name, ok in result["criteria"].items()
+        }
+        facts["blocked_by"] = [
+            f"{symbol} {name}"
+            for symbol, result in by_symbol.items()
+            for name in result["blocked_by"]
+        ]
+    return facts
 
 
 def _model_lines(name: str, heads: Mapping[str, Any], tf: str) -> list[str]:
@@ -278,7 +355,7 @@ def expected_files(
     files = [path for stage in wanted for path in by_stage[stage]]
     if mode != "verify":
         files += [Path(FILES.metrics), Path(FILES.criteria), Path(FILES.settings)]
-        files.append(Path(FILES.policies(tf)))
+        files += [Path(FILES.policies(tf)), Path(FILES.features(tf))]
     if refit:
         files.append(Path(FILES.refitted(tf)))
     return files

@@ -20,7 +20,19 @@ from macd.app.predict.policy import Policy, read_policy
 from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 from macd.heads import BASES, FAMILIES
-from macd.train_options import ENGINE, ENGINES, MIN_MOVE, PROFILES, SEED, STAGES, SYMBOL, TF
+from macd.run_directory import FILES
+from macd.train_options import (
+    ENGINE,
+    ENGINES,
+    MARKETS,
+    MIN_MOVE,
+    PROFILES,
+    SEED,
+    STAGES,
+    SYMBOL,
+    TF,
+    Market,
+)
 
 MODES = ("all", *STAGES)
 DEVICES = ("auto", "cpu", "cuda")
@@ -30,12 +42,14 @@ DEVICES = ("auto", "cpu", "cuda")
 class Settings:
     """One training. Paths are absolute; 0 in a number means "as the profile says".
 
+    symbols: all that this run trains, where they are several; `symbol` is the first.
     stages: what mode `all` runs; a single mode runs that one and needs the earlier ones.
     panel: assets that train global models together with `symbol`, which is always one of them.
     min_move: fraction; training and headline use bars with |return| above it.
     seeds: models of so many seeds, from `seed` on, are averaged into one.
     refit: after judging, fit the models that are shipped once more, on all bars.
     inner_stop: part of each training part kept for early stopping, 0 for fixed epochs.
+    market: when its bars must be there: crypto, fx, stocks or XHKG (market/calendars.py).
     limits: thresholds of the checks of bars that differ from the usual ones (market/findings.py).
     accept: findings about the bars that a person knows to be the market itself, and why.
     policy: how the service decides, evaluated beside others (backtest.py).
@@ -43,6 +57,7 @@ class Settings:
     """
 
     symbol: str = SYMBOL
+    symbols: tuple[str, ...] = ()
     tf: str = TF
     cross: tuple[str, ...] = ()
     panel: tuple[str, ...] = ()
@@ -66,11 +81,35 @@ class Settings:
     surrogates: int = 0
     edge_cap: float = 0.12
     inner_stop: float = 0.0
+    market: Market = "crypto"
     limits: dict[str, float] = field(default_factory=dict)
     accept: tuple[Accepted, ...] = ()
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
     criteria: dict[str, Criterion] = field(default_factory=lambda: dict(DEFAULTS))
     policy: Policy = field(default_factory=Policy)
+
+    @property
+    def each(self) -> tuple[Settings, ...]:
+        """The settings of each symbol's training, below this run's directory; of one, these."""
+        if not self.symbols:
+            return (self,)
+        return tuple(
+            dataclasses.replace(
+                self,
+                symbol=symbol,
+                symbols=(),
+                cross=tuple(name for name in self.cross if symbol_name(name) != symbol),
+                out=FILES.of_symbol(self.out, symbol),
+                cache=self.cache_dir,
+            )
+            for symbol in self.symbols
+        )
+
+    @property
+    def assets(self) -> tuple[str, ...]:
+        """All assets whose bars this training reads, by the names of their files, each once."""
+        names = [name for one in self.each for name in (one.symbol, *one.cross, *one.panel_others)]
+        return tuple(dict.fromkeys(map(symbol_name, names)))
 
     @property
     def panel_others(self) -> tuple[str, ...]:
@@ -101,7 +140,9 @@ class Settings:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain |= {name: str(plain[name]) for name in ("data", "out")}
         plain["cache"] = str(self.cache_dir)
-        plain |= {name: list(plain[name]) for name in ("cross", "panel", "stages")}
+        plain |= {name: list(plain[name]) for name in ("symbols", "cross", "panel", "stages")}
+        if not self.symbols:
+            del plain["symbols"]
         plain["accept"] = [finding.as_json() for finding in self.accept]
         plain["policy"] = self.policy.as_json()
         plain["criteria"] = {k: dataclasses.asdict(c) for k, c in self.criteria.items()}
@@ -142,6 +183,8 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         except (TypeError, ValueError) as error:
             problems.append(f"{name}: {error}")
     if not problems:
+        problems = _symbols_problems(values)
+    if not problems:
         settings = Settings(**values)
         problems = _range_problems(settings)
         if not problems:
@@ -151,6 +194,24 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         why="\n".join(problems),
         hint="python -m macd.app.train --help",
     )
+
+
+def _symbols_problems(values: dict[str, Any]) -> list[str]:
+    """Settle what is trained: a list of one is that symbol, of several the first is `symbol`."""
+    symbols = values.pop("symbols", ())
+    if not symbols:
+        return []
+    names = tuple(map(symbol_name, symbols))
+    problems = []
+    if len(set(names)) != len(names):
+        problems.append("symbols: each symbol once")
+    if symbol_name(values.setdefault("symbol", names[0])) != names[0]:
+        problems.append(
+            f"symbols: {names[0]} is the first, symbol says {values['symbol']}; give one of the two"
+        )
+    if len(names) > 1:
+        values |= {"symbol": names[0], "symbols": names}
+    return problems
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -185,7 +246,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "accept": _accept,
     "params": _params,
     "policy": read_policy,
-    **dict.fromkeys(("cross", "panel", "stages"), _names),
+    **dict.fromkeys(("symbols", "cross", "panel", "stages"), _names),
     **dict.fromkeys(("data", "out", "cache"), _directory),
 }
 
@@ -204,6 +265,7 @@ def _range_problems(s: Settings) -> list[str]:
         (s.mode in MODES, f"mode: {s.mode!r} is none of {', '.join(MODES)}"),
         (s.profile in PROFILES, f"profile: {s.profile!r} is none of {', '.join(PROFILES)}"),
         (s.engine in ENGINES, f"engine: {s.engine!r} is none of {', '.join(ENGINES)}"),
+        (s.market in MARKETS, f"market: {s.market!r} is none of {', '.join(MARKETS)}"),
         (s.device in DEVICES, f"device: {s.device!r} is none of {', '.join(DEVICES)}"),
         (0 <= s.min_move < 1, "min_move: a fraction from 0 to below 1 (0.003 is 0.3 %)"),
         (0 <= s.folds <= 50, "folds: 1 to 50, or 0 for the profile's"),
@@ -219,7 +281,10 @@ def _range_problems(s: Settings) -> list[str]:
         (0 < s.edge_cap < 0.5, "edge_cap: between 0 and 0.5"),
         (not set(s.params) - {*s.families}, f"params: only for {', '.join(s.families)}"),
         (not set(s.stages) - set(STAGES), f"stages: only {', '.join(STAGES)}"),
-        (s.symbol not in s.cross, f"cross: {s.symbol} is the symbol itself"),
-        (bool(s.panel_others) or not s.panel, f"panel: names no asset beside {s.symbol}"),
+        (s.symbol not in s.cross or s.symbols, f"cross: {s.symbol} is the symbol itself"),
+        *(
+            (bool(one.panel_others) or not s.panel, f"panel: names no asset beside {one.symbol}")
+            for one in s.each
+        ),
     ]
     return [text for good, text in checks if not good]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from macd.app.train import nets, tft
@@ -14,7 +14,7 @@ __all__ = ["Params", "average", "fit", "importance", "load", "predict", "save"]
 
 @dataclass(frozen=True)
 class Params(tft.Params):
-    """As for one asset, with epochs of one asset's size: more win nothing (docs/LOG.md).
+    """As for one asset, but for what `nets.of_panel` changes.
 
     Of many assets the net learns more from all own columns than from the path alone.
     """
@@ -23,8 +23,7 @@ class Params(tft.Params):
 
     @classmethod
     def full(cls) -> Self:
-        made = super().full()
-        return replace(made, loop=replace(made.loop, rows_per_epoch=24_000))
+        return nets.of_panel(super().full())
 
 
 _FAMILY: nets.Family[TftNet, tft.Params] = nets.Family("tft_panel", TftNet, Params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from macd.app.train import panel as panels
 from macd.app.train.cache import Cache, Entry
 from macd.app.train.dataset import Bars, Dataset, Plan
 from macd.app.train.events import Clock, Events
-from macd.app.train.fits import Inputs, Task, codes_of, fit_all, keyed, peak_mb
+from macd.app.train.fits import Batch, Inputs, Task, codes_of, fit_all, keyed, peak_mb
 from macd.app.train.modelfiles import model_of
 from macd.app.train.panel import Panel
 from macd.app.train.settings import Settings
@@ -67,6 +67,7 @@ class Training:
 
     checked: with which limits the bars were checked, and what was accepted (accepted.record).
     others: the other assets of the panel, by symbol.
+    flagged: what the panels of several symbols have in common (panel.of).
     """
 
     settings: Settings
@@ -79,6 +80,7 @@ class Training:
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
     checked: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Dataset] = field(default_factory=dict)
+    flagged: panels.Made = field(default_factory=dict)
 
     def tasks(self, family: str) -> list[Task]:
         """The family's fits: one per fold and seed, then one a seed before the holdout, kept."""
@@ -98,19 +100,6 @@ class Training:
         s, fold, params = self.settings, self.plan.everything, self.params(family)
         seeds = range(s.seed, s.seed + s.seeds)
         return [self._task(family, fold, params, seed, keep=True) for seed in seeds]
-
-    def fit(self, family: str, tasks: Sequence[Task] | None = None) -> list[Entry]:
-        """The entries of these tasks, by default of all of the family's `tasks`, in their order."""
-        with self.meter.running():
-            return fit_all(
-                self.tasks(family) if tasks is None else tasks,
-                self.inputs(family),
-                self.cache,
-                engine_name=self.settings.engine,
-                use=self.use(family),
-                embargo=self.plan.embargo,
-                progress=self.meter.add,
-            )
 
     def finished(self, family: str) -> list[Entry] | None:
         """The family's entries when all of them are in the cache, else None; fits nothing."""
@@ -225,13 +214,16 @@ class Training:
     @cached_property
     def assets(self) -> Panel | None:
         """The panel's assets, their times and rows; None without a panel."""
-        return panels.of(self.bars.symbol, self.data, self.others) if self.others else None
+        if not self.others:
+            return None
+        return panels.of(self.bars.symbol, self.data, self.others, made=self.flagged)
 
     def panel(self, family: str) -> Panel | None:
         """The assets that a family is trained on; None where it is the asset's own model."""
         if family not in PANEL:
             return None
-        return panels.of(self.bars.symbol, self.data, self.others, self.params(family))
+        params = self.params(family)
+        return panels.of(self.bars.symbol, self.data, self.others, params, made=self.flagged)
 
     def inputs(self, family: str) -> Inputs:
         """What the fits of a family share: of X, the columns that its parameters choose."""
@@ -250,7 +242,7 @@ class Training:
     def use(self, family: str) -> engine.Resources:
         """Workers and devices; LightGBM is always fitted on the CPU."""
         device = "cpu" if kind_of(family) == "lgbm" else self.settings.device
-        return engine.resources(device, self.settings.workers)
+        return engine.resources(device, self.settings.workers, self.settings.engine)
 
     def stage(self, name: str, note: str = "") -> AbstractContextManager[None]:
         """Announce a stage; see `stage`."""
@@ -265,6 +257,36 @@ class Training:
         panel = self.assets if family in PANEL else None
         others = 0 if panel is None else panel.rows_of_others(rows)
         return Task(family, fold, rows, params, seed, stop=stop, keep=keep, others=others)
+
+
+def fit_side_by_side(
+    trainings: Sequence[Training],
+    family: str,
+    tasks: Callable[[Training, str], Sequence[Task]] = Training.tasks,
+) -> list[list[Entry]]:
+    """By training the entries of the family's `tasks`, in their order; all in one pool."""
+    first = trainings[0]
+    batches = [Batch(tasks(each, family), each.inputs(family)) for each in trainings]
+    with first.meter.running():
+        return fit_all(
+            batches,
+            first.cache,
+            engine_name=first.settings.engine,
+            use=first.use(family),
+            embargo=first.plan.embargo,
+            progress=first.meter.add,
+        )
+
+
+@contextmanager
+def stage_of_all(
+    trainings: Sequence[Training], events: Events, name: str, note: str = ""
+) -> Iterator[None]:
+    """As `stage`, of one that all trainings go through together: each records its whole time."""
+    with stage(events, trainings[0].spent, name, note):
+        yield
+    for other in trainings[1:]:
+        other.spent[name] = trainings[0].spent[name]
 
 
 @contextmanager

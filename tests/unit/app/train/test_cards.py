@@ -25,8 +25,8 @@ WINDOWS = st.integers(48 * 4, 48 * 4 * 500)
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
     yield
-    cards.smallest_card.cache_clear()
-    cards._cuda_honours_bf16.cache_clear()
+    cards._smallest_here.cache_clear()
+    cards._all_honour_bf16.cache_clear()
 
 
 @given(BYTES, BYTES, WINDOWS)

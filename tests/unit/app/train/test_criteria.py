@@ -160,3 +160,9 @@ def test_models_without_a_drop_pass_and_a_drop_of_8_hundredths_does_not() -> Non
     fallen = CASES["a drop of about .08"]
     passes = [judge(seed, fallen, reps=200)[0] <= 0.0 for seed in range(6)]
     assert sum(passes) <= 2
+
+
+def test_a_share_and_its_threshold_are_both_in_percent() -> None:
+    criteria = {"flag_matters": Criterion(0.01, "warn")}
+    (outcome,) = evaluate(criteria, {"flag_matters": (0.07869605, "")})
+    assert outcome.line() == "✓ share of actions that the stacking flag changes >= 1 %: 7.87 %"

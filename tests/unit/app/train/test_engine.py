@@ -45,6 +45,17 @@ def test_one_worker_and_two_give_the_same_numbers_to_the_bit() -> None:
     assert _all(jobs, Resources(1)) == _all(jobs, Resources(2))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_job_gets_its_own_part_of_what_is_shared(workers: int) -> None:
+    made = run(
+        work, [3, 1, 4], [SHARED, SHARED + 1], whose=[0, 1, 0], engine="local",
+        use=Resources(workers),
+    )  # fmt: skip
+    found = [p for _, (p, _) in sorted(made)]
+    alone = [work(3, SHARED, "")[0], work(1, SHARED + 1, "")[0], work(4, SHARED, "")[0]]
+    assert found == pytest.approx(alone, rel=1e-5)
+
+
 def test_two_workers_are_other_processes() -> None:
     found = dict(run(process_of, [0, 1, 2, 3], None, engine="local", use=Resources(2)))
     assert os.getpid() not in found.values()
@@ -133,3 +144,15 @@ def test_a_ray_cluster_that_refuses_is_named_and_not_called_a_disk_problem(
         list(run(work, [1], SHARED, engine="ray", use=Resources(1)))
     assert "token is missing" in caught.value.why
     assert "RAY_AUTH_TOKEN" in caught.value.hint
+
+
+def _keeps_memory(job: int, shared: str, device: str) -> str | None:
+    del job, shared, device
+    return os.environ.get("MALLOC_TRIM_THRESHOLD_")
+
+
+def test_workers_keep_the_memory_that_the_next_step_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    made = engine.run(_keeps_memory, [0, 1], "", engine="local", use=engine.Resources(2))
+    assert {size for _, size in made} == {str(1 << 30)}

@@ -20,7 +20,7 @@ from macd.app.train.dataset import Bars
 from macd.app.train.engine import Resources
 from macd.app.train.events import Events
 from macd.app.train.fitdata import observe, verify_provenance
-from macd.app.train.fits import Inputs, Task, fit_all, training_data
+from macd.app.train.fits import Batch, Inputs, Task, fit_all, training_data
 from macd.app.train.leak_audit import sign_flipped
 
 SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
@@ -45,15 +45,15 @@ def _inputs(data: dataset.Dataset) -> Inputs:
 
 def _fit(data: dataset.Dataset, folds: tuple[Fold, ...], where: Path) -> list[Entry]:
     tasks = [Task("lgbm", fold, fold.train, TINY, 7) for fold in folds]
-    return fit_all(
-        tasks,
-        _inputs(data),
+    (entries,) = fit_all(
+        [Batch(tasks, _inputs(data))],
         Cache(where),
         engine_name="local",
         use=Resources(1),
         embargo=48,
         progress=lambda cost, *, cached: {},
     )
+    return entries
 
 
 def test_without_a_leak_nothing_is_raised(

@@ -101,3 +101,22 @@ def test_what_a_person_accepts_is_on_record_in_the_run(tmp_path: Path) -> None:
     assert done["bars_checked"]["accepted"] == []
     with pytest.raises(UsageError, match="2 problems"):
         settings_from({"limits": "gap=3", "accept": ["check=nan,symbol=A,reason=x"]})
+
+
+def test_samples_that_a_criterion_can_not_have_are_told_before_any_fit(tmp_path: Path) -> None:
+    bars = read_bars(SAMPLE)[:3200]
+    settings = settings_for(tmp_path, bars)
+    made = dataset.build(dataset.read(settings), settings.min_move)
+    plan = dataset.plan(made, settings)
+
+    def told(wanted: float, min_move: float = settings.min_move) -> str:
+        return dataset.too_few_samples(made.returns, plan, min_move, wanted)
+
+    said = told(10_000)
+    (most,) = re.findall(r"to at most ([0-9,]+)$", said)
+    (whole,) = re.findall(r"--min-move 0 gives ([0-9,]+)", said)
+    assert "criterion n_oof asks for 10,000" in said
+    assert told(float(most.replace(",", ""))) == ""
+    assert told(float(most.replace(",", "")) + 1)
+    assert told(float(whole.replace(",", "")), 0.0) == ""
+    assert told(float(whole.replace(",", "")) + 1, 0.0)

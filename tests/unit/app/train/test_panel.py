@@ -258,3 +258,19 @@ def test_assets_share_the_coins_of_a_timestamp(bars: Bars) -> None:
             for t in (joined, original)
         )
         assert after == pytest.approx(before, abs=0.02)
+
+
+def test_the_panels_of_several_symbols_share_the_same_columns(
+    made: tuple[dataset.Dataset, dict[str, dataset.Dataset]],
+) -> None:
+    main, others = made
+    every, params, kept = {small_panel.MAIN: main, **others}, lstm_panel.Params.demo(), {}
+    for tested, data in every.items():
+        rest = {name: other for name, other in every.items() if name != tested}
+        alone = panels.of(tested, data, rest, params)
+        shared = panels.of(tested, data, rest, params, made=kept)
+        assert shared.tested.symbol == tested
+        for one, other in zip(alone.assets, shared.assets, strict=True):
+            assert (one.symbol, one.features) == (other.symbol, other.features)
+            assert np.array_equal(one.X, other.X, equal_nan=True)
+    assert len(kept) == len(every)

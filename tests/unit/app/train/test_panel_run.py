@@ -90,6 +90,7 @@ def test_six_models_and_a_stacking_of_all_of_them(run: Path) -> None:
     assert {f"data/ml_models/{name}_panel_1h.onnx" for name in ("lstm", "tft")} <= listed
     assert {f"data/ml_models/lgbm_panel_1h_{h}.txt" for h in ("5h", "12h", "24h")} <= listed
     assert made.metrics["panel"] == list(small_panel.OTHERS)
+    assert {*made.metrics["drift"]["assets"]} == {small_panel.MAIN, *small_panel.OTHERS}
     checks = {check["name"]: check["ok"] for check in made.audit["checks"]}
     assert checks["provenance"]
     assert checks["no_look_ahead"]
@@ -124,7 +125,7 @@ def test_a_release_is_proved_on_the_bars_of_all_assets(run: Path, bars: Path) ->
     question = {"top": str(run), "run": str(run), "data": str(bars), "digest": digest}
     proof = checks.answer("prove", {**question, "lock": {}})
     assert [item for item in proof["items"] if not item["ok"]] == []
-    (item,) = onnx_check.answer({"top": str(run), "tf": "1h", "inputs": proof["golden"]})["items"]
+    (item,) = onnx_check.answer({name: question[name] for name in ("top", "run", "data")})["items"]
     assert item["ok"]
     assert "own and panel's" in item["detail"]
 
@@ -151,10 +152,10 @@ def test_another_asset_is_served_by_the_panels_models_alone(bars: Path, scorer: 
     frame = read_bars(bars / f"{OTHER}_1h.parquet")
     serving = scorer.on(OTHER)
     assert serving.families == PANEL
-    said = Predictor(serving, Flags(False, 0, {}), "1h").predict(frame, {})
+    said = Predictor(serving, Flags(0, 0, {}), "1h").predict(frame, {})
     fields = dict(said.fields)
     assert fields["ml_error"] is None
-    assert set(fields["ml_heads"]) == {*PANEL, "stacking"}
+    assert set(fields["ml_heads"]) == {*PANEL, "stacking", "mean"}
     head = fields["ml_horizon"]
     for name, family in zip(("lgb", "lstm", "tft"), PANEL, strict=True):
         assert fields[f"ml_{name}_prob"] == pytest.approx(
@@ -165,15 +166,16 @@ def test_another_asset_is_served_by_the_panels_models_alone(bars: Path, scorer: 
     mean = float(mean_of_logits((fields["ml_heads"][f][head] for f in PANEL), slope=slope))
     assert fields["ml_stacking_prob"] == pytest.approx(mean, abs=1e-5)
     assert fields["ml_avg_prob"] == pytest.approx(mean, abs=1e-5)
+    assert fields["ml_heads"]["mean"][head] == pytest.approx(mean, abs=1e-5)
     # Its nets are told whose bars these are.
-    as_main = Predictor(scorer, Flags(False, 0, {}), "1h").predict(frame, {}).fields
+    as_main = Predictor(scorer, Flags(0, 0, {}), "1h").predict(frame, {}).fields
     told = {f: np.array(list(fields["ml_heads"][f].values())) for f in PANEL}
     main = {f: np.array(list(as_main["ml_heads"][f].values())) for f in PANEL}
     assert np.abs(told["lstm_panel"] - main["lstm_panel"]).max() > 1e-5
     assert np.abs(told["lgbm_panel"] - main["lgbm_panel"]).max() == 0
     # On the trained asset the guide's fields are those of its own models.
     assert as_main["ml_lstm_prob"] == pytest.approx(as_main["ml_heads"]["lstm"][head], abs=1e-6)
-    assert set(as_main["ml_heads"]) == {*BASES, "stacking"}
+    assert set(as_main["ml_heads"]) == {*BASES, "stacking", "mean"}
 
 
 def test_one_broken_model_of_the_panel_leaves_the_others(bars: Path, scorer: Scorer) -> None:
@@ -183,7 +185,7 @@ def test_one_broken_model_of_the_panel_leaves_the_others(bars: Path, scorer: Sco
     serving = scorer.on(OTHER)
     serving = dataclasses.replace(serving, models={**serving.models, "tft_panel": broken})
     frame = read_bars(bars / f"{OTHER}_1h.parquet")
-    fields = Predictor(serving, Flags(True, 0, {}), "1h").predict(frame, {}).fields
+    fields = Predictor(serving, Flags(100, 0, {}), "1h").predict(frame, {}).fields
     assert fields["ml_tft_prob"] is None
     assert fields["ml_stacking_prob"] is None
     assert "CUDA on fire" in fields["ml_error"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from macd.app.market import features
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.market.features import schema_hash, subset
 from macd.app.predict.combine import calibrated, mean_of_logits
@@ -24,6 +26,7 @@ from macd.app.train.events import read_events
 from macd.app.train.settings import MODES, settings_from
 from macd.app.train.training import params_of
 from macd.errors import MacdError, RefusedError, UsageError
+from macd.run_directory import FILES
 
 pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
@@ -186,6 +189,35 @@ def test_policies_are_evaluated_and_their_curves_written(done: Path) -> None:
     assert {outcomes[name]["level"] for name in ("flag_matters", "net_edge")} == {"warn"}
     said = [e["note"] for e in read_events(done / "events.jsonl") if e["event"] == "summary"]
     assert any(line.startswith("base rule with stacking (configured): val ") for line in said)
+
+
+def test_how_the_features_lay_is_written_of_the_rows_the_models_were_trained_on(
+    done: Path,
+) -> None:
+    document = json.loads((done / FILES.features("1h")).read_bytes())
+    meta = json.loads((done / FILES.meta("lgbm", "1h")).read_bytes())
+    until = datetime.fromisoformat(document["until"]).timestamp() * 1000
+    assert until == meta["trained_until_ms"]
+    asset = document["assets"]["BTCUSD"]
+    assert list(asset["features"]) == meta["window_features"]
+    metrics = json.loads((done / FILES.metrics).read_bytes())
+    said = document["predictions"]
+    assert metrics["drift"] == {
+        "block": 168,
+        "assets": {"BTCUSD": asset["blocks"]},
+        "predictions": said,
+    }
+    head = metrics["best_head"]["stacking"]
+    p = table(done)[f"p_mean_{head}"].drop_nulls().drop_nans().to_numpy()
+    assert (said["head"], said["count"]) == (head, len(p) // 168)
+    assert said["mean"]["mean"] == pytest.approx(p[: len(p) // 168 * 168].mean(), abs=1e-6)
+    assert 0 < said["spread"]["mean"] < p.std() + 1e-6
+    assert asset["blocks"]["count"] == asset["rows"] // 168
+    assert 0.002 < asset["blocks"]["outside"]["mean"] < 0.012
+    row = features.compute(read_bars(SAMPLE)[:3200], tf="1h").row(3000, named=True)
+    low, high, longest = asset["features"]["rsi_14"]
+    assert -1 < low < row["rsi_14"] < high < 1
+    assert 1 <= longest < 48
 
 
 def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:

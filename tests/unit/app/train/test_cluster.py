@@ -1,0 +1,132 @@
+"""A Ray cluster: what it offers decides, its nodes are compared, what fails is said in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from macd.app.train import cards, cluster
+from macd.app.train.cards import Cards
+from macd.app.train.engine import Resources, resources, run
+from macd.errors import MacdError
+from macd.host.jobs import software
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine never serves it
+    monkeypatch.setattr(cards, "_told", [])
+    yield monkeypatch
+    ray.shutdown()
+
+
+def squares(job: int, shared: int, device: str) -> tuple[int, str]:
+    return job * job + shared, device
+
+
+def dies_once(job: str, shared: None, device: str) -> str:
+    marker = Path(job)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def dies_always(job: int, shared: None, device: str) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+def asks_cards(job: int, shared: None, device: str) -> Cards | None:
+    return cards.known()
+
+
+def test_a_local_cluster_serves_and_survives_a_killed_worker(
+    quiet: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use = resources("auto", 1, "ray")
+    assert use == Resources(1, ("cpu",), 1)
+    assert sorted(run(squares, [2, 3], 1, engine="ray", use=use)) == [
+        (0, (5, "cpu")),
+        (1, (10, "cpu")),
+    ]
+    jobs = [str(tmp_path / "dies")]
+    assert list(run(dies_once, jobs, None, engine="ray", use=use)) == [(0, "done")]
+    with pytest.raises(MacdError, match="crashed again and again") as caught:
+        list(run(dies_always, [1], None, engine="ray", use=use))
+    assert "start the same training again" in caught.value.hint
+
+    with pytest.raises(MacdError, match="the Ray cluster has no GPU") as caught:
+        resources("cuda", 1, "ray")
+    assert "1 CPU, 0 GPU" in caught.value.why
+    quiet.setattr(cluster, "INFEASIBLE_S", 0.5)  # a GPU that went away after it was offered
+    with pytest.raises(MacdError, match="no node of the Ray cluster has the GPU") as caught:
+        list(run(squares, [1], 0, engine="ray", use=Resources(1, ("cuda:0",), 2)))
+    assert "1 fits wait" in caught.value.why
+
+    cards.use(Cards(8 << 30, bf16=False))  # a cluster's, as every fit is told
+    assert list(run(asks_cards, [0], None, engine="ray", use=use)) == [(0, cards.known())]
+
+
+def test_a_gpu_that_only_ray_sees_is_not_trained_on_in_silence(quiet: pytest.MonkeyPatch) -> None:
+    """The driver has none: the cluster's count decides, and its node is asked."""
+    quiet.setenv("CUDA_VISIBLE_DEVICES", "0")
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False)
+    with pytest.raises(MacdError, match="but torch finds none there") as caught:
+        resources("auto", 1, "ray")
+    assert "--device cpu" in caught.value.hint
+    assert resources("cpu", 1, "ray").devices == ("cpu",)
+
+
+def test_a_node_with_other_packages_is_refused_before_any_fit(
+    quiet: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "lightgbm-0.0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: lightgbm\nVersion: 0.0.1\n")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "RAY_worker_niceness": "0"}
+    program = (
+        "import ray, sys\n"
+        "r = ray.init(num_cpus=1, include_dashboard=False)\n"
+        "print(r.address_info['gcs_address'], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    head = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert head.stdout is not None
+        quiet.setenv("RAY_ADDRESS", head.stdout.readline().strip())
+        with pytest.raises(MacdError, match="have other software than this machine") as caught:
+            resources("cpu", 1, "ray")
+        assert "lightgbm 0.0.1 (here " in caught.value.why
+        with pytest.raises(MacdError, match="have other software") as caught:  # had it come later
+            list(run(squares, [2], 1, engine="ray", use=Resources(1)))
+        assert "lightgbm 0.0.1 (here " in caught.value.why
+    finally:
+        ray.shutdown()
+        assert head.stdin is not None
+        head.stdin.close()
+        head.wait(60)
+
+
+def test_differing_software_begins_with_python() -> None:
+    here, there = {"python": "3.11.7", "a": "1"}, {"python": "3.11.9", "b": "2", "a": "1"}
+    told = software.differing(here, there)
+    assert told == ["python 3.11.9 (here 3.11.7)", "b 2 (here missing)"]
+    assert software.digest_of({"a": "1", "b": "2"}) == software.digest_of({"b": "2", "a": "1"})
