@@ -33,16 +33,16 @@ def changes(compared: Mapping[str, Mapping[str, Any]]) -> list[Change]:
     A document with `unable` alone says why there is no comparison.
     """
     return [
-        Change(f"Against {other}", f"not compared, {numbers.typeset(found['unable'])}.")
-        if "unable" in found
+        Change(f"Against {other}", f"not compared, {numbers.typeset(comparison['unable'])}.")
+        if "unable" in comparison
         else Change(
-            f"Against {other}, {found['champion']['run']}",
-            _sentence(found["verdict"]["text"]),
-            _figures(found),
-            tuple(_differs(found["differs"])),
-            tuple(map(_sentence, found["limits"])),
+            f"Against {other}, {comparison['champion']['run']}",
+            _sentence(comparison["verdict"]["text"]),
+            _figures(comparison),
+            tuple(_differs(comparison["differs"])),
+            tuple(map(_sentence, comparison["limits"])),
         )
-        for other, found in compared.items()
+        for other, comparison in compared.items()
     ]
 
 
@@ -53,14 +53,14 @@ def _sentence(words: str) -> str:
     return numbers.typeset(words)
 
 
-def _figures(found: Mapping[str, Any]) -> Table | None:
+def _figures(comparison: Mapping[str, Any]) -> Table | None:
     """AUC on all bars that both tested; None where there is no such bar."""
-    if not any(parts[part]["n"] for parts in found["parts"].values() for part in parts):
+    if not any(parts[part]["n"] for parts in comparison["parts"].values() for part in parts):
         return None
     rows: list[tuple[Cell, ...]] = []
-    for head, parts in found["parts"].items():
+    for head, parts in comparison["parts"].items():
         for model in parts["val_all"]["models"]:
-            cells: list[Cell] = [f"{NAMES[model]} {shown(head, found['tf'])}"]
+            cells: list[Cell] = [f"{NAMES[model]} {shown(head, comparison['tf'])}"]
             for part in PARTS:
                 made = parts[f"{part}_all"]["models"][model]
                 value, low, high = (made["difference"]["auc"][k] for k in ("value", "low", "high"))

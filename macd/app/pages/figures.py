@@ -327,8 +327,8 @@ def hits(run: TrainingRun) -> list[Figure]:
                 muted = part == "test"
                 name = f"{'· ' if muted else ''}{ends[0].removesuffix(' %')} to {ends[1]}"
                 rows.append(_line(name, made, COLOURS[model], muted=muted))
-                told = [numbers.share(made[k]) for k in ("value", "low", "high")]
-                cells.append((f"{ends[0]} to {ends[1]}, {where}", *told, numbers.count(made["n"])))
+                hits = [numbers.share(made[k]) for k in ("value", "low", "high")]
+                cells.append((f"{ends[0]} to {ends[1]}, {where}", *hits, numbers.count(made["n"])))
         title = f"{NAMES[model]} {run.shown(head)}"
         svg = charts.forest(
             rows,
@@ -378,8 +378,8 @@ def latest(run: TrainingRun) -> list[tuple[str, Table]]:
             at = bar["heads"][head]
             given = (numbers.difference(at["by_family"][name]) for name in families)
             most, size = next(iter(at["largest"].items()))
-            told = f"{names.feature(most)} {numbers.difference(size)}"
-            rows.append((moment(bar["time"]), numbers.share(at["p"]), *given, told))
+            most_moved = f"{names.feature(most)} {numbers.difference(size)}"
+            rows.append((moment(bar["time"]), numbers.share(at["p"]), *given, most_moved))
         columns = ("bar (UTC)", "up", *families, "largest feature")
         tables.append((run.shown(head), Table(columns, rows)))
     return tables

@@ -184,12 +184,12 @@ def _differences(run: TrainingRun, head: str, compared: Mapping[str, Any]) -> li
         one, _, other = key.partition("_minus_")
         against = NAMES[made.get("best", other)] + (" (best)" if "best" in made else "")
         for part, where in PARTS.items():
-            found, muted = compared[f"{part}_all"]["differences"][key], part == "test"
+            difference, muted = compared[f"{part}_all"]["differences"][key], part == "test"
             if one == "stacking":
                 label = f"· {where}" if muted else against
-                rows.append(_line(label, found, COLOURS[one], muted=muted))
+                rows.append(_line(label, difference, COLOURS[one], muted=muted))
             whole = f"{NAMES[one]} minus {against}, {where}"
-            cells.append((whole, *_written(found, numbers.difference)))
+            cells.append((whole, *_written(difference, numbers.difference)))
     if not rows:
         return []
     title = f"Stacking minus others, {run.shown(head)} ahead"

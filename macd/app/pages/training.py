@@ -222,8 +222,8 @@ def _doubts(run: TrainingRun, model: str) -> list[str]:
     name = f"{NAMES[model]} {run.shown(head)}"
     # A model may use a baseline inverted, so its distance from 0.5 counts.
     reached = {
-        told: abs(run.compared[each][head]["val"]["value"] - 0.5)
-        for each, told in _ALONE.items()
+        words: abs(run.compared[each][head]["val"]["value"] - 0.5)
+        for each, words in _ALONE.items()
         if head in run.compared.get(each, {})
         and run.compared[each][head]["val"]["value"] is not None
     }

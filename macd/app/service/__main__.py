@@ -1,4 +1,6 @@
-"""Start the service (app/serve.py of a release calls this): `--root APP_DIR`, or `--check`.
+"""Start the service (app/serve.py of a release calls this): `--root APP_DIR`.
+
+`--check` proves that it would work, `--replay` repeats bars for an audit; both end by themselves.
 
 Exit codes: 0 stopped as asked or check passed, 1 failed, 2 unusable settings, 6 another one runs.
 """
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = check(Path(options.release or root / "current"), root)
             sys.stdout.write(json.dumps(result) + "\n")
             return 0 if result["ok"] else 1
+        if options.replay:
+            return _replay(Path(options.root).absolute(), options.release)
         return _serve(Path(options.root).absolute())
     except MacdError as error:
         sys.stderr.write(f"{error}\n")
@@ -42,8 +46,26 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve.py", description=__doc__)
     parser.add_argument("--root", required=True, help="the application's directory")
     parser.add_argument("--check", action="store_true", help="only prove that it would work")
-    parser.add_argument("--release", default="", help="the release to check (default: current)")
+    parser.add_argument("--replay", action="store_true", help="answer an audit's question on stdin")
+    parser.add_argument("--release", default="", help="the release for both (default: current)")
     return parser.parse_args(argv)
+
+
+def _replay(root: Path, wanted: str) -> int:
+    from macd.app.service.replay import answers  # noqa: PLC0415
+
+    question = json.load(sys.stdin)
+    for line in answers(question, root, Path(wanted or root / "current")):
+        sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
+    return 0
+
+
+def _asked_to_stop() -> Event:
+    """Is set by SIGTERM and Ctrl-C."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _serve(root: Path) -> int:
@@ -51,16 +73,14 @@ def _serve(root: Path) -> int:
     from macd.app.service.feed import open_feed  # noqa: PLC0415
     from macd.app.service.health import HealthServer, Status, Systemd, inherited_socket  # noqa: PLC0415
     from macd.app.service.loop import Loop, StoppedError  # noqa: PLC0415
-    from macd.app.service.predictor import Predictor  # noqa: PLC0415
     from macd.app.service.settings import Settings, flags  # noqa: PLC0415
     from macd.app.service.signal_log import SignalLog  # noqa: PLC0415
+    from macd.app.service.starting import challengers, served_of  # noqa: PLC0415
 
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _asked_to_stop()
     settings = Settings.read(root)
     wanted = flags(os.environ)
-    status = Status(wanted.shown)
+    status = Status(wanted.shown, wanted.weight)
     systemd = Systemd(os.environ)
     health = HealthServer(settings.endpoint, status, inherited_socket(os.environ))
     health.start()
@@ -68,17 +88,9 @@ def _serve(root: Path) -> int:
     try:
         identity = release.identify(root / "current")
         status.set(release=identity.id, manifest_sha256=identity.sha256)
-        log = SignalLog(settings.live)
+        log = SignalLog(settings.live, symbols=settings.symbols)
         status.set(seq=log.seq)
-        loaded = release.load(identity, settings.tf, settings.symbol)
-        status.golden(loaded.outcome)
-        status.set(models=loaded.models)
-        why = "" if loaded.outcome.ok else f"golden predictions fail here: {loaded.outcome.detail}"
-        why = loaded.unknown or why
-        predictor = None
-        if loaded.scorer is not None:
-            predictor = Predictor(loaded.scorer, wanted, settings.tf, distrust=why)
-            status.set(stacking=predictor.mode)
+        served, why = served_of(identity, settings, wanted, status)
 
         def alive() -> None:
             systemd.notify("WATCHDOG=1")
@@ -86,11 +98,10 @@ def _serve(root: Path) -> int:
         loop = Loop(
             settings,
             identity.id,
-            predictor,
+            served,
             open_feed(settings, alive),
             log,
             status,
-            why=why,
             stop=stop,
             alive=alive,
         )
@@ -101,6 +112,7 @@ def _serve(root: Path) -> int:
         systemd.notify("READY=1", f"STATUS={why or 'serving ' + identity.id}")
         if log.torn:
             loop.say("torn_line", f"{log.torn} bytes of a line were left by an earlier life")
+        challengers(served, identity.id, wanted, status)
         loop.begin()
         loop.run()
         return 0

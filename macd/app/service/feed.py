@@ -8,13 +8,14 @@ lap with the same history as the first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import polars as pl
 
-from macd.app.market.bars import bars_path, read_bars
+from macd.app.market.bars import COLUMNS, bars_path, read_bars
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 
@@ -23,7 +24,10 @@ _AT_ONCE = 50  # bars given in one answer when a replay runs as fast as it can
 
 @dataclass(frozen=True)
 class Bar:
-    """One closed bar as it arrived, not yet judged. `open_ms`: epoch milliseconds of its open."""
+    """One closed bar as it arrived, not yet judged. `open_ms`: epoch milliseconds of its open.
+
+    filled: nobody traded, and the exchange had no candle; it is flat at the last close.
+    """
 
     symbol: str
     open_ms: int
@@ -32,6 +36,7 @@ class Bar:
     low: float
     close: float
     volume: float
+    filled: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,28 @@ class Fresh:
     history: Mapping[str, Sequence[Bar]]
 
 
-Item = Bar | Trouble | Fresh
+@dataclass(frozen=True)
+class Corrected:
+    """The source now gives other values for a bar that was handed over before as `was`."""
+
+    bar: Bar
+    was: Bar
+
+    @property
+    def detail(self) -> str:
+        """Each value that changed, from what to what."""
+        pairs = [(n, getattr(self.was, n), getattr(self.bar, n)) for n in COLUMNS[1:]]
+        return ", ".join(f"{name} {old:g} -> {new:g}" for name, old, new in pairs if old != new)
+
+
+Item = Bar | Trouble | Fresh | Corrected
 
 
 class Feed(Protocol):
     """Bars of the cross symbols come before the bar of the main symbol with the same time.
+
+    Where several symbols are served, what has come of a time is given in one answer, and a symbol
+    that is another's cross asset is waited for like one that is not served.
 
     live: bars are of now, so that one which comes late is stale. state: a word for /healthz.
     """
@@ -74,7 +96,7 @@ class Feed(Protocol):
 
 
 class ReplayFeed:
-    """Bars of files: see Feed."""
+    """Bars of files: see Feed. A time is one at which a served symbol has a bar."""
 
     live = False
 
@@ -91,32 +113,37 @@ class ReplayFeed:
         self._position = 0
         self._due = 0.0
         self._frames: dict[str, pl.DataFrame] = {}
+        self._opens: dict[str, list[int]] = {}
+        self._times: list[int] = []
 
     def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
         feed = self._settings.feed
-        for symbol in (self._settings.symbol, *self._settings.cross):
+        for symbol in self._settings.names:
             path = bars_path(self._settings.feed_directory, symbol, self._settings.tf)
-            self._frames[symbol] = read_bars(path)
-        main = self._main
-        if len(main) <= need:
+            self._frames[symbol] = frame = read_bars(path)
+            self._opens[symbol] = frame["timestamp"].dt.epoch("ms").to_list()
+        times = {ms for symbol in self._settings.served for ms in self._opens[symbol]}
+        self._times = sorted(times)
+        count = len(self._times)
+        if count <= need:
             raise MacdError(
-                f"{len(main)} bars of {self._settings.symbol} are too few to replay",
+                f"{count} bars of {self._settings.symbol} are too few to replay",
                 why=f"{need} are history before the first one",
                 hint="bring more bars into train.data_dir, or lower service.feed.start; then: "
                 "invoke provision",
             )
         self._need = need
-        self._first = min(max(int(len(main) * feed.start), need), len(main) - 1)
+        self._first = min(max(int(count * feed.start), need), count - 1)
         self._position = self._first
         if after_ms is not None:
-            later = int((main["timestamp"].dt.epoch("ms") <= after_ms).sum())
-            inside = need <= later and (later < len(main) or not feed.loop)
+            later = bisect_right(self._times, after_ms)
+            inside = need <= later and (later < count or not feed.loop)
             self._position = later if inside else self._first
         self._due = self._clock()
         return self._history()
 
     def wait(self, seconds: float) -> Sequence[Item]:
-        if self._position >= len(self._main):
+        if self._position >= len(self._times):
             if not self._settings.feed.loop:
                 self.state = "at the end of its file"
                 self._sleep(seconds)
@@ -124,19 +151,15 @@ class ReplayFeed:
             self._position = self._first
             return [Fresh(self._history())]
         count = self._count_due(seconds)
-        rows = self._main[self._position : self._position + count]
-        self._position += len(rows)
-        return self._with_cross(rows)
-
-    @property
-    def _main(self) -> pl.DataFrame:
-        return self._frames[self._settings.symbol]
+        times = self._times[self._position : self._position + count]
+        self._position += len(times)
+        return [bar for ms in times for bar in self._bars_at(ms)]
 
     def _count_due(self, seconds: float) -> int:
         """Sleep until the next bar is due; how many are, when it lags behind."""
         speed = self._settings.feed.speed
         if speed <= 0:
-            return _AT_ONCE
+            return max(1, _AT_ONCE // len(self._settings.served))
         left = self._due - self._clock()
         if left > seconds:
             self._sleep(seconds)
@@ -150,22 +173,20 @@ class ReplayFeed:
         return count
 
     def _history(self) -> dict[str, list[Bar]]:
-        past = self._main[: self._position]
-        until = past["timestamp"][-1]
-        history = {self._settings.symbol: bars_of(self._settings.symbol, past.tail(self._need))}
-        for symbol in self._settings.cross:
-            before = self._frames[symbol].filter(pl.col("timestamp") <= until)
-            history[symbol] = bars_of(symbol, before.tail(self._need))
+        until = self._times[self._position - 1]
+        history = {}
+        for symbol in (*self._settings.served, *self._settings.cross):
+            known = bisect_right(self._opens[symbol], until)
+            before = self._frames[symbol][max(0, known - self._need) : known]
+            history[symbol] = bars_of(symbol, before)
         return history
 
-    def _with_cross(self, rows: pl.DataFrame) -> list[Item]:
-        items: list[Item] = []
-        for bar in bars_of(self._settings.symbol, rows):
-            for symbol in self._settings.cross:
-                stamp = pl.col("timestamp").dt.epoch("ms")
-                items += bars_of(symbol, self._frames[symbol].filter(stamp == bar.open_ms))
-            items.append(bar)
-        return items
+    def _bars_at(self, open_ms: int) -> Iterator[Bar]:
+        for symbol in self._settings.names:
+            opens = self._opens[symbol]
+            at = bisect_left(opens, open_ms)
+            if at < len(opens) and opens[at] == open_ms:
+                yield from bars_of(symbol, self._frames[symbol][at : at + 1])
 
 
 def bars_of(symbol: str, frame: pl.DataFrame) -> list[Bar]:

@@ -1,22 +1,36 @@
 """Bars of an exchange by REST: asked for when one should have closed, patiently when it fails.
 
 Every question is one request of `wait`, so that the watchdog and SIGTERM never wait for a row of
-them. A bar counts as closed by the earlier of our clock and the exchange's. After failures the
-pauses grow, then a circuit opens for a while (Nygard, Release It!).
+them; of several symbols some are asked side by side. A bar counts as closed by the earlier of our
+clock and the exchange's. After failures the pauses grow, then a circuit opens for a while (Nygard,
+Release It!).
+
+Exchanges correct bars after they closed. So each page begins with the last two bars again, and one
+that is not what was handed over before is handed on as `Corrected`, once.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent import futures
+from dataclasses import replace
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from typing import NamedTuple
 
 import polars as pl
 
-from macd.app.market.bars import symbol_name
-from macd.app.market.exchange import Asking, open_exchange
-from macd.app.service.feed import Bar, Item, Trouble, bars_of
+from macd.app.market.exchange import (
+    Asking,
+    Exchange,
+    beside,
+    no_market,
+    open_exchange,
+    spot_markets,
+)
+from macd.app.service.feed import Bar, Corrected, Item, Trouble, bars_of
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 
@@ -60,12 +74,109 @@ class Breaker:
 
 
 _SETTLED_S = 1.0  # after a bar's end, until an exchange has it
-_AGAIN_S = 3.0  # when it has not yet
+_AGAIN_S = 3.0  # when it has not yet; each time twice as long
+_LONGEST_AGAIN_S = 60.0  # for hours a market may have no trade, and so no bar
+_RECHECKED = 2  # bars that are asked for again: one request gives them with the new ones
 _CROSS_TRIES = 3  # for a cross symbol's bar, before the main one is asked without it
+
+
+_AT_ONCE = 8  # of many symbols so many are asked side by side
+_CLOCK_S = 10.0  # so long one answer about the exchange's time holds, where many symbols ask
+
+
+class _Plan:
+    """When each of several symbols is asked next: first those that are others' cross assets.
+
+    While such a one still lacks its bar, only they are asked, a few times: without it the others'
+    bars are worth little.
+    """
+
+    def __init__(self, names: Sequence[str], cross: Sequence[str], step: int) -> None:
+        self._names, self._cross, self._step = names, cross, step
+        self._due = dict.fromkeys(names, 0.0)
+        self._tries = dict.fromkeys(names, 0)
+
+    def due(
+        self, now: float, breakers: Mapping[str, Breaker], asked: Container[str]
+    ) -> tuple[list[str], float, bool]:
+        """Who is to be asked now, in how many seconds somebody is, and whether others wait for it.
+
+        asked: who is being asked already.
+        """
+        pending = any(0 < self._tries[name] < _CROSS_TRIES for name in self._cross)
+        waits = {
+            name: 0.0
+            if name in asked
+            else max(0.0, breakers[name].wait(now), self._due[name] - now)
+            for name in (self._cross if pending else self._names)
+        }
+        first = [name for name in self._cross if waits[name] == 0]
+        due = [name for name in first or waits if waits[name] == 0 and name not in asked]
+        left = min((wait for name, wait in waits.items() if name not in asked), default=0.0)
+        return due, left, bool(first)
+
+    def answered(self, name: str, newest: int, now: float, *, came: bool) -> None:
+        """newest: its last bar's open in ms; came: whether a new one was in the answer."""
+        ends = (newest + 2 * self._step) / 1000 + _SETTLED_S
+        if came or ends > now:
+            self._tries[name], self._due[name] = 0, ends
+            return
+        self._tries[name] += 1
+        pause = _AGAIN_S * 2.0 ** min(self._tries[name] - 1, 10)
+        self._due[name] = now + min(pause, _LONGEST_AGAIN_S)
+
+    def failed(self, name: str) -> None:
+        """Its breaker says when it is asked again; nobody waits for it."""
+        self._tries[name] = 0
 
 
 class _FailedError(Exception):
     """One try failed; the breaker says when the next may be."""
+
+
+def _once(exchange: Exchange) -> Asking:
+    """Questions that are not asked again: each raises _FailedError with the reason."""
+    why = [""]
+
+    def note(line: str) -> None:
+        why[0] = line.partition("; trying again")[0]
+
+    def give_up(_: float) -> None:
+        raise _FailedError(why[0])
+
+    return Asking(exchange, sleep=give_up, report=note)
+
+
+class _Beside:
+    """Pages of several symbols, asked for side by side: a thread and an exchange object each."""
+
+    def __init__(self, exchanges: Sequence[Exchange]) -> None:
+        self._pool = futures.ThreadPoolExecutor(len(exchanges), thread_name_prefix="feed")
+        self._free: SimpleQueue[Asking] = SimpleQueue()
+        for exchange in exchanges:
+            self._free.put(_once(exchange))
+
+    def ask(self, market: str, tf: str, first: int) -> futures.Future[pl.DataFrame]:
+        return self._pool.submit(self._page, market, tf, first)
+
+    def _page(self, market: str, tf: str, first: int) -> pl.DataFrame:
+        asking = self._free.get()
+        try:
+            return asking.page(market, tf, first)
+        finally:
+            self._free.put(asking)
+
+
+class _Asked(NamedTuple):
+    """A page that is on its way. since: of its first bar that counts. first: as it was asked for.
+
+    clock: what it was then by the exchange's clock; bars that close later don't count.
+    """
+
+    since: int
+    first: int
+    clock: float
+    page: futures.Future[pl.DataFrame]
 
 
 class CcxtFeed:
@@ -88,14 +199,22 @@ class CcxtFeed:
         self._exchange = open_exchange(feed.exchange, api_url=feed.api_url)
         self._ask = Asking(self._exchange, sleep=self._give_up, report=self._note)
         self.state = "connecting"
-        self._names = (*settings.cross, settings.symbol)  # the main one last: see Feed
+        self._names = settings.names  # the main one last: see Feed
         # One dead market must neither hold the others nor be asked without pause because they live.
         self._breakers = {name: Breaker() for name in self._names}
         self._markets: dict[str, str] = {}
         self._newest: dict[str, int] = {}
+        self._traded: dict[str, int] = {}  # the last candle that the exchange itself gave
+        self._recheck: dict[str, dict[int, Bar]] = {}  # the last two, as they were handed over
         self._due = 0.0
-        self._turn = self._tries = 0
+        self._turn = self._tries = self._silent = 0
         self._why = ""
+        self._said: list[Item] = []  # by what was asked outside of `wait`
+        self._plan: _Plan | None = None  # where several symbols are served
+        self._beside: _Beside | None = None  # the same
+        self._asked: dict[str, _Asked] = {}
+        self._held: list[Bar] = []  # of cross assets that get lines too, until all have been asked
+        self._clock: tuple[float, float] | None = None  # when it was asked, and how far it is off
 
     @property
     def breaker(self) -> Breaker:
@@ -111,42 +230,145 @@ class CcxtFeed:
         try:
             if not self._markets:
                 self._find_markets()
-            history = {name: self._recent(name, need, after_ms) for name in self._names}
+            # The main one first: where it answers, one that does not is a matter of its market.
+            history = {
+                name: self._recent(name, need, after_ms)
+                if name == self._settings.symbol and not self._settings.symbols
+                else self._recent_or_none(name, need, after_ms)
+                for name in reversed(self._names)
+            }
+            if self._settings.symbols:
+                self._plan_several(history)
+            for name, known in history.items():
+                self._recheck[name] = {bar.open_ms: bar for bar in known[-_RECHECKED:]}
         except (_FailedError, MacdError) as error:
             why = error.why if isinstance(error, MacdError) else self._why
             pause = self.breaker.failed(self._now(), jitter=self._jitter())
             what = f"{self._exchange.id} gives no history; asked again in {pause:.0f} s"
             raise MacdError(what, why=why or str(error), hint="it goes on by itself") from error
-        self.breaker.succeeded()
+        if history.get(self._settings.symbol) or not self._settings.symbols:
+            self.breaker.succeeded()  # of several the first may be the one that is away
         self.state = "polling"
         return history
 
     def wait(self, seconds: float) -> Sequence[Item]:
+        if self._said:
+            said, self._said = self._said, []
+            return said
         now = self._now()
+        if self._plan is not None and self._beside is not None:
+            return self._wait_for_several(seconds, self._plan, self._beside)
         name = self._whose_turn(now)
         left = max(self._breakers[name].wait(now), self._due - now)
         if left > 0:
             self._sleep(min(seconds, left))
             return []
         try:
-            bars = self._closed(name, self._newest[name] + self._settings.step)
+            page = self._closed(name, self._since(name))
         except (_FailedError, MacdError) as error:
-            return [self._failed(name, error)]
+            return self._failed(name, error)
+        return self._came(name, page)
+
+    def _since(self, name: str) -> int:
+        """The open of the first bar that is asked for: the last ones are asked for again."""
+        return self._newest[name] - (_RECHECKED - 1) * self._settings.step
+
+    def _wait_for_several(self, seconds: float, plan: _Plan, beside: _Beside) -> Sequence[Item]:
+        """Whoever is due is asked, as many at a time as there are threads; what has come by then.
+
+        One that does not answer keeps its thread until the request's time is over, nobody else.
+        """
+        due, left, wait_for_cross = plan.due(self._now(), self._breakers, self._asked)
+        if self._held and not wait_for_cross:
+            held, self._held = self._held, []
+            return sorted(held, key=lambda bar: (bar.open_ms, self._names.index(bar.symbol)))
+        for name in due[: max(0, _AT_ONCE - len(self._asked))]:
+            try:
+                self._alive()
+                clock, since = self._exchange_time(), self._since(name)
+            except (_FailedError, MacdError) as error:
+                return self._failed(name, error)
+            first = self._first(name, since)
+            page = beside.ask(self._markets[name], self._settings.tf, first)
+            self._asked[name] = _Asked(since, first, clock, page)
+        if not self._asked:
+            self._sleep(min(seconds, left))
+            return []
+        pages = [asked.page for asked in self._asked.values()]
+        most = min(seconds, left) if left > 0 else seconds
+        futures.wait(pages, most, futures.FIRST_COMPLETED)
+        items: list[Item] = []
+        for name in [each for each in self._names if each in self._asked]:
+            if self._asked[name].page.done():
+                items += self._answered(name, self._asked.pop(name))
+        return items
+
+    def _answered(self, name: str, asked: _Asked) -> Sequence[Item]:
+        try:
+            page = self._bars(name, asked.page.result(), asked.since, asked.first, asked.clock)
+        except (_FailedError, MacdError) as error:
+            return self._failed(name, error)
+        return self._came(name, page)
+
+    def _came(self, name: str, page: Sequence[Bar]) -> Sequence[Item]:
+        """What an answer holds that was not handed over yet."""
+        was_open = self._breakers[name].state == "open"
+        again = [Trouble(name, "feed", "it answers again")] if was_open else []
         self._breakers[name].succeeded()
         if not any(breaker.failures for breaker in self._breakers.values()):
             self.state = "polling"
+        corrected = self._corrected(name, page)
+        bars = [bar for bar in page if bar.open_ms > self._newest[name]]
         for bar in bars:
             self._newest[name] = bar.open_ms
-        self._schedule(name, bool(bars))
-        return bars
+            self._recheck[name][bar.open_ms] = bar
+        if self._plan is None:
+            self._schedule(name, bool(bars))
+            return [*again, *corrected, *bars]
+        self._plan.answered(name, self._newest[name], self._now(), came=bool(bars))
+        if name in self._settings.cross:
+            self._held += bars
+            bars = []
+        return [*again, *corrected, *bars]
 
-    def _failed(self, name: str, error: Exception) -> Trouble:
-        why = error.why if isinstance(error, MacdError) else self._why
+    def _plan_several(self, history: Mapping[str, Sequence[Bar]]) -> None:
+        """Raises where not one symbol that gets lines has bars: that is no matter of a market."""
+        if not any(history.get(name) for name in self._settings.served):
+            raise _FailedError(self._why)
+        cross = [name for name in self._names if name in self._settings.cross]
+        self._plan = _Plan(self._names, cross, self._settings.step)
+        if self._beside is None:
+            many = min(_AT_ONCE, len(self._names))
+            url = self._settings.feed.api_url
+            self._beside = _Beside(beside(self._exchange, many, api_url=url))
+
+    def _corrected(self, name: str, page: Sequence[Bar]) -> list[Corrected]:
+        """Which of the bars handed over last are others now; of each it is said once."""
+        since = self._newest[name] - (_RECHECKED - 1) * self._settings.step
+        before = {ms: bar for ms, bar in self._recheck[name].items() if ms >= since}
+        changed = [
+            Corrected(bar, before[bar.open_ms])
+            for bar in page
+            if bar.open_ms in before and bar != before[bar.open_ms]
+        ]
+        for correction in changed:
+            del before[correction.bar.open_ms]
+        self._recheck[name] = before
+        return changed
+
+    def _failed(self, name: str, error: Exception) -> list[Trouble]:
+        """Note a failure. Once the circuit is open, only that is said, and when it closes."""
+        why = error.why if isinstance(error, MacdError) else str(error)
         breaker = self._breakers[name]
         pause = breaker.failed(self._now(), jitter=self._jitter())
         self.state = f"failing: {name} ({breaker.failures} in a row, circuit {breaker.state})"
+        if self._plan is not None:
+            self._plan.failed(name)
         self._next()
-        return Trouble(name, "feed", f"{why or error}; asked again in {pause:.0f} s")
+        if breaker.failures > OPENS_AFTER:
+            return []
+        rest = " and so on; said no more until it answers" if breaker.state == "open" else ""
+        return [Trouble(name, "feed", f"{why or error}; asked again in {pause:.0f} s{rest}")]
 
     def _whose_turn(self, now: float) -> str:
         """The next symbol that may be asked now; the main one's pause is waited for."""
@@ -163,8 +385,10 @@ class CcxtFeed:
     def _schedule(self, name: str, came: bool) -> None:
         """The next symbol at once; after the main one, when the next bar should be there."""
         now = self._now()
+        if name == self._settings.symbol:
+            self._silent = 0 if came else min(self._silent + 1, 10)
         if not came and name == self._settings.symbol:
-            self._due = now + _AGAIN_S
+            self._due = now + min(_AGAIN_S * 2.0 ** (self._silent - 1), _LONGEST_AGAIN_S)
         elif not came and self._is_due(name, now) and self._tries < _CROSS_TRIES:
             self._tries += 1  # the main symbol's bar is worth little without it
             self._due = now + _AGAIN_S
@@ -173,7 +397,8 @@ class CcxtFeed:
         if self._turn == 0:
             step = self._settings.step
             ends = (self._newest[self._settings.symbol] + 2 * step) / 1000 + _SETTLED_S
-            self._due = max(ends, self._due) if came or ends > now else now + _AGAIN_S
+            if came or ends > now:
+                self._due = max(ends, self._due)
 
     def _is_due(self, name: str, now: float) -> bool:
         """Whether a bar of it has closed that has not come."""
@@ -196,32 +421,63 @@ class CcxtFeed:
         self._newest[name] = past[-1].open_ms if past else cursor - step
         return past[-need:]
 
+    def _recent_or_none(self, name: str, need: int, after_ms: int | None) -> list[Bar]:
+        """The history of a cross symbol; nothing where its market gives none: it is asked on."""
+        step = self._settings.step
+        self._newest[name] = int(self._now() * 1000) // step * step - (need + 3) * step
+        try:
+            return self._recent(name, need, after_ms)
+        except (_FailedError, MacdError) as error:
+            self._said += self._failed(name, error)
+            return []
+
     def _closed(self, name: str, since: int) -> list[Bar]:
         self._alive()  # the history takes a row of questions, and each may be slow
-        step = self._settings.step
-        clock = self._ask.clock(datetime.fromtimestamp(self._now(), UTC))
-        page = self._ask.page(self._markets[name], self._settings.tf, since)
+        clock, first = self._exchange_time(), self._first(name, since)
+        page = self._ask.page(self._markets[name], self._settings.tf, first)
+        return self._bars(name, page, since, first, clock)
+
+    def _first(self, name: str, since: int) -> int:
+        """From where on it is asked: from a real bar on, what is left out behind it shows."""
+        if not self._ask.leaves_out:
+            return since
+        return min(since, self._traded.get(name, since - self._settings.step))
+
+    def _bars(
+        self, name: str, page: pl.DataFrame, since: int, first: int, clock: float
+    ) -> list[Bar]:
+        """Of an answer those since then that had closed by that clock."""
+        now_ms = int(datetime.fromtimestamp(clock, UTC).timestamp() * 1000)
         opened = pl.col("timestamp").dt.epoch("ms")
-        ended = (opened >= since) & (opened + step <= int(clock.timestamp() * 1000))
+        ended = (opened >= since) & (opened + self._settings.step <= now_ms)
         frame = page.filter(ended).unique("timestamp").sort("timestamp")
-        return bars_of(name, frame)
+        bars = bars_of(name, frame)
+        if not self._ask.leaves_out:
+            return bars
+        bars = [replace(bar, filled=bar.volume == 0) for bar in bars]
+        self._traded[name] = max((b.open_ms for b in bars if not b.filled), default=first)
+        return bars
+
+    def _exchange_time(self) -> float:
+        """Now, or the exchange's own time where that is earlier; of many symbols, asked once."""
+        now = self._now()
+        if self._clock and self._settings.symbols and now - self._clock[0] < _CLOCK_S:
+            return now + self._clock[1]
+        told = self._ask.clock(datetime.fromtimestamp(now, UTC)).timestamp()
+        self._clock = now, told - now
+        return told
 
     def _find_markets(self) -> None:
         """ETHUSDT is ETH/USDT there: the spot market whose name without marks is ours."""
         self._ask.require(self._first_symbol(), self._settings.tf)
-        by_name: dict[str, str] = {}
-        for market in self._exchange.symbols:
-            if ":" not in market:
-                by_name.setdefault(symbol_name(market), market)
-        lacking = [name for name in self._names if name not in by_name]
-        if lacking:
-            raise MacdError(
-                f"{self._exchange.id} has no market for {', '.join(lacking)}",
-                why="none of its spot markets has that name",
-                hint="in the inventory: service.feed.exchange, service.symbol, or train.symbol and "
-                "train.cross",
-            )
-        self._markets = {name: by_name[name] for name in self._names}
+        self._markets = spot_markets(self._exchange, self._names)
+        lacking = [name for name in self._names if name not in self._markets]
+        if set(lacking) >= set(self._settings.served):
+            raise no_market(self._exchange, lacking)
+        self._names = tuple(self._markets)
+        for name in lacking:
+            why = f"{self._exchange.id} has no such spot market; looked for at the next start"
+            self._said.append(Trouble(name, "feed", why))
 
     def _first_symbol(self) -> str:
         try:

@@ -38,7 +38,8 @@ class Status:
     state: "starting", "ok" or "failed". Changing it and reading it whole is safe from any thread.
     """
 
-    def __init__(self, flags: Mapping[str, str]) -> None:
+    def __init__(self, flags: Mapping[str, str], weight: int = 0) -> None:
+        """weight: what stacking counts for in this process, in percent; 0 is shadow."""
         self._lock = threading.Lock()
         self._facts: dict[str, Any] = {
             "status": "starting",
@@ -53,6 +54,7 @@ class Status:
             "seq": 0,
             "models": {},
             "stacking": "off",
+            "stacking_weight": weight,
             "feed": {"state": "starting", "last_arrival": None},
         }
         self._metrics = _Metrics()
@@ -62,8 +64,14 @@ class Status:
             self._facts.update(facts)
 
     def golden(self, outcome: Outcome) -> None:
-        diff = outcome.max_diff if math.isfinite(outcome.max_diff) else None
-        self.set(golden={"ok": outcome.ok, "max_diff": diff, "detail": outcome.detail})
+        self.set(golden=as_document(outcome))
+
+    def symbol(self, name: str, **facts: Any) -> None:
+        """The state of one symbol, of a service that has several; None takes a fact away."""
+        with self._lock:
+            symbols = self._facts.setdefault("symbols", {})
+            merged = {**symbols.get(name, {}), **facts}
+            symbols[name] = {key: value for key, value in merged.items() if value is not None}
 
     def error(self, what: str) -> None:
         """Something went wrong and the service goes on."""
@@ -92,11 +100,20 @@ class Status:
     def document(self) -> dict[str, Any]:
         """What /healthz answers."""
         with self._lock:
-            return dict(self._facts)
+            facts = dict(self._facts)
+            if "symbols" in facts:
+                facts["symbols"] = dict(facts["symbols"])
+            return facts
 
     def metrics(self) -> bytes:
         """What /metrics answers, in Prometheus' text form."""
         return self._metrics.render(self.document())
+
+
+def as_document(outcome: Outcome) -> dict[str, Any]:
+    """How golden predictions came out, as JSON may hold it."""
+    diff = outcome.max_diff if math.isfinite(outcome.max_diff) else None
+    return {"ok": outcome.ok, "max_diff": diff, "detail": outcome.detail}
 
 
 class _Metrics:
@@ -179,6 +196,13 @@ class HealthServer:
             Path(self._path).unlink(missing_ok=True)
 
 
+_HERE = {
+    "127.0.0.1": (socket.AF_INET, "127.0.0.1"),
+    "localhost": (socket.AF_INET, "127.0.0.1"),
+    "[::1]": (socket.AF_INET6, "::1"),
+}
+
+
 def _bind(endpoint: str) -> tuple[socket.socket, str]:
     path = endpoint.removeprefix("unix:")
     try:
@@ -192,11 +216,12 @@ def _bind(endpoint: str) -> tuple[socket.socket, str]:
                 os.umask(before)
         else:
             host, _, port = endpoint.rpartition(":")
-            if host not in ("127.0.0.1", "localhost"):
-                raise ValueError("only this machine may ask: 127.0.0.1:PORT")
-            listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            if host not in _HERE:
+                raise ValueError("only this machine may ask: 127.0.0.1:PORT or [::1]:PORT")
+            family, address = _HERE[host]
+            listening = socket.socket(family, socket.SOCK_STREAM)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(("127.0.0.1", int(port)))
+            listening.bind((address, int(port)))
             path = ""
         listening.listen(16)
     except (OSError, ValueError) as error:

@@ -62,10 +62,16 @@ class History:
             self.frame = pl.concat([self.frame, _rows([bar])]).tail(self._need).rechunk()
         return verdict
 
-    def holds(self, open_ms: int) -> bool:
-        """Whether a bar of that time is among the newest."""
-        newest = self.frame["timestamp"].tail(LONGEST_REFUSAL).dt.epoch("ms")
-        return bool((newest == open_ms).any())
+    def correct(self, bar: Bar) -> bool:
+        """Put other values in the place of a bar that is there; whether it could be done."""
+        at = self.frame["timestamp"].dt.epoch("ms").index_of(bar.open_ms)
+        if at is None or unusable(bar, self._step):
+            return False
+        parts = [self.frame[:at], _rows([bar]), self.frame[at + 1 :]]
+        self.frame = pl.concat(parts).rechunk()
+        if self.last is not None and self.last.open_ms == bar.open_ms:
+            self.last = bar
+        return True
 
     def count_after(self, open_ms: int) -> int:
         """How many of its bars opened later."""

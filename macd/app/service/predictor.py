@@ -10,23 +10,39 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
 from macd.app.market import features
-from macd.app.predict.scoring import SEQ, Scorer, Scores
+from macd.app.predict.combine import weighted
+from macd.app.predict.reference import Outside
+from macd.app.predict.scoring import SEQ, Floats, Scorer, Scores
 from macd.app.predict.stacking import has_samples
 from macd.app.service.settings import Flags
 from macd.criteria import MIN_SAMPLES
-from macd.heads import FAMILIES, kind_of
+from macd.heads import FAMILIES, MEAN, in_order, kind_of
 
 _SURE = 0.5
 _LONGEST = 500  # characters of an error on a line
+_DIGITS = 9  # as many as tell two float32 apart
 _SHORT = {"lgbm": "lgb", "lstm": "lstm", "tft": "tft"}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the models say, the newest row of features, how far outside the training's rows it is.
+
+    away: of other assets without a bar of this time, for how many bars, SEQ at most.
+    """
+
+    scores: Scores
+    row: list[float | None]
+    outside: Outside | None
+    away: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -34,16 +50,31 @@ class Prediction:
     """fields: ml_* of the signal line. p: what decides, None where nothing usable was said.
 
     errors: by family, or "features", "stacking", "timeout".
+    away: by other asset that has no bar of this time, the models that were trained on it; None
+    where the models were not asked.
     """
 
     p: float | None
     fields: Mapping[str, Any]
     errors: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    away: Mapping[str, tuple[str, ...]] | None = None
+
+    def retired(self, why: str) -> Prediction:
+        """The same, where the models may decide nothing: what they say stays on the line."""
+        nothing = {"ml_bull_prob": None, "ml_direction": None, "ml_stacking_mode": "off"}
+        return replace(
+            self, p=None, fields={**self.fields, **nothing, "ml_stacking_skipped_reason": why}
+        )
 
 
 class Predictor:
     """The models of one release under one set of flags.
+
+    Where another asset has no bar (its market is late, renamed, delisted), its columns are NaN, as
+    in training where it had none. Models that were not trained on them speak as always. Those that
+    were speak with a note in `ml_error`, as long as their window holds a return of the asset; then
+    they are silent: on so little they were never judged.
 
     Args:
         distrust: why the models' answers are not to be used (golden predictions fail); "" normally.
@@ -69,7 +100,7 @@ class Predictor:
         """What stacking may do at all: live, shadow, or off."""
         if self._blocked:
             return "off"
-        return "live" if self._flags.enable_stacking else "shadow"
+        return "live" if self._flags.weight else "shadow"
 
     def predict(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Prediction:
         """Run the models on the window that ends with the last of `bars`."""
@@ -87,12 +118,28 @@ class Predictor:
         """The fields of a bar the models are not asked about."""
         return self._nothing("input", why, 0.0)
 
-    def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> Scores:
+    def _score(self, bars: pl.DataFrame, cross: Mapping[str, pl.DataFrame]) -> _Seen:
         table = features.latest(bars, cross, tf=self._tf, rows=SEQ)
-        return self._scorer.score(self._scorer.rows(table))
+        window = self._scorer.rows(table)
+        away = {name: count for name in cross if (count := features.rows_without(table, name))}
+        silent = self._using({name for name, count in away.items() if count >= SEQ})
+        why = {family: f"no bar of {of} for {SEQ} bars and more" for family, of in silent.items()}
+        scores = self._scorer.score(window, why)
+        return _Seen(scores, _as_numbers(window[-1]), self._scorer.outside(table), away)
 
-    def _read(self, scores: Scores, seconds: float) -> Prediction:
+    def _using(self, symbols: Collection[str]) -> dict[str, str]:
+        """The families that were trained on one of these assets, with the names of theirs."""
+        of = {
+            family: ", ".join(s for s in sorted(symbols) if self._scorer.uses(family, s))
+            for family in self._scorer.families
+        }
+        return {family: names for family, names in of.items() if names}
+
+    def _read(self, seen: _Seen, seconds: float) -> Prediction:
+        scores, outside = seen.scores, seen.outside
         errors = {name: why[:_LONGEST] for name, why in scores.errors.items()}
+        for family, names in self._using(seen.away).items():
+            errors.setdefault(family, f"answered without a return of {names}")
         base = {
             family: by[self._head] for family, by in scores.base.items() if _usable(by, self._head)
         }
@@ -105,7 +152,11 @@ class Predictor:
             stacked, reason = None, reason or "no usable output"
         mode = "off" if stacked is None else self.mode
         averaged = float(self._scorer.mean(base.values(), self._head)) if base else None
-        p = stacked if mode == "live" else averaged
+        p = averaged
+        if stacked is not None and mode == "live":
+            mean = math.nan if averaged is None else averaged
+            p = weighted(stacked, mean, self._flags.weight)
+            p = p if math.isfinite(p) else None  # no mean to weigh it against
         if self._distrust:
             errors["golden"] = self._distrust[:_LONGEST]
         fields: dict[str, Any] = {
@@ -115,14 +166,33 @@ class Predictor:
             "ml_avg_prob": averaged,
             "ml_stacking_prob": stacked,
             "ml_stacking_mode": mode,
+            "ml_stacking_weight": self._flags.weight,
             "ml_stacking_skipped_reason": reason[:_LONGEST] or None,
             "ml_horizon": self._head,
-            "ml_heads": {**_finite(scores.base), **_finite({"stacking": scores.stacking})},
+            "ml_heads": _finite(
+                {**scores.base, "stacking": scores.stacking, MEAN: self._means(scores.base)}
+            ),
+            "ml_features": seen.row,
+            "ml_features_outside": outside.count if outside else None,
+            "ml_feature_worst": outside.worst if outside else None,
         }
-        return _prediction(fields, errors, seconds, None if self._distrust else p)
+        if seen.away:
+            fields["ml_cross_missing"] = sorted(seen.away)
+        away = {name: tuple(self._using({name})) for name in seen.away}
+        made = _prediction(fields, errors, seconds, None if self._distrust else p)
+        return replace(made, away=away)
+
+    def _means(self, base: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """By head, the mean of the models that have it: what decides while the flag is 0."""
+        heads = in_order({head for by in base.values() for head in by})
+        said = {h: [by[h] for by in base.values() if _usable(by, h)] for h in heads}
+        return {h: float(self._scorer.mean(ps, h)) if ps else math.nan for h, ps in said.items()}
 
     def _nothing(self, name: str, why: str, seconds: float) -> Prediction:
-        return no_models(name, why, seconds=seconds, reason=self._blocked, head=self._head)
+        weight = self._flags.weight
+        return no_models(
+            name, why, seconds=seconds, reason=self._blocked, head=self._head, weight=weight
+        )
 
     def _why_no_stacking(self) -> str:
         stacking = self._scorer.stacking
@@ -136,9 +206,18 @@ class Predictor:
 
 
 def no_models(
-    name: str, why: str, *, seconds: float = 0.0, reason: str = "", head: str | None = None
+    name: str,
+    why: str,
+    *,
+    seconds: float = 0.0,
+    reason: str = "",
+    head: str | None = None,
+    weight: int | None = None,
 ) -> Prediction:
-    """The fields of a bar on which no model was asked or answered. reason: of no stacking."""
+    """The fields of a bar on which no model was asked or answered. reason: of no stacking.
+
+    weight: of stacking in this process; None where no release could be loaded.
+    """
     skipped = reason or f"no base predictions: {why}"
     fields: dict[str, Any] = {
         "ml_bull_prob": None,
@@ -147,9 +226,13 @@ def no_models(
         "ml_avg_prob": None,
         "ml_stacking_prob": None,
         "ml_stacking_mode": "off",
+        "ml_stacking_weight": weight,
         "ml_stacking_skipped_reason": skipped[:_LONGEST],
         "ml_horizon": head,
         "ml_heads": {},
+        "ml_features": None,
+        "ml_features_outside": None,
+        "ml_feature_worst": None,
     }
     return _prediction(fields, {name: why[:_LONGEST]}, seconds, None)
 
@@ -169,12 +252,12 @@ class _Bench:
     """
 
     def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Scores], Future[Scores]]]
+        self._asked: queue.SimpleQueue[tuple[Callable[[], _Seen], Future[_Seen]]]
         self._asked = queue.SimpleQueue()
-        self._latest: Future[Scores] | None = None
+        self._latest: Future[_Seen] | None = None
         threading.Thread(target=self._work, name="models", daemon=True).start()
 
-    def run(self, task: Callable[[], Scores], limit: float) -> Scores:
+    def run(self, task: Callable[[], _Seen], limit: float) -> _Seen:
         if self._latest is not None and not self._latest.done():
             raise TimeoutError("the models have not answered for an earlier bar yet")
         answer = self._latest = Future()
@@ -192,6 +275,11 @@ class _Bench:
                 answer.set_exception(error)
             except BaseException as error:  # also SystemExit: this thread must not end
                 answer.set_exception(RuntimeError(repr(error)))
+
+
+def _as_numbers(row: Floats) -> list[float | None]:
+    """A row of features as a line has it: by the names' order, null where a value is missing."""
+    return [float(f"{x:.{_DIGITS}g}") if math.isfinite(x) else None for x in row.tolist()]
 
 
 def _usable(by_head: Mapping[str, float], head: str) -> bool:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from macd.app.predict import golden
 from macd.app.predict.golden import Outcome
-from macd.app.predict.scoring import MODELS, ModelError, Scorer
+from macd.app.predict.scoring import MODELS, ModelError, Scorer, Shared
 from macd.app.service.settings import Settings
 from macd.errors import MacdError, UsageError
 from macd.host.durable import sha256_of
 from macd.host.store import manifest as manifests
 from macd.host.store.manifest import Manifest, ManifestError
+
+SYMBOLS = "symbols"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class Identity:
     directory: Path
     sha256: str
     manifest: Manifest
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols of a release of several; () of one symbol's."""
+        return manifests.several_of(self.manifest.details)
+
+    def tree(self, symbol: str) -> Path:
+        """Where this symbol's models lie, as in a release of one symbol."""
+        return self.directory / SYMBOLS / symbol if symbol in self.symbols else self.directory
 
 
 @dataclass(frozen=True)
@@ -71,17 +83,40 @@ def identify(directory: Path) -> Identity:
     return Identity(identifier, here, hashlib.sha256(raw).hexdigest(), parsed)
 
 
-def load(identity: Identity, tf: str, symbol: str = "") -> Loaded:
+def load_all(identity: Identity, tf: str, symbols: Sequence[str]) -> Iterator[tuple[str, Loaded]]:
+    """`load` for each of several symbols; what is the same for some of them is loaded once."""
+    changed, shared = changed_files(identity), Shared()
+    shared.prove((identity.tree(symbol) / MODELS for symbol in symbols), tf)
+    for symbol in symbols:
+        yield symbol, load(identity, tf, symbol, changed=changed, shared=shared)
+
+
+def load(
+    identity: Identity,
+    tf: str,
+    symbol: str = "",
+    *,
+    changed: Sequence[str] | None = None,
+    shared: Shared | None = None,
+) -> Loaded:
     """Load the models and recompute the golden predictions; never raises for broken models.
 
-    symbol: whose bars are to be scored; "" for the asset that the release was trained on.
+    symbol: whose bars are to be scored; "" for the asset that the release was trained on. changed:
+    as `changed_files` answers, where that was asked before.
     """
-    changed = _changed_files(identity)
+    if identity.symbols:
+        symbol = symbol or identity.symbols[0]
+        if symbol not in identity.symbols:
+            why = f"the release has no models of {symbol}; it has {', '.join(identity.symbols)}"
+            return Loaded(None, _bad(why), {"all": why}, unknown=why)
+    top = identity.tree(symbol)
+    changed = changed_files(identity) if changed is None else changed
+    changed = [why for why in changed if _concerns(why, identity, symbol)]
     try:
-        scorer = Scorer.load(identity.directory / MODELS, tf)
+        scorer = Scorer.load(top / MODELS, tf, shared=shared)
     except ModelError as error:
         return Loaded(None, _bad(f"no model can be loaded: {error}"), {"all": str(error)})
-    document = golden.read(identity.directory)
+    document = golden.read(top)
     if document is None:
         outcome = _bad("the release has no golden predictions that can be read")
     else:
@@ -100,7 +135,15 @@ def load(identity: Identity, tf: str, symbol: str = "") -> Loaded:
     return Loaded(serving, outcome, models)
 
 
-def _changed_files(identity: Identity) -> list[str]:
+def _concerns(changed: str, identity: Identity, symbol: str) -> bool:
+    """Whether a file that is not as signed is this symbol's, or all symbols'."""
+    others = f"{SYMBOLS}/"
+    return not (identity.symbols and changed.startswith(others)) or changed.startswith(
+        f"{others}{symbol}/"
+    )
+
+
+def changed_files(identity: Identity) -> list[str]:
     """Files that are not what the signed manifest lists, with what is wrong with each."""
     wrong = []
     for file in identity.manifest.files:
@@ -119,6 +162,7 @@ def _bad(detail: str) -> Outcome:
     return Outcome(False, math.inf, detail)
 
 
+_MOST_NAMED = 5
 _NEEDED = ("loop", "health", "feed", "feed_directory")
 
 
@@ -136,22 +180,52 @@ def check(directory: Path, root: Path) -> dict[str, Any]:
     try:
         identity = identify(directory)
         tf = str(identity.manifest.details["tf"])
-        loaded = load(identity, tf)
+        outcome, models = _checked(identity, tf)
     except (MacdError, KeyError) as error:
         return {"ok": False, "detail": str(error)}
-    diff = loaded.outcome.max_diff
+    diff = outcome.max_diff
     return {
-        "ok": loaded.outcome.ok,
+        "ok": outcome.ok,
         "release": identity.id,
         "manifest_sha256": identity.sha256,
         "golden": {
-            "ok": loaded.outcome.ok,
+            "ok": outcome.ok,
             "max_diff": diff if math.isfinite(diff) else None,
-            "detail": loaded.outcome.detail,
+            "detail": outcome.detail,
         },
-        "models": loaded.models,
-        "detail": loaded.outcome.detail,
+        "models": models,
+        "detail": outcome.detail,
+        **({"symbols": list(identity.symbols)} if identity.symbols else {}),
     }
+
+
+def _checked(identity: Identity, tf: str) -> tuple[Outcome, Mapping[str, Any]]:
+    """How the golden predictions come out, and each model is; of several symbols, the faulty."""
+    if not identity.symbols:
+        loaded = load(identity, tf)
+        return loaded.outcome, loaded.models
+    outcomes, models = {}, {}
+    for symbol, loaded in load_all(identity, tf, identity.symbols):
+        outcomes[symbol] = loaded.outcome
+        if wrong := faulty(loaded):
+            models[symbol] = wrong
+    return together(outcomes), models
+
+
+def faulty(loaded: Loaded) -> dict[str, str]:
+    """Its models that are not as they should be, with what is wrong with each."""
+    return {name: said for name, said in loaded.models.items() if said != "ok"}
+
+
+def together(outcomes: Mapping[str, Outcome]) -> Outcome:
+    """One outcome of several symbols': the symbols that fail are named, with the first's reason."""
+    failed = [symbol for symbol, outcome in outcomes.items() if not outcome.ok]
+    worst = max((outcome.max_diff for outcome in outcomes.values()), default=0.0)
+    if not failed:
+        return Outcome(True, worst, f"the golden predictions of {len(outcomes)} symbols agree")
+    named = ", ".join(failed[:_MOST_NAMED]) + (" and others" if failed[_MOST_NAMED:] else "")
+    why = f"{len(failed)} of {len(outcomes)} symbols fail ({named}): {failed[0]}: "
+    return Outcome(False, worst, why + outcomes[failed[0]].detail)
 
 
 def _lacking_for_the_feed(root: Path) -> str:

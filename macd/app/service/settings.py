@@ -7,8 +7,9 @@ has checked the values before.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from macd.app.market.bars import step_ms, symbol_name
 from macd.app.predict.policy import KEYS, Policy, read_policy
 from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
+from macd.host import envfile
 
 FILE = "service.json"
+_ENABLE, _WEIGHT = "ML_ENABLE_STACKING", "ML_STACKING_WEIGHT"
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,12 @@ class Feed:
 
 @dataclass(frozen=True)
 class Flags:
-    """ML_* of the environment. `min_samples`: out-of-fold samples stacking must be fitted on."""
+    """ML_* of the environment. `min_samples`: out-of-fold samples stacking must be fitted on.
 
-    enable_stacking: bool
+    weight: what stacking counts for in the decision, in percent; 0 is shadow.
+    """
+
+    weight: int
     min_samples: int
     shown: Mapping[str, str]
     problem: str = ""
@@ -52,7 +58,10 @@ class Flags:
 class Settings:
     """symbol, tf, cross: what is watched. endpoint: unix:/PATH or HOST:PORT.
 
-    policy: who decides; settings without one were written before there were policies.
+    symbols: all that get lines where they are several, `symbol` first; () where there is one.
+    policy: who decides; settings without one were written before there were policies. challenger:
+    whether the previous release's models are asked as well. max_age_days: see
+    macd/host/store/age.py; 0: no limit.
     """
 
     root: Path
@@ -62,6 +71,26 @@ class Settings:
     endpoint: str
     feed: Feed
     policy: Policy = field(default_factory=Policy)
+    challenger: bool = False
+    max_age_days: float = 0.0
+    symbols: tuple[str, ...] = ()
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The symbols that get lines, the first one first."""
+        return self.symbols or (self.symbol,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All symbols whose bars are needed: those that others' features need come first."""
+        return tuple(dict.fromkeys((*self.cross, *self.served)))
+
+    def of(self, symbol: str) -> Settings:
+        """The settings as they are for one of the symbols: no asset is a cross asset of itself."""
+        if not self.symbols:
+            return self
+        cross = tuple(name for name in self.cross if name != symbol)
+        return replace(self, symbol=symbol, cross=cross, symbols=())
 
     @property
     def step(self) -> int:
@@ -92,6 +121,9 @@ class Settings:
                 endpoint=document["endpoint"],
                 feed=_checked(Feed(**feed)),
                 policy=read_policy(policy),
+                challenger=document.get("challenger") is True,
+                max_age_days=_days(document.get("max_age_days", 0)),
+                symbols=_several(document),
             )
             settings.step  # noqa: B018 - raises now for a timeframe that is none
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,6 +135,21 @@ class Settings:
         return settings
 
 
+def _several(document: Mapping[str, Any]) -> tuple[str, ...]:
+    named = tuple(map(symbol_name, document.get("symbols", ())))
+    if not named:
+        return ()
+    if len(set(named)) != len(named) or named[0] != symbol_name(document["symbol"]):
+        raise ValueError("symbols names one twice, or another first than symbol does")
+    return named if len(named) > 1 else ()
+
+
+def _days(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError("max_age_days is no number of days")
+    return value
+
+
 def _checked(feed: Feed) -> Feed:
     if feed.kind not in ("replay", "directory", "ccxt"):
         raise ValueError(f"feed {feed.kind!r} is not known")
@@ -112,18 +159,25 @@ def _checked(feed: Feed) -> Feed:
 
 
 def flags(environment: Mapping[str, str]) -> Flags:
-    """What the environment says. Anything but a plain 1 leaves stacking in shadow."""
+    """What the environment says. Anything but a plain 1 leaves stacking in shadow.
+
+    So does a weight that is none.
+    """
     problems = []
-    enabled = environment.get("ML_ENABLE_STACKING", "0")
+    enabled, share = environment.get(_ENABLE, "0"), environment.get(_WEIGHT, "100")
     if enabled not in ("0", "1"):
-        problems.append("ML_ENABLE_STACKING is neither 0 nor 1, taken as 0")
+        problems.append(f"{_ENABLE} is neither 0 nor 1, taken as 0")
+    is_weight = envfile.FLAGS[_WEIGHT].match(share) is not None
+    if not is_weight:
+        problems.append(f"{_WEIGHT} is no whole number from 1 to 100: stacking stays in shadow")
     text = environment.get(MIN_SAMPLES, "") or "0"
     least = int(text) if text.isdecimal() else 0
     if not text.isdecimal():
         problems.append(f"{MIN_SAMPLES} is no whole number, taken as 0")
     # Of any other, and of what is not understood, nobody is shown the value: it may be a secret.
     understood = {
-        "ML_ENABLE_STACKING": enabled in ("0", "1"),
+        _ENABLE: enabled in ("0", "1"),
+        _WEIGHT: is_weight,
         MIN_SAMPLES: bool(text.isdecimal()),
     }
     shown: dict[str, Any] = {
@@ -131,4 +185,5 @@ def flags(environment: Mapping[str, str]) -> Flags:
         for k, v in sorted(environment.items())
         if k.startswith("ML_")
     }
-    return Flags(enabled == "1", least, shown, "; ".join(problems))
+    weight = int(share) if enabled == "1" and is_weight else 0
+    return Flags(weight, least, shown, "; ".join(problems))

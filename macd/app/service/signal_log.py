@@ -12,7 +12,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,31 @@ _NAME = re.compile(r"trades_(\d{8})\.jsonl")
 _BLOCK = 1 << 16
 _LONGEST = 1 << 20
 _LOCK = ".writer.lock"
+_MOST_READ = 64 << 20  # bytes of lines in which the last one of each symbol is looked for
+
+
+@dataclass(frozen=True)
+class Last:
+    """A symbol's last line about a bar; `bar_ms` is the bar's open, epoch milliseconds."""
+
+    bar_ms: int
+    line: Mapping[str, Any]
 
 
 class SignalLog:
     """The one writer of a directory of signal lines.
 
     Attributes: seq, of the last line written. last_bar_ms: of the last line about a bar of the main
-    symbol that was here before, None if none; last_signal: that line, {} if none. torn: bytes of a
-    torn line that was ended at start.
+    symbol that was here before, None if none; last_signal: that line, {} if none. last: the same by
+    symbol, of the `symbols` asked for. torn: bytes of a torn line that was ended at start.
     """
 
     def __init__(
-        self, directory: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        directory: Path,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        symbols: Sequence[str] = (),
     ) -> None:
         """Raises RefusedError when another process writes here; OSError as the disk has it."""
         durable.make_directories(str(directory))
@@ -46,13 +60,16 @@ class SignalLog:
         self.seq = 0
         self.last_bar_ms: int | None = None
         self.last_signal: Mapping[str, Any] = {}
+        self.last: dict[str, Last] = {}
         try:
             days = sorted(m[1] for p in directory.iterdir() if (m := _NAME.fullmatch(p.name)))
             self._day = days[-1] if days else ""
             if self._day:
                 self._open(self._day)
                 self.torn = self._end_torn_line()
-            self._go_on_from([directory / f"trades_{day}.jsonl" for day in reversed(days)])
+            newest_first = [directory / f"trades_{day}.jsonl" for day in reversed(days)]
+            self._go_on_from(newest_first)
+            self.last = _last_of(symbols, newest_first)
         except BaseException:
             self.close()
             raise
@@ -123,6 +140,27 @@ class SignalLog:
                         self.last_bar_ms, self.last_signal = _epoch_ms(opened), document
                     if self.seq and self.last_bar_ms is not None:
                         return
+
+
+def _last_of(symbols: Sequence[str], newest_first: Sequence[Path]) -> dict[str, Last]:
+    """The last line about a bar of each symbol, as far as the newest lines have one."""
+    last: dict[str, Last] = {}
+    wanted, left = set(symbols), _MOST_READ
+    for path in newest_first:
+        with path.open("rb") as file:
+            for line in _lines_backwards(file.fileno(), path.stat().st_size):
+                left -= len(line)
+                if not wanted or left < 0:
+                    return last
+                document = _object(line)
+                symbol, opened = document.get("symbol"), document.get("bar_time")
+                if document.get("level") != "SIGNAL" or not isinstance(opened, str):
+                    continue
+                open_ms = _epoch_ms(opened)
+                if isinstance(symbol, str) and symbol in wanted and open_ms is not None:
+                    last[symbol] = Last(open_ms, document)
+                    wanted.discard(symbol)
+    return last
 
 
 def bar_time(open_ms: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macd.app.predict.combine import CLIP, mean_of_logits
+from macd.app.predict.combine import CLIP, mean_of_logits, weighted
 
 probability = st.floats(0.0, 1.0)
 
@@ -39,3 +39,18 @@ def test_who_says_nothing_usable_is_left_out(silence: float) -> None:
     assert math.isnan(mean_of_logits([]))
     rows = mean_of_logits([np.array([0.7, silence]), np.array([silence, silence])])
     assert rows[0] == pytest.approx(0.7) and math.isnan(rows[1])
+
+
+@given(probability, probability, st.integers(1, 100))
+def test_a_weight_moves_the_decision_by_its_share(stacked: float, mean: float, weight: int) -> None:
+    p = weighted(stacked, mean, weight)
+    assert min(stacked, mean) <= p + 1e-15
+    assert p <= max(stacked, mean) + 1e-15
+    assert p - mean == pytest.approx(weight / 100 * (stacked - mean), abs=1e-12)
+
+
+@given(probability, probability)
+def test_the_ends_are_exact_and_ask_the_other_for_nothing(stacked: float, mean: float) -> None:
+    assert weighted(stacked, mean, 100) == weighted(stacked, math.nan, 100) == stacked
+    assert weighted(stacked, mean, 0) == weighted(math.nan, mean, 0) == mean
+    assert math.isnan(weighted(stacked, math.nan, 50))

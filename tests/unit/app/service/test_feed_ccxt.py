@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from macd.app.service.feed import Bar, Trouble, open_feed
+from macd.app.market import empty
+from macd.app.market.exchange import _Pace
+from macd.app.service.feed import Bar, Corrected, Trouble, open_feed
 from macd.app.service.feed_ccxt import OPENS_AFTER, CcxtFeed
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
-from tests.unit.app.market.test_fetch import HOUR, LISTED, Handler, Server
+from tests.unit.app.market.test_fetch import HOUR, LISTED, Handler, Server, kline
 
 
 class Time:
@@ -88,6 +90,45 @@ def test_history_then_each_bar_once_it_has_closed(tmp_path: Path, exchange: Serv
     assert last.close == 2000.0 + 702 % 97 + 702 / 1000 + 1  # the value at its end
 
 
+def changing(hour: int, close: float) -> Any:
+    """An answer in which the bar of that hour closed elsewhere."""
+
+    def fault(handler: Handler) -> None:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
+        rows = handler.klines(query)
+        for row in rows:
+            if row[0] == LISTED + hour * HOUR:
+                row[2], row[4] = str(max(float(row[2]), close)), str(close)
+        handler.answer(200, rows)
+
+    return fault
+
+
+@pytest.mark.parametrize("hour", [698, 699])  # the last two of the history
+def test_a_bar_that_was_corrected_is_said_once(tmp_path: Path, exchange: Server, hour: int) -> None:
+    feed = feed_of(tmp_path, exchange)
+    history = feed.begin(5, None)["ETHUSDT"]
+    asked = len(exchange.asked)
+    exchange.faults = {asked + n: changing(hour, 2500.0) for n in range(50)}
+    came = until(feed, 1)
+    (correction,) = (item for item in came if isinstance(item, Corrected))
+    assert (correction.was,) == tuple(bar for bar in history if hours([bar]) == [hour])
+    assert (correction.bar.close, correction.bar.open_ms) == (2500.0, correction.was.open_ms)
+    assert f"close {correction.was.close:g} -> 2500" in correction.detail
+    assert came.index(correction) < len(came) - 1  # before the bar that it changes the features of
+    again = until(feed, 2)
+    assert not [item for item in again if isinstance(item, Corrected)]
+    assert hours([*came, *again]) == [700, 701, 702]
+
+
+def test_the_bars_asked_again_cost_no_request(tmp_path: Path, exchange: Server) -> None:
+    feed = feed_of(tmp_path, exchange)
+    feed.begin(5, None)
+    asked = len(exchange.asked)
+    until(feed, 1)
+    assert set(exchange.asked[asked:]) == {LISTED + 698 * HOUR}
+
+
 def test_a_bar_counts_as_closed_by_the_exchanges_clock(tmp_path: Path, exchange: Server) -> None:
     feed = feed_of(tmp_path, exchange)
     real = feed._now
@@ -128,7 +169,8 @@ def test_failures_are_told_the_circuit_opens_and_no_bar_is_lost(
     troubles = [item for item in came if isinstance(item, Trouble)]
     assert len(troubles) == OPENS_AFTER + 1
     assert "asked again in 1 s" in troubles[0].detail
-    assert "asked again in 300 s" in troubles[-1].detail
+    assert "asked again in 300 s" in troubles[-2].detail
+    assert troubles[-1].detail == "it answers again"
     assert hours(came) == [700]
     assert feed.state == "polling"
     assert hours(until(feed, 1)) == [701]
@@ -167,7 +209,10 @@ def test_one_dead_market_is_asked_ever_less_though_the_others_live(
     exchange.faults = {n: only_for("ETHUSDT", 503) for n in range(1000)}
     troubles = [item for _ in range(60) for item in feed.wait(60.0) if isinstance(item, Trouble)]
     pauses = [trouble.detail.rpartition("asked again in ")[2] for trouble in troubles]
-    assert pauses[: OPENS_AFTER + 1] == ["1 s", "2 s", "4 s", "8 s", "300 s", "300 s"]
+    assert pauses == [
+        *("1 s", "2 s", "4 s", "8 s"),
+        "300 s and so on; said no more until it answers",
+    ]
     assert feed.breaker.state == "open"
     exchange.faults = {}
     assert hours(item for item in until(feed, 4) if item.symbol == "ETHUSDT")[0] == 700
@@ -268,5 +313,230 @@ def test_an_exchange_that_is_down_at_the_start_is_asked_again_later(
 
 def test_a_market_that_is_not_there_is_told(tmp_path: Path, exchange: Server) -> None:
     with pytest.raises(MacdError) as caught:
-        feed_of(tmp_path, exchange, ("PEPEUSDT",)).begin(5, None)
+        exchange.pairs = [("BTC", "USDT")]
+        feed_of(tmp_path, exchange).begin(5, None)
     assert "spot markets" in str(caught.value)
+
+
+@pytest.mark.parametrize(("every", "empty_ones"), [(3, {2}), (5, {1, 2, 3, 4})])
+def test_candles_that_the_exchange_left_out_are_filled_as_soon_as_that_is_proven(
+    tmp_path: Path,
+    exchange: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    empty_ones: set[int],
+) -> None:
+    """The first trade of a later hour proves it, a minute after that hour began."""
+    monkeypatch.setattr(empty, "LEAVES_OUT", {"binance": "for the test"})
+    traded = [hour for hour in range(760) if hour % every not in empty_ones]
+
+    def klines(_: Handler, query: dict[str, str]) -> list[list[Any]]:
+        since, now = int(query["startTime"]), exchange.now - 60_000  # first trade after a minute
+        rows = [kline(LISTED + hour * HOUR) for hour in traded]
+        return [row for row in rows if since <= row[0] <= now][: int(query["limit"])]
+
+    monkeypatch.setattr(Handler, "klines", klines)
+    feed = feed_of(tmp_path, exchange)
+    history = feed.begin(527, None)["ETHUSDT"]
+    first, newest = hours(history)[0], hours(history)[-1]
+    assert hours(history) == list(range(first, newest + 1))
+    assert len(history) > 520
+    assert [bar.filled for bar in history] == [h % every in empty_ones for h in hours(history)]
+    came: list[Any] = []
+    while len(came) < 8:
+        new = [item for item in feed.wait(60.0) if isinstance(item, Bar)]
+        came += new
+        for bar in new:
+            late = exchange.now - (bar.open_ms + HOUR)
+            assert late < len(empty_ones) * HOUR - HOUR + 125_000, "as soon as it could be known"
+    assert hours(came) == list(range(newest + 1, newest + 1 + len(came)))
+    flat = [bar for bar in came if bar.filled]
+    assert {hour % every for hour in hours(flat)} == empty_ones
+    assert {bar.volume for bar in flat} == {0.0}
+
+
+def test_a_hole_while_the_feed_was_down_is_no_empty_candle(
+    tmp_path: Path, exchange: Server
+) -> None:
+    """Binance has a candle for every hour, traded or not: nothing is made up there."""
+    exchange.rows = [kline(LISTED + hour * HOUR) for hour in range(700) if hour not in (650, 690)]
+    feed = feed_of(tmp_path, exchange)
+    came = hours(feed.begin(527, None)["ETHUSDT"])
+    assert 650 not in came
+    assert 690 not in came
+    assert came[-1] == 699
+
+
+def test_a_cross_market_that_is_gone_keeps_no_main_bar_back(
+    tmp_path: Path, exchange: Server
+) -> None:
+    exchange.pairs = [("ETH", "USDT")]
+    feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
+    history = feed.begin(5, None)
+    assert list(history) == ["ETHUSDT"]
+    came = until(feed, 2)
+    assert [item.event for item in came if isinstance(item, Trouble)] == ["feed"]
+    assert "has no such spot market" in came[0].detail
+    assert hours(came) == [700, 701]
+
+
+def test_a_cross_market_that_is_refused_is_told_until_its_circuit_opens_and_when_it_answers(
+    tmp_path: Path, exchange: Server
+) -> None:
+    feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
+    exchange.faults = {n: only_for("BTCUSDT", 400) for n in range(10_000)}
+    history = feed.begin(5, None)
+    assert (hours(history["ETHUSDT"]), history["BTCUSDT"]) == (list(range(695, 700)), [])
+    came = until(feed, OPENS_AFTER + 3)
+    troubles = [item for item in came if isinstance(item, Trouble)]
+    assert len(troubles) == OPENS_AFTER, "hours of failures have no more lines"
+    assert {item.symbol for item in troubles} == {"BTCUSDT"}
+    assert troubles[-1].detail.endswith("said no more until it answers")
+    exchange.faults = {}
+    came = until(feed, 8)
+    assert [item.detail for item in came if isinstance(item, Trouble)] == ["it answers again"]
+    late = hours(bar for bar in came if getattr(bar, "symbol", "") == "BTCUSDT")
+    assert late == list(range(late[0], late[-1] + 1))
+    assert late[-1] >= 700 + OPENS_AFTER + 2, "all that it missed"
+
+
+def several(
+    root: Path,
+    server: Server,
+    cross: tuple[str, ...],
+    names: Sequence[str] = ("ETHUSDT", "BTCUSDT", "SOLUSDT"),
+) -> CcxtFeed:
+    """A feed of the exchange's first three markets, all of them served."""
+    feed_of(root, server, cross)
+    document = json.loads((root / "service.json").read_text())
+    document |= {"symbol": names[0], "symbols": list(names)}
+    (root / "service.json").write_text(json.dumps(document))
+    time = Time(server)
+    feed = CcxtFeed(Settings.read(root), now=time.now, sleep=time.sleep, jitter=lambda: 0.5)
+    feed._exchange.enableRateLimit = False  # type: ignore[attr-defined]
+    return feed
+
+
+def test_several_symbols_come_in_turn_and_cross_assets_together_and_first(
+    tmp_path: Path, exchange: Server
+) -> None:
+    exchange.pairs = [("ETH", "USDT"), ("BTC", "USDT"), ("SOL", "USDT")]
+    feed = several(tmp_path, exchange, ("BTCUSDT", "SOLUSDT"))
+    history = feed.begin(5, None)
+    assert set(history) == {"ETHUSDT", "BTCUSDT", "SOLUSDT"}
+    assert all(hours(bars) == list(range(695, 700)) for bars in history.values())
+    answers: list[list[tuple[str, int]]] = []
+    for _ in range(5000):
+        items = feed.wait(60.0)
+        if items:
+            answers.append([(i.symbol, h) for i, h in zip(items, hours(items), strict=True)])
+        if len(answers) == 4:
+            break
+    assert answers == [
+        [("BTCUSDT", 700), ("SOLUSDT", 700)], [("ETHUSDT", 700)],
+        [("BTCUSDT", 701), ("SOLUSDT", 701)], [("ETHUSDT", 701)],
+    ]  # fmt: skip
+    assert feed.state == "polling"
+
+
+def test_of_several_symbols_one_that_fails_or_is_not_traded_holds_no_other_back(
+    tmp_path: Path, exchange: Server
+) -> None:
+    exchange.pairs = [("ETH", "USDT"), ("BTC", "USDT")]
+    feed = several(tmp_path, exchange, ())
+    exchange.faults = {n: only_for("ETHUSDT", 400) for n in range(10_000)}
+    history = feed.begin(5, None)
+    assert {name: len(bars) for name, bars in history.items()} == {"ETHUSDT": 0, "BTCUSDT": 5}
+    came = until(feed, 3)
+    assert {item.symbol for item in came if isinstance(item, Bar)} == {"BTCUSDT"}
+    assert hours(came) == [700, 701, 702]
+    troubles = [item for item in came if isinstance(item, Trouble)]
+    assert "has no such spot market" in next(t.detail for t in troubles if t.symbol == "SOLUSDT")
+    assert sum(item.symbol == "ETHUSDT" for item in troubles) == OPENS_AFTER
+    exchange.faults = {}
+    came = until(feed, 6)
+    late = hours(item for item in came if getattr(item, "symbol", "") == "ETHUSDT")
+    assert late, "it comes back"
+    assert late == list(range(late[0], late[-1] + 1))
+
+
+class Always(dict[int, Any]):
+    """The same fault for each request."""
+
+    def __init__(self, fault: Any) -> None:
+        self.fault = fault
+
+    def get(self, _: int, default: Any = None) -> Any:
+        return self.fault
+
+
+def answer_well(handler: Handler) -> None:
+    query = {name: values[0] for name, values in parse_qs(urlsplit(handler.path).query).items()}
+    handler.answer(200, handler.klines(query))
+
+
+def test_many_symbols_are_asked_side_by_side_and_at_one_rate(
+    tmp_path: Path, exchange: Server
+) -> None:
+    """Nobody is answered before eight are asked, so one after the other would get no answer."""
+    exchange.pairs = [(f"A{n}", "USDT") for n in range(40)]
+    names = [f"A{n}USDT" for n in range(40)]
+    feed = several(tmp_path, exchange, tuple(names[:8]), names)
+    feed.begin(3, None)
+    together, asked = threading.Barrier(8), []
+
+    def fault(handler: Handler) -> None:
+        asked.append(parse_qs(urlsplit(handler.path).query)["symbol"][0])
+        together.wait(20)
+        answer_well(handler)
+
+    exchange.faults = Always(fault)
+    paced: list[float] = []
+    assert feed._beside is not None
+    lines = [feed._beside._free.get() for _ in range(8)]
+    assert len({line.exchange.throttle.__self__ for line in lines}) == 1  # type: ignore[attr-defined]
+    for line in lines:
+        line.exchange.enableRateLimit = True  # type: ignore[attr-defined]
+        line.exchange.throttle = paced.append  # type: ignore[attr-defined]
+        feed._beside._free.put(line)
+    answers: list[list[str]] = []
+    while sum(map(len, answers)) < 40:
+        items = feed.wait(60.0)
+        assert hours(items) == [700] * len(items)
+        answers.append([item.symbol for item in items if isinstance(item, Bar)])
+    answers = [names for names in answers if names]
+    assert answers[0] == names[:8], "the cross assets, in one answer and in their order"
+    assert sorted(name for some in answers for name in some) == sorted(names)
+    assert set(asked[40:48]) == set(names[:8])
+    assert len(asked) == len(paced) == 80, "at the start, and when the bar had closed"
+
+
+def test_one_that_does_not_answer_holds_no_other_back(tmp_path: Path, exchange: Server) -> None:
+    exchange.pairs = [(f"A{n}", "USDT") for n in range(12)]
+    names = [f"A{n}USDT" for n in range(12)]
+    feed = several(tmp_path, exchange, (), names)
+    feed.begin(3, None)
+    over = threading.Event()
+
+    def fault(handler: Handler) -> None:
+        if "symbol=A3USDT" in handler.path and exchange.now > LISTED + 701 * HOUR:
+            over.wait(5)
+        answer_well(handler)
+
+    exchange.faults = Always(fault)
+    try:
+        came = [item.symbol for item in until(feed, 11) if isinstance(item, Bar)]
+    finally:
+        over.set()
+    assert sorted(came) == sorted({*names} - {"A3USDT"})
+    assert [item.symbol for item in until(feed, 1) if isinstance(item, Bar)] == ["A3USDT"]
+
+
+def test_objects_beside_each_other_keep_one_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("time.sleep", slept.append)
+    pace = _Pace(50)
+    for cost in (1, 0.4, None, 2):
+        pace.throttle(cost)
+    assert slept == pytest.approx([0.0, 0.02, 0.07, 0.17])

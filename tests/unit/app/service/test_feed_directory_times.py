@@ -61,6 +61,21 @@ def test_an_impossible_bar_hides_none_of_a_new_file(tmp_path: Path, impossible: 
     assert hours(feed.wait(0)) == [5, 6, 7]
 
 
+def test_what_was_appended_just_before_a_rotation_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSD_1h.csv"
+    path.write_text("".join(map(row, range(3))))
+    feed = feed_of(tmp_path)
+    feed.begin(3, None)
+    append(path, row(3) + row(4))
+    path.rename(tmp_path / "BTCUSD_1h.csv.1")
+    assert hours(feed.wait(0)) == []
+    path.write_text(row(5))
+    assert hours(feed.wait(0)) + hours(feed.wait(0)) == [3, 4, 5]
+    path.unlink()
+    path.write_text("".join(map(row, range(5, 8))))  # longer, and perhaps with the same inode
+    assert hours(feed.wait(0)) == [6, 7]
+
+
 def test_a_bar_that_was_still_open_comes_again_once_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "BTCUSD_1h.csv"
     path.write_text(row(0))
@@ -160,6 +175,58 @@ def test_a_number_that_is_no_time_is_unreadable_and_told_once(tmp_path: Path, st
     assert feed.wait(0) == []
     renew(path, row(0) + row(1))
     assert hours(feed.wait(0)) == [1]
+
+
+@pytest.mark.parametrize("begin_with", [3, 4])
+def test_a_clock_that_is_90_s_slow_loses_no_bar(tmp_path: Path, begin_with: int) -> None:
+    """The writer appends each bar when it has closed by its own clock."""
+    main, cross = (tmp_path / f"{name}_1h.csv" for name in ("BTCUSD", "ETHUSD"))
+    for path in (main, cross):
+        path.write_text("".join(map(row, range(begin_with))))
+    real = 4 * 3600.0 + 10  # seconds after T0, by the writer's clock
+    feed = DirectoryFeed(
+        settings(tmp_path, ("ETHUSD",), kind="directory"),
+        sleep=lambda _: None,
+        clock=lambda: real,
+        now=lambda: T0 / 1000 + real - 90,
+    )
+    assert hours(feed.begin(3, None)["BTCUSD"]) == [0, 1, 2]
+    came: list[Any] = []
+    for hour in range(4, 9):
+        real = hour * 3600.0 + 10
+        if hour > begin_with:
+            for path in (main, cross):
+                append(path, row(hour - 1))
+        came += feed.wait(0)
+        real += 60
+        came += feed.wait(0)
+    bars = [(item.symbol, hours([item])[0]) for item in came if isinstance(item, Bar)]
+    assert bars == [(name, hour) for hour in range(3, 8) for name in ("ETHUSD", "BTCUSD")]
+    told = [item for item in came if isinstance(item, Trouble)]
+    assert [item.event for item in told] == ["clock"], "once, not for each bar"
+    assert "closes in 80 s by this machine's clock" in told[0].detail
+
+
+def test_of_a_bar_that_is_held_the_last_line_counts(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSD_1h.csv"
+    path.write_text(row(0))
+    now = [3 - 90 / 3600]
+    feed = DirectoryFeed(
+        settings(tmp_path, kind="directory"),
+        sleep=lambda _: None,
+        now=lambda: (T0 + now[0] * HOUR) / 1000,
+    )
+    feed.begin(3, None)
+    append(path, row(1) + row(2, close=150))
+    assert hours(feed.wait(0)) == ["clock", 1]
+    append(path, row(2, close=100))
+    assert feed.wait(0) == []
+    now[0] = 3.0
+    came = feed.wait(0)
+    assert (hours(came), came[0].close) == ([2], 100)  # type: ignore[union-attr]
+    renew(path, row(0) + row(1) + row(2) + row(3))
+    now[0] = 4.0
+    assert hours(feed.wait(0)) == [3], "what was held is not given again"
 
 
 def test_two_clocks_may_differ_by_a_minute() -> None:

@@ -115,11 +115,12 @@ def test_a_socket_left_by_a_killed_service_is_replaced_one_that_answers_is_not(
     server.close()
 
 
-def test_a_port_is_bound_on_this_machine_only(status: Status) -> None:
-    server = HealthServer("127.0.0.1:0", status, None)
-    assert server.address[0] == "127.0.0.1"
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_is_bound_on_this_machine_only(status: Status, host: str) -> None:
+    server = HealthServer(f"{host}:0", status, None)
+    assert server.address[0] == host.strip("[]")
     server.start()
-    assert health.ask(f"127.0.0.1:{server.address[1]}")["status"] == "starting"
+    assert health.ask(f"{host}:{server.address[1]}")["status"] == "starting"
     server.close()
     with pytest.raises(UsageError, match="can't answer"):
         HealthServer("0.0.0.0:0", status, None)

@@ -18,7 +18,7 @@ from macd.app.predict.policy import Policy, Thresholds
 from macd.app.predict.scoring import MODELS, Scorer
 from macd.app.service.feed import Bar, Item, bars_of
 from macd.app.service.health import Status
-from macd.app.service.loop import NEED, Loop
+from macd.app.service.loop import NEED, Loop, Served
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Feed, Settings, flags
 from macd.app.service.signal_log import SignalLog
@@ -62,7 +62,7 @@ def served(root: Path, bars: Sequence[Bar], start: int, policy: Policy, flag: st
         loop = Loop(
             settings,
             "20260301T000000Z-00000000",
-            Predictor(scorer, flags({"ML_ENABLE_STACKING": flag}), "1h"),
+            [Served(settings, Predictor(scorer, flags({"ML_ENABLE_STACKING": flag}), "1h"))],
             Replay(bars[:last], first, stop),
             log,
             Status({}),

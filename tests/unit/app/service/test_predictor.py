@@ -17,13 +17,14 @@ from macd.app.market import features
 from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, SEQ, Floats, Scorer, window_at
 from macd.app.service.loop import NEED
-from macd.app.service.predictor import Predictor, no_models
+from macd.app.service.predictor import Predictor, _as_numbers, no_models
 from macd.app.service.settings import Flags, flags
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE
 
 pytestmark = pytest.mark.slow
 
+PRICES = ("open", "high", "low", "close")
 SHADOW, LIVE = flags({}), flags({"ML_ENABLE_STACKING": "1"})
 
 
@@ -62,6 +63,44 @@ def test_a_bar_in_the_stream_is_what_the_batch_would_say(
     assert NEED == features.WARMUP - 1 + SEQ
 
 
+def test_the_row_of_features_is_on_the_line_to_the_last_bit(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    row = scorer.rows(features.latest(bars.tail(NEED), tf="1h", rows=SEQ))[-1]
+    written = json.loads(json.dumps(fields(scorer, bars)["ml_features"]))
+    assert np.array_equal(np.array(written, np.float32), row)
+    assert len(written) == len(scorer.features)
+
+
+def test_a_missing_feature_is_null() -> None:
+    assert _as_numbers(np.array([1.5, np.nan, np.inf], np.float32)) == [1.5, None, None]
+
+
+def test_the_line_counts_the_features_outside_of_the_training_s_range(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    assert scorer.reference is not None
+    table = features.latest(bars.tail(NEED), tf="1h", rows=SEQ).select(scorer.reference.names)
+    seen = scorer.reference.outside(table.to_numpy().astype(np.float32))
+    said = fields(scorer, bars)
+    assert (said["ml_features_outside"], said["ml_feature_worst"]) == (seen.count, seen.worst)
+    assert seen.count < 20
+    last = pl.col("timestamp") == bars["timestamp"].max()
+    leap = [pl.when(last).then(3 * pl.col(c)).otherwise(pl.col(c)).alias(c) for c in PRICES]
+    said = fields(scorer, bars.with_columns(leap))
+    assert said["ml_features_outside"] > 20
+    assert said["ml_feature_worst"] in scorer.features
+
+
+def test_a_release_without_quantiles_says_nothing_of_them(
+    scorer: Scorer, bars: pl.DataFrame
+) -> None:
+    for quantiles in (b"", b"damaged"):
+        said = fields(dataclasses.replace(scorer, quantiles=quantiles), bars)
+        assert (said["ml_features_outside"], said["ml_feature_worst"]) == (None, None)
+        assert said["ml_error"] is None
+
+
 def test_in_shadow_the_base_models_decide_and_stacking_is_logged(
     scorer: Scorer, bars: pl.DataFrame
 ) -> None:
@@ -69,6 +108,9 @@ def test_in_shadow_the_base_models_decide_and_stacking_is_logged(
     each = [found[f"ml_{name}_prob"] for name in ("lgb", "lstm", "tft")]
     assert min(each) <= found["ml_bull_prob"] <= max(each)
     assert found["ml_bull_prob"] == found["ml_avg_prob"] != found["ml_stacking_prob"]
+    means = found["ml_heads"]["mean"]
+    assert set(means) == set(found["ml_heads"]["lgbm"])
+    assert means[found["ml_horizon"]] == pytest.approx(found["ml_avg_prob"], abs=1e-6)
     assert found["ml_stacking_mode"] == "shadow"
     assert found["ml_error"] is None
     assert found["ml_stacking_skipped_reason"] is None
@@ -79,6 +121,22 @@ def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
     assert found["ml_bull_prob"] == found["ml_stacking_prob"]
     assert found["ml_stacking_mode"] == "live"
     assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
+
+
+def test_with_a_weight_stacking_decides_in_part(scorer: Scorer, bars: pl.DataFrame) -> None:
+    for weight in (1, 25, 99):
+        told = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": str(weight)})
+        found = fields(scorer, bars, told)
+        stacked, mean = found["ml_stacking_prob"], found["ml_avg_prob"]
+        expected = weight / 100 * stacked + (1 - weight / 100) * mean
+        assert found["ml_bull_prob"] == pytest.approx(expected, abs=1e-15)
+        assert (found["ml_stacking_mode"], found["ml_stacking_weight"]) == ("live", weight)
+    assert fields(scorer, bars)["ml_stacking_weight"] == 0
+    assert fields(scorer, bars, LIVE)["ml_stacking_weight"] == 100
+    without = dataclasses.replace(scorer, stacking=None)
+    found = fields(without, bars, told)  # the line says what the process was started with
+    assert (found["ml_stacking_mode"], found["ml_stacking_weight"]) == ("off", 99)
+    assert found["ml_bull_prob"] == found["ml_avg_prob"]
 
 
 def test_the_average_is_the_equal_mean_of_log_odds(scorer: Scorer, bars: pl.DataFrame) -> None:

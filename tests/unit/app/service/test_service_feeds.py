@@ -289,12 +289,28 @@ def test_a_feed_out_of_range_is_refused(tmp_path: Path, feed: dict[str, Any]) ->
         settings(tmp_path, **feed)
 
 
+@pytest.mark.parametrize("days", ["soon", -1, None, [90]])
+def test_an_age_that_is_none_is_refused(tmp_path: Path, days: Any) -> None:
+    settings(tmp_path)
+    document = json.loads((tmp_path / "service.json").read_bytes())
+    (tmp_path / "service.json").write_text(json.dumps({**document, "max_age_days": days}))
+    with pytest.raises(UsageError, match="can't be used"):
+        Settings.read(tmp_path)
+
+
 def test_only_a_plain_one_lets_stacking_decide() -> None:
-    assert flags({"ML_ENABLE_STACKING": "1"}).enable_stacking
+    assert flags({"ML_ENABLE_STACKING": "1"}).weight == 100
     for value in ("0", "", "true", "01", " 1"):
         told = flags({"ML_ENABLE_STACKING": value})
-        assert not told.enable_stacking
+        assert told.weight == 0
         assert bool(told.problem) == (value != "0")
+    for value in ("0", "101", "25%", "half", "", "025", " 25", "2.5"):
+        told = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": value})
+        assert told.weight == 0  # shadow is the safe side
+        assert "ML_STACKING_WEIGHT is no whole number from 1 to 100" in told.problem
+        assert told.shown["ML_STACKING_WEIGHT"] == "(hidden)"
+    assert flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": "25"}).weight == 25
+    assert flags({"ML_ENABLE_STACKING": "0", "ML_STACKING_WEIGHT": "25"}).weight == 0
     assert flags({"ML_STACKING_MIN_SAMPLES": "50"}).min_samples == 50
     assert flags({"ML_STACKING_MIN_SAMPLES": "many"}).problem
     assert flags({"PATH": "/bin"}).shown == {}

@@ -6,22 +6,27 @@ import dataclasses
 import errno
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 
 from macd.app.market.bars import read_bars
 from macd.app.predict.policy import Policy, Thresholds
 from macd.app.predict.scoring import MODELS, Scorer
-from macd.app.service.feed import Bar, Feed, Fresh, Item, ReplayFeed, Trouble, bars_of
+from macd.app.service.challenger import Challenger
+from macd.app.service.feed import Bar, Corrected, Feed, Fresh, Item, ReplayFeed, Trouble, bars_of
 from macd.app.service.health import Status
-from macd.app.service.loop import NEED, Loop, StoppedError
+from macd.app.service.loop import NEED, Loop, Served, StoppedError
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Settings, flags
 from macd.app.service.signal_log import SignalLog, bar_time
 from macd.errors import MacdError, UsageError
+from macd.host.judge.analyse import Analysis, Window
+from macd.host.judge.parse import parse
 from tests.support.deployed_app import prepared
 from tests.support.training_run import SAMPLE
 
@@ -59,6 +64,8 @@ class Scripted:
 class Run:
     tmp: Path
     now_ms: float = 0.0
+    bars_end: datetime | None = None
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.tmp / "service.json").write_text(
@@ -76,16 +83,29 @@ class Run:
         self.alive = 0
         self.scorer = Scorer.load(prepared() / MODELS, "1h")
 
-    def __call__(self, feed: Feed, *, models: bool = True, log: SignalLog | None = None) -> Any:
+    def __call__(
+        self,
+        feed: Feed,
+        *,
+        models: bool = True,
+        log: SignalLog | None = None,
+        challenger: Challenger | None = None,
+    ) -> Any:
         writer = log or SignalLog(self.settings.live)
+        served = Served(
+            self.settings,
+            Predictor(self.scorer, flags(self.environment), "1h") if models else None,
+            "no model can be loaded",
+            self.bars_end,
+            challenger,
+        )
         loop = Loop(
             self.settings,
             "20260301T000000Z-00000000",
-            Predictor(self.scorer, flags({}), "1h") if models else None,
+            [served],
             feed,
             writer,
             self.status,
-            why="no model can be loaded",
             stop=self.stop,
             alive=self._alive,
             now_ms=lambda: self.now_ms,
@@ -123,6 +143,100 @@ def test_every_bar_becomes_one_line(run: Run) -> None:
     assert run.alive > 5
 
 
+def test_a_line_says_what_it_was_computed_from(run: Run) -> None:
+    run.settings = dataclasses.replace(run.settings, cross=("ETHUSD",))
+    other = [dataclasses.replace(bar, symbol="ETHUSD") for bar in BARS[: NEED + 1]]
+    feed = Scripted(run.stop, [other[NEED], *BARS[NEED : NEED + 2]])
+    feed.others = {"ETHUSD": other[:NEED]}
+    first, second = parts(run(feed))
+    names = ("open", "high", "low", "close", "volume")
+    assert first["bar"] == {name: getattr(BARS[NEED], name) for name in names}
+    assert first["cross_bars"] == {"ETHUSD": first["bar"]}
+    assert first["history_until"] == second["history_until"] == bar_time(BARS[NEED - 1].open_ms)
+    assert "cross_bars" not in second  # none of that time had come
+    assert second["cross_last"] == {"ETHUSD": bar_time(BARS[NEED].open_ms)}
+
+
+@pytest.mark.parametrize("flag", ["0", "1"])
+def test_models_that_are_too_old_warn_for_a_week_and_then_decide_nothing(
+    run: Run, flag: str
+) -> None:
+    run.settings = dataclasses.replace(run.settings, max_age_days=30)
+    run.environment = {"ML_ENABLE_STACKING": flag}
+    first = datetime.fromtimestamp(BARS[NEED].open_ms / 1000, UTC)
+    # The first bar's close is the last moment of the grace, the bars after it are beyond it.
+    run.bars_end = first + timedelta(hours=1) - timedelta(days=37)
+    lines = run(Scripted(run.stop, BARS[NEED : NEED + 30]))
+    signals = [line for line in lines if line["level"] == "SIGNAL"]
+    told = [line["data"]["detail"] for line in lines if line["data"].get("event") == "old"]
+    days = {line["bar_time"][:10] for line in lines}
+    assert len(signals) == 30
+    assert len(told) in (len(days), len(days) + 1)  # by the bars' closes
+    assert told[0].startswith("the models' bars end ")
+    assert "on they decide nothing" in told[0]
+    assert told[-1].startswith("too old: the models' bars end ")
+    before, after = (line["data"]["components"] for line in signals[:2])
+    assert before["ml_bull_prob"] is not None
+    assert before["ml_stacking_mode"] == ("live" if flag == "1" else "shadow")
+    assert after["ml_bull_prob"] is None
+    assert after["ml_stacking_mode"] == "off"
+    assert after["ml_stacking_skipped_reason"].startswith("too old: ")
+    assert after["ml_error"] is None
+    assert after["ml_avg_prob"] is not None  # what they say stays on the line
+    data = signals[1]["data"]
+    assert (data["buy_score"], data["sell_score"]) == (
+        after["macd_buy_score"],
+        after["macd_sell_score"],
+    )
+    assert run.status.document()["age"]["state"] == "too old"
+    analysis = Analysis(Window(0, 1 << 60, None, strict=False))
+    for line in lines:
+        analysis.add(parse(json.dumps(line).encode()), "x", 1)
+    analysis.finish()
+    assert analysis.tally()["ml_coverage"] == (1, 30)
+    (group,) = analysis.document()["not_activated"]
+    assert (group["count"], group["example"][:8]) == (29, "too old:")
+
+
+def test_without_a_limit_and_on_older_bars_nothing_is_old(run: Run) -> None:
+    run.bars_end = datetime(2000, 1, 1, tzinfo=UTC)
+    assert events(run(Scripted(run.stop, BARS[NEED : NEED + 2]))) == ["signal"] * 2
+    assert "age" not in run.status.document()
+    run.settings = dataclasses.replace(run.settings, max_age_days=1)
+    run.bars_end = datetime(2030, 1, 1, tzinfo=UTC)
+    assert "old" not in events(run(Scripted(run.stop, BARS[NEED + 2 : NEED + 4])))
+    assert run.status.document()["age"]["state"] == "fresh"
+
+
+def test_a_corrected_bar_is_named_and_taken_for_the_bars_to_come(run: Run) -> None:
+    was, after = BARS[NEED], BARS[NEED + 1]
+    bar = dataclasses.replace(was, close=was.close * 1.01, high=was.high * 1.02)
+    first, line, second = run(Scripted(run.stop, [was, Corrected(bar, was), after]))
+    assert (line["level"], line["data"]["event"]) == ("WARN", "corrected")
+    assert line["bar_time"] == bar_time(was.open_ms)
+    assert (line["data"]["was"]["close"], line["data"]["bar"]["close"]) == (was.close, bar.close)
+    assert line["data"]["taken"] is True
+    assert first["data"]["components"]["bar"]["close"] == was.close  # the signal stands
+    other = Run(_below(run.tmp, "as-if-it-had-been-so"))
+    as_final = other(Scripted(other.stop, [bar, after]))[-1]
+    for name in ("ml_features", "ml_heads", "macd"):
+        assert second["data"]["components"][name] == as_final["data"]["components"][name]
+
+
+def test_a_correction_that_can_not_be_computed_with_is_named_and_not_taken(run: Run) -> None:
+    was = BARS[NEED]
+    items = [was, Corrected(dataclasses.replace(was, low=-1.0), was), BARS[NEED + 1]]
+    _, line, second = run(Scripted(run.stop, items))
+    assert line["data"]["taken"] is False
+    assert "not taken" in line["data"]["detail"]
+    assert second["data"]["components"]["ml_error"] is None
+
+
+def _below(directory: Path, name: str) -> Path:
+    (directory / name).mkdir()
+    return directory / name
+
+
 def test_what_is_no_bar_to_compute_with_is_a_line_that_is_no_signal(run: Run) -> None:
     good = BARS[NEED]
     items: list[Item] = [
@@ -147,6 +261,24 @@ def test_what_is_no_bar_to_compute_with_is_a_line_that_is_no_signal(run: Run) ->
     assert "macd_signals_total 2.0" in metrics
 
 
+def test_a_bar_without_a_trade_is_a_bar_like_others_and_marked(run: Run) -> None:
+    """Every third candle is one that the exchange left out and the feed put back."""
+    bars = list(BARS[NEED : NEED + 12])
+    for number in range(2, 12, 3):
+        last = bars[number - 1].close
+        bars[number] = dataclasses.replace(
+            bars[number], open=last, high=last, low=last, close=last, volume=0.0, filled=True
+        )
+    lines = run(Scripted(run.stop, bars))
+    parts = [line["data"]["components"] for line in lines]
+    assert [part.get("bar_filled") for part in parts] == 4 * [None, None, True]
+    assert all(part["ml_error"] is None and part["ml_avg_prob"] for part in parts)
+    assert parts[2]["bar"]["volume"] == 0
+    again = run(Scripted(run.stop, [dataclasses.replace(bars[2], close=1.0)]))[-1]
+    assert again["data"]["event"] in ("bad_bar", "out_of_order")
+    assert again["data"]["bar"]["filled"] is True
+
+
 def test_after_a_gap_the_signal_goes_on_without_the_models(run: Run) -> None:
     lines = run(Scripted(run.stop, [BARS[NEED], *BARS[NEED + 3 : NEED + 6]]))
     assert events(lines) == ["signal", "gap", "signal", "signal", "signal"]
@@ -164,25 +296,85 @@ def test_a_late_bar_is_history_and_no_signal(run: Run) -> None:
     assert lines[-1]["data"]["components"]["ml_error"] is None
 
 
-@pytest.mark.parametrize(
-    ("cross", "told"),
-    [
-        (BARS[: NEED + 1], None),
-        (BARS[:NEED], "input: ETHUSD: no bar of this time"),
-        (BARS[3 : NEED + 1], f"input: ETHUSD: {NEED - 2} of {NEED} bars of history so far"),
-        ([*BARS[: NEED - 1], BARS[NEED]], "input: ETHUSD: a gap before it; 1 bars to go"),
-    ],
-)
-def test_no_feature_is_computed_from_a_cross_symbol_that_lacks_bars(
-    run: Run, cross: list[Bar], told: str | None
+def with_lgbm_on(scorer: Scorer, symbol: str) -> Scorer:
+    """Its LightGBM trained on a column of another asset: as certain as that is finite."""
+    column = f"x_{symbol.lower()}_ret_1"
+    features = (*scorer.features, column)
+    metas = {
+        **scorer.metas,
+        "lgbm": {**scorer.metas["lgbm"], "features": list(features), "calibration": None},
+    }
+
+    def lgbm(windows: Any) -> Any:
+        share = np.isfinite(windows[:, :, -1]).mean(axis=1)
+        return np.repeat(0.25 + share[:, None] / 2, 3, axis=1).astype(np.float32)
+
+    models = {**scorer.models, "lgbm": lgbm}
+    return dataclasses.replace(scorer, features=features, metas=metas, models=models)
+
+
+def of(symbol: str, bars: Sequence[Bar]) -> list[Bar]:
+    return [dataclasses.replace(bar, symbol=symbol) for bar in bars]
+
+
+def parts(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line["data"]["components"] for line in lines if line["level"] == "SIGNAL"]
+
+
+def test_an_asset_that_no_model_was_trained_on_silences_none(run: Run) -> None:
+    """Delisted: it has no bar at all. The models are those of the path of the price."""
+    run.settings = dataclasses.replace(run.settings, cross=("ETHUSD",))
+    lines = run(Scripted(run.stop, BARS[NEED : NEED + 3]))
+    assert events(lines) == ["cross_missing", "signal", "signal", "signal"]
+    assert "no model was trained on it" in lines[0]["data"]["detail"]
+    assert lines[0]["symbol"] == "ETHUSD"
+    for part in parts(lines):
+        assert part["ml_error"] is None
+        assert part["ml_stacking_prob"] is not None
+        assert part["ml_cross_missing"] == ["ETHUSD"]
+
+
+def test_an_asset_whose_bars_stop_is_told_once_and_its_models_have_a_time_of_grace(
+    run: Run,
 ) -> None:
     run.settings = dataclasses.replace(run.settings, cross=("ETHUSD",))
-    other = [dataclasses.replace(bar, symbol="ETHUSD") for bar in cross]
-    feed = Scripted(run.stop, [*other[-2:], BARS[NEED]])
-    feed.others = {"ETHUSD": other[:-2]}
-    line = run(feed)[-1]
-    assert line["level"] == "SIGNAL"
-    assert line["data"]["components"]["ml_error"] == told
+    run.scorer = with_lgbm_on(run.scorer, "ETHUSD")
+    items: list[Item] = []
+    for number, bar in enumerate(BARS[NEED : NEED + 54]):
+        stopped = 2 <= number < 52
+        items += ([] if stopped else of("ETHUSD", [bar])) + [bar]
+    feed = Scripted(run.stop, items)
+    feed.others = {"ETHUSD": of("ETHUSD", BARS[:NEED])}
+    lines = run(feed)
+    told = [event for event in events(lines) if event != "signal"]
+    assert told == ["cross_missing", "gap", "cross_back"]
+    of_each = parts(lines)
+    whole = [part["ml_error"] is None for part in of_each]
+    # Its first bar after the gap has no return yet.
+    assert whole == 2 * [True] + 51 * [False] + [True]
+    assert [bool(part.get("ml_cross_missing")) for part in of_each] == [not ok for ok in whole]
+    assert of_each[2]["ml_error"] == "lgbm: answered without a return of ETHUSD"
+    assert of_each[2]["ml_lgb_prob"] == pytest.approx(0.25 + 47 / 48 / 2)
+    asked = [part["ml_lgb_prob"] is not None for part in of_each]
+    assert asked == 49 * [True] + 4 * [False] + [True]
+    silent = of_each[49]
+    assert silent["ml_error"] == "lgbm: no bar of ETHUSD for 48 bars and more"
+    assert silent["ml_avg_prob"] is not None
+    assert silent["ml_tft_prob"] is not None
+    assert "lgbm_5h" in silent["ml_stacking_skipped_reason"]
+    covered = Analysis(Window(0, 2**60, None, strict=False))
+    for number, line in enumerate(lines):
+        covered.add(parse(json.dumps(line).encode()), "log", number)
+    covered.finish()
+    assert covered.tally()["ml_coverage"] == (3, 54), "what was asked without it is no evidence"
+
+
+def test_a_restart_does_not_tell_again_of_an_asset_that_is_away(run: Run) -> None:
+    run.settings = dataclasses.replace(run.settings, cross=("ETHUSD",))
+    run(Scripted(run.stop, BARS[NEED : NEED + 1]))
+    feed = Scripted(run.stop, BARS[NEED + 1 : NEED + 2])
+    feed.known = BARS[1 : NEED + 1]
+    assert events(run(feed)) == ["cross_missing", "signal", "signal"]
 
 
 def test_old_bars_again_and_again_are_no_sign_of_life_of_the_feed(run: Run) -> None:
