@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.ssh.ssh import Link
+    from macd.ssh.session import Link
 
 T = TypeVar("T")
 
@@ -50,6 +50,10 @@ class LinksAhead:
         return _in_background(f"connect {host.name}", lambda: self._connect(host))
 
     def _connect(self, host: Host) -> Link:
+        if host.transport == "openssh":  # it may have to ask a person, in the main thread's turn
+            from macd.ssh.openssh import connect as by_ssh  # noqa: PLC0415
+
+            return by_ssh(host, self._inventory)
         # Nothing is loaded before the thread runs.
         from macd.ssh.sshconfig import resolve  # noqa: PLC0415
         from macd.ssh.wire import tcp  # noqa: PLC0415

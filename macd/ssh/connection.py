@@ -363,18 +363,37 @@ def _below(thing: object) -> Any:
     return thing
 
 
-def start_command(channel: paramiko.Channel, command: str) -> None:
+def start_command(channel: paramiko.Channel, command: str, *, terminal: bool = False) -> None:
     """Ask for `command` to be run on an open channel, and don't wait for the yes.
 
     What is sent next follows at once; a no closes the channel, see `command_refused`.
+
+    terminal: in a terminal; there "" asks for the login shell itself.
     """
+    if terminal:
+        _ask_for_terminal(channel)
     request = Message()
     request.add_byte(cMSG_CHANNEL_REQUEST)
     request.add_int(channel.remote_chanid)
-    request.add_string("exec")
+    request.add_string("exec" if command else "shell")
     request.add_boolean(True)
-    request.add_string(command)
+    if command:
+        request.add_string(command)
     _below(channel)._event_pending()
+    _below(channel.transport)._send_user_message(request)
+
+
+def _ask_for_terminal(channel: paramiko.Channel) -> None:
+    """Whether there is one, the command itself finds out."""
+    request = Message()
+    request.add_byte(cMSG_CHANNEL_REQUEST)
+    request.add_int(channel.remote_chanid)
+    request.add_string("pty-req")
+    request.add_boolean(False)
+    request.add_string("dumb")
+    for size in (80, 24, 0, 0):
+        request.add_int(size)
+    request.add_string("")
     _below(channel.transport)._send_user_message(request)
 
 

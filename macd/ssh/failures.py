@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from macd.errors import MacdError, RefusedError
@@ -12,6 +12,7 @@ from macd.ssh.archive import OLDEST_PYTHON, TOO_OLD
 
 _NO_SUDO = re.compile(rb"sudo: (?:command )?not found", re.IGNORECASE)
 _COMMAND = re.compile(rb"'(/[^\s']+) -EsSBc [^']*'")  # our command as sudo quotes it
+_A_TERMINAL = re.compile(rb"\b(pty|tty|terminal)\b", re.IGNORECASE)
 _SUDO_WOULD = (b"macd-agent:", b"Traceback", b"command not found")  # it is about Python then
 
 
@@ -114,10 +115,12 @@ def not_started(
     status: int | None,
     cause: str,
     sudo_login: str = "",
+    answers: Callable[[], bool] = lambda: True,
 ) -> MacdError:
     """Why there is no agent, read from what the host printed instead of speaking.
 
-    sudo_login: the account that was to start it by sudo, "" where no sudo was asked.
+    sudo_login: the account that was to start it by sudo, "" where no sudo was asked. answers:
+    whether the host runs what it is told to; only asked where nothing else is known.
     """
     too_old = noise.partition(TOO_OLD.encode())[2].split()
     if too_old:
@@ -136,9 +139,23 @@ def not_started(
     printed = [
         f"{name} begins: {_shown(text)}"
         for name, text in (("stdout", noise), ("stderr", stderr))
-        if text
+        if text and not (name == "stderr" and text in noise)  # a terminal joins the two
     ]
     ended = f"the login shell ended with status {status}" if status is not None else cause
+    if _A_TERMINAL.search(noise + stderr):
+        return MacdError(
+            f"{host}: the agent did not start, and what was printed speaks of a terminal",
+            why="\n".join([ended, *printed]),
+            hint=terminal_hint(host),
+        )
+    if status is not None and not answers():
+        return MacdError(
+            f"{host} runs something else than what it is told to",
+            why="\n".join(["`echo` is not run there either", ended, *printed]),
+            hint="a forced command is in the way (ForceCommand in sshd_config, command= in "
+            "authorized_keys), or the account has no shell (nologin): use an account or a key "
+            f"without, by user: or identity: of {host} in the inventory",
+        )
     return MacdError(
         f"{host}: the agent did not start",
         why="\n".join([ended, *printed]),
@@ -147,12 +164,20 @@ def not_started(
     )
 
 
+def terminal_hint(host: str) -> str:
+    """What to try where a host runs no plain command."""
+    return (
+        f"set terminal: exec of {host} in the inventory, for a host that runs commands only in a"
+        " terminal; where that does not help, terminal: shell, for one with a login shell only"
+    )
+
+
 def _other_python(host: str) -> str:
     return (
         f"set the key `python` of host {host} in the inventory to one that is {OLDEST_PYTHON} or"
         f" newer, such as python3.11; then: invoke facts --host {host}\n"
         "if it has none, install it. Ubuntu 22.04: apt-get install python3.11 python3.11-venv\n"
-        "RHEL 9: dnf install python3.11\n"
+        "RHEL 9, Amazon Linux 2023: dnf install python3.11\n"
         "Debian 11 has no package: build it from python.org's sources, make altinstall"
     )
 
@@ -178,6 +203,8 @@ def _by_sudo(
         "add these as the last lines of sudoers there (visudo -f /etc/sudoers.d/zz-macd):\n"
         f"{login} ALL=(root) NOPASSWD: {path}\nDefaults:{login} !requiretty"
     )
+    if b"tty" in said:
+        hint += f"\nor, without the second line, set terminal: exec of {host} in the inventory"
     if not named and "/" not in python:
         hint += f"\nif `command -v {python}` there shows another path than {path}: that one"
     return MacdError(

@@ -261,6 +261,11 @@ def _login(error: LoginError, route: Route) -> MacdError:
     if not error.tried:
         hint = f"set identity: of {hop.name} in the inventory, or IdentityFile, or use ssh-add"
         hint += f"; then: invoke facts --host {route.host}{route.option()}"
+    if error.why.startswith(("it takes no keys", "it wants more")):
+        hint += (
+            f"\nor set transport: openssh of {route.host} in the inventory: ssh asks for passwords "
+            "and codes, and logs in by Kerberos"
+        )
     what = f"{route.who} does not let {hop.user} in"
     return _unreachable(what, route, "login", "\n".join(lines), hint)
 

@@ -7,6 +7,7 @@ so answers never pile up in the link while we send: that keeps pipelining free o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from macd.errors import ContactLostError, MacdError
 from macd.host.rpc import frames
-from macd.ssh import archive, failures
+from macd.ssh import archive, failures, terminal
 from macd.ssh.blobs import put
 from macd.ssh.facts import Clock, Facts
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.ssh.ahead import LinksAhead
     from macd.ssh.blobs import Blob, PutReport
-    from macd.ssh.ssh import Link
 
 START_SECONDS = 45.0
 _EXIT_SECONDS = 5.0
@@ -59,13 +59,13 @@ def open_session(
     link = (ahead and ahead.take(host)) or connect(host, inventory)
     try:
         return Session(
-            link.open_channel(command),
+            terminal.open_channel(link, command, host.terminal),
             name=host.name,
             python=host.python,
             copy=host_copy(host, inventory),
-            reopen=lambda: link.open_channel(command),
+            reopen=lambda: terminal.open_channel(link, command, host.terminal),
             link=link,
-            sudo_login=link.hops[-1].user if host.become == "sudo" else "",
+            sudo_login=link.user if host.become == "sudo" else "",
         )
     except BaseException:
         link.close()
@@ -375,7 +375,26 @@ class Session:
             status=self._channel.exit_status(),
             cause=str(error),
             sudo_login=self._sudo_login,
+            answers=self._answers,
         )
+
+    def _answers(self) -> bool:
+        """Whether the host runs a command that every shell has. True where that is not known."""
+        if self._link is None:
+            return True
+        came = b""
+        with contextlib.suppress(MacdError):
+            channel = self._link.open_channel("echo macd-answers")
+            patience = threading.Timer(_EXIT_SECONDS, channel.close)
+            patience.start()
+            try:
+                channel.shutdown_write()
+                while (data := channel.recv(_BEGINNING)) and len(came) < _BEGINNING:
+                    came += data
+            finally:
+                patience.cancel()
+                channel.close()
+        return b"macd-answers" in came
 
     def _why_broken(self) -> MacdError:
         return self._broken or ContactLostError(f"the session with {self.name} is closed")
@@ -532,6 +551,25 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """End the channel. Never raises."""
+
+
+class Link(Protocol):
+    """A login to a host, over which channels are opened; ssh.py and openssh.py make such."""
+
+    name: str
+
+    @property
+    def user(self) -> str:
+        """The account that is logged in to."""
+
+    def open_channel(self, command: str, *, terminal: bool = False) -> Channel:
+        """Start `command` by the login shell and return its streams. Raises MacdError.
+
+        terminal: in a terminal, which joins them; there "" is the login shell itself.
+        """
+
+    def close(self) -> None:
+        """End it, whatever state it is in. Never raises, may be repeated."""
 
 
 class _Received:

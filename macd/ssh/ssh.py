@@ -16,6 +16,7 @@ from paramiko.ssh_exception import ChannelException, SSHException
 
 from macd.errors import ContactLostError, MacdError
 from macd.inventory import Host, Inventory
+from macd.ssh import openssh
 from macd.ssh.connection import (
     WINDOW,
     HopConnection,
@@ -24,6 +25,7 @@ from macd.ssh.connection import (
     ended_by_peer,
     start_command,
 )
+from macd.ssh.failures import terminal_hint
 from macd.ssh.hostkeys import HostKey, KnownHosts, Verdict, pin
 from macd.ssh.refusals import Route, explain, host_key_refused, other_failure
 from macd.ssh.sshconfig import Hop, resolve
@@ -40,8 +42,8 @@ def connect(
     *,
     hops: tuple[Hop, ...] = (),
     first: Callable[[], socket.socket] | None = None,
-) -> Link:
-    """A link to `host` through every hop; use it as a context manager.
+) -> Link | openssh.Link:
+    """A link to `host` through every hop, by its transport; use it as a context manager.
 
     Args:
         hops: the route, where the caller has resolved it.
@@ -50,6 +52,8 @@ def connect(
     Raises UnreachableError or RefusedError naming the hop that failed, UsageError for a
     configuration that leads nowhere. Each step is bounded by `inventory.link`.
     """
+    if host.transport == "openssh":
+        return openssh.connect(host, inventory)
     hops = hops or resolve(host, inventory)
     known_hosts = KnownHosts.read(inventory.known_hosts)
     opened: list[HopConnection] = []
@@ -86,6 +90,8 @@ def trust(host: Host, inventory: Inventory, accept: Callable[[Shown], bool]) -> 
     or to the first key that was not accepted (nothing can be said about what lies behind it).
     Raises RefusedError for a revoked key, UnreachableError where a hop can't be reached.
     """
+    if host.transport == "openssh":
+        return _trust_by_openssh(host, inventory, accept)
     hops = resolve(host, inventory)
     shown: list[Shown] = []
     opened: list[HopConnection] = []
@@ -110,6 +116,30 @@ def trust(host: Host, inventory: Inventory, accept: Callable[[Shown], bool]) -> 
     finally:
         for connection in reversed(opened):
             connection.abandon()
+    return shown
+
+
+def _trust_by_openssh(
+    host: Host, inventory: Inventory, accept: Callable[[Shown], bool]
+) -> list[Shown]:
+    """As `trust`, by ssh's own way; only hops that the inventory names can be asked one by one."""
+    shown: list[Shown] = []
+    for owner in [*openssh.jumps_of(host, inventory), host]:
+        user, name, port, known_as = openssh.endpoint(owner, inventory)
+        hop = Hop(owner.name, owner.ssh, name, port, user, known_as)
+        for key in openssh.fetch_host_keys(owner, inventory):
+            known_hosts = KnownHosts.read(inventory.known_hosts)
+            pinned, verdict = known_hosts.pinned(known_as), known_hosts.judge(known_as, key)
+            current = Shown(hop, key, verdict, pinned)
+            if verdict is Verdict.REVOKED:
+                raise host_key_refused(
+                    verdict, key, pinned, Route(owner.name, inventory.name, (hop,), 0)
+                )
+            if verdict is not Verdict.KNOWN:
+                if not accept(current):
+                    return [*shown, replace(current, accepted=False)]
+                pin(inventory.known_hosts, known_as, key)
+            shown.append(current)
     return shown
 
 
@@ -151,19 +181,25 @@ class Link:
         )
 
     @property
+    def user(self) -> str:
+        """The account that is logged in to."""
+        return self.hops[-1].user
+
+    @property
     def connection(self) -> HopConnection:
         """The Fabric connection to the host itself."""
         return self._connections[-1]
 
-    def open_channel(self, command: str) -> SshChannel:
+    def open_channel(self, command: str, *, terminal: bool = False) -> SshChannel:
         """Start `command` (by the login shell) and return its streams: one round trip.
 
+        terminal: in a terminal, where "" is the login shell itself.
         Whether the server agrees to run it is not waited for; a no arrives with the first recv.
         """
         transport: LinkTransport = self.connection.transport
         try:
             channel = transport.open_session(timeout=self.connection.limits.login_s)
-            start_command(channel, command)
+            start_command(channel, command, terminal=terminal)
         except ChannelException as error:
             raise MacdError(
                 f"{self.name} opens no session",
@@ -253,7 +289,8 @@ class SshChannel:
                 raise MacdError(
                     f"{self._link.name} refuses to run commands",
                     why="the SSH server denied the exec request",
-                    hint=f"see what ssh {self._link.hops[-1].alias} true says",
+                    hint=f"{terminal_hint(self._link.name)}; see what this says: "
+                    f"ssh {self._link.hops[-1].alias} true",
                 )
             if not ended_by_peer(self._channel):
                 raise self._link.lost()

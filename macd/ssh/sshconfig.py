@@ -162,9 +162,10 @@ def _as_ssh_goes(
     command = settings["proxycommand"][-1:]
     if command and command != ["none"]:
         raise UsageError(
-            f"{wanted.alias} is reached by a ProxyCommand, which is not supported",
+            f"{wanted.alias} is reached by a ProxyCommand, which paramiko does not run",
             why=f"{_shown(config)} says: ProxyCommand {command[0]}",
-            hint="use ProxyJump there, or give the host a jump: list in the inventory",
+            hint="set transport: openssh for it in the inventory, which goes as ssh goes; or use"
+            " ProxyJump there",
         )
     chain = settings["proxyjump"][-1:]
     if not chain or chain == ["none"]:
