@@ -19,11 +19,15 @@ _PAUSES_AT_BOOT = (0.5, 0.5, 1, 2, 4, 8, 15, 30)
 
 
 def main() -> int:
-    """Run or end what is pending, or run the guard. Exit 0 when there is nothing left to do."""
+    """Run or end what is pending, or the guard, or look for alarms. Exit 0: nothing left to do."""
     if sys.argv[1:2] == ["guard"]:
         from macd.host.flag import guard  # noqa: PLC0415 - an activation starts sooner without
 
         return guard.main()
+    if sys.argv[1:2] == ["alerts"]:
+        from macd.host.alerts import look  # noqa: PLC0415 - likewise
+
+        return look.main()
     parser = argparse.ArgumentParser(prog="macd-host", description=__doc__)
     parser.add_argument("verb", choices=["activate", "recover"])
     parser.add_argument("--app", required=True, help="application directory")

@@ -21,7 +21,9 @@ Data = bytes | bytearray | memoryview
 PathLike = Union[str, "os.PathLike[str]"]
 _PIECE = 1 << 20
 _STALE_SECONDS = 3600.0
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 _TEMPORARY = ".macd-tmp"
+_LABEL = "security.selinux"
 # No such file, a dangling or circular link, a path through a file, a socket.
 NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)
 
@@ -33,6 +35,7 @@ class Disk(NamedTuple):
     total: int
     free: int
     inodes: int
+    all_inodes: int = 0
 
 
 def disk_of(path: str) -> Disk:
@@ -42,7 +45,7 @@ def disk_of(path: str) -> Disk:
     status = os.statvfs(path)
     size = status.f_frsize
     inodes = status.f_favail if status.f_files else -1
-    return Disk(path, status.f_blocks * size, status.f_bavail * size, inodes)
+    return Disk(path, status.f_blocks * size, status.f_bavail * size, inodes, status.f_files)
 
 
 def expand(path: str) -> str:
@@ -82,6 +85,36 @@ def mode_of(path: str, default: int) -> int:
         if error.errno not in NO_FILE:
             raise
         return default
+
+
+def xattrs_of(path: PathLike) -> dict[str, bytes]:
+    """The extended attributes that people and policies give a file: ACLs, labels, user.*."""
+    if not hasattr(os, "listxattr"):  # Linux has them
+        return {}
+    with contextlib.suppress(OSError):  # a file system without them
+        names = [name for name in os.listxattr(path, follow_symlinks=False) if _is_theirs(name)]
+        return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+    return {}
+
+
+def set_xattrs(path: PathLike | int, wanted: dict[str, bytes]) -> None:
+    """Give a file these and no others of their kind; what the system forbids stays as it is.
+
+    An ACL holds the mode too: set the mode afterwards.
+    """
+    if not hasattr(os, "listxattr"):
+        return
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(path):
+            if _is_theirs(name) and name not in (*wanted, _LABEL):
+                os.removexattr(path, name)
+    for name, value in wanted.items():
+        with contextlib.suppress(OSError):
+            os.setxattr(path, name, value)
+
+
+def _is_theirs(name: str) -> bool:
+    return name.startswith(("user.", "system.posix_acl_")) or name == _LABEL
 
 
 def sha256_of(path: PathLike) -> str:
@@ -147,11 +180,19 @@ def write_all(descriptor: int, data: Data) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def replace_file(path: PathLike, data: Data, *, mode: int = 0o644, parents: bool = False) -> None:
+def replace_file(
+    path: PathLike,
+    data: Data,
+    *,
+    mode: int = 0o644,
+    parents: bool = False,
+    keep_owner: bool = False,
+) -> None:
     """Put `data` at `path` atomically and durably: temp beside it, fsync, rename, fsync directory.
 
     Readers see the old content or the new, whole. A symbolic link at `path` is replaced, not
-    followed. `parents` makes its directory where there is none.
+    followed. `parents` makes its directory where there is none. `keep_owner`: it stays whose the
+    replaced file was, where root writes it, with its ACL and labels.
     An error (disk full, EIO on fsync) leaves the old content and no temporary file. fsync is never
     retried, since the kernel forgets what it dropped.
     """
@@ -164,6 +205,12 @@ def replace_file(path: PathLike, data: Data, *, mode: int = 0o644, parents: bool
     try:
         try:
             write_all(descriptor, data)
+            if keep_owner:
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.lstat(path)
+                    if os.geteuid() == 0:
+                        os.fchown(descriptor, status.st_uid, status.st_gid)
+                    set_xattrs(descriptor, xattrs_of(path))
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         finally:
@@ -174,6 +221,31 @@ def replace_file(path: PathLike, data: Data, *, mode: int = 0o644, parents: bool
             os.unlink(temporary)
         raise
     sync_directory(directory)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Make `target` the same file as `source`; a copy, on the disk, where no link can be.
+
+    That is on another file system, one without hard links, or after too many of them.
+
+    Raises:
+        OSError: as os.link and shutil.copyfile; a half copy is removed.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        try:
+            with open(source, "rb") as original, open(target, "xb") as copy:
+                shutil.copyfileobj(original, copy, 1 << 20)
+                os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(original.fileno()).st_mode))
+                copy.flush()
+                os.fsync(copy.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(target)
+            raise
 
 
 def set_aside(path: str, prefix: str) -> None:

@@ -33,9 +33,14 @@ _FORBIDDEN = re.compile(
 )
 FLAGS: dict[str, re.Pattern[str]] = {
     "ML_ENABLE_STACKING": re.compile(r"[01]\Z"),
+    "ML_STACKING_WEIGHT": re.compile(r"(100|[1-9][0-9]?)\Z"),  # percent
     "ML_STACKING_MIN_SAMPLES": re.compile(r"[0-9]{1,9}\Z"),
 }
-_ALLOWED = {"ML_ENABLE_STACKING": "0 or 1", "ML_STACKING_MIN_SAMPLES": "a whole number"}
+_ALLOWED = {
+    "ML_ENABLE_STACKING": "0 or 1",
+    "ML_STACKING_WEIGHT": "a whole number from 1 to 100",
+    "ML_STACKING_MIN_SAMPLES": "a whole number",
+}
 MOST_BYTES = (64 << 20) - 1  # a larger file systemd does not read
 
 _BLANK = b" \t"
@@ -139,6 +144,26 @@ def values_of(data: bytes, name: str) -> list[str]:
     """Each value that the file gives `name`, in order; before or since systemd 254."""
     values = max((_values(data, name.encode(), rule) for rule in _RULES), key=len)
     return [value.decode("utf-8", "replace") for value in values]
+
+
+def exported(data: bytes) -> dict[str, str]:
+    """The variables of lines such as `export KEY=value`, over which systemd passes."""
+    words = ((a.key.decode("utf-8", "replace").split(), a.value) for a in _assignments(data, False))
+    return {
+        key[1]: value.decode("utf-8", "surrogateescape")
+        for key, value in words
+        if len(key) == 2 and key[0] == "export" and _NAME.match(key[1])
+    }
+
+
+def unfit(key: str, value: str) -> str:
+    """Why a variable that somebody else set can't stand in the file; "" if it can."""
+    try:
+        _refuse_forbidden(key)
+        _line(key, value)
+    except EnvFileError as error:
+        return str(error)
+    return ""
 
 
 def shown(text: str) -> str:

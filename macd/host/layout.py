@@ -12,6 +12,7 @@ from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.store.manifest import ManifestError, check_release_id
 
+ADOPTED = "adopted"  # below state: what was there before macd (macd/host/deploy/adopt.py)
 _LONGEST_SOCKET = 100  # bytes; Linux takes 107, others a few less
 
 
@@ -24,6 +25,11 @@ class Layout:
     @property
     def current(self) -> str:
         return os.path.join(self.app, "current")
+
+    @property
+    def previous(self) -> str:
+        """Links to the release that a rollback would go to; for the service."""
+        return os.path.join(self.app, "previous")
 
     @property
     def releases(self) -> str:
@@ -86,11 +92,14 @@ def live_release(layout: Layout) -> str | None:
     """The id `current` points to; None before the first deploy.
 
     Raises:
-        HostError: `current` is something else than a link to releases/<id>.
+        HostError: `current` is something else than a link to releases/<id>, and was so neither when
+            provision adopted a service that people put there.
     """
     try:
         mode = os.lstat(layout.current).st_mode
     except FileNotFoundError:
+        return None
+    if _is_kept(layout):
         return None
     if not stat.S_ISLNK(mode):
         raise HostError(
@@ -115,19 +124,56 @@ def live_release(layout: Layout) -> str | None:
         ) from error
 
 
+def current_now(layout: Layout) -> dict[str, Any]:
+    """What lies at `current`: its kind (absent, link or there), and which one it is."""
+    try:
+        status = os.lstat(layout.current)
+    except FileNotFoundError:
+        return {"kind": "absent"}
+    if stat.S_ISLNK(status.st_mode):
+        return {"kind": "link", "target": os.readlink(layout.current)}
+    return {"kind": "there", "inode": status.st_ino}
+
+
+def _is_kept(layout: Layout) -> bool:
+    """Whether what lies at `current` was there before macd, which knows it."""
+    now = current_now(layout)
+    if now["kind"] == "absent" or now.get("target", "").startswith("releases/"):
+        return False
+    try:
+        kept = load(layout.state(ADOPTED, "manifest.json"), None)
+    except PermissionError:  # it is root's, and a reader of logs is not
+        return False
+    return isinstance(kept, dict) and kept.get("current") == now
+
+
 def point_current_at(layout: Layout, release_id: str | None) -> None:
-    """Switch `current` by symlink + rename + fsync of the directory; None removes it."""
+    """Switch `current` by symlink + rename + fsync of the directory; None removes it.
+
+    What was there before macd is left where it is by None.
+    """
     live_release(layout)  # refuses a real directory: rename would not, on every system
-    beside = os.path.join(layout.app, ".current.tmp")
+    if release_id is None and _is_kept(layout):
+        return
+    _link(layout, layout.current, release_id)
+
+
+def point_previous_at(layout: Layout, release_id: str | None) -> None:
+    """The same for `previous`."""
+    _link(layout, layout.previous, release_id)
+
+
+def _link(layout: Layout, path: str, release_id: str | None) -> None:
+    beside = os.path.join(layout.app, f".{os.path.basename(path)}.tmp")
     if os.path.lexists(beside):
         os.unlink(beside)
     if release_id is None:
-        if os.path.lexists(layout.current):
-            os.unlink(layout.current)
+        if os.path.lexists(path):
+            os.unlink(path)
     else:
         layout.release(release_id)
         os.symlink(os.path.join("releases", release_id), beside)
-        os.rename(beside, layout.current)
+        os.rename(beside, path)
     durable.sync_directory(layout.app)
 
 

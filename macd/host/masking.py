@@ -44,10 +44,10 @@ def masked_lines(text: str) -> list[str]:
             continue
         named = _NAMED.search(line)
         if named is None:
-            shown.append(_without_login(line))
+            shown.append(without_login(line))
             continue
         value = line[named.end() :]
-        shown.append(_without_login(line[: named.end()]) + COVER)
+        shown.append(without_login(line[: named.end()]) + COVER)
         is_json = named[0].endswith(":")
         depth = max(0, _opened(value)) if is_json else 0
         continues = line.endswith("\\") or (is_json and not value.strip())
@@ -80,7 +80,8 @@ def _of_unit(line: str) -> str:
     return f"{head}={' '.join(covered)}"
 
 
-def _without_login(line: str) -> str:
+def without_login(line: str) -> str:
+    """The same line with logins in URLs covered."""
     return _LOGIN.sub(f"://{COVER}@", line)
 
 

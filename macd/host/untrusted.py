@@ -33,18 +33,20 @@ def text(value: Any, most: int = LONGEST) -> str:
     return _cut("".join(c if c in "\n\t" else _plain(c) for c in shown), most, len(said))
 
 
-def document(value: Any, most: int = LONGEST, depth: int = _DEEPEST) -> Any:
+def document(
+    value: Any, most: int = LONGEST, depth: int = _DEEPEST, items: int = _MOST_ITEMS
+) -> Any:
     """A JSON document with each text short, few items in each list, and nothing JSON can't hold."""
     if not isinstance(value, (dict, list, tuple)):
         return _single(value, most)
     if depth == 0:
         return "(nested too deep)"
-    more = len(value) - _MOST_ITEMS
+    more = len(value) - items
     if isinstance(value, dict):
-        some = list(value.items())[:_MOST_ITEMS]
-        made = {line(k, most): document(v, most, depth - 1) for k, v in some}
+        some = list(value.items())[:items]
+        made = {line(k, most): document(v, most, depth - 1, items) for k, v in some}
         return {**made, "more": f"[{more} more]"} if more > 0 else made
-    shown = [document(inner, most, depth - 1) for inner in value[:_MOST_ITEMS]]
+    shown = [document(inner, most, depth - 1, items) for inner in value[:items]]
     return [*shown, f"[{more} more]"] if more > 0 else shown
 
 

@@ -16,15 +16,21 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
-from macd.host import durable
-from macd.host.deploy import health, ledger, locks
+from macd.host import durable, own
+from macd.host.deploy import adopt, health, ledger, locks
 from macd.host.deploy.health import Prover, UnhealthyError
 from macd.host.deploy.ledger import EventLog, Pending, Snapshot
+from macd.host.deploy.probe import prover_of
 from macd.host.failure import HostError
-from macd.host.layout import Layout, live_release, point_current_at
+from macd.host.flag import flag_file
+from macd.host.flag.flag_file import SHADOW
+from macd.host.layout import Layout, live_release, point_current_at, point_previous_at
+from macd.host.own import Service
 from macd.host.processes import start_time
 from macd.host.store import releases, retention, snapshots
+from macd.host.store.manifest import ManifestError
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Process, Supervisor
 
@@ -78,9 +84,16 @@ class Activation:
         self._pending = pending
         self._record = record
         self._supervisor = Supervisor(pending.scope)
-        self._prover = Prover(self._supervisor, pending.unit, pending.endpoint)
+        self._prover, self._prover_before = map(self._prover_of, (pending.after, pending.before))
         self._events = EventLog(layout, pending.number)
         self._set_aside: list[str] = []  # paths, by the revert
+
+    def _prover_of(self, texts: Snapshot) -> Prover:
+        pending, service = self._pending, self._service(texts)
+        return prover_of(self._layout, service, self._supervisor, pending.unit, pending.endpoint)
+
+    def _service(self, texts: Snapshot) -> Service:
+        return own.parse(texts.get(snapshots.SETTINGS))
 
     def go(self) -> str:
         """Check, switch, restart, soak, confirm, commit; revert on anything that fails."""
@@ -131,7 +144,9 @@ class Activation:
         pending = self._pending
         text = pending.after.get(pending.unit)
         sandbox = Sandbox(pending.scope, text, self._layout.app)
-        health.check_before(pending.check_argv, sandbox)
+        is_own = bool(self._service(pending.after).name)
+        release = self._layout.release(pending.to) if is_own else ""
+        health.check_before(pending.check_argv, sandbox, release)
 
     def _switch(self) -> None:
         _reserve_room(self._layout)
@@ -146,8 +161,17 @@ class Activation:
             edited=pending.edited,
             keys=pending.keys,
         )
+        if pending.origin is None:
+            adopt.take_over(self._layout, self._supervisor)
         switch.carry_out()
+        if pending.to != pending.origin:  # a new release starts in shadow
+            flag_file.write_dropin(
+                self._service(pending.after), self._layout, pending.scope, SHADOW
+            )
+        if pending.origin is None:
+            adopt.enable(self._layout, self._supervisor, pending.after)
         point_current_at(self._layout, pending.to)
+        self._point_previous(pending.to)
         files = snapshots.changed_files(pending.before, pending.after)
         keys = snapshots.changed_keys(pending.before, pending.after, pending.keys)
         self._enter("switched", files=files, keys=keys, kept=switch.kept)
@@ -158,19 +182,20 @@ class Activation:
 
     def _restart(self) -> Process:
         self._enter("restarting")
-        process = self._restarted(
-            self._pending.to, self._pending.manifest_sha256, self._pending.after
-        )
+        pending = self._pending
+        process = self._restarted(self._prover, pending.to, pending.manifest_sha256, pending.after)
         self._enter("restarted", pid=process.pid)
         return process
 
-    def _restarted(self, release: str, manifest_sha256: str, texts: Snapshot) -> Process:
+    def _restarted(
+        self, prover: Prover, release: str, manifest_sha256: str, texts: Snapshot
+    ) -> Process:
         """A new process that proves that it serves `release`, started with `texts`."""
         pending, sockets = self._pending, snapshots.sockets(texts)
         moved = [n for n in sockets if pending.before.get(n) != pending.after.get(n)]
         if moved:  # systemd changes no socket while its service runs
             self._supervisor.stop(pending.unit, *moved)
-        return self._prover.restart(release, manifest_sha256, sockets, pending.health_s)
+        return prover.restart(release, manifest_sha256, sockets, pending.health_s)
 
     def _check_still_healthy(self, process: Process) -> None:
         pending = self._pending
@@ -191,12 +216,25 @@ class Activation:
             self._layout, self._pending, lambda: self._check_still_healthy(process)
         )
 
-    def _commit(self) -> None:
+    def _history_with(self, live: str | None) -> list[dict[str, Any]]:
+        """What was committed, as it reads once `live` is: a rollback abandons its origin."""
         pending = self._pending
         entries = ledger.history(self._layout)
-        if pending.kind == "rollback":
+        if pending.kind == "rollback" and live == pending.to:
             for entry in entries:
                 entry["abandoned"] = entry.get("abandoned") or entry["release"] == pending.origin
+        return entries
+
+    def _point_previous(self, live: str | None) -> None:
+        """Say to the service where a rollback would go to; nothing depends on it."""
+        with contextlib.suppress(OSError, HostError, ManifestError):
+            bad = [entry["release"] for entry in ledger.bad_releases(self._layout)]
+            target = releases.rollback_target(self._history_with(live), live, bad)
+            point_previous_at(self._layout, target)
+
+    def _commit(self) -> None:
+        pending = self._pending
+        entries = self._history_with(pending.to)
         snapshots.keep(self._layout, pending.to, pending.after)
         committed = {
             "number": pending.number,
@@ -260,11 +298,13 @@ class Activation:
     def _as_it_was(self) -> tuple[str, bool | None]:
         """What serves where nothing was switched, and whether it is healthy: as before."""
         untouched, origin = "it was never switched", self._pending.origin
+        if origin is None and (by_hand := adopt.describe(self._layout, self._supervisor)):
+            return f"{untouched}; {by_hand}", None
         if origin is None or self._booting:
             return untouched, None
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
-            wrong = self._prover.wrong_with(origin, sha256)
+            wrong = self._prover_before.wrong_with(origin, sha256)
         except (OSError, HostError) as error:
             wrong = str(error)
         if wrong:
@@ -274,9 +314,10 @@ class Activation:
     def _restore(self) -> tuple[str, bool | None]:
         """What serves now, in words, and whether it is healthy; None: unknown here."""
         pending = self._pending
-        if pending.origin is None and not self._booting:
-            self._supervisor.stop(*snapshots.sockets(pending.after), pending.unit)
+        if pending.origin is None and not (self._booting or adopt.waits(self._layout)):
+            self._supervisor.stop(*snapshots.sockets(pending.after), *self._prover.units)
         point_current_at(self._layout, pending.origin)
+        self._point_previous(pending.origin)
         failure: Exception | None = None
         switch = snapshots.Switch(
             self._layout,
@@ -289,28 +330,36 @@ class Activation:
         try:
             switch.carry_out(reload=True, must_keep=False)
             switch.forget(pending.edited, self._mark)
+            if pending.dropin and pending.to != pending.origin:
+                was = self._service(pending.before)
+                flag_file.write_dropin(was, self._layout, pending.scope, pending.dropin)
         except (OSError, HostError) as error:
             failure = error  # on a full disk: rather the old release with wrong flags than none
         self._set_aside = switch.kept
         healthy: bool | None = None
-        if self._booting:
+        if pending.origin is None:
+            start = not self._booting
+            serving, healthy = adopt.give_back(self._layout, self._supervisor, start=start)
+        elif self._booting:
+            # Of units that come back with it, this boot knows nothing yet.
+            known = [name for name, text in pending.after.items() if text is not None]
+            later = [name for name in self._prover_before.units if name not in known]
+            self._supervisor.start_later(*later)
             serving = "systemd starts it next"
-        elif pending.origin is None:
-            serving = "nothing served before, and nothing serves now"
         else:
             serving, healthy = self._serve_again(pending.origin)
         if failure is not None:
             raise HostError(
                 "flags, settings or units could not be restored",
                 why=str(failure),
-                live=f"{pending.origin}: {serving}",
+                live=f"{pending.origin or 'no release'}: {serving}",
             ) from failure
         return serving, healthy
 
     def _serve_again(self, origin: str) -> tuple[str, bool]:
         try:
             sha256 = releases.manifest_sha256(self._layout, origin)
-            process = self._restarted(origin, sha256, self._pending.before)
+            process = self._restarted(self._prover_before, origin, sha256, self._pending.before)
             return f"{origin} answers as pid {process.pid}", True
         except (UnhealthyError, FileNotFoundError) as error:
             return f"{origin} is back, but does not serve well: {error}", False

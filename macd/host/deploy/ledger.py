@@ -52,6 +52,7 @@ class Pending:
     edited: list[str] = field(default_factory=list)  # names of `before` that people changed
     flags: list[str] = field(default_factory=list)  # the keys of .env that the tool sets
     keys: list[str] = field(default_factory=list)  # the keys of .env that are switched
+    dropin: str = ""  # of a flag in a drop-in: what it was before, "1" or "0"; "" for another flag
 
 
 def read_pending(layout: Layout) -> Pending | None:
@@ -157,6 +158,26 @@ def last_end(layout: Layout) -> dict[str, Any] | None:
     if not events or events[-1]["state"] not in ("committed", "reverted"):
         return None
     return {"number": number, **events[-1]}
+
+
+def others_ran(layout: Layout, live: str | None) -> list[dict[str, Any]]:
+    """When another release than `live` may have run since that was committed, oldest first.
+
+    Each: release; since, from when it was switched to; until, when the old process was proved
+    again, None while that goes on (epoch seconds). An end that was lost is the newest event.
+    """
+    committed = [entry["number"] for entry in history(layout) if entry["release"] == live]
+    pending = read_pending(layout)
+    ran = []
+    for number in range(max(committed, default=0) + 1, next_number(layout)):
+        events = EventLog(layout, number).read()
+        switched = [event for event in events if event["state"] == "switching"]
+        if not switched or switched[0].get("release") == live:
+            continue
+        under_way = pending is not None and pending.number == number
+        until = None if under_way else events[-1]["at"]
+        ran.append({"release": switched[0]["release"], "since": switched[0]["at"], "until": until})
+    return ran
 
 
 def drop_old_logs(layout: Layout, number: int) -> None:

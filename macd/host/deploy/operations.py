@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from macd.host import durable, envfile
-from macd.host.deploy import activation, ledger, locks, rollback
+from macd.host import durable, envfile, own
+from macd.host.deploy import activation, adopt, ledger, locks, originals, rollback
 from macd.host.deploy.ledger import EventLog, Pending
 from macd.host.deploy.status import unable
 from macd.host.failure import HostError
 from macd.host.flag import flag as flags
-from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.host.flag import flag_file
 from macd.host.layout import Layout, live_release
+from macd.host.own import Service
 from macd.host.record import recorder
 from macd.host.rpc import blobs
 from macd.host.store import releases, runtimes, snapshots
@@ -117,6 +118,7 @@ def activate(
     layout = Layout(durable.expand(app))
     locks.require_lock(layout)
     ledger.refuse_if_pending(layout)
+    adopt.refuse_undoing(layout)
     Sandbox(service["scope"], None, layout.app).refuse_root()
     supervisor = Supervisor(service["scope"])
     origin = live_release(layout)
@@ -137,9 +139,17 @@ def activate(
         )
     if kind == "deploy" and to != origin:  # the live release was accepted when it came
         _accept_again(layout, to, accepts or {})
+    of_release = releases.own_of(manifest)
+    check = [part.replace("{release}", layout.release(to)) for part in service["check"]]
+    if of_release is not None:  # what it was signed with, whatever the inventory says by now
+        check = own.argv(of_release["check"], layout.release(to)) if of_release["check"] else []
     before = snapshots.take(layout, supervisor, service["units"])
     written = rollback.written(layout, origin, history)
-    edited = snapshots.edited(before, written)
+    edited = [
+        name
+        for name in snapshots.edited(before, written)
+        if not (origin is None and originals.keeps(layout, supervisor, name, before[name]))
+    ]
     keys: list[str] = []
     if kind == "rollback":
         restored = rollback.to_release(layout, before, to, origin, history, list(flags or ()))
@@ -148,6 +158,11 @@ def activate(
     else:
         # The same release again (new settings, a restart): its evidence still holds.
         after = {**before, **after} if to == origin else _in_shadow(before, after)
+    served = own.parse(after.get(snapshots.SETTINGS))
+    keys += sorted(flag_file.off(served.flag).keys() - set(flag_file.KEYS))
+    _refuse_another_kind(layout, to, of_release, served)
+    for name in after.keys() - before.keys():  # units that come back with an older release
+        before[name] = supervisor.unit_text(name)
     if origin is not None:
         ledger.remember_written(layout, origin, written)
         snapshots.keep(layout, origin, before)  # the flags it really had, for a rollback
@@ -165,13 +180,14 @@ def activate(
         endpoint=service["endpoint"],
         serial=manifest.serial,
         manifest_sha256=releases.manifest_sha256(layout, to),
-        check_argv=[part.replace("{release}", layout.release(to)) for part in service["check"]],
+        check_argv=check,
         keep=keep,
         before=before,
         after=after,
         edited=edited,
         flags=sorted(flags or ()),
         keys=keys,
+        dropin=flag_file.in_dropin(layout, Supervisor(service["scope"])),
         health_s=times["health_s"],
         soak_s=times["soak_s"],
         confirm_s=times["confirm_s"],
@@ -206,7 +222,8 @@ def _check_rollback(
             "there is nothing to roll back to",
             why="this host never committed another release that is still good",
             live=live_release(layout) or "nothing",
-            hint="invoke history shows what was live here; --to ID names one of them",
+            hint="invoke history shows what was live here; --to ID names one of them"
+            + adopt.way_back(layout),
             kind="refused",
         )
     if to not in committed:
@@ -247,8 +264,27 @@ def _in_shadow(
             hint="mend that line, then deploy again",
             kind="refused",
         ) from error
-    shadow = envfile.rewritten_text(before.get(".env") or "", {FLAG: SHADOW})
-    return {**before, **after, ".env": shadow}
+    texts = {**before, **after}
+    served = own.parse(texts.get(snapshots.SETTINGS))
+    if shadow := flag_file.off(served.flag):
+        texts[".env"] = envfile.rewritten_text(before.get(".env") or "", shadow)
+    return texts
+
+
+def _refuse_another_kind(
+    layout: Layout, to: str, of_release: dict[str, Any] | None, served: Service
+) -> None:
+    """Raises HostError ("refused"): the settings are of another application than the release."""
+    name = of_release["name"] if of_release else ""
+    if served.name != name:
+        expected, actual = (each or "the built-in application" for each in (served.name, name))
+        raise HostError(
+            f"{to} is no release of what the inventory describes",
+            why=f"it is of {actual}, the inventory (app:) is of {expected}",
+            live=live_release(layout) or "nothing",
+            hint="name the inventory that it was made with, or invoke release",
+            kind="refused",
+        )
 
 
 def _start_runner(layout: Layout, pending: Pending) -> None:

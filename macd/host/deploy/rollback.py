@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macd.host import envfile
+from macd.host import envfile, own
 from macd.host.deploy.ledger import Snapshot
 from macd.host.failure import HostError
-from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.host.flag.flag_file import KEYS, off
 from macd.host.layout import Layout
 from macd.host.store import releases, snapshots
-from macd.host.store.snapshots import FLAGS
+from macd.host.store.snapshots import FLAGS, SETTINGS
 from macd.host.systemd.supervisor import Supervisor
 
 History = Sequence[dict[str, Any]]
@@ -31,12 +31,14 @@ class Rollback:
 
     edited: those of `files` whose text the tool did not write; it is stored beside the file.
     keys: never names stacking's, which always goes to shadow. Only `after` holds values.
+    decided: whether stacking decided when the release was last live, as far as .env said it.
     """
 
     after: Snapshot
     files: list[str]
     edited: list[str]
     keys: list[str]
+    decided: bool = False
 
 
 def to_release(
@@ -49,13 +51,21 @@ def to_release(
         flags: the keys of .env that the tool sets, for releases that recorded none.
     """
     then = snapshots.of(layout, to)
-    names = sorted({*_flags_of(history, to, flags), *_flags_of(history, live, flags)} - {FLAG})
+    shadow = off(own.parse(then.get(SETTINGS)).flag)
+    names = sorted(
+        {*_flags_of(history, to, flags), *_flags_of(history, live, flags)}.difference(KEYS, shadow)
+    )
+    # Units that the release of now has and that one had not.
+    gone: Snapshot = dict.fromkeys(own.parse(now.get(SETTINGS)).units)
     # A directory is left as it is: no key is put back into it.
     keys = {} if os.path.isdir(layout.env) else _keys(now.get(FLAGS), then.get(FLAGS), names)
-    after = {**then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), keys)}
+    after = {**gone, **then, FLAGS: _env(now.get(FLAGS), then.get(FLAGS), {**keys, **shadow})}
     files = snapshots.changed_files(now, after)
     by_hand = snapshots.edited(now, written(layout, live, history))
-    return Rollback(after, files, [name for name in files if name in by_hand], sorted(keys))
+    was = snapshots.flag_values(then.get(FLAGS), shadow)
+    decided = any(was[key] not in (None, value) for key, value in shadow.items() if value)
+    edited = [name for name in files if name in by_hand]
+    return Rollback(after, files, edited, sorted(keys), decided)
 
 
 def previews(
@@ -65,7 +75,7 @@ def previews(
     live: str | None,
     history: History,
     flags: list[str],
-) -> dict[str, dict[str, list[str]]]:
+) -> dict[str, dict[str, Any]]:
     """What each possible rollback would restore, by release. No values."""
     here = releases.on_host(layout)
     now = snapshots.take(layout, supervisor, list(units))
@@ -75,14 +85,18 @@ def previews(
             continue
         with contextlib.suppress(HostError):  # an impossible rollback says so when it is asked for
             change = to_release(layout, now, release, live, history, flags)
-            changes[release] = {"files": change.files, "edited": change.edited, "keys": change.keys}
+            names = {"files": change.files, "edited": change.edited, "keys": change.keys}
+            changes[release] = {**names, "decided": change.decided}
     return changes
 
 
 def written(layout: Layout, live: str | None, history: History) -> dict[str, str | None]:
-    """Hashes of the texts that the tool wrote when `live` went live; empty when unknown."""
+    """Hashes of the texts that the tool wrote when `live` went live; empty when unknown.
+
+    Before anything was live, of those that provision wrote.
+    """
     if live is None:
-        return {}
+        return snapshots.provisioned(layout)
     for entry in reversed(history):
         if entry["release"] == live and isinstance(entry.get("written"), dict):
             return dict(entry["written"])
@@ -113,8 +127,8 @@ def _is_plain(key: str, value: str | None) -> bool:
     return True
 
 
-def _env(now: str | None, then: str | None, keys: dict[str, str | None]) -> str | None:
-    """The flags file of now, with the tool's keys as they were and stacking in shadow."""
+def _env(now: str | None, then: str | None, keys: Mapping[str, str | None]) -> str | None:
+    """The flags file of now, with `keys`: the tool's as they were, and stacking in shadow."""
     if now is None and then is None:
         return None
-    return envfile.rewritten_text(now or "", {**keys, FLAG: SHADOW})
+    return envfile.rewritten_text(now or "", keys)

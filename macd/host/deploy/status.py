@@ -1,7 +1,8 @@
 """What a host is asked without changing anything: the facts of a deploy, and a diagnosis.
 
 The diagnosis runs the live release's own check beside the service. The check imports everything,
-loads the models and computes the golden predictions, so it names what is missing or broken here.
+loads the models and computes the golden predictions, so it names what is missing or broken here. An
+audit has it repeat bars in the same way.
 """
 
 from __future__ import annotations
@@ -9,28 +10,36 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from macd.host import durable, untrusted
-from macd.host.deploy import ledger, locks, rollback
-from macd.host.deploy.health import ProbeError, ask
+from macd.host import durable, own, untrusted
+from macd.host.alerts import look
+from macd.host.deploy import adopt, byhand, ledger, locks, rollback
+from macd.host.deploy.health import ProbeError, ask, run_check
+from macd.host.deploy.probe import Together, prover_of
 from macd.host.failure import HostError
 from macd.host.flag import flag_file, guard_config
 from macd.host.layout import Layout, live_release, load
+from macd.host.own import Service
 from macd.host.processes import stat_of
 from macd.host.rpc import blobs
 from macd.host.store import releases, runtimes, signature
+from macd.host.systemd import namespaces, selinux
 from macd.host.systemd.sandbox import Sandbox
 from macd.host.systemd.supervisor import Supervisor
 
 _CHECK_TIMEOUT_S = 180
+_REPLAY_TIMEOUT_S = 300
+_LONGEST_REPLAY = 4 << 20
 _LONGEST = 2000
 _LOG_LINES = 30
 _SERVICES = ("macd.app.service", "macd.service")  # the second in releases before the rooms moved
+_ONLY_ASKED = frozenset(("--check", "--replay"))  # of processes that serve nothing
 _QUOTES_ENV = re.compile(r"environment (assignment|variable)|invalid UTF-8", re.IGNORECASE)
 
 
@@ -42,18 +51,24 @@ def deploy_facts(
     endpoint: str,
     wanted: Sequence[tuple[str, int]] = (),
     flags: Sequence[str] = (),
+    writes: Sequence[str] = (),
+    commands: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Everything a plan needs, in one answer; changes nothing and needs no lock.
 
     `endpoint` may be "unix": the answer says where that is on this host. `flags` are the keys of
-    .env that the tool sets.
+    .env that the tool sets. `writes` are the directories that an own application is to write,
+    `commands` the words of what its units run.
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     endpoint = layout.endpoint(endpoint, scope)
     process = supervisor.show(unit)
+    service = own.read(layout)
+    units = list(dict.fromkeys([*units, *service.units]))
     history = ledger.history(layout)
-    live = live_release(layout)
+    # Before provision nobody has kept what people may have at `current`.
+    live = live_release(layout) if os.path.isdir(layout.state()) else None
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
     readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
@@ -71,6 +86,7 @@ def deploy_facts(
         "live": live,
         "live_files": [[f.path, f.size, f.sha256] for f in manifest.files] if manifest else [],
         "details": manifest.details if manifest else {},
+        "expires": manifest.expires.timestamp() if manifest else None,
         "history": history,
         "bad": bad,
         "releases": releases.on_host(layout),
@@ -85,11 +101,19 @@ def deploy_facts(
         "lock": _lock(layout),
         "process": vars(process),
         "stacking": guard_config.stacking_state(layout, supervisor, unit, process, endpoint),
+        "alerts": look.status(layout, supervisor, unit),
         # With a socket but no release, asking would only make systemd try to start nothing.
-        "health": _health(endpoint) if live else {"unreachable": "no release is live"},
+        "health": _health(layout, service, supervisor, unit, endpoint, live)
+        if live
+        else {"unreachable": "no release is live"},
+        "no_directory": [path for path in writes if not os.path.isdir(f"{layout.app}/{path}")],
         "units": {name: supervisor.unit_text(name) for name in units},
         "dropins": supervisor.dropins(units),
         "not_read": supervisor.not_read(units),
+        "by_hand": byhand.processes(layout, supervisor, units, commands),
+        "adopted": adopt.describe(layout, supervisor),
+        # Lines of an own application name no release.
+        "others_ran": ledger.others_ran(layout, live) if live and service.name else [],
         "env": durable.text(layout.env),
         "service_settings": _read(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
@@ -100,7 +124,16 @@ def deploy_facts(
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
         **runtimes.room(layout.app),
         "lacks": runtimes.missing_programs(),
+        "no_namespaces": namespaces.trouble(scope, supervisor.unit_text(unit), process.pid),
+        "selinux": _selinux(layout, scope, is_own=bool(service.name)),
     }
+
+
+def _selinux(layout: Layout, scope: str, *, is_own: bool) -> str:
+    """Whether the runtime's Python may be started, and an own application's programs beside it."""
+    python = os.path.realpath(sys.executable)
+    programs = [python, layout.app] if is_own else [python]
+    return selinux.trouble(programs) if scope == "system" else ""
 
 
 def _rollback_target(
@@ -199,7 +232,7 @@ def _flag_change_public(layout: Layout) -> dict[str, Any] | None:
     change = flag_file.interrupted(layout)
     if change is None:
         return None
-    names = ("wanted", "was", "release", "who", "started", "state")
+    names = ("wanted", "was", "release", "who", "started", "state", "weight", "was_weight")
     return {name: getattr(change, name) for name in names}
 
 
@@ -211,7 +244,21 @@ def _lock(layout: Layout) -> dict[str, Any] | None:
     return {**held, "age_s": max(0.0, time.time() - float(held.get("since", time.time())))}
 
 
-def _health(endpoint: str) -> dict[str, Any]:
+def _health(
+    layout: Layout,
+    service: Service,
+    supervisor: Supervisor,
+    unit: str,
+    endpoint: str,
+    live: str,
+) -> dict[str, Any]:
+    """What serves says of itself; of an own application what the host knows of it."""
+    prover = prover_of(layout, service, supervisor, unit, endpoint)
+    if isinstance(prover, Together):
+        try:
+            return prover.report(live, releases.manifest_sha256(layout, live))
+        except OSError as error:
+            return {"unreachable": f"its manifest can't be read: {error.strerror}"}
     try:
         return ask(os.path.expanduser(endpoint))
     except ProbeError as error:
@@ -241,18 +288,34 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
     Returns:
         others (pids of further processes of this application), check ({"code", "said"}), log (the
         unit's newest lines), disk ({"free", "total", "inodes"}), unjudged (how often in a row the
-        guard could not judge, "" while it can).
+        guard could not judge, "" while it can), env_open (the mode of .env where every account can
+        read it, else "").
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     process, disk = supervisor.show(unit), durable.disk_of(layout.app)
     return {
-        "others": _others(layout, process.pid),
+        "others": _others(layout, process.pid) if not own.read(layout).name else None,
         "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
         "log": _log(supervisor, unit),
         "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
         "unjudged": _unjudged(layout),
+        "env_open": _open_to_all(layout.env),
     }
+
+
+def _open_to_all(path: str) -> str:
+    """The mode of a file that every account can read, such as "644"; "" where not all can."""
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        above = path
+        while above != os.path.dirname(above):
+            above = os.path.dirname(above)
+            if not os.stat(above).st_mode & stat.S_IXOTH:
+                return ""
+    except OSError:
+        return ""
+    return f"{mode:o}" if mode & stat.S_IROTH else ""
 
 
 def _unjudged(layout: Layout) -> str:
@@ -263,13 +326,18 @@ def _unjudged(layout: Layout) -> str:
 
 
 def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
-    if live_release(layout) is None:
+    live = live_release(layout)
+    if live is None:
         return None
-    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
-    argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, "--check"]
-    argv += ["--release", os.path.realpath(layout.current)]
+    release, argv = "", _serve(layout, "--check")
     try:
-        done = sandbox.run(argv, timeout=_CHECK_TIMEOUT_S)
+        of_release = releases.own_of(releases.read_manifest(layout, live))
+        if of_release is not None:
+            if not of_release["check"]:
+                return None
+            release = layout.release(live)
+            argv = own.argv(of_release["check"], release)
+        done = run_check(argv, sandbox, release, _CHECK_TIMEOUT_S)
     except HostError as error:
         said = untrusted.text(f"{error}: {error.why}", _LONGEST)
         return {"code": None, "said": said, "hint": error.hint}
@@ -277,6 +345,49 @@ def _check(layout: Layout, sandbox: Sandbox) -> dict[str, Any] | None:
         return {"code": None, "said": untrusted.text(error, _LONGEST)}
     said = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
     return {"code": done.returncode, "said": untrusted.text(said[-_LONGEST:], _LONGEST)}
+
+
+def _serve(layout: Layout, doing: str) -> list[str]:
+    """The live release's own service, for what it does instead of serving."""
+    argv = [os.path.join(layout.current, "runtime", "bin", "python"), "-I"]
+    argv += [os.path.join(layout.current, "app", "serve.py"), "--root", layout.app, doing]
+    return [*argv, "--release", os.path.realpath(layout.current)]
+
+
+def replay(app: str, unit: str, scope: str, release: str, question: bytes) -> dict[str, Any]:
+    """What the live release's own code answers to an audit's question, in the service's sandbox.
+
+    question, and `said` in the answer: see macd/app/service/replay.py. Changes nothing.
+
+    Raises:
+        HostError: another release than `release` is live, it can't be run here, or takes too long.
+    """
+    layout = Layout(durable.expand(app))
+    live = live_release(layout)
+    if live != release:
+        raise HostError(
+            f"{release} is not live any more", live=live or "nothing", hint="run it again"
+        )
+    if own.read(layout).name:
+        raise HostError(
+            "an application of the team's own can't be asked to repeat bars",
+            why="only the built-in application computes again what it logged",
+            kind="refused",
+        )
+    sandbox = Sandbox(scope, Supervisor(scope).unit_text(unit), layout.app)
+    sandbox.refuse_root()
+    argv = _serve(layout, "--replay")
+    try:
+        done = sandbox.run(argv, timeout=_REPLAY_TIMEOUT_S, given=question.decode())
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"the release gave no answer in {_REPLAY_TIMEOUT_S} s") from error
+    except OSError as error:
+        raise HostError("the release's own code can't be run", why=str(error)) from error
+    return {
+        "code": done.returncode,
+        "said": done.stdout[:_LONGEST_REPLAY].encode(),
+        "complained": untrusted.text(done.stderr[-_LONGEST:], _LONGEST),
+    }
 
 
 def _others(layout: Layout, main: int) -> list[int] | None:
@@ -299,7 +410,7 @@ def _serves(words: list[str], app: str, cwd: str) -> bool:
     """Whether it is this application's service, started by a release's serve.py or by hand."""
     program = any(os.path.basename(word) == "serve.py" for word in words)
     module = any(word.removeprefix("-m") in _SERVICES for word in words)
-    if not (program or module) or "--check" in words:
+    if not (program or module) or not _ONLY_ASKED.isdisjoint(words):
         return False
     roots = [words[at] for at in range(1, len(words)) if words[at - 1] == "--root"]
     roots += [word.partition("=")[2] for word in words if word.startswith("--root=")]

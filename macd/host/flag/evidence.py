@@ -99,8 +99,10 @@ def blockers(
         reasons.append("it is about files, not about a host")
     reasons += _own_blockers(document)
     if release is None or document.get("release") != release:
-        about = document.get("release") or "none"
-        reasons.append(f"it is about release {about!s:.60}, live is {release or 'nothing'}")
+        about = f"release {document['release']!s:.60}" if document.get("release") else "no release"
+        reasons.append(
+            f"it is about {about}, {f'live is {release}' if release else 'none is live'}"
+        )
     elif document.get("manifest_sha256") != manifest_sha256:
         reasons.append("the live release has another manifest")
     elif document.get("env") != env:

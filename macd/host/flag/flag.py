@@ -5,10 +5,15 @@ next deploy or the boot unit ends the change. Shadow is the safe side. So an int
 reverted, and an interrupted disabling is finished. Disabling is never undone: a service that is
 unhealthy without stacking is reported and does not get stacking back. A disk that takes no record
 of a disabling does not keep stacking on.
+
+Stacking that decides may get another weight. A raise that fails goes back to the weight before,
+where a guard watches that one, and to shadow where not even that can be proved. Lowering needs no
+evidence while a guard watches, and is never undone: where it fails, stacking is disabled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,27 +21,33 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from macd.host import durable
+from macd.host import durable, own
 from macd.host.deploy import locks
 from macd.host.deploy.health import Prover, UnhealthyError
 from macd.host.deploy.ledger import refuse_if_pending
+from macd.host.deploy.probe import prover_of
 from macd.host.failure import HostError
 from macd.host.flag import evidence, flag_file, guard_config
 from macd.host.flag.flag_file import (
     FLAG,
+    FULL,
     LIVE,
     PENDING,
     SHADOW,
+    WEIGHT,
     Change,
     FlagLog,
     Record,
-    in_file,
+    Switch,
+    first_weight,
     interrupted,
-    of_process,
     refuse_unreadable,
-    write,
+    switch_of,
+    weight_by_health,
+    weight_of,
 )
 from macd.host.layout import Layout, live_release
+from macd.host.own import Flag
 from macd.host.record import recorder
 from macd.host.store import releases
 from macd.host.systemd.supervisor import Process, Supervisor
@@ -56,6 +67,7 @@ def set_flag(
     signature: bytes = b"",
     identity: str = "",
     guard: dict[str, Any] | None = None,
+    weight: int | None = None,
 ) -> dict[str, Any]:
     """Set it to "1" (needs a signed PASS about what is live) or "0", and prove it.
 
@@ -64,13 +76,16 @@ def set_flag(
 
     Args:
         service: unit, sockets, scope, endpoint.
-        guard: every_s, for_s and rule of the watch that begins before stacking is enabled; None
-            for no watch.
+        guard: every_s, for_s, rule and steps of the watch that begins before stacking is enabled;
+            None for no watch.
+        weight: what stacking is to count for, in percent; None for the first of the guard's steps,
+            which are all that follow, or 100.
 
     Returns:
-        outcome ("set", "already" or "reverted"), release, value, pid, wrong (why it does not serve
-        well, "" if it does), reason, and unrecorded (why the return to shadow is not on record
-        here, "" if it is).
+        outcome ("set", "already" or "reverted"), release, value, weight (0 in shadow), pid, wrong
+        (why it does not serve well, "" if it does), reason, and unrecorded (why the return to
+        shadow is not on record here, "" if it is). With "already" also ended: how the change ended
+        that was interrupted before, as `end` has it.
 
     Raises:
         HostError ("refused"): nothing was touched.
@@ -90,16 +105,24 @@ def set_flag(
     doing = "enable-stacking" if wanted == LIVE else "disable-stacking"
     with locks.locked(layout, locks.DEPLOY, {"who": who, "doing": doing}):
         refuse_if_pending(layout)
-        end(layout, record)
+        ended = end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
+        _refuse_weights(change, weight, guard)
         process = Supervisor(change.scope).show(change.unit)
+        if wanted == LIVE:
+            guard = guard and {**guard, "steps": guard.get("steps", []) if weight is None else []}
+            change = _weighted(layout, change, process, weight, guard)
+        else:
+            change = dataclasses.replace(change, was_weight=max(_weights(layout, change, process)))
         is_set = _is_set(layout, change, process)
-        if is_set and (
-            wanted == SHADOW or guard_config.guard_of(layout, change.release) == "watches"
-        ):
-            return _answer("already", change, process, "")
+        anew = bool(report) and _has_other_steps(layout, change, guard)
+        if is_set and (wanted == SHADOW or (_is_watched(layout, change) and not anew)):
+            _tidy(layout, change, told=weight)
+            return {**_answer("already", change, process, ""), "ended": ended}
+        evidenced = wanted == LIVE and not change.lowers
         if wanted == LIVE:
             refuse_unreadable(layout)
+        if evidenced:
             if is_set and not report:
                 raise _unwatched(change)
             document = evidence.check(
@@ -109,13 +132,64 @@ def set_flag(
             change = dataclasses.replace(change, report=hashlib.sha256(report).hexdigest())
         log = FlagLog(layout, record, strict=wanted == LIVE)
         log.store(change)
-        if wanted == LIVE and guard is not None:
+        if evidenced and guard is not None:
             _start_watch(layout, log, change, service, guard)
         log.record("flag.begun", _fields(change))
         sha256 = _manifest(layout, change, wanted)
-        prover = Prover(Supervisor(change.scope), change.unit, change.endpoint)
+        prover = _prover(layout, change)
         if is_set and not prover.asked(change.release, sha256, process)[0]:
             return _proved(log, change, process, "")
+        return _carry_out(layout, log, change)
+
+
+def raise_weight(
+    layout: Layout,
+    watch: dict[str, Any],
+    weight: int,
+    verdict: str,
+    rates: dict[str, list[int]],
+    who: str,
+) -> dict[str, Any]:
+    """Give stacking the next weight of its guard's watch; that watch is the evidence.
+
+    Its next one is stored before the flag is touched. Where the weight can't be proved, both are
+    again what they were. Each try is counted in the watch first: a kill leaves it counted.
+
+    Args:
+        verdict: of the watch, never FAIL; rates: what was counted.
+
+    Returns:
+        As `set_flag`; the outcome is never "already".
+
+    Raises:
+        HostError ("refused"): nothing was touched; `watch` is not the watch any more, say.
+        OSError: the disk takes no record; nothing was touched.
+    """
+    service, record = watch["service"], recorder(layout)
+    with locks.locked(layout, locks.DEPLOY, {"who": who, "doing": "enable-stacking"}):
+        refuse_if_pending(layout)
+        end(layout, record)
+        change = _begin(layout, LIVE, who, service, watch["health_s"])
+        process = Supervisor(change.scope).show(change.unit)
+        change = _weighted(layout, change, process, weight, None)
+        if guard_config.read_watch(layout) != watch or change.was != LIVE:
+            raise HostError(
+                "stacking is not what the guard watched any more",
+                live=f"{change.release}, flags as before",
+                kind="refused",
+            )
+        refuse_unreadable(layout)
+        tried = {**watch, "raises": watch.get("raises", 0) + 1}
+        guard_config.write_watch(layout, tried)
+        change = dataclasses.replace(change, watch=tried)
+        log = FlagLog(layout, record, strict=True)
+        log.store(change)
+        try:
+            upcoming = guard_config.next_watch(tried, weight, verdict, rates, time.time())
+            guard_config.write_watch(layout, upcoming)
+            log.record("flag.begun", _fields(change))
+        except (HostError, OSError) as error:
+            return _revert(layout, log, change, _message(error))
         return _carry_out(layout, log, change)
 
 
@@ -133,7 +207,7 @@ def end(layout: Layout, record: Record, *, booting: bool = False) -> str:
     log = FlagLog(layout, record, strict=change.wanted == LIVE and change.state == "proved")
     if change.state == "proved":
         return str(_finish(log, change, None, "")["outcome"])
-    if change.wanted == SHADOW:
+    if change.lowers and change.state == "begun":
         return str(_carry_out(layout, log, change, booting=booting)["outcome"])
     reason = change.reason or f"it was interrupted while {change.state}"
     return str(_revert(layout, log, change, reason, booting=booting)["outcome"])
@@ -162,9 +236,11 @@ def _begin(
     live = live_release(layout)
     if live is None:
         raise HostError("no release is live on this host", hint="invoke deploy", kind="refused")
+    known = service.get("flag")  # a guard's watch knows which it is about
+    switch = switch_of(layout, service, Flag(**known) if known else None)
     return Change(
         wanted=wanted,
-        was=SHADOW if wanted == LIVE else in_file(layout),  # a reverted enabling ends in shadow
+        was=SHADOW if wanted == LIVE else switch.upcoming,  # a reverted enabling ends in shadow
         release=live,
         unit=service["unit"],
         sockets=list(service["sockets"]),
@@ -173,23 +249,113 @@ def _begin(
         health_s=health_s,
         who=who,
         started=time.time(),
+        flag=None if switch.has_weights else dataclasses.asdict(switch.flag),
     )
+
+
+def _refuse_weights(change: Change, weight: int | None, guard: dict[str, Any] | None) -> None:
+    """Raises HostError ("refused"): how much stacking counts for is the built-in one's alone."""
+    asked = "a weight" if weight not in (None, FULL) else ""
+    asked = asked or ("guard.steps" if (guard or {}).get("steps") and weight is None else "")
+    if change.flag is None or not asked:
+        return
+    raise HostError(
+        f"{asked} can't be given to an application of one's own",
+        why="macd knows only its flag; what its models count for is decided in its own code",
+        live=f"{change.release}, flags as before",
+        hint="leave out --weight and guard.steps: the flag is on or off",
+        kind="refused",
+    )
+
+
+def _weighted(
+    layout: Layout,
+    change: Change,
+    process: Process,
+    weight: int | None,
+    guard: dict[str, Any] | None,
+) -> Change:
+    """The enabling with its weight, and what a change that fails goes back to.
+
+    Raises:
+        HostError ("refused"): the weight is none, or the release that runs knows no weights.
+    """
+    running, upcoming = _weights(layout, change, process)
+    watch = guard_config.read_watch(layout)
+    is_guarded = guard_config.guard_of(layout, change.release) != "none"
+    covered = guard_config.weight_of_watch(watch) if is_guarded else 0
+    aim = first_weight(weight, (guard or {}).get("steps", ()), running, upcoming, covered)
+    if type(aim) is not int or not 0 < aim <= FULL:
+        raise HostError(f"{WEIGHT} can't be {aim!r:.40}: 1 to 100", kind="refused")
+    if aim < FULL and weight_by_health(process, change.endpoint) is None:
+        raise HostError(
+            f"stacking can't decide with {aim} %: the service does not say that it knows weights",
+            why="its health answer names none, or none came; an earlier version decides with 100 %",
+            live=f"{change.release}, flags as before",
+            hint="invoke release and invoke deploy bring a version that does; or --weight 100",
+            kind="refused",
+        )
+    change = dataclasses.replace(change, weight=aim)
+    most = max(running, upcoming)
+    if running and most > aim and _is_watched(layout, change):  # also from a weight set by hand
+        return dataclasses.replace(change, was_weight=most, steps_stay=weight is None)
+    before = dataclasses.replace(change, weight=running)
+    if running != upcoming or not 0 < running <= aim or not _is_watched(layout, before):
+        return change
+    return dataclasses.replace(change, was=LIVE, was_weight=running, watch=watch)
+
+
+def _weights(layout: Layout, change: Change, process: Process) -> tuple[int, int]:
+    """What stacking counts for in the process, and at its next start; 0 where nobody knows."""
+    switch = change.switch(layout)
+    running = switch.of_process(process, change.endpoint)
+    return (weight_of(running) or 0 if running is not None else 0), switch.upcoming_weight or 0
+
+
+def _decides_with(layout: Layout, change: Change, process: Process) -> int:
+    """The weight of the process and of its next start; 0 where the two differ."""
+    running, upcoming = _weights(layout, change, process)
+    return running if running == upcoming else 0
+
+
+def _is_watched(layout: Layout, change: Change) -> bool:
+    """Whether the guard's watch is about this release with this weight, or more."""
+    covered = guard_config.weight_of_watch(guard_config.read_watch(layout))
+    is_watched = guard_config.guard_of(layout, change.release) == "watches"
+    return is_watched and change.weight <= covered
 
 
 def _is_set(layout: Layout, change: Change, process: Process) -> bool:
-    running = of_process(process, change.endpoint)
-    return (
-        in_file(layout) == change.wanted
-        and running is not None
-        and running.get(FLAG, SHADOW) == change.wanted
-    )
+    if change.wanted == LIVE:
+        return _decides_with(layout, change, process) == change.weight
+    switch = change.switch(layout)
+    running = switch.of_process(process, change.endpoint)
+    return switch.upcoming == SHADOW and switch.is_shadow(running)
+
+
+def _has_other_steps(layout: Layout, change: Change, guard: dict[str, Any] | None) -> bool:
+    """Whether the guard is to raise the weight otherwise than the watch that is there."""
+    wanted = guard_config.steps_after(guard, change.weight)
+    there = guard_config.read_watch(layout)
+    return bool(wanted) and wanted != guard_config.steps_after(there, change.weight)
+
+
+def _tidy(layout: Layout, change: Change, *, told: int | None) -> None:
+    """What is left to do where nothing changes: a weight in shadow, steps after a told weight."""
+    if change.wanted == SHADOW:
+        with contextlib.suppress(OSError):  # it means nothing there
+            change.switch(layout).write(SHADOW)
+    elif told is not None:
+        guard_config.stay_at(layout, told)
 
 
 def _start_watch(
     layout: Layout, log: FlagLog, change: Change, service: dict[str, Any], guard: dict[str, Any]
 ) -> None:
     try:
-        guard_config.start_watch(layout, change.release, service, change.health_s, guard)
+        guard_config.start_watch(
+            layout, change.release, service, change.health_s, guard, change.weight
+        )
     except (HostError, OSError):
         log.forget()  # the flag was not touched
         raise
@@ -200,18 +366,20 @@ def _carry_out(
 ) -> dict[str, Any]:
     process, wrong = None, ""
     try:
-        write(layout, change.wanted)
+        if change.wanted == LIVE and change.lowers and not change.steps_stay:
+            guard_config.stay_at(layout, change.weight)
+        change.switch(layout).write(change.wanted, change.weight)
         if not booting:
             if change.wanted == SHADOW:
                 _refuse_beside(layout, log, change)
-            process, wrong = _restarted(layout, change, change.wanted)
+            process, wrong = _restarted(layout, change)
     except (_NotProvedError, HostError, OSError) as error:
         if change.wanted == LIVE:
             return _revert(layout, log, change, _message(error))
         if not isinstance(error, _NotProvedError):
             raise  # still on record: the next call finishes it
         wrong = _message(error)
-        _refuse_live(change, wrong)
+        _refuse_live(layout, change, wrong)
     if wrong and change.wanted == LIVE:
         return _revert(layout, log, change, wrong)
     return _proved(log, change, process, wrong)
@@ -222,25 +390,29 @@ def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
 
     The change is forgotten, so that no deploy and no rollback has to wait for it.
     """
-    beside = flag_file.beside(layout, Supervisor(change.scope), change.unit)
-    if beside:
+    switch = change.switch(layout)
+    if beside := switch.beside():
         log.forget()
+        flag = switch.flag
         raise HostError(
             "stacking still decides: something beside .env sets it",
-            why=f"{beside[0]} sets {FLAG}=1 and wins over .env, which says 0 now",
+            why=f"{beside[0]} sets {flag.name}={flag.live} and wins over .env, "
+            f"which says {flag.shadow} now",
             live=f"{change.release} with stacking",
             hint="take it out there, then: invoke disable-stacking",
         )
 
 
-def _refuse_live(change: Change, wrong: str) -> None:
+def _refuse_live(layout: Layout, change: Change, wrong: str) -> None:
     """Raises HostError: the running process still has it. The next call finishes the change."""
-    running = of_process(Supervisor(change.scope).show(change.unit), change.endpoint)
+    switch = change.switch(layout)
+    running = switch.of_process(switch.supervisor.show(change.unit), change.endpoint)
     if running is not None and running.get(FLAG, SHADOW) == LIVE:
         raise HostError(
             "stacking still decides: the service was not started again",
             why=wrong,
-            live=f"{change.release} with stacking; .env says {FLAG}=0",
+            live=f"{change.release} with stacking; "
+            f"{_place(switch)} says {switch.flag.name}={switch.flag.shadow}",
             hint="invoke disable-stacking tries it again",
         )
 
@@ -261,44 +433,66 @@ def _finish(log: FlagLog, change: Change, process: Process | None, wrong: str) -
 def _revert(
     layout: Layout, log: FlagLog, change: Change, reason: str, *, booting: bool = False
 ) -> dict[str, Any]:
-    """Back to the value before, in the file and in the process: always shadow."""
+    """Back to what was before, in the file and in the process: shadow, or the weight of a raise."""
     log = log.best_effort()
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
     log.store(change)  # where that fails, the older record is reverted too
-    before = dataclasses.replace(change, wanted=change.was)
+    before = dataclasses.replace(change, wanted=change.was, weight=change.was_weight)
     process: Process | None = Supervisor(change.scope).show(change.unit)
     wrong = ""
     touched = process is None or not _is_set(layout, before, process)
-    write(layout, change.was)
+    try:
+        before.switch(layout).write(before.wanted, before.weight)
+        if touched and not booting:
+            process, wrong = _restarted(layout, before)
+    except (_NotProvedError, HostError, OSError) as error:
+        if change.was == SHADOW and not isinstance(error, _NotProvedError):
+            raise
+        process, wrong = None, _message(error)
+    if wrong and change.was == LIVE:
+        why = f"{change.reason}; nor did {change.was_weight} % work again: {wrong}"
+        shadow = dataclasses.replace(change, was=SHADOW)
+        return _revert(layout, log, shadow, why, booting=booting)
     if booting:
         process, wrong = None, "systemd starts it next"
-    elif touched:
-        try:
-            process, wrong = _restarted(layout, change, change.was)
-        except _NotProvedError as error:
-            process, wrong = None, _message(error)
+    if change.was == LIVE and change.watch is not None:
+        with log.recording():
+            _put_back(layout, change.watch)
     log.record("flag.reverted", {**_fields(change), "reason": change.reason, "wrong": wrong})
     log.forget()
     return _answer("reverted", change, process, wrong, log.unrecorded)
 
 
-def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str]:
-    """A NEW process that runs with the flag at `value`, and why it is unhealthy ("" if it isn't).
+def _put_back(layout: Layout, watch: dict[str, Any]) -> None:
+    """The watch that a raise replaced, where it did; what came of it since stays."""
+    there = guard_config.read_watch(layout)
+    if there is not None and there["since"] != watch["since"]:
+        guard_config.write_watch(layout, watch)
+
+
+def _restarted(layout: Layout, change: Change) -> tuple[Process, str]:
+    """A NEW process that runs as `change` wants, and why it is unhealthy ("" if it isn't).
 
     Raises:
         _NotProvedError: there was none in health_s, or it crashes.
     """
-    supervisor = Supervisor(change.scope)
-    prover = Prover(supervisor, change.unit, change.endpoint)
+    switch = change.switch(layout)
+    supervisor = switch.supervisor
+    prover = _prover(layout, change)
 
     def has_the_flag(process: Process) -> bool:
-        running = of_process(process, change.endpoint)
-        return running is not None and running.get(FLAG, SHADOW) == value
+        running = switch.of_process(process, change.endpoint)
+        if change.wanted == SHADOW:
+            return switch.is_shadow(running)
+        if running is None or running.get(FLAG, SHADOW) != LIVE:
+            return False
+        said = change.weight == FULL or weight_by_health(process, change.endpoint) == change.weight
+        return said and weight_of(running) == change.weight
 
     try:
         process = prover.restart(
             change.release,
-            _manifest(layout, change, value),
+            _manifest(layout, change, change.wanted),
             change.sockets,
             change.health_s,
             runs_as_asked=has_the_flag,
@@ -308,8 +502,26 @@ def _restarted(layout: Layout, change: Change, value: str) -> tuple[Process, str
         proved = error.process
         if proved is not None and supervisor.show(change.unit).is_same_life(proved):
             return proved, error.wrong
-        wrong = f"no running process has {FLAG}={value}: {error.wrong or error}"
+        is_weighed = change.wanted == LIVE and switch.has_weights
+        share = f" and decides with {change.weight} %" if is_weighed else ""
+        value = switch.flag.live if change.wanted == LIVE else switch.flag.shadow
+        wrong = f"no running process has {switch.flag.name}={value}{share}: {error.wrong or error}"
         raise _NotProvedError(wrong) from error
+
+
+def _prover(layout: Layout, change: Change) -> Prover:
+    service = own.BUILT_IN
+    if change.flag is not None:
+        try:
+            service = own.read(layout)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            # Nobody can say what proves that it serves; that the process has the flag, one can.
+            service = own.Service("", {change.unit: own.Probe()})
+    return prover_of(layout, service, Supervisor(change.scope), change.unit, change.endpoint)
+
+
+def _place(switch: Switch) -> str:
+    return "the drop-in" if switch.flag.where == flag_file.DROPIN else ".env"
 
 
 def _manifest(layout: Layout, change: Change, value: str) -> str:
@@ -329,16 +541,24 @@ def _message(error: Exception) -> str:
 
 def _fields(change: Change) -> dict[str, object]:
     names = ("wanted", "was", "release", "who", "report")
-    return {"flag": FLAG, **{name: getattr(change, name) for name in names}}
+    weights = {"weight": change.weight if change.wanted == LIVE else 0}
+    weights["was_weight"] = change.was_weight
+    flag = change.flag["name"] if change.flag else FLAG
+    weighed = {"weighed": False} if change.flag else {}  # its weight of 100 says nothing
+    return {"flag": flag, **{name: getattr(change, name) for name in names}, **weights, **weighed}
 
 
 def _answer(
     outcome: str, change: Change, process: Process | None, wrong: str, unrecorded: str = ""
 ) -> dict[str, Any]:
+    value, weight = change.wanted, change.weight
+    if outcome == "reverted":
+        value, weight = change.was, change.was_weight
     return {
         "outcome": outcome,
         "release": change.release,
-        "value": change.was if outcome == "reverted" else change.wanted,
+        "value": value,
+        "weight": weight if value == LIVE else 0,
         "pid": process.pid if process else None,
         "wrong": wrong,
         "reason": change.reason,

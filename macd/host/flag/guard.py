@@ -2,39 +2,40 @@
 
 An unprivileged process judges the logs (judge/judging.py). Each try is recorded before it begins.
 After TRIES tries in a row without a judgement the guard disables stacking too: it can't see
-what stacking does. It needs the standard library and macd/host alone; macd-host.pyz carries it.
+what stacking does. Where the watch has steps, the guard raises stacking's weight to the next one
+after each watch without FAIL, and a new watch begins. It needs the standard library and macd/host
+alone; macd-host.pyz carries it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from macd.host import durable, record
+from macd.host import durable, own, record
+from macd.host.alerts import webhook
 from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
 from macd.host.flag import flag, flag_file, guard_config
 from macd.host.flag.guard_config import FAILED, FAILING, TRIES
-from macd.host.judge import gate, judging
+from macd.host.judge import by_symbol, gate, judging
 from macd.host.judge.judging import CannotJudgeError, Judgement
-from macd.host.layout import Layout, live_release, load, save
-from macd.host.systemd.supervisor import Supervisor
+from macd.host.layout import Layout, live_release, save
+from macd.host.own import Flag
+from macd.host.rpc.logs import logs_of
+from macd.host.store import releases
 
 WHO = "guard"
 BUSY, OFF, TROUBLE = "busy", "off", "trouble"
 _AGAIN_S = 30.0
-_WEBHOOK = "notify.json"  # its URL; provision writes it
-_WEBHOOK_S = 10.0
 _UNSENT = "untold"  # the key of a watch whose end is still to be sent to the webhook
 _ENDS = {
     FAILING: "stacking is not safe and still on",
@@ -74,11 +75,13 @@ def _check(layout: Layout, watch: dict[str, Any], now: datetime) -> str:
             return _over(layout, watch, FAILED, ours, now)
         gone = f"{watch['release']} with stacking is not live any more"
         return _over(layout, watch, "ended", gone, now)
+    _tell_raises(layout, watch)
+    watch = guard_config.read_watch(layout) or watch
     if watch.get("tries", 0) >= TRIES:
         return _give_up(layout, watch, now)
     watch, is_counted = _count_try(layout, watch)
     try:
-        judged, why = judging.judge(Path(layout.live), watch, now), ""
+        judged, why = _judge(layout, watch, now), ""
     except CannotJudgeError as error:
         judged, why = None, str(error)
     if guard_config.read_watch(layout) != watch:
@@ -86,6 +89,29 @@ def _check(layout: Layout, watch: dict[str, Any], now: datetime) -> str:
     if judged is None:
         return _unjudged(layout, watch, why, now, is_counted=is_counted)
     return _judged(layout, {**watch, **guard_config.NO_TRIES}, judged, now)
+
+
+def _judge(layout: Layout, watch: dict[str, Any], now: datetime) -> Judgement:
+    """What the logs say, with what the release says of itself; drift is not judged without.
+
+    Raises CannotJudgeError.
+    """
+    with contextlib.suppress(HostError):
+        watch = {**watch, "details": releases.read_manifest(layout, watch["release"]).details}
+    try:
+        application = own.read(layout)
+        if not application.name:
+            served = by_symbol.served(durable.text(layout.service_settings))
+            watch = {**watch, "symbols": served}
+            return judging.judge(Path(layout.live), watch, now)
+        files = logs_of(layout)
+        ran = ledger.others_ran(layout, watch["release"])
+    except (HostError, OSError, ValueError, LookupError, TypeError) as error:
+        raise CannotJudgeError(f"which logs it writes is not known: {error}") from error
+    signals = application.signals
+    return judging.judge(
+        files, {**watch, "own": signals and asdict(signals), "others_ran": ran}, now
+    )
 
 
 def _judged(layout: Layout, watch: dict[str, Any], judged: Judgement, now: datetime) -> str:
@@ -96,6 +122,11 @@ def _judged(layout: Layout, watch: dict[str, Any], judged: Judgement, now: datet
         record.recorder(layout)("guard.judged", fields)
     if judged.verdict == gate.FAIL:
         return _fail(layout, watch, "; ".join(judged.reasons), now)
+    steps = guard_config.steps_after(watch, guard_config.weight_of_watch(watch))
+    if now.timestamp() >= watch["until"] and steps:
+        if lacks := _lacks(watch, judged):
+            return _wait(layout, watch, lacks, now)
+        return _raise(layout, watch, steps[0], judged, now)
     if now.timestamp() >= watch["until"]:
         reason = f"the last verdict is {judged.verdict}"
         if judged.verdict != gate.PASS:
@@ -103,6 +134,81 @@ def _judged(layout: Layout, watch: dict[str, Any], judged: Judgement, now: datet
         return _over(layout, watch, "over", reason, now, notify=judged.verdict != gate.PASS)
     guard_config.write_watch(layout, {**watch, "next": now.timestamp() + watch["every_s"]})
     return str(watch["state"])
+
+
+def _lacks(watch: dict[str, Any], judged: Judgement) -> str:
+    """What evidence lacks for the next weight, though nothing failed; "" for nothing.
+
+    No data raises nothing. That a bound is not reached yet (INCONCLUSIVE) is no lack.
+    """
+    bars, least = judged.rates["ml_coverage"][1], max(1, watch["rule"]["min_bars"])
+    if bars < least:
+        return f"{bars} of at least {least} bars were judged"
+    for symbol, (count, is_stale) in judged.symbols.items():
+        if count < least:
+            return f"{count} of at least {least} bars of {symbol} were judged"
+        if is_stale:
+            return f"{symbol} is {judging.STALE}"
+    if judging.STALE in judged.reasons:
+        return judging.STALE
+    empty = [name for name, (_, trials) in judged.rates.items() if not trials]
+    return f"nothing to judge: {', '.join(gate.TITLES.get(n, n) for n in empty)}" if empty else ""
+
+
+def _raise(
+    layout: Layout, watch: dict[str, Any], weight: int, judged: Judgement, now: datetime
+) -> str:
+    """Raise stacking to `weight`; what can't be proved is told, and no other raise follows."""
+    if watch.get("raises", 0) >= TRIES:
+        return _stays(layout, watch, weight, f"it was cut short {TRIES} times", now)
+    guard_config.write_watch(layout, watch)  # this judgement has ended the count of tries
+    try:
+        answer = flag.raise_weight(layout, watch, weight, judged.verdict, judged.rates, WHO)
+    except HostError as error:  # nothing was touched
+        if _is_locked(layout) or guard_config.read_watch(layout) != watch:
+            return BUSY
+        return _wait(layout, watch, ": ".join(filter(None, (str(error), error.why))), now)
+    watch = guard_config.read_watch(layout) or watch
+    if answer["outcome"] == "set":
+        _tell_raises(layout, watch)
+        return str(watch["state"])
+    if answer["value"] == flag_file.LIVE:
+        return _stays(layout, watch, weight, answer["reason"], now)
+    reason = f"{weight} % did not work: {answer['reason']}"
+    if answer["wrong"]:
+        reason += f"; in shadow the service is unhealthy: {answer['wrong']}"
+    return _over(layout, watch, FAILED, reason[:2000], now)
+
+
+def _wait(layout: Layout, watch: dict[str, Any], why: str, now: datetime) -> str:
+    """The watch goes on at its weight; the next judgement tries the step again."""
+    waits = {"waits": why[:2000], "next": now.timestamp() + watch["every_s"]}
+    guard_config.write_watch(layout, {**watch, **waits})
+    return str(watch["state"])
+
+
+def _stays(layout: Layout, watch: dict[str, Any], weight: int, why: str, now: datetime) -> str:
+    share = guard_config.weight_of_watch(watch)
+    reason = f"stacking stays at {share} %; the step to {weight} % was not made: {why}"
+    return _over(layout, {**watch, "steps": []}, "over", reason[:2000], now)
+
+
+def _tell_raises(layout: Layout, watch: dict[str, Any]) -> None:
+    """Record and notify each raise that was made; done later where a kill cut it short."""
+    untold = [step for step in watch.get("raised", ()) if not step["told"]]
+    if not untold or flag.is_pending(layout):
+        return
+    for step in untold:
+        text = f"stacking counts for {step['to']} % now, before {step['from']} %"
+        reason = f"{step['verdict']} at {step['from']} %"
+        fields = {"release": watch["release"], "weight": step["to"], "was_weight": step["from"]}
+        with contextlib.suppress(HostError, OSError):
+            more = {"verdict": step["verdict"], "rates": step["rates"], "until": watch["until"]}
+            record.recorder(layout)("guard.raised", {**fields, **more})
+        _send(layout, "raised", text, watch["release"], reason, step["at"])
+    told = [{**step, "told": True} for step in watch["raised"]]
+    if guard_config.read_watch(layout) == watch:
+        guard_config.write_watch(layout, {**watch, "raised": told})
 
 
 def _fail(layout: Layout, watch: dict[str, Any], reason: str, now: datetime) -> str:
@@ -166,10 +272,20 @@ def _disabled_here(layout: Layout, watch: dict[str, Any], now: datetime) -> str:
     if last is not None and disabled and last["who"] != WHO:
         return ""
     with contextlib.suppress(CannotJudgeError):
-        judged = judging.judge(Path(layout.live), watch, now)
+        judged = _judge(layout, watch, now)
         if judged.verdict == gate.FAIL:
             return "; ".join(judged.reasons)[:2000]
     return "why could not be put on record" if disabled else ""
+
+
+def is_needed(layout: Layout) -> bool:
+    """Whether the guard still has to see to what is live; a watch ends at its next look only."""
+    watch = guard_config.read_watch(layout)
+    if watch is None or not guard_config.is_active(watch):
+        return False
+    if watch["state"] == FAILING:
+        return True
+    return live_release(layout) == watch["release"] and _decides(layout, watch)
 
 
 def _decides(layout: Layout, watch: dict[str, Any]) -> bool:
@@ -179,16 +295,18 @@ def _decides(layout: Layout, watch: dict[str, Any]) -> bool:
     something beside .env may set the flag for the next one.
     """
     service = watch["service"]
-    supervisor = Supervisor(service["scope"])
+    known = service.get("flag")
+    flag = Flag(**known) if known else flag_file.BUILT_IN
+    switch = flag_file.switch_of(layout, service, flag)
     try:
-        if flag_file.in_file(layout) in (flag_file.LIVE, ""):
+        if switch.upcoming in (flag_file.LIVE, ""):
             return True
-        process = supervisor.show(service["unit"])
+        process = switch.supervisor.show(service["unit"])
         if not process.pid:
-            return bool(flag_file.beside(layout, supervisor, service["unit"]))
+            return bool(switch.beside())
     except (HostError, OSError):
         return True
-    running = flag_file.of_process(process, service["endpoint"])
+    running = switch.of_process(process, service["endpoint"])
     return running is None or running.get(flag_file.FLAG) == flag_file.LIVE
 
 
@@ -259,61 +377,28 @@ def _clear_up(layout: Layout, watch: dict[str, Any]) -> None:
 
 
 def _notify(layout: Layout, watch: dict[str, Any]) -> None:
+    text, state = _ENDS[watch["state"]], watch["state"]
+    _send(layout, state, text, watch["release"], watch["reason"], watch["ended"])
+
+
+def _send(layout: Layout, event: str, text: str, release: str, reason: str, at: float) -> None:
+    """Notify people by the webhook, and record how that went."""
     host = socket.gethostname()
-    outcome = post(
+    outcome = webhook.post(
         layout,
         {
-            "text": f"macd: {_ENDS[watch['state']]} on {host}: {watch['reason']}",
-            "event": f"guard.{watch['state']}",
+            "text": f"macd: {text} on {host}: {reason}",
+            "event": f"guard.{event}",
             "host": host,
             "app": layout.app,
-            "release": watch["release"],
-            "reason": watch["reason"],
-            "at": datetime.fromtimestamp(watch["ended"], UTC).isoformat(),
+            "release": release,
+            "reason": reason,
+            "at": datetime.fromtimestamp(at, UTC).isoformat(),
         },
-    )
+    ).outcome
     if outcome:
         with contextlib.suppress(HostError, OSError):
-            fields = {"release": watch["release"], "outcome": outcome}
-            record.recorder(layout)("guard.notified", fields)
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the message, and what the address knows, to somebody else."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-def post(layout: Layout, message: dict[str, Any]) -> str:
-    """Send `message` as JSON to this host's webhook; it never raises.
-
-    The address is in state/notify.json, which only root (or the login) may read. It usually holds a
-    token, so no record, message or argument names it.
-
-    Returns:
-        "sent", what went wrong, or "" where no webhook is set.
-    """
-    try:
-        url = (load(layout.state(_WEBHOOK), None) or {}).get("url")
-        if not url:
-            return ""
-        if not url.startswith(("https://", "http://")):
-            return "not sent: no web address"
-        request = urllib.request.Request(  # noqa: S310 - web addresses only, see above
-            url,
-            data=json.dumps(message).encode(),
-            headers={"Content-Type": "application/json", "User-Agent": "macd-guard"},
-            method="POST",
-        )
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=_WEBHOOK_S):
-            return "sent"
-    except urllib.error.HTTPError as error:
-        return "the address answered %d" % error.code
-    except urllib.error.URLError as error:
-        return "the address was not reached: %s" % type(error.reason).__name__
-    except Exception as error:  # whatever it is, its text may hold the address
-        return "not sent: %s" % type(error).__name__
+            record.recorder(layout)("guard.notified", {"release": release, "outcome": outcome})
 
 
 def main() -> int:

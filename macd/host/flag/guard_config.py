@@ -10,16 +10,21 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from macd.host import durable, envfile, record
+from macd.host import durable, envfile, own, record
 from macd.host.deploy import ledger, locks
 from macd.host.failure import HostError
 from macd.host.flag import flag_file
-from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.host.flag.flag_file import FLAG, FULL, SHADOW, WEIGHT
+from macd.host.judge import gate
+from macd.host.judge.skill import OFF
 from macd.host.layout import Layout, live_release, load, save
+from macd.host.own import Flag
+from macd.host.systemd import namespaces
 from macd.host.systemd.supervisor import Process, Supervisor
 
 GUARD_LOCK = "guard.lock"
@@ -71,6 +76,17 @@ ProtectControlGroups=yes
 """
 
 
+def confinement(scope: str, app: str, writes: Sequence[str] = ()) -> str:
+    """The [Service] lines that confine what runs by itself on a host: the guard, and the alerts.
+
+    writes: directories beside `app` that it has to change files in.
+    """
+    if scope != "system":
+        return _ANYWHERE
+    more = "".join(f"ReadWritePaths=-{path}\n" for path in writes)
+    return _ANYWHERE + _SYSTEM.format(app=app) + more
+
+
 def read_watch(layout: Layout) -> dict[str, Any] | None:
     """The newest watch, active or over."""
     watch: dict[str, Any] | None = load(layout.state(_WATCH), None)
@@ -102,15 +118,67 @@ def write_watch(layout: Layout, watch: dict[str, Any]) -> None:
     save(layout.state(_WATCH), watch)
 
 
+def weight_of_watch(watch: Mapping[str, Any] | None) -> int:
+    """The weight up to which a watch covers stacking, in percent; 0 where there is no watch."""
+    return 0 if watch is None else int(watch.get("weight", FULL))
+
+
+def steps_after(terms: Mapping[str, Any] | None, weight: int) -> list[int]:
+    """The weights above `weight` to which the guard raises, of a watch or of its terms."""
+    return [step for step in (terms or {}).get("steps", ()) if step > weight]
+
+
+def next_watch(
+    watch: dict[str, Any], weight: int, verdict: str, rates: dict[str, list[int]], now: float
+) -> dict[str, Any]:
+    """The watch that begins with a raise to `weight`: as long, over the bars from `now` on.
+
+    verdict, rates: of the watch before. The raise stands under "raised" until people are told, and
+    afterwards.
+    """
+    step: dict[str, Any] = {"at": now, "from": weight_of_watch(watch), "to": weight}
+    step |= {"told": False, "verdict": verdict, "rates": rates}
+    return {
+        **watch,
+        **NO_TRIES,
+        "since": now,
+        "until": now + watch["until"] - watch["since"],
+        "next": now + watch["every_s"],
+        "weight": weight,
+        "waits": "",
+        "raises": 0,
+        "raised": [*watch.get("raised", ()), step],
+    }
+
+
+def stay_at(layout: Layout, weight: int) -> None:
+    """The guard watches on, but covers no more than `weight` and raises to no other."""
+    watch = read_watch(layout)
+    if watch is not None and (watch.get("steps") or weight_of_watch(watch) != weight):
+        write_watch(layout, {**watch, "steps": [], "weight": weight, "waits": ""})
+
+
 def start_watch(
-    layout: Layout, release: str, service: dict[str, Any], health_s: float, terms: dict[str, Any]
+    layout: Layout,
+    release: str,
+    service: dict[str, Any],
+    health_s: float,
+    terms: dict[str, Any],
+    weight: int = FULL,
 ) -> None:
     """Store a watch and start what carries it out; stacking is enabled only after this.
 
-    terms: every_s, for_s, and the rule of macd/host/judge/gate.py as a mapping.
+    The watches of all steps share the 5 % (Bonferroni): each has its own bars.
+
+    terms: every_s, for_s, the rule of macd/host/judge/gate.py as a mapping, and steps.
     """
     now = time.time()
+    flag = flag_file.flag_of(layout)
+    if flag not in (None, flag_file.BUILT_IN):
+        service = {**service, "flag": asdict(flag)}
+    steps = steps_after(terms, weight)
     failed = failures(read_watch(layout))
+    rule = {**terms["rule"], "rule": "sequential"}
     watch: dict[str, Any] = {
         "state": WATCHING,
         "failed": failed,
@@ -119,10 +187,15 @@ def start_watch(
         "until": now + float(terms["for_s"]),
         "every_s": float(terms["every_s"]),
         "next": now + float(terms["every_s"]),
-        "rule": {**terms["rule"], "rule": "sequential"},
+        "skill": rule.pop("skill", OFF),  # apart: the guard of an earlier macd reads the rule only
+        "rule": rule,
         "service": service,
         "health_s": health_s,
         "reason": "",
+        "weight": weight,
+        "steps": steps,
+        "alpha": gate.ALPHA / (1 + len(steps)),
+        "raised": [],
     }
     write_watch(layout, watch)
     supervisor = Supervisor(service["scope"])
@@ -139,15 +212,17 @@ def start_watch(
         supervisor.run_detached(name, [*_argv(layout), "--loop"], log, keep_alive=False)
 
 
-def units_of_watch(layout: Layout, scope: str) -> dict[str, str]:
+def units_of_watch(layout: Layout, scope: str, hardening: str) -> dict[str, str]:
     """The texts of the active watch's units; none where a loop carries it out.
 
-    An earlier macd may have written other texts.
+    An earlier macd may have written other texts, and under another `service.hardening`.
     """
     watch = read_watch(layout)
     if not is_active(watch) or watch is None or not Supervisor(scope).has_timers():
         return {}
-    return _units(layout, watch) if watch["service"]["scope"] == scope else {}
+    if watch["service"]["scope"] != scope:
+        return {}
+    return _units(layout, {**watch, "service": {**watch["service"], "hardening": hardening}})
 
 
 def disable_timer(watch: dict[str, Any]) -> None:
@@ -182,7 +257,7 @@ def refuse_older(layout: Layout, report: dict[str, Any]) -> None:
         )
 
 
-def guard_status(app: str, after: str = "") -> dict[str, Any]:
+def guard_status(app: str, after: str = "", scope: str = "system") -> dict[str, Any]:
     """The watch ("order"), the flag, and the guard's reports whose names come after `after`."""
     layout = Layout(durable.expand(app))
     names = report_names(layout)
@@ -191,11 +266,20 @@ def guard_status(app: str, after: str = "") -> dict[str, Any]:
         "order": watch,
         "dead": _dead(layout, watch),
         "live": live_release(layout),
-        "flag": flag_file.in_file(layout),
+        "flag": _upcoming(layout, scope),
         "loop": locks.holder_of(layout, GUARD_LOCK) is not None,
         "reports": list(_reports(layout, [name for name in names if name > after])),
         "now": time.time(),
     }
+
+
+def _upcoming(layout: Layout, scope: str) -> str:
+    """The flag's value at the next start, as far as its own place says it."""
+    application = own.read(layout)
+    if application.flag is None:
+        return SHADOW
+    service = {"unit": application.unit, "scope": scope}
+    return flag_file.switch_of(layout, service, application.flag).upcoming
 
 
 def _reports(layout: Layout, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -259,9 +343,10 @@ def _units(layout: Layout, watch: dict[str, Any]) -> dict[str, str]:
     # may not be restarted.
     service = f"[Unit]\nDescription=guard of {base}\nStartLimitIntervalSec=0\n"
     service += f"[Service]\nType=simple\nRestart=on-failure\nRestartSec={_RETRY_S}\n"
-    service += f"RuntimeMaxSec={_LASTS_S}\n{_ANYWHERE}"
-    if watch["service"]["scope"] == "system":
-        service += _SYSTEM.format(app=layout.app)
+    service += f"RuntimeMaxSec={_LASTS_S}\n"
+    service += confinement(watch["service"]["scope"], layout.app, _beside(watch))
+    if watch["service"].get("hardening") == namespaces.CONTAINER:
+        service = namespaces.without(service)
     # OnBootSec: OnActiveSec begins anew at each boot; a host that boots often would never judge.
     timer = f"[Unit]\nDescription=wakes the guard of {base}\n[Timer]\nOnActiveSec={every_s:g}\n"
     timer += f"OnBootSec={_BOOTED_S}\nOnUnitActiveSec={every_s:g}\nAccuracySec=1\n"
@@ -270,6 +355,20 @@ def _units(layout: Layout, watch: dict[str, Any]) -> dict[str, str]:
         f"{base}-guard.service": f"{about}{service}ExecStart={' '.join(_argv(layout))}\n",
         _timer(watch): about + timer,
     }
+
+
+def _beside(watch: dict[str, Any]) -> list[str]:
+    """Where a guard writes that disables stacking, beside the application's directory."""
+    service = watch["service"]
+    if service.get("flag", {}).get("where") != flag_file.DROPIN:
+        return []
+    supervisor = Supervisor(service["scope"])
+    paths = [
+        entry["path"] for entry in supervisor.dropins([service["unit"]]).get(service["unit"], [])
+    ]
+    directories = [os.path.dirname(path) for path in paths]
+    ours = flag_file.dropin_directory(supervisor, service["unit"])
+    return sorted({ours, *directories})
 
 
 def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
@@ -284,33 +383,84 @@ def stacking_state(
 ) -> dict[str, Any]:
     """The flag in .env, beside it, at the next start and in the process; and its guard.
 
+    {} for an application of the team's own that has no flag; of another one's name and values only
+    the name is said, as 1 and 0 mean live and shadow.
+
     Answers in_file (each value that .env gives it), unread (why systemd takes nothing from .env),
     passed_over (lines of .env that set nothing), beside (what else sets it: {"where", "value"}),
     next (the value that the next start takes), running (None: nobody can tell), guard (as
     `guard_of` has it), changing (whether a flip or an activation is under way). A value that is
     neither "0" nor "1" is shown as "?".
+
+    weight has the same of the weight: in_file, beside, and next and running in percent (0: shadow;
+    None: it is no weight, or nobody can tell). Of the guard's watch it has covered (the weight up
+    to which it covers stacking), steps (the weights to which it is still to raise), waits (why it
+    has not raised yet, though its time is over) and raised (its raises: at, from, to).
     """
-    unread, values, passed_over = "", [], []
+    flag = None
+    with contextlib.suppress(HostError):  # a service.json that nobody understands is drift itself
+        flag = flag_file.flag_of(layout)
+    if flag is None:
+        return {}
+    unread, passed_over = "", []
+    values: dict[str, list[str]] = {FLAG: [], WEIGHT: []}
     data = flag_file.content(layout)
     try:
         envfile.readings(data)
-        values = envfile.values_of(data, FLAG)
+        values = {name: _values(data, name, flag) for name in flag_file.KEYS}
         passed_over = envfile.passed_over(data)
     except envfile.EnvFileError as error:
         unread = str(error)
-    running = flag_file.of_process(process, endpoint)
-    set_by = list(flag_file.set_by(layout, supervisor, unit))
+    running = flag_file.of_process(process, endpoint, flag=flag)
+    places = {
+        name: list(flag_file.set_by(layout, supervisor, unit, name, flag))
+        for name in flag_file.KEYS
+    }
+    # A flag in a drop-in may stand there and in .env, which wins.
+    ours = (layout.env, f"Environment= of {unit}" if flag.where == flag_file.DROPIN else "")
+
+    def said(name: str) -> dict[str, Any]:
+        return {
+            "in_file": [flag_file.shown(value, name) for value in values[name]],
+            "beside": [
+                {"where": where, "value": flag_file.shown(value, name)}
+                for where, value in places[name]
+                if where not in ours
+            ],
+        }
+
+    upcoming = {name: places[name][-1][1] for name in flag_file.KEYS if places[name]}
+    watch = read_watch(layout)
     return {
-        "in_file": [flag_file.shown(value) for value in values],
+        **said(FLAG),
+        "name": flag.name,
         "unread": unread,
         "passed_over": passed_over,
-        "beside": [{"where": w, "value": flag_file.shown(v)} for w, v in set_by if w != layout.env],
-        "next": flag_file.shown(set_by[-1][1] if set_by else SHADOW),
+        "next": flag_file.shown(upcoming.get(FLAG, SHADOW)),
         "running": None if running is None else flag_file.shown(running.get(FLAG, SHADOW)),
+        "weight": {
+            **said(WEIGHT),
+            "next": flag_file.weight_of(upcoming),
+            "running": None if running is None else flag_file.weight_of(running),
+            "covered": weight_of_watch(watch),
+            "steps": steps_after(watch, weight_of_watch(watch)) if is_active(watch) else [],
+            "waits": (watch or {}).get("waits", ""),
+            "raised": [
+                {name: step[name] for name in ("at", "from", "to")}
+                for step in (watch or {}).get("raised", ())
+            ],
+        },
         "guard": guard_of(layout, live_release(layout)),
         "changing": flag_file.interrupted(layout) is not None
         or ledger.read_pending(layout) is not None,
     }
+
+
+def _values(data: bytes, name: str, flag: Flag) -> list[str]:
+    if flag == flag_file.BUILT_IN:
+        return envfile.values_of(data, name)
+    raw = envfile.values_of(data, flag.name) if name == FLAG else []
+    return [flag_file.meant(flag, {flag.name: value})[FLAG] for value in raw]
 
 
 def guard_of(layout: Layout, release: str | None) -> str:

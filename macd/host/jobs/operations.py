@@ -34,6 +34,8 @@ from macd.host.store.manifest import ManifestError, check_path
 from macd.host.systemd import detach
 
 EVENTS, RESULT, DETACHED = "events.jsonl", "result.json", "detached.json"
+BARS = "bars"  # that a scheduled run was trained on: new on the host, unknown elsewhere
+LOGS = "logs"  # of the stages of an own application, one file each
 RECORDS = (LOG, EVENTS, SPEC, EXIT, "request.json", RESULT, "settings.json", "verify.json")
 START_S = 30.0
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-z-]{1,40}\Z")
@@ -69,7 +71,7 @@ def job_tree(work: str, digest: str, files: Sequence[tuple[str, str]]) -> dict[s
 
 def _link(blob: str, target: str) -> None:
     try:
-        os.link(blob, target)
+        durable.link_or_copy(blob, target)
     except FileNotFoundError as error:
         raise HostError(f"the blob {os.path.basename(blob)[:12]} has not arrived") from error
 
@@ -103,10 +105,11 @@ def job_start(
     with durable.one_at_a_time(os.path.join(work, "runs", ".start.lock")):
         if os.path.exists(os.path.join(directory, SPEC)):
             return job_status(work, run)
-        _refuse_another(work)
+        refuse_another(work)
         os.makedirs(directory, exist_ok=True)  # an interrupted start may have left it, empty
         for name, text in files.items():
-            durable.replace_file(os.path.join(directory, _checked(name)), text.encode())
+            path = os.path.join(directory, _checked(name))
+            durable.replace_file(path, text.encode(), mode=0o600)  # it may hold variables
         directories = {"{run}": directory, "{work}": work, "{tree}": code}
         spec = {
             "run": run,
@@ -133,17 +136,28 @@ def job_start(
     return job_status(work, run)
 
 
-def _refuse_another(work: str) -> None:
-    for other in job_list(work)["runs"]:
-        if job_status(work, other)["state"] == "RUNNING":
-            raise HostError(
-                f"run {other} is in progress on this host",
-                why="two trainings would share its GPU and cache",
-                live=f"{other} goes on; nothing was started",
-                hint=f"invoke train.attach --run {other} follows it; "
-                f"invoke train.cancel --run {other} stops it",
-                kind="refused",
-            )
+def refuse_another(work: str) -> None:
+    """Raises HostError of kind "refused" while a run is in progress in this work directory."""
+    if other := _in_progress(work):
+        raise HostError(
+            f"run {other} is in progress on this host",
+            why="two trainings would share its GPU and cache",
+            live=f"{other} goes on; nothing was started",
+            hint=f"invoke train.attach --run {other} follows it; "
+            f"invoke train.cancel --run {other} stops it",
+            kind="refused",
+        )
+
+
+def _in_progress(work: str) -> str:
+    """The run that goes on, "" for none. Ids begin with the time of whoever started the run: one
+    whose clock was behind started a run that is not the newest.
+    """
+    for run in reversed(job_list(work)["runs"]):
+        is_over = os.path.exists(os.path.join(_run_directory(work, run), EXIT))
+        if not is_over and job_status(work, run)["state"] == "RUNNING":
+            return str(run)
+    return ""
 
 
 def _filled(text: str, directories: dict[str, str]) -> str:
@@ -186,13 +200,14 @@ def _checked(path: str) -> str:
 
 
 def job_status(work: str, run: str = "", log_tail: int = 0) -> dict[str, Any]:
-    """The state of a run (the newest when `run` is ""), as this host sees it.
+    """The state of a run, as this host sees it; of the one in progress when `run` is "", else the
+    newest.
 
     `state` is RUNNING, DONE, FAILED or CANCELLED. A job that exited with 0 but left no result.json
     saying "done" FAILED; so did one whose runner vanished (a reboot, or somebody's SIGKILL).
     """
     work = durable.expand(work)
-    run = run or (job_list(work)["runs"] or [""])[-1]
+    run = run or _in_progress(work) or (job_list(work)["runs"] or [""])[-1]
     if not run:
         raise HostError("there is no training run on this host", hint="invoke train", kind="none")
     directory = _run_directory(work, run)
@@ -304,7 +319,15 @@ def job_files(work: str, run: str) -> dict[str, Any]:
             kind="running",
         )
     records = []
-    for name in RECORDS:
+    logs = os.path.join(status["directory"], LOGS)
+    bars = os.path.join(status["directory"], BARS)  # of a scheduled run, for its release
+    below = [
+        f"{top}/{name}"
+        for top, directory in ((LOGS, logs), (BARS, bars))
+        if os.path.isdir(directory)
+        for name in sorted(os.listdir(directory))
+    ]
+    for name in (*RECORDS, *below):
         path = os.path.join(status["directory"], name)
         if os.path.isfile(path):
             records.append([name, os.path.getsize(path), durable.sha256_of(path)])

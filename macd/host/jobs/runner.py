@@ -47,7 +47,7 @@ def main(directory: str) -> int:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
+                preexec_fn=end_with(os.getpid()),  # noqa: PLW1509 - this process has one thread
             )
         except OSError as error:
             log.write(f"could not start {spec['argv'][0]}: {error}\n".encode())
@@ -66,7 +66,7 @@ def main(directory: str) -> int:
     return int(end["code"])
 
 
-def _end_with(runner: int) -> Callable[[], None] | None:
+def end_with(runner: int) -> Callable[[], None] | None:
     """On Linux: the kernel kills the job when its runner is killed, so every job has an owner."""
     if not sys.platform.startswith("linux"):
         return None

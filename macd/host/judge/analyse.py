@@ -3,9 +3,9 @@
 It counts and decides nothing (gate.py does); it reads no file and no clock. Damage never raises a
 rate: junk and refused bars count as bars without evidence. A repeated bar (same symbol and time, as
 in a replay's next lap) counts once while it is good, else again. A line without ml_error has no
-error, unless another line of its release has the field (then it was lost here) or a model gave no
-number (then something was wrong). Memory is bounded, whatever the lines hold: beyond the limit of
-distinct bars a good one counts as repeated, and any other as junk, also one of a stuck model.
+error, unless a model gave no number: many writers have the field only where there is an error.
+Memory is bounded, whatever the lines hold: beyond the limit of distinct bars a good one counts as
+repeated, and any other as junk, also one of a stuck model.
 Standard library alone: the guard runs this on the host.
 """
 
@@ -14,23 +14,21 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from macd.host.judge import parse, tallies
+from macd.host.judge import drift, parse, skill, tallies
 from macd.host.judge.gate import Cause
 from macd.host.judge.parse import REFUSED, SEVERE, SIGNAL, WARN, Bad, Line, step_ms
 from macd.host.judge.realised import MOST, Prediction, realised
 
 COVERED, ACTIVATED, TFT, LSTM = 1, 2, 4, 8
 ALL = COVERED | ACTIVATED | TFT | LSTM
-_LACKS_ML_ERROR = 16  # good, until another line of the release has ml_error
 MOST_BARS = 1_000_000  # about 100 MB
 _FUTURE_MS = 5 * 60_000  # a clock may differ by that much
 _MOST_KEPT = 50
 _MOST_RELEASES = 1000
 _MOST_STYLES, _LONGEST_NAME = 3, 40
 _POSITIVE = (1 << 63) - 1
-_LOST = "no field ml_error, which other lines of the release have"
 _ANOTHER_STYLE = Bad("release is no release's id")
 _LATE = REFUSED[0]
 _SEVERE_ERRORS = ("golden:", "models:")  # the release's own proof fails, or nothing loaded
@@ -43,13 +41,18 @@ class Window:
 
     release: None takes all releases, and lines without one. strict: lines must carry a seq and the
     release, as evidence for a flip must. Otherwise lines of earlier versions, which have neither,
-    count with a warning.
+    count with a warning. compared_from: from when on bars count for the skill; None: from start.
+    without: (first, last) ms in which another release ran whose lines name none. is_part: the lines
+    are those of one symbol of several, whose seq leaves out those of the others.
     """
 
     start: int
     end: int
     release: str | None
     strict: bool = True
+    compared_from: int | None = None
+    without: tuple[tuple[int, int], ...] = ()
+    is_part: bool = False
 
     def takes(self, line: Line) -> bool:
         """Whether the line is of the release, whenever it was written."""
@@ -62,17 +65,22 @@ class Analysis:
     Attributes:
         bars: by key, the bits of what each proved (COVERED and so on).
         malformed: lines that can't be read, of which `junk` count as bars.
-        newest: the last line; newest_signal: the last one that is a bar of the release.
+        newest: the last line; first_signal, newest_signal: the first and the last one that is a
+            bar of the release.
         whole: whether lines or bars are missing.
+        lacks_ml_error: lines of the window that are healthy and don't have the field.
         most: the limit of distinct bars.
+        compared: the newest bars that the skill is judged by.
+        recent: the newest bars that drift is judged by, of a part.
     """
 
-    def __init__(self, window: Window, most: int = MOST_BARS) -> None:
-        self.window = window
+    def __init__(self, window: Window, most: int = MOST_BARS, compared: int = skill.MOST) -> None:
+        self._window = window
         self.most = most
         self.bars: dict[int, int] = {}
         self.lines = self.malformed = self.junk = 0
         self.newest: Line | None = None
+        self.first_signal: Line | None = None
         self.newest_signal: Line | None = None
         self.first: Line | None = None
         self.severe = tallies.Groups()
@@ -96,11 +104,16 @@ class Analysis:
         # Where our own lines are judged, none of them names a release in another style.
         self._only_ours = window.strict or parse.is_release(window.release)
         self._styles: dict[str, None] = {}
-        self._has_ml_error = False  # whether a line of the release has the field
-        self._lacking = tallies.Groups()  # the lines without it that are good otherwise
+        self.lacks_ml_error = 0
         self._symbols = tallies.Few()
         self._refused: dict[int, tuple[str, str, int]] = {}  # event, symbol, time
         self._readable_junk = 0  # the part of `junk` that could be read
+        self.compared: deque[skill.Scored] = deque(maxlen=compared)
+        self.recent: deque[drift.Bar] = deque(maxlen=drift.BLOCK)
+
+    @property
+    def window(self) -> Window:
+        return self._window
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
         """The next line: `number` counts from 1 in `file`."""
@@ -109,39 +122,44 @@ class Analysis:
             self._add_bad(line, file, number)
             return
         if line.foreign and self._only_ours:
-            if self._entered or self.window.start <= line.time:
+            if self._entered or self._window.start <= line.time:
                 if len(self._styles) <= _MOST_STYLES:  # a hostile log has as many as it likes
                     self._styles.setdefault((line.release or "")[:_LONGEST_NAME])
                 self._add_bad(_ANOTHER_STYLE, file, number)
             return
         # Lines come in the order they were written: a clock set back takes none out of the window.
-        inside = self._entered = self._entered or self.window.start <= line.time
-        of_release = self.window.takes(line)
+        inside = self._entered = self._entered or self._window.start <= line.time
+        of_release = self._window.takes(line)
         ours = inside and of_release
         self._settle(ours)
         self.whole.check_release(line, ours, inside, file, number)
-        self.whole.check_seq(line, inside, file, number)
+        if not self._window.is_part:
+            self.whole.check_seq(line, inside, file, number)
         self._releases[self._release(line.release or "")] += inside
         if self.first is None:
             self.first = line
         self.newest = line
         if of_release:
+            self.compare(line)
             self.whole.check_bar(line, inside)
-            if (
-                not self._has_ml_error
-                and line.kind == SIGNAL
-                and _is_complete(line)
-                and not line.lacks_ml_error
-            ):
-                self._found_ml_error()
         if not ours:
             self._counts["without seq or release"] += inside and line.seq is None
             return
         self._counts["without seq or release"] += line.seq is None or line.release is None
-        if line.seq is None and self.window.strict:
+        if line.seq is None and self._window.strict:
             self._unnumbered(line)
         else:
             self._take(line)
+
+    def compare(self, line: Line) -> None:
+        """Take a line of the release for the skill; also one from before the window."""
+        first = self._window.compared_from
+        first = self._window.start if first is None else first
+        timely = first <= line.time <= self._window.end + _FUTURE_MS
+        if timely and (bar := skill.scored(line)) is not None:
+            self.compared.append(bar)
+        if self._window.is_part and line.kind == SIGNAL and line.outside is not None:
+            self.recent.append(drift.Bar(line.outside, line.worst, line.symbol, line.average))
 
     def _take(self, line: Line) -> None:
         if line.kind == SIGNAL:
@@ -209,11 +227,12 @@ class Analysis:
             self.severe.add(line.note, line.time)
 
     def _signal(self, line: Line) -> None:
-        future = line.time > self.window.end + _FUTURE_MS
+        future = line.time > self._window.end + _FUTURE_MS
         self._counts["in the future"] += future
-        usable = not future and not (line.bar is None and self.window.strict)
+        usable = not future and not (line.bar is None and self._window.strict)
         self._symbols.add(line.symbol)
         if usable:
+            self.first_signal = self.first_signal or line
             self.newest_signal = line
         error, p = self._error(line), line.p
         bits = 0
@@ -226,9 +245,7 @@ class Analysis:
         if not bits & ACTIVATED:
             self._skipped.add(_why_not(line, error, bits, stacked), line.time)
         bits |= self._judge_nets(line, bits)
-        if not error and line.lacks_ml_error and _is_complete(line):
-            bits |= _LACKS_ML_ERROR
-            self._lacking.add(_LOST, line.time)
+        self.lacks_ml_error += line.lacks_ml_error and not error and _is_complete(line)
         key = self._place(self._key(line), bits)
         if key is not None or bits == ALL:  # else it counts as junk already
             self._check_stuck(line, key)
@@ -244,20 +261,12 @@ class Analysis:
         """Its error, also one that a missing field hides; "" for none."""
         error = line.error
         if line.lacks_ml_error and _is_complete(line):
-            error = _LOST if self._has_ml_error else _missing_numbers(line)
+            error = _missing_numbers(line)
         if error:
             self._errors.add(error, line.time)
             if error.startswith(_SEVERE_ERRORS):
                 self.severe.add(error, line.time)
         return error
-
-    def _found_ml_error(self) -> None:
-        """The writer has the field, so the lines before this one lost it."""
-        self._has_ml_error = True
-        self._errors.take(self._lacking)
-        for key, bits in self.bars.items():
-            if bits & _LACKS_ML_ERROR:
-                self.bars[key] = 0
 
     def _key(self, line: Line) -> int:
         """Python's text hashes differ from run to run, so nobody can make two bars collide."""
@@ -268,10 +277,9 @@ class Analysis:
 
     def _place(self, key: int, bits: int) -> int | None:
         """The key under which the bar's bits are stored; None: they are not stored."""
-        before = self.bars.get(key)
-        if before is not None:
+        if key in self.bars:
             self._counts["repeated bars"] += 1
-            if bits == ALL or (bits == ALL | _LACKS_ML_ERROR and before & _LACKS_ML_ERROR):
+            if bits == ALL:
                 return key
             self._anonymous += 1
             key = -self._anonymous
@@ -362,7 +370,7 @@ class Analysis:
 
         covered, activated = having(COVERED), having(ACTIVATED)
         return {
-            "ml_coverage": (covered, len(self.bars) + self.junk),
+            "ml_coverage": (covered, self.bar_count),
             "stacking_activation": (activated, covered + self.junk),
             **{
                 f"{name}_normal": (
@@ -372,6 +380,11 @@ class Analysis:
                 for name, stuck in self._stuck.items()
             },
         }
+
+    @property
+    def bar_count(self) -> int:
+        """The bars, those that only junk stands for too."""
+        return len(self.bars) + self.junk
 
     def causes(self) -> tuple[Cause, ...]:
         """What took evidence from bars, apart from the models; most frequent first."""
@@ -386,8 +399,6 @@ class Analysis:
         ]
         if n := self._counts["bars without seq"]:
             causes.append(Cause(n, f"without seq: {_lines(n)} of the release"))
-        if n := self._errors.count(_LOST):
-            causes.append(Cause(n, f"{_LOST}: {_lines(n)}"))
         return tuple(sorted(causes, key=lambda cause: -cause.count))
 
     def _style(self, count: int) -> str:
@@ -395,11 +406,6 @@ class Analysis:
         more = ["..."] if len(self._styles) > _MOST_STYLES else []
         verb = "names" if count == 1 else "name"
         return f"{_lines(count)} {verb} a release in another style ({', '.join([*names, *more])})"
-
-    @property
-    def lacks_ml_error(self) -> int:
-        """The number of bars that count as free of errors because no line has ml_error."""
-        return 0 if self._has_ml_error else self._lacking.count(_LOST)
 
     @property
     def symbols(self) -> frozenset[str]:
@@ -414,6 +420,29 @@ class Analysis:
     @property
     def future(self) -> int:
         return self._counts["in the future"]
+
+
+class Comparing(Protocol):
+    """An Analysis, or one of several symbols."""
+
+    @property
+    def window(self) -> Window: ...
+
+    def compare(self, line: Line) -> None: ...
+
+
+class Earlier:
+    """Lines from before those of an analysis, read for its skill alone."""
+
+    def __init__(self, analysis: Comparing) -> None:
+        self._analysis = analysis
+
+    def add(self, line: Line | Bad, file: str, number: int) -> None:
+        if isinstance(line, Line) and self._analysis.window.takes(line):
+            self._analysis.compare(line)
+
+    def finish(self) -> None:
+        """No more lines come."""
 
 
 def _is_complete(line: Line) -> bool:

@@ -7,12 +7,15 @@ they are 0 and 1. Standard library alone and pure: the guard runs this on the ho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from statistics import NormalDist
 
 _STEPS = 200  # of bisection: more than a double has bits
 _FRACTION_STEPS = 10_000
 _TINY = 1e-300
+_LONGEST_PLAN = 300  # trials; for more the exact probability takes seconds
+_LIMIT_STEPS = 14
 
 
 def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
@@ -47,18 +50,109 @@ def anytime(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, fl
     """One-sided bounds that hold at every look, however often and whenever one stops.
 
     Each is wrong at ANY time with probability `alpha` at most: shares p are ruled out for good
-    once the mixture martingale against them reaches 1/alpha (Ville 1939; Robbins 1970).
+    once the mixture martingale against them reaches 1/alpha (Ville 1939; Robbins 1970). From below
+    half of the mixture is on trials that never fail, as those of a healthy service.
     """
     limit = -math.log(alpha)
-    low, high = 0.0, 1.0
+    low = 0.0
     if successes > 0:
         top = successes / trials
-        low = _solve(lambda p: limit - log_martingale(successes, trials, p), high=top)
-    if successes < trials:
-        failures = trials - successes
-        top = failures / trials
-        high = 1 - _solve(lambda p: limit - log_martingale(failures, trials, p), high=top)
-    return low, high
+        low = _solve(lambda p: limit - log_hopeful(successes, trials, p), high=top)
+    return low, _above(successes, trials, limit)
+
+
+def planned(
+    successes: int,
+    trials: int,
+    plan: int,
+    threshold: float,
+    *,
+    is_last: bool,
+    alpha: float,
+    alpha_above: float,
+) -> tuple[float, float]:
+    """One-sided bounds that hold at every look up to a last one, at about `plan` trials.
+
+    From below: the exact bound of one look, the last. Before it, as if all trials to come fail, so
+    it is only given away where it is certain already (Koning and van Meer 2025, "Anytime validity
+    is free", arXiv 2501.03982). From above: the martingale's bound, with the limit that keeps its
+    exact probability to be wrong about `threshold` within so many trials.
+
+    Args:
+        plan: trials at the last look, at most. With more, the bounds before it are `anytime`'s.
+        alpha, alpha_above: how often the lower and the upper one may be wrong.
+    """
+    if is_last or trials <= plan:
+        low = clopper_pearson(successes, trials if is_last else plan, alpha)[0]
+    else:
+        low = anytime(successes, trials, alpha)[0]
+    limit = -math.log(alpha_above)
+    if trials <= plan <= _LONGEST_PLAN and 0 < threshold < 1:
+        limit = limit_within(plan, 1 - threshold, alpha_above)
+    return low, _above(successes, trials, limit)
+
+
+def _above(successes: int, trials: int, limit: float) -> float:
+    if successes >= trials:
+        return 1.0
+    failures = trials - successes
+    top = failures / trials
+    return 1 - _solve(lambda p: limit - log_martingale(failures, trials, p), high=top)
+
+
+@cache
+def limit_within(trials: int, p: float, alpha: float) -> float:
+    """Log evidence against a share of `p` that `trials` trials reach with probability `alpha`.
+
+    At most so, and exactly counted; the least such limit, so below that of an endless series.
+    """
+    known = cache(lambda k, n: log_martingale(k, n, p))
+    low, high = 0.0, -math.log(alpha)
+    for _ in range(_LIMIT_STEPS):
+        middle = (low + high) / 2
+        if crossing(boundary(trials, middle, known), p) <= alpha:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def boundary(trials: int, limit: float, evidence: Callable[[int, int], float]) -> list[int]:
+    """For 1, 2, ... trials: the fewest successes whose evidence is at the limit.
+
+    More than there are trials where none are. evidence(successes, trials) grows with successes,
+    and for the same successes falls with trials.
+    """
+    fewest = 1
+    needed = []
+    for n in range(1, trials + 1):
+        while fewest <= n and evidence(fewest, n) < limit:
+            fewest += 1
+        needed.append(fewest)
+    return needed
+
+
+def crossing(needed: Sequence[int], p: float) -> float:
+    """The exact probability that successes of share `p` ever are as many as `needed`."""
+    ways = {0: 1.0}  # probability by successes, of those that never were
+    crossed = 0.0
+    for fewest in needed:
+        after: dict[int, float] = {}
+        for successes, chance in ways.items():
+            after[successes] = after.get(successes, 0.0) + chance * (1 - p)
+            after[successes + 1] = after.get(successes + 1, 0.0) + chance * p
+        crossed += sum(chance for k, chance in after.items() if k >= fewest)
+        ways = {k: chance for k, chance in after.items() if k < fewest}
+    return crossed
+
+
+def log_hopeful(successes: int, trials: int, p: float) -> float:
+    """Log of the evidence that the share is above `p`: half of it from "it never fails"."""
+    drawn = log_martingale(successes, trials, p)
+    if successes < trials or not math.isfinite(drawn):
+        return drawn - math.log(2) if successes < trials else drawn
+    never = -trials * math.log(p)
+    return max(drawn, never) + math.log1p(math.exp(-abs(drawn - never))) - math.log(2)
 
 
 def log_martingale(successes: int, trials: int, p: float) -> float:

@@ -12,23 +12,33 @@ share the 5 %. The bounds of each start hold at all judgements, and so do all of
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import json
+import math
 import os
 import resource
 import select
 import signal
+import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from macd.host import durable, untrusted
-from macd.host.judge import gate, reading
-from macd.host.judge.analyse import Analysis, Window
-from macd.host.judge.gate import Decision, Findings, Rule
+from macd.host import durable, own, untrusted
+from macd.host.judge import by_symbol, drift, gate, reading, skill
+from macd.host.judge import own as judge_own
+from macd.host.judge.analyse import Analysis, Earlier, Window
+from macd.host.judge.by_symbol import BySymbol
+from macd.host.judge.gate import Decision, Findings, Plan, Rule, Share
+from macd.host.judge.own import OwnAnalysis
 from macd.host.judge.parse import Bad, Line, step_ms
+from macd.host.own import Signals
+from macd.host.rpc.logs import LogFiles, names_in
 
 MEMORY = 256 << 20  # bytes of addresses; the worst logs that we could make took 120 MiB
 WITHIN_S = 300.0
@@ -39,6 +49,9 @@ _DESCRIPTORS = 4096
 _MOST_BARS = 50_000  # of each start: bars of a minute for a month
 MOST = 6  # more starts find a break sooner but each needs more bars to be sure of it
 _SEVERE_NAMED = 5
+_CLOCKS_DIFFER_S = 300
+_NEVER = 1 << 62
+STALE = "stale: no new bar is logged"
 
 
 class CannotJudgeError(Exception):
@@ -47,16 +60,21 @@ class CannotJudgeError(Exception):
 
 @dataclass(frozen=True)
 class Judgement:
-    """rates: successes and trials by criterion. document: the report, as `evaluate` makes it."""
+    """rates: successes and trials by criterion. document: the report, as `evaluate` makes it.
+
+    symbols: of a service that has several, by name how many bars were judged, and whether the
+    newest is too old.
+    """
 
     verdict: str
     reasons: tuple[str, ...]
     rates: dict[str, list[int]]
     document: dict[str, Any]
+    symbols: Mapping[str, tuple[int, bool]] = dataclasses.field(default_factory=dict)
 
 
 def judge(
-    live: Path,
+    live: LogFiles | Path,
     watch: Mapping[str, Any],
     now: datetime,
     *,
@@ -65,8 +83,33 @@ def judge(
 ) -> Judgement:
     """What the logs in `live` say of the watch `watch`.
 
+    live: a directory of the built-in application's logs. Of an application of the team's own it is
+    its LogFiles, and the watch holds its signals ("own") and what its release says ("details").
+
     Raises:
         CannotJudgeError: it needed too much memory or time, was killed, or the logs can't be read.
+    """
+    files = LogFiles(str(live)) if isinstance(live, Path) else live
+    work = functools.partial(_judged, files, watch, now)
+    return _understood(apart(_owned(files), work, memory=memory, within_s=within_s))
+
+
+def _owned(files: LogFiles) -> Path:
+    """Whose account reads the logs: their directory's, or a log's where that is root's."""
+    place = Path(files.sure)
+    with contextlib.suppress(OSError):
+        if files.pattern and place.stat().st_uid == 0:
+            return next((source.path for source in sources_in(files)), place)
+    return place
+
+
+def apart(
+    live: Path, work: Callable[[], bytes], *, memory: int = MEMORY, within_s: float = WITHIN_S
+) -> bytes:
+    """What `work` answers in a process with next to no rights; the answer is not to be trusted.
+
+    Raises:
+        CannotJudgeError: it needed too much memory or time, was killed, or raised.
     """
     try:
         reader, writer = os.pipe()
@@ -74,7 +117,7 @@ def judge(
     except OSError as error:
         raise CannotJudgeError(f"no process could be started: {error.strerror}") from error
     if not child:
-        _answer(writer, live, watch, now, memory, within_s)
+        _answer(writer, live, work, memory, within_s)
     os.close(writer)
     try:
         raw, whole = _answer_of(reader, time.monotonic() + within_s)
@@ -86,7 +129,7 @@ def judge(
         raise CannotJudgeError(f"no answer within {within_s:g} s")
     if status != 0:
         raise CannotJudgeError(untrusted.line(raw.decode("utf-8", "replace") or _end(status), 300))
-    return _understood(raw)
+    return raw
 
 
 def _end(status: int) -> str:
@@ -119,25 +162,25 @@ def _understood(raw: bytes) -> Judgement:
             untrusted.line(row["name"]): [int(row["successes"]), int(row["trials"])]
             for row in document["criteria"]
         }
-        return Judgement(document["verdict"], reasons, rates, {**document, "reasons": reasons})
+        symbols = {
+            untrusted.line(row["symbol"]): (int(row["bars"]), STALE in row["reasons"])
+            for row in document.get("symbols", ())
+        }
+        document["reasons"] = reasons
+        return Judgement(document["verdict"], reasons, rates, document, symbols)
     except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise CannotJudgeError("its answer can't be understood") from error
 
 
 def _answer(
-    writer: int,
-    live: Path,
-    watch: Mapping[str, Any],
-    now: datetime,
-    memory: int,
-    within_s: float,
+    writer: int, live: Path, work: Callable[[], bytes], memory: int, within_s: float
 ) -> NoReturn:
-    """In the child: judge, write, end. No exit handler of the parent is run."""
+    """In the child: work, write, end. No exit handler of the parent is run."""
     code = 1
     too_much = f"it needed more than {memory >> 20} MiB of memory".encode()
     try:
         _drop_rights(writer, live, memory, within_s)
-        answer = _judged(live, watch, now)
+        answer = work()
         code = 0
     except MemoryError:
         answer = too_much
@@ -149,14 +192,23 @@ def _answer(
         os._exit(code)
 
 
-def _judged(live: Path, watch: Mapping[str, Any], now: datetime) -> bytes:
+def _judged(files: LogFiles, watch: Mapping[str, Any], now: datetime) -> bytes:
+    live = Path(files.sure)
     if live.is_dir():
         with os.scandir(live) as entries:
             for count, _ in enumerate(entries):
                 if count >= _MOST_FILES:
-                    raise ValueError(f"more than {_MOST_FILES} files in data/live")
-    _, document = evaluate(live, watch, now)
+                    raise ValueError(f"more than {_MOST_FILES} files in {_shown(files)}")
+    _, document = evaluate(files if files.pattern else live, watch, now)
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _shown(files: LogFiles) -> str:
+    return (
+        os.path.dirname(files.pattern) or "the application's directory"
+        if files.pattern
+        else ("data/live")
+    )
 
 
 def _drop_rights(writer: int, live: Path, memory: int, within_s: float) -> None:
@@ -179,7 +231,7 @@ def _drop_rights(writer: int, live: Path, memory: int, within_s: float) -> None:
 class _Several:
     """Several analyses of the same lines, read once."""
 
-    def __init__(self, parts: Sequence[Analysis]) -> None:
+    def __init__(self, parts: Sequence[BySymbol]) -> None:
         self.parts = parts
 
     def add(self, line: Line | Bad, file: str, number: int) -> None:
@@ -199,36 +251,59 @@ def starts(watch: Mapping[str, Any]) -> list[float]:
 
 
 def evaluate(
-    live: Path, watch: Mapping[str, Any], now: datetime
+    live: LogFiles | Path, watch: Mapping[str, Any], now: datetime
 ) -> tuple[Decision, dict[str, Any]]:
     """What the logs in `live` say, and the report of it.
 
     The verdict is the one since the flip, but FAIL where any later start fails.
     """
     moments = starts(watch)
-    alpha, rule = gate.ALPHA / len(moments), Rule(**watch["rule"])
+    whole_alpha = watch.get("alpha", gate.ALPHA)
+    alpha = whole_alpha / len(moments)
+    rule = Rule(**{"skill": watch.get("skill", skill.OFF), **watch["rule"]})
     end = round(now.timestamp() * 1000)
     begins = [round(at * 1000) for at in moments if at == moments[0] or at < now.timestamp()]
-    parts = [Analysis(Window(begin, end, watch["release"]), _MOST_BARS) for begin in begins]
-    first = f"trades_{datetime.fromtimestamp(watch['since'], UTC):%Y%m%d}.jsonl"
-    logs = reading.ordered(live) if live.is_dir() else []
-    sources = [source for source in logs if source.name >= first]
-    reading.analyse(sources, _Several(parts), workers=1)
-    whole = parts[0]
-    severe = tuple(group["example"] for group in whole.severe.document()[:_SEVERE_NAMED])
-    decision = gate.decide(
-        Findings(whole.tally(), severe, _holes(whole, end), whole.causes()), rule, alpha
-    )
-    later = [
-        (part, gate.decide(Findings(part.tally(), causes=part.causes()), rule, alpha))
-        for part in parts[1:]
-    ]
+    drifted: drift.Drift | None = None
+    reads: Sequence[BySymbol | OwnAnalysis]
+    if isinstance(live, LogFiles):
+        signals = own.signals_of(watch["own"])
+        if not judge_own.compares(signals):
+            rule = dataclasses.replace(rule, skill=skill.OFF)
+        tf = str(watch.get("details", {}).get("tf") or "")
+        sources = sources_in(live, since=watch["since"])
+        ran = watch.get("others_ran", ())
+        reads = read_own(sources, signals, tf, begins, end, watch["release"], others_ran=ran)
+        shares = judge_own.shares(signals, rule)
+    else:
+        reads = _read(live, watch, begins, end)
+        shares = None
+
+    def since_flip(part: Analysis | OwnAnalysis, each: float) -> Decision:
+        severe = tuple(group["example"] for group in part.severe.document()[:_SEVERE_NAMED])
+        compared = skill.judged(part.compared, rule.skill, each)
+        holes, count = _holes(part, end), part.bar_count
+        findings = Findings(part.tally(), severe, holes, part.causes(), compared, shares, count)
+        return gate.decide(findings, rule, each, _plan(part, watch, whole_alpha, reads[0]))
+
+    def since_later(part: Analysis | OwnAnalysis, each: float) -> Decision:
+        findings = _findings(part, rule, each, shares)
+        return gate.decide(findings, rule, each, _plan(part, watch, alpha, reads[0]))
+
+    decision, symbols = _decided(reads[0], since_flip, alpha)
+    whole, details = _whole(reads[0]), watch.get("details", {})
+    if symbols:
+        symbols = by_symbol.with_drift(symbols, details)
+        drifted = by_symbol.worst_drift(symbols)
+    elif not isinstance(live, LogFiles):
+        drifted = drift.of_logs(_logs(live), watch["release"], details)
+    later = [(_whole(read), _decided(read, since_later, alpha)[0]) for read in reads[1:]]
     failed = [(part, decided) for part, decided in later if decided.verdict == gate.FAIL]
     if failed and decision.verdict != gate.FAIL:
         part, decided = failed[-1]  # the shortest period names the break best
         since = f"{datetime.fromtimestamp(part.window.start / 1000, UTC):%Y-%m-%d %H:%MZ}"
         reasons = tuple(f"since {since}: {reason}" for reason in decided.reasons)
-        decision = Decision(gate.FAIL, decision.criteria, (*reasons, *_holes(whole, end)))
+        reasons = (*reasons, *_holes(whole, end))
+        decision = Decision(gate.FAIL, decision.criteria, reasons, skill=decision.skill)
     return decision, {
         "kind": "guard-report",
         "release": watch["release"],
@@ -238,22 +313,131 @@ def evaluate(
         "alpha": alpha,
         **gate.document(decision),
         "later": [_later(part, decided) for part, decided in later],
-        "bars": len(whole.bars) + whole.junk,
+        "bars": whole.bar_count,
+        "drift": drifted.document() if drifted else None,
+        **({"symbols": [part.document() for part in symbols]} if symbols else {}),
         "findings": whole.document(),
     }
 
 
-def _later(part: Analysis, decision: Decision) -> dict[str, Any]:
+def _decided(
+    read: BySymbol | OwnAnalysis,
+    decide: Callable[[Any, float], Decision],
+    alpha: float,
+) -> tuple[Decision, list[by_symbol.Judged]]:
+    """The decision, and each symbol's where there are several."""
+    if isinstance(read, OwnAnalysis):
+        return decide(read, alpha), []
+    return by_symbol.judge(read, decide, alpha)
+
+
+def _whole(read: BySymbol | OwnAnalysis) -> Analysis | OwnAnalysis:
+    return read if isinstance(read, OwnAnalysis) else read.whole
+
+
+def _read(live: Path, watch: Mapping[str, Any], begins: Sequence[int], end: int) -> list[BySymbol]:
+    """The built-in application's lines since each start."""
+    # The first one's skill goes on where the gate's ended: at the release's first bar.
+    froms = [0, *begins[1:]]
+    symbols = watch.get("symbols", ())
+    parts = [
+        BySymbol(Window(begin, end, watch["release"], compared_from=compared), symbols, _MOST_BARS)
+        for begin, compared in zip(begins, froms, strict=True)
+    ]
+    first = f"trades_{datetime.fromtimestamp(watch['since'], UTC):%Y%m%d}.jsonl"
+    logs = _logs(live)
+    sources = [source for source in logs if source.name >= first]
+    earlier = reading.before(logs, sources, watch["release"])
+    reading.analyse(earlier, Earlier(parts[0]), workers=1)
+    reading.analyse(sources, _Several(parts), workers=1)
+    return parts
+
+
+def _logs(live: Path) -> list[reading.Source]:
+    return reading.ordered(live) if live.is_dir() else []
+
+
+def sources_in(files: LogFiles, *, since: float = 0.0) -> list[reading.Source]:
+    """The logs of an application of the team's own that were written `since` (epoch seconds)."""
+    sources = []
+    for name in names_in(files):
+        path = Path(files.root, name)
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime >= since - _CLOCKS_DIFFER_S:
+                sources.append(reading.Source(path, status.st_size, name))
+    return sources
+
+
+def read_own(
+    sources: Sequence[reading.Source],
+    signals: Signals,
+    tf: str,
+    begins: Sequence[int],
+    end: int,
+    release: str | None,
+    most: int = _MOST_BARS,
+    others_ran: Sequence[Mapping[str, Any]] = (),
+) -> list[OwnAnalysis]:
+    """The lines of an application of the team's own since each start (epoch ms).
+
+    others_ran: as macd/host/deploy/ledger.py has it: what was written then is another release's.
+    """
+    named = release if "release" in signals.map else None
+    without = tuple(_span(ran) for ran in others_ran) if named is None else ()
+    parts = [
+        OwnAnalysis(Window(begin, end, named, strict=False, without=without), signals, tf, most)
+        for begin in begins
+    ]
+    judge_own.analyse(sources, signals, parts)
+    return parts
+
+
+def _span(ran: Mapping[str, Any]) -> tuple[int, int]:
+    """In whole ms, its edges included; what goes on has no end."""
+    until = ran["until"]
+    return math.floor(ran["since"] * 1000), _NEVER if until is None else math.ceil(until * 1000)
+
+
+def _plan(
+    part: Analysis | OwnAnalysis,
+    watch: Mapping[str, Any],
+    alpha: float,
+    read: BySymbol | OwnAnalysis,
+) -> Plan | None:
+    """The last look of a watch; None while no bar says how long one is.
+
+    All symbols together have as many bars as there are symbols at a time.
+    """
+    several = len(read.parts) if isinstance(read, BySymbol) else 0
+    count = 1 if part.window.is_part else max(1, several)
+    newest, lasts_ms = part.newest_signal, watch["until"] * 1000 - part.window.start
+    step = step_ms(newest.tf) if newest and newest.tf else 0
+    if not step:
+        return None
+    bars, is_last = math.ceil(lasts_ms / step) + 1, part.window.end >= watch["until"] * 1000
+    return Plan(count * bars, is_last, alpha)
+
+
+def _findings(
+    part: Analysis | OwnAnalysis, rule: Rule, alpha: float, shares: tuple[Share, ...] | None
+) -> Findings:
+    compared = skill.judged(part.compared, rule.skill, alpha, intervals=False)
+    tally, causes = part.tally(), part.causes()
+    return Findings(tally, causes=causes, skill=compared, shares=shares, bars=part.bar_count)
+
+
+def _later(part: Analysis | OwnAnalysis, decision: Decision) -> dict[str, Any]:
     rates = {row.name: [row.successes, row.trials] for row in decision.criteria}
     return {"from_ms": part.window.start, "verdict": decision.verdict, "rates": rates}
 
 
-def _holes(analysis: Analysis, now_ms: int) -> tuple[str, ...]:
+def _holes(analysis: Analysis | OwnAnalysis, now_ms: int) -> tuple[str, ...]:
     """Which lines or bars are missing; with holes in the evidence nothing is PASS."""
     newest, whole = analysis.newest_signal, analysis.whole
     holes = []
     if newest is None or gate.too_old(now_ms - newest.time, step_ms(newest.tf)):
-        holes.append("stale: no new bar is logged")
+        holes.append(STALE)
     if whole.broken or whole.incomplete:
         holes.append(f"lines or bars are missing at {whole.broken + whole.incomplete} places")
     if whole.intruders:

@@ -19,24 +19,29 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-from macd.host.judge.parse import LONGEST, Bad, Line, parse
+from macd.host.judge.parse import LONGEST, SIGNAL, Bad, Line, parse
 
 NAME = re.compile(r"trades?_[A-Za-z0-9_-]{1,40}\.jsonl")
 _PIECE = 8 << 20
 _BLOCK = 1 << 20
+EARLIER = 64 << 20  # years of 1h bars, two weeks of 1m bars
+_NEWEST = 3  # files in whose ends a signal is looked for
 _SMALL = 32 << 20  # bytes; below, processes cost more than they gain
 
 
 @dataclass(frozen=True)
 class Source:
-    """The first `size` bytes of a log file; the rest is not read."""
+    """The first `size` bytes of a log file; the rest is not read. called: where it has more than
+    its file's name, as one of several directories has.
+    """
 
     path: Path
     size: int
+    called: str = ""
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.called or self.path.name
 
 
 class Reader(Protocol):
@@ -70,6 +75,43 @@ def ordered(directory: Path) -> list[Source]:
     paths = [p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_file()]
     paths.sort(key=lambda path: (re.sub(r"\D", "", path.name), path.name))
     return [Source(path, path.stat().st_size) for path in paths]
+
+
+def before(logs: Sequence[Source], chosen: Sequence[Source], release: str) -> list[Source]:
+    """The logs before the chosen ones, back to the day the release was made (its name begins with
+    it), and EARLIER bytes at most: whole files, the newest.
+    """
+    first = f"trades_{release[:8]}"
+    names = {source.name for source in chosen}
+    earliest = min(names, default="~")
+    found: list[Source] = []
+    room = EARLIER
+    for source in reversed(logs):
+        if first <= source.name < earliest:
+            room -= source.size
+            if room < 0:
+                break
+            found.insert(0, source)
+    return found
+
+
+def newest_signal(directory: Path) -> Line | None:
+    """The last whole signal line with a bar, in the newest files' ends; None: there is none."""
+    for source in ordered(directory)[: -_NEWEST - 1 : -1]:
+        for line in from_end(source):
+            if isinstance(line, Line) and line.kind == SIGNAL and line.bar is not None:
+                return line
+    return None
+
+
+def from_end(source: Source, most: int = _BLOCK) -> Iterator[Line | Bad]:
+    """The lines of a log's last MiB, or `most` bytes, the newest first."""
+    with source.path.open("rb") as file:
+        start = max(0, source.size - most)
+        *lines, _ = os.pread(file.fileno(), source.size - start, start).split(b"\n")
+    for raw in reversed(lines):  # the first may be cut: no JSON, or the whole of an object
+        if raw.strip():
+            yield parse(raw)
 
 
 def _one_by_one(sources: Sequence[Source]) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:

@@ -40,17 +40,6 @@ class Groups:
         group[0] += 1
         group[3] = time
 
-    def take(self, other: Groups) -> None:
-        """Take over the groups of `other`, all of it earlier than what comes from now on."""
-        for key, (count, text, first, last) in other.groups.items():
-            group = self.groups.setdefault(key, [0, text, first, last])
-            group[0] += count
-            group[2], group[3] = min(group[2], first), max(group[3], last)
-
-    def count(self, text: str) -> int:
-        """How often a text like this one came."""
-        return int(self.groups.get(_NUMBERS.sub("#", text), [0])[0])
-
     def document(self) -> list[dict[str, Any]]:
         """The most frequent first."""
         ordered = sorted(self.groups.values(), key=lambda group: (-group[0], group[1]))
@@ -250,12 +239,12 @@ class Stuck:
         self.bit = bit
         self.lost = 0
         self.value = math.nan
-        self.run: list[int | None] = []
+        self.run: list[Any] = []
         self.length = 0
         self.changed = False
         self.total = 0
 
-    def add(self, p: float, key: int | None, bars: dict[int, int]) -> None:
+    def add(self, p: float, key: Any, bars: dict[Any, int]) -> None:
         if not abs(p - self.value) <= STUCK_WITHIN:  # NaN at the start too
             self.changed = self.changed or self.length > 0
             self.value, self.run, self.length = p, [], 0
@@ -266,12 +255,12 @@ class Stuck:
         self._take_back((*self.run, key), bars)
         self.run = []
 
-    def end(self, bars: dict[int, int]) -> None:
+    def end(self, bars: dict[Any, int]) -> None:
         """A model that never said anything else is stuck, however few its answers."""
         if not self.changed and 1 < self.length < STUCK_RUN:
             self._take_back(self.run, bars)
 
-    def _take_back(self, run: Sequence[int | None], bars: dict[int, int]) -> None:
+    def _take_back(self, run: Sequence[Any], bars: dict[Any, int]) -> None:
         self.total += len(run)
         for key in run:
             if key is None:
@@ -307,7 +296,7 @@ class Continuity:
     def check_release(self, line: Line, ours: bool, inside: bool, file: str, number: int) -> None:
         """Lines of another release between ours: a rollback, or damage that would hide bars."""
         if not ours:
-            at = {"file": file, "line": number, "release": line.release}
+            at = {"file": file, "line": number, "release": line.release, "time": line.time}
             self._foreign = at if inside and self._began else None
             return
         if self._foreign is not None and len(self.intruders) < _MOST_BREAKS:

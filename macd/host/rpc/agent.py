@@ -7,9 +7,11 @@ first request for one of its operations.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -30,6 +32,7 @@ OPERATIONS = {
     "log_files": "rpc.logs.log_files",
     "log_read": "rpc.logs.log_read",
     "log_hashes": "rpc.logs.log_hashes",
+    "unit_log": "rpc.logs.unit_log",
     "lock": "deploy.locks.lock",
     "stage": "deploy.operations.stage",
     "activate": "deploy.operations.activate",
@@ -38,7 +41,11 @@ OPERATIONS = {
     "recover": "deploy.operations.recover",
     "deploy_facts": "deploy.status.deploy_facts",
     "provision": "deploy.provision.provision",
+    "provision_undo": "deploy.adopt.undo",
     "checkup": "deploy.status.checkup",
+    "survey": "survey.survey",
+    "replay": "deploy.status.replay",
+    "notify_test": "alerts.look.send_test",
     "set_flag": "flag.flag.set_flag",
     "gate_note": "flag.evidence.gate_note",
     "gate_newest": "flag.evidence.gate_newest",
@@ -51,6 +58,13 @@ OPERATIONS = {
     "job_list": "jobs.operations.job_list",
     "job_follow": "jobs.operations.job_follow",
     "job_files": "jobs.operations.job_files",
+    "node_look": "jobs.node.node_look",
+    "node_listen": "jobs.node.node_listen",
+    "node_reach": "jobs.node.node_reach",
+    "job_schedule": "jobs.schedule.job_schedule",
+    "job_schedule_set": "jobs.schedule.job_schedule_set",
+    "job_schedule_start": "jobs.schedule.job_schedule_start",
+    "job_schedule_remove": "jobs.schedule.job_schedule_remove",
 }
 # Those that stream, or that must notice that the client left; their first argument is the `Peer`.
 STREAMS = {"run": "commands.run", "blobs_put": "rpc.blobs.put"}
@@ -152,7 +166,12 @@ class Peer:
         """Write one frame. Raises BrokenPipeError when nobody reads any more."""
         view = memoryview(frame)
         while view:
-            view = view[os.write(self._out, view) :]
+            try:
+                view = view[os.write(self._out, view) :]
+            except OSError as error:
+                if error.errno != errno.EIO:  # a terminal that was hung up
+                    raise
+                raise BrokenPipeError(*error.args) from error
 
 
 def _answer(peer: Peer, request: Message) -> None:
@@ -216,8 +235,14 @@ def _take_over_stdio() -> int:
     """Reserve the real stdout for frames: everybody else's becomes stderr, and stdin becomes empty.
 
     So neither a stray print nor a child with our descriptors breaks the framing or eats a request.
+    In a terminal stderr would do so as well: it is dropped. Being hung up ends stdin there.
     """
     out = os.dup(1)
+    if os.isatty(2):
+        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler, for children don't inherit it
+        dropped = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(dropped, 2)
+        os.close(dropped)
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,27 @@ _MODE = 0o444
 def path_of(root: str, sha256: str) -> str:
     """Where the whole blob lies."""
     return os.path.join(durable.expand(root), "blobs", "sha256", sha256[:2], sha256)
+
+
+def keep(root: str, path: str) -> str:
+    """Make a file of this host a blob, whatever happens to the file; its SHA-256."""
+    root = durable.expand(root)
+    arriving = os.path.join(root, "blobs", ".partial", f"here.{secrets.token_hex(8)}")
+    durable.make_directories(os.path.dirname(arriving))
+    try:
+        shutil.copyfile(path, arriving)
+        sha256 = durable.sha256_of(arriving)  # of the copy: the file may change meanwhile
+        target = path_of(root, sha256)
+        os.chmod(arriving, _MODE)
+        durable.sync(arriving)
+        durable.make_directories(os.path.dirname(target))
+        os.rename(arriving, target)
+        durable.sync_directory(os.path.dirname(target))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(arriving)
+        raise
+    return sha256
 
 
 def missing(root: str, blobs: Sequence[tuple[str, int]]) -> dict[str, Any]:

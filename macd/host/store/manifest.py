@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,17 @@ _RELEASE_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # No control characters, no leading dash or dot: nothing hidden, nothing taken for an option.
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@=-]{0,127}\Z")
+OWN = "source/"  # below it other people's names stand: see check_own_path
+_LONGEST_PATH, _LONGEST_PART = 512, 255  # characters; bytes, which is what a file system takes
+# What other systems forbid in a name, what a shell expands, and what looks like nothing at all.
+_UNFIT = re.compile(
+    r"[\\/<>:\"|?*`$\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    r"\U000e0100-\U000e01ef]"
+)
+# git reads its settings from the one, programs and libraries theirs from the other.
+_TAKEN = {".", "..", ".git", ".env"}
+# At the top of a release a host puts these itself.
+_HOSTS = {"manifest.json", "manifest.json.sig", "runtime", "release.env"}
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -63,11 +75,26 @@ class Manifest:
 def symbols_of(details: Mapping[str, Any]) -> tuple[str, ...]:
     """The symbols that a release's models know, from its details; () where they name none.
 
-    First the one that was trained on, then its panel's others.
+    First the one that was trained on. Then those that it was trained on as well, by name; a release
+    of one symbol knows its panel's others.
     """
-    panel = details.get("panel")
-    named = [details.get("symbol"), *(panel if isinstance(panel, list) else ())]
+    panel, several = details.get("panel"), details.get("symbols")
+    more = sorted(several) if isinstance(several, dict) else panel
+    named = [details.get("symbol"), *(more if isinstance(more, list) else ())]
     return tuple(dict.fromkeys(symbol for symbol in named if isinstance(symbol, str)))
+
+
+def several_of(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """The symbols of a release of several, from its details; () of one symbol's."""
+    several = details.get("symbols")
+    return tuple(map(str, several)) if isinstance(several, dict) else ()
+
+
+def details_of(details: Mapping[str, Any], symbol: str) -> Mapping[str, Any]:
+    """What a release of several symbols says of one of them; else all it says."""
+    several = details.get("symbols")
+    mine = several.get(symbol) if isinstance(several, dict) else None
+    return {**details, **mine, "symbol": symbol} if isinstance(mine, dict) else details
 
 
 def canonical(document: Any) -> bytes:
@@ -131,11 +158,56 @@ def check_path(path: Any) -> str:
     Raises:
         ManifestError: absolute, empty, with `..`, hidden, or with characters no file here needs.
     """
-    if not isinstance(path, str) or len(path) > 512:
+    if not isinstance(path, str) or len(path) > _LONGEST_PATH:
         raise ManifestError("not a usable path: %.80r" % (path,))
-    if not all(_PART.match(part) for part in path.split("/")):
-        raise ManifestError("unsafe path: %r" % path)
+    if path.startswith(OWN):
+        check_own_path(path[len(OWN) :])
+    elif not all(_PART.match(part) for part in path.split("/")):
+        raise ManifestError("unsafe path: %a" % path)
     return path
+
+
+def travels(path: str) -> bool:
+    """Whether a release can hold that path below its source; see check_own_path."""
+    try:
+        check_own_path(path)
+    except ManifestError:
+        return False
+    return True
+
+
+def check_own_path(path: Any) -> str:
+    """Return a path inside an application of the team's own, unchanged.
+
+    Letters of any script, spaces, leading dots and most signs are taken. No part may lead out,
+    begin with a dash or a mark that joins what stands before it, begin or end with a space, hold
+    what no terminal shows, or turn into another name when Unicode's forms are unified; none is
+    `.git` or `.env`.
+
+    Raises:
+        ManifestError: it is not such a path.
+    """
+    if not isinstance(path, str) or len(path) > _LONGEST_PATH:
+        raise ManifestError("not a usable path: %.80a" % (path,))
+    if not all(map(_is_own_part, path.split("/"))):
+        raise ManifestError("unsafe path: %a" % path)
+    return path
+
+
+def _is_own_part(part: str) -> bool:
+    if not part or not part.isprintable() or part.startswith("-") or part != part.strip():
+        return False
+    unified = unicodedata.normalize("NFKC", part)  # what some systems make of a name
+    if _UNFIT.search(part) or {"/", "\\"} & set(unified) or unified.casefold() in _TAKEN:
+        return False
+    if unicodedata.normalize("NFC", part) != part or unicodedata.category(part[0])[0] == "M":
+        return False
+    return len(part.encode("utf-8")) <= _LONGEST_PART
+
+
+def folded(path: str) -> str:
+    """The same text for two paths that are one where case and Unicode's forms don't count."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", path).casefold())
 
 
 def parse(raw: bytes) -> Manifest:
@@ -223,6 +295,8 @@ def _files(value: Any) -> tuple[File, ...]:
         if not isinstance(entry, dict) or set(entry) != {"path", "size", "sha256"}:
             raise ManifestError("files: not {path, size, sha256}: %.80r" % (entry,))
         path = check_path(entry["path"])
+        if folded(path.split("/")[0]) in _HOSTS:
+            raise ManifestError("files: %a is made by the host" % path)
         files.append(File(path, _count(entry["size"], path), _text(entry, "sha256", _SHA256)))
     paths = [f.path for f in files]
     if paths != sorted(paths):
@@ -233,13 +307,13 @@ def _files(value: Any) -> tuple[File, ...]:
 
 def _no_clashes(paths: list[str]) -> None:
     # Two names that fold to one on a case-insensitive disk would overwrite each other there.
-    folded = [p.casefold() for p in paths]
-    if len(set(folded)) != len(folded):
+    names = [folded(path) for path in paths]
+    if len(set(names)) != len(names):
         raise ManifestError("files: a path stands twice")
-    directories = {"/".join(p.split("/")[:n]) for p in folded for n in range(1, p.count("/") + 1)}
-    clash = sorted(directories & set(folded))
+    directories = {"/".join(p.split("/")[:n]) for p in names for n in range(1, p.count("/") + 1)}
+    clash = sorted(directories & set(names))
     if clash:
-        raise ManifestError("files: %r is a file and a directory" % clash[0])
+        raise ManifestError("files: %a is a file and a directory" % clash[0])
 
 
 def _details(value: Any) -> dict[str, Any]:

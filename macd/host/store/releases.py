@@ -13,14 +13,23 @@ from typing import Any
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout, discard, live_release, load, save
+from macd.host.own import SOURCE
 from macd.host.rpc import blobs
 from macd.host.store import signature
-from macd.host.store.manifest import Manifest, ManifestError, check_release_id, parse, release_id
+from macd.host.store.manifest import (
+    Manifest,
+    ManifestError,
+    check_path,
+    check_release_id,
+    parse,
+    release_id,
+)
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"
 RUNTIME_LINK = "runtime"
-_OURS = {MANIFEST, SIGNATURE, RUNTIME_LINK}
+ENVIRONMENT = "release.env"  # of an own application: what its process has, and proves itself by
+_OURS = {MANIFEST, SIGNATURE}
 _STAGE, _TRASH = ".stage-", ".trash-"
 
 
@@ -92,6 +101,7 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
     """
     target = layout.release(identifier)
     manifest = parse(raw)
+    _refuse_unwritable(layout, manifest)
     if os.path.isdir(target):
         try:
             changed = damage(layout, identifier)
@@ -118,6 +128,14 @@ def stage(layout: Layout, identifier: str, raw: bytes, signed: bytes) -> None:
     durable.sync_directory(layout.releases)
 
 
+def _refuse_unwritable(layout: Layout, manifest: Manifest) -> None:
+    """Raises HostError ("refused"): a directory that an own application writes is not there."""
+    lacking = [path for path in writes_of(manifest) if not os.path.isdir(f"{layout.app}/{path}")]
+    if lacking:
+        why = f"it writes {', '.join(lacking)}, which {layout.app} does not have"
+        raise _refused("the release has nowhere to write", why, "invoke provision makes it")
+
+
 def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed: bytes) -> None:
     os.mkdir(building)
     directories = {building}
@@ -125,11 +143,57 @@ def _build(layout: Layout, building: str, manifest: Manifest, raw: bytes, signed
         path = os.path.join(building, file.path)
         directories |= _make_parents(building, file.path)
         link_blob(layout, file.sha256, path, file.path)
-    os.symlink(os.path.join("..", "..", "runtimes", manifest.lock), f"{building}/{RUNTIME_LINK}")
+    links, files = _made_here(os.path.basename(building).removeprefix(_STAGE), manifest)
+    for link, leads_to in links.items():
+        directories |= _make_parents(building, link)
+        os.symlink(leads_to, os.path.join(building, link))
+    for name, data in files.items():
+        durable.replace_file(os.path.join(building, name), data)
     durable.replace_file(os.path.join(building, SIGNATURE), signed)
     durable.replace_file(os.path.join(building, MANIFEST), raw)
     for directory in sorted(directories, key=len, reverse=True):
         durable.sync_directory(directory)
+
+
+def own_of(manifest: Manifest) -> dict[str, Any] | None:
+    """What a release of an application of the team's own says of it; None for the built-in one."""
+    own = manifest.details.get("own")
+    return own if isinstance(own, dict) else None
+
+
+def writes_of(manifest: Manifest) -> tuple[str, ...]:
+    """The directories below the application's that a release's own code may write.
+
+    Raises:
+        HostError ("refused"): they lead out of it, hold one another, or are among its files.
+    """
+    listed = (own_of(manifest) or {}).get("writes", [])
+    try:
+        places = [check_path(f"{SOURCE}/{path}") for path in listed]
+        for place in places:
+            others = [*(other for other in places if other != place), *_paths(manifest)]
+            if any(
+                f"{a}/".startswith(f"{b}/") for o in others for a, b in ((o, place), (place, o))
+            ):
+                raise ManifestError("writes: %r is among the release's files" % place)
+    except (ManifestError, TypeError) as error:
+        raise _refused("the manifest was refused", str(error), "invoke release") from error
+    return tuple(map(str, listed))
+
+
+def _paths(manifest: Manifest) -> list[str]:
+    return [file.path for file in manifest.files]
+
+
+def _made_here(identifier: str, manifest: Manifest) -> tuple[dict[str, str], dict[str, bytes]]:
+    """What the host adds to a release: links and their targets; to an own one also files."""
+    links = {RUNTIME_LINK: os.path.join("..", "..", "runtimes", manifest.lock)}
+    if own_of(manifest) is None:
+        return links, {}
+    for path in writes_of(manifest):
+        up = [".."] * (3 + path.count("/"))  # releases/<id>/source, and the directories in path
+        links[f"{SOURCE}/{path}"] = os.path.join(*up, path)
+    return links, {ENVIRONMENT: f"MACD_RELEASE={identifier}\n".encode()}
 
 
 def _make_parents(top: str, relative: str) -> set[str]:
@@ -153,7 +217,7 @@ def link_blob(layout: Layout, sha256: str, path: str, name: str) -> None:
         raise HostError(f"{name} is not on the host", hint="deploy again; it is sent then")
     if durable.sha256_of(blob) != sha256:
         raise damaged_blob(layout, sha256, name)
-    os.link(blob, path)
+    durable.link_or_copy(blob, path)
 
 
 def damaged_blob(layout: Layout, sha256: str, name: str) -> HostError:
@@ -209,16 +273,25 @@ def differences(layout: Layout, identifier: str) -> dict[str, list[str]]:
     manifest = read_manifest(layout, identifier)
     present = _plain_files(top)
     declared = {file.path: file for file in manifest.files}
+    links, files = _made_here(identifier, manifest)
+    ours = {**links, **files}
     changed = [
         path
         for path, file in declared.items()
         if path in present and not _is_intact(os.path.join(top, path), file.size, file.sha256)
     ]
+    paths = {path: os.path.join(top, path) for path in ours if path in present}
+    changed += [p for p in links if p in paths and _target(paths[p]) != links[p]]
+    changed += [p for p in files if p in paths and durable.regular(paths[p]) != files[p]]
     return {
-        "extra": sorted(present - set(declared) - _OURS),
-        "missing": sorted(set(declared) - present),
+        "extra": sorted(present - set(declared) - _OURS - set(ours)),
+        "missing": sorted({*declared, *ours} - present),
         "changed": sorted(changed),
     }
+
+
+def _target(path: str) -> str:
+    return os.readlink(path) if os.path.islink(path) else ""
 
 
 def damage(layout: Layout, identifier: str) -> str:
@@ -228,9 +301,11 @@ def damage(layout: Layout, identifier: str) -> str:
 
 
 def _plain_files(top: str) -> set[str]:
+    """Everything but directories; a link to one counts too."""
     paths = set()
-    for directory, _, names in os.walk(top):
-        for name in names:
+    for directory, inner, names in os.walk(top):
+        linked = [name for name in inner if os.path.islink(os.path.join(directory, name))]
+        for name in [*names, *linked]:
             paths.add(os.path.relpath(os.path.join(directory, name), top))
     return paths
 

@@ -19,12 +19,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from macd.host import durable
 from macd.host.failure import HostError
 from macd.host.layout import Layout
-from macd.host.store import releases
+from macd.host.store import package_index, releases
 from macd.host.systemd.sandbox import DIRECT, Sandbox
 
 _BUILDING, _TRASH = ".building-", ".trash-"
@@ -32,16 +31,9 @@ _PIP_TIMEOUT_S = 900
 _IMPORT_TIMEOUT_S = 120
 _PYTHON_TIMEOUT_S = 20
 _LONGEST_RECORD = 16 << 20
+_LONGEST_LOG = 4 << 20
 _NAMED = 3
 _NOT_INSTALLED = {"pip"}  # it installs the others and runs from its wheel
-# What pip says of an index, and what it is told.
-_NOT_REACHED = re.compile(r"connection broken by|Max retries exceeded|not a trusted or secure host")
-_ANSWERED = re.compile(r"HTTP error (\d{3}) while getting")
-_NOT_THERE = re.compile(r"No matching distribution found for (\S+)")
-_OTHER_BYTES = "DO NOT MATCH THE HASHES"
-_SECRET = re.compile(r"(://)[^/\s'\"@]+@")
-_PASSED_ON = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 # What a host itself must have, and what pip or an import says without it.
 _PACKAGES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}  # of Debian
 REMOUNT = "mount -o remount,exec {0} on the host, and in its /etc/fstab; or set app_dir elsewhere"
@@ -93,7 +85,7 @@ def install(
         argv = [base, "-I", "-m", "venv", "--without-pip", building]
         _refuse_failure(_run(argv, doing, timeout=_PIP_TIMEOUT_S, sandbox=DIRECT), doing, building)
         if document["wheels"]:
-            settings = index_settings(index, index_url)
+            settings = package_index.settings(index, index_url)
             sandbox.give(building)
             _install_wheels(layout, building, document["wheels"], settings, sandbox, index=index)
             shutil.rmtree(os.path.join(building, "wheels"), ignore_errors=True)
@@ -161,14 +153,41 @@ def _install_wheels(
     source = [] if index else ["--no-index", "--find-links", shelf]
     argv = [os.path.join(building, "bin", "python"), "-I", installer, "install", "--no-deps"]
     argv += ["--quiet", "--no-cache-dir", "--disable-pip-version-check", "--require-hashes"]
-    argv += ["--no-input", "--only-binary", ":all:", *source, "-r", requirements]
+    argv += ["--no-compile", "--no-input", "--only-binary", ":all:", *source, "-r", requirements]
+    log = os.path.join(shelf, "pip.log")
+    argv += ["--log", log] if index else []
     doing = "installing the wheels"
     done = _run(
         argv, doing, timeout=_PIP_TIMEOUT_S, sandbox=sandbox, settings=settings, into=building
     )
     if done.returncode != 0:
         said = done.stderr or done.stdout
-        raise _host_failure(doing, said, building) or index_failure(said, index=index)
+        why = _host_failure(doing, said, building)
+        raise why or package_index.failure(said, index=index, log=_text(log))
+    _compile(building, sandbox)
+
+
+def _text(path: str) -> str:
+    """A file that the sandbox's account wrote; it may not lead to another one."""
+    data = None if os.path.islink(path) else durable.regular(path, _LONGEST_LOG)
+    return (data or b"").decode("utf-8", "replace")
+
+
+def _compile(building: str, sandbox: Sandbox) -> None:
+    """Write the packages' bytecode, by two processes: pip itself would take twice the time.
+
+    A file that can't be compiled is none that the service imports; `check_imports` says if it is.
+    """
+    python, doing = os.path.join(building, "bin", "python"), "compiling the packages"
+    for workers in ("2", "1"):  # one, where the sandbox lets no two work together
+        argv = [python, "-I", "-m", "compileall", "-q", "-j", workers]
+        argv.append(os.path.join(building, "lib"))
+        done = _run(argv, doing, timeout=_PIP_TIMEOUT_S, sandbox=sandbox, into=building)
+        if done.returncode == 0:
+            return
+    said = done.stderr or done.stdout
+    if (failure := _host_failure(doing, said, building)) is not None:
+        raise failure
 
 
 def check_imports(runtime: str, imports: list[str], sandbox: Sandbox) -> str:
@@ -368,66 +387,3 @@ def _normal(name: str) -> str:
 def _first(names: Sequence[str]) -> str:
     more = ", ..." if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def index_settings(index: bool, url: str) -> dict[str, str]:
-    """The variables pip is started with; an address may hold a password, so it is never in argv.
-
-    Args:
-        index: packages come from an index; else from a directory, and no setting may interfere.
-        url: which one; "" is what the host's own pip settings name.
-    """
-    if not index:
-        return {"PIP_CONFIG_FILE": os.devnull}
-    settings = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    # Fail while somebody waits, but not at the first lost packet.
-    settings.update(PIP_RETRIES="1", PIP_TIMEOUT="15")
-    if not url:
-        return {**settings, **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
-    settings.update(PIP_INDEX_URL=url, PIP_CONFIG_FILE=os.devnull)
-    parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname not in _LOCAL:
-        settings["PIP_TRUSTED_HOST"] = parts.netloc  # the hashes in the lock prove what comes
-    return settings
-
-
-def index_failure(said: str, *, index: bool) -> HostError:
-    """What went wrong, from what pip wrote; a refusal, since nothing was changed."""
-    lines = [line.strip() for line in _SECRET.sub(r"\1****@", said).splitlines() if line.strip()]
-    missing, answered = _NOT_THERE.search(said), _ANSWERED.search(said)
-    if index and _OTHER_BYTES in said:
-        at = next(i for i, line in enumerate(lines) if _OTHER_BYTES in line)
-        return _refusal(
-            "the package index has other bytes than the release was made with",
-            lines[at + 1 : at + 4],
-            "find out who changed that wheel on the index; service.runtime: wheels sends the"
-            " release's own",
-        )
-    if index and _NOT_REACHED.search(said):
-        return _refusal(
-            "the host did not reach its package index",
-            [line for line in lines if _NOT_REACHED.search(line)][-1:],
-            "mend service.index_url or the network, then deploy again; service.runtime: wheels"
-            " needs no index",
-        )
-    if index and answered:
-        return _refusal(
-            f"the package index answered {answered[1]} for a wheel",
-            [line for line in lines if _ANSWERED.search(line)][:1],
-            "mend the index (401 and 403: the password in service.index_url), then deploy again",
-        )
-    if index and missing:
-        return _refusal(
-            f"the package index has no wheel of {missing[1]} for this host",
-            lines[-2:],
-            "put the release's wheels on the index, or set service.runtime: wheels",
-        )
-    return _refusal(
-        "installing the wheels failed",
-        lines[-6:],
-        "check the host's Python and libraries, or lock for them: invoke release",
-    )
-
-
-def _refusal(what: str, why: list[str], hint: str) -> HostError:
-    return HostError(what, why="\n".join(why), hint=hint, live="unchanged", kind="refused")

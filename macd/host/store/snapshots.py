@@ -11,19 +11,24 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from macd.host import durable, envfile
+from macd.host import durable, envfile, own
 from macd.host.deploy.ledger import Snapshot
 from macd.host.failure import HostError
-from macd.host.flag.flag_file import FLAG
+from macd.host.flag.flag_file import KEYS
 from macd.host.layout import Layout, load, save
 from macd.host.systemd.supervisor import Supervisor
 
 FLAGS, SETTINGS = ".env", "service.json"
+_PROVISIONED = "provisioned.json"
 
 
 def take(layout: Layout, supervisor: Supervisor, units: list[str]) -> Snapshot:
-    """What goes with the live release now; None: there is no such file."""
-    texts: Snapshot = {unit: supervisor.unit_text(unit) for unit in units}
+    """What goes with the live release now; None: there is no such file.
+
+    units: that may be switched, with those of an own application that is live.
+    """
+    names = dict.fromkeys([*units, *own.read(layout).units])
+    texts: Snapshot = {unit: supervisor.unit_text(unit) for unit in names}
     return {
         **texts,
         FLAGS: durable.text(layout.env),
@@ -57,7 +62,7 @@ class Switch:
         self._after = after
         self._mark = mark
         self._edited = edited
-        self._keys = [FLAG, *(key for key in keys if key != FLAG)]
+        self._keys = [*KEYS, *(key for key in keys if key not in KEYS)]
         self.kept: list[str] = []  # paths
 
     def carry_out(self, *, reload: bool = False, must_keep: bool = True) -> None:
@@ -107,7 +112,7 @@ class Switch:
             os.unlink(path)
             durable.sync_directory(self._layout.app)
         elif after != now:
-            durable.replace_file(path, after, mode=_mode(path))
+            durable.replace_file(path, after, mode=_mode(path), keep_owner=True)
 
     def _set_flags_aside(self, now: bytes | None, changes: Mapping[str, str | None]) -> None:
         """Store only the values that are replaced: a copy of the rest would spread secrets."""
@@ -116,7 +121,7 @@ class Switch:
         gone = {
             key: value
             for key, value in has.items()
-            if key != FLAG
+            if key not in KEYS
             and value not in (None, changes[key])
             and (FLAGS in self._edited or value != expected[key])
         }
@@ -181,7 +186,7 @@ def changed_files(before: Snapshot, after: Snapshot) -> list[str]:
 def changed_keys(before: Snapshot, after: Snapshot, keys: Iterable[str]) -> list[str]:
     """The keys of the flags file that are switched, without stacking's."""
     changed = differing(before.get(FLAGS), after.get(FLAGS, before.get(FLAGS)), keys)
-    return sorted(key for key in changed if key != FLAG)
+    return sorted(key for key in changed if key not in KEYS)
 
 
 def hashes(texts: Snapshot) -> dict[str, str | None]:
@@ -206,6 +211,16 @@ def sockets(texts: Snapshot) -> list[str]:
 def keep(layout: Layout, release: str, texts: Snapshot) -> None:
     """Store durably what went with a release; it holds flags, so nobody else may read it."""
     save(layout.state("snapshots", f"{release}.json"), texts, mode=0o600)
+
+
+def keep_provisioned(layout: Layout, texts: Snapshot) -> None:
+    """Store which texts provision wrote, for the deploy that nothing was live before."""
+    save(layout.state(_PROVISIONED), hashes(texts))
+
+
+def provisioned(layout: Layout) -> dict[str, str | None]:
+    """The hashes of the texts that provision wrote; empty on a host of an earlier version."""
+    return dict(load(layout.state(_PROVISIONED), {}))
 
 
 def of(layout: Layout, release: str) -> Snapshot:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from macd.host.failure import HostError
 
-_CARRIED = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "TMPDIR", "TZ")
+CARRIED = ("PATH", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "TMPDIR", "TZ")
 _TIMEOUT_S = 60
 _MANAGER_S = 10.0
 _LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1")
@@ -35,7 +35,7 @@ def start(name: str, argv: list[str], env: Mapping[str, str], log: str) -> str:
         _refuse_to_be_killed()
         in_new_session(argv, log, env)
         return "setsid"
-    carried = {key: os.environ[key] for key in _CARRIED if key in os.environ}
+    carried = {key: os.environ[key] for key in CARRIED if key in os.environ}
     words += [f"--setenv={key}={value}" for key, value in {**carried, **env}.items()]
     # OOMPolicy: when the kernel kills one worker, the runner lives on to say so.
     words.append("--property=OOMPolicy=continue")

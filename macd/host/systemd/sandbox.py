@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from macd.host.failure import HostError
+from macd.host.systemd import namespaces, starting
+from macd.host.systemd.unitfile import service_lines
 
 _GRACE_S = 5
 _OUTPUT_BYTES = 1 << 20
@@ -108,6 +110,8 @@ class Sandbox:
         timeout: float,
         settings: dict[str, str] | None = None,
         writable: str = "",
+        given: str = "",
+        cwd: str = "",
     ) -> subprocess.CompletedProcess[str]:
         """Run it to its end; in the sandbox the return code of any failure is 1.
 
@@ -115,6 +119,8 @@ class Sandbox:
             timeout: seconds; then systemd ends it, even if this process is gone.
             settings: variables for it alone; they may hold secrets, so they are in no argv.
             writable: the one directory it may write, besides a /tmp of its own.
+            given: what it reads on stdin.
+            cwd: where it works; "" for the application's directory, or this process's own one.
 
         Raises:
             HostError ("refused"): the unit names nobody but root to run it.
@@ -122,16 +128,18 @@ class Sandbox:
         """
         if self.is_real:
             self._account()
-            return self._in_sandbox(list(argv), timeout, settings or {}, writable)
+            return self._in_sandbox(list(argv), timeout, settings or {}, writable, given, cwd)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_STRAY)}
         environment.update(settings or {})
         return subprocess.run(
             argv,
+            input=given,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout,
             env=environment,
+            cwd=cwd or None,
             check=False,
         )
 
@@ -188,7 +196,13 @@ class Sandbox:
         return f"macd-confined-{doing}-{whose}-"
 
     def _in_sandbox(
-        self, argv: list[str], timeout: float, settings: dict[str, str], writable: str
+        self,
+        argv: list[str],
+        timeout: float,
+        settings: dict[str, str],
+        writable: str,
+        given: str,
+        cwd: str,
     ) -> subprocess.CompletedProcess[str]:
         name = self._prefix("build" if writable else "check") + secrets.token_hex(6)
         unit = properties(self.unit_text or "")
@@ -206,6 +220,13 @@ class Sandbox:
                 ("TimeoutStopSec", str(_GRACE_S)),
                 ("UMask", "0022"),
             ]
+            if cwd or self.app:  # the unit's may not be there yet; the last one counts
+                ours.append(("WorkingDirectory", cwd or self.app))
+            if given:
+                stdin = os.path.join(private, "in")
+                with open(stdin, "w", encoding="utf-8") as file:
+                    file.write(given)
+                ours.append(("StandardInput", f"file:{stdin}"))
             if writable:
                 ours += writing(writable, unit, _WRITTEN_BYTES)
             else:
@@ -229,6 +250,7 @@ class Sandbox:
         if done.returncode != 0 and time.monotonic() - began >= timeout:
             raise subprocess.TimeoutExpired(argv, timeout, said, complained)
         if done.returncode != 0 and not said.strip() and not complained.strip():
+            _refuse_unstarted(f"{name}.service")
             complained = done.stderr  # systemd's own: killed by a signal, no such user, ...
         return subprocess.CompletedProcess(argv, min(done.returncode, 1), said, complained)
 
@@ -238,25 +260,19 @@ DIRECT = Sandbox("user", None)  # for the host's own programs, which came with n
 
 def properties(unit_text: str) -> list[Property]:
     """The lines of [Service] that say who the service is and what it may do, in order."""
-    selected = []
-    section = ""
-    for line in unit_text.replace("\\\n", " ").splitlines():
-        text = line.strip()
-        if text.startswith("["):
-            section = text
-        elif section == "[Service]" and "=" in text and text[0] not in "#;":
-            name, _, value = text.partition("=")
-            if not _OF_A_SERVICE.fullmatch(name.strip()):
-                selected.append((name.strip(), value.strip()))
-    return selected
+    lines = service_lines(unit_text)
+    return [(name, value) for name, value in lines if not _OF_A_SERVICE.fullmatch(name)]
 
 
 def writing(directory: str, unit: Sequence[Property], most: int) -> list[Property]:
     """What allows writing below `directory`, in files of at most `most` bytes.
 
-    Where the unit limits from where programs may run, it allows that directory too.
+    Where the unit limits from where programs may run, it allows that directory too. Where its file
+    system is not read-only (`service.hardening: container`), nothing has to be allowed.
     """
-    grants = [("ReadWritePaths", _quoted(directory)), ("LimitFSIZE", str(most))]
+    grants = [("LimitFSIZE", str(most))]
+    if any(name in namespaces.NAMES for name, _ in unit):
+        grants.append(("ReadWritePaths", _quoted(directory)))
     if any(name in ("ExecPaths", "NoExecPaths") for name, _ in unit):
         grants.append(("ExecPaths", _quoted(directory)))
     return grants
@@ -269,6 +285,27 @@ def flags(wanted: Sequence[Property], version: int | None) -> list[str]:
         for name, value in wanted
         if version is None or _SINCE.get(name, 0) <= version
     ]
+
+
+def _refuse_unstarted(unit: str) -> None:
+    """Raises HostError ("refused"): systemd could not start the program at all, and why."""
+    lines = []
+    argv = ["journalctl", "--no-pager", "--output=cat", "--lines=20", f"--unit={unit}"]
+    for words in (["journalctl", "--sync"], argv):  # journald may be behind
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                words, capture_output=True, text=True, errors="replace", timeout=20, check=False
+            )
+            lines = done.stdout.splitlines()
+    step, said = starting.refused_step(lines)
+    if remedy := starting.remedy(step, said):
+        raise HostError(
+            "systemd can't start a release's programs on this host",
+            why=said,
+            hint=remedy,
+            live="unchanged",
+            kind="refused",
+        )
 
 
 def _version() -> int | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
+import re
 import shlex
 import subprocess
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,8 @@ from macd.host.failure import HostError
 from macd.host.systemd import detach
 
 _TIMEOUT_S = 60
+_JOURNAL_S = 20
+_LONGEST_LINE = 4096  # characters
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,MainPID,InvocationID,NRestarts,Result,UnitFileState"
     ",NeedDaemonReload"
@@ -101,6 +106,13 @@ class Supervisor:
         except FileNotFoundError:
             return None
 
+    def fragment(self, unit: str) -> str:
+        """The path of the unit's own file, wherever systemd found it; "" where it has none."""
+        shown = self._call("show", unit, "--property", "FragmentPath", check=False)
+        path = shown.strip().partition("=")[2]
+        here = os.path.join(self.unit_directory, unit)
+        return path or (here if os.path.isfile(here) else "")
+
     def install(self, units: dict[str, str | None], *, reload: bool = False) -> list[str]:
         """Write unit files (None removes one), reload if any changed; the names that changed.
 
@@ -138,6 +150,11 @@ class Supervisor:
             needs_reload=shown.get("NeedDaemonReload") == "yes",
         )
 
+    def properties(self, unit: str, *names: str) -> dict[str, str]:
+        """Properties in systemd's own words; those that it doesn't know are not there."""
+        output = self._call("show", unit, "--property", ",".join(names), check=False)
+        return dict(line.partition("=")[::2] for line in output.splitlines() if "=" in line)
+
     def environment(self, unit: str) -> tuple[dict[str, str], list[str]]:
         """What Environment= sets, and the EnvironmentFile= paths in their order; drop-ins count."""
         names = ("--property", "Environment", "--property", "EnvironmentFiles")
@@ -163,6 +180,38 @@ class Supervisor:
         """The newest lines about the unit, systemd's own too; none where they are not known."""
         return _journal(f"--{'user-' if self.scope == 'user' else ''}unit={unit}", lines)
 
+    def has_said(self, invocation: str, pattern: str) -> bool:
+        """Whether a line of one life of a unit matches; its oldest lines are read first."""
+        argv = ["journalctl", "--no-pager", "--output=cat", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+        wanted = re.compile(pattern)
+        try:
+            process = subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, errors="replace"
+            )
+        except OSError:
+            return False
+        with process:
+            late = threading.Timer(_JOURNAL_S, process.kill)
+            late.start()
+            try:
+                return any(wanted.search(line[:_LONGEST_LINE]) for line in process.stdout or ())
+            finally:
+                late.cancel()
+                process.kill()
+
+    def messages(
+        self, unit: str, lines: int, after: str = ""
+    ) -> list[tuple[float | None, str, str]]:
+        """The newest lines of the unit's own processes: time (epoch seconds), text and cursor.
+
+        after: a cursor, for those that came later. Time is None and the cursor "" where the journal
+        does not say them.
+        """
+        which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
+        more = [f"--after-cursor={after}"] if after else []
+        said = _journal(f"{which}={unit}", lines, "--output=json", *more)
+        return [_message(line) for line in said]
+
     def enable(self, unit: str) -> None:
         self._call("enable", unit)
 
@@ -187,6 +236,11 @@ class Supervisor:
 
     def start(self, unit: str) -> None:
         self._call("start", unit)
+
+    def start_later(self, *units: str) -> None:
+        """Have systemd start them when it can; nothing waits for it, and no failure is told."""
+        if units:
+            self._call("--no-block", "start", *units, check=False)
 
     def stop(self, *units: str) -> None:
         """Stop what is running of `units`; one that systemd doesn't know is stopped already."""
@@ -277,11 +331,22 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _journal(which: str, lines: int) -> list[str]:
-    argv = ["journalctl", "--no-pager", "--output=cat", f"--lines={lines}", which]
+def _message(line: str) -> tuple[float | None, str, str]:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        entry = json.loads(line)
+        said = entry["MESSAGE"]
+        if isinstance(said, list):  # bytes that are no text
+            said = bytes(said).decode("utf-8", "replace")
+        at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        return at, untrusted.line(said), untrusted.line(entry["__CURSOR"])
+    return None, untrusted.line(line), ""
+
+
+def _journal(which: str, lines: int, output: str = "--output=cat", *more: str) -> list[str]:
+    argv = ["journalctl", "--no-pager", output, f"--lines={lines}", *more, which]
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=20, check=False
+            argv, capture_output=True, text=True, errors="replace", timeout=_JOURNAL_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return []

@@ -99,9 +99,9 @@ def test_an_older_systemd_is_not_asked_for_what_it_refuses() -> None:
 
 def test_the_one_directory_to_write_is_one_word_and_bounded() -> None:
     place = '/opt/my "app"/x'
-    assert writing(place, [("User", "macd")], 9) == [
-        ("ReadWritePaths", '"/opt/my \\"app\\"/x"'),
+    assert writing(place, [("ProtectSystem", "strict")], 9) == [
         ("LimitFSIZE", "9"),
+        ("ReadWritePaths", '"/opt/my \\"app\\"/x"'),
     ]
     assert ("ExecPaths", '"/opt/x"') in writing("/opt/x", [("NoExecPaths", "/")], 9)
 

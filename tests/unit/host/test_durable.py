@@ -8,8 +8,10 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from macd.host import durable
 # Tells each completed replacement, so that a kill lands somewhere inside a later one.
 WRITER = """
 import sys
+import tempfile
 from macd.host import durable
 path, size = sys.argv[1], 1 << 20
 for turn in range(1000000):
@@ -200,3 +203,35 @@ def test_a_lock_is_held_to_its_end_or_its_holders(tmp_path: Path, kind: str) -> 
     with pytest.raises(BlockingIOError), durable.one_at_a_time(lock, taken=KeyError("taken")):
         raise BlockingIOError  # what fails inside is no lock that is taken
     assert kind != "file" or lock.read_text() == "kept"
+
+
+def test_a_link_is_a_copy_on_another_file_system(tmp_path: Path) -> None:
+    source, beside = tmp_path / "blob", tmp_path / "linked"
+    source.write_bytes(b"x" * 3_000_000)
+    source.chmod(0o640)
+    durable.link_or_copy(str(source), str(beside))
+    assert beside.samefile(source)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        there = Path(elsewhere, "copy")
+        if Path(elsewhere).stat().st_dev == source.stat().st_dev:
+            pytest.skip("/dev/shm is no file system of its own here")
+        durable.link_or_copy(str(source), str(there))
+        assert there.read_bytes() == source.read_bytes()
+        assert there.stat().st_mode & 0o777 == 0o640
+        with pytest.raises(FileExistsError):  # what lies there is never replaced
+            durable.link_or_copy(str(source), str(there))
+    with pytest.raises(FileNotFoundError):
+        durable.link_or_copy(str(tmp_path / "none"), str(tmp_path / "other"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_stays_whose_it_was_where_that_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "env"
+    path.write_text("A=1")
+    os.chown(path, 4242, 4343)
+    durable.replace_file(path, b"A=2", mode=0o640, keep_owner=True)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (4242, 4343, 0o640)
+    durable.replace_file(path, b"A=3")
+    assert path.stat().st_uid == 0
+    durable.replace_file(tmp_path / "new", b"A=1", keep_owner=True)  # nothing there before

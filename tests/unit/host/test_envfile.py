@@ -193,7 +193,7 @@ def test_a_key_that_changes_what_is_loaded_or_trusted_is_refused(key: str) -> No
 
 
 def test_what_the_unit_takes_out_may_not_be_put_in() -> None:
-    lines = (ROOT / "templates" / "service.unit.j2").read_text().splitlines()
+    lines = (ROOT / "templates" / "unit_unset.j2").read_text().splitlines()
     taken = [w for line in lines if line.startswith("UnsetEnvironment=") for w in line[17:].split()]
     assert "GCONV_PATH" in taken
     for key in taken:

@@ -15,7 +15,14 @@ import pytest
 
 from macd.host import durable
 from macd.host.failure import HostError
-from macd.host.flag.flag_file import in_file, of_process, refuse_unreadable, write
+from macd.host.flag.flag_file import (
+    first_weight,
+    in_file,
+    of_process,
+    refuse_unreadable,
+    weight_in_file,
+    write,
+)
 from macd.host.layout import Layout
 from macd.host.systemd.supervisor import Process
 
@@ -182,3 +189,77 @@ def test_what_is_no_file_neither_hangs_nor_keeps_stacking_on(
     write(layout, "0")
     assert file.is_file()
     assert file.read_bytes() == b"ML_ENABLE_STACKING=0\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "weight"),
+    [
+        (b"", 0),
+        (b"ML_ENABLE_STACKING=1\n", 100),  # the guide's switch, and what earlier versions write
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\n", 25),
+        (b"ML_STACKING_WEIGHT=25\nML_ENABLE_STACKING=1\nML_STACKING_WEIGHT='50'\n", 50),
+        (b"ML_ENABLE_STACKING=0\nML_STACKING_WEIGHT=25\n", 0),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=0\n", None),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=101\n", None),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=all\n", None),
+        (b"ML_ENABLE_STACKING=1\n# c \\\nML_STACKING_WEIGHT=25\n", None),  # as systemd is old
+        (b"ML_ENABLE_STACKING=1\n\0", 0),
+    ],
+)
+def test_the_weight_of_the_next_start(tmp_path: Path, data: bytes, weight: int | None) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    assert weight_in_file(Layout(str(tmp_path))) == weight
+
+
+def test_flag_and_weight_are_written_in_one_and_nothing_stale_stays(tmp_path: Path) -> None:
+    file, layout = tmp_path / ".env", Layout(str(tmp_path))
+    file.write_bytes(b"A=1\nML_STACKING_WEIGHT=7\nML_ENABLE_STACKING=0\nML_STACKING_WEIGHT=x\n")
+    write(layout, "1", 25)
+    assert (
+        file.read_bytes()
+        == b"A=1\nML_STACKING_WEIGHT=25\nML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\n"
+    )
+    for value, weight in (("1", 100), ("0", 25)):
+        write(layout, "1", 25)
+        write(layout, value, weight)
+        assert file.read_bytes() == b"A=1\nML_ENABLE_STACKING=%s\n" % value.encode()
+
+
+def test_a_full_disk_keeps_no_weight_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file, layout = tmp_path / ".env", Layout(str(tmp_path))
+    file.write_bytes(b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\n")
+    monkeypatch.setattr(durable, "write_all", full)
+    write(layout, "0")
+    assert file.read_bytes() == b"ML_ENABLE_STACKING=0\nML_STACKING_WEIGHT=25\n"
+    assert weight_in_file(layout) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "steps", "running", "upcoming", "covered", "weight"),
+    [
+        (None, (), 0, 0, 0, 100),
+        (25, (), 0, 0, 0, 25),
+        (25, (10, 50), 100, 100, 100, 25),  # as told, also down
+        (None, (25, 50, 100), 0, 0, 0, 25),
+        (None, (25, 50, 100), 0, 0, 50, 25),  # it was disabled, its watch not yet ended
+        (None, (25, 50, 100), 30, 30, 30, 50),  # not down without being told
+        (None, (25, 50), 50, 50, 100, 50),
+        (None, (25, 50), 100, 100, 100, 100),
+        (None, (), 25, 25, 25, 100),
+        # Set by hand, in the file or in both: to what was proved, else no higher.
+        (None, (), 10, 75, 10, 10),
+        (None, (), 75, 75, 10, 10),
+        (None, (25, 50, 100), 75, 75, 10, 10),
+        (None, (25, 50, 100), 75, 75, 0, 25),
+        (None, (25, 50, 100), 10, 10, 0, 10),
+        (None, (), 0, 10, 0, 10),
+        (None, (), 60, 0, 0, 60),
+    ],
+)
+def test_where_enabling_begins(
+    told: int | None, steps: tuple[int, ...], running: int, upcoming: int, covered: int, weight: int
+) -> None:
+    assert first_weight(told, steps, running, upcoming, covered) == weight

@@ -9,26 +9,40 @@ from typing import Any
 
 import pytest
 
+from macd.host.deploy import rollback
 from macd.host.deploy.provision import provision
 from macd.host.failure import HostError
+from macd.host.layout import Layout
+from macd.host.store import snapshots
 
 
-def run(app: Path, env: dict[str, str], *, dry_run: bool) -> list[dict[str, Any]]:
+def run(
+    app: Path, env: dict[str, str], *, dry_run: bool, settings: bytes | None = None
+) -> list[dict[str, Any]]:
+    files = [{"path": "state/signers", "data": b"us\n", "mode": 0o644}]
+    if settings is not None:
+        files.append({"path": "service.json", "data": settings, "mode": 0o644})
+    told = _provisioned(app, env, files, dry_run=dry_run)
+    changes: list[dict[str, Any]] = told["changes"]
+    return changes
+
+
+def _provisioned(
+    app: Path, env: dict[str, str], files: list[dict[str, Any]], *, dry_run: bool
+) -> dict[str, Any]:
     """With neither account nor units: those are tests/local/test_deploy_lab.py and tests/hosts."""
-    told = provision(
+    return provision(
         app=str(app),
         scope="user",
         account="",
         directories=[{"path": p, "mode": 0o755, "owner": ""} for p in ("", "state", "data")],
-        files=[{"path": "state/signers", "data": b"us\n", "mode": 0o644}],
+        files=files,
         flags=env,
         units={},
         enable=[],
         who="tester",
         dry_run=dry_run,
     )
-    changes: list[dict[str, Any]] = told["changes"]
-    return changes
 
 
 def test_a_dry_run_tells_the_very_list_and_changes_nothing(tmp_path: Path) -> None:
@@ -46,6 +60,16 @@ def test_a_dry_run_tells_the_very_list_and_changes_nothing(tmp_path: Path) -> No
     assert [one["how"] for one in announced] == ["mode 700 -> 755", "changed", "made private"]
     assert run(app, flags, dry_run=False) == announced
     assert run(app, flags, dry_run=True) == []
+
+
+def test_what_provision_wrote_was_edited_by_nobody(tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    layout = Layout(str(app))
+    run(app, {}, dry_run=False, settings=b'{"a": 1}\n')
+    before: dict[str, str | None] = {"service.json": (app / "service.json").read_text()}
+    written = rollback.written(layout, None, [])
+    assert snapshots.edited(before, written) == []
+    assert snapshots.edited({"service.json": '{"a": 2}\n'}, written) == ["service.json"]
 
 
 def test_a_secret_that_changes_is_named_and_not_shown(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from macd.host.deploy import ledger
 from macd.host.failure import HostError
 from macd.host.flag import guard_config
-from macd.host.layout import Layout, point_current_at
+from macd.host.layout import Layout, point_current_at, point_previous_at
 from macd.host.rpc import blobs
 from macd.host.store import releases, retention, snapshots
 from macd.host.store.manifest import File, Manifest, release_id, render
@@ -163,3 +163,25 @@ def test_a_damaged_report_of_the_guard_hides_no_other(layout: Layout) -> None:
         Path(layout.state("gate", name)).write_text(text)
     found = guard_config.guard_status(layout.app)["reports"]
     assert found == [{"name": "guard-1.json", "report": {"a": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("abandoned", "bad", "target"), [((), (), 4), ((4,), (), 3), ((4,), (3,), 2)]
+)
+def test_the_release_that_the_service_is_compared_with_stays(
+    layout: Layout, abandoned: tuple[int, ...], bad: tuple[int, ...], target: int
+) -> None:
+    """It is the rollback target, however few are kept and whatever was rolled back from."""
+    entries = ledger.history(layout)
+    for entry in entries:
+        entry["abandoned"] = entry["serial"] in abandoned
+    ledger.save_history(layout, entries)
+    for serial in bad:
+        ledger.mark_bad(layout, IDS[serial], "it failed", serial)
+    retention.tidy(layout, keep=0, also=IDS[5])
+    named = releases.rollback_target(ledger.history(layout), IDS[5], [IDS[n] for n in bad])
+    assert named == IDS[target]
+    point_previous_at(layout, named)
+    assert (Path(layout.previous) / "manifest.json").is_file()
+    point_previous_at(layout, None)
+    assert not Path(layout.previous).is_symlink()

@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +130,29 @@ def test_a_runtime_that_is_not_whole_any_more_is_told(built: Path, damage: str, 
     wrong = runtimes.wrong_with(str(built), wheels, DIRECT)
     assert told in wrong
     assert bool(wrong) == bool(told)
+
+
+class Alone(Sandbox):
+    """One in which no two processes can work together."""
+
+    def run(self, argv: Sequence[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        if argv[argv.index("-j") + 1] != "1":
+            return subprocess.CompletedProcess(argv, 1, "", "PermissionError: no semaphores")
+        return super().run(argv, **how)
+
+
+@pytest.mark.parametrize("sandbox", [DIRECT, Alone("user", None)])
+def test_packages_are_compiled_though_one_file_is_no_python(built: Path, sandbox: Sandbox) -> None:
+    (packages,) = built.glob(LIB)
+    (packages / "template.py").write_text("{{ not yet }} python\n")
+    runtimes._compile(str(built), sandbox)
+    assert [path.name.partition(".")[0] for path in packages.glob("__pycache__/*.pyc")] == ["tiny"]
+
+
+def test_a_disk_that_fills_up_while_compiling_is_named(built: Path) -> None:
+    class Full(Sandbox):
+        def run(self, argv: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+            return subprocess.CompletedProcess(argv, 1, "", "OSError: No space left on device")
+
+    with pytest.raises(HostError, match="the host's disk is full"):
+        runtimes._compile(str(built), Full("user", None))

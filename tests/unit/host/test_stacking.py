@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from macd.deploy.drift import about_stacking, about_unknown_weight
 from macd.host import record
 from macd.host.flag.flag_file import beside
 from macd.host.flag.guard_config import guard_of, stacking_state
@@ -93,3 +94,112 @@ def test_the_last_that_sets_it_counts(
     assert told["running"] is None
     assert beside(layout, systemd, "u") == [one.format(**names) for one in wins]
     assert "hunter2" not in json.dumps(told)
+
+
+WEIGHED = "EnvironmentFiles={env}\nEnvironmentFiles={top}/x*.env\n"
+
+
+@pytest.mark.parametrize(
+    ("ours", "beside", "expected"),
+    [
+        (b"ML_ENABLE_STACKING=1\n", b"", (100, [], [])),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\n", b"", (25, ["25"], [])),
+        (
+            b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\nML_STACKING_WEIGHT=50\n",
+            b"",
+            (50, ["25", "50"], []),
+        ),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=hunter2\n", b"", (None, ["?"], [])),
+        (b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=\n", b"", (None, ["?"], [])),
+        (
+            b"ML_ENABLE_STACKING=1\nML_STACKING_WEIGHT=25\n",
+            b"ML_STACKING_WEIGHT=99\n",
+            (99, ["25"], [{"where": "{top}/x1.env", "value": "99"}]),
+        ),
+        (b"ML_ENABLE_STACKING=0\nML_STACKING_WEIGHT=25\n", b"", (0, ["25"], [])),
+    ],
+)
+def test_the_weight_in_env_and_beside_it(
+    layout: Layout, tmp_path: Path, ours: bytes, beside: bytes, expected: tuple[Any, ...]
+) -> None:
+    Path(layout.env).write_bytes(ours)
+    (tmp_path / "x1.env").write_bytes(beside)
+    systemd = Systemd("system")
+    said = WEIGHED.format(env=layout.env, top=tmp_path)
+    object.__setattr__(systemd, "said", said)
+    told: dict[str, Any] = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere")
+    upcoming, in_file, places = expected
+    places = [{**one, "where": one["where"].format(top=tmp_path)} for one in places]
+    found = told["weight"]
+    assert (found["next"], found["in_file"], found["beside"]) == (upcoming, in_file, places)
+    assert (found["running"], found["covered"], found["steps"]) == (None, 0, [])
+    assert "hunter2" not in json.dumps(told)
+
+
+def said(**weight: Any) -> dict[str, Any]:
+    known = {"in_file": ["25"], "beside": [], "next": 25, "running": 25, "covered": 25, "steps": []}
+    return {
+        "in_file": ["1"], "unread": "", "passed_over": [], "beside": [], "next": "1",
+        "running": "1", "guard": "watches", "changing": False, "weight": {**known, **weight},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        ({}, []),
+        ({"covered": 100}, []),  # a watch of an earlier version, or one that was lowered
+        (
+            {"next": 50, "in_file": ["25", "50"], "covered": 50},
+            [".env says ML_STACKING_WEIGHT=50 (twice), the process 25"],
+        ),
+        (
+            {"next": None, "running": None},
+            [
+                "ML_STACKING_WEIGHT of the next start is no whole number from 1 to 100: the service"
+                " takes shadow",
+                "ML_STACKING_WEIGHT of the running process is no whole number from 1 to 100: the"
+                " service takes shadow",
+            ],
+        ),
+        (
+            {"next": 100, "running": 100},
+            ["stacking decides with 100 %, its evidence is for 25 %"],
+        ),
+        (
+            {"next": 75, "in_file": ["75"]},
+            [
+                ".env says ML_STACKING_WEIGHT=75, the process 25",
+                "from the next start on stacking would decide with 75 %, its evidence is for 25 %",
+            ],
+        ),
+        (
+            {"beside": [{"where": "/etc/x.env", "value": "25"}]},
+            ["/etc/x.env sets ML_STACKING_WEIGHT=25; only .env may"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_weight_is_said(weight: dict[str, Any], expected: list[str]) -> None:
+    assert about_stacking(said(**weight)) == expected
+    assert about_stacking({**said(), "next": "0", "running": "0"}) == []
+
+
+@pytest.mark.parametrize(
+    ("running", "health", "knows_none"),
+    [
+        (25, {"release": "r", "stacking_weight": 25}, False),
+        (25, {"release": "r"}, True),
+        (100, {"release": "r"}, False),
+        (None, {"release": "r"}, True),
+        (25, {"unreachable": "it is down"}, False),
+    ],
+)
+def test_a_release_that_knows_no_weights_is_found_out(
+    running: int | None, health: dict[str, Any], *, knows_none: bool
+) -> None:
+    found = about_unknown_weight(said(running=running), health)
+    assert found == (
+        ["the live release knows no ML_STACKING_WEIGHT: stacking decides with 100 %"]
+        if knows_none
+        else []
+    )

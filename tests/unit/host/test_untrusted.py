@@ -116,11 +116,18 @@ def test_what_a_service_says_of_itself_comes_in_short(tmp_path: Path) -> None:
     assert "status is fine" in wrong
 
 
+def test_no_symbol_of_many_is_cut_from_an_answer(tmp_path: Path) -> None:
+    wrong = {"ok": False, "golden": {"ok": False, "detail": "d" * 400}}
+    said = {"status": "ok", "symbols": {f"S{n}USD": wrong for n in range(400)}}
+    with answering(tmp_path / "h", json.dumps(said).encode()) as endpoint:
+        assert health.ask(endpoint) == said
+
+
 def test_an_answer_of_a_megabyte_is_no_answer(tmp_path: Path) -> None:
     said = json.dumps({"status": "ok", "last_error": "e" * (1 << 20)}).encode()
     with (
         answering(tmp_path / "h", said) as endpoint,
-        pytest.raises(health.ProbeError, match="longer than 64 KiB"),
+        pytest.raises(health.ProbeError, match="longer than 256 KiB"),
     ):
         health.ask(endpoint)
 
@@ -143,3 +150,12 @@ def test_what_is_no_http_is_told_short(tmp_path: Path) -> None:
         thread.join()
     assert len(str(error.value)) < 1100
     assert str(error.value).isprintable()
+
+
+def test_a_service_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(health.ProbeError, match=r"^there is no socket$"):
+        health.ask(f"unix:{tmp_path}/h")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "h"))  # and does not listen
+        with pytest.raises(health.ProbeError, match=r"^nobody listens there$"):
+            health.ask(f"unix:{tmp_path}/h")

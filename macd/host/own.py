@@ -1,0 +1,148 @@
+"""What a host knows of the application that it serves, from service.json.
+
+A team's own has a part there that says it; without one it is the built-in application (BUILT_IN).
+service.json goes live and back together with a release, so this is always about what is live.
+Standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from macd.host import durable
+from macd.host.layout import Layout
+
+KEY = "own"
+SOURCE = "source"  # below a release: the application's own tree, in which its commands run
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How one knows that a unit's new process serves; exactly one is set (see inventory's Ready).
+
+    running: seconds.
+    """
+
+    http: str = ""
+    notify: bool = False
+    log: str = ""
+    running: float = 0
+
+
+@dataclass(frozen=True)
+class Flag:
+    """The switch that lets the models decide. live, shadow: its values.
+
+    where: "env", or "dropin" of the unit; "" for the built-in application's, which is in .env and
+    has a weight beside it.
+    """
+
+    name: str
+    live: str
+    shadow: str
+    where: str
+
+
+BUILT_IN_FLAG = Flag("ML_ENABLE_STACKING", "1", "0", "")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The share of lines whose field is as needed; see the inventory's Rate."""
+
+    field: str
+    of: str
+    needs: str
+    min: float
+    level: str
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Where the signal lines are, as a glob below the application's directory, and how to read one.
+
+    map: a meaning that the gate knows, or a name of the team's own -> dotted path in a line.
+    """
+
+    files: str
+    level: str
+    map: Mapping[str, str] = field(default_factory=dict)
+    rates: Mapping[str, Rate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What serves. name: "" for the built-in application. units: by name with .service, the main
+    one first, each with its probe; {} for the built-in one, whose health endpoint proves it and
+    whose unit each request names. writes: directories below the application's that survive
+    releases.
+    """
+
+    name: str
+    units: Mapping[str, Probe]
+    writes: tuple[str, ...] = ()
+    flag: Flag | None = None
+    signals: Signals | None = None
+
+    @property
+    def unit(self) -> str:
+        """The main unit: of it the flag and the logs are; "" for the built-in application."""
+        return next(iter(self.units), "")
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in service.json; units as pairs, for JSON objects are sorted there."""
+        units = [[name, asdict(probe)] for name, probe in self.units.items()]
+        return {**asdict(self), "units": units, "writes": list(self.writes)}
+
+
+BUILT_IN = Service("", {}, ("data/live",), BUILT_IN_FLAG)
+
+
+def titled(name: str) -> str:
+    """What the application of that name is called in a sentence; "" is the built-in one."""
+    return f"the application {name}" if name else "the built-in application"
+
+
+def parse(text: str | None) -> Service:
+    """The application of a service.json; the built-in one where there is no such file."""
+    document = json.loads(text) if text else {}
+    own = document.get(KEY) if isinstance(document, dict) else None
+    if not isinstance(own, dict):
+        return BUILT_IN
+    flag, signals = own.get("flag"), own.get("signals")
+    return Service(
+        name=own["name"],
+        units={name: Probe(**probe) for name, probe in own["units"]},
+        writes=tuple(own["writes"]),
+        flag=Flag(**flag) if flag else None,
+        signals=signals_of(signals) if signals else None,
+    )
+
+
+def signals_of(document: Mapping[str, Any]) -> Signals:
+    """As `asdict` made it."""
+    rates = {name: Rate(**rate) for name, rate in document["rates"].items()}
+    return Signals(**{**document, "rates": rates})
+
+
+def read(layout: Layout) -> Service:
+    """Of what is live on this host."""
+    return parse(durable.text(layout.service_settings))
+
+
+def argv(command: str, release: str) -> list[str]:
+    """A command's words, run by the Python of the release at path `release`.
+
+    python and python3 are its own; another first word is a program of its runtime's bin/, or of the
+    system where it is a path.
+    """
+    first, *rest = shlex.split(command)
+    python = f"{release}/runtime/bin/python"
+    if first in ("python", "python3"):
+        return [python, *rest]
+    # By its Python: a runtime is moved after it was built, so its programs' first lines are wrong.
+    return [first, *rest] if "/" in first else [python, f"{release}/runtime/bin/{first}", *rest]
