@@ -1,28 +1,39 @@
 """What an application is, to the tool that trains, releases, serves and judges it.
 
-This is the one place where the tool meets the application: its commands. run_directory.py names the
-files that a training leaves. host/judge/parse.py names the fields of a log line that are judged,
-for the host half judges without this file. The tool knows no model library. What it must ask about
-models, it asks the application's own commands, in a limited child process (childprocess.py).
+`of` describes the application of an inventory: the built-in one and a team's own by the same
+fields. The rest is what only the built-in one can be asked: its commands. run_directory.py names
+the files that a training leaves. host/judge/parse.py names the fields of a log line that are
+judged, for the host half judges without this file. The tool knows no model library. What it must
+ask about models, it asks the application's own commands, in a limited child process
+(childprocess.py).
 
 Questions about training settings and bars are answered in this process: they load no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd import childprocess
-from macd.checklist import Item
+from macd.checklist import Item, of_several
 from macd.childprocess import EndedError, Limits
 from macd.errors import MacdError, unless_failed
+from macd.host.flag import flag_file
+from macd.host.judge.own import compares
+from macd.host.own import BUILT_IN, Flag, Probe, Rate, Service, Signals
+from macd.run_directory import FILES, symbols_in
 
 if TYPE_CHECKING:
     from macd.app.train.settings import Settings as Settings  # noqa: PLC0414 - for others, too
+    from macd.inventory import Inventory
+    from macd.inventory.models import FeedSettings, ServiceSettings
+    from macd.inventory.own_app import OwnApp, SignalsApp, UnitApp
 
 _LIMITS = Limits(cpu_s=600, timeout_s=900)
 # torch's build for CUDA maps much memory, and torch writes to a temporary file.
@@ -31,12 +42,135 @@ _FOLDER_LIMITS = Limits(cpu_s=3600, timeout_s=7200)  # each model in it has limi
 
 
 @dataclass(frozen=True)
-class Application:
-    """One application, as data. A command is what follows `python -m`.
+class Unit:
+    """A unit that goes live with a release.
 
-    check, onnx: JSON in and out; each answers a list of items. runs: compares two trainings. serve:
+    template: its file in templates/; "" where the inventory wants no such unit. command: what it
+    runs in the application's tree; "" where the template says it. ready: what proves that it
+    serves; of the built-in application its health endpoint does.
+    """
+
+    template: str
+    command: str = ""
+    ready: Probe = field(default_factory=Probe)
+
+
+@dataclass(frozen=True)
+class Application:
+    """What is trained, released, served and judged: the built-in application or a team's own.
+
+    name: "" for the built-in one. ends: its units by what follows the host's `unit`, the main one
+    first. variables: what .env is to hold, the flag in shadow. writes: directories below the
+    host's app_dir that survive releases. check: what a host runs before it switches, with {app}
+    and {release}; () where the release's signed manifest says it. requirements: the file in its
+    source that names its packages, "" for none. signals: how to read its lines; None where they
+    are the built-in one's (macd/host/judge/parse.py), or nobody described them.
+    feed: where its bars come from; None where the tool does not know its bars: then there are no
+    golden predictions, no drift of features and no replay either. env_is_known: .env holds nothing
+    but what the inventory names. deployed_alone: what provision finds live it leaves to a deploy.
+    """
+
+    name: str
+    ends: Mapping[str, Unit]
+    variables: Mapping[str, str]
+    writes: tuple[str, ...]
+    flag: Flag | None
+    check: tuple[str, ...] = ()
+    requirements: str = ""
+    signals: Signals | None = None
+    feed: FeedSettings | None = None
+    env_is_known: bool = False
+    deployed_alone: bool = True
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether stacking may decide with a part of its weight."""
+        return self.flag == flag_file.BUILT_IN
+
+    @property
+    def lines_known(self) -> bool:
+        """Whether the gate can read its lines."""
+        return not self.name or self.signals is not None
+
+    @property
+    def compares(self) -> bool:
+        """Whether its lines say enough to compare stacking with the mean of the models."""
+        return not self.name or (self.signals is not None and compares(self.signals))
+
+    @property
+    def more(self) -> list[str]:
+        """Its further units, by the end of their names."""
+        ends = [end for end, unit in self.ends.items() if unit.command]
+        return [end.removeprefix("-").removesuffix(".service") for end in ends[1:]]
+
+    def units(self, unit: str) -> dict[str, Unit]:
+        """Its units by name, the main one first. unit: as the inventory of a host has it."""
+        return {f"{unit}{end}": described for end, described in self.ends.items()}
+
+    def service(self, unit: str) -> Service:
+        """What a host has to know of a team's own."""
+        units = {name: described.ready for name, described in self.units(unit).items()}
+        return Service(self.name, units, self.writes, self.flag, self.signals)
+
+
+def of(inventory: Inventory) -> Application:
+    """The application of an inventory."""
+    return built_in(inventory.service) if inventory.app is None else of_own(inventory.app)
+
+
+def built_in(service: ServiceSettings) -> Application:
+    """The one that macd ships with."""
+    start = ("{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", "{app}")
+    socket = Unit("service.socket.j2" if service.socket else "")
+    return Application(
+        name=BUILT_IN.name,
+        ends={".service": Unit("service.unit.j2"), ".socket": socket},
+        variables={flag_file.FLAG: flag_file.SHADOW, **service.env},
+        writes=BUILT_IN.writes,
+        flag=BUILT_IN.flag,
+        check=(*start, "--check", "--release", "{release}"),
+        feed=service.feed,
+        env_is_known=True,
+        deployed_alone=False,
+    )
+
+
+def of_own(app: OwnApp) -> Application:
+    """A team's own, as the inventory describes it."""
+    flag = Flag(**app.flag.model_dump()) if app.flag else None
+    in_env = {flag.name: flag.shadow} if flag and flag.where == "env" else {}
+    more = {f"-{name}.service": _unit(unit) for name, unit in app.serve.more.items()}
+    return Application(
+        name=app.name,
+        ends={".service": _unit(app.serve), **more},
+        variables={**in_env, **app.serve.env},
+        writes=app.serve.writes,
+        flag=flag,
+        requirements=app.serve.requirements or "",
+        signals=_signals(app.signals) if app.signals else None,
+    )
+
+
+def _unit(unit: UnitApp) -> Unit:
+    ready = unit.ready
+    probe = Probe(ready.http, ready.notify, ready.log, ready.running)
+    return Unit("own.service.unit.j2", unit.command, probe)
+
+
+def _signals(signals: SignalsApp) -> Signals:
+    rates = {name: Rate(**rate.model_dump()) for name, rate in signals.rates.items()}
+    return Signals(signals.files, signals.level, dict(signals.map), rates)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What the built-in application answers. A command is what follows `python -m`.
+
+    check, onnx: JSON in and out; each answers a list of items. runs: compares two trainings. fetch:
+    brings bars up to now, for a schedule. serve:
     the module of the service that app/serve.py of a release starts, and that `--check` asks on a
-    host before a switch.
+    host before a switch. replay: the version of the questions that its `--replay` answers; an audit
+    asks no release that names another one.
     sources: what a training host needs of the package, rooms and files.
     """
 
@@ -44,7 +178,9 @@ class Application:
     check: str = "macd.app.predict"
     onnx: str = "macd.app.train.onnx_check"
     runs: str = "macd.app.train.compare_runs"
+    fetch: str = "macd.app.market.fetch"
     serve: str = "macd.app.service.__main__"
+    replay: int = 1
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
         *("run_directory.py", "train_options.py"),
@@ -61,20 +197,34 @@ class Proof:
     items: list[Item]
 
 
-BUILTIN = Application()
+BUILTIN = Commands()
+NOT_KNOWN = Item(
+    "golden predictions, feature skew",
+    ok=True,
+    detail="an application of one's own has none; its check, the probe and the gate stand for it",
+    done=False,
+)
 
 
 # Models.
 
 
-def check_release(top: Path, *, tf: str, lock: Mapping[str, str], symbol: str = "") -> list[Item]:
+def check_release(
+    top: Path, *, tf: str, lock: Mapping[str, str], symbol: str = "", symbols: Sequence[str] = ()
+) -> list[Item]:
     """Every check of a release. lock: package -> version that must be installed here.
 
-    symbol: what the service is to watch; "" asks nothing about that.
+    symbol: what the service is to watch; "" asks nothing about that. symbols: of a release of
+    several all of them; each is checked by itself.
     """
+    if symbols:
+        trees = {name: FILES.of_symbol(top, name) for name in symbols}
+        return of_several(
+            {name: check_release(tree, tf=tf, lock=lock) for name, tree in trees.items()}
+        )
     question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock), "symbol": symbol}
-    items = _items(_ask("check", question))
-    return [*items, *_compared(top, tf, None)]
+    with _comparing({"top": str(top.absolute()), "tf": tf}) as compared:
+        return [*_items(_ask("check", question)), *compared()]
 
 
 def check_run(run: Path, data_dir: Path) -> list[Item]:
@@ -82,9 +232,12 @@ def check_run(run: Path, data_dir: Path) -> list[Item]:
 
     Raises MacdError when its settings or those bars can't be read.
     """
+    if symbols := symbols_in(run):
+        trees = {name: FILES.of_symbol(run, name) for name in symbols}
+        return of_several({name: check_run(tree, data_dir) for name, tree in trees.items()})
     question = {"run": str(run.absolute()), "data": str(data_dir.absolute())}
-    answer = _ask("check-run", question)
-    return [*_items(answer), *_compared(run, answer["tf"], answer["inputs"])]
+    with _comparing({**question, "top": question["run"]}) as compared:
+        return [*_items(_ask("check-run", question)), *compared()]
 
 
 def check_folder(top: Path) -> list[Item]:
@@ -92,9 +245,42 @@ def check_folder(top: Path) -> list[Item]:
     return _items(_ask("folder", {"top": str(top.absolute())}, _FOLDER_LIMITS))
 
 
-def prove(
-    top: Path, *, run: Path, tf: str, data_dir: Path, digest: str, lock: Mapping[str, str]
-) -> Proof:
+def check_own(tree: Path, *, check: str = "", lock: Mapping[str, str] | None = None) -> list[Item]:
+    """Every check of the models in the tree of an application of the team's own.
+
+    What is known of the built-in one alone is said where it would stand. check: the command by
+    which that application checks itself, "" for none. lock: package -> version on its hosts.
+    """
+    answer = _ask("folder", {"top": str(tree.absolute()), "own": True}, _FOLDER_LIMITS)
+    whose = f"not run: {check}; a release and a deploy run it" if check else "it declares none"
+    there = "those of the lock are for the hosts, not for this machine"
+    others = ", ".join(_other_readers(lock or {}))
+    if others:
+        there += f"; the models were run with {others}"
+    return [
+        _not_here("dependencies", there),
+        *_items(answer),
+        NOT_KNOWN,
+        _not_here("check", whose),
+    ]
+
+
+def _other_readers(lock: Mapping[str, str]) -> list[str]:
+    """Libraries of models that are of another version here than on the hosts, in words."""
+    told = []
+    for name in ("onnxruntime", "lightgbm", "xgboost", "catboost"):
+        with suppress(metadata.PackageNotFoundError):
+            here = metadata.version(name)
+            if lock.get(name, here) != here:
+                told.append(f"{name} {here} here, where the lock has {lock[name]}")
+    return told
+
+
+def _not_here(name: str, why: str) -> Item:
+    return Item(name, True, why, done=False)
+
+
+def prove(top: Path, *, run: Path, data_dir: Path, digest: str, lock: Mapping[str, str]) -> Proof:
     """Run the models that lie in `top` on the run's own bars, and check them.
 
     Raises MacdError when the bars are others than the run's, or no model runs on them.
@@ -106,8 +292,9 @@ def prove(
         "digest": digest,
         "lock": dict(lock),
     }
-    answer = _ask("prove", question)
-    items = [*_items(answer), *_compared(top, tf, answer["golden"])]
+    with _comparing({name: question[name] for name in ("top", "run", "data")}) as compared:
+        answer = _ask("prove", question)
+        items = [*_items(answer), *compared()]
     return Proof(answer["golden"], answer["features_schema"], items)
 
 
@@ -130,13 +317,20 @@ def compare_runs(champion: Path, challenger: Path) -> dict[str, Any]:
     return unless_failed(answer)
 
 
-def _compared(top: Path, tf: str, inputs: Mapping[str, Any] | None) -> list[Item]:
-    question = {"top": str(top.absolute()), "tf": tf, "inputs": inputs}
-    try:
-        return _items(childprocess.ask(BUILTIN.onnx, question, _TORCH_LIMITS))
-    except EndedError as error:
-        cause = "torch or onnxruntime ended its process, or the machine is too small"
-        return [Item("ONNX against torch", False, str(error), cause, "invoke health, once more")]
+@contextmanager
+def _comparing(question: Mapping[str, Any]) -> Iterator[Callable[[], list[Item]]]:
+    """Compare ONNX with torch beside the other checks: torch alone takes seconds to import."""
+    with childprocess.asked(BUILTIN.onnx, question, _TORCH_LIMITS) as answer:
+
+        def compared() -> list[Item]:
+            try:
+                return _items(answer())
+            except EndedError as error:
+                cause = "torch or onnxruntime ended its process, or the machine is too small"
+                remedy = "invoke health, once more"
+                return [Item("ONNX against torch", False, str(error), cause, remedy)]
+
+        yield compared
 
 
 def _ask(command: str, question: Mapping[str, Any], limits: Limits = _LIMITS) -> dict[str, Any]:
@@ -156,6 +350,39 @@ def _ask(command: str, question: Mapping[str, Any], limits: Limits = _LIMITS) ->
 
 def _items(answer: Mapping[str, Any]) -> list[Item]:
     return [Item(**item) for item in answer["items"]]
+
+
+# Bars.
+
+
+def stored_rows(
+    directory: Path, symbol: str, tf: str, first: int, last: int, before: int
+) -> list[list[float]]:
+    """Bars of a directory here: [open_ms, open, high, low, close, volume], oldest first.
+
+    They open from `first` to `last` (epoch ms), and up to `before` bars earlier. Raises MacdError.
+    """
+    from macd.app.service import replay  # noqa: PLC0415 - loads polars
+
+    return replay.stored_rows(directory, symbol, tf, first, last, before)
+
+
+def fetch_final(
+    exchange: str,
+    api_url: str,
+    symbols: Sequence[str],
+    tf: str,
+    since: datetime,
+    directory: Path,
+    report: Callable[[str], None],
+) -> None:
+    """Bring the bars that an exchange gives now into `directory`, as a service's feed names them.
+
+    Raises MacdError when it has no such market, or can't be reached.
+    """
+    from macd.app.market import fetch  # noqa: PLC0415 - loads polars
+
+    fetch.fetch_final(exchange, api_url, symbols, tf, since, directory, report=report)
 
 
 # Training.
@@ -183,14 +410,10 @@ def bars_path(data_dir: Path, symbol: str, tf: str) -> Path:
 
 
 def existing_bars(data_dir: Path, symbols: Sequence[str], tf: str) -> dict[str, Path]:
-    """The files of bars by symbol. Raises UsageError naming the first that is missing."""
+    """The files of bars by symbol. Raises MacdError naming all that are missing."""
     from macd.app.market import bars  # noqa: PLC0415 - loads polars
 
-    paths = {name: bars.bars_path(data_dir, name, tf) for name in map(symbol_name, symbols)}
-    for path in paths.values():
-        if not path.is_file():
-            raise bars.no_bars(path)
-    return paths
+    return bars.existing(data_dir, symbols, tf)
 
 
 @dataclass(frozen=True)
@@ -209,15 +432,12 @@ def check_bars(data: Mapping[str, Path], settings: Settings, now: datetime) -> l
     Raises MacdError for a file that is not there or holds no bars.
     """
     from macd.app.market.bars import read_rows  # noqa: PLC0415
-    from macd.app.market.checks import Limits as BarLimits  # noqa: PLC0415
-    from macd.app.market.checks import check_all  # noqa: PLC0415
-    from macd.app.market.findings import counted, judged  # noqa: PLC0415 - loads polars
+    from macd.app.market.findings import counted  # noqa: PLC0415
+    from macd.app.train.dataset import findings as findings_of  # noqa: PLC0415 - loads polars
 
     frames = {symbol: read_rows(path) for symbol, path in data.items()}
-    main, limits = next(iter(frames)), BarLimits().changed(settings.limits)
-    panel = set(settings.panel_others) - {symbol_name(name) for name in settings.cross}
-    findings = check_all(frames, main=main, tf=settings.tf, now=now, limits=limits, panel=panel)
-    findings = judged(findings, settings.accept)
+    by_symbol = findings_of(settings, frames, now)
+    findings = list(dict.fromkeys(finding for each in by_symbol.values() for finding in each))
     checked = []
     for symbol, rows in frames.items():
         mine = [finding for finding in findings if finding.symbol == symbol]
@@ -233,13 +453,24 @@ def event_line(event: Mapping[str, Any]) -> str:
     return human_line(dict(event))
 
 
+def write_signal_table(host: str, log: Path, directory: Path) -> tuple[Path, int, Sequence[Any]]:
+    """Write a log of a host as parquet; its path, its rows, and (line, why) of damaged lines.
+
+    Raises OSError as the disk has it.
+    """
+    from macd.app.service import signal_table  # noqa: PLC0415 - loads polars
+
+    made = signal_table.write(host, log, directory)
+    return made.path, made.rows, made.damaged
+
+
 def write_training_page(run: Path, *, host: str, others: Mapping[str, Path]) -> Path:
     """Write the report of a run into its directory. Raises MacdError when it can't be made.
 
     others: runs that it is compared with, by what they are ("the previous run"). Where one can't
-    be compared the page says why.
+    be compared the page says why. Of several symbols each gets a page, and the run a page of all.
     """
-    from macd.app.pages import training  # noqa: PLC0415 - loads polars
+    from macd.app.pages import several, training  # noqa: PLC0415 - loads polars
 
     compared: dict[str, Mapping[str, Any]] = {}
     for what, other in others.items():
@@ -247,4 +478,16 @@ def write_training_page(run: Path, *, host: str, others: Mapping[str, Path]) -> 
             compared[what] = compare_runs(other, run)
         except MacdError as error:
             compared[what] = {"unable": f"{error.what}: {error.why}" if error.why else error.what}
-    return training.write(run, host=host, compared=compared)
+    if not (symbols := symbols_in(run)):
+        own = {what: _only_symbol(made) for what, made in compared.items()}
+        return training.write(run, host=host, compared=own)
+    for name in symbols:
+        of_it = {what: made.get("symbols", {}).get(name) for what, made in compared.items()}
+        given = {what: made for what, made in of_it.items() if made}
+        training.write(FILES.of_symbol(run, name), host=host, compared=given)
+    return several.write(run, host=host, compared=compared)
+
+
+def _only_symbol(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A comparison of a run of one symbol with one of several: the symbol that both have."""
+    return next(iter(made["symbols"].values())) if "symbols" in made else made

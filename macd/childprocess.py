@@ -15,10 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import IO, Any
 
 MEMORY_BYTES = 6 << 30
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
@@ -47,11 +49,23 @@ class EndedError(Exception):
 
 def ask(command: str, question: Mapping[str, Any], limits: Limits = DEFAULT) -> Document:
     """The answer of `python -m command`, whose main is `main` below. Raises EndedError."""
+    with asked(command, question, limits) as answer:
+        return answer()
+
+
+@contextmanager
+def asked(
+    command: str, question: Mapping[str, Any], limits: Limits = DEFAULT
+) -> Iterator[Callable[[], Document]]:
+    """As `ask`, while something else is done: the child works from here on, and what is called
+    waits for its answer. A child that nobody waited for is killed.
+    """
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1", _NESTED: "1"}
     outermost = _NESTED not in os.environ
+    argv = [sys.executable, "-I", "-m", *command.split()]
     with subprocess.Popen(
-        [*(_without_network() if outermost else ()), sys.executable, "-I", "-m", *command.split()],
+        [*(_without_network() if outermost else ()), *argv],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -60,13 +74,26 @@ def ask(command: str, question: Mapping[str, Any], limits: Limits = DEFAULT) -> 
         start_new_session=outermost,
     ) as child:
         message = json.dumps({"limits": asdict(limits), "question": question}).encode()
+        pipe, child.stdin = child.stdin, None
+        threading.Thread(target=_send, args=(pipe, message), daemon=True).start()
         try:
-            output, _ = child.communicate(message, timeout=limits.timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise EndedError(f"it was not done in {limits.timeout_s:g} s") from error
+            yield lambda: _answer(child, limits)
         finally:
-            if child.poll() is None:  # late, or Ctrl-C
+            if child.poll() is None:  # late, Ctrl-C, or nobody waited
                 _kill(child, group=outermost)
+
+
+def _send(pipe: IO[bytes], message: bytes) -> None:
+    """In a thread of its own: a pipe takes 64 KiB, and the child may hang before it reads more."""
+    with suppress(OSError), pipe:  # it ended before it had read
+        pipe.write(message)
+
+
+def _answer(child: subprocess.Popen[bytes], limits: Limits) -> Document:
+    try:
+        output, _ = child.communicate(timeout=limits.timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise EndedError(f"it was not done in {limits.timeout_s:g} s") from error
     if child.returncode == -signal.SIGXCPU:
         raise EndedError(f"it was not done in {limits.cpu_s} s of computing")
     if child.returncode < 0:

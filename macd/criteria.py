@@ -42,13 +42,15 @@ class Rule:
     """One criterion as the guide has it.
 
     wanted: how a value must stand to the threshold: "at least", "below", "at most" or "above"; ""
-    for one that holds (1) or doesn't (0). level: where an inventory says nothing else.
+    for one that holds (1) or doesn't (0). level: where an inventory says nothing else. share: a
+    fraction, which people read in percent.
     """
 
     title: str
     threshold: float
     wanted: str = ""
     level: Level = "block"
+    share: bool = False
 
 
 GUIDE: dict[CriterionName, Rule] = {
@@ -67,7 +69,7 @@ GUIDE: dict[CriterionName, Rule] = {
     "onnx_test": Rule("ONNX models agree with torch", 1),
     "leak_audit": Rule("leak audit", 1),
     "flag_matters": Rule(
-        "share of actions that the stacking flag changes", 0.01, "at least", "warn"
+        "share of actions that the stacking flag changes", 0.01, "at least", "warn", share=True
     ),
     "net_edge": Rule("net edge of a trade in bp, lower bound", 0, "above", "warn"),
 }
@@ -88,6 +90,18 @@ _ONE_SIDED, _TWO_SIDED = 1.645, 1.960  # standard errors: 95 % on one side, and 
 def rule_of(name: str) -> Rule:
     """The guide's rule of this criterion."""
     return GUIDE[cast(CriterionName, name)]
+
+
+def written(name: str, value: float) -> str:
+    """A measured value, or a threshold, of the criterion as people read it."""
+    if rule_of(name).share:
+        return f"{100 * value:.4g} %"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def mark(*, ok: bool, level: str | None) -> str:
+    """The sign before a criterion: met, missed, or missed and only a warning."""
+    return "✓" if ok else ("⚠" if level == "warn" else "✗")
 
 
 def is_met(name: str, value: float, threshold: float) -> bool:
@@ -287,7 +301,7 @@ class Outcome:
         mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
         shown = "not measured"
         if self.value is not None:
-            shown = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
+            shown = written(self.name, self.value)
         rest = f"  {self.detail}" if self.detail else ""
         missed = (
             "" if self.ok else ("  (blocks a release)" if self.level == "block" else "  (warns)")
@@ -361,5 +375,4 @@ def _title(name: str, threshold: float) -> str:
     rule = rule_of(name)
     if not rule.wanted:
         return rule.title
-    asked = f"{threshold:,.0f}" if threshold >= 1000 else f"{threshold:g}"
-    return f"{rule.title} {_SIGNS[rule.wanted]} {asked}"
+    return f"{rule.title} {_SIGNS[rule.wanted]} {written(name, threshold)}"

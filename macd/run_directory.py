@@ -7,6 +7,7 @@ library alone: a training host needs the names.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ class RunFiles:
     """Paths below a run's directory. The directories of models and tables go into a release.
 
     spec: what a job was started with; a run made by hand has none.
+    artefacts: of an own application, at their own paths. own_bars: the bars themselves, where a
+    schedule trained on new ones; elsewhere they are those of train.data_dir.
     """
 
     models: str = "data/ml_models"
@@ -35,6 +38,13 @@ class RunFiles:
     onnx: str = "onnx.json"
     events: str = "events.jsonl"
     spec: str = "spec.json"
+    artefacts: str = "artefacts"
+    symbols: str = "symbols"
+    own_bars: str = "bars"
+
+    def of_symbol(self, directory: Path, symbol: str) -> Path:
+        """Where one symbol's part lies in a run or release of several, with all names as above."""
+        return directory / self.symbols / symbol
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -48,6 +58,10 @@ class RunFiles:
     def stacking(self, tf: str) -> str:
         """The meta-model, whole."""
         return f"{self.models}/stacking_meta_{tf}.json"
+
+    def features(self, tf: str) -> str:
+        """How the features lay in training (macd/app/train/reference.py)."""
+        return f"{self.models}/features_{tf}.json"
 
     def out_of_fold(self, tf: str) -> str:
         """The out-of-fold table."""
@@ -63,6 +77,13 @@ class RunFiles:
 
 
 FILES = RunFiles()
+_SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9.]{0,29}")
+
+
+def bars_directory(run: Path, data_dir: Path) -> Path:
+    """Where the bars lie here that a run was trained on."""
+    own = run / FILES.own_bars
+    return own if own.is_dir() else data_dir
 
 
 class DamagedFileError(MacdError):
@@ -97,13 +118,20 @@ class TrainingRun:
 
     @property
     def id(self) -> str:
-        """The job's name, or the directory's for a run made by hand."""
-        return str(self.job.get("run") or self.directory.resolve().name)
+        """The job's name, or the directory's for a run made by hand; of a part its symbol too."""
+        here = self.directory.resolve()
+        name = str(self.job.get("run") or whole(here).name)
+        return name if whole(here) == here else f"{name}, {here.name}"
 
     @property
     def tf(self) -> str:
         """The timeframe, such as 1h."""
         return _timeframe(self.metrics, self.settings)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """All that were trained where they are several, each in a directory like this one."""
+        return symbols_of(self.settings)
 
     @property
     def state(self) -> str:
@@ -146,6 +174,38 @@ class TrainingRun:
     def ended(self) -> str | None:
         """When the last event was written, UTC. Raises DamagedFileError."""
         return _time_of_last(read_events(self.directory))
+
+
+def symbols_of(settings: Any) -> tuple[str, ...]:
+    """The symbols of a run of several, from its settings; () for a run of one.
+
+    They are names of directories, so one that could be anything else counts as damage.
+    """
+    named = settings.get("symbols") if isinstance(settings, dict) else None
+    if not isinstance(named, list) or not all(_SYMBOL.fullmatch(str(name)) for name in named):
+        return ()
+    return tuple(map(str, named))
+
+
+def symbols_in(directory: Path) -> tuple[str, ...]:
+    """As `symbols_of`, of the run there; () where its settings can't be read."""
+    try:
+        return symbols_of(read_json(directory / FILES.settings, {}))
+    except DamagedFileError:  # whoever needs the settings tells it
+        return ()
+
+
+def whole(directory: Path) -> Path:
+    """The directory of the run that has this one as a part of several; else the same."""
+    return directory.parents[1] if directory.parent.name == FILES.symbols else directory
+
+
+def part_of(directory: Path, symbol: str) -> Path | None:
+    """Where a symbol's part of a run lies; None where it trained several, and not this one."""
+    several = symbols_in(directory)
+    if symbol in several:
+        return FILES.of_symbol(directory, symbol)
+    return None if several else directory
 
 
 def on_same_bars(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -209,6 +269,8 @@ def read_events(directory: Path) -> Iterator[Mapping[str, Any]]:
     Raises DamagedFileError at the first line that is no event.
     """
     path = directory / FILES.events
+    if not path.is_file():
+        path = whole(directory.resolve()) / FILES.events
     if not path.is_file():
         return
     for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 import tempfile
@@ -58,12 +59,15 @@ def _write_tar(release: Path, manifest: Manifest, out: IO[bytes] | gzip.GzipFile
     top = bundle_name(manifest).removesuffix(".tar.gz")
     when = int(manifest.created.timestamp())
     names = [MANIFEST, SIGNATURE, *(f.path for f in manifest.files)]
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    with tarfile.open(
+        fileobj=out, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="strict"
+    ) as archive:
         for name in names:
-            content = (release / name).read_bytes()
             info = tarfile.TarInfo(f"{top}/{name}")
-            info.size, info.mtime, info.mode = len(content), when, 0o644
-            archive.addfile(info, io.BytesIO(content))
+            with (release / name).open("rb") as content:
+                info.size = os.fstat(content.fileno()).st_size
+                info.mtime, info.mode = when, 0o644
+                archive.addfile(info, content)
 
 
 def read_head(archive: IO[bytes]) -> tuple[bytes, bytes]:
@@ -175,7 +179,7 @@ def _members(archive: IO[bytes], *, limit: int) -> Iterator[tuple[str, int, IO[b
     try:
         with (
             gzip.GzipFile(fileobj=archive, mode="rb") as unzipped,
-            tarfile.open(fileobj=_Bounded(unzipped, limit), mode="r|") as opened,
+            tarfile.open(fileobj=_Bounded(unzipped, limit), mode="r|", encoding="utf-8") as opened,
         ):
             for info in opened:
                 yield _plain_name(info), info.size, _content(opened, info)

@@ -7,11 +7,23 @@ things no level softens: a failed leak audit, and results too good to be believe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from macd.criteria import MIN_SAMPLES, is_met, is_number, limits_text, measured, rule_of, too_good
+from macd.criteria import (
+    MIN_SAMPLES,
+    is_met,
+    is_number,
+    limits_text,
+    mark,
+    measured,
+    rule_of,
+    too_good,
+    written,
+)
+from macd.host.jobs import figures
 from macd.inventory import Criterion
+from macd.inventory.own_app import Bound
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,7 @@ class Finding:
     """One criterion as it came out for a release; `note` says by how much.
 
     level: block or warn. value: None where not measured. threshold: None where there is none.
+    symbol: whose it is, where a release is of several.
     """
 
     name: str
@@ -28,10 +41,15 @@ class Finding:
     note: str
     value: float | None = None
     threshold: float | None = None
+    symbol: str = ""
 
     def line(self) -> str:
-        mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
-        return f"{mark} {self.title}: {self.note}"
+        sign, whose = mark(ok=self.ok, level=self.level), f"{self.symbol}: " * bool(self.symbol)
+        return f"{sign} {whose}{self.title}: {self.note}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As manifests and `--json` have it; a release of one symbol names none here."""
+        return {name: v for name, v in asdict(self).items() if name != "symbol" or v}
 
 
 def judge(
@@ -68,6 +86,21 @@ def judge(
     return [*findings, _audit(audit), _too_good(metrics["models"], audit.get("allowed") or {})]
 
 
+def judge_own(metrics: Mapping[str, float | None], bounds: Mapping[str, Bound]) -> list[Finding]:
+    """Findings about a run of an own application: its metrics against today's bounds."""
+    measured = {name: (value, "not measured") for name, value in metrics.items()}
+    asked = {name: bound.model_dump() for name, bound in bounds.items()}
+    findings = []
+    for row in figures.judged(asked, measured):
+        finding = Finding(**row)
+        if finding.value is not None and finding.threshold is not None:
+            missed = abs(finding.value - finding.threshold)
+            note = f"{finding.value:.6g}" + ("" if finding.ok else f", missed by {missed:.3g}")
+            finding = replace(finding, note=note)
+        findings.append(finding)
+    return findings
+
+
 def blocking(findings: list[Finding]) -> list[Finding]:
     """Those that forbid a release unless somebody accepts them with a reason."""
     return [finding for finding in findings if not finding.ok and finding.level == "block"]
@@ -86,9 +119,10 @@ def _criterion(
     missed = abs(value - threshold)
     by = ""
     if not ok:
-        by = f", missed by {_shown(missed)}" if missed else ", narrowly missed: it is equal"
-    where = f" {detail}" if detail else ""
-    note = f"{_shown(value)}{where}; {rule.wanted} {_shown(threshold)} is asked for{by}"
+        by = f", missed by {written(name, missed)}" if missed else ", narrowly missed: it is equal"
+    where = f" ({detail})" if detail else ""
+    said = f"{written(name, value)}{where}; {rule.wanted} {written(name, threshold)}"
+    note = f"{said} is asked for{by}"
     return Finding(name, rule.title, ok, level, note, value, threshold)
 
 
@@ -106,7 +140,3 @@ def _too_good(models: Mapping[str, Mapping[str, Any]], allowed: Mapping[str, flo
     problems = too_good(models, allowed)
     note = "; ".join(problems) or limits_text(allowed)
     return Finding("too_good", "no result too good to be believed", not problems, "block", note)
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

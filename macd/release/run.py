@@ -15,7 +15,7 @@ from typing import Any
 from macd.application import symbol_name
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.host.durable import sha256_of
-from macd.host.store.manifest import ManifestError, check_path
+from macd.host.store.manifest import ManifestError, check_own_path
 from macd.run_directory import (
     FILES,
     DamagedFileError,
@@ -26,12 +26,40 @@ from macd.run_directory import (
     state_of,
 )
 
+ARTEFACTS = "artefacts/"
+_JUDGED = (FILES.settings, FILES.metrics, FILES.criteria, FILES.audit)
+
 
 @dataclass(frozen=True)
 class Run(TrainingRun):
     """A run that finished. `files`: relative path -> SHA-256, as checked on this disk."""
 
     files: Mapping[str, str]
+
+    @property
+    def parts(self) -> dict[str, Run]:
+        """By symbol its part of a run of several, as a run of its own; {} for a run of one.
+
+        The run checked their files already. Raises RefusedError where a part is not whole.
+        """
+        return {name: self._part(name) for name in self.symbols}
+
+    def _part(self, symbol: str) -> Run:
+        place = FILES.of_symbol(self.directory, symbol)
+        below = f"{place.relative_to(self.directory).as_posix()}/"
+        files = {
+            path.removeprefix(below): digest
+            for path, digest in self.files.items()
+            if path.startswith(below)
+        }
+        for name in (FILES.result, *_JUDGED):
+            if name not in files:
+                raise _refused(self.directory, f"has no {below}{name}", "a release is judged by it")
+        try:
+            return Run(**vars(read_run(place)), files=files)
+        except DamagedFileError as error:
+            told = f"has a {below}{error.name} that can't be read"
+            raise _refused(self.directory, told, error.why) from error
 
     @property
     def symbol(self) -> str:
@@ -56,18 +84,33 @@ class Run(TrainingRun):
         """Paths that go into a release: models, and the out-of-fold table as archive."""
         return sorted(path for path in self.files if path.startswith(FILES.shipped))
 
+    @property
+    def artefacts(self) -> dict[str, str]:
+        """What a training of an own application left: path in its source -> path below the run."""
+        below = (path for path in self.files if path.startswith(ARTEFACTS))
+        return {path.removeprefix(ARTEFACTS): path for path in sorted(below)}
 
-def newest(runs: Path) -> Path:
+    @property
+    def seconds(self) -> float | None:
+        """From its start to its end, by its own events; None where they don't say."""
+        started, ended = (_moment(self.directory, name) for name in ("run_started", "run_done"))
+        return ended - started if started and ended else None
+
+
+def newest(runs: Path, *, own: str | None = None) -> Path:
     """The directory of the run that finished last. Raises UsageError when none has.
 
-    By the time the run itself recorded; copying or touching files doesn't change the order.
+    By the time the run itself recorded; copying or touching files doesn't change the order. own:
+    the name of an application of the team's own; None is the built-in one.
     """
     finished = []
     for path in runs.glob(f"*/{FILES.result}"):
         with contextlib.suppress(DamagedFileError, AttributeError):
             result = read_json(path, {})
-            if result.get("state") == "done" and result.get("complete"):
-                finished.append((_ended(path.parent), path.parent.name, path.parent))
+            done = result.get("state") == "done" and result.get("complete")
+            if done and _is_of(path.parent, own):
+                ended = _moment(path.parent, "run_done")
+                finished.append((ended, path.parent.name, path.parent))
     if not finished:
         raise UsageError(
             f"there is no finished training in {runs}",
@@ -77,11 +120,13 @@ def newest(runs: Path) -> Path:
     return max(finished)[2]
 
 
-def read(directory: Path) -> Run:
+def read(directory: Path, *, own: str | None = None) -> Run:
     """Read a run and check every file it lists.
 
+    own: the name of the team's own application that it has to be of; its runs have no leak audit.
+
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or it is one of another application.
         RefusedError: it did not finish, or a file is missing or was changed since.
     """
     if not directory.is_dir():
@@ -90,6 +135,13 @@ def read(directory: Path) -> Run:
             hint="invoke train makes one; name it by its id below runs/, or by its directory",
         )
     try:
+        if not _is_of(directory, own):
+            raise UsageError(
+                f"run {directory.name} trained another application",
+                why=f"this inventory's is {own or 'the built-in one'}",
+                live="no release was made",
+                hint="name another run (--run), or the inventory it belongs to (--inventory)",
+            )
         result = read_json(directory / FILES.result, {})
         state = state_of(result)
         if state != "done" or not result.get("complete"):
@@ -97,12 +149,23 @@ def read(directory: Path) -> Run:
             hint = "invoke train.status, or train again"
             raise _refused(directory, "did not finish", why, hint)
         files = _checked(directory, result)
-        for name in (FILES.settings, FILES.metrics, FILES.criteria, FILES.audit):
+        run = Run(**vars(read_run(directory)), files=files)
+        needed = (FILES.settings, FILES.criteria) if run.symbols else _JUDGED
+        for name in needed if own is None else _JUDGED[:3]:
             if not (directory / name).is_file():
                 raise _refused(directory, f"has no {name}", "a release is judged by it")
-        return Run(**vars(read_run(directory)), files=files)
+        return run
     except DamagedFileError as error:
         raise _refused(directory, f"has a {error.name} that can't be read", error.why) from error
+
+
+def _is_of(directory: Path, own: str | None) -> bool:
+    """Whether the run trained that application; None is the built-in one."""
+    settings = read_json(directory / FILES.settings, {})
+    named = isinstance(settings, dict) and settings.get("own")
+    if own is None or not named:
+        return own is None and not named
+    return bool(settings.get("name", own) == own)
 
 
 def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
@@ -110,7 +173,7 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
     wrong = []
     try:
         for entry in result["files"]:
-            path = directory / check_path(entry["path"])
+            path = directory / check_own_path(entry["path"])
             files[entry["path"]] = entry["sha256"]
             if not path.is_file():
                 wrong.append(f"{entry['path']} is missing")
@@ -124,12 +187,12 @@ def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:
     return files
 
 
-def _ended(directory: Path) -> float:
-    """When the run itself says it was done; 0 where its events don't say so."""
+def _moment(directory: Path, name: str) -> float:
+    """When the run itself recorded that event last; 0 where its events don't say so."""
     last = 0.0
     with contextlib.suppress(MacdError, OSError, ValueError, KeyError):
         for event in read_events(directory):
-            if event["event"] == "run_done":
+            if event["event"] == name:
                 last = float(event["t"])
     return last
 

@@ -1,13 +1,19 @@
 """Unpack an archive of models that nobody vouches for: plain files below one folder, or nothing.
 
-A release's own bundle is bundle.py's, which knows what has to be in it. This one takes any tar that
-was made by hand, in a child process with limits, and refuses what could write or read elsewhere.
+A release's own bundle is bundle.py's, which knows what has to be in it. This one takes any tar or
+zip that was made by hand, in a child process with limits, and refuses what could write or read
+elsewhere. What a Mac puts beside each file is left out.
 """
 
 from __future__ import annotations
 
 import shutil
+import stat
 import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,7 +23,17 @@ LARGEST_BYTES = 8 << 30  # of all files together, or half of what the disk has l
 _LARGEST_FILE = 4 << 30
 _MOST_MEMBERS = 10_000
 _LONGEST_NAME = 240
+_MOST_PADDING = 64 << 20
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Member:
+    """size: in bytes, as the archive says; None for what is no plain file."""
+
+    name: str
+    size: int | None
+    open: Callable[[], IO[bytes] | None]
 
 
 class ArchiveError(Exception):
@@ -28,7 +44,7 @@ def unpack(archive: Path, destination: Path) -> None:
     """Put the files of `archive` into `destination`, an empty directory of ours.
 
     Raises ArchiveError naming the member that is a link, a device, twice there, or leads elsewhere;
-    or when it holds too much, or is no tar.
+    or when it holds too much, or is neither a tar nor a zip.
     """
     question = {"archive": str(archive.resolve()), "destination": str(destination.resolve())}
     limits = childprocess.Limits(file_bytes=_LARGEST_FILE)
@@ -43,28 +59,57 @@ def unpack(archive: Path, destination: Path) -> None:
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     destination = Path(question["destination"])
     try:
-        with tarfile.open(question["archive"], mode="r|*") as opened:
-            _unpack(opened, destination)
+        with Path(question["archive"]).open("rb") as file:
+            is_zip = file.read(2) == b"PK"  # a tar may end as a zip does: with a .pt
+            file.seek(0)
+            _unpack(_of_zip(file) if is_zip else _of_tar(file), destination)
     except ArchiveError as error:
         return {"refused": str(error)}
     except MemoryError:
         return {"refused": "it takes too much memory to unpack"}
     except Exception as error:  # each kind of damage and compression raises types of its own
         text = "".join(c if c.isprintable() else " " for c in str(error))
-        return {"refused": f"no tar archive that can be read: {text[:200]}"}
+        return {"refused": f"no archive that can be read: {text[:200]}"}
     return {"refused": ""}
 
 
-def _unpack(opened: tarfile.TarFile, destination: Path) -> None:
+def _of_tar(file: IO[bytes]) -> Iterator[_Member]:
+    with tarfile.open(fileobj=file, mode="r:*") as opened:
+        for one in opened:
+            if not one.isdir():
+                plain = one.isreg() and one.sparse is None
+                size = one.size if plain else None
+                yield _Member(one.name, size, partial(opened.extractfile, one))
+        _read_on(opened)
+
+
+def _read_on(opened: tarfile.TarFile) -> None:
+    """To the end of what is packed: only there its checksum is compared."""
+    left = _MOST_PADDING
+    while opened.fileobj is not None and (chunk := opened.fileobj.read(_CHUNK)):
+        left -= len(chunk)
+        if left < 0:
+            raise ArchiveError("more follows after its end")
+
+
+def _of_zip(file: IO[bytes]) -> Iterator[_Member]:
+    with zipfile.ZipFile(file) as opened:
+        for one in opened.infolist():
+            if not one.is_dir():
+                kind = stat.S_IFMT(one.external_attr >> 16)
+                size = one.file_size if kind in (0, stat.S_IFREG) else None
+                name = one.filename.replace("\\", "/")  # as Windows packed it once
+                yield _Member(name, size, partial(opened.open, one))
+
+
+def _unpack(members: Iterator[_Member], destination: Path) -> None:
     seen: set[PurePosixPath] = set()
     left = most = min(LARGEST_BYTES, shutil.disk_usage(destination).free // 2)
-    for number, member in enumerate(opened):
+    for number, member in enumerate(members):
         if number >= _MOST_MEMBERS:
             raise ArchiveError(f"more than {_MOST_MEMBERS} files")
         name = _safe(member.name)
-        if member.isdir():
-            continue
-        if not member.isreg() or member.sparse is not None:
+        if member.size is None:
             raise ArchiveError(f"{str(name)!r} is a link, a device or such, no plain file")
         if name in seen:
             raise ArchiveError(f"{str(name)!r} stands in it twice")
@@ -72,9 +117,13 @@ def _unpack(opened: tarfile.TarFile, destination: Path) -> None:
         left -= member.size
         if member.size > _LARGEST_FILE or left < 0:
             raise ArchiveError(f"more than {most:,} bytes in all at {str(name)!r}")
-        content = opened.extractfile(member)
+        content = None if _is_of_a_mac(name) else member.open()
         if content is not None:
             _write(content, destination / name)
+
+
+def _is_of_a_mac(name: PurePosixPath) -> bool:
+    return "__MACOSX" in name.parts or name.name.startswith("._") or name.name == ".DS_Store"
 
 
 def _safe(name: str) -> PurePosixPath:

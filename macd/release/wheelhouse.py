@@ -1,11 +1,8 @@
 """Choose the wheels a host's Python needs, once; after that the same lock comes without a network.
 
-Wheels are resolved by pip for the target's Python and platform, not for this machine's, pinned by
-constraints.txt. The result is kept under a key made of everything that decided it.
-
-Limit, pip's own: environment markers of packages are judged with this machine's Python. That only
-matters for packages which need others on some Python versions; the host imports everything before
-a switch, so a gap is reported there and nothing breaks.
+Wheels are resolved by pip for the target's Python and platform, not for this machine's: the
+built-in application's pinned by constraints.txt, another one's from its requirements.txt. The
+result is kept under a key made of everything that decided it.
 """
 
 from __future__ import annotations
@@ -19,21 +16,40 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from email.parser import BytesParser
 from importlib import metadata
 from pathlib import Path
 
 from macd.errors import MacdError, UsageError
+from macd.host import untrusted
 from macd.host.durable import sha256_of
+from macd.host.masking import without_login
 from macd.release import lock as locks
 from macd.release.lock import Lock, Wheel
+from macd.release.requirements import Requirements
 
 PIP = "pip==25.3"  # travels with the wheels: the host's own pip may be old, or not there
 _DOWNLOAD_S = 1800
 _OLDEST_GLIBC = 5
 _OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+# pip judges environment markers by the Python that runs it; this one is told the target's.
+_PIP_FOR_TARGET = """
+import json, sys
+from pip._vendor.packaging import markers
+here, target = markers.default_environment, json.loads(sys.argv.pop(1))
+markers.default_environment = lambda: {**here(), **target}
+from pip._internal.cli.main import main
+sys.exit(main())
+"""
+_NOT_THERE = re.compile(
+    r"ERROR: Could not find a version that satisfies the requirement ([\w.-]+)(.*)"
+    r"\(from versions: (.*)\)"
+)
+_NOT_REACHED = re.compile(r"connection broken by|Max retries exceeded")
+_SHOWN_VERSIONS = 6
+_INDEX_S = 120
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
@@ -53,8 +69,10 @@ class Target:
 
     @classmethod
     def here(cls) -> Target:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "musl 1.2").partition(" ")
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if not sys.platform.startswith("linux"):  # no host's wheels run here
+            return cls(python, os.uname().machine, sys.platform, "0")
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "musl 1.2").partition(" ")
         return cls(python, os.uname().machine, name, version)
 
     def runs(self, lock: Lock) -> bool:
@@ -120,14 +138,38 @@ class Wheelhouse:
         Raises:
             MacdError: pip finds no wheel that fits, or no index can be reached.
         """
-        place = self.root / _key(wanted, target, constraints)
+        decided = [PIP, sorted(wanted), constraints.read_text(encoding="utf-8")]
+        words = ["--constraint", str(constraints), PIP, *wanted]
+        return self._once(decided, target, lambda into: _download(words, target, into))
+
+    def resolve_file(self, wanted: Requirements, target: Target) -> tuple[Lock, list[Path]]:
+        """As `resolve`, for a requirements file of the team's own.
+
+        Raises:
+            MacdError: a package of it has no wheel that fits, or no index can be reached.
+        """
+
+        def fetch(into: Path) -> None:
+            _download(["--requirement", str(wanted.path)], target, into, wanted)
+            for path in into.glob("pip-*.whl"):
+                path.unlink()  # ours, which installs them, is the only one
+            # Apart: with hashes in the file pip would ask for one of its own.
+            _download([PIP], target, into)
+
+        return self._once([PIP, wanted.sha256], target, fetch)
+
+    def _once(
+        self, decided: Sequence[object], target: Target, fetch: Callable[[Path], None]
+    ) -> tuple[Lock, list[Path]]:
+        place = self.root / _key([*decided, asdict(target)])
         cached = self._cached(place)
         if cached is not None:
             return cached
         self.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetching-") as temporary:
             fetched = Path(temporary) / "wheels"
-            _download([PIP, *wanted], target, constraints, fetched)
+            fetched.mkdir()
+            fetch(fetched)
             wheels = tuple(_describe(path) for path in sorted(fetched.glob("*.whl")))
             lock = Lock(target.python, target.platform, wheels)
             (fetched / locks.FILE).write_bytes(lock.raw)
@@ -164,37 +206,106 @@ def pip_tags(target: Target) -> list[str]:
     return [*tags, f"linux_{machine}"]
 
 
-def _download(wanted: Sequence[str], target: Target, constraints: Path, into: Path) -> None:
-    into.mkdir()
-    argv = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-    argv += ["--no-input", "--only-binary=:all:", "--implementation", "cp"]
-    argv += ["--python-version", target.python, "--dest", str(into), "--constraint"]
-    argv += [str(constraints)]
+def _download(
+    wanted: Sequence[str], target: Target, into: Path, file: Requirements | None = None
+) -> None:
+    argv = ["download", "--only-binary=:all:", "--implementation", "cp"]
+    argv += ["--python-version", target.python, "--dest", str(into)]
     short = target.python.replace(".", "")
     for abi in (f"cp{short}", "abi3", "none"):
         argv += ["--abi", abi]
     for tag in pip_tags(target):
         argv += ["--platform", tag]
+    done = _pip([*argv, *wanted], target, _DOWNLOAD_S)
+    if done.returncode == 0:
+        return
+    said = without_login(done.stderr)
+    file = None if _NOT_REACHED.search(said) else file
+    missing = _NOT_THERE.search(said)
+    if missing and file is not None:
+        raise _no_wheel(missing[1], missing[2].strip(), missing[3], target, file)
+    _, _, conflict = done.stdout.partition("The conflict is caused by:")
+    why = [text.strip() for text in conflict.splitlines()[:6] if text.strip()]
+    why += [text for text in said.splitlines() if text.startswith("ERROR")][-4:]
+    raise _unresolved(
+        target, "\n".join(map(untrusted.line, why)) or untrusted.line(said.strip()[-500:]), file
+    )
+
+
+def _pip(
+    words: Sequence[str], target: Target, timeout: float, sources: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run pip as the target's Python would. sources: settings of its index, which may be secret."""
+    full = f"{target.python}.0"
+    environment = {
+        "python_version": target.python,
+        "python_full_version": full,
+        "implementation_version": full,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "os_name": "posix",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": target.machine,
+    }
+    argv = [sys.executable, "-c", _PIP_FOR_TARGET, json.dumps(environment), *words]
     try:
-        done = subprocess.run(
-            [*argv, *wanted], capture_output=True, text=True, timeout=_DOWNLOAD_S, check=False
+        return subprocess.run(
+            [*argv, "--disable-pip-version-check", "--no-input"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **(sources or {})},
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise _unresolved(target, f"pip was not done in {_DOWNLOAD_S} s") from error
+        raise _unresolved(target, f"pip was not done in {timeout:g} s") from error
+
+
+def _no_wheel(name: str, rest: str, versions: str, target: Target, file: Requirements) -> MacdError:
+    """The error for a package of which no wheel fits: is there another version, or its source?"""
+    where = f"Python {target.python} on {pip_tags(target)[0]}"
+    asked = f"{name}{rest}"
+    if versions != "none":
+        newest = ", ".join(versions.split(", ")[-_SHOWN_VERSIONS:])
+        why = f"wheels that fit are there of {name} {newest}; asked for is {asked}"
+        hint = f"ask for one of these in {file.path.name}, or set hosts.NAME.python to another one"
+        return MacdError(
+            f"{name} has no wheel for {where} in that version",
+            why=untrusted.line(why),
+            live="no release was made",
+            hint=hint,
+        )
+    done = _pip(
+        ["index", "versions", name, "--no-binary", ":all:"], target, _INDEX_S, file.settings
+    )
+    hint = (
+        "ask for a version that has one; or put one that you build (pip wheel --no-deps "
+        f"{name} -w wheels) into the source, and --find-links wheels into {file.path.name}"
+    )
+    why = f"the index has only its source there, for {asked}; a host builds nothing"
     if done.returncode != 0:
-        _, _, conflict = done.stdout.partition("The conflict is caused by:")
-        said = [line.strip() for line in conflict.splitlines()[:6] if line.strip()]
-        said += [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-4:]
-        raise _unresolved(target, "\n".join(said) or done.stderr.strip()[-500:])
+        why = f"the index has neither a wheel nor a source of it, for {asked}"
+        hint = "check its name, and which index is asked (pip config list, --index-url); or " + hint
+    return MacdError(
+        f"{name} has no wheel for {where}",
+        why=untrusted.line(why),
+        live="no release was made",
+        hint=hint,
+    )
 
 
-def _unresolved(target: Target, why: str) -> MacdError:
+def _unresolved(target: Target, why: str, file: Requirements | None = None) -> MacdError:
+    hint = "check the network or pip's index (pip config list). A lock that was resolved once "
+    hint += "needs neither"
+    if file is not None:
+        hint = f"change {file.path.name}, or pip's index (pip config list)"
     return MacdError(
         f"the wheels for Python {target.python} on {target.platform} can't be had",
         why=why,
         live="no release was made",
-        hint="check the network or pip's index (pip config list). A lock that was resolved once "
-        "needs neither",
+        hint=hint,
     )
 
 
@@ -211,8 +322,7 @@ def _describe(path: Path) -> Wheel:
     return Wheel(name, str(headers["Version"]), path.name, path.stat().st_size, sha256_of(path))
 
 
-def _key(wanted: Sequence[str], target: Target, constraints: Path) -> str:
-    decided = [PIP, sorted(wanted), asdict(target), constraints.read_text(encoding="utf-8")]
+def _key(decided: list[object]) -> str:
     return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:32]
 
 

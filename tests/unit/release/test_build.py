@@ -92,6 +92,8 @@ def test_the_manifest_tells_where_it_came_from(made: tuple[Workshop, Release]) -
     assert details["run"] == run.id
     assert details["host"] == "h800"
     assert details["data_digest"] == run.digest
+    assert details["drift"] == run.metrics["drift"]
+    assert details["drift"]["assets"]["BTCUSD"]["count"] > 10
     assert details["accepted"] is None
     assert details["code"]["commit"] == "c" * 40
     assert details["audit"]["ok"] is True
@@ -226,7 +228,6 @@ def test_the_applications_own_process_tells_other_bars(made: tuple[Workshop, Rel
         application.prove(
             made[1].directory,
             run=trained_run(),
-            tf="1h",
             data_dir=bars_directory(trained_run()),
             digest="0" * 64,
             lock={},
@@ -300,8 +301,10 @@ def test_what_a_person_accepted_about_the_bars_stands_in_manifest_and_card(
         "reason": "the crash <b>everywhere</b>",
     }
     for page in cards_of(
-        release, bars_checked={"limits": {"gap_error": 49}, "accepted": [accepted]}
+        release,
+        bars_checked={"market": "fx", "limits": {"gap_error": 49}, "accepted": [accepted]},
     ):
+        assert "bars checked by the hours of fx" in page
         assert "other limits than the usual ones: gap_error 49" in page
         assert "ATOMUSDT spike at 2025-10-10T21:00 and 2 more to 2025-10-11T03:00" in page
         assert "reason given: the crash" in page

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from macd.host.store.manifest import File, Manifest, ManifestError, check_path, render
 from macd.release.bundle import BundleError, bundle_name, pack, read_head, unpack
 from tests.support.signed_files import CONTENT, Made, make_release
 
@@ -215,3 +223,50 @@ def test_every_cut_of_a_bundle_is_refused(made: Made, tmp_path: Path) -> None:
         with pytest.raises(BundleError):
             unpack(io.BytesIO(whole[:size]), made.manifest, tmp_path / f"cut{size}")
     assert not list(tmp_path.iterdir())
+
+
+DAY = timedelta(days=1)
+_PARTS = st.text(
+    st.one_of(
+        st.sampled_from("abzAZ09 ._-+()[]{}&'!#%,;~^=@é中文説明한Ω…‥．"),
+        st.characters(codec="utf-8"),
+    ),
+    min_size=1,
+    max_size=90,
+).filter(lambda part: "/" not in part and "\0" not in part)
+
+
+@given(st.lists(st.lists(_PARTS, min_size=1, max_size=4).map("/".join), min_size=1, max_size=6))
+def test_whatever_name_is_accepted_comes_back_as_it_was(names: list[str]) -> None:
+    accepted = {}
+    for number, name in enumerate(names):
+        with suppress(ManifestError):
+            accepted[check_path(f"source/{name}")] = str(number).encode()
+    files = [
+        File(path, len(data), hashlib.sha256(data).hexdigest())
+        for path, data in sorted(accepted.items())
+    ]
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    manifest = Manifest("a", "prod", 1, moment, moment + DAY, tuple(files), "f" * 64)
+    try:
+        raw = render(manifest)
+    except ManifestError:  # empty, or two names that a disk may take for one
+        return
+    with TemporaryDirectory() as top:
+        there = Path(top, "made")
+        for path, data in accepted.items():
+            (there / path).parent.mkdir(parents=True, exist_ok=True)
+            (there / path).write_bytes(data)
+        (there / "manifest.json").write_bytes(raw)
+        (there / "manifest.json.sig").write_bytes(b"signed")
+        packed = io.BytesIO()
+        pack(there, manifest, packed)
+        back = Path(top, "back")
+        unpack(packed, manifest, back)
+        found = {
+            os.fsdecode(os.path.relpath(path, back)): path.read_bytes()
+            for path in back.rglob("*")
+            if path.is_file()
+        }
+        assert found == accepted
+        assert list(Path(top).iterdir()) in ([there, back], [back, there])

@@ -62,11 +62,22 @@ def failed(items: list[Item]) -> dict[str, Item]:
     return {item.name: item for item in items if not item.ok}
 
 
+def test_feature_quantiles_may_be_missing_but_not_damaged(top: Path) -> None:
+    path = top / FILES.features("1h")
+    document = json.loads(path.read_bytes())
+    document["assets"]["BTCUSD"]["features"].pop("rsi_14")
+    path.write_text(json.dumps(document))
+    assert {*failed(health.check(top))} == {"feature quantiles"}
+    path.unlink()
+    assert failed(health.check(top)) == {}
+    assert any(item.name == "feature quantiles" and not item.done for item in health.check(top))
+
+
 def test_a_good_release_is_well_item_by_item(top: Path) -> None:
     items = health.check(top, lock={"numpy": np.__version__})
     assert failed(items) == {}
     assert [item.name for item in items] == [
-        "dependencies", "features", "LightGBM", "LSTM", "TFT", "stacking meta",
+        "dependencies", "features", "feature quantiles", "LightGBM", "LSTM", "TFT", "stacking meta",
         "batch 1 and N agree", "golden predictions", "predictions of the training",
     ]  # fmt: skip
     told = {item.name: item.detail for item in items}

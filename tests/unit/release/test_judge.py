@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from macd.app.predict.stacking import has_samples
 from macd.inventory import Criterion
 from macd.inventory.models import TrainSettings
-from macd.release.judge import Finding, blocking, judge
+from macd.inventory.own_app import Bound
+from macd.release.judge import Finding, blocking, judge, judge_own
 
 AUDIT = {
     "ok": True,
@@ -79,6 +80,7 @@ def test_a_miss_says_by_how_much() -> None:
     assert "missed by 0.05" in outcome("lstm_val_auc", 0.52, 0.57)[1]
     assert "missed by 8,000" in outcome("n_oof", 2000, 10000)[1]
     assert "not measured" in outcome("lstm_val_auc", None, 0.57)[1]
+    assert "at least 1 % is asked for, missed by 0.58 %" in outcome("flag_matters", 0.0042, 0.01)[1]
 
 
 @given(n=st.integers(1, 30_000), threshold=st.integers(0, 30_000), asked=st.integers(0, 30_000))
@@ -175,3 +177,12 @@ def test_a_head_without_a_limit_blocks_and_is_named() -> None:
 def test_no_limits_is_not_no_limit(allowed: dict[str, Any]) -> None:
     audit = {**AUDIT, "allowed": allowed}
     assert [one.name for one in blocking(judged(audit=audit))] == ["too_good"]
+
+
+def test_metrics_of_an_own_application_against_todays_bounds() -> None:
+    bounds = {"auc": Bound(min=0.57), "gap": Bound(max=0.05, level="warn"), "n": Bound(min=10)}
+    auc, gap, n = judge_own({"auc": 0.55, "gap": None, "n": 12}, bounds)
+    assert (auc.ok, auc.level, auc.note) == (False, "block", "0.55, missed by 0.02")
+    assert (gap.ok, gap.level, gap.value) == (False, "warn", None)
+    assert (n.ok, n.note) == (True, "12")
+    assert blocking([auc, gap, n]) == [auc]

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macd import childprocess
-from macd.app.predict import modelfolder, modelrun
+from macd.app.predict import modelfolder, modelonnx, modelrun
+from macd.app.predict.modelread import Question
 from macd.checklist import Item
 from tests.support import small_models as made
 from tests.support.training_run import trained_run
@@ -389,10 +390,10 @@ def test_a_number_that_is_no_count_is_not_told(models: Path) -> None:
 
 
 def test_rows_are_the_same_alone_and_together() -> None:
-    asked = modelrun.Question("onnx", "", "")
+    asked = Question("onnx", "", "")
     one = type("Input", (), {"type": "tensor(float)", "shape": ["N", 4], "name": "x"})
-    every = modelrun._values(one, np.arange(5), asked)
-    assert (modelrun._values(one, np.arange(3, 4), asked) == every[3:4]).all()
+    every = modelonnx._values(one, np.arange(5), asked)
+    assert (modelonnx._values(one, np.arange(3, 4), asked) == every[3:4]).all()
 
 
 def test_lightgbm_is_imported_without_scikit_learn() -> None:
