@@ -104,6 +104,13 @@ def status_of(contact: Contact, run: str) -> dict[str, Any]:
     return _call(contact, "job_status", run, log_tail=8192)
 
 
+def schedule_of(contact: Contact) -> dict[str, Any]:
+    """What its host trains by itself, as job_schedule answers; {} for nothing."""
+    work = contact.host.work_dir
+    answer: dict[str, Any] = contact.use(lambda session: session.call("job_schedule", work=work))
+    return answer
+
+
 def events_of(contact: Contact, run: str) -> list[Event]:
     """All events of a run so far."""
     data = b""

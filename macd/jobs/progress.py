@@ -9,9 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """The newest of everything. `share` is 0..1, None while unknown; `at` is the host's clock."""
+    """The newest of everything. `share` is 0..1, None while unknown; `at` is the host's clock.
+
+    said: the newest line that a stage of an own application wrote. symbol: of several symbols.
+    """
 
     stage: str = ""
+    said: str = ""
+    symbol: str = ""
     model: str = ""
     fold: str = ""
     epoch: int = 0
@@ -37,7 +42,9 @@ class Progress:
         """One line for people."""
         parts = [f"[{self.stage or 'starting'}]"]
         if self.model:
-            parts.append(f"{self.model.upper()} {self.fold}".strip())
+            parts.append(f"{self.symbol} {self.model.upper()} {self.fold}".strip())
+        elif self.symbol:
+            parts.append(self.symbol)
         if self.epochs:
             loss = f" loss {self.loss:.4f}" if self.loss is not None else ""
             parts.append(f"epoch {self.epoch}/{self.epochs}{loss}")
@@ -49,12 +56,21 @@ class Progress:
             parts.append(f"{100 * self.share:.0f} %")
         if self.eta_s is not None and self.share != 1:
             parts.append(f"ETA {_minutes(self.eta_s)}")
+        if self.said:
+            parts.append(self.said)
         return "  ".join(parts)
 
 
 def _started(now: Progress, event: Mapping[str, Any]) -> Progress:
     stage = str(event.get("stage") or now.stage)
-    return replace(now, stage=stage, model="", fold="", epoch=0, epochs=0, loss=None)
+    symbol = str(event.get("symbol") or "")
+    return replace(
+        now, stage=stage, said="", symbol=symbol, model="", fold="", epoch=0, epochs=0, loss=None
+    )
+
+
+def _said(now: Progress, event: Mapping[str, Any]) -> Progress:
+    return replace(now, said=str(event.get("text") or ""))
 
 
 def _epoch(now: Progress, event: Mapping[str, Any]) -> Progress:
@@ -82,17 +98,19 @@ def _fit(now: Progress, event: Mapping[str, Any]) -> Progress:
     fold = event.get("fold")
     named = "" if fold is None else str(fold) if fold == "final" else f"fold {fold}"
     stage, model = str(event.get("stage") or now.stage), str(event.get("model") or now.model)
-    same = (model, named) == (now.model, now.fold)
+    symbol = str(event.get("symbol") or "")
+    same = (symbol, model, named) == (now.symbol, now.model, now.fold)
     now = now if same else replace(now, epoch=0, epochs=0, loss=None)
-    return replace(now, stage=stage, model=model, fold=named)
+    return replace(now, stage=stage, symbol=symbol, model=model, fold=named)
 
 
 def _over(now: Progress, event: Mapping[str, Any]) -> Progress:
-    return replace(now, share=1.0, eta_s=0.0)
+    return replace(now, said="", share=1.0, eta_s=0.0)
 
 
 _FOLDS = {
     "stage_started": _started,
+    "line": _said,
     "epoch": _epoch,
     "fit_done": _done,
     "flip_done": _done,

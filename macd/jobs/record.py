@@ -19,14 +19,18 @@ from macd.journal import Journal
 from macd.run_directory import FILES
 
 if TYPE_CHECKING:
-    from macd.jobs.request import TrainRequest
+    from macd.jobs.request import Request
 
 STARTED, FINISHED = "train.started", "train.finished"
-_SUMMARY = ("data_digest", "best_head", "auc", "criteria", "blocked_by", "seconds", "complete")
+SCHEDULED, UNSCHEDULED = "train.scheduled", "train.unscheduled"
+_SUMMARY = (
+    *("data_digest", "best_head", "auc", "criteria", "blocked_by", "seconds", "complete"),
+    *("own", "metrics"),  # of an application of the team's own
+)
 
 
 def train_host(inventory: Inventory, name: str = "") -> Host:
-    """The training host of that name; without a name the inventory's only one.
+    """The training host of that name; without a name the head of train.hosts, or the only one.
 
     Raises UsageError listing the hosts to choose from.
     """
@@ -39,8 +43,12 @@ def train_host(inventory: Inventory, name: str = "") -> Host:
         raise UsageError(
             f"{name} is no training host, its role is {host.role}",
             why=f"hosts with role train in inventory {inventory.name}: {names}",
-            hint="to train on this machine: python -m macd.app.train",
+            hint=f"invoke train --host {training[0].name}"
+            if training
+            else "a host with role: train, in the inventory",
         )
+    if inventory.train.hosts:
+        return inventory.host(inventory.train.hosts[0])
     if len(training) == 1:
         return training[0]
     raise UsageError(
@@ -50,18 +58,13 @@ def train_host(inventory: Inventory, name: str = "") -> Host:
     )
 
 
-def started(journal: Journal, request: TrainRequest, host: str, *, now: datetime) -> None:
+def started(journal: Journal, request: Request, host: str, *, now: datetime) -> None:
     """Record that a run was started from here."""
-    s = request.settings
     raw = json.dumps(request.raw, sort_keys=True).encode()
     fields = {
         "run": request.run,
         "host": host,
-        "symbol": s.symbol,
-        "cross": list(s.cross),
-        "tf": s.tf,
-        "profile": s.profile,
-        "seed": s.seed,
+        **request.recorded,
         "tree": request.tree.digest,
         "request_sha256": hashlib.sha256(raw).hexdigest(),
     }
@@ -86,9 +89,41 @@ def finished(
 
 
 def host_of(journal: Journal, run: str) -> str:
-    """The host a run was started on from here; "" if it was not."""
-    hosts = [str(r.fields.get("host", "")) for r in journal.records() if _is_of(r.fields, run)]
+    """The host a run was started on from here, or collected from; "" if it was neither."""
+    trained = (r for r in journal.records() if r.kind in (STARTED, FINISHED))
+    hosts = [str(r.fields.get("host", "")) for r in trained if _is_of(r.fields, run)]
     return hosts[-1] if hosts else ""
+
+
+def scheduled(journal: Journal) -> dict[str, str]:
+    """host -> when it trains by itself, as far as that was set or taken away from here."""
+    times: dict[str, str] = {}
+    for record in journal.records():
+        host = str(record.fields.get("host", ""))
+        if record.kind == SCHEDULED:
+            times[host] = str(record.fields.get("on", ""))
+        elif record.kind == UNSCHEDULED:
+            times.pop(host, None)
+    return times
+
+
+def newer(journal: Journal, run: str, own: str | None) -> list[dict[str, str]]:
+    """Runs started from here after `run` that brought nothing to release, oldest first.
+
+    Each has run, state (RUNNING where no end of it is recorded here) and reason. own: the name of
+    the application of one's own that they train; None is the built-in one.
+    """
+    runs: dict[str, dict[str, str]] = {}
+    for record in journal.records():
+        name, fields = str(record.fields.get("run", "")), record.fields
+        if record.kind == STARTED and name > run and fields.get("own") == own:
+            runs[name] = {"run": name, "state": "RUNNING", "reason": ""}
+        elif record.kind == FINISHED and name in runs:
+            state, reason = str(fields.get("state", "")), str(fields.get("reason", ""))
+            if state == "DONE" and not fields.get("complete", True):
+                reason = "of one stage alone"
+            runs[name] |= {"state": state, "reason": reason}
+    return [one for _, one in sorted(runs.items()) if one["state"] != "DONE" or one["reason"]]
 
 
 def _once(journal: Journal, kind: str, fields: dict[str, Any], *, now: datetime) -> None:

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 _LOG_LINES = 12
+_GPU_FULL = r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|device has no memory"
+_DISK_FULL = r"No space left on device|disk (is )?full|Disk quota exceeded|ENOSPC"
+_DRIVER = r"CUDA driver|no CUDA-capable device|CUDA error|NVIDIA driver"
+_MEMORY = r"killed by signal 9|ran out of memory|MemoryError|Cannot allocate memory"
+_STOPPED = r"rebooted|its runner was killed|the host stopped it"
+_DRIVER_HELP = (
+    "nvidia-smi on the host says whether its driver works; a reboot, or a torch build for its "
+    "CUDA version, helps"
+)
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|device has no memory",
+        _GPU_FULL,
         "the GPU's memory is full: nvidia-smi shows whether somebody else uses it; else a smaller "
         "batch, or --profile demo",
     ),
@@ -29,16 +38,15 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "on the host: python -m pip install {0}",
     ),
     (
-        r"No space left on device|disk (is )?full|Disk quota exceeded|ENOSPC",
+        _DISK_FULL,
         "make room on the host: old runs under work_dir/runs, finished fits under work_dir/cache",
     ),
     (
-        r"CUDA driver|no CUDA-capable device|CUDA error|NVIDIA driver",
-        "nvidia-smi on the host says whether its driver works; a reboot, or a torch build for its "
-        "CUDA version, helps",
+        _DRIVER,
+        _DRIVER_HELP,
     ),
     (
-        r"killed by signal 9|ran out of memory|MemoryError|Cannot allocate memory",
+        _MEMORY,
         "the host's memory ran out: fewer fits side by side (--settings FILE with "
         '{"workers": 1}), or --profile demo',
     ),
@@ -47,9 +55,26 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "the user that trains must own work_dir on the host: ls -ld, chown",
     ),
     (
-        r"rebooted|its runner was killed|the host stopped it",
+        _STOPPED,
         "invoke train starts it again; finished fits and checkpoints are kept, so it goes on",
     ),
+)
+# Of an application of the team's own: it has none of the built-in one's options and caches.
+_OWN: tuple[tuple[str, str], ...] = (
+    (_GPU_FULL, "nvidia-smi on the host shows whether somebody else uses it; else less at once"),
+    (
+        r"No module named '?([\w.]+)",
+        "the Python of the stages lacks {0}: name it in the file of train.setup, or on the host: "
+        "python -m pip install {0}. Is it a file of the source? git add it",
+    ),
+    (
+        _DISK_FULL,
+        "make room on the host: old runs under work_dir/runs, environments under "
+        "work_dir/environments",
+    ),
+    (_DRIVER, _DRIVER_HELP),
+    (_MEMORY, "the host's memory ran out: do less at once"),
+    (_STOPPED, "invoke train starts it again, from its first stage"),
 )
 
 
@@ -76,13 +101,15 @@ def explain(status: Mapping[str, Any], events: Sequence[Mapping[str, Any]], log:
             stage = str(event.get("stage") or stage)
     reason, detail = str(status.get("reason") or ""), str(result.get("why") or "")
     lines = [line for line in log.splitlines() if line.strip()][-_LOG_LINES:]
-    remedy = remedy_for("\n".join([reason, detail, *lines])) or str(result.get("hint") or "")
+    said, hint = "\n".join([reason, detail, *lines]), str(result.get("hint") or "")
+    own = bool((status.get("spec") or {}).get("about", {}).get("own"))
+    remedy = remedy_for(said, _OWN if own else _KNOWN) or hint
     return Failure(stage, reason, detail, "\n".join(lines), remedy)
 
 
-def remedy_for(text: str) -> str:
+def remedy_for(text: str, known: Sequence[tuple[str, str]] = _KNOWN) -> str:
     """What helps against a known failure; "" for an unknown one."""
-    for pattern, remedy in _KNOWN:
+    for pattern, remedy in known:
         match = re.search(pattern, text, re.IGNORECASE)
         if match:
             named = next((group for group in match.groups() if group), "")

@@ -7,7 +7,6 @@ no more bytes are taken than were declared.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import Any
 
 from macd.errors import MacdError
 from macd.host.durable import one_at_a_time, sha256_of, sync
-from macd.host.store.manifest import ManifestError, check_path
+from macd.host.jobs.stages import ARTEFACTS
+from macd.host.store.manifest import ManifestError, check_own_path, check_path
 from macd.jobs.follow import LocalRuns, contact_lost
-from macd.jobs.request import REQUEST, TrainRequest
+from macd.jobs.request import Request, Tree
 from macd.ssh import archive
 from macd.ssh.contact import Contact
 from macd.ssh.session import Session, host_copy, in_flight
@@ -40,7 +40,7 @@ class Sent:
     files: int
 
 
-def missing(contact: Contact, request: TrainRequest) -> tuple[int, int]:
+def missing(contact: Contact, request: Request) -> tuple[int, int]:
     """How many blobs and bytes would travel. Changes nothing."""
     blobs = {blob.sha256: blob.size for blob in request.tree.files.values()}
     listed = [[sha256, size] for sha256, size in blobs.items()]
@@ -51,15 +51,22 @@ def missing(contact: Contact, request: TrainRequest) -> tuple[int, int]:
 
 
 def send(
-    contact: Contact, request: TrainRequest, progress: Callable[[int, int], None] | None = None
+    contact: Contact, request: Request, progress: Callable[[int, int], None] | None = None
 ) -> Sent:
     """Send the files that the host lacks and make the tree there. Raises as blobs.put does."""
-    work, files, digest = contact.host.work_dir, request.tree.files, request.tree.digest
-    listed = [[path, blob.sha256] for path, blob in sorted(files.items())]
     contact.use(lambda session: _leave_copy(contact, session))
+    return send_tree(contact, request.tree, progress)
+
+
+def send_tree(
+    contact: Contact, tree: Tree, progress: Callable[[int, int], None] | None = None
+) -> Sent:
+    """Send the files of a tree that the host lacks, and make it there."""
+    work, files, digest = contact.host.work_dir, tree.files, tree.digest
+    listed = [[path, blob.sha256] for path, blob in sorted(files.items())]
     report = contact.use(lambda session: session.put_blobs(work, files.values(), progress))
     contact.use(lambda session: session.call("job_tree", work=work, digest=digest, files=listed))
-    return Sent(report.sent, request.tree.size, report.landed, len(files))
+    return Sent(report.sent, tree.size, report.landed, len(files))
 
 
 def _leave_copy(contact: Contact, session: Session) -> None:
@@ -70,26 +77,30 @@ def _leave_copy(contact: Contact, session: Session) -> None:
         copy.remember(archive.digest())
 
 
-def start(contact: Contact, request: TrainRequest, about: dict[str, Any]) -> dict[str, Any]:
+def start(contact: Contact, request: Request) -> dict[str, Any]:
     """Start the run; a second call does not start it again. Returns its status.
 
     Raises RefusedError while another run is in progress there.
     """
-    env = {"PYTHONPATH": "{tree}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    raw = json.dumps(request.raw, indent=1, sort_keys=True) + "\n"
     status: dict[str, Any] = contact.use(
         lambda session: session.call(
             "job_start",
             work=contact.host.work_dir,
             run=request.run,
             argv=request.argv,
-            env={**env, **request.env},
+            env=variables(request),
             tree=request.tree.digest,
-            about=about,
-            files={REQUEST: raw},
+            about=request.about,
+            files=request.files,
         )
     )
     return status
+
+
+def variables(request: Request) -> dict[str, str]:
+    """The environment of the job; the braces are filled in on the host."""
+    env = {"PYTHONPATH": "{tree}", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**env, **request.env}
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,7 @@ def checked(listed: Iterable[Any]) -> list[FileEntry]:
     for entry in listed:
         try:
             path, size, sha256 = entry
-            check_path(path)
+            _check_path(path)
         except (ManifestError, TypeError, ValueError) as error:
             raise _unsafe(f"{error}") from error
         if type(size) is not int or size < 0:
@@ -181,6 +192,14 @@ def checked(listed: Iterable[Any]) -> list[FileEntry]:
     if len(files) > _MOST_FILES or sum(file.size for file in files.values()) > _MOST_BYTES:
         raise _unsafe(f"{len(files)} files, more than {_MOST_BYTES >> 30} GiB or {_MOST_FILES}")
     return list(files.values())
+
+
+def _check_path(path: Any) -> None:
+    """An own application's artefacts are called as it likes; all else as macd likes."""
+    if isinstance(path, str) and path.startswith(f"{ARTEFACTS}/"):
+        check_own_path(path.removeprefix(f"{ARTEFACTS}/"))
+    else:
+        check_path(path)
 
 
 class _Meter:

@@ -189,6 +189,17 @@ def test_a_second_run_is_refused_while_one_goes_on(work: Path, tree: str) -> Non
     assert operations.job_status(str(work))["run"] == "20260101T000001Z-def"
 
 
+def test_without_a_name_the_run_in_progress_is_meant(work: Path, tree: str) -> None:
+    """Whoever started the other one had a clock that was ahead."""
+    start(work, tree, DONE, run="20270101T000000Z-def")
+    until(work, "DONE", run="20270101T000000Z-def")
+    start(work, tree, "time.sleep(600)")
+    assert operations.job_status(str(work))["run"] == RUN
+    operations.job_cancel(str(work), RUN)
+    until(work, "CANCELLED")
+    assert operations.job_status(str(work))["run"] == "20270101T000000Z-def"
+
+
 def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
     loop = (
         "exec('for i in range(40):\\n out.write(str(i) + chr(10)); out.flush(); time.sleep(.01)')"

@@ -83,7 +83,7 @@ def test_a_good_host_has_nothing_against_it() -> None:
         (
             "gpu",
             "error",
-            "no GPU",
+            "require_gpu: false",
             {"answer": probe({"cuda": []}), "facts": replace(FACTS, gpus=())},
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,12 +46,13 @@ def test_the_inventory_is_what_is_trained(inventory: Inventory) -> None:
 def test_the_policy_of_the_service_is_what_a_training_evaluates(inventory: Inventory) -> None:
     path = inventory.path
     policy = "{kind: threshold, thresholds: {5h: {long: 0.7, short: 0.3}}, fee_bps: 4}"
-    path.write_text(path.read_text().replace("service:\n", f"service:\n  policy: {policy}\n", 1))
+    text = path.read_text()
+    path.write_text(re.sub("policy: .*", f"policy: {policy}", text))
     known = load("lab", root=inventory.root)
     assert request(known).settings.policy == Policy(
         "threshold", {"5h": Thresholds(0.7, 0.3)}, fee_bps=4.0
     )
-    assert request(inventory).settings.policy.kind == "tilt"
+    assert request(inventory).settings.policy == Policy("threshold", {"all": Thresholds()})
 
 
 def test_what_is_asked_wins(inventory: Inventory) -> None:
@@ -69,7 +71,7 @@ def test_only_what_a_training_imports_travels(inventory: Inventory) -> None:
         "predict",
         "train",
     }
-    assert "macd/app/train/__main__.py" in files
+    assert {"macd/app/train/__main__.py", "macd/app/market/sessions.json"} <= files.keys()
     assert files["data/BTCUSD_1h.parquet"].size == 4
 
 
@@ -95,6 +97,7 @@ def test_the_directories_belong_to_the_job(inventory: Inventory) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
+        ({"market": "bonds"}, "none of crypto, fx, stocks"),
         ({"profile": "huge"}, "profile"),
         ({"folds": "many"}, "folds"),
         ({"nonsense": 1}, "nonsense"),
@@ -115,8 +118,13 @@ def test_settings_survive_the_way_to_the_host(inventory: Inventory) -> None:
     assert made.settings.symbol == "BTCUSD"
 
 
-def test_seeds_parameters_and_refit_reach_the_training(inventory: Inventory) -> None:
-    asked = {"seeds": 3, "params": {"lgbm": {"features": "all", "rate": 0.05}}, "refit": True}
+def test_seeds_market_parameters_and_refit_reach_the_training(inventory: Inventory) -> None:
+    asked = {
+        "seeds": 3,
+        "market": "fx",
+        "params": {"lgbm": {"features": "all", "rate": 0.05}},
+        "refit": True,
+    }
     train = inventory.train.model_copy(update=asked)
     book = inventory.model_copy(update={"train": train})
     settings = request(book).settings
@@ -157,3 +165,29 @@ def test_the_only_training_host_needs_no_name(inventory: Inventory) -> None:
     with pytest.raises(UsageError) as caught:
         train_host(several)
     assert "h800, h801" in caught.value.why
+
+
+def test_several_symbols_travel_with_what_each_needs(inventory: Inventory) -> None:
+    for name in ("ETHUSD", "LTCUSD"):
+        (inventory.train.data_dir / f"{name}_1h.parquet").write_bytes(name.encode())
+    made = request(inventory, symbols="ETHUSD,LTCUSD", cross=["ETHUSD", "BTCUSD"])
+    assert (made.settings.symbol, made.settings.symbols) == ("ETHUSD", ("ETHUSD", "LTCUSD"))
+    assert [one.cross for one in made.settings.each] == [("BTCUSD",), ("ETHUSD", "BTCUSD")]
+    data = [path for path in made.tree.files if path.startswith("data/")]
+    assert sorted(data) == [f"data/{name}_1h.parquet" for name in ("BTCUSD", "ETHUSD", "LTCUSD")]
+    assert made.about["symbols"] == ["ETHUSD", "LTCUSD"]
+    alone = request(inventory, symbols="ETHUSD")
+    assert (alone.settings.symbol, alone.settings.symbols) == ("ETHUSD", ())
+    assert "symbols" not in {*alone.raw, *alone.about, *alone.settings.as_json()}
+    with pytest.raises(UsageError, match="of symbols ETHUSD is the first"):
+        request(inventory, symbols="ETHUSD,LTCUSD", symbol="LTCUSD")
+
+
+def test_symbols_that_can_not_be_trained_together_are_told(inventory: Inventory) -> None:
+    with pytest.raises(UsageError) as told:
+        request(inventory, symbols="ETHUSD,ETH/USD")
+    assert "each symbol once" in told.value.why
+    with pytest.raises(UsageError) as told:
+        request(inventory, symbols="ETHUSD,LTCUSD", panel=["LTCUSD"], stages=["verify", "lgb"])
+    assert "panel: names no asset beside LTCUSD" in told.value.why
+    assert "stages: only" in told.value.why

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.train import Shown
+from macd.cli.train import Shown, _next
 from macd.cli.verb import safe
 from macd.errors import MacdError
 from macd.jobs import record, remedies
@@ -45,6 +45,31 @@ def test_a_new_stage_and_a_new_fit_begin_anew() -> None:
     now = Progress().after([*EVENTS, {"event": "stage_started", "stage": "tft"}])
     assert (now.stage, now.model, now.epoch, now.loss) == ("tft", "", 0, None)
     assert Progress().after(EVENTS[:4]).epochs == 9
+
+
+def test_of_several_symbols_each_stage_names_whose_it_is() -> None:
+    onnx = {"event": "stage_started", "stage": "onnx", "symbol": "LTCUSD"}
+    now = Progress().after([*EVENTS, onnx])
+    assert now.line() == "[onnx]  LTCUSD  25 %  ETA 1:15"
+    assert now.after([{**onnx, "symbol": "ETHUSD"}]).line() == "[onnx]  ETHUSD  25 %  ETA 1:15"
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ({"blocked_by": []}, "invoke release"),
+        ({"symbols": ["A", "AB"], "blocked_by": ["AB auc"]}, "invoke release --without AB"),
+        (
+            {"symbols": ["A", "AB"], "blocked_by": ["A auc", "AB auc"]},
+            "invoke release refuses it for A auc, AB auc; --accept REASON takes it",
+        ),
+        ({"blocked_by": ["auc"]}, "invoke release refuses it for auc; --accept REASON takes it"),
+    ],
+)
+def test_after_a_training_the_command_that_works_is_named(
+    result: dict[str, Any], told: str
+) -> None:
+    assert _next(result) == told
 
 
 @pytest.mark.parametrize("event", [{}, {"event": 3}, {"event": "epoch", "epoch": "x", "loss": []}])
@@ -141,6 +166,29 @@ def test_ids_and_states_from_a_host_are_no_paths(tmp_path: Path, run: str) -> No
         local.ended("20260101T000000Z-ab", "../x")
 
 
+def test_a_newer_run_that_brought_nothing_is_known(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ids = {name: f"2026010{n}T000000Z-{name}" for n, name in enumerate("abcdef", start=1)}
+    for name, run in ids.items():
+        fields = {"run": run, "host": "h", "own": "theirs" if name != "e" else "others"}
+        journal.append("train.started", fields, now=now)
+    for name, state, complete in (
+        ("a", "FAILED", True),
+        ("c", "FAILED", True),
+        ("d", "DONE", False),
+    ):
+        ending = {"run": ids[name], "state": state, "reason": "", "complete": complete}
+        journal.append("train.finished", ending, now=now)
+    found = record.newer(journal, ids["b"], "theirs")
+    assert [(one["run"], one["state"]) for one in found] == [
+        (ids["c"], "FAILED"),
+        (ids["d"], "DONE"),
+        (ids["f"], "RUNNING"),
+    ]
+    assert record.newer(journal, ids["b"], None) == []
+
+
 def test_an_end_is_recorded_once_and_the_host_is_known_from_then(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     status = {"run": "20260101T000000Z-ab", "state": "FAILED", "reason": "boom"}
@@ -150,3 +198,6 @@ def test_an_end_is_recorded_once_and_the_host_is_known_from_then(tmp_path: Path)
     assert [r.kind for r in journal.records()] == ["train.finished"]
     assert record.host_of(journal, "20260101T000000Z-ab") == "h800"
     assert record.host_of(journal, "20260101T000000Z-cd") == ""
+    made = {"run": "20260101T000000Z-ab", "release": "20260102T000000Z-12345678"}
+    journal.append("release.made", made, now=now)
+    assert record.host_of(journal, "20260101T000000Z-ab") == "h800"
