@@ -10,30 +10,35 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
+from macd import application
+from macd.application import Application
 from macd.deploy import desired, state
-from macd.deploy.drift import about_stacking, drift, is_about_units
+from macd.deploy.drift import (
+    about_stacking,
+    about_unknown_weight,
+    drift,
+    is_about_units,
+    to_what_was_proved,
+)
+from macd.deploy.ending import ending
 from macd.deploy.state import HostState
 from macd.errors import MacdError
-from macd.gate import report
-from macd.host.flag.flag_file import FLAG, SHADOW
+from macd.gate import doctor_own, report
+from macd.gate.finding import Finding, short
+from macd.host.alerts.conditions import Alarm, lasting
+from macd.host.alerts.webhook import SENT
+from macd.host.flag.flag_file import DROPIN, FLAG, SHADOW
+from macd.host.judge.gate import FAIL
 from macd.host.judge.parse import step_ms
+from macd.host.store.age import TOO_OLD
+from macd.host.systemd import namespaces, selinux
 from macd.inventory import Host, Inventory
 from macd.sizes import size
+from macd.ssh.facts import Clock
 from macd.ssh.session import open_session
-
-_LONGEST = 300
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One known failure: ok True (not here), False (here) or None (unknown), and why."""
-
-    name: str
-    ok: bool | None
-    evidence: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,14 @@ class Feed:
 class Case:
     """Everything that `diagnose` judges by.
 
+    checkup: {} where the host was not asked for one: what rests on it is then unknown.
     drift: as `invoke status` shows it. report: a gate document of now, None if there is none, and
     `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if unknown),
-    why and remedy. now: the host's time in epoch seconds.
+    why and remedy. ending: what ends soon and the host itself does not tell. now: the host's time
+    in epoch seconds. tf: how long the bars are. unconfined: which protection its units do without.
     """
 
+    application: Application
     state: HostState
     checkup: Mapping[str, Any]
     drift: Sequence[str]
@@ -64,6 +72,9 @@ class Case:
     report: Mapping[str, Any] | None = None
     no_report: str = ""
     trainings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    ending: Mapping[str, Alarm] = field(default_factory=dict)
+    tf: str = ""
+    unconfined: str = ""
 
     @property
     def restart(self) -> str:
@@ -71,11 +82,10 @@ class Case:
         named = f" --release {self.state.live}" if self.state.live else ""
         return f"invoke deploy --restart{named}"
 
-
-def short(text: str) -> str:
-    """Foreign text on one line, harmless and not too long."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    @property
+    def goes_back(self) -> bool:
+        """Whether `invoke rollback` has a release to go to."""
+        return bool(self.state.rollback.get("ready"))
 
 
 def examine(host: Host, inventory: Inventory) -> Case:
@@ -94,22 +104,40 @@ def examine(host: Host, inventory: Inventory) -> Case:
         observed = state.observed(question)
         checkup = asked.result()
         clock = session.clock
+    return case_of(host, inventory, observed, clock, checkup)
+
+
+def case_of(
+    host: Host,
+    inventory: Inventory,
+    observed: HostState,
+    clock: Clock,
+    checkup: Mapping[str, Any] = MappingProxyType({}),
+) -> Case:
+    """The case of a host that said `observed`; its logs are pulled and judged here."""
     judged, why = None, ""
-    if observed.live is not None:
+    app = application.of(inventory)
+    if observed.live is not None and app.lines_known:
         try:
             judged = report.of_host(inventory, host, report.rule_of(inventory), inventory.gate.days)
         except MacdError as error:
             why = f"its logs can't be analysed: {error.what}"
+    now = datetime.now(UTC).timestamp() + clock.offset
+    wanted = desired.render(host, inventory, observed)
     return Case(
+        application=app,
         state=observed,
         checkup=checkup,
-        drift=drift(observed, desired.render(host, inventory, observed)),
+        drift=drift(observed, wanted),
         clock_offset=clock.offset,
         clock_error=clock.error,
         feed=feed_of(inventory),
-        now=datetime.now(UTC).timestamp() + clock.offset,
+        now=now,
         report=judged.document if judged else None,
         no_report=why,
+        ending=ending(observed, now, inventory.alerts.expires_days),
+        tf=inventory.train.tf,
+        unconfined=wanted.unconfined,
     )
 
 
@@ -136,11 +164,45 @@ def diagnose(case: Case) -> list[Finding]:
         return [
             Finding("provisioned", False, "the host has no state directory", "invoke provision")
         ]
-    findings = [finding(case) for finding in _OF_THE_HOST]
-    findings += _outputs(case)
+    findings = [*_of_the_application(case)]
     findings += [finding(case) for finding in _AROUND_IT]
+    findings += _alerts(case)
+    findings += [Finding("ends", False, a.text, a.hint) for a in case.ending.values()]
     findings += _damaged(case)
+    findings += _open_env(case)
     return [*findings, *_trainings(case)]
+
+
+def _of_the_application(case: Case) -> Iterator[Finding]:
+    own = bool(case.application.name)
+    yield _serving(case)
+    if own:
+        log = str(case.checkup.get("log") or "")
+        yield from doctor_own.units(case.state.health, log, case.restart)
+    else:
+        yield _old_process(case)
+    yield _release(case)
+    yield _flag(case)
+    yield _dependency(case)
+    yield from _of_own_lines(case) if own else _of_lines(case)
+
+
+def _of_lines(case: Case) -> Iterator[Finding]:
+    """What the built-in application's lines and feed say."""
+    yield _coverage(case)
+    yield _samples(case)
+    yield from _outputs(case)
+    yield from _features(case)
+    yield from _symbols(case)
+    yield _feed(case)
+
+
+def _of_own_lines(case: Case) -> Iterator[Finding]:
+    """What those of a team's own say; what can't be known of it is said at the end."""
+    if case.state.live is not None:
+        signals = case.application.signals
+        yield from doctor_own.signals(signals, case.tf, case.report, case.no_report, case.now)
+    yield doctor_own.not_looked_for()
 
 
 def _serving(case: Case) -> Finding:
@@ -154,7 +216,8 @@ def _serving(case: Case) -> Finding:
         )
         last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
         evidence += f"; it said: {last[-1]}" if last else ""
-        return Finding("serving", False, short(evidence), f"invoke rollback, or {case.restart}")
+        remedy = f"invoke rollback, or {case.restart}" if case.goes_back else case.restart
+        return Finding("serving", False, short(evidence), remedy)
     if "unreachable" in health:
         evidence = f"pid {process.get('pid')} runs, its health endpoint: {health['unreachable']}"
         return Finding("serving", False, short(evidence), case.restart)
@@ -163,9 +226,10 @@ def _serving(case: Case) -> Finding:
         evidence = (
             f"it says {health.get('status')}: {health.get('last_error') or golden.get('detail')}"
         )
-        return Finding(
-            "serving", False, short(evidence), "invoke rollback brings the last good back"
-        )
+        remedy = "invoke logs; invoke release and invoke deploy bring another one"
+        if case.goes_back:
+            remedy = "invoke rollback brings the last good back"
+        return Finding("serving", False, short(evidence), remedy)
     return Finding("serving", True, f"pid {process.get('pid')} is ok with {state.live}")
 
 
@@ -210,9 +274,15 @@ def _release(case: Case) -> Finding:
 
 def _flag(case: Case) -> Finding:
     name, said = "flag", case.state.stacking
-    wrong = about_stacking(said)
+    if case.application.flag is None:
+        return Finding(name, None, "app.flag is left out of the inventory")
+    place = "its drop-in" if case.application.flag.where == DROPIN else ".env"
+    unknown = about_unknown_weight(said, case.state.health)
+    wrong = [*about_stacking(said), *unknown]
     if wrong:
-        remedy = "invoke disable-stacking, or invoke enable-stacking, sets and proves both"
+        remedy = "invoke disable-stacking"
+        if not unknown:
+            remedy += f", or {to_what_was_proved(said)}, sets and proves both"
         if said["beside"]:
             remedy = f"take it out there, on the host; then {remedy}"
         elif said["unread"]:
@@ -226,14 +296,20 @@ def _flag(case: Case) -> Finding:
         return Finding(name, None, "a flip or a deploy is under way; invoke status shows it")
     if said.get("running") is None:
         upcoming = said.get("next", SHADOW)
-        return Finding(name, None, f".env says {FLAG}={upcoming}; no process can be asked")
-    return Finding(name, True, f"{FLAG}={said['next']} in .env and in the process")
+        flag = said.get("name", FLAG)
+        return Finding(name, None, f"{place} says {flag}={upcoming}; no process can be asked")
+    is_weighed = case.state.exposure and case.application.has_weights
+    share = f", {case.state.exposure}" if is_weighed else ""
+    return Finding(
+        name, True, f"{said.get('name', FLAG)}={said['next']} in {place} and in the process{share}"
+    )
 
 
 def _dependency(case: Case) -> Finding:
     name, check = "dependencies", case.checkup.get("check")
     if not check:
-        return Finding(name, None, "no release is live")
+        why = "app.check is empty: nothing is asked" if case.checkup else "its check was not run"
+        return Finding(name, None, why if case.state.live else "no release is live")
     said = f"{check['said']}\n{case.checkup.get('log') or ''}"
     lacking = _MISSING.search(str(check["said"])) or (
         _MISSING.search(said) if case.state.process.get("active") != "active" else None
@@ -241,6 +317,9 @@ def _dependency(case: Case) -> Finding:
     if lacking:
         line = next(line for line in said.splitlines() if lacking.group(0) in line)
         remedy = "invoke release makes the lock again, invoke deploy builds its runtime"
+        if case.application.name:
+            file = case.application.requirements or "serve.requirements"
+            remedy = f"add it to {file}; {remedy}"
         if ".so" in lacking.group(0):
             remedy = "invoke provision names the package of this library (libgomp1 for LightGBM)"
         return Finding(name, False, short(line), remedy)
@@ -251,6 +330,30 @@ def _dependency(case: Case) -> Finding:
         evidence = f"its own check fails with {check['code']}: {check['said']}"
         return Finding(name, False, short(evidence), "invoke rollback; invoke health here")
     return Finding(name, True, "the live release's own check passes beside the service")
+
+
+def _symbols(case: Case) -> Iterator[Finding]:
+    """Of a service of several symbols, those whose models, bars or shares are not well."""
+    told = case.state.health.get("symbols")
+    if not isinstance(told, Mapping):
+        return
+    failed = {
+        str(row["symbol"]): str(row["reasons"][0] if row["reasons"] else row["verdict"])
+        for row in (case.report or {}).get("symbols", ())
+        if row["verdict"] == FAIL
+    }
+    for name, said in told.items():
+        if not isinstance(said, Mapping) or said.get("ok") is not True:
+            failed[str(name)] = "its models fail: it gets the base signal"
+        elif said.get("stopped"):
+            failed[str(name)] = "its bars have stopped"
+    if not failed:
+        yield Finding("symbols", True, f"all {len(told)} have models that agree, and bars")
+        return
+    named = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
+    evidence = f"{len(failed)} of {len({*told, *failed})}: {named}"
+    remedy = "invoke shadow-gate --symbol shows one; invoke logs --grep bars_stopped"
+    yield Finding("symbols", False, short(evidence), remedy)
 
 
 def _feed(case: Case) -> Finding:
@@ -291,13 +394,16 @@ def _epoch(text: object) -> float | None:
 
 
 def _disk(case: Case) -> Finding:
-    disk = case.checkup["disk"]
+    # The quick look of the dashboard has no checkup, and knows no total.
+    quick = {"free": case.state.free, "total": 0, "inodes": case.state.free_inodes}
+    disk = case.checkup.get("disk") or quick
     free, total, inodes = disk["free"], disk["total"], disk["inodes"]
-    evidence = f"{size(free)} of {size(total)} free"
+    evidence = f"{size(free)} of {size(total)} free" if total else f"{size(free)} free"
     full = free < _FREE_BYTES or free < _FREE_SHARE * total
     if 0 <= inodes < _FREE_INODES:
         full, evidence = True, f"{evidence}, {inodes} inodes free"
-    remedy = f"make room on the host: old logs in {case.state.app}/data/live, release.keep"
+    logs = " and ".join(case.application.writes)
+    remedy = f"make room on the host: old logs in {case.state.app}/{logs}, release.keep"
     return Finding("disk", not full, evidence, remedy if full else "")
 
 
@@ -308,6 +414,36 @@ def _clock(case: Case) -> Finding:
     return Finding("clock", not off, evidence, remedy if off else "")
 
 
+def _alerts(case: Case) -> Iterator[Finding]:
+    """What the host itself found, and whether it looks at all."""
+    seen, unwatched = case.state.alerts, case.state.unwatched
+    if unwatched:
+        ok = False if seen.get("installed") else None  # the inventory may want none
+        yield Finding("alerts", ok, unwatched, "invoke provision")
+    for one in seen.get("open", ()):
+        evidence = short(f"{one['name']}, since {one['since']}: {one['text']}")
+        yield Finding("alerts", False, evidence, short(one["hint"]))
+    if seen.get("unsent"):
+        evidence = short(f"a message could not be sent yet: {seen['sending'] or 'not tried yet'}")
+        yield Finding("alerts", False, evidence, "alerts.notify_url; invoke doctor --notify-test")
+    if not unwatched and not seen["open"] and not seen["unsent"]:
+        age = seen["age_s"]
+        looked = "the first look is to come" if age is None else f"looked {lasting(age)} ago"
+        yield Finding("alerts", True, f"none is open; {looked}")
+
+
+def notify_test(host: Host, inventory: Inventory, who: str) -> Finding:
+    """Have the host send a test message to its webhook."""
+    with open_session(host, inventory) as session:
+        outcome = session.call("notify_test", app=host.app_dir, who=who)["outcome"]
+    remedy = "alerts.notify_url and alerts.format of the inventory; invoke provision"
+    if not outcome:
+        return Finding("webhook", False, "no address is on the host", remedy)
+    sent = outcome == SENT
+    evidence = "a test message was sent; look whether it arrived" if sent else short(outcome)
+    return Finding("webhook", sent, evidence, "" if sent else remedy)
+
+
 def _units(case: Case) -> Finding:
     changed = [text for text in case.drift if is_about_units(text)]
     if changed:
@@ -315,7 +451,22 @@ def _units(case: Case) -> Finding:
         if case.state.dropins:
             remedy = f"remove it on the host, or have it in templates/; {remedy}"
         return Finding("units", False, short("; ".join(changed)), remedy)
-    return Finding("units", True, "units are as the inventory and templates say")
+    if case.state.no_namespaces and not case.unconfined:
+        remedy = f"{namespaces.REMEDY}, {case.restart}"
+        return Finding("units", False, short(case.state.no_namespaces), remedy)
+    if case.state.selinux:
+        return Finding("units", False, short(case.state.selinux), selinux.REMEDY)
+    more = f"; {case.unconfined}" if case.unconfined else ""
+    return Finding("units", True, f"units are as the inventory and templates say{more}")
+
+
+def _open_env(case: Case) -> Iterator[Finding]:
+    """That every account can read .env; nothing is said where only those can that need it."""
+    if mode := case.checkup.get("env_open"):
+        path = f"{case.state.app}/.env"
+        evidence = f"every account on the host can read {path} (mode {mode}; warns only)"
+        remedy = f"on the host: chmod o= {path}; first chgrp it to a service that opens it itself"
+        yield Finding("secrets", None, evidence, remedy)
 
 
 def _damaged(case: Case) -> Iterable[Finding]:
@@ -364,6 +515,10 @@ def _coverage(case: Case) -> Finding:
     if errors:
         evidence += "; " + "; ".join(errors)
     remedy = "the error names the model: invoke health checks it here; invoke rollback goes back"
+    age = case.state.health.get("age")
+    if isinstance(age, Mapping) and age.get("state") == TOO_OLD:
+        evidence += f"; {age.get('text')}"
+        remedy = "invoke train on newer bars, invoke release, invoke deploy"
     return Finding(name, False, short(evidence), remedy)
 
 
@@ -433,6 +588,15 @@ def _output(model: _Model, report: Mapping[str, Any]) -> Finding:
     return Finding(name, True, spread)
 
 
+def _features(case: Case) -> Iterable[Finding]:
+    """Whether the models see what they were trained on; earlier releases don't say what that is."""
+    drift = (case.report or {}).get("drift")
+    if drift is not None:
+        ok = {"drift": False, "none": True}.get(drift["outcome"])
+        remedy = "invoke logs --grep ml_feature; train on newer bars, then release and deploy"
+        yield Finding("features", ok, short(drift["text"]), remedy if ok is False else "")
+
+
 def _criterion(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     criterion: Mapping[str, Any] = next(row for row in report["criteria"] if row["name"] == name)
     return criterion
@@ -442,13 +606,4 @@ def _no_report(name: str, case: Case) -> Finding:
     return Finding(name, None, case.no_report or "no logs were analysed")
 
 
-_OF_THE_HOST: tuple[Callable[[Case], Finding], ...] = (
-    _serving,
-    _old_process,
-    _release,
-    _flag,
-    _dependency,
-    _coverage,
-    _samples,
-)
-_AROUND_IT: tuple[Callable[[Case], Finding], ...] = (_feed, _disk, _clock, _units)
+_AROUND_IT: tuple[Callable[[Case], Finding], ...] = (_disk, _clock, _units)

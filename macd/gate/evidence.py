@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from macd.deploy.state import HostState
 from macd.gate.logs import Pulled, sha256_of
 from macd.host.judge.analyse import Analysis
 from macd.host.judge.gate import too_old
+from macd.host.judge.own import OwnAnalysis
 from macd.host.judge.parse import step_ms
-from macd.host.judge.reading import Source
+from macd.host.judge.reading import Source, before
 from macd.ssh.session import Session
 
 _DAY = timedelta(days=1)
@@ -47,6 +49,27 @@ def choose(pulled: Pulled, start: datetime) -> list[Source]:
     return [Source(path, path.stat().st_size) for path in paths if path.exists()]
 
 
+def earlier(pulled: Pulled, chosen: Sequence[Source], release: str | None) -> list[Source]:
+    """The logs before those, for the skill of the release: it is judged since its first bar.
+
+    Left out are those that are not what was fetched before.
+    """
+    if release is None:
+        return []
+    paths = [pulled.directory / name for name in pulled.names if name not in pulled.replaced]
+    there = [Source(path, path.stat().st_size) for path in paths if path.exists()]
+    return before(there, chosen, release)
+
+
+def manifest_sha256(live: HostState) -> str:
+    """Of what is live: as it says itself; of an application of the team's own, as was committed."""
+    said = live.health.get("manifest_sha256")
+    if said or not live.details.get("own"):
+        return str(said or "")
+    found = [entry for entry in live.history if entry["release"] == live.live]
+    return str(found[-1].get("manifest_sha256", "")) if found else ""
+
+
 def ranges(sources: Sequence[Source]) -> list[LogRange]:
     """The bytes that are analysed, hashed here."""
     return [LogRange(s.name, 0, s.size, sha256_of(s.path, s.size)) for s in sources]
@@ -68,7 +91,7 @@ def same_on_host(session: Session, app: str, logs: Sequence[Mapping[str, Any]]) 
 
 
 def problems(
-    analysis: Analysis,
+    analysis: Analysis | OwnAnalysis,
     *,
     now: datetime,
     head_seq: int | None = None,
@@ -104,6 +127,7 @@ def problems(
         release = at["release"] or "no release"
         doubts.append(
             f"{at['file']} line {at['line']} of {release} stands between lines of the live"
+            f"{_until_it_left(analysis, now)}"
         )
     if analysis.future:
         doubts.append(f"{analysis.future} lines were written in the future: a clock is wrong")
@@ -115,7 +139,21 @@ def problems(
     return doubts + _holes(analysis)
 
 
-def _stale(analysis: Analysis, now: datetime) -> list[str]:
+def problems_of_part(part: Analysis, now: datetime) -> list[str]:
+    """The same of one symbol's lines: whether its own bars come, and none is missing."""
+    return [*_stale(part, now), *_holes(part)]
+
+
+def _until_it_left(analysis: Analysis | OwnAnalysis, now: datetime) -> str:
+    """From when on the window holds no line of another release, as after a rollback."""
+    start, last = analysis.window.start, analysis.whole.intruders[-1]["time"]
+    if start <= 0:
+        return ""
+    left = last + round(now.timestamp() * 1000) - start
+    return f"; no PASS before it has left the window, at {_bar(left)}Z or later"
+
+
+def _stale(analysis: Analysis | OwnAnalysis, now: datetime) -> list[str]:
     newest = analysis.newest_signal
     if newest is None:
         return ["no bar of this release lies in the window"]
@@ -128,7 +166,7 @@ def _stale(analysis: Analysis, now: datetime) -> list[str]:
     return [f"stale: the newest bar was logged {_hours(age)} ago"]
 
 
-def _holes(analysis: Analysis) -> list[str]:
+def _holes(analysis: Analysis | OwnAnalysis) -> list[str]:
     holes = [
         f"{at['symbol']} {at['tf']}: bars missing between {_bar(at['after'])} "
         f"and {_bar(at['before'])}"
@@ -139,7 +177,7 @@ def _holes(analysis: Analysis) -> list[str]:
     return holes
 
 
-def _gaps(analysis: Analysis) -> list[str]:
+def _gaps(analysis: Analysis | OwnAnalysis) -> list[str]:
     gaps = []
     for at in analysis.whole.breaks[:_MOST_NAMED]:
         where = f"{at['file']} line {at['line']}"

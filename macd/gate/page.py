@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from macd import heads
 from macd.heads import bars_ahead, in_order
+from macd.host.judge.gate import more_words, outcome_words
+from macd.host.untrusted import line
 from macd.report import charts, numbers
 from macd.report.charts import Curve, Interval
 from macd.report.page import Figure, Table, render, write_page
 
 PAGE = "report.html"
+_LONGEST_WHY = 200  # characters in a row of a table; the report has all of it
 _MOODS = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "warn"}
 _SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
 
@@ -41,7 +44,15 @@ def page(document: Mapping[str, Any]) -> str:
         agreement=agreement(findings),
         latency=latency(findings),
         realised=realised(findings),
+        skill=skill(document.get("skill") or {}),
+        skill_is_off=(document.get("skill") or {}).get("setting") == "off",
+        own=document.get("own"),
+        not_judged=document.get("not_judged", ""),
+        symbols=symbols(document.get("symbols") or []),
+        lacking=Table(("field", "lines"), list((findings.get("lacking") or {}).items())),
+        meaning=document.get("meaning", ""),
         models=_models(findings),
+        drift=drift_table(document.get("drift")),
         errors=_groups(findings["errors"]),
         severe=_groups(findings["severe"]),
         warnings=_groups(findings["warnings"]),
@@ -56,6 +67,49 @@ def page(document: Mapping[str, Any]) -> str:
         ),
         window=[_moment(document["window"][key]) for key in ("from_ms", "to_ms")],
     )
+
+
+def symbols(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """A row for each symbol of a service that has several, the worst first; None for one."""
+    if not rows:
+        return None
+    titles = [row["title"] for row in rows[0]["criteria"]]
+    head = ("symbol", "verdict", "why", "bars", *titles, "skill", "drift", "newest bar")
+    return Table(head, [_symbol(row) for row in rows])
+
+
+def _symbol(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    against = (row["skill"] or {}).get("against", {}).get("mean")
+    errors = [group["example"] for group in row["errors"][:1]]
+    skill = f"{outcome_words(against)} ({against['n']:,} bars)" if against else "–"
+    return (
+        row["symbol"],
+        row["verdict"],
+        line("; ".join([*row["reasons"], *errors]) or "–", _LONGEST_WHY),
+        row["bars"],
+        *(_share_of(criterion) for criterion in row["criteria"]),
+        skill,
+        row["drift"]["outcome"] if row["drift"] else "–",
+        "–" if row["newest_bar"] is None else _moment(row["newest_bar"]),
+    )
+
+
+def _share_of(criterion: Mapping[str, Any]) -> str:
+    counted = f"{criterion['successes']} of {criterion['trials']}"
+    rate = criterion["rate"]
+    return "nothing to judge" if rate is None else f"{100 * rate:.1f} % ({counted})"
+
+
+def drift_table(drift: Mapping[str, Any] | None) -> Table | None:
+    """The two shares of the newest block against their limits; None where none was judged."""
+    if drift is None:
+        return None
+    rows = [
+        ("values outside the training's range", drift["outside"], drift["outside_limit"], None),
+        ("bars of the worst feature", drift["worst"], drift["worst_limit"], drift["feature"]),
+    ]
+    shown = [(what, numbers.share(s), numbers.share(most), name) for what, s, most, name in rows]
+    return Table(("share", "of the block", "at most", "feature"), shown)
 
 
 def _moment(epoch_ms: int) -> str:
@@ -77,9 +131,16 @@ def _models(findings: Mapping[str, Any]) -> Table:
             *(findings["models"][name][key] for key in counts),
             *(_digits(findings["models"][name][key]) for key in measures),
         )
-        for name, shown in NAMES.items()
+        for name, shown in _shown(findings).items()
     ]
     return Table((*head, "min", "max", "mean", "spread"), rows)
+
+
+def _shown(findings: Mapping[str, Any]) -> dict[str, str]:
+    """The models of a report by their titles; of an application of the team's own some, or more."""
+    models = findings["models"]
+    known = {name: title for name, title in NAMES.items() if name in models}
+    return {**known, **{name: name for name in models if name not in NAMES}}
 
 
 def _digits(value: float | None) -> str | None:
@@ -91,6 +152,7 @@ NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stac
 _SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
 _SERIES |= {family: 5 + at for at, family in enumerate(heads.PANEL)}
 _FAMILIES = ("lgb", "lstm", "tft", *heads.PANEL, "stacking")
+_OTHERS = {"mean": "models' mean", "challenger": "challenger"}
 _NAMES = {**NAMES, **{family: heads.NAMES[family] for family in heads.PANEL}}
 
 
@@ -105,7 +167,7 @@ def shares(document: Mapping[str, Any]) -> list[Figure]:
         )
         rate = None if criterion["rate"] is None else 100 * criterion["rate"]
         rows = [
-            Interval(label, rate, 100 * low, 100 * high, series=at, strong=not n, muted=n == 1)
+            Interval(label, rate, 100 * low, 100 * high, series=at % 8, strong=not n, muted=n == 1)
             for n, (label, (low, high)) in enumerate(kinds)
         ]
         lowest = min(100 * criterion["threshold"], *(row.low or 0.0 for row in rows))
@@ -146,11 +208,15 @@ def coverage(document: Mapping[str, Any]) -> list[Figure]:
     activated = [
         (h, 100 * row[3] / row[2] if row[2] else None) for h, row in zip(hours, rows, strict=True)
     ]
-    title = "Coverage and activation over time"
+    is_mapped = any(row["name"] == "ml_coverage" for row in document["criteria"])
+    title = "Coverage and activation over time" if is_mapped else "Good bars over time"
     threshold = next(
-        100 * row["threshold"] for row in document["criteria"] if row["name"] == "ml_coverage"
+        (100 * row["threshold"] for row in document["criteria"] if row["name"] == "ml_coverage"),
+        None,
     )
     curves = [Curve("coverage", covered, 0), Curve("activation", activated, 3)]
+    if not is_mapped:
+        curves = [Curve("good by every share", covered, 0)]
     start = f"{datetime.fromtimestamp(began / 1000, UTC):%Y-%m-%d %H:%M} UTC"
     table = Table(
         ("hours", "bars", "covered", "activated"),
@@ -163,17 +229,17 @@ def coverage(document: Mapping[str, Any]) -> list[Figure]:
         y_label="% of bars",
         reference=threshold,
     )
-    note = f"dashed: {threshold:g} %, what coverage must exceed"
+    note = "" if threshold is None else f"dashed: {threshold:g} %, what coverage must exceed"
     return [Figure(title, svg, table, note)]
 
 
 def histograms(findings: Mapping[str, Any]) -> list[Figure]:
     """How each model's probabilities are spread."""
     made = []
-    for name, model in ((name, findings["models"][name]) for name in NAMES):
-        counts = model["histogram"]
+    for at, (name, shown) in enumerate(_shown(findings).items()):
+        counts = findings["models"][name]["histogram"]
         edges = [n / len(counts) for n in range(len(counts) + 1)]
-        title = f"{NAMES[name]}: probability of up"
+        title = f"{shown}: probability of up" if name in NAMES else f"{shown}: in [0, 1]"
         svg = charts.histogram(
             counts,
             edges,
@@ -181,7 +247,7 @@ def histograms(findings: Mapping[str, Any]) -> list[Figure]:
             x_label="probability",
             y_label="bars",
             reference=0.5,
-            series=_SERIES[name],
+            series=_SERIES.get(name, at % 8),
         )
         rows = [
             (f"{a:.2f} to {b:.2f}", count)
@@ -194,6 +260,8 @@ def histograms(findings: Mapping[str, Any]) -> list[Figure]:
 def agreement(findings: Mapping[str, Any]) -> list[Figure]:
     """How often two models are on the same side of a half."""
     pairs = findings["agreement"]
+    if not pairs:
+        return []
     title = "Models on the same side of a half"
     items = [(_pair(name), pair["same_side"]) for name, pair in pairs.items()]
     rows = [
@@ -267,6 +335,56 @@ def realised(findings: Mapping[str, Any]) -> list[Figure]:
         note = f"{most['n']:,} bars, worth {most['effective_n']:,.0f} that don't overlap"
         made.append(Figure(title, svg, table, note))
     return made
+
+
+def skill(found: Mapping[str, Any]) -> list[Figure]:
+    """What stacking's scores have over those of others, with bounds that hold at every look."""
+    made = []
+    for score, words in (("log_score", "Log score"), ("brier", "Brier score")):
+        rows = [
+            (_OTHERS[name], row, row[score])
+            for name, row in found.get("against", {}).items()
+            if row[score]["value"] is not None
+        ]
+        if not rows:
+            continue
+        title = f"{words} of stacking minus that of the other forecast"
+        marks = [
+            Interval(other, figure["value"], figure["low"], figure["high"], series=3)
+            for other, _, figure in rows
+        ]
+        table = Table(
+            ("minus", "difference", "low", "high", "bars", "outcome"),
+            [
+                (
+                    f"{other} {row.get('release', '')}".strip(),
+                    *(_signed(figure[key]) for key in ("value", "low", "high")),
+                    row["n"],
+                    _said(row),
+                )
+                for other, row, figure in rows
+            ],
+        )
+        ends = [abs(figure[end]) for _, _, figure in rows for end in ("low", "high")]
+        widest = max(1.2 * max(ends), 1e-4)
+        svg = charts.forest(
+            marks,
+            title=title,
+            reference=0.0,
+            domain=(-widest, widest),
+            label="more is better",
+            form=_signed,
+        )
+        made.append(Figure(title, svg, table, f"{rows[0][1]['n']:,} bars at {found['head']}"))
+    return made
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    return f"{outcome_words(row)}{more_words(row)}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else numbers.decimal(value, 4, signed=True)
 
 
 def _pair(name: str) -> str:

@@ -10,20 +10,26 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+from macd import application
 from macd.deploy import state
 from macd.errors import MacdError, RefusedError, UsageError
-from macd.gate import evidence, logs
+from macd.gate import audit, evidence, foreign_logs, logs, own
+from macd.heads import bars_ahead
 from macd.host.durable import replace_file, sha256_of
-from macd.host.judge import gate, reading
-from macd.host.judge.analyse import Analysis, Window
+from macd.host.judge import by_symbol, drift, gate, reading, skill
+from macd.host.judge.analyse import Analysis, Earlier, Window
+from macd.host.judge.by_symbol import BySymbol
+from macd.host.judge.drift import Drift
 from macd.host.judge.gate import Decision, Findings, Rule
+from macd.host.judge.own import OwnAnalysis
 from macd.host.judge.parse import Line, parse, step_ms
 from macd.host.record import canonical
 from macd.host.store.manifest import symbols_of
@@ -31,6 +37,7 @@ from macd.host.store.signature import GATE_NAMESPACE, SignatureError
 from macd.inventory import Host, Inventory, revoked
 from macd.release.signing import sign
 from macd.release.verify import Signers
+from macd.report import numbers
 from macd.ssh.session import open_session
 
 KIND = "gate-report"
@@ -54,6 +61,7 @@ class About:
 def rule_of(inventory: Inventory) -> Rule:
     """The inventory's own rule."""
     settings = inventory.gate
+    skilled = settings.skill if application.of(inventory).compares else skill.OFF
     return Rule(
         settings.ml_coverage,
         settings.stacking_activation,
@@ -61,18 +69,20 @@ def rule_of(inventory: Inventory) -> Rule:
         settings.lstm_normal,
         settings.min_bars,
         settings.rule,
+        skilled,
     )
 
 
 def build(
     about: About,
-    analysis: Analysis,
+    analysis: Analysis | OwnAnalysis,
     decision: Decision,
     rule: Rule,
     logs: list[evidence.LogRange],
     inventory: Inventory,
+    parts: Sequence[by_symbol.Judged] = (),
 ) -> dict[str, Any]:
-    """The document, all but its signature."""
+    """The document, all but its signature. parts: of each symbol, the worst first."""
     closed = []
     if not about.host:
         closed.append("local files were analysed; only a host's own logs are evidence")
@@ -101,11 +111,15 @@ def build(
         },
         "rule": asdict(rule),
         **gate.document(decision),
+        "meaning": gate.meaning(decision.skill, decision.verdict),
         "blockers": closed,
         "opens_nothing": closed,  # its name up to 0.1
+        "drift": None,
         "notes": [],
-        "bars": len(analysis.bars) + analysis.junk,
+        "replay": None,
+        "bars": analysis.bar_count,
         "logs": [entry.document() for entry in logs],
+        **({"symbols": [part.document() for part in parts]} if parts else {}),
         "findings": analysis.document(),
     }
 
@@ -241,25 +255,26 @@ class Judged:
     fetched: int = 0
 
 
-def logs_of(inventory: Inventory, host: Host) -> Path:
-    """Where the copy of a host's logs lies."""
-    return inventory.state_dir / "logs" / host.name
-
-
 def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged:
     """Judge what the live release of `host` did in the last `days`."""
+    if inventory.app is not None:
+        return _of_own(inventory, own.of_host(inventory, host, rule, days), rule, host, days)
     with open_session(host, inventory) as session:
         live = state.observed(state.ask(session, host, inventory))
-        copy = logs.pull(session, host.app_dir, logs_of(inventory, host))
+        copy = logs.pull(session, host.app_dir, logs.logs_of(inventory, host))
         now = datetime.fromtimestamp(session.clock.offset + datetime.now(UTC).timestamp(), UTC)
         start = now - timedelta(days=days)
         sources = evidence.choose(copy, start)
-        ranges = evidence.ranges(sources)
+        earlier = evidence.earlier(copy, sources, live.live)
+        ranges = evidence.ranges([*earlier, *sources])
         differing = evidence.same_on_host(
             session, host.app_dir, [entry.document() for entry in ranges]
         )
-    analysis = Analysis(Window(_ms(start), _ms(now), live.live or ""))
-    reading.analyse(sources, analysis)
+    window = Window(_ms(start), _ms(now), live.live or "", compared_from=0)
+    read = BySymbol(window, _served(live))
+    reading.analyse(earlier, Earlier(read))
+    reading.analyse(sources, read)
+    analysis = read.whole
     health = live.health
     answers = live.live is not None and health.get("release") == live.live
     seq = health.get("seq") if answers else None
@@ -275,7 +290,8 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         ),
         *differing,
     ]
-    decision = _decide(analysis, rule, problems)
+    decision, parts = _decide(read, rule, problems, now)
+    parts = by_symbol.with_drift(parts, live.details)
     about = About(
         host=host.name,
         env=host.env,
@@ -285,42 +301,114 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
         days=days,
         flags={str(k): str(v) for k, v in dict(health.get("flags") or {}).items()},
     )
-    document = build(about, analysis, decision, rule, ranges, inventory)
+    replayed = audit.for_gate(audit.newest(inventory, host.name, live.live))
+    document = build(about, analysis, decision, rule, ranges, inventory, parts)
+    drifted = by_symbol.worst_drift(parts) if parts else _drift(copy, live)
+    document["drift"] = drifted and drifted.document()
     document["notes"] = [
-        *_too_short(analysis, decision, days),
+        *_drift_note(drifted),
+        *_too_short(*_neediest(read, decision, parts), days),
         *_lacking_ml_error(analysis),
+        *_worth(document, inventory.train.min_n_eff),
         *_notes(copy),
+        *audit.notes(replayed, live.live, live.details),
     ]
+    document["replay"] = replayed
     return Judged(document, decision, now, copy.fetched)
 
 
 def of_files(
-    inventory: Inventory, directory: Path, rule: Rule, days: float | None, now: datetime
+    inventory: Inventory, place: Path, rule: Rule, days: float | None, now: datetime
 ) -> Judged:
-    """Judge a folder of logs, all of it or its last `days`; it can't enable stacking.
+    """Judge a folder of logs or one file, all of it or its last `days`; it can't enable stacking.
 
     The release is the one of the newest line that names one and lies not in the future; how old
     the logs are does not count. Lines without a release count too, and the report says so.
     Raises UsageError when there are no logs.
     """
-    sources = reading.ordered(directory) if directory.is_dir() else []
-    if not sources:
-        raise UsageError(
-            f"there are no signal logs in {directory}",
-            hint="they are called trades_YYYYMMDD.jsonl or trade_....jsonl",
-        )
+    with tempfile.TemporaryDirectory() as copies:
+        read = foreign_logs.plain(place, Path(copies))
+        if not read.sources:
+            raise UsageError(
+                f"there are no signal logs in {place}",
+                why="\n".join(read.notes),
+                hint="they are called trades_YYYYMMDD.jsonl or trade_....jsonl; else .jsonl, "
+                ".json, .log or .txt, also compressed",
+            )
+        if inventory.app is None:
+            return _of_sources(inventory, read, rule, days, now)
+        found = own.of_files(inventory, read.sources, rule, days, now)
+        found = replace(found, notes=[*read.notes, *found.notes])
+        return _of_own(inventory, found, rule, None, days or 0.0)
+
+
+def _of_sources(
+    inventory: Inventory, read: foreign_logs.Logs, rule: Rule, days: float | None, now: datetime
+) -> Judged:
+    sources = read.sources
     last, release = _newest(sources, now)
     end = datetime.fromtimestamp(last / 1000, UTC) if last else now
     start = end - timedelta(days=days) if days is not None else datetime(1970, 1, 1, tzinfo=UTC)
-    analysis = Analysis(Window(_ms(start), _ms(end), release, strict=False))
-    reading.analyse(sources, analysis)
-    decision = _decide(analysis, rule, evidence.problems(analysis, now=end))
+    window = Window(_ms(start), _ms(end), release, strict=False, compared_from=0)
+    read_by = BySymbol(window, by_symbol.symbols_at_end(sources))
+    reading.analyse(sources, read_by)
+    analysis = read_by.whole
+    decision, parts = _decide(read_by, rule, evidence.problems(analysis, now=end), end)
     about = About("", "", release, "", now, days or 0.0, {})
-    document = build(about, analysis, decision, rule, evidence.ranges(sources), inventory)
-    document["notes"] = _lacking_ml_error(analysis)
+    ranges = evidence.ranges(sources)
+    document = build(about, analysis, decision, rule, ranges, inventory, parts)
+    worth = _worth(document, inventory.train.min_n_eff)
+    document["notes"] = [*read.notes, *_lacking_ml_error(analysis), *worth]
     if analysis.unnamed:
         document["notes"].append(f"{analysis.unnamed} lines without seq or release count as well")
     return Judged(document, decision, now)
+
+
+def _of_own(
+    inventory: Inventory, found: own.Evidence, rule: Rule, host: Host | None, days: float
+) -> Judged:
+    """The report about an application of the team's own."""
+    app, live = application.of(inventory), found.live
+    decision = gate.decide(found.findings, rule)
+    about = About(
+        host=host.name if host else "",
+        env=host.env if host else "",
+        release=live.live if live else None,
+        manifest_sha256=evidence.manifest_sha256(live) if live else "",
+        made=found.now,
+        days=days,
+        flags=own.flags(inventory, live) if live else {},
+    )
+    document = build(about, found.analysis, decision, rule, found.ranges, inventory)
+    document["meaning"] = own.meaning(app.flag, decision, found.signals)
+    document |= own.about(inventory, found)
+    document["notes"] = [*found.notes, *_warned(decision)]
+    if host:
+        document["notes"] += _too_short(found.analysis, decision, days)
+    return Judged(document, decision, found.now, found.fetched)
+
+
+def _warned(decision: Decision) -> list[str]:
+    """The shares of level warn that are missed: they change no verdict."""
+    return [
+        f"{row.title} misses {100 * row.threshold:g} % ({row.successes} of {row.trials}): "
+        "it warns, and does not block"
+        for row in decision.criteria
+        if row.level == "warn" and row.outcome == gate.FAIL
+    ]
+
+
+def _drift(copy: logs.Pulled, live: state.HostState) -> Drift | None:
+    """The newest block of the release's bars, however long ago it began; it only warns."""
+    paths = [copy.directory / name for name in copy.names]
+    sources = [reading.Source(path, path.stat().st_size) for path in paths if path.exists()]
+    return drift.of_logs(sources, live.live, live.details) if live.live else None
+
+
+def _drift_note(drifted: Drift | None) -> list[str]:
+    if drifted is None or drifted.outcome != drift.DRIFT:
+        return []
+    return [f"drift: {drifted.text}; that is a warning, and no reason for a FAIL"]
 
 
 def together(verdicts: Iterable[str]) -> str:
@@ -342,41 +430,94 @@ def _notes(copy: logs.Pulled) -> list[str]:
     return notes
 
 
-def _too_short(analysis: Analysis, decision: Decision, days: float) -> list[str]:
-    """Where so many days never hold the bars that it takes: waiting alone would help nobody."""
-    newest, more = analysis.newest_signal, decision.more_bars
-    step = step_ms(newest.tf) if newest else 0
-    if not step or newest is None or decision.verdict != gate.INCONCLUSIVE:
+def _worth(document: Mapping[str, Any], wanted: float) -> list[str]:
+    """How many more bars it takes until the realised outcomes are worth `wanted` of their own.
+
+    Labels h bars ahead overlap, so h of them are worth one. The head is the one that decides.
+    """
+    head = (document.get("skill") or {}).get("head")
+    realised = document["findings"]["realised"]
+    rows = [row for row in realised if (row["model"], row["head"]) == ("stacking", head)]
+    if not wanted or not rows or rows[0]["effective_n"] >= wanted:
         return []
-    needed, holds = len(analysis.bars) + analysis.junk + more, int(days * _DAY_MS / step)
+    n, worth, apart = rows[0]["n"], rows[0]["effective_n"], bars_ahead(str(head))
+    more = math.ceil(wanted * apart) - n
+    return [
+        f"outcomes at {head}: {n:,} bars, worth {worth:.0f} that don't overlap; train.min_n_eff "
+        f"asks for {wanted:g}: {more:,} more bars"
+    ]
+
+
+def _too_short(analysis: Analysis | OwnAnalysis, decision: Decision, days: float) -> list[str]:
+    """Where so many days never hold the bars that it takes: waiting alone would help nobody.
+
+    How many they hold is by the bars' own length, or by the pace at which they came so far where
+    that is faster: a replay's bars don't wait for the clock.
+    """
+    first, newest, more = analysis.first_signal, analysis.newest_signal, decision.more_bars
+    step = step_ms(newest.tf) if newest else 0
+    if not step or not first or not newest or not more or decision.verdict != gate.INCONCLUSIVE:
+        return []
+    have, lasted = analysis.bar_count, newest.time - first.time
+    apart = min(step, lasted / (have - 1)) if have > 1 and lasted > 0 else step
+    needed, holds = have + more, int(days * _DAY_MS / apart)
     if needed <= holds:
         return []
-    enough = math.ceil(needed * step / _DAY_MS) + 1
+    enough = math.ceil(needed * apart / _DAY_MS) + 1
     return [
-        f"{days:g} days hold {holds} bars of {newest.tf}, it takes {needed}: "
+        f"{numbers.counted(days, 'day')} hold{'s' if days == 1 else ''} {holds} bars of "
+        f"{newest.tf}, it takes {needed}: "
         f"invoke shadow-gate --days {enough}"
     ]
 
 
-def _decide(analysis: Analysis, rule: Rule, problems: list[str]) -> Decision:
-    severe = tuple(entry["example"] for entry in analysis.severe.document()[:5])
-    return gate.decide(Findings(analysis.tally(), severe, tuple(problems), analysis.causes()), rule)
+def _decide(
+    read: BySymbol, rule: Rule, problems: list[str], now: datetime
+) -> tuple[Decision, list[by_symbol.Judged]]:
+    """The verdict, and each symbol's where there are several. problems: of the whole log."""
+
+    def decide(part: Analysis, alpha: float) -> Decision:
+        severe = tuple(entry["example"] for entry in part.severe.document()[:5])
+        compared = skill.judged(part.compared, rule.skill, alpha)
+        doubts = evidence.problems_of_part(part, now) if part.window.is_part else problems
+        found = Findings(part.tally(), severe, tuple(doubts), part.causes(), compared)
+        return gate.decide(found, rule, alpha)
+
+    return by_symbol.judge(read, decide, gate.ALPHA)
+
+
+def _neediest(
+    read: BySymbol, decision: Decision, parts: Sequence[by_symbol.Judged]
+) -> tuple[Analysis, Decision]:
+    """What needs the most bars: of several symbols one, whose bars come one at a time."""
+    if not parts:
+        return read.whole, decision
+    most = max(parts, key=lambda part: part.decision.more_bars)
+    return most.analysis, most.decision
 
 
 def _lacking_ml_error(analysis: Analysis) -> list[str]:
     if not analysis.lacks_ml_error:
         return []
     return [
-        f"{analysis.lacks_ml_error} bars have no field ml_error, and no line has it: with a number "
-        "of every model they count as bars without an error"
+        f"{analysis.lacks_ml_error} lines have no field ml_error and a number of every model: they "
+        "count as lines without an error"
     ]
+
+
+def _served(live: state.HostState) -> tuple[str, ...]:
+    """The symbols that service.json names there; with one that is no JSON no service starts."""
+    try:
+        return by_symbol.served(live.service_settings)
+    except ValueError:
+        return ()
 
 
 def _not_serving(live: state.HostState, answers: bool) -> list[str]:
     if live.live is None:
         return ["no release is live on the host"]
     if not answers:
-        answer = live.health.get("unreachable") or f"it says {live.health.get('release')}"
+        answer = live.unhealthy or f"it says {live.health.get('release')}"
         return [f"what runs does not answer as release {live.live}: {answer}"]
     return []
 

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
+from macd import application
 from macd.deploy.state import HostState
 from macd.gate import report
-from macd.gate.doctor import Case, Feed, Finding, diagnose
+from macd.gate.doctor import Case, Feed, diagnose
+from macd.gate.finding import Finding
+from macd.host.judge import drift
+from macd.host.judge.drift import BLOCK, Bar
 from macd.inventory import load
+from macd.inventory.models import ServiceSettings
 from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -21,7 +26,8 @@ LIVE = signal_lines.RELEASE
 NAMES = [
     "serving", "processes", "release", "flag", "dependencies",
     "ML coverage", "stacking samples", "TFT output", "LSTM output",
-    "LightGBM output", "feed", "disk", "clock", "units", "training on h800",
+    "LightGBM output", "feed", "disk", "clock", "units", "alerts",
+    "training on h800",
 ]  # fmt: skip
 
 
@@ -37,6 +43,16 @@ STACKING = {
     "in_file": ["0"], "unread": "", "passed_over": [], "beside": [], "next": "0", "running": "0",
     "guard": "none", "changing": False,
 }  # fmt: skip
+
+
+ALERTS = {
+    "installed": True, "runs": True, "late": False, "checked": "2026-03-02T11:58:00+00:00",
+    "age_s": 120.0, "open": [], "unsent": 0, "sending": "", "beating": "",
+}  # fmt: skip
+OPEN = {"name": "silent", "since": "2026-03-02T09:00:00+00:00", "text": "no bar for 3 hours"}
+
+
+JUDGED = {"symbol": "C", "verdict": "FAIL", "reasons": ["TFT normal 0.0 %"]}
 
 
 @pytest.fixture
@@ -57,6 +73,7 @@ def well(tmp_path: Path) -> Case:
         process={"active": "active", "pid": 42},
         health=health,
         stacking=STACKING,
+        alerts=ALERTS,
         readiness={"ready": True, "why": ""},
     )
     checkup = {
@@ -67,6 +84,7 @@ def well(tmp_path: Path) -> Case:
         "unjudged": "",
     }
     return Case(
+        application=application.built_in(ServiceSettings()),
         state=state,
         checkup=checkup,
         drift=[],
@@ -111,8 +129,14 @@ def test_a_host_that_is_well(well: Case) -> None:
         (
             "serving",
             "unit is failed",
-            "invoke rollback",
+            f"invoke deploy --restart --release {LIVE}",
             {"process": {"active": "failed", "pid": 0}},
+        ),
+        (
+            "serving",
+            "unit is failed",
+            f"invoke rollback, or invoke deploy --restart --release {LIVE}",
+            {"process": {"active": "failed", "pid": 0}, "rollback": {"ready": True}},
         ),
         ("processes", "run 7 8", "kill 7 8; invoke deploy --restart", {"others": [7, 8]}),
         (
@@ -185,6 +209,24 @@ def test_a_host_that_is_well(well: Case) -> None:
             {"check": {"code": None, "said": "no such file"}},
         ),
         (
+            "alerts",
+            "silent, since 2026-03-02T09:00:00+00:00: no bar for 3 hours",
+            "invoke logs",
+            {"alerts": {**ALERTS, "open": [{**OPEN, "hint": "invoke logs"}]}},
+        ),
+        (
+            "alerts",
+            "nobody looks for alarms here: the last look was 3 hours ago",
+            "invoke provision",
+            {"alerts": {**ALERTS, "runs": False, "age_s": 3 * 3600.0}},
+        ),
+        (
+            "alerts",
+            "a message could not be sent yet: the address answered 404",
+            "--notify-test",
+            {"alerts": {**ALERTS, "unsent": 2, "sending": "the address answered 404"}},
+        ),
+        (
             "disk",
             "21.0 MB of 1099.5 GB free",
             "release.keep",
@@ -240,6 +282,18 @@ def test_each_failure_is_named(
     assert remedy in found.remedy
 
 
+def test_a_weight_by_hand_goes_back_to_the_proved_one(well: Case) -> None:
+    weight = {"in_file": ["75"], "beside": [], "next": 75, "running": 75, "covered": 10}
+    said = {**STACKING, "in_file": ["1"], "next": "1", "running": "1", "guard": "watches"}
+    health = {**well.state.health, "stacking_weight": 75}
+    (found,) = wrong(about(well, stacking={**said, "weight": weight}, health=health))
+    assert found.name == "flag"
+    assert found.evidence == "stacking decides with 75 %, its evidence is for 10 %"
+    assert found.remedy == (
+        "invoke disable-stacking, or invoke enable-stacking --weight 10, sets and proves both"
+    )
+
+
 def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.state.health, "pid": 41}
     (found,) = wrong(about(well, health=health))
@@ -252,7 +306,9 @@ def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.state.health, "status": "failed", "last_error": "disk\x1b[31m full"}
     (found,) = wrong(about(well, health=health))
     assert found.name == "serving"
-    assert "invoke rollback" in found.remedy
+    assert "invoke rollback" not in found.remedy  # there is nothing to go back to
+    (back,) = wrong(about(well, health=health, rollback={"ready": True}))
+    assert "invoke rollback" in back.remedy
     assert "\x1b" not in found.evidence
 
 
@@ -323,6 +379,30 @@ def test_the_guides_problems_are_read_from_the_lines(
     assert remedy in found.remedy
 
 
+def test_models_that_are_too_old_are_why_there_is_no_coverage(well: Case, tmp_path: Path) -> None:
+    why = "too old: the models' bars end 2025-01-01"
+    nothing = {"ml_bull_prob": None, "ml_stacking_mode": "off", "ml_stacking_skipped_reason": why}
+    health = {**well.state.health, "age": {"state": "too old", "text": why}}
+    case = dataclasses.replace(about(well, health=health), report=judged(tmp_path, **nothing))
+    (found,) = [one for one in diagnose(case) if one.ok is False]
+    assert found.name == "ML coverage"
+    assert why in found.evidence
+    assert found.remedy.startswith("invoke train on newer bars")
+
+
+@pytest.mark.parametrize(("outside", "ok"), [(40.0, False), (0.5, True), (None, None)])
+def test_features_that_drift_are_a_problem(
+    well: Case, tmp_path: Path, outside: float | None, ok: bool | None
+) -> None:
+    bars = [] if outside is None else [Bar(outside)] * BLOCK
+    seen = drift.judge(drift.Expected(80, 0.05, 0.2), bars)
+    case = dataclasses.replace(well, report={**judged(tmp_path), "drift": seen.document()})
+    (found,) = [one for one in diagnose(case) if one.name == "features"]
+    assert found.ok is ok
+    assert bool(found.remedy) == (ok is False)
+    assert seen.text == found.evidence
+
+
 def test_a_tree_may_say_the_same_of_a_few_bars_and_a_net_may_not(
     well: Case, tmp_path: Path
 ) -> None:
@@ -343,6 +423,7 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
                 others=None,
                 stacking={**STACKING, "running": None},
                 health={**well.state.health, "feed": None},
+                alerts={**ALERTS, "installed": False, "age_s": None},
                 trainings={"h800": {"state": "", "why": "can't be reached", "remedy": ""}},
             )
         )
@@ -350,7 +431,8 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
     unknown = {name for name, ok in found.items() if ok is None}
     assert unknown == {
         "processes", "flag", "ML coverage", "stacking samples",
-        "TFT output", "LSTM output", "LightGBM output", "feed", "training on h800",
+        "TFT output", "LSTM output", "LightGBM output", "feed", "alerts",
+        "training on h800",
     }  # fmt: skip
     assert not [name for name, ok in found.items() if ok is False]
 
@@ -368,3 +450,27 @@ def test_a_damaged_release_on_the_host_is_named(well: Case, release: str, remedy
 def test_a_host_that_was_never_provisioned(well: Case) -> None:
     (found,) = diagnose(about(well, exists=False))
     assert (found.ok, found.remedy) == (False, "invoke provision")
+
+
+def test_of_several_symbols_those_that_are_not_well_are_named(well: Case) -> None:
+    def found(**symbols: Any) -> Finding:
+        state = dataclasses.replace(well.state, health={**well.state.health, "symbols": symbols})
+        report = {**(well.report or {}), "symbols": [JUDGED]}
+        findings = diagnose(dataclasses.replace(well, state=state, report=report))
+        return next(one for one in findings if one.name == "symbols")
+
+    good = {"ok": True, "last_bar": "2026-03-02T10:00:00Z"}
+    assert found(A=good, B=good, C=good).evidence == "1 of 3: C: TFT normal 0.0 %"
+    said = found(A={"ok": False}, B={**good, "stopped": True})
+    assert said.ok is False
+    assert "A: its models fail: it gets the base signal; B: its bars have stopped" in said.evidence
+
+
+def test_what_a_container_or_selinux_forbids_has_its_remedy(well: Case) -> None:
+    def units(**more: Any) -> Finding:
+        return next(one for one in diagnose(about(well, **more)) if one.name == "units")
+
+    forbidden = units(no_namespaces="systemd can start no such process here")
+    assert forbidden.ok is False and "service.hardening: container" in forbidden.remedy
+    assert "restorecon" in units(selinux="SELinux lets systemd start no program").remedy
+    assert units(no_namespaces="", unconfined="service.hardening: container: x").ok is True

@@ -102,5 +102,5 @@ def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
     assert told[:3] == [
         "its verdict is INCONCLUSIVE",
         "it says itself that it can't enable stacking: days laxer than in inventory lab",
-        "it is about release none, live is nothing",
+        "it is about no release, none is live",
     ]

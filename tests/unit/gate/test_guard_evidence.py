@@ -104,18 +104,46 @@ def test_a_bad_moment_of_late_is_no_break(tmp_path: Path) -> None:
 def test_a_service_at_the_threshold_is_seldom_taken_back() -> None:
     """All starts at all looks together are wrong with 5 % at most, as one bound alone is."""
     rng, rule = random.Random(5), replace(RULE, rule="sequential")
+    share = rule.share("ml_coverage")
     alpha = gate.ALPHA / judging.MOST
     wrong = 0
-    known: dict[tuple[int, int], str] = {}
+    known: dict[tuple[int, int, int], str] = {}
+
+    def plan(of: tuple[int, int, int]) -> gate.Plan:
+        return gate.Plan(24 - of[2], of[1] == 24 - of[2], alpha)
+
     for _ in range(1000):
         bars = [rng.random() < 0.8001 for _ in range(24)]
-        told = [bars[start:look] for start in range(0, 24, 4) for look in range(start + 2, 25, 2)]
-        for part in told:
-            of = (sum(part), len(part))
+        told = [
+            (start, bars[start:look])
+            for start in range(0, 24, 4)
+            for look in range(start + 2, 25, 2)
+        ]
+        for start, part in told:
+            of = (sum(part), len(part), start)
             if of not in known:
-                known[of] = gate.judge("ml_coverage", *of, rule, alpha).outcome
-        wrong += any(known[sum(part), len(part)] == gate.FAIL for part in told)
+                known[of] = gate.judge(share, *of[:2], rule, alpha, plan(of)).outcome
+        wrong += any(known[sum(part), len(part), start] == gate.FAIL for start, part in told)
     assert 0 < wrong <= 50
+
+
+def test_the_last_look_passes_by_the_exact_bound_and_not_before(tmp_path: Path) -> None:
+    """24 good bars prove 80 %; for 90 % it takes 29, however often one looks."""
+    rule = replace(RULE, rule="sequential", stacking_activation=0.8, lstm_normal=0.8)
+    made = list(signal_lines.lines(25, end=NOW, every=HOUR))
+    signal_lines.write(tmp_path, made)
+    watch = {
+        "release": str(made[0]["release"]),
+        "since": (NOW - 24 * HOUR).timestamp() - 1,
+        "until": NOW.timestamp(),
+        "every_s": 7200.0,
+        "rule": rule.__dict__,
+    }
+    assert judging.evaluate(tmp_path, watch, NOW)[0].verdict == gate.PASS
+    stricter = {**watch, "rule": {**rule.__dict__, "lstm_normal": 0.9}}
+    assert judging.evaluate(tmp_path, stricter, NOW)[0].verdict == gate.INCONCLUSIVE
+    longer = {**watch, "until": (NOW + 12 * HOUR).timestamp()}
+    assert judging.evaluate(tmp_path, longer, NOW)[0].verdict == gate.INCONCLUSIVE
 
 
 def test_old_reports_of_the_guard_go_those_of_the_watch_at_hand_stay(tmp_path: Path) -> None:

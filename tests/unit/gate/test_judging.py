@@ -74,6 +74,24 @@ def test_it_says_what_the_lines_say(tmp_path: Path) -> None:
     assert document == json.loads(json.dumps(wanted))
 
 
+def test_drift_is_in_the_report_of_a_release_that_says_what_to_expect(tmp_path: Path) -> None:
+    lines = signal_lines.lines(
+        25, end=NOW, every=timedelta(hours=1), ml_features_outside=60, ml_feature_worst="rsi_14"
+    )
+    signal_lines.write(tmp_path, lines)
+    blocks = {
+        "count": 50,
+        "features": 80,
+        **{name: {"mean": 0.01, "spread": 0.01} for name in ("outside", "worst")},
+    }
+    details = {"symbol": "BTCUSD", "drift": {"block": 168, "assets": {"BTCUSD": blocks}}}
+    decision, document = judging.evaluate(tmp_path, {**ORDER, "details": details}, NOW)
+    assert decision.verdict == judging.evaluate(tmp_path, ORDER, NOW)[0].verdict
+    assert (document["drift"]["outcome"], document["drift"]["feature"]) == ("drift", "rsi_14")
+    assert document["drift"]["bars"] == 25
+    assert judging.evaluate(tmp_path, ORDER, NOW)[1]["drift"] is None
+
+
 def test_a_bound_on_memory_ends_it_and_nobody_else(tmp_path: Path) -> None:
     write(tmp_path)
     name = tmp_path / f"trades_{NOW:%Y%m%d}.jsonl"

@@ -46,6 +46,29 @@ def test_a_signal_line() -> None:
     assert line.heads[3:6] == tuple(parts["ml_heads"]["lstm"].values())
 
 
+@pytest.mark.parametrize(
+    ("position", "held"),
+    [
+        ({"side": "long", "size": 1.0, "bars_left": 5}, 1.0),
+        ({"side": "short", "size": 0.25, "bars_left": 5}, -0.25),
+        ({"side": "flat", "size": 0.0, "bars_left": 0}, 0.0),
+        ({"side": "long", "size": 1}, 1.0),
+        ({"side": "up", "size": 1.0}, None),
+        ({"side": ["long"], "size": 1.0}, None),
+        ({"side": "long", "size": 1.5}, None),
+        ({"side": "long", "size": float("nan")}, None),
+        ({"side": "long", "size": "1"}, None),
+        ({"side": "long"}, None),
+        ("long", None),
+        (None, None),
+    ],
+)
+def test_the_position_and_what_is_none(position: Any, held: float | None) -> None:
+    document = good()
+    document["data"]["position"] = position
+    assert read(document).held == held
+
+
 @pytest.mark.parametrize("where", ["top", "data"])
 def test_earlier_layouts(where: str) -> None:
     parts = good()["data"]["components"]
@@ -89,10 +112,10 @@ def test_numbers_as_times_and_small_levels_are_only_earlier_versions() -> None:
     line = good()
     for field in ("seq", "release"):
         earlier = {name: value for name, value in line.items() if name != field}
-        for stamp in (1772452800, 1772452800.0, 1772452800000):
+        for stamp in (1772452800, 1772452800.0, 1772452800000, 1772452800 * 10**9):
             made = read({**earlier, "level": "signal", "timestamp": stamp, "bar_time": stamp})
             assert (made.kind, made.time, made.bar) == (SIGNAL, 1772452800000, 1772452800000)
-        for stamp in (True, math.nan, math.inf, -5, 1e18):
+        for stamp in (True, math.nan, math.inf, -5, 1e23):
             assert "timestamp" in refused({**earlier, "timestamp": stamp})
     # what may be evidence is held to what the service writes
     assert refused({**line, "level": "signal"}) == "no level that is known"
@@ -141,7 +164,7 @@ def test_what_is_refused_says_why() -> None:
         ("timestamp", "1815-12-10T00:00:00Z", "timestamp is out of range"),
         ("timestamp", None, "no timestamp"),
         ("data", [], "data is not an object"),
-        ("release", 5, "release is not text"),
+        ("release", True, "release is not text"),
         ("symbol", 5, "symbol is not text"),
     ):
         assert refused({**good(), field: value}) == why
@@ -174,6 +197,37 @@ def test_a_release_in_another_style_is_read_and_marked(name: str) -> None:
     assert (line.release, line.foreign) == (name, True)
     assert read({**good(), "release": name, "level": "signal"}).kind == SIGNAL
     assert not read(good()).foreign
+
+
+@pytest.mark.parametrize(("number", "name"), [(142, "142"), (1.4, "1.4")])
+def test_a_release_that_is_a_number_is_one_in_another_style(number: float, name: str) -> None:
+    line = read({**good(), "release": number})
+    assert (line.release, line.foreign) == (name, True)
+
+
+@pytest.mark.parametrize(
+    ("level", "kind"), [(10, OTHER), (30, OTHER), (40, WARN), (50, SEVERE), (60, SEVERE)]
+)
+def test_levels_of_another_writer_may_be_numbers(level: int, kind: int) -> None:
+    line = {"timestamp": 1772452800, "level": level, "msg": "words"}
+    assert read(line).kind == kind
+    assert read({**good(), "release": "v1", "level": level}).kind == SIGNAL, "it has a probability"
+    assert refused({**good(), "level": level}) == "no level that is known", "ours are words"
+
+
+@pytest.mark.parametrize(
+    ("level", "kind"), [("INFO", SIGNAL), ("debug", SIGNAL), ("WARN", WARN), ("ERROR", SEVERE)]
+)
+def test_a_line_of_another_writer_with_a_probability_is_a_bar(level: str, kind: int) -> None:
+    assert read({**good(), "release": "v1", "level": level}).kind == kind
+    assert read({**good(), "level": "INFO"}).kind == OTHER, "ours says SIGNAL"
+
+
+@pytest.mark.parametrize("nothing", ["None", "null"])
+def test_a_nothing_that_another_writer_made_text_is_no_error(nothing: str) -> None:
+    line = good(ml_error=nothing)
+    assert read({**line, "release": "v1"}).error == ""
+    assert read(line).error == nothing, "ours writes null"
 
 
 def test_foreign_words_move_no_cursor() -> None:

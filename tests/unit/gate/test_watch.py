@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from macd.cli.monitor import _head
 from macd.gate import flag
 from macd.gate.flag import Seen
 from macd.inventory import load
@@ -57,3 +58,39 @@ def test_a_watch_is_idle_only_where_the_guard_would_end_it(
     found = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
     assert found.idle is idle
     assert Seen("prod", order, "other", flag, (), 0.0, loop=False).idle
+
+
+def test_each_raise_comes_into_the_journal_here_once(tmp_path: Path) -> None:
+    inventory = load("lab").model_copy(update={"root": tmp_path})
+    host = inventory.host("prod")
+
+    def look(*raised: tuple[int, int]) -> list[tuple[int, int]]:
+        steps = [
+            {"at": 100.0 * to, "from": was, "to": to, "verdict": "PASS", "rates": {}, "told": True}
+            for was, to in raised
+        ]
+        order = {"state": "watching", "release": "r", "reason": "", "raised": steps}
+        found = Seen("prod", order, "r", "1", (), 0.0, loop=True)
+        return [
+            (one["was_weight"], one["weight"]) for one in flag.new_raises(found, host, inventory)
+        ]
+
+    assert look() == []
+    assert look((25, 50)) == [(25, 50)]
+    assert look((25, 50)) == []
+    assert look((25, 50), (50, 100)) == [(50, 100)]
+    assert flag.new_raises(Seen("prod", None, "r", "0", (), 0.0, loop=False), host, inventory) == []
+    told = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
+    assert [(one["weight"], one["verdict"], one["at"][:19]) for one in told] == [
+        (50, "PASS", "1970-01-01T01:23:20"), (100, "PASS", "1970-01-01T02:46:40"),
+    ]  # fmt: skip
+
+
+def test_who_decides_is_said_without_a_weight_where_there_is_none() -> None:
+    def head(**more: Any) -> str:
+        stacking = {"running": "1", "weight": {"running": 100, "steps": ()}}
+        seen = Seen("prod", None, None, "1", (), 0.0, loop=True, stacking=stacking, **more)
+        return next(_head(seen))
+
+    assert head() == "prod: stacking decides with 100 %, nothing is live"
+    assert head(weighed=False) == "prod: the models decide, nothing is live"
