@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from macd import application
 from macd.deploy import plan as planning
 from macd.deploy import state
 from macd.deploy.candidate import ReleaseCandidate, Unpacked, unpacked
@@ -28,7 +29,8 @@ from macd.deploy.follow import (
 )
 from macd.deploy.plan import Plan
 from macd.deploy.state import HostState
-from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
+from macd.errors import ContactLostError, MacdError, RefusedError
+from macd.host.flag import flag_file
 from macd.inventory import Host, Inventory
 from macd.ssh.ahead import LinksAhead
 from macd.ssh.blobs import Upload
@@ -38,21 +40,27 @@ from macd.ssh.session import Pending, Session, open_session
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """Who acts, where progress is reported, and what `--attach` needs to confirm later."""
+    """Who acts, where progress is reported, and what `--attach` needs to confirm later.
+
+    accept: see `planning.make`.
+    """
 
     who: str
     report: Report
     activations: PendingActivations
     restart: bool = False
+    accept: Sequence[str] = ()
 
 
-def look(host: Host, inventory: Inventory, candidate: ReleaseCandidate) -> Plan:
+def look(
+    host: Host, inventory: Inventory, candidate: ReleaseCandidate, accept: Sequence[str] = ()
+) -> Plan:
     """The plan for one host; changes nothing and takes no lock."""
     blueprint = Blueprint(inventory)
     with open_session(host, inventory) as session:
         current = state.observed(state.ask(session, host, inventory, candidate.blob_sizes))
     desired = blueprint.render(host, current)
-    return _plan(host, current, desired, candidate)
+    return _plan(host, current, desired, candidate, accept=accept)
 
 
 def deploy(
@@ -81,7 +89,8 @@ def deploy(
             current = question.answer()
 
             desired = blueprint.render(host, current)
-            plan = _plan(host, current, desired, candidate, restart=options.restart)
+            how = (options.restart, options.accept)
+            plan = _plan(host, current, desired, candidate, *how)
             report("planned", {"plan": plan})
             _refuse_problems(plan)
             if plan.empty:
@@ -96,19 +105,19 @@ def deploy(
                 )
 
             upload.send(lambda sent, total: report("sending", {"sent": sent, "total": total}))
-        # The right to confirm is stored before it is needed: the answer may be lost.
-        activation = PendingActivation(
-            host.name, 0, secrets.token_hex(16), candidate.id, current.live
-        )
-        options.activations.add(activation)
-        stage = _stage_request(host, inventory, desired, candidate)
-        activate = {
-            **_activate_request(host, inventory, current, activation, options),
-            "kind": "deploy",
-            "to": candidate.id,
-            "after": desired.switched,
-            "accepts": dict(desired.accepts),
-        }
+            # The right to confirm is stored before it is needed: the answer may be lost.
+            activation = PendingActivation(
+                host.name, 0, secrets.token_hex(16), candidate.id, current.live
+            )
+            options.activations.add(activation)
+            stage = _stage_request(host, inventory, desired, candidate)
+            activate = {
+                **_activate_request(host, inventory, current, activation, options),
+                "kind": "deploy",
+                "to": candidate.id,
+                "after": desired.switched,
+                "accepts": dict(desired.accepts),
+            }
         with _host_may_switch(host, inventory):
             report("staging", {"runtime": "build runtime" in plan.steps})
             # Right behind the last byte: no round trip is spent waiting for one another.
@@ -148,16 +157,27 @@ def rollback(host: Host, inventory: Inventory, to: str, options: DeployOptions) 
                     serving=current.unhealthy,
                     healthy=not current.unhealthy,
                 )
-        target = to or current.rollback.get("release") or ""
-        activation = PendingActivation(host.name, 0, secrets.token_hex(16), target, current.live)
-        options.activations.add(activation)
-        request = _activate_request(host, inventory, current, activation, options)
+            target = to or current.rollback.get("release") or ""
+            activation = PendingActivation(
+                host.name, 0, secrets.token_hex(16), target, current.live
+            )
+            options.activations.add(activation)
+            request = _activate_request(host, inventory, current, activation, options)
         with _host_may_switch(host, inventory):
             answer = session.call("activate", kind="rollback", to=to or None, after={}, **request)
             activation = activation.started(answer)
             options.activations.add(activation)
         outcome = follow(session, host, inventory, activation, options.report)
-    return replace(outcome, seconds=time.monotonic() - started)
+    shadow = _shadow(inventory, current, target) if outcome.result == "committed" else ""
+    return replace(outcome, seconds=time.monotonic() - started, shadow=shadow)
+
+
+def _shadow(inventory: Inventory, before: HostState, to: str) -> str:
+    """How the flag says shadow, where stacking decided before a rollback or when `to` was live."""
+    flag = application.of(inventory).flag
+    decided = before.stacking.get("running") == flag_file.LIVE
+    decided = decided or bool(before.returns.get(to, {}).get("decided"))
+    return f"{flag.name}={flag.shadow}" if flag and decided else ""
 
 
 class _Question:
@@ -191,13 +211,20 @@ def _plan(
     current: HostState,
     desired: Desired,
     candidate: ReleaseCandidate,
-    *,
     restart: bool = False,
+    accept: Sequence[str] = (),
 ) -> Plan:
     # Its runtime takes nothing where it is there already.
     takes = Unpacked() if candidate.lock in current.runtimes else unpacked(candidate)
     return planning.make(
-        host.name, current, desired, candidate, now=time.time(), restart=restart, unpacked=takes
+        host.name,
+        current,
+        desired,
+        candidate,
+        now=time.time(),
+        restart=restart,
+        unpacked=takes,
+        accept=accept,
     )
 
 
@@ -242,17 +269,16 @@ def _activate_request(
 ) -> dict[str, Any]:
     unit = f"{host.unit}.service"
     soak = inventory.soak
-    serve = ["{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", current.app]
     return {
         "app": host.app_dir,
         "token": activation.token,
         "who": options.who,
         "service": {
             "unit": unit,
-            "units": [unit, f"{host.unit}.socket"],
+            "units": state.serving(host, inventory),
             "scope": host.scope,
             "endpoint": current.endpoint,
-            "check": [*serve, "--check", "--release", "{release}"],
+            "check": [w.replace("{app}", current.app) for w in application.of(inventory).check],
         },
         "times": {"health_s": soak.ready_s, "soak_s": soak.soak_s, "confirm_s": soak.confirm_s},
         "keep": inventory.release.keep,
@@ -287,13 +313,12 @@ def _host_may_switch(host: Host, inventory: Inventory) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        raise MacdError(
+        raise EndUnknownError(
             f"{host.name}: interrupted after the host was asked to switch",
             why="it carries on by itself; unless somebody confirms, it goes back by itself too",
             live="being decided on the host",
             hint=f"invoke deploy --attach{options} follows and confirms it; "
             f"invoke status{options} shows how it ended",
-            exit_code=ExitCode.CONTACT_LOST,
         ) from interrupt
     except ContactLostError as error:
         raise EndUnknownError(

@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from macd.errors import MacdError
+from macd.host.store.age import bars_end
+from macd.host.store.manifest import several_of
 from macd.release.lock import Wheel
 from macd.release.store import Store
 from macd.ssh.blobs import Blob
@@ -73,7 +77,11 @@ class ReleaseCandidate:
 
     `lacks`: packages that the service's feed needs and the lock does not have. `installs`: the
     wheels that the runtime is made of, also those that the host gets elsewhere. `serves`: the
-    symbols that its models know, the trained one first; () where it does not say.
+    symbols that its models know, the trained one first; () where it does not say. `several`: those
+    of a release of several symbols. `tf`: of the bars it was trained on, "" where it does not say.
+    `origin`: by symbol where these bars came from (macd/app/market/bars.py), as far as that is
+    known. `bars_end`: the last of these bars. `own`: what it says of an application of the team's
+    own, None for the built-in one.
     """
 
     id: str
@@ -91,6 +99,11 @@ class ReleaseCandidate:
     lacks: Sequence[str] = ()
     installs: Sequence[Part] = ()
     serves: Sequence[str] = ()
+    several: Sequence[str] = ()
+    tf: str = ""
+    origin: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    bars_end: datetime | None = None
+    own: Mapping[str, Any] | None = None
 
     @property
     def parts(self) -> list[Part]:
@@ -129,7 +142,9 @@ def read(
             why=f"missing: {', '.join(gone)}",
             hint="invoke release.verify shows more",
         )
-    packages = [wheel.name for wheel in release.lock.wheels]
+    own = manifest.details.get("own")
+    is_built_in = not isinstance(own, dict)
+    packages = [wheel.name for wheel in release.lock.wheels if is_built_in]
     wheels = [
         # compressed as they are
         (w.name, Part(w.file, w.size, w.sha256, w.size, _wheel(store, w)))
@@ -148,9 +163,14 @@ def read(
         manifest=release.raw,
         signature=release.signature,
         imports=tuple(imports(packages, feed)),
-        lacks=tuple(lacking(packages, feed)),
+        lacks=tuple(lacking(packages, feed)) if is_built_in else (),
         installs=tuple(part for name, part in wheels if name != "pip"),
         serves=manifest.serves,
+        several=several_of(manifest.details),
+        tf=str(manifest.details.get("tf") or ""),
+        origin=_origin(manifest.details.get("origin")),
+        bars_end=bars_end(manifest.details, manifest.created) if is_built_in else None,
+        own=None if is_built_in else own,
     )
 
 
@@ -174,6 +194,15 @@ def unpacked(offer: ReleaseCandidate) -> Unpacked:
         size += len(folders) * _BLOCK
         size += sum(-(-length // _BLOCK) * _BLOCK for _, length in members)
     return Unpacked(size, files)
+
+
+def _origin(given: Any) -> dict[str, dict[str, str]]:
+    named = given.items() if isinstance(given, dict) else ()
+    return {
+        str(symbol): {str(key): str(value) for key, value in known.items()}
+        for symbol, known in named
+        if isinstance(known, dict)
+    }
 
 
 def _wheel(store: Store, wheel: Wheel) -> Path | None:

@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from macd.application import bars_path, symbol_name
-from macd.deploy.state import HostState, unit_names
+from macd import application
+from macd.application import Application, Unit, bars_path, symbol_name
+from macd.deploy.state import PROVISIONED, HostState, unit_names
 from macd.errors import UsageError
+from macd.host import own
+from macd.host.alerts import look
+from macd.host.alerts.conditions import Terms
 from macd.host.durable import sha256_of
+from macd.host.flag import guard_config
+from macd.host.systemd import namespaces
+from macd.host.systemd.unitfile import unit_word
 from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
 
-SHADOW = {"ML_ENABLE_STACKING": "0"}
 REPLAY = "data/replay"
 _REPLAY_BYTES = 4 << 20
+_OWN_TEMPLATES = Path(__file__).parents[2] / "templates"
+_UNCONFINED = (
+    "scope user: its units run as the login, without hardening, MemoryMax or an account apart"
+)
+_IN_CONTAINER = (
+    "service.hardening: container: its units have no namespaces, so no /tmp, devices or IPC apart, "
+    "no read-only file system and no hidden processes; account, system call filter and limits stay"
+)
 _HOMES = ("/home/", "/root/", "/run/user/")
+
+
+@dataclass(frozen=True)
+class Market:
+    """Where a live service's bars come from. exchange, type: "" where the feed doesn't name it.
+
+    symbols: of all bars it gets, the watched one first.
+    """
+
+    tf: str
+    symbols: Sequence[str]
+    exchange: str = ""
+    type: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +63,25 @@ class Desired:
     units: Mapping[str, str | None]
     service_settings: str
     agent_archive: str  # SHA-256
+    application: Application
     flags: Mapping[str, str]
     accepts: Mapping[str, str]
-    symbol: str = ""  # what the service watches; "": not known here
+    symbols: Sequence[str] = ()  # that the service gives signals on; (): not known here
+    symbols_are_named: bool = False  # by the inventory's part about the service
+    max_age_days: float = 0  # of its models, against the clock; a replay's bars have their own time
+    market: Market | None = None  # whose bars it gets; None for a replay
     # None: the file isn't here, so nothing can be compared
     allowed_signers: str | None = None
     revoked: str | None = None  # SHA-256, "" for no list
+    hardening: str = namespaces.FULL
+
+    @property
+    def unconfined(self) -> str:
+        """Which protection the units do without; "" for none, and of the built-in application in
+        the lab (scope user)."""
+        if self.scope == "user":
+            return _UNCONFINED if self.application.name else ""
+        return _IN_CONTAINER if self.hardening == namespaces.CONTAINER else ""
 
     @property
     def identity(self) -> bytes:
@@ -51,8 +91,10 @@ class Desired:
 
     @property
     def switched(self) -> dict[str, str | None]:
-        """What goes live together with a release (the recover unit is provision's)."""
-        ours = {name: text for name, text in self.units.items() if "-recover" not in name}
+        """What goes live together with a release; the other units are provision's."""
+        stem = self.unit.removesuffix(".service")
+        others = {f"{stem}-{end}" for end in PROVISIONED}
+        ours = {name: text for name, text in self.units.items() if name not in others}
         return {**ours, "service.json": self.service_settings}
 
 
@@ -66,23 +108,56 @@ class Blueprint:
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
+        self._application = application.of(inventory)
         self._agent_archive = archive.digest()
-        templates = _templates(project_templates(inventory))
-        names = ("service.unit.j2", "service.socket.j2", "recover.unit.j2")
-        self._service, self._socket, self._recover = (templates.get_template(n) for n in names)
+        templates = _templates(project_templates(inventory), _OWN_TEMPLATES)
+        of_units = {unit.template for unit in self._application.ends.values() if unit.template}
+        self._units = {name: templates.get_template(name) for name in of_units}
+        self._recover = templates.get_template("recover.unit.j2")
+        self._alerts = templates.get_template("alerts.unit.j2")
+        self._timer = templates.get_template("alerts.timer.j2")
 
     def render(self, host: Host, state: HostState) -> Desired:
         """Pure."""
-        units: dict[str, str | None] = {}
-        values = _values(host, self._inventory, state)
-        service, socket, recover = unit_names(host)
-        units[service] = self._service.render(values)
-        units[socket] = self._socket.render(values) if self._inventory.service.socket else None
+        values = _values(host, self._inventory, self._application, state)
+        *_, recover, alerts, timer = unit_names(host, self._inventory)
+        live = own.parse(state.service_settings)
+        is_live = live.name == self._application.name
+        # None for those that only the release of now has.
+        units: dict[str, str | None] = dict.fromkeys(live.units if is_live else ())
+        for name, unit in self._application.units(host.unit).items():
+            units[name] = self._unit(unit, state, values) if unit.template else None
         units[recover] = self._recover.render(values)
-        return _desired(host, self._inventory, state, units, self._agent_archive)
+        looks = self._inventory.alerts.every_minutes > 0
+        units[alerts] = self._alerts.render(values) if looks else None
+        units[timer] = self._timer.render(values) if looks else None
+        if self._inventory.service.hardening == namespaces.CONTAINER:
+            units = {name: text and namespaces.without(text) for name, text in units.items()}
+        return _desired(host, self._inventory, state, units, self._agent_archive, self._application)
+
+    def _unit(self, unit: Unit, state: HostState, values: Mapping[str, object]) -> str:
+        of_it = {"command": _command(unit, state), "notify": unit.ready.notify}
+        return self._units[unit.template].render({**values, **of_it})
 
 
-def _values(host: Host, inventory: Inventory, state: HostState) -> dict[str, object]:
+def _command(unit: Unit, state: HostState) -> str:
+    """As systemd takes it; "" where the template has it."""
+    if not unit.command:
+        return ""
+    words = own.argv(unit.command, f"{state.app}/current")
+    if not words[0].startswith("/"):
+        raise UsageError(
+            f"{unit.command}: {words[0]} can't be started",
+            why="a release holds no executable bits, so none of its files is a program",
+            hint="begin the command with python3, a program that serve.requirements bring, "
+            "or one of the system by its whole path: /bin/bash run.sh",
+        )
+    return " ".join(map(unit_word, words))
+
+
+def _values(
+    host: Host, inventory: Inventory, app: Application, state: HostState
+) -> dict[str, object]:
     service = inventory.service
     return {
         "app": state.app,
@@ -96,7 +171,28 @@ def _values(host: Host, inventory: Inventory, state: HostState) -> dict[str, obj
         "home": "read-only" if state.app.startswith(_HOMES) else "yes",
         "memory_max": service.memory_max,
         "watchdog_s": f"{service.watchdog_s:g}" if service.watchdog_s else "",
+        "confinement": guard_config.confinement(host.scope, state.app),
+        "alert_terms": look.words_of(_alert_terms(host, inventory)),
+        "every_s": f"{inventory.alerts.every_minutes * 60:g}",
+        "own": bool(app.name),
+        "name": app.name or "macd analysis",
+        "served": " ".join(name for name in app.units(host.unit) if name.endswith(".service")),
+        "writes": " ".join(unit_word(f"{state.app}/{path}") for path in app.writes),
+        "start_s": f"{max(120, inventory.soak.ready_s):g}",
     }
+
+
+def _alert_terms(host: Host, inventory: Inventory) -> Terms:
+    alerts = inventory.alerts
+    return Terms(
+        unit=host.unit,
+        scope=host.scope,
+        every_s=alerts.every_minutes * 60,
+        silent_bars=alerts.silent_bars,
+        disk_free=alerts.disk_free,
+        expires_days=alerts.expires_days,
+        clock_s=alerts.clock_s,
+    )
 
 
 def _desired(
@@ -105,8 +201,9 @@ def _desired(
     state: HostState,
     units: Mapping[str, str | None],
     agent_archive: str,
+    app: Application,
 ) -> Desired:
-    service = inventory.service
+    service, is_live = inventory.service, app.feed is not None and app.feed.kind != "replay"
     return Desired(
         app=state.app,
         unit=f"{host.unit}.service",
@@ -114,10 +211,15 @@ def _desired(
         account=service.user if host.scope == "system" else "",
         endpoint=state.endpoint,
         units=units,
-        service_settings=_service_settings(host, inventory, state),
+        service_settings=_service_settings(host, inventory, app, state),
         agent_archive=agent_archive,
-        flags={**SHADOW, **service.env},
-        symbol=symbol_name(watched(inventory)[0]),
+        application=app,
+        hardening=service.hardening,
+        flags=app.variables,
+        symbols=tuple(map(symbol_name, served(inventory))) if app.feed else (),
+        symbols_are_named=bool(inventory.service.symbol or inventory.service.symbols),
+        max_age_days=service.max_age_days if is_live else 0,
+        market=_market(inventory) if is_live else None,
         accepts={
             "app": inventory.release.app,
             "env": host.env,
@@ -130,13 +232,14 @@ def _desired(
 
 def project_templates(inventory: Inventory) -> Path:
     """templates/ of the project, else the one beside the macd that runs."""
-    own = inventory.root / "templates"
-    return own if own.is_dir() else Path(__file__).parents[2] / "templates"
+    of_it = inventory.root / "templates"
+    return of_it if of_it.is_dir() else _OWN_TEMPLATES
 
 
-def _templates(directory: Path) -> Environment:
+def _templates(*directories: Path) -> Environment:
+    """What a project's own directory lacks, being older than this macd, comes from ours."""
     return Environment(  # noqa: S701 - unit files, not HTML
-        loader=FileSystemLoader(directory),
+        loader=FileSystemLoader(directories),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -144,29 +247,70 @@ def _templates(directory: Path) -> Environment:
     )
 
 
-def _service_settings(host: Host, inventory: Inventory, state: HostState) -> str:
-    symbol, *cross = watched(inventory)
+def _service_settings(host: Host, inventory: Inventory, app: Application, state: HostState) -> str:
+    """The built-in application's own settings; of a team's own what the host has to know."""
+    if app.name:
+        of_own: dict[str, Any] = {
+            "tf": inventory.train.tf,
+            "env": host.env,
+            own.KEY: app.service(host.unit).document(),
+        }
+        return json.dumps(of_own, indent=1, sort_keys=True) + "\n"
+    symbols = served(inventory)
+    cross = watched(inventory)[1:] if len(symbols) == 1 else _cross(inventory)
     document = {
-        "symbol": symbol,
+        "symbol": symbols[0],
+        **({"symbols": list(symbols)} if len(symbols) > 1 else {}),
         "tf": inventory.train.tf,
         "cross": cross,
         "endpoint": state.endpoint,
         "env": host.env,
         "feed": _feed(inventory),
         "policy": inventory.service.policy.model_dump(mode="json"),
+        **({"challenger": True} if inventory.service.challenger else {}),
+        **({"max_age_days": oldest} if (oldest := inventory.service.max_age_days) else {}),
     }
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def watched(inventory: Inventory) -> list[str]:
-    """What the service watches: its symbol, then the assets whose bars its models' features need.
+def served(inventory: Inventory) -> tuple[str, ...]:
+    """The symbols that the service gives signals on: as it says, else all that were trained on."""
+    service, train = inventory.service, inventory.train
+    if service.symbol:
+        is_trained = symbol_name(service.symbol) == symbol_name(train.symbol)
+        return (train.symbol if is_trained else service.symbol,)
+    return service.symbols or train.symbols or (train.symbol,)
 
-    On another asset of the panel than the trained one only models without those features speak.
+
+def serving(wanted: Sequence[str], known: Sequence[str]) -> str:
+    """What to write in the inventory, to serve those of `wanted` that a release knows; else all."""
+    some = [name for name in wanted if name in known] or known
+    return f"below service, write symbols: [{', '.join(some)}]"
+
+
+def watched(inventory: Inventory) -> list[str]:
+    """What the service watches: its symbols, then the assets whose bars its models' features need.
+
+    On another asset of the panel than a trained one only models without those features speak.
     """
-    train, symbol = inventory.train, inventory.service.symbol
-    if not symbol or symbol_name(symbol) == symbol_name(train.symbol):
-        return [train.symbol, *train.cross]
-    return [symbol]
+    symbols, names = served(inventory), set(map(symbol_name, served(inventory)))
+    return [*symbols, *(name for name in _cross(inventory) if symbol_name(name) not in names)]
+
+
+def _cross(inventory: Inventory) -> list[str]:
+    """The assets that the features of its symbols need; none where no symbol was trained on."""
+    train = inventory.train
+    trained = set(map(symbol_name, train.symbols or (train.symbol,)))
+    return [] if trained.isdisjoint(map(symbol_name, served(inventory))) else list(train.cross)
+
+
+def _market(inventory: Inventory) -> Market:
+    """A ccxt feed takes spot markets alone; who fills a directory, nobody knows here."""
+    feed, tf = inventory.service.feed, inventory.train.tf
+    symbols = tuple(map(symbol_name, watched(inventory)))
+    if feed.kind == "directory":
+        return Market(tf, symbols)
+    return Market(tf, symbols, feed.exchange, "spot")
 
 
 def _feed(inventory: Inventory) -> dict[str, Any]:
@@ -197,7 +341,8 @@ def replay_files(inventory: Inventory) -> dict[str, bytes]:
 
 def replayed(inventory: Inventory) -> dict[str, Path]:
     """The files a replay wants: path below the application's directory, and where it is here."""
-    if inventory.service.feed.kind != "replay":
+    feed = application.of(inventory).feed
+    if feed is None or feed.kind != "replay":
         return {}
     train = inventory.train
     return {
@@ -206,10 +351,15 @@ def replayed(inventory: Inventory) -> dict[str, Path]:
     }
 
 
-def guard_notify(inventory: Inventory) -> bytes:
-    """state/notify.json: where the guard reports that it disabled stacking; {} is nowhere."""
-    url = inventory.guard.notify_url
-    return json.dumps({"url": url} if url else {}).encode() + b"\n"
+def addresses(inventory: Inventory) -> bytes:
+    """state/notify.json: where the host itself sends messages and its heartbeat; {} is nowhere."""
+    alerts = inventory.alerts
+    document = {
+        "url": alerts.notify_url or inventory.guard.notify_url,
+        "format": "" if alerts.format == "json" else alerts.format,
+        "heartbeat_url": alerts.heartbeat_url,
+    }
+    return json.dumps({name: value for name, value in document.items() if value}).encode() + b"\n"
 
 
 def allowed_signers(inventory: Inventory) -> bytes:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macd.deploy.desired import SHADOW, Desired
+from macd.deploy.desired import Desired
 from macd.deploy.state import HostState
 from macd.host import envfile
-from macd.host.flag.flag_file import FLAG, LIVE
+from macd.host.flag.flag_file import DROPIN, FLAG, FULL, LIVE, WEIGHT, off
 from macd.host.masking import hidden, masked_lines
 
 _CHANGED = " was changed or is missing"
@@ -74,7 +74,11 @@ def _foreign_trust(state: HostState, wanted: Desired) -> list[str]:
 
 
 def _changed_units(state: HostState, wanted: Desired) -> list[str]:
-    return [name for name, text in wanted.units.items() if state.units.get(name) != text]
+    """A host of an earlier version lacks what looks for alarms: no drift, provision adds it."""
+    changed = [name for name, text in wanted.units.items() if state.units.get(name) != text]
+    if state.alerts.get("checked"):
+        return changed
+    return [name for name in changed if state.units.get(name) or "-alerts." not in name]
 
 
 def _around_units(state: HostState, wanted: Desired) -> list[str]:
@@ -82,8 +86,14 @@ def _around_units(state: HostState, wanted: Desired) -> list[str]:
     differences = []
     for unit, beside in state.dropins.items():
         for dropin in beside:
+            if unit == wanted.unit and _is_the_flags(dropin, wanted):
+                continue
             sets = f", sets {', '.join(dropin['sets'])}" if dropin["sets"] else ""
             differences.append(f"{dropin['path']}{_OVERRIDES}{unit}{sets}")
+    if state.alerts.get("installed") and not state.alerts["runs"]:
+        differences.append(
+            "nobody looks for alarms: the timer does not run; invoke provision starts it"
+        )
     reload = f"systemctl {'--user ' if wanted.scope == 'user' else ''}daemon-reload"
     return differences + [
         f"{_NOT_READ}{unit} as it stands on the disk: {reload} on the host"
@@ -91,40 +101,97 @@ def _around_units(state: HostState, wanted: Desired) -> list[str]:
     ]
 
 
-def about_stacking(said: Mapping[str, Any]) -> list[str]:
-    """What is wrong with who decides. `said`: as macd/host/flag/guard_config.py answers, or {}."""
-    if not said or said["changing"]:  # a flip or an activation puts it right by itself
+def _is_the_flags(dropin: Mapping[str, Any], wanted: Desired) -> bool:
+    """Whether the application's flag may be what this drop-in is there for."""
+    flag = wanted.application.flag
+    return flag is not None and flag.where == DROPIN and dropin["sets"] == ["Environment"]
+
+
+def about_stacking(flag: Mapping[str, Any]) -> list[str]:
+    """What is wrong with who decides. `flag`: as macd/host/flag/guard_config.py answers, or {}."""
+    if not flag or flag["changing"]:  # a flip or an activation puts it right by itself
         return []
-    running, upcoming = said["running"], said["next"]
+    running, upcoming = flag["running"], flag["next"]
+    name = flag.get("name", FLAG)
     differences = [
-        f"{place['where']} sets {FLAG}={place['value']}; only .env may" for place in said["beside"]
+        f"{place['where']} sets {name}={place['value']}; only .env may" for place in flag["beside"]
     ]
-    if said["unread"]:
-        differences.append(f"systemd takes nothing from .env: {said['unread']}")
+    if flag["unread"]:
+        differences.append(f"systemd takes nothing from .env: {flag['unread']}")
     if running not in (None, upcoming):
         differences.append(
-            f"{_source(said)} says {FLAG}={upcoming}{_count(said)}, the process {running}"
+            f"{_source(flag)} says {name}={upcoming}{_count(flag)}, the process {running}"
         )
-    if LIVE in (running, upcoming) and said["guard"] not in ("watches", "failing"):
+    if LIVE in (running, upcoming):
+        differences += _about_weight(flag)
+    if LIVE in (running, upcoming) and flag["guard"] not in ("watches", "failing"):
         when = "decides" if running == LIVE else "will decide from the next start on,"
-        lacking = "its guard is dead" if said["guard"] == "dead" else "no gate report and no guard"
+        lacking = "its guard is dead" if flag["guard"] == "dead" else "no gate report and no guard"
         differences.append(f"stacking {when} without evidence: {lacking}")
     return differences
 
 
-def _source(said: Mapping[str, Any]) -> str:
-    places = [place["where"] for place in said["beside"] if place["value"] == said["next"]]
-    in_file = said["in_file"][-1:] or ["0"]
-    return ".env" if in_file[0] == said["next"] or not places else str(places[-1])
+def _about_weight(flag: Mapping[str, Any]) -> list[str]:
+    """The same of the weight, where stacking decides or is about to."""
+    weight = flag.get("weight")
+    if weight is None:  # of an earlier version
+        return []
+    running, upcoming = weight["running"], weight["next"]
+    differences = [
+        f"{place['where']} sets {WEIGHT}={place['value']}; only .env may"
+        for place in weight["beside"]
+    ]
+    for value, mode, whose in (
+        (upcoming, flag["next"], "the next start"),
+        (running, flag["running"], "the running process"),
+    ):
+        if value is None and mode == LIVE:
+            differences.append(
+                f"{WEIGHT} of {whose} is no whole number from 1 to 100: the service takes shadow"
+            )
+    if running and upcoming and running != upcoming:
+        where = f".env says {WEIGHT}={upcoming}{_count(weight)}"
+        differences.append(f"{where}, the process {running}")
+    covered = weight["covered"]
+    if flag["guard"] == "watches" and max(running or 0, upcoming or 0) > covered:
+        does = f"stacking decides with {running} %"
+        if (running or 0) <= covered:
+            does = f"from the next start on stacking would decide with {upcoming} %"
+        differences.append(f"{does}, its evidence is for {covered} %")
+    return differences
 
 
-def _count(said: Mapping[str, Any]) -> str:
-    count = len(said["in_file"])
+def to_what_was_proved(flag: Mapping[str, Any], options: str = "") -> str:
+    """The command that leaves stacking on with what there is evidence for."""
+    weight = flag.get("weight")
+    if not weight or flag["guard"] != "watches":
+        return f"invoke shadow-gate{options}, then invoke enable-stacking{options}"
+    return f"invoke enable-stacking --weight {weight['covered']}{options}"
+
+
+def about_unknown_weight(flag: Mapping[str, Any], health: Mapping[str, Any]) -> list[str]:
+    """That a service which was given a weight decides with all of stacking all the same."""
+    answers = "release" in health and "stacking_weight" not in health
+    is_lower = flag.get("weight") and flag["weight"]["running"] != FULL
+    if flag.get("running") != LIVE or not is_lower or not answers:
+        return []
+    return [f"the live release knows no {WEIGHT}: stacking decides with 100 %"]
+
+
+def _source(flag: Mapping[str, Any]) -> str:
+    places = [place["where"] for place in flag["beside"] if place["value"] == flag["next"]]
+    in_file = flag["in_file"][-1:] or ["0"]
+    return ".env" if in_file[0] == flag["next"] or not places else str(places[-1])
+
+
+def _count(flag: Mapping[str, Any]) -> str:
+    count = len(flag["in_file"])
     return "" if count < 2 else " (twice)" if count == 2 else f" ({count} times)"
 
 
 def _flag_drift(state: HostState, wanted: Desired) -> list[str]:
     differences = about_stacking(state.stacking)
+    differences += about_unknown_weight(state.stacking, state.health)
     if state.env is None:
         return [*differences, ".env is missing"]
     try:
@@ -138,11 +205,11 @@ def _flag_drift(state: HostState, wanted: Desired) -> list[str]:
     ]
     differences += [
         f".env holds {key}, which the inventory does not know"
-        for key in present
+        for key in (present if wanted.application.env_is_known else ())
         if key not in wanted.flags and key not in envfile.FLAGS
     ]
     for key, value in wanted.flags.items():
-        if key != FLAG and present.get(key) != value:
+        if key not in off(wanted.application.flag) and present.get(key) != value:
             differences.append(
                 f".env has not {key} as the inventory says; invoke provision sets it"
             )
@@ -166,11 +233,13 @@ def differing(state: HostState, wanted: Desired, *, new: bool) -> list[Diff]:
     """
     pairs = {name: (state.units.get(name), text) for name, text in wanted.units.items()}
     pairs["service.json"] = (state.service_settings, wanted.service_settings)
-    diffs = [
-        Diff(name, unified(before or "", after or "", name), _by(name, wanted))
-        for name, (before, after) in pairs.items()
-        if before != after
-    ]
+    diffs = []
+    short = alike([name for name, (before, _) in pairs.items() if before is None], wanted)
+    for name, (before, after) in pairs.items():
+        if before == after:
+            continue
+        text = short.get(name) or unified(before or "", after or "", name)
+        diffs.append(Diff(name, text, _by(name, wanted)))
     if state.exists:
         diffs += _flags(state.env or "", wanted, new=new)
         signers = wanted.allowed_signers
@@ -181,6 +250,24 @@ def differing(state: HostState, wanted: Desired, *, new: bool) -> list[Diff]:
     return diffs
 
 
+def alike(new: Sequence[str], wanted: Desired) -> dict[str, str]:
+    """Of units that are `new` and made of one template, all but the first: what differs from it."""
+    described = wanted.application.units(wanted.unit.removesuffix(".service"))
+    first: dict[str, str] = {}  # by template
+    found: dict[str, str] = {}
+    for name, text in wanted.units.items():
+        if name in new and name in described and text:
+            like = first.setdefault(described[name].template, name)
+            found |= {} if like == name else {name: _beside(like, name, wanted)}
+    return found
+
+
+def _beside(first: str, name: str, wanted: Desired) -> str:
+    """A new unit by what differs from the first one."""
+    lines = unified(wanted.units[first] or "", wanted.units[name] or "", name, context=0)
+    return "\n".join([f"new, as {first} but for:", *lines.splitlines()[2:]])
+
+
 def _by(name: str, wanted: Desired) -> str:
     return "deploy" if name in wanted.switched else "provision"
 
@@ -189,13 +276,14 @@ def _flags(text: str, wanted: Desired, *, new: bool) -> Iterator[Diff]:
     """Of .env only the lines that change: what else it holds is nobody's business here."""
     try:
         present = envfile.parse(text)
-        kept = SHADOW.keys() & present.keys()  # provision sets them where they are not set yet
-        missing = {k: v for k, v in wanted.flags.items() if present.get(k) != v and k not in kept}
+        in_shadow = off(wanted.application.flag)
+        given = in_shadow.keys() & present.keys()  # provision sets them where they are not set yet
+        missing = {k: v for k, v in wanted.flags.items() if present.get(k) != v and k not in given}
         later = envfile.with_values(text, missing)
-        shadow = envfile.with_values(text, SHADOW)
+        shadow = envfile.rewritten_text(text, in_shadow)
     except envfile.EnvFileError:
         return  # the drift says which line
-    if new and any(present.get(key) != value for key, value in SHADOW.items()):
+    if new and any(present.get(key) != value for key, value in in_shadow.items()):
         yield Diff(".env", _of_variables(text, shadow))
     if missing:
         differences = _of_variables(text, later)

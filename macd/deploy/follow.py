@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from macd import application
 from macd.deploy.plan import Plan
 from macd.errors import ContactLostError, ExitCode, MacdError
 from macd.host.deploy.activation import WAITING
@@ -84,6 +85,7 @@ class Outcome:
     healthy: whether what is live now serves well; None where the host could not report.
     `files`, `keys`: units and settings, and keys of .env but stacking's, that were switched with
     the release. `kept`: where the texts lie on the host that people had changed, and that went.
+    `shadow`: how .env says it, where a rollback ended that stacking decides.
     """
 
     host: str
@@ -100,6 +102,7 @@ class Outcome:
     files: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    shadow: str = ""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -124,7 +127,7 @@ def follow(
 
     Raises:
         ContactLostError: the host could not be reached again in all the time it had.
-        MacdError (exit 5): interrupted; the host goes on.
+        EndUnknownError: interrupted; the host goes on.
     """
     run = _Follower(host, inventory, activation, report)
     try:
@@ -186,8 +189,9 @@ def keep_confirming(
 
 def _longest(inventory: Inventory) -> float:
     """How many seconds a host may take from any point of an activation to its end."""
-    times = inventory.soak
-    return CHECK_TIMEOUT_S + 2 * times.ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
+    times, units = inventory.soak, application.of(inventory).ends.values()
+    ready_s = times.ready_s + max(unit.ready.running for unit in units)
+    return CHECK_TIMEOUT_S + 2 * ready_s + times.soak_s + times.confirm_s + _PATIENCE_S
 
 
 def at(host: Host, inventory: Inventory) -> str:
@@ -197,7 +201,7 @@ def at(host: Host, inventory: Inventory) -> str:
 
 
 class EndUnknownError(ContactLostError):
-    """Contact was lost after the host was asked to switch: it commits or goes back by itself."""
+    """Contact was lost or given up after the host was asked to switch: it ends that by itself."""
 
 
 class _Follower:
@@ -351,14 +355,23 @@ class _Follower:
         if self._confirming is not None:
             self._confirming.join(2.0)
 
-    def interrupted(self) -> MacdError:
+    def interrupted(self) -> EndUnknownError:
         doing = self._last.get("state", "verified")
         there = at(self._host, self._inventory)
-        return MacdError(
+        return EndUnknownError(
             f"interrupted; {self._host.name} goes on with activation {self._activation.number}",
             why=f"it is {doing}; unless somebody confirms over a fresh connection it goes back",
-            live=f"being decided on {self._host.name}: {self._activation.release} or {self._live}",
+            live=f"being decided on {self._host.name}: {self._either}",
             hint=f"invoke deploy --attach{there} follows and confirms it; "
             f"invoke status{there} shows the end",
-            exit_code=ExitCode.CONTACT_LOST,
         )
+
+    @property
+    def _either(self) -> str:
+        """What may be live at the end."""
+        new, origin = self._activation.release, self._activation.origin
+        if new == origin:
+            return f"{new}, as it would be now or as it was before"
+        if origin is None and self._activation.token:
+            return f"{new} or what ran before (nothing of macd's was live)"
+        return f"{new} or {origin or 'what was live before'}"

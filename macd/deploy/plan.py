@@ -5,17 +5,21 @@ Pure. It reads no file and no clock, and is as printable as it is testable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked
-from macd.deploy.desired import Desired
+from macd.deploy.desired import Desired, serving
 from macd.deploy.drift import Diff, differing, drift
 from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import FLAG, LIVE
+from macd.host.own import titled
 from macd.host.store import runtimes
+from macd.host.store.age import age_of
+from macd.host.systemd import namespaces, selinux
 from macd.sizes import size
 
 # A new SSH connection and the agent's first answer take 6 (benchmarks/round_trips.py), the whole
@@ -25,6 +29,11 @@ _TO_CONFIRM = 6
 _SPARE = 16 << 20  # as the host keeps free (macd/host/rpc/blobs.py)
 _SPARE_FILES = 100  # of its state, its logs and the release's directories
 _NOTHING = Unpacked()
+MARKET, COPY = "market", "copy"  # what may be accepted
+_OTHER_MARKET = (
+    "service.feed.exchange: the one it was trained on; or train on bars of the feed's market "
+    "(invoke data.fetch); if it is meant so: --accept market"
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,13 @@ def make(
     now: float,
     restart: bool = False,
     unpacked: Unpacked = _NOTHING,
+    accept: Collection[str] = (),
 ) -> Plan:
     """The plan for one host. `restart`: even if nothing differs.
 
     Args:
+        accept: what is no reason to refuse: MARKET, another market than the trained one; COPY, a
+            process that runs the same command.
         now: epoch seconds, for the release's expiry.
         unpacked: what the runtime will take there, where it has to be built.
     """
@@ -95,8 +107,14 @@ def make(
     changed = new or restart or any(diff.by == "deploy" for diff in diffs)
     lacking = [] if not changed else _lacking(current, candidate)
     problems = _problems(current, desired, candidate, lacking, now)
+    market, about_market = _market(desired, candidate, accepted=MARKET in accept)
+    copies, about_copies = _by_hand(current, accepted=COPY in accept)
+    problems += [*market, *copies] if changed else []
     if changed and current.exists:
-        problems += [*_no_room(current, lacking, unpacked), *_cannot_run(current, candidate)]
+        problems += [
+            *_no_room(current, lacking, unpacked),
+            *_cannot_run(current, desired, candidate),
+        ]
     return Plan(
         host=host,
         live=current.live,
@@ -109,7 +127,15 @@ def make(
         wire_bytes=sum(part.wire for part in lacking),
         round_trips=(_UNTIL_LIVE + _TO_CONFIRM) if changed else _UNTIL_LIVE - 1,
         drift=tuple(drift(current, desired)),
-        notes=tuple(_notes(current, candidate)) if changed else (),
+        notes=(
+            *_notes(current, candidate),
+            *([desired.unconfined] if desired.unconfined else ()),
+            *about_market,
+            *about_copies,
+            *_aged(desired, candidate, now),
+        )
+        if changed
+        else (),
         problems=tuple(problems),
         rollback=_rollback_target(current, new=new),
         unhealthy=current.unhealthy,
@@ -150,12 +176,13 @@ def _delta(current: HostState, candidate: ReleaseCandidate) -> list[Delta]:
         if before.get(part.path) == part.sha256:
             how = "same"
         rows.append(Delta(part.path, how, part.size))
-    kept = {part.path for part in candidate.files}
-    return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in kept]
+    remaining = {part.path for part in candidate.files}
+    return rows + [Delta(path, "gone", sizes[path]) for path in before if path not in remaining]
 
 
 def _notes(current: HostState, candidate: ReleaseCandidate) -> list[str]:
-    notes = [
+    notes = [f"the first deploy takes over: {current.adopted}"] if current.adopted else []
+    notes += [
         f"releases/{name} on the host is damaged, nothing can go back to it: {why}"
         for name, why in current.damaged.items()
         if name != candidate.id
@@ -167,6 +194,15 @@ def _notes(current: HostState, candidate: ReleaseCandidate) -> list[str]:
     if current.stacking.get("next") == LIVE:
         notes.append("stacking goes back to shadow: its evidence was about the release before")
     return notes
+
+
+def _aged(desired: Desired, candidate: ReleaseCandidate, now: float) -> list[str]:
+    """That its models are, or soon will be, too old to decide there."""
+    if candidate.bars_end is None:
+        return []
+    moment = datetime.fromtimestamp(now, UTC)
+    text = age_of(candidate.bars_end, moment, desired.max_age_days).text
+    return [f"{text} (service.max_age_days)"] if text else []
 
 
 def _as_kept(current: HostState) -> str:
@@ -195,7 +231,9 @@ def _problems(
         made_for, here = getattr(candidate, name), desired.accepts[name]
         if made_for != here:
             problems.append(Problem(f"it was made for {name} {made_for}, this host is {here}"))
-    problems += _other_symbol(desired, candidate)
+    problems += _other_application(current, desired, candidate)
+    if (candidate.own or {}).get("name", "") == desired.application.name:
+        problems += _other_symbol(desired, candidate)  # which of another application says nothing
     if candidate.expires < now:
         problems.append(Problem("the release has expired", "invoke release makes a new one"))
     highest = current.serial.get("serial", 0)
@@ -207,9 +245,10 @@ def _problems(
         problems.append(Problem(what, "older releases come back by invoke rollback"))
     if candidate.id != current.live:
         problems += _flags_refused(current)
+        name = current.stacking.get("name", FLAG)
         problems += [
             Problem(
-                f"it would not start in shadow: {place['where']} sets {FLAG}=1 and wins over .env",
+                f"it would not start in shadow: {place['where']} sets {name}=1 and wins over .env",
                 "take it out there, on the host",
             )
             for place in current.stacking.get("beside", ())[-1:]
@@ -218,17 +257,105 @@ def _problems(
     return problems + _cannot_fit(current, candidate, lacking)
 
 
+def _by_hand(current: HostState, *, accepted: bool) -> tuple[list[Problem], list[str]]:
+    """Problems and notes: a second copy beside one that runs already would act twice."""
+    problems, notes = [], []
+    for one in current.by_hand:
+        what = f"{one['command']} runs there already: pid {one['pid']} of {one['user']} in "
+        what += f"{one['cwd']}, kept by {one['by']}"
+        if one["apart"] or accepted:
+            notes.append(what)
+            continue
+        hint = f"{one['do']}; where it is meant to run as well: --accept {COPY}"
+        problems.append(Problem(f"{what}; the service would be its second copy", hint))
+    return problems, notes
+
+
+def _other_application(
+    current: HostState, desired: Desired, candidate: ReleaseCandidate
+) -> list[Problem]:
+    """The release, the inventory and what the host has now are of one application, or refused."""
+    app, made_for = desired.application, candidate.own or {}
+    if (theirs := made_for.get("name", "")) != app.name:
+        what = f"the release is of {titled(theirs)}, the inventory of {titled(app.name)}"
+        hint = "name the inventory that it was made with (app: says which application)"
+        return [Problem(what, hint)]
+    if current.live and (current.details.get("own") or {}).get("name", "") != app.name:
+        what = f"{current.live} is live here, which is not of {titled(app.name)}"
+        hint = "one app_dir serves one application: give this one another, then invoke provision"
+        return [Problem(what, hint)]
+    problems = []
+    for key, here, there in (
+        ("writes", app.writes, made_for.get("writes", app.writes)),
+        ("more", app.more, made_for.get("units", app.more)),
+    ):
+        if sorted(here) != sorted(there):
+            told = ", ".join(sorted(here)) or "none"
+            what = f"serve.{key}: the inventory has {told}; the release was made with "
+            what += ", ".join(sorted(there)) or "none"
+            problems.append(Problem(what, "invoke release makes one with what the inventory says"))
+    if current.no_directory:
+        what = f"{', '.join(current.no_directory)}: not a directory of {current.app}"
+        problems.append(Problem(f"{what}, and the service writes it", "invoke provision makes it"))
+    return problems
+
+
 def _other_symbol(desired: Desired, candidate: ReleaseCandidate) -> list[Problem]:
-    """The service is to watch a market that no model of the release was trained on."""
-    if not desired.symbol or not candidate.serves or desired.symbol in candidate.serves:
-        return []
-    what = (
-        f"its models know {', '.join(candidate.serves)}, the service is to watch {desired.symbol}"
-    )
-    hint = (
-        f"service.symbol: one of these; or train with {desired.symbol} in train.panel, and release"
-    )
-    return [Problem(what, hint)]
+    """The service is to watch a market that no model of the release was trained on.
+
+    Or the release has several symbols, and nothing says that only some are to be served.
+    """
+    others = [name for name in desired.symbols if name not in candidate.serves]
+    known = ", ".join(candidate.serves)
+    if candidate.serves and others:
+        what = f"its models know {known}, the service is to watch {', '.join(others)}"
+        hint = f"service.symbol: one of these; or train with {others[0]} in train.panel"
+        if len(desired.symbols) > 1:
+            line = serving(desired.symbols, candidate.serves)
+            hint = f"in the inventory, {line}; then invoke provision"
+            hint += f"; or train {', '.join(others)} too"
+        hint += ", and release"
+        return [Problem(what, hint)]
+    unserved = [name for name in candidate.several if name not in desired.symbols]
+    if desired.symbols and unserved and not desired.symbols_are_named:
+        what = f"it has models of {known}, the service would leave out {', '.join(unserved)}"
+        hint = f"in the inventory, {serving(desired.symbols, candidate.several)}; then invoke "
+        return [Problem(what, hint + f"provision; or train.symbols: [{known}]")]
+    return []
+
+
+def _market(
+    desired: Desired, candidate: ReleaseCandidate, *, accepted: bool
+) -> tuple[list[Problem], list[str]]:
+    """Problems and notes: the bars to come, against those that the models were trained on."""
+    market = desired.market
+    if market is None:
+        return [], []
+    if candidate.tf and candidate.tf != market.tf:
+        what = f"its models were trained on bars of {candidate.tf}, the service gets {market.tf}"
+        return [Problem(what, "train.tf of the inventory: what the release was trained on")], []
+    here = f"{market.exchange} {market.type}".strip()
+    others, unknown = [], []
+    for symbol in market.symbols:
+        known = candidate.origin.get(symbol, {})
+        trained = [known.get("exchange", ""), known.get("type", "")]
+        pairs = list(zip(trained, (market.exchange, market.type), strict=True))
+        if any(theirs and ours and theirs != ours for theirs, ours in pairs):
+            whole = " ".join(word for word in (*trained, known.get("market", "")) if word)
+            others.append(
+                f"its {symbol} was trained on bars of {whole}, the service's feed is {here}"
+            )
+        elif not all(theirs and ours for theirs, ours in pairs):
+            unknown.append(symbol)
+    notes = []
+    if unknown:
+        whose = "the feed's files name no market" if not here else "its training bars name none"
+        notes = [
+            f"unknown whether {', '.join(unknown)} is of the market it was trained on: {whose}"
+        ]
+    if others and accepted:
+        return [], [*(f"accepted: {what}" for what in others), *notes]
+    return [Problem(what, _OTHER_MARKET) for what in others], notes
 
 
 def _flags_refused(current: HostState) -> list[Problem]:
@@ -244,7 +371,7 @@ def _flags_refused(current: HostState) -> list[Problem]:
 def _occupied(current: HostState) -> list[Problem]:
     problems = []
     if current.lock:
-        problems.append(Problem(f"the deploy lock is held: {current.held}", "wait for it"))
+        problems.append(Problem(f"the deploy lock is held: {current.lock_holder}", "wait for it"))
     if current.pending and current.pending.get("runner"):
         at = f"activation {current.pending['number']} is under way ({current.pending['state']})"
         problems.append(Problem(at, "invoke deploy --attach follows it"))
@@ -287,7 +414,7 @@ def _no_room(current: HostState, lacking: Sequence[Part], unpacked: Unpacked) ->
     return problems
 
 
-def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem]:
+def _cannot_run(current: HostState, desired: Desired, candidate: ReleaseCandidate) -> list[Problem]:
     problems = []
     if current.noexec:
         at = f"{current.app} is mounted noexec (at {current.noexec})"
@@ -297,6 +424,10 @@ def _cannot_run(current: HostState, candidate: ReleaseCandidate) -> list[Problem
                 runtimes.REMOUNT.format(current.noexec),
             )
         )
+    if what := current.unprotected(desired.hardening):
+        problems.append(Problem(what, namespaces.REMEDY))
+    if current.selinux:
+        problems.append(Problem(current.selinux, selinux.REMEDY))
     for need in current.lacks:
         if need["needed"] or need.get("module") in candidate.imports:
             hint = f"apt-get install {need['package']} on the host"

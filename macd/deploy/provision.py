@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from macd.deploy import desired, state
-from macd.deploy.drift import unified, with_hidden
+from macd.deploy.drift import alike, unified, with_hidden
+from macd.host.flag.flag_file import DROPIN
+from macd.host.own import Flag
+from macd.host.systemd import namespaces, selinux
 from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
 from macd.ssh.failures import RemoteFileNotFoundError
@@ -26,11 +29,44 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """What changes for a service by hand with the first deploy: sentences, then each unit's diff.
+
+    asks: somebody has to agree first. processes: those without a unit of the application, with
+    which no deploy begins (as `byhand.processes` has them).
+    """
+
+    words: Sequence[str]
+    diffs: Sequence[str]
+    processes: Sequence[Mapping[str, Any]]
+    asks: bool
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What came back, or would. serving: what serves now, or would; healthy None: as before.
+
+    left: directories below app and texts that were set aside that stay, though nothing refers to
+    them.
+    """
+
+    host: str
+    app: str
+    changes: Sequence[Change]
+    serving: str
+    healthy: bool | None
+    left: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Provisioned:
     """What it took. `missing`: programs the host lacks, each with the package that has it.
 
     stale: what was rewritten and the running process still has as it was; `live` is its release.
-    note: what provision can't mend, "" if there is nothing.
+    note: what provision can't mend, "" if there is nothing. adopts: what becomes of a service that
+    people put there, None where there is none. unconfined: which protection its units do without,
+    unprotected: why the host can't give them what they ask for, not_started: why SELinux starts no
+    program of theirs, each with what to do; "" for none.
     """
 
     host: str
@@ -40,6 +76,10 @@ class Provisioned:
     stale: Sequence[str] = ()
     live: str = ""
     note: str = ""
+    adopts: Adoption | None = None
+    unconfined: str = ""
+    unprotected: str = ""
+    not_started: str = ""
 
     @property
     def restart_wanted(self) -> bool:
@@ -50,11 +90,16 @@ class Provisioned:
         return any(package["needed"] for package in self.missing)
 
 
-def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = False) -> Provisioned:
+def provision(
+    host: Host, inventory: Inventory, *, who: str, dry_run: bool = False, adopt: bool = False
+) -> Provisioned:
     """Bring one host to the desired state; a second time changes nothing.
 
+    adopt: a service that people put there is taken over by the first deploy.
+
     Raises:
-        RefusedError: a deploy is at work there, or the login may not do it.
+        RefusedError: a deploy is at work there, the login may not do it, or there is a service by
+            hand and no `adopt`.
         UsageError: the inventory names no allowed_signers file, or a list of revoked keys that
             isn't there.
     """
@@ -65,9 +110,14 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         files = [
             _file("bin/macd-host.pyz", archive.build(), 0o644),
             _file("state/allowed_signers", signers, 0o644),
-            _secret("state/notify.json", desired.guard_notify(inventory)),
-            _file("service.json", wanted.service_settings.encode(), 0o644),
+            _secret("state/notify.json", desired.addresses(inventory)),
         ]
+        units = dict(wanted.units)
+        if wanted.application.deployed_alone and host_state.live:
+            # Its units and settings say what is live, together: the next deploy switches them.
+            units = {n: text for n, text in units.items() if n not in wanted.switched}
+        else:
+            files.append(_file("service.json", wanted.service_settings.encode(), 0o644))
         replayed = desired.replay_files(inventory)
         files += [_file(path, data, 0o644) for path, data in replayed.items()]
         note = _no_bars(session, host, inventory, set(replayed))
@@ -80,19 +130,33 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
             scope=host.scope,
             account=wanted.account,
             directories=_directories(
-                wanted.account, socket=inventory.service.socket, replays=bool(replayed)
+                wanted.account,
+                socket=inventory.service.socket,
+                replays=bool(replayed),
+                writes=wanted.application.writes,
             ),
             files=files,
             flags=dict(wanted.flags),
-            units=dict(wanted.units),
-            enable=[name for name, text in wanted.units.items() if text is not None],
+            units=units,
+            enable=[name for name, text in units.items() if text is not None],
+            start=[n for n, text in wanted.units.items() if text and n.endswith(".timer")],
             who=who,
             dry_run=dry_run,
+            switched=_main_first(wanted),
+            commands=state.commands(host, inventory),
+            **_switch(wanted.application.flag),
+            adopt=adopt,
+            hardening=inventory.service.hardening,
         )
     copy = host_copy(host, inventory)
     if copy is not None and not dry_run:
         copy.remember(archive.digest())
     changes = [_change(change) for change in answer["changes"]]
+    short = alike([change.name for change in changes if change.how == "created"], wanted)
+    changes = [
+        replace(change, diff=short.get(change.name, change.diff)) if change.diff else change
+        for change in changes
+    ]
     return Provisioned(
         host=host.name,
         app=answer["app"],
@@ -101,7 +165,51 @@ def provision(host: Host, inventory: Inventory, *, who: str, dry_run: bool = Fal
         stale=_stale(changes, [*wanted.switched, ".env", *replayed]),
         live=host_state.live or "",
         note=note,
+        adopts=_adoption(answer["adopts"]),
+        unconfined=wanted.unconfined,
+        unprotected=_with_remedy(host_state.unprotected(wanted.hardening), namespaces.REMEDY),
+        not_started=_with_remedy(host_state.selinux, selinux.REMEDY),
     )
+
+
+def undo(host: Host, inventory: Inventory, *, who: str, dry_run: bool = False) -> Undone:
+    """Give back what was on one host before provision.
+
+    Raises RefusedError: nothing is known of that, or something is at work there.
+    """
+    with open_session(host, inventory) as session:
+        words = {"app": host.app_dir, "scope": host.scope, "who": who, "dry_run": dry_run}
+        answer = session.call("provision_undo", **words)
+    return Undone(
+        host=host.name,
+        app=answer["app"],
+        changes=[_change(change) for change in answer["changes"]],
+        serving=answer["serving"],
+        healthy=answer["healthy"],
+        left=answer["left"],
+    )
+
+
+def _with_remedy(problem: str, remedy: str) -> str:
+    return f"{problem}\ndo: {remedy}" if problem else ""
+
+
+def _main_first(wanted: desired.Desired) -> list[str]:
+    """The units that go live with a release."""
+    names = [wanted.unit, *(name for name in wanted.switched if name in wanted.units)]
+    return list(dict.fromkeys(names))
+
+
+def _switch(flag: Flag | None) -> dict[str, Any]:
+    """The variable that lets the models decide."""
+    return {"switch": flag.name, "dropin": flag.where == DROPIN} if flag else {}
+
+
+def _adoption(said: Mapping[str, Any] | None) -> Adoption | None:
+    if said is None:
+        return None
+    diffs = [unified(one["before"], one["after"], one["name"]) for one in said["diffs"]]
+    return Adoption(said["words"], diffs, said["processes"], said["new"])
 
 
 def files_here(inventory: Inventory) -> tuple[bytes, Path | None]:
@@ -151,11 +259,15 @@ def _secret(path: str, data: bytes) -> dict[str, Any]:
     return {**_file(path, data, 0o600), "secret": True}
 
 
-def _directories(account: str, *, socket: bool, replays: bool) -> list[dict[str, Any]]:
+def _directories(
+    account: str, *, socket: bool, replays: bool, writes: Sequence[str]
+) -> list[dict[str, Any]]:
     """Parents first. The account owns only what it writes."""
     plain = ["", "bin", "blobs", "releases", "runtimes", "data", "state", "state/activations"]
     made: list[dict[str, Any]] = [
-        {"path": path, "mode": 0o755, "owner": ""} for path in [*plain, "state/gate"]
+        {"path": path, "mode": 0o755, "owner": ""}
+        for path in [*plain, "state/gate"]
+        if path not in writes
     ]
     if replays:
         made.append({"path": desired.REPLAY, "mode": 0o755, "owner": ""})
@@ -164,7 +276,10 @@ def _directories(account: str, *, socket: bool, replays: bool) -> list[dict[str,
         *made,
         {"path": "state/run", "mode": 0o755, "owner": run_owner},
         {"path": "state/snapshots", "mode": 0o700, "owner": ""},
-        {"path": "data/live", "mode": 0o750, "owner": account},
+        *(
+            {"path": path, "mode": 0o750, "owner": account, "data": True}
+            for path in dict.fromkeys(["data/live", *writes])
+        ),
     ]
 
 

@@ -10,10 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from macd.deploy.state import HostState
+from macd.host import own
+from macd.host.flag.flag_file import DROPIN, LIVE
 from macd.host.record import Record
 
 # The kinds of records that hold what a host reported as live. The guard's watch has an end, too.
 ENDS = ("deploy.ended", "rollback.ended")
+# Their results where the host reported no end; LEFT: it goes on, and ends the matter by itself.
+FAILED, REFUSED, LEFT = "failed", "refused", "left to the host"
+UNTOLD = (FAILED, REFUSED, LEFT)
 _BEGINS = ("deploy.began", "rollback.began")
 
 
@@ -30,11 +35,13 @@ class RollbackTarget:
     edited: Sequence[str] = ()
     keys: Sequence[str] = ()
     dropins: Sequence[str] = ()
+    flag: str = ""  # of an application that has it in a drop-in, where its models decide
+    possible: Sequence[str] | None = None  # instead of `to`, which was never live there; None: `to`
 
     @property
     def goes(self) -> bool:
         """Whether another release would be live afterwards."""
-        return not self.stays and self.to not in (None, self.live)
+        return not self.stays and self.to not in (None, self.live) and self.possible is None
 
     @property
     def changes(self) -> dict[str, Sequence[str]]:
@@ -47,6 +54,9 @@ class RollbackTarget:
             return f"stays at {self.live or 'nothing'}: the last deploy did not go live there"
         if self.to is not None and self.to == self.live:
             return f"{self.to} is live already"
+        if self.possible is not None:
+            others = ", ".join(self.possible) or "none"
+            return f"{self.to} was never live there; it can go back to: {others}"
         first = f"back to {self.to or 'nothing: no other good release was live there'}"
         return "\n".join([first, *(f"  {line}" for line in self._beside())])
 
@@ -59,6 +69,8 @@ class RollbackTarget:
         if self.keys:
             yield f"sets in .env as they were with {self.to}: {', '.join(self.keys)}"
             yield "the values they have now are kept beside it, as .env.before-rollback-NUMBER"
+        if self.flag:
+            yield f"sets {self.flag} to shadow, in its drop-in and, where it stands there, in .env"
         if self.goes:
             yield "leaves alone: everything else in .env" + "".join(f", {p}" for p in self.dropins)
 
@@ -86,6 +98,9 @@ def _target(name: str, state: HostState, to: str | None, *, stays: bool = False)
     target = RollbackTarget(name, state.live, to, stays=stays, provisioned=state.exists)
     if not target.goes:
         return target
+    lives = {str(entry["release"]) for entry in state.history}
+    if state.exists and to not in lives.union(state.returns):
+        return replace(target, possible=list(state.returns))
     returns = state.returns.get(to or "", {})
     dropins = [dropin["path"] for beside in state.dropins.values() for dropin in beside]
     return replace(
@@ -94,7 +109,18 @@ def _target(name: str, state: HostState, to: str | None, *, stays: bool = False)
         edited=returns.get("edited", ()),
         keys=returns.get("keys", ()),
         dropins=dropins,
+        flag=_decides_in_dropin(state),
     )
+
+
+def _decides_in_dropin(state: HostState) -> str:
+    """The flag that a rollback sets to shadow in a drop-in, of which `keys` does not tell."""
+    try:
+        flag = own.parse(state.service_settings).flag
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ""  # a way back is no place to stop at that
+    decides = LIVE in (state.stacking.get("next"), state.stacking.get("running"))
+    return flag.name if flag and flag.where == DROPIN and decides else ""
 
 
 def _serial(state: HostState) -> int:
@@ -121,7 +147,7 @@ def may_be_live(records: Iterable[Record], host: str) -> int:
         if record.kind in _BEGINS:
             goes_to = fields.get("release") or fields.get("to") or ""
             since.append(serials.get(goes_to, 0))
-        elif record.kind in ENDS and fields.get("result") != "failed":
+        elif record.kind in ENDS and fields.get("result") not in UNTOLD:
             release = fields.get("live")
             live = serials.get(release, live) if release else 0
             since.clear()

@@ -25,7 +25,7 @@ from macd.deploy.fleet import (
 )
 from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation
 from macd.deploy.notify import notify
-from macd.deploy.rollback import ENDS, may_be_live
+from macd.deploy.rollback import ENDS, FAILED, LEFT, REFUSED, may_be_live
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
 from macd.journal import Journal
@@ -150,7 +150,7 @@ class Rollout:
                 # Who was never reached has not got anything: see may_be_live.
                 never = host.name in unreachable or isinstance(error, UnreachableError)
                 mark = {"unreachable": True} if never else {}
-                ended_with(host=host.name, result="failed", why=why, **mark)
+                ended_with(host=host.name, result=_how_it_failed(error), why=why, **mark)
                 if len(hosts) > 1 and not isinstance(error, MacdError):
                     raise unexpected(host.name, error) from error  # it hides no other host
                 raise
@@ -284,6 +284,14 @@ def passed_by(
         live="unknown on these hosts; on the others as shown above",
         hint="\n".join(hint),
     )
+
+
+def _how_it_failed(error: BaseException) -> str:
+    """As the journal has it: what goes on without us has not failed."""
+    if isinstance(error, EndUnknownError):
+        return LEFT
+    refused = isinstance(error, MacdError) and code_of(error) == ExitCode.REFUSED
+    return REFUSED if refused else FAILED
 
 
 def _as_it_was(outcome: Outcome) -> bool:

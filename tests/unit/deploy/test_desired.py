@@ -10,13 +10,17 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from macd.deploy.desired import Desired, allowed_signers, render
+from macd.deploy.desired import Desired, addresses, allowed_signers, render
 from macd.deploy.state import HostState
 from macd.errors import UsageError
+from macd.host.alerts.webhook import FORMATS
+from macd.host.systemd import namespaces
 from macd.inventory import Inventory, load, project_root, revoked
+from macd.inventory.models import AlertSettings
 from macd.ssh import archive
 
 APP = "/opt/macd-analysis"
@@ -61,6 +65,15 @@ def test_by_default_it_is_hardened_and_socket_activated(tmp_path: Path) -> None:
         "macd-analysis.socket",
         "service.json",
     }
+
+
+def test_in_a_container_no_unit_asks_for_namespaces(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path, "service: {hardening: container}\n"))
+    assert not any(namespaces.wants(text) for text in wanted.units.values() if text)
+    unit = lines(wanted.units["macd-analysis.service"])
+    for line in ("User=macd", "NoNewPrivileges=yes", "SystemCallFilter=@system-service"):
+        assert line in unit
+    assert "service.hardening: container" in wanted.unconfined
 
 
 def test_without_a_socket_it_may_make_its_own(tmp_path: Path) -> None:
@@ -124,6 +137,62 @@ def test_systemd_understands_every_line(tmp_path: Path, scope: str, socket: str)
     told = subprocess.run(argv, capture_output=True, text=True, check=False)
     ours = [line for line in told.stderr.splitlines() if "macd-analysis" in line]
     assert ours == []
+
+
+def test_the_look_for_alarms_has_its_terms_and_the_guards_sandbox(tmp_path: Path) -> None:
+    more = "alerts: {every_minutes: 2, disk_free: 0.1, expires_days: 3.5}\n"
+    wanted = rendered(inventory(tmp_path, more))
+    unit = lines(wanted.units["macd-analysis-alerts.service"])
+    (runs,) = [line for line in unit if line.startswith("ExecStart=")]
+    assert runs == (
+        f"ExecStart=/usr/bin/python3 -I -S {APP}/bin/macd-host.pyz alerts --app {APP} "
+        "unit=macd-analysis scope=system every_s=120 silent_bars=2 disk_free=0.1 expires_days=3.5 "
+        "clock_s=30"
+    )
+    assert {f"ReadWritePaths={APP}", "MemoryMax=384M", "ProtectSystem=strict"} <= set(unit)
+    timer = lines(wanted.units["macd-analysis-alerts.timer"])
+    assert "OnUnitActiveSec=120" in timer and "WantedBy=timers.target" in timer
+    assert not [name for name in wanted.switched if "alerts" in name]  # no release brings it
+
+
+def test_without_looks_there_are_no_units(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path, "alerts: {every_minutes: 0}\n"))
+    assert wanted.units["macd-analysis-alerts.service"] is None
+    assert wanted.units["macd-analysis-alerts.timer"] is None
+
+
+def test_templates_of_an_earlier_version_are_completed(tmp_path: Path) -> None:
+    known = inventory(tmp_path)
+    for path in (tmp_path / "templates").glob("alerts.*"):
+        path.unlink()
+    assert rendered(known).units["macd-analysis-alerts.timer"] is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "document"),
+    [
+        ("", {}),
+        ("guard: {notify_url: 'https://a/b'}\n", {"url": "https://a/b"}),
+        ("alerts: {notify_url: 'https://a/b'}\n", {"url": "https://a/b"}),
+        (
+            "alerts: {notify_url: 'https://a/b', format: wecom, heartbeat_url: 'https://c/d'}\n",
+            {"url": "https://a/b", "format": "wecom", "heartbeat_url": "https://c/d"},
+        ),
+    ],
+)
+def test_where_the_host_sends(tmp_path: Path, more: str, document: dict[str, str]) -> None:
+    assert json.loads(addresses(inventory(tmp_path, more))) == document
+
+
+def test_two_names_of_one_webhook_are_refused(tmp_path: Path) -> None:
+    both = "guard: {notify_url: 'https://a/b'}\nalerts: {notify_url: 'https://a/c'}\n"
+    with pytest.raises(UsageError) as error:
+        inventory(tmp_path, both)
+    assert "its old name" in str(error.value) and "https://" not in str(error.value)
+
+
+def test_the_formats_of_the_inventory_are_those_of_the_host() -> None:
+    assert set(get_args(AlertSettings.model_fields["format"].annotation)) == set(FORMATS)
 
 
 def test_no_allowed_signers_is_told(tmp_path: Path) -> None:

@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from macd import application
 from macd.deploy.desired import Desired
-from macd.deploy.drift import Diff, differing, unified
+from macd.deploy.drift import Diff, differing, drift, unified
 from macd.deploy.state import HostState
+from macd.inventory.models import ServiceSettings
 
+BUILT_IN = application.built_in(ServiceSettings())
 BASE = json.loads((Path(__file__).parents[2] / "cases" / "plan" / "base.json").read_text())
 
 
 def differs(*, new: bool = False, desired: Any = None, **facts: Any) -> list[Diff]:
     found = HostState(**{**BASE["facts"], **facts})
-    return differing(found, Desired(**{**BASE["desired"], **(desired or {})}), new=new)
+    return differing(
+        found, Desired(**{**BASE["desired"], **(desired or {})}, application=BUILT_IN), new=new
+    )
 
 
 def test_a_secret_that_changes_is_seen_to_change_and_not_shown() -> None:
@@ -64,3 +69,27 @@ def test_keys_that_may_sign_are_shown_for_provision_to_put_right() -> None:
     )
     assert (diff.name, diff.by) == ("state/allowed_signers", "provision")
     assert "-mallory@test ssh-ed25519 BBBB" in diff.text
+
+
+TIMER = "macd-analysis-alerts.timer"
+LOOKS = {"installed": True, "runs": True, "late": False, "checked": "2026-03-02T11:13:00+00:00"}
+
+
+def test_what_looks_for_alarms_is_provisions_and_no_drift_where_it_never_was() -> None:
+    wanted = {"units": {**BASE["desired"]["units"], TIMER: "[Timer]\n"}}
+    [only] = differs(desired=wanted)
+    assert (only.name, only.by) == (TIMER, "provision")
+
+    def drifts(text: str | None, alerts: dict[str, Any]) -> list[str]:
+        units = {**BASE["facts"]["units"], TIMER: text}
+        found = HostState(**{**BASE["facts"], "units": units, "alerts": alerts})
+        return drift(found, Desired(**{**BASE["desired"], **wanted}, application=BUILT_IN))
+
+    clean = drifts("[Timer]\n", LOOKS)
+    assert drifts(None, {}) == clean  # a host of an earlier version
+    changed = f"{TIMER} was changed or is missing"
+    assert changed in drifts(None, LOOKS) and changed in drifts("[Timer]\nOnBootSec=1\n", {})
+    stopped = drifts("[Timer]\n", {**LOOKS, "runs": False})
+    assert set(stopped) - set(clean) == {
+        "nobody looks for alarms: the timer does not run; invoke provision starts it"
+    }

@@ -62,6 +62,25 @@ def test_the_next_command_leads_to_the_same_host(inventory: str, env: str, optio
     assert f"invoke deploy --attach{options} follows" in lost.value.hint
 
 
+@pytest.mark.parametrize(
+    ("origin", "token", "said"),
+    [
+        (None, "t", "NEW or what ran before (nothing of macd's was live)"),
+        (None, "", "NEW or what was live before"),
+        ("OLD", "t", "NEW or OLD"),
+        ("NEW", "t", "NEW, as it would be now or as it was before"),
+    ],
+)
+def test_what_may_be_live_is_named_once(origin: str | None, token: str, said: str) -> None:
+    known = load("lab", root=Path(__file__).parents[3])
+    begun = follow.PendingActivation("prod", 7, token, "NEW", origin)
+    run = follow._Follower(known.hosts["prod"], known, begun, lambda *_: None)
+    run._live = "NEW"  # the host has switched by now
+    error = run.interrupted()
+    assert error.live == f"being decided on prod: {said}"
+    assert error.exit_code == 5
+
+
 class Asked:
     """A session to a host whose newest activation is one of a release, under way or over."""
 

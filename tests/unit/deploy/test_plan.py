@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from macd import application
 from macd.cli.rollout import summary
 from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked, imports
-from macd.deploy.desired import Desired
+from macd.deploy.desired import Desired, Market
 from macd.deploy.plan import Plan, make
 from macd.deploy.state import HostState
+from macd.inventory.models import ServiceSettings
 
+BUILT_IN = application.built_in(ServiceSettings())
 CASES = Path(__file__).parents[2] / "cases" / "plan"
 NAMES = sorted(path.stem for path in CASES.glob("*.json") if path.stem != "base")
 
@@ -29,14 +33,18 @@ def planned(name: str) -> tuple[Plan, dict[str, Any]]:
             Part(**{**part, "source": part["source"] and Path(part["source"])})
             for part in offer[kind]
         ]
+    wanted = {**base["desired"], **given.get("desired", {})}
+    if "market" in wanted:
+        wanted["market"] = Market(**wanted["market"])
     plan = make(
         "prod",
         HostState(**{**base["facts"], **given.get("facts", {})}),
-        Desired(**{**base["desired"], **given.get("desired", {})}),
+        Desired(**wanted, application=BUILT_IN),
         ReleaseCandidate(**offer),
         now=1000.0,
         restart=given.get("restart", False),
         unpacked=Unpacked(**given.get("unpacked", {})),
+        accept=given.get("accept", ()),
     )
     return plan, case["expect"]
 
@@ -44,13 +52,15 @@ def planned(name: str) -> tuple[Plan, dict[str, Any]]:
 def as_told(plan: Plan, field: str) -> Any:
     if field == "rollback_ready":
         return plan.rollback["ready"]
-    value = getattr(plan, field)
+    value = plan.problems if field == "remedies" else getattr(plan, field)
     if field == "delta":
         return [[row.path, row.how] for row in value]
     if field == "diffs":
         return [diff.name for diff in value]
     if field == "problems":
         return [problem.what for problem in value]
+    if field == "remedies":
+        return [problem.hint for problem in value]
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -58,6 +68,29 @@ def as_told(plan: Plan, field: str) -> Any:
 def test_case(name: str) -> None:
     plan, expect = planned(name)
     assert {field: as_told(plan, field) for field in expect} == expect
+
+
+@pytest.mark.parametrize(
+    ("days", "limit", "note"),
+    [(29, 30, ""), (31, 30, "; from "), (38, 30, "too old: "), (9000, 0, "")],
+)
+def test_a_release_whose_models_are_too_old_for_the_host_is_noted(
+    days: int, limit: float, note: str
+) -> None:
+    base = json.loads((CASES / "base.json").read_text())
+    offer = {**base["offer"], "files": [], "wheels": []}
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    plan = make(
+        "prod",
+        HostState(**base["facts"]),
+        Desired(**{**base["desired"], "max_age_days": limit}, application=BUILT_IN),
+        ReleaseCandidate(**{**offer, "bars_end": now - timedelta(days=days)}),
+        now=now.timestamp(),
+    )
+    assert plan.steps
+    told = [text for text in plan.notes if "the models' bars end" in text]
+    assert len(told) == bool(note)
+    assert all(note in text and "service.max_age_days" in text for text in told)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -107,6 +108,8 @@ NEVER = failed(unreachable=True)
         pytest.param([*LIVE_2, began(2), ended("nothing", "r2")], 2, id="nothing to do"),
         # The deploy of which nobody heard the end may have gone live.
         pytest.param([*LIVE_1, began(2), failed()], 2, id="contact lost"),
+        pytest.param([*LIVE_1, began(2), failed(result="left to the host")], 2, id="left"),
+        pytest.param([*LIVE_1, began(2), failed(result="refused")], 2, id="refused"),
         pytest.param([*LIVE_1, began(2)], 2, id="operator killed"),
         pytest.param([*LIVE_1, began(3), failed(), began(2), failed()], 3, id="lost twice"),
         pytest.param([began(3), failed(), *LIVE_1], 1, id="lost, then the host told"),
@@ -166,3 +169,21 @@ def test_the_highest_serial_that_may_be_live(history: list[dict[str, Any]], seri
         for number, fields in enumerate(history, start=1)
     ]
     assert may_be_live(records, "a") == serial
+
+
+def test_a_release_that_was_never_live_there_is_not_promised() -> None:
+    host = replace(found("r3", "r2"), returns={"r2": {}, "r1": {}})
+    [way] = targets([("a", host)], "nope")
+    assert str(way) == "nope was never live there; it can go back to: r2, r1"
+    assert not way.goes
+
+
+@pytest.mark.parametrize("decides", [True, False])
+@pytest.mark.parametrize("where", ["dropin", "env"])
+def test_a_flag_in_a_dropin_that_goes_to_shadow_is_named(where: str, *, decides: bool) -> None:
+    flag = {"name": "THEIR_FLAG", "live": "1", "shadow": "0", "where": where}
+    own = {"name": "theirs", "units": [["m.service", {}]], "writes": [], "flag": flag}
+    stacking = {"next": "1" if decides else "0", "running": "0"}
+    host = replace(found("r3", "r2"), service_settings=json.dumps({"own": own}), stacking=stacking)
+    [way] = targets([("a", host)])
+    assert ("sets THEIR_FLAG to shadow" in str(way)) == (decides and where == "dropin")

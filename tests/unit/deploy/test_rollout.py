@@ -229,6 +229,27 @@ def test_lost_contact_stops_it_too_and_is_recorded(inventory: Inventory) -> None
     assert (last.kind, last.fields["why"]) == ("deploy.ended", "gone")
 
 
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (EndUnknownError("interrupted"), "left to the host"),
+        (RefusedError("no"), "refused"),
+        (MacdError("the host said no", exit_code=ExitCode.REFUSED), "refused"),
+        (ContactLostError("before anything was switched"), "failed"),
+        (MacdError("broken"), "failed"),
+    ],
+)
+def test_the_record_calls_failed_only_what_failed(
+    inventory: Inventory, error: MacdError, result: str
+) -> None:
+    def one(host: Host) -> Outcome:
+        raise error
+
+    Rollout(inventory, "deploy", "prod").run([HOSTS[:1]], one)
+    last = Journal(inventory.state_dir / "journal.jsonl").records()[-1]
+    assert (last.kind, last.fields["result"]) == ("deploy.ended", result)
+
+
 def test_who_is_passed_by_is_named_and_stops_nothing(inventory: Inventory) -> None:
     """prod1 was asked before and did not answer, prod2 is found away, prod3 refuses."""
     asked = []

@@ -48,6 +48,12 @@ def test_each_key_of_the_policy_reaches_the_service(tmp_path: Path) -> None:
     assert read_there(tmp_path / "usual", "").policy.at("5h") == Policy().at("5h")
 
 
+def test_the_limit_of_the_models_age_reaches_the_service(tmp_path: Path) -> None:
+    assert read_there(tmp_path, "service: {max_age_days: 45}\n").max_age_days == 45
+    assert read_there(tmp_path / "usual", "").max_age_days == 0
+    assert "max_age_days" not in (tmp_path / "usual/app/service.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("feed", "place"),
     [
@@ -95,6 +101,32 @@ def test_another_asset_of_the_panel_is_watched_without_cross_symbols(tmp_path: P
 def test_the_trained_asset_is_watched_with_its_cross_symbols(tmp_path: Path, service: str) -> None:
     known = inventory(tmp_path, f"service: {service}\n" + PANEL)
     assert desired.watched(known) == ["BTCUSD", "SOLUSD"]
+
+
+@pytest.mark.parametrize(
+    ("service", "symbols", "cross"),
+    [
+        ("{}", ("BTCUSD", "ETHUSD", "LTCUSD"), ("BTCUSD", "SOLUSD")),
+        ("{symbols: [LTCUSD, BTCUSD]}", ("LTCUSD", "BTCUSD"), ("BTCUSD", "SOLUSD")),
+        ("{symbols: [LTCUSD]}", (), ("BTCUSD", "SOLUSD")),
+        ("{symbol: ETHUSD}", (), ("BTCUSD", "SOLUSD")),
+        ("{symbols: [XRPUSD, ADAUSD]}", ("XRPUSD", "ADAUSD"), ()),
+    ],
+)
+def test_several_symbols_and_what_their_features_need(
+    tmp_path: Path, service: str, symbols: tuple[str, ...], cross: tuple[str, ...]
+) -> None:
+    train = "train: {symbols: [BTCUSD, ETHUSD, LTCUSD], cross: [BTCUSD, SOLUSD]}\n"
+    read = read_there(tmp_path, f"service: {service}\n{train}")
+    assert (read.symbols, read.cross) == (symbols, cross)
+
+
+def test_bars_of_every_symbol_go_with_a_replay(tmp_path: Path) -> None:
+    train = "train: {symbols: [BTCUSD, ETHUSD], cross: [BTCUSD, SOLUSD]}\n"
+    known = inventory(tmp_path, "service: {feed: {kind: replay}}\n" + train)
+    assert sorted(desired.replayed(known)) == [
+        f"data/replay/{name}USD_1h.parquet" for name in ("BTC", "ETH", "SOL")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ccxt", "directory"])

@@ -1,0 +1,227 @@
+"""What was live at a moment, by one journal or several; what can't all be true is named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macd.deploy import past
+from macd.deploy.past import Then
+from macd.host.record import Record
+
+DAY = datetime(2026, 11, 28, tzinfo=UTC)
+R1, R2 = "20261101T000000Z-aaaaaaaa", "20261102T000000Z-bbbbbbbb"
+Told = tuple[float, str, dict[str, Any]]
+
+
+def journal(*told: Told) -> list[Record]:
+    return [
+        Record(seq, DAY + timedelta(hours=hour), kind, fields, "", "")
+        for seq, (hour, kind, fields) in enumerate(told, 1)
+    ]
+
+
+def ended(hour: float, release: str, number: int, host: str = "prod", **more: Any) -> Told:
+    fields = {"host": host, "env": "prod", "release": release, "number": number, "who": "ann"}
+    return hour, "deploy.ended", {**fields, "result": "committed", "live": release, **more}
+
+
+def flag(hour: float, kind: str, value: str, weight: int, **more: Any) -> Told:
+    fields = {"host": "prod", "value": value, "weight": weight, "result": "set", "report": ""}
+    return hour, f"flag.{kind}", {**fields, **more}
+
+
+STORY = journal(
+    ended(1, R1, 1),
+    (2, "gate.judged", {"host": "prod", "verdict": "PASS", "report": "gate/prod/x/report.json"}),
+    flag(3, "enable", "1", 25, report="/s/gate/prod/x/report.json"),
+    (4, "guard.raised", {"host": "prod", "weight": 100}),
+    (5, "deploy.began", {"host": "prod", "release": R2, "who": "ben"}),
+    ended(6, R2, 2, who="ben"),
+    (7, "deploy.began", {"host": "prod", "release": R1, "who": "ben"}),
+    ended(8, R1, 3, result="reverted", live=R2),
+    flag(9, "enable", "1", 100),
+    (10, "guard.ended", {"host": "prod", "result": "failed", "ended": "2026-11-28T09:30:00+00:00"}),
+)
+
+
+def then(hour: float, journals: dict[str, Iterable[Record]] | None = None) -> Then:
+    entries = past.joined(journals or {"here": STORY})
+    (state,) = past.at(entries, DAY + timedelta(hours=hour))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("hour", "release", "weight", "verdict", "under_way"),
+    [
+        (1.5, R1, 0, "", False),
+        (3.5, R1, 25, "PASS", False),
+        (4.5, R1, 100, "PASS", False),
+        (5.5, R1, 100, "PASS", True),
+        (6.5, R2, 0, "", False),
+        (7.5, R2, 0, "", True),
+        (8.5, R2, 0, "", False),
+        (9.2, R2, 100, "", False),
+        (9.6, R2, 0, "", False),  # the guard ended before it was written down here
+    ],
+)
+def test_one_journal(hour: float, release: str, weight: int, verdict: str, under_way: bool) -> None:
+    state = then(hour)
+    assert (state.release, state.weight, state.verdict) == (release, weight, verdict)
+    assert bool(state.under_way) is under_way
+    assert (state.by, state.how) == ("ann" if release == R1 else "ben", "deploy")
+
+
+def test_an_application_without_weights_has_none() -> None:
+    told = journal(ended(1, R1, 1), flag(2, "enable", "1", 100, weighed=False))
+    assert not then(3, {"here": told}).weighed
+    assert then(3, {"here": journal(ended(1, R1, 1), flag(2, "enable", "1", 100))}).weighed
+
+
+@pytest.mark.parametrize(
+    ("more", "weighed"),
+    [
+        ({"flag": "ML_ENABLE_STACKING"}, True),
+        ({"flag": "ML_ENABLE_STACKING", "weighed": False}, False),
+        ({"flag": "USE_STACK"}, False),  # of a host that did not say yet whether it knows weights
+    ],
+)
+def test_a_hosts_own_journal_says_whether_there_are_weights(
+    more: dict[str, str], weighed: bool
+) -> None:
+    fields = {"wanted": "1", "weight": 100, "release": R1, "report": "abc", **more}
+    own = journal((1, "committed", {"activation": 1, "release": R1}), (3, "flag.set", fields))
+    (state,) = past.at(past.joined({"prod": own}, hosts=["prod"]), DAY + timedelta(hours=4))
+    assert (state.weight, state.weighed) == (100, weighed)
+
+
+def test_before_the_first_record_no_host_is_known() -> None:
+    assert past.at(past.joined({"here": STORY}), DAY) == []
+    training = journal((1, "train.started", {"host": "h800", "run": "r"}))
+    assert past.at(past.joined({"here": training}), DAY + timedelta(hours=2)) == []
+
+
+def test_a_hosts_own_journal_says_the_same() -> None:
+    own = journal(
+        (1, "committed", {"activation": 1, "release": R1}),
+        (3, "flag.set", {"wanted": "1", "weight": 25, "release": R1, "report": "abc"}),
+        (5, "switching", {"activation": 2, "release": R2}),
+        (6, "committed", {"activation": 2, "release": R2}),
+    )
+    entries = past.joined({"prod": own}, hosts=["prod"])
+    (state,) = past.at(entries, DAY + timedelta(hours=4))
+    assert (state.release, state.weight, state.evidence) == (R1, 25, "abc")
+    (state,) = past.at(entries, DAY + timedelta(hours=5.5))
+    assert (state.release, bool(state.under_way)) == (R1, True)
+    (state,) = past.at(entries, DAY + timedelta(hours=7))
+    assert (state.release, state.weight) == (R2, 0)
+
+
+LEFT: Told = (2, "deploy.ended", {"host": "prod", "release": R2, "result": "left to the host"})
+
+
+def test_what_is_left_to_the_host_goes_on_until_the_host_or_an_attach_says_how_it_ended() -> None:
+    story = [ended(1, R1, 1), (1.8, "deploy.began", {"host": "prod", "release": R2}), LEFT]
+    state = then(2.5, {"here": journal(*story)})
+    assert state.release == R1
+    assert "contact was given up" in state.under_way
+    state = then(4, {"here": journal(*story, ended(3, R2, 2, attached=True))})
+    assert (state.release, state.under_way) == (R2, "")
+    own = journal((1, "committed", {"release": R1}), (1.9, "committed", {"release": R2}))
+    entries = past.joined({"here": journal(*story), "prod": own}, ["prod"])
+    (state,) = past.at(entries, DAY + timedelta(hours=4))
+    assert (state.release, state.under_way) == (R2, "")
+    assert past.contradictions(entries) == []
+
+
+def test_two_operators_make_one_history() -> None:
+    ann, ben = journal(ended(1, R1, 1)), journal(ended(2, R2, 2, who="ben"))
+    assert then(1.5, {"ann": ann, "ben": ben}).release == R1
+    state = then(2.5, {"ann": ann, "ben": ben})
+    assert (state.release, state.by, state.sources) == (R2, "ben", ("ann", "ben"))
+    assert past.contradictions(past.joined({"ann": ann, "ben": ben})) == []
+
+
+def test_what_can_not_all_be_true_is_named() -> None:
+    made = {"env": "prod", "serial": 7}
+    ann = journal(ended(1, R1, 1), ended(5, R2, 3), (6, "release.made", {**made, "release": R1}))
+    ben = journal(
+        ended(1, R2, 1),
+        ended(4, R1, 4),
+        (6, "release.made", {**made, "release": R2}),
+    )
+    told = past.contradictions(past.joined({"ann": ann, "ben": ben}))
+    assert len(told) == 3
+    assert f"activation 1 on prod: ann says {R1} committed; ben says {R2} committed" in told[0]
+    assert "serial 7 of prod was given to several releases" in told[1]
+    assert "the clocks of ben and ann: they differ by 3600 s or more" in told[2]
+
+
+def test_who_attached_later_contradicts_nobody() -> None:
+    ann = journal(ended(1, R1, 1), ended(2, R2, 2))
+    ben = journal(ended(9, R1, 1, attached=True))
+    assert past.contradictions(past.joined({"ann": ann, "ben": ben})) == []
+
+
+def chained(*told: Told, after: Sequence[Record] = ()) -> list[Record]:
+    """As `journal`, each with the hash of the one before; it goes on behind `after`."""
+    records = list(after)
+    for hour, kind, fields in told:
+        prev = records[-1].hash if records else "0" * 64
+        seal = hashlib.sha256(f"{prev}{hour}{kind}{fields}".encode()).hexdigest()
+        when = DAY + timedelta(hours=hour)
+        records.append(Record(len(records) + 1, when, kind, fields, prev, seal))
+    return records
+
+
+def test_a_copy_of_a_journal_counts_once_and_one_that_was_written_to_is_named() -> None:
+    first = chained(ended(1, R1, 1))
+    ann, older = chained(ended(2, R2, 2), after=first), first
+    entries = past.joined({"here": ann, "backup": older})
+    assert [(entry.source, entry.record.seq) for entry in entries] == [("here", 1), ("here", 2)]
+    assert past.contradictions(entries) == []
+    other = chained(ended(3, R1, 3), after=first)
+    (told,) = past.contradictions(past.joined({"here": ann, "backup": other}))
+    assert "backup and here are one journal up to record 1 and differ from then on" in told
+
+
+def test_activations_that_nobody_here_tells_of_are_missing() -> None:
+    ann, ben = journal(ended(1, R1, 1)), journal(ended(5, R2, 4), ended(6, R2, 2, host="b"))
+    entries = past.joined({"ann": ann, "ben": ben})
+    (told,) = past.missing(entries)
+    assert told.startswith("prod: nothing tells of activation 2, 3: ")
+    own = journal((2, "committed", {"activation": 2}), (3, "reverted", {"activation": 3}))
+    assert past.missing(past.joined({"ann": ann, "ben": ben, "prod": own}, ["prod"])) == []
+
+
+def test_a_flag_for_a_release_that_was_not_live_contradicts() -> None:
+    ann = journal(ended(1, R1, 1), ended(2, R2, 2))
+    ben = journal(flag(3, "enable", "1", 100, release=R1))
+    (told,) = past.contradictions(past.joined({"ann": ann, "ben": ben}))
+    assert f"prod: ben let {R1} decide on 2026-11-28 03:00:00 UTC" in told
+    assert f"when {R2} was live by ann" in told
+    ben = journal(flag(3, "enable", "1", 100, release=R2))
+    assert past.contradictions(past.joined({"ann": ann, "ben": ben})) == []
+
+
+FIELDS = st.dictionaries(
+    st.sampled_from(
+        ["host", "release", "live", "number", "result", "weight", "value", "ended", "serial", "env"]
+    ),
+    st.none() | st.integers() | st.text(max_size=5) | st.just("prod") | st.just("committed"),
+)
+KINDS = st.sampled_from([r.kind for r in STORY] + ["committed", "flag.set", "release.made", "x"])
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), KINDS, FIELDS), max_size=12))
+def test_no_record_ends_in_an_exception(told: list[Told]) -> None:
+    entries = past.joined({"a": journal(*told), "b": STORY})
+    past.at(entries, DAY + timedelta(hours=5))
+    past.contradictions(entries)
+    past.missing(entries)
