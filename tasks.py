@@ -14,7 +14,9 @@ interrupts.leave_quietly()
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 
 from macd.cli import (  # noqa: E402 - these take a while
+    audit,
     compare,
+    dashboard,
     data,
     demo,
     deploy,
@@ -24,11 +26,13 @@ from macd.cli import (  # noqa: E402 - these take a while
     health,
     history,
     host,
+    init,
     lab,
     logs,
     monitor,
     provision,
     release,
+    schedule,
     status,
     train,
     usage,
@@ -38,6 +42,7 @@ usage.install()
 
 namespace = Collection(
     demo.demo,
+    init.init,
     host.facts,
     history.history,
     health.health,
@@ -49,12 +54,14 @@ namespace = Collection(
     status.why,
     logs.logs,
     gate.shadow_gate,
+    audit.audit,
     flag.enable_stacking,
     flag.disable_stacking,
     monitor.monitor,
     doctor.doctor,
-    Collection("data", data.import_, data.fetch, data.verify),
-    Collection("host", host.list_, host.trust),
+    dashboard.dashboard,
+    Collection("data", data.import_, data.resample, data.fetch, data.verify),
+    Collection("host", host.list_, host.import_, host.trust),
     Collection("lab", lab.up, lab.down, lab.status, lab.fault),
     Collection("release", release.release, release.list_, release.show, release.verify),
     Collection(
@@ -65,5 +72,6 @@ namespace = Collection(
         train.cancel,
         train.fetch,
         compare.compare,
+        schedule.schedule,
     ),
 )

@@ -14,6 +14,7 @@ from macd.errors import MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
+    from macd.run_directory import TrainingRun
 
 _PARTS = {"val": "validation", "test": "holdout"}
 _SHOWN = 12  # names of features in a line
@@ -23,6 +24,7 @@ _SHOWN = 12  # names of features in a line
     help={
         "challenger": "the run in question: an id below runs/, or a directory",
         "champion": "the run it is held against (default: the one behind what is live)",
+        "symbol": "of runs of several symbols the one to show in full",
         "env": "the environment whose live release names the champion (default: prod)",
     }
 )
@@ -30,6 +32,7 @@ def compare(
     _: object,
     challenger: str = "",
     champion: str = "",
+    symbol: str = "",
     env: str = "prod",
     inventory: str = "",
     json: bool = False,
@@ -53,12 +56,72 @@ def compare(
             f"{new.id} is both challenger and champion",
             hint="name two runs: invoke train.compare CHALLENGER CHAMPION",
         )
-    found = application.compare_runs(old.directory, new.directory)
+    if inv.app is None:
+        comparison, said = application.compare_runs(old.directory, new.directory), lines
+        if symbol and "symbols" in comparison:
+            comparison = _of_symbol(comparison, application.symbol_name(symbol))
+        if "symbols" in comparison:
+            said = several_lines
+    else:
+        comparison, said = _own(inv.app.name, old, new), own_lines
     if json:
-        emit(found)
+        emit(comparison)
         return
-    for line in lines(found):
+    for line in said(comparison):
         print(safe(line))
+
+
+def _of_symbol(comparison: Mapping[str, Any], symbol: str) -> dict[str, Any]:
+    """One symbol of a comparison. Raises UsageError where it says nothing of that one."""
+    made = comparison["symbols"].get(symbol)
+    if made is None or "unable" in made:
+        raise UsageError(
+            f"{symbol} can't be compared in these runs",
+            why=made["unable"] if made else f"both trained {', '.join(comparison['symbols'])}",
+            hint="invoke train.compare without --symbol shows a line of each",
+        )
+    return dict(made)
+
+
+def several_lines(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """The verdict about each symbol that both runs trained."""
+    old, new = comparison["champion"]["run"], comparison["challenger"]["run"]
+    yield f"{len(comparison['symbols'])} symbols  challenger {new} against champion {old}"
+    for name, made in comparison["symbols"].items():
+        said = f"not compared, {made['unable']}" if "unable" in made else made["verdict"]["text"]
+        yield f"  {name}: {said}"
+    for side, names in comparison["only"].items():
+        if names:
+            yield f"  only in the {side}: {', '.join(names)}"
+    yield "\nThe more symbols, the more of them differ by chance. --symbol NAME shows one in full"
+
+
+def _own(name: str, old: TrainingRun, new: TrainingRun) -> dict[str, Any]:
+    """Two trainings of an application of the team's own: its metrics side by side."""
+    before, after = (run.metrics.get("own", {}) for run in (old, new))
+    names = dict.fromkeys([*before, *after])
+    return {
+        "own": name,
+        "champion": {"run": old.id},
+        "challenger": {"run": new.id},
+        "metrics": {key: [before.get(key), after.get(key)] for key in names},
+        "limits": [
+            "a verdict on the same bars: that needs the predictions out of fold, which only the"
+            " built-in application writes. Each run measured its own figures",
+        ],
+    }
+
+
+def own_lines(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """The metrics of two runs for people."""
+    old, new = comparison["champion"]["run"], comparison["challenger"]["run"]
+    yield f"{comparison['own']}  challenger {new} against champion {old}"
+    for name, (before, after) in comparison["metrics"].items():
+        shown = [f"{x:.4g}" if x is not None else "not measured" for x in (before, after)]
+        change = f" ({after - before:+.4g})" if None not in (before, after) else ""
+        yield f"  {name}: {' -> '.join(shown)}{change}"
+    yield "\nWhat this can't show"
+    yield from (f"  * {limit}" for limit in comparison["limits"])
 
 
 def behind_live(inventory: Inventory, env: str) -> str:
@@ -85,24 +148,25 @@ def behind_live(inventory: Inventory, env: str) -> str:
     )
 
 
-def lines(found: Mapping[str, Any]) -> Iterator[str]:
+def lines(comparison: Mapping[str, Any]) -> Iterator[str]:
     """The comparison for people: verdict, figures, differences, limits."""
-    old, new, rows = found["champion"], found["challenger"], found["rows"]
-    yield f"{found['symbol']} {found['tf']}  challenger {new['run']} against champion {old['run']}"
-    yield f"  {found['verdict']['text']}"
+    old, new, rows = comparison["champion"], comparison["challenger"], comparison["rows"]
+    market = f"{comparison['symbol']} {comparison['tf']}"
+    yield f"{market}  challenger {new['run']} against champion {old['run']}"
+    yield f"  {comparison['verdict']['text']}"
     yield (
         f"  {rows['validation']:,} validation and {rows['holdout']:,} holdout bars of "
-        f"{rows['both']:,} that both tested; those that moved enough and on which all models speak "
-        "are below"
+        f"{rows['both']:,} that both tested; those that moved enough and on which all models "
+        "predict are below"
     )
     for part, title in _PARTS.items():
         yield f"\n{title.capitalize()}, direction of moves; champion's figures first"
-        for head, parts in found["parts"].items():
-            yield from _head_lines(head, parts, part, found["tf"])
+        for head, parts in comparison["parts"].items():
+            yield from _head_lines(head, parts, part, comparison["tf"])
     yield "\nWhat differs"
-    yield from (f"  {line}" for line in differences(found["differs"]))
+    yield from (f"  {line}" for line in differences(comparison["differs"]))
     yield "\nWhat this can't show"
-    yield from (f"  * {limit}" for limit in found["limits"])
+    yield from (f"  * {limit}" for limit in comparison["limits"])
 
 
 def _head_lines(head: str, parts: Mapping[str, Any], part: str, tf: str) -> Iterator[str]:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 from macd.host import untrusted
+from macd.train_options import MARKETS, Market
 
 if TYPE_CHECKING:
     import polars as pl
 
     from macd.app.market.findings import Accepted, Finding
+    from macd.app.market.importing import Merged
     from macd.inventory import Inventory
 
 _BARS = {
@@ -35,15 +37,23 @@ SHOWN = 10  # findings of each kind; --all shows every one
     positional=["file"],
     help=_BARS
     | {
-        "file": "CSV (also .gz, .zip), JSON, parquet or feather",
-        "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless',
+        "file": "CSV (also .gz, .zip), JSON, parquet, feather or Excel workbook",
+        "columns": 'names of the columns, as "time=Date+Clock,open=Open"; numbers if nameless; '
+        "volume=none if there is none",
+        "volume-is": "what the volume counts: base, quote, ticks or none; base=0.01 are contracts "
+        "of 0.01, quote=100 contracts worth 100",
+        "member": "file of a zip of several, if they are no series: a name, or BTCUSDT*",
+        "sheet": "name of the sheet of a workbook, if several can hold bars",
+        "skip-lines": "lines at the beginning of the file that are no part of the table",
         "timezone": "time zone of the file, if not UTC: +02:00, or America/New_York",
         "time-is": "open or close: which moment of a bar its time is (default: open)",
-        "dates": "order of day and month, dmy or mdy, if 03/04/2020 could be either",
+        "dates": "order of day, month and year: dmy or mdy (03/04/2020), ymd (20/04/03)",
         "decimal": "decimal sign, . or , if 1,234 could be either",
         "since": "only bars that open at this time or later (UTC)",
         "until": "only bars that open before this time (UTC)",
         "factor": "multiply prices by this, and divide volume: bars of an old denomination",
+        "exchange": "where the file is from, if that leaves out candles without a trade: kraken",
+        "resample": "store bars of this longer timeframe, made of the file's: 1h",
         "overwrite": "replace the whole stored file, instead of adding to it",
     },
 )
@@ -58,9 +68,15 @@ def import_(
     time_is: str = "open",
     dates: str = "",
     decimal: str = "",
+    volume_is: str = "",
+    skip_lines: int = 0,
+    sheet: str = "",
+    member: str = "",
     since: str = "",
     until: str = "",
     factor: float = 1.0,
+    exchange: str = "",
+    resample: str = "",
     replace: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -69,7 +85,17 @@ def import_(
     """Import bars from a file into the canonical form; asks where it is ambiguous."""
     from macd.app.market.bars import bars_path, digest, read_bars, write_bars
     from macd.app.market.columns import parse_mapping
-    from macd.app.market.importing import Answers, between, closed, merge, read_file, scaled
+    from macd.app.market.importing import (
+        Answers,
+        between,
+        closed,
+        filled,
+        merge,
+        read_file,
+        scaled,
+        to_timeframe,
+    )
+    from macd.app.market.volumes import parse_unit
 
     answers = Answers(
         symbol=symbol,
@@ -77,26 +103,32 @@ def import_(
         columns=parse_mapping(columns),
         timezone=timezone,
         time_is="close" if _one_of("time-is", time_is, "open", "close") == "close" else "open",
-        dates=_one_of("dates", dates, "", "dmy", "mdy"),
+        dates=_one_of("dates", dates, "", "dmy", "mdy", "ymd"),
         decimal=_one_of("decimal", decimal, "", ".", ","),
+        volume_is=parse_unit(volume_is),
+        skip_lines=skip_lines,
+        sheet=sheet,
+        member=member,
     )
     imported = between(read_file(Path(file), answers), _time("since", since), _time("until", until))
-    imported = closed(scaled(imported, _factor(factor)), datetime.now(UTC))
+    exchange = exchange or imported.exchange
+    imported = closed(filled(scaled(imported, _factor(factor)), exchange), datetime.now(UTC))
+    imported = to_timeframe(imported, resample)
     path = bars_path(_directory(data), imported.symbol, imported.tf)
     there = read_bars(path) if path.exists() and not overwrite else None
     merged = merge(there, imported.bars, replace=replace)
     if not dry_run and (there is None or merged.added or merged.replaced):
         source = f"import {Path(file).name}"
-        write_bars(
-            merged.bars,
-            path,
-            metadata={"symbol": imported.symbol, "tf": imported.tf, "source": source},
-        )
+        known = {"symbol": imported.symbol, "tf": imported.tf, "source": source}
+        known |= {"exchange": exchange} if exchange else {}
+        write_bars(merged.bars, path, metadata=known)
     fields = {
         "path": str(path),
         "symbol": imported.symbol,
         "tf": imported.tf,
+        "dialect": imported.dialect,
         "columns": imported.columns,
+        "volume": imported.volume,
         "notes": imported.notes,
         "rows": imported.bars.height,
         "added": merged.added,
@@ -110,15 +142,89 @@ def import_(
         emit(fields)
         return
     print(f"{imported.symbol} {imported.tf} from {file}: {span(imported.bars)}")
-    print(f"  read as: {untrusted.line(imported.columns)}")  # the file's own names
+    dialect = f"{imported.dialect}: " if imported.dialect else ""
+    print(f"  read as: {dialect}{untrusted.line(imported.columns)}")  # the file's own names
     for note in imported.notes:
         print(f"  ! {untrusted.line(note)}")
+    _show_stored(merged, path, imported.symbol, imported.tf, dry_run=dry_run)
+
+
+@verb(
+    help=_BARS
+    | {
+        "tf": "the longer timeframe to make: 1h",
+        "of": "timeframe of the stored bars to make it of (default: the shortest that fits)",
+        "overwrite": "replace the whole stored file, instead of adding to it",
+    }
+)
+def resample(
+    _: object,
+    symbol: str = "",
+    tf: str = "",
+    of: str = "",
+    data: str = "",
+    replace: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Make longer bars of stored ones: minutes to hours, hours to days."""
+    from macd.app.market.bars import bars_path, digest, origin, read_bars, symbol_name, write_bars
+    from macd.app.market.importing import merge
+    from macd.app.market.resampling import resample as made_of
+
+    if not symbol or not tf:
+        raise UsageError("which bars?", hint="invoke data.resample --symbol BTCUSD --tf 1h --of 1m")
+    directory, name = _directory(data), symbol_name(symbol)
+    of = of or _shortest(directory, name, tf)
+    source = bars_path(directory, name, of)
+    made = made_of(read_bars(source), of, tf)
+    path = directory / f"{name}_{tf}.parquet"
+    there = read_bars(path) if path.exists() and not overwrite else None
+    merged = merge(there, made.bars, replace=replace)
+    if not dry_run and (there is None or merged.added or merged.replaced):
+        known = origin(source)
+        known["source"] = known.get("source") or f"resampled {source.name}"
+        write_bars(merged.bars, path, metadata={"symbol": name, "tf": tf, **known})
+    notes = made.notes(of, tf)
+    if json:
+        counts = {"added": merged.added, "same": merged.same, "replaced": merged.replaced}
+        fields = {"path": str(path), "of": str(source), "notes": notes, "dry_run": dry_run}
+        emit(fields | counts | {"bars": merged.bars.height, "digest": digest(merged.bars)})
+        return
+    print(f"{name} {tf} from {short(source)}: {span(made.bars)}")
+    for note in notes:
+        print(f"  ! {note}")
+    _show_stored(merged, path, name, tf, dry_run=dry_run)
+
+
+def _show_stored(merged: Merged, path: Path, symbol: str, tf: str, *, dry_run: bool) -> None:
     print(
         f"{'would be' if dry_run else 'now'} in {short(path)}: {merged.bars.height:,} bars "
         f"({merged.added:,} new, {merged.same:,} there already, {merged.replaced:,} replaced)"
     )
     if not dry_run:
-        next_step(path.parent, imported.symbol, imported.tf)
+        next_step(path.parent, symbol, tf)
+
+
+def _shortest(directory: Path, symbol: str, tf: str) -> str:
+    """The shortest stored timeframe that `tf` is a multiple of."""
+    from macd.app.market.bars import step_ms
+
+    pattern = re.compile(rf"{re.escape(symbol)}_([1-9]\d{{0,3}}[mhdw])(_.*)?\.parquet")
+    there = {
+        match[1] for path in directory.glob("*.parquet") if (match := pattern.fullmatch(path.name))
+    }
+    fitting = [
+        one for one in there if step_ms(one) < step_ms(tf) and not step_ms(tf) % step_ms(one)
+    ]
+    if not fitting:
+        raise UsageError(
+            f"no bars of {symbol} in {short(directory)} can be made {tf} bars",
+            why=f"there is {', '.join(sorted(there)) or 'nothing of it'}",
+            hint=f"invoke data.import FILE --symbol {symbol}",
+        )
+    return min(fitting, key=step_ms)
 
 
 @verb(
@@ -200,6 +306,8 @@ def fetch(
         "(default: those that the inventory trains on)",
         "tf": "timeframe (default: the inventory's)",
         "data": "directory of canonical files (default: the inventory's train.data_dir)",
+        "market": "when bars must be there: crypto (always), fx (weekdays), stocks (sessions of "
+        "New York) or an exchange such as XHKG; default: the inventory's train.market",
         "limits": "other thresholds, as frozen_warn=12,spike_z=20, over the inventory's "
         "train.limits; a wrong name lists them all",
         "accept": "accept a finding that is the market itself, in addition to the inventory's "
@@ -213,6 +321,7 @@ def verify(
     symbol: str = "",
     tf: str = "",
     data: str = "",
+    market: str = "",
     limits: str = "",
     accept: list[str] | None = None,
     now: str = "",
@@ -244,6 +353,7 @@ def verify(
         now=_time("now", now) or datetime.now(UTC),
         limits=Limits().changed(usual).changed(limits),
         panel=_panel_only(inv),
+        market=_market(market) or inv.train.market,
     )
     findings = judged(findings, agreed)
     absent = [entry for entry in unused(findings, agreed) if entry.symbol in frames]
@@ -280,13 +390,18 @@ def _accepted(settings: Inventory, typed: list[str]) -> list[Accepted]:
         raise UsageError("--accept is not understood", why=str(error), hint=EXAMPLE) from error
 
 
+def _market(typed: str) -> Market | None:
+    _one_of("market", typed, "", *MARKETS)
+    return next((market for market in MARKETS if market == typed), None)
+
+
 def _panel_only(inventory: Inventory) -> set[str]:
-    """Symbols of the inventory that only a panel trains on; they may cover other times."""
+    """Symbols of the inventory that are no features of another; they may cover other times."""
     from macd.app.market.bars import symbol_name
 
     train = inventory.train
     beside = {symbol_name(name) for name in (train.symbol, *train.cross)}
-    return {symbol_name(name) for name in train.panel} - beside
+    return {symbol_name(name) for name in (*train.panel, *train.symbols)} - beside
 
 
 def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
@@ -294,7 +409,7 @@ def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> l
     from macd.app.market.bars import symbol_name
 
     train = settings.train
-    named = (train.symbol, *train.cross, *train.panel)
+    named = (train.symbol, *train.symbols, *train.cross, *train.panel)
     wanted = list(dict.fromkeys(symbol_name(name) for name in named))
     if not given:
         return wanted
@@ -412,8 +527,13 @@ def _judge(findings: list[Finding], bars: str) -> None:
     wrong = [finding for finding in findings if finding.level == "error"]
     for check in sorted({finding.check for finding in wrong}):
         several = [finding for finding in wrong if finding.check == check]
-        own = [f.remedy.format(bars=f"{bars} --symbol {f.symbol}") for f in several if f.remedy]
         general = REMEDIES.get(check, "look at the row; correct or cut the file, import it")
-        print(f"  {check}: " + "\n".join(own[:SHOWN] or [general]).replace("\n", "\n    "))
+        remedies = [
+            f.remedy.format(bars=f"{bars} --symbol {f.symbol}") if f.remedy else general
+            for f in several
+        ]
+        print(
+            f"  {check}: " + "\n".join([*dict.fromkeys(remedies)][:SHOWN]).replace("\n", "\n    ")
+        )
     for line in how_to_accept(wrong).splitlines():
         print(f"  {line}")

@@ -18,7 +18,7 @@ from macd.cli.rollout import (
     rollback_targets,
 )
 from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
-from macd.errors import ContactLostError, ExitCode, MacdError
+from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from macd.deploy.rollout import Result, Rollout
     from macd.inventory import Host, Inventory
 
-_RELEASE = {"release": "id of a release here (default: the newest for this environment)"}
+_RELEASE = {
+    "release": "id of a release here (default: the newest for this environment)",
+    "accept": "market: the bars may be another market's than the trained ones; copy: another "
+    "process may run the same command",
+}
 _MAX_FAILED = {
     "max-failed": "start no more hosts once more than this many failed or reverted (default: 0)"
 }
@@ -42,6 +46,7 @@ def plan(
     env: str = "prod",
     host: str = "",
     release: str = "",
+    accept: str = "",
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
@@ -50,13 +55,14 @@ def plan(
     Changes nothing.
     """
     inv, hosts = select(inventory, env, host)
-    preview = _preview(inv, hosts, _candidate(inv, env, release))
+    accepted = _accepted(accept)
+    preview = _preview(inv, hosts, _candidate(inv, env, release), accepted)
     plans = preview.plans
     if json:
         emit(_fields(preview))
         return preview.exit_code
     preview.show()
-    options = same(env=env, host=host, release=release, inventory=inventory)
+    options = same(env=env, host=host, release=release, accept=accept, inventory=inventory)
     if any(plan.problems for plan in plans):
         return preview.exit_code  # each with what to do about it
     if any(not plan.empty for plan in plans):
@@ -87,6 +93,7 @@ def deploy(
     max_failed: int = 0,
     skip_unreachable: bool = False,
     restart: bool = False,
+    accept: str = "",
     attach: bool = False,
     dry_run: bool = False,
     yes: bool = False,
@@ -98,6 +105,7 @@ def deploy(
     from macd.ssh.ahead import LinksAhead
 
     inv, hosts = select(inventory, env, host)
+    accepted = _accepted(accept)
     options = same(env=env, host=host, inventory=inventory)
     if attach:
         return _attach(inv, env, hosts, options, json=json)
@@ -113,7 +121,7 @@ def deploy(
         candidate = _candidate(inv, env, release)
         unreachable: dict[str, MacdError] = {}
         if asks:
-            preview = _preview(inv, hosts, candidate)
+            preview = _preview(inv, hosts, candidate, accepted)
             how = _How(options, dry=dry_run, skip=skip_unreachable, restart=restart, json=json)
             code = _before(preview, how)
             if code is not None:
@@ -122,7 +130,9 @@ def deploy(
 
         def one_host(host: Host) -> Outcome:
             with shown.host(host.name, f"deploying {candidate.id} to {host.name}") as progress:
-                options = apply.DeployOptions(rollout.operator(), progress, activations, restart)
+                options = apply.DeployOptions(
+                    rollout.operator(), progress, activations, restart, accepted
+                )
                 return apply.deploy(host, inv, candidate, options, ahead)
 
         count = sum(map(len, planned))
@@ -137,6 +147,7 @@ def deploy(
                 on_interrupt=shown.interrupted,
                 release=candidate.id,
                 serial=candidate.serial,
+                **({"accept": list(accepted)} if accepted else {}),
             )
         return _end(result, "deploy", options, hosts=count, json=json, release=candidate.id)
 
@@ -247,10 +258,28 @@ class _How:
     json: bool
 
 
-def _preview(inventory: Inventory, hosts: Sequence[Host], candidate: ReleaseCandidate) -> _Preview:
+def _accepted(text: str) -> tuple[str, ...]:
+    """What `--accept` names. Raises UsageError for what can't be accepted."""
+    from macd.deploy.plan import COPY, MARKET
+
+    if text not in ("", MARKET, COPY):
+        raise UsageError(
+            f"--accept {text}: that is nothing to accept",
+            why=f"a deploy is refused for many reasons; only {MARKET} and {COPY} may be accepted",
+            hint=f"--accept {MARKET}, or --accept {COPY}",
+        )
+    return (text,) if text else ()
+
+
+def _preview(
+    inventory: Inventory,
+    hosts: Sequence[Host],
+    candidate: ReleaseCandidate,
+    accept: Sequence[str] = (),
+) -> _Preview:
     from macd.deploy import apply
 
-    results = on_each(hosts, lambda host: apply.look(host, inventory, candidate))
+    results = on_each(hosts, lambda host: apply.look(host, inventory, candidate, accept))
     return _Preview(list(results.done.values()), results.failed, candidate)
 
 
@@ -269,7 +298,9 @@ def _before(preview: _Preview, how: _How) -> ExitCode | None:
     names = ", ".join(plan.host for plan in preview.plans)
     past = f", and pass by {', '.join(preview.failed)}" if preview.failed else ""
     if not confirm(f"deploy {preview.candidate.id} to {names}{past}?", yes=False):
-        return not_agreed(json=how.json)
+        problems = [problem for plan in preview.plans for problem in plan.problems]
+        first = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+        return not_agreed(json=how.json, first=list(first))
     return None
 
 

@@ -10,15 +10,20 @@ from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
-    from macd.gate.doctor import Finding
+    from macd.gate.finding import Finding
     from macd.inventory import Host, Inventory
 
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 
 
-@verb()
+@verb(help={"notify-test": "have each host send a test message to alerts.notify_url too"})
 def doctor(
-    _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
+    _: object,
+    env: str = "prod",
+    host: str = "",
+    notify_test: bool = False,
+    inventory: str = "",
+    json: bool = False,
 ) -> ExitCode:
     """Look for known failures; show evidence and remedy; exit 1 if one is found."""
     from macd.deploy.fleet import side_by_side
@@ -37,6 +42,10 @@ def doctor(
         for host in hosts
         if host.name in answers
     }
+    if notify_test:
+        for one in hosts:
+            if one.name in rows:
+                rows[one.name].append(_notified(one, inv))
     ill = {
         name: sum(finding.ok is False for finding in findings) for name, findings in rows.items()
     }
@@ -59,6 +68,13 @@ def doctor(
         print_failed(results.failed)
     codes = [ExitCode.FAILED if count else None for count in ill.values()]
     return exit_code(codes, results.failed)
+
+
+def _notified(host: Host, inventory: Inventory) -> Finding:
+    from macd.deploy.rollout import operator
+    from macd.gate.doctor import notify_test
+
+    return notify_test(host, inventory, operator())
 
 
 def _print(finding: Finding) -> None:

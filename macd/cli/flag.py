@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import about, exit_code, failed_fields, let_end, on_each, print_failed, select
 from macd.cli.verb import confirm, emit, error_fields, not_agreed, same, verb
-from macd.errors import ExitCode, MacdError, RefusedError
+from macd.errors import ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
@@ -17,20 +17,26 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
 
 _HELP = {"dry-run": "only show whether it would be done, and why not"}
+_WEIGHT = (
+    "what stacking counts for, 1 to 100 %; then no steps follow (default: guard.steps, or 100)"
+)
 
 
-@verb(help=_HELP)
+@verb(help={**_HELP, "weight": _WEIGHT})
 def enable_stacking(
     _: object,
     env: str = "prod",
     host: str = "",
+    weight: str = "",
     dry_run: bool = False,
     yes: bool = False,
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
     """Let stacking decide; needs a PASS of the newest gate report for what is live."""
-    return _flip("enable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
+    return _flip(
+        "enable", env, host, inventory, _weight(weight), dry_run=dry_run, yes=yes, json=json
+    )
 
 
 @verb(help=_HELP)
@@ -44,7 +50,21 @@ def disable_stacking(
     json: bool = False,
 ) -> ExitCode | None:
     """Set stacking back to shadow: it is only logged, the weighted average decides."""
-    return _flip("disable", env, host, inventory, dry_run=dry_run, yes=yes, json=json)
+    return _flip("disable", env, host, inventory, None, dry_run=dry_run, yes=yes, json=json)
+
+
+def _weight(text: str) -> int | None:
+    from macd.host import envfile
+    from macd.host.flag.flag_file import WEIGHT
+
+    if not text:
+        return None
+    if not envfile.FLAGS[WEIGHT].match(text):
+        raise UsageError(
+            f"--weight {text}: a whole number from 1 to 100, in percent",
+            hint="invoke disable-stacking leaves nothing to stacking" if text == "0" else "",
+        )
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,15 @@ class _Outcome:
 
 
 def _flip(
-    kind: str, env: str, host: str, inventory: str, *, dry_run: bool, yes: bool, json: bool
+    kind: str,
+    env: str,
+    host: str,
+    inventory: str,
+    weight: int | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+    json: bool,
 ) -> ExitCode | None:
     from macd.deploy.fleet import Results
     from macd.gate import flag
@@ -82,7 +110,7 @@ def _flip(
     wanted = LIVE if kind == "enable" else SHADOW
 
     def at_once(host: Host) -> _Outcome:
-        with flag.prepare(host, inv, wanted) as flip:
+        with flag.prepare(host, inv, wanted, weight) as flip:
             return _carry_out(kind, flip)
 
     if yes and not dry_run and (kind == "disable" or not several):  # no host waits for another
@@ -91,12 +119,16 @@ def _flip(
         )
 
     with ExitStack() as sessions:
-        flips = on_each(hosts, lambda h: sessions.enter_context(flag.prepare(h, inv, wanted)))
+        flips = on_each(
+            hosts, lambda h: sessions.enter_context(flag.prepare(h, inv, wanted, weight))
+        )
         looks = Results(
             {n: _Outcome(flip.expected) for n, flip in flips.done.items()}, flips.failed
         )
         if looks.failed and kind == "enable":
-            return _none_enabled(looks, same(env=env, inventory=inventory), json=json)
+            told = "" if weight is None else str(weight)
+            options = same(env=env, inventory=inventory, weight=told)
+            return _none_enabled(looks, options, json=json)
         if dry_run or not looks.done:
             return _show(kind, looks, several=several, json=json)
         if not yes:
@@ -126,7 +158,8 @@ def _question(kind: str, looks: Results[_Outcome]) -> str:
     hosts = []
     for name, look in looks.done.items():
         seen = "; it looks so already" if look.flipped.result == "already" else ""
-        hosts.append(f"{name} ({look.flipped.release}{seen})")
+        share = share_shown(look.flipped.weight if look.flipped.weighed else None)
+        hosts.append(f"{name} ({look.flipped.release}{share}{seen})")
     return f"{kind} stacking on {', '.join(hosts)}?"
 
 
@@ -165,6 +198,8 @@ def _record(kind: str, inventory: Inventory, host: Host, ended: Flipped) -> str:
         "who": operator(),
         "release": ended.release,
         "value": ended.value,
+        "weight": ended.weight,
+        **({} if ended.weighed else {"weighed": False}),
         "result": ended.result,
         "reason": ended.reason,
         "wrong": ended.wrong,
@@ -199,16 +234,21 @@ def _fields(results: Results[_Outcome]) -> dict[str, Any]:
 
 
 def _lines(kind: str, ended: Flipped) -> list[str]:
-    mode = "stacking decides" if ended.value == "1" else "stacking is in shadow"
+    decides = decides_shown(ended.weight, weighed=ended.weighed)
+    mode = decides if ended.value == "1" else "stacking is in shadow"
     process = f"process {ended.pid}" if ended.pid else "no process"
+    untouched = f"{mode} already; nothing was restarted"
+    if ended.ended:
+        untouched = f"{mode}; the change that was interrupted was ended, the service restarted"
     heads = {
         "set": f"{'✗' if ended.wrong else '✓'} {ended.host}: {mode}; {process} runs with it",
-        "already": f"✓ {ended.host}: {mode} already; nothing was restarted",
-        "would": f"{ended.host}: would {kind} stacking and restart the service",
+        "already": f"✓ {ended.host}: {untouched}",
+        "would": f"{ended.host}: would {_move(kind, ended)} and restart the service",
         "reverted": f"✗ {ended.host}: put back, {mode}",
     }
     lines = [heads[ended.result], f"  live   {ended.release}"]
     for label, text in (
+        ("steps", _steps(ended) or _cancelled(ended)),
         ("why", ended.reason),
         ("wrong", ended.wrong),
         ("proof", ended.report),
@@ -217,3 +257,35 @@ def _lines(kind: str, ended: Flipped) -> list[str]:
         if text:
             lines.append(f"  {label:<6} {text}")
     return lines
+
+
+def _move(kind: str, ended: Flipped) -> str:
+    """What a dry run would do, from what stacking counts for in the process."""
+    was, to = ended.was_weight, ended.weight
+    if not ended.weighed:
+        return f"{kind} stacking"
+    if kind == "enable" and was and was != to:
+        return f"{'raise' if to > was else 'lower'} stacking from {was} % to {to} %"
+    return f"{kind} stacking{share_shown(to)}"
+
+
+def _cancelled(ended: Flipped) -> str:
+    steps = ", ".join(f"{step} %" for step in ended.cancels)
+    return f"the guard's steps to {steps} end: --weight sets one weight" if steps else ""
+
+
+def share_shown(weight: int | None) -> str:
+    """What follows "stacking decides": its weight; nothing where nobody knows it."""
+    return f" with {weight} %" if weight else ""
+
+
+def decides_shown(weight: int | None, *, weighed: bool) -> str:
+    """Who decides, where stacking does."""
+    return f"stacking decides{share_shown(weight)}" if weighed else "the models decide"
+
+
+def _steps(ended: Flipped) -> str:
+    if not ended.steps:
+        return ""
+    weights = ", then ".join(f"{step} %" for step in ended.steps)
+    return f"the guard raises it to {weights}, each after a watch without FAIL"

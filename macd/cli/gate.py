@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +25,9 @@ _EXIT = {"PASS": ExitCode.DONE, "FAIL": ExitCode.FAILED, "INCONCLUSIVE": ExitCod
 _SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
 _MODELS = {"tft": "TFT", "lstm": "LSTM", "lgb": "LightGBM", "stacking": "stacking", "p": "decision"}
 
+_WIDTH = 100
+_MOST_SYMBOLS = 8
+_ENDS = ("value", "low", "high")
 _ABNORMAL = {
     "stuck": "stuck",
     "outside": "outside (0, 1)",
@@ -36,8 +41,11 @@ _ABNORMAL = {
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
         "rule": "point: plain rates, looked at once; sequential: bounds that hold at every look, "
-        "needs about 88 bars (1h: --days 5)",
+        "needs about 68 bars (1h: --days 4)",
+        "skill": "worse: FAIL where stacking is proved worse than the mean of the models; better: "
+        "PASS only where it is proved better; off (default: the inventory's)",
         "logs": "judge the logs in this directory; such a report can't enable stacking",
+        "symbol": "show one symbol of a service that has several; the verdict is over all",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
     }
 )
@@ -48,7 +56,9 @@ def shadow_gate(
     days: str = "",
     min_bars: int = 0,
     rule: str = "",
+    skill: str = "",
     logs: str = "",
+    symbol: str = "",
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
@@ -56,13 +66,13 @@ def shadow_gate(
     from macd.inventory import load
 
     inv = load(inventory)
-    wanted = _rule(inv, min_bars, rule)
+    wanted = _rule(inv, min_bars, rule, skill)
     span = _days(days)
     if logs:
         from macd.gate.report import of_files
 
         saved = _save(inv, of_files(inv, Path(logs), wanted, span, datetime.now(UTC)), Lock())
-        return _show_one(saved, json=json)
+        return _show_one(saved, symbol, json=json)
     from macd.deploy.fleet import hosts_of
     from macd.gate.report import of_host
 
@@ -74,7 +84,7 @@ def shadow_gate(
 
     results = on_each(hosts, judge)
     if len(hosts) == 1:
-        return _show_one(results.done[hosts[0].name], json=json)
+        return _show_one(results.done[hosts[0].name], symbol, json=json)
     return _show_all(env, results, json=json)
 
 
@@ -114,9 +124,12 @@ def _save(inventory: Inventory, judged: Judged, signing: Lock) -> _Saved:
     return _Saved(document, path, shown, [*filter(None, warnings)])
 
 
-def _show_one(saved: _Saved, *, json: bool) -> ExitCode:
+def _show_one(saved: _Saved, symbol: str, *, json: bool) -> ExitCode:
     if json:
         emit(saved.fields)
+    elif symbol:
+        print("\n".join(symbol_lines(saved.document, symbol)) + "\n")
+        _print_places(saved)
     else:
         print("\n".join(report_lines(saved.document)) + "\n")
         _print_places(saved)
@@ -151,15 +164,41 @@ def _print_places(saved: _Saved) -> None:
         print(f"  note      {warning}")
 
 
-def _rule(inventory: Inventory, min_bars: int, rule: str) -> Rule:
+def _rule(inventory: Inventory, min_bars: int, rule: str, skill: str) -> Rule:
     from macd.gate.report import rule_of
+    from macd.host.judge.skill import SETTINGS
 
     if rule not in ("", "point", "sequential"):
         raise UsageError(f"--rule {rule}: no such rule", hint="--rule point or --rule sequential")
+    if skill and skill not in SETTINGS:
+        raise UsageError(f"--skill {skill}: no such setting", hint="--skill worse, better or off")
     if min_bars < 0:
         raise UsageError("--min-bars must be 1 or more")
     own = rule_of(inventory)
-    return replace(own, min_bars=min_bars or own.min_bars, rule=rule or own.rule)
+    _refuse_skill(inventory, skill)
+    return replace(
+        own,
+        min_bars=min_bars or own.min_bars,
+        rule=rule or own.rule,
+        skill=skill or own.skill,
+    )
+
+
+def _refuse_skill(inventory: Inventory, skill: str) -> None:
+    """Raises UsageError: the lines of an application of one's own don't say what is compared."""
+    from macd.application import of
+    from macd.host.judge.own import COMPARED
+
+    app = of(inventory)
+    if skill in ("", "off") or app.compares:
+        return
+    mapped = app.signals.map.keys() if app.signals else set()
+    raise UsageError(
+        f"--skill {skill}: there is no skill to judge",
+        why="app.signals.map does not say what the mean of the models is, the close and the "
+        "horizon in bars (5, 12 or 24)",
+        hint=f"leave out --skill, or map {', '.join(sorted(COMPARED - mapped))}",
+    )
 
 
 def _days(text: str) -> float | None:
@@ -233,38 +272,137 @@ def report_lines(document: Mapping[str, Any]) -> list[str]:
         *_head(document),
         "",
         *_criteria(document),
-        *_counted("not activated because", findings["not_activated"]),
+        *_symbols(document.get("symbols") or []),
+        *_counted(_lacking(document), findings["not_activated"]),
+        *_missing(findings.get("lacking") or {}),
         *_models(findings["models"]),
+        *_drift(document.get("drift")),
         *_counted("errors", findings["errors"]),
         *_counted("severe errors", findings["severe"]),
         *_counted("warnings", findings["warnings"]),
         *_malformed(findings["malformed"]),
-        *_realised(findings["realised"]),
+        *_outcomes(document),
         *(f"  note: {words}" for words in document["notes"]),
     ]
 
 
+def _symbols(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each of the worst symbols, and how many there are of each verdict."""
+    if not rows:
+        return []
+    counts = Counter(row["verdict"] for row in rows)
+    shown = ", ".join(f"{counts[word]} {word}" for word in _SIGNS if counts[word])
+    width = max(len(row["symbol"]) for row in rows[:_MOST_SYMBOLS])
+    lines = [f"  {len(rows)} symbols: {shown}; the worst first (--symbol shows one)"]
+    lines += [
+        f"    {_SIGNS[row['verdict']]} {row['symbol']:<{width}}  {_rates(row)}"
+        for row in rows[:_MOST_SYMBOLS]
+    ]
+    if more := rows[_MOST_SYMBOLS:]:
+        lines.append(f"      and {len(more)} more")
+    return ["", *lines]
+
+
+def _rates(row: Mapping[str, Any]) -> str:
+    """Its bars and shares in short, and the first reason."""
+    shares = ["–" if one["rate"] is None else f"{100 * one['rate']:.1f}" for one in row["criteria"]]
+    why = f"; {row['reasons'][0]}" if row["reasons"] else ""
+    return f"{row['bars']:>5,} bars, {' / '.join(shares)} %{why}"[: _WIDTH - 10]
+
+
+def symbol_lines(document: Mapping[str, Any], symbol: str) -> list[str]:
+    """The report of one symbol of several. Raises UsageError naming those that there are."""
+    rows = {row["symbol"]: row for row in document.get("symbols") or []}
+    if symbol not in rows:
+        known = ", ".join(rows) or "the report is about one symbol: leave it out"
+        raise UsageError(f"--symbol {symbol}: not judged", hint=f"--symbol: {known}")
+    row = rows[symbol]
+    return [
+        f"{_SIGNS[row['verdict']]} {row['verdict']}  {symbol}, one of {len(rows)} symbols; "
+        f"over all: {document['verdict']}",
+        f"  signals   {row['bars']:,} bars",
+        *(f"  because   {reason}" for reason in row["reasons"]),
+        "",
+        *_criteria({**document, "criteria": row["criteria"]}),
+        *_counted("not activated because", row["not_activated"]),
+        *_models(row["models"]),
+        *_drift(row["drift"]),
+        *_counted("errors", row["errors"]),
+        *_skill(row["skill"] or {}),
+    ]
+
+
+def _lacking(document: Mapping[str, Any]) -> str:
+    return "no evidence because" if document.get("own") else "not activated because"
+
+
+def _missing(lacking: Mapping[str, int]) -> list[str]:
+    """Which fields of an application of the team's own were not as its map needs them."""
+    rows = [{"example": why, "count": count} for why, count in lacking.items()]
+    return _counted("fields that were not as needed", rows)
+
+
+def _outcomes(document: Mapping[str, Any]) -> list[str]:
+    """What bars came to, and that it is not judged where nobody can know it."""
+    if document.get("own"):
+        unjudged = _wrapped("  not judged: ", document["not_judged"])
+        return [*_skill(document.get("skill") or {}), "", *unjudged]
+    realised, compared = document["findings"]["realised"], document.get("skill") or {}
+    return [*_realised(realised), *_skill(compared)]
+
+
 def _head(document: Mapping[str, Any]) -> list[str]:
+    from macd.report import numbers
+
     where = f"{document['host']}, env {document['env']}" if document["host"] else "local files"
     days = document["window"]["days"]
     findings = document["findings"]
+    window = f"the last {numbers.counted(days, 'day')}" if days else "all lines"
     lines = [
         f"{_SIGNS[document['verdict']]} {document['verdict']}  {where}",
         f"  release   {document['release'] or 'not named in the lines'}",
-        f"  window    {f'the last {days:g} days' if days else 'all lines'}, "
-        f"rule {document['rule']['rule']}",
-        f"  signals   {document['bars']:,} bars of this release, {findings['lines']:,} lines in "
-        f"{len(document['logs'])} logs",
+        f"  window    {window}, rule {document['rule']['rule']}",
+        f"  signals   {numbers.counted(document['bars'], 'bar')} {_whose(document)}, "
+        f"{numbers.counted(findings['lines'], 'line')} in "
+        f"{numbers.counted(len(document['logs']), 'log')}",
     ]
+    if replayed := document.get("replay"):
+        shown = f"{replayed['equal']:,} of {replayed['bars']:,} lines said again on final bars"
+        lines.append(f"  replay    {shown}, audit of {replayed['made'][:16]}")
+    if own := document.get("own"):
+        since = f"lines since {own['since'][:19]}Z, when it went live" if own["since"] else "lines"
+        lines.append(f"  evidence  {since}, read by app.signals of {own['name']}")
     lines += [f"  because   {reason}" for reason in document["reasons"]]
     if document["more_bars"]:
-        lines.append(f"  needs     {document['more_bars']} more bars, if all of them are good")
+        lines.append(
+            f"  needs     {numbers.counted(document['more_bars'], 'more bar')}, if all are good"
+        )
     if document["host"] and not document["release"]:
         lines.append(
             f"  do        invoke deploy --env {document['env']}: nothing is live there yet"
         )
     lines += [f"  can't enable stacking: {why}" for why in _blockers(document)]
+    if document.get("meaning"):
+        lines += _wrapped("  means     ", document["meaning"])
     return lines
+
+
+def _whose(document: Mapping[str, Any]) -> str:
+    """Of an own application on whose host nothing is live, they are of what ran by hand."""
+    nothing = document.get("own") and document["host"] and not document["release"]
+    return "of no release, for none is live" if nothing else "of this release"
+
+
+def _wrapped(label: str, words: str) -> list[str]:
+    """A long sentence in lines of _WIDTH, each below the first one's words."""
+    return textwrap.wrap(
+        words,
+        _WIDTH,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _blockers(document: Mapping[str, Any]) -> list[str]:
@@ -283,6 +421,7 @@ def _criteria(document: Mapping[str, Any]) -> list[str]:
             f"  {_SIGNS[row['outcome']]} {row['title']:<20} {rate}  "
             f"[{100 * low:.1f}, {100 * high:.1f}]  {row['successes']} of {row['trials']}, "
             f"must exceed {100 * row['threshold']:g} %"
+            + (" (warns only)" if row.get("level") == "warn" else "")
         )
     meaning = "bounds that hold at every look" if sequential else "Wilson, 95 %, for one look"
     return [*lines, f"    in brackets: {meaning}"]
@@ -300,8 +439,20 @@ def _counted(title: str, groups: Sequence[Mapping[str, Any]], most: int = 8) -> 
 def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     yield ""
     yield "  models"
-    for name, title in _MODELS.items():
-        yield f"    {title:<9} {diagnosis(models[name])}"
+    for name in [*(n for n in _MODELS if n in models), *(n for n in models if n not in _MODELS)]:
+        yield f"    {_MODELS.get(name, name):<9} {diagnosis(models[name])}"
+
+
+def _drift(drift: Mapping[str, Any] | None) -> list[str]:
+    """Whether the features are where they were in training; reports before 0.2 don't say it."""
+    if drift is None:
+        return []
+    mark = {"drift": "!", "none": "✓"}.get(drift["outcome"], "?")
+    return [
+        "",
+        f"  drift against training, over {drift['bars']} bars (warns only)",
+        f"    {mark} {drift['text']}",
+    ]
 
 
 def diagnosis(model: Mapping[str, Any]) -> str:
@@ -347,3 +498,30 @@ def _realised(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in labelled
     ]
     return ["", "  realised AUC (labels overlap; 95 %)", *lines]
+
+
+def _skill(found: Mapping[str, Any]) -> list[str]:
+    from macd.host.judge.gate import more_words, outcome_words
+
+    if not found or found["setting"] == "off":
+        return ["", "  skill: not judged (gate.skill is off)"] if found else []
+    if not found["against"]:
+        return ["", "  skill: no line has both stacking and the mean of the models"]
+    lines = [
+        "",
+        f"  skill of stacking at {found['head']}: more is better; bounds hold at every look",
+    ]
+    for name, row in found["against"].items():
+        other = f"than {row['release']}" if name == "challenger" else "than the mean"
+        lines.append(f"    {outcome_words(row)} {other}, {row['n']:,} bars{more_words(row)}")
+        for score, words in (("log_score", "log score"), ("brier", "Brier score")):
+            if (figure := row[score])["value"] is not None:
+                lines.append(f"      {words:<12} {_signed(figure)}")
+    return lines
+
+
+def _signed(figure: Mapping[str, float]) -> str:
+    from macd.report import numbers
+
+    value, low, high = (numbers.decimal(figure[key], 4, signed=True) for key in _ENDS)
+    return f"{value} [{low}, {high}]"

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from macd.cli.verb import emit, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 @verb(
+    interrupted="nothing was changed\n  do: invoke health again",
     help={
         "release": "id of the release to check (default: the newest for the environment)",
         "env": "check the newest release of this environment (default: prod)",
         "run": "check a training run instead: id below runs/, or a directory",
         "dir": "check a folder of models trained elsewhere, such as data/ml_models",
-        "bundle": "check an archive of such a folder, such as macd_models_20260301.tar.gz",
-    }
+        "bundle": "check an archive of such a folder: macd_models_20260301.tar.gz, or a .zip",
+    },
 )
 def health(
     _: object,
@@ -75,7 +76,8 @@ def _of_folder(named: str) -> tuple[str, list[Item]]:
 
     top = Path(named)
     if not top.is_dir():
-        raise UsageError(f"--dir {named}: there is no such folder")
+        hint = f"invoke health --bundle {named} checks an archive" if top.is_file() else ""
+        raise UsageError(f"--dir {named}: there is no such folder", hint=hint)
     return named, application.check_folder(top)
 
 
@@ -100,6 +102,7 @@ def _of_bundle(named: str) -> tuple[str, list[Item]]:
 
 def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[Item]]:
     from macd import application
+    from macd.host.own import SOURCE
     from macd.release.store import Store
     from macd.release.wheelhouse import proved_with
 
@@ -110,20 +113,43 @@ def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[I
             hint="invoke release makes one; invoke health --run ID checks a training",
         )
     release = store.load(named) if named else store.newest(env)
+    own = release.manifest.details.get("own")
+    if own:
+        tree, check = release.directory / SOURCE, str(own.get("check", ""))
+        items = application.check_own(tree, check=check, lock=release.lock.versions)
+        return release.id, items
     tf = str(release.manifest.details.get("tf", "1h"))
     versions = proved_with(release.lock, inventory.root / "constraints.txt")
     symbol = application.symbol_name(inventory.service.symbol) if inventory.service.symbol else ""
-    items = application.check_release(release.directory, tf=tf, lock=versions, symbol=symbol)
+    several = release.manifest.serves if release.manifest.details.get("symbols") else ()
+    items = application.check_release(
+        release.directory, tf=tf, lock=versions, symbol=symbol, symbols=several
+    )
     return release.id, items
 
 
 def _of_run(inventory: Inventory, named: str) -> tuple[str, list[Item]]:
     """A run has no golden predictions yet; its models are run on the bars here."""
     from macd import application
-    from macd.run_directory import FILES
+    from macd.run_directory import FILES, bars_directory
 
     below = inventory.root / "runs" / named
     run = below if below.is_dir() else Path(named)
     if not (run / FILES.settings).is_file():
         raise UsageError(f"there is no run at {run}", hint="invoke train makes one")
-    return f"run {run.name}", application.check_run(run, inventory.train.data_dir)
+    if _is_own(run):
+        check = inventory.app.check if inventory.app else ""
+        return f"run {run.name}", application.check_own(run / FILES.artefacts, check=check)
+    bars = bars_directory(run, inventory.train.data_dir)
+    return f"run {run.name}", application.check_run(run, bars)
+
+
+def _is_own(run: Path) -> bool:
+    """Whether a training is one of the team's own application; settings that are damaged say no."""
+    from macd.run_directory import FILES, read_json
+
+    try:
+        settings = read_json(run / FILES.settings, {})
+    except MacdError:  # the check tells it
+        return False
+    return isinstance(settings, dict) and bool(settings.get("own"))

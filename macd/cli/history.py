@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import json as jsonlib
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import confirm, emit, same, verb
-from macd.errors import ExitCode, UsageError
+from macd.errors import ExitCode, MacdError, UsageError
 from macd.host.record import Record
 from macd.journal import Journal, JournalError
 
 if TYPE_CHECKING:
+    from macd.deploy.past import Entry, Then
     from macd.inventory import Host, Inventory
 
 _WIDEST = 200
 _PLAIN = ("host", "release", "result", "verdict", "state")  # they say what they are
-_NAMED = ("run", "to", "changes", "reason", "wrong")
+_NAMED = ("run", "to", "weight", "changes", "reason", "wrong")
 _WHO = ("who", "by")
 
 
+@dataclass(frozen=True)
+class Doubts:
+    """What speaks against several journals as one: sentences for people."""
+
+    contradictions: list[str]
+    damaged: list[str]
+    missing: list[str]
+
+
 @verb(
+    iterable=["merge"],
     help={
+        "at": "what was live on each host then, as '2026-11-28 14:00' (UTC, or with a zone)",
+        "merge": "read the journal of another operator's machine, too; may be repeated",
         "limit": "print the newest N records; 0 prints all",
         "kind": "only records whose kind begins with this, e.g. deploy",
         "env": "read the journals of this environment's hosts instead of this machine's",
@@ -34,7 +48,7 @@ _WHO = ("who", "by")
         "repair-torn": "move the unfinished last line of a torn journal aside, after showing it",
         "inventory": "which inventory's journal (default: MACD_INVENTORY or lab)",
         "dry-run": "with --repair-torn: only show what would be moved",
-    }
+    },
 )
 def history(
     _: object,
@@ -43,6 +57,8 @@ def history(
     env: str = "",
     host: str = "",
     full: bool = False,
+    at: str = "",
+    merge: list[str] | None = None,
     repair_torn: bool = False,
     inventory: str = "",
     dry_run: bool = False,
@@ -55,6 +71,9 @@ def history(
     if limit < 0:
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
     inv = load(inventory)
+    if at or merge:
+        moment = _moment(at) if at else None
+        return _past(inv, moment, merge or [], env, host, limit=limit, kind=kind, json=json)
     if env or host:
         options = same(env=env or "prod", host=host, inventory=inventory)
         if env in ("", "prod") and not host:
@@ -80,6 +99,157 @@ def history(
     else:
         _print(records, limit, kind, full=full, options=options)
     return None
+
+
+def _past(
+    inventory: Inventory,
+    moment: datetime | None,
+    merge: list[str],
+    env: str,
+    host: str,
+    *,
+    limit: int,
+    kind: str,
+    json: bool,
+) -> ExitCode:
+    """Several journals as one, or what was live at a moment by them. Changes no journal."""
+    from macd.deploy import past
+    from macd.deploy.fleet import hosts_of
+
+    damaged: list[str] = []
+    journals = {"here": _intact(inventory.state_dir / "journal.jsonl", "here", damaged)}
+    for path in map(Path, merge):
+        if not path.is_file():
+            raise UsageError(
+                f"there is no file {path}",
+                hint="copy .macd/INVENTORY/journal.jsonl of the other machine, and name the copy",
+            )
+        journals[str(path)] = _intact(path, str(path), damaged)
+    failed: Mapping[str, MacdError] = {}
+    asked: list[str] = []
+    if env or host:
+        chosen = list(hosts_of(inventory, env or "prod", host))
+        results = on_each(chosen, lambda host: _fetched(host, inventory))
+        failed, asked = results.failed, list(results.done)
+        journals |= results.done
+    entries = past.joined(journals, asked)
+    doubts = Doubts(past.contradictions(entries), damaged, past.missing(entries))
+    if asked:  # a host's own record counts for it, whoever else recorded something
+        entries = [e for e in entries if e.host not in asked or e.source == e.host]
+    if moment is not None:
+        _show_then(past.at(entries, moment), moment, doubts, failed, json=json)
+    else:
+        _show_joined(entries, doubts, failed, limit=limit, kind=kind, json=json)
+    print_failed({} if json else failed)
+    return exit_code([ExitCode.FAILED if doubts.contradictions or damaged else None], failed)
+
+
+def _intact(path: Path, name: str, damaged: list[str]) -> list[Record]:
+    """The records up to a damage, which is named: what came later is in no answer."""
+    try:
+        return Journal(path).records()
+    except JournalError as error:
+        word = "torn" if error.torn else "damaged"
+        upto = f"{name} is {word} at record {error.record}: {error.reason}"
+        damaged.append(f"{upto}. What it holds from there on counts for nothing here")
+        return error.intact
+
+
+def _show_then(
+    states: list[Then],
+    moment: datetime,
+    doubts: Doubts,
+    failed: Mapping[str, MacdError],
+    *,
+    json: bool,
+) -> None:
+    if json:
+        rows = [
+            {k: _z(v) if isinstance(v, datetime) else v for k, v in asdict(state).items()}
+            for state in states
+        ]
+        emit({"at": _z(moment), "hosts": rows, **asdict(doubts), **failed_fields(failed)})
+        return
+    print(f"{moment:%Y-%m-%d %H:%M:%S} UTC, by the journals")
+    if not states:
+        print("  no host is on record before that")
+    for state in states:
+        print(f"{state.host}: {_live_words(state)}")
+        for line in _then_lines(state):
+            print(f"  {line}")
+    _show_doubts(doubts)
+
+
+def _live_words(state: Then) -> str:
+    from macd.deploy.past import shown
+
+    if state.release is None:
+        return "nothing was live"
+    if not state.release:
+        return "what was live is not on record"
+    by = f" by {state.by}" if state.by else ""
+    how = f", {state.how}" if state.how else ""
+    return f"{state.release}, since {shown(state.since)}{how}{by}" if state.since else state.release
+
+
+def _then_lines(state: Then) -> Iterator[str]:
+    from macd.deploy.past import shown
+
+    since = f" since {shown(state.weight_since)}" if state.weight_since else ""
+    if state.weight is None:
+        yield "stacking: not on record"
+    elif not state.weight:
+        yield f"stacking: in shadow{since}"
+    else:
+        decides = f"decides with {state.weight} %" if state.weighed else "the models decide"
+        yield f"stacking: {decides}{since}"
+        verdict = f" ({state.verdict})" if state.verdict else ""
+        yield f"evidence: {state.evidence or 'no report is on record'}{verdict}"
+    if state.under_way:
+        yield f"under way: {state.under_way}"
+
+
+def _show_joined(
+    entries: list[Entry],
+    doubts: Doubts,
+    failed: Mapping[str, MacdError],
+    *,
+    limit: int,
+    kind: str,
+    json: bool,
+) -> None:
+    wanted = [entry for entry in entries if entry.record.kind.startswith(kind)]
+    wanted = wanted[-limit:] if limit else wanted
+    if json:
+        rows = [{"source": e.source, **_fields(e.record)} for e in wanted]
+        emit({"records": rows, **asdict(doubts), **failed_fields(failed)})
+        return
+    width = max((len(entry.source) for entry in wanted), default=0)
+    for entry in wanted:
+        head = f"{entry.at:%Y-%m-%d %H:%M:%SZ}  {entry.source:<{width}}  {entry.record.kind:<15}"
+        print(f"{head} {_brief(entry.record)}".rstrip())
+    if len(wanted) < len(entries):
+        print(f"{len(wanted)} of {len(entries)} records; --limit 0 shows all")
+    _show_doubts(doubts)
+
+
+def _show_doubts(doubts: Doubts) -> None:
+    for doubt in doubts.contradictions:
+        print(f"✗ the journals contradict each other: {doubt}")
+    for damage in doubts.damaged:
+        print(f"✗ {damage}")
+    for gap in doubts.missing:
+        print(f"! {gap}")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"--at {text}: not a time", hint="--at '2026-11-28 14:00', or 2026-11-28T14:00+08:00"
+        ) from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _on_hosts(
@@ -173,6 +343,8 @@ def _print(records: list[Record], limit: int, kind: str, *, full: bool, options:
 def _brief(record: Record) -> str:
     """One line about a record: what it is about, how it ended, why, who; all of it if unknown."""
     fields = {name: value for name, value in record.fields.items() if value not in ("", None)}
+    if fields.pop("weighed", True) is False:
+        fields.pop("weight", None)  # an application of one's own has none
     parts = [_shown(fields[name]) for name in _PLAIN if name in fields]
     parts += [f"{name}: {_shown(fields[name])}" for name in _NAMED if name in fields]
     parts += [f"by {_shown(fields[name])}" for name in _WHO if name in fields]
@@ -192,4 +364,8 @@ def _printable(value: object) -> bool:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    return asdict(record) | {"time": record.time.isoformat().replace("+00:00", "Z")}
+    return asdict(record) | {"time": _z(record.time)}
+
+
+def _z(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

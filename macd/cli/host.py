@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +13,54 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
     from macd.ssh.facts import Disk, Facts, Gpu
     from macd.ssh.ssh import Shown
+    from macd.ssh.sshconfig import Hop
 
 
 @verb()
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
-    """Show the inventory's hosts and the jump hosts to each; connects to nothing."""
+    """Show the hosts, the jump hosts to each, and what `app:` names in vain.
+
+    Connects to nothing.
+    """
     from macd.inventory import load
 
     inv = load(inventory)
     rows = [_row(host, inv) for host in inv.hosts.values()]
+    wrong = []
+    if inv.app is not None:
+        from macd.release import described
+
+        wrong = described.problems(inv)
     if json:
-        emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows})
+        own = {"app": [asdict(problem) for problem in wrong]} if inv.app is not None else {}
+        emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows, **own})
     else:
         for row in rows:
             route = _route(row, inv.name)
             print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {route}")
         for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
             print(f"✗ {problem}")  # once: one missing file spoils every host alike
-    return ExitCode.USAGE if any(row["problem"] for row in rows) else ExitCode.DONE
+        for mistake in wrong:
+            print(f"⚠ {mistake.text()}")
+    failed = wrong or any(row["problem"] for row in rows)
+    return ExitCode.USAGE if failed else ExitCode.DONE
+
+
+def _hops(host: Host, inventory: Inventory) -> tuple[Hop, ...]:
+    from macd.ssh import openssh
+    from macd.ssh.sshconfig import Hop, resolve
+
+    if host.transport == "paramiko":
+        return resolve(host, inventory)
+    user, name, port, known_as = openssh.endpoint(host, inventory)
+    return (Hop(host.name, host.ssh, name, port, user, known_as),)
 
 
 def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
     from macd.ssh.hostkeys import KnownHosts
-    from macd.ssh.sshconfig import resolve
 
     row: dict[str, Any] = {"name": host.name, "role": host.role, "env": host.env}
+    row["transport"] = host.transport
     try:
         known_hosts = KnownHosts.read(inventory.known_hosts)
         hops = [
@@ -49,7 +72,7 @@ def _row(host: Host, inventory: Inventory) -> dict[str, Any]:
                 "pinned": [str(key) for key in known_hosts.pinned(hop.known_as)],
                 "identities": [str(path) for path in hop.identities if path.exists()],
             }
-            for hop in resolve(host, inventory)
+            for hop in _hops(host, inventory)
         ]
     except MacdError as error:
         return {**row, "hops": [], "problem": str(error)}
@@ -63,7 +86,62 @@ def _route(row: dict[str, Any], inventory: str) -> str:
     unknown = [hop["name"] for hop in row["hops"] if not hop["pinned"]]
     chosen = "" if inventory == "lab" else f" --inventory {inventory}"
     hint = f"  (key of {', '.join(unknown)} not pinned: invoke host.trust {row['name']}{chosen})"
-    return route + (hint if unknown else "")
+    by = "  (by ssh, and its own way there)" if row["transport"] == "openssh" else ""
+    return route + by + (hint if unknown else "")
+
+
+@verb(
+    positional=["file"],
+    iterable=["role"],
+    help={
+        "file": "an Ansible inventory (INI or YAML), or an OpenSSH configuration",
+        "name": "write inventory/NAME.yml (without it the text is printed); never over a file",
+        "role": "NAME=jump|train|serve of a host or group there; may be repeated",
+    },
+)
+def import_(
+    c: Any, file: str, name: str = "", role: list[str] | None = None, json: bool = False
+) -> None:
+    """Turn the hosts of an Ansible inventory or an ssh_config into an inventory."""
+    from pathlib import Path
+
+    from macd.host.durable import replace_file
+    from macd.inventory import foreign, load
+    from macd.inventory.load import project_root
+
+    hosts = foreign.read(Path(file))
+    roles = dict(_role(text) for text in role or [])
+    unknown = sorted(roles.keys() - {n for host in hosts for n in (host.name, *host.groups)})
+    if unknown:
+        raise UsageError(
+            f"{file} has no host or group {unknown[0]}",
+            why=f"its hosts: {', '.join(host.name for host in hosts)}"[:500],
+            hint="--role NAME=serve, with a name of that file",
+        )
+    text = foreign.document(hosts, roles, Path(file).name)
+    path = project_root() / "inventory" / f"{name}.yml"
+    if name and path.exists():
+        raise UsageError(
+            f"{path} exists", why="it is not overwritten", hint="choose another --name"
+        )
+    if name:
+        replace_file(path, text.encode(), mode=0o644)
+        load(name)  # says what is wrong with it, if anything is
+    if json:
+        emit({"hosts": [asdict(host) for host in hosts], "path": str(path) if name else None})
+    elif name:
+        print(f"✓ {len(hosts)} hosts, written to {path}")
+        print("  check the roles that are a guess, and the directories there")
+        print(f"  next: invoke host.list --inventory {name}")
+    else:
+        print(text, end="")
+
+
+def _role(text: str) -> tuple[str, str]:
+    name, _, role = text.partition("=")
+    if not name or role not in ("jump", "train", "serve"):
+        raise UsageError(f"--role {text}: not NAME=jump, NAME=train or NAME=serve")
+    return name, role
 
 
 @verb(
@@ -94,11 +172,7 @@ def trust(
         text if text.startswith("SHA256:") else f"SHA256:{text}" for text in fingerprint or []
     ]
 
-    def accept(shown: Shown) -> bool:
-        if not json:
-            print(_offer(shown))
-        return not dry_run and _accepted(shown, wanted, yes=yes)
-
+    accept = accepts(wanted, yes=yes, dry_run=dry_run, silent=json)
     keys = walk(inv.host(name), inv, accept)
     if json:
         emit({"known_hosts": str(inv.known_hosts), "keys": [_key(shown) for shown in keys]})
@@ -117,6 +191,19 @@ def trust(
         f" --fingerprint {keys[-1].key.fingerprint}"
         + ("" if inv.name == "lab" else f" --inventory {inv.name}"),
     )
+
+
+def accepts(
+    wanted: list[str], *, yes: bool, dry_run: bool = False, silent: bool = False
+) -> Callable[[Shown], bool]:
+    """Shows a key and says whether a person takes it; `wanted` are fingerprints to insist on."""
+
+    def accept(shown: Shown) -> bool:
+        if not silent:
+            print(_offer(shown))
+        return not dry_run and _accepted(shown, wanted, yes=yes)
+
+    return accept
 
 
 def _offer(shown: Shown) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -84,9 +85,24 @@ def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
 
 
 def print_failed(failed: Mapping[str, MacdError]) -> None:
-    """Print the error of each host on which it could not be done."""
-    for name, error in failed.items():
-        print(f"✗ {about(name, harmless(error))}", file=sys.stderr)
+    """Print the error of each host on which it could not be done; what several share, once."""
+    texts = {name: harmless(error) for name, error in failed.items()}
+    told: dict[str, list[str]] = {}  # by the first of the hosts that share it
+    for name in texts:
+        first = next((other for other in told if _same(texts, name, other)), name)
+        told.setdefault(first, []).append(name)
+    for first, names in told.items():
+        same = f"\n  the same: {', '.join(names[1:])}" if len(names) > 1 else ""
+        print(f"✗ {about(first, texts[first])}{same}", file=sys.stderr)
+
+
+def _same(texts: Mapping[str, str], one: str, other: str) -> bool:
+    """Whether two hosts' texts differ in their names only. A name may be a word, such as "a"."""
+
+    def renamed(before: str, after: str) -> str:
+        return re.sub(rf"(?<![\w.-]){re.escape(before)}(?![\w.-])", lambda _: after, texts[before])
+
+    return renamed(one, other) == texts[other] or renamed(other, one) == texts[one]
 
 
 def about(host: str, text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def _once(inventory: Inventory, host: Host) -> tuple[Seen, str]:
     from macd.ssh.session import open_session
 
     with open_session(host, inventory) as session:
-        seen = flag.look(session, host, inventory.service.health)
+        seen = flag.look(session, host, inventory)
     return seen, _catch_up(seen, host, inventory)
 
 
@@ -85,6 +85,8 @@ def _shown(
 
 
 def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
+    from macd.deploy.drift import to_what_was_proved
+
     if seen.over:
         yield f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else "")
     if seen.idle:
@@ -102,7 +104,7 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
         yield f"  ✗ {text}"
     if seen.drift:
         yield f"    do: invoke disable-stacking{options}"
-        yield f"        or invoke shadow-gate{options}, then invoke enable-stacking{options}"
+        yield f"        or {to_what_was_proved(seen.stacking, options)}"
     if warning:
         yield f"  note   {warning}"
 
@@ -112,7 +114,7 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
     from macd.gate import flag
 
     def look(session: Session) -> Seen:
-        return flag.look(session, host, inventory.service.health, last)
+        return flag.look(session, host, inventory, last)
 
     last, idle, unjudged = "", 0, ""
     with terminal.contact(host, inventory) as contact:
@@ -134,14 +136,20 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
 
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
-    """Record and notify the end of a watch once; a note if notifying did not work."""
+    """Record and notify each raise and the end of a watch once; a note if that did not work."""
     from macd.deploy.notify import notify
     from macd.gate import flag
 
-    if not flag.catch_up(seen, host, inventory) or seen.order is None:
-        return ""
-    title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
-    return notify(inventory.notify, title, seen.order["reason"], good=seen.state != flag.FAILED)
+    notes = []
+    for step in flag.new_raises(seen, host, inventory):
+        title = f"macd {host.env}: the guard raised stacking to {step['weight']} % on {host.name}"
+        body = f"{step['verdict']} at {step['was_weight']} %, {step['at']}"
+        notes.append(notify(inventory.notify, title, body, good=True))
+    if flag.catch_up(seen, host, inventory) and seen.order is not None:
+        title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
+        good = seen.state != flag.FAILED
+        notes.append(notify(inventory.notify, title, seen.order["reason"], good=good))
+    return next(filter(None, notes), "")
 
 
 def _exit(seen: Seen) -> ExitCode | None:
@@ -157,12 +165,25 @@ def _fields(seen: Seen) -> dict[str, Any]:
 
 
 def _head(seen: Seen) -> Iterator[str]:
-    mode = "stacking decides" if seen.decides else "stacking is in shadow"
-    yield f"{seen.host}: {mode}, live is {seen.live or 'nothing'}"
+    from macd.cli.flag import decides_shown
+
+    weight = seen.stacking.get("weight") or {}
+    decides = decides_shown(weight.get("running"), weighed=seen.weighed)
+    mode = decides if seen.decides else "stacking is in shadow"
+    yield f"{seen.host}: {mode}, {f'live is {seen.live}' if seen.live else 'nothing is live'}"
     if seen.order is not None:
         order = seen.order
         due = f", next look {_time(order['next'])}" if order["next"] else ""
         yield f"  watch  {_time(order['since'])} to {_time(order['until'])}: {seen.state}{due}"
+    for step in weight.get("raised", ()):
+        yield f"  raised {_time(step['at'])}: from {step['from']} % to {step['to']} %"
+    if weight.get("steps"):
+        yield f"  steps  {_steps(weight)}"
+
+
+def _steps(weight: Mapping[str, Any]) -> str:
+    later = ", then ".join(f"{step} %" for step in weight["steps"])
+    return f"next {later}" + (f"; it waits: {weight['waits']}" if weight["waits"] else "")
 
 
 def _reports(seen: Seen) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`invoke provision`: make the hosts of an environment what the inventory says."""
+"""`invoke provision`: make the hosts of an environment what the inventory says, or undo that."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 
 from macd.cli.hosts import failed_fields, on_each, print_failed, select
 from macd.cli.rollout import Shown
-from macd.cli.verb import confirm, emit, same, verb
-from macd.errors import ContactLostError, ExitCode
+from macd.cli.verb import confirm, emit, safe, same, verb
+from macd.errors import ContactLostError, ExitCode, UsageError
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
-    from macd.deploy.provision import Provisioned
+    from macd.deploy.provision import Adoption, Provisioned, Undone
     from macd.deploy.rollout import Limits
     from macd.inventory import Host, Inventory
 
 
-@verb(help={"dry-run": "show what would change, with diffs, and change nothing"})
+@verb(
+    help={
+        "dry-run": "show what would change, with diffs, and change nothing",
+        "adopt": "agree that macd takes over a service that was installed by hand",
+        "undo": "give back what was there before the first provision",
+    }
+)
 def provision(
     _: object,
     env: str = "prod",
@@ -26,16 +32,23 @@ def provision(
     parallel: int = 10,
     dry_run: bool = False,
     yes: bool = False,
+    adopt: bool = False,
+    undo: bool = False,
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode:
-    """Prepare hosts: account, directories, units, keys; can be repeated."""
+    """Prepare hosts: account, directories, units, keys; can be repeated, and undone."""
     from macd.deploy import provision as provisioning
     from macd.deploy.fleet import Results
     from macd.deploy.rollout import Limits, operator
 
     inv, chosen = select(inventory, env, host)
     limits = Limits(parallel)
+    if undo:
+        if adopt:
+            raise UsageError("--adopt and --undo", why="one takes over, the other gives back")
+        options = same(env=env, host=host, inventory=inventory)
+        return _undo(inv, env, chosen, options, dry_run=dry_run, yes=yes, json=json)
     provisioning.files_here(inv)  # what every host would be refused for is said once
     who = operator()
     looked = on_each(
@@ -54,7 +67,8 @@ def provision(
             _show(looked, options, would=True)
         agreed = confirm(f"change {', '.join(target.name for target in wanted)}?", yes=yes)
         if agreed:
-            ended = _provision_each(inv, env, wanted, limits, quiet=json)
+            # Who typed yes has read what --adopt is about.
+            ended = _provision_each(inv, env, wanted, limits, adopt=adopt or not yes, quiet=json)
             if len(chosen) == 1 and ended.failed:
                 raise ended.failed[chosen[0].name]
     results = _together(looked, ended)
@@ -63,12 +77,20 @@ def provision(
     elif agreed:
         _show(results, options, would=dry_run)
     else:
-        print(f"nothing was changed\n  do: invoke provision --yes{options}")
+        print(
+            f"nothing was changed\n  do: invoke provision {_agreeing(looked, adopt=adopt)}{options}"
+        )
     return _exit_code(results, agreed=agreed)
 
 
 def _provision_each(
-    inventory: Inventory, env: str, wanted: list[Host], limits: Limits, *, quiet: bool
+    inventory: Inventory,
+    env: str,
+    wanted: list[Host],
+    limits: Limits,
+    *,
+    adopt: bool,
+    quiet: bool,
 ) -> Results[Provisioned]:
     """Side by side; what one host fails with keeps no other from it."""
     from macd.deploy import provision as provisioning
@@ -79,7 +101,7 @@ def _provision_each(
 
     def act(host: Host) -> Provisioned:
         with shown.host(host.name, "provisioning" if len(wanted) > 1 else ""):
-            done = provisioning.provision(host, inventory, who=operator())
+            done = provisioning.provision(host, inventory, who=operator(), adopt=adopt)
             rollout.record("done", host=host.name, changes=len(done.changes))
             shown.ended(host.name, f"✓ {_count(done)}")
             return done
@@ -100,6 +122,12 @@ def _together(looked: Results[Provisioned], ended: Results[Provisioned]) -> Resu
     }
     failed = {**looked.failed, **ended.failed}
     return Results(done, failed, ended.not_started, ended.left, ended.interrupted)
+
+
+def _agreeing(looked: Results[Provisioned], *, adopt: bool) -> str:
+    """The options that agree without a question to all that was shown."""
+    asks = any(one.adopts and one.adopts.asks for one in looked.done.values())
+    return "--adopt --yes" if adopt or asks else "--yes"
 
 
 def _emit(results: Results[Provisioned], *, dry_run: bool) -> None:
@@ -136,6 +164,85 @@ def _show(results: Results[Provisioned], options: str, *, would: bool) -> None:
         print(f"✗ {error}", file=sys.stderr)
 
 
+def _print_adoption(adopts: Adoption, *, would: bool) -> None:
+    for text in adopts.words:
+        print(f"  by hand: {safe(text)}")
+    for one in adopts.processes:
+        who = f"pid {one['pid']} of {one['user']}: {one['command']} in {one['cwd']}"
+        print(f"  by hand: {safe(who)}, kept by {safe(str(one['by']))}")
+        print(f"      no deploy begins beside it; do: {safe(str(one['do']))}")
+    for diff in adopts.diffs if would else ():
+        print("  with the first deploy:")
+        print("".join(f"      {line}\n" for line in safe(diff).splitlines()), end="")
+    if adopts.asks and would:
+        print("  what runs goes on running; invoke provision --undo gives everything back")
+
+
+def _undo(
+    inventory: Inventory,
+    env: str,
+    chosen: list[Host],
+    options: str,
+    *,
+    dry_run: bool,
+    yes: bool,
+    json: bool,
+) -> ExitCode:
+    """Look first, ask, then give back on each host."""
+    from macd.deploy import provision as provisioning
+    from macd.deploy.fleet import Results
+    from macd.deploy.rollout import Rollout, operator
+
+    who = operator()
+    rollout = Rollout(inventory, "provision", env)
+
+    def act(host: Host) -> Undone:
+        undone = provisioning.undo(host, inventory, who=who)
+        rollout.record("undone", host=host.name, serving=undone.serving)
+        return undone
+
+    results = on_each(
+        chosen, lambda host: provisioning.undo(host, inventory, who=who, dry_run=True)
+    )
+    agreed = True
+    if not dry_run and results.done:
+        if not (json or yes):
+            _print_undone(list(results.done.values()), would=True)
+        wanted = [host for host in chosen if host.name in results.done]
+        agreed = confirm(f"give back on {', '.join(host.name for host in wanted)}?", yes=yes)
+        if agreed:
+            ended = on_each(wanted, act)
+            results = Results(ended.done, {**results.failed, **ended.failed}, ended.not_started)
+    if json:
+        hosts = [asdict(host) for host in results.done.values()]
+        emit({"dry_run": dry_run or not agreed, "hosts": hosts, **failed_fields(results.failed)})
+    elif agreed:
+        _print_undone(list(results.done.values()), would=dry_run)
+        print_failed(results.failed)
+    else:
+        print(f"nothing was changed\n  do: invoke provision --undo --yes{options}")
+    return _undo_code(results, agreed=agreed)
+
+
+def _undo_code(results: Results[Undone], *, agreed: bool) -> ExitCode:
+    from macd.deploy.fleet import code_of, worst
+
+    codes = [code_of(error) for error in results.failed.values()]
+    dead = any(host.healthy is False for host in results.done.values())
+    return worst([*codes, *([ExitCode.FAILED] * bool(not agreed or dead))])
+
+
+def _print_undone(done: list[Undone], *, would: bool) -> None:
+    for undone in done:
+        print(f"{undone.host}  {undone.app}")
+        for change in undone.changes:
+            print(f"  {'would be' if would else '✓'} {change.how}: {change.what} {change.name}")
+        mark = "✗ " if undone.healthy is False else ""
+        print(f"  {mark}{'then' if would else 'now'}: {safe(undone.serving)}")
+        if undone.left:
+            print(f"  stays, and nothing refers to it: {', '.join(undone.left)}")
+
+
 def _count(provisioned: Provisioned) -> str:
     count = len(provisioned.changes)
     return f"{count} change{'s' if count != 1 else ''}"
@@ -144,6 +251,8 @@ def _count(provisioned: Provisioned) -> str:
 def _print(done: list[Provisioned], options: str, *, would: bool) -> None:
     for provisioned in done:
         print(f"{provisioned.host}  {provisioned.app}")
+        if provisioned.adopts:
+            _print_adoption(provisioned.adopts, would=would)
         for change in provisioned.changes:
             print(f"  {'would be' if would else '✓'} {change.how}: {change.what} {change.name}")
             if would:
@@ -155,8 +264,11 @@ def _print(done: list[Provisioned], options: str, *, would: bool) -> None:
             if would:
                 reason = f"then, for the running service to have {stale}"
             print(f"  {reason}: invoke deploy --restart{options} --release {provisioned.live}")
-        if provisioned.note:
-            print("  ✗ " + provisioned.note.replace("\n", "\n    "))
+        if provisioned.unconfined:
+            print(f"  note: {provisioned.unconfined}")
+        problems = (provisioned.unprotected, provisioned.not_started, provisioned.note)
+        for problem in filter(None, problems):
+            print("  ✗ " + problem.replace("\n", "\n    "))
         for lacking in provisioned.missing:
             mark = "✗" if lacking["needed"] else "note:"
             print(

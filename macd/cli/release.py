@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import getpass
 import json as jsonlib
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +22,26 @@ from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.release.build import BuildRequest
+    from macd.release.build import BuildRequest, Order
+    from macd.release.judge import Finding
     from macd.release.run import Run
     from macd.release.store import Release, Store
     from macd.release.verify import Report, Signers
     from macd.release.wheelhouse import Target
 
+_NEWER = 3  # runs that are named
 _NEWEST = {"env": "the environment whose newest release is meant (default: prod)"}
 
 
 @verb(
     default=True,
+    interrupted="no host was changed\n  do: invoke release again, or "
+    "invoke release.list to see whether it was made",
     help={
         "run": "id below runs/, or a directory (default: the run that finished last)",
         "env": "the environment it is for (default: prod)",
         "accept": "release although a criterion fails: the reason, recorded in the manifest",
+        "without": "symbols of a run of several that are left out, as ETHUSDT,SOLUSDT",
         "source": "directory whose macd/ goes into the release (default: this clone)",
         "expires-days": "days after which it can't be deployed any more (default: the inventory's)",
         "dry-run": "check the run and resolve the lock; make nothing",
@@ -45,6 +52,7 @@ def release(
     run: str = "",
     env: str = "prod",
     accept: str = "",
+    without: str = "",
     source: str = "",
     expires_days: str = "",
     dry_run: bool = False,
@@ -52,7 +60,9 @@ def release(
     json: bool = False,
 ) -> None:
     """Make a signed, reproducible release of a finished training run, after checks."""
+    from macd.cli import own_release
     from macd.inventory import load
+    from macd.jobs.record import newer
     from macd.journal import Journal
     from macd.release import build
 
@@ -63,27 +73,47 @@ def release(
     signing_key(inv)
     store = store_of(inv)
     now = datetime.now(UTC).replace(microsecond=0)
-    chosen = read_run(inv, run)
-    say(json, f"run {chosen.id}: {chosen.symbol} {chosen.tf}, every file as the training left it")
-    tree = Path(source) if source else None
-    request, wheels = build_request(
-        inv, chosen, store, env, accept.strip(), now, days, source=tree, json=json
-    )
-    build.refuse_blocked(request)
+    order: Order
+    told: dict[str, Any] = {}
+    symbols: dict[str, Run] = {}
+    if inv.app is not None:
+        if source:
+            raise own_release.source_refused(inv.app)
+        if without:
+            raise _no_symbols(without)
+        own, make = own_release.prepare(
+            inv, inv.app, run, store, env, accept.strip(), now, days, json=json
+        )
+        order, told = own, own_release.told(own)
+    else:
+        chosen = read_run(inv, run)
+        symbols = _released(chosen, without)
+        named = ", ".join(symbols) or chosen.symbol
+        say(json, f"run {chosen.id}: {named} {chosen.tf}, every file as the training left it")
+        tree = Path(source) if source else None
+        request, wheels = build_request(
+            inv, chosen, store, env, accept.strip(), now, days,
+            source=tree, symbols=symbols, json=json,
+        )  # fmt: skip
+        order, make = request, partial(build.make, request, store, wheels=wheels)
+    if order.run and not run:
+        told["newer_runs"] = newer(journal, order.run.id, inv.app.name if inv.app else None)
+        for one in told["newer_runs"][-_NEWER:]:
+            say(json, _of_newer(one, order.run.id))
+    build.refuse_blocked(order)
+    more = _unserved(inv, symbols) if symbols else []
     if dry_run:
-        _show_dry_run(request, json=json)
+        _show_dry_run(order, told, more, json=json)
         return
-    made, items = build.make(request, store, sign=lambda raw: signed(inv, raw), wheels=wheels)
-    journal.append("release.made", record(made, request), now=datetime.now(UTC))
+    made, items = make(sign=lambda raw: signed(inv, raw))
+    journal.append("release.made", record(made, order), now=datetime.now(UTC))
     if json:
-        emit({**_fields(made), "health": [asdict(i) for i in items], "bundle": str(made.bundle)})
+        health = [asdict(item) for item in items]
+        emit({**_fields(made), "health": health, "bundle": str(made.bundle), **told})
         return
     for item in items:
         print(item.line())
-    print(f"released {made.id}, serial {made.manifest.serial}")
-    print(f"  expires {made.manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {inv.release.identity}")
-    print(f"  {len(made.manifest.files)} files, {size(made.manifest.total_bytes)}: {made.bundle}")
-    print(f"  next: invoke plan --env {env}")
+    _show_made(inv, made, more)
 
 
 @verb(help={"env": "only releases for this environment"})
@@ -107,9 +137,10 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
     for entry in readable:
         where = ", ".join(live.get(entry.id, [])) or "-"
         details = entry.manifest.details
+        several = f" ({len(details['symbols'])} symbols)" if details.get("symbols") else ""
         print(
             f"{entry.id:<26} {entry.manifest.serial:>10}  {entry.manifest.env:<6} "
-            f"{_criteria(details):<22} {where:<10} {details.get('run', '?')}"
+            f"{_criteria(details):<22} {where:<10} {details.get('run', '?') or '-'}{several}"
         )
     for name in broken:
         print(f"{name:<26} can't be read; do: invoke release.verify {name}")
@@ -160,6 +191,55 @@ def verify(
     return None if report.ok else ExitCode.FAILED
 
 
+def _released(run: Run, without: str) -> dict[str, Run]:
+    """The parts of a run of several symbols that are released; {} for a run of one."""
+    out = [name.strip() for name in without.split(",") if name.strip()]
+    parts = run.parts
+    if unknown := [name for name in out if name not in parts]:
+        why = f"it trained {', '.join(parts) or run.symbol}"
+        if not parts:
+            raise _no_symbols(without, why)
+        raise UsageError(
+            f"--without {','.join(unknown)}: run {run.id} has no such symbol",
+            why=why,
+            live="no release was made",
+            hint="name symbols of that run",
+        )
+    kept = {name: part for name, part in parts.items() if name not in out}
+    if parts and not kept:
+        raise UsageError(
+            "--without leaves no symbol to release",
+            why=f"run {run.id} trained {', '.join(parts)}",
+            live="no release was made",
+            hint="leave out fewer of them",
+        )
+    return kept
+
+
+def _unserved(inv: Inventory, released: Collection[str]) -> list[str]:
+    """What has to be said in the inventory, where its service is to watch symbols left out."""
+    from macd.application import symbol_name
+    from macd.deploy.desired import served, serving
+
+    wanted = list(map(symbol_name, served(inv)))
+    lacking = [name for name in wanted if name not in released]
+    if not lacking:
+        return []
+    return [
+        f"the service is to watch {', '.join(lacking)} too, which this release does not have:",
+        f"in {inv.path}, {serving(wanted, [*released])}; then: invoke provision",
+    ]
+
+
+def _no_symbols(without: str, why: str = "it is of an application of your own") -> UsageError:
+    return UsageError(
+        f"--without {without}: this is no run of several symbols",
+        why=why,
+        live="no release was made",
+        hint="invoke release, without it",
+    )
+
+
 def _chosen(store: Store, named: str, env: str) -> Release:
     if named:
         return store.load(named)
@@ -203,6 +283,8 @@ def _fields(release: Release) -> dict[str, Any]:
         "run": details.get("run"),
         "criteria": details.get("criteria", []),
         "accepted": details.get("accepted"),
+        **({"models": details["models"]} if "models" in details else {}),
+        **({"symbols": list(manifest.serves)} if details.get("symbols") else {}),
     }
 
 
@@ -210,46 +292,75 @@ def _criteria(details: dict[str, Any]) -> str:
     missed = [criterion for criterion in details.get("criteria", []) if not criterion["ok"]]
     if details.get("accepted"):
         return "accepted, with reason"
+    if details.get("own") and not details.get("criteria"):
+        return "none"
     return f"{len(missed)} missed, only warn" if missed else "met"
 
 
 def _rows(release: Release) -> list[tuple[str, str]]:
+    from macd.cli.own_release import rows as own_rows
+    from macd.criteria import mark
+
     manifest, lock, d = release.manifest, release.lock, release.manifest.details
     code = d.get("code", {})
     commit = (code.get("commit") or "no commit")[:12] + (" + changes" if code.get("dirty") else "")
+    own = own_rows(d) if d.get("own") else []
+    named = ", ".join(manifest.serves) if d.get("symbols") else d.get("symbol")
+    trained = f"{d.get('run')} on {d.get('host')}, {named} {d.get('tf')}"
     lines = [
         (
             "release",
             f"{release.id}, serial {manifest.serial}, for {manifest.app} on {manifest.env}",
         ),
         ("made", f"{manifest.created:%F %H:%M} UTC; expires {manifest.expires:%F %H:%M} UTC"),
-        ("run", f"{d.get('run')} on {d.get('host')}, {d.get('symbol')} {d.get('tf')}"),
-        ("data", str(d.get("data_digest"))),
-        ("code", f"{code.get('version')}, {commit}"),
+        ("run", trained if d.get("run") else "none: code and models as they lay in the source"),
+        *([] if own else [("data", str(d.get("data_digest")))]),
+        ("code", commit if own else f"{code.get('version')}, {commit}"),
+        *own,
         ("runtime", f"Python {lock.python}, {lock.platform}, {len(lock.wheels)} wheels"),
     ]
     if d.get("accepted"):
         lines.append(("accepted", str(d["accepted"])))
     for criterion in d.get("criteria", []):
-        mark = "✓" if criterion["ok"] else ("✗" if criterion["level"] == "block" else "⚠")
-        lines.append(("", f"{mark} {criterion['title']}: {criterion['note']}"))
+        sign = mark(ok=criterion["ok"], level=criterion["level"])
+        whose = f"{criterion['symbol']}: " if criterion.get("symbol") else ""
+        if not whose or not criterion["ok"]:  # of several symbols those that were missed
+            lines.append(("", f"{sign} {whose}{criterion['title']}: {criterion['note']}"))
     lines.append(("files", f"{len(manifest.files)}, {size(manifest.total_bytes)}"))
     return lines
 
 
-def _show_dry_run(request: BuildRequest, *, json: bool) -> None:
+def _show_made(inv: Inventory, made: Release, more: Sequence[str]) -> None:
+    from macd.cli import own_release
+
+    manifest = made.manifest
+    for text in own_release.model_lines(manifest.details) if inv.app else ():
+        print(f"  {text}")
+    print(f"released {made.id}, serial {manifest.serial}")
+    print(f"  expires {manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {inv.release.identity}")
+    print(f"  {len(manifest.files)} files, {size(manifest.total_bytes)}: {made.bundle}")
+    for text in more:
+        print(f"  {text}")
+    print(f"  next: invoke plan --env {manifest.env}")
+
+
+def _show_dry_run(request: Order, told: dict[str, Any], more: Sequence[str], *, json: bool) -> None:
     if json:
         emit({
-            "dry_run": True, "run": request.run.id, "serial": request.serial,
-            "lock": request.lock.sha256,
-            "criteria": [asdict(finding) for finding in request.findings],
-            "accepted": request.accepted or None,
+            "dry_run": True, "run": request.run.id if request.run else None,
+            "serial": request.serial, "lock": request.lock.sha256,
+            "criteria": [finding.as_json() for finding in request.findings],
+            "accepted": request.accepted or None, **told,
         })  # fmt: skip
         return
     print(f"would be released for {request.env} with serial {request.serial}; nothing was made")
+    for text in more:
+        print(f"  {text}")
 
 
 def _show_report(report: Report, signers: Signers) -> None:
+    from macd.host.untrusted import line
+
     print(f"✓ {report.id}: signed by {signers.identity}")
     for word, paths in (
         ("extra", report.extra),
@@ -257,7 +368,7 @@ def _show_report(report: Report, signers: Signers) -> None:
         ("changed", report.changed),
     ):
         for path in paths:
-            print(f"✗ {word:<8} {path}")
+            print(f"✗ {word:<8} {line(path)}")  # any name may lie there
     if report.ok:
         print(f"✓ all {report.files} files are as they were signed")
     else:
@@ -274,6 +385,7 @@ def build_request(
     days: float,
     *,
     source: Path | None = None,
+    symbols: dict[str, Run] | None = None,
     json: bool,
 ) -> tuple[BuildRequest, list[Path]]:
     from macd.criteria import MIN_SAMPLES
@@ -283,18 +395,23 @@ def build_request(
     from macd.release.build import BuildRequest
     from macd.release.judge import blocking, judge
     from macd.release.lock import Lock
+    from macd.run_directory import bars_directory
 
     samples = inventory.service.env.get(MIN_SAMPLES, "")
-    findings = judge(
-        run.criteria,
-        inventory.train.criteria,
-        run.audit,
-        run.metrics,
-        run.stacking,
-        samples=int(samples) if samples.isdecimal() else 0,
-    )
-    for finding in findings:
-        say(json, finding.line())
+    findings = [
+        replace(finding, symbol=name)
+        for name, part in (symbols or {"": run}).items()
+        for finding in judge(
+            part.criteria,
+            inventory.train.criteria,
+            part.audit,
+            part.metrics,
+            part.stacking,
+            samples=int(samples) if samples.isdecimal() else 0,
+        )
+    ]
+    for line in _judged_lines(findings):
+        say(json, line)
     constraints = inventory.root / "constraints.txt"
     if not blocking(findings) or accept:
         target, warnings = target_of(inventory, env)
@@ -329,10 +446,26 @@ def build_request(
         code=code,
         lock=lock,
         source=tree,
-        data_dir=inventory.train.data_dir,
+        data_dir=bars_directory(run.directory, inventory.train.data_dir),
+        symbols=symbols or {},
         versions=wheelhouse.proved_with(lock, constraints),
     )
     return request, wheels
+
+
+def _judged_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Each finding about one symbol; of several the missed ones, and a line each."""
+    by_symbol: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_symbol.setdefault(finding.symbol, []).append(finding)
+    for symbol, mine in by_symbol.items():
+        if not symbol:
+            yield from (finding.line() for finding in mine)
+            continue
+        missed = [finding for finding in mine if not finding.ok]
+        if not any(finding.level == "block" for finding in missed):
+            yield f"✓ {symbol}: {len(mine) - len(missed)} of {len(mine)} criteria met"
+        yield from (finding.line() for finding in missed)
 
 
 def lifetime_days(typed: str) -> float:
@@ -358,10 +491,11 @@ def lifetime_days(typed: str) -> float:
 def read_run(inventory: Inventory, named: str) -> Run:
     from macd.release import run as runs
 
+    own = inventory.app.name if inventory.app else None
     if not named:
-        return runs.read(runs.newest(inventory.root / "runs"))
+        return runs.read(runs.newest(inventory.root / "runs", own=own), own=own)
     below = inventory.root / "runs" / named
-    return runs.read(below if below.is_dir() else Path(named))
+    return runs.read(below if below.is_dir() else Path(named), own=own)
 
 
 def signing_key(inventory: Inventory) -> Path:
@@ -422,26 +556,42 @@ def store_of(inventory: Inventory) -> Store:
     return Store(inventory.root / "releases")
 
 
-def record(made: Release, request: BuildRequest) -> dict[str, Any]:
+def record(made: Release, order: Order) -> dict[str, Any]:
+    details = made.manifest.details
     return {
         "release": made.id,
         "serial": made.manifest.serial,
         "env": made.manifest.env,
-        "run": request.run.id,
-        "data_digest": request.run.digest,
+        "run": details["run"],
+        "data_digest": details.get("data_digest"),
         "manifest_sha256": made.sha256,
         "lock": made.manifest.lock,
-        "commit": request.code.commit,
-        "dirty": request.code.dirty,
-        "missed": [finding.name for finding in request.findings if not finding.ok],
-        "accepted": request.accepted or None,
+        "commit": details["code"]["commit"],
+        "dirty": details["code"]["dirty"],
+        "missed": [
+            f"{finding.symbol} {finding.name}".strip()
+            for finding in order.findings
+            if not finding.ok
+        ],
+        "accepted": order.accepted or None,
         "by": getpass.getuser(),
     }
 
 
+def _of_newer(one: dict[str, str], chosen: str) -> str:
+    """That the run which is released is not the newest one."""
+    from macd.host.untrusted import line
+
+    name, state, reason = one["run"], one["state"], line(one["reason"], 200)
+    how = f"{state}{f': {reason}' if reason else ''}"
+    if state == "RUNNING":
+        how = f"no end of it is recorded here; invoke train.attach --run {name}"
+    return f"⚠ {chosen} is not the newest run: {name} was started later ({how})"
+
+
 def say(json: bool, text: str) -> None:
     if not json:
-        print(text)
+        print(text, flush=True)
 
 
 def target_of(inventory: Inventory, env: str) -> tuple[Target, list[str]]:

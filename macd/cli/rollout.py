@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
 
 _BAR = 24
+_MOST_FILES = 60  # of a plan; an application of one's own may have thousands
 _EVERY_S = 0.1
 _WORDS = {
-    "looking": "locked, looking at what is there",
+    "looking": "locked, reading the state of the host",
     "recovered": "ended an interrupted activation first",
     "staged": "staged: signature and every hash verified on the host",
     "verified": "the host has taken over",
-    "checking": "the new release proves itself beside the old one",
+    "checking": "checking the new release beside the old one",
     "switching": "switching",
     "switched": "switched",
     "restarting": "restarting",
@@ -43,7 +44,7 @@ _WORDS = {
     "awaiting confirmation": "waiting for a confirmation over a fresh connection",
     "confirmed": "confirmed over a fresh connection",
     "committed": "committed",
-    "reverting": "going back",
+    "reverting": "reverting",
     "reverted": "reverted",
     "contact lost": "LOST CONTACT; the host goes on by itself, trying to reach it again",
     "contact again": "contact again",
@@ -63,12 +64,24 @@ def summary(plan: Plan) -> list[str]:
     also = [diff.name for diff in plan.diffs if diff.by == "deploy"]
     if also:
         lines.append(f"also   {', '.join(also)}")
-    lines.append(
-        f"send   {plan.blobs} blobs, {size(plan.send_bytes)} (about {size(plan.wire_bytes)} "
-        f"compressed), {plan.round_trips} round trips"
-    )
+    sent = f"{size(plan.send_bytes)} (about {size(plan.wire_bytes)} compressed)"
+    sending = f"{plan.blobs} files, {sent}" if plan.blobs else "nothing, all files are there"
+    lines.append(f"send   {sending}; {plan.round_trips} round trips")
     lines.append(f"back   {rollback_line(plan)}")
     return lines + [f"note   {note}" for note in plan.notes]
+
+
+def _refused(plan: Plan) -> list[str]:
+    """First of all, for the reasons stand at the end."""
+    if not plan.problems:
+        return []
+    count = len(plan.problems)
+    why = plan.problems[0].what if count == 1 else f"for {count} reasons, named below"
+    return [f"✗ a deploy would be refused: {why}"]
+
+
+def _drifted(plan: Plan) -> list[str]:
+    return [f"drift  {difference}" for difference in plan.drift]
 
 
 def _nothing_to_do(plan: Plan) -> str:
@@ -95,11 +108,13 @@ def rollback_line(plan: Plan) -> str:
 def print_plan(plan: Plan) -> None:
     """The whole plan: summary, files, diffs, drift, and why it would be refused."""
     print(f"{plan.host}")
-    for line in summary(plan):
+    for line in [*_refused(plan), *summary(plan)]:
         print(f"  {line}")
-    for row in plan.delta:
-        if row.how != "same":
-            print(f"    {row.how:<8}{row.path}  {size(row.size)}")
+    rows = [row for row in plan.delta if row.how != "same"]
+    for row in rows[:_MOST_FILES]:
+        print(f"    {row.how:<8}{row.path}  {size(row.size)}")
+    if len(rows) > _MOST_FILES:
+        print(f"    and {len(rows) - _MOST_FILES:,} more files (--json names them)")
     for diff in plan.diffs:
         by = "" if diff.by == "deploy" else "; invoke provision puts it right"
         print(f"  {diff.name} differs{by}")
@@ -107,8 +122,8 @@ def print_plan(plan: Plan) -> None:
             print(f"    {line}")
     if plan.steps:
         print(f"  steps  {' > '.join(plan.steps)}")
-    for difference in plan.drift:
-        print(f"  drift  {difference}")
+    for line in _drifted(plan):
+        print(f"  {line}")
     for problem in plan.problems:
         print(f"  ✗ would be refused: {problem.what}")
         if problem.hint:
@@ -158,7 +173,8 @@ class Progress:
         if self._one_line and not plan.empty:
             self._line(f"  planned: {size(plan.send_bytes)} to send")
             return
-        for line in summary(plan):
+        # Where something is to be done, the drift is the plan's to show.
+        for line in [*summary(plan), *(_drifted(plan) if plan.empty else ())]:
             self._line(f"  {line}")
 
     def _line(self, text: str) -> None:
@@ -334,11 +350,9 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
     if outcome.result == "nothing":
         return f"{outcome.host}: nothing to do, {outcome.live} is live"
     if outcome.result == "committed":
-        first = f"✓ {outcome.host}: {outcome.live} is live ({outcome.seconds:.1f} s)"
-        shadow = "it came back in shadow (ML_ENABLE_STACKING=0); to have stacking decide again:"
-        again = f"invoke shadow-gate{options}, then invoke enable-stacking{options}"
-        lines = [first, *_switched_with(outcome, kind)]
-        return "\n".join([*lines, f"  {shadow}", f"  {again}"] if kind == "rollback" else lines)
+        took = f" ({outcome.seconds:.1f} s)" if outcome.seconds else ""  # unknown where attached
+        first = f"✓ {outcome.host}: {outcome.live} is live{took}"
+        return "\n".join([first, *_switched_with(outcome, kind), *_in_shadow(outcome, options)])
     lines = [f"✗ {outcome.host}: the {kind} of {outcome.release} was reverted"]
     lines += [f"  why: {outcome.reason}"] if outcome.reason else []
     lines += _set_aside(outcome)
@@ -349,8 +363,19 @@ def _end(outcome: Outcome, kind: str, options: str) -> str:
         return "\n".join(lines)
     lines.append(f"  now: {outcome.live or 'nothing'} is live ({outcome.serving})")
     look = f"invoke status{options}; invoke doctor{options}"
-    lines.append(f"  do: {look}; the failed release stays there for study")
+    stays = "" if outcome.live == outcome.release else "; the failed release stays there for study"
+    lines.append(f"  do: {look}{stays}")
     return "\n".join(lines)
+
+
+def _in_shadow(outcome: Outcome, options: str) -> list[str]:
+    """After a rollback, where stacking had decided: that it doesn't now, and the way there."""
+    if not outcome.shadow:
+        return []
+    return [
+        f"  it came back in shadow ({outcome.shadow}); to have stacking decide again:",
+        f"  invoke shadow-gate{options}, then invoke enable-stacking{options}",
+    ]
 
 
 def _switched_with(outcome: Outcome, kind: str) -> list[str]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
-from macd.cli.verb import emit, verb
-from macd.errors import ExitCode
+from macd.cli.verb import emit, safe, same, verb
+from macd.deploy.lineage import judged, lineage, own_flag, since
+from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
-    from macd.host.record import Record
-    from macd.inventory import Host
+    from macd.host.alerts.conditions import Alarm
+    from macd.inventory import Host, Inventory
+
+
+_OWN_LACKING = {
+    "run": "none: it was released without a training",
+    "trained on": "no host: it was released without a training",
+    "metrics": "none",
+    "criteria": "none",
+}
 
 
 @verb()
@@ -24,32 +33,53 @@ def status(
     """Show what is live, since when, process, health, flags, drift, rollback target."""
     from macd.deploy.desired import render
     from macd.deploy.drift import drift
+    from macd.deploy.ending import ending
     from macd.deploy.state import observe
 
     inv, hosts = select(inventory, env, host)
 
-    def look(host: Host) -> tuple[HostState, list[str]]:
-        state = observe(host, inv)
-        return state, drift(state, render(host, inv, state))
+    def look(host: Host) -> tuple[HostState, list[str], Mapping[str, Alarm], str]:
+        state, now = observe(host, inv), datetime.now(UTC).timestamp()
+        ends = ending(state, now, inv.alerts.expires_days)
+        wanted = render(host, inv, state)
+        return state, drift(state, wanted), ends, wanted.unconfined
 
     results = on_each(hosts, look)
     rows = [(name, *seen) for name, seen in results.done.items()]
-    healthy = not results.failed and all(state.serves_well for _, state, _ in rows)
+    healthy = not results.failed and all(state.serves_well for _, state, *_ in rows)
     if json:
         all_of_them = {"healthy": healthy, "well": healthy}  # `well`: its name up to 0.1
         rows_shown = [_fields(*row) for row in rows]
-        emit({**all_of_them, "hosts": rows_shown, **failed_fields(results.failed)})
+        training = {"scheduled": _scheduled(inv)}
+        emit({**all_of_them, "hosts": rows_shown, **training, **failed_fields(results.failed)})
     else:
-        for name, state, drifted in rows:
+        for name, state, drifted, ends, unconfined in rows:
             print(f"{name}  {state.app}")
-            for label, text in _lines(state, drifted):
+            for label, text in _lines(state, drifted, ends, unconfined):
                 print(f"  {label:<9} {text}")
+        for name, when in _scheduled(inv).items():
+            asks = f"invoke train.schedule --show{same(host=name, inventory=inventory)}"
+            print(f"{name}  trains by itself: {when}; {asks}")
         print_failed(results.failed)
-    serves = [None if state.serves_well else ExitCode.FAILED for _, state, _ in rows]
+    serves = [None if state.serves_well else ExitCode.FAILED for _, state, *_ in rows]
     return exit_code(serves, results.failed)
 
 
-def _fields(name: str, state: HostState, drifted: list[str]) -> dict[str, Any]:
+def _scheduled(inventory: Inventory) -> dict[str, str]:
+    """Training hosts that train by themselves, as set from here; they are not asked."""
+    from macd.jobs.record import scheduled
+    from macd.journal import Journal
+
+    try:
+        times = scheduled(Journal(inventory.state_dir / "journal.jsonl"))
+    except MacdError:
+        return {}  # a damaged journal is no reason not to show what is live
+    return {safe(name): safe(when) for name, when in times.items()}
+
+
+def _fields(
+    name: str, state: HostState, drifted: list[str], ends: Mapping[str, Alarm], unconfined: str
+) -> dict[str, Any]:
     from macd.host.masking import masked
 
     shown = asdict(state)
@@ -58,71 +88,131 @@ def _fields(name: str, state: HostState, drifted: list[str]) -> dict[str, Any]:
     shown["units"] = {name: text and masked(text) for name, text in state.units.items()}
     shown["service_settings"] = state.service_settings and masked(state.service_settings)
     flags = dict(state.health.get("flags", {}))
-    more = {"host": name, "drift": drifted, "flags": flags, "since": _since(state)}
+    ending = {at: one._asdict() for at, one in ends.items()}
+    more = {"host": name, "drift": drifted, "ending": ending, "flags": flags, "since": since(state)}
+    more["unconfined"] = unconfined
     old = {"well": state.serves_well, "rehearsal": shown["readiness"]}  # names up to 0.1
     return {**shown, **more, "healthy": state.serves_well, **old}
 
 
-def _since(state: HostState) -> str | None:
-    times = [entry["at"] for entry in state.history if entry["release"] == state.live]
-    return _time(times[-1]) if times else None
-
-
-def _time(epoch: float) -> str:
-    return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%SZ}"
-
-
-def _lines(state: HostState, drifted: list[str]) -> Iterator[tuple[str, str]]:
+def _lines(
+    state: HostState, drifted: list[str], ends: Mapping[str, Alarm], unconfined: str = ""
+) -> Iterator[tuple[str, str]]:
     if not state.exists:
         yield "live", "nothing; the host is not provisioned (invoke provision)"
         return
-    yield "live", f"{state.live or 'nothing'}{f', since {_since(state)}' if _since(state) else ''}"
+    committed = since(state)
+    yield "live", f"{state.live or 'nothing'}{f', since {committed}' if committed else ''}"
+    yield from _by_hand(state)
+    if "own" in state.details:
+        yield from _of_own(state)
+    else:
+        yield from _of_built_in(state)
+    for label, text in (
+        ("stacking", state.exposure),
+        ("pending", state.under_way),
+        ("last", state.reverted),
+        ("flag", state.flag_under_way),
+        ("sandbox", unconfined or _unprotected(state)),
+    ):
+        if text:
+            yield label, text
+    if state.lock_holder:
+        yield "lock", state.lock_holder
+    for text in _alerts(state):
+        yield "alerts", text
+    for one in ends.values():
+        yield "ends", f"✗ {one.text}; do: {one.hint}"
+    yield "rollback", _rollback_target(state.rollback)
+    for text in drifted or ["none"]:
+        yield "drift", text
+
+
+def _unprotected(state: HostState) -> str:
+    from macd.host.systemd import namespaces, selinux
+
+    if state.selinux:
+        return f"✗ {state.selinux}; do: {selinux.REMEDY}"
+    return f"✗ {state.no_namespaces}; do: {namespaces.REMEDY}" if state.no_namespaces else ""
+
+
+def _by_hand(state: HostState) -> Iterator[tuple[str, str]]:
+    if state.adopted:
+        yield "by hand", f"{state.adopted}; the first deploy takes its place"
+    for one in state.by_hand:
+        who = f"pid {one['pid']} of {one['user']} in {one['cwd']}, kept by {one['by']}"
+        yield "copy", f"{'' if one['apart'] else '✗ '}{one['command']} runs as well: {who}"
+
+
+def _of_built_in(state: HostState) -> Iterator[tuple[str, str]]:
     process = state.process
     pid = f"pid {process['pid']}, {process['restarts']} restarts, " if process.get("pid") else ""
     yield "process", f"{pid}{process.get('active') or 'unknown'} ({process.get('sub') or '-'})"
     yield "health", _health(state)
+    for text in _symbols(state.health.get("symbols")):
+        yield "symbol", text
     if state.health.get("flags"):
         yield "flags", ", ".join(f"{k}={v}" for k, v in sorted(state.health["flags"].items()))
-    if state.pending:
-        at = state.pending
-        alive = "at work" if at["runner"] else "its process died; the next deploy ends it"
-        text = f"activation {at['number']}, {at['kind']} of {at['to']}: {at['state']}"
-        yield "pending", f"{text}; {alive}"
-    if state.last and state.last["state"] == "reverted":
-        yield "last", _reverted(state.last)
-    if state.flag_change:
-        yield "flag", _flag_change(state.flag_change, locked=bool(state.lock))
-    if state.held:
-        yield "lock", state.held
-    yield "rollback", _rollback_target(state.rollback)
-    for text in drifted or ["none"]:
-        yield "drift", text
+
+
+def _of_own(state: HostState) -> Iterator[tuple[str, str]]:
+    """What a host knows of an application of the team's own, and what it can't."""
+    from macd.host.alerts.conditions import lasting
+
+    for name, unit in state.health.get("units", {}).items():
+        pid = f"pid {unit['pid']}, for {lasting(unit['since'])}, " if unit["pid"] else ""
+        ready = f"✗ {unit['wrong']}" if unit["wrong"] else "✓ from this release, and ready"
+        yield "unit", f"{name}: {pid}{unit['active'] or 'unknown'}; {ready}"
+    if state.serves_well:
+        yield "health", "✓ ok, as its own probe says; it has no golden predictions to compare"
+    else:
+        yield "health", _health(state)
+    yield "flags", own_flag(state)
+    run = state.details.get("run") or "none: it was released without a training"
+    yield "run", ", ".join([run, *_measured(state.details.get("metrics") or {})])
+
+
+def _alerts(state: HostState) -> Iterator[str]:
+    from macd.host.alerts.conditions import lasting
+
+    seen = state.alerts
+    if state.unwatched:
+        yield f"✗ {state.unwatched}; invoke provision (unless alerts.every_minutes is 0)"
+    for one in seen.get("open", ()):
+        do = f"; do: {one['hint']}" if one["hint"] else ""
+        yield f"✗ {one['name']}, since {one['since']}: {one['text']}{do}"
+    if seen.get("unsent"):
+        yield f"✗ a message could not be sent yet: {seen['sending'] or 'not tried yet'}"
+    if not state.unwatched and not seen["open"]:
+        looked = "not looked yet" if seen["age_s"] is None else f"{lasting(seen['age_s'])} ago"
+        yield f"none; the last look: {looked}"
+    yield from seen.get("left_out", ())
 
 
 def _health(state: HostState) -> str:
     if state.serves_well:
         golden = state.health.get("golden", {})
         return f"✓ ok, golden predictions differ by at most {golden.get('max_diff')}"
-    if "unreachable" in state.health:
-        return f"✗ {state.health['unreachable']}"
-    health = state.health
-    return f"✗ {health.get('status')}: release {health.get('release')}, {health.get('last_error')}"
+    return f"✗ {state.unhealthy or state.health.get('unreachable') or 'not known'}"
 
 
-def _flag_change(change: Mapping[str, Any], *, locked: bool) -> str:
-    text = (
-        f"stacking from {change['was']} to {change['wanted']}, started {_time(change['started'])}"
-    )
-    text += f" by {change['who']}: {change['state']}"
-    end = "the next deploy, enable-stacking or disable-stacking ends it"
-    return f"{text}; at work" if locked else f"{text}; it was INTERRUPTED, {end}"
+def _symbols(symbols: Any) -> Iterator[str]:
+    """A row for each symbol of a service that has several, those in trouble first."""
+    if not isinstance(symbols, Mapping):
+        return
+    rows = [(name, said) for name, said in symbols.items() if isinstance(said, Mapping)]
+    for name, said in sorted(rows, key=lambda row: (_is_well(row[1]), row[0])):
+        stacking = f", stacking {said['stacking']}" if said.get("stacking") else ""
+        wrong = "; its bars have stopped" if said.get("stopped") else ""
+        golden = said.get("golden")
+        why = said.get("error") or (golden.get("detail") if isinstance(golden, Mapping) else "")
+        wrong += f"; {why}" if why else ""
+        sign = "✓" if _is_well(said) else "✗"
+        yield f"{sign} {name}: last bar {said.get('last_bar') or 'none yet'}{stacking}{wrong}"
 
 
-def _reverted(last: Mapping[str, Any]) -> str:
-    text = f"activation {last['number']} of {last.get('release')} was reverted"
-    text += f", {_time(last['at'])}: {' '.join(str(last.get('reason')).split())[:200]}"
-    healthy = last.get("healthy", last.get("well"))
-    return text if healthy is not False else f"{text}; {last.get('serving')}"
+def _is_well(said: Mapping[str, Any]) -> bool:
+    return said.get("ok") is True and not said.get("stopped") and not said.get("error")
 
 
 def _rollback_target(target: Mapping[str, Any]) -> str:
@@ -143,7 +233,9 @@ def why(
     records = Journal(inv.state_dir / "journal.jsonl").records()
     results = on_each(hosts, lambda host: observe(host, inv))
     rows = results.done
-    chains = {name: lineage(state, _judged(records, name, state)) for name, state in rows.items()}
+    chains = {
+        name: lineage(state, judged(records, name, state.live)) for name, state in rows.items()
+    }
     if json:
         shown = [{"host": name, **chain} for name, chain in chains.items()]
         emit({"hosts": shown, **failed_fields(results.failed)})
@@ -162,64 +254,71 @@ def _print_chain(name: str, state: HostState, chain: Mapping[str, Any], env: str
         print(f"  live          nothing\n  do: invoke {first} --env {env}")
         return
     for label, value in chain.items():
-        for line in _as_lines(label, value):
+        for line in _as_lines(label, value, own="own" in state.details):
             print(f"  {label:<13} {line}")
             label = ""  # noqa: PLW2901 - said once, above the lines that go with it
 
 
-def lineage(state: HostState, gate: str | None) -> dict[str, Any]:
-    """The chain from what serves back to the data it was learnt from, as recorded on the host.
+def _as_lines(label: str, value: Any, *, own: bool = False) -> list[str]:
+    """The lines for people; `--json` has everything behind them.
 
-    gate: the verdict about it, which only the operator's journal knows.
+    own: of an application of the team's own, which may have no training and nothing measured.
     """
-    entries = [entry for entry in state.history if entry["release"] == state.live]
-    last = entries[-1] if entries else {}
-    details = state.details
-    chain = {
-        "live": state.live,
-        "brought by": last.get("who"),
-        "at": _time(last["at"]) if last else None,
-        "how": last.get("kind"),
-        "serial": last.get("serial"),
-        "gate": gate,
-    }
-    chain |= {"run": details.get("run"), "trained on": details.get("host")}
-    names = ("symbol", "tf", "cross", "panel", "profile", "data_digest", "code", "best_head")
-    chain |= {name: details.get(name) for name in names}
-    chain |= {name: details.get(name) for name in ("metrics", "criteria", "accepted", "audit")}
-    chain["flags"] = state.health.get("flags")
-    return chain
-
-
-def _judged(records: Sequence[Record], host: str, state: HostState) -> str | None:
-    """The newest gate report made here about this host's live release."""
-    for record in reversed(records):
-        fields = record.fields
-        about = (fields.get("host"), fields.get("release"))
-        if record.kind == "gate.judged" and about == (host, state.live):
-            return (
-                f"{fields.get('verdict')} on {record.time:%Y-%m-%d %H:%M}Z, {fields.get('report')}"
-            )
-    return None
-
-
-def _as_lines(label: str, value: Any) -> list[str]:
-    """The lines for people; `--json` has everything behind them."""
     if value in (None, "", [], {}):
-        return ["none" if label in ("cross", "panel", "accepted", "gate") else "not recorded"]
+        lacking = _OWN_LACKING.get(label) if own else None
+        plain = "none" if label in ("cross", "panel", "accepted", "gate") else "not recorded"
+        return [lacking or plain]
     if label == "metrics":
-        return [_figures(family, by_head) for family, by_head in value.items()]
+        families = {name: one for name, one in value.items() if isinstance(one, Mapping)}
+        return [_figures(*family) for family in families.items()] or _measured(value)
     if label == "criteria":
-        marks = {True: "✓", False: "✗"}
+        from macd.criteria import mark
+
         return [
-            f"{marks[bool(criterion['ok'])]} {criterion['title']}: {criterion['note']}"
+            f"{mark(ok=bool(criterion['ok']), level=criterion.get('level'))} {criterion['title']}: "
+            f"{criterion['note']}"
             for criterion in value
         ]
     if label == "audit":
         return ["passed" if value.get("ok") else "FAILED"]
     if isinstance(value, Mapping):
-        return [", ".join(f"{k}={v}" for k, v in value.items())]
+        return _of_mapping(label, value, own=own)
     return [", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+def _of_mapping(label: str, value: Mapping[str, Any], *, own: bool) -> list[str]:
+    if label == "symbols":
+        return [_of_symbol(name, each) for name, each in value.items()]
+    if own and label == "code":
+        return _code(value)
+    return [", ".join(f"{k}={v}" for k, v in value.items())]
+
+
+def _code(code: Mapping[str, Any]) -> list[str]:
+    """Which source was released; the paths that differed from its commit below it."""
+    commit = f"commit {code['commit'][:12]}" if code.get("commit") else "of no commit"
+    if not code.get("dirty"):
+        return [commit]
+    return [f"{commit}, and changes that are not committed", *map(str, code.get("changed", []))]
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    """What the training of an own application measured."""
+    return [f"{name} {'none' if n is None else format(n, 'g')}" for name, n in metrics.items()]
+
+
+def _of_symbol(name: str, own: Mapping[str, Any]) -> str:
+    from macd.heads import NAMES
+    from macd.run_directory import auc_text
+
+    figures, missed = own["figures"], ", ".join(one["name"] for one in own["missed"])
+    said = "no figures"
+    if figures:
+        aucs = (f"{part} AUC {auc_text(figures[part])}" for part in ("val", "test"))
+        said = "  ".join([f"{NAMES.get(own['decides'], own['decides'])} {own['head']}", *aucs])
+    judged = f"criteria missed: {missed}" if missed else "criteria met"
+    audit = "" if (own.get("audit") or {}).get("ok") else "; leak audit FAILED"
+    return f"{name:<10} {said}; {judged}{audit}"
 
 
 def _figures(family: str, by_head: Mapping[str, Any]) -> str:

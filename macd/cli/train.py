@@ -13,9 +13,9 @@ import json as jsonlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +26,20 @@ from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError, Usa
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
+    from macd.jobs.cluster import Cluster, Seen
     from macd.jobs.follow import LocalRuns
     from macd.jobs.preflight import Check
     from macd.jobs.progress import Progress
     from macd.jobs.remedies import Failure
-    from macd.jobs.request import TrainRequest
+    from macd.jobs.request import Request
     from macd.journal import Journal
     from macd.ssh.contact import Contact
 
-_HOST = {"host": "host with role train (default: the only one, or where the run was started)"}
-_RUN = _HOST | {"run": "id of the run (default: the newest on the host)"}
+HOST = {
+    "host": "host with role train (default: where the run was started, else the first of"
+    " train.hosts, else the only one)"
+}
+_RUN = HOST | {"run": "id of the run (default: the one in progress, else the newest)"}
 _PATIENCE = {"patience": "minutes to try again after contact is lost (default 10)"}
 _PASSED_ON = (MIN_SAMPLES,)
 _TICKS = {"ok": "✓", "warn": "!", "error": "✗"}
@@ -51,16 +55,18 @@ EXIT_CODES = {
 
 @verb(
     default=True,
-    help=_HOST
+    help=HOST
     | _PATIENCE
     | {
         "symbol": "what to train on (default: the inventory's)",
+        "symbols": "several in one run, as ETHUSDT,BTCUSDT (default: the inventory's)",
         "cross": "other assets for features, as BTCUSDT,SOLUSDT (default: the inventory's)",
         "panel": "assets that train global models too (default: the inventory's)",
         "profile": "demo or full (default: the inventory's)",
         "seed": "same seed, same numbers on the same machine (default: the inventory's)",
         "engine": "local or ray (default: the inventory's)",
-        "mode": "all, or one of verify, lgbm, lstm, tft, onnx, stacking",
+        "mode": "all, or one of verify, lgbm, lstm, tft, onnx, stacking; of an "
+        "application of your own: one of its stages",
         "data": "directory of canonical bars here (default: the inventory's)",
         "settings": "JSON file with more settings of python -m macd.app.train, such as params",
         "detach": "start it and exit; train.attach follows it later",
@@ -71,6 +77,7 @@ def train(
     _: object,
     host: str = "",
     symbol: str = "",
+    symbols: str = "",
     cross: str = "",
     panel: str = "",
     profile: str = "",
@@ -87,26 +94,32 @@ def train(
 ) -> ExitCode | None:
     """Train on a host: check, send what changed, start, follow, fetch the models."""
     from macd.inventory import load
-    from macd.jobs import record
-    from macd.jobs import request as requests
+    from macd.jobs import cluster, record
 
     inv = load(inventory)
     machine = record.train_host(inv, host)
-    flags = {"symbol": symbol, "cross": cross, "panel": panel, "profile": profile}
-    flags |= {"engine": engine, "mode": mode}
-    changes = {**_settings_file(settings), **{k: v for k, v in flags.items() if v}}
-    if seed >= 0:
-        changes["seed"] = seed
-    raw = requests.settings_of(inv, changes)
-    bars = requests.data_files(raw, Path(data) if data else inv.train.data_dir)
-    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    request = requests.make(raw, bars, python=machine.python, env=env, now=datetime.now(UTC))
-    with _contact(inv, machine.name, patience, json=json) as (contact, shown):
-        checks = _preflight(contact, inv, request, bars, json=json)
+    team = cluster.of(inv, machine, engine)
+    engine = "ray" if team else engine
+    flags = {
+        "symbols": symbols,
+        "cross": cross,
+        "panel": panel,
+        "profile": profile,
+        "engine": engine,
+    }
+    flags |= {"data": data, "settings": settings, "seed": str(seed) if seed >= 0 else ""}
+    flags = {name: value for name, value in flags.items() if value}
+    request, check_here = request_of(inv, machine.python, symbol, mode, flags)
+    with (
+        contact_with(inv, machine.name, patience, json=json) as (contact, shown),
+        cluster.contacts(team, contact, inv) as reach,
+    ):
+        there = Hosts(contact, inv, team, reach)
+        checks = run_checks(there, request, check_here, dry_run=dry_run, json=json)
         if dry_run:
             return _show_plan(contact, request, checks, json=json)
-        _refuse_failed(checks, contact)
-        _start(contact, inv, request, json=json)
+        refuse_failed(checks, contact)
+        _start(there, request, json=json)
         if detach and json:
             emit({"run": request.run, "state": "RUNNING"})
         elif detach:
@@ -126,22 +139,29 @@ def status(
     Changes nothing.
     """
     from macd.inventory import load
-    from macd.jobs import follow, remedies
+    from macd.jobs import cluster, follow, remedies
 
     inv = load(inventory)
     name = _host_of(inv, host, run)
     try:
-        with _contact(inv, name, 0.0, json=True) as (contact, shown):
+        with contact_with(inv, name, 0.0, json=True) as (contact, shown):
             current = follow.status_of(contact, run)
+            cluster.check_leads(current)
             shown.past(follow.events_of(contact, current["run"]))
+            scheduled = follow.schedule_of(contact)
     except ContactLostError:
         if run and not json:
             show_last_seen(follow.stored_events(run, _local_runs(inv)))
         raise
+    workers = cluster.states(cluster.workers_of(current, inv), inv, current["run"])
     if json:
-        emit({**current, "host": name, "progress": asdict(shown.progress)})
+        more = {"progress": asdict(shown.progress), "schedule": scheduled, "workers": workers}
+        emit({**current, "host": name, **more})
         return EXIT_CODES[current["state"]]
     show_status(current, shown.progress)
+    show_workers(workers)
+    if scheduled:
+        show_schedule(scheduled)
     if current["state"] in ("FAILED", "CANCELLED"):
         failure = remedies.explain(current, shown.events, current["log_end"])
         folder = f"{current['directory']} on the host"
@@ -160,12 +180,13 @@ def attach(
 ) -> ExitCode | None:
     """Follow a run from where this machine stopped; fetch its files when it is done."""
     from macd.inventory import load
-    from macd.jobs import follow
+    from macd.jobs import cluster, follow
 
     inv = load(inventory)
     name = _host_of(inv, host, run)
-    with _contact(inv, name, patience, json=json) as (contact, shown):
+    with contact_with(inv, name, patience, json=json) as (contact, shown):
         current = follow.status_of(contact, run)
+        cluster.check_leads(current)
         if not json:
             print(f"run {current['run']} on {contact.host.name}: {current['state']}")
         if current["state"] != "RUNNING":
@@ -184,18 +205,22 @@ def fetch(
 ) -> ExitCode | None:
     """Fetch the files of a finished run again; files that are here and whole stay."""
     from macd.inventory import load
-    from macd.jobs import follow
+    from macd.jobs import cluster, follow
 
     inv = load(inventory)
     name = _host_of(inv, host, run)
-    with _contact(inv, name, patience, json=json) as (contact, _shown):
+    with contact_with(inv, name, patience, json=json) as (contact, _shown):
         current = follow.status_of(contact, run)
+        cluster.check_leads(current)
         return _collect(contact, inv, current["run"], json=json)
 
 
 @verb(
-    help=_HOST
-    | {"run": "id of the run to stop", "dry-run": "show what would be stopped, stop nothing"}
+    help=HOST
+    | {
+        "run": "id of the run to stop (default: the one in progress)",
+        "dry-run": "show what would be stopped, stop nothing",
+    }
 )
 def cancel(
     _: object,
@@ -206,16 +231,16 @@ def cancel(
     inventory: str = "",
     json: bool = False,
 ) -> ExitCode | None:
-    """Stop a run on its host; the same training later reuses its finished fits."""
+    """Stop a run on its host or cluster; the same training reuses finished fits."""
     from macd.inventory import load
-    from macd.jobs import follow
+    from macd.jobs import cluster, follow
 
-    if not run:
-        raise UsageError("which run?", hint="invoke train.status shows the newest; --run ID")
     inv = load(inventory)
     name = _host_of(inv, host, run)
-    with _contact(inv, name, 0.0, json=True) as (contact, _shown):
+    with contact_with(inv, name, 0.0, json=True) as (contact, _shown):
         current = follow.status_of(contact, run)
+        cluster.check_leads(current)
+        run = current["run"]
         running = current["state"] == "RUNNING"
         if running and not dry_run:
             if not confirm(f"stop run {run} on {contact.host.name}?", yes=yes):
@@ -226,14 +251,67 @@ def cancel(
                     hint=f"invoke train.cancel --run {run} --yes",
                 )
             current = follow.stop(contact, run)
+    members = cluster.workers_of(current, inv)
+    workers = (cluster.states if dry_run else cluster.end)(members, inv, run)
     if json:
         outcome = {"state": current["state"], "reason": current["reason"], "dry_run": dry_run}
-        emit({"run": run, **outcome})
+        emit({"run": run, **outcome, "workers": workers})
     elif not running:
-        print(f"run {run} is over already: {current['state']}")
+        print(f"nothing to stop on {name}: run {run} is over already, {current['state']}")
     else:
         print(f"{'would stop' if dry_run else current['state']} {run}")
+    if not json:
+        show_workers(workers)
     return None
+
+
+def request_of(
+    inventory: Inventory, python: str, symbol: str, mode: str, flags: Mapping[str, str]
+) -> tuple[Request, Callable[[], list[Check]]]:
+    """A training, and the checks of what it is made of; raises UsageError for wrong options."""
+    make = _own_request if inventory.app else _request
+    return make(inventory, python, symbol, mode, flags)
+
+
+def _request(
+    inventory: Inventory, python: str, symbol: str, mode: str, flags: Mapping[str, str]
+) -> tuple[Request, Callable[[], list[Check]]]:
+    """A training of the built-in application, and the checks of its bars."""
+    from macd.jobs import preflight
+    from macd.jobs import request as requests
+
+    given = {"symbol": symbol, "mode": mode, **flags}
+    file, data = given.pop("settings", ""), given.pop("data", "")
+    changes: dict[str, Any] = {**_settings_file(file), **{k: v for k, v in given.items() if v}}
+    if "seed" in flags:
+        changes["seed"] = int(flags["seed"])
+    raw = requests.settings_of(inventory, changes)
+    bars = requests.data_files(raw, Path(data) if data else inventory.train.data_dir)
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    request = requests.make(raw, bars, python=python, env=env, now=datetime.now(UTC))
+    return request, lambda: preflight.check_data(bars, request.settings, datetime.now(UTC))
+
+
+def _own_request(
+    inventory: Inventory, python: str, symbol: str, mode: str, flags: Mapping[str, str]
+) -> tuple[Request, Callable[[], list[Check]]]:
+    """A training of the team's own application, and the checks of what would be sent."""
+    from macd.jobs import own
+
+    assert inventory.app is not None  # noqa: S101 - the caller asked
+    if flags:
+        raise UsageError(
+            f"{', '.join(f'--{name}' for name in flags)} means nothing to {inventory.app.name}",
+            why="these options are of the application that macd ships with; this inventory has one"
+            " of your own (app:)",
+            hint="its commands and what they read stand in app.train of the inventory; --symbol"
+            " and --mode STAGE can be given",
+        )
+    stage = "" if mode == "all" else mode
+    request = own.make(
+        inventory, inventory.app, python=python, symbol=symbol, stage=stage, now=datetime.now(UTC)
+    )
+    return request, lambda: own.checks(request)
 
 
 def _settings_file(path: str) -> dict[str, Any]:
@@ -253,12 +331,12 @@ def _host_of(inventory: Inventory, host: str, run: str) -> str:
     """The host to ask: named, or where this run was started from here, or the only one."""
     from macd.jobs import record
 
-    started_on = "" if host or not run else record.host_of(_journal(inventory), run)
+    started_on = "" if host or not run else record.host_of(journal_of(inventory), run)
     return record.train_host(inventory, host or started_on).name
 
 
 @contextmanager
-def _contact(
+def contact_with(
     inventory: Inventory, host: str, patience: float, *, json: bool
 ) -> Iterator[tuple[Contact, Shown]]:
     """A contact with the host, and the viewer that shows its run; `patience` in minutes."""
@@ -270,35 +348,89 @@ def _contact(
         yield contact, shown
 
 
-def _preflight(
-    contact: Contact,
-    inventory: Inventory,
-    request: TrainRequest,
-    bars: dict[str, Path],
+@dataclass
+class Hosts:
+    """Where a training runs: one host, or the hosts of a cluster, whose head `contact` reaches."""
+
+    contact: Contact
+    inventory: Inventory
+    team: Cluster | None = None
+    reach: Mapping[str, Contact] = field(default_factory=dict)
+    _seen: dict[str, Seen] = field(default_factory=dict)
+
+    @property
+    def names(self) -> str:
+        """For people, the head first."""
+        return ", ".join(self.reach) or self.contact.host.name
+
+    def check(
+        self, request: Request, *, dry_run: bool, more: Mapping[str, str] | None = None
+    ) -> list[Check]:
+        """Every check of the hosts. more: as for `run_checks`."""
+        from macd.jobs import cluster, preflight
+
+        inventory, contact, room = self.inventory, self.contact, request.room
+        if self.team is not None:
+            checks, self._seen = cluster.check(
+                self.team, self.reach, inventory, room, dry_run=dry_run
+            )
+            return checks
+        needs = preflight.needs_of(inventory.app)
+        names = {**needs.packages, **(more or {})}
+        work = contact.host.work_dir
+        observed = contact.use(lambda session: preflight.look(session, work, request.python, names))
+        return preflight.check_host(*observed, inventory.train, needs, room)
+
+    @contextmanager
+    def workers(self, request: Request) -> Iterator[Request]:
+        """The head's request, once its workers wait for it; they end if it can't be started."""
+        from macd.jobs import cluster
+        from macd.jobs.request import TrainRequest
+
+        if self.team is None or not isinstance(request, TrainRequest):
+            yield request
+            return
+        request, workers = cluster.requests(self.team, request, self._seen)
+        cluster.start_workers(workers, self.reach)
+        try:
+            yield request
+        except ContactLostError:
+            raise  # it may have started
+        except BaseException:
+            cluster.end_workers(workers, self.reach)
+            raise
+
+
+def run_checks(
+    there: Hosts,
+    request: Request,
+    check_here: Callable[[], list[Check]],
     *,
     json: bool,
+    dry_run: bool = False,
+    more: Mapping[str, str] | None = None,
 ) -> list[Check]:
-    """Check the bars here and the host, and show the checks."""
-    from macd.jobs import preflight
+    """Check what would be sent and the hosts, and show the checks.
 
-    s = request.settings
+    more: packages that the host's Python must import beside those of a training.
+    """
     if not json:
-        print(f"{s.symbol} {s.tf}, profile {s.profile}, seed {s.seed}, on {contact.host.name}")
-    checks = preflight.check_data(bars, s, datetime.now(UTC))
+        print(f"{safe(request.title)}, on {there.names}")
+    checks = check_here()
     if any(check.level == "error" for check in checks):
         if not json:
             show_checks(checks)
-        _refuse_failed(checks, contact)
-    _journal(inventory).records()  # a damaged journal is reported before anything is started
-    work = contact.host.work_dir
-    observed = contact.use(lambda session: preflight.look(session, work, request.python))
-    checks += preflight.check_host(*observed, inventory.train)
+        refuse_failed(checks, there.contact)
+    journal_of(
+        there.inventory
+    ).records()  # a damaged journal is reported before anything is started
+    checks += there.check(request, dry_run=dry_run, more=more)
     if not json:
         show_checks(checks)
     return checks
 
 
-def _refuse_failed(checks: list[Check], contact: Contact) -> None:
+def refuse_failed(checks: list[Check], contact: Contact) -> None:
     """Raise with all that failed; RefusedError if only another run is in the way."""
     failed = [check for check in checks if check.level == "error"]
     if not failed:
@@ -315,7 +447,7 @@ def _refuse_failed(checks: list[Check], contact: Contact) -> None:
 
 
 def _show_plan(
-    contact: Contact, request: TrainRequest, checks: list[Check], *, json: bool
+    contact: Contact, request: Request, checks: list[Check], *, json: bool
 ) -> ExitCode | None:
     """What would be sent and run; changes nothing."""
     from macd.jobs import transfer
@@ -331,33 +463,42 @@ def _show_plan(
                 "checks": [check.as_json() for check in checks],
                 "bytes_to_send": lacking,
                 "bytes_total": request.tree.size,
-                "request": request.raw,
+                "request": {**request.raw, **_covered(request.raw)},
             }
         )
     else:
         step("would send", f"{count} files, {size(lacking)} of {size(request.tree.size)}")
-        step("would run", " ".join(request.argv))
+        for line in request.commands:
+            step("would run", line)
     return ExitCode.FAILED if failed else None
 
 
-def _start(contact: Contact, inventory: Inventory, request: TrainRequest, *, json: bool) -> None:
-    """Send the files that the host lacks, start the run, record it."""
+def _covered(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of an own application without their values: one may be a secret."""
+    from macd.host.masking import COVER
+
+    return {"env": dict.fromkeys(raw["env"], COVER)} if "env" in raw else {}
+
+
+def _start(there: Hosts, request: Request, *, json: bool) -> None:
+    """Send the files that the hosts lack, start the run, record it."""
     from macd.jobs import follow, record, transfer
     from macd.sizes import size
 
+    contact = there.contact
     sent = transfer.send(contact, request)
     if not json:
         files = f"{sent.landed} new of {sent.files} files"
         step("sync", f"{files}, {size(sent.sent)} of {size(sent.total)}")
-    s = request.settings
-    about = {"symbol": s.symbol, "tf": s.tf, "profile": s.profile, "seed": s.seed, "mode": s.mode}
-    try:
-        current = transfer.start(contact, request, about)
-    except ContactLostError as error:
-        raise follow.contact_lost(error, request.run) from error
-    record.started(_journal(inventory), request, contact.host.name, now=datetime.now(UTC))
+    with there.workers(request) as led:
+        try:
+            current = transfer.start(contact, led)
+        except ContactLostError as error:
+            raise follow.contact_lost(error, request.run) from error
+    record.started(journal_of(there.inventory), led, contact.host.name, now=datetime.now(UTC))
     if not json:
-        step("started", f"run {request.run} ({current['detached']})")
+        where = f" on {there.names}" if there.team else ""
+        step("started", f"run {request.run}{where} ({current['detached']})")
 
 
 def _follow_and_collect(
@@ -387,12 +528,13 @@ def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) ->
 
     got = transfer.collect(contact, run, _local_runs(inventory))
     host, folder, state = contact.host.name, got.folder, got.status["state"]
-    record.finished(_journal(inventory), got.status, host, folder, now=datetime.now(UTC))
+    record.finished(journal_of(inventory), got.status, host, folder, now=datetime.now(UTC))
     events = follow.decode(_bytes_of(folder / FILES.events))
     failure = report = unmade = None
-    if state == "DONE":
+    own = str((got.status["result"] or {}).get("own") or "")
+    if state == "DONE" and not own:
         report, unmade = _report(folder, host, inventory)
-    else:
+    elif state != "DONE":
         log_end = _bytes_of(folder / "log")[-8192:].decode("utf-8", "replace")
         failure = remedies.explain(got.status, events, log_end)
     if json:
@@ -414,9 +556,26 @@ def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) ->
     else:
         show_summary(events)
         step("collected", f"{got.files} files, {size(got.received)} received: {folder}")
-        step("report", str(unmade or report), "warn" if unmade else "ok")
-        step("DONE", f"run {run}\nnext: invoke release")
+        if own:
+            step("report", f"{own} has none: a page of figures needs the built-in application's")
+        else:
+            step("report", str(unmade or report), "warn" if unmade else "ok")
+        step("DONE", f"run {run}\nnext: {_next(got.status['result'])}")
     return EXIT_CODES[state]
+
+
+def _next(result: Mapping[str, Any]) -> str:
+    """The command that follows a training."""
+    if result.get("own") and not result.get("complete"):
+        return "invoke train, all stages: no release is made of one stage alone"
+    blocked = result.get("blocked_by") or []
+    symbols = result.get("symbols") or []
+    out = [name for name in symbols if any(said.startswith(f"{name} ") for said in blocked)]
+    if 0 < len(out) < len(symbols):
+        return f"invoke release --without {','.join(out)}"
+    if blocked:
+        return f"invoke release refuses it for {', '.join(blocked)}; --accept REASON takes it"
+    return "invoke release"
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -440,12 +599,14 @@ def _compared_with(folder: Path, inventory: Inventory) -> dict[str, Path]:
     from macd.run_directory import FILES, read_json, state_of
 
     def market(run: Path) -> tuple[Any, ...]:
+        """Of several symbols the first; what both runs have is compared."""
         try:
             settings = read_json(run / FILES.settings, {})
             done = state_of(read_json(run / FILES.result, {})) == "done"
         except MacdError:
             return ()  # damaged: nothing to compare with
-        return (settings.get("symbol"), settings.get("tf")) if done else ()
+        own = settings.get("own")  # its figures are its own: not to compare with
+        return (settings.get("symbol"), settings.get("tf")) if done and not own else ()
 
     runs = [run.parent for run in folder.parent.glob(f"*/{FILES.result}")]
     here = market(folder)
@@ -459,11 +620,11 @@ def _compared_with(folder: Path, inventory: Inventory) -> dict[str, Path]:
         live = None
     if previous is not None and previous == live:
         return {"the previous run, which is live in prod": previous}
-    found = {"the previous run": previous, "what is live in prod": live}
-    return {what: run for what, run in found.items() if run is not None}
+    others = {"the previous run": previous, "what is live in prod": live}
+    return {what: run for what, run in others.items() if run is not None}
 
 
-def _journal(inventory: Inventory) -> Journal:
+def journal_of(inventory: Inventory) -> Journal:
     from macd.journal import Journal
 
     return Journal(inventory.state_dir / "journal.jsonl")
@@ -602,7 +763,8 @@ def show_summary(events: list[dict[str, Any]]) -> None:
 
 def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
     """Which stage failed, why, the end of its log, the remedy."""
-    where = f" in stage {failure.stage}" if failure.stage else ""
+    kind = "at" if "." in failure.stage else "in stage"  # train.artefacts is no stage
+    where = f" {kind} {failure.stage}" if failure.stage else ""
     print(f"✗ {state}{where}: {safe(failure.reason)}", file=sys.stderr)
     for label, text in (("why", failure.detail), ("end of the log", failure.log)):
         if text:
@@ -622,6 +784,22 @@ def show_status(status: Mapping[str, Any], progress: Progress) -> None:
         beat = status.get("heartbeat")
         if beat and status["now"] - beat > 60:
             print(f"  ! its last heartbeat is {minutes(status['now'] - beat)} old")
+
+
+def show_workers(workers: Sequence[Mapping[str, str]]) -> None:
+    """The other hosts of a run's cluster."""
+    for worker in workers:
+        print(f"  {worker['host']}: {worker['state']}  {safe(worker['reason'])}".rstrip())
+
+
+def show_schedule(schedule: Mapping[str, Any]) -> None:
+    """One line: what trains by itself on this host, and when it does next."""
+    timer, waits = schedule["timer"], schedule["unsent"]
+    due = timer["next"] or "not known" if timer and timer["runs"] else "never: no timer runs"
+    if timer is None:
+        due = "as its crontab says"
+    more = f"; {waits} messages wait to be sent" if waits else ""
+    print(f"  by itself: {safe(schedule['plan']['on'])}, next {safe(due)}{more}")
 
 
 def show_last_seen(events: list[dict[str, Any]]) -> None:

@@ -14,12 +14,14 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from invoke import Exit, ParseError, Program
 
 from macd.cli import interrupts
 from macd.cli.verb import emit, error_fields
 from macd.errors import ExitCode, UsageError
+from macd.run_directory import FILES
 
 _MARK = "ends_with_usage"
 _BARE = {  # task -> the options that bare words behind it stand for
@@ -27,6 +29,8 @@ _BARE = {  # task -> the options that bare words behind it stand for
     "release.verify": ("--id",),
     "train.compare": ("--challenger", "--champion"),
 }
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
+_HEALTH = "invoke health FOLDER or ARCHIVE; --release ID or --run ID name what was made here"
 _UNKNOWN = re.compile(r"No idea what '(.*)' is!")
 _VALUELESS = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional arguments: (.*)")
@@ -52,7 +56,8 @@ def install() -> None:
                 typed, usage_error(str(error), task, self.collection.task_names, flags)
             ) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
-            wrong = usage_error(f"an option here takes a number: {error}")
+            typed_value = str(error).rpartition(": ")[2]
+            wrong = usage_error(f"an option here takes a number, and {typed_value} is none")
             raise _end(typed, wrong) from error
 
     @functools.wraps(lists)
@@ -78,6 +83,8 @@ def usage_error(
         close = difflib.get_close_matches(typed, flags if typed.startswith("-") else tasks, n=1)
         kind = "option" if typed.startswith("-") else "task"
         of = f" of {task}" if kind == "option" and task else ""
+        if task == "health" and kind == "task" and not close:
+            return UsageError(f"{typed} is neither a folder nor an archive here", hint=_HEALTH)
         return UsageError(
             f"{typed} is no {kind}{of}" + (f"; did you mean {close[0]}?" if close else ""),
             hint=hint,
@@ -106,6 +113,18 @@ def spelt_out(argv: Sequence[str]) -> list[str]:
         bare = bool(word) and not word.startswith("-")
         if options and bare:
             words.append(options[0])
+        elif words[-1:] == ["health"] and bare and (option := _of_models(word)):
+            words.append(option)
         options = options[1:] if options and bare else _BARE.get(word, ())
         words.append(word)
     return words
+
+
+def _of_models(word: str) -> str:
+    """The option of `health` that a path stands for; "" where the word looks like none."""
+    path = Path(word)
+    if path.is_dir():
+        return "--run" if (path / FILES.settings).is_file() else "--dir"
+    if path.is_file() or word.endswith(_ARCHIVES):
+        return "--bundle"
+    return "--dir" if "/" in word else ""

@@ -28,6 +28,10 @@ CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import i
 _LONGEST = 20_000  # characters of an error
 Verb = Callable[..., Any]
 
+_INTERRUPTED = (
+    "nothing more is started from here; hosts finish what they are doing\n"
+    "  do: invoke status, or invoke train.status, shows how it ended"
+)
 _HELP = {  # of options that many verbs have
     "env": "act on the hosts of this environment (default: prod)",
     "host": "only this host of the environment",
@@ -44,17 +48,19 @@ def verb(
     default: bool = False,
     positional: Sequence[str] = (),
     iterable: Sequence[str] = (),
+    interrupted: str = _INTERRUPTED,
 ) -> Callable[[Verb], Task[Any]]:
     """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 1.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
-    `help` is about options that are this verb's own, or mean something else here.
+    `help` is about options that are this verb's own, or mean something else here. `interrupted` is
+    what a Ctrl-C leaves, and what to do, where no host has anything to finish.
     """
 
     def decorate(body: Verb) -> Task[Any]:
         @functools.wraps(body)
         def guarded(*args: Any, **kwargs: Any) -> None:
-            code = _run(body, args, kwargs)
+            code = _run(body, args, kwargs, interrupted)
             if code:
                 raise Exit(code=int(code))
 
@@ -72,7 +78,7 @@ def verb(
     return decorate
 
 
-def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any], interrupted: str) -> int:
     try:
         interrupts.as_usual()
         log_calls()
@@ -80,11 +86,7 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     except MacdError as error:
         return _print_error(error, as_json=bool(kwargs.get("json")))
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: nothing more is started from here; hosts finish what they are doing"
-            "\n  do: invoke status, or invoke train.status, shows how it ended",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return ExitCode.FAILED
     except BrokenPipeError:
         interrupts.discard_unread()  # `| head` closed us; stay silent
@@ -188,10 +190,26 @@ def confirm(question: str, *, yes: bool) -> bool:
         return False
 
 
-def not_agreed(*, json: bool) -> ExitCode:
-    """Say that nothing was done because the answer to `confirm` was no."""
+def ask(question: str, default: str, *, yes: bool) -> str:
+    """Ask for a text on the terminal; Enter, `--yes` or no terminal means `default`."""
+    if yes or not sys.stdin.isatty():
+        return default
+    print(f"{question} [{default or 'none'}]: ", end="", file=sys.stderr, flush=True)
+    try:
+        return input().strip() or default
+    except EOFError:
+        print(file=sys.stderr)
+        return default
+
+
+def not_agreed(*, json: bool, first: Sequence[str] = ()) -> ExitCode:
+    """Say that nothing was done because the answer to `confirm` was no.
+
+    first: what has to be done before an agreement helps.
+    """
+    hints = [*first, f"{'then ' if first else ''}add --yes to go on without a question"]
     if json:
-        emit({"result": "not agreed", "hint": "--yes"})
+        emit({"result": "not agreed", "hint": "\n".join([*first, "--yes"])})
     else:
-        print("nothing was changed\n  do: add --yes to go on without a question")
+        print("nothing was changed\n  do: " + "\n      ".join(hints))
     return ExitCode.FAILED

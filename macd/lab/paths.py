@@ -24,11 +24,17 @@ for word in "$@"; do
   case "$word" in
     --lines=*) lines=${word#--lines=} ;;
     _SYSTEMD_USER_UNIT=*) unit=${word#*=} ;;
+    _SYSTEMD_INVOCATION_ID=*) life=${word#*=} ;;
     -*) ;;
     *) unit=$word ;;
   esac
 done
-exec tail -n "$lines" "$HOME/.config/log/journal/${unit:?which unit}.log\""""
+cd "$HOME/.config/log/journal" || exit
+# systemctl writes where a life of a unit begins (macd/lab/systemctl.py)
+if [ "$life" ]; then
+  exec awk -v life="$life" '/^-- invocation /{on = $3 == life; next} on' ./*.log
+fi
+grep -v '^-- invocation ' "${unit:?which unit}.log" | tail -n "$lines\""""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ _LOOK_IF_ALIVE = 0.1  # while it is waited for a word, which is heard at once
 _YIELD = 0.1  # until a process just started is looked at
 _GIVEN_UP = "error"  # the replacement's word for a start limit that was hit
 _SOCKET = "systemctl"  # in the runtime directory; systemctl_show.py connects to it
+_LIFE = "-- invocation "  # in the journal of a unit: from here on another life of it speaks
 _OURS = ("InvocationID", "NRestarts", "ExecMainStartTimestamp")
 
 
@@ -79,13 +80,54 @@ class LabSystemctl(systemctl3.Systemctl):
             )
             return False
         if not self.is_active_pid(self.read_mainpid_from(conf)):
+            self._end_leftovers(conf)
             invocation = uuid.uuid4().hex
             os.environ["INVOCATION_ID"] = invocation  # what is started inherits it
             self.set_status_from(conf, "InvocationID", invocation)
+            with self._journal_of(conf).open("a") as file:
+                file.write(f"{_LIFE}{invocation}\n")  # for journalctl: see paths.py
             self.set_status_from(conf, "NRestarts", str(self.restarts))
             moment = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime())
             self.set_status_from(conf, "ExecMainStartTimestamp", moment)
         return super().do_start_service_from(conf)
+
+    def do_stop_service_from(self, conf: systemctl3.SystemctlConf) -> bool:
+        stopped = super().do_stop_service_from(conf)
+        self._end_leftovers(conf)
+        return bool(stopped)
+
+    def _journal_of(self, conf: systemctl3.SystemctlConf) -> Path:
+        path = Path(self.journal.get_log_from(conf))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    def _end_leftovers(self, conf: systemctl3.SystemctlConf) -> None:
+        """What the unit's last life forked away. systemd ends it by its control group."""
+        lines = self._journal_of(conf).read_text(errors="replace").splitlines()
+        lives = [line.removeprefix(_LIFE) for line in lines if line.startswith(_LIFE)]
+        mark = f"\0INVOCATION_ID={lives[-1]}\0".encode() if lives else b""
+        for path in Path("/proc").glob("[0-9]*/environ") if lives else ():
+            with contextlib.suppress(OSError):
+                if mark in b"\0" + path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+
+    def write_status_from(self, conf: systemctl3.SystemctlConf, **status: str | int | None) -> bool:
+        """In one step: the replacement empties the file first, and a `show` then finds no unit."""
+        path = Path(self.get_status_file_from(conf))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for key, value in status.items():
+            name = {"AS": "ActiveState", "EXIT": "ExecMainCode"}.get(key.upper(), key)
+            self.set_status_from(conf, name, None if value is None else str(value))
+        lines = [
+            f"{name}={value}\n"
+            for name, value in sorted((conf.status or {}).items())
+            if (name, str(value)) != ("MainPID", "0")
+        ]
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text("".join(lines))
+        temporary.replace(path)
+        return True
 
     def wait_notify_socket(
         self,
@@ -151,6 +193,16 @@ class LabSystemctl(systemctl3.Systemctl):
 
 class _Keeper(LabSystemctl):
     """Restarts what failed, unless somebody stopped or started it meanwhile."""
+
+    def write_status_from(self, conf: systemctl3.SystemctlConf, **status: str | int | None) -> bool:
+        """It gives a unit up by what it read a while ago: somebody may have started it since."""
+        if status.get("AS") != _GIVEN_UP:
+            return super().write_status_from(conf, **status)
+        with systemctl3.waitlock(conf):
+            conf.status = None
+            return self.get_active_from(conf) == "failed" and super().write_status_from(
+                conf, **status
+            )
 
     def restarts_of(self, unit: str) -> int:
         return int(self.get_status_from(self.unitfiles.get_conf(unit), "NRestarts") or 0)

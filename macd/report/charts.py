@@ -12,7 +12,7 @@ The charts come first; below are the pieces they are drawn with: scales, element
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from html import escape
@@ -128,8 +128,14 @@ def lines(
     x_label: str = "",
     y_label: str = "",
     reference: float | None = None,
+    marks: Sequence[tuple[float, str]] | None = None,
+    at: Callable[[float], str] | None = None,
 ) -> str:
-    """Curves over a common x with a legend; a gap where y is not known, a dot for a lone point."""
+    """Curves over a common x with a legend; a gap where y is not known, a dot for a lone point.
+
+    marks: places on the x axis with their names, such as days, in place of round numbers. at: how
+    an x is written.
+    """
     xs = finite([x for curve in curves for x, _ in curve.points])
     ys = finite([y for curve in curves for _, y in curve.points])
     if not xs or not ys:
@@ -138,10 +144,11 @@ def lines(
     low, high = (min(xs), max(xs)) if max(xs) > min(xs) else (xs[0] - 0.5, xs[0] + 0.5)
     x = Scale(low, high, left + 4, WIDTH - 10)
     y = Scale(*around([*ys, *finite([reference])]), bottom, top)
-    parts = [axis_y(y, left, WIDTH - 4, y_label), _whole_axis(x, top, bottom, x_label)]
+    axis = _whole_axis(x, top, bottom, x_label) if marks is None else _named(x, top, bottom, marks)
+    parts = [axis_y(y, left, WIDTH - 4, y_label), axis]
     if reference is not None:
         parts.append(line(left, y(reference), WIDTH - 4, y(reference), "reference"))
-    parts += [_curve(curve, x, y, dashed=len(curves) > 1) for curve in curves]
+    parts += [_curve(curve, x, y, dashed=len(curves) > 1, at=at) for curve in curves]
     names = [(curve.label, series_class(curve.series)) for curve in curves]
     keys, high_keys = legend(names if len(curves) > 1 else [], bottom + 36)
     return drawing([*parts, keys], bottom + 38 + high_keys, title, desc)
@@ -153,14 +160,28 @@ def _whole_axis(x: Scale, top: float, bottom: float, label: str) -> str:
     return axis_x(x, top, bottom, label, most=min(7, span + 1))
 
 
-def _curve(curve: Curve, x: Scale, y: Scale, *, dashed: bool) -> str:
+def _named(x: Scale, top: float, bottom: float, marks: Sequence[tuple[float, str]]) -> str:
+    """An x axis with the names of some places."""
+    parts = []
+    for value, words in marks:
+        if x.low <= value <= x.high:
+            parts.append(line(x(value), top, x(value), bottom, "rule"))
+            inside = min(x(value), WIDTH - 2.9 * len(words))
+            parts.append(text(inside, bottom + 13, words, anchor="middle", class_="tick"))
+    return "".join(parts)
+
+
+def _curve(
+    curve: Curve, x: Scale, y: Scale, *, dashed: bool, at: Callable[[float], str] | None = None
+) -> str:
     look = series_class(curve.series) if dashed else f"c{curve.series % 8}"
     parts, run = [hint(curve.label)], []
-    for at, value in [*curve.points, (0.0, None)]:
+    place = at or number
+    for where, value in [*curve.points, (0.0, None)]:
         if value is not None and math.isfinite(value):
-            run.append((x(at), y(value)))
-            told = hint(f"{curve.label}: {number(at)}, {value:.4g}".replace("-", "−"))
-            parts.append(tag("circle", told, cx=x(at), cy=y(value), r=5, class_="hover"))
+            run.append((x(where), y(value)))
+            told = hint(f"{curve.label}: {place(where)}, {f'{value:.4g}'.replace('-', '−')}")
+            parts.append(tag("circle", told, cx=x(where), cy=y(value), r=5, class_="hover"))
             continue
         if len(run) == 1:
             (cx, cy) = run[0]

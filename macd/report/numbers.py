@@ -49,6 +49,12 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def counted(number: float, word: str) -> str:
+    """`1 log`, `1,084 lines`, `2.5 days`."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {word}{'' if number == 1 else 's'}"
+
+
 def interval(value: float | None, low: float | None, high: float | None, form: Form = auc) -> str:
     """`0.567 [0.544, 0.589]`; the value alone where there is no interval."""
     shown, first, last = (form(number) for number in (value, low, high))

@@ -85,11 +85,11 @@ def cell(value: Cell) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration: `8.2 s`, `4:56 min`, `2:05 h`."""
+    """A duration: `5 s`, `8.2 s`, `4:56 min`, `2:05 h`."""
     if value is None or not math.isfinite(value):
         return "–"
     if value < 60:
-        return f"{value:.1f} s"
+        return f"{value:.0f} s" if value == int(value) else f"{value:.1f} s"
     whole = round(value)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02d} min"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from macd.cli.usage import spelt_out, usage_error
@@ -28,6 +30,27 @@ def test_only_tasks_that_take_a_bare_word_get_its_option(
     typed: list[str], meant: list[str]
 ) -> None:
     assert spelt_out(typed) == meant
+
+
+def test_health_takes_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "runs/one"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "runs/one/settings.json").write_text("{}")
+    (tmp_path / "export").write_text("")
+    for word, option in (
+        ("models", "--dir"),
+        ("../nowhere", "--dir"),
+        ("runs/one", "--run"),
+        ("export", "--bundle"),
+        ("../macd_models.tar.gz", "--bundle"),
+    ):
+        assert spelt_out(["health", word, "--json"]) == ["health", option, word, "--json"]
+    assert spelt_out(["health", "status"]) == ["health", "status"]
+    assert spelt_out(["health", "--dir", "models"]) == ["health", "--dir", "models"]
+    wrong = usage_error("No idea what 'mdls' is!", "health", ["status"], ["--json"])
+    assert "neither a folder nor an archive" in wrong.what
+    assert "--release ID" in wrong.hint
 
 
 @pytest.mark.parametrize(

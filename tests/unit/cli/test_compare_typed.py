@@ -13,6 +13,8 @@ import pytest
 
 from macd.cli import compare
 from macd.errors import MacdError, UsageError
+from macd.inventory import load
+from tests.support import their_app
 from tests.support.commands import run
 from tests.support.run_directories import write_run
 
@@ -98,3 +100,19 @@ def test_the_champion_is_what_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="can't be told") as caught:
         compare.behind_live(inventory, "prod")
     assert "several are: one on p1; two on p1" in caught.value.why
+
+
+def test_runs_of_an_application_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "inventory").mkdir()
+    example = (ROOT / "inventory/own-app.example.yml").read_text()
+    (tmp_path / "inventory/ours.yml").write_text(example)
+    inventory = load("ours", root=tmp_path)
+    for name, auc in (("old", 0.6), ("new", 0.634)):
+        their_app.finished_run(inventory, name, val_auc=auc)
+    code, told = typed(tmp_path, "new", "old", "--inventory", "ours")
+    assert code == 0, told
+    assert told.startswith("macd-analysis  challenger new against champion old")
+    assert "lstm_val_auc: 0.6 -> 0.634 (+0.034)" in told
+    assert "a verdict on the same bars" in told
+    code, told = typed(tmp_path, "new", "old", "--inventory", "ours", "--json")
+    assert json.loads(told)["metrics"]["lstm_val_auc"] == [0.6, 0.634]

@@ -50,7 +50,9 @@ def invoke(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Typed:
     """Invoke's own program, argument parsing and all, without a new Python for each command."""
-    verbs = Collection(data=Collection("data", data.import_, data.fetch, data.verify))
+    verbs = Collection(
+        data=Collection("data", data.import_, data.resample, data.fetch, data.verify)
+    )
     monkeypatch.chdir(project)
     monkeypatch.delenv("MACD_ROOT", raising=False)
     monkeypatch.delenv("MACD_INVENTORY", raising=False)
@@ -159,7 +161,7 @@ def test_a_bar_still_open_is_left_out_and_the_future_is_refused(
     ("argv", "what"),
     [
         (["data.import", "none.csv"], "none.csv can't be read"),
-        (["data.import", str(CDD), "--dates", "ymd"], "--dates 'ymd' is not known"),
+        (["data.import", str(CDD), "--dates", "ydm"], "--dates 'ydm' is not known"),
         (["data.import", str(CDD), "--since", "monday"], "--since 'monday' is not a time"),
         (["data.import", str(CDD), "--until", "2000-01-01"], "no bar is between"),
         (["data.import", str(CDD), "--tf", "4h"], "these are not 4h bars"),
@@ -206,7 +208,9 @@ MARKETS = CASES / "markets"
 def test_a_real_market_is_accepted_in_the_inventory_and_on_the_line(
     project: Path, invoke: Typed
 ) -> None:
-    invoke("data.import", str(MARKETS / "ATOMUSDT_1h.csv"), "--data", "mine")
+    rows = pl.read_csv(MARKETS / "ATOMUSDT_1h.csv").with_columns(volume=pl.lit(1000.0))
+    rows.write_csv(project / "ATOMUSDT_1h.csv")  # no volume that would tell of a crash
+    invoke("data.import", str(project / "ATOMUSDT_1h.csv"), "--data", "mine")
     asked = ("data.verify", "--data", "mine", "--symbol", "ATOMUSDT")
     refused = invoke(*asked)
     assert refused.returncode == 1
@@ -266,3 +270,44 @@ def test_a_file_s_own_names_move_no_cursor(project: Path, invoke: Typed) -> None
     assert done.returncode == 0, done.stderr
     assert "read as:" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_minutes_become_hours_at_import_and_afterwards(project: Path, invoke: Typed) -> None:
+    rows = [
+        f"{1704067200 + 60 * i},{100 + i % 7},{110 + i % 7},{90 + i % 7},{100 + (i + 1) % 7},2"
+        for i in range(125)
+    ]
+    (project / "BTCUSD_1m.csv").write_text("time,open,high,low,close,volume\n" + "\n".join(rows))
+    asked = ("data.import", str(project / "BTCUSD_1m.csv"), "--data", "there")
+    wrong = invoke(*asked, "--tf", "1h")
+    assert wrong.returncode == 2
+    assert "--resample 1h" in wrong.stderr
+    at_once = invoke(*asked, "--resample", "1h")
+    assert at_once.returncode == 0, at_once.stderr
+    assert "5 bars of 1m at the ends fill no whole 1h" in at_once.stdout
+    whole = pl.read_parquet(project / "there" / "BTCUSD_1h.parquet")
+    assert whole["volume"].to_list() == [120.0, 120.0]
+    assert invoke(*asked).returncode == 0
+    later = invoke("data.resample", "--symbol", "BTCUSD", "--tf", "1h", "--data", "there", "--json")
+    assert later.returncode == 0, later.stderr
+    told = json.loads(later.stdout)
+    assert (told["same"], told["added"], told["of"]) == (2, 0, "there/BTCUSD_1m.parquet")
+    none = invoke("data.resample", "--symbol", "ETHUSD", "--tf", "1h", "--data", "there")
+    assert none.returncode == 2
+    assert "nothing of it" in none.stderr
+
+
+def test_currencies_pass_by_their_own_hours(project: Path, invoke: Typed) -> None:
+    invoke("data.import", str(MARKETS / "EURUSD_1h.csv"), "--data", "mine")
+    asked = ("data.verify", "--data", "mine", "--symbol", "EURUSD")
+    refused = invoke(*asked)
+    assert refused.returncode == 1
+    lines = re.findall(r"(.*): invoke (data\.verify .* --market fx)", refused.stdout)
+    rests = "a market that rests then"
+    assert [why for why, _ in lines] == [f"  gap: {rests}", f"  missing: {rests}"], "each once"
+    ((_, told),) = {("", command) for _, command in lines}
+    assert invoke(*told.split()).returncode == 0
+    text = INVENTORY.replace("data_dir", "market: fx, data_dir")
+    (project / "inventory" / "lab.yml").write_text(text)
+    assert invoke(*asked).returncode == 0
+    assert invoke(*asked, "--market", "bonds").returncode == 2

@@ -14,7 +14,9 @@ from invoke import Collection, Program
 from macd import childprocess
 from macd.app.predict import __main__ as predict
 from macd.cli import health, usage
+from macd.inventory import Inventory, load, project_root
 from tests.support import small_models as made
+from tests.support import their_app
 
 
 def run(line: str) -> int:
@@ -102,7 +104,7 @@ def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(f"--dir {tmp_path}/empty") == 1
     told = capsys.readouterr().out
     assert "✗ models: none" in told
-    assert "remedy: ONNX (.onnx) and LightGBM text (.txt) can be checked" in told
+    assert "remedy: ONNX (.onnx), LightGBM text (.txt), XGBoost (.ubj, .json) and CatBoost" in told
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,7 @@ def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--release a --run b", "--release and --run name different models"),
         ("--dir /no/such", "--dir /no/such: there is no such folder"),
         ("--dir /etc/passwd", "--dir /etc/passwd: there is no such folder"),
+        ("--dir /etc/passwd", "invoke health --bundle /etc/passwd checks an archive"),
         ("--bundle /no/such.tar.gz", "--bundle /no/such.tar.gz: there is no such file"),
         ("--bundle /etc", "--bundle /etc: there is no such file"),
     ],
@@ -121,3 +124,39 @@ def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_wrong_options_end_with_2(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inventory:
+    """A team whose own application is described by the example."""
+    (tmp_path / "inventory").mkdir()
+    example = (project_root() / "inventory/own-app.example.yml").read_text()
+    signed = example.replace("~/.ssh/", f"{tmp_path}/keys/")
+    (tmp_path / "inventory/shop.yml").write_text(signed.replace("../their-repo", "../their"))
+    monkeypatch.setenv("MACD_ROOT", str(tmp_path))
+    their_app.repository(tmp_path / "their", bars=50)
+    return load("shop", root=tmp_path)
+
+
+@pytest.mark.usefixtures("unrun")
+def test_a_release_and_a_run_of_an_own_application(
+    shop: Inventory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = their_app.release(shop, 7)
+    assert succeeded(f"--release {release} --inventory shop")
+    told = capsys.readouterr().out
+    assert "✓ data/ml_models/lstm_1h.onnx: run" in told
+    assert "– golden predictions, feature skew: an application of one's own has none" in told
+    assert "– check: not run: python3 check_ml_health.py --skip-live-check" in told
+    assert "a pickle of sklearn.preprocessing._data.StandardScaler: not loaded" in told
+
+    trained = their_app.finished_run(shop)
+    assert succeeded(f"--run {trained.name} --inventory shop --json")
+    told = json.loads(capsys.readouterr().out)
+    names = [item["name"] for item in told["items"]]
+    assert (told["checked"], told["ok"]) == (f"run {trained.name}", True)
+    assert {"data/ml_models/lgb_1h.txt", "golden predictions, feature skew"} <= set(names)
+
+    (trained / "artefacts/data/ml_models/lgb_1h.txt").write_text("")
+    assert run(f"--run {trained.name} --inventory shop") == 1
+    assert "✗ data/ml_models/lgb_1h.txt: it is empty" in capsys.readouterr().out

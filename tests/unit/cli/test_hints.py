@@ -11,7 +11,7 @@ from macd.cli import deploy, provision, rollout
 from macd.cli.verb import same
 from macd.deploy.follow import Outcome
 from macd.deploy.plan import Plan, Problem
-from macd.deploy.provision import Provisioned
+from macd.deploy.provision import Provisioned, _with_remedy
 from macd.deploy.rollout import Result
 
 
@@ -77,6 +77,37 @@ def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
     assert "put back" not in capsys.readouterr().out
 
 
+def test_how_stacking_decides_again_is_said_only_where_it_had(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    back = Outcome("two", "committed", "r1", "r1")
+    rollout.print_end(Result([back], []), "rollback", " --env staging")
+    assert "stacking" not in capsys.readouterr().out
+    rollout.print_end(Result([replace(back, shadow="OUR_FLAG=off")], []), "rollback", " --env a")
+    told = capsys.readouterr().out
+    assert "in shadow (OUR_FLAG=off); to have stacking decide again:\n" in told
+    assert "invoke shadow-gate --env a, then invoke enable-stacking --env a\n" in told
+
+
+def test_a_time_that_is_not_known_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rollout.print_end(Result([Outcome("two", "committed", "r1", "r1")], []), "activation")
+    assert capsys.readouterr().out == "✓ two: r1 is live\n"
+
+
+def test_a_deploy_that_finds_drift_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(host="two", live="r", release="r", drift=("releases/x is nothing",))
+    rollout.Progress(quiet=False)("planned", {"plan": plan})
+    assert "drift  releases/x is nothing\n" in capsys.readouterr().out
+
+
+def test_a_plan_says_first_that_it_would_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Problem("the host is not provisioned", "invoke provision")
+    rollout.print_plan(Plan(host="two", live=None, release="r", steps=("stage",), problems=[one]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  ✗ a deploy would be refused: the host is not provisioned"
+    assert lines[-2:] == [f"  ✗ would be refused: {one.what}", f"    do: {one.hint}"]
+
+
 def test_what_does_not_serve_is_said_with_the_way_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -135,3 +166,11 @@ def test_provision_names_the_restart_of_the_same_environment(
         assert "invoke deploy --restart --env staging --release r" in told
     provision._print([Provisioned("two", "/opt/a", (), (), stale=[".env"])], "", would=False)
     assert "restart" not in capsys.readouterr().out  # nothing runs there yet
+
+
+def test_provision_names_what_selinux_forbids(capsys: pytest.CaptureFixture[str]) -> None:
+    said = _with_remedy("SELinux lets systemd start no program", "restorecon -R X")
+    provision._print([Provisioned("h", "/opt/a", (), (), not_started=said)], "", would=False)
+    assert "  ✗ SELinux lets systemd start no program\n    do: restorecon -R X\n" in (
+        capsys.readouterr().out
+    )

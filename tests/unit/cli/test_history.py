@@ -86,6 +86,14 @@ def test_one_line_a_record_says_what_it_is_about_and_how_it_ended(journal: Journ
     )
 
 
+def test_an_application_without_weights_is_shown_none(journal: Journal) -> None:
+    fields = {"env": "prod", "host": "prod", "value": "1", "weight": 100, "result": "set"}
+    journal.append("flag.enable", {**fields, "weighed": False}, now=NOW)
+    assert "prod  set\n" in history(journal).stdout
+    journal.append("flag.enable", fields, now=NOW)
+    assert "prod  set  weight: 100\n" in history(journal).stdout
+
+
 def test_limit_and_kind_choose_and_say_that_there_is_more(journal: Journal) -> None:
     filled(journal)
     told = history(journal, "--limit", "1").stdout
@@ -142,3 +150,42 @@ def test_the_hint_for_more_asks_the_same_hosts_again(
     monkeypatch.setattr(history_verb, "_fetched", lambda *_: journal.records())
     history_verb.history(Context(), env="prod", inventory="lab", limit=1)
     assert "more: invoke history --limit 0 --env prod --inventory lab" in capsys.readouterr().out
+
+
+def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) -> None:
+    there = Journal(journal.path.with_name("bens.jsonl"))
+    ended = {"env": "prod", "host": "prod", "result": "committed"}
+    journal.append("deploy.ended", {**ended, "release": "R1", "live": "R1", "number": 1}, now=NOW)
+    later = NOW.replace(hour=14)
+    there.append("deploy.ended", {**ended, "release": "R2", "live": "R2", "number": 2}, now=later)
+    both = ("--merge", str(there.path))
+
+    done = history(journal, "--at", "2025-03-01 13:00", *both)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "prod: R1, since 2025-03-01 12:00:00 UTC, deploy\n" in done.stdout
+    assert "stacking: in shadow since 2025-03-01 12:00:00 UTC" in done.stdout
+    told = json.loads(history(journal, "--at", "2025-03-01T23:00+08:00", *both, "--json").stdout)
+    assert [host["release"] for host in told["hosts"]] == ["R2"]  # 15:00 UTC
+
+    done = history(journal, *both)
+    assert [line.split()[-2] for line in done.stdout.splitlines()] == ["R1", "R2"]
+    there.append("deploy.ended", {**ended, "release": "R3", "live": "R3", "number": 1}, now=later)
+    done = history(journal, *both)
+    assert done.returncode == 1
+    assert "✗ the journals contradict each other: activation 1 on prod" in done.stdout
+
+    # A copy that was cut off counts up to there, and what is not in it is said.
+    there.append("deploy.ended", {**ended, "release": "R9", "live": "R9", "number": 9}, now=later)
+    there.path.write_bytes(there.path.read_bytes()[:-7])
+    done = history(journal, "--at", "2025-03-01T23:00+08:00", *both)
+    assert done.returncode == 1
+    assert f"{there.path} is torn at record 3" in done.stdout
+    assert "R9" not in done.stdout
+    told = json.loads(history(journal, *both, "--json").stdout)
+    assert told["missing"] == []
+    journal.append("deploy.ended", {**ended, "release": "R5", "live": "R5", "number": 5}, now=later)
+    done = history(journal, "--at", "2025-03-02")
+    assert done.returncode == 0, "a gap is no contradiction"
+    assert "! prod: nothing tells of activation 2, 3, 4: it was done from another" in done.stdout
+    assert history(journal, "--at", "tomorrow").returncode == 2
+    assert history(journal, "--merge", "/nowhere").returncode == 2

@@ -143,3 +143,30 @@ def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
     ]
     assert hosts.exit_code([], results.failed) == 1
     assert "interrupted: waiting for a; Ctrl-C again leaves" in capsys.readouterr().err
+
+
+def test_an_error_that_hosts_share_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def behind_gate(name: str) -> MacdError:
+        return MacdError(
+            "jump host gate (192.0.2.1:22) refused the connection",
+            why=f"hop 1 of 2: gate -> {name}",
+            hint=f"invoke status --host {name}",
+        )
+
+    hosts.print_failed(
+        {"web-1": behind_gate("web-1"), "x": MacdError("x: full"), "web-2": behind_gate("web-2")}
+    )
+    said = capsys.readouterr().err
+    assert said.count("refused the connection") == 1
+    assert "hop 1 of 2: gate -> web-1" in said
+    assert "\n  the same: web-2\n" in said
+    assert "✗ x: full\n" in said
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_it_is_told_once_of_hosts_whose_names_are_words(
+    capsys: pytest.CaptureFixture[str], names: tuple[str, str]
+) -> None:
+    hosts.print_failed({name: MacdError(f"{name} is full", why="a disk") for name in names})
+    said = capsys.readouterr().err
+    assert said == f"✗ {names[0]} is full\n  why: a disk\n  the same: {names[1]}\n"

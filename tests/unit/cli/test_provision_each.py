@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from macd.cli import provision
 from macd.deploy.fleet import Results
-from macd.deploy.provision import Change, Provisioned
+from macd.deploy.provision import Adoption, Change, Provisioned
 from macd.errors import ContactLostError, ExitCode, MacdError
 
 NEW = (Change("file", "service.json", "created"),)
@@ -41,6 +42,16 @@ def test_what_was_only_looked_at_is_not_told_as_done(capsys: pytest.CaptureFixtu
     assert "c  /opt/c" not in shown.out
     assert "✗ not waited for: e" in shown.err
     assert "invoke provision --env staging again" in shown.err
+
+
+def test_the_options_that_agree_are_those_that_work() -> None:
+    by_hand = replace(on("a"), adopts=Adoption((), (), (), asks=True))
+    adopted = replace(on("a"), adopts=Adoption((), (), (), asks=False))
+    assert provision._agreeing(Results({"a": by_hand, "b": on("b")}, {}), adopt=False) == (
+        "--adopt --yes"
+    )
+    assert provision._agreeing(Results({"a": adopted}, {}), adopt=False) == "--yes"
+    assert provision._agreeing(Results({"a": on("a")}, {}), adopt=True) == "--adopt --yes"
 
 
 @pytest.mark.parametrize(

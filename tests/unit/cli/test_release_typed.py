@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from invoke import Collection, Exit, Program
 
-from macd.cli import health, lab, usage
+from macd.cli import health, lab, release, usage
 from macd.cli.release import lifetime_days
+from macd.deploy.desired import served
 from macd.errors import UsageError
+from macd.inventory import Inventory, load
 
 
 @pytest.mark.parametrize("typed", ["nan", "-1", "0", "1e9", "inf", "soon"])
@@ -31,7 +35,7 @@ def test_a_word_where_a_number_belongs_ends_with_2(capsys: pytest.CaptureFixture
         program.run("invoke lab.fault --rtt-ms soon")
     assert ended.value.code == 2
     told = capsys.readouterr().err
-    assert "an option here takes a number: could not convert string to float: 'soon'" in told
+    assert "an option here takes a number, and 'soon' is none" in told
     assert "invoke --list" in told
 
 
@@ -62,3 +66,42 @@ def test_damaged_settings_of_a_run_are_told_by_health(
     told = capsys.readouterr().err
     assert "run one has a settings.json that can't be read" in told
     assert "invoke train.fetch --run one" in told
+
+
+def test_the_line_that_serves_what_was_released_is_told(tmp_path: Path) -> None:
+    """The line, written as told, is what the inventory then has."""
+    path = tmp_path / "inventory/one.yml"
+    path.parent.mkdir()
+    train = "train:\n  symbols: [ETHUSD, LTCUSD, BTCUSD]\n"
+
+    def written(more: str = "") -> Inventory:
+        hosts = "hosts:\n  prod: {role: serve, env: prod, ssh: p, app_dir: /opt/macd-analysis}\n"
+        path.write_text(f"{train}{more}{hosts}")
+        return load("one", root=tmp_path)
+
+    assert release._unserved(written(), ["ETHUSD", "LTCUSD", "BTCUSD"]) == []
+    what, do = release._unserved(written(), ["BTCUSD", "ETHUSD"])
+    assert "watch LTCUSD too" in what
+    assert do.startswith(f"in {path}, below service, write ")
+    line = do.partition(" write ")[2].removesuffix("; then: invoke provision")
+    told = written(f"service:\n  {line}\n")
+    assert release._unserved(told, ["BTCUSD", "ETHUSD"]) == []
+    assert served(told) == ("ETHUSD", "BTCUSD")
+
+
+def test_symbols_are_left_out_by_name_or_told() -> None:
+    parts = {"ETHUSD": "eth", "LTCUSD": "ltc"}
+    several: Any = SimpleNamespace(id="one", symbol="ETHUSD", parts=parts)
+    alone: Any = SimpleNamespace(id="two", symbol="ETHUSD", parts={})
+    assert release._released(several, "") == parts
+    assert release._released(several, "LTCUSD") == {"ETHUSD": "eth"}
+    assert release._released(alone, "") == {}
+    for run, without, said in (
+        (several, "BTCUSD", "--without BTCUSD: run one has no such symbol"),
+        (several, "ETHUSD, LTCUSD", "--without leaves no symbol to release"),
+        (alone, "ETHUSD", "--without ETHUSD: this is no run of several symbols"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            release._released(run, without)
+        assert caught.value.what == said
+        assert "ETHUSD" in caught.value.why

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from macd.cli.rollout import Board, Shown
-from macd.deploy.plan import Plan
+from macd.cli.rollout import Board, Shown, _end, print_plan
+from macd.deploy.follow import Outcome
+from macd.deploy.plan import Delta, Plan
 from macd.errors import MacdError
 
 
@@ -137,3 +138,18 @@ def test_the_line_of_a_host_says_how_much_is_sent(monkeypatch: pytest.MonkeyPatc
         nothing = Plan(host="a", live="r2", release="r2")
         tell("planned", {"plan": nothing})
         assert made.rows["a"].startswith("nothing to do: r2 is live")
+
+
+def test_a_plan_of_thousands_of_files_is_no_flood(capsys: pytest.CaptureFixture[str]) -> None:
+    delta = tuple(Delta("new", f"source/{number}.py", 3) for number in range(4000))
+    print_plan(Plan(host="a", live=None, release="r2", delta=delta))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("source/" in line for line in lines) == 60
+    assert "    and 3,940 more files (--json names them)" in lines
+
+
+def test_a_restart_that_was_reverted_left_no_failed_release() -> None:
+    failed = Outcome("prod", "reverted", "r2", "r1", reason="it hangs", serving="pid 7")
+    assert "the failed release stays there" in _end(failed, "deploy", "")
+    again = Outcome("prod", "reverted", "r1", "r1", reason="nobody confirmed", serving="pid 7")
+    assert "failed release" not in _end(again, "activation", "")

@@ -23,6 +23,11 @@ NAN = float("nan")
         (numbers.auc(None), "–"),
         (numbers.share(NAN), "–"),
         (numbers.count(None), "–"),
+        (numbers.counted(1, "log"), "1 log"),
+        (numbers.counted(1084, "line"), "1,084 lines"),
+        (numbers.counted(0, "trade"), "0 trades"),
+        (numbers.counted(1.0, "day"), "1 day"),
+        (numbers.counted(2.5, "day"), "2.5 days"),
     ],
 )
 def test_one_figure(shown: str, written: str) -> None:

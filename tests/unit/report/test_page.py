@@ -28,7 +28,13 @@ def test_cells(value: object, shown: str) -> None:
 
 
 def test_durations_sizes_moments() -> None:
-    assert [seconds(v) for v in (8.24, 296.1, 7500, None)] == ["8.2 s", "4:56 min", "2:05 h", "–"]
+    assert [seconds(v) for v in (5.0, 8.24, 296.1, 7500, None)] == [
+        "5 s",
+        "8.2 s",
+        "4:56 min",
+        "2:05 h",
+        "–",
+    ]
     assert [size(v) for v in (959, 66625, 5_100_000)] == ["959 B", "66.6 kB", "5.1 MB"]
     assert moment("2019-10-17T09:00:00+00:00") == "2019-10-17 09:00"
     assert moment(None) == "–"
