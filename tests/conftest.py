@@ -45,6 +45,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a run left out is counted where everybody reads it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum("could not import 'catboost'" in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(f"{count} tests were NOT run: they need catboost")
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c_as_usual() -> None:
     """Importing tasks.py lets Ctrl-C end the process; a test that presses it would end them all."""

@@ -10,7 +10,7 @@ fi
 
 missing=
 for package in openssh-client openssh-server systemd-container debootstrap debian-archive-keyring gpgv \
-    iproute2 chromium rsync strace zsh fish busybox tcsh ksh; do
+    iproute2 chromium rsync strace zsh fish busybox tcsh ksh krb5-kdc krb5-admin-server krb5-user; do
     # Ubuntu's chromium package only wraps a snap, which a test machine can't run.
     [ "$package" = chromium ] && grep -qi '^ID=ubuntu' /etc/os-release && continue
     status=$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true)
@@ -19,10 +19,10 @@ done
 [ -n "$missing" ] || exit 0
 
 echo "system packages for tests: installing$missing"
-# The server package must not start or enable a daemon on this machine: tests start their own.
+# A server package must not start or enable a daemon on this machine: tests start their own.
 policy=/usr/sbin/policy-rc.d
 case "$missing" in
-*openssh-server*)
+*openssh-server* | *krb5-*)
     if [ ! -e "$policy" ]; then
         trap 'rm -f "$policy"' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$policy"

@@ -64,8 +64,11 @@ true
 
 @pytest.fixture(scope="module", autouse=True)
 def blank_prod(hosts: Hosts) -> None:
-    """Each file finds prod as it was when new, whichever files its worker ran before."""
+    """Each file finds prod as it was when new, whichever files its worker ran before, and here no
+    release that those made.
+    """
     hosts.prod.exec("sh", "-c", _BLANK)
+    shutil.rmtree(hosts.root / "releases", ignore_errors=True)
 
 
 def why_not() -> str:

@@ -124,6 +124,8 @@ def test_what_pip_installed_is_roots_again(bench: Bench) -> None:
     runtime = bench.on_prod("readlink", "-f", f"{APP}/current/runtime")
     tiny = bench.on_prod("sh", "-c", f"ls {runtime}/lib/python3*/site-packages/tiny.py")
     assert bench.on_prod("stat", "-c", "%U %a", tiny) == "root 644"
+    compiled = f"ls {runtime}/lib/python3*/site-packages/__pycache__/tiny.*.pyc"
+    assert bench.on_prod("sh", "-c", compiled)  # the service's account could not write it later
     assert bench.on_prod("find", runtime, "(", "!", "-user", "root", "-o", "-perm", "/6022", ")",
                          "!", "-type", "l") == ""  # fmt: skip
     assert bench.on_prod("find", f"{APP}/blobs", "!", "-user", "root") == ""
@@ -275,3 +277,33 @@ def test_the_checks_of_a_diagnosis_and_of_a_rollback_are_nobody_special(bench: B
     said.append(json.loads(outcome["reason"].partition("its own check failed here: ")[2]))
     account = int(bench.on_prod("id", "-u", "macd"))
     assert said == [{"uid": account, **BEHIND_WALLS}] * 2
+
+
+REPEATS = """
+import json, os, sys
+if "--replay" in sys.argv:
+    question = json.load(sys.stdin)
+    print(json.dumps({"asked": question["ask"], "size": len(question["bars"]), "uid": os.getuid()}))
+    sys.exit(0)
+"""
+
+
+def test_an_audits_question_reaches_the_release_behind_its_walls(bench: Bench) -> None:
+    release = small_releases.make(bench.inventory, 120, first=REPEATS)
+    bench.invoke("deploy", "--yes")
+    host = bench.inventory.host("prod")
+    question = json.dumps({"ask": "predict", "bars": "x" * 300_000}).encode()
+    with open_session(host, bench.inventory) as session:
+        answer = session.call(
+            "replay",
+            app=host.app_dir,
+            unit=UNIT,
+            scope=host.scope,
+            release=release,
+            question=question,
+        )
+    assert answer["code"] == 0, answer["complained"]
+    said = json.loads(answer["said"])
+    assert (said["asked"], said["size"]) == ("predict", 300_000)
+    assert said["uid"] == int(bench.on_prod("id", "-u", "macd")) != 0
+    assert bench.on_prod("systemctl", "list-units", "--all", "--quiet", "macd-confined*") == ""

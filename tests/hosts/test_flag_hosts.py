@@ -79,7 +79,16 @@ def session_of(trial: HostApp) -> Session:
     return open_session(host, trial.inventory)
 
 
-def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[str, Any]:
+def flip(
+    trial: HostApp,
+    gate: Path,
+    wanted: str,
+    every_s: float = 2.0,
+    *,
+    weight: int | None = None,
+    hardening: str = "full",
+    **terms: Any,
+) -> dict[str, Any]:
     now = datetime.now(UTC)
     with session_of(trial) as session:
         log = session.read(LOG)
@@ -96,6 +105,7 @@ def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[
         }  # fmt: skip
         raw = json.dumps(document).encode()
         service = {"unit": UNIT, "sockets": [SOCKET], "scope": "system", "endpoint": ENDPOINT}
+        service["hardening"] = hardening
         told: dict[str, Any] = session.call(
             "set_flag",
             app=APP,
@@ -106,7 +116,8 @@ def flip(trial: HostApp, gate: Path, wanted: str, every_s: float = 2.0) -> dict[
             report=raw,
             signature=sign(raw, key=gate, namespace=GATE_NAMESPACE),
             identity=IDENTITY,
-            guard={"every_s": every_s, "for_s": 3600.0, "rule": RULE},
+            guard={"every_s": every_s, "for_s": 3600.0, "rule": RULE, **terms},
+            weight=weight,
         )
     return told
 
@@ -155,6 +166,87 @@ def test_the_timer_survives_a_reboot_and_the_guard_takes_back_alone(
     assert flags(trial) == ("0", "0")
     timer = trial.on_prod("systemctl", "is-enabled", f"{NAME}-guard.timer", check=False)
     assert timer == "disabled"
+
+
+def weights(trial: HostApp) -> tuple[Any, Any]:
+    """At the next start, and in the process that systemd runs."""
+    told = standing(trial)["weight"]
+    return told["next"], told["running"]
+
+
+def test_the_guards_timer_raises_stacking_in_steps_and_a_reboot_between_them(
+    trial: HostApp, gate: Path
+) -> None:
+    trial.on_prod("sh", "-c", f"rm -f {APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl")
+    assert flip(trial, gate, "0")["outcome"] in ("already", "set")
+    with taker(trial) as came:
+        told = flip(trial, gate, "1", for_s=4.0, steps=[25, 50, 100])
+        assert (told["outcome"], told["weight"]) == ("set", 25)
+        assert weights(trial) == (25, 25)
+        deadline = time.monotonic() + 90
+        while not order(trial).get("waits"):  # its time is over, and nothing was written
+            assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+            time.sleep(0.5)
+        assert weights(trial) == (25, 25)
+        log = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
+        with session_of(trial) as session:
+            session.write(log, written(trial, 60))
+        until_raised(trial, 50)
+        (message,) = came()
+    assert message["event"] == "guard.raised"
+    assert "stacking counts for 50 % now, before 25 %" in message["text"]
+    assert weights(trial) == (50, 50)
+    trial.hosts.prod.machine.reboot()
+    trial.answers()
+    assert weights(trial) == (50, 50)
+    assert order(trial)["steps"] == [50, 100]
+    with session_of(trial) as session:
+        session.write(log, written(trial, 120))
+    until_raised(trial, 100)
+    trial.answers()
+    assert weights(trial) == (100, 100)
+    assert flags(trial) == ("1", "1")
+    assert "ML_STACKING_WEIGHT" not in trial.on_prod("cat", f"{APP}/.env")
+    said = trial.on_prod("cat", f"{APP}/state/journal.jsonl")
+    raised = [json.loads(line)["fields"] for line in said.splitlines() if '"guard.raised"' in line]
+    assert [(one["was_weight"], one["weight"]) for one in raised] == [(25, 50), (50, 100)]
+    assert flip(trial, gate, "0")["outcome"] == "set"
+    with session_of(trial) as session:
+        session.write(log, b"")
+
+
+def until_raised(trial: HostApp, weight: int) -> None:
+    deadline = time.monotonic() + 150  # after a boot the guard's first look comes in 2 minutes
+    while not [one for one in order(trial)["raised"] if one["to"] == weight and one["told"]]:
+        assert time.monotonic() < deadline, trial.on_prod("journalctl", "-u", GUARD)
+        time.sleep(0.5)
+
+
+def test_a_drop_in_that_sets_the_weight_is_named_and_nothing_is_believed(
+    trial: HostApp, gate: Path
+) -> None:
+    assert flip(trial, gate, "0")["outcome"] in ("already", "set")
+    folder = f"/etc/systemd/system/{UNIT}.d"
+    with session_of(trial) as session:
+        session.write(f"{APP}/beside.env", b"ML_STACKING_WEIGHT=90\n")
+        dropin = f"[Service]\nEnvironmentFile={APP}/beside.env\n".encode()
+        trial.on_prod("mkdir", "-p", folder)
+        session.write(f"{folder}/weight.conf", dropin)
+    trial.on_prod("systemctl", "daemon-reload")
+    told = flip(trial, gate, "1", every_s=3000.0, weight=25)
+    assert (told["outcome"], told["weight"]) == ("reverted", 0)
+    assert "decides with 25 %" in told["reason"]
+    assert flags(trial) == ("0", "0")
+    found = standing(trial)["weight"]
+    assert found["beside"] == [{"where": f"{APP}/beside.env", "value": "90"}]
+    assert flip(trial, gate, "1", every_s=3000.0, weight=90)["outcome"] == "set"
+    assert f"{APP}/beside.env sets ML_STACKING_WEIGHT=90; only .env may" in about_stacking(
+        standing(trial)
+    )
+    trial.on_prod("rm", "-r", folder, f"{APP}/beside.env")
+    trial.on_prod("systemctl", "daemon-reload")
+    assert flip(trial, gate, "0")["outcome"] == "set"
+    assert weights(trial) == (0, 0)
 
 
 def test_a_look_that_a_deploy_kept_out_is_had_again_soon(trial: HostApp, gate: Path) -> None:
@@ -254,8 +346,9 @@ def standing(trial: HostApp) -> dict[str, Any]:
 
 # Starts a unit for each file and says what systemd gave it: {"version", "variables": [...]}.
 PROBE = """
-import base64, json, os, subprocess, sys
+import base64, json, os, shutil, subprocess, sys
 top = "/run/probe"
+shutil.rmtree(top, ignore_errors=True)  # file: truncates nothing
 os.makedirs(top)
 with open("/run/systemd/system/probe@.service", "w") as unit:
     unit.write("[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nType=oneshot\\n")

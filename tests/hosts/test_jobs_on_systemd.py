@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.errors import MacdError
 from macd.inventory import Inventory, load, project_root
+from macd.inventory.own_app import OwnApp
+from macd.jobs import own, transfer
 from macd.jobs.follow import LocalRuns, follow
 from macd.jobs.transfer import collect
 from macd.ssh.contact import Contact
@@ -169,3 +173,68 @@ def test_a_host_that_goes_down_fails_its_run(
     assert "lost" in witness.contact
     again = begin(contact, "done()", seed=8)  # and the host trains again
     assert follow(contact, again, local, Witness())["state"] == "DONE"
+
+
+FORKS = """
+import os, subprocess, sys, time
+child = ["-c", "import os, time; print(os.getpid(), file=open('pid', 'w')); time.sleep(600)"]
+subprocess.Popen([sys.executable, *child], start_new_session=True)
+while not os.path.exists("go"):
+    time.sleep(0.05)
+open("models/m.json", "w").write('{"auc": 0.61}')
+"""
+KILLS = """
+import json, os, sys
+os.kill(json.load(open(os.path.expanduser(sys.argv[1])))["runner"]["pid"], 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "ending"), [("enable", "kill"), ("disable", "kill"), ("enable", "go")]
+)
+def test_an_own_application_and_what_it_started_end_with_the_run(
+    hosts: Hosts,
+    inventory: Inventory,
+    contact: Contact,
+    local: LocalRuns,
+    witness: Witness,
+    tmp_path: Path,
+    word: str,
+    ending: str,
+) -> None:
+    """In a unit and in a session of its own; a child that left the session ends as well."""
+    linger(hosts, word)
+    source = tmp_path / "theirs"
+    source.mkdir()
+    (source / "go.py").write_text(FORKS)
+    app = OwnApp.model_validate(
+        {
+            "name": "theirs",
+            "source": source,
+            "files": ["*.py"],
+            "train": {
+                "stages": {"go": "python3 go.py"},
+                "artefacts": ["models/*"],
+                "metrics": {"auc": "models/m.json#/auc"},
+            },
+            "serve": {"command": "python3 go.py"},
+        }
+    )
+    request = own.make(inventory, app, python="python3", symbol="", stage="", now=datetime.now(UTC))
+    transfer.send(contact, request)
+    transfer.start(contact, request)
+    there = f"{inventory.host('h800').work_dir}/runs/{request.run}"
+    soon(lambda: hosts.h800.ssh(f"test -s {there}/source/pid").returncode == 0)
+    pid = hosts.h800.ssh(f"cat {there}/source/pid").stdout.strip()
+    if ending == "kill":
+        hosts.h800.ssh(f"python3 -c '{KILLS}' {there}/process.json")
+    else:
+        hosts.h800.ssh(f"touch {there}/source/go")
+    quiet = SimpleNamespace(past=lambda events: None, news=lambda events, status: None)
+    ended = follow(contact, request.run, local, quiet)
+    assert ended["state"] == ("FAILED" if ending == "kill" else "DONE"), ended
+    assert ("runner was killed" in str(ended["reason"])) == (ending == "kill")
+    soon(lambda: hosts.h800.ssh(f"test -d /proc/{pid}").returncode != 0)
+    if ending == "go":
+        folder = collect(contact, request.run, local).folder
+        assert (folder / "artefacts/models/m.json").exists()

@@ -90,8 +90,8 @@ def test_nothing_is_left_on_the_host(hosts: Hosts, book: Inventory) -> None:
     before = state()
     with open_session(book.host("prod"), book) as session:
         session.facts()
-        assert hosts.prod.exec("pgrep", "-c", "python3").strip() == "1"
-    ended = "for i in $(seq 100); do pgrep python3 >/dev/null || exit 0; sleep 0.1; done; exit 1"
+        assert hosts.prod.exec("pgrep", "-fc", "macd-agent").strip() == "1"
+    ended = "for i in $(seq 100); do pgrep -f 'macd-agen[t]' || exit 0; sleep 0.1; done; exit 1"
     hosts.prod.exec("sh", "-c", ended)
     assert state() == before
 

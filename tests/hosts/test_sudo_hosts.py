@@ -61,3 +61,15 @@ def test_a_sudo_that_says_no_is_told_with_a_remedy_that_works(
     sudoers(OURS, "\n".join(lines) + "\n")
     with open_session(host, book) as session:
         assert session.facts().user.name == "root"
+
+
+def test_a_terminal_serves_a_sudo_that_wants_one(
+    hosts: Hosts, book: Inventory, sudoers: Sudoers
+) -> None:
+    sudoers(SUDOERS, "Defaults requiretty\ndeploy ALL=(ALL) NOPASSWD: ALL\n")
+    host = book.host("prod").model_copy(update={"user": "deploy", "become": "sudo"})
+    with open_session(host, book) as session, pytest.raises(MacdError) as caught:
+        session.ping()
+    assert "set terminal: exec of prod in the inventory" in caught.value.hint
+    with open_session(host.model_copy(update={"terminal": "exec"}), book) as session:
+        assert session.facts().user.name == "root"

@@ -7,6 +7,7 @@ written in tests/support/kills/traced_host.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shutil
@@ -18,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.kills.traced_host import TracedHost, traced_host
+from macd.host.own import Service
+from tests.support.kills.traced_host import OWN, TracedHost, traced_host
 
 Point = tuple[str, int, str]
 # What the team wrote into .env since release 1 was live; nothing may lose it.
@@ -36,14 +38,13 @@ def traceable() -> bool:
 pytestmark = pytest.mark.skipif(not traceable(), reason="strace can't trace here")
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[TracedHost]:
+@contextlib.contextmanager
+def host_of(own: Service | None) -> Iterator[TracedHost]:
     """Releases 1 (which had been allowed to stack) and 2 were live, 3 to 9 may come, 4 is bad,
     8 and 9 need a runtime of their own."""
     packed = dict.fromkeys(_PACKED, "packages")
-    with traced_host(
-        {1: "good", 2: "good", 3: "good", 4: "bad", 5: "good", 7: "good", **packed}
-    ) as made:
+    good = {1: "good", 2: "good", 3: "good", 5: "good", 7: "good"}
+    with traced_host({**good, 4: "bad", **packed}, own) as made:
         made.save("empty")
         assert made.deploy(1) == "committed"
         shadow = "ML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES={}\n"
@@ -134,6 +135,19 @@ CASES = {
 }
 
 
+# What runs an application of one's own is a prover of its own, and two units; the rest is shared.
+_OWN = ("deploying", "reverting a bad one", "taking back at boot")
+WHOSE: dict[str, Service | None] = {"built-in": None, "own": OWN}
+
+
+def marks(whose: str, name: str, *, full: bool = False) -> list[pytest.MarkDecorator]:
+    full = full or (whose == "own" and name not in _OWN)
+    return [pytest.mark.full] if full else []
+
+
+RUNS = [pytest.param(whose, name, marks=marks(whose, name)) for whose in WHOSE for name in CASES]
+
+
 def arguments(host: TracedHost, case: Case) -> dict[str, Any]:
     if case.step == "send":
         return {"keep": 0, **host.offered(case.serial)}
@@ -146,6 +160,7 @@ def arguments(host: TracedHost, case: Case) -> dict[str, Any]:
 class Prepared:
     """A case, what its host is saved as, what its step is told, and what it does undisturbed."""
 
+    host: TracedHost
     case: Case
     start: str
     words: dict[str, Any]
@@ -154,20 +169,25 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(host: TracedHost) -> Callable[[str], Prepared]:
-    """Prepares a case by its name; once, since the host is saved then."""
+def prepared() -> Iterator[Callable[[str, str], Prepared]]:
+    """Prepares a case by its application and name; once, since the host is saved then."""
+    with contextlib.ExitStack() as hosts:
 
-    @functools.cache
-    def prepare(name: str) -> Prepared:
-        case, start = CASES[name], name.replace(" ", "-")
-        case.prepare(host)
-        host.save(start)
-        words = arguments(host, case)
-        calls = host.system_calls(case.step, **words)
-        within = [call for call in calls if case.within in call[2]]
-        return Prepared(case, start, words, within, 0 if case.within else host.asked)
+        @functools.cache
+        def host(whose: str) -> TracedHost:
+            return hosts.enter_context(host_of(WHOSE[whose]))
 
-    return prepare
+        @functools.cache
+        def prepare(whose: str, name: str) -> Prepared:
+            on, case, start = host(whose), CASES[name], name.replace(" ", "-")
+            case.prepare(on)
+            on.save(start)
+            words = arguments(on, case)
+            calls = on.system_calls(case.step, **words)
+            within = [call for call in calls if case.within in call[2]]
+            return Prepared(on, case, start, words, within, 0 if case.within else on.asked)
+
+        yield prepare
 
 
 def recover(host: TracedHost, case: Case, how: str) -> None:
@@ -217,16 +237,16 @@ EVERY = [
 
 
 @pytest.mark.parametrize("whole", EVERY)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("whose", "name"), RUNS)
 def test_killed_at_every_call(
-    host: TracedHost,
-    prepared: Callable[[str], Prepared],
+    prepared: Callable[[str, str], Prepared],
+    whose: str,
     name: str,
     whole: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made = prepared(name)
-    case = made.case
+    made = prepared(whose, name)
+    host, case = made.host, made.case
     points = kills(made.calls, made.asked)
     tried = points if whole else points[::_SPREAD]
     ended: Counter[str] = Counter()
@@ -239,7 +259,8 @@ def test_killed_at_every_call(
         ended[f"live {host.live}"] += 1
         check_next(host, where, case)
     with capsys.disabled():
-        print(f"\n{name}: {len(tried)}/{len(points)} kills, then {dict(ended)}, next deploy good")
+        of = f"{whose}, {name}: {len(tried)}/{len(points)} kills"
+        print(f"\n{of}, then {dict(ended)}, next deploy good")
 
 
 def check(host: TracedHost, where: str, case: Case, how: str) -> None:
@@ -288,25 +309,26 @@ def chosen(tried: list[tuple[Point, str]]) -> list[tuple[Point, str]]:
 
 # Each step meets one of the errors, each error half of the steps; both in `make test-full`.
 FAILING = [
-    pytest.param(name, error, marks=[pytest.mark.full] if (step + kind) % 2 else [])
+    pytest.param(whose, name, error, marks=marks(whose, name, full=bool((step + kind) % 2)))
+    for whose in WHOSE
     for step, name in enumerate(CASES)
     for kind, error in enumerate(FAULTS)
 ]
 
 
 @pytest.mark.parametrize("whole", EVERY)
-@pytest.mark.parametrize(("name", "error"), FAILING)
+@pytest.mark.parametrize(("whose", "name", "error"), FAILING)
 def test_a_disk_that_fails(
-    host: TracedHost,
-    prepared: Callable[[str], Prepared],
+    prepared: Callable[[str, str], Prepared],
+    whose: str,
     name: str,
     error: str,
     whole: bool,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The call fails once, or from then on until the disk is mended."""
-    made = prepared(name)
-    case = made.case
+    made = prepared(whose, name)
+    host, case = made.host, made.case
     points = [p for p in made.calls if p[0] in FAULTS[error]]
     # Opening for reading goes on working on a full disk, so openat can only fail once.
     every = [
@@ -325,4 +347,5 @@ def test_a_disk_that_fails(
         ended[str(answer.get("said", "gave up")) if case.step == "run" else "gave up or begun"] += 1
         check_next(host, where, case)
     with capsys.disabled():
-        print(f"\n{name}: {len(tried)}/{len(every)} {error}: {dict(ended)}, next deploy good")
+        of = f"{whose}, {name}: {len(tried)}/{len(every)} {error}"
+        print(f"\n{of}: {dict(ended)}, next deploy good")

@@ -18,18 +18,30 @@ def host() -> Iterator[Place]:
         yield made
 
 
+def previous(host: Place) -> str | None:
+    """The release that the service may compare itself with."""
+    link = host.app / "previous"
+    if not link.is_symlink():
+        return None
+    assert link.readlink().parent.name == "releases"
+    return link.readlink().name
+
+
 def test_first_second_and_rollback(host: Place) -> None:
     first, second = host.release(1), host.release(2)
     assert host.deploy(first) == "committed"
     assert host.live == first.id
+    assert previous(host) is None
     facts = host.facts()
     assert facts["health"]["release"] == first.id
     assert facts["health"]["flags"]["ML_ENABLE_STACKING"] == "0"
     assert host.deploy(second) == "committed"
+    assert previous(host) == first.id
     ready = {"release": first.id, "ready": True, "why": "", "runtime": ""}
     assert host.facts()["rollback"] == ready
     assert host.rollback() == "committed"
     assert host.live == first.id
+    assert previous(host) is None, "what was rolled back from is no rollback target"
     assert host.facts()["health"]["release"] == first.id
     kinds = [record.kind for record in Journal(host.app / "state/journal.jsonl").records()]
     assert kinds.count("committed") == 3
@@ -40,12 +52,12 @@ def test_first_second_and_rollback(host: Place) -> None:
     ["exits", "hangs", "wrong golden", "old id", "check fails", "crashes soon", "never ready"],
 )
 def test_a_bad_release_is_reverted_and_the_old_one_serves(host: Place, variant: str) -> None:
-    before = host.live
+    before, beside = host.live, previous(host)
     assert before is not None
     serial = 10 + len(host.state("bad.json", []))
     bad = host.release(serial, variant)
     assert host.deploy(bad, soak_s=1.5, health_s=8.0) == "reverted"
-    assert host.live == before
+    assert (host.live, previous(host)) == (before, beside)
     assert host.facts()["health"]["release"] == before
     assert host.state("bad.json")[-1]["release"] == bad.id
     assert host.state("pending.json") is None

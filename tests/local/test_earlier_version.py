@@ -72,7 +72,8 @@ def earlier(lab: LabState, tmp_path: Path) -> Earlier:
     (made.root / "tasks.py").write_text(TASKS)
     inventory = made.root / "inventory/lab.yml"  # without what it doesn't know yet
     lines = inventory.read_text().splitlines(keepends=True)
-    inventory.write_text("".join(line for line in lines if "stacking_vs_mean" not in line))
+    later = ("stacking_vs_mean", "policy:")
+    inventory.write_text("".join(line for line in lines if not any(key in line for key in later)))
     return Earlier(tmp_path / "earlier", made)
 
 

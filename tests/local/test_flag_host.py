@@ -74,17 +74,26 @@ def host() -> Iterator[Place]:
 
 @pytest.fixture(autouse=True)
 def in_shadow(host: Place) -> None:
-    (host.app / "unwell").unlink(missing_ok=True)
+    for name in ("unwell", "unwell at"):
+        (host.app / name).unlink(missing_ok=True)
     (host.app / "data/live" / LOG).write_text('{"seq": 1}\n{"seq": 2}\n')
     flip(host, "0")
     assert flags_now(host) == ("0", "0")
 
 
-def release(host: Place, serial: int = 1) -> Signed:
-    code = SERVICE.format(variant="good", endpoint=host.endpoint.removeprefix("unix:"))
-    code = code.replace('VARIANT != "wrong golden"', 'not os.path.exists(root + "/unwell")')
+UNWELL = """(
+    not os.path.exists(root + "/unwell")
+    and not (os.path.exists(root + "/unwell at") and os.environ["ML_ENABLE_STACKING"] == "1"
+             and os.environ.get("ML_STACKING_WEIGHT", "100")
+             in open(root + "/unwell at").read().split())
+)"""
+
+
+def release(host: Place, serial: int = 1, variant: str = "good", **details: Any) -> Signed:
+    code = SERVICE.format(variant=variant, endpoint=host.endpoint.removeprefix("unix:"))
+    code = code.replace('VARIANT != "wrong golden"', UNWELL)
     files = {"app/serve.py": code.encode(), "lock.json": EMPTY_LOCK}
-    return signed_release(host.key, serial, files)
+    return signed_release(host.key, serial, files, details=details)
 
 
 def report(host: Place, **more: Any) -> dict[str, Any]:
@@ -136,11 +145,15 @@ def flip(host: Place, wanted: str, document: Any = None, **more: Any) -> dict[st
 
 def flags_now(host: Place) -> tuple[str, str]:
     """In the file, and in the process that serves, as the kernel has it."""
-    lines = (host.app / ".env").read_text().splitlines()
-    (in_file,) = [line.partition("=")[2] for line in lines if "ML_ENABLE_STACKING=" in line]
     raw = Path(f"/proc/{pid(host)}/environ").read_bytes().split(b"\0")
     (running,) = [entry.partition(b"=")[2] for entry in raw if b"ML_ENABLE_STACKING=" in entry]
-    return in_file, running.decode()
+    return flag_in_file(host), running.decode()
+
+
+def flag_in_file(host: Place) -> str:
+    lines = (host.app / ".env").read_text().splitlines()
+    (value,) = [line.partition("=")[2] for line in lines if "ML_ENABLE_STACKING=" in line]
+    return value
 
 
 def pid(host: Place) -> int:
@@ -223,7 +236,8 @@ def end_guard(host: Place) -> None:
     """Kill the loop that is there, if one is."""
     deadline = time.monotonic() + 40
     while host.watching.call("guard_status", app=str(host.app))["loop"]:
-        with contextlib.suppress(ProcessLookupError, TypeError):
+        # ValueError: it has the lock, and has not written yet who it is
+        with contextlib.suppress(ProcessLookupError, TypeError, ValueError):
             os.kill(host.state("guard.lock")["pid"], signal.SIGKILL)
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -426,12 +440,12 @@ def test_not_while_a_deploy_holds_the_host(host: Place) -> None:
     assert flags_now(host) == ("0", "0")
 
 
-def killed(host: Place, wanted: str, n: int, wakes: str = "loop") -> str:
+def killed(host: Place, wanted: str, n: int, wakes: str = "loop", **more: Any) -> str:
     """Set it in a process that dies before its n-th change; what it began of systemd and guard.
 
     The last word is "killed" or "through".
     """
-    asked = request(host, wanted, report(host), guard=TERMS)
+    asked = request(host, wanted, report(host), **{"guard": TERMS, **more})
     asked = {k: v.hex() if isinstance(v, bytes) else v for k, v in asked.items()}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(n), wakes],
@@ -454,7 +468,7 @@ _SOME = [1, 2, 3, 6, 9, _THROUGH]  # before its record, the file, the restart an
     ("wanted", "wakes", "steps"),
     [
         ("1", "loop", ["guard", "restart"]),
-        ("1", "timers", ["daemon-reload", "enable", "start", "restart"]),
+        ("1", "timers", ["daemon-reload", "enable", "stop", "start", "restart"]),
         ("0", "loop", ["restart"]),
     ],
 )
@@ -470,7 +484,7 @@ def test_killed_before_any_change_it_ends_old_or_new(
         if wanted == "0":
             flip(host, "1", report(host))
         began = killed(host, wanted, n, wakes)
-        in_file = flags_now(host)[0]
+        in_file = flag_in_file(host)  # a restart that was begun may be under way
         assert in_file in ("0", "1")  # whole, whenever it is read
         order = host.state("guard.json")
         if wanted == "1" and in_file == "1":  # never before its watch is ordered
@@ -517,6 +531,19 @@ def run_recovery(host: Place) -> None:
     subprocess.run(argv, env=host.environment, check=True, capture_output=True, timeout=60)
 
 
+def test_a_disabling_that_was_interrupted_is_ended_and_that_is_told(host: Place) -> None:
+    flip(host, "1", report(host), guard=TERMS, weight=25)
+    before = pid(host)
+    cut = (n for n in range(2, 20) if killed(host, "0", n) and flags_now(host)[0] == "0")
+    next(cut)  # the file has it, the process not yet
+    change = host.facts()["flag_change"]
+    assert (change["was"], change["was_weight"], change["wanted"]) == ("1", 25, "0")
+    told = flip(host, "0")
+    assert (told["outcome"], told["ended"]) == ("already", "set")
+    assert told["pid"] == pid(host) != before
+    assert flip(host, "0")["ended"] == "nothing"
+
+
 def test_at_boot_only_the_file_is_put_right(host: Place) -> None:
     written = (n for n in range(2, 20) if killed(host, "1", n) and flags_now(host)[0] == "1")
     next(written)  # the file has it, the process not yet
@@ -550,6 +577,220 @@ def test_whose_report_counts_is_the_hosts_word_and_not_the_clients(host: Place) 
         assert flip(host, "1", good)["outcome"] == "set"
     finally:
         signers.write_text(before)
+
+
+def weights_now(host: Place) -> tuple[int | None, int | None, int | None]:
+    """At the next start, in the process as the kernel has it, and as the service says."""
+    asked = {"unit": UNIT, "scope": "user", "endpoint": host.endpoint}
+    said = host.watching.call("stacking", app=str(host.app), **asked)["weight"]
+    return said["next"], said["running"], host.facts()["health"].get("stacking_weight")
+
+
+def test_a_weight_is_set_proved_raised_and_lowered(host: Place) -> None:
+    told = flip(host, "1", report(host), guard=TERMS, weight=25)
+    assert (told["outcome"], told["value"], told["weight"]) == ("set", "1", 25)
+    assert (host.app / ".env").read_text() == (
+        ENV.replace("STACKING=0", "STACKING=1") + "ML_STACKING_WEIGHT=25\n"
+    )
+    assert weights_now(host) == (25, 25, 25)
+    assert flip(host, "1", weight=25)["outcome"] == "already"
+
+    with pytest.raises(RefusedError):  # more needs evidence, and so does all of it
+        flip(host, "1", guard=TERMS, weight=50)
+    with pytest.raises(RefusedError):
+        flip(host, "1", guard=TERMS)
+    assert weights_now(host) == (25, 25, 25)
+    before = host.state("guard.json")
+    told = flip(host, "1", report(host), guard=TERMS, weight=50)
+    assert (told["outcome"], told["weight"]) == ("set", 50)
+    assert weights_now(host) == (50, 50, 50)
+    raised = host.state("guard.json")
+    assert raised["since"] > before["since"]  # a watch of its own
+    assert raised["weight"] == 50
+
+    told = flip(host, "1", weight=10)  # less needs none
+    assert (told["outcome"], told["weight"]) == ("set", 10)
+    assert weights_now(host) == (10, 10, 10)
+    lowered = host.state("guard.json")
+    assert {k: v for k, v in lowered.items() if k not in ("weight", "waits")} == {
+        k: v for k, v in raised.items() if k != "weight"
+    }  # it watches on
+    assert lowered["weight"] == 10
+    records = Journal(host.app / "state/journal.jsonl").records()
+    changes = [one.fields for one in records if one.kind == "flag.set"][-3:]
+    assert [(one["was_weight"], one["weight"]) for one in changes] == [(0, 25), (25, 50), (50, 10)]
+
+    told = flip(host, "1", report(host), guard=TERMS)  # the guide's switch means all of it
+    assert (told["outcome"], told["weight"]) == ("set", 100)
+    assert (host.app / ".env").read_text() == ENV.replace("STACKING=0", "STACKING=1")
+    assert weights_now(host) == (100, 100, 100)
+    flip(host, "1", weight=25)
+    assert flip(host, "0")["weight"] == 0
+    assert (host.app / ".env").read_text() == ENV
+    assert weights_now(host) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("weight", [0, 101, -1, "25", 2.5, True])
+def test_what_is_no_weight_is_refused(host: Place, weight: Any) -> None:
+    with pytest.raises(RefusedError, match="ML_STACKING_WEIGHT can't be"):
+        flip(host, "1", report(host), guard=TERMS, weight=weight)
+    assert flags_now(host) == ("0", "0")
+
+
+@pytest.mark.parametrize("value", ["0", "101", "half", "25 %"])
+def test_a_weight_by_hand_that_is_none_leaves_the_service_in_shadow(
+    host: Place, value: str
+) -> None:
+    on = ENV.replace("STACKING=0", "STACKING=1")
+    (host.app / ".env").write_text(on + f"ML_STACKING_WEIGHT={value}\n")
+    subprocess.run([str(host.top / "bin/systemctl"), "--user", "restart", UNIT], check=True)
+    assert weights_now(host) == (None, None, 0)
+    assert flip(host, "0")["outcome"] == "set"
+    assert (host.app / ".env").read_text() == ENV
+    told = flip(host, "1", report(host), guard=TERMS, weight=25)
+    assert (told["outcome"], weights_now(host)) == ("set", (25, 25, 25))
+
+
+def test_from_a_weight_by_hand_above_the_watchs_it_goes_down_to_the_watchs(host: Place) -> None:
+    """Which was proved, so it needs no report; more does."""
+    assert flip(host, "1", report(host), guard=TERMS, weight=25)["outcome"] == "set"
+    watch = host.state("guard.json")
+    by_hand(host)  # all of it: no weight in .env
+    assert weights_now(host) == (100, 100, 100)
+    with pytest.raises(RefusedError, match="no guard watches it"):
+        flip(host, "1", guard=TERMS, weight=100)
+    told = flip(host, "1", guard=TERMS)
+    assert (told["outcome"], told["weight"]) == ("set", 25)
+    assert weights_now(host) == (25, 25, 25)
+    assert host.state("guard.json") == watch
+
+    text = (host.app / ".env").read_text()
+    (host.app / ".env").write_text(text.replace("WEIGHT=25", "WEIGHT=75"))
+    told = flip(host, "1", report(host), guard=TERMS)  # the process has 25, its next start 75
+    assert (told["outcome"], told["weight"]) == ("set", 25)
+    assert weights_now(host) == (25, 25, 25)
+
+    by_hand(host)
+    before = pid(host)
+    told = flip(host, "1", report(host), guard=TERMS, weight=100)
+    assert (told["outcome"], told["pid"], told["weight"]) == ("set", before, 100)
+
+
+def test_what_sets_a_weight_beside_env_is_not_proved_and_goes_back(host: Place) -> None:
+    unit = host.top / "home/.config/systemd/user" / UNIT
+    text = unit.read_text()
+    reload = [str(host.top / "bin/systemctl"), "--user", "daemon-reload"]
+    unit.write_text(text.replace("ExecStart=", "ExecStart=/usr/bin/env ML_STACKING_WEIGHT=90 "))
+    subprocess.run(reload, check=True)
+    try:
+        told = flip(host, "1", report(host), health_s=1.5, guard=TERMS, weight=25)
+        assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "0", 0)
+        assert "ML_ENABLE_STACKING=1 and decides with 25 %" in told["reason"]
+        assert flags_now(host) == ("0", "0")
+    finally:
+        unit.write_text(text)
+        subprocess.run(reload, check=True)
+
+
+def test_a_raise_that_fails_goes_back_to_the_weight_before(host: Place) -> None:
+    assert flip(host, "1", report(host), guard=TERMS, weight=25)["outcome"] == "set"
+    watch = host.state("guard.json")
+    broken(host, "100")
+    told = flip(host, "1", report(host), health_s=2.0, guard=TERMS)
+    assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "1", 25)
+    assert "golden" in told["reason"]
+    assert weights_now(host) == (25, 25, 25)
+    assert host.state("guard.json") == watch
+    broken(host, "25 100")  # nor does the weight before work again
+    told = flip(host, "1", report(host), health_s=2.0, guard=TERMS)
+    assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "0", 0)
+    assert "nor did 25 % work again" in told["reason"]
+    assert flags_now(host) == ("0", "0")
+    assert host.state("pending-flag.json") is None
+
+
+def test_a_lowering_that_fails_ends_in_shadow(host: Place) -> None:
+    assert flip(host, "1", report(host), guard=TERMS)["outcome"] == "set"
+    broken(host, "25")
+    told = flip(host, "1", health_s=2.0, weight=25)
+    assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "0", 0)
+    assert (host.app / ".env").read_text() == ENV
+
+
+def broken(host: Place, weights: str) -> None:
+    """With these weights the service is unwell."""
+    (host.app / "unwell at").write_text(weights)
+
+
+def test_a_release_that_knows_no_weights_gets_none(host: Place) -> None:
+    assert host.deploy(release(host, 9, "knows no weights")) == "committed"
+    before = pid(host)
+    with pytest.raises(RefusedError, match="does not say that it knows weights") as refused:
+        flip(host, "1", report(host), guard=TERMS, weight=25)
+    assert "--weight 100" in refused.value.hint
+    with pytest.raises(RefusedError, match="does not say that it knows weights"):
+        flip(host, "1", report(host), guard={**TERMS, "steps": [25, 100]})
+    assert (flags_now(host), pid(host)) == (("0", "0"), before)
+    told = flip(host, "1", report(host), guard=TERMS, weight=100)
+    assert (told["outcome"], told["weight"], flags_now(host)) == ("set", 100, ("1", "1"))
+    with pytest.raises(RefusedError, match="does not say that it knows weights"):
+        flip(host, "1", weight=25)
+    assert weights_now(host) == (100, 100, None)
+    assert host.deploy(release(host, 10)) == "committed"
+
+
+@pytest.mark.parametrize(("was", "to"), [(25, 50), (50, 25)])
+@at_points(_SOME, range(1, _THROUGH + 1))
+def test_killed_before_any_change_a_weight_is_old_or_new(
+    host: Place, points: Sequence[int], was: int, to: int
+) -> None:
+    ends = []
+    for index, n in enumerate(points):
+        flip(host, "0")
+        assert flip(host, "1", report(host), guard=TERMS, weight=was)["outcome"] == "set"
+        began = killed(host, "1", n, weight=to)
+        if index % 2:
+            run_recovery(host)
+        else:
+            host.watching.call("recover", app=str(host.app))
+        now = weights_now(host)
+        assert now[0] == now[1] == now[2], f"killed before change {n}"
+        assert now[0] in (was, to)
+        assert host.state("pending-flag.json") is None
+        watch = host.state("guard.json")
+        assert (watch["state"], watch["weight"]) == ("watching", now[0])
+        ends.append(now[0])
+        if began.endswith("through"):
+            break
+    assert points[len(ends) - 1] > 5
+    assert (ends[0], ends[-1]) == (was, to)
+    assert ends[2] == min(was, to)  # a raise goes back, a lowering is finished
+
+
+@pytest.mark.parametrize("n", sweep(range(1, 9), 1, 3, 4, 6, 8))
+def test_killed_while_steps_begin_at_the_weight_that_decides(host: Place, n: int) -> None:
+    assert flip(host, "1", report(host), guard=TERMS, weight=25)["outcome"] == "set"
+    before, old = pid(host), host.state("guard.json")
+    killed(host, "1", n, guard={**TERMS, "steps": [25, 100]})
+    host.watching.call("recover", app=str(host.app))
+    assert (weights_now(host), pid(host)) == ((25, 25, 25), before)
+    assert host.state("pending-flag.json") is None
+    watch = host.state("guard.json")
+    assert watch == old or (watch["state"], watch["steps"]) == ("watching", [100])
+
+
+def test_a_deploy_and_a_rollback_take_the_weight_with_the_flag(host: Place) -> None:
+    before = host.live
+    assert flip(host, "1", report(host), guard=TERMS, weight=25)["outcome"] == "set"
+    assert host.deploy(release(host, 20), confirm=False, confirm_s=0.5) == "reverted"
+    assert weights_now(host) == (25, 25, 25)
+    assert host.deploy(release(host, 21)) == "committed"
+    assert (host.app / ".env").read_text() == ENV
+    assert flip(host, "1", report(host), guard=TERMS, weight=75)["outcome"] == "set"
+    assert host.rollback() == "committed"
+    assert host.live == before
+    assert (host.app / ".env").read_text() == ENV
+    assert weights_now(host) == (0, 0, 0)
 
 
 def test_nothing_live_is_refused() -> None:

@@ -196,6 +196,51 @@ def test_the_monitor_catches_up_with_what_the_guard_did(
     assert [one["result"] for one in ends] == ["failed"]
 
 
+def test_a_weight_and_steps_as_typed(deployed: Project) -> None:
+    path = deployed.root / "inventory" / "lab.yml"
+    text = path.read_text()
+    path.write_text(text + "guard:\n  steps: [25, 50, 100]\n")
+    fill(deployed)
+    deployed.json("shadow-gate")
+    for words in ("0", "101", "half", "-5"):
+        said = deployed.invoke("enable-stacking", f"--weight={words}", "--yes", code=2)
+        assert "a whole number from 1 to 100" in said
+    assert flag_of(deployed) == "0"
+
+    told = deployed.json("enable-stacking", "--dry-run")
+    assert (told["result"], told["weight"], told["steps"]) == ("would", 25, [50, 100])
+    told = deployed.json("enable-stacking", "--dry-run", "--weight", "40")
+    assert (told["result"], told["weight"], told["steps"]) == ("would", 40, [])
+    said = deployed.invoke("enable-stacking", "--yes")
+    assert "stacking decides with 25 %; process" in said
+    assert "the guard raises it to 50 %, then 100 %, each after a watch without FAIL" in said
+    assert "stacking decides with 25 % already" in deployed.invoke("enable-stacking", "--yes")
+    assert "decides with 25 %; next 50 %, then 100 %" in deployed.invoke("status")
+    (host,) = deployed.json("status")["hosts"]
+    assert host["health"]["stacking_weight"] == 25
+    assert host["flags"]["ML_STACKING_WEIGHT"] == "25"
+    assert [line for line in host["drift"] if "WEIGHT" in line or "stacking" in line] == []
+    said = deployed.invoke("monitor", "--once")
+    assert "stacking decides with 25 %, live is" in said
+    assert "steps  next 50 %, then 100 %" in said
+
+    told = deployed.json("enable-stacking", "--yes", "--weight", "50")
+    assert (told["result"], told["weight"], told["steps"]) == ("set", 50, [])
+    assert told["report"]  # more needs evidence
+    shutil.rmtree(deployed.inventory.state_dir / "gate" / "prod")  # also those of other tests
+    told = deployed.json("enable-stacking", "--yes", "--weight", "10")
+    assert (told["result"], told["weight"], told["report"]) == ("set", 10, "")  # less needs none
+    deployed.invoke("enable-stacking", "--yes", "--weight", "11", code=6)
+    # Without a weight it is not lowered, and the steps begin at the next one above.
+    assert deployed.invoke("enable-stacking", "--yes", code=6)
+    assert deployed.json("disable-stacking", "--yes")["weight"] == 0
+    assert "WEIGHT" not in (deployed.app / ".env").read_text()
+    path.write_text(text)
+    journal = Journal(deployed.inventory.state_dir / "journal.jsonl").records()
+    weights = [one.fields["weight"] for one in journal if one.kind.startswith("flag.")][-4:]
+    assert weights == [25, 50, 10, 0]
+
+
 def test_changed_evidence_does_not_open(deployed: Project) -> None:
     fill(deployed)
     deployed.json("shadow-gate")

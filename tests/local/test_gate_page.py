@@ -14,6 +14,7 @@ from macd.inventory import load
 from tests.support import signal_lines
 from tests.support.browser import Browser, chromium
 from tests.support.gate_rule import RULE
+from tests.unit.gate.test_by_symbol import log
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 EVIL = "<script>document.title='owned'</script><img src=http://x.invalid/a.png onerror=alert(1)>"
@@ -23,6 +24,24 @@ EVIL = "<script>document.title='owned'</script><img src=http://x.invalid/a.png o
 def browser() -> Iterator[Browser]:
     with chromium() as started:
         yield started
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_why_is_seen_beside_the_symbol_it_is_about(
+    tmp_path: Path, browser: Browser, width: int
+) -> None:
+    names = [f"1000SYM{number:02}USDT" for number in range(6)]
+    bad = {names[1]: {"ml_stacking_prob": None, "ml_error": "lstm: " + "no answer in time " * 30}}
+    path, document = made(tmp_path, log(30, names, **bad))
+    assert document["symbols"][0]["symbol"] == names[1]
+    opened = browser.open(path.as_uri(), width=width)
+    assert opened.run("document.documentElement.scrollWidth") <= width
+    row = "document.querySelector('#symbols tbody tr')"
+    assert opened.run(f"{row}.querySelector('.words').getBoundingClientRect().right") <= width
+    assert opened.run(f"{row}.querySelector('.words').innerText.length") < 300
+    name = f"(r => {{ r.selectNodeContents({row}.querySelector('th')); return r }})"
+    rects = f"{name}(document.createRange()).getClientRects().length"
+    assert opened.run(rects) == 1, "its name is on one line"
 
 
 def made(directory: Path, lines: Iterator[dict[str, Any]], junk: bytes = b"") -> tuple[Path, Any]:

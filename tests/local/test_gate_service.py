@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,10 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from macd.app.service import signal_table
 from macd.gate import report
 from macd.gate.report import Judged
+from macd.host.judge.parse import Line, parse
 from macd.inventory import load
 from tests.support import signal_lines
 from tests.support.constant_model import make_constant
@@ -68,8 +72,19 @@ def test_real_lines_pass_and_are_what_tests_write(app: App) -> None:
     assert found.document["findings"]["malformed"]["count"] == 0
     assert found.document["findings"]["counts"] == {}
     real = next(line for line in app.lines if line["level"] == "SIGNAL")
-    ours = next(signal_lines.lines(1, end=datetime.now(UTC)))
+    ours = next(signal_lines.lines(1, end=datetime.now(UTC), ml_features_outside=0))
     _same_shape(ours, real)
+    line = parse(signal_lines.encode(real))
+    assert isinstance(line, Line)
+    assert line.held is not None
+    [log] = (app.root / "data/live").glob("trades_*.jsonl")
+    table = signal_table.write("prod", log, app.root / "tables")
+    assert (table.rows, table.damaged) == (len(app.lines), ())
+    row = pl.read_parquet(table.path).filter(pl.col("seq") == real["seq"]).row(0, named=True)
+    assert row["position_side"] == real["data"]["position"]["side"]
+    assert row["ml_avg_prob"] == real["data"]["components"]["ml_avg_prob"]
+    # What has a part of its own stays JSON; all else has a column.
+    assert all(isinstance(value, dict | list) for value in json.loads(row["more"]).values())
 
 
 def _same_shape(ours: Any, real: Any, path: str = "line") -> None:

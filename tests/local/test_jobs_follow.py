@@ -275,7 +275,7 @@ def test_states_are_told_by_exit_codes(
     going = invoke(project, "train.status", "--json")
     assert going.returncode == 3
     assert json.loads(going.stdout)["state"] == "RUNNING"
-    refused = invoke(project, "train.cancel", "--run", run)
+    refused = invoke(project, "train.cancel")  # the one in progress is meant
     assert refused.returncode == 1  # nobody there to say yes
     assert invoke(project, "train.status").returncode == 3
     lab_room.kill_host(clean_links.root, "jump")
@@ -288,6 +288,8 @@ def test_states_are_told_by_exit_codes(
     over = invoke(project, "train.status")
     assert over.returncode == 1
     assert "CANCELLED" in over.stdout
+    nothing = invoke(project, "train.cancel")
+    assert (nothing.returncode, nothing.stdout.split()[0]) == (0, "nothing")
 
 
 def test_a_viewer_that_is_killed_leaves_the_run_alone(

@@ -17,12 +17,17 @@ from typing import Any
 
 import pytest
 
-from macd.app.pages import training
+from macd.app.pages import several, training
+from macd.dashboard import page as watched
+from macd.dashboard import watch
 from macd.gate import page as gate
 from macd.gate import report
+from macd.host.store.manifest import Manifest
 from macd.inventory import load
 from macd.release import card
-from tests.support import signal_lines
+from macd.report.page import write_page
+from macd.run_directory import FILES
+from tests.support import signal_lines, watched_project
 from tests.support.browser import Browser, Opened, chromium
 from tests.support.gate_rule import RULE
 from tests.support.sweeps import sweep
@@ -32,13 +37,20 @@ from tests.unit.release.making import workshop
 TOP = Path(__file__).parents[2] / "templates"
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-PAGES = ("training", "card", "accepted", "passed", "failed")
+PAGES = ("training", "several", "card", "accepted", "own", "several_card")
+PAGES += ("passed", "failed", "dashboard")
 TEMPLATES = {
     "training_report.html.j2": ("training",),
     "card.j2": ("card", "accepted"),
+    "own_card.j2": ("own",),
+    "several_card.j2": ("several_card",),
+    "several_report.html.j2": ("several",),
     "gate_report.html.j2": ("passed", "failed"),
+    "dashboard.html.j2": ("dashboard",),
 }
-PARTS = {"report_base.html.j2", "report_parts.html.j2"}
+PARTS = {"report_base.html.j2", "report_parts.html.j2", "card_parts.j2"}
+PARTS |= {"unit_hardening.j2", "unit_unset.j2"}  # of units, no pages
+NAMES = tuple(f"1000SYMBOL{number:02}USDT" for number in range(40))
 LONG = "RuntimeError:" + "tft_1h.onnx/MatMul_" * 12
 
 
@@ -94,9 +106,76 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "training": training.write(ran, host="h800"),
         "card": made.directory / card.HTML,
         "accepted": accepted,
+        "own": own_card(top / "own.html"),
+        "several_card": several_card(told, top / "several.html"),
+        "several": several_training(ran, top / "20260301T000000Z-several"),
         "passed": judged(top / "passed", lines()),
         "failed": judged(top / "failed", ill(), b"junk\n" * 3),
+        "dashboard": dashboard(top / "watched"),
     }
+
+
+def several_card(told: Manifest, path: Path) -> Path:
+    each = dict.fromkeys(NAMES, told.details)
+    rows = [{**row, "symbol": name} for name in NAMES for row in told.details["criteria"]]
+    pages = card.render(
+        {**told.details, "symbols": each, "criteria": rows},
+        app=told.app,
+        env=told.env,
+        serial=told.serial,
+        created=told.created,
+        expires=told.expires,
+    )
+    path.write_bytes(pages[card.HTML])
+    return path
+
+
+def several_training(ran: Path, top: Path) -> Path:
+    for name in NAMES:
+        shutil.copytree(ran, FILES.of_symbol(top, name))
+    for file in (FILES.settings, FILES.result):
+        document = json.loads((ran / file).read_text())
+        (top / file).write_text(json.dumps({**document, "symbols": list(NAMES)}))
+    return several.write(top, host="h800")
+
+
+def own_card(path: Path) -> Path:
+    """Of an application of one's own, with names as long as teams give them."""
+    long = "data/ml_models/" + "lightgbm_with_every_feature_" * 4 + "1h.txt"
+    model = {"path": long, "size": 7423, "sha256": "ab" * 32}
+    missed = {"name": "gap", "title": "gap", "ok": False, "level": "warn", "note": "missed by 0.02"}
+    details = {
+        "own": {
+            "name": "ml-signals",
+            "writes": ["logs"],
+            "check": "python3 c.py",
+            "units": ["web"],
+        },
+        "run": "20260301T120000Z-theirs",
+        "host": "h800",
+        "symbol": "ETHUSDT",
+        "tf": "1h",
+        "code": {"version": "", "commit": "c" * 40, "dirty": True, "changed": [long]},
+        "trained_with": {"commit": "d" * 40, "dirty": False},
+        "train_seconds": 60,
+        "metrics": {"lstm_val_auc": 0.634, "gap": None},
+        "criteria": [missed | {"value": 0.06, "threshold": 0.04}],
+        "accepted": None,
+        "models": [model | {"from": "run"}, model | {"from": "source"}],
+    }
+    packages = {f"package-{number}": "1.2.3" for number in range(40)}
+    pages = card.render(
+        details, app="ml-signals", env="prod", serial=7, created=NOW, expires=NOW, packages=packages
+    )
+    path.write_bytes(pages[card.HTML])
+    return path
+
+
+def dashboard(root: Path) -> Path:
+    inventory = watched_project.make(root, error=LONG).inventory
+    hosts = watch.hosts_of(inventory, "", "")
+    facts = watch.Watch(inventory, hosts, 30, "").facts({}, watched_project.NOW)
+    return write_page(root / "dashboard.html", watched.page(facts))
 
 
 def judged(directory: Path, made: Iterator[dict[str, Any]], junk: bytes = b"") -> Path:
@@ -147,7 +226,7 @@ def test_stands_alone_fits_and_can_be_read(
 
 
 @pytest.mark.parametrize("size", sweep(SIZES, "desktop"))
-@pytest.mark.parametrize("name", ["training", "passed", "failed"])
+@pytest.mark.parametrize("name", ["training", "passed", "failed", "dashboard"])
 def test_every_drawing_shows_something(
     pages: dict[str, Path], browser: Browser, name: str, size: str
 ) -> None:
@@ -218,16 +297,16 @@ UNNAMED = """[...document.querySelectorAll('svg, img, [role=img]')].filter(e =>
   !(e.getAttribute('aria-label') || e.getAttribute('alt'))).map(e => e.outerHTML.slice(0, 80))"""
 
 # Words or marks of a drawing that lie outside its own frame, where they would be cut or lie on
-# what is beside it; and words that lie on each other.
+# what is beside it; and words that lie on each other. A drawing inside one cuts its words itself.
 OUTSIDE = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
   const frame = svg.getBoundingClientRect(), name = svg.ariaLabel + ': ', out = [];
-  for (const e of svg.querySelectorAll('text, rect, circle, line, polyline')) {
+  const own = names => [...svg.querySelectorAll(names)].filter(e => !e.closest('svg svg'));
+  for (const e of own('text, rect, circle, line, polyline')) {
     const b = e.getBoundingClientRect();
     if (b.left < frame.left - 1 || b.right > frame.right + 1 || b.top < frame.top - 1 ||
         b.bottom > frame.bottom + 1) out.push(name + e.tagName + ' ' + e.textContent);
   }
-  const words = [...svg.querySelectorAll('text')].map(t => [t.textContent,
-    t.getBoundingClientRect()]);
+  const words = own('text').map(t => [t.textContent, t.getBoundingClientRect()]);
   words.forEach(([one, a], at) => words.slice(at + 1).forEach(([other, b]) => {
     const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
     const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
@@ -240,7 +319,9 @@ FAINT = """(() => {
   const parts = c => c.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .03928 ? v / 12.92 :
     ((v + .055) / 1.055) ** 2.4).reduce((sum, v, k) => sum + v * [.2126, .7152, .0722][k], 0);
-  const paper = e => { for (; e; e = e.parentElement) {
+  const paper = e => { if (e.classList.contains('inside'))
+    return parts(getComputedStyle(e.previousSibling).fill);
+    for (; e; e = e.parentElement) {
     const c = parts(getComputedStyle(e).backgroundColor);
     if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
   const out = [];

@@ -134,7 +134,7 @@ def test_release_and_run_are_healthy_as_processes_of_their_own_say(
     assert [asdict(item) for item in items] == made["health"]
     run = invoke(project, "health", "--run", RUN)
     assert run.returncode == 0, run.stdout
-    assert run.stdout.count("✓") == 8
+    assert run.stdout.count("✓") == 9
     assert "✓ ONNX against torch: LSTM and TFT at batch 1, 7 and 256" in run.stdout
 
 

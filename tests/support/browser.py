@@ -95,8 +95,16 @@ class Browser:
         self._pages: dict[str, Opened] = {}
         self._loaded: set[str] = set()
 
-    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Opened:
-        """Open an address in a fresh tab and wait until it has loaded."""
+    def open(
+        self,
+        url: str,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        scripts: bool = True,
+    ) -> Opened:
+        """Open an address in a fresh tab and wait until it has loaded. scripts: of the page."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Opened(self, session)
@@ -113,6 +121,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
+        self.call("Emulation.setScriptExecutionDisabled", session, value=not scripts)
         self._loaded.discard(session)
         self.call("Page.navigate", session, url=url)
         limit = time.monotonic() + LIMIT_S

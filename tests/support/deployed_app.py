@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,30 +58,55 @@ class App:
 
 def make_app(root: Path, **feed: Any) -> App:
     """`root` should be short: sockets' paths are limited."""
-    release = root / "releases" / "new"
-    shutil.copytree(prepared(), release)
-    files = sorted(path for path in release.rglob("*") if path.is_file())
-    listed = [_file(path, release) for path in files]
-    manifest = Manifest(
-        app="macd-analysis",
-        env="prod",
-        serial=1,
-        created=datetime(2026, 3, 1, tzinfo=UTC),
-        expires=datetime(2100, 1, 1, tzinfo=UTC),
-        files=tuple(sorted(listed, key=lambda file: file.path)),
-        lock=hashlib.sha256(b"{}").hexdigest(),
-        details={"tf": "1h"},
-    )
-    raw = render(manifest)
-    (release / "manifest.json").write_bytes(raw)
-    release.rename(release.with_name(release_id(raw)))
-    (root / "current").symlink_to(f"releases/{release_id(raw)}")
+    identifier = add_release(root)
+    (root / "current").symlink_to(f"releases/{identifier}")
     for name in ("data/replay", "state/run"):
         (root / name).mkdir(parents=True)
     os.link(_copy_of_sample(), root / "data/replay/BTCUSD_1h.parquet")
     app = App(root)
     app.settings(**feed)
     return app
+
+
+def add_release(
+    root: Path, serial: int = 1, change: Callable[[Path], None] | None = None, tf: str = "1h"
+) -> str:
+    """Put a release into releases/; returns its id. change: is given its directory before."""
+    release = root / "releases" / "new"
+    shutil.copytree(prepared(), release)
+    if change is not None:
+        change(release)
+    return described(release, serial, {"tf": tf})
+
+
+def described(release: Path, serial: int, details: dict[str, Any]) -> str:
+    """Write the manifest of what a directory holds and name the directory by it; its id."""
+    files = [_file(path, release) for path in release.rglob("*") if path.is_file()]
+    manifest = Manifest(
+        app="macd-analysis",
+        env="prod",
+        serial=serial,
+        created=datetime(2026, 3, 1, tzinfo=UTC),
+        expires=datetime(2100, 1, 1, tzinfo=UTC),
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        lock=hashlib.sha256(b"{}").hexdigest(),
+        details=details,
+    )
+    raw = render(manifest)
+    (release / "manifest.json").write_bytes(raw)
+    release.rename(release.with_name(release_id(raw)))
+    return release_id(raw)
+
+
+def bolder(release: Path, slope: float = 3.0) -> None:
+    """Change a release's models: LightGBM is so much surer of itself; golden predictions follow."""
+    models = release / MODELS
+    meta = json.loads((models / "lgbm_1h_meta.json").read_bytes())
+    meta["calibration"] = {head: slope for head in Scorer.load(models, "1h").heads}
+    (models / "lgbm_1h_meta.json").write_text(json.dumps(meta))
+    bars = read_bars(bars_directory(trained_run()) / "BTCUSD_1h.parquet")
+    document = {"symbol": "BTCUSD", **golden.make(bars, {}, Scorer.load(models, "1h"))}
+    (release / golden.FILE).write_bytes(canonical(document))
 
 
 def prepared() -> Path:

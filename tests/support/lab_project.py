@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,17 @@ class Project:
         return link.readlink().name if link.is_symlink() else None
 
     def release(
-        self, serial: int, variant: str = "good", *, extra: bytes = b"", package: str = ""
+        self,
+        serial: int,
+        variant: str = "good",
+        *,
+        extra: bytes = b"",
+        package: str = "",
+        details: Mapping[str, Any] | None = None,
     ) -> str:
-        return small_releases.make(self.inventory, serial, variant, extra=extra, package=package)
+        return small_releases.make(
+            self.inventory, serial, variant, extra=extra, package=package, details=details
+        )
 
     def runtime_says(self, code: str) -> str:
         """What the live release's own Python prints."""
@@ -106,7 +114,7 @@ def project(lab: LabState, root: Path, name: str) -> Project:
         ("~/macd-analysis", f"~/{name}"),
         ("unit: macd-analysis", f"unit: {name}"),
         ("ready_s: 30", "ready_s: 60"),  # a busy machine is no defect
-        ("soak_s: 3", "soak_s: 1"),
+        ("soak_s: 2", "soak_s: 1"),
     ):
         assert old in text
         text = text.replace(old, new)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -63,6 +63,10 @@ answer = {{
     "flags": {{k: v for k, v in os.environ.items() if k.startswith("ML_")}},
     "last_error": None,
 }}
+share = os.environ.get("ML_STACKING_WEIGHT", "100")
+decides = os.environ.get("ML_ENABLE_STACKING") == "1" and share in map(str, range(1, 101))
+if VARIANT != "knows no weights":
+    answer["stacking_weight"] = int(share) if decides else 0
 if VARIANT == "talks":  # as many bytes as its model's file says behind its first two words
     size = int(open(os.path.join(release, "data/ml_models/model.txt")).read().split("=")[1])
     answer.update(status="\x1b[31m" + "s" * (size // 4), last_error="e" * (size // 4))
@@ -128,7 +132,13 @@ class Signed:
 
 
 def signed_release(
-    key: Path, serial: int, files: dict[str, bytes], *, variant: str = "good", env: str = "prod"
+    key: Path,
+    serial: int,
+    files: dict[str, bytes],
+    *,
+    variant: str = "good",
+    env: str = "prod",
+    details: Mapping[str, Any] | None = None,
 ) -> Signed:
     """A release of `files` that was made `serial` minutes after the first one."""
     manifest = Manifest(
@@ -142,7 +152,7 @@ def signed_release(
             for path, data in sorted(files.items())
         ),
         lock=hashlib.sha256(files["lock.json"]).hexdigest(),
-        details={"variant": variant},
+        details={"variant": variant, **(details or {})},
     )
     raw = render(manifest)
     return Signed(release_id(raw), raw, sign(raw, key=key), files)
@@ -284,6 +294,9 @@ class Place:
         return str(self.finish(begun["number"])[-1]["state"])
 
     def facts(self) -> dict[str, Any]:
+        return self.asked_facts(flags=list(FLAGS))
+
+    def asked_facts(self, **more: Any) -> dict[str, Any]:
         found: dict[str, Any] = self.watching.call(
             "deploy_facts",
             app=str(self.app),
@@ -291,7 +304,7 @@ class Place:
             units=[UNIT],
             scope="user",
             endpoint=self.endpoint,
-            flags=list(FLAGS),
+            **more,
         )
         return found
 

@@ -73,6 +73,22 @@ def lines(
         }
 
 
+def skilled(n: int, *, worse: bool = True, **over: Any) -> Iterator[dict[str, Any]]:
+    """Lines of n hours on which the mean knows the closes somewhat, and stacking the contrary.
+
+    With worse=False stacking knows them.
+    """
+    rng = random.Random(1)
+    made = list(lines(n, every=timedelta(hours=1), ml_horizon="5h", **over))
+    closes = [line["data"]["components"]["close"] for line in made]
+    for at, line in enumerate(made):
+        rises = closes[min(at + 5, n - 1)] > closes[at]
+        p = (0.6 if rises else 0.4) + rng.gauss(0, 0.02)
+        fields = line["data"]["components"]
+        fields["ml_avg_prob"], fields["ml_stacking_prob"] = (p, 1 - p) if worse else (1 - p, p)
+        yield line
+
+
 def warning(event: str, bar: int | None, *, at: datetime, seq: int, **over: Any) -> dict[str, Any]:
     """A line that is no signal; `bar` is numbered as in `lines`, by the seq that told it there."""
     return {

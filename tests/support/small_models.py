@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from macd.app.predict.scoring import import_lightgbm
@@ -134,3 +135,48 @@ def hand_over(models: Path) -> Path:
     bases = [f"{name}_{head}" for head in HEADS for name in ("lgbm", "lstm", "tft")]
     (models / "stacking_meta_1h.json").write_text(json.dumps({"base_models": bases}))
     return models
+
+
+def _numbers(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values far from 0, as prices are, and whether the first is high."""
+    X = 40_000 + np.random.default_rng(5).normal(0, 4_000, (300, width))
+    return X, (X[:, 0] > 40_000).astype(int)
+
+
+def xgboost(
+    objective: str = "binary:logistic", *, names: list[str] | None = None, rounds: int = 4
+) -> Any:
+    """A booster, where XGBoost is installed."""
+    xgb = pytest.importorskip("xgboost")
+    X, y = _numbers(len(FEATURES))
+    params = {"objective": objective, "max_depth": 2, "nthread": 1, "verbosity": 0}
+    return xgb.train(params, xgb.DMatrix(X, y, feature_names=names), rounds)
+
+
+def catboost(loss: str = "Logloss", *, names: list[str] | None = None, **more: Any) -> Any:
+    """A model, where CatBoost is installed."""
+    library = pytest.importorskip("catboost")
+    X, y = _numbers(len(FEATURES))
+    how = {"depth": 2, "verbose": False, "thread_count": 1, "allow_writing_files": False}
+    model = library.CatBoost({"loss_function": loss, "iterations": 4, **how, **more})
+    return model.fit(library.Pool(X, y, feature_names=names))
+
+
+def graph(
+    inputs: dict[str, tuple[int, list[Any]]],
+    nodes: list[onnx.NodeProto],
+    outputs: dict[str, tuple[int, list[Any]]],
+    constants: dict[str, Any] | None = None,
+    *,
+    opset: int = 13,
+    ir_version: int = 8,
+) -> onnx.ModelProto:
+    """A graph of inputs and outputs, name -> (type, shape)."""
+    ends = [
+        [helper.make_tensor_value_info(name, *told) for name, told in side.items()]
+        for side in (inputs, outputs)
+    ]
+    held = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 2)]
+    made = helper.make_graph(nodes, "graph", ends[0], ends[1], held)
+    return helper.make_model(made, opset_imports=opsets, ir_version=ir_version)

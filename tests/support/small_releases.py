@@ -10,16 +10,19 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from py_compile import PycInvalidationMode
+from typing import Any
 
 from macd.host.store.manifest import File, Manifest, release_id, render
 from macd.inventory import Inventory
 from macd.release.lock import Lock, Wheel
 from macd.release.signing import sign
 from macd.release.store import Store
+from tests.support import several_symbols
+from tests.support.deployed_app import prepared
 from tests.support.local_host import EMPTY_LOCK, SERVICE
 from tests.support.signed_files import make_key
 
@@ -96,6 +99,44 @@ def compiled_pip() -> Path:
     return kept
 
 
+def make_real(
+    inventory: Inventory,
+    serial: int,
+    change: Callable[[Path], None] = lambda _: None,
+    **details: Any,
+) -> str:
+    """A release with the shared tiny training's models, served by this very code.
+
+    Its runtime has no packages: serve.py goes on with the Python that runs the tests. change: is
+    given a copy of the models' directory before.
+    """
+    with tempfile.TemporaryDirectory() as copied:
+        models = shutil.copytree(prepared(), Path(copied) / "models")
+        change(models)
+        return _real(inventory, serial, models, details)
+
+
+def make_several(inventory: Inventory, serial: int, **details: Any) -> str:
+    """The same of several symbols: see several_symbols.py."""
+    known = {**several_symbols.details_of(), **details}
+    return _real(inventory, serial, several_symbols.trees(), known)
+
+
+def _real(inventory: Inventory, serial: int, models: Path, details: dict[str, Any]) -> str:
+    python = sys.executable
+    first = (
+        "import os, sys\n"
+        f"os.execv({python!r}, [{python!r}, '-m', 'macd.app.service', *sys.argv[1:]])\n"
+    )
+    files = {
+        path.relative_to(models).as_posix(): path.read_bytes()
+        for path in models.rglob("*")
+        if path.is_file()
+    }
+    known = {"tf": "1h", "symbol": "BTCUSD", "replay": 1}
+    return make(inventory, serial, more=files, first=first, details={**known, **details})
+
+
 def make(
     inventory: Inventory,
     serial: int,
@@ -107,11 +148,12 @@ def make(
     name: str = "tiny",
     module: str = "",
     first: str = "",
+    details: Mapping[str, Any] | None = None,
 ) -> str:
     """Put a signed release into releases/; returns its id. Variants: see local_host.py.
 
     With `package` its runtime needs version `package` of a package called `name` (and pip), whose
-    code is `module`. `first` is run before the service's own code.
+    code is `module`. `first` is run before the service's own code. `details` are the manifest's.
     """
     lock = locked(inventory, package, name, module) if package else EMPTY_LOCK
     code = SERVICE.format(variant=variant, endpoint="ENDPOINT").replace("'ENDPOINT'", _SETTINGS)
@@ -122,9 +164,21 @@ def make(
         "data/ml_models/shared.txt": b"the same in every release\n" * 100,
         **(more or {}),
     }
+    about = {"variant": variant, "run": f"run-{serial}", "data_digest": "d" * 64}
+    return put(inventory, serial, files, {**about, **(details or {})})
+
+
+def put(
+    inventory: Inventory,
+    serial: int,
+    files: Mapping[str, bytes],
+    details: Mapping[str, Any],
+    app: str = "macd-analysis",
+) -> str:
+    """Sign these files, lock.json among them, as a release in releases/; returns its id."""
     created = datetime(2026, 3, 1, tzinfo=UTC) + timedelta(minutes=serial)
     manifest = Manifest(
-        app="macd-analysis",
+        app=app,
         env="prod",
         serial=serial,
         created=created,
@@ -133,8 +187,8 @@ def make(
             File(path, len(data), hashlib.sha256(data).hexdigest())
             for path, data in sorted(files.items())
         ),
-        lock=hashlib.sha256(lock).hexdigest(),
-        details={"variant": variant, "run": f"run-{serial}", "data_digest": "d" * 64},
+        lock=hashlib.sha256(files["lock.json"]).hexdigest(),
+        details=dict(details),
     )
     raw = render(manifest)
     key = inventory.release.sign_key

@@ -45,6 +45,7 @@ class Server:
     pipe: Pipe
     logins: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    passwords: list[str] = field(default_factory=list)
     agent_asked: bool = False
 
     @property
@@ -78,6 +79,12 @@ class _Behaviour(asyncssh.SSHServer):
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         allowed = self._options.get("allowed", self._world.client_key)
         return bool(key.public_data == allowed.public_data)
+
+    def validate_password(self, username: str, password: str) -> bool:
+        """The code that `password` names, once: what an authenticator shows is not taken again."""
+        taken = password == self._options.get("password") and not self._server.passwords
+        self._server.passwords.append(password)
+        return taken
 
     def session_requested(self) -> Any:
         return asyncssh.SSHServerSession()  # only asked where there is no process factory: says no

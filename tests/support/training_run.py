@@ -42,9 +42,23 @@ SETTINGS: dict[str, Any] = {
         "tft": {"width": 8, "attention_heads": 2, "epochs": 2, "rows_per_epoch": 256},
     },
 }
+# Of tests that train themselves and ask only that it goes through.
+SMALLEST: dict[str, Any] = {
+    "folds": 2,
+    "initial": 0.3,
+    "surrogates": 1,
+    "workers": 1,
+    "device": "cpu",
+    "params": {
+        "lgbm": {"rounds": 5},
+        "lstm": {"hidden": 8, "projection": 8, "epochs": 1, "rows_per_epoch": 256},
+        "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
+    },
+}
 _CODE = (
     *("macd/app/train", "macd/app/market", "macd/app/predict/stacking.py"),
     *("macd/app/predict/policy.py", "macd/app/predict/combine.py"),
+    "macd/app/predict/reference.py",
 )
 
 

@@ -62,6 +62,8 @@ IN_PAGES = {
     r"looked at with \d+ recipes": "N configurations evaluated on the holdout",
     r"how well direction": "discrimination (ROC AUC)",
     r"freak": "outlier",
+    r"models? speaks?\b": "the models predict",
+    r"\b[Bb]egun\b": "started",
 }
 
 

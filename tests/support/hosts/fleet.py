@@ -25,7 +25,7 @@ MAY_LOG_IN = {"jump": ("jumper",), "h800": ("quant", "root"), "prod": ("root", "
 PORTS = {"jump": 22, "h800": 22, "prod": 22222}
 # The test hosts have no network to get torch from, so h800 trains with what runs these tests: its
 # interpreter and packages, to be read and not written. That is the one thing there that a real
-# training host has of its own.
+# training host has of its own. prod has it too, as the second host of a cluster.
 TRAINS_WITH = {
     "/srv/python": Path(sys.base_prefix),
     "/srv/packages": Path(sysconfig.get_path("purelib")),
@@ -97,20 +97,25 @@ class Hosts:
 
 
 @contextmanager
-def booted(cache: Path, root: Path) -> Iterator[Hosts]:
+def booted(
+    cache: Path, root: Path, *, names: Sequence[str] = NAMES, options: Sequence[str] = ()
+) -> Iterator[Hosts]:
     """Boot the three hosts side by side; everything of theirs is removed at the end.
 
     `cache` holds the built root (made if missing) and the running hosts' disks; `root` is an empty
-    directory for the client's files. Raises RuntimeError when a host does not come up.
+    directory for the client's files. Hosts that aren't in `names` stay off; `options` of
+    systemd-nspawn are for prod. Raises RuntimeError when a host does not come up.
     """
     lower = rootfs.ensure(cache)
     claim = claims.take(cache)
     hosts: Hosts | None = None
     try:
         hosts = _lay_out(claim, lower, root)
-        for host in hosts.each():
+        hosts.prod.machine.options = tuple(options)
+        on = [host for host in hosts.each() if host.name in names]
+        for host in on:
             host.machine.start()
-        for host in hosts.each():
+        for host in on:
             host.machine.wait()
         yield hosts
     finally:
@@ -132,7 +137,7 @@ def _lay_out(claim: claims.RunLock, lower: Path, root: Path) -> Hosts:
         host_key = root / f"host_{name}"
         _generate_key(host_key, claim.name(name))
         files = _files(name, claim, key, host_key)
-        shown = TRAINS_WITH if name == "h800" else {}
+        shown = TRAINS_WITH if name in ("h800", "prod") else {}
         machine = Machine(claim.name(name), claim.directory / name, lower, files, shown)
         public = " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
         hosts[name] = TestHost(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +70,20 @@ class HostApp:
     def on_prod(self, *argv: str, check: bool = True) -> str:
         return self.hosts.prod.exec(*argv, check=check).strip()
 
-    def release(self, variant: str = "good", *, extra: bytes = b"") -> Signed:
+    def release(
+        self,
+        variant: str = "good",
+        *,
+        extra: bytes = b"",
+        details: Mapping[str, Any] | None = None,
+    ) -> Signed:
         self.serial += 1
         files = {
             "app/serve.py": SERVICE.format(variant=variant, endpoint=ENDPOINT[5:]).encode(),
             "lock.json": EMPTY_LOCK,
             "data/ml_models/model.txt": f"model {self.serial}".encode() + extra,
         }
-        return signed_release(self.key, self.serial, files, variant=variant)
+        return signed_release(self.key, self.serial, files, variant=variant, details=details)
 
     def begin(
         self,

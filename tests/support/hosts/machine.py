@@ -24,14 +24,14 @@ from tests.support.hosts.run_lock import CGROUPS, cgroup_parents, processes_in
 BOOT_S = 60
 _BOOT = """
 set -eu
-root=$1 name=$2 shown=$3; shift 3
+root=$1 name=$2 more=$3; shift 3
 for group in "$@"; do mkdir -p "$group"; echo $$ > "$group/cgroup.procs"; done
 mount -t overlay overlay -o "lowerdir=$root,upperdir=$PWD/upper,workdir=$PWD/work" "$PWD/merged"
 while :; do
   rc=0
   SYSTEMD_NSPAWN_TMPFS_TMP=0 systemd-nspawn --quiet -D "$PWD/merged" --boot --machine="$name" \\
     --register=no --keep-unit --network-namespace-path="/run/netns/$name" \\
-    --link-journal=no --resolv-conf=off --timezone=off --console=read-only $shown || rc=$?
+    --link-journal=no --resolv-conf=off --timezone=off --console=read-only $more || rc=$?
   [ "$rc" = 133 ] || exit "$rc"  # 133: it asked to be rebooted
 done
 """
@@ -53,6 +53,7 @@ class Machine:
     lower: Path
     files: dict[str, str]
     shown: dict[str, Path] = field(default_factory=dict)  # its path -> a directory of ours, to read
+    options: tuple[str, ...] = ()  # of systemd-nspawn: what the container may not do
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -63,9 +64,10 @@ class Machine:
         if not (self.directory / "upper").exists():
             self._prepare()
         groups = [str(parent / CGROUPS / self.name) for parent in cgroup_parents()]
-        shown = " ".join(f"--bind-ro={here}:{there}" for there, here in self.shown.items())
+        shown = [f"--bind-ro={here}:{there}" for there, here in self.shown.items()]
+        more = " ".join([*shown, *self.options])
         self._process = subprocess.Popen(
-            [*LEASH, "sh", "-c", _BOOT, "sh", str(self.lower), self.name, shown, *groups],
+            [*LEASH, "sh", "-c", _BOOT, "sh", str(self.lower), self.name, more, *groups],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=self._console.open("ab"),

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.kills.steps import UNIT
+
 SYSTEMCTL = """#!/bin/sh
 # $1 is --user
 exec 9>"$TOP/sd.lock"; flock 9
@@ -22,28 +24,56 @@ cd "$TOP/sd"
 end() {  # whoever asked dies at the n-th change, before it took effect or after
     [ "$asked $1" != "$ENDED_AT" ] || { kill -KILL "$ASKER"; exit 0; }
 }
+begin() {  # a process of a release of unit $1; of one's own application it is a real one
+    read release n <"$1.running"
+    if [ -n "$OWN" ]; then
+        cd "$TOP/app/releases/$release/source"
+        MACD_RELEASE=$release setsid sleep 600 </dev/null >/dev/null 2>&1 9>&- &
+        n=$!
+        until grep -qs MACD_RELEASE=$release /proc/$n/environ; do sleep 0.001; done
+        cd "$TOP/sd"
+    fi
+    printf 'LoadState=loaded\\nActiveState=active\\nSubState=running\\nMainPID=%s\\n' $n >show.new
+    printf 'InvocationID=i%s\\nNRestarts=0\\nResult=success\\n' $n >>show.new
+    mv show.new "$1.show"
+}
+over() {  # the same of its end, which is as $2
+    pid=$(sed -n s/MainPID=//p "$1.show")
+    case $(readlink "/proc/$pid/cwd") in "$TOP"/*) kill -KILL "$pid" ;; esac
+    printf "LoadState=loaded\\nActiveState=$2\\nMainPID=0\\n" >"$1.show"
+}
 case $2 in
 daemon-reload|restart|stop)
     read asked <"$TOP/asked"; asked=$((asked + 1)); echo $asked >"$TOP/asked"
     end before ;;
 esac
 case $2 in
-show) [ "$3" = macd-analysis.service ] && cat show || echo LoadState=not-found ;;
+show) [ -e "$3.show" ] && cat "$3.show" || echo LoadState=not-found ;;
 daemon-reload)
-    rm -f loaded
-    [ ! -e "$units/macd-analysis.service" ] || cp "$units/macd-analysis.service" loaded ;;
+    rm -f *.loaded
+    for path in "$units"/macd-*.service; do
+        [ ! -e "$path" ] || cp "$path" "${path##*/}.loaded"
+    done ;;
 restart)
     read n <count; n=$((n + 1)); echo $n >count
-    [ -e loaded ] || cp "$units/macd-analysis.service" loaded
-    cp loaded running.unit; cp "$TOP/app/.env" running.env
-    now=$(readlink "$TOP/app/current"); echo "${now#releases/} $n" >running
-    printf 'LoadState=loaded\\nActiveState=active\\nSubState=running\\nMainPID=%s\\n' $n >show.new
-    printf 'InvocationID=i%s\\nNRestarts=0\\nResult=success\\n' $n >>show.new
-    mv show.new show ;;
-stop)
-    printf 'LoadState=loaded\\nActiveState=inactive\\nMainPID=0\\n' >show; rm -f running ;;
+    [ -e "$3.loaded" ] || cp "$units/$3" "$3.loaded"
+    over "$3" failed
+    cp "$3.loaded" "$3.unit"; cp "$TOP/app/.env" "$3.env"
+    now=$(readlink "$TOP/app/current"); now=${now#releases/}
+    if [ -e "$TOP/app/releases/$now/source/no-$3" ]; then
+        failed=1
+    else
+        echo "$now $n" >"$3.running"
+        begin "$3"
+    fi ;;
+again) for show in *.show; do grep -qx MainPID=0 $show || begin "${show%.show}"; done ;;
+stop|disable)
+    for unit; do
+        case $unit in *.service) over "$unit" inactive; rm -f "$unit.running" ;; esac
+    done ;;
 esac
 end after
+exit ${failed:-0}
 """
 HANDED_OVER = """#!/bin/sh
 # in place of Python: the runner is begun by the test, as a step of its own
@@ -57,7 +87,7 @@ def health(top: Path) -> Iterator[None]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
-                release, pid = (top / "sd/running").read_text().split()
+                release, pid = (top / f"sd/{UNIT}.running").read_text().split()
                 raw = (top / "app/releases" / release / "manifest.json").read_bytes()
             except (OSError, ValueError):
                 self.send_error(503)

@@ -30,6 +30,7 @@ from macd.host.systemd.sandbox import DIRECT
 _PR_SET_PTRACER, _ANY = 0x59616D61, -1
 TOKEN = "t0ken"
 UNIT = "macd-analysis.service"
+WEB = "macd-analysis-web.service"  # an application of one's own has it as well
 SOCKET = "macd-analysis.socket"
 FLAGS = ["ML_ENABLE_STACKING", "ML_STACKING_MIN_SAMPLES"]  # what the tool sets of .env
 
@@ -117,12 +118,13 @@ def rollback(app: str, keep: int) -> str:
 def _activate(
     app: str, kind: str, to: str | None, after: dict[str, str | None], keep: int, accepts: Any
 ) -> str:
+    own = bool(os.environ["OWN"])
     service = {
         "unit": UNIT,
-        "units": [UNIT, SOCKET],
+        "units": [UNIT, WEB if own else SOCKET],
         "scope": "user",
-        "endpoint": f"unix:{Path(app).parent}/h.sock",
-        "check": ["/bin/true"],
+        "endpoint": "" if own else f"unix:{Path(app).parent}/h.sock",
+        "check": [] if own else ["/bin/true"],
     }
     times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
     sys.executable = str(Path(app).parent / "bin" / "handed-over")

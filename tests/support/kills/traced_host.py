@@ -1,7 +1,8 @@
 """A pretended host on which any step of a deploy can be killed at any system call, or made to fail.
 
 `systemctl` here is a small shell script: it records which release, unit text and flags a restart
-took, so a test can tell whether they belong together. Health is answered for what it recorded.
+took, so a test can tell whether they belong together. Health is answered for what it recorded; an
+application of one's own has two units, and real processes that the kernel is asked about.
 strace does the killing (and the failing disk); the state of the host is put back by a copy.
 """
 
@@ -22,9 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macd.host import own
+from macd.host.own import Flag, Probe, Service
 from macd.journal import Journal
 from tests.support.kills.fakes import HANDED_OVER, SYSTEMCTL, health, packages
-from tests.support.kills.steps import SOCKET, UNIT
+from tests.support.kills.steps import FLAGS, SOCKET, UNIT, WEB
 from tests.support.kills.strace import Tracing
 from tests.support.local_host import ACCEPTS, EMPTY_LOCK, Signed, signed_release
 from tests.support.signed_files import IDENTITY, make_key
@@ -35,20 +38,36 @@ CHANGES = (
 )
 
 
+OWN = Service(
+    "macd-analysis",
+    {UNIT: Probe(running=0.02), WEB: Probe(notify=True)},
+    ("data/live",),
+    Flag(FLAGS[0], "1", "0", "env"),
+)
+
+
 @dataclass
 class TracedHost:
-    """One pretended host; `top` holds its home, its application, and what it was before."""
+    """One pretended host; `top` holds its home, its application, and what it was before.
+
+    own: the application of a team's own that is on it; None for the built-in one.
+    """
 
     top: Path
     steps: subprocess.Popen[str]
     key: Path
+    own: Service | None = None
     generation: int = 0
     releases: dict[int, Signed] = field(default_factory=dict)
     flags: dict[int, str] = field(default_factory=dict)  # .env of releases, where it is known
 
     def rival(self) -> TracedHost:
         """The same host, asked by another client; to be ended by `over`."""
-        return dataclasses.replace(self, steps=started(self.top))
+        return dataclasses.replace(self, steps=started(self.top, own=bool(self.own)))
+
+    @property
+    def units(self) -> list[str]:
+        return list(self.own.units) if self.own else [UNIT]
 
     @property
     def app(self) -> Path:
@@ -113,7 +132,10 @@ class TracedHost:
     def offered(self, serial: int) -> dict[str, Any]:
         """What a client sends of a release."""
         folder = self.top / "offers" / str(serial)
-        return {"release": str(folder), "units": {UNIT: unit_of(serial)}}
+        texts = {unit: unit_of(serial, unit) for unit in self.units}
+        if self.own:
+            texts["service.json"] = json.dumps({own.KEY: self.own.document()}) + "\n"
+        return {"release": str(folder), "units": texts}
 
     def deploy(self, serial: int, *, keep: int = 0) -> str:
         """The whole way, undisturbed; how it ended."""
@@ -149,9 +171,19 @@ class TracedHost:
     def restore(self, name: str) -> None:
         self.generation += 1
         (self.top / "generation").write_text(str(self.generation))
+        self._systemctl("stop", *self.units)
         for part in ("app", "home", "sd"):
             shutil.rmtree(self.top / part)
         self._copy(self.top / "saved" / name, self.top)
+        self._systemctl("again")
+
+    def _systemctl(self, *words: str) -> None:
+        """Of an application with real processes: they can't be saved, only ended and begun."""
+        if not self.own:
+            return
+        more = {"GENERATION": str(self.generation), "ENDED_AT": ""}
+        argv = [str(self.top / "bin/systemctl"), "--user", *words]
+        subprocess.run(argv, env={**_environment(self.top, own=True), **more}, check=True)
 
     def _copy(self, source: Path, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -201,15 +233,26 @@ class TracedHost:
         assert {r.fields["release"] for r in records if r.kind == "committed"} == set(committed)
         if self.live is None or not serving:
             return
-        running, _ = (self.top / "sd" / "running").read_text().split()
-        assert running == live
-        unit = (self.top / "home/.config/systemd/user" / UNIT).read_text()
-        assert unit == unit_of(self.live) == (self.top / "sd" / "running.unit").read_text()
         flags = (self.app / ".env").read_text()
-        assert flags == (self.top / "sd" / "running.env").read_text()
+        for name in self.units:
+            self._check_serves(name, flags)
         assert flags.startswith("ML_ENABLE_STACKING=0\n")  # nobody would watch it
         if self.live in self.flags:
             assert flags == self.flags[self.live]
+
+    def _check_serves(self, name: str, flags: str) -> None:
+        """A unit's newest process was started with what is live, and from it."""
+        assert self.live is not None
+        live = self.releases[self.live].id
+        running, _ = (self.top / f"sd/{name}.running").read_text().split()
+        assert running == live
+        unit = (self.top / "home/.config/systemd/user" / name).read_text()
+        assert unit == unit_of(self.live, name) == (self.top / f"sd/{name}.unit").read_text()
+        assert flags == (self.top / f"sd/{name}.env").read_text()
+        if self.own:
+            shown = (self.top / f"sd/{name}.show").read_text()
+            pid = int(shown.partition("MainPID=")[2].split()[0])
+            assert Path(f"/proc/{pid}/cwd").samefile(self.app / "releases" / live / "source")
 
     def check_tidy(self) -> None:
         """No temporary, half-built or half-removed thing is left in view or out of it."""
@@ -218,27 +261,27 @@ class TracedHost:
         assert not (self.app / "state" / "room-to-go-back").exists()
 
 
-def unit_of(serial: int) -> str:
-    return f"[Service]\nExecStart=/serve {serial}\n"
+def unit_of(serial: int, unit: str = UNIT) -> str:
+    return f"[Service]\nExecStart=/serve {serial}{'' if unit == UNIT else ' ' + unit}\n"
 
 
 def _traced() -> str:
     return ",".join(f"?{name}" for name in CHANGES.split())
 
 
-def started(top: Path) -> subprocess.Popen[str]:
+def _environment(top: Path, *, own: bool) -> dict[str, str]:
+    home = {"HOME": str(top / "home"), "TOP": str(top)}
+    return {"PATH": f"{top}/bin:/usr/bin:/bin", "OWN": "1" if own else "", **home}
+
+
+def started(top: Path, *, own: bool = False) -> subprocess.Popen[str]:
     """A process that runs steps, in the environment of the pretended host."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.kills.steps"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={
-            "PATH": f"{top}/bin:/usr/bin:/bin",
-            "HOME": str(top / "home"),
-            "TOP": str(top),
-            "PYTHONPATH": str(Path(__file__).parents[3]),
-        },
+        env={**_environment(top, own=own), "PYTHONPATH": str(Path(__file__).parents[3])},
     )
 
 
@@ -249,8 +292,9 @@ def over(steps: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def traced_host(serials: dict[int, str]) -> Iterator[TracedHost]:
-    """A host, and signed releases {serial: variant} to offer it ("bad" ones answer wrongly)."""
+def traced_host(serials: dict[int, str], own: Service | None = None) -> Iterator[TracedHost]:
+    """A host, and signed releases {serial: variant} to offer it ("bad" ones answer wrongly; of an
+    application of one's own the second unit does not start)."""
     memory = Path("/dev/shm")
     top = Path(tempfile.mkdtemp(prefix="macd-k-", dir=memory if memory.is_dir() else None))
     try:
@@ -261,32 +305,41 @@ def traced_host(serials: dict[int, str]) -> Iterator[TracedHost]:
             (top / "bin" / name).chmod(0o755)
         (top / "generation").write_text("0")
         (top / "sd/count").write_text("0\n")
-        (top / "sd/show").write_text("LoadState=loaded\nActiveState=inactive\nMainPID=0\n")
+        for unit in own.units if own else [UNIT]:
+            shown = "LoadState=loaded\nActiveState=inactive\nMainPID=0\n"
+            (top / f"sd/{unit}.show").write_text(shown)
         key = make_key(top)
         public = key.with_suffix(".pub").read_text().strip()
         signers = f'{IDENTITY} namespaces="release-manifest@macd" {public}\n'
         (top / "app/state/allowed_signers").write_text(signers)
         (top / "app/state/accepts.json").write_text(json.dumps(ACCEPTS))
-        made = TracedHost(top, started(top), key)
+        made = TracedHost(top, started(top, own=bool(own)), key, own)
         for serial, variant in serials.items():
             made.releases[serial] = _offer(made, serial, variant)
         with health(top):
             made.step("build_runtime", lock=EMPTY_LOCK.decode())
             yield made
         over(made.steps)
+        made._systemctl("stop", *made.units)
     finally:
         shutil.rmtree(top, ignore_errors=True)
 
 
 def _offer(made: TracedHost, serial: int, variant: str) -> Signed:
     lock, wheels = packages() if variant == "packages" else (EMPTY_LOCK, {})
+    top, details = "", {}
+    if made.own:
+        top, named = "source/", {"name": made.own.name, "writes": list(made.own.writes)}
+        details = {"own": {**named, "check": "/bin/true", "units": ["web"]}}
     files = {
-        "app/serve.py": f"# {serial} {variant}\n".encode(),
+        f"{top}app/serve.py": f"# {serial} {variant}\n".encode(),
         "lock.json": lock,
-        "data/ml_models/model.txt": f"model {serial}\n".encode() * 9,
-        "data/ml_models/shared.txt": b"the same in every release\n",
+        f"{top}data/ml_models/model.txt": f"model {serial}\n".encode() * 9,
+        f"{top}data/ml_models/shared.txt": b"the same in every release\n",
     }
-    release = signed_release(made.key, serial, files, variant=variant)
+    if made.own and variant == "bad":
+        files[f"source/no-{WEB}"] = b"it does not start\n"
+    release = signed_release(made.key, serial, files, variant=variant, details=details)
     folder = made.top / "offers" / str(serial)
     for path, data in {**files, **wheels}.items():
         (folder / "files" / path).parent.mkdir(parents=True, exist_ok=True)
