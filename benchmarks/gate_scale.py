@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from macd import inventory
 from macd.gate import report
@@ -27,6 +29,7 @@ from tests.support import signal_lines
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 FEW = 4000
+FEATURES = 82
 
 
 def main() -> int:
@@ -68,9 +71,19 @@ def main() -> int:
     return 0 if good else 1
 
 
+def computed_from(drawn: random.Random) -> dict[str, Any]:
+    """What a line says of its bar and features; more than half of its length."""
+    return {
+        "bar": dict.fromkeys(("open", "high", "low", "close", "volume"), 4012.37),
+        "history_until": "2026-03-01T00:00:00Z",
+        "ml_features": [float(f"{drawn.gauss(0, 1):.9g}") for _ in range(FEATURES)],
+    }
+
+
 def fill(directory: Path, size: int) -> tuple[list[reading.Source], int]:
     """A few thousand lines, written again and again with their own seq and bar_time."""
-    made = list(signal_lines.lines(FEW, end=NOW, every=timedelta(seconds=1)))
+    row = random.Random(3)
+    made = list(signal_lines.lines(FEW, end=NOW, every=timedelta(seconds=1), **computed_from(row)))
     cut = [_around(signal_lines.encode(line)) for line in made]
     written = seq = 0
     path = directory / "trades_20260302.jsonl"

@@ -1,6 +1,6 @@
 """How long a bar takes in the service, from its arrival to its line on the disk, and its memory.
 
-    python -m benchmarks.service_latency [--release releases/ID] [--bars 500] [--ccxt]
+    python -m benchmarks.service_latency [--release releases/ID] [--bars 500] [--challenger]
 
 Real models, features, log (fsync included); bars of the sample come one by one. Without --release
 the tests' tiny training is used, whose nets are smaller than a full training's. Goal: p50 and p99
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -29,9 +30,10 @@ import numpy as np
 
 from macd.app.market.bars import read_bars
 from macd.app.predict.scoring import MODELS, Scorer
+from macd.app.service.challenger import LINK, LOADING, Challenger
 from macd.app.service.feed import Bar, Item, bars_of
 from macd.app.service.health import Status
-from macd.app.service.loop import NEED, Loop
+from macd.app.service.loop import NEED, Loop, Served
 from macd.app.service.predictor import Predictor
 from macd.app.service.settings import Feed, Settings, flags
 from macd.app.service.signal_log import SignalLog
@@ -40,12 +42,12 @@ SAMPLE = Path(__file__).parents[1] / "data/sample/BTCUSD_1h_2017-2019.parquet"
 
 
 class Timed:
-    """A feed of one bar at a time that notes when the loop comes back for the next."""
+    """A feed that gives all symbols' bars of a time at once, and notes when the loop is back."""
 
     live, state = False, "benchmark"
 
-    def __init__(self, bars: Sequence[Bar], stop: Event) -> None:
-        self._bars, self._stop = bars, stop
+    def __init__(self, symbols: Sequence[str], bars: Sequence[Bar], stop: Event) -> None:
+        self._symbols, self._bars, self._stop = symbols, bars, stop
         self._next = NEED
         self._given = 0.0
         self._used = 0.0
@@ -53,7 +55,9 @@ class Timed:
         self.busy: list[float] = []
 
     def begin(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
-        return {"BTCUSD": self._bars[:need]}
+        return {
+            name: [replace(bar, symbol=name) for bar in self._bars[:need]] for name in self._symbols
+        }
 
     def wait(self, seconds: float) -> Sequence[Item]:
         if self._given:
@@ -62,9 +66,11 @@ class Timed:
         if self._next >= len(self._bars):
             self._stop.set()
             return []
+        bar = self._bars[self._next]
         self._next += 1
+        bars = [replace(bar, symbol=name) for name in self._symbols]
         self._given, self._used = time.perf_counter(), time.process_time()
-        return [self._bars[self._next - 1]]
+        return bars
 
 
 def memory_mb() -> float:
@@ -80,6 +86,18 @@ def models(release: str) -> Path:
     return made / MODELS
 
 
+def challenger(root: Path) -> Challenger:
+    """The small models once more, as a previous release."""
+    app = importlib.import_module("tests.support.deployed_app").make_app(root)
+    (root / LINK).symlink_to((root / "current").readlink())
+    made = Challenger(Settings.read(app.root), "benchmark", flags({}))
+    while made.state["error"] == LOADING:
+        time.sleep(0.1)
+    if made.state["error"]:
+        raise SystemExit(made.state["error"])
+    return made
+
+
 def report(what: str, seconds: list[float]) -> float:
     """Print the percentiles; in milliseconds the greater of p50 and p99, which is p99."""
     p50, p99, longest = np.percentile(np.array(seconds) * 1000, [50, 99, 100])
@@ -92,18 +110,24 @@ def main() -> int:
     parser.add_argument("--release", default="", help="a release directory")
     parser.add_argument("--bars", type=int, default=500)
     parser.add_argument("--ccxt", action="store_true", help="have ccxt loaded too, as its feed has")
+    parser.add_argument(
+        "--challenger", action="store_true", help="ask the models of a previous release as well"
+    )
     options = parser.parse_args()
     if options.ccxt:
         importlib.import_module("ccxt")
     scorer = Scorer.load(models(options.release), "1h")
     bars = bars_of("BTCUSD", read_bars(SAMPLE)[: NEED + options.bars])
     stop = Event()
-    feed = Timed(bars, stop)
+    feed = Timed(["BTCUSD"], bars, stop)
     with tempfile.TemporaryDirectory() as root:
         settings = Settings(Path(root), "BTCUSD", "1h", (), "127.0.0.1:1", Feed())
         log, status = SignalLog(settings.live), Status({})
         predictor = Predictor(scorer, flags({}), "1h")
-        loop = Loop(settings, "benchmark", predictor, feed, log, status, stop=stop)
+        served = Served(settings, predictor)
+        loop = Loop(settings, "benchmark", [served], feed, log, status, stop=stop)
+        if options.challenger:
+            served.challenger = challenger(Path(root) / "app")
         loop.begin()
         loop.run()
         log.close()
