@@ -12,8 +12,8 @@ UNIT ?= tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 
 # The unit tests of what decides a deploy, a release and the gate.
-DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py \
-	tests/unit/release/test_judge.py $(addprefix tests/unit/gate/test_,bounds.py gate_bars.py gate_decision.py parse.py realised.py)
+DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py tests/unit/deploy/test_own_desired.py \
+	tests/unit/release/test_judge.py $(addprefix tests/unit/gate/test_,bounds.py gate_bars.py gate_decision.py parse.py realised.py skill.py skill_read.py drift.py several_hosts.py own_lines.py own_files.py)
 
 .PHONY: setup demo test test-full check check-fast coverage docs lock clean
 
@@ -61,6 +61,8 @@ test: $(READY) check docs coverage
 
 test-full: $(READY) check
 	@sh tests/system-packages.sh
+	@# too much for every setup: 97 MB, and it needs pandas, matplotlib and plotly
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt catboost==1.2.10
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(UNIT)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(OTHER)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from piptools.repositories import PyPIRepository
 
 VENV = Path(".venv/bin/python")
-# What a package needs on some Pythons only. `pip freeze` doesn't know that.
-MARKERS = {"coincurve": 'python_version < "3.14"'}
+# Where a package is needed or made for. `pip freeze` doesn't know that.
+MARKERS = {"coincurve": 'python_version < "3.14"', "xgboost-cpu": 'sys_platform == "linux"'}
 CUDA = ("cuda-", "nvidia-", "triton")
 _HEAD = "# Made by `make lock`. Every file of each release, by its SHA-256.\n"
 
