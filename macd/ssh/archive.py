@@ -38,7 +38,7 @@ _MAGIC = "MACD2"
 # E, s, S: no PYTHON* variables, no site directories; B: no bytecode. The first entry of sys.path
 # would be the home directory, where a stray json.py must not become ours. Stdin is duplicated so
 # that the agent can give its children an empty one. See `opening` for what h holds.
-_LOADER = (
+_BEFORE = (
     "import sys;"
     "sys.path[:]=[p for p in sys.path if p];"
     "v=sys.version_info;"
@@ -46,6 +46,17 @@ _LOADER = (
     f'(sys.stdout.write("{TOO_OLD}%d.%d "%v[:2]),sys.stdout.flush(),sys.exit(78));'
     "import hashlib,io,os,zipfile,zlib;"
     'f=os.fdopen(os.dup(0),"rb");'
+)
+# In a terminal: a thread turns the lines that macd/ssh/terminal.py sends into the bytes they stand
+# for. With the thread ends its end of the pipe.
+_UNQUOTE = (
+    "import threading,urllib.parse;"
+    "r,w=os.pipe();"
+    "threading.Thread(daemon=True,args=(f,os.fdopen(w,\"wb\")),target=lambda f,w:"
+    "[w.write(urllib.parse.unquote_to_bytes(l[:-1]))and w.flush()for l in f]).start();"
+    'f=os.fdopen(r,"rb");'
+)
+_AFTER = (
     'h=f.readline(9999).decode("latin1").split();'
     f'h[:1]==["{_MAGIC}"]or sys.exit("macd-agent: stdin was read by something else");'
     "p=os.path.expanduser(bytes.fromhex(h[4]).decode())if h[4:]else str();"
@@ -84,8 +95,10 @@ class HostCopy:
                 self.memory.write_text(f"{sha256}\n", "ascii")
 
 
-def command(python: str = "python3", *, become: str = "") -> str:
+def command(python: str = "python3", *, become: str = "", quoted: bool = False) -> str:
     """What to exec on the host; `become` "sudo": as root, where sudo asks no password.
+
+    quoted: its stdin comes as percent-encoded lines, for a terminal.
 
     Raises UsageError for a `python` no shell could be given safely.
     """
@@ -96,7 +109,8 @@ def command(python: str = "python3", *, become: str = "") -> str:
         )
     home, path = ("~/", python[2:]) if python.startswith("~/") else ("", python)
     as_root = "sudo -n -H " if become == "sudo" else ""
-    return f"exec {as_root}{home}{shlex.quote(path)} -EsSBc '{_LOADER}'"
+    loader = _BEFORE + _UNQUOTE * quoted + _AFTER
+    return f"exec {as_root}{home}{shlex.quote(path)} -EsSBc '{loader}'"
 
 
 def opening(tag: bytes, copy: str = "", *, travels: bool = True) -> bytes:

@@ -55,7 +55,7 @@ def open_session(
     """
     from macd.ssh.ssh import connect  # noqa: PLC0415 - paramiko is slow to import
 
-    command = archive.command(host.python, become=host.become)
+    command = archive.command(host.python, become=host.become, quoted=bool(host.terminal))
     link = (ahead and ahead.take(host)) or connect(host, inventory)
     try:
         return Session(

@@ -4,6 +4,10 @@ A terminal echoes, edits lines and takes some bytes for signals, which would gar
 the first thing that runs there makes it raw and says so. Only then anything is sent. What a bastion
 and a shell print before is skipped like any other noise. A terminal has no end of input: the agent
 ends when it is hung up.
+
+A program between may take bytes for commands even so: `ssh -tt` on a bastion goes to the background
+at a "~&" that follows a newline, telnet listens to ^]. So what we send goes in percent-encoded
+lines (`quote`), in which neither occurs. What comes back needs none of that.
 """
 
 from __future__ import annotations
@@ -19,6 +23,19 @@ if TYPE_CHECKING:
 Terminal = Literal["", "exec", "shell"]  # none; with the command; a login shell, typed into
 _RAW = b"macd-terminal-is-raw"
 _KEPT = 4096
+_LINE = 1 << 15  # bytes before they are quoted
+_QUOTED = tuple((bytes([byte]), b"%%%02X" % byte) for byte in b"%~\r\n\x1d")  # "%" first
+
+
+def quote(data: bytes) -> bytes:
+    """`data` as lines without the bytes that a program on the way takes for a command."""
+    lines = []
+    for start in range(0, len(data), _LINE):
+        line = bytes(data[start : start + _LINE])
+        for byte, quoted in _QUOTED:
+            line = line.replace(byte, quoted)
+        lines.append(line + b"\n")
+    return b"".join(lines)
 
 
 def open_channel(link: Link, command: str, terminal: Terminal) -> Channel:
@@ -49,7 +66,7 @@ class RawTerminal:
         self._raw.wait()
         if _RAW not in self._before:
             raise ContactLostError("the terminal ended before it was raw")
-        self._channel.send(data)
+        self._channel.send(quote(data))
 
     def recv(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes; b"" once it is closed. Raises ContactLostError."""

@@ -437,7 +437,8 @@ BASTIONS = {
 def test_a_bastion_that_gives_a_terminal_only(
     sshd: Sshd, tmp_path: Path, kind: str, transport: str
 ) -> None:
-    """Every byte comes through unchanged, and the agent ends when it is hung up."""
+    """Every byte comes through unchanged, also what ssh and telnet take for a command, and the
+    agent ends when it is hung up."""
     terminal, script = BASTIONS[kind]
     bastion = sshd.directory / "bastion"
     bastion.write_text(script.replace("{0}", str(sshd.directory)))
@@ -460,7 +461,8 @@ def test_a_bastion_that_gives_a_terminal_only(
             pinged(inventory_of(sshd, "", hosts))
         assert "terminal: exec of box" in error.value.hint
         inventory = inventory_of(sshd, "", hosts.replace(more, f"{more}, terminal: {terminal}"))
-        data = bytes(range(256)) * 4096
+        asked = b"".join(end + b"~" + bytes([byte]) for end in (b"\r", b"\n") for byte in range(256))
+        data = asked + b"%7E%\x1d" + bytes(range(256)) * 4096
         with open_session(inventory.host("box"), inventory) as session:
             pid = session.call("ping")["pid"]
             session.write(str(tmp_path / "sent"), data)
