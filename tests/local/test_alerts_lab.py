@@ -115,8 +115,14 @@ def test_a_stopped_service_is_told_once_and_its_end_once(
     told = made.invoke("status", code=1)
     assert "✗ service, since " in told and "do: invoke doctor" in told
     assert "service, since " in made.invoke("doctor", code=1)
+    (pid,) = loops(lab, made)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not loops(lab, made))
+    assert "nobody looks for alarms here: the last look was" in made.invoke("status", code=1)
     state.write_text("{")  # a damaged memory begins anew, and says again what is open
-    until(lambda: len(receiver.got) == 2)
+    assert "started: unit alerts-a-alerts.timer" in made.invoke("provision", "--yes")
+    until(lambda: len(loops(lab, made)) == 1)
+    until(lambda: len(receiver.got) == 2, receiver.got)
     systemctl(made, "start", "alerts-a.service")
     until(lambda: len(receiver.got) == 3)
     looked = json.loads(state.read_text())["checked"]
@@ -131,12 +137,6 @@ def test_a_stopped_service_is_told_once_and_its_end_once(
     for path in (made.app / "state").glob("*.*"):
         assert path.name == "notify.json" or TOKEN not in path.read_text(errors="replace")
 
-    (pid,) = loops(lab, made)
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: not loops(lab, made))
-    assert "nobody looks for alarms here: the last look was" in made.invoke("status")
-    assert "started: unit alerts-a-alerts.timer" in made.invoke("provision", "--yes")
-    until(lambda: len(loops(lab, made)) == 1)
     set_every(made, plain, 0)
     assert "removed: unit alerts-a-alerts.timer" in made.invoke("provision", "--yes")
     until(lambda: not loops(lab, made))
