@@ -357,6 +357,7 @@ def addresses(inventory: Inventory) -> bytes:
     document = {
         "url": alerts.notify_url or inventory.guard.notify_url,
         "format": "" if alerts.format == "json" else alerts.format,
+        "secret": alerts.notify_secret,
         "heartbeat_url": alerts.heartbeat_url,
     }
     return json.dumps({name: value for name, value in document.items() if value}).encode() + b"\n"

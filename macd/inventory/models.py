@@ -43,6 +43,7 @@ from macd.inventory.names import (
     Timeframe,
     Unit,
     User,
+    WebhookSecret,
     WebhookUrl,
     matching,
 )
@@ -302,6 +303,9 @@ class GuardSettings(_Model):
         return steps
 
 
+SIGNED_FORMATS = ("feishu", "dingtalk")  # robots that may want their messages signed
+
+
 class AlertSettings(_Model):
     """From when on a host tells by itself what is quiet or stale, and whom; 0 is never."""
 
@@ -312,7 +316,15 @@ class AlertSettings(_Model):
     clock_s: Annotated[float, Field(ge=0, le=86400)] = 30
     notify_url: WebhookUrl = Field(default="", repr=False)  # carries a token
     format: Literal["json", "slack", "discord", "feishu", "dingtalk", "wecom"] = "json"
+    notify_secret: WebhookSecret = Field(default="", repr=False)
     heartbeat_url: WebhookUrl = Field(default="", repr=False)
+
+    @model_validator(mode="after")
+    def _signs(self) -> AlertSettings:
+        if self.notify_secret and self.format not in SIGNED_FORMATS:
+            named = " and ".join(SIGNED_FORMATS)
+            raise ValueError(f"notify_secret signs messages to {named} only; format says which")
+        return self
 
 
 class SoakSettings(_Model):

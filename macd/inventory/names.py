@@ -207,5 +207,8 @@ OnCalendar = Annotated[
 ]
 NotifyUrl = Annotated[str, AfterValidator(_check_notify)]
 WebhookUrl = Annotated[str, AfterValidator(_check_webhook)]
+WebhookSecret = Annotated[
+    str, matching(re.compile(r"[!-~]{0,200}"), "a robot's secret: printable ASCII without spaces")
+]
 IndexUrl = Annotated[str, AfterValidator(_check_index)]
 LocalPath = Annotated[Path, BeforeValidator(_local_path)]

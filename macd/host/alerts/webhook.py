@@ -2,21 +2,29 @@
 
 The addresses are in state/notify.json, which only root (or the login) may read. They usually hold a
 token, so no record, message or argument names one. What each kind of webhook wants and answers is a
-table, from the documents of each: api.slack.com/messaging/webhooks,
-discord.com/developers/docs/resources/webhook, open.feishu.cn and open.dingtalk.com (custom robots),
-developer.work.weixin.qq.com/document/path/91770.
+table, from the documents of each:
+  slack     docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, and
+            docs.slack.dev/messaging/formatting-message-text (&, < and > are escaped)
+  discord   discord.com/developers/docs/resources/webhook
+  feishu    open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
+  dingtalk  open.dingtalk.com/document/robots/custom-robot-access, and
+            open.dingtalk.com/document/robots/customize-robot-security-settings
+  wecom     developer.work.weixin.qq.com/document/path/91770
 """
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import re
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -38,26 +46,75 @@ _CERTIFICATES = {
 _LONGEST_TEXT = 1900  # bytes; WeCom takes 2048, Discord 2000 characters
 
 
+Document = dict[str, Any]
+Signed = tuple[str, Document]  # the address, and what it gets
+
+
+def _feishu_signed(url: str, document: Document, secret: str, now: float) -> Signed:
+    """Feishu's signature stands in the document: an HMAC of nothing, whose key has the time in
+    whole seconds. It is taken for an hour."""
+    at = str(int(now))
+    sign = _hmac(f"{at}\n{secret}", "")
+    return url, {"timestamp": at, "sign": sign, **document}
+
+
+def _dingtalk_signed(url: str, document: Document, secret: str, now: float) -> Signed:
+    """DingTalk's stands in the address, with the time in milliseconds. It is taken for an hour."""
+    at = str(round(now * 1000))
+    query = urllib.parse.urlencode({"timestamp": at, "sign": _hmac(secret, f"{at}\n{secret}")})
+    return f"{url}{'&' if '?' in url else '?'}{query}", document
+
+
+def _hmac(key: str, text: str) -> str:
+    made = hmac.digest(key.encode(), text.encode(), "sha256")
+    return base64.b64encode(made).decode()
+
+
+def _slack(text: str) -> Document:
+    for plain, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(plain, escaped)
+    return {"text": text}
+
+
 @dataclass(frozen=True)
 class Format:
-    """How a text is wrapped, and the fields of the answer of which one must be 0.
+    """How a text is wrapped, and signed where a secret is set.
 
-    Feishu, DingTalk and WeCom say HTTP 200 also when they refuse a message.
+    code: the fields of the answer of which the first must be 0. Feishu, DingTalk and WeCom say HTTP
+    200 also when they refuse a message. reasons: what their codes mean.
     """
 
-    wrap: Callable[[str], dict[str, Any]]
+    wrap: Callable[[str], Document]
     code: tuple[str, ...] = ()
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    sign: Callable[[str, Document, str, float], Signed] | None = None
 
 
 FORMATS: Mapping[str, Format | None] = {
     "json": None,  # the whole message, with its fields
-    "slack": Format(lambda text: {"text": text}),
+    "slack": Format(_slack),
     "discord": Format(lambda text: {"content": text}),
     "feishu": Format(
-        lambda text: {"msg_type": "text", "content": {"text": text}}, ("code", "StatusCode")
+        lambda text: {"msg_type": "text", "content": {"text": text}},
+        ("code", "StatusCode"),
+        {
+            19021: "the signature is wrong, or this host's clock by more than an hour",
+            19022: "this host is not in the robot's list of addresses",
+            19024: "the text holds none of the robot's keywords",
+        },
+        _feishu_signed,
     ),
-    "dingtalk": Format(lambda text: {"msgtype": "text", "text": {"content": text}}, ("errcode",)),
-    "wecom": Format(lambda text: {"msgtype": "text", "text": {"content": text}}, ("errcode",)),
+    "dingtalk": Format(
+        lambda text: {"msgtype": "text", "text": {"content": text}},
+        ("errcode",),
+        {310000: "the robot's keyword, signature or list of addresses does not fit"},
+        _dingtalk_signed,
+    ),
+    "wecom": Format(
+        lambda text: {"msgtype": "text", "text": {"content": text}},
+        ("errcode",),
+        {93000: "there is no such robot", 45009: "it got too many messages"},
+    ),
 }
 
 
@@ -116,9 +173,13 @@ def _guarded_addresses(layout: Layout) -> dict[str, Any]:
 
 
 def _post(addresses: Mapping[str, Any], message: Mapping[str, Any]) -> Answer:
-    chosen = FORMATS[addresses.get("format", "json")]
-    document = message if chosen is None else chosen.wrap(_short(str(message["text"])))
-    return _fetch(addresses.get("url"), json.dumps(document).encode(), chosen)
+    url, chosen = addresses.get("url"), FORMATS[addresses.get("format", "json")]
+    if not url or chosen is None:
+        return _fetch(url, json.dumps(message).encode(), chosen)
+    document = chosen.wrap(_short(str(message["text"])))
+    if chosen.sign and (secret := addresses.get("secret")):
+        url, document = chosen.sign(url, document, secret, time.time())
+    return _fetch(url, json.dumps(document).encode(), chosen)
 
 
 def _fetch(url: Any, data: bytes | None, chosen: Format | None, method: str = "") -> Answer:
@@ -136,19 +197,23 @@ def _fetch(url: Any, data: bytes | None, chosen: Format | None, method: str = ""
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=_WITHIN_S) as answer:
         ours = _offset(answer.headers.get("Date"))
         if chosen is not None and chosen.code:
-            _check(answer.read(_LONGEST_ANSWER), chosen.code)
+            _check(answer.read(_LONGEST_ANSWER), chosen)
         return Answer(SENT, ours)
 
 
-def _check(body: bytes, names: tuple[str, ...]) -> None:
+def _check(body: bytes, chosen: Format) -> None:
     """Raises _RefusedError unless the body says 0."""
     try:
         document = json.loads(body)
-        said = next(document[name] for name in names if name in document)
+        said = next(document[name] for name in chosen.code if name in document)
     except (ValueError, TypeError, StopIteration, RecursionError):
         raise _RefusedError("the address did not say whether it took the message") from None
-    if said != 0 or isinstance(said, bool):
-        raise _RefusedError(f"the address refused the message with {untrusted.line(said, 20)}")
+    if type(said) is not int or said != 0:
+        reason = chosen.reasons.get(said) if type(said) is int else None
+        code = untrusted.line(said, 20)
+        raise _RefusedError(
+            f"the address refused the message with {code}{f': {reason}' if reason else ''}"
+        )
 
 
 def _guarded(send: Callable[[], Answer]) -> Answer:

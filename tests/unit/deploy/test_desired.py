@@ -20,7 +20,7 @@ from macd.errors import UsageError
 from macd.host.alerts.webhook import FORMATS
 from macd.host.systemd import namespaces
 from macd.inventory import Inventory, load, project_root, revoked
-from macd.inventory.models import AlertSettings
+from macd.inventory.models import SIGNED_FORMATS, AlertSettings
 from macd.ssh import archive
 
 APP = "/opt/macd-analysis"
@@ -178,6 +178,10 @@ def test_templates_of_an_earlier_version_are_completed(tmp_path: Path) -> None:
             "alerts: {notify_url: 'https://a/b', format: wecom, heartbeat_url: 'https://c/d'}\n",
             {"url": "https://a/b", "format": "wecom", "heartbeat_url": "https://c/d"},
         ),
+        (
+            "alerts: {notify_url: 'https://a/b', format: feishu, notify_secret: 'S+/='}\n",
+            {"url": "https://a/b", "format": "feishu", "secret": "S+/="},
+        ),
     ],
 )
 def test_where_the_host_sends(tmp_path: Path, more: str, document: dict[str, str]) -> None:
@@ -191,8 +195,16 @@ def test_two_names_of_one_webhook_are_refused(tmp_path: Path) -> None:
     assert "its old name" in str(error.value) and "https://" not in str(error.value)
 
 
+def test_a_secret_for_what_has_no_signatures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        inventory(tmp_path, "alerts: {notify_url: 'https://a/b', notify_secret: hunter2}\n")
+    assert "feishu and dingtalk only" in str(error.value) and "hunter2" not in str(error.value)
+
+
 def test_the_formats_of_the_inventory_are_those_of_the_host() -> None:
     assert set(get_args(AlertSettings.model_fields["format"].annotation)) == set(FORMATS)
+    signed = {name for name, chosen in FORMATS.items() if chosen is not None and chosen.sign}
+    assert set(SIGNED_FORMATS) == signed
 
 
 def test_no_allowed_signers_is_told(tmp_path: Path) -> None:

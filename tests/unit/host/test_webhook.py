@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import json
+import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +35,7 @@ def layout_for(tmp_path: Path, receiver: Receiver | None, **more: str) -> Layout
 
 
 MESSAGE = {"text": "macd: x", "event": "alerts"}
+SECRET = "SECt0p+/="
 WRAPPED = {
     "json": MESSAGE,
     "slack": {"text": "macd: x"},
@@ -52,10 +58,14 @@ def test_each_format(tmp_path: Path, receiver: Receiver, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "body", "outcome"),
     [
-        ("feishu", 200, b'{"code": 19024, "msg": "Key Words"}', "refused the message with 19024"),
+        ("feishu", 200, b'{"code": 19024, "msg": "Key Words"}', "19024: the text holds none of"),
+        ("feishu", 200, b'{"code": 19021, "msg": "sign match fail"}', "19021: the signature is"),
+        ("feishu", 200, b'{"code": 9499, "msg": "Bad Request"}', "the message with 9499"),
+        ("feishu", 200, b'{"code": [1], "msg": "Bad Request"}', "the message with [1]"),
         ("feishu", 200, b'{"StatusCode": 0, "StatusMessage": "success"}', "sent"),
-        ("dingtalk", 200, b'{"errcode": 310000, "errmsg": "keywords"}', "with 310000"),
-        ("wecom", 200, b'{"errcode": 93000}', "with 93000"),
+        ("dingtalk", 200, b'{"errcode": 310000, "errmsg": "keywords"}', "keyword, signature or"),
+        ("dingtalk", 200, b'{"errcode": "0"}', "the message with 0"),
+        ("wecom", 200, b'{"errcode": 93000}', "93000: there is no such robot"),
         ("wecom", 200, b'{"errcode": false}', "with False"),
         ("wecom", 200, b"<html>proxy</html>", "did not say whether"),
         ("wecom", 200, b"[" * 100_000, "did not say whether"),
@@ -74,6 +84,54 @@ def test_what_counts_as_taken(
     assert outcome in answer.outcome and answer.offset_s is None  # no Date, no offset
     assert TOKEN not in answer.outcome
     assert "/elsewhere" not in [path for _, path, _ in receiver.got]
+
+
+# Of openssl: printf TEXT | openssl dgst -sha256 -hmac KEY -binary | base64
+def test_feishus_signature_is_in_the_document() -> None:
+    sign = webhook.FORMATS["feishu"].sign  # type: ignore[union-attr]
+    assert sign is not None
+    url, document = sign("https://a/hook/x", {"msg_type": "text"}, "t0psecret", 1599360473.9)
+    assert url == "https://a/hook/x"
+    assert document == {
+        "timestamp": "1599360473",
+        "sign": "tUxdfosEzHC/RUqP/zzssUH0qTY39WAP1Fa4bDnBl6U=",
+        "msg_type": "text",
+    }
+
+
+def test_dingtalks_signature_is_in_the_address() -> None:
+    sign = webhook.FORMATS["dingtalk"].sign  # type: ignore[union-attr]
+    assert sign is not None
+    url, document = sign("https://a/send?access_token=x", {}, "SECt0p", 1599360473.0)
+    signature = "klQ%2Bcif29eEuAj%2BvbHjvO73wRaYFBSRUxQ%2F3Qp4Wzmk%3D"
+    assert url == f"https://a/send?access_token=x&timestamp=1599360473000&sign={signature}"
+    assert document == {}
+
+
+def test_signed_messages_are_of_now(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.body = b'{"code": 0, "errcode": 0}'
+    for name in ("feishu", "dingtalk", "wecom"):
+        layout = layout_for(tmp_path, receiver, format=name, secret=SECRET)
+        assert webhook.post(layout, MESSAGE).outcome == "sent"
+    (_, _, feishu), (_, path, dingtalk), (_, _, wecom) = receiver.got
+    assert abs(int(feishu["timestamp"]) - time.time()) < 3600
+    assert feishu["sign"] == by_hand(f"{feishu['timestamp']}\n{SECRET}", "")
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)
+    (at,), (sign,) = query["timestamp"], query["sign"]
+    assert abs(int(at) / 1000 - time.time()) < 3600
+    assert sign == by_hand(SECRET, f"{at}\n{SECRET}")
+    assert dingtalk == WRAPPED["dingtalk"] and wecom == WRAPPED["wecom"]
+
+
+def by_hand(key: str, text: str) -> str:
+    made = hmac.new(key.encode(), text.encode(), hashlib.sha256).digest()
+    return base64.b64encode(made).decode()
+
+
+def test_slacks_marks_are_escaped(tmp_path: Path, receiver: Receiver) -> None:
+    text = "<!channel> p < .05 & more"
+    webhook.post(layout_for(tmp_path, receiver, format="slack"), {"text": text})
+    assert receiver.got[0][2] == {"text": "&lt;!channel&gt; p &lt; .05 &amp; more"}
 
 
 def test_long_texts_fit_the_smallest_of_them(tmp_path: Path, receiver: Receiver) -> None:
