@@ -461,7 +461,8 @@ def test_a_bastion_that_gives_a_terminal_only(
             pinged(inventory_of(sshd, "", hosts))
         assert "terminal: exec of box" in error.value.hint
         inventory = inventory_of(sshd, "", hosts.replace(more, f"{more}, terminal: {terminal}"))
-        asked = b"".join(end + b"~" + bytes([byte]) for end in (b"\r", b"\n") for byte in range(256))
+        ends = (b"\r", b"\n")
+        asked = b"".join(end + b"~" + bytes([byte]) for end in ends for byte in range(256))
         data = asked + b"%7E%\x1d" + bytes(range(256)) * 4096
         with open_session(inventory.host("box"), inventory) as session:
             pid = session.call("ping")["pid"]
