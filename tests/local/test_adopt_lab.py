@@ -81,9 +81,10 @@ class ByHand:
         return {str(path): _looks(path) for path in dict.fromkeys(paths)}
 
     def settle(self) -> None:
-        deadline = time.monotonic() + 60
-        while not self.pid and time.monotonic() < deadline:
-            time.sleep(0.1)
+        deadline = time.monotonic() + 120
+        while not self.pid:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 def _looks(path: Path) -> tuple[object, ...]:

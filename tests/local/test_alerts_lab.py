@@ -60,7 +60,7 @@ def set_every(made: Project, plain: str, minutes: float) -> None:
 
 
 def until(wanted: Callable[[], bool], what: object = "") -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while not wanted():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)

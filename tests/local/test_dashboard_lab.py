@@ -108,13 +108,13 @@ def test_it_is_served_until_ctrl_c(place: Project) -> None:
         assert typed.stdout is not None
         address = typed.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
-        with urllib.request.urlopen(address, timeout=60) as answer:
+        with urllib.request.urlopen(address, timeout=180) as answer:
             page = answer.read().decode()
             assert answer.headers["Cache-Control"] == "no-store"
         assert "Environment prod" in page
         assert "/live.js" in page
         typed.send_signal(signal.SIGINT)
-        out, err = typed.communicate(timeout=60)
+        out, err = typed.communicate(timeout=180)
     assert typed.returncode == 0, out + err
     assert "Traceback" not in err
 

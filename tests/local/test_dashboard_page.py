@@ -168,7 +168,7 @@ def live(facts: Facts) -> str:
 def until(opened: Opened, script: str) -> None:
     """Let the page look at once, then wait for what it does."""
     opened.run("document.dispatchEvent(new Event('visibilitychange'))")
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not opened.run(script):
         assert time.monotonic() < limit, script
         time.sleep(0.02)

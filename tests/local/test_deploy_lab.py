@@ -154,7 +154,7 @@ def test_of_two_at_once_one_wins_and_the_other_says_who(bench: Project) -> None:
     ends = []
     for typed in both:
         with typed:
-            out, err = typed.communicate(timeout=120)
+            out, err = typed.communicate(timeout=180)
             ends.append((typed.returncode, out + err))
     ends.sort()
     assert ends[0][0] == 0
@@ -198,7 +198,7 @@ def test_a_cut_after_the_switch_and_an_outage_as_long_as_the_soak(
                 assert typed.poll() is None
                 time.sleep(0.05)
             lab_room.set_fault(bench.lab.root, "prod", Fault())
-            out, err = typed.communicate(timeout=120)
+            out, err = typed.communicate(timeout=180)
     finally:
         inventory.write_text(before)
     assert typed.returncode == 0, out + err
@@ -343,7 +343,7 @@ def test_a_host_that_is_not_there(bench: Project, clean_links: LabState) -> None
     lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
     with bench.start("status") as typed:
         try:
-            _, err = typed.communicate(timeout=60)
+            _, err = typed.communicate(timeout=180)
         except subprocess.TimeoutExpired:
             typed.kill()
             raise

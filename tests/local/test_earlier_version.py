@@ -57,7 +57,7 @@ class Earlier:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

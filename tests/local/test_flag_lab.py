@@ -181,7 +181,7 @@ def test_the_monitor_catches_up_with_what_the_guard_did(
         ml_error="lstm: broken",
     )
     signal_lines.write(deployed.app / "data/live", lines)
-    out, err = monitor.communicate(timeout=120)
+    out, err = monitor.communicate(timeout=180)
     path.write_text(text)
     assert monitor.returncode == 4, out + err
     assert "FAIL" in out

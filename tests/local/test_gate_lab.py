@@ -131,7 +131,7 @@ def test_inconclusive_says_what_is_missing(ready: Project) -> None:
     told = ready.invoke("shadow-gate", code=3)
     assert "gap: seq 13 to 14 are missing" in told
     typed = ready.start("logs", "--lines", "1")
-    out, err = typed.communicate(timeout=60)
+    out, err = typed.communicate(timeout=180)
     assert (len(out.splitlines()), err.splitlines()) == (
         1,
         ["note: gap: seq 13 to 14 are missing"],
@@ -248,4 +248,4 @@ def test_logs_are_shown_searched_and_followed(ready: Project) -> None:
         fill(ready, 2, first_seq=31)
         assert [json.loads(typed.stdout.readline())["seq"] for _ in range(2)] == [31, 32]
         typed.send_signal(signal.SIGINT)
-        typed.communicate(timeout=60)
+        typed.communicate(timeout=180)

@@ -53,7 +53,7 @@ def write_bars(app: App, count: int = 45, *, kill: bool = False) -> None:
             raise AssertionError(f"{len(app.lines)} lines, status {process.poll()}")
         finally:
             process.kill() if kill else process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=180)
 
 
 def judged(app: App) -> Judged:

@@ -140,7 +140,7 @@ def status(host: Place) -> dict[str, Any]:
 
 
 def until(host: Place, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while not wanted(told := status(host)):
         assert time.monotonic() < deadline, told
         time.sleep(0.1)

@@ -308,7 +308,7 @@ def test_a_viewer_that_is_killed_leaves_the_run_alone(
             assert viewer.stdout is not None
             assert any(sign in line for line in iter(viewer.stdout.readline, ""))
             viewer.send_signal(number)
-            _, err = viewer.communicate(timeout=60)
+            _, err = viewer.communicate(timeout=180)
     assert viewer.returncode == 1
     assert f"run {run} goes on" in err
     assert f"train.attach --run {run}" in err

@@ -34,7 +34,7 @@ def invoke(tmp_path: Path) -> Iterator[Invoke]:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
             check=False,
         )
 

@@ -86,7 +86,7 @@ def test_keepalives_find_a_stalled_link(clean_links: LabState) -> None:
     assert client.stdout is not None
     assert client.stdout.readline() == b"on\n"
     lab_room.set_fault(clean_links.root, "prod", Fault(stall=True))
-    _, err = client.communicate(timeout=60)
+    _, err = client.communicate(timeout=180)
     assert client.returncode == 255
     assert b"not responding" in err
 
@@ -147,7 +147,7 @@ def test_a_jump_host_killed_in_mid_run_takes_the_connection_and_not_the_job(
     assert client.stdout.readline() == b"on\n"
     state = lab_room.kill_host(clean_links.root, "jump")
     assert not state.hosts["jump"].up
-    assert client.wait(timeout=60) == 255
+    assert client.wait(timeout=180) == 255
     refused = ssh(clean_links.ssh_config, "h800", "true")
     assert b"Connection refused" in refused.stderr
     lab_room.revive_host(clean_links.root, "jump")

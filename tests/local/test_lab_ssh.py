@@ -65,7 +65,7 @@ def test_jump_leads_to_h800_and_nowhere_else(lab: LabState) -> None:
         refused = subprocess.run(
             ["ssh", "-F", str(lab.ssh_config), "-o", "BatchMode=yes", "-W", target, "lab-jump"],
             capture_output=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert refused.returncode != 0
@@ -74,7 +74,7 @@ def test_jump_leads_to_h800_and_nowhere_else(lab: LabState) -> None:
         refused = subprocess.run(
             ["ssh", "-F", str(lab.ssh_config), "-W", "h800:22", f"lab-{host}"],
             capture_output=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert b"no route from here" in refused.stderr

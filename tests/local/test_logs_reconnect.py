@@ -57,7 +57,7 @@ def test_a_cut_line_loses_and_repeats_nothing(place: Project, clean_links: LabSt
                 assert line, typed.stderr.read()
                 seen.append(json.loads(line)["seq"])
         typed.send_signal(signal.SIGINT)
-        out, said = typed.communicate(timeout=60)
+        out, said = typed.communicate(timeout=180)
     assert out == ""
     assert typed.returncode == 0  # Ctrl-C is how it is left
     assert seen == list(range(5, 36))

@@ -76,13 +76,13 @@ class Project:
     def invoke(self, *words: str, code: int = 0) -> str:
         """Type it and wait; everything it said, if it ended with `code`."""
         with self.start(*words) as typed:
-            out, err = typed.communicate(timeout=120)
+            out, err = typed.communicate(timeout=240)
         assert typed.returncode == code, out + err
         return out + err
 
     def json(self, *words: str, code: int = 0) -> Any:
         with self.start(*words, "--json") as typed:
-            out, err = typed.communicate(timeout=120)
+            out, err = typed.communicate(timeout=240)
         assert typed.returncode == code, out + err
         return json.loads(out)
 
@@ -91,7 +91,7 @@ class Project:
         with self.start(*words) as typed:
             said = "".join(_until(typed, word))
             typed.send_signal(signal.SIGINT)
-            out, err = typed.communicate(timeout=120)
+            out, err = typed.communicate(timeout=240)
         return typed.returncode, said + out + err
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 def ssh(
     config: Path, host: str, command: str, *, options: tuple[str, ...] = (), data: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command on lab-HOST; never asks for anything, never waits for longer than a minute.
+    """Run a command on lab-HOST; never asks for anything, never waits for longer than 3 minutes.
 
     The configuration is named relative to the clone, as a user types it: OpenSSH's ProxyJump does
     not quote the path after -F, so an absolute one with a blank in it would not work.
@@ -20,7 +20,7 @@ def ssh(
         argv(Path(*config.parts[-2:]), host, command, options=options),
         input=data,
         capture_output=True,
-        timeout=60,
+        timeout=180,
         cwd=config.parents[1],
         check=False,
     )
@@ -37,7 +37,7 @@ def text(config: Path, host: str, command: str) -> str:
     return done.stdout.decode()
 
 
-def eventually(true: Callable[[], object], *, within: float = 30.0, every: float = 0.05) -> None:
+def eventually(true: Callable[[], object], *, within: float = 120.0, every: float = 0.05) -> None:
     """Wait for something that happens in another process; the limit only ends a broken test.
 
     `every`: seconds between two looks, more where a look starts a process.

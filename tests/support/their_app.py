@@ -6,6 +6,7 @@ and signed releases.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -16,6 +17,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +31,7 @@ from macd.inventory import Inventory, load, project_root
 from macd.lab import LabState
 from tests.support import lab_project, small_releases
 from tests.support.local_host import EMPTY_LOCK
+from tests.support.openssh import eventually
 
 APPS = Path(__file__).parents[1] / "apps"
 SOURCE = APPS / "their_repo"
@@ -91,11 +95,25 @@ def _bars(count: int) -> str:
 
 @functools.cache
 def free_ports() -> Ports:
-    """Two that nobody used a moment ago; the same ones throughout a test process."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return Ports(one.getsockname()[1], other.getsockname()[1])
+    """Two that are this test process's as long as it lives: the kernel gives them to nobody."""
+    ports = (24_000 + (os.getpid() + n) % 8_000 for n in range(8_000))
+    reserved = filter(_reserve, ports)
+    return Ports(next(reserved), next(reserved))
+
+
+def _reserve(port: int) -> bool:
+    """Whether nobody uses the port, and no other test process has it; then it is ours."""
+    lock = None
+    try:
+        lock = os.open(Path(tempfile.gettempdir()) / f"macd-port-{port}", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket() as tried:
+            tried.bind(("127.0.0.1", port))
+    except OSError:
+        if lock is not None:
+            os.close(lock)
+        return False
+    return True
 
 
 def app_section(ports: Ports, **change: Any) -> dict[str, Any]:
@@ -226,7 +244,7 @@ class ByHand:
 
 
 def install_by_hand(lab: LabState, name: str, ports: Ports) -> ByHand:
-    """Copy it to ~/name on prod, with models, `.env`, two units and a drop-in; start both units."""
+    """Copy it to ~/name on prod, with models, `.env`, two units and a drop-in; both units serve."""
     home = lab.hosts["prod"].home
     directory = home / name
     shutil.copytree(SOURCE, directory, ignore=shutil.ignore_patterns("__pycache__", "ops"))
@@ -254,7 +272,17 @@ def install_by_hand(lab: LabState, name: str, ports: Ports) -> ByHand:
     for end in ("", "-web"):
         made.systemctl("enable", f"{name}{end}.service")
         made.systemctl("start", f"{name}{end}.service")
+    for address in (f"{ports.health}/health", f"{ports.web}/"):
+        eventually(lambda at=address: _answers(f"http://127.0.0.1:{at}"), every=0.2)  # type: ignore[misc]
     return made
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            return int(answer.status) == 200
+    except OSError:
+        return False
 
 
 def finished_run(

@@ -90,7 +90,7 @@ def settled(bench: Bench) -> tuple[str, str]:
     """
     host = bench.inventory.host("prod")
     with open_session(host, bench.inventory) as session:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             told = session.call("follow", app=host.app_dir)
             if not told["over"]:  # until there is more: to ask at once again would fill a core

@@ -92,7 +92,7 @@ def deploy(app: str, release: str, units: dict[str, str], keep: int, who: str) -
     for step, arguments in ((confirm, {"number": number}), (run, {})):
         if _apart(step, app, **arguments) != 0:
             raise RuntimeError(f"{step.__name__} of {who} failed")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 90
     while not refused.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     return str(operations.follow(app, number)["events"][-1]["state"])
