@@ -55,8 +55,10 @@ docs: $(READY)
 
 test: $(READY) check docs coverage
 	@sh tests/system-packages.sh
+	@# beside it the root of the test hosts is built, where there is none yet: much of that is waiting
 	@# without what has just been run for its coverage
-	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING))
+	@$(BIN)/python -m tests.support.hosts.rootfs & \
+	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING)); code=$$?; wait; exit $$code
 	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
 test-full: $(READY) check

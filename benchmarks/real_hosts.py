@@ -22,7 +22,6 @@ from typing import Any
 
 from benchmarks.slow_line import SlowLine
 from macd.inventory import Inventory, load, project_root
-from tests.hosts.conftest import TOOLS
 from tests.support import small_releases
 from tests.support.hosts import fleet, rootfs
 
@@ -129,7 +128,7 @@ def running(names: list[str]) -> Iterator[RealHosts]:
 
     Raises SystemExit(2) where such a machine can't be booted.
     """
-    lacking = [tool for tool in TOOLS if not shutil.which(tool)]
+    lacking = [tool for tool in rootfs.TOOLS if not shutil.which(tool)]
     if os.geteuid() or lacking:
         why = f"lacks {', '.join(lacking)}" if lacking else "is not root"
         sys.exit(f"this benchmark boots real systemd hosts: it needs root on Debian; this {why}")

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.hosts import rootfs
 from tests.support.hosts.fleet import Hosts, booted
-
-TOOLS = ("systemd-nspawn", "debootstrap", "ip", "nsenter", "unshare", "setpriv", "ssh")
-CAP_SYS_ADMIN = 21
 
 
 @pytest.hookimpl(trylast=True)
@@ -24,21 +19,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # The first one's time includes building the root, where it isn't cached yet.
         mine[0].add_marker(pytest.mark.timeout(1200))
     # In CI nothing is skipped: the fixture fails there, with the same reason.
-    if (why := why_not()) and not in_ci():
+    if (why := rootfs.why_not()) and not in_ci():
         for item in mine:
             item.add_marker(pytest.mark.skip(reason=f"real systemd hosts: {why}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
-    if any("hosts" in report.keywords for report in skipped) and why_not():
-        terminalreporter.write_line(f"real systemd hosts were NOT tested: {why_not()}")
+    if any("hosts" in report.keywords for report in skipped) and rootfs.why_not():
+        terminalreporter.write_line(f"real systemd hosts were NOT tested: {rootfs.why_not()}")
 
 
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """jump, h800 (behind jump only) and prod (port 22222): Debian, systemd, sshd."""
-    if why := why_not():
+    if why := rootfs.why_not():
         pytest.fail(f"these tests always run in CI, but {why}", pytrace=False)
     with booted(rootfs.cache_directory(), tmp_path_factory.mktemp("systemd") / "project") as made:
         yield made
@@ -71,24 +66,5 @@ def blank_prod(hosts: Hosts) -> None:
     shutil.rmtree(hosts.root / "releases", ignore_errors=True)
 
 
-def why_not() -> str:
-    """Return why hosts can't be booted here, or nothing."""
-    if sys.platform != "linux" or not Path("/etc/debian_version").exists():
-        return "they need Debian or Ubuntu"
-    if os.geteuid() != 0:
-        return "they need root"
-    if not _may_mount():
-        return "this root may not mount (an unprivileged container)"
-    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-        return f"{', '.join(missing)} missing; tests/system-packages.sh installs them"
-    return ""
-
-
 def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true")
-
-
-def _may_mount() -> bool:
-    status = Path("/proc/self/status").read_text()
-    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective.split()[1], 16) >> CAP_SYS_ADMIN & 1)

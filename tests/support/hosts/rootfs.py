@@ -3,6 +3,8 @@
 The cache key is a digest of the recipe below, so a changed recipe builds a new root and an old
 checkout still finds its own. A build happens in a directory that is renamed when complete: a
 killed build is never booted. One build at a time, guarded by a lock that dies with its holders.
+
+`python -m tests.support.hosts.rootfs` builds it where hosts can be booted, for the tests to come.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -74,6 +77,27 @@ LEASH = (
     *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 KEEP_UNUSED_S = 14 * 24 * 3600
+TOOLS = ("systemd-nspawn", "debootstrap", "ip", "nsenter", "unshare", "setpriv", "ssh")
+CAP_SYS_ADMIN = 21
+
+
+def why_not() -> str:
+    """Return why hosts can't be booted here, or nothing."""
+    if sys.platform != "linux" or not Path("/etc/debian_version").exists():
+        return "they need Debian or Ubuntu"
+    if os.geteuid() != 0:
+        return "they need root"
+    if not _may_mount():
+        return "this root may not mount (an unprivileged container)"
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        return f"{', '.join(missing)} missing; tests/system-packages.sh installs them"
+    return ""
+
+
+def _may_mount() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> CAP_SYS_ADMIN & 1)
 
 
 def cache_directory() -> Path:
@@ -141,6 +165,8 @@ def _logged(argv: list[str], lock: int) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
+        # A build that is cut off is never booted: dpkg need not wait for the disk after each file.
+        | {"DPKG_FORCE": "unsafe-io"}
         | {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")},
     )
     if done.returncode:
@@ -151,3 +177,8 @@ def _forget_unused(current: Path) -> None:
     for other in current.parent.iterdir():
         if other != current and time.time() - other.stat().st_mtime > KEEP_UNUSED_S:
             shutil.rmtree(other)
+
+
+if __name__ == "__main__":
+    if not why_not():
+        ensure(cache_directory())
