@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from tests.hosts.test_confined_hosts import told_by
 from tests.hosts.test_deploy_hosts import APP, MORE, UNIT, Bench, bench
 from tests.hosts.test_flag_hosts import (
     GUARD,
+    NEWEST,
     flags,
     flip,
     gate,
@@ -24,7 +24,7 @@ from tests.hosts.test_flag_hosts import (
 )
 from tests.hosts.test_host_troubles_hosts import refused
 from tests.support import small_releases
-from tests.support.hosts import host_app, rootfs
+from tests.support.hosts import rootfs
 from tests.support.hosts.fleet import Hosts, booted
 from tests.support.hosts.host_app import HostApp
 
@@ -99,7 +99,7 @@ def test_the_guard_watches_there_and_takes_stacking_back(trial: HostApp, gate: P
     assert flags(trial) == ("1", "1")
     with session_of(trial) as session:
         data = written(trial, 90, ml_error="tft: broken")
-        session.write(f"{host_app.APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl", data)
+        session.write(NEWEST, data)
     trial.on_prod("systemctl", "start", GUARD)
     until_failed(trial)
     assert flags(trial) == ("0", "0")
