@@ -45,6 +45,19 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+# A worker is given whole files. The longest begin first: one that began last would run on alone.
+LONGEST = (
+    *("test_cluster_hosts.py", "test_end_to_end_hosts.py", "test_own_app_lab.py"),
+    *("test_client_killed.py", "test_own_app_hosts.py", "test_demo_whole.py"),
+    *("test_own_waves_lab.py", "test_flag_hosts.py", "test_guard_host.py", "test_tampering.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What a run left out is counted where everybody reads it."""

@@ -31,7 +31,7 @@ def test_nobody_confirms(trial: HostApp) -> None:
 def test_the_session_that_began_cannot_confirm(trial: HostApp) -> None:
     before = trial.live
     with trial.session() as session:
-        number = trial.begin_over(session, trial.release(), confirm_s=1.0)
+        number = trial.begin_over(session, trial.release(), confirm_s=15.0)
         with pytest.raises(RemoteError, match="can't confirm it"):
             session.call("confirm", app=APP, number=number, token="t0ken")
     assert trial.end(number, confirm=False)["state"] == "reverted"
@@ -84,7 +84,9 @@ def test_a_crash_loop_does_not_block_the_way_back(trial: HostApp) -> None:
     broken_file = f"cd {APP}/current/app; echo 'raise SystemExit(1)' > new; mv new serve.py"
     trial.on_prod("sh", "-c", broken_file)
     trial.on_prod("systemctl", "restart", UNIT, check=False)
-    give_up = "for i in $(seq 100); do systemctl is-failed -q $0 && exit 0; sleep 0.1; done; exit 1"
+    give_up = (
+        "for i in $(seq 1000); do systemctl is-failed -q $0 && exit 0; sleep 0.1; done; exit 1"
+    )
     trial.on_prod("sh", "-c", give_up, UNIT)
     assert trial.on_prod("systemctl", "restart", UNIT, check=False) == ""
     assert trial.on_prod("systemctl", "is-failed", UNIT, check=False) == "failed"

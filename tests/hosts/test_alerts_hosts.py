@@ -99,6 +99,12 @@ def messages(trial: HostApp) -> list[dict[str, Any]]:
     return [json.loads(data) for path, data in took(trial) if path == "/t0ken"]
 
 
+def told(trial: HostApp, name: str) -> list[str]:
+    """What came about this alarm: began, ended. On a slow machine another one may come between."""
+    alerts = [alert for message in messages(trial) for alert in message["alerts"]]
+    return [alert["what"] for alert in alerts if alert["name"] == name]
+
+
 def beats(trial: HostApp) -> int:
     return [path for path, _ in took(trial)].count("/beat")
 
@@ -109,7 +115,7 @@ def memory(trial: HostApp) -> dict[str, Any]:
 
 
 def until(wanted: Callable[[], bool], why: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not wanted():
         assert time.monotonic() < deadline, why()
         time.sleep(0.5)
@@ -137,32 +143,30 @@ def test_each_alarm_is_told_once_and_its_end_once_across_a_reboot(trial: HostApp
     assert beats(trial) == 1  # one bar so far
 
     trial.on_prod("systemctl", "stop", UNIT)
-    until(lambda: len(messages(trial)) == 1, lambda: memory(trial))
+    until(lambda: told(trial, "service"), lambda: memory(trial))
     (began,) = messages(trial)
-    assert [(a["name"], a["what"]) for a in began["alerts"]] == [("service", "began")]
     assert "the service is inactive" in began["text"] and began["app"] == APP
     looks(trial, 3)
+    assert told(trial, "service") == ["began"]
     trial.on_prod("systemctl", "start", UNIT)
-    until(lambda: len(messages(trial)) == 2, lambda: memory(trial))
+    until(lambda: len(told(trial, "service")) > 1, lambda: memory(trial))
     looks(trial, 3)
-    _, ended = messages(trial)
-    assert [(a["name"], a["what"]) for a in ended["alerts"]] == [("service", "ended")]
+    assert told(trial, "service") == ["began", "ended"]
 
     a_bar_closed(trial, hours_ago=5)
-    until(lambda: len(messages(trial)) == 3, lambda: memory(trial))
-    assert "began: silent: no bar for 5 hours" in messages(trial)[2]["text"]
+    until(lambda: told(trial, "silent"), lambda: memory(trial))
+    assert "began: silent: no bar for 5 hours" in messages(trial)[-1]["text"]
 
     trial.hosts.prod.machine.reboot()  # /run is new: what was taken is forgotten
     assert trial.on_prod("systemctl", "is-active", TIMER) == "active"
     receive(trial)
     looks(trial)
-    assert messages(trial) == []  # it was told before
-    assert [one["name"] for one in memory(trial)["open"]] == ["silent"]
+    assert told(trial, "silent") == []  # it was told before
+    assert "silent" in [one["name"] for one in memory(trial)["open"]]
     a_bar_closed(trial, hours_ago=0)
-    until(lambda: len(messages(trial)) == 1, lambda: memory(trial))
+    until(lambda: told(trial, "silent"), lambda: memory(trial))
     looks(trial)
-    (ended,) = messages(trial)
-    assert [(a["name"], a["what"]) for a in ended["alerts"]] == [("silent", "ended")]
+    assert told(trial, "silent") == ["ended"]
     assert beats(trial) == 1
 
 
@@ -179,17 +183,15 @@ def test_it_is_confined_and_no_address_is_in_any_log(trial: HostApp) -> None:
 
 
 def test_a_crash_loop_is_told_and_a_service_that_is_disabled_is_not(trial: HostApp) -> None:
-    before = len(messages(trial))
     for _ in range(3):
         trial.on_prod("systemctl", "kill", "--signal=SIGKILL", UNIT)
         looks(trial, 1)
-    until(lambda: len(messages(trial)) == before + 1, lambda: memory(trial))
-    assert "began: restarting: systemd restarted the service" in messages(trial)[-1]["text"]
+    says(trial, "began: restarting: systemd restarted the service")
     trial.on_prod("systemctl", "disable", "--now", UNIT)
-    until(lambda: len(messages(trial)) == before + 2, lambda: memory(trial))
-    assert "ended: restarting" in messages(trial)[-1]["text"]  # nothing is meant to run
+    says(trial, "ended: restarting")  # nothing is meant to run
     looks(trial, 3)
-    assert len(messages(trial)) == before + 2 and memory(trial)["open"] == []
+    assert told(trial, "restarting") == ["began", "ended"] and memory(trial)["open"] == []
+    trial.on_prod("systemctl", "reset-failed", UNIT)  # so many starts in a minute are enough for it
     trial.on_prod("systemctl", "enable", "--now", UNIT)
 
 

@@ -32,7 +32,7 @@ namespace = Collection(
 )
 """
 MORE = """
-soak: {ready_s: 30, soak_s: 1, confirm_s: 30}
+soak: {ready_s: 30, soak_s: 1, confirm_s: 120}
 release:
   keep: 3
   sign_key: ../keys/release
@@ -80,6 +80,9 @@ def bench(hosts: Hosts) -> Bench:
     (hosts.root / "tasks.py").write_text(TASKS)
     base = (hosts.root / "inventory" / f"{hosts.inventory}.yml").read_text()
     (hosts.root / "inventory" / "deploying.yml").write_text(base + MORE)
+    (hosts.root / "inventory" / "slow.yml").write_text(
+        base + MORE.replace("soak_s: 1", "soak_s: 8")
+    )
     as_deployer = base.replace("ssh: prod,", "ssh: prod, user: deploy, become: sudo,")
     assert as_deployer != base
     (hosts.root / "inventory" / "sudo.yml").write_text(as_deployer + MORE)
@@ -195,7 +198,9 @@ def test_a_current_that_is_a_real_directory_is_left_alone(bench: Bench) -> None:
 def test_of_two_deploys_at_once_one_wins_and_the_other_is_told(bench: Bench) -> None:
     names = [small_releases.make(bench.inventory, serial) for serial in (21, 22)]
     with ThreadPoolExecutor() as pool:
-        typed = [pool.submit(bench.typed, "deploy", "--yes", "--release", name) for name in names]
+        # A slow one: the other comes while it is at work, however busy this machine is.
+        words = [("deploy", "--yes", "--release", name) for name in names]
+        typed = [pool.submit(bench.typed, *each, inventory="slow") for each in words]
         ended = {name: one.result() for name, one in zip(names, typed, strict=True)}
     assert sorted(one.returncode for one in ended.values()) == [0, 6], ended
     [winner] = [name for name, one in ended.items() if one.returncode == 0]

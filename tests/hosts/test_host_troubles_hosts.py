@@ -32,6 +32,12 @@ def prod(bench: Bench) -> Iterator[Bench]:
     bench.on_prod("sh", "-c", f"umount --lazy {APP} || true; rm -rf {APP}")
 
 
+def provision(bench: Bench) -> None:
+    """Nothing writes there by itself afterwards: what is free is counted."""
+    bench.invoke("provision", "--yes")
+    bench.on_prod("systemctl", "stop", "macd-analysis-alerts.timer")
+
+
 def mount(bench: Bench, options: str) -> None:
     bench.on_prod("mount", "-t", "tmpfs", "-o", f"mode=755,{options}", "tmpfs", APP)
 
@@ -59,7 +65,7 @@ def committed(bench: Bench, release: str) -> None:
 
 def test_a_disk_that_would_hold_the_wheels_but_not_the_runtime(prod: Bench) -> None:
     mount(prod, "size=60m")
-    prod.invoke("provision", "--yes")
+    provision(prod)
     release = small_releases.make(prod.inventory, 501, package="1.0", module=LARGE)
     free = int(prod.on_prod("stat", "-f", "-c", "%a", APP)) * 4096
     plan = prod.json("plan")["hosts"][0]
@@ -78,7 +84,7 @@ def test_a_disk_that_would_hold_the_wheels_but_not_the_runtime(prod: Bench) -> N
 
 def test_a_disk_without_inodes(prod: Bench) -> None:
     mount(prod, "size=300m,nr_inodes=130")
-    prod.invoke("provision", "--yes")
+    provision(prod)
     release = small_releases.make(prod.inventory, 502, package="1.0")
     (problem,) = prod.json("plan")["hosts"][0]["problems"]
     free = prod.on_prod("stat", "-f", "-c", "%d", APP)

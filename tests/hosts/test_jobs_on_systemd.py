@@ -43,7 +43,7 @@ def inventory(hosts: Hosts, tmp_path: Path) -> Inventory:
 
 @pytest.fixture
 def contact(inventory: Inventory, witness: Witness) -> Iterator[Contact]:
-    with contact_to(inventory, witness, patience=120) as made:
+    with contact_to(inventory, witness, patience=300) as made:
         yield made
 
 
@@ -138,7 +138,7 @@ def test_the_jump_host_reboots_in_mid_run(
     soon(lambda: witness.seen == [0])
     hosts.jump.machine.reboot()
     let_go(hosts, inventory, run)
-    viewer.join(120)
+    viewer.join(300)
     assert ended == ["DONE"]
     assert witness.seen == [0, 1]
     assert (witness.contact[0], witness.contact[-1]) == ("lost", "back")

@@ -62,7 +62,7 @@ def bench(hosts: Hosts) -> Bench:
     return made
 
 
-def soon(look: Callable[[], Any], seconds: float = 90.0) -> Any:
+def soon(look: Callable[[], Any], seconds: float = 300.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline
@@ -89,8 +89,8 @@ def test_the_guard_takes_a_flag_in_a_drop_in_back(bench: Bench) -> None:
     assert text.endswith("\n[Service]\nEnvironment=ML_ENABLE_STACKING=1")
     timer = bench.on_prod("systemctl", "cat", f"{NAME}-guard.service")
     assert f"ReadWritePaths=-{DROPIN.rpartition('/')[0]}" in timer
-    reports = soon(lambda: bench.json("monitor")["reports"])
-    assert reports[0]["bars"] > 0, "the guard reads what the service's account wrote"
+    # The guard reads what the service's account wrote.
+    soon(lambda: [one for one in bench.json("monitor")["reports"] if one["bars"]])
 
     line = json.dumps({"timestamp": time.time(), "level": "FATAL", "message": "no model loads"})
     command = f"echo '{line}' >> $(ls {APP}/logs/live/*.jsonl | tail -1)"

@@ -95,7 +95,7 @@ class Project:
 
 
 def until(what: Any, project: Project) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while not what():
         assert time.monotonic() < deadline, project.invoke("train.schedule", "--show")
         time.sleep(1)

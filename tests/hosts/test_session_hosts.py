@@ -14,6 +14,7 @@ from macd.inventory import load
 from macd.ssh.blobs import Blob
 from macd.ssh.session import Session, open_session
 from tests.support.hosts.fleet import Hosts, TestHost
+from tests.support.sweeps import sweep
 
 pytestmark = pytest.mark.hosts
 
@@ -36,7 +37,7 @@ def open_to(hosts: Hosts) -> Iterator[Open]:
 
 
 def eventually(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.05)
@@ -55,22 +56,6 @@ def bashrc(host: TestHost, text: str) -> Iterator[None]:
         yield
     finally:
         host.ssh("cat > ~/.bashrc", input=before)
-
-
-def test_facts_through_the_jump_host(hosts: Hosts, open_to: Open) -> None:
-    facts = open_to("h800").facts(["~/work"])
-    assert facts.hostname == hosts.h800.machine.name
-    assert (facts.user.name, facts.os.id) == ("quant", "debian")
-    assert facts.disks[0].path == "/home/quant/work"
-    assert facts.systemd.booted
-
-
-def test_root_on_prod_may_use_the_system_manager(hosts: Hosts, open_to: Open) -> None:
-    session = open_to("prod")
-    facts = session.facts()
-    assert (facts.systemd.scope, facts.systemd.state) == ("system", "running")
-    assert facts.os.boot_id == hosts.prod.machine.boot_id()
-    assert session.run(["systemctl", "is-active", "ssh"]).stdout == b"active\n"
 
 
 def test_a_lingering_user_has_a_manager_of_its_own(hosts: Hosts, open_to: Open) -> None:
@@ -117,7 +102,10 @@ def test_no_python_and_one_too_old_are_named(hosts: Hosts, open_to: Open) -> Non
         open_to("prod", python="/root/old").facts()
 
 
-@pytest.mark.parametrize("cut", [1, 4_096, *range(200_000, SIZE, 250_000), SIZE - 1])
+CUTS = [1, 4_096, *range(200_000, SIZE, 250_000), SIZE - 1]
+
+
+@pytest.mark.parametrize("cut", sweep(CUTS, 1, 950_000, SIZE - 1))
 def test_an_upload_goes_on_after_sshd_was_killed(hosts: Hosts, open_to: Open, cut: int) -> None:
     host = hosts.h800
     blob = Blob.of_bytes(DATA)
@@ -138,14 +126,3 @@ def test_an_upload_goes_on_after_sshd_was_killed(hosts: Hosts, open_to: Open, cu
     landed = host.exec("sh", "-c", f"sha256sum {root}/blobs/sha256/*/*; ls {root}/blobs/.partial")
     assert landed.split()[0] == blob.sha256
     assert len(landed.split()) == 2
-
-
-def test_nothing_is_left_on_the_host(hosts: Hosts, open_to: Open) -> None:
-    listing = ("find", "/root", "/tmp", "/var/tmp", "-newer", "/proc/1/cmdline")
-    before = hosts.prod.exec(*listing)
-    session = open_to("prod")
-    session.facts()
-    assert agents(hosts.prod)
-    session.close()
-    eventually(lambda: not agents(hosts.prod))
-    assert hosts.prod.exec(*listing) == before

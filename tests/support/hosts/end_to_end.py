@@ -40,7 +40,7 @@ TRAINING_PYTHON = f"""\
 export LD_LIBRARY_PATH=/srv/python/lib PYTHONPATH="$PYTHONPATH:/srv/packages"
 exec /srv/python/bin/{Path(sys.executable).resolve().name} "$@"
 """
-PATIENCE_S = 120
+PATIENCE_S = 300
 REPLAY = "{kind: replay, speed: 3, start: 0.5}"
 EXCHANGE = "{{kind: ccxt, exchange: binance, api_url: '{url}', stale_bars: 6}}"
 BARS_DIRECTORY, WRITER = "/srv/bars", "daemon"  # not the service's own account

@@ -56,7 +56,7 @@ class TestHost:
         user: str = "",
         options: Sequence[str] = (),
         input: str | None = None,
-        timeout: float = 60,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command by the plain OpenSSH client, through the jump host where there is one.
 

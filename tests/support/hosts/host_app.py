@@ -23,6 +23,7 @@ NAME = "trial"
 ACCOUNT = "trial"
 UNIT, SOCKET, BOOT = f"{NAME}.service", f"{NAME}.socket", f"{NAME}-recover.service"
 ENDPOINT = f"unix:{APP}/state/run/h.sock"
+PATIENCE_S = 300  # longer than any activation here
 UNITS = {
     UNIT: f"""[Unit]
 Requires={SOCKET}
@@ -89,9 +90,9 @@ class HostApp:
         self,
         release: Signed | None,
         *,
-        confirm_s: float = 20.0,
+        confirm_s: float = 120.0,
         soak_s: float = 0.2,
-        health_s: float = 30.0,
+        health_s: float = 60.0,
     ) -> int:
         """A deploy (or, of none, a rollback) up to the point where the host carries on alone."""
         times = {"confirm_s": confirm_s, "soak_s": soak_s, "health_s": health_s}
@@ -105,7 +106,7 @@ class HostApp:
         *,
         confirm_s: float,
         soak_s: float = 0.2,
-        health_s: float = 30.0,
+        health_s: float = 60.0,
     ) -> int:
         doing = "deploy" if release else "rollback"
         session.call("lock", app=APP, who="tester", doing=doing)
@@ -133,7 +134,7 @@ class HostApp:
 
     def until(self, number: int, state: str) -> None:
         with self.session() as session:
-            deadline, seen = time.monotonic() + 120, 0
+            deadline, seen = time.monotonic() + PATIENCE_S, 0
             while time.monotonic() < deadline:
                 told = session.call("follow", app=APP, number=number, seen=seen, wait=0.5)
                 if state in [event["state"] for event in told["events"]]:
@@ -148,7 +149,7 @@ class HostApp:
     def story(self, number: int, *, confirm: bool = True) -> list[dict[str, Any]]:
         """As `end`; every event."""
         with self.session() as session:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + PATIENCE_S
             events: list[dict[str, Any]] = []
             while time.monotonic() < deadline:
                 told = session.call("follow", app=APP, number=number, seen=len(events), wait=0.5)

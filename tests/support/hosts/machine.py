@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.support.hosts.rootfs import LEASH
 from tests.support.hosts.run_lock import CGROUPS, cgroup_parents, processes_in
 
-BOOT_S = 60
+BOOT_S = 240
 _BOOT = """
 set -eu
 root=$1 name=$2 more=$3; shift 3
@@ -80,7 +80,7 @@ class Machine:
         self._until("has not booted", lambda: self._booted(previous_boot), every_s=0.2)
 
     def exec(
-        self, *argv: str, input: str | None = None, check: bool = True, timeout: float = 120
+        self, *argv: str, input: str | None = None, check: bool = True, timeout: float = 300
     ) -> str:
         """Run a command as root on the host without SSH and return its stdout."""
         done = subprocess.run(

@@ -112,7 +112,7 @@ def processes_in(group: Path) -> list[int]:
 
 def _end_cgroup(group: Path) -> None:
     """Kill what still runs in a group and remove it with its children."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while pids := processes_in(group):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
