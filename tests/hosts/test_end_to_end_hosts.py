@@ -111,7 +111,7 @@ def test_a_service_that_stands_still_is_restarted_and_counts_on(story: EndToEnd)
     before = story.pid
     assert int(before)  # of 0, kill would stop whoever asks it to
     story.on_prod("kill", "-STOP", before)
-    story.until("the watchdog's restart", lambda: story.unit("NRestarts")["NRestarts"] == "1")
+    story.until("the watchdog's restart", lambda: story.unit("NRestarts")["NRestarts"] != "0")
     story.until("the new process", lambda: story.unit("SubState")["SubState"] == "running")
     assert story.pid != before
     held = len(story.lines)

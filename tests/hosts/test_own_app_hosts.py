@@ -51,6 +51,10 @@ class Moved:
     def pid(self, unit: str = UNITS[0]) -> str:
         return self.on_prod("systemctl", "show", "-p", "MainPID", "--value", unit)
 
+    def works_in(self, unit: str) -> str:
+        """The directory of its process, "" where none runs."""
+        return self.on_prod("readlink", f"/proc/{self.pid(unit)}/cwd", check=False)
+
     def health(self) -> dict[str, Any]:
         program = (
             "import urllib.request as r;"
@@ -232,14 +236,15 @@ def test_a_service_by_hand_is_moved_judged_and_given_back(moved: Moved) -> None:
     moved.invoke("provision", "--undo", "--yes")
     assert moved.by_hand() == before
     until(lambda: moved.health().get("status") == "ok")
-    assert moved.on_prod("readlink", f"/proc/{moved.pid()}/cwd") == APP
+    assert moved.works_in(UNITS[0]) == APP
 
 
 def assert_runs_from(moved: Moved, release: str) -> None:
     """Each unit's process: of this release, as their account, and unable to write elsewhere."""
+    source = f"{APP}/releases/{release}/source"
     for unit in UNITS:
+        until(lambda unit=unit: moved.works_in(unit) == source)  # type: ignore[misc]
         pid = moved.pid(unit)
-        assert moved.on_prod("readlink", f"/proc/{pid}/cwd") == f"{APP}/releases/{release}/source"
         environment = moved.on_prod("cat", f"/proc/{pid}/environ")
         assert f"MACD_RELEASE={release}" in environment
         assert moved.on_prod("stat", "-c", "%U", f"/proc/{pid}") == "trader"
