@@ -39,7 +39,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
 
 
-# What a file of tests may have left on prod: applications, their units and account.
+# What a file of tests may have left on prod: applications, their units and accounts.
 _BLANK = """
 cd /etc/systemd/system
 for unit in macd-* trial*; do
@@ -50,9 +50,8 @@ done
 systemctl daemon-reload
 systemctl reset-failed
 umount -q /opt/* 2>/dev/null
-rm -rf /opt/* /opt/.[!.]*
-userdel macd 2>/dev/null
-userdel trial 2>/dev/null
+rm -rf /opt/* /opt/.[!.]* /var/shared
+for user in macd trial trader; do userdel --force "$user" 2>/dev/null; done
 true
 """
 

@@ -6,6 +6,7 @@ their own joins them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -23,11 +24,12 @@ from tests.support import commands
 from tests.support.hosts import network
 from tests.support.hosts.end_to_end import TRAINING, TRAINING_PYTHON
 from tests.support.hosts.fleet import Hosts, TestHost
-from tests.support.job_fakes import soon
+from tests.support.openssh import eventually
 from tests.support.training_run import ROOT, SAMPLE
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
+soon = functools.partial(eventually, within=300, every=0.3)  # a look starts a process
 OTHER = "/usr/local/bin/other-python"  # it finds another lightgbm first
 INVENTORY = """\
 ssh_config: {ssh_config}
@@ -205,7 +207,8 @@ def test_after_a_power_cut_and_a_killed_worker_the_models_are_those_of_one_machi
 
 def test_a_stranger_is_refused_and_one_command_ends_the_whole_cluster(team: Team) -> None:
     run = team.start("endless.json")
-    soon(lambda: "raylet" in team.second.exec("ps", "-eo", "args"))
+    probe = "import socket; socket.create_connection(('10.77.0.1', 6400)); print('open')"
+    soon(lambda: "open" in team.second.exec("python3", "-c", probe, check=False))
     for host in team.both:
         token = host.exec("cat", f"{HOMES[host.name]}/team/runs/{run}/token")
         assert len(token) == 64
@@ -213,6 +216,7 @@ def test_a_stranger_is_refused_and_one_command_ends_the_whole_cluster(team: Team
     stranger = "import ray; ray.init(address='10.77.0.1:6400')"
     said = team.second.exec("sh", "-c", f'{TRAINING} -c "{stranger}" 2>&1 || true')
     assert "InvalidAuthToken" in said
+    soon(lambda: "raylet" in team.second.exec("ps", "-eo", "args"))
     told = team.invoke("train.cancel", "--run", run, "--yes")
     assert told["state"] == "CANCELLED"
     assert [(w["host"], w["state"]) for w in told["workers"]] == [("h801", "CANCELLED")]

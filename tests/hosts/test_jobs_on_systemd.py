@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,9 +20,12 @@ from macd.jobs.follow import LocalRuns, follow
 from macd.jobs.transfer import collect
 from macd.ssh.contact import Contact
 from tests.support.hosts.fleet import Hosts
-from tests.support.job_fakes import SAMPLE, Witness, begin, contact_to, soon
+from tests.support.job_fakes import SAMPLE, Witness, begin, contact_to
+from tests.support.openssh import eventually
 
 pytestmark = pytest.mark.hosts
+
+soon = functools.partial(eventually, within=300, every=0.3)  # a look starts a process
 
 TALKS = """
 emit(0)

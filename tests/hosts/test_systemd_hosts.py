@@ -18,7 +18,9 @@ pytestmark = pytest.mark.hosts
 def test_systemd_is_pid_1_and_up(hosts: Hosts) -> None:
     for host in hosts.each():
         done = host.ssh("cat /proc/1/comm; systemctl is-system-running; id -un; hostname")
-        assert done.stdout.split() == ["systemd", "running", host.user, host.machine.name]
+        failed = host.exec("systemctl", "list-units", "--failed", "--plain", "--no-legend")
+        wanted = ["systemd", "running", host.user, host.machine.name]
+        assert done.stdout.split() == wanted, failed
 
 
 def test_h800_has_no_way_in_but_jump(hosts: Hosts) -> None:
