@@ -83,13 +83,11 @@ def _of_the_host(record: Record) -> Iterator[Event]:
         yield Event(at, REVERT, text, release=release)
     elif record.kind == "flag.set":
         weight = _weight(fields, "wanted", "weight")
-        name = fields.get("flag", FLAG)
-        text = f"{name}={fields.get('wanted')}{_share(weight)}{who}"
+        text = f"{_flag(fields, '=', 'wanted')}{_share(weight)}{who}"
         yield Event(at, FLAG_ON if weight else FLAG_OFF, text, release=release, weight=weight)
     elif record.kind == "flag.reverted":
         weight = _weight(fields, "was", "was_weight")  # above 0 where a raise of it failed
-        name = fields.get("flag", FLAG)
-        text = f"{name} put back to {fields.get('was')}{_share(weight)}: {fields.get('reason')}"
+        text = f"{_flag(fields, ' put back to ', 'was')}{_share(weight)}: {fields.get('reason')}"
         yield Event(at, FLAG_BACK, text, release=release, weight=weight)
     elif record.kind == "guard.judged":
         verdict = str(fields.get("verdict"))
@@ -102,6 +100,15 @@ def _weight(fields: Mapping[str, Any], flag: str, name: str) -> int:
     """In percent; a record of an earlier version has none, where the flag is all or nothing."""
     weight = fields.get(name, FULL)
     return weight if fields.get(flag) == LIVE and isinstance(weight, int) else 0
+
+
+def _flag(fields: Mapping[str, Any], does: str, which: str) -> str:
+    """The flag with its value in its own word; a host's earlier records of another one lack it."""
+    name, value = str(fields.get("flag", FLAG)), str(fields.get(which))
+    word = (fields.get("said") or {}).get(value)
+    if name == FLAG or word:
+        return f"{name}{does}{word or value}"
+    return f"{name} {'lets the models decide' if value == LIVE else 'in shadow'}"
 
 
 def _share(weight: int) -> str:

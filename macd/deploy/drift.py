@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from macd.deploy.desired import Desired
@@ -12,6 +12,7 @@ from macd.deploy.state import HostState
 from macd.host import envfile
 from macd.host.flag.flag_file import DROPIN, FLAG, FULL, LIVE, WEIGHT, off
 from macd.host.masking import hidden, masked_lines
+from macd.host.own import BUILT_IN_FLAG, Flag
 
 _CHANGED = " was changed or is missing"
 _OVERRIDES = " overrides "
@@ -112,15 +113,17 @@ def about_stacking(flag: Mapping[str, Any]) -> list[str]:
     if not flag or flag["changing"]:  # a flip or an activation puts it right by itself
         return []
     running, upcoming = flag["running"], flag["next"]
-    name = flag.get("name", FLAG)
+    own = flag_in(flag)
     differences = [
-        f"{place['where']} sets {name}={place['value']}; only .env may" for place in flag["beside"]
+        f"{place['where']} sets {own.name}={own.said(place['value'])}; only {own.place} may"
+        for place in flag["beside"]
     ]
     if flag["unread"]:
         differences.append(f"systemd takes nothing from .env: {flag['unread']}")
     if running not in (None, upcoming):
         differences.append(
-            f"{_source(flag)} says {name}={upcoming}{_count(flag)}, the process {running}"
+            f"{_source(flag)} says {own.name}={own.said(upcoming)}{_count(flag)}, "
+            f"the process {own.said(running)}"
         )
     if LIVE in (running, upcoming):
         differences += _about_weight(flag)
@@ -178,10 +181,18 @@ def about_unknown_weight(flag: Mapping[str, Any], health: Mapping[str, Any]) -> 
     return [f"the live release knows no {WEIGHT}: stacking decides with 100 %"]
 
 
+def flag_in(answer: Mapping[str, Any]) -> Flag:
+    """The flag that an answer of `stacking_state` is about; an earlier version says its name."""
+    if "flag" in answer:
+        return Flag(**answer["flag"])
+    return replace(BUILT_IN_FLAG, name=answer.get("name", FLAG))
+
+
 def _source(flag: Mapping[str, Any]) -> str:
+    if flag["in_file"][-1:] == [flag["next"]]:
+        return ".env"
     places = [place["where"] for place in flag["beside"] if place["value"] == flag["next"]]
-    in_file = flag["in_file"][-1:] or ["0"]
-    return ".env" if in_file[0] == flag["next"] or not places else str(places[-1])
+    return str(places[-1]) if places else flag_in(flag).place
 
 
 def _count(flag: Mapping[str, Any]) -> str:

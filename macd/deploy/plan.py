@@ -12,10 +12,10 @@ from typing import Any
 
 from macd.deploy.candidate import Part, ReleaseCandidate, Unpacked
 from macd.deploy.desired import Desired, serving
-from macd.deploy.drift import Diff, differing, drift
+from macd.deploy.drift import Diff, differing, drift, flag_in
 from macd.deploy.state import HostState
 from macd.host import envfile
-from macd.host.flag.flag_file import FLAG, LIVE
+from macd.host.flag.flag_file import LIVE
 from macd.host.own import titled
 from macd.host.store import runtimes
 from macd.host.store.age import age_of
@@ -245,10 +245,11 @@ def _problems(
         problems.append(Problem(what, "older releases come back by invoke rollback"))
     if candidate.id != current.live:
         problems += _flags_refused(current)
-        name = current.stacking.get("name", FLAG)
+        flag = flag_in(current.stacking)
         problems += [
             Problem(
-                f"it would not start in shadow: {place['where']} sets {name}=1 and wins over .env",
+                f"it would not start in shadow: {place['where']} sets {flag.name}={flag.live} "
+                f"and wins over {flag.place}",
                 "take it out there, on the host",
             )
             for place in current.stacking.get("beside", ())[-1:]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from macd import application
@@ -216,7 +216,14 @@ def ask(
         flags=tool_flags(inventory),
         writes=list(application.of(inventory).writes),
         commands=commands(host, inventory),
+        flag=flag_document(inventory),
     )
+
+
+def flag_document(inventory: Inventory) -> dict[str, str] | None:
+    """The flag of its application, for a host that may not know it yet; None without one."""
+    flag = application.of(inventory).flag
+    return asdict(flag) if flag else None
 
 
 def commands(host: Host, inventory: Inventory) -> list[list[str]]:

@@ -20,6 +20,7 @@ from macd.deploy.drift import (
     about_stacking,
     about_unknown_weight,
     drift,
+    flag_in,
     is_about_units,
     to_what_was_proved,
 )
@@ -30,7 +31,7 @@ from macd.gate import doctor_own, report
 from macd.gate.finding import Finding, short
 from macd.host.alerts.conditions import Alarm, lasting
 from macd.host.alerts.webhook import SENT
-from macd.host.flag.flag_file import DROPIN, FLAG, SHADOW
+from macd.host.flag.flag_file import SHADOW
 from macd.host.judge.gate import FAIL
 from macd.host.judge.parse import step_ms
 from macd.host.store.age import TOO_OLD
@@ -276,7 +277,7 @@ def _flag(case: Case) -> Finding:
     name, said = "flag", case.state.stacking
     if case.application.flag is None:
         return Finding(name, None, "app.flag is left out of the inventory")
-    place = "its drop-in" if case.application.flag.where == DROPIN else ".env"
+    flag = flag_in(said)
     unknown = about_unknown_weight(said, case.state.health)
     wrong = [*about_stacking(said), *unknown]
     if wrong:
@@ -295,14 +296,13 @@ def _flag(case: Case) -> Finding:
     if said.get("changing"):
         return Finding(name, None, "a flip or a deploy is under way; invoke status shows it")
     if said.get("running") is None:
-        upcoming = said.get("next", SHADOW)
-        flag = said.get("name", FLAG)
-        return Finding(name, None, f"{place} says {flag}={upcoming}; no process can be asked")
+        upcoming = flag.said(said.get("next", SHADOW))
+        words = f"{flag.place} says {flag.name}={upcoming}; no process can be asked"
+        return Finding(name, None, words)
     is_weighed = case.state.exposure and case.application.has_weights
     share = f", {case.state.exposure}" if is_weighed else ""
-    return Finding(
-        name, True, f"{said.get('name', FLAG)}={said['next']} in {place} and in the process{share}"
-    )
+    value = f"{flag.name}={flag.said(said['next'])}"
+    return Finding(name, True, f"{value} in {flag.place} and in the process{share}")
 
 
 def _dependency(case: Case) -> Finding:

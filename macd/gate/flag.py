@@ -347,13 +347,17 @@ class Seen:
 
     @property
     def drift(self) -> list[str]:
-        """What is wrong with who decides here; [] while a flip or a deploy is under way."""
-        return about_stacking(self.stacking)
+        """What is wrong with who decides here; [] while a flip or a deploy is under way.
+
+        Where nothing is live, what people run there by hand is their own matter.
+        """
+        return about_stacking(self.stacking) if self.live else []
 
     @property
     def decides(self) -> bool:
-        """Whether stacking decides: by the process, or, where no process answers, by the file."""
-        return (self.stacking.get("running") or self.flag) == LIVE
+        """Whether stacking decides: by the process, or, where none answers, by its next start."""
+        said = self.stacking.get("running") or self.stacking.get("next") or self.flag
+        return said == LIVE
 
     @property
     def state(self) -> str:
@@ -385,6 +389,7 @@ def look(session: Session, host: Host, inventory: Inventory, after: str = "") ->
         unit=f"{host.unit}.service",
         scope=host.scope,
         endpoint=inventory.service.health,
+        flag=state.flag_document(inventory),
     )
     answer = session.call("guard_status", app=host.app_dir, after=after, scope=host.scope)
     reports = [(str(entry["name"]), entry["report"]) for entry in answer["reports"]]

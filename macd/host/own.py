@@ -46,6 +46,15 @@ class Flag:
     shadow: str
     where: str
 
+    @property
+    def place(self) -> str:
+        """Where it is set, for people."""
+        return "the drop-in" if self.where == "dropin" else ".env"
+
+    def said(self, value: str) -> str:
+        """A value in the flag's own word. value: 1 and 0 mean live and shadow."""
+        return {BUILT_IN_FLAG.live: self.live, BUILT_IN_FLAG.shadow: self.shadow}.get(value, value)
+
 
 BUILT_IN_FLAG = Flag("ML_ENABLE_STACKING", "1", "0", "")
 

@@ -126,6 +126,9 @@ def test_it_is_said_what_changes_and_nobody_adopts_unasked(theirs: ByHand) -> No
     refused = theirs.made.invoke("provision", "--yes", code=6)
     assert "nobody agreed to adopt it" in refused
     assert "invoke provision --adopt" in refused
+    watched = theirs.made.invoke("monitor", "--once")
+    assert "stacking is in shadow, nothing is live" in watched
+    assert "only" not in watched, "the drop-in is theirs"
     assert theirs.seen() == before
     assert not (theirs.app / "state").exists()
 

@@ -53,12 +53,13 @@ def deploy_facts(
     flags: Sequence[str] = (),
     writes: Sequence[str] = (),
     commands: Sequence[Sequence[str]] = (),
+    flag: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything a plan needs, in one answer; changes nothing and needs no lock.
 
     `endpoint` may be "unix": the answer says where that is on this host. `flags` are the keys of
     .env that the tool sets. `writes` are the directories that an own application is to write,
-    `commands` the words of what its units run.
+    `commands` the words of what its units run. `flag` is that of the application to be served.
     """
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
@@ -100,7 +101,9 @@ def deploy_facts(
         "flag_change": _flag_change_public(layout),
         "lock": _lock(layout),
         "process": vars(process),
-        "stacking": guard_config.stacking_state(layout, supervisor, unit, process, endpoint),
+        "stacking": guard_config.stacking_state(
+            layout, supervisor, unit, process, endpoint, flag_file.from_document(flag)
+        ),
         "alerts": look.status(layout, supervisor, unit),
         # With a socket but no release, asking would only make systemd try to start nothing.
         "health": _health(layout, service, supervisor, unit, endpoint, live)

@@ -38,7 +38,6 @@ from macd.host.flag.flag_file import (
     Change,
     FlagLog,
     Record,
-    Switch,
     first_weight,
     interrupted,
     refuse_unreadable,
@@ -395,8 +394,8 @@ def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
         log.forget()
         flag = switch.flag
         raise HostError(
-            "stacking still decides: something beside .env sets it",
-            why=f"{beside[0]} sets {flag.name}={flag.live} and wins over .env, "
+            f"stacking still decides: something beside {flag.place} sets it",
+            why=f"{beside[0]} sets {flag.name}={flag.live} and wins over {flag.place}, "
             f"which says {flag.shadow} now",
             live=f"{change.release} with stacking",
             hint="take it out there, then: invoke disable-stacking",
@@ -412,7 +411,7 @@ def _refuse_live(layout: Layout, change: Change, wrong: str) -> None:
             "stacking still decides: the service was not started again",
             why=wrong,
             live=f"{change.release} with stacking; "
-            f"{_place(switch)} says {switch.flag.name}={switch.flag.shadow}",
+            f"{switch.flag.place} says {switch.flag.name}={switch.flag.shadow}",
             hint="invoke disable-stacking tries it again",
         )
 
@@ -520,10 +519,6 @@ def _prover(layout: Layout, change: Change) -> Prover:
     return prover_of(layout, service, Supervisor(change.scope), change.unit, change.endpoint)
 
 
-def _place(switch: Switch) -> str:
-    return "the drop-in" if switch.flag.where == flag_file.DROPIN else ".env"
-
-
 def _manifest(layout: Layout, change: Change, value: str) -> str:
     """The live manifest's hash. For shadow "" where it can't be read: then nothing is healthy."""
     try:
@@ -543,9 +538,12 @@ def _fields(change: Change) -> dict[str, object]:
     names = ("wanted", "was", "release", "who", "report")
     weights = {"weight": change.weight if change.wanted == LIVE else 0}
     weights["was_weight"] = change.was_weight
-    flag = change.flag["name"] if change.flag else FLAG
-    weighed = {"weighed": False} if change.flag else {}  # its weight of 100 says nothing
-    return {"flag": flag, **{name: getattr(change, name) for name in names}, **weights, **weighed}
+    flag = flag_file.from_document(change.flag) or flag_file.BUILT_IN
+    own: dict[str, object] = {"flag": flag.name}
+    if change.flag:
+        own["said"] = {value: flag.said(value) for value in (change.wanted, change.was)}
+        own["weighed"] = False  # its weight of 100 says nothing
+    return {**own, **{name: getattr(change, name) for name in names}, **weights}
 
 
 def _answer(

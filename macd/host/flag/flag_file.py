@@ -41,12 +41,21 @@ PENDING = "pending-flag.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def flag_of(layout: Layout) -> Flag | None:
+def from_document(document: Mapping[str, str] | None) -> Flag | None:
+    """A flag as `asdict` made it."""
+    return Flag(**document) if document else None
+
+
+def flag_of(layout: Layout, expected: Flag | None = BUILT_IN) -> Flag | None:
     """The flag of what is live here; None for an application of the team's own that has none.
+
+    expected: of what is to serve, where nothing was ever deployed here.
 
     Raises:
         HostError: nobody can tell which it is.
     """
+    if not os.path.exists(layout.service_settings) and live_release(layout) is None:
+        return expected
     try:
         return own.read(layout).flag
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -371,20 +371,33 @@ def _beside(watch: dict[str, Any]) -> list[str]:
     return sorted({ours, *directories})
 
 
-def stacking(app: str, unit: str, scope: str, endpoint: str) -> dict[str, Any]:
-    """`stacking_state`, asked by a client; `endpoint` may be "unix"."""
+def stacking(
+    app: str, unit: str, scope: str, endpoint: str, flag: dict[str, str] | None
+) -> dict[str, Any]:
+    """`stacking_state`, asked by a client; `endpoint` may be "unix".
+
+    flag: of the application that is to serve here, as the inventory has it.
+    """
     layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
     process = supervisor.show(unit)
-    return stacking_state(layout, supervisor, unit, process, layout.endpoint(endpoint, scope))
+    expected = flag_file.from_document(flag)
+    place = layout.endpoint(endpoint, scope)
+    return stacking_state(layout, supervisor, unit, process, place, expected)
 
 
 def stacking_state(
-    layout: Layout, supervisor: Supervisor, unit: str, process: Process, endpoint: str
+    layout: Layout,
+    supervisor: Supervisor,
+    unit: str,
+    process: Process,
+    endpoint: str,
+    expected: Flag | None = flag_file.BUILT_IN,
 ) -> dict[str, Any]:
     """The flag in .env, beside it, at the next start and in the process; and its guard.
 
-    {} for an application of the team's own that has no flag; of another one's name and values only
-    the name is said, as 1 and 0 mean live and shadow.
+    {} for an application of the team's own that has no flag. Of any other, values are 1 and 0, for
+    live and shadow; `flag` says its name, its own two words and where it is set. expected: the flag
+    of what is to serve, where nothing was ever deployed here.
 
     Answers in_file (each value that .env gives it), unread (why systemd takes nothing from .env),
     passed_over (lines of .env that set nothing), beside (what else sets it: {"where", "value"}),
@@ -399,7 +412,7 @@ def stacking_state(
     """
     flag = None
     with contextlib.suppress(HostError):  # a service.json that nobody understands is drift itself
-        flag = flag_file.flag_of(layout)
+        flag = flag_file.flag_of(layout, expected)
     if flag is None:
         return {}
     unread, passed_over = "", []
@@ -434,6 +447,7 @@ def stacking_state(
     return {
         **said(FLAG),
         "name": flag.name,
+        "flag": asdict(flag),
         "unread": unread,
         "passed_over": passed_over,
         "next": flag_file.shown(upcoming.get(FLAG, SHADOW)),

@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from macd.dashboard import events
 from macd.dashboard.events import Event, Period
 from macd.host import record
@@ -105,6 +107,25 @@ def test_a_raise_that_failed_ends_no_period_of_stacking(tmp_path: Path) -> None:
     assert [(p.start, p.end) for p in events.stacking_periods(found)] == [(at(1), at(3))]
     assert found[0].text == "ML_ENABLE_STACKING=1 at 25 % by ana"
     assert found[1].text == "ML_ENABLE_STACKING put back to 1 at 25 %: golden"
+
+
+@pytest.mark.parametrize(
+    ("said", "texts"),
+    [
+        (
+            {"said": {"1": "on", "0": "off"}},
+            ["USE_STACK=on by ana", "USE_STACK put back to off: x"],
+        ),
+        ({}, ["USE_STACK lets the models decide by ana", "USE_STACK in shadow: x"]),  # earlier ones
+    ],
+)
+def test_a_flag_of_ones_own_has_words_of_its_own(
+    tmp_path: Path, said: dict[str, Any], texts: list[str]
+) -> None:
+    fields = {**flag("1"), "flag": "USE_STACK", "weighed": False, **said}
+    rows = ((1, "flag.set", fields), (2, "flag.reverted", {**fields, "reason": "x"}))
+    found = events.events("prod", "prod", (), own(tmp_path / "journal.jsonl", *rows), ())
+    assert [event.text for event in found] == texts
 
 
 def test_what_each_journal_tells(tmp_path: Path) -> None:

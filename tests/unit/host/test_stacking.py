@@ -14,6 +14,7 @@ from macd.host import record
 from macd.host.flag.flag_file import beside
 from macd.host.flag.guard_config import guard_of, stacking_state
 from macd.host.layout import Layout
+from macd.host.own import Flag
 from macd.host.systemd.supervisor import Process, Supervisor
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC).timestamp()
@@ -182,6 +183,30 @@ def said(**weight: Any) -> dict[str, Any]:
 def test_what_is_wrong_with_a_weight_is_said(weight: dict[str, Any], expected: list[str]) -> None:
     assert about_stacking(said(**weight)) == expected
     assert about_stacking({**said(), "next": "0", "running": "0"}) == []
+
+
+THEIRS = Flag("USE_STACK", "on", "off", "dropin")
+
+
+def test_a_flag_of_ones_own_is_told_in_its_own_words_and_place(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """Before the first deploy the host learns from the inventory which flag it is."""
+    systemd = Systemd("system")
+    object.__setattr__(systemd, "said", "Environment=ML_ENABLE_STACKING=1 USE_STACK=on\n")
+    told = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", THEIRS)
+    assert (told["flag"]["name"], told["next"], told["beside"]) == ("USE_STACK", "1", [])
+    assert stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", None) == {}
+    (tmp_path / "x1.env").write_text("USE_STACK=on\n")
+    object.__setattr__(systemd, "said", f"EnvironmentFiles={tmp_path}/x1.env\n")
+    told = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", THEIRS)
+    told |= {"running": "0", "guard": "watches"}
+    assert about_stacking(told)[:2] == [
+        f"{tmp_path}/x1.env sets USE_STACK=on; only the drop-in may",
+        f"{tmp_path}/x1.env says USE_STACK=on, the process off",
+    ]
+    told |= {"beside": [], "next": "0", "running": "1"}
+    assert about_stacking(told)[0] == "the drop-in says USE_STACK=off, the process on"
 
 
 @pytest.mark.parametrize(
