@@ -17,24 +17,34 @@ from macd.lab.state import HOSTS, USERS
 
 SIGNER = "lab@macd"
 _NO_SYSTEMD = "System has not been booted with systemd as init system (PID 1). Can't operate."
-# The services' output is kept in a file each; --lines and the unit are all that is understood.
-_JOURNALCTL = """\
-lines=10
+# The services' output is kept in a file each; what the host half asks of it is all that is
+# understood. systemctl (macd/lab/systemctl.py) writes there when a life of a unit begins.
+_JOURNALCTL = r"""lines=10
 for word in "$@"; do
   case "$word" in
     --lines=*) lines=${word#--lines=} ;;
-    _SYSTEMD_USER_UNIT=*) unit=${word#*=} ;;
+    --output=json) json=yes ;;
+    --user-unit=*|_SYSTEMD_USER_UNIT=*) unit=${word#*=} ;;
     _SYSTEMD_INVOCATION_ID=*) life=${word#*=} ;;
     -*) ;;
     *) unit=$word ;;
   esac
 done
 cd "$HOME/.config/log/journal" || exit
-# systemctl writes where a life of a unit begins (macd/lab/systemctl.py)
 if [ "$life" ]; then
   exec awk -v life="$life" '/^-- invocation /{on = $3 == life; next} on' ./*.log
 fi
-grep -v '^-- invocation ' "${unit:?which unit}.log" | tail -n "$lines\""""
+file="${unit:?which unit}.log"
+if [ "$json" ]; then
+  sed 's/[\\"]/\\&/g' "$file" | awk '
+    /^-- invocation /{life = $3; since = $4; next}
+    {printf "{\"_SYSTEMD_INVOCATION_ID\": \"%s\", ", life}
+    {printf "\"_SOURCE_REALTIME_TIMESTAMP\": \"%s\", ", since}
+    {printf "\"MESSAGE\": \"%s\"}\n", $0}'
+else
+  grep -v '^-- invocation ' "$file"
+fi | tail -n "$lines"
+"""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ class LabSystemctl(systemctl3.Systemctl):
             os.environ["INVOCATION_ID"] = invocation  # what is started inherits it
             self.set_status_from(conf, "InvocationID", invocation)
             with self._journal_of(conf).open("a") as file:
-                file.write(f"{_LIFE}{invocation}\n")  # for journalctl: see paths.py
+                # For journalctl: see paths.py.
+                file.write(f"{_LIFE}{invocation} {time.time_ns() // 1000}\n")
             self.set_status_from(conf, "NRestarts", str(self.restarts))
             moment = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime())
             self.set_status_from(conf, "ExecMainStartTimestamp", moment)
@@ -117,7 +118,7 @@ class LabSystemctl(systemctl3.Systemctl):
     def _end_leftovers(self, conf: systemctl3.SystemctlConf) -> None:
         """What the unit's last life forked away. systemd ends it by its control group."""
         lines = self._journal_of(conf).read_text(errors="replace").splitlines()
-        lives = [line.removeprefix(_LIFE) for line in lines if line.startswith(_LIFE)]
+        lives = [line.removeprefix(_LIFE).split(" ")[0] for line in lines if line.startswith(_LIFE)]
         mark = f"\0INVOCATION_ID={lives[-1]}\0".encode() if lives else b""
         for path in Path("/proc").glob("[0-9]*/environ") if lives else ():
             with contextlib.suppress(OSError):

@@ -209,12 +209,27 @@ def test_a_detached_service_is_stopped_with_the_lab_and_an_enabled_one_is_back_a
         lab_room.down(tmp_path)
 
 
-def test_the_last_words_of_a_service_can_be_asked_for(lab: LabState, write_unit: Write) -> None:
-    write_unit("talker", 'ExecStart=/bin/sh -c "echo first; echo the last words >&2; exit 3"')
+def test_the_last_words_of_each_life_of_a_service(lab: LabState, write_unit: Write) -> None:
+    """A life that says nothing has no last words, whatever the one before it said."""
+    home = lab.hosts["prod"].home
+    (home / "says.sh").write_text("printf 'first\\n\\tthe \"last\" w\\\\rds\\n'; exit 3\n")
+    write_unit("talker", "ExecStart=/bin/sh %h/says.sh")
+
+    def said(life: str) -> str:
+        asked = "import sys; from macd.host.systemd.supervisor import Supervisor as S; "
+        asked += "print(repr(S('user').last_line('talker.service', "
+        asked += "lambda life, at: life in sys.argv[1:] and at > 1.7e9)))"
+        words = f"python3 -c {shlex.quote(asked)} {life}"
+        return text(lab.ssh_config, "prod", f"cd {shlex.quote(str(project_root()))} && {words}")
+
     systemctl(lab, "start talker")
-    asked = (
-        "from macd.host.systemd.supervisor import Supervisor; "
-        "print(Supervisor('user').last_line('talker.service'))"
-    )
-    command = f"cd {shlex.quote(str(project_root()))} && python3 -c {shlex.quote(asked)}"
-    eventually(lambda: text(lab.ssh_config, "prod", command).strip() == "the last words", every=0.4)
+    first = show(lab, "talker")["InvocationID"]
+    wanted = """'the "last" w\\\\rds'"""
+    eventually(lambda: said(first).strip() == wanted, every=0.4)
+    (home / "says.sh").write_text("exec sleep 600\n")
+    systemctl(lab, "restart talker")
+    second = show(lab, "talker")["InvocationID"]
+    assert first != second
+    assert said(second).strip() == "''"
+    assert said(f"{first} {second}").strip() == wanted
+    assert said("").strip() == "''"

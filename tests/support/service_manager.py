@@ -33,14 +33,18 @@ echo "$$ $*" >{top}/run/ask
 rm "$answer"
 exit "$code"
 """
-JOURNAL = """#!/bin/sh
+JOURNAL = r"""#!/bin/sh
 for word in "$@"; do
   case "$word" in
     _SYSTEMD_INVOCATION_ID=*) exec cat {top}/run/journal/*."${{word#*=}}" ;;
-    _SYSTEMD_USER_UNIT=*) exec cat $(ls -tr {top}/run/journal/"${{word#*=}}".*) ;;
+    --user-unit=*|_SYSTEMD_USER_UNIT=*) unit=${{word#*=}} ;;
   esac
 done
-exit 1
+for file in $(ls -tr {top}/run/journal/"${{unit:?}}".*); do
+  life='"_SYSTEMD_INVOCATION_ID": "'${{file##*.}}'"'
+  life="$life, \"_SOURCE_REALTIME_TIMESTAMP\": \"$(date -r "$file" +%s%6N)\""
+  sed 's/[\\"]/\\&/g; s/.*/{{'"$life"', "MESSAGE": "&"}}/' "$file"
+done
 """
 _BURST = 5
 _MAIN = "macd-analysis.service"

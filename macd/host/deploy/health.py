@@ -244,14 +244,17 @@ class Prover:
         for _ in range(_TRIES):
             now = self.supervisor.show(self.unit)
             if not now.is_same_life(process) or now.restarts != process.restarts:
-                said = self.supervisor.last_line(self.unit)
-                said = f"; its last words: {said}" if said else ""
+                said = self._last_words_of(process.invocation, now.invocation)
                 raise UnhealthyError(f"it did not stay up: {now.result or now.active}{said}")
             wrong, _ = self.asked(release, manifest_sha256, now)
             if not wrong:
                 return
             time.sleep(POLL_S)
         raise UnhealthyError(f"it did not stay healthy: {wrong}")
+
+    def _last_words_of(self, *lives: str) -> str:
+        said = self.supervisor.last_line(self.unit, lambda life, _: life in lives)
+        return f"; its last words: {said}" if said else ""
 
     def restart(
         self,
@@ -307,6 +310,7 @@ class Restart:
         self._manifest_sha256 = manifest_sha256
         self._runs_as_asked = runs_as_asked
         self._before = prover.supervisor.show(prover.unit)
+        self._began = time.time()
         self._restarting = prover.supervisor.restart(prover.unit, sockets)
         self._refusals = self._ends = 0
         self.process: Process | None = None
@@ -350,10 +354,14 @@ class Restart:
         reason = f"not healthy within {seconds:g} s: {wrong}"
         return UnhealthyError(reason, process=self.process, wrong=wrong)
 
+    def _is_new(self, life: str, at: float) -> bool:
+        """Whether a line is of what this restart started."""
+        return life != self._before.invocation and at >= self._began
+
     def _last_words(self) -> str:
-        lines = self._prover.supervisor.log(self._prover.unit, 20)
+        lines = self._prover.supervisor.log(self._prover.unit, 20, self._is_new)
         step, words = starting.refused_step(lines)
         if step and (remedy := starting.remedy(step, words)):
             return f"systemd says: {words}; do: {remedy}"
-        said = self._prover.supervisor.last_line(self._prover.unit)
+        said = self._prover.supervisor.last_line(self._prover.unit, self._is_new)
         return f"its last words: {said}" if said else ""

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,9 @@ _DROPINS = {
     ),
 }
 _MOST_BYTES = 1 << 16  # of a drop-in
+# Whether a line counts: of which life (invocation) of a unit, and when it was written (epoch
+# seconds). The life is "" where journald did not know it: its process was gone by then.
+Counts = Callable[[str, float], bool]
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,22 @@ class Supervisor:
                     variables.update({key: setting for key, _, setting in pairs})
         return variables, files
 
-    def last_line(self, unit: str) -> str:
-        """The last line of the unit's own processes, at most 300 characters; "" if unknown."""
-        which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
-        lines = [line.strip() for line in _journal(f"{which}={unit}", 20) if line.strip()]
-        return untrusted.line(lines[-1], 300) if lines else ""
+    def last_line(self, unit: str, counts: Counts) -> str:
+        """The last line of the unit's own processes that `counts`.
 
-    def log(self, unit: str, lines: int) -> list[str]:
-        """The newest lines about the unit, systemd's own too; none where they are not known."""
-        return _journal(f"--{'user-' if self.scope == 'user' else ''}unit={unit}", lines)
+        At most 300 characters; "" where there is none, or nobody knows.
+        """
+        which = "_SYSTEMD_USER_UNIT" if self.scope == "user" else "_SYSTEMD_UNIT"
+        lines = [line.strip() for line in _counted(f"{which}={unit}", 20, counts)]
+        return untrusted.line(next(filter(None, reversed(lines)), ""), 300)
+
+    def log(self, unit: str, lines: int, counts: Counts | None = None) -> list[str]:
+        """The newest lines about the unit, systemd's own too; none where they are not known.
+
+        counts: of these lines only those that it lets through.
+        """
+        which = f"--{'user-' if self.scope == 'user' else ''}unit={unit}"
+        return _journal(which, lines) if counts is None else _counted(which, lines, counts)
 
     def has_said(self, invocation: str, pattern: str) -> bool:
         """Whether a line of one life of a unit matches; its oldest lines are read first."""
@@ -332,14 +342,35 @@ def _number(text: str) -> int:
 
 
 def _message(line: str) -> tuple[float | None, str, str]:
+    entry = _entry(line)
+    at, said, cursor = (
+        entry.get(name, "") for name in ("__REALTIME_TIMESTAMP", "MESSAGE", "__CURSOR")
+    )
+    return int(at) / 1e6 if at else None, untrusted.line(said), untrusted.line(cursor)
+
+
+def _entry(line: str) -> dict[str, str]:
+    """One line of `--output=json`; what is no such line is itself what was said."""
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        entry = json.loads(line)
-        said = entry["MESSAGE"]
-        if isinstance(said, list):  # bytes that are no text
-            said = bytes(said).decode("utf-8", "replace")
-        at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-        return at, untrusted.line(said), untrusted.line(entry["__CURSOR"])
-    return None, untrusted.line(line), ""
+        entry = json.loads(line, strict=False)
+        if isinstance(entry["MESSAGE"], list):  # bytes that are no text
+            entry["MESSAGE"] = bytes(entry["MESSAGE"]).decode("utf-8", "replace")
+        return {name: said for name, said in entry.items() if isinstance(said, str)}
+    return {"MESSAGE": line}
+
+
+def _counted(which: str, lines: int, counts: Counts) -> list[str]:
+    """The newest lines, but for those that don't count."""
+    entries = map(_entry, _journal(which, lines, "--output=json"))
+    return [entry.get("MESSAGE", "") for entry in entries if counts(*_life(entry))]
+
+
+def _life(entry: dict[str, str]) -> tuple[str, float]:
+    """Which life a line is about, and when it was written; systemd's own lines name it too."""
+    lives = ("INVOCATION_ID", "USER_INVOCATION_ID", "_SYSTEMD_INVOCATION_ID")
+    times = ("_SOURCE_REALTIME_TIMESTAMP", "__REALTIME_TIMESTAMP")
+    life = next((entry[name] for name in lives if name in entry), "")
+    return life, next((int(entry[name]) / 1e6 for name in times if name in entry), 0.0)
 
 
 def _journal(which: str, lines: int, output: str = "--output=cat", *more: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,28 @@ def test_drop_ins_of_every_place_are_told_with_what_they_set_and_no_value(
             {"path": paths[1], "sets": []},
         ]
     }
+
+
+def test_of_each_line_its_life_and_time_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """journald does not know the life of a process that was gone when it read its line."""
+    entries = [
+        {"MESSAGE": "old", "_SYSTEMD_INVOCATION_ID": "a", "__REALTIME_TIMESTAMP": "1500000"},
+        {"MESSAGE": "gone too soon", "__REALTIME_TIMESTAMP": "2000000"},
+        {"MESSAGE": [98, 121, 255], "_SYSTEMD_INVOCATION_ID": "b"},
+        {"MESSAGE": "Failed with result", "INVOCATION_ID": "b", "_SYSTEMD_INVOCATION_ID": "pid1"},
+    ]
+    program, printed = tmp_path / "journalctl", tmp_path / "printed"
+    printed.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    program.write_text(f"#!/bin/sh\ncat {printed}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    systemd, seen = Supervisor("system"), []
+    assert systemd.log("x.service", 20, lambda *line: not seen.append(line)) == [
+        *("old", "gone too soon", "by\N{REPLACEMENT CHARACTER}", "Failed with result")
+    ]
+    assert seen == [("a", 1.5), ("", 2.0), ("b", 0.0), ("b", 0.0)]
+    assert systemd.last_line("x.service", lambda life, _: life == "a") == "old"
+    assert systemd.last_line("x.service", lambda life, at: not life and at >= 2) == "gone too soon"
+    assert systemd.last_line("x.service", lambda life, at: not life and at > 2) == ""
