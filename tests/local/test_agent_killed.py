@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from tests.local.test_client_killed import host_of
+from tests.local.test_client_killed import host_of, own_host_of
 from tests.support.kills.agent_kills import EVERY, Point, sweep
 from tests.support.lab_project import Project
 from tests.support.sweeps import at_points
@@ -21,8 +21,7 @@ from tests.support.sweeps import at_points
 pytestmark = pytest.mark.timeout(1200)
 
 
-def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.count[int]]:
-    bench = host_of(lab, root, name)
+def ready(bench: Project) -> tuple[Project, itertools.count[int]]:
     serials = itertools.count(1)
     bench.release(next(serials))
     bench.invoke("deploy", "--yes")
@@ -31,7 +30,18 @@ def ready(lab: LabState, root: Path, name: str) -> tuple[Project, itertools.coun
 
 @at_points([("stage", "taken"), ("activate", "done"), ("confirm", "done")], EVERY)
 def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-next-{len(points)}")
+    deploys(host_of(lab, tmp_path / "p", f"agent-next-{len(points)}"), points)
+
+
+@at_points([("stage", "done"), ("activate", "taken")], EVERY)
+def test_deploys_of_an_own_application(
+    lab: LabState, tmp_path: Path, points: Sequence[Point]
+) -> None:
+    deploys(own_host_of(lab, tmp_path / "p", f"agent-own-{len(points)}"), points)
+
+
+def deploys(bench: Project, points: Sequence[Point]) -> None:
+    bench, serials = ready(bench)
 
     def trial() -> tuple[Sequence[str], str | None, str]:
         return ("deploy", "--yes"), bench.live, bench.release(next(serials))
@@ -46,7 +56,7 @@ def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None
 
 @at_points([("lock", "done"), ("activate", "taken"), ("confirm", "taken")], EVERY)
 def test_rollbacks(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None:
-    bench, serials = ready(lab, tmp_path / "p", f"agent-back-{len(points)}")
+    bench, serials = ready(host_of(lab, tmp_path / "p", f"agent-back-{len(points)}"))
     goes_back_to: list[str] = []
 
     def deploy() -> None:

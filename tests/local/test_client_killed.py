@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
+from tests.support import their_app
 from tests.support.kills.kill_cases import KillCases, client_killed_at, short_wait
 from tests.support.lab_project import Project, project
 from tests.support.sweeps import at_points
@@ -27,7 +28,15 @@ TIMES = (
 
 def host_of(lab: LabState, root: Path, name: str) -> Project:
     """A provisioned host with a short soak; who kills what confirms says so by `short_wait`."""
-    made = project(lab, root, name)
+    return hasty(project(lab, root, name))
+
+
+def own_host_of(lab: LabState, root: Path, name: str) -> Project:
+    """The same of an application of a team's own."""
+    return hasty(their_app.project(lab, root, name, **their_app.alone(name)))
+
+
+def hasty(made: Project) -> Project:
     path = made.root / "inventory" / "lab.yml"
     text = path.read_text()
     for old, new in TIMES:
@@ -41,6 +50,11 @@ def host_of(lab: LabState, root: Path, name: str) -> Project:
 @pytest.fixture(scope="module")
 def host(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
     return host_of(lab, tmp_path_factory.mktemp("killed") / "p", "killed")
+
+
+@pytest.fixture(scope="module")
+def own_host(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return own_host_of(lab, tmp_path_factory.mktemp("killed") / "own", "killed-own")
 
 
 def next_release(bench: Project) -> str:
@@ -77,7 +91,17 @@ def test_the_first_deploy(
 
 @at_points(["recover", "activate", "confirm"], EVERY)
 def test_an_incremental_deploy(host: Project, points: Sequence[int | str]) -> None:
-    bench = host
+    incremental(host, points)
+
+
+@at_points(["activate", "confirm"], EVERY)
+def test_an_incremental_deploy_of_an_own_application(
+    own_host: Project, points: Sequence[int | str]
+) -> None:
+    incremental(own_host, points)
+
+
+def incremental(bench: Project, points: Sequence[int | str]) -> None:
     deployed(bench)
     trials = KillCases()
     for at in points:

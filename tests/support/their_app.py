@@ -116,6 +116,16 @@ def _reserve(port: int) -> bool:
     return True
 
 
+def alone(name: str) -> dict[str, Any]:
+    """Changes for `project`: ports and words of its own, for others of it run beside."""
+    ports = free_ports.__wrapped__()
+    return {
+        "serve__command": f"python3 live_runner.py --phase paper --symbol {name}",
+        "serve__ready": {"http": f"http://127.0.0.1:{ports.health}/health"},
+        "serve__env": {"HEALTH_PORT": str(ports.health), "WEB_PORT": str(ports.web)},
+    }
+
+
 def app_section(ports: Ports, **change: Any) -> dict[str, Any]:
     """The `app:` of an inventory; `change` as serve__requirements="requirements.txt".
 
@@ -179,10 +189,18 @@ def app_section(ports: Ports, **change: Any) -> dict[str, Any]:
     return section
 
 
+@dataclass(frozen=True)
+class Project(lab_project.Project):
+    """A project of it on the lab."""
+
+    def release(self, serial: int, variant: str = "", **more: Any) -> str:  # type: ignore[override]
+        return release(self.inventory, serial, variant, **more)
+
+
 WEB = {"web": {"command": "python3 web.py", "ready": {"log": "listening on"}}}
 
 
-def project(lab: LabState, root: Path, name: str, **change: Any) -> lab_project.Project:
+def project(lab: LabState, root: Path, name: str, **change: Any) -> Project:
     """A project on the lab whose hosts run it; its repository is root/their, without models.
 
     name: of the application's directory and unit on the hosts. change: see `app_section`.
@@ -199,7 +217,7 @@ def project(lab: LabState, root: Path, name: str, **change: Any) -> lab_project.
     document["soak"] = {"ready_s": 60, "soak_s": 1, "confirm_s": 30}
     document["service"] = {"socket": False, "watchdog_s": 0}
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return lab_project.Project(root, made.lab, load("lab", root=root))
+    return Project(root, made.lab, load("lab", root=root))
 
 
 @dataclass(frozen=True)
