@@ -13,7 +13,7 @@ Questions about training settings and bars are answered in this process: they lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _LIMITS = Limits(cpu_s=600, timeout_s=900)
 # torch's build for CUDA maps much memory, and torch writes to a temporary file.
 _TORCH_LIMITS = Limits(memory_bytes=64 << 30, cpu_s=900, timeout_s=1200, file_bytes=1 << 30)
+_TWO = 2  # child processes of a check: the models, and torch beside them
 _FOLDER_LIMITS = Limits(cpu_s=3600, timeout_s=7200)  # each model in it has limits of its own
 
 
@@ -217,14 +218,18 @@ def check_release(
     symbol: what the service is to watch; "" asks nothing about that. symbols: of a release of
     several all of them; each is checked by itself.
     """
-    if symbols:
-        trees = {name: FILES.of_symbol(top, name) for name in symbols}
-        return of_several(
-            {name: check_release(tree, tf=tf, lock=lock) for name, tree in trees.items()}
-        )
-    question = {"top": str(top.absolute()), "tf": tf, "lock": dict(lock), "symbol": symbol}
-    with _comparing({"top": str(top.absolute()), "tf": tf}) as compared:
-        return [*_items(_ask("check", question)), *compared()]
+    trees = {name: FILES.of_symbol(top, name) for name in symbols} or {symbol: top}
+
+    def question(name: str, tree: Path) -> dict[str, Any]:
+        watched = "" if symbols else name
+        return {"top": str(tree.absolute()), "tf": tf, "lock": dict(lock), "symbol": watched}
+
+    begun = [
+        _checking("check", question(*each), {"top": str(each[1].absolute()), "tf": tf})
+        for each in trees.items()
+    ]
+    found = dict(zip(trees, childprocess.answers(begun, _TWO), strict=True))
+    return of_several(found) if symbols else found[symbol]
 
 
 def check_run(run: Path, data_dir: Path) -> list[Item]:
@@ -232,12 +237,13 @@ def check_run(run: Path, data_dir: Path) -> list[Item]:
 
     Raises MacdError when its settings or those bars can't be read.
     """
-    if symbols := symbols_in(run):
-        trees = {name: FILES.of_symbol(run, name) for name in symbols}
-        return of_several({name: check_run(tree, data_dir) for name, tree in trees.items()})
-    question = {"run": str(run.absolute()), "data": str(data_dir.absolute())}
-    with _comparing({**question, "top": question["run"]}) as compared:
-        return [*_items(_ask("check-run", question)), *compared()]
+    symbols = symbols_in(run)
+    begun = []
+    for tree in [FILES.of_symbol(run, name) for name in symbols] or [run]:
+        question = {"run": str(tree.absolute()), "data": str(data_dir.absolute())}
+        begun.append(_checking("check-run", question, {**question, "top": question["run"]}))
+    found = childprocess.answers(begun, _TWO)
+    return of_several(dict(zip(symbols, found, strict=True))) if symbols else found[0]
 
 
 def check_folder(top: Path) -> list[Item]:
@@ -280,10 +286,14 @@ def _not_here(name: str, why: str) -> Item:
     return Item(name, True, why, done=False)
 
 
-def prove(top: Path, *, run: Path, data_dir: Path, digest: str, lock: Mapping[str, str]) -> Proof:
-    """Run the models that lie in `top` on the run's own bars, and check them.
+@contextmanager
+def proving(
+    top: Path, *, run: Path, data_dir: Path, digest: str, lock: Mapping[str, str]
+) -> Iterator[Callable[[], Proof]]:
+    """Run the models that lie in `top` on the run's own bars, and check them, while others are.
 
-    Raises MacdError when the bars are others than the run's, or no model runs on them.
+    What is called waits for the proof. Raises MacdError when the bars are others than the run's, or
+    no model runs on them.
     """
     question = {
         "top": str(top.absolute()),
@@ -292,10 +302,19 @@ def prove(top: Path, *, run: Path, data_dir: Path, digest: str, lock: Mapping[st
         "digest": digest,
         "lock": dict(lock),
     }
-    with _comparing({name: question[name] for name in ("top", "run", "data")}) as compared:
-        answer = _ask("prove", question)
-        items = [*_items(answer), *compared()]
-    return Proof(answer["golden"], answer["features_schema"], items)
+    files = {name: question[name] for name in ("top", "run", "data")}
+    with _comparing(files) as compared, _asked("prove", question) as answer:
+
+        def proof() -> Proof:
+            said = answer()
+            return Proof(said["golden"], said["features_schema"], [*_items(said), *compared()])
+
+        yield proof
+
+
+def prove(begun: Sequence[AbstractContextManager[Callable[[], Proof]]]) -> list[Proof]:
+    """The proofs of `proving`, of as many side by side as there are cores for."""
+    return childprocess.answers(begun, _TWO)
 
 
 def compare_runs(champion: Path, challenger: Path) -> dict[str, Any]:
@@ -333,19 +352,40 @@ def _comparing(question: Mapping[str, Any]) -> Iterator[Callable[[], list[Item]]
         yield compared
 
 
+@contextmanager
+def _checking(
+    command: str, question: Mapping[str, Any], compared_with: Mapping[str, Any]
+) -> Iterator[Callable[[], list[Item]]]:
+    """One check of models and the comparison of ONNX with torch beside it."""
+    with _comparing(compared_with) as compared, _asked(command, question) as answer:
+        yield lambda: [*_items(answer()), *compared()]
+
+
 def _ask(command: str, question: Mapping[str, Any], limits: Limits = _LIMITS) -> dict[str, Any]:
-    """The answer of one of the application's checks. Raises MacdError."""
-    try:
-        answer = childprocess.ask(f"{BUILTIN.check} {command}", question, limits)
-    except EndedError as error:
-        raise MacdError(
-            "the models can't be checked",
-            why=f"python -m {BUILTIN.check} {command}: {error}",
-            live="nothing was changed",
-            hint="a damaged model file can do that: invoke health --dir names it; "
-            "make setup installs what it needs",
-        ) from error
-    return unless_failed(answer)
+    with _asked(command, question, limits) as answer:
+        return answer()
+
+
+@contextmanager
+def _asked(
+    command: str, question: Mapping[str, Any], limits: Limits = _LIMITS
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """One of the application's checks at work. What is called waits for it; it raises MacdError."""
+    with childprocess.asked(f"{BUILTIN.check} {command}", question, limits) as answer:
+
+        def said() -> dict[str, Any]:
+            try:
+                return unless_failed(answer())
+            except EndedError as error:
+                raise MacdError(
+                    "the models can't be checked",
+                    why=f"python -m {BUILTIN.check} {command}: {error}",
+                    live="nothing was changed",
+                    hint="a damaged model file can do that: invoke health --dir names it; "
+                    "make setup installs what it needs",
+                ) from error
+
+        yield said
 
 
 def _items(answer: Mapping[str, Any]) -> list[Item]:

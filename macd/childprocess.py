@@ -16,11 +16,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 MEMORY_BYTES = 6 << 30
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")
@@ -28,6 +28,7 @@ _LONGEST_ANSWER = 64 << 20
 _NESTED = "MACD_CHILD_PROCESS"  # set in a child: what it starts ends together with it
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,27 @@ def asked(
         finally:
             if child.poll() is None:  # late, Ctrl-C, or nobody waited
                 _kill(child, group=outermost)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def answers(begun: Sequence[AbstractContextManager[Callable[[], T]]], each: int = 1) -> list[T]:
+    """The answer of each, in their order. As many work at the same time as there are cores.
+
+    begun: each as `asked`, with `each` children of its own. Nothing of it goes on afterwards.
+    """
+    many = max(1, cores() // each)
+    found: list[T] = []
+    for start in range(0, len(begun), many):
+        with ExitStack() as working:
+            waiting = [working.enter_context(part) for part in begun[start : start + many]]
+            found += [answer() for answer in waiting]
+    return found
 
 
 def _send(pipe: IO[bytes], message: bytes) -> None:

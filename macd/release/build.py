@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -106,12 +106,12 @@ def make(
     *,
     sign: Callable[[bytes], bytes],
     wheels: list[Path],
-    prove: Callable[..., Proof] = application.prove,
+    proving: Callable[..., AbstractContextManager[Callable[[], Proof]]] = application.proving,
 ) -> tuple[Release, list[Item]]:
     """Build, check, sign and put in place; the release and its health items.
 
     Args:
-        wheels: files of the lock's wheels. prove: has the application check the built tree.
+        wheels: files of the lock's wheels. proving: has the application check the built tree.
 
     Raises:
         RefusedError: a blocking criterion, and nothing accepts it.
@@ -120,16 +120,20 @@ def make(
 
     def fill(building: Path) -> tuple[dict[str, Any], list[Item]]:
         _copy_models_and_code(request, building)
-        proofs = {}
-        for symbol, (tree, run) in request.trees(building).items():
-            proofs[symbol] = proof = prove(
+        trees = request.trees(building)
+        begun = [
+            proving(
                 tree,
                 run=run.directory,
                 data_dir=request.data_dir,
                 digest=run.digest,
                 lock=request.versions,
             )
-            _write(tree / GOLDEN, manifests.canonical(proof.golden))
+            for tree, run in trees.values()
+        ]
+        proofs = dict(zip(trees, application.prove(begun), strict=True))
+        for symbol, (tree, _) in trees.items():
+            _write(tree / GOLDEN, manifests.canonical(proofs[symbol].golden))
         by_symbol = {symbol: proof.items for symbol, proof in proofs.items()}
         items = of_several(by_symbol) if request.symbols else by_symbol[request.run.symbol]
         refuse_unhealthy(items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,10 @@ def test_an_error_of_the_application_keeps_its_words_and_exit_code(tmp_path: Pat
 def test_a_check_that_dies_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object) -> None:
+    def die() -> None:
         raise EndedError("it ended the process that read it (SIGKILL)")
 
-    monkeypatch.setattr(application.childprocess, "ask", die)
+    monkeypatch.setattr(application.childprocess, "asked", lambda *_: nullcontext(die))
     with pytest.raises(MacdError, match="can't be checked") as caught:
         application.check_folder(tmp_path)
     assert "SIGKILL" in caught.value.why

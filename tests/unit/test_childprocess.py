@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,32 @@ def test_a_question_longer_than_a_pipe_holds_does_not_stop_who_asks(tmp_path: Pa
     question = {"top": str(tmp_path), "more": "x" * (1 << 20)}
     with childprocess.asked("macd.app.predict folder", question) as answer:
         assert "items" in answer()
+
+
+def test_as_many_work_as_there_are_cores_and_their_answers_keep_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(childprocess, "cores", lambda: 5)
+    now: set[int] = set()
+    most: list[int] = []
+
+    @contextmanager
+    def work(number: int) -> Iterator[Callable[[], int]]:
+        now.add(number)
+        most.append(len(now))
+        yield lambda: number
+        now.remove(number)
+
+    assert childprocess.answers([work(number) for number in range(5)], each=2) == [0, 1, 2, 3, 4]
+    assert (most, now) == ([1, 2, 1, 2, 1], set())
+    assert childprocess.answers([work(number) for number in range(5)], each=9) == [0, 1, 2, 3, 4]
+    assert most[5:] == [1] * 5
+
+
+def test_where_one_fails_none_goes_on(tmp_path: Path) -> None:
+    dies = childprocess.asked("no.such.module", {})
+    with pytest.raises(EndedError):
+        childprocess.answers([childprocess.asked("http.server 0", {}), dies][::-1])
 
 
 def test_a_child_that_nobody_waits_for_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

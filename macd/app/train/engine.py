@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from macd import childprocess
 from macd.app.train import cards, cluster
 from macd.errors import MacdError
 
@@ -46,8 +47,7 @@ def resources(device: str, workers: int, engine: str = "local") -> Resources:
     """
     if engine == "ray":
         return Resources(*cluster.offers(device, workers))
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = here or 1
+    cores = childprocess.cores()
     devices = _cuda_devices() if device != "cpu" else ()
     if device == "cuda" and not devices:
         raise MacdError(
