@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     REVERTED = 4
     CONTACT_LOST = 5
     REFUSED = 6
+    INTERRUPTED = 130  # Ctrl-C; 128 + SIGINT, as shells say it
 
 
 class MacdError(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
-from macd.cli.verb import emit, safe, verb
+from macd.cli.verb import LOOKED, emit, safe, verb
 from macd.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ _MOST_SHOWN = 8
 
 
 @verb(
+    interrupted=LOOKED,
     help={
         "days": "repeat the lines of the last N days (default: 7)",
         "bars": "directory here with the final bars, SYMBOL_TF.parquet, .csv or .jsonl (default: "
         "the exchange, or the feed's files on the host)",
         "symbol": "of a service that has several, the one to repeat (default: its first)",
         "json": "print the audit itself; of several hosts an audit each in hosts",
-    }
+    },
 )
 def audit(
     _: object,

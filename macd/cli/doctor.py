@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, print_failed, select
-from macd.cli.verb import emit, verb
+from macd.cli.verb import LOOKED, emit, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 _SIGNS = {True: "✓", False: "✗", None: "?"}
 
 
-@verb(help={"notify-test": "have each host send a test message to alerts.notify_url too"})
+@verb(
+    interrupted=LOOKED,
+    help={"notify-test": "have each host send a test message to alerts.notify_url too"},
+)
 def doctor(
     _: object,
     env: str = "prod",

@@ -37,6 +37,7 @@ _ABNORMAL = {
 
 
 @verb(
+    interrupted="a verdict that was not shown does not count\n  do: invoke shadow-gate again",
     help={
         "days": "use log lines of the last N days (default: the inventory's; with --logs: all)",
         "min-bars": "fewest bars for a verdict (default: the inventory's)",
@@ -47,7 +48,7 @@ _ABNORMAL = {
         "logs": "judge the logs in this directory; such a report can't enable stacking",
         "symbol": "show one symbol of a service that has several; the verdict is over all",
         "json": "print the report itself; of several hosts verdict and hosts, a report each",
-    }
+    },
 )
 def shadow_gate(
     _: object,

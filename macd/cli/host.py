@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from macd.cli.verb import confirm, emit, verb
+from macd.cli.verb import LOOKED, confirm, emit, verb
 from macd.errors import ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from macd.ssh.sshconfig import Hop
 
 
-@verb()
+@verb(interrupted=LOOKED)
 def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     """Show the hosts, the jump hosts to each, and what `app:` names in vain.
 
@@ -145,6 +145,7 @@ def _role(text: str) -> tuple[str, str]:
 
 
 @verb(
+    interrupted="a key that was not answered with yes is not pinned\n  do: invoke host.trust again",
     positional=["name"],
     iterable=["fingerprint"],
     help={
@@ -248,7 +249,10 @@ def _key(shown: Shown) -> dict[str, Any]:
     }
 
 
-@verb(help={"host": "name of a host in the inventory; jump hosts can be asked too"})
+@verb(
+    interrupted=LOOKED,
+    help={"host": "name of a host in the inventory; jump hosts can be asked too"},
+)
 def facts(_: object, host: str = "", inventory: str = "", json: bool = False) -> None:
     """Show a host's system, Python, disks, service manager, GPUs and clock.
 

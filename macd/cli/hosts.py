@@ -64,7 +64,12 @@ def on_each(
 
 
 def _left_out(host: str) -> MacdError:
-    return MacdError(f"{host} was not started: interrupted", live="as before", hint="run it again")
+    return MacdError(
+        f"{host} was not started: interrupted",
+        live="as before",
+        hint="run it again",
+        exit_code=ExitCode.INTERRUPTED,
+    )
 
 
 def let_end(running: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @verb(
+    interrupted="no inventory was written\n  do: invoke init again",
     help={
         "name": "the inventory's name: inventory/NAME.yml is written",
         "source": "directory of your application; none: the one that macd ships with",
@@ -57,6 +58,7 @@ def init(
 
     Changes nothing on any host.
     """
+    from macd.host.durable import replace_file
     from macd.init import guess, look, text
     from macd.init import keys as signing
     from macd.init.items import Seen
@@ -97,8 +99,6 @@ def init(
     items = guess.items(answers, seen)
     written = text.inventory(items, name=name)
     inventory = parsed(written, name=name, root=root)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(written, encoding="utf-8")
     made = []
     if wanted := signing.missing(inventory):
         question = f"make the signing keys {', '.join(map(str, wanted))}?"
@@ -106,6 +106,7 @@ def init(
             made = signing.make(inventory)
     else:
         made = signing.make(inventory)
+    replace_file(path, written.encode(), parents=True)  # last: interrupted before, there is none
     steps = _next(answers, inventory)
     unseen = "--offline: the host was not inspected" if answers.prod and offline else ""
     if json:

@@ -50,4 +50,4 @@ def _reader_left(stream: TextIO) -> bool:
 
 
 def _leave(_: int, __: FrameType | None) -> None:
-    os._exit(int(ExitCode.FAILED))
+    os._exit(int(ExitCode.INTERRUPTED))

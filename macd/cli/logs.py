@@ -24,7 +24,7 @@ from macd.cli.hosts import (
     print_failed,
     select,
 )
-from macd.cli.verb import emit, verb
+from macd.cli.verb import LOOKED, emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class _Seen:
 
 
 @verb(
+    interrupted=LOOKED,
     help={
         "follow": "keep showing new lines until Ctrl-C",
         "grep": "only lines that match this regular expression, e.g. ml_",
@@ -68,7 +69,7 @@ class _Seen:
         "parquet": "write all lines to this directory as parquet, a file for each host and day",
         "json": "one JSON document; with --follow nothing but the lines, of several hosts "
         "each as an object with host and line",
-    }
+    },
 )
 def logs(
     _: object,

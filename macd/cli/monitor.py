@@ -29,10 +29,11 @@ _UNJUDGED = """\
 
 
 @verb(
+    interrupted="the guard goes on on the host",
     help={
         "once": "show the state once and exit; the guard keeps running on the host",
         "json": "look once and print one JSON document for machines",
-    }
+    },
 )
 def monitor(
     _: object,

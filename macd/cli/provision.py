@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 @verb(
+    interrupted="a host finishes the step that it is at; provision can be repeated\n"
+    "  do: invoke provision again",
     help={
         "dry-run": "show what would change, with diffs, and change nothing",
         "adopt": "agree that macd takes over a service that was installed by hand",
         "undo": "give back what was there before the first provision",
-    }
+    },
 )
 def provision(
     _: object,
@@ -144,7 +146,8 @@ def _exit_code(results: Results[Provisioned], *, agreed: bool) -> ExitCode:
     lacking = any(host.lacks_needed for host in results.done.values())
     codes = [code_of(error) for error in results.failed.values()]
     codes += [ExitCode.CONTACT_LOST] * bool(results.left)
-    codes += [ExitCode.FAILED] * bool(not agreed or lacking or results.not_started)
+    codes += [ExitCode.FAILED] * bool(not agreed or lacking)
+    codes += [ExitCode.INTERRUPTED] * bool(results.not_started)
     return worst(codes)
 
 

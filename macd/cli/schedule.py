@@ -29,6 +29,8 @@ _SHOWN = 3  # runs and messages
 
 
 @verb(
+    interrupted="a step that the host is at, it finishes\n"
+    "  do: invoke train.schedule --show shows what is set there",
     help=HOST
     | {
         "settings": "JSON file with more settings, as of invoke train",
@@ -37,7 +39,7 @@ _SHOWN = 3  # runs and messages
         "now": "begin now what the timer would begin",
         "remove": "take the timer away; runs and their files stay",
         "dry-run": "check everything and show what would be put there; change nothing",
-    }
+    },
 )
 def schedule(
     _: object,

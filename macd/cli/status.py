@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
-from macd.cli.verb import emit, safe, same, verb
+from macd.cli.verb import LOOKED, emit, safe, same, verb
 from macd.deploy.lineage import judged, lineage, own_flag, since
 from macd.errors import ExitCode, MacdError
 
@@ -26,7 +26,7 @@ _OWN_LACKING = {
 }
 
 
-@verb()
+@verb(interrupted=LOOKED)
 def status(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
@@ -221,7 +221,7 @@ def _rollback_target(target: Mapping[str, Any]) -> str:
     return f"{target.get('release') or 'none'}: {target.get('why')}"
 
 
-@verb()
+@verb(interrupted=LOOKED)
 def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:

@@ -516,7 +516,7 @@ def _follow_and_collect(
         else:
             message = f"detached; run {run} goes on on {contact.host.name}"
             print(f"\n{message}\n  do: invoke train.attach --run {run}", file=sys.stderr)
-        return ExitCode.FAILED
+        return ExitCode.INTERRUPTED
     return _collect(contact, inventory, run, json=json)
 
 

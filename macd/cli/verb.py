@@ -32,6 +32,7 @@ _INTERRUPTED = (
     "nothing more is started from here; hosts finish what they are doing\n"
     "  do: invoke status, or invoke train.status, shows how it ended"
 )
+LOOKED = "nothing was changed on any host"  # of verbs that only look
 _HELP = {  # of options that many verbs have
     "env": "act on the hosts of this environment (default: prod)",
     "host": "only this host of the environment",
@@ -50,7 +51,7 @@ def verb(
     iterable: Sequence[str] = (),
     interrupted: str = _INTERRUPTED,
 ) -> Callable[[Verb], Task[Any]]:
-    """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 1.
+    """Make an Invoke task: a MacdError becomes a message and its exit code, Ctrl-C a line and 130.
 
     The body returns None for success or an ExitCode (a gate that FAILs is a result, not an error).
     `help` is about options that are this verb's own, or mean something else here. `interrupted` is
@@ -87,7 +88,7 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any], interrupted:
         return _print_error(error, as_json=bool(kwargs.get("json")))
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
-        return ExitCode.FAILED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         interrupts.discard_unread()  # `| head` closed us; stay silent
         return ExitCode.DONE

@@ -29,7 +29,7 @@ from macd.deploy.follow import (
 )
 from macd.deploy.plan import Plan
 from macd.deploy.state import HostState
-from macd.errors import ContactLostError, MacdError, RefusedError
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 from macd.host.flag import flag_file
 from macd.inventory import Host, Inventory
 from macd.ssh.ahead import LinksAhead
@@ -296,6 +296,7 @@ def _nothing_switched(host: Host, again: str) -> Iterator[None]:
             f"{host.name}: interrupted before anything was switched",
             live=f"on {host.name} what was live before",
             hint=again,
+            exit_code=ExitCode.INTERRUPTED,
         ) from interrupt
     except ContactLostError as error:
         raise ContactLostError(

@@ -33,6 +33,7 @@ _SEVERITY = (
     ExitCode.REFUSED,
     ExitCode.USAGE,
     ExitCode.INCONCLUSIVE,
+    ExitCode.INTERRUPTED,
     ExitCode.DONE,
 )
 

@@ -80,7 +80,8 @@ class Result:
         codes = [outcome.exit_code for outcome in self.outcomes]
         codes += [code_of(error) for error in self.failed.values()]
         codes += [ExitCode.CONTACT_LOST] * bool(self.unreachable or self.left)
-        codes += [ExitCode.FAILED] * bool(self.unrecorded or (self.interrupted and not self.left))
+        codes += [ExitCode.FAILED] * bool(self.unrecorded)
+        codes += [ExitCode.INTERRUPTED] * (self.interrupted and not self.left)
         return worst(codes)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 from macd.errors import MacdError
@@ -58,7 +59,16 @@ def _lines(inventory: Inventory) -> list[str]:
 
 
 def _generate(key: Path, comment: str) -> None:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(key)]
+    """The private half comes last: with it, the pair counts as made."""
+    with tempfile.TemporaryDirectory(dir=key.parent, prefix=f".{key.name}-") as directory:
+        new = Path(directory) / "key"
+        _keygen(new, key, comment)
+        new.with_name("key.pub").rename(key.with_name(f"{key.name}.pub"))
+        new.rename(key)
+
+
+def _keygen(new: Path, key: Path, comment: str) -> None:
+    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(new)]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

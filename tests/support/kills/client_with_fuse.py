@@ -1,8 +1,8 @@
-"""invoke, in a process that kills itself with SIGKILL once it has sent some call to a host.
+"""invoke, in a process that is killed with SIGKILL once it has sent some call to a host.
 
 A call is a request or a frame of data, over whichever session. KILLED_AT tells which one: its
-number, or the name of the first of its kind. The product knows nothing of it. Run as a script by
-the tests.
+number, or the name of the first of its kind. CTRL_C_AT does too: SIGINT goes to its process group
+then, as from a terminal. The product knows nothing of it. Run as a script by the tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from invoke.main import program
 from macd.ssh.session import Pending, Session
 
 
-def _count(fatal: str) -> Callable[[str], None]:
+def _count(fatal: str, blow: Callable[[], None]) -> Callable[[str], None]:
     calls = itertools.count(1)
     one_at_a_time = threading.Lock()
 
@@ -29,13 +29,16 @@ def _count(fatal: str) -> Callable[[str], None]:
             number = next(calls)
             print(f"{number} {call}", file=sys.stderr, flush=True)
             if fatal in (str(number), call):
-                os.kill(os.getpid(), signal.SIGKILL)
+                blow()
 
     return passed
 
 
 def main() -> None:
-    passed = _count(os.environ["KILLED_AT"])
+    if at := os.environ.get("CTRL_C_AT"):
+        passed = _count(at, lambda: os.killpg(0, signal.SIGINT))
+    else:
+        passed = _count(os.environ["KILLED_AT"], lambda: os.kill(os.getpid(), signal.SIGKILL))
     stream, send_data = Session.stream, Session.send_data
 
     def streaming(self: Session, op: str, *args: Any, **named: Any) -> Pending:

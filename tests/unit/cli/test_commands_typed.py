@@ -119,7 +119,7 @@ def test_its_end_is_told(root: Path, real: bool) -> None:
 @pytest.mark.parametrize(
     ("task", "number", "code", "last"),
     [
-        ("wait", signal.SIGINT, 1, "  do: invoke status, or"),
+        ("wait", signal.SIGINT, 130, "  do: invoke status, or"),
         ("bare", signal.SIGINT, 1, ""),
         ("wait", signal.SIGTERM, -signal.SIGTERM, ""),
         ("wait", signal.SIGKILL, -signal.SIGKILL, ""),

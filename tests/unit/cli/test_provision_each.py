@@ -61,7 +61,7 @@ def test_the_options_that_agree_are_those_that_work() -> None:
         (Results({"a": on("a")}, {}), False, ExitCode.FAILED),
         (Results({"a": on("a", lacks=True)}, {}), True, ExitCode.FAILED),
         (Results({"a": on("a")}, {"b": ContactLostError("gone")}), True, ExitCode.CONTACT_LOST),
-        (Results({"a": on("a")}, {}, not_started=["b"]), True, ExitCode.FAILED),
+        (Results({"a": on("a")}, {}, not_started=["b"]), True, ExitCode.INTERRUPTED),
         (Results({"a": on("a")}, {}, left=["b"]), True, ExitCode.CONTACT_LOST),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_told_without_a_traceback(tmp_path: Path) -> None:
     ended = _invoke(tmp_path, "end", "--kind", "interrupt")
-    assert ended.returncode == 1
+    assert ended.returncode == 130
     assert "interrupted" in ended.stderr
     assert "Traceback" not in ended.stderr
 

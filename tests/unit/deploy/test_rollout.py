@@ -193,7 +193,7 @@ def test_so_many_may_fail(inventory: Inventory, max_failed: int, untouched: list
         (Result([committed(HOSTS[0])], [], failed={"b": away("b")}), 5),
         (Result([], [], failed={"b": ContactLostError("gone"), "c": MacdError("no")}), 1),
         (Result([committed(HOSTS[0])], [], left=["b"]), 5),
-        (Result([committed(HOSTS[0])], ["b"], interrupted=True), 1),
+        (Result([committed(HOSTS[0])], ["b"], interrupted=True), 130),
         (Result([committed(HOSTS[0])], [], unrecorded=MacdError("disk full")), 1),
         (Result([reverted(HOSTS[0])], ["b"], stopped="stopped: ..."), 4),
     ],
