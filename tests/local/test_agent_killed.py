@@ -33,7 +33,7 @@ def test_deploys(lab: LabState, tmp_path: Path, points: Sequence[Point]) -> None
     deploys(host_of(lab, tmp_path / "p", f"agent-next-{len(points)}"), points)
 
 
-@at_points([("stage", "done"), ("activate", "taken")], EVERY)
+@at_points([("activate", "taken")], EVERY)
 def test_deploys_of_an_own_application(
     lab: LabState, tmp_path: Path, points: Sequence[Point]
 ) -> None:
