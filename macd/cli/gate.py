@@ -345,8 +345,8 @@ def _missing(lacking: Mapping[str, int]) -> list[str]:
 
 def _outcomes(document: Mapping[str, Any]) -> list[str]:
     """What bars came to, and that it is not judged where nobody can know it."""
-    if document.get("own"):
-        unjudged = _wrapped("  not judged: ", document["not_judged"])
+    if words := document.get("not_judged"):
+        unjudged = _wrapped("  not judged: ", words)
         return [*_skill(document.get("skill") or {}), "", *unjudged]
     realised, compared = document["findings"]["realised"], document.get("skill") or {}
     return [*_realised(realised), *_skill(compared)]

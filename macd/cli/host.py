@@ -23,17 +23,16 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     Connects to nothing.
     """
     from macd.inventory import load
+    from macd.release import described
 
     inv = load(inventory)
     rows = [_row(host, inv) for host in inv.hosts.values()]
-    wrong = []
-    if inv.app is not None:
-        from macd.release import described
-
-        wrong = described.problems(inv)
+    wrong = described.problems(inv)
     if json:
-        own = {"app": [asdict(problem) for problem in wrong]} if inv.app is not None else {}
-        emit({"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows, **own})
+        app = [asdict(problem) for problem in wrong]
+        emit(
+            {"inventory": inv.name, "known_hosts": str(inv.known_hosts), "hosts": rows, "app": app}
+        )
     else:
         for row in rows:
             route = _route(row, inv.name)

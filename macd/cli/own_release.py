@@ -214,7 +214,9 @@ def rows(details: dict[str, Any]) -> list[tuple[str, str]]:
     """What `release.show` says of an application of one's own, beside what it says of all."""
     from macd.release.card import unknown_of_own
 
-    own, trained = details["own"], details.get("trained_with")
+    own, trained = details.get("own"), details.get("trained_with")
+    if not own:
+        return []
     made = []
     if trained:
         commit = (trained.get("commit") or "no commit")[:12]

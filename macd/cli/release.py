@@ -60,6 +60,7 @@ def release(
     json: bool = False,
 ) -> None:
     """Make a signed, reproducible release of a finished training run, after checks."""
+    from macd import application
     from macd.cli import own_release
     from macd.inventory import load
     from macd.jobs.record import newer
@@ -97,7 +98,7 @@ def release(
         )  # fmt: skip
         order, make = request, partial(build.make, request, store, wheels=wheels)
     if order.run and not run:
-        told["newer_runs"] = newer(journal, order.run.id, inv.app.name if inv.app else None)
+        told["newer_runs"] = newer(journal, order.run.id, application.of(inv).name)
         for one in told["newer_runs"][-_NEWER:]:
             say(json, _of_newer(one, order.run.id))
     build.refuse_blocked(order)
@@ -292,7 +293,7 @@ def _criteria(details: dict[str, Any]) -> str:
     missed = [criterion for criterion in details.get("criteria", []) if not criterion["ok"]]
     if details.get("accepted"):
         return "accepted, with reason"
-    if details.get("own") and not details.get("criteria"):
+    if not details.get("criteria"):
         return "none"
     return f"{len(missed)} missed, only warn" if missed else "met"
 
@@ -304,7 +305,6 @@ def _rows(release: Release) -> list[tuple[str, str]]:
     manifest, lock, d = release.manifest, release.lock, release.manifest.details
     code = d.get("code", {})
     commit = (code.get("commit") or "no commit")[:12] + (" + changes" if code.get("dirty") else "")
-    own = own_rows(d) if d.get("own") else []
     named = ", ".join(manifest.serves) if d.get("symbols") else d.get("symbol")
     trained = f"{d.get('run')} on {d.get('host')}, {named} {d.get('tf')}"
     lines = [
@@ -314,9 +314,9 @@ def _rows(release: Release) -> list[tuple[str, str]]:
         ),
         ("made", f"{manifest.created:%F %H:%M} UTC; expires {manifest.expires:%F %H:%M} UTC"),
         ("run", trained if d.get("run") else "none: code and models as they lay in the source"),
-        *([] if own else [("data", str(d.get("data_digest")))]),
-        ("code", commit if own else f"{code.get('version')}, {commit}"),
-        *own,
+        *([("data", str(d["data_digest"]))] if "data_digest" in d else []),
+        ("code", ", ".join(filter(None, [code.get("version"), commit]))),
+        *own_rows(d),
         ("runtime", f"Python {lock.python}, {lock.platform}, {len(lock.wheels)} wheels"),
     ]
     if d.get("accepted"):
@@ -334,7 +334,7 @@ def _show_made(inv: Inventory, made: Release, more: Sequence[str]) -> None:
     from macd.cli import own_release
 
     manifest = made.manifest
-    for text in own_release.model_lines(manifest.details) if inv.app else ():
+    for text in own_release.model_lines(manifest.details):
         print(f"  {text}")
     print(f"released {made.id}, serial {manifest.serial}")
     print(f"  expires {manifest.expires:%Y-%m-%d %H:%M} UTC; signed as {inv.release.identity}")
@@ -489,13 +489,14 @@ def lifetime_days(typed: str) -> float:
 
 
 def read_run(inventory: Inventory, named: str) -> Run:
+    from macd import application
     from macd.release import run as runs
 
-    own = inventory.app.name if inventory.app else None
+    app = application.of(inventory).name
     if not named:
-        return runs.read(runs.newest(inventory.root / "runs", own=own), own=own)
+        return runs.read(runs.newest(inventory.root / "runs", app=app), app=app)
     below = inventory.root / "runs" / named
-    return runs.read(below if below.is_dir() else Path(named), own=own)
+    return runs.read(below if below.is_dir() else Path(named), app=app)
 
 
 def signing_key(inventory: Inventory) -> Path:

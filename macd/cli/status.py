@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
@@ -254,20 +255,21 @@ def _print_chain(name: str, state: HostState, chain: Mapping[str, Any], env: str
         print(f"  live          nothing\n  do: invoke {first} --env {env}")
         return
     for label, value in chain.items():
-        for line in _as_lines(label, value, own="own" in state.details):
+        for line in _as_lines(label, value, _OWN_LACKING if "own" in state.details else {}):
             print(f"  {label:<13} {line}")
             label = ""  # noqa: PLW2901 - said once, above the lines that go with it
 
 
-def _as_lines(label: str, value: Any, *, own: bool = False) -> list[str]:
+def _as_lines(
+    label: str, value: Any, lacking: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """The lines for people; `--json` has everything behind them.
 
-    own: of an application of the team's own, which may have no training and nothing measured.
+    lacking: what is said of something that is not there, by label.
     """
     if value in (None, "", [], {}):
-        lacking = _OWN_LACKING.get(label) if own else None
         plain = "none" if label in ("cross", "panel", "accepted", "gate") else "not recorded"
-        return [lacking or plain]
+        return [lacking.get(label, plain)]
     if label == "metrics":
         families = {name: one for name, one in value.items() if isinstance(one, Mapping)}
         return [_figures(*family) for family in families.items()] or _measured(value)
@@ -282,14 +284,14 @@ def _as_lines(label: str, value: Any, *, own: bool = False) -> list[str]:
     if label == "audit":
         return ["passed" if value.get("ok") else "FAILED"]
     if isinstance(value, Mapping):
-        return _of_mapping(label, value, own=own)
+        return _of_mapping(label, value)
     return [", ".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def _of_mapping(label: str, value: Mapping[str, Any], *, own: bool) -> list[str]:
+def _of_mapping(label: str, value: Mapping[str, Any]) -> list[str]:
     if label == "symbols":
         return [_of_symbol(name, each) for name, each in value.items()]
-    if own and label == "code":
+    if label == "code" and "changed" in value:
         return _code(value)
     return [", ".join(f"{k}={v}" for k, v in value.items())]
 

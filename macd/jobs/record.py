@@ -107,16 +107,16 @@ def scheduled(journal: Journal) -> dict[str, str]:
     return times
 
 
-def newer(journal: Journal, run: str, own: str | None) -> list[dict[str, str]]:
+def newer(journal: Journal, run: str, app: str) -> list[dict[str, str]]:
     """Runs started from here after `run` that brought nothing to release, oldest first.
 
-    Each has run, state (RUNNING where no end of it is recorded here) and reason. own: the name of
-    the application of one's own that they train; None is the built-in one.
+    Each has run, state (RUNNING where no end of it is recorded here) and reason. app: the name of
+    the application that they train; "" is the built-in one.
     """
     runs: dict[str, dict[str, str]] = {}
     for record in journal.records():
         name, fields = str(record.fields.get("run", "")), record.fields
-        if record.kind == STARTED and name > run and fields.get("own") == own:
+        if record.kind == STARTED and name > run and (fields.get("own") or "") == app:
             runs[name] = {"run": name, "state": "RUNNING", "reason": ""}
         elif record.kind == FINISHED and name in runs:
             state, reason = str(fields.get("state", "")), str(fields.get("reason", ""))

@@ -97,18 +97,18 @@ class Run(TrainingRun):
         return ended - started if started and ended else None
 
 
-def newest(runs: Path, *, own: str | None = None) -> Path:
+def newest(runs: Path, *, app: str = "") -> Path:
     """The directory of the run that finished last. Raises UsageError when none has.
 
-    By the time the run itself recorded; copying or touching files doesn't change the order. own:
-    the name of an application of the team's own; None is the built-in one.
+    By the time the run itself recorded; copying or touching files doesn't change the order. app:
+    the name of the application that it trained; "" is the built-in one.
     """
     finished = []
     for path in runs.glob(f"*/{FILES.result}"):
         with contextlib.suppress(DamagedFileError, AttributeError):
             result = read_json(path, {})
             done = result.get("state") == "done" and result.get("complete")
-            if done and _is_of(path.parent, own):
+            if done and _is_of(path.parent, app):
                 ended = _moment(path.parent, "run_done")
                 finished.append((ended, path.parent.name, path.parent))
     if not finished:
@@ -120,10 +120,10 @@ def newest(runs: Path, *, own: str | None = None) -> Path:
     return max(finished)[2]
 
 
-def read(directory: Path, *, own: str | None = None) -> Run:
+def read(directory: Path, *, app: str = "") -> Run:
     """Read a run and check every file it lists.
 
-    own: the name of the team's own application that it has to be of; its runs have no leak audit.
+    app: the name of the application that it has to be of; runs of a team's own have no leak audit.
 
     Raises:
         UsageError: there is no such run, or it is one of another application.
@@ -135,10 +135,10 @@ def read(directory: Path, *, own: str | None = None) -> Run:
             hint="invoke train makes one; name it by its id below runs/, or by its directory",
         )
     try:
-        if not _is_of(directory, own):
+        if not _is_of(directory, app):
             raise UsageError(
                 f"run {directory.name} trained another application",
-                why=f"this inventory's is {own or 'the built-in one'}",
+                why=f"this inventory's is {app or 'the built-in one'}",
                 live="no release was made",
                 hint="name another run (--run), or the inventory it belongs to (--inventory)",
             )
@@ -151,7 +151,7 @@ def read(directory: Path, *, own: str | None = None) -> Run:
         files = _checked(directory, result)
         run = Run(**vars(read_run(directory)), files=files)
         needed = (FILES.settings, FILES.criteria) if run.symbols else _JUDGED
-        for name in needed if own is None else _JUDGED[:3]:
+        for name in _JUDGED[:3] if app else needed:
             if not (directory / name).is_file():
                 raise _refused(directory, f"has no {name}", "a release is judged by it")
         return run
@@ -159,13 +159,13 @@ def read(directory: Path, *, own: str | None = None) -> Run:
         raise _refused(directory, f"has a {error.name} that can't be read", error.why) from error
 
 
-def _is_of(directory: Path, own: str | None) -> bool:
-    """Whether the run trained that application; None is the built-in one."""
+def _is_of(directory: Path, app: str) -> bool:
+    """Whether the run trained that application; "" is the built-in one."""
     settings = read_json(directory / FILES.settings, {})
     named = isinstance(settings, dict) and settings.get("own")
-    if own is None or not named:
-        return own is None and not named
-    return bool(settings.get("name", own) == own)
+    if not app or not named:
+        return not app and not named
+    return bool(settings.get("name", app) == app)
 
 
 def _checked(directory: Path, result: Mapping[str, Any]) -> dict[str, str]:

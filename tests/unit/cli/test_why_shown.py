@@ -20,13 +20,13 @@ def test_heads_without_an_interval_or_a_value_are_told_as_the_card_tells_them() 
 def test_the_code_of_an_own_application_is_told_in_words() -> None:
     commit = "0123456789abcdef"
     code = {"version": "", "commit": commit, "dirty": False, "changed": []}
-    assert status._as_lines("code", code, own=True) == ["commit 0123456789ab"]
+    assert status._as_lines("code", code) == ["commit 0123456789ab"]
     changed = {**code, "dirty": True, "changed": ["live.py", "web.py"]}
-    first, *files = status._as_lines("code", changed, own=True)
+    first, *files = status._as_lines("code", changed)
     assert first == "commit 0123456789ab, and changes that are not committed"
     assert files == ["live.py", "web.py"]
-    assert status._as_lines("code", {**code, "commit": None}, own=True) == ["of no commit"]
-    assert "without a training" in status._as_lines("run", None, own=True)[0]
+    assert status._as_lines("code", {**code, "commit": None}) == ["of no commit"]
+    assert "without a training" in status._as_lines("run", None, status._OWN_LACKING)[0]
     assert status._as_lines("run", None) == ["not recorded"]
 
 

@@ -186,7 +186,7 @@ def test_a_newer_run_that_brought_nothing_is_known(tmp_path: Path) -> None:
         (ids["d"], "DONE"),
         (ids["f"], "RUNNING"),
     ]
-    assert record.newer(journal, ids["b"], None) == []
+    assert record.newer(journal, ids["b"], "") == []
 
 
 def test_an_end_is_recorded_once_and_the_host_is_known_from_then(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Shop:
         if app.train:
             if not (self.top / "runs").is_dir():
                 self.train()
-            run = runs.read(runs.newest(self.top / "runs", own=app.name), own=app.name)
+            run = runs.read(runs.newest(self.top / "runs", app=app.name), app=app.name)
         bounds = app.train.criteria if app.train else {}
         request = OwnRequest(
             run=run,
@@ -360,10 +360,10 @@ def test_runs_of_other_applications_are_not_taken(shop: Shop) -> None:
     settings = {"own": True, "name": "somebody-elses", "symbol": "ETHUSDT", "tf": "1h"}
     (directory / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(UsageError, match="no finished training"):
-        runs.newest(shop.top / "runs", own="ml-signals")
-    for asked in ("ml-signals", None):
+        runs.newest(shop.top / "runs", app="ml-signals")
+    for asked in ("ml-signals", ""):
         with pytest.raises(UsageError, match="trained another application"):
-            runs.read(directory, own=asked)
+            runs.read(directory, app=asked)
 
 
 def test_a_file_that_vanishes_is_one_clear_error(shop: Shop) -> None:
