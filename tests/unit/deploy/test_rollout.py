@@ -333,7 +333,7 @@ def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) 
     assert [outcome.host for outcome in result.outcomes] == ["prod1", "prod2"]
     assert result.untouched == ["prod3", "prod4", "prod5"]
     assert result.stopped == "stopped: interrupted; not touched: prod3, prod4, prod5"
-    assert result.exit_code == ExitCode.FAILED
+    assert result.exit_code == ExitCode.INTERRUPTED
     assert [kind for kind, _ in records_of(inventory)].count("deploy.ended") == 2
 
 
