@@ -1,9 +1,9 @@
 """Bars of an exchange by REST: asked for when one should have closed, patiently when it fails.
 
 Every question is one request of `wait`, so that the watchdog and SIGTERM never wait for a row of
-them; of several symbols some are asked side by side. A bar counts as closed by the earlier of our
-clock and the exchange's. After failures the pauses grow, then a circuit opens for a while (Nygard,
-Release It!).
+them; several symbols are asked side by side, for their history too. A bar counts as closed by the
+earlier of our clock and the exchange's. After failures the pauses grow, then a circuit opens for a
+while (Nygard, Release It!).
 
 Exchanges correct bars after they closed. So each page begins with the last two bars again, and one
 that is not what was handed over before is handed on as `Corrected`, once.
@@ -179,6 +179,37 @@ class _Asked(NamedTuple):
     page: futures.Future[pl.DataFrame]
 
 
+class _Past:
+    """A symbol's history on its way: its last `need` closed bars up to `after_ms`, page by page.
+
+    cursor: the open of the first bar that is still to be asked for. now_ms: by our clock.
+    """
+
+    def __init__(self, need: int, after_ms: int | None, now_ms: int, step: int) -> None:
+        self._need, self._after, self._step = need, after_ms, step
+        self._until = now_ms if after_ms is None else min(after_ms + step, now_ms)
+        self.cursor = self._until // step * step - (need + 2) * step
+        self._bars: list[Bar] = []
+
+    @property
+    def lacks(self) -> bool:
+        return self.cursor + self._step <= self._until
+
+    def take(self, page: Sequence[Bar]) -> None:
+        """An empty page ends it."""
+        if not page:
+            self._until = self.cursor
+            return
+        self._bars += page
+        self.cursor = page[-1].open_ms + self._step
+
+    def bars(self) -> tuple[list[Bar], int]:
+        """Them, and the open of the newest; of none, the bar before the first that may come."""
+        bars = [bar for bar in self._bars if self._after is None or bar.open_ms <= self._after]
+        newest = bars[-1].open_ms if bars else self.cursor - self._step
+        return bars[-self._need :], newest
+
+
 class CcxtFeed:
     """See macd.app.service.feed.Feed."""
 
@@ -230,15 +261,7 @@ class CcxtFeed:
         try:
             if not self._markets:
                 self._find_markets()
-            # The main one first: where it answers, one that does not is a matter of its market.
-            history = {
-                name: self._recent(name, need, after_ms)
-                if name == self._settings.symbol and not self._settings.symbols
-                else self._recent_or_none(name, need, after_ms)
-                for name in reversed(self._names)
-            }
-            if self._settings.symbols:
-                self._plan_several(history)
+            history = self._histories(need, after_ms)
             for name, known in history.items():
                 self._recheck[name] = {bar.open_ms: bar for bar in known[-_RECHECKED:]}
         except (_FailedError, MacdError) as error:
@@ -250,6 +273,27 @@ class CcxtFeed:
             self.breaker.succeeded()  # of several the first may be the one that is away
         self.state = "polling"
         return history
+
+    def _histories(self, need: int, after_ms: int | None) -> Mapping[str, Sequence[Bar]]:
+        """Of each symbol; raises where not one that gets lines has a history.
+
+        The main one is asked first: where it answers, one that does not is a matter of its market.
+        """
+        names = [*reversed(self._names)]
+        pasts = {name: self._past(name, need, after_ms) for name in names}
+        if self._settings.symbols:
+            history = self._several_histories(pasts, self._open_beside())
+            if not any(history.get(name) for name in self._settings.served):
+                raise _FailedError(self._why)
+            cross = [name for name in self._names if name in self._settings.cross]
+            self._plan = _Plan(self._names, cross, self._settings.step)
+            return history
+        return {
+            name: self._recent(name, past)
+            if name == self._settings.symbol
+            else self._recent_or_none(name, past)
+            for name, past in pasts.items()
+        }
 
     def wait(self, seconds: float) -> Sequence[Item]:
         if self._said:
@@ -284,13 +328,9 @@ class CcxtFeed:
             return sorted(held, key=lambda bar: (bar.open_ms, self._names.index(bar.symbol)))
         for name in due[: max(0, _AT_ONCE - len(self._asked))]:
             try:
-                self._alive()
-                clock, since = self._exchange_time(), self._since(name)
+                self._send(name, self._since(name), beside)
             except (_FailedError, MacdError) as error:
                 return self._failed(name, error)
-            first = self._first(name, since)
-            page = beside.ask(self._markets[name], self._settings.tf, first)
-            self._asked[name] = _Asked(since, first, clock, page)
         if not self._asked:
             self._sleep(min(seconds, left))
             return []
@@ -300,15 +340,26 @@ class CcxtFeed:
         items: list[Item] = []
         for name in [each for each in self._names if each in self._asked]:
             if self._asked[name].page.done():
-                items += self._answered(name, self._asked.pop(name))
+                items += self._answered(name)
         return items
 
-    def _answered(self, name: str, asked: _Asked) -> Sequence[Item]:
+    def _answered(self, name: str) -> Sequence[Item]:
         try:
-            page = self._bars(name, asked.page.result(), asked.since, asked.first, asked.clock)
+            page = self._answer(name)
         except (_FailedError, MacdError) as error:
             return self._failed(name, error)
         return self._came(name, page)
+
+    def _send(self, name: str, since: int, beside: _Beside) -> None:
+        """Ask for a page of it from `since` on, beside others; `_answer` has what comes."""
+        self._alive()
+        clock, first = self._exchange_time(), self._first(name, since)
+        page = beside.ask(self._markets[name], self._settings.tf, first)
+        self._asked[name] = _Asked(since, first, clock, page)
+
+    def _answer(self, name: str) -> list[Bar]:
+        asked = self._asked.pop(name)
+        return self._bars(name, asked.page.result(), asked.since, asked.first, asked.clock)
 
     def _came(self, name: str, page: Sequence[Bar]) -> Sequence[Item]:
         """What an answer holds that was not handed over yet."""
@@ -331,16 +382,12 @@ class CcxtFeed:
             bars = []
         return [*again, *corrected, *bars]
 
-    def _plan_several(self, history: Mapping[str, Sequence[Bar]]) -> None:
-        """Raises where not one symbol that gets lines has bars: that is no matter of a market."""
-        if not any(history.get(name) for name in self._settings.served):
-            raise _FailedError(self._why)
-        cross = [name for name in self._names if name in self._settings.cross]
-        self._plan = _Plan(self._names, cross, self._settings.step)
+    def _open_beside(self) -> _Beside:
         if self._beside is None:
             many = min(_AT_ONCE, len(self._names))
             url = self._settings.feed.api_url
             self._beside = _Beside(beside(self._exchange, many, api_url=url))
+        return self._beside
 
     def _corrected(self, name: str, page: Sequence[Bar]) -> list[Corrected]:
         """Which of the bars handed over last are others now; of each it is said once."""
@@ -404,32 +451,58 @@ class CcxtFeed:
         """Whether a bar of it has closed that has not come."""
         return now >= (self._newest[name] + 2 * self._settings.step) / 1000
 
-    def _recent(self, name: str, need: int, after_ms: int | None) -> list[Bar]:
-        """The last `need` closed bars up to `after_ms`, in as many pages as it takes."""
-        step = self._settings.step
-        now_ms = int(self._now() * 1000)
-        until = now_ms if after_ms is None else min(after_ms + step, now_ms)
-        cursor = until // step * step - (need + 2) * step
-        bars: list[Bar] = []
-        while cursor + step <= until:
-            page = self._closed(name, cursor)
-            if not page:
-                break
-            bars += page
-            cursor = page[-1].open_ms + step
-        past = [bar for bar in bars if after_ms is None or bar.open_ms <= after_ms]
-        self._newest[name] = past[-1].open_ms if past else cursor - step
-        return past[-need:]
+    def _past(self, name: str, need: int, after_ms: int | None) -> _Past:
+        """Where its market gives nothing, it is asked on from there."""
+        step, now_ms = self._settings.step, int(self._now() * 1000)
+        self._newest[name] = now_ms // step * step - (need + 3) * step
+        return _Past(need, after_ms, now_ms, step)
 
-    def _recent_or_none(self, name: str, need: int, after_ms: int | None) -> list[Bar]:
+    def _recent(self, name: str, past: _Past) -> list[Bar]:
+        """Its history, in as many pages as it takes."""
+        while past.lacks:
+            past.take(self._closed(name, past.cursor))
+        bars, self._newest[name] = past.bars()
+        return bars
+
+    def _recent_or_none(self, name: str, past: _Past) -> list[Bar]:
         """The history of a cross symbol; nothing where its market gives none: it is asked on."""
-        step = self._settings.step
-        self._newest[name] = int(self._now() * 1000) // step * step - (need + 3) * step
         try:
-            return self._recent(name, need, after_ms)
+            return self._recent(name, past)
         except (_FailedError, MacdError) as error:
             self._said += self._failed(name, error)
             return []
+
+    def _several_histories(
+        self, pasts: Mapping[str, _Past], beside: _Beside
+    ) -> dict[str, list[Bar]]:
+        """As `_recent_or_none` of each, as many at a time as there are threads."""
+        due = list(pasts)
+        lost: set[str] = set()
+
+        def lose(name: str, error: Exception) -> None:
+            self._said += self._failed(name, error)
+            lost.add(name)
+
+        while due or self._asked:
+            for name in due[: _AT_ONCE - len(self._asked)]:
+                due.remove(name)
+                try:
+                    self._send(name, pasts[name].cursor, beside)
+                except (_FailedError, MacdError) as error:
+                    lose(name, error)
+            pages = [asked.page for asked in self._asked.values()]
+            futures.wait(pages, return_when=futures.FIRST_COMPLETED)
+            for name in [name for name, asked in self._asked.items() if asked.page.done()]:
+                try:
+                    pasts[name].take(self._answer(name))
+                except (_FailedError, MacdError) as error:
+                    lose(name, error)
+                else:
+                    due += [name] if pasts[name].lacks else []
+        history: dict[str, list[Bar]] = {name: [] for name in pasts}
+        for name in pasts.keys() - lost:
+            history[name], self._newest[name] = pasts[name].bars()
+        return history
 
     def _closed(self, name: str, since: int) -> list[Bar]:
         self._alive()  # the history takes a row of questions, and each may be slow

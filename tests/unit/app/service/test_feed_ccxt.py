@@ -482,15 +482,19 @@ def test_many_symbols_are_asked_side_by_side_and_at_one_rate(
     exchange.pairs = [(f"A{n}", "USDT") for n in range(40)]
     names = [f"A{n}USDT" for n in range(40)]
     feed = several(tmp_path, exchange, tuple(names[:8]), names)
-    feed.begin(3, None)
     together, asked = threading.Barrier(8), []
 
     def fault(handler: Handler) -> None:
         asked.append(parse_qs(urlsplit(handler.path).query)["symbol"][0])
-        together.wait(20)
+        together.wait(90)
         answer_well(handler)
 
     exchange.faults = Always(fault)
+    history = feed.begin(3, None)
+    assert {name: hours(bars) for name, bars in history.items()} == {
+        name: [697, 698, 699] for name in names
+    }
+    assert len(asked) == 40
     paced: list[float] = []
     assert feed._beside is not None
     lines = [feed._beside._free.get() for _ in range(8)]
@@ -507,8 +511,26 @@ def test_many_symbols_are_asked_side_by_side_and_at_one_rate(
     answers = [names for names in answers if names]
     assert answers[0] == names[:8], "the cross assets, in one answer and in their order"
     assert sorted(name for some in answers for name in some) == sorted(names)
-    assert set(asked[40:48]) == set(names[:8])
-    assert len(asked) == len(paced) == 80, "at the start, and when the bar had closed"
+    assert set(asked[80:88]) == set(names[:8])
+    assert len(asked[40:]) == len(paced) == 80, "the history's last bar again, and the next"
+
+
+def test_of_several_histories_each_comes_page_by_page_and_one_that_fails_is_asked_on(
+    tmp_path: Path, exchange: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macd.app.market.exchange.PAGE", 100)
+    exchange.pairs = [("ETH", "USDT"), ("BTC", "USDT"), ("SOL", "USDT")]
+    feed = several(tmp_path, exchange, ())
+    exchange.faults = Always(only_for("BTCUSDT", 503))
+    history = feed.begin(250, None)
+    served = {name: hours(bars) for name, bars in history.items()}
+    assert served.pop("BTCUSDT") == []
+    assert served == {name: list(range(450, 700)) for name in ("ETHUSDT", "SOLUSDT")}
+    exchange.faults = {}
+    came = until(feed, 250)
+    assert [item.symbol for item in came if isinstance(item, Trouble)] == ["BTCUSDT"]
+    late = hours(item for item in came if getattr(item, "symbol", "") == "BTCUSDT")
+    assert late[:250] == list(range(late[0], late[0] + len(late)))[:250]
 
 
 def test_one_that_does_not_answer_holds_no_other_back(tmp_path: Path, exchange: Server) -> None:
