@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from tests.support import small_releases
 from tests.support.constant_model import make_constant
 from tests.support.lab_project import Project, project
 from tests.support.training_run import SAMPLE
+from tests.unit.app.market.test_fetch import HOUR, Server
 
 TASKS = """
 from invoke import Collection
@@ -28,6 +33,7 @@ PATIENCE_S = 120
 FEED = "speed: 2, start: 0.85"
 BARS = read_bars(SAMPLE).height
 LINES = 30
+STILL_TO_COME = -20  # hours of the exchange
 START = (BARS - LINES) / BARS + 1e-9  # a few bars, then it rests at the end of its file
 
 
@@ -45,11 +51,15 @@ def served(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.invoke("provision", "--yes")
     small_releases.make_real(made.inventory, 1)
     made.invoke("deploy", "--yes")
-    deadline = time.monotonic() + PATIENCE_S
-    while sum(1 for _ in lines(made)) < LINES:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until_lines(made, LINES)
     return made
+
+
+def until_lines(place: Project, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while len(lines(place)) < count:
+        assert time.monotonic() < deadline, lines(place)[-2:]
+        time.sleep(0.2)
 
 
 def lines(place: Project) -> list[str]:
@@ -112,6 +122,59 @@ def test_a_release_of_an_earlier_version_is_said_to_lack_it(served: Project) -> 
     said = served.invoke("audit", code=3)
     assert "made by a version that had no such command" in said
     assert "invoke release" in said
+
+
+def test_on_an_exchange_the_corrected_bar_and_the_changed_line_are_both_named(
+    lab: LabState, exchange: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The exchange's clock is behind ours, so that hours of bars close when the test says so."""
+    made = project(lab, tmp_path_factory.mktemp("exchange"), "exchange-lab")
+    (made.root / "tasks.py").write_text(TASKS)
+    path = made.root / "inventory/lab.yml"
+    feed = f"kind: ccxt, exchange: binance, api_url: '{exchange.url}', stale_bars: 1000"
+    path.write_text(path.read_text().replace(f"kind: replay, {FEED}", feed))
+    made = Project(made.root, lab, load("lab", root=made.root))
+    made.invoke("provision", "--yes")
+    small_releases.make_real(made.inventory, 1, package="ccxt")
+    made.invoke("deploy", "--yes")
+    exchange.now += 12 * HOUR
+    until_lines(made, 12)
+
+    corrected = exchange.rows[STILL_TO_COME + 6]  # the seventh line's bar; five see it later
+    corrected[4] = f"{float(corrected[4]) * 1.0005:.8f}"
+    moment = f"{datetime.fromtimestamp(corrected[0] / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    (log,) = (made.app / "data/live").glob("trades_*.jsonl")
+    raw = log.read_text().splitlines(keepends=True)
+    changed = json.loads(raw[2])
+    changed["data"]["components"]["ml_lstm_prob"] += 0.01
+    log.write_text("".join([*raw[:2], json.dumps(changed) + "\n", *raw[3:]]))
+
+    said = made.invoke("audit", "--days", "1", code=1)
+    assert "from binance, as it gives them now" in said
+    assert "12 compared of 12 of the last" in said
+    assert "equal     5, " in said and "6 more on the bars of then" in said
+    assert "corrected 1 bars" in said and f"BTCUSD {moment} close" in said
+    assert "differ    1 lines" in said and f"{changed['bar_time']} ml_lstm_prob: written" in said
+
+
+@pytest.fixture
+def exchange() -> Iterator[Server]:
+    """Hours of the sample up to a few days ago, 20 of them still to come."""
+    made = Server()
+    made.pairs = [("BTC", "USD")]
+    bars = read_bars(SAMPLE)[-1500:]
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
+    for row, *cells in bars.iter_rows():
+        opened = int((row - bars["timestamp"][-1] + end).timestamp() * 1000)
+        end_ms = opened + HOUR - 1
+        made.rows.append([opened, *map(str, cells), end_ms, "1.0", 5, "1.0", "1.0", "0"])
+    made.now = made.rows[STILL_TO_COME][0] + 1
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
 
 
 def test_another_market_is_refused_until_a_person_accepts_it(

@@ -103,17 +103,18 @@ def make_real(
     inventory: Inventory,
     serial: int,
     change: Callable[[Path], None] = lambda _: None,
+    package: str = "",
     **details: Any,
 ) -> str:
     """A release with the shared tiny training's models, served by this very code.
 
-    Its runtime has no packages: serve.py goes on with the Python that runs the tests. change: is
-    given a copy of the models' directory before.
+    Its runtime has no packages, or an empty one called `package`: serve.py goes on with the Python
+    that runs the tests. change: is given a copy of the models' directory before.
     """
     with tempfile.TemporaryDirectory() as copied:
         models = shutil.copytree(prepared(), Path(copied) / "models")
         change(models)
-        return _real(inventory, serial, models, details)
+        return _real(inventory, serial, models, details, package)
 
 
 def make_several(inventory: Inventory, serial: int, **details: Any) -> str:
@@ -122,7 +123,9 @@ def make_several(inventory: Inventory, serial: int, **details: Any) -> str:
     return _real(inventory, serial, several_symbols.trees(), known)
 
 
-def _real(inventory: Inventory, serial: int, models: Path, details: dict[str, Any]) -> str:
+def _real(
+    inventory: Inventory, serial: int, models: Path, details: dict[str, Any], package: str = ""
+) -> str:
     python = sys.executable
     first = (
         "import os, sys\n"
@@ -134,7 +137,12 @@ def _real(inventory: Inventory, serial: int, models: Path, details: dict[str, An
         if path.is_file()
     }
     known = {"tf": "1h", "symbol": "BTCUSD", "replay": 1}
-    return make(inventory, serial, more=files, first=first, details={**known, **details})
+    known |= details
+    if not package:
+        return make(inventory, serial, more=files, first=first, details=known)
+    return make(
+        inventory, serial, more=files, first=first, details=known, package="1", name=package
+    )
 
 
 def make(

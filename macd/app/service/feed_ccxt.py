@@ -182,7 +182,8 @@ class _Asked(NamedTuple):
 class _Past:
     """A symbol's history on its way: its last `need` closed bars up to `after_ms`, page by page.
 
-    cursor: the open of the first bar that is still to be asked for. now_ms: by our clock.
+    cursor: the open of the first bar that is still to be asked for. now_ms: by the earlier
+    of our clock and the exchange's, or a clock that is ahead would find less than it needs.
     """
 
     def __init__(self, need: int, after_ms: int | None, now_ms: int, step: int) -> None:
@@ -279,8 +280,10 @@ class CcxtFeed:
 
         The main one is asked first: where it answers, one that does not is a matter of its market.
         """
-        names = [*reversed(self._names)]
-        pasts = {name: self._past(name, need, after_ms) for name in names}
+        step, now_ms = self._settings.step, int(self._exchange_time() * 1000)
+        pasts = {name: _Past(need, after_ms, now_ms, step) for name in reversed(self._names)}
+        for name, past in pasts.items():
+            self._newest[name] = past.cursor - step  # one that gives nothing is asked on from there
         if self._settings.symbols:
             history = self._several_histories(pasts, self._open_beside())
             if not any(history.get(name) for name in self._settings.served):
@@ -450,12 +453,6 @@ class CcxtFeed:
     def _is_due(self, name: str, now: float) -> bool:
         """Whether a bar of it has closed that has not come."""
         return now >= (self._newest[name] + 2 * self._settings.step) / 1000
-
-    def _past(self, name: str, need: int, after_ms: int | None) -> _Past:
-        """Where its market gives nothing, it is asked on from there."""
-        step, now_ms = self._settings.step, int(self._now() * 1000)
-        self._newest[name] = now_ms // step * step - (need + 3) * step
-        return _Past(need, after_ms, now_ms, step)
 
     def _recent(self, name: str, past: _Past) -> list[Bar]:
         """Its history, in as many pages as it takes."""

@@ -148,6 +148,14 @@ def test_history_longer_than_a_page_ends_where_the_log_ends(
     assert hours(until(feed, 3)) == [1196, 1197, 1198]
 
 
+def test_a_clock_that_is_hours_ahead_has_all_of_its_history(
+    tmp_path: Path, exchange: Server
+) -> None:
+    feed = feed_of(tmp_path, exchange)
+    feed._now = lambda: exchange.now / 1000 + 5 * 3600
+    assert hours(feed.begin(10, None)["ETHUSDT"]) == list(range(690, 700))
+
+
 def test_cross_bars_come_first(tmp_path: Path, exchange: Server) -> None:
     feed = feed_of(tmp_path, exchange, ("BTCUSDT",))
     history = feed.begin(5, None)
