@@ -39,6 +39,7 @@ _NEWEST = {"env": "the environment whose newest release is meant (default: prod)
     "invoke release.list to see whether it was made",
     help={
         "run": "id below runs/, or a directory (default: the run that finished last)",
+        "host": "training host that the run's files are fetched from first",
         "env": "the environment it is for (default: prod)",
         "accept": "release although a criterion fails: the reason, recorded in the manifest",
         "without": "symbols of a run of several that are left out, as ETHUSDT,SOLUSDT",
@@ -50,6 +51,7 @@ _NEWEST = {"env": "the environment whose newest release is meant (default: prod)
 def release(
     _: object,
     run: str = "",
+    host: str = "",
     env: str = "prod",
     accept: str = "",
     without: str = "",
@@ -73,6 +75,8 @@ def release(
     journal.records()  # a damaged journal is reported before anything is made
     signing_key(inv)
     store = store_of(inv)
+    if host:
+        run = _fetched(inv, host, run, json=json)
     now = datetime.now(UTC).replace(microsecond=0)
     order: Order
     told: dict[str, Any] = {}
@@ -190,6 +194,23 @@ def verify(
     else:
         _show_report(report, signers)
     return None if report.ok else ExitCode.FAILED
+
+
+def _fetched(inventory: Inventory, host: str, run: str, *, json: bool) -> str:
+    """Bring the files of a run of that host ("": its newest) as `invoke train.fetch`; its id."""
+    from macd.cli.train import fetch_quietly
+
+    got = fetch_quietly(inventory, host, run)
+    name = str(got.status["run"])
+    if got.status["state"] != "DONE":
+        raise RefusedError(
+            f"run {name} on {host} ended as {got.status['state']}",
+            why=str(got.status["reason"]),
+            live="no release was made",
+            hint=f"look at {got.folder}, or name another run (--run)",
+        )
+    say(json, f"run {name}: {got.files} files fetched from {host}")
+    return name
 
 
 def _released(run: Run, without: str) -> dict[str, Run]:

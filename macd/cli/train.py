@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from macd.jobs.progress import Progress
     from macd.jobs.remedies import Failure
     from macd.jobs.request import Request
+    from macd.jobs.transfer import Collected
     from macd.journal import Journal
     from macd.ssh.contact import Contact
 
@@ -562,6 +563,19 @@ def _collect(contact: Contact, inventory: Inventory, run: str, *, json: bool) ->
             step("report", str(unmade or report), "warn" if unmade else "ok")
         step("DONE", f"run {run}\nnext: {_next(got.status['result'])}")
     return EXIT_CODES[state]
+
+
+def fetch_quietly(inventory: Inventory, host: str, run: str) -> Collected:
+    """Fetch the files of a run of that host ("": its newest) and record its end; show nothing."""
+    from macd.jobs import cluster, follow, record, transfer
+
+    with contact_with(inventory, host, 0.0, json=True) as (contact, _shown):
+        current = follow.status_of(contact, run)
+        cluster.check_leads(current)
+        got = transfer.collect(contact, current["run"], _local_runs(inventory))
+    journal = journal_of(inventory)
+    record.finished(journal, got.status, host, got.folder, now=datetime.now(UTC))
+    return got
 
 
 def _next(result: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def plan_of(
     train = inventory.train
     own = isinstance(request, OwnRequest)
     bars = _bars(request, replaced=train.schedule_bars is not None)
-    fetch_it = f"invoke train.fetch --run {{run}} --host {host.name} --inventory {inventory.name}"
+    named = f"--run {{run}} --host {host.name} --inventory {inventory.name}"
     return {
         "on": train.schedule,
         "inventory": inventory.name,
@@ -85,11 +85,12 @@ def plan_of(
         "compare": "" if own else BUILTIN.runs,
         "next": {
             "DONE": [
-                "nothing was signed or deployed; a person decides:",
-                f"  {fetch_it}",
-                f"  invoke release --run {{run}} --inventory {inventory.name}",
+                "nothing was built, signed or deployed; a person decides, where the keys are:",
+                f"  invoke release {named}",
+                "  which fetches, checks, builds and signs it; to look at its report before:",
+                f"  invoke train.fetch {named}",
             ],
-            "": [f"  {fetch_it}"],
+            "": [f"  invoke train.fetch {named}"],
         },
     }
 

@@ -100,6 +100,7 @@ def test_every_model_answers_behind_the_hardened_unit(story: EndToEnd) -> None:
     last = story.lines[-1]["data"]["components"]
     assert last["ml_error"] is None
     assert last["ml_stacking_mode"] == "shadow"
+    assert 0 <= last["ml_features_outside"] <= len(last["ml_features"])  # of the training's range
     for name in ("ml_lgb_prob", "ml_lstm_prob", "ml_tft_prob", "ml_stacking_prob"):
         assert 0 < last[name] < 1
     numbers = [line["seq"] for line in story.lines]
@@ -128,11 +129,15 @@ def test_the_gate_opens_and_the_process_has_the_flag(story: EndToEnd) -> None:
     told = story.json("enable-stacking", "--yes")
     assert (told["result"], str(told["pid"])) == ("set", story.pid)
     assert story.environ["ML_ENABLE_STACKING"] == "1"
+    assert story.environ["ML_STACKING_WEIGHT"] == "25"
     assert story.on_prod("systemctl", "is-active", "macd-analysis-guard.timer") == "active"
     assert story.json("monitor")["state"] == "watching"
     held = len(story.lines)
     story.until("a line with stacking live", lambda: len(story.lines) > held)
-    assert story.lines[-1]["data"]["components"]["ml_stacking_mode"] == "live"
+    last = story.lines[-1]["data"]["components"]
+    assert (last["ml_stacking_mode"], last["ml_stacking_weight"]) == ("live", 25)
+    mixed = 0.25 * last["ml_stacking_prob"] + 0.75 * last["ml_avg_prob"]
+    assert last["ml_bull_prob"] == pytest.approx(mixed, abs=2e-6)
 
 
 def test_a_second_release_and_back(story: EndToEnd) -> None:
@@ -147,11 +152,27 @@ def test_a_second_release_and_back(story: EndToEnd) -> None:
     assert (outcome["result"], story.live) == ("committed", second)
     # What was learnt about the first opens nothing for the second.
     assert story.environ["ML_ENABLE_STACKING"] == "0"
+    # The first one's models run beside it, and the gate compares the two on bars that are known.
+    story.until("bars of both that are known", lambda: asked_beside(story, first) >= 15)
+    judged = story.json("shadow-gate", code=None)
+    against = judged["skill"]["against"]
+    assert judged["skill"]["setting"] == "worse" and against["mean"]["n"] >= 1
+    assert against["challenger"]["release"] == first
+    assert against["challenger"]["n"] >= 1
+    assert against["challenger"]["same"]  # the same files
     (outcome,) = story.json("rollback", "--yes")["outcomes"]
     assert story.live == first
     assert story.healthz["release"] == first
     # It had stacking on, but its watch ended when it went: nobody would take it back.
     assert story.environ["ML_ENABLE_STACKING"] == "0"
+
+
+def asked_beside(story: EndToEnd, release: str) -> int:
+    """Lines of the live release on which that release's models answered too."""
+    live = story.live
+    parts = [line["data"]["components"] for line in story.lines if line.get("release") == live]
+    said = [found for part in parts if (found := part.get("ml_challenger"))]
+    return sum(found["release"] == release and found.get("stacking") is not None for found in said)
 
 
 def test_bad_releases_go_back_by_themselves(story: EndToEnd) -> None:

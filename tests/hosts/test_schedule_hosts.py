@@ -20,7 +20,7 @@ from tests.support.hosts.fleet import Hosts
 pytestmark = pytest.mark.hosts
 
 OFTEN, NEVER = "*:*:0/20", "2099-01-01"
-WORK = "~/by-itself"
+WORK, ROOTS = "~/by-itself", "/srv/by-itself"
 KLINES = "data/klines/ETHUSDT_1h.csv"
 TRAINS = f"""
 import json, os
@@ -57,12 +57,12 @@ class Project:
             "serve": {"command": "python3 go.py"},
         }
         self.document["hosts"]["h800"]["work_dir"] = WORK
+        self.document["train"]["schedule_bars"] = "~/synced"
         self.document["alerts"] = {"notify_url": "http://127.0.0.1:8765/t0ken"}
         self.when(OFTEN)
 
     def when(self, schedule: str) -> None:
-        self.document["train"] |= {"schedule": schedule, "schedule_bars": "~/synced"}
-        self.document["train"]["schedule_keep"] = 1
+        self.document["train"] |= {"schedule": schedule, "schedule_keep": 1}
         text = yaml.safe_dump(self.document, sort_keys=False)
         (self.root / "inventory/ours.yml").write_text(text)
 
@@ -124,7 +124,7 @@ def test_its_timer_trains_on_new_bars_also_after_a_reboot(hosts: Hosts, project:
     until(lambda: any("is DONE" in text for text in project.messages()), project)
     done = next(text for text in project.messages() if "is DONE" in text)
     (first,) = project.scheduled()["runs"]
-    assert f"invoke release --run {first['run']} --inventory ours" in done
+    assert f"invoke release --run {first['run']} --host h800 --inventory ours" in done
     assert "t0ken" not in project.invoke("train.schedule", "--show")
     # The next times find no new bars: they say so and train nothing.
     until(lambda: any("there are no new bars" in text for text in project.messages()), project)
@@ -142,6 +142,24 @@ def test_its_timer_trains_on_new_bars_also_after_a_reboot(hosts: Hosts, project:
     assert f"run {second['run']}" in project.invoke("train.fetch", "--run", second["run"])
     made = project.root / "runs" / second["run"] / "artefacts/models/m.json"
     assert json.loads(made.read_text())["read"] == "v2"
+
+
+def test_of_root_its_timers_are_the_systems(hosts: Hosts, project: Project) -> None:
+    project.document["hosts"]["h800"] |= {"user": "root", "work_dir": ROOTS, "scope": "system"}
+    project.document["train"]["schedule_bars"] = "/srv/synced"
+    project.when(OFTEN)
+    hosts.h800.exec("sh", "-c", f"mkdir -p /srv/synced/data/klines; echo v1 > /srv/synced/{KLINES}")
+    assert "timer    next" in project.invoke("train.schedule")
+    timer = project.scheduled()["timer"]
+    assert (timer["scope"], timer["runs"]) == ("system", True)
+    listed = hosts.h800.exec("systemctl", "list-timers", "--all", "--plain", "--no-legend")
+    assert timer["unit"] in listed
+    until(lambda: any("is DONE" in text for text in project.messages()), project)
+    (run,) = project.scheduled()["runs"]
+    assert run["run"] in hosts.h800.exec("ls", f"{ROOTS}/runs")
+    assert "took the schedule" in project.invoke("train.schedule", "--remove")
+    assert "macd-train" not in hosts.h800.exec("systemctl", "list-unit-files", "--plain")
+    hosts.h800.exec("rm", "-r", ROOTS, "/srv/synced")
 
 
 def test_by_hand_and_gone(hosts: Hosts, project: Project) -> None:

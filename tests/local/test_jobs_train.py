@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_the_journal_knows_what_was_trained_and_how_it_ended(
 def test_fetching_again_transfers_nothing(project: Path, trained: tuple[str, str]) -> None:
     again = invoke(project, "train.fetch", "--run", trained[0], "--json")
     assert json.loads(again.stdout)["received"] == 0
+
+
+def test_a_release_fetches_the_run_that_is_named_with_its_host(
+    project: Path, trained: tuple[str, str]
+) -> None:
+    """This one lacks its leak audit, so no release is made of it: it was read here."""
+    folder = project / "runs" / trained[0]
+    shutil.rmtree(folder)
+    done = invoke(project, "release", "--run", trained[0], "--host", "h800")
+    assert f"run {trained[0]}: " in done.stdout and "files fetched from h800" in done.stdout
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert (folder / "result.json").is_file()
+    assert "has no leak_audit.json" in done.stderr
 
 
 def test_the_same_again_sends_nothing_and_fits_nothing(

@@ -28,10 +28,10 @@ from tests.support.openssh import eventually
 
 TASKS = """
 from invoke import Collection
-from macd.cli import train, usage
+from macd.cli import release, train, usage
 usage.install()
 verbs = train.train, train.status, train.attach, train.fetch, train.cancel
-namespace = Collection(Collection("train", *verbs))
+namespace = Collection(Collection("train", *verbs), release.release)
 """
 SAMPLE = "data/sample/BTCUSD_1h_2017-2019.parquet"
 
