@@ -2,8 +2,7 @@
 
 Every question is one request of `wait`, so that the watchdog and SIGTERM never wait for a row of
 them; several symbols are asked side by side, for their history too. A bar counts as closed by the
-earlier of our clock and the exchange's. After failures the pauses grow, then a circuit opens for a
-while (Nygard, Release It!).
+earlier of our clock and the exchange's.
 
 Exchanges correct bars after they closed. So each page begins with the last two bars again, and one
 that is not what was handed over before is handed on as `Corrected`, once.
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -30,104 +29,23 @@ from macd.app.market.exchange import (
     open_exchange,
     spot_markets,
 )
+from macd.app.service.asking import (
+    AGAIN_S,
+    CROSS_TRIES,
+    LONGEST_AGAIN_S,
+    OPENS_AFTER,
+    SETTLED_S,
+    Breaker,
+    Past,
+    Plan,
+)
 from macd.app.service.feed import Bar, Corrected, Item, Trouble, bars_of
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 
-FIRST_S = 1.0
-OPENS_AFTER, OPEN_S = 5, 300.0
-
-
-class Breaker:
-    """Failures in a row of one peer. `state`: "closed" (asking) or "open".
-
-    An open one lets a question through each time its pause is over, and the answer decides: what is
-    called half-open needs no state of its own.
-    """
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self._next = 0.0
-
-    @property
-    def state(self) -> str:
-        return "open" if self.failures >= OPENS_AFTER else "closed"
-
-    def wait(self, now: float) -> float:
-        """Seconds until the peer may be asked; 0: now. One question then decides."""
-        return max(0.0, self._next - now)
-
-    def failed(self, now: float, *, jitter: float, asked: float = 0.0) -> float:
-        """Note a failure; the pause. jitter: 0 to 1, so that many don't come back at once.
-
-        asked: seconds the peer itself asked to wait.
-        """
-        self.failures += 1
-        pause = OPEN_S if self.failures >= OPENS_AFTER else FIRST_S * 2.0 ** (self.failures - 1)
-        pause = max(pause * (0.75 + 0.5 * jitter), asked)
-        self._next = now + pause
-        return pause
-
-    def succeeded(self) -> None:
-        self.failures = 0
-        self._next = 0.0
-
-
-_SETTLED_S = 1.0  # after a bar's end, until an exchange has it
-_AGAIN_S = 3.0  # when it has not yet; each time twice as long
-_LONGEST_AGAIN_S = 60.0  # for hours a market may have no trade, and so no bar
 _RECHECKED = 2  # bars that are asked for again: one request gives them with the new ones
-_CROSS_TRIES = 3  # for a cross symbol's bar, before the main one is asked without it
-
-
 _AT_ONCE = 8  # of many symbols so many are asked side by side
 _CLOCK_S = 10.0  # so long one answer about the exchange's time holds, where many symbols ask
-
-
-class _Plan:
-    """When each of several symbols is asked next: first those that are others' cross assets.
-
-    While such a one still lacks its bar, only they are asked, a few times: without it the others'
-    bars are worth little.
-    """
-
-    def __init__(self, names: Sequence[str], cross: Sequence[str], step: int) -> None:
-        self._names, self._cross, self._step = names, cross, step
-        self._due = dict.fromkeys(names, 0.0)
-        self._tries = dict.fromkeys(names, 0)
-
-    def due(
-        self, now: float, breakers: Mapping[str, Breaker], asked: Container[str]
-    ) -> tuple[list[str], float, bool]:
-        """Who is to be asked now, in how many seconds somebody is, and whether others wait for it.
-
-        asked: who is being asked already.
-        """
-        pending = any(0 < self._tries[name] < _CROSS_TRIES for name in self._cross)
-        waits = {
-            name: 0.0
-            if name in asked
-            else max(0.0, breakers[name].wait(now), self._due[name] - now)
-            for name in (self._cross if pending else self._names)
-        }
-        first = [name for name in self._cross if waits[name] == 0]
-        due = [name for name in first or waits if waits[name] == 0 and name not in asked]
-        left = min((wait for name, wait in waits.items() if name not in asked), default=0.0)
-        return due, left, bool(first)
-
-    def answered(self, name: str, newest: int, now: float, *, came: bool) -> None:
-        """newest: its last bar's open in ms; came: whether a new one was in the answer."""
-        ends = (newest + 2 * self._step) / 1000 + _SETTLED_S
-        if came or ends > now:
-            self._tries[name], self._due[name] = 0, ends
-            return
-        self._tries[name] += 1
-        pause = _AGAIN_S * 2.0 ** min(self._tries[name] - 1, 10)
-        self._due[name] = now + min(pause, _LONGEST_AGAIN_S)
-
-    def failed(self, name: str) -> None:
-        """Its breaker says when it is asked again; nobody waits for it."""
-        self._tries[name] = 0
 
 
 class _FailedError(Exception):
@@ -179,38 +97,6 @@ class _Asked(NamedTuple):
     page: futures.Future[pl.DataFrame]
 
 
-class _Past:
-    """A symbol's history on its way: its last `need` closed bars up to `after_ms`, page by page.
-
-    cursor: the open of the first bar that is still to be asked for. now_ms: by the earlier
-    of our clock and the exchange's, or a clock that is ahead would find less than it needs.
-    """
-
-    def __init__(self, need: int, after_ms: int | None, now_ms: int, step: int) -> None:
-        self._need, self._after, self._step = need, after_ms, step
-        self._until = now_ms if after_ms is None else min(after_ms + step, now_ms)
-        self.cursor = self._until // step * step - (need + 2) * step
-        self._bars: list[Bar] = []
-
-    @property
-    def lacks(self) -> bool:
-        return self.cursor + self._step <= self._until
-
-    def take(self, page: Sequence[Bar]) -> None:
-        """An empty page ends it."""
-        if not page:
-            self._until = self.cursor
-            return
-        self._bars += page
-        self.cursor = page[-1].open_ms + self._step
-
-    def bars(self) -> tuple[list[Bar], int]:
-        """Them, and the open of the newest; of none, the bar before the first that may come."""
-        bars = [bar for bar in self._bars if self._after is None or bar.open_ms <= self._after]
-        newest = bars[-1].open_ms if bars else self.cursor - self._step
-        return bars[-self._need :], newest
-
-
 class CcxtFeed:
     """See macd.app.service.feed.Feed."""
 
@@ -242,7 +128,7 @@ class CcxtFeed:
         self._turn = self._tries = self._silent = 0
         self._why = ""
         self._said: list[Item] = []  # by what was asked outside of `wait`
-        self._plan: _Plan | None = None  # where several symbols are served
+        self._plan: Plan | None = None  # where several symbols are served
         self._beside: _Beside | None = None  # the same
         self._asked: dict[str, _Asked] = {}
         self._held: list[Bar] = []  # of cross assets that get lines too, until all have been asked
@@ -281,7 +167,7 @@ class CcxtFeed:
         The main one is asked first: where it answers, one that does not is a matter of its market.
         """
         step, now_ms = self._settings.step, int(self._exchange_time() * 1000)
-        pasts = {name: _Past(need, after_ms, now_ms, step) for name in reversed(self._names)}
+        pasts = {name: Past(need, after_ms, now_ms, step) for name in reversed(self._names)}
         for name, past in pasts.items():
             self._newest[name] = past.cursor - step  # one that gives nothing is asked on from there
         if self._settings.symbols:
@@ -289,7 +175,7 @@ class CcxtFeed:
             if not any(history.get(name) for name in self._settings.served):
                 raise _FailedError(self._why)
             cross = [name for name in self._names if name in self._settings.cross]
-            self._plan = _Plan(self._names, cross, self._settings.step)
+            self._plan = Plan(self._names, cross, self._settings.step)
             return history
         return {
             name: self._recent(name, past)
@@ -320,7 +206,7 @@ class CcxtFeed:
         """The open of the first bar that is asked for: the last ones are asked for again."""
         return self._newest[name] - (_RECHECKED - 1) * self._settings.step
 
-    def _wait_for_several(self, seconds: float, plan: _Plan, beside: _Beside) -> Sequence[Item]:
+    def _wait_for_several(self, seconds: float, plan: Plan, beside: _Beside) -> Sequence[Item]:
         """Whoever is due is asked, as many at a time as there are threads; what has come by then.
 
         One that does not answer keeps its thread until the request's time is over, nobody else.
@@ -438,15 +324,15 @@ class CcxtFeed:
         if name == self._settings.symbol:
             self._silent = 0 if came else min(self._silent + 1, 10)
         if not came and name == self._settings.symbol:
-            self._due = now + min(_AGAIN_S * 2.0 ** (self._silent - 1), _LONGEST_AGAIN_S)
-        elif not came and self._is_due(name, now) and self._tries < _CROSS_TRIES:
+            self._due = now + min(AGAIN_S * 2.0 ** (self._silent - 1), LONGEST_AGAIN_S)
+        elif not came and self._is_due(name, now) and self._tries < CROSS_TRIES:
             self._tries += 1  # the main symbol's bar is worth little without it
-            self._due = now + _AGAIN_S
+            self._due = now + AGAIN_S
             return
         self._next()
         if self._turn == 0:
             step = self._settings.step
-            ends = (self._newest[self._settings.symbol] + 2 * step) / 1000 + _SETTLED_S
+            ends = (self._newest[self._settings.symbol] + 2 * step) / 1000 + SETTLED_S
             if came or ends > now:
                 self._due = max(ends, self._due)
 
@@ -454,14 +340,14 @@ class CcxtFeed:
         """Whether a bar of it has closed that has not come."""
         return now >= (self._newest[name] + 2 * self._settings.step) / 1000
 
-    def _recent(self, name: str, past: _Past) -> list[Bar]:
+    def _recent(self, name: str, past: Past) -> list[Bar]:
         """Its history, in as many pages as it takes."""
         while past.lacks:
             past.take(self._closed(name, past.cursor))
         bars, self._newest[name] = past.bars()
         return bars
 
-    def _recent_or_none(self, name: str, past: _Past) -> list[Bar]:
+    def _recent_or_none(self, name: str, past: Past) -> list[Bar]:
         """The history of a cross symbol; nothing where its market gives none: it is asked on."""
         try:
             return self._recent(name, past)
@@ -470,7 +356,7 @@ class CcxtFeed:
             return []
 
     def _several_histories(
-        self, pasts: Mapping[str, _Past], beside: _Beside
+        self, pasts: Mapping[str, Past], beside: _Beside
     ) -> dict[str, list[Bar]]:
         """As `_recent_or_none` of each, as many at a time as there are threads."""
         due = list(pasts)

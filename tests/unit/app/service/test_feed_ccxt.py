@@ -13,8 +13,9 @@ import pytest
 
 from macd.app.market import empty
 from macd.app.market.exchange import _Pace
+from macd.app.service.asking import OPENS_AFTER
 from macd.app.service.feed import Bar, Corrected, Trouble, open_feed
-from macd.app.service.feed_ccxt import OPENS_AFTER, CcxtFeed
+from macd.app.service.feed_ccxt import CcxtFeed
 from macd.app.service.settings import Settings
 from macd.errors import MacdError
 from tests.unit.app.market.test_fetch import HOUR, LISTED, Handler, Server, kline

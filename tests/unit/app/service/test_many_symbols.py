@@ -16,8 +16,8 @@ import pytest
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.predict.scoring import MODELS, Scorer, Shared
 from macd.app.service import release, replay
+from macd.app.service.asking import Breaker, Plan
 from macd.app.service.feed import Bar, Item, ReplayFeed, bars_of
-from macd.app.service.feed_ccxt import Breaker, _Plan
 from macd.app.service.feed_directory import DirectoryFeed
 from macd.app.service.health import Status
 from macd.app.service.loop import NEED, Loop
@@ -255,7 +255,7 @@ def test_a_directory_holds_a_symbol_for_its_cross_assets_alone(tmp_path: Path) -
 
 def test_many_symbols_of_an_exchange_are_asked_together_and_a_dead_one_holds_none() -> None:
     names = ("C", "A", "B")
-    plan, breakers = _Plan(names, ("C",), HOUR), {name: Breaker() for name in names}
+    plan, breakers = Plan(names, ("C",), HOUR), {name: Breaker() for name in names}
     now = 7202.0
     assert plan.due(now, breakers, ()) == (["C"], 0.0, True)
     assert plan.due(now, breakers, ("C",))[::2] == ([], True)  # it is on its way

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macd.app.market.bars import read_bars, write_bars
+from macd.app.service.asking import OPEN_S, OPENS_AFTER, Breaker
 from macd.app.service.feed import Bar, Fresh, ReplayFeed, Trouble, bars_of
-from macd.app.service.feed_ccxt import OPEN_S, OPENS_AFTER, Breaker
 from macd.app.service.feed_directory import DirectoryFeed
 from macd.app.service.settings import Settings, flags
 from macd.errors import MacdError, UsageError
