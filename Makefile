@@ -15,7 +15,7 @@ OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py tests/unit/deploy/test_own_desired.py \
 	tests/unit/release/test_judge.py $(addprefix tests/unit/gate/test_,bounds.py gate_bars.py gate_decision.py parse.py realised.py skill.py skill_read.py drift.py several_hosts.py own_lines.py own_files.py)
 
-.PHONY: setup demo test test-full check check-fast coverage docs lock clean
+.PHONY: setup demo test test-full hosts-root check check-fast coverage docs lock clean
 
 setup: $(READY)
 
@@ -53,20 +53,21 @@ docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 	@echo "site/index.html"
 
-test: $(READY) check docs coverage
-	@sh tests/system-packages.sh
-	@# beside it the root of the test hosts is built, where there is none yet: much of that is waiting
+test: $(READY) hosts-root check docs coverage
 	@# without what has just been run for its coverage
-	@$(BIN)/python -m tests.support.hosts.rootfs & \
-	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING)); code=$$?; wait; exit $$code
+	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING))
 	$(BIN)/python -m pytest -m "not full" $(OTHER)
 
-test-full: $(READY) check
-	@sh tests/system-packages.sh
+test-full: $(READY) hosts-root check
 	@# too much for every setup: 97 MB, and it needs pandas, matplotlib and plotly
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt catboost==1.2.10
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(UNIT)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(OTHER)
+
+# What real systemd hosts boot from. Where there is none yet it is built while other checks run.
+hosts-root: $(READY)
+	@sh tests/system-packages.sh
+	@$(BIN)/python -m tests.support.hosts.rootfs &
 
 # The versions that are installed in .venv, with their hashes. Needs Linux and pip's index.
 lock: $(READY)
