@@ -14,8 +14,8 @@ from macd.cli.train import (
     refuse_failed,
     request_of,
     run_checks,
-    step,
 )
+from macd.cli.train_shown import step
 from macd.cli.verb import emit, safe, verb
 from macd.errors import MacdError, UsageError
 

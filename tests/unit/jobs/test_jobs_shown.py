@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.train import Shown, _next
+from macd.cli.train_shown import Shown, next_command
 from macd.cli.verb import safe
 from macd.errors import MacdError
 from macd.jobs import record, remedies
@@ -69,7 +69,7 @@ def test_of_several_symbols_each_stage_names_whose_it_is() -> None:
 def test_after_a_training_the_command_that_works_is_named(
     result: dict[str, Any], told: str
 ) -> None:
-    assert _next(result) == told
+    assert next_command(result) == told
 
 
 @pytest.mark.parametrize("event", [{}, {"event": 3}, {"event": "epoch", "epoch": "x", "loss": []}])
