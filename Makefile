@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# Not compiled: thousands of modules, one after the other, would take a quarter of the set-up.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 # Each worker collects all files that it is given, so few are given those that import torch.
@@ -15,7 +16,7 @@ OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 DECIDING := tests/unit/inventory tests/unit/deploy/test_plan.py tests/unit/deploy/test_rollback_targets.py tests/unit/deploy/test_own_desired.py \
 	tests/unit/release/test_judge.py $(addprefix tests/unit/gate/test_,bounds.py gate_bars.py gate_decision.py parse.py realised.py skill.py skill_read.py drift.py several_hosts.py own_lines.py own_files.py)
 
-.PHONY: setup demo test test-full hosts-root check check-fast coverage docs lock clean
+.PHONY: setup demo test test-full hosts-root check check-fast unit-fast coverage docs lock clean
 
 setup: $(READY)
 
@@ -30,7 +31,9 @@ $(READY): pyproject.toml requirements.lock requirements-cuda.lock
 	@# compat: a plain path instead of setuptools' finder, which each start of Python would import
 	@$(PIP) --no-build-isolation --config-settings editable_mode=compat -e .
 	@$(BIN)/python -m pip --quiet check
+	@# compiled: what commands import; the rest when it is first imported
 	@$(BIN)/python -m compileall -q macd tasks.py
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import tasks, macd.deploy.apply, macd.gate.report, macd.jobs.follow, macd.release.build'
 	@touch $@
 
 demo: $(READY)
@@ -42,7 +45,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 # What to run before each commit: no network, no root, no hosts.
-check-fast: check
+check-fast: $(READY)
+	@$(MAKE) -j 2 check unit-fast
+
+unit-fast: $(READY)
 	$(BIN)/python -m pytest -q -m "not full and not slow" --hypothesis-profile=fast $(UNIT)
 
 # The floor is in pyproject.toml.
@@ -53,7 +59,10 @@ docs: $(READY)
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs site
 	@echo "site/index.html"
 
-test: $(READY) hosts-root check docs coverage
+test: $(READY) hosts-root
+	@# side by side: each keeps one core busy
+	@$(MAKE) -j 2 check docs
+	@$(MAKE) coverage
 	@# without what has just been run for its coverage
 	$(BIN)/python -m pytest -m "not full" $(UNIT) $(addprefix --ignore=,$(DECIDING))
 	$(BIN)/python -m pytest -m "not full" $(OTHER)

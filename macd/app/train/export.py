@@ -71,7 +71,7 @@ def graph(net: nn.Module) -> bytes:
         torch.onnx.export(
             still,
             (example,),
-            made,  # type: ignore[arg-type]  # the older exporter takes a file
+            made,  # the older exporter takes a file
             dynamo=False,
             opset_version=_OPSET,
             input_names=[INPUT],
