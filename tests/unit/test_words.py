@@ -7,9 +7,8 @@ other meaning, so that a match is always a mistake. CHANGELOG.md may name them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 CODE = [
@@ -67,28 +66,31 @@ IN_PAGES = {
 }
 
 
-@pytest.mark.parametrize("path", [*CODE, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_old_word(path: Path) -> None:
-    assert _found(path, EVERYWHERE) == []
+def test_no_old_word() -> None:
+    assert _matches([*CODE, *PAGES], EVERYWHERE) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_old_word_in_a_page(page: Path) -> None:
-    assert _found(page, IN_PAGES) == []
+def test_no_old_word_in_a_page() -> None:
+    assert _matches(PAGES, IN_PAGES) == []
 
 
-def test_an_old_word_is_found(tmp_path: Path) -> None:
+def test_an_old_word_is_a_match(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("The way back is told.\n")
-    assert len(_found(page, IN_PAGES)) == 2
+    page.write_text("Here is none.\nThe way back is told.\n")
+    assert [match.partition(";")[0] for match in _matches([page], IN_PAGES)] == [
+        f"{page}:2: 'told'",
+        f"{page}:2: 'way back'",
+    ]
 
 
-def _found(path: Path, words: dict[str, str]) -> list[str]:
-    """Each match with its line and what to say in its place."""
-    lines = path.read_text().splitlines()
+def _matches(paths: Iterable[Path], words: dict[str, str]) -> list[str]:
+    """Each match with its file, its line and what to say in its place."""
+    any_word = re.compile("|".join(words))
     return [
-        f"{path.name}:{number}: {match[0]!r}; say: {instead}"
-        for number, line in enumerate(lines, start=1)
+        f"{path}:{number}: {match[0]!r}; say: {instead}"
+        for path in paths
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if any_word.search(line)
         for old, instead in words.items()
         for match in re.finditer(old, line)
     ]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from invoke import Collection, Exit, Program
 
+from macd.app.predict.__main__ import check_run
 from macd.cli import health, lab, release, usage
 from macd.cli.release import lifetime_days
 from macd.deploy.desired import served
-from macd.errors import UsageError
+from macd.errors import MacdError, UsageError
 from macd.inventory import Inventory, load
 
 
@@ -51,21 +52,26 @@ def test_a_word_where_a_number_belongs_ends_with_2(capsys: pytest.CaptureFixture
         '{"tf": "1h", "symbol": "?", "cross": []}',
     ],
 )
-def test_damaged_settings_of_a_run_are_told_by_health(
-    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_damaged_settings_of_a_run_are_refused(settings: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(settings)
+    with pytest.raises(MacdError, match="has a settings.json that can't be read"):
+        check_run({"run": str(tmp_path), "data": str(tmp_path)})
+
+
+def test_damaged_settings_of_a_run_are_shown_by_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MACD_ROOT", str(tmp_path))
     shutil.copytree(Path(__file__).parents[3] / "inventory", tmp_path / "inventory")
     run = tmp_path / "runs/one"
     run.mkdir(parents=True)
-    (run / "settings.json").write_text(settings)
+    (run / "settings.json").write_text('{"tf": "1h", "symbol": "BTCUSD", "cross": 5}')
     with pytest.raises(Exit) as ended:
         health.health.body(None, run="one")
     assert ended.value.code == 1
-    told = capsys.readouterr().err
-    assert "run one has a settings.json that can't be read" in told
-    assert "invoke train.fetch --run one" in told
+    shown = capsys.readouterr().err
+    assert "run one has a settings.json that can't be read" in shown
+    assert "invoke train.fetch --run one" in shown
 
 
 def test_the_line_that_serves_what_was_released_is_told(tmp_path: Path) -> None:
