@@ -34,7 +34,7 @@ def test_it_serves_writes_lines_and_is_checked(tmp_path: Path) -> None:
     environment = {**os.environ, "HEALTH_PORT": port, "BAR_SECONDS": "0.1"}
     with subprocess.Popen([sys.executable, "live_runner.py"], cwd=there, env=environment) as engine:
         try:
-            until = time.monotonic() + 30
+            until = time.monotonic() + 120
             while not (lines := list((there / "logs/live").glob("*.jsonl"))):
                 assert time.monotonic() < until
                 time.sleep(0.05)

@@ -42,8 +42,8 @@ def end(_, code):
 
 @verb()
 def rest(_):
-    threading.Thread(target=lambda: (time.sleep(0.2), print("the thread too"))).start()
     print("unfinished", end="")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("the thread too"))).start()
 
 @verb()
 def wait(_):

@@ -101,7 +101,7 @@ def test_once_all_is_over_nobody_speaks_or_waits(capsys: Any) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert waiting.wait(30)
+    assert waiting.wait(120)
     with lines:
         pass
     thread.join(30)
@@ -127,7 +127,7 @@ def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
 
     def act(host: Any) -> str:
         os.kill(os.getpid(), signal.SIGINT)
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         return str(host.name)
 
     def told(running: Any) -> None:

@@ -43,7 +43,7 @@ def test_an_error_of_one_host_is_left_to_whoever_prints_it(
 def test_several_without_a_terminal_are_named_in_every_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    together = threading.Barrier(2, timeout=30)
+    together = threading.Barrier(2, timeout=120)
 
     def act(shown: Shown, name: str) -> None:
         with shown.host(name, f"deploying r2 to {name}") as tell:

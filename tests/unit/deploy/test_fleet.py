@@ -19,7 +19,7 @@ def hosts(count: int) -> list[Any]:
 
 
 def test_hosts_are_acted_on_at_the_same_time() -> None:
-    together = threading.Barrier(5, timeout=30)  # breaks unless all five are inside at once
+    together = threading.Barrier(5, timeout=120)  # breaks unless all five are inside at once
 
     results = side_by_side(hosts(5), lambda host: (together.wait(), host.name)[1])
 
@@ -64,7 +64,7 @@ def test_an_error_hides_no_other_host() -> None:
 
 def test_what_is_no_macd_error_comes_out_after_the_running_have_ended() -> None:
     ended = []
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=120)
 
     def act(host: Any) -> None:
         both.wait()
@@ -90,7 +90,7 @@ def test_ctrl_c_lets_the_running_end_and_starts_no_other() -> None:
     def act(host: Any) -> str:
         if host.name == "h1":
             os.kill(os.getpid(), signal.SIGINT)
-        assert go_on.wait(30)
+        assert go_on.wait(120)
         return str(host.name)
 
     def on_interrupt(running: Any) -> None:

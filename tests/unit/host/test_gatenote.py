@@ -47,7 +47,7 @@ def test_nor_does_it_when_both_are_written_at_once(
     monkeypatch.setattr(evidence, "save", slowly)
     older = threading.Thread(target=evidence.gate_note, args=(layout.app, note("PASS", 2)))
     older.start()
-    assert entered.wait(30)
+    assert entered.wait(120)
     assert evidence.gate_note(layout.app, note("FAIL", 1))
     older.join()
     newest = evidence.gate_newest(layout.app)

@@ -61,7 +61,7 @@ def until(work: Path, state: str, *, run: str = RUN) -> dict[str, Any]:
 
 
 def eventually(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (found := what()):
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
@@ -146,9 +146,13 @@ def test_a_result_outlives_the_runner_that_could_not_say_so(work: Path, tree: st
 
 
 def test_cancel_lets_the_job_end_by_itself(work: Path, tree: str) -> None:
-    start(work, tree, "signal.signal(15, lambda *_: sys.exit(9)); print(1); time.sleep(600)")
-    eventually(lambda: process(work)["child"])
-    time.sleep(0.3)  # for its handler
+    start(
+        work,
+        tree,
+        "signal.signal(15, lambda *_: sys.exit(9)); print(1, flush=True); time.sleep(600)",
+    )
+    log = work / "runs" / RUN / "log"
+    eventually(lambda: log.exists() and log.read_bytes())  # then it has its handler
     operations.job_cancel(str(work), RUN)
     told = until(work, "CANCELLED")
     assert told["exit"]["code"] == 9

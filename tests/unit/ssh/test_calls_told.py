@@ -104,7 +104,7 @@ def test_waiting_for_data_is_the_links_time(
     asked = threading.Event()
     request = {"root": str(tmp_path / "app"), "blobs": [[blob.sha256, blob.size]]}
     pending = session.stream("blobs_put", request, lambda _: asked.set())
-    assert asked.wait(30)
+    assert asked.wait(120)
     time.sleep(0.4)
     session.send_data(pending, {"sha256": blob.sha256, "data": b"late"})
     pending.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,20 +171,24 @@ def test_one_that_hangs_or_breaks_costs_its_limit_once_and_no_signal(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link(app, f"releases/{app.release.name}")
-    challenger = loaded(app, limit=0.2)
-    assert challenger._predictor is not None
-    scorer = challenger._predictor._scorer
+    challenger = loaded(app, limit=120)
+    predictor = challenger._predictor
+    assert predictor is not None
+    scorer = predictor._scorer
     asked: list[int] = []
+    over = threading.Event()
 
     def hang(*_: Any) -> Any:
         asked.append(1)
         if len(asked) == 1:
+            predictor._limit = 0.2  # of the next, which does not answer while the test runs
             raise SystemExit("broken")
-        time.sleep(3)
+        over.wait(300)
 
     monkeypatch.setattr(type(scorer), "score", _only_of(scorer, hang))
     run = Run(tmp_path)
     lines = with_challenger(app, run, challenger, 4)
+    over.set()
     errors = [line["data"]["components"]["ml_challenger"]["error"] for line in lines]
     assert "broken" in errors[0]
     assert "did not answer within 0.2 s" in errors[1]
