@@ -54,7 +54,7 @@ def test_a_word_where_a_number_belongs_ends_with_2(capsys: pytest.CaptureFixture
 )
 def test_damaged_settings_of_a_run_are_refused(settings: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(settings)
-    with pytest.raises(MacdError, match="has a settings.json that can't be read"):
+    with pytest.raises(MacdError, match=r"has a settings\.json that can't be read"):
         check_run({"run": str(tmp_path), "data": str(tmp_path)})
 
 
