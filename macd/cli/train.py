@@ -4,7 +4,7 @@ The verbs come first, each a list of steps; the steps follow below them, in the 
 What is printed is in train_shown.py.
 
 Exit codes: 0 DONE, 1 FAILED or CANCELLED, 3 still RUNNING (train.status), 5 LOST CONTACT, 6 refused
-because another run is in progress. Ctrl-C while following ends with 1: the run goes on, but
+because another run is in progress. Ctrl-C while following ends with 130: the run goes on, but
 whoever waited for its result has none.
 """
 
