@@ -33,7 +33,7 @@ def bench(lab: LabState, tmp_path: Path) -> Iterator[Project]:
     book = made.root / "inventory" / "lab.yml"
     text = book.read_text()
     for old, new in (
-        ("speed: 2, start: 0.85}", "speed: 5, start: 0.85}"),
+        ("speed: 2, start: 0.85}", "speed: 3, start: 0.85}"),
         ("  watchdog_s: 0\n", "  watchdog_s: 0\n  challenger: true\n"),
     ):
         assert old in text

@@ -117,11 +117,9 @@ def incremental(bench: Project, points: Sequence[int | str]) -> None:
 
 
 @at_points(["activate", "confirm"], EVERY)
-def test_a_rollback(lab: LabState, tmp_path: Path, points: Sequence[int | str]) -> None:
-    bench = host_of(lab, tmp_path / "p", f"killed-back-{len(points)}")
-    other = bench.release(1)
-    bench.invoke("deploy", "--yes")
-    bench.release(2)
+def test_a_rollback(host: Project, points: Sequence[int | str]) -> None:
+    bench, other = host, deployed(host)
+    next_release(bench)
     bench.invoke("deploy", "--yes")
     trials = KillCases()
     for at in points:
@@ -136,5 +134,5 @@ def test_a_rollback(lab: LabState, tmp_path: Path, points: Sequence[int | str]) 
         assert bench.live == other
         other = old
     trials.tell("rollback", min(len(points), LEAST))
-    bench.release(3)
+    next_release(bench)
     bench.invoke("deploy", "--yes")

@@ -96,7 +96,7 @@ def run(lab: LabState, top: Path, name: str, feed: str) -> Iterator[Running]:
 
 @pytest.mark.parametrize("model", sweep(["TFT", "LSTM"], "TFT"))
 def test_each_of_the_three_catches_it(lab: LabState, tmp_path: Path, model: str) -> None:
-    with run(lab, tmp_path, f"k{model[0].lower()}", "speed: 5, start: 0.85") as running:
+    with run(lab, tmp_path, f"k{model[0].lower()}", "speed: 10, start: 0.85") as running:
         catch(running, model)
 
 

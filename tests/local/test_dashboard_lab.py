@@ -54,7 +54,9 @@ def test_from_nothing_to_a_release_that_serves(place: Project) -> None:
     assert f"deploy of {release}" in page
     signal_lines.write(
         place.app / "data/live",
-        signal_lines.lines(40, end=datetime.now(UTC), release=release, every=timedelta(seconds=1)),
+        signal_lines.lines(
+            40, end=datetime.now(UTC), release=release, every=timedelta(milliseconds=1)
+        ),
     )
     said, page = once(place, "three.html")
     assert "Coverage and activation" in page

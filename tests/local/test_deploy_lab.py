@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,9 +137,25 @@ def test_interrupted_or_cut_while_sending_nothing_was_switched(
     assert again["sent"] < size  # what had come was not sent again
 
 
+@contextlib.contextmanager
+def times(bench: Project, **seconds: int) -> Iterator[None]:
+    """What the inventory says of a deploy's times, for a while."""
+    inventory = bench.root / "inventory" / "lab.yml"
+    before = text = inventory.read_text()
+    for name, number in seconds.items():
+        text, changed = re.subn(rf"\b{name}: \d+", f"{name}: {number}", text)
+        assert changed == 1, name
+    inventory.write_text(text)
+    try:
+        yield
+    finally:
+        inventory.write_text(before)
+
+
 def test_interrupted_after_the_switch_attach_confirms_it(bench: Project) -> None:
     release = bench.release(6)
-    code, said = bench.interrupt_at("soaking", "deploy", "--yes")
+    with times(bench, soak_s=5, confirm_s=90):
+        code, said = bench.interrupt_at("✓ switched", "deploy", "--yes")
     assert code == 5, said
     assert "invoke deploy --attach" in said
     for _ in range(2):
@@ -172,35 +191,27 @@ def test_a_cut_after_the_switch_and_an_outage_as_long_as_the_soak(
 
     The operator tries for as long as the host waits, and that begins when the soak has ended.
     """
-    inventory = bench.root / "inventory" / "lab.yml"
-    before = inventory.read_text()
-    assert "confirm_s: 30" in before
-    times = before.replace("soak_s: 1", "soak_s: 9").replace("confirm_s: 30", "confirm_s: 8")
-    inventory.write_text(times)
     release = bench.release(10)
-    try:
-        with bench.start("deploy", "--yes") as typed:
-            assert typed.stdout is not None
-            for line in typed.stdout:
-                if "restarting" in line:
-                    break
-            lab_room.set_fault(bench.lab.root, "prod", Fault(cut_after=0, cut_on="present"))
-            lab_room.set_fault(bench.lab.root, "prod", Fault())
-            unsaid = {"LOST CONTACT", "soaking"}
-            for line in typed.stdout:
-                unsaid = {word for word in unsaid if word not in line}
-                if not unsaid:
-                    break
-            assert not unsaid
-            lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
-            log = max((bench.app / "state/activations").glob("*.jsonl"), key=lambda p: int(p.stem))
-            while '"awaiting confirmation"' not in log.read_text():
-                assert typed.poll() is None
-                time.sleep(0.05)
-            lab_room.set_fault(bench.lab.root, "prod", Fault())
-            out, err = typed.communicate(timeout=180)
-    finally:
-        inventory.write_text(before)
+    with times(bench, soak_s=16, confirm_s=15), bench.start("deploy", "--yes") as typed:
+        assert typed.stdout is not None
+        for line in typed.stdout:
+            if "restarting" in line:
+                break
+        lab_room.set_fault(bench.lab.root, "prod", Fault(cut_after=0, cut_on="present"))
+        lab_room.set_fault(bench.lab.root, "prod", Fault())
+        unsaid = {"LOST CONTACT", "soaking"}
+        for line in typed.stdout:
+            unsaid = {word for word in unsaid if word not in line}
+            if not unsaid:
+                break
+        assert not unsaid
+        lab_room.set_fault(bench.lab.root, "prod", Fault(stall=True))
+        log = max((bench.app / "state/activations").glob("*.jsonl"), key=lambda p: int(p.stem))
+        while '"awaiting confirmation"' not in log.read_text():
+            assert typed.poll() is None
+            time.sleep(0.05)
+        lab_room.set_fault(bench.lab.root, "prod", Fault())
+        out, err = typed.communicate(timeout=180)
     assert typed.returncode == 0, out + err
     assert bench.live == release
 

@@ -141,7 +141,7 @@ TRAIN = ("train", "--settings", "tiny.json")
 def test_a_loss_that_is_no_number_fails_with_stage_and_remedy(
     project: Path, trained: tuple[str, str]
 ) -> None:
-    wild = {**TINY, "params": {"lstm": {**TINY["params"]["lstm"], "lr": 1e30}}}
+    wild = {**TINY, "stages": ["lstm"], "params": {"lstm": {**TINY["params"]["lstm"], "lr": 1e30}}}
     (project / "wild.json").write_text(json.dumps(wild))
     made = invoke(project, "train", "--settings", "wild.json")
     assert made.returncode == 1

@@ -238,8 +238,8 @@ class Place:
         return staged
 
     def begin(
-        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 30.0,
-        health_s: float = 30.0, soak_s: float = 0.3, keep: int = 3,
+        self, session: Session, kind: str, to: str | None, *, confirm_s: float = 120.0,
+        health_s: float = 90.0, soak_s: float = 0.3, keep: int = 3,
         flags: tuple[str, ...] | list[str] = FLAGS, after: dict[str, str | None] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         begun: dict[str, Any] = session.call(

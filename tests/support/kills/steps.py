@@ -126,7 +126,7 @@ def _activate(
         "endpoint": "" if own else f"unix:{Path(app).parent}/h.sock",
         "check": [] if own else ["/bin/true"],
     }
-    times = {"health_s": 3.0, "soak_s": 0.0, "confirm_s": 0.2}
+    times = {"health_s": 60.0, "soak_s": 0.0, "confirm_s": 0.2}
     sys.executable = str(Path(app).parent / "bin" / "handed-over")
     begun = operations.activate(
         app, kind, to, TOKEN, "tester", service, times, keep, after, accepts or None, FLAGS
@@ -197,7 +197,7 @@ def _child(request: dict[str, Any], out: int) -> None:
 
 def main() -> None:
     health.POLL_S = 0.01  # nothing here takes longer
-    operations._RUNNER_START_S = 2.0
+    operations._RUNNER_START_S = 60.0
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
