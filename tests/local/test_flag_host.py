@@ -5,14 +5,11 @@ The host's own code runs there as an agent or as a killed process; only its serv
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,14 +20,29 @@ import pytest
 from macd.errors import MacdError, RefusedError
 from macd.host.store.signature import GATE_NAMESPACE, RELEASE_NAMESPACE
 from macd.journal import Journal
-from macd.release.signing import sign
-from tests.support.local_host import EMPTY_LOCK, SERVICE, UNIT, Place, Signed, place, signed_release
+from tests.support.local_host import UNIT, Place, place
 from tests.support.signed_files import IDENTITY, make_key
+from tests.support.stacking_host import (
+    ENV,
+    LOG,
+    broken,
+    deployed_place,
+    end_guard,
+    flag_in_file,
+    flags_now,
+    flip,
+    kinds,
+    pid,
+    release,
+    report,
+    request,
+    weights_now,
+)
 from tests.support.sweeps import at_points, sweep
 
-LOG = "trades_20260302.jsonl"
-ENV = "# by hand\nML_ENABLE_STACKING=0\nML_STACKING_MIN_SAMPLES=500\n"
 TERMS = {"every_s": 3600.0, "for_s": 86400.0, "rule": {"rule": "point"}}
+
+
 # Kills itself right before the n-th change that outlives it; with or without a systemd's timers.
 KILLED = """
 import json, os, signal, sys
@@ -61,14 +73,7 @@ print(flag.set_flag(**asked)["outcome"])
 @pytest.fixture(scope="module")
 def host() -> Iterator[Place]:
     """Its release is live; it is unwell while a file `unwell` lies in the application directory."""
-    with place() as made:
-        gate = make_key(made.top, "gate")
-        signers = made.app / "state" / "allowed_signers"
-        public = gate.with_suffix(".pub").read_text().strip()
-        with signers.open("a") as file:
-            file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
-        (made.app / ".env").write_text(ENV)
-        assert made.deploy(release(made)) == "committed"
+    with deployed_place() as made:
         yield made
 
 
@@ -79,89 +84,6 @@ def in_shadow(host: Place) -> None:
     (host.app / "data/live" / LOG).write_text('{"seq": 1}\n{"seq": 2}\n')
     flip(host, "0")
     assert flags_now(host) == ("0", "0")
-
-
-UNWELL = """(
-    not os.path.exists(root + "/unwell")
-    and not (os.path.exists(root + "/unwell at") and os.environ["ML_ENABLE_STACKING"] == "1"
-             and os.environ.get("ML_STACKING_WEIGHT", "100")
-             in open(root + "/unwell at").read().split())
-)"""
-
-
-def release(host: Place, serial: int = 1, variant: str = "good", **details: Any) -> Signed:
-    code = SERVICE.format(variant=variant, endpoint=host.endpoint.removeprefix("unix:"))
-    code = code.replace('VARIANT != "wrong golden"', UNWELL)
-    files = {"app/serve.py": code.encode(), "lock.json": EMPTY_LOCK}
-    return signed_release(host.key, serial, files, details=details)
-
-
-def report(host: Place, **more: Any) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    log = (host.app / "data/live" / LOG).read_bytes()
-    manifest = (host.app / "current/manifest.json").read_bytes()
-    return {
-        "kind": "gate-report",
-        "verdict": "PASS",
-        "source": "host",
-        "opens_nothing": [],
-        "env": "prod",
-        "release": host.live,
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-        "made": now.isoformat(),
-        "expires": (now + timedelta(hours=1)).isoformat(),
-        "logs": [
-            {"name": LOG, "from": 0, "to": len(log), "sha256": hashlib.sha256(log).hexdigest()}
-        ],
-        **more,
-    }
-
-
-def request(host: Place, wanted: str, document: Any = None, **more: Any) -> dict[str, Any]:
-    raw = json.dumps(document).encode() if document else b""
-    key, namespace = more.pop("key", host.top / "gate"), more.pop("namespace", GATE_NAMESPACE)
-    return {
-        "app": str(host.app),
-        "wanted": wanted,
-        "who": "tester",
-        "service": {
-            "unit": UNIT,
-            "sockets": [],
-            "scope": "user",
-            "endpoint": host.endpoint,
-        },
-        "health_s": 15.0,
-        "report": raw,
-        "signature": sign(raw, key=key, namespace=namespace) if document else b"",
-        "identity": IDENTITY,
-        **more,
-    }
-
-
-def flip(host: Place, wanted: str, document: Any = None, **more: Any) -> dict[str, Any]:
-    told: dict[str, Any] = host.watching.call("set_flag", **request(host, wanted, document, **more))
-    return told
-
-
-def flags_now(host: Place) -> tuple[str, str]:
-    """In the file, and in the process that serves, as the kernel has it."""
-    raw = Path(f"/proc/{pid(host)}/environ").read_bytes().split(b"\0")
-    (running,) = [entry.partition(b"=")[2] for entry in raw if b"ML_ENABLE_STACKING=" in entry]
-    return flag_in_file(host), running.decode()
-
-
-def flag_in_file(host: Place) -> str:
-    lines = (host.app / ".env").read_text().splitlines()
-    (value,) = [line.partition("=")[2] for line in lines if "ML_ENABLE_STACKING=" in line]
-    return value
-
-
-def pid(host: Place) -> int:
-    return int(host.facts()["process"]["pid"])
-
-
-def kinds(host: Place) -> list[str]:
-    return [one.kind for one in Journal(host.app / "state/journal.jsonl").records()]
 
 
 def test_set_with_evidence_proved_and_nothing_the_second_time(host: Place) -> None:
@@ -230,17 +152,6 @@ def test_live_and_unwatched_and_unwell_is_taken_to_shadow(host: Place) -> None:
     told = flip(host, "1", report(host), guard=TERMS)
     assert (told["outcome"], told["value"]) == ("reverted", "0")
     assert flags_now(host) == ("0", "0")
-
-
-def end_guard(host: Place) -> None:
-    """Kill the loop that is there, if one is."""
-    deadline = time.monotonic() + 120
-    while host.watching.call("guard_status", app=str(host.app))["loop"]:
-        # ValueError: it has the lock, and has not written yet who it is
-        with contextlib.suppress(ProcessLookupError, TypeError, ValueError):
-            os.kill(host.state("guard.lock")["pid"], signal.SIGKILL)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_deploy_in_between_makes_the_evidence_one_about_another_release(host: Place) -> None:
@@ -460,6 +371,8 @@ def killed(host: Place, wanted: str, n: int, wakes: str = "loop", **more: Any) -
 
 
 _THROUGH = 39  # more changes than there are
+
+
 _SOME = [1, 2, 3, 6, 9, _THROUGH]  # before its record, the file, the restart and what follows
 
 
@@ -579,13 +492,6 @@ def test_whose_report_counts_is_the_hosts_word_and_not_the_clients(host: Place) 
         signers.write_text(before)
 
 
-def weights_now(host: Place) -> tuple[int | None, int | None, int | None]:
-    """At the next start, in the process as the kernel has it, and as the service says."""
-    asked = {"unit": UNIT, "scope": "user", "endpoint": host.endpoint}
-    said = host.watching.call("stacking", app=str(host.app), **asked)["weight"]
-    return said["next"], said["running"], host.facts()["health"].get("stacking_weight")
-
-
 def test_a_weight_is_set_proved_raised_and_lowered(host: Place) -> None:
     told = flip(host, "1", report(host), guard=TERMS, weight=25)
     assert (told["outcome"], told["value"], told["weight"]) == ("set", "1", 25)
@@ -696,13 +602,13 @@ def test_a_raise_that_fails_goes_back_to_the_weight_before(host: Place) -> None:
     assert flip(host, "1", report(host), guard=TERMS, weight=25)["outcome"] == "set"
     watch = host.state("guard.json")
     broken(host, "100")
-    told = flip(host, "1", report(host), health_s=2.0, guard=TERMS)
+    told = flip(host, "1", report(host), guard=TERMS)
     assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "1", 25)
     assert "golden" in told["reason"]
     assert weights_now(host) == (25, 25, 25)
     assert host.state("guard.json") == watch
     broken(host, "25 100")  # nor does the weight before work again
-    told = flip(host, "1", report(host), health_s=2.0, guard=TERMS)
+    told = flip(host, "1", report(host), guard=TERMS)
     assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "0", 0)
     assert "nor did 25 % work again" in told["reason"]
     assert flags_now(host) == ("0", "0")
@@ -712,14 +618,9 @@ def test_a_raise_that_fails_goes_back_to_the_weight_before(host: Place) -> None:
 def test_a_lowering_that_fails_ends_in_shadow(host: Place) -> None:
     assert flip(host, "1", report(host), guard=TERMS)["outcome"] == "set"
     broken(host, "25")
-    told = flip(host, "1", health_s=2.0, weight=25)
+    told = flip(host, "1", weight=25)
     assert (told["outcome"], told["value"], told["weight"]) == ("reverted", "0", 0)
     assert (host.app / ".env").read_text() == ENV
-
-
-def broken(host: Place, weights: str) -> None:
-    """With these weights the service is unwell."""
-    (host.app / "unwell at").write_text(weights)
 
 
 def test_a_release_that_knows_no_weights_gets_none(host: Place) -> None:

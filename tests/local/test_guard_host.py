@@ -10,12 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,70 +21,49 @@ import pytest
 from macd.errors import MacdError, RefusedError
 from macd.host import envfile
 from macd.host.flag import guard_config
-from macd.host.judge import judging
-from macd.host.store.signature import GATE_NAMESPACE
-from macd.journal import Journal
-from tests.local.test_flag_host import (
-    ENV,
+from tests.support.local_host import UNIT, Place
+from tests.support.stacking_host import (
     LOG,
-    broken,
+    LOOK,
+    RULE,
+    deployed_place,
     end_guard,
     flags_now,
     flip,
     kinds,
+    listening,
+    looked,
+    message_on,
+    on_a_full_disk,
     pid,
     release,
     report,
     request,
-    weights_now,
+    status,
+    until,
+    write,
 )
-from tests.support import signal_lines
-from tests.support.local_host import UNIT, Place, place
-from tests.support.signed_files import IDENTITY, make_key
 from tests.support.sweeps import at_points, sweep
 
-RULE = {
-    "ml_coverage": 0.8, "stacking_activation": 0.9, "tft_normal": 0.8, "lstm_normal": 0.95,
-    "min_bars": 20, "rule": "point",
-}  # fmt: skip
 TERMS = {"every_s": 0.4, "for_s": 3600.0, "rule": RULE}
 
+
 SHARE = {"mean": 0.009, "spread": 0.0075}
+
+
 BLOCKS = {"count": 98, "features": 82, "outside": SHARE, "worst": SHARE}
+
+
 DETAILS: dict[str, Any] = {
     "symbol": "BTCUSD",
     "drift": {"block": 168, "assets": {"BTCUSD": BLOCKS}},
 }
 
-# Looks once; kills itself right before the n-th change that outlives it, or the n-th message.
-KILLED = """
-import os, signal, sys
-left = int(sys.argv[1])
-def watch(event, arguments):
-    global left
-    lasting = event in ("os.rename", "os.remove", "socket.connect")
-    if lasting or (event == "subprocess.Popen" and "restart" in arguments[1]):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-from datetime import UTC, datetime
-from macd.host.layout import Layout
-from macd.host.flag import guard
-sys.addaudithook(watch)
-print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))
-"""
-
 
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Place]:
     """Its release is live; kept as it is then."""
-    with place() as made:
-        gate = make_key(made.top, "gate")
-        public = gate.with_suffix(".pub").read_text().strip()
-        with (made.app / "state" / "allowed_signers").open("a") as file:
-            file.write(f'{IDENTITY} namespaces="{GATE_NAMESPACE}" {public}\n')
-        (made.app / ".env").write_text(ENV)
-        assert made.deploy(release(made, **DETAILS)) == "committed"
+    with deployed_place(**DETAILS) as made:
         (made.app / "data/live" / LOG).write_text('{"seq": 1}\n')
         made.save()
         yield made
@@ -120,31 +96,6 @@ def good(stacking: Place) -> Place:
     stacking.restore("stacking")
     write(stacking, 60)
     return stacking
-
-
-def write(host: Place, n: int, **components: Any) -> None:
-    """`n` lines since the flip, a millisecond apart."""
-    made = signal_lines.lines(
-        n,
-        release=host.live,
-        end=datetime.now(UTC),
-        every=timedelta(milliseconds=1),
-        **components,
-    )
-    signal_lines.write(host.app / "data/live", made)
-
-
-def status(host: Place) -> dict[str, Any]:
-    told: dict[str, Any] = host.watching.call("guard_status", app=str(host.app))
-    return told
-
-
-def until(host: Place, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    deadline = time.monotonic() + 120
-    while not wanted(told := status(host)):
-        assert time.monotonic() < deadline, told
-        time.sleep(0.1)
-    return told
 
 
 def test_good_stays_bad_is_taken_back_and_old_evidence_opens_nothing(host: Place) -> None:
@@ -244,20 +195,6 @@ def test_a_killed_guard_is_named_dead(host: Place) -> None:
     assert flip(host, "0")["outcome"] == "set"
 
 
-def looked(host: Place, n: int = 0) -> str:
-    """What one look said; "killed" before its n-th change."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(n), str(host.app)],
-        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return "killed" if done.returncode else done.stdout.strip()
-
-
 def enabled_and_unguarded(host: Place) -> None:
     told = flip(host, "1", report(host), guard={**TERMS, "every_s": 3600.0})
     assert told["outcome"] == "set"
@@ -271,7 +208,7 @@ def bad_and_unguarded(host: Place) -> None:
     write(host, 90, ml_error="tft: broken")
 
 
-@at_points([1, 2, 4, 6, 8, 11, 39], range(1, 40))
+@at_points([1, 4, 6, 9, 39], range(1, 40))
 def test_a_guard_killed_while_it_takes_back_forgets_nothing(
     host: Place, points: Sequence[int]
 ) -> None:
@@ -354,27 +291,6 @@ def test_what_sets_the_flag_beside_env_is_told_and_taken_back_when_it_is_gone(ba
     assert flags_now(bad) == ("0", "0")
 
 
-@contextmanager
-def listening(code: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server here that takes what is posted to it, and answers `code`."""
-    came: list[dict[str, Any]] = []
-
-    class Taker(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            came.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(code)
-            self.send_header("Location", "/elsewhere")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Taker) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/hook/t0psecret", came
-        server.shutdown()
-
-
 def taken_back(host: Place, url: str) -> str:
     """Let the guard take stacking back with `url` set; what the host's journal says of telling."""
     (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
@@ -447,24 +363,6 @@ def test_a_disk_that_takes_no_report_does_not_keep_stacking_on(bad: Place) -> No
     assert "ML coverage" in told["order"]["reason"]
 
 
-# strace's words for a disk that is full: nothing new is taken, and not the text of a lock either.
-# What stands there can still be overwritten in its place.
-NOTHING = (
-    "trace=write,pwrite64",
-    "inject=write:error=ENOSPC",
-    "inject=pwrite64:error=ENOSPC:when=1",
-)
-LOOK = """
-import os, sys
-from datetime import UTC, datetime
-from macd.host.layout import Layout
-from macd.host.flag import guard
-try:
-    guard.step(Layout(sys.argv[1]), datetime.now(UTC))
-except OSError:
-    os._exit(1)
-os._exit(0)
-"""
 DISABLE = """
 import json, sys
 from macd.host.flag import flag
@@ -472,19 +370,6 @@ asked = {**json.loads(sys.argv[1]), "report": b"", "signature": b""}
 told = flag.set_flag(**asked)
 sys.exit(0 if told["outcome"] == "set" and "No space left" in told["unrecorded"] else 3)
 """
-
-
-def on_a_full_disk(host: Place, program: str, *words: str) -> int:
-    """The program's exit code; it can't even print."""
-    traced = [word for one in NOTHING for word in ("-e", one)]
-    done = subprocess.run(
-        ["strace", "-o", os.devnull, *traced, sys.executable, "-c", program, *words],
-        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        check=False,
-    )
-    return done.returncode
 
 
 def test_a_disk_that_takes_nothing_does_not_keep_stacking_on(host: Place) -> None:
@@ -545,10 +430,6 @@ def test_a_service_that_is_down_ends_no_watch_where_its_next_start_has_the_flag(
         subprocess.run(argv, check=True)
     assert look_fails(bad)
     assert bad.state("guard.json")["state"] == "failing"
-
-
-def message_on(host: Place, url: str) -> None:
-    (host.app / "state/notify.json").write_text(json.dumps({"url": url}))
 
 
 def crowd(host: Place) -> None:
@@ -656,277 +537,3 @@ def test_on_a_disk_that_takes_no_count_the_first_look_without_a_judgement_is_the
         assert on_a_full_disk(good, LOOK, str(good.app)) == 1
     assert flags_now(good) == ("0", "0")
     assert "could neither judge" in came[0]["text"]
-
-
-# Looks once, as its loop would, which holds this lock; kills itself as above.
-RAISING = (
-    KILLED.replace(
-        "print(guard.step(Layout(sys.argv[2]), datetime.now(UTC)))",
-        """from macd.host.deploy import locks
-from macd.host.flag import guard_config
-layout = Layout(sys.argv[2])
-with locks.locked(layout, guard_config.GUARD_LOCK, {"who": "guard"}):
-    print(guard.step(layout, datetime.now(UTC)))""",
-    )
-    .replace("sys.addaudithook(watch)\n", "")
-    .replace("    print(guard.step", "    sys.addaudithook(watch)\n    print(guard.step")
-)
-STEPS = {"every_s": 3600.0, "for_s": 7200.0, "rule": RULE, "steps": [25, 50, 100]}
-
-
-def stepping(host: Place) -> dict[str, Any]:
-    """Stacking decides with the first step, its watch's time is over, and nothing looks."""
-    told = flip(host, "1", report(host), guard=STEPS)
-    assert (told["outcome"], told["weight"]) == ("set", 25)
-    until(host, lambda told: bool(told["loop"]))
-    end_guard(host)
-    return time_is_over(host)
-
-
-def time_is_over(host: Place) -> dict[str, Any]:
-    watch: dict[str, Any] = host.state("guard.json")
-    watch |= {"until": watch["since"] + 1e-3, "next": watch["since"]}
-    (host.app / "state/guard.json").write_text(json.dumps(watch))
-    return watch
-
-
-def weight_now(host: Place) -> int:
-    """At the next start, in the process, and as the service says: the same."""
-    now = set(weights_now(host))
-    assert len(now) == 1
-    return int(now.pop() or 0)
-
-
-def raises(host: Place) -> list[tuple[Any, Any]]:
-    records = Journal(host.app / "state/journal.jsonl").records()
-    found = [one.fields for one in records if one.kind == "guard.raised"]
-    return [(one["was_weight"], one["weight"]) for one in found]
-
-
-def test_the_guard_raises_step_by_step_and_tells_each(host: Place) -> None:
-    """By its own loop, with nobody there."""
-    with listening(200) as (url, came):
-        message_on(host, url)
-        terms = {**STEPS, "every_s": 0.3, "for_s": 0.5}
-        told = flip(host, "1", report(host), guard=terms)
-        assert (told["outcome"], told["weight"]) == ("set", 25)
-        first = host.state("guard.json")
-        assert first["alpha"] == pytest.approx(0.05 / 3)
-        time.sleep(1.5)  # its time is over, and there are no bars: nothing is raised
-        told = until(host, lambda told: bool(told["order"].get("waits")))
-        assert told["order"]["waits"] == "0 of at least 20 bars were judged"
-        assert weight_now(host) == 25
-        write(host, 60)
-        told = until(host, lambda told: raised(told, 50))
-        assert weight_now(host) == 50
-        second = told["order"]
-        assert second["since"] > first["since"]
-        assert (second["alpha"], second["state"]) == (first["alpha"], "watching")
-        write(host, 60, first_seq=61)  # these are of the new watch
-        told = until(host, lambda told: raised(told, 100))
-        assert weight_now(host) == 100
-        told = until(host, lambda told: told["order"]["state"] == "over")
-        until(host, lambda told: not told["loop"])
-    assert weight_now(host) == 100
-    assert (host.app / ".env").read_text() == ENV.replace("STACKING=0", "STACKING=1")
-    assert raises(host) == [(25, 50), (50, 100)]
-    assert [one["event"] for one in came] == ["guard.raised", "guard.raised", "guard.over"]
-    assert "stacking counts for 50 % now, before 25 %" in came[0]["text"]
-    assert [(one["from"], one["to"]) for one in told["order"]["raised"]] == [(25, 50), (50, 100)]
-
-
-def raised(told: dict[str, Any], weight: int) -> bool:
-    """Whether the guard has raised to it, and told so."""
-    made = told["order"]["raised"]
-    return bool(made) and made[-1]["to"] == weight and made[-1]["told"]
-
-
-def looked_raising(host: Place, n: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", RAISING, str(n), str(host.app)],
-        env={**host.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return "killed" if done.returncode else done.stdout.strip()
-
-
-@at_points([1, 3, 5, 7, 9, 12, 16, 39], range(1, 40))
-def test_a_guard_killed_while_it_raises_leaves_the_old_weight_or_the_new_one(
-    deployed: Place, points: Sequence[int]
-) -> None:
-    ends, host = [], deployed
-    host.restore()
-    for n in points:
-        with listening(200) as (url, came):
-            message_on(host, url)
-            flip(host, "0")
-            before = stepping(host)
-            write(host, 60)
-            how = looked_raising(host, n)
-            host.watching.call("recover", app=str(host.app))
-            now, watch = weight_now(host), host.state("guard.json")
-            assert now in (25, 50), f"killed before change {n}"
-            assert host.state("pending-flag.json") is None
-            assert (watch["state"], watch["weight"]) == ("watching", now)
-            assert (watch["since"] == before["since"]) == (now == 25)
-            ends.append(now)
-            assert looked_raising(host) == "watching"  # what is left to do is done
-            watch = host.state("guard.json")
-            assert [(one["from"], one["to"], one["told"]) for one in watch["raised"]] == [
-                (25, 50, True)
-            ]
-            assert weight_now(host) == watch["weight"] == 50
-            assert {one["event"] for one in came} == {"guard.raised"}
-            (host.app / "data/live" / f"trades_{datetime.now(UTC):%Y%m%d}.jsonl").unlink()
-        if how != "killed":
-            break
-    assert points[len(ends) - 1] > 10
-    assert (ends[0], ends[-1]) == (25, 50)
-
-
-@pytest.mark.parametrize(
-    ("lines", "waits"),
-    [
-        (0, "0 of at least 20 bars were judged"),
-        (19, "19 of at least 20 bars were judged"),
-        (-60, judging.STALE),  # they end an hour and more ago
-    ],
-)
-def test_what_says_too_little_raises_nothing(host: Place, lines: int, waits: str) -> None:
-    stepping(host)
-    if lines > 0:
-        write(host, lines)
-    if lines < 0:
-        watch = host.state("guard.json")
-        long_ago = {"since": watch["since"] - 90_000, "until": watch["since"] - 80_000}
-        (host.app / "state/guard.json").write_text(json.dumps({**watch, **long_ago}))
-        end = datetime.now(UTC) - timedelta(hours=20)
-        made = signal_lines.lines(60, release=host.live, end=end, every=timedelta(milliseconds=1))
-        signal_lines.write(host.app / "data/live", made)
-    assert looked_raising(host) == "watching"
-    watch = host.state("guard.json")
-    assert (watch["waits"], watch["weight"], watch["raised"]) == (waits, 25, [])
-    assert weight_now(host) == 25
-    write(host, 60, first_seq=abs(lines) + 1)
-    if lines >= 0:
-        assert looked_raising(host) == "watching"
-        assert (weight_now(host), host.state("guard.json")["waits"]) == (50, "")
-
-
-def test_a_step_that_can_not_be_proved_is_put_back_told_and_the_last(host: Place) -> None:
-    stepping(host)
-    write(host, 60)
-    broken(host, "50")
-    watch = {**host.state("guard.json"), "health_s": 2.0}
-    (host.app / "state/guard.json").write_text(json.dumps(watch))
-    with listening(200) as (url, came):
-        message_on(host, url)
-        assert looked_raising(host) == "over"
-    assert weight_now(host) == 25
-    (message,) = came
-    assert message["event"] == "guard.over"
-    assert "stacking stays at 25 %; the step to 50 % was not made: golden" in message["reason"]
-    watch = host.state("guard.json")
-    assert (watch["state"], watch["weight"], watch["steps"], watch["raised"]) == (
-        "over",
-        25,
-        [],
-        [],
-    )
-    assert raises(host) == []
-    (host.app / "unwell at").unlink()
-    assert flip(host, "1", guard=STEPS)["outcome"] == "already"  # as watched, without evidence
-    told = flip(host, "1", report(host), guard=STEPS)  # with it, the steps begin anew
-    assert (told["outcome"], told["weight"]) == ("set", 25)
-    watch = host.state("guard.json")
-    assert (watch["state"], watch["steps"]) == ("watching", [50, 100])
-
-
-def test_where_the_weight_before_does_not_work_again_stacking_is_disabled(host: Place) -> None:
-    old = report(host)
-    stepping(host)
-    write(host, 60)
-    broken(host, "25 50")
-    watch = {**host.state("guard.json"), "health_s": 2.0}
-    (host.app / "state/guard.json").write_text(json.dumps(watch))
-    assert looked_raising(host) == "failed"
-    assert weight_now(host) == 0
-    assert "nor did 25 % work again" in host.state("guard.json")["reason"]
-    (host.app / "unwell at").unlink()
-    with pytest.raises(RefusedError, match="older than the guard's"):
-        flip(host, "1", old, guard=STEPS)
-
-
-def test_a_raise_that_is_cut_short_again_and_again_is_the_last(host: Place) -> None:
-    stepping(host)
-    write(host, 60)
-    n = next(n for n in range(4, 30) if cut_short(host, n))
-    for count in (2, 3):
-        assert looked_raising(host, n) == "killed"
-        assert host.state("guard.json")["raises"] == 0  # the new watch's
-        host.watching.call("recover", app=str(host.app))
-        assert host.state("guard.json")["raises"] == count
-    assert looked_raising(host) == "over"
-    assert "it was cut short 3 times" in host.state("guard.json")["reason"]
-    assert weight_now(host) == 25
-
-
-def cut_short(host: Place, n: int) -> bool:
-    """Whether a kill there, in the first try, leaves a raise that is taken back."""
-    watch = {**host.state("guard.json"), "raises": 0}
-    (host.app / "state/guard.json").write_text(json.dumps(watch))
-    assert looked_raising(host, n) == "killed"
-    pending, watch = host.state("pending-flag.json"), host.state("guard.json")
-    host.watching.call("recover", app=str(host.app))
-    assert weight_now(host) == 25
-    return pending is not None and watch["weight"] == 50
-
-
-def test_people_end_the_steps_by_naming_a_weight(host: Place) -> None:
-    stepping(host)
-    write(host, 60)
-    assert flip(host, "1", weight=25)["outcome"] == "already"
-    watch = host.state("guard.json")
-    assert (watch["state"], watch["steps"]) == ("watching", [])
-    assert looked_raising(host) == "over"
-    assert weight_now(host) == 25
-
-
-def test_a_weight_raised_by_hand_is_not_raised_further(host: Place) -> None:
-    stepping(host)
-    write(host, 60)
-    (host.app / ".env").write_text(
-        ENV.replace("STACKING=0", "STACKING=1") + "ML_STACKING_WEIGHT=40\n"
-    )
-    host.systemctl("restart", UNIT)
-    assert looked_raising(host) == "watching"
-    assert "not what the guard watched" in host.state("guard.json")["waits"]
-    assert weight_now(host) == 40
-    write(host, 90, first_seq=61, ml_error="tft: broken")
-    assert looked_raising(host) == "failed"
-    assert weight_now(host) == 0
-
-
-def test_on_a_disk_that_takes_nothing_nothing_is_raised(host: Place) -> None:
-    stepping(host)
-    write(host, 60)
-    before = host.state("guard.json")
-    assert on_a_full_disk(host, LOOK, str(host.app)) == 1
-    assert (weight_now(host), host.state("guard.json")) == (25, before)
-
-
-@pytest.mark.parametrize("at", [25, 50])
-def test_a_bad_window_is_taken_back_and_not_raised(host: Place, at: int) -> None:
-    stepping(host)
-    if at == 50:
-        write(host, 60)
-        assert looked_raising(host) == "watching"
-    write(host, 90, first_seq=61, ml_error="tft: broken")
-    assert looked_raising(host) == "failed"
-    assert weight_now(host) == 0
-    assert (host.app / ".env").read_text() == ENV
-    assert raises(host) == ([(25, 50)] if at == 50 else [])
