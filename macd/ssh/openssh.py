@@ -296,8 +296,11 @@ class Channel:
             data = os.read(self._stdout.fileno(), limit)
         except (OSError, ValueError):
             data = b""
-        if not data and self._status(_END_S) == _SSH_FAILED:
-            raise self._ended()
+        if not data:
+            status = self._status(_END_S)
+            self._reader.join(_END_S)  # a cause is read from all of stderr, not from what came yet
+            if status == _SSH_FAILED:
+                raise self._ended()
         self._came = self._came or bool(data)
         return data
 
