@@ -30,7 +30,7 @@ class Step:
     patience: float = 0
 
 
-_AGAIN_S = 5
+_AGAIN_S = 2
 _OURS = ("MACD_", "ML_")  # what a user set for other hosts and trainings must not change the demo
 MISTAKEN = ".lab/mistaken"
 MISTAKE = "Loop.run = lambda self: 1 / 0  # loads and answers, then ends at the first turn"
