@@ -22,6 +22,7 @@ from macd.inventory import Inventory, load
 from macd.ssh import ssh
 from macd.ssh.refusals import UnreachableError
 from macd.ssh.session import open_session
+from tests.support import ports
 from tests.support.openssh import eventually
 from tests.support.ssh_servers import World, world_in
 from tests.support.sshd import SSHD, Sshd, key
@@ -289,9 +290,7 @@ KDC = _KERBEROS[0] if all(_KERBEROS) else None
 def realm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A KDC on loopback, a keytab of this host, and a ticket of who runs the tests."""
     assert KDC is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = ports.kept("kdc")
     home = tmp_path / "krb"
     home.mkdir()
     modules = next(Path(KDC).parents[1].glob("lib*/*/krb5/plugins/kdb"))
@@ -330,7 +329,7 @@ def realm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     finally:
         serving.terminate()
-        serving.wait(20)
+        serving.wait(90)
 
 
 @pytest.mark.skipif(KDC is None, reason="no Kerberos here (tests/system-packages.sh)")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from macd.host import own
 from macd.host.own import Flag, Probe, Service
+from tests.support import ports
 from tests.support.local_host import EMPTY_LOCK, UNIT, Place, Signed, place, signed_release
 
 WEB = "macd-analysis-web.service"
@@ -142,14 +142,12 @@ class OwnPlace(Place):
 @contextlib.contextmanager
 def own_place() -> Iterator[OwnPlace]:
     """A fresh host, as provision leaves it for this application."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    units = {
-        UNIT: Probe(http=f"http://127.0.0.1:{port}/health"),
-        WEB: Probe(log="^listening on"),
-    }
-    with place() as made:
+    with ports.reserved() as kept, place() as made:
+        port = ports.number(kept)
+        units = {
+            UNIT: Probe(http=f"http://127.0.0.1:{port}/health"),
+            WEB: Probe(log="^listening on"),
+        }
         (made.app / "logs").mkdir()
         (made.app / ".env").write_text("KEY=secret\nUSE_STACK=off\n")
         yield OwnPlace(made.top, made.app, made.key, port, units)

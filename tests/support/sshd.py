@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from macd.inventory import Inventory, load
+from tests.support import ports
 from tests.support.openssh import eventually
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
@@ -22,15 +23,14 @@ def key(path: Path, kind: str = "ed25519") -> str:
 
 
 class Sshd:
-    """A server of the test's own user on a free port."""
+    """A server of the test's own user on a port that stays its own."""
 
     def __init__(self, directory: Path, *lines: str) -> None:
         self.directory = directory
         public = key(directory / "host")
         (directory / "authorized").write_text(key(directory / "right") + "\n")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._kept = ports.reserved()
+        self.port = ports.number(self._kept)
         text = "\n".join(
             [
                 f"Port {self.port}",
@@ -63,7 +63,7 @@ class Sshd:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(90)
 
     def add(self, setting: str, algorithm: str) -> None:
         """What the message tells the administrator to do."""
@@ -84,7 +84,7 @@ class Sshd:
         (self.directory / "ssh_config").write_text(config)
         user, at = getpass.getuser(), f"ssh: 127.0.0.1, port: {self.port}"
         (self.directory / "inventory" / "lab.yml").write_text(
-            "ssh_config: ../ssh_config\nlink: {keepalive_s: 0.2, dead_after_s: 1}\nhosts:\n"
+            "ssh_config: ../ssh_config\nlink: {keepalive_s: 0.5, dead_after_s: 10}\nhosts:\n"
             f"  gate: {{role: jump, {at}, user: {user}}}\n"
             f"  box: {{role: jump, {at}, user: {user}, jump: [gate]}}\n"
         )

@@ -6,18 +6,14 @@ and signed releases.
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import hashlib
 import json
 import os
 import random
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +28,7 @@ from macd.lab import LabState
 from tests.support import lab_project, small_releases
 from tests.support.local_host import EMPTY_LOCK
 from tests.support.openssh import eventually
+from tests.support.ports import kept
 
 APPS = Path(__file__).parents[1] / "apps"
 SOURCE = APPS / "their_repo"
@@ -93,27 +90,9 @@ def _bars(count: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-@functools.cache
 def free_ports() -> Ports:
-    """Two that are this test process's as long as it lives: the kernel gives them to nobody."""
-    ports = (24_000 + (os.getpid() + n) % 8_000 for n in range(8_000))
-    reserved = filter(_reserve, ports)
-    return Ports(next(reserved), next(reserved))
-
-
-def _reserve(port: int) -> bool:
-    """Whether nobody uses the port, and no other test process has it; then it is ours."""
-    lock = None
-    try:
-        lock = os.open(Path(tempfile.gettempdir()) / f"macd-port-{port}", os.O_CREAT | os.O_RDWR)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with socket.socket() as tried:
-            tried.bind(("127.0.0.1", port))
-    except OSError:
-        if lock is not None:
-            os.close(lock)
-        return False
-    return True
+    """Two that are this test process's as long as it lives."""
+    return Ports(kept("health"), kept("web"))
 
 
 def alone(name: str) -> dict[str, Any]:
