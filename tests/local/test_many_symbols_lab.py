@@ -97,10 +97,10 @@ def test_one_release_one_process_one_gate_and_one_flag(bench: Project) -> None:
     assert json.loads((bench.app / "service.json").read_text())["symbols"] == list(SYMBOLS)
     until(lambda: len(signals(bench)) > 20)
 
-    killed = answer(bench)
+    killed = until(lambda: answer(bench))
     assert list(killed["symbols"]) == list(SYMBOLS)
     os.kill(killed["pid"], signal.SIGKILL)
-    until(lambda: answer(bench).get("status") == "ok" and answer(bench)["pid"] != killed["pid"])
+    until(lambda: (a := answer(bench)).get("status") == "ok" and a["pid"] != killed["pid"])
     until(lambda: len(signals(bench)) > 90)
     told = bench.invoke("status")
     assert [f"✓ {name}: last bar" in told for name in SYMBOLS] == [True] * 3

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from macd.cli.release import target_of
 from macd.inventory import load, project_root
 from macd.lab import LabState
 from macd.ssh.failures import UnfitPythonError
-from tests.support import commands, small_releases
+from tests.support import commands, ports, small_releases
 
 NOBODY_HAS = "20200101T000000Z-deadbeef"
 _COMMAND = re.compile(r"invoke ([a-z][a-z.-]*[a-z])")
@@ -38,7 +37,7 @@ class Desk:
     def types(self, *words: str) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of `invoke WORDS`."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MACD_")}
-        done = commands.run(self.root, *words, env={**clean, "MACD_INVENTORY": "mine"}, timeout=60)
+        done = commands.run(self.root, *words, env={**clean, "MACD_INVENTORY": "mine"})
         return done.returncode, done.stdout, done.stderr
 
     def edit(self, file: str, old: str, new: str) -> None:
@@ -100,9 +99,8 @@ def edit(file: str, old: str, new: str) -> Callable[[Desk], None]:
 
 
 def wrong_port(desk: Desk) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        desk.edit("mine.yml", "ssh: lab-prod", f"ssh: lab-prod\n    port: {free.getsockname()[1]}")
+    port = ports.kept("nobody listens")
+    desk.edit("mine.yml", "ssh: lab-prod", f"ssh: lab-prod\n    port: {port}")
 
 
 def lab_down(desk: Desk) -> None:
@@ -350,6 +348,8 @@ AGAIN = {
     "old python, train --host h800 --dry-run",
     "key file missing",
     "changed key, trust",
+    *(f"no lab, {verb} --inventory lab" for verb in ("status", "logs", "shadow-gate", "doctor")),
+    "no lab, train.status --inventory lab",
     "no release, plan",
     "no release, health",
     "no release, show",

@@ -22,7 +22,7 @@ from tests.support.lab_project import Project
 NAME = "theirs"
 
 
-def until(what: Callable[[], Any], seconds: float = 90) -> Any:
+def until(what: Callable[[], Any], seconds: float = 180) -> Any:
     end = time.monotonic() + seconds
     while not (seen := what()):
         assert time.monotonic() < end, "it never came"
@@ -72,7 +72,7 @@ def test_the_whole_story(lab: LabState, tmp_path: Path, request: pytest.FixtureR
     said = made.invoke("deploy", "--yes")
     assert (made.live, by_hand.pid != old) == (first, True)
     assert_serves(made, by_hand, ports, first)
-    assert health(ports)["dotenv"] is True  # of the release's own packages
+    assert answered(ports)["dotenv"] is True  # of the release's own packages
 
     # One that fails its own check is no release; bad ones go back, both units together.
     commit(made, "unhealthy")
@@ -89,12 +89,12 @@ def test_the_whole_story(lab: LabState, tmp_path: Path, request: pytest.FixtureR
     made.invoke("deploy", "--yes")
     assert_serves(made, by_hand, ports, second)
     assert "INCONCLUSIVE" in made.invoke("shadow-gate", code=3)
-    until(lambda: health(ports)["bars"] > 24)
+    until(lambda: health(ports).get("bars", 0) > 24)
     said = made.invoke("shadow-gate")
     assert "PASS" in said
     assert "lgb" in said  # a rate of their own
     made.invoke("enable-stacking", "--yes")
-    assert health(ports)["stacking"] is True
+    assert answered(ports)["stacking"] is True
     made.invoke("monitor", "--once")
     said = made.invoke("doctor")
     assert "no problems found" in said
@@ -104,7 +104,7 @@ def test_the_whole_story(lab: LabState, tmp_path: Path, request: pytest.FixtureR
     # Back to the first, in shadow.
     made.invoke("rollback", "--yes")
     assert_serves(made, by_hand, ports, first)
-    assert health(ports)["stacking"] is False
+    assert answered(ports)["stacking"] is False
     for verb in ("status", "why", "history"):
         made.invoke(verb)
 
@@ -140,13 +140,18 @@ def health(ports: their_app.Ports) -> dict[str, Any]:
         return {}
 
 
+def answered(ports: their_app.Ports) -> dict[str, Any]:
+    """The same, however long a busy machine takes to answer."""
+    return dict(until(lambda: health(ports)))
+
+
 def assert_serves(
     made: Project, by_hand: their_app.ByHand, ports: their_app.Ports, release: str
 ) -> None:
     """Its engine runs from the release and answers, its lines go on in the same directory."""
     assert made.live == release
     assert Path(f"/proc/{by_hand.pid}/cwd").readlink().parent.name == release
-    assert health(ports)["pid"] == by_hand.pid
+    assert answered(ports)["pid"] == by_hand.pid
     count = len(by_hand.lines)
     until(lambda: len(by_hand.lines) > count)
     secret = "EXCHANGE_API_KEY=s3cret"

@@ -109,7 +109,7 @@ def test_a_line_that_is_cut_and_a_client_that_is_killed_lose_nothing(
         assert any("restarting" in line for line in typed.stdout)
         lab_room.set_fault(project.lab.root, "prod", Fault(cut_after=0, cut_on="present"))
         lab_room.set_fault(project.lab.root, "prod", Fault())
-        out, err = typed.communicate(timeout=120)
+        out, err = typed.communicate(timeout=240)
     assert typed.returncode == 0, out + err
     assert project.live == release
 
@@ -122,10 +122,10 @@ def test_a_line_that_is_cut_and_a_client_that_is_killed_lose_nothing(
             assert typed.stdout is not None
             assert any("restarting" in line for line in typed.stdout)
             typed.kill()
-            typed.wait(60)
+            typed.wait(240)
     finally:
         inventory.write_text(whole)
     record = project.app / "state/pending.json"
-    eventually(lambda: not record.exists(), within=120)  # nobody confirms: it goes back
+    eventually(lambda: not record.exists(), within=240)  # nobody confirms: it goes back
     assert project.live == release
     assert project.invoke("status").count("✓ from this release, and ready") == 2

@@ -58,7 +58,7 @@ def done(project: Project, *words: str, code: int = 0) -> str:
     return ended.stdout + ended.stderr
 
 
-def soon(look: Callable[[], Any], seconds: float = 60.0) -> Any:
+def soon(look: Callable[[], Any], seconds: float = 180.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline
@@ -83,7 +83,7 @@ def test_logs_are_readable_and_followed(theirs: Project) -> None:
         assert followed.stdout is not None
         assert "SIGNAL" in followed.stdout.readline()
         followed.send_signal(signal.SIGINT)
-        followed.communicate(timeout=60)
+        followed.communicate(timeout=240)
     assert followed.returncode == 0
     journal = done(theirs, "logs", "--unit", "all")
     assert f"{NAME}: first signal" in journal

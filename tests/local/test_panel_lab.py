@@ -133,7 +133,7 @@ def test_two_seeds_refitted_on_all_bars_are_what_was_released(clone: Clone) -> N
 def test_the_service_watches_another_asset_of_the_panel(clone: Clone) -> None:
     other = small_panel.OTHERS[0]
     assert clone.answer()["status"] == "ok"
-    eventually(lambda: len(clone.signals()) > 3, within=120)
+    eventually(lambda: len(clone.signals()) > 3, within=240)
     line = clone.signals()[-1]
     assert line["symbol"] == other
     components = line["data"]["components"]

@@ -283,7 +283,7 @@ def test_interrupted_it_leaves_no_half_release(project: Path, made: dict[str, An
     while child.poll() is None and not list(releases.glob(".building-*/app")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    said, _ = child.communicate(timeout=60)
+    said, _ = child.communicate(timeout=240)
     assert child.returncode == 130
     assert "every file as the training left it" in said
     assert "in service.env" not in said

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from macd import application
+from macd.app.market.bars import read_bars, write_bars
 from macd.app.pages import training
 from macd.app.train import pipeline
 from macd.app.train.settings import settings_from
@@ -232,7 +233,9 @@ def test_what_changed_stands_on_the_first_screen_and_whole_below(
 def test_a_run_of_one_stage_says_what_did_not_run(browser: Browser, tmp_path: Path) -> None:
     out = tmp_path / "only-lgbm"
     small = {"folds": 2, "initial": 0.3, "workers": 1, "params": {"lgbm": {"rounds": 5}}}
-    where = {"data": str(bars_directory(trained_run())), "out": str(out)}
+    bars = read_bars(bars_directory(trained_run()) / "BTCUSD_1h.parquet")[:2600]
+    write_bars(bars, tmp_path / "bars/BTCUSD_1h.parquet")
+    where = {"data": str(tmp_path / "bars"), "out": str(out)}
     settings = settings_from({**small, **where, "mode": "lgbm"})
     pipeline.run(settings, clock=lambda: 1_900_000_000.0, environment={}, echo=False)
     training.write(out)

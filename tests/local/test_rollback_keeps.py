@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.local_host import FLAGS, UNIT, Place, place
+from tests.support.openssh import eventually
 
 SECRET = "r0tated-s3cret"
 
@@ -191,28 +192,23 @@ def test_what_changes_while_a_release_is_on_trial_survives_its_revert(host: Plac
     host.app.joinpath("service.json").unlink(missing_ok=True)
     with host.session() as session:
         session.call("lock", app=str(host.app), who="tester", doing="deploy")
-        third = host.release(3)
+        third = host.release(3, "waits")
         host.stage(session, third)
         begun = host.begin(
-            session, "deploy", third.id, soak_s=0.2, confirm_s=1.5,
+            session, "deploy", third.id, health_s=90.0, soak_s=0.2, confirm_s=0.5,
             after={UNIT: before + "# release 3\n"},
         )  # fmt: skip
-        number = begun["number"]
-        seen: list[str] = []
-        while "soaking" not in seen:
-            told = session.call(
-                "follow", app=str(host.app), number=number, seen=len(seen), wait=5.0
-            )
-            seen += [event["state"] for event in told["events"]]
+        eventually((host.app / "waiting").exists)
         text = env(host).read_bytes()
         env(host).write_bytes(text.replace(b"=old", b"=rotated") + b"EXTRA_TOKEN=x\n")
-        unit(host).write_text("# by hand, while it soaked\n")
-    ended = host.finish(number, confirm=False)
+        unit(host).write_text("# by hand, while it started\n")
+    (host.app / "go").touch()
+    ended = host.finish(begun["number"], confirm=False)
     assert ended[-1]["state"] == "reverted"
     assert env(host).read_bytes() == text.replace(b"=old", b"=rotated") + b"EXTRA_TOKEN=x\n"
     assert unit(host).read_text() == before
     [aside] = asides(unit(host))
-    assert aside.read_text() == "# by hand, while it soaked\n"
+    assert aside.read_text() == "# by hand, while it started\n"
     assert str(aside) in ended[-1]["kept"]
 
 

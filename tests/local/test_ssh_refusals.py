@@ -16,6 +16,7 @@ from macd.errors import ExitCode, MacdError, RefusedError
 from macd.inventory import Inventory
 from macd.ssh import ssh
 from macd.ssh.refusals import UnreachableError
+from tests.support import ports
 from tests.support.openssh import eventually
 from tests.support.ssh_servers import World, world_in
 
@@ -161,17 +162,10 @@ def test_a_server_that_wants_a_password_is_told(world: World) -> None:
     assert "it takes no keys, only" in error.why
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_a_refused_connection_names_host_and_port(world: World) -> None:
     world.start("one")
     inventory = world.chain("one")
-    port = closed_port()
+    port = ports.kept("nobody listens")
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "refused", "box")
     assert f"box (127.0.0.1:{port}) refused" in error.what
@@ -218,7 +212,7 @@ def test_a_jump_that_forbids_going_on(world: World) -> None:
 def test_a_jump_that_gets_no_answer(world: World) -> None:
     for name in CHAIN:
         world.start(name, hangs=name == "two")
-    inventory = world.chain(*CHAIN, connect_s=1)
+    inventory = world.chain(*CHAIN, connect_s=6)
     error = unreachable(inventory, "behind-jump", "box")
     assert "jump host two" in error.what and "no answer from box" in error.what
 
@@ -243,7 +237,8 @@ def test_a_name_that_is_not_known(world: World) -> None:
 )
 def test_a_port_that_is_no_ssh_server(world: World, greeting: bytes, hold: bool, part: str) -> None:
     world.start("one")
-    inventory = world.chain("one", connect_s=1)
+    # What is greeted with is read to its end, or as long as nothing comes.
+    inventory = world.chain("one", connect_s=6 if greeting and hold else 20 if greeting else 1)
     port = world.speak(greeting, hold=hold)
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "not-ssh", "box")
@@ -253,7 +248,7 @@ def test_a_port_that_is_no_ssh_server(world: World, greeting: bytes, hold: bool,
 
 def test_a_server_that_falls_silent_after_its_greeting(world: World) -> None:
     world.start("one")
-    inventory = world.chain("one", connect_s=1, login_s=1)
+    inventory = world.chain("one", connect_s=20, login_s=1)
     port = world.speak(b"SSH-2.0-Stuck\r\n", hold=True)
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "timeout", "box")
@@ -278,7 +273,7 @@ def kexinit() -> bytes:
 
 def test_a_server_that_falls_silent_before_it_shows_its_key(world: World) -> None:
     world.start("one")
-    inventory = world.chain("one", connect_s=1, login_s=1)
+    inventory = world.chain("one", connect_s=20, login_s=1)
     port = world.speak(b"SSH-2.0-Stuck\r\n" + kexinit(), hold=True)
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     error = unreachable(inventory, "timeout", "box")
@@ -316,7 +311,7 @@ def test_a_failed_attempt_keeps_nothing_waiting(world: World) -> None:
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     unreachable(inventory, "lost", "box")
     waiting = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
-    eventually(lambda: not any(timer.is_alive() for timer in waiting), within=5)
+    eventually(lambda: not any(timer.is_alive() for timer in waiting), within=90)
 
 
 def test_an_address_that_does_not_answer(world: World) -> None:
@@ -342,7 +337,7 @@ def test_no_message_of_the_library_reaches_the_terminal(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     world.start("one")
-    inventory = world.chain("one", connect_s=1)
+    inventory = world.chain("one", connect_s=20)
     port = world.speak(b"nonsense\r\n", hold=False)
     edit(world, f"Port {world.servers['one'].pipe.port}", f"Port {port}")
     unreachable(inventory, "not-ssh", "box")

@@ -13,6 +13,7 @@ from macd.ssh import ssh
 from tests.support.ssh_servers import World, world_in
 
 SHORT = {"keepalive_s": 0.3, "dead_after_s": 1.5}
+PATIENT = {"keepalive_s": 0.5, "dead_after_s": 6}  # longer than a busy machine keeps us waiting
 
 
 @pytest.fixture
@@ -48,9 +49,9 @@ def lost(work: Callable[[], object], part: str) -> None:
     assert part in error.why and "no sign of life" in error.why
 
 
-@pytest.fixture
-def link(world: World) -> Iterator[ssh.Link]:
-    inventory = world.chain("one", "two", **SHORT)
+@pytest.fixture(params=[SHORT])
+def link(world: World, request: pytest.FixtureRequest) -> Iterator[ssh.Link]:
+    inventory = world.chain("one", "two", **request.param)
     with ssh.connect(inventory.host("box"), inventory) as made:
         yield made
 
@@ -125,12 +126,14 @@ def test_connecting_through_a_jump_that_stalls(world: World) -> None:
     assert isinstance(error, MacdError) and "box" in error.what
 
 
+@pytest.mark.parametrize("link", [PATIENT], indirect=True)
 def test_a_quiet_link_is_not_a_dead_one(world: World, link: ssh.Link) -> None:
-    """The command says nothing for several times the limit; the servers answer the probes."""
-    channel = link.open_channel("sleep 5; echo done")
+    """The command says nothing for twice the limit; the servers answer the probes."""
+    channel = link.open_channel("sleep 13; echo done")
     assert outcome(lambda: channel.recv(10)) == b"done\n"
 
 
+@pytest.mark.parametrize("link", [PATIENT], indirect=True)
 def test_a_short_stall_is_survived(world: World, link: ssh.Link) -> None:
     channel = link.open_channel("cat")
     world.servers["one"].pipe.stalled = True

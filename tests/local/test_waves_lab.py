@@ -172,7 +172,7 @@ def test_ctrl_c_lets_the_wave_end_and_a_second_one_leaves_it_to_the_hosts(
         typed.send_signal(signal.SIGINT)
         until(typed.stderr, "Ctrl-C again")
         typed.send_signal(signal.SIGINT)
-        said, told = typed.communicate(timeout=120)
+        said, told = typed.communicate(timeout=240)
     assert typed.returncode == 5, said
     print("SAID", said, "TOLD", told)
     assert re.search("✗ not waited for: (b, c|c, b)", told)

@@ -98,6 +98,10 @@ def bound():
     return Server({endpoint!r}, Handler)
 if VARIANT == "slow":
     time.sleep(1.5)
+if VARIANT == "waits":  # until it is let go on
+    open(root + "/waiting", "w").close()
+    while not os.path.exists(root + "/go"):
+        time.sleep(0.05)
 server = bound()
 if os.environ.get("NOTIFY_SOCKET") and VARIANT != "never ready":
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
