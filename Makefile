@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
 # A smaller torch on Linux without a GPU: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# Each worker collects all files that it is given, so few are given those that import torch.
-UNIT ?= tests/unit -n 2 --dist loadfile --no-loadscope-reorder
+# Each worker collects all files that it is given, so few are given those that import torch: three, for
+# a third of their time is waiting.
+UNIT ?= tests/unit -n 3 --dist loadfile --no-loadscope-reorder
 # Much of the other tests' time is waiting for hosts: five workers fill two cores.
 OTHER ?= tests/hosts tests/local -n 5 --dist loadfile --no-loadscope-reorder
 

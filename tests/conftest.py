@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Generator
 
@@ -27,6 +28,14 @@ for name in ("MACD_INVENTORY", "MACD_ROOT"):  # an operator's own must not steer
 # Each worker and each command that is typed would compile every source anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# nohup and a shell's `&` have signals ignored, which every command that a test types would inherit.
+for number, usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # Several workers share the cores: threads that wait for each other by spinning only take CPU time.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
