@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from macd.cli import hosts
-from macd.errors import ContactLostError, MacdError, RefusedError
+from macd.errors import ContactLostError, ExitCode, MacdError, RefusedError
 
 
 def named(*names: str) -> list[Any]:
@@ -141,7 +141,7 @@ def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
         "b was not started: interrupted",
         "c was not started: interrupted",
     ]
-    assert hosts.exit_code([], results.failed) == 1
+    assert hosts.exit_code([], results.failed) == ExitCode.INTERRUPTED
     assert "interrupted: waiting for a; Ctrl-C again leaves" in capsys.readouterr().err
 
 
