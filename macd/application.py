@@ -224,12 +224,12 @@ def check_release(
         watched = "" if symbols else name
         return {"top": str(tree.absolute()), "tf": tf, "lock": dict(lock), "symbol": watched}
 
-    begun = [
+    questions = [
         _checking("check", question(*each), {"top": str(each[1].absolute()), "tf": tf})
         for each in trees.items()
     ]
-    found = dict(zip(trees, childprocess.answers(begun, _TWO), strict=True))
-    return of_several(found) if symbols else found[symbol]
+    items = dict(zip(trees, childprocess.answers(questions, _TWO), strict=True))
+    return of_several(items) if symbols else items[symbol]
 
 
 def check_run(run: Path, data_dir: Path) -> list[Item]:
@@ -238,12 +238,12 @@ def check_run(run: Path, data_dir: Path) -> list[Item]:
     Raises MacdError when its settings or those bars can't be read.
     """
     symbols = symbols_in(run)
-    begun = []
+    questions = []
     for tree in [FILES.of_symbol(run, name) for name in symbols] or [run]:
         question = {"run": str(tree.absolute()), "data": str(data_dir.absolute())}
-        begun.append(_checking("check-run", question, {**question, "top": question["run"]}))
-    found = childprocess.answers(begun, _TWO)
-    return of_several(dict(zip(symbols, found, strict=True))) if symbols else found[0]
+        questions.append(_checking("check-run", question, {**question, "top": question["run"]}))
+    items = childprocess.answers(questions, _TWO)
+    return of_several(dict(zip(symbols, items, strict=True))) if symbols else items[0]
 
 
 def check_folder(top: Path) -> list[Item]:
@@ -312,9 +312,9 @@ def proving(
         yield proof
 
 
-def prove(begun: Sequence[AbstractContextManager[Callable[[], Proof]]]) -> list[Proof]:
+def prove(questions: Sequence[AbstractContextManager[Callable[[], Proof]]]) -> list[Proof]:
     """The proofs of `proving`, of as many side by side as there are cores for."""
-    return childprocess.answers(begun, _TWO)
+    return childprocess.answers(questions, _TWO)
 
 
 def compare_runs(champion: Path, challenger: Path) -> dict[str, Any]:

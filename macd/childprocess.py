@@ -91,18 +91,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def answers(begun: Sequence[AbstractContextManager[Callable[[], T]]], each: int = 1) -> list[T]:
+def answers(questions: Sequence[AbstractContextManager[Callable[[], T]]], each: int = 1) -> list[T]:
     """The answer of each, in their order. As many work at the same time as there are cores.
 
-    begun: each as `asked`, with `each` children of its own. Nothing of it goes on afterwards.
+    questions: each as `asked`, with `each` children of its own. Nothing of it goes on afterwards.
     """
     many = max(1, cores() // each)
-    found: list[T] = []
-    for start in range(0, len(begun), many):
+    answered: list[T] = []
+    for start in range(0, len(questions), many):
         with ExitStack() as working:
-            waiting = [working.enter_context(part) for part in begun[start : start + many]]
-            found += [answer() for answer in waiting]
-    return found
+            waiting = [working.enter_context(part) for part in questions[start : start + many]]
+            answered += [answer() for answer in waiting]
+    return answered
 
 
 def _send(pipe: IO[bytes], message: bytes) -> None:

@@ -212,17 +212,17 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def _unwrapped(lines: Iterable[bytes], wrapper: str) -> Iterator[bytes]:
-    begun = b""  # a long line comes in parts
+    partial = b""  # a long line comes in parts
     for line in lines:
         if wrapper == "export" and not line.startswith(b"MESSAGE="):
             continue
         text, whole = _inner(line.rstrip(b"\r\n"), wrapper)
-        begun = (begun + text)[: LONGEST + 1]
+        partial = (partial + text)[: LONGEST + 1]
         if whole:
-            yield begun
-            begun = b""
-    if begun:
-        yield begun
+            yield partial
+            partial = b""
+    if partial:
+        yield partial
 
 
 def _inner(line: bytes, wrapper: str) -> tuple[bytes, bool]:

@@ -121,7 +121,7 @@ def make(
     def fill(building: Path) -> tuple[dict[str, Any], list[Item]]:
         _copy_models_and_code(request, building)
         trees = request.trees(building)
-        begun = [
+        questions = [
             proving(
                 tree,
                 run=run.directory,
@@ -131,7 +131,7 @@ def make(
             )
             for tree, run in trees.values()
         ]
-        proofs = dict(zip(trees, application.prove(begun), strict=True))
+        proofs = dict(zip(trees, application.prove(questions), strict=True))
         for symbol, (tree, _) in trees.items():
             _write(tree / GOLDEN, manifests.canonical(proofs[symbol].golden))
         by_symbol = {symbol: proof.items for symbol, proof in proofs.items()}

@@ -169,17 +169,17 @@ def _refuse_unnamed(where: str, text: str) -> None:
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Number and text of each line that says something; one that ends in \\ goes on."""
-    begun, number = "", 0
+    partial, number = "", 0
     for here, raw in enumerate(text.splitlines(), start=1):
-        number = number if begun else here
+        number = number if partial else here
         if raw.rstrip().endswith("\\") and not raw.lstrip().startswith("#"):
-            begun += raw.rstrip()[:-1] + " "
+            partial += raw.rstrip()[:-1] + " "
             continue
-        said = _COMMENT.sub("", begun + raw).strip()
-        begun = ""
+        said = _COMMENT.sub("", partial + raw).strip()
+        partial = ""
         if said:
             yield number, said
-    if said := _COMMENT.sub("", begun).strip():
+    if said := _COMMENT.sub("", partial).strip():
         yield number, said
 
 

@@ -43,6 +43,7 @@ EVERYWHERE = {
     r"\bown word\b": "host policy",
     r"(?<![\"`])\bunwell\b": "unhealthy",
     r"(?<![\"`])\brehears\w*": "readiness check",
+    r"\bbegun [-+]?= ": "started",  # as a name
     r"\b(order_of|tell_differences|worth_keeping|end_forgotten)\b": "the names of today",
 }
 IN_PAGES = {

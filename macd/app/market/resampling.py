@@ -55,11 +55,12 @@ def resample(bars: pl.DataFrame, short: str, tf: str) -> Resampled:
     ms = pl.col("timestamp").to_physical()
     slotted = bars.with_columns(slot=(ms - origin) // long)
     first, last = bars["timestamp"].to_physical()[0], bars["timestamp"].to_physical()[-1]
-    begun = (first - origin) % long >= step  # the first bar is not the first of its slot
+    starts_inside = (first - origin) % long >= step  # the first bar is not the first of its slot
     ended = (last - origin) % long + step < long
     slots = slotted["slot"]
     whole = slotted.filter(
-        (pl.col("slot") > slots[0] - (not begun)) & (pl.col("slot") < slots[-1] + (not ended))
+        (pl.col("slot") > slots[0] - (not starts_inside))
+        & (pl.col("slot") < slots[-1] + (not ended))
     )
     if whole.is_empty():
         raise UsageError(

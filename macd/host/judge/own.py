@@ -137,12 +137,12 @@ class OwnAnalysis:
             if len(self._quarantine) < _MOST_KEPT:
                 self._quarantine.append({"file": file, "line": number, "why": entry.why})
             return
-        begun = self.window.start <= entry.time
+        started = self.window.start <= entry.time
         other = any(first <= entry.time <= last for first, last in self.window.without)
-        inside = begun and not other
+        inside = started and not other
         self._settle(inside or self._inside)
         self._inside = inside
-        if not begun:
+        if not started:
             self._counts["lines before the window"] += 1
         elif other:
             self._counts[ELSEWHERE] += 1
