@@ -103,7 +103,7 @@ def _weight(fields: Mapping[str, Any], flag: str, name: str) -> int:
 
 
 def _flag(fields: Mapping[str, Any], does: str, which: str) -> str:
-    """The flag with its value in its own word; a host's earlier records of another one lack it."""
+    """The flag with its value as it calls it; a host's earlier records of another one lack it."""
     name, value = str(fields.get("flag", FLAG)), str(fields.get(which))
     word = (fields.get("said") or {}).get(value)
     if name == FLAG or word:

@@ -52,7 +52,7 @@ class Flag:
         return "the drop-in" if self.where == "dropin" else ".env"
 
     def said(self, value: str) -> str:
-        """A value in the flag's own word. value: 1 and 0 mean live and shadow."""
+        """A value as the flag calls it. value: 1 and 0 mean live and shadow."""
         return {BUILT_IN_FLAG.live: self.live, BUILT_IN_FLAG.shadow: self.shadow}.get(value, value)
 
 
