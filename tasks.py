@@ -12,6 +12,8 @@ from macd.cli import interrupts
 interrupts.leave_quietly()
 # Invoke forbids Python to keep compiled modules, and each command would compile them all again.
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+# pydantic would look for plugins of its own in every installed package. Nothing here has one.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from macd.cli import (  # noqa: E402 - these take a while
     audit,

@@ -46,11 +46,12 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
 
 
 def _hops(host: Host, inventory: Inventory) -> tuple[Hop, ...]:
-    from macd.ssh import openssh
     from macd.ssh.sshconfig import Hop, resolve
 
     if host.transport == "paramiko":
         return resolve(host, inventory)
+    from macd.ssh import openssh  # slow to import
+
     user, name, port, known_as = openssh.endpoint(host, inventory)
     return (Hop(host.name, host.ssh, name, port, user, known_as),)
 

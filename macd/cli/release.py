@@ -272,7 +272,7 @@ def _chosen(store: Store, named: str, env: str) -> Release:
 
 def live_on(inventory: Inventory) -> dict[str, list[str]]:
     """release -> hosts where the last deploy or rollback from this machine left it live."""
-    from macd.deploy.rollback import ENDS
+    from macd.deploy.records import ENDS
     from macd.journal import Journal
 
     by_host: dict[str, str] = {}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
 from macd.cli.verb import LOOKED, emit, safe, same, verb
-from macd.deploy.lineage import judged, lineage, own_flag, since
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
@@ -81,6 +80,7 @@ def _scheduled(inventory: Inventory) -> dict[str, str]:
 def _fields(
     name: str, state: HostState, drifted: list[str], ends: Mapping[str, Alarm], unconfined: str
 ) -> dict[str, Any]:
+    from macd.deploy.lineage import since
     from macd.host.masking import masked
 
     shown = asdict(state)
@@ -99,6 +99,8 @@ def _fields(
 def _lines(
     state: HostState, drifted: list[str], ends: Mapping[str, Alarm], unconfined: str = ""
 ) -> Iterator[tuple[str, str]]:
+    from macd.deploy.lineage import since
+
     if not state.exists:
         yield "live", "nothing; the host is not provisioned (invoke provision)"
         return
@@ -158,6 +160,7 @@ def _of_built_in(state: HostState) -> Iterator[tuple[str, str]]:
 
 def _of_own(state: HostState) -> Iterator[tuple[str, str]]:
     """What a host knows of an application of the team's own, and what it can't."""
+    from macd.deploy.lineage import own_flag
     from macd.host.alerts.conditions import lasting
 
     for name, unit in state.health.get("units", {}).items():
@@ -227,6 +230,7 @@ def why(
     _: object, env: str = "prod", host: str = "", inventory: str = "", json: bool = False
 ) -> ExitCode:
     """Show why a release is live: run, data, criteria, gate, who deployed it, when."""
+    from macd.deploy.lineage import judged, lineage
     from macd.deploy.state import observe
     from macd.journal import Journal
 

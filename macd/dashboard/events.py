@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from macd.deploy import rollback
+from macd.deploy import records
 from macd.host.flag.flag_file import FLAG, FULL, LIVE
 from macd.host.record import Record
 
@@ -19,7 +19,7 @@ MADE, DEPLOY, ROLLBACK, REVERT, FAILED = "made", "deploy", "rollback", "reverted
 FLAG_ON, FLAG_OFF, FLAG_BACK = "flag on", "flag off", "flag put back"
 GATE, GUARD = "gate", "guard"
 _COMMITTED, _REVERTED = "committed", "reverted"
-_NOT_DONE = (rollback.FAILED, rollback.REFUSED)
+_NOT_DONE = (records.FAILED, records.REFUSED)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _of_here(record: Record, host: str, env: str) -> Iterator[Event]:
     elif record.kind == "gate.judged":
         verdict = str(fields.get("verdict"))
         yield Event(at, GATE, f"gate report on {release}: {verdict}", verdict, release)
-    elif record.kind in rollback.ENDS and fields.get("result") in _NOT_DONE:
+    elif record.kind in records.ENDS and fields.get("result") in _NOT_DONE:
         what = f"{record.kind.partition('.')[0]} {fields['result']}"
         yield Event(at, FAILED, f"{what}: {fields.get('why')}", release=release)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from macd.deploy.rollback import ENDS, LEFT, UNTOLD
+from macd.deploy.records import ENDS, LEFT, UNTOLD
 from macd.host.flag.flag_file import FLAG, FULL, LIVE
 from macd.host.record import Record
 

@@ -25,7 +25,7 @@ from macd.deploy.fleet import (
 )
 from macd.deploy.follow import EndUnknownError, Outcome, PendingActivation
 from macd.deploy.notify import notify
-from macd.deploy.rollback import ENDS, FAILED, LEFT, REFUSED, may_be_live
+from macd.deploy.records import ENDS, FAILED, LEFT, REFUSED, may_be_live
 from macd.errors import ContactLostError, ExitCode, MacdError, UsageError
 from macd.inventory import Host, Inventory
 from macd.journal import Journal

@@ -3,13 +3,11 @@
 Each field is documented by a comment in inventory/production.example.yml, which a test holds to.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -99,8 +97,17 @@ def _all_different(symbols: tuple[str, ...]) -> tuple[str, ...]:
     return symbols
 
 
+def _defaults(**values: Any) -> Any:
+    """A model that a file may leave out. It is made when a file is read: a value made here would
+    cost every command the time to build a validator for the model alone.
+    """
+    return Field(default=values, validate_default=True)
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
 
 class Host(_Model):
@@ -144,7 +151,7 @@ class Host(_Model):
         return scope
 
     @model_validator(mode="after")
-    def _complete_for_role(self) -> Host:
+    def _complete_for_role(self) -> Self:
         needed = {"jump": (), "train": ("work_dir",), "serve": ("app_dir", "env")}[self.role]
         missing = [key for key in needed if not getattr(self, key)]
         if missing:
@@ -161,7 +168,7 @@ class LinkSettings(_Model):
     dead_after_s: Annotated[float, Field(gt=0, le=55)] = 40
 
     @model_validator(mode="after")
-    def _several_probes(self) -> LinkSettings:
+    def _several_probes(self) -> Self:
         if self.dead_after_s < 2 * self.keepalive_s:
             raise ValueError("dead_after_s at least twice keepalive_s, or one lost probe is death")
         return self
@@ -236,7 +243,7 @@ class TrainSettings(_Model):
         return _all_different(symbols)
 
     @model_validator(mode="after")
-    def _one_first(self) -> TrainSettings:
+    def _one_first(self) -> Self:
         if self.symbols and self.symbol != self.symbols[0]:
             raise ValueError(
                 "one of symbol and symbols, or symbol the first of symbols: "
@@ -382,7 +389,7 @@ class ThresholdSettings(_Model):
     short: Share = SHORT
 
     @model_validator(mode="after")
-    def _in_order(self) -> ThresholdSettings:
+    def _in_order(self) -> Self:
         if self.short >= self.long:
             raise ValueError("short below long")
         return self
@@ -395,7 +402,7 @@ class PolicySettings(_Model):
     """
 
     kind: PolicyKind = "tilt"
-    thresholds: dict[str, ThresholdSettings] = {"all": ThresholdSettings()}
+    thresholds: dict[str, ThresholdSettings] = _defaults(all={})
     long_only: bool = False
     size: Annotated[float, Field(gt=0, le=1)] = 1
     hold: Hold = "horizon"
@@ -427,8 +434,8 @@ class ServiceSettings(_Model):
     ] = "500M"
     watchdog_s: Annotated[float, Field(ge=0, le=3600)] = 60
     max_age_days: Annotated[float, Field(ge=0, le=LONGEST_EXPIRY_DAYS)] = 0
-    feed: FeedSettings = FeedSettings()
-    policy: PolicySettings = PolicySettings()
+    feed: FeedSettings = _defaults()
+    policy: PolicySettings = _defaults()
     challenger: bool = False
     env: dict[FlagName, FlagValue] = {}
 
@@ -440,7 +447,7 @@ class ServiceSettings(_Model):
         return symbols and _all_different(symbols)
 
     @model_validator(mode="after")
-    def _one_or_many(self) -> ServiceSettings:
+    def _one_or_many(self) -> Self:
         if self.symbol and self.symbols:
             raise ValueError("one of symbol and symbols")
         return self
@@ -454,20 +461,20 @@ class Inventory(_Model):
     root: Path
     ssh_config: LocalPath | None = None
     known_hosts: LocalPath
-    link: LinkSettings = LinkSettings()
+    link: LinkSettings = _defaults()
     hosts: dict[HostName, Host] = Field(min_length=1)
     app: OwnApp | None = None
     train: TrainSettings
-    gate: GateSettings = GateSettings()
-    guard: GuardSettings = GuardSettings()
-    alerts: AlertSettings = AlertSettings()
-    soak: SoakSettings = SoakSettings()
-    release: ReleaseSettings = ReleaseSettings()
-    service: ServiceSettings = ServiceSettings()
+    gate: GateSettings = _defaults()
+    guard: GuardSettings = _defaults()
+    alerts: AlertSettings = _defaults()
+    soak: SoakSettings = _defaults()
+    release: ReleaseSettings = _defaults()
+    service: ServiceSettings = _defaults()
     notify: tuple[NotifyUrl, ...] = Field(default=(), repr=False)  # URLs carry tokens
 
     @model_validator(mode="after")
-    def _one_webhook(self) -> Inventory:
+    def _one_webhook(self) -> Self:
         if self.guard.notify_url and self.alerts.notify_url:
             raise ValueError("one of alerts.notify_url and guard.notify_url, which is its old name")
         return self
@@ -484,13 +491,13 @@ class Inventory(_Model):
         return data
 
     @model_validator(mode="after")
-    def _one_name(self) -> Inventory:
+    def _one_name(self) -> Self:
         if self.app is not None and self.release.app != self.app.name:
             raise ValueError("one name: leave release.app out, app.name counts")
         return self
 
     @model_validator(mode="after")
-    def _one_cluster(self) -> Inventory:
+    def _one_cluster(self) -> Self:
         """Each host of train.hosts trains, says where the others reach it, and is named once."""
         named = self.train.hosts
         if self.app is not None and named:

@@ -4,8 +4,6 @@ Everything here ends up near a command line, a remote shell or a file that anoth
 The sets of characters are what those names need, not what the receiving program would bear.
 """
 
-from __future__ import annotations
-
 import difflib
 import ipaddress
 import re

@@ -3,12 +3,10 @@
 Each field is documented by a comment in inventory/own-app.example.yml, which a test holds to.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -95,7 +93,9 @@ Word = Annotated[
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True
+    )
 
 
 class Bound(_Model):
@@ -106,7 +106,7 @@ class Bound(_Model):
     level: Level = "block"
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> Bound:
+    def _one_at_least(self) -> Self:
         if self.min is None and self.max is None:
             raise ValueError("min or max, or both")
         return self
@@ -143,7 +143,7 @@ class TrainApp(_Model):
         return metrics
 
     @model_validator(mode="after")
-    def _of_metrics(self) -> TrainApp:
+    def _of_metrics(self) -> Self:
         for name in sorted(self.criteria.keys() - self.metrics.keys()):
             expected = unknown_name("one of metrics:", self.metrics, name)
             raise DeeperError(expected, "criteria", name, found=name)
@@ -178,7 +178,7 @@ class Ready(_Model):
         return url
 
     @model_validator(mode="after")
-    def _one(self) -> Ready:
+    def _one(self) -> Self:
         if sum(map(bool, (self.http, self.notify, self.log, self.running))) != 1:
             raise ValueError("one of http: URL, notify: true, log: REGEX and running: SECONDS")
         return self
@@ -188,7 +188,7 @@ class UnitApp(_Model):
     """One process that systemd keeps: its command, and how one knows that it serves."""
 
     command: Command
-    ready: Ready = Ready(running=10)
+    ready: Ready = Field(default={"running": 10}, validate_default=True)
 
 
 class ServeApp(UnitApp):
@@ -243,7 +243,7 @@ class SignalsApp(_Model):
     rates: dict[Word, Rate] = {}
 
     @model_validator(mode="after")
-    def _known(self) -> SignalsApp:
+    def _known(self) -> Self:
         used = {text for rate in self.rates.values() for text in (rate.field, rate.of)}
         for name in self.map:
             if name not in (*_MAPPED, *used):
@@ -275,7 +275,7 @@ class FlagApp(_Model):
     shadow: Value = "0"
 
     @model_validator(mode="after")
-    def _two(self) -> FlagApp:
+    def _two(self) -> Self:
         if self.live == self.shadow:
             raise ValueError("two values that differ")
         return self

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from macd.deploy.rollback import may_be_live, targets
+from macd.deploy.records import may_be_live
+from macd.deploy.rollback import targets
 from macd.deploy.state import HostState
 from macd.host.record import Record
 
