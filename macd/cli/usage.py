@@ -13,7 +13,7 @@ import atexit
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from invoke import Exit, ParseError, Program
@@ -36,8 +36,8 @@ _VALUELESS = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional arguments: (.*)")
 
 
-def install() -> None:
-    """Patch the running `invoke`. Called once by tasks.py."""
+def install(tasks: Collection[str]) -> None:
+    """Patch the running `invoke`. Called once by tasks.py, with the names of all tasks."""
     original, lists = Program.parse_tasks, Program.parse_cleanup
     if getattr(original, _MARK, False):
         return
@@ -52,9 +52,7 @@ def install() -> None:
             context = error.context
             task = (context.name or "") if context else ""
             flags = context.flags if context and task else ()
-            raise _end(
-                typed, usage_error(str(error), task, self.collection.task_names, flags)
-            ) from error
+            raise _end(typed, usage_error(str(error), task, tasks, flags)) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
             typed_value = str(error).rpartition(": ")[2]
             wrong = usage_error(f"an option here takes a number, and {typed_value} is none")
