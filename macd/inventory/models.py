@@ -327,7 +327,7 @@ class AlertSettings(_Model):
     heartbeat_url: WebhookUrl = Field(default="", repr=False)
 
     @model_validator(mode="after")
-    def _signs(self) -> AlertSettings:
+    def _signs(self) -> Self:
         if self.notify_secret and self.format not in SIGNED_FORMATS:
             named = " and ".join(SIGNED_FORMATS)
             raise ValueError(f"notify_secret signs messages to {named} only; format says which")
