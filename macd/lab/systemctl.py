@@ -67,6 +67,13 @@ def _read_env_file(filename: str, _root: str | None = None) -> Iterator[tuple[st
         yield from readings(Path(filename).read_bytes())[1].items()
 
 
+class LabJournal(systemctl3.SystemctlJournal):
+    """A log for each unit: the replacement has one for all instances of a template."""
+
+    def get_log(self, conf: systemctl3.SystemctlConf) -> str:
+        return str(Path(super().get_log(conf)).with_name(f"{conf.name()}.log"))
+
+
 class LabSystemctl(systemctl3.Systemctl):
     """The replacement with what deploying reads beyond it."""
 
@@ -267,6 +274,7 @@ def _confine() -> None:
     systemctl3._system_folders = []
     systemctl3._init_folders = []
     systemctl3._preset_folders = []
+    systemctl3.SystemctlJournal = LabJournal  # type: ignore[misc]
     systemctl3.Systemctl = LabSystemctl  # type: ignore[misc]
 
 
