@@ -1,6 +1,7 @@
 """What a host knows of the application that it serves, from service.json.
 
-A team's own has a part there that says it; without one it is the built-in application (BUILT_IN).
+A team's own has a part there that says it; without one it is the built-in application (BUILT_IN),
+in one process or as an instance per symbol.
 service.json goes live and back together with a release, so this is always about what is live.
 Standard library alone.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from macd.host import durable
 from macd.host.layout import Layout
 
 KEY = "own"
+INSTANCES = "instances"  # in the built-in one's settings: the unit's name, where it has instances
 SOURCE = "source"  # below a release: the application's own tree, in which its commands run
 
 
@@ -31,6 +33,14 @@ class Probe:
     notify: bool = False
     log: str = ""
     running: float = 0
+
+
+@dataclass(frozen=True)
+class Instance(Probe):
+    """A unit of the built-in application that serves one symbol; its health endpoint proves it."""
+
+    symbol: str = ""
+    endpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,9 @@ class Signals:
 @dataclass(frozen=True)
 class Service:
     """What serves. name: "" for the built-in application. units: by name with .service, the main
-    one first, each with its probe; {} for the built-in one, whose health endpoint proves it and
-    whose unit each request names. writes: directories below the application's that survive
-    releases.
+    one first, each with its probe; {} for the built-in one in one process, whose unit each request
+    names. writes: directories below the application's that survive releases. endpoint: where the
+    built-in one answers; "" where its settings don't say it.
     """
 
     name: str
@@ -96,16 +106,23 @@ class Service:
     writes: tuple[str, ...] = ()
     flag: Flag | None = None
     signals: Signals | None = None
+    endpoint: str = ""
 
     @property
     def unit(self) -> str:
-        """The main unit: of it the flag and the logs are; "" for the built-in application."""
+        """The main unit: of it flag and logs are; "" for the built-in one in one process."""
         return next(iter(self.units), "")
+
+    @property
+    def instances(self) -> dict[str, Instance]:
+        """The units that serve a symbol each, of the built-in application; {} for none."""
+        return {n: one for n, one in self.units.items() if isinstance(one, Instance)}
 
     def document(self) -> dict[str, Any]:
         """As it stands in service.json; units as pairs, for JSON objects are sorted there."""
         units = [[name, asdict(probe)] for name, probe in self.units.items()]
-        return {**asdict(self), "units": units, "writes": list(self.writes)}
+        document = {**asdict(self), "units": units, "writes": list(self.writes)}
+        return {name: value for name, value in document.items() if name != "endpoint"}
 
 
 BUILT_IN = Service("", {}, ("data/live",), BUILT_IN_FLAG)
@@ -121,7 +138,7 @@ def parse(text: str | None) -> Service:
     document = json.loads(text) if text else {}
     own = document.get(KEY) if isinstance(document, dict) else None
     if not isinstance(own, dict):
-        return BUILT_IN
+        return _built_in(document) if isinstance(document, dict) else BUILT_IN
     flag, signals = own.get("flag"), own.get("signals")
     return Service(
         name=own["name"],
@@ -130,6 +147,29 @@ def parse(text: str | None) -> Service:
         flag=Flag(**flag) if flag else None,
         signals=signals_of(signals) if signals else None,
     )
+
+
+def _built_in(document: Mapping[str, Any]) -> Service:
+    endpoint, base = document.get("endpoint", ""), document.get(INSTANCES, "")
+    if not isinstance(base, str) or not base:
+        return replace(BUILT_IN, endpoint=str(endpoint))
+    units = {
+        instance_unit(base, symbol): Instance(
+            symbol=symbol, endpoint=instance_endpoint(endpoint, symbol)
+        )
+        for symbol in document.get("symbols") or [document["symbol"]]
+    }
+    return replace(BUILT_IN, units=units, endpoint=str(endpoint))
+
+
+def instance_unit(base: str, symbol: str) -> str:
+    """The unit that serves a symbol. base: the name of the application's unit, without .service."""
+    return f"{base}@{symbol}.service"
+
+
+def instance_endpoint(endpoint: str, symbol: str) -> str:
+    """Where an instance answers: a socket of its own beside the one of a single process."""
+    return f"{endpoint.removesuffix('.sock')}-{symbol}.sock"
 
 
 def signals_of(document: Mapping[str, Any]) -> Signals:

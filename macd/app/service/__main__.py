@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if result["ok"] else 1
         if options.replay:
             return _replay(Path(options.root).absolute(), options.release)
-        return _serve(Path(options.root).absolute())
+        return _serve(Path(options.root).absolute(), options.symbol)
     except MacdError as error:
         sys.stderr.write(f"{error}\n")
         return int(error.exit_code)
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serve.py", description=__doc__)
     parser.add_argument("--root", required=True, help="the application's directory")
+    parser.add_argument("--symbol", default="", help="serve this one alone, as an instance")
     parser.add_argument("--check", action="store_true", help="only prove that it would work")
     parser.add_argument("--replay", action="store_true", help="answer an audit's question on stdin")
     parser.add_argument("--release", default="", help="the release for both (default: current)")
@@ -68,7 +69,7 @@ def _asked_to_stop() -> Event:
     return stop
 
 
-def _serve(root: Path) -> int:
+def _serve(root: Path, symbol: str = "") -> int:
     from macd.app.service import release  # noqa: PLC0415
     from macd.app.service.feed import open_feed  # noqa: PLC0415
     from macd.app.service.health import HealthServer, Status, Systemd, inherited_socket  # noqa: PLC0415
@@ -79,6 +80,8 @@ def _serve(root: Path) -> int:
 
     stop = _asked_to_stop()
     settings = Settings.read(root)
+    if symbol:
+        settings = settings.of_instance(symbol)
     wanted = flags(os.environ)
     status = Status(wanted.shown, wanted.weight)
     systemd = Systemd(os.environ)
@@ -88,7 +91,7 @@ def _serve(root: Path) -> int:
     try:
         identity = release.identify(root / "current")
         status.set(release=identity.id, manifest_sha256=identity.sha256)
-        log = SignalLog(settings.live, symbols=settings.symbols)
+        log = SignalLog(settings.live, symbols=settings.served, writer=settings.writer)
         status.set(seq=log.seq)
         served, why = served_of(identity, settings, wanted, status)
 

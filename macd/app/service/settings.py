@@ -17,7 +17,7 @@ from macd.app.market.bars import step_ms, symbol_name
 from macd.app.predict.policy import KEYS, Policy, read_policy
 from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
-from macd.host import envfile
+from macd.host import envfile, own
 
 FILE = "service.json"
 _ENABLE, _WEIGHT = "ML_ENABLE_STACKING", "ML_STACKING_WEIGHT"
@@ -61,7 +61,8 @@ class Settings:
     symbols: all that get lines where they are several, `symbol` first; () where there is one.
     policy: who decides; settings without one were written before there were policies. challenger:
     whether the previous release's models are asked as well. max_age_days: see
-    macd/host/store/age.py; 0: no limit.
+    macd/host/store/age.py; 0: no limit. writer: whose log the lines go into: of an instance its
+    symbol, "" for one process.
     """
 
     root: Path
@@ -74,6 +75,7 @@ class Settings:
     challenger: bool = False
     max_age_days: float = 0.0
     symbols: tuple[str, ...] = ()
+    writer: str = ""
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -91,6 +93,20 @@ class Settings:
             return self
         cross = tuple(name for name in self.cross if name != symbol)
         return replace(self, symbol=symbol, cross=cross, symbols=())
+
+    def of_instance(self, symbol: str) -> Settings:
+        """As they are for the instance that serves one of the symbols by itself.
+
+        Raises UsageError: it is none of them.
+        """
+        if symbol not in self.served:
+            raise UsageError(
+                f"{symbol} is not served here",
+                why=f"service.json names {', '.join(self.served)}",
+                hint="invoke deploy starts and stops instances as service.symbols says",
+            )
+        endpoint = own.instance_endpoint(self.endpoint, symbol)
+        return replace(self.of(symbol), endpoint=endpoint, writer=symbol)
 
     @property
     def step(self) -> int:

@@ -4,6 +4,9 @@ One file a UTC day, of the moment of WRITING (a replayed or late bar never chang
 and never a day earlier than the newest file, should the clock be set back. `seq` goes on from the
 last whole line, so it never repeats and never skips while the files live. A line torn by a kill or
 a power cut is ended with a newline at the next start, never joined with another and never counted.
+
+An instance that serves one of several symbols writes files of its own, and numbers its own lines.
+Where a symbol was served by the one process before, or by an instance, its last bar is found there.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from macd.errors import RefusedError
-from macd.host import durable
+from macd.host import durable, logname
 
-_NAME = re.compile(r"trades_(\d{8})\.jsonl")
 _BLOCK = 1 << 16
 _LONGEST = 1 << 20
-_LOCK = ".writer.lock"
+_LOCK = ".writer"
 _MOST_READ = 64 << 20  # bytes of lines in which the last one of each symbol is looked for
 
 
@@ -37,7 +38,7 @@ class Last:
 
 
 class SignalLog:
-    """The one writer of a directory of signal lines.
+    """The one writer of a directory of signal lines, or of an instance's in it.
 
     Attributes: seq, of the last line written. last_bar_ms: of the last line about a bar of the main
     symbol that was here before, None if none; last_signal: that line, {} if none. last: the same by
@@ -50,11 +51,15 @@ class SignalLog:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         symbols: Sequence[str] = (),
+        writer: str = "",
     ) -> None:
-        """Raises RefusedError when another process writes here; OSError as the disk has it."""
+        """writer: the symbol of an instance; "" for the one process.
+
+        Raises RefusedError when another process writes here; OSError as the disk has it.
+        """
         durable.make_directories(str(directory))
-        self._directory, self._clock = directory, clock
-        self._lock = _only_writer(directory)
+        self._directory, self._clock, self._writer = directory, clock, writer
+        self._lock = _only_writer(directory, writer)
         self._file = -1
         self.torn = 0
         self.seq = 0
@@ -62,14 +67,15 @@ class SignalLog:
         self.last_signal: Mapping[str, Any] = {}
         self.last: dict[str, Last] = {}
         try:
-            days = sorted(m[1] for p in directory.iterdir() if (m := _NAME.fullmatch(p.name)))
-            self._day = days[-1] if days else ""
+            ours = _newest_first(directory, writer)
+            self._day = logname.day_of(ours[0].name) if ours else ""
             if self._day:
                 self._open(self._day)
                 self.torn = self._end_torn_line()
-            newest_first = [directory / f"trades_{day}.jsonl" for day in reversed(days)]
-            self._go_on_from(newest_first)
-            self.last = _last_of(symbols, newest_first)
+            self._go_on_from(ours)
+            self.last = _last_of(symbols, directory)
+            if len(symbols) == 1:
+                self._go_on_behind(self.last.get(symbols[0]))
         except BaseException:
             self.close()
             raise
@@ -100,7 +106,7 @@ class SignalLog:
         self._file = self._lock = -1
 
     def _open(self, day: str) -> None:
-        path = self._directory / f"trades_{day}.jsonl"
+        path = self._directory / logname.name_of(day, self._writer)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         if self._file >= 0:
             os.close(self._file)
@@ -141,9 +147,36 @@ class SignalLog:
                     if self.seq and self.last_bar_ms is not None:
                         return
 
+    def _go_on_behind(self, last: Last | None) -> None:
+        """Of a symbol whose last line another process wrote, in its own log."""
+        if last is not None and _written(last.line) > _written(self.last_signal):
+            self.last_bar_ms, self.last_signal = last.bar_ms, last.line
 
-def _last_of(symbols: Sequence[str], newest_first: Sequence[Path]) -> dict[str, Last]:
-    """The last line about a bar of each symbol, as far as the newest lines have one."""
+
+def _written(line: Mapping[str, Any]) -> str:
+    """When it was written; the text is in the order of the times."""
+    return str(line.get("timestamp", ""))
+
+
+def _newest_first(directory: Path, writer: str) -> list[Path]:
+    names = (path.name for path in directory.iterdir())
+    ours = [n for n in names if logname.PATTERN.fullmatch(n) and logname.writer_of(n) == writer]
+    return [directory / name for name in sorted(ours, reverse=True)]
+
+
+def _last_of(symbols: Sequence[str], directory: Path) -> dict[str, Last]:
+    """The last line about a bar of each symbol, whether one process or its instance wrote it."""
+    last = _last_in(symbols, _newest_first(directory, ""))
+    for symbol in symbols:
+        found = _last_in((symbol,), _newest_first(directory, symbol)).get(symbol)
+        before = last.get(symbol)
+        if found and (before is None or _written(found.line) > _written(before.line)):
+            last[symbol] = found
+    return last
+
+
+def _last_in(symbols: Sequence[str], newest_first: Sequence[Path]) -> dict[str, Last]:
+    """The same in some files, as far as the newest lines have one."""
     last: dict[str, Last] = {}
     wanted, left = set(symbols), _MOST_READ
     for path in newest_first:
@@ -175,8 +208,9 @@ def _epoch_ms(text: str) -> int | None:
         return None
 
 
-def _only_writer(directory: Path) -> int:
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+def _only_writer(directory: Path, writer: str) -> int:
+    name = f"{_LOCK}{'-' if writer else ''}{writer}.lock"
+    descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -184,7 +218,8 @@ def _only_writer(directory: Path) -> int:
         raise RefusedError(
             f"another process writes signals into {directory}",
             why="two writers would give one seq twice",
-            hint="stop the other one: systemctl status macd-analysis",
+            hint="stop the other one: systemctl status "
+            f"macd-analysis{'@' if writer else ''}{writer}",
         ) from error
     return descriptor
 

@@ -188,3 +188,38 @@ def test_a_line_that_does_not_fit_leaves_no_half_and_comes_later(tmp_path: Path)
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [line["seq"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_each_instance_has_a_log_a_number_and_a_lock_of_its_own(tmp_path: Path) -> None:
+    both = [SignalLog(tmp_path, clock=Clock(), writer=name, symbols=(name,)) for name in "AB"]
+    for log in both:
+        log.write("SIGNAL", {**signal(1), "symbol": "A"})
+    assert [log.seq for log in both] == [1, 1]
+    names = [path.name for path in sorted(tmp_path.glob("*.jsonl"))]
+    assert names == ["trades_20260301_A.jsonl", "trades_20260301_B.jsonl"]
+    with pytest.raises(RefusedError) as told:
+        SignalLog(tmp_path, clock=Clock(), writer="A")
+    assert "systemctl status macd-analysis@A" in told.value.hint
+
+
+def test_an_instance_goes_on_where_the_one_process_ended_and_back(tmp_path: Path) -> None:
+    clock = Clock()
+
+    def written(writer: str, symbol: str, *numbers: int) -> None:
+        log = SignalLog(tmp_path, clock=clock, writer=writer)
+        for number in numbers:
+            log.write("SIGNAL", {**signal(number), "symbol": symbol})
+            clock.now += timedelta(minutes=1)
+        log.close()
+
+    written("", "A", 1, 2)
+    written("", "B", 1)
+    log = SignalLog(tmp_path, clock=clock, writer="A", symbols=("A",))
+    assert (log.seq, log.last_bar_ms) == (0, 2 * 3_600_000)
+    assert log.last_signal["data"] == {"n": 2}
+    log.close()
+    written("A", "A", 3, 4)
+    written("B", "B", 2)
+    log = SignalLog(tmp_path, clock=clock, symbols=("A", "B"))
+    assert log.seq == 3
+    assert {name: last.bar_ms // 3_600_000 for name, last in log.last.items()} == {"A": 4, "B": 2}
