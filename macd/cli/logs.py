@@ -227,10 +227,14 @@ def _look(inventory: Inventory, host: Host, wanted: re.Pattern[str], lines: int)
     from macd.gate import logs as host_logs
 
     copy, signals = _pull(inventory, host), application.of(inventory).signals
-    if signals is not None:
+    more: _More
+    if inventory.service.instances:
+        there: Iterable[bytes] = host_logs.newest_lines(copy)
+        more = _OwnFollower(host, host_logs.OwnTail(copy)).more
+    elif signals is not None:
         tail = host_logs.OwnTail(copy)
-        there: Iterable[bytes] = host_logs.newest_own(copy, signals)
-        more: _More = _OwnFollower(host, tail).more
+        there = host_logs.newest_own(copy, signals)
+        more = _OwnFollower(host, tail).more
     else:
         there, more = host_logs.newest_lines(copy), _Follower(host, host_logs.end_of(copy)).more
     reader = _reader(signals)
@@ -336,8 +340,9 @@ class _Journal:
         from macd import application
 
         units = application.of(inventory).units(host.unit)
-        names = [name for name in units if name.endswith(".service")]
-        said = (self.unit, f"{self.unit}.service", f"{host.unit}-{self.unit}.service")
+        names = [n for n, one in units.items() if n.endswith(".service") and one.template]
+        ends = (f"-{self.unit}", f"@{self.unit}")  # of several units, of instances
+        said = (self.unit, f"{self.unit}.service", *(f"{host.unit}{end}.service" for end in ends))
         chosen = names if self.unit == "all" else [name for name in names if name in said]
         if not chosen:
             raise UsageError(f"--unit {self.unit}: no unit of {host.name}", hint=", ".join(names))

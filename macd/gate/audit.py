@@ -23,6 +23,7 @@ from macd.deploy.state import HostState
 from macd.errors import ExitCode, MacdError, RefusedError
 from macd.gate import evidence, logs, replay
 from macd.gate.replay import Case, Key, Outcome, Rows, Said, Values, Written
+from macd.host import logname
 from macd.host.durable import replace_file
 from macd.host.judge.parse import clean, step_ms
 from macd.host.judge.reading import raw_lines
@@ -353,6 +354,7 @@ def _written(copy: logs.Pulled, watched: _Watched, now: datetime, days: float) -
     raws = (
         raw
         for source in evidence.choose(copy, start - memory)
+        if logname.writer_of(source.name) in ("", watched.symbol)  # others' feeds are not its own
         for raw in raw_lines(source.path, 0, source.size)
     )
     return replay.read(

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from macd.deploy.state import HostState
 from macd.gate.logs import Pulled, sha256_of
+from macd.host import logname
 from macd.host.judge.analyse import Analysis
 from macd.host.judge.gate import too_old
 from macd.host.judge.own import OwnAnalysis
@@ -38,13 +40,14 @@ class LogRange:
 
 
 def choose(pulled: Pulled, start: datetime) -> list[Source]:
-    """The logs that can hold lines since `start`, and the one before, which proves the beginning.
+    """The logs that can hold lines since `start`, and the one before, which proves the beginning;
+    of instances that of each.
 
     A file is named after the day its lines were written, or the one before.
     """
     first = f"trades_{start - _DAY:%Y%m%d}.jsonl"
     later = [name for name in pulled.names if name >= first]
-    before = [name for name in pulled.names if name < first][-1:]
+    before = logname.newest_of_each(name for name in pulled.names if name < first)
     paths = [pulled.directory / name for name in (*before, *later)]
     return [Source(path, path.stat().st_size) for path in paths if path.exists()]
 
@@ -94,7 +97,7 @@ def problems(
     analysis: Analysis | OwnAnalysis,
     *,
     now: datetime,
-    head_seq: int | None = None,
+    heads: Mapping[str, int] = MappingProxyType({}),
     replaced: Sequence[str] = (),
     gone: Sequence[str] = (),
 ) -> list[str]:
@@ -102,13 +105,14 @@ def problems(
 
     Args:
         now: the host's time.
-        head_seq: the seq the service said it had reached before the logs were pulled.
+        heads: the seq the service said it had reached before the logs were pulled; of instances
+            by symbol, else of "".
         replaced: analysed logs that are not the files that were fetched before.
         gone: logs that were fetched before and are not on the host any more, of any day.
     """
     began = f"trades_{datetime.fromtimestamp(analysis.window.start / 1000, UTC):%Y%m%d}.jsonl"
     lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
-    first, newest = analysis.first, analysis.newest
+    whole, newest = analysis.whole, analysis.newest
     if newest is None:
         none = (
             f"not one of {analysis.lines} lines is evidence"
@@ -117,8 +121,8 @@ def problems(
         )
         return [*lost, none]
     doubts = [*lost, *_gaps(analysis)]
-    if first is not None and (first.seq or 1) > 1 and first.time > analysis.window.start:
-        doubts.append(f"the window begins before the first line, whose seq is {first.seq}")
+    cut = [seq for seq, at in whole.firsts.values() if seq > 1 and at > analysis.window.start]
+    doubts += [f"the window begins before the first line, whose seq is {seq}" for seq in cut[:1]]
     doubts += _stale(analysis, now)
     if analysis.window.release and not analysis.window.takes(newest):
         of = f"is of release {newest.release}" if newest.release else "names no release"
@@ -131,10 +135,10 @@ def problems(
         )
     if analysis.future:
         doubts.append(f"{analysis.future} lines were written in the future: a clock is wrong")
-    if head_seq is not None and (analysis.whole.seq or 0) < head_seq:
-        doubts.append(
-            f"lines up to seq {head_seq} were written, the logs end with {analysis.whole.seq}"
-        )
+    for writer, head in heads.items():
+        if (last := whole.seqs.get(writer, 0)) < head:
+            of = f" of {writer}" if writer else ""
+            doubts.append(f"lines{of} up to seq {head} were written, the logs end with {last}")
     doubts += [f"{name} on the host is not the file that was fetched before" for name in replaced]
     return doubts + _holes(analysis)
 

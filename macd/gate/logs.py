@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from macd.errors import RefusedError
+from macd.host import logname
 from macd.host.durable import one_at_a_time, replace_file
 from macd.host.judge import own_parse
 from macd.host.judge.own_parse import Entry
@@ -383,9 +385,17 @@ class Place:
 
 
 def newest_lines(copy: Pulled) -> Iterator[bytes]:
-    """The lines at the end of a copy, oldest first: a few megabytes of the last two files."""
-    for name in copy.names[-2:]:
-        yield from _end(copy.directory / name)
+    """The lines at the end of a copy, oldest first: a few megabytes of each of the last two days'
+    files.
+    """
+    for names in _last_days(copy):
+        for _, raw in merged({name: _end(copy.directory / name) for name in names}):
+            yield raw
+
+
+def _last_days(copy: Pulled) -> list[list[str]]:
+    """The logs of the last two days: of instances there are several of a day."""
+    return [list(names) for _, names in groupby(copy.names, logname.day_of)][-2:]
 
 
 def newest_own(copy: Pulled, signals: Signals) -> list[bytes]:
@@ -448,9 +458,10 @@ def notes(copy: Pulled) -> list[str]:
     if copy.written:
         return remarks  # its lines have no numbers
     order = Continuity()
-    for at, line in enumerate(map(parse, newest_lines(copy))):
-        if isinstance(line, Line):
-            order.check_seq(line, True, "", at)
+    for name in (name for names in _last_days(copy) for name in names):
+        for at, line in enumerate(map(parse, _end(copy.directory / name))):
+            if isinstance(line, Line):
+                order.check_seq(line, True, name, at)
     for place in order.breaks[:_MOST_NAMED]:
         if place["kind"] == "gap":
             remarks.append(f"gap: seq {place['after'] + 1} to {place['seq'] - 1} are missing")
@@ -518,7 +529,10 @@ def _behind(
 
 
 class OwnTail:
-    """What comes into the logs of an application of the team's own: any of them, also new ones."""
+    """What comes into logs that are written side by side: any of them, also new ones.
+
+    Those of an application of the team's own, and of the built-in one's instances.
+    """
 
     def __init__(self, copy: Pulled) -> None:
         self._places = {

@@ -277,14 +277,13 @@ def of_host(inventory: Inventory, host: Host, rule: Rule, days: float) -> Judged
     analysis = read.whole
     health = live.health
     answers = live.live is not None and health.get("release") == live.live
-    seq = health.get("seq") if answers else None
     problems = [
         *_not_serving(live, answers),
         *_unknown_symbols(live, analysis),
         *evidence.problems(
             analysis,
             now=now,
-            head_seq=seq if type(seq) is int else None,
+            heads=_heads(health) if answers else {},
             replaced=[entry.name for entry in ranges if entry.name in copy.replaced],
             gone=copy.gone,
         ),
@@ -511,6 +510,13 @@ def _served(live: state.HostState) -> tuple[str, ...]:
         return by_symbol.served(live.service_settings)
     except ValueError:
         return ()
+
+
+def _heads(health: Mapping[str, Any]) -> dict[str, int]:
+    """How far the lines went by what the service says: of instances by symbol, else of ""."""
+    symbols = health.get("symbols") or {}
+    said = {"": health, **{n: one for n, one in symbols.items() if isinstance(one, Mapping)}}
+    return {name: one["seq"] for name, one in said.items() if type(one.get("seq")) is int}
 
 
 def _not_serving(live: state.HostState, answers: bool) -> list[str]:

@@ -82,7 +82,6 @@ class Analysis:
         self.newest: Line | None = None
         self.first_signal: Line | None = None
         self.newest_signal: Line | None = None
-        self.first: Line | None = None
         self.severe = tallies.Groups()
         self._errors, self._warnings = tallies.Groups(), tallies.Groups()
         self._skipped, self._quarantine = tallies.Groups(), list[dict[str, Any]]()
@@ -136,8 +135,6 @@ class Analysis:
         if not self._window.is_part:
             self.whole.check_seq(line, inside, file, number)
         self._releases[self._release(line.release or "")] += inside
-        if self.first is None:
-            self.first = line
         self.newest = line
         if of_release:
             self.compare(line)

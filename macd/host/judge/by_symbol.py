@@ -17,7 +17,7 @@ from macd.host.judge.analyse import MOST_BARS, Analysis, Window
 from macd.host.judge.drift import Drift
 from macd.host.judge.gate import Decision
 from macd.host.judge.parse import SIGNAL, Bad, Line
-from macd.host.judge.reading import Source, from_end
+from macd.host.judge.reading import Source, by_day, from_end
 from macd.host.store.manifest import details_of
 
 _MOST_AT_END = 1000  # a log may name as many as it likes; no more are followed anyway
@@ -145,8 +145,9 @@ def served(settings: str | None) -> tuple[str, ...]:
 
 
 def symbols_at_end(sources: Sequence[Source]) -> tuple[str, ...]:
-    """The symbols of the signal lines at the end of the newest log, by name."""
-    lines = (line for source in sources[-1:] for line in from_end(source))
+    """The symbols of the signal lines at the end of the newest log, by name; of instances' logs."""
+    newest = by_day(sources)[-1:]
+    lines = (line for day in newest for source in day for line in from_end(source))
     named = {x.symbol for x in lines if isinstance(x, Line) and x.kind == SIGNAL and x.symbol}
     return tuple(sorted(named)[:_MOST_AT_END])
 

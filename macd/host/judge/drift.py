@@ -119,7 +119,8 @@ def recent_of(
     bars: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
     lacking = set(symbols)
     most = min(_MOST_READ, len(symbols) * _READ_OF_EACH)
-    for source in sources[: -_MOST_FILES - 1 : -1]:
+    newest = [source for day in reading.by_day(sources)[-_MOST_FILES:] for source in day]
+    for source in reversed(newest):
         for line in reading.from_end(source, most) if lacking else ():
             if isinstance(line, Bad) or line.kind != SIGNAL or line.outside is None:
                 continue

@@ -100,7 +100,6 @@ class OwnAnalysis:
         self.bars: dict[tuple[str, int], int] = {}  # symbol and bar; below 0: a line of its own
         self.lines = self.malformed = self.junk = 0
         self.newest: Line | None = None
-        self.first: Line | None = None
         self.first_signal: Line | None = None
         self.newest_signal: Line | None = None
         self.severe = tallies.Groups()
@@ -169,7 +168,6 @@ class OwnAnalysis:
     def _take(self, entry: Entry) -> None:
         line = Line(entry.kind, entry.time, symbol=entry.symbol, tf=self.tf, bar=entry.bar)
         line = line._replace(release=self.window.release)
-        self.first = _earlier(self.first, line)
         self.newest = _later(self.newest, line)
         if entry.kind == SIGNAL:
             self._signal(entry, line)

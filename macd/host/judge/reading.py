@@ -1,5 +1,6 @@
 """Log files into an analysis: in the order they were written, in pieces, on all cores.
 
+Instances write side by side, each its own log of a day; these are merged by the times in them.
 Never holds more than a few pieces, so a log may be larger than the memory. A last line without its
 newline is still being written and is left for the next time. Standard library alone.
 """
@@ -7,6 +8,7 @@ newline is still being written and is left for the next time. Standard library a
 from __future__ import annotations
 
 import gc
+import heapq
 import marshal
 import os
 import re
@@ -15,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
+from macd.host import logname
 from macd.host.judge.parse import LONGEST, SIGNAL, Bad, Line, parse
 
 NAME = re.compile(r"trades?_[A-Za-z0-9_-]{1,40}\.jsonl")
@@ -56,18 +61,26 @@ def analyse(sources: Sequence[Source], into: Reader, *, workers: int = 0) -> Non
     """Feed every line of the files to `into`, and finish it. workers: 0 is as many as cores."""
     count = workers or os.cpu_count() or 1
     small = sum(source.size for source in sources) < _SMALL
-    parsed = _one_by_one(sources) if small or count == 1 else _in_parallel(sources, count)
-    number = 0
-    current = ""
+    days = by_day(sources)
+    if small or count == 1 or len(days) < len(sources):
+        parsed = _one_by_one(days)
+    else:
+        parsed = _in_parallel(sources, count)
+    numbers: dict[str, int] = {}
     with _no_collection():
         for name, lines in parsed:
-            if name != current:
-                current, number = name, 0
+            number = numbers.get(name, 0)
             for line in lines:
                 number += 1
                 if line is not None:
                     into.add(line, name, number)
+            numbers[name] = number
     into.finish()
+
+
+def by_day(sources: Sequence[Source]) -> list[list[Source]]:
+    """The logs of each day together; a log that is called otherwise is by itself."""
+    return [list(day) for _, day in groupby(sources, lambda source: logname.day_of(source.name))]
 
 
 def ordered(directory: Path) -> list[Source]:
@@ -78,16 +91,16 @@ def ordered(directory: Path) -> list[Source]:
 
 
 def before(logs: Sequence[Source], chosen: Sequence[Source], release: str) -> list[Source]:
-    """The logs before the chosen ones, back to the day the release was made (its name begins with
-    it), and EARLIER bytes at most: whole files, the newest.
+    """The logs before the newest of the chosen ones that are none of them, back to the day the
+    release was made (its name begins with it), and EARLIER bytes at most: whole files, the newest.
     """
     first = f"trades_{release[:8]}"
     names = {source.name for source in chosen}
-    earliest = min(names, default="~")
+    latest = max(names, default="~")
     found: list[Source] = []
     room = EARLIER
     for source in reversed(logs):
-        if first <= source.name < earliest:
+        if first <= source.name < latest and source.name not in names:
             room -= source.size
             if room < 0:
                 break
@@ -97,10 +110,17 @@ def before(logs: Sequence[Source], chosen: Sequence[Source], release: str) -> li
 
 def newest_signal(directory: Path) -> Line | None:
     """The last whole signal line with a bar, in the newest files' ends; None: there is none."""
-    for source in ordered(directory)[: -_NEWEST - 1 : -1]:
-        for line in from_end(source):
-            if isinstance(line, Line) and line.kind == SIGNAL and line.bar is not None:
-                return line
+    for day in by_day(ordered(directory))[: -_NEWEST - 1 : -1]:
+        found = [line for line in map(_newest_in, day) if line is not None]
+        if found:
+            return max(found, key=lambda line: line.time)
+    return None
+
+
+def _newest_in(source: Source) -> Line | None:
+    for line in from_end(source):
+        if isinstance(line, Line) and line.kind == SIGNAL and line.bar is not None:
+            return line
     return None
 
 
@@ -114,10 +134,32 @@ def from_end(source: Source, most: int = _BLOCK) -> Iterator[Line | Bad]:
             yield parse(raw)
 
 
-def _one_by_one(sources: Sequence[Source]) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:
-    for source in sources:
-        for start, end in pieces(source):
-            yield source.name, _read(raw_lines(source.path, start, end))
+def _one_by_one(
+    days: Sequence[Sequence[Source]],
+) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:
+    for day in days:
+        if len(day) > 1:
+            yield from _merged(day)
+            continue
+        for start, end in pieces(day[0]):
+            yield day[0].name, _read(raw_lines(day[0].path, start, end))
+
+
+def _merged(day: Sequence[Source]) -> Iterator[tuple[str, Iterator[Line | Bad | None]]]:
+    """The lines of logs that were written side by side, by their times; a log's stay in order."""
+    block = max(_BLOCK // len(day), 1 << 14)  # together they take no more room than one
+    for _, name, line in heapq.merge(*(_timed(one, block) for one in day), key=itemgetter(0)):
+        yield name, iter((line,))
+
+
+def _timed(source: Source, block: int) -> Iterator[tuple[int, str, Line | Bad | None]]:
+    """A line without a time goes after the line before it."""
+    latest = 0
+    for start, end in pieces(source):
+        for line in _read(raw_lines(source.path, start, end, block)):
+            if isinstance(line, Line):
+                latest = max(latest, line.time)
+            yield latest, source.name, line
 
 
 def _in_parallel(
@@ -184,13 +226,13 @@ def pieces(source: Source) -> Iterator[tuple[int, int]]:
             start = end
 
 
-def raw_lines(path: Path, start: int, end: int) -> Iterator[bytes]:
+def raw_lines(path: Path, start: int, end: int, size: int = _BLOCK) -> Iterator[bytes]:
     """The lines of a range without newlines; a too long one is cut, but stays too long."""
     rest = b""
     with path.open("rb") as file:
         file.seek(start)
         while start < end:
-            block = file.read(min(_BLOCK, end - start))
+            block = file.read(min(size, end - start))
             if not block:
                 return
             start += len(block)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from macd.host import logname
 from macd.host.judge.parse import REFUSED, SIGNAL, Line, step_ms
 
 BINS = 20
@@ -273,7 +274,8 @@ class Continuity:
     """Whether lines or bars are missing; it takes every line in its order.
 
     Attributes:
-        seq: the last one.
+        seq: the last one. seqs: the last one of each writer, an instance's symbol or "". firsts:
+            of each the first line's seq (1 where it has none) and time.
         breaks: the first gaps and repeats of seq; `broken` counts them in the window.
         intruders: the first lines of another release between ours.
         holes: the first places of missing bars; `incomplete` counts them in the window.
@@ -281,12 +283,14 @@ class Continuity:
 
     def __init__(self) -> None:
         self.seq: int | None = None
+        self.seqs: dict[str, int] = {}
+        self.firsts: dict[str, tuple[int, int]] = {}
         self.gaps = self.repeats = self.incomplete = 0
         self.breaks: list[dict[str, Any]] = []
         self.intruders: list[dict[str, Any]] = []
         self.holes: list[dict[str, Any]] = []
-        self._began = False
-        self._foreign: dict[str, Any] | None = None
+        self._writers: dict[str, str] = {}  # by file
+        self._foreign: dict[str, dict[str, Any] | None] = {}  # by writer, of those that began
         self._due: dict[tuple[str, str], int] = {}
 
     @property
@@ -294,27 +298,43 @@ class Continuity:
         return self.gaps + self.repeats
 
     def check_release(self, line: Line, ours: bool, inside: bool, file: str, number: int) -> None:
-        """Lines of another release between ours: a rollback, or damage that would hide bars."""
+        """Lines of another release between ours: a rollback, or damage that would hide bars.
+
+        Instances are switched one after another, so each is asked by itself; what the one process
+        of all symbols wrote concerns them all.
+        """
+        writer = self._writer(file)
         if not ours:
             at = {"file": file, "line": number, "release": line.release, "time": line.time}
-            self._foreign = at if inside and self._began else None
+            for other in self._foreign:
+                if other == writer or "" in (other, writer):
+                    self._foreign[other] = at if inside else None
             return
-        if self._foreign is not None and len(self.intruders) < _MOST_BREAKS:
-            self.intruders.append(self._foreign)
-        self._began, self._foreign = True, None
+        found = self._foreign.get(writer)
+        if found is not None and len(self.intruders) < _MOST_BREAKS:
+            self.intruders.append(found)
+        self._foreign[writer] = None
+
+    def _writer(self, file: str) -> str:
+        if file not in self._writers:
+            self._writers[file] = logname.writer_of(file)
+        return self._writers[file]
 
     def check_seq(self, line: Line, inside: bool, file: str, number: int) -> None:
-        """The seq of any release: one writer numbers them all."""
+        """The seq of any release: a writer numbers all its lines."""
+        writer = self._writer(file)
+        self.firsts.setdefault(writer, (line.seq or 1, line.time))
         if line.seq is None:
             return
-        if self.seq is not None and line.seq != self.seq + 1 and inside:
-            kind = "gap" if line.seq > self.seq else "repeat"
+        before = self.seqs.get(writer)
+        if before is not None and line.seq != before + 1 and inside:
+            kind = "gap" if line.seq > before else "repeat"
             self.gaps += kind == "gap"
             self.repeats += kind == "repeat"
             if len(self.breaks) < _MOST_BREAKS:
                 at = {"file": file, "line": number, "time": line.time}
-                self.breaks.append({"kind": kind, "after": self.seq, "seq": line.seq, **at})
-        self.seq = line.seq
+                self.breaks.append({"kind": kind, "after": before, "seq": line.seq, **at})
+        self.seq = self.seqs[writer] = line.seq
 
     def check_bar(self, line: Line, inside: bool) -> None:
         """Missing bars are a hole in the evidence; a step back is a replay's next lap.

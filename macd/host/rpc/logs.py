@@ -13,20 +13,18 @@ import errno
 import fnmatch
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from macd.host import durable, own
+from macd.host import durable, logname, own
 from macd.host.failure import HostError
 from macd.host.layout import Layout
 from macd.host.rpc import frames
 from macd.host.systemd.supervisor import Supervisor
 
-NAME = re.compile(r"trades_[0-9]{8}\.jsonl")
 HEAD = 4096
 _MOST_FILES = 10_000
 _MOST_REFUSED = 20
@@ -81,7 +79,7 @@ def logs_of(layout: Layout) -> LogFiles:
 def is_log(name: str, pattern: str = "") -> bool:
     """Whether a signal log can be called so; pattern: as of LogFiles."""
     if not pattern:
-        return NAME.fullmatch(name) is not None
+        return logname.PATTERN.fullmatch(name) is not None
     parts = name.split("/")
     sound = len(name) <= 1024 and name.isprintable() and all(part.strip(".") for part in parts)
     return sound and _matches(parts, pattern.split("/"))
