@@ -116,23 +116,38 @@ class Application:
 
 def of(inventory: Inventory) -> Application:
     """The application of an inventory."""
-    return built_in(inventory.service) if inventory.app is None else of_own(inventory.app)
+    if inventory.app is None:
+        return built_in(inventory.service, served(inventory))
+    return of_own(inventory.app)
 
 
-def built_in(service: ServiceSettings) -> Application:
-    """The one that macd ships with."""
+def served(inventory: Inventory) -> tuple[str, ...]:
+    """The symbols that the built-in one gives signals on: those of service, else all trained on."""
+    service, train = inventory.service, inventory.train
+    if service.symbol:
+        return (service.symbol,)
+    return service.symbols or train.symbols or (train.symbol,)
+
+
+def built_in(service: ServiceSettings, symbols: Sequence[str] = ()) -> Application:
+    """The one that macd ships with: one process for all symbols, or an instance for each."""
     start = ("{release}/runtime/bin/python", "-I", "{release}/app/serve.py", "--root", "{app}")
     socket = Unit("service.socket.j2" if service.socket else "")
+    unit = Unit("service.unit.j2")
+    ends = {".service": unit, ".socket": socket}
+    if service.instances:
+        ends = {f"@{symbol}.service": unit for symbol in symbols}
+        ends |= {".service": Unit(""), ".socket": Unit("")}
     return Application(
         name=BUILT_IN.name,
-        ends={".service": Unit("service.unit.j2"), ".socket": socket},
+        ends=ends,
         variables={flag_file.FLAG: flag_file.SHADOW, **service.env},
         writes=BUILT_IN.writes,
         flag=BUILT_IN.flag,
         check=(*start, "--check", "--release", "{release}"),
         feed=service.feed,
         env_is_known=True,
-        deployed_alone=False,
+        deployed_alone=service.instances,  # else provision would start and stop some
     )
 
 

@@ -148,9 +148,14 @@ def _by_hand(state: HostState) -> Iterator[tuple[str, str]]:
 
 
 def _of_built_in(state: HostState) -> Iterator[tuple[str, str]]:
+    for name, unit in state.health.get("units", {}).items():
+        pid = f"pid {unit['pid']}, " if unit["pid"] else ""
+        wrong = f"; ✗ {unit['wrong']}" if unit["wrong"] else ""
+        yield "instance", f"{name}: {pid}{unit['active'] or 'unknown'}{wrong}"
     process = state.process
     pid = f"pid {process['pid']}, {process['restarts']} restarts, " if process.get("pid") else ""
-    yield "process", f"{pid}{process.get('active') or 'unknown'} ({process.get('sub') or '-'})"
+    if not state.health.get("units"):
+        yield "process", f"{pid}{process.get('active') or 'unknown'} ({process.get('sub') or '-'})"
     yield "health", _health(state)
     for text in _symbols(state.health.get("symbols")):
         yield "symbol", text

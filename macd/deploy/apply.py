@@ -256,7 +256,7 @@ def _stage_request(
         "index": inventory.service.runtime == "index",
         "index_url": inventory.service.index_url,
         "scope": host.scope,
-        "unit_text": desired.units[f"{host.unit}.service"],
+        "unit_text": desired.unit_text,
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from macd import application
-from macd.application import Application, Unit, bars_path, symbol_name
+from macd.application import Application, Unit, bars_path, served, symbol_name
 from macd.deploy.state import PROVISIONED, HostState, unit_names
 from macd.errors import UsageError
 from macd.host import own
@@ -21,6 +21,7 @@ from macd.host.alerts.conditions import Terms
 from macd.host.durable import sha256_of
 from macd.host.flag import guard_config
 from macd.host.systemd import namespaces
+from macd.host.systemd.supervisor import is_template
 from macd.host.systemd.unitfile import unit_word
 from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
@@ -36,6 +37,7 @@ _IN_CONTAINER = (
     "no read-only file system and no hidden processes; account, system call filter and limits stay"
 )
 _HOMES = ("/home/", "/root/", "/run/user/")
+_LONGEST_SOCKET = 107  # bytes, on Linux
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,13 @@ class Desired:
     allowed_signers: str | None = None
     revoked: str | None = None  # SHA-256, "" for no list
     hardening: str = namespaces.FULL
+
+    @property
+    def unit_text(self) -> str | None:
+        """Of the unit that serves, the main one of several."""
+        stem = self.unit.removesuffix(".service")
+        main = next(n for n, unit in self.application.units(stem).items() if unit.template)
+        return self.units[main]
 
     @property
     def unconfined(self) -> str:
@@ -137,7 +146,15 @@ class Blueprint:
 
     def _unit(self, unit: Unit, state: HostState, values: Mapping[str, object]) -> str:
         of_it = {"command": _command(unit, state), "notify": unit.ready.notify}
-        return self._units[unit.template].render({**values, **of_it})
+        text = self._units[unit.template].render({**values, **of_it})
+        if values["instances"] and not is_template(text):
+            raise UsageError(
+                f"templates/{unit.template} makes no unit that instances can share",
+                why="it is of an earlier version, or was changed: its first line has to say that "
+                "it is for every instance",
+                hint=f"copy {_OWN_TEMPLATES / unit.template} into the project's templates/",
+            )
+        return text
 
 
 def _command(unit: Unit, state: HostState) -> str:
@@ -176,10 +193,20 @@ def _values(
         "every_s": f"{inventory.alerts.every_minutes * 60:g}",
         "own": bool(app.name),
         "name": app.name or "macd analysis",
-        "served": " ".join(name for name in app.units(host.unit) if name.endswith(".service")),
+        "served": _served_units(host, inventory, app),
+        "instances": service.instances,
         "writes": " ".join(unit_word(f"{state.app}/{path}") for path in app.writes),
         "start_s": f"{max(120, inventory.soak.ready_s):g}",
     }
+
+
+def _served_units(host: Host, inventory: Inventory, app: Application) -> str:
+    """Before which an interrupted change is ended; instances say themselves that they come after,
+    so this text is the same whatever is served.
+    """
+    if inventory.service.instances:
+        return f"{host.unit}.service"
+    return " ".join(name for name in app.units(host.unit) if name.endswith(".service"))
 
 
 def _alert_terms(host: Host, inventory: Inventory) -> Terms:
@@ -264,6 +291,7 @@ def _service_settings(host: Host, inventory: Inventory, app: Application, state:
         "tf": inventory.train.tf,
         "cross": cross,
         "endpoint": state.endpoint,
+        **(_instances(host, symbols, state) if inventory.service.instances else {}),
         "env": host.env,
         "feed": _feed(inventory),
         "policy": inventory.service.policy.model_dump(mode="json"),
@@ -273,13 +301,17 @@ def _service_settings(host: Host, inventory: Inventory, app: Application, state:
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def served(inventory: Inventory) -> tuple[str, ...]:
-    """The symbols that the service gives signals on: as it says, else all that were trained on."""
-    service, train = inventory.service, inventory.train
-    if service.symbol:
-        is_trained = symbol_name(service.symbol) == symbol_name(train.symbol)
-        return (train.symbol if is_trained else service.symbol,)
-    return service.symbols or train.symbols or (train.symbol,)
+def _instances(host: Host, symbols: Sequence[str], state: HostState) -> dict[str, Any]:
+    """Raises UsageError: a socket's address would be longer than a system takes."""
+    for symbol in symbols:
+        path = own.instance_endpoint(state.endpoint, symbol).removeprefix("unix:")
+        if len(path.encode()) > _LONGEST_SOCKET:
+            raise UsageError(
+                f"the socket of {symbol} on {host.name} has too long a path",
+                why=f"{path} has more than {_LONGEST_SOCKET} bytes",
+                hint="a shorter app_dir for this host, or service.instances: false",
+            )
+    return {own.INSTANCES: host.unit}
 
 
 def serving(wanted: Sequence[str], known: Sequence[str]) -> str:

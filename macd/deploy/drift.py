@@ -38,7 +38,7 @@ def drift(state: HostState, wanted: Desired) -> list[str]:
         if state.live not in [entry["release"] for entry in state.history]:
             differences.append(f"{state.live} is live, but was never committed here")
         if state.process.get("active") != "active":
-            differences.append(f"the service is {state.process.get('active') or 'unknown'}")
+            differences.append(state.inactive)
         answering = state.health.get("release")
         if answering not in (None, state.live):
             differences.append(f"the running process serves {answering}, not {state.live}")
@@ -246,10 +246,15 @@ def differing(state: HostState, wanted: Desired, *, new: bool) -> list[Diff]:
     pairs["service.json"] = (state.service_settings, wanted.service_settings)
     diffs = []
     short = alike([name for name, (before, _) in pairs.items() if before is None], wanted)
+    first: dict[tuple[str | None, str | None], str] = {}
     for name, (before, after) in pairs.items():
         if before == after:
             continue
-        text = short.get(name) or unified(before or "", after or "", name)
+        like = first.setdefault((before, after), name)
+        same = "" if like == name else f"{'new' if before is None else 'changes'}, as {like}"
+        if after is None:
+            same = "" if like == name else f"goes, as {like}"
+        text = same or short.get(name) or unified(before or "", after or "", name)
         diffs.append(Diff(name, text, _by(name, wanted)))
     if state.exists:
         diffs += _flags(state.env or "", wanted, new=new)

@@ -9,6 +9,7 @@ from typing import Any
 
 from macd.deploy import desired, state
 from macd.deploy.drift import alike, unified, with_hidden
+from macd.host import own
 from macd.host.flag.flag_file import DROPIN
 from macd.host.own import Flag
 from macd.host.systemd import namespaces, selinux
@@ -113,7 +114,8 @@ def provision(
             _secret("state/notify.json", desired.addresses(inventory)),
         ]
         units = dict(wanted.units)
-        if wanted.application.deployed_alone and host_state.live:
+        alone = wanted.application.deployed_alone or own.parse(host_state.service_settings).units
+        if alone and host_state.live:
             # Its units and settings say what is live, together: the next deploy switches them.
             units = {n: text for n, text in units.items() if n not in wanted.switched}
         else:

@@ -174,12 +174,18 @@ class HostState:
         )
 
     @property
+    def inactive(self) -> str:
+        """What systemd says of a service that does not run; of instances, of one of them."""
+        unit = self.process.get("unit", "the service")
+        return f"{unit} is {self.process.get('active') or 'unknown'}"
+
+    @property
     def unhealthy(self) -> str:
         """Why what is live does not serve well; "" if it does, or if nothing is live."""
         if self.live is None or self.serves_well:
             return ""
         if self.process.get("active") != "active":
-            return f"the service is {self.process.get('active') or 'unknown'}"
+            return self.inactive
         if "unreachable" in self.health:
             return f"it does not answer: {self.health['unreachable']}"
         serves = self.health.get("release")

@@ -212,8 +212,9 @@ def _serving(case: Case) -> Finding:
         return Finding("serving", False, "no release is live", "invoke deploy")
     process, health = state.process, state.health
     if process.get("active") != "active":
+        unit = process.get("unit", "the unit")
         evidence = (
-            f"the unit is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
+            f"{unit} is {process.get('active') or 'unknown'} ({process.get('result') or '-'})"
         )
         last = [line for line in str(case.checkup.get("log") or "").splitlines() if line.strip()]
         evidence += f"; it said: {last[-1]}" if last else ""

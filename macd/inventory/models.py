@@ -424,6 +424,7 @@ class ServiceSettings(_Model):
     user: Account = "macd"
     symbol: Symbol | None = None
     symbols: tuple[Symbol, ...] | None = None
+    instances: bool = False
     health: Endpoint = "unix"
     socket: bool = True
     hardening: Literal["full", "container"] = "full"
@@ -439,6 +440,14 @@ class ServiceSettings(_Model):
     challenger: bool = False
     env: dict[FlagName, FlagValue] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_socket_for_instances(cls, given: Any) -> Any:
+        """Each instance opens a socket of its own, so systemd holds none for them."""
+        if isinstance(given, dict) and given.get("instances") is True:
+            return {"socket": False, **given}
+        return given
+
     @field_validator("symbols")
     @classmethod
     def _some_each_once(cls, symbols: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -450,6 +459,19 @@ class ServiceSettings(_Model):
     def _one_or_many(self) -> Self:
         if self.symbol and self.symbols:
             raise ValueError("one of symbol and symbols")
+        return self
+
+    @model_validator(mode="after")
+    def _each_instance_answers(self) -> Self:
+        if self.instances and self.health != "unix":
+            raise ValueError(
+                "health: unix, because instances is true: each instance answers at a socket of its "
+                "own, and only one process can have a port"
+            )
+        if self.instances and self.socket:
+            raise ValueError(
+                "socket left out, because instances is true: each instance opens its own socket"
+            )
         return self
 
 
@@ -494,6 +516,23 @@ class Inventory(_Model):
     def _one_name(self) -> Self:
         if self.app is not None and self.release.app != self.app.name:
             raise ValueError("one name: leave release.app out, app.name counts")
+        return self
+
+    @model_validator(mode="after")
+    def _instances_of_the_built_in_one(self) -> Self:
+        if not self.service.instances:
+            return self
+        if self.app is not None:
+            raise ValueError(
+                "no service.instances: macd does not know how an application of your own takes a "
+                "symbol; app.serve.more names its further units"
+            )
+        named = [host.name for host in self.hosts.values() if "@" in host.unit]
+        if named:
+            raise ValueError(
+                f"a unit without @ for {', '.join(named)}, because service.instances is true: what "
+                "follows the @ is the symbol"
+            )
         return self
 
     @model_validator(mode="after")

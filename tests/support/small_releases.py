@@ -26,7 +26,12 @@ from tests.support.deployed_app import prepared
 from tests.support.local_host import EMPTY_LOCK, SERVICE
 from tests.support.signed_files import make_key
 
-_SETTINGS = "json.load(open(root + '/service.json'))['endpoint'].removeprefix('unix:')"
+_SETTINGS = (  # of an instance a socket of its own
+    "json.load(open(root + '/service.json'))['endpoint']"
+    ".removeprefix('unix:').removesuffix('.sock')"
+    " + ('-' + sys.argv[sys.argv.index('--symbol') + 1] if '--symbol' in sys.argv else '')"
+    " + '.sock'"
+)
 
 
 def make_keys(inventory: Inventory) -> None:

@@ -28,6 +28,7 @@ DAY_S = 86400.0
 _GRACE_S = 120.0  # of a replay, whose bars may be seconds apart
 _MOST_NAMED = 5
 _MANY_RESTARTS = 3  # by systemd, in an hour
+OFF = ("disabled", "masked", "masked-runtime")  # of a unit that is not meant to run
 _PENDING_S = 3600.0  # no activation's times together are longer, unless somebody set them so
 
 
@@ -72,7 +73,8 @@ class Facts:
     """What one look saw; times are epoch seconds. None, or empty: not known.
 
     changing: a deploy, a provision or a change of the flag is at work, so nothing about the service
-    means much. committed: when the newest release was. restarts: by systemd in the last hour.
+    means much. committed: when the newest release was. unit: of several instances the one that does
+    not run, which `process` is of then. restarts: by systemd in the last hour.
     health: the service's answer, or {"unreachable": why}. rollback: the release that a rollback
     goes to. service: service.json. guard: as `guard_of` answers. pending: the pending activation's
     number, started and whether a process is at it. synchronised: what systemd says of the clock,
@@ -89,6 +91,7 @@ class Facts:
     changing: bool = False
     committed: float | None = None
     process: Process | None = None
+    unit: str = ""
     restarts: int = 0
     health: Mapping[str, Any] = field(default_factory=dict)
     rollback: str | None = None
@@ -124,7 +127,7 @@ Condition = Callable[[Facts, Terms], Alarm | None]
 def is_meant_to_run(facts: Facts) -> bool:
     """Nothing runs before the first deploy, nor where somebody disabled or masked the unit."""
     process = facts.process
-    is_off = process is not None and process.enabled in ("disabled", "masked", "masked-runtime")
+    is_off = process is not None and process.enabled in OFF
     return facts.live is not None and not is_off
 
 
@@ -140,9 +143,10 @@ def service(facts: Facts, terms: Terms) -> Alarm | None:
     if process.active != "active":
         how = f"{process.active} ({process.result or process.sub or '-'})"
         manager = "systemctl --user" if terms.scope == "user" else "systemctl"
-        stop = f"meant to be stopped? on the host: {manager} disable {terms.unit}"
+        unit = facts.unit.removesuffix(".service") or terms.unit
+        stop = f"meant to be stopped? on the host: {manager} disable {unit}"
         back = ", or invoke rollback" if facts.rollback else ""
-        return Alarm(f"the service is {how}", f"{restart}{back}; {stop}")
+        return Alarm(f"{facts.unit or 'the service'} is {how}", f"{restart}{back}; {stop}")
     health = facts.health
     if "unreachable" in health:
         return Alarm(f"the service does not answer: {health['unreachable']}", restart)

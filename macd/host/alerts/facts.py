@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from macd.host import durable, own, untrusted
-from macd.host.alerts.conditions import Facts, Newest, Terms
+from macd.host.alerts.conditions import OFF, Facts, Newest, Terms
 from macd.host.deploy import ledger, locks
 from macd.host.deploy.health import ProbeError, ask, get
+from macd.host.deploy.probe import Instances, prover_of
 from macd.host.failure import HostError
 from macd.host.flag import guard_config
 from macd.host.judge import by_symbol, drift, judging, reading
@@ -46,18 +48,20 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
             unread.append(untrusted.line(f"{what} ({why})", 200))
             return default
 
-    unit = f"{terms.unit}.service"
     live = of("the live release", lambda: live_release(layout), None)
-    process = of("the service's process", lambda: _process(terms.scope, unit), None)
     nothing: dict[str, Any] = {}
     service = of("service.json", lambda: _object(layout.service_settings), nothing)
     pending = of("the pending activation", lambda: _pending(layout), None)
     application = own.BUILT_IN
     if service:
         application = of("service.json", lambda: own.read(layout), application)
-    is_up = live is not None and process is not None and process.active == "active"
+    main = application.unit or f"{terms.unit}.service"
+    process = of("the service's process", lambda: _process(terms.scope, main), None)
     no_units: dict[str, Process] = {}
     units = of("the units", lambda: _units(terms.scope, application), no_units)
+    down = _down(application, units)
+    process = units.get(down, process)
+    is_up = live is not None and process is not None and process.active == "active"
     keeps, synchronised = _clock()
     return Facts(
         now=now,
@@ -65,9 +69,10 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
         changing=_is_changing(layout, pending),
         committed=of("committed.json", lambda: _committed(layout), None),
         process=process,
-        restarts=sum(one.restarts for one in {unit: process, **units}.values() if one),
+        unit=down,
+        restarts=sum(one.restarts for one in {main: process, **units}.values() if one),
         # With a socket, asking would start a service that somebody stopped.
-        health=_health(str(service.get("endpoint", "")), application, units) if is_up else {},
+        health=_health(layout, terms, live, application, units) if live and (is_up or down) else {},
         rollback=of("the rollback target", lambda: _rollback(layout, live), None),
         service=service,
         newest=None
@@ -193,11 +198,19 @@ def _object(path: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _health(endpoint: str, application: Service, units: Mapping[str, Process]) -> dict[str, Any]:
+def _health(
+    layout: Layout, terms: Terms, live: str, application: Service, units: Mapping[str, Process]
+) -> dict[str, Any]:
     """What the built-in service answers; of the team's own whether its units and pages are up.
 
     That they run from the live release was proved when they started; it takes root to prove again.
     """
+    endpoint = application.endpoint
+    prover = prover_of(layout, application, Supervisor(terms.scope), terms.unit, endpoint)
+    if isinstance(prover, Instances):
+        with contextlib.suppress(OSError):
+            return prover.report(live, releases.manifest_sha256(layout, live))
+        return {"unreachable": "its manifest can't be read"}
     if application.units:
         wrong = [why for unit, one in units.items() if (why := _wrong(unit, one, application))]
         return {"status": "failed", "last_error": "; ".join(wrong)} if wrong else {"status": "ok"}
@@ -207,6 +220,15 @@ def _health(endpoint: str, application: Service, units: Mapping[str, Process]) -
         return ask(os.path.expanduser(endpoint))
     except ProbeError as error:
         return {"unreachable": str(error)}
+
+
+def _down(application: Service, units: Mapping[str, Process]) -> str:
+    """The first instance that does not run, though nobody disabled it; "" for none."""
+    for unit in application.instances:
+        process = units.get(unit)
+        if process and process.active != "active" and process.enabled not in OFF:
+            return unit
+    return ""
 
 
 def _units(scope: str, application: Service) -> dict[str, Process]:

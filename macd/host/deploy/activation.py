@@ -142,9 +142,10 @@ class Activation:
     def _check(self) -> None:
         self._enter("checking")
         pending = self._pending
-        text = pending.after.get(pending.unit)
+        service = self._service(pending.after)
+        text = pending.after.get(service.unit or pending.unit)
         sandbox = Sandbox(pending.scope, text, self._layout.app)
-        is_own = bool(self._service(pending.after).name)
+        is_own = bool(service.name)
         release = self._layout.release(pending.to) if is_own else ""
         health.check_before(pending.check_argv, sandbox, release)
 

@@ -195,16 +195,27 @@ def run_check(
     return sandbox.run(list(argv), timeout=timeout, settings=settings, cwd=source)
 
 
+AsAsked = Callable[[Process, str], bool]  # a new process, and where it answers
+
+
+def any_way(process: Process, endpoint: str) -> bool:
+    """For a restart that may lead to any process."""
+    return True
+
+
 class Prover:
     """Asks one service, and the supervisor about its unit, whether a release serves well.
 
     An application of the team's own is asked otherwise: see macd/host/deploy/probe.py.
+    takes_s: how long it is to have run before it can be proved.
     """
+
+    takes_s = 0.0
 
     def __init__(self, supervisor: Supervisor, unit: str, endpoint: str = "") -> None:
         self.supervisor = supervisor
         self.unit = unit
-        self._endpoint = endpoint
+        self.endpoint = endpoint
 
     @property
     def units(self) -> list[str]:
@@ -216,7 +227,7 @@ class Prover:
         And whether that is final: the process has started, it is the one asked, and it says no.
         """
         try:
-            answer = ask(self._endpoint)
+            answer = ask(os.path.expanduser(self.endpoint))
         except ProbeError as error:
             return f"it does not answer: {error}", False
         wrong = problems(answer, release=release, manifest_sha256=manifest_sha256, process=process)
@@ -263,7 +274,7 @@ class Prover:
         sockets: list[str],
         seconds: float,
         *,
-        runs_as_asked: Callable[[Process], bool] = lambda process: True,
+        runs_as_asked: AsAsked = any_way,
     ) -> Process:
         """Restart, and wait for a NEW process that serves `release` well and runs as asked.
 
@@ -284,7 +295,7 @@ class Prover:
         manifest_sha256: str,
         sockets: list[str],
         *,
-        runs_as_asked: Callable[[Process], bool] = lambda process: True,
+        runs_as_asked: AsAsked = any_way,
     ) -> Restart:
         """Begin a restart for somebody who looks after several units."""
         return Restart(self, release, manifest_sha256, sockets, runs_as_asked)
@@ -303,7 +314,7 @@ class Restart:
         release: str,
         manifest_sha256: str,
         sockets: list[str],
-        runs_as_asked: Callable[[Process], bool],
+        runs_as_asked: AsAsked,
     ) -> None:
         self._prover = prover
         self._release = release
@@ -337,7 +348,7 @@ class Restart:
             why = "it ended by itself, without an error: a service stays, and forks nothing away"
             raise UnhealthyError("; ".join(part for part in (why, self._last_words()) if part))
         if now.pid and not now.is_same_life(before):
-            self.process = now if self._runs_as_asked(now) else None
+            self.process = now if self._runs_as_asked(now, prover.endpoint) else None
             self.wrong, final = prover.asked(self._release, self._manifest_sha256, now)
             # One that serves well before that may be one that the restart ends: systemd starts
             # what crashed by itself, and the link leads to another release by then.

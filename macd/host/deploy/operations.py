@@ -234,6 +234,7 @@ def _check_rollback(
     if to in bad:
         hint = "invoke deploy can try it again; invoke history shows why it failed"
         raise HostError(f"{to} failed on this host", hint=hint, kind="refused")
+    unit = own.read(layout).unit or unit
     sandbox = Sandbox(scope, Supervisor(scope).unit_text(unit), layout.app)
     why = unable(layout, to, sandbox)
     if why:

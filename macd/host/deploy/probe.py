@@ -2,20 +2,33 @@
 
 It answers no health endpoint of ours, so the kernel is asked where its new process came from: its
 working directory, its interpreter, its environment. Then the declared probe says whether it serves.
-All units of an application are restarted, proved and watched together.
+All units of an application are restarted, proved and watched together. So are the instances of the
+built-in application, each proved by its own health endpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from macd.host.deploy.health import POLL_S, ProbeError, Prover, UnhealthyError, get
+from macd.host.deploy.health import (
+    POLL_S,
+    AsAsked,
+    ProbeError,
+    Prover,
+    UnhealthyError,
+    any_way,
+    ask,
+    get,
+    problems,
+)
+from macd.host.deploy.instances import Found, together
 from macd.host.layout import Layout
-from macd.host.own import Probe, Service
+from macd.host.own import Instance, Probe, Service
 from macd.host.processes import Kernel
 from macd.host.store import releases
 from macd.host.systemd.supervisor import Process, Supervisor
@@ -26,10 +39,21 @@ _TIMEOUT_S = 2.0
 def prover_of(
     layout: Layout, service: Service, supervisor: Supervisor, unit: str, endpoint: str
 ) -> Prover:
-    """Who proves what serves here: the units' probes, or where it has none, `unit`'s endpoint."""
+    """Who proves what serves here: the units' probes, or where it has none, `unit`'s endpoint.
+
+    endpoint: where the service's own settings do not say it.
+    """
     if not service.units:
-        return Prover(supervisor, unit, endpoint)
-    return Together([OwnProver(layout, supervisor, *of) for of in service.units.items()])
+        return Prover(supervisor, unit, service.endpoint or endpoint)
+    provers = [
+        Prover(supervisor, name, probe.endpoint)
+        if isinstance(probe, Instance)
+        else OwnProver(layout, supervisor, name, probe)
+        for name, probe in service.units.items()
+    ]
+    if service.instances:
+        return Instances(provers, service.instances)
+    return Together(provers)
 
 
 class OwnProver(Prover):
@@ -45,6 +69,7 @@ class OwnProver(Prover):
     ) -> None:
         super().__init__(supervisor, unit)
         self.probe = probe
+        self.takes_s = probe.running
         self._layout = layout
         self._kernel = kernel
         self._said: set[str] = set()  # invocations whose line was found
@@ -127,7 +152,9 @@ class OwnProver(Prover):
 class Together(Prover):
     """All units of one application: one that fails, fails all. The process is the first unit's."""
 
-    def __init__(self, provers: Sequence[OwnProver]) -> None:
+    _all_as_asked = False  # of one's own application the flag is the main unit's
+
+    def __init__(self, provers: Sequence[Prover]) -> None:
         super().__init__(provers[0].supervisor, provers[0].unit)
         self._main, *self._others = self._provers = list(provers)
         self._proved: dict[str, Process] = {}
@@ -161,14 +188,16 @@ class Together(Prover):
         sockets: list[str],
         seconds: float,
         *,
-        runs_as_asked: Callable[[Process], bool] = lambda process: True,
+        runs_as_asked: AsAsked = any_way,
     ) -> Process:
-        seconds += max(prover.probe.running for prover in self._provers)
+        seconds += max(prover.takes_s for prover in self._provers)
         deadline = time.monotonic() + seconds
         main = self._main.begin(release, manifest_sha256, sockets, runs_as_asked=runs_as_asked)
         under_way = {self._main.unit: (self._main, main)}
         for prover in self._others:
-            under_way[prover.unit] = (prover, prover.begin(release, manifest_sha256, []))
+            asked = runs_as_asked if self._all_as_asked else any_way
+            begun = prover.begin(release, manifest_sha256, [], runs_as_asked=asked)
+            under_way[prover.unit] = (prover, begun)
         self._proved = {}
         while time.monotonic() < deadline:
             for unit, (prover, restart) in list(under_way.items()):
@@ -186,12 +215,12 @@ class Together(Prover):
         raise self._failed(prover, restart.late(seconds), main.process)
 
     def _failed(
-        self, prover: OwnProver, error: UnhealthyError, process: Process | None
+        self, prover: Prover, error: UnhealthyError, process: Process | None
     ) -> UnhealthyError:
         reason = self._named(prover, str(error))
         return UnhealthyError(reason, process=process, wrong=self._named(prover, error.wrong))
 
-    def _named(self, prover: OwnProver, wrong: str) -> str:
+    def _named(self, prover: Prover, wrong: str) -> str:
         return f"{prover.unit}: {wrong}" if wrong and self._others else wrong
 
     def report(self, release: str, manifest_sha256: str) -> dict[str, Any]:
@@ -218,3 +247,34 @@ class Together(Prover):
             return {"unreachable": wrong, "units": units}
         status = "failed" if wrong else "ok"
         return {"release": running, "status": status, "last_error": wrong or None, "units": units}
+
+
+class Instances(Together):
+    """Units of the built-in application that serve a symbol each; all of them obey the flag."""
+
+    _all_as_asked = True
+
+    def __init__(self, provers: Sequence[Prover], instances: Mapping[str, Instance]) -> None:
+        super().__init__(provers)
+        self._instances = instances
+
+    def report(self, release: str, manifest_sha256: str) -> dict[str, Any]:
+        """What all of them say, as one process of several symbols says it, and `units` as above."""
+        live = (release, manifest_sha256)
+        found = [self._found(unit, one, *live) for unit, one in self._instances.items()]
+        kernel = Kernel()
+        since = {one.unit: kernel.age(one.process.pid) for one in found if one.process.pid}
+        return together(found, since)
+
+    def _found(self, unit: str, one: Instance, release: str, manifest_sha256: str) -> Found:
+        process = self.supervisor.show(unit)
+        try:
+            answer = ask(os.path.expanduser(one.endpoint))
+        except ProbeError as error:
+            answer = {"unreachable": str(error)}
+            wrong = f"it does not answer: {error}"
+            if process.active != "active":
+                wrong = f"it is {process.active or 'unknown'} ({process.sub}, {process.result})"
+            return Found(unit, one.symbol, process, answer, wrong)
+        said = problems(answer, release=release, manifest_sha256=manifest_sha256, process=process)
+        return Found(unit, one.symbol, process, answer, "; ".join(said))

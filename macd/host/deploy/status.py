@@ -64,15 +64,16 @@ def deploy_facts(
     layout = Layout(durable.expand(app))
     supervisor = Supervisor(scope)
     endpoint = layout.endpoint(endpoint, scope)
-    process = supervisor.show(unit)
     service = own.read(layout)
+    main = service.unit or unit
+    process = _process(supervisor, service, main)
     units = list(dict.fromkeys([*units, *service.units]))
     history = ledger.history(layout)
     # Before provision nobody has kept what people may have at `current`.
     live = live_release(layout) if os.path.isdir(layout.state()) else None
     bad = ledger.bad_releases(layout)
     bad_ids = [entry["release"] for entry in bad]
-    readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app))
+    readiness = ReadinessCheck(layout, Sandbox(scope, supervisor.unit_text(main), layout.app))
     manifest = None
     with contextlib.suppress(HostError):
         manifest = releases.read_manifest(layout, live) if live else None
@@ -100,9 +101,9 @@ def deploy_facts(
         "last": ledger.last_end(layout) if os.path.isdir(layout.state("activations")) else None,
         "flag_change": _flag_change_public(layout),
         "lock": _lock(layout),
-        "process": vars(process),
+        "process": process,
         "stacking": guard_config.stacking_state(
-            layout, supervisor, unit, process, endpoint, flag_file.from_document(flag)
+            layout, supervisor, unit, endpoint, flag_file.from_document(flag)
         ),
         "alerts": look.status(layout, supervisor, unit),
         # With a socket but no release, asking would only make systemd try to start nothing.
@@ -127,9 +128,19 @@ def deploy_facts(
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
         **runtimes.room(layout.app),
         "lacks": runtimes.missing_programs(),
-        "no_namespaces": namespaces.trouble(scope, supervisor.unit_text(unit), process.pid),
+        "no_namespaces": namespaces.trouble(scope, supervisor.unit_text(main), process["pid"]),
         "selinux": _selinux(layout, scope, is_own=bool(service.name)),
     }
+
+
+def _process(supervisor: Supervisor, service: Service, main: str) -> dict[str, Any]:
+    """The main unit's process; of instances, with its `unit`, the first one that does not run."""
+    shown = vars(supervisor.show(main))
+    if not service.instances:
+        return shown
+    each = ({**vars(supervisor.show(unit)), "unit": unit} for unit in service.units)
+    down = next((one for one in each if one["active"] != "active"), None)
+    return down or {**shown, "unit": main}
 
 
 def _selinux(layout: Layout, scope: str, *, is_own: bool) -> str:
@@ -263,7 +274,7 @@ def _health(
         except OSError as error:
             return {"unreachable": f"its manifest can't be read: {error.strerror}"}
     try:
-        return ask(os.path.expanduser(endpoint))
+        return ask(os.path.expanduser(prover.endpoint))
     except ProbeError as error:
         return {"unreachable": str(error)}
 
@@ -295,16 +306,24 @@ def checkup(app: str, unit: str, scope: str) -> dict[str, Any]:
         read it, else "").
     """
     layout = Layout(durable.expand(app))
-    supervisor = Supervisor(scope)
-    process, disk = supervisor.show(unit), durable.disk_of(layout.app)
+    supervisor, service = Supervisor(scope), own.read(layout)
+    mains = [supervisor.show(name).pid for name in service.units or (unit,)]
+    unit, disk = service.unit or unit, durable.disk_of(layout.app)
     return {
-        "others": _others(layout, process.pid) if not own.read(layout).name else None,
+        "others": _others(layout, mains) if not service.name else None,
         "check": _check(layout, Sandbox(scope, supervisor.unit_text(unit), layout.app)),
-        "log": _log(supervisor, unit),
+        "log": _log(supervisor, _to_look_at(supervisor, service, unit)),
         "disk": {name: getattr(disk, name) for name in ("free", "total", "inodes")},
         "unjudged": _unjudged(layout),
         "env_open": _open_to_all(layout.env),
     }
+
+
+def _to_look_at(supervisor: Supervisor, service: Service, main: str) -> str:
+    """Of instances the first that does not run; else the main unit."""
+    if not service.instances:
+        return main
+    return str(_process(supervisor, service, main)["unit"])
 
 
 def _open_to_all(path: str) -> str:
@@ -377,6 +396,7 @@ def replay(app: str, unit: str, scope: str, release: str, question: bytes) -> di
             why="only the built-in application computes again what it logged",
             kind="refused",
         )
+    unit = own.read(layout).unit or unit
     sandbox = Sandbox(scope, Supervisor(scope).unit_text(unit), layout.app)
     sandbox.refuse_root()
     argv = _serve(layout, "--replay")
@@ -393,18 +413,19 @@ def replay(app: str, unit: str, scope: str, release: str, question: bytes) -> di
     }
 
 
-def _others(layout: Layout, main: int) -> list[int] | None:
-    """Processes of this application's service besides the unit's own and its children."""
+def _others(layout: Layout, mains: Sequence[int]) -> list[int] | None:
+    """Processes of this application's service besides the units' own and their children."""
     if not os.path.isdir("/proc/self"):
         return None
     pids = []
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in (main, os.getpid()):
+        if not name.isdigit() or int(name) in (*mains, os.getpid()):
             continue
         with contextlib.suppress(OSError, IndexError):
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = [os.fsdecode(word) for word in file.read().split(b"\0")]
-            if _serves(words, layout.app, f"/proc/{name}/cwd") and int(stat_of(name)[1]) != main:
+            is_ours = _serves(words, layout.app, f"/proc/{name}/cwd")
+            if is_ours and int(stat_of(name)[1]) not in mains:
                 pids.append(int(name))
     return sorted(pids)
 

@@ -38,6 +38,7 @@ from macd.host.flag.flag_file import (
     Change,
     FlagLog,
     Record,
+    Switch,
     first_weight,
     interrupted,
     refuse_unreadable,
@@ -107,13 +108,13 @@ def set_flag(
         ended = end(layout, record)
         change = _begin(layout, wanted, who, service, health_s)
         _refuse_weights(change, weight, guard)
-        process = Supervisor(change.scope).show(change.unit)
+        process = _process(layout, change)
         if wanted == LIVE:
             guard = guard and {**guard, "steps": guard.get("steps", []) if weight is None else []}
-            change = _weighted(layout, change, process, weight, guard)
+            change = _weighted(layout, change, weight, guard)
         else:
-            change = dataclasses.replace(change, was_weight=max(_weights(layout, change, process)))
-        is_set = _is_set(layout, change, process)
+            change = dataclasses.replace(change, was_weight=max(_weights(layout, change)))
+        is_set = _is_set(layout, change)
         anew = bool(report) and _has_other_steps(layout, change, guard)
         if is_set and (wanted == SHADOW or (_is_watched(layout, change) and not anew)):
             _tidy(layout, change, told=weight)
@@ -169,8 +170,7 @@ def raise_weight(
         refuse_if_pending(layout)
         end(layout, record)
         change = _begin(layout, LIVE, who, service, watch["health_s"])
-        process = Supervisor(change.scope).show(change.unit)
-        change = _weighted(layout, change, process, weight, None)
+        change = _weighted(layout, change, weight, None)
         if guard_config.read_watch(layout) != watch or change.was != LIVE:
             raise HostError(
                 "stacking is not what the guard watched any more",
@@ -270,7 +270,6 @@ def _refuse_weights(change: Change, weight: int | None, guard: dict[str, Any] | 
 def _weighted(
     layout: Layout,
     change: Change,
-    process: Process,
     weight: int | None,
     guard: dict[str, Any] | None,
 ) -> Change:
@@ -279,14 +278,15 @@ def _weighted(
     Raises:
         HostError ("refused"): the weight is none, or the release that runs knows no weights.
     """
-    running, upcoming = _weights(layout, change, process)
+    running, upcoming = _weights(layout, change)
     watch = guard_config.read_watch(layout)
     is_guarded = guard_config.guard_of(layout, change.release) != "none"
     covered = guard_config.weight_of_watch(watch) if is_guarded else 0
     aim = first_weight(weight, (guard or {}).get("steps", ()), running, upcoming, covered)
     if type(aim) is not int or not 0 < aim <= FULL:
         raise HostError(f"{WEIGHT} can't be {aim!r:.40}: 1 to 100", kind="refused")
-    if aim < FULL and weight_by_health(process, change.endpoint) is None:
+    main = change.switch(layout).processes(change.endpoint)[0]
+    if aim < FULL and weight_by_health(*main) is None:
         raise HostError(
             f"stacking can't decide with {aim} %: the service does not say that it knows weights",
             why="its health answer names none, or none came; an earlier version decides with 100 %",
@@ -304,17 +304,30 @@ def _weighted(
     return dataclasses.replace(change, was=LIVE, was_weight=running, watch=watch)
 
 
-def _weights(layout: Layout, change: Change, process: Process) -> tuple[int, int]:
-    """What stacking counts for in the process, and at its next start; 0 where nobody knows."""
+def _weights(layout: Layout, change: Change) -> tuple[int, int]:
+    """What stacking counts for in the processes at most, and at their next start; 0 where nobody
+    knows.
+    """
     switch = change.switch(layout)
-    running = switch.of_process(process, change.endpoint)
-    return (weight_of(running) or 0 if running is not None else 0), switch.upcoming_weight or 0
+    return max(_running(switch, change)), switch.upcoming_weight or 0
 
 
-def _decides_with(layout: Layout, change: Change, process: Process) -> int:
-    """The weight of the process and of its next start; 0 where the two differ."""
-    running, upcoming = _weights(layout, change, process)
-    return running if running == upcoming else 0
+def _running(switch: Switch, change: Change) -> list[int]:
+    """What stacking counts for in each process of the service; 0 where nobody knows."""
+    each = switch.running(change.endpoint)
+    return [0 if running is None else weight_of(running) or 0 for running in each]
+
+
+def _process(layout: Layout, change: Change) -> Process:
+    """The main one."""
+    return change.switch(layout).processes(change.endpoint)[0][0]
+
+
+def _decides_with(layout: Layout, change: Change) -> int:
+    """The weight of all processes and of their next start; 0 where they differ."""
+    switch = change.switch(layout)
+    weights = {*_running(switch, change), switch.upcoming_weight or 0}
+    return weights.pop() if len(weights) == 1 else 0
 
 
 def _is_watched(layout: Layout, change: Change) -> bool:
@@ -324,12 +337,12 @@ def _is_watched(layout: Layout, change: Change) -> bool:
     return is_watched and change.weight <= covered
 
 
-def _is_set(layout: Layout, change: Change, process: Process) -> bool:
+def _is_set(layout: Layout, change: Change) -> bool:
     if change.wanted == LIVE:
-        return _decides_with(layout, change, process) == change.weight
+        return _decides_with(layout, change) == change.weight
     switch = change.switch(layout)
-    running = switch.of_process(process, change.endpoint)
-    return switch.upcoming == SHADOW and switch.is_shadow(running)
+    all_are = all(switch.is_shadow(running) for running in switch.running(change.endpoint))
+    return switch.upcoming == SHADOW and all_are
 
 
 def _has_other_steps(layout: Layout, change: Change, guard: dict[str, Any] | None) -> bool:
@@ -405,8 +418,8 @@ def _refuse_beside(layout: Layout, log: FlagLog, change: Change) -> None:
 def _refuse_live(layout: Layout, change: Change, wrong: str) -> None:
     """Raises HostError: the running process still has it. The next call finishes the change."""
     switch = change.switch(layout)
-    running = switch.of_process(switch.supervisor.show(change.unit), change.endpoint)
-    if running is not None and running.get(FLAG, SHADOW) == LIVE:
+    each = switch.running(change.endpoint)
+    if any(running is not None and running.get(FLAG, SHADOW) == LIVE for running in each):
         raise HostError(
             "stacking still decides: the service was not started again",
             why=wrong,
@@ -437,9 +450,9 @@ def _revert(
     change = dataclasses.replace(change, state="reverting", reason=reason[:2000])
     log.store(change)  # where that fails, the older record is reverted too
     before = dataclasses.replace(change, wanted=change.was, weight=change.was_weight)
-    process: Process | None = Supervisor(change.scope).show(change.unit)
+    process: Process | None = _process(layout, change)
     wrong = ""
-    touched = process is None or not _is_set(layout, before, process)
+    touched = process is None or not _is_set(layout, before)
     try:
         before.switch(layout).write(before.wanted, before.weight)
         if touched and not booting:
@@ -476,16 +489,15 @@ def _restarted(layout: Layout, change: Change) -> tuple[Process, str]:
         _NotProvedError: there was none in health_s, or it crashes.
     """
     switch = change.switch(layout)
-    supervisor = switch.supervisor
     prover = _prover(layout, change)
 
-    def has_the_flag(process: Process) -> bool:
-        running = switch.of_process(process, change.endpoint)
+    def has_the_flag(process: Process, endpoint: str) -> bool:
+        running = switch.of_process(process, endpoint)
         if change.wanted == SHADOW:
             return switch.is_shadow(running)
         if running is None or running.get(FLAG, SHADOW) != LIVE:
             return False
-        said = change.weight == FULL or weight_by_health(process, change.endpoint) == change.weight
+        said = change.weight == FULL or weight_by_health(process, endpoint) == change.weight
         return said and weight_of(running) == change.weight
 
     try:
@@ -499,7 +511,9 @@ def _restarted(layout: Layout, change: Change) -> tuple[Process, str]:
         return process, ""
     except UnhealthyError as error:
         proved = error.process
-        if proved is not None and supervisor.show(change.unit).is_same_life(proved):
+        main, *others = switch.processes(change.endpoint)
+        lives_on = proved is not None and main[0].is_same_life(proved)
+        if proved is not None and lives_on and all(has_the_flag(*one) for one in others):
             return proved, error.wrong
         is_weighed = change.wanted == LIVE and switch.has_weights
         share = f" and decides with {change.weight} %" if is_weighed else ""
@@ -509,14 +523,15 @@ def _restarted(layout: Layout, change: Change) -> tuple[Process, str]:
 
 
 def _prover(layout: Layout, change: Change) -> Prover:
-    service = own.BUILT_IN
+    supervisor = Supervisor(change.scope)
+    service = flag_file.service_of(layout, supervisor, change.unit)
     if change.flag is not None:
         try:
             service = own.read(layout)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             # Nobody can say what proves that it serves; that the process has the flag, one can.
             service = own.Service("", {change.unit: own.Probe()})
-    return prover_of(layout, service, Supervisor(change.scope), change.unit, change.endpoint)
+    return prover_of(layout, service, supervisor, change.unit, change.endpoint)
 
 
 def _manifest(layout: Layout, change: Change, value: str) -> str:

@@ -278,12 +278,34 @@ def weight_by_health(process: Process, endpoint: str) -> int | None:
 
 @dataclass(frozen=True)
 class Switch:
-    """The flag of one service: what it is set to, for its next start and in its process."""
+    """The flag of one service: what it is set to, for its next start and in its processes.
+
+    unit: as a request names it; of a service of several instances all of them obey the flag.
+    """
 
     layout: Layout
     flag: Flag
     supervisor: Supervisor
     unit: str
+
+    @property
+    def units(self) -> list[str]:
+        """Those that obey it, the main one first: of one's own application the main one alone."""
+        return list(service_of(self.layout, self.supervisor, self.unit).instances) or [self.unit]
+
+    def processes(self, endpoint: str) -> list[tuple[Process, str]]:
+        """Of these units, each with where it answers.
+
+        endpoint: where the service's own settings do not say it.
+        """
+        service = service_of(self.layout, self.supervisor, self.unit)
+        if not service.instances:
+            return [(self.supervisor.show(self.unit), service.endpoint or endpoint)]
+        return [(self.supervisor.show(n), one.endpoint) for n, one in service.instances.items()]
+
+    def running(self, endpoint: str) -> list[dict[str, str] | None]:
+        """The settings that each of these processes was started with, as `of_process`."""
+        return [self.of_process(*one) for one in self.processes(endpoint)]
 
     @property
     def has_weights(self) -> bool:
@@ -314,7 +336,8 @@ class Switch:
 
     def beside(self) -> list[str]:
         """What makes the service start with stacking all the same; empty if nothing does."""
-        return beside(self.layout, self.supervisor, self.unit, self.flag)
+        each = (beside(self.layout, self.supervisor, unit, self.flag) for unit in self.units)
+        return next((found for found in each if found), [])
 
     def write(self, value: str, weight: int = FULL) -> None:
         """Set it where it belongs. A drop-in is read by systemd; .env wins over it where it has it.
@@ -354,6 +377,16 @@ class Switch:
                 if is_named and dropin.values_of(data, self.flag.name):
                     found.append((str(entry["path"]), data))
         return found
+
+
+def service_of(layout: Layout, supervisor: Supervisor, unit: str) -> Service:
+    """What is live here; where its settings can't be read, the instances that systemd knows."""
+    try:
+        return own.read(layout)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        base = unit.removesuffix(".service")
+        units = {name: own.Instance() for name in supervisor.instances(base)}
+        return dataclasses.replace(own.BUILT_IN, units=units)
 
 
 def in_dropin(layout: Layout, supervisor: Supervisor) -> str:

@@ -301,13 +301,13 @@ def _decides(layout: Layout, watch: dict[str, Any]) -> bool:
     try:
         if switch.upcoming in (flag_file.LIVE, ""):
             return True
-        process = switch.supervisor.show(service["unit"])
-        if not process.pid:
-            return bool(switch.beside())
+        found = switch.processes(service["endpoint"])
+        if any(not process.pid for process, _ in found) and switch.beside():
+            return True
     except (HostError, OSError):
         return True
-    running = switch.of_process(process, service["endpoint"])
-    return running is None or running.get(flag_file.FLAG) == flag_file.LIVE
+    each = [switch.of_process(*one) for one in found if one[0].pid]
+    return any(one is None or one.get(flag_file.FLAG) == flag_file.LIVE for one in each)
 
 
 def _is_locked(layout: Layout) -> bool:

@@ -25,7 +25,7 @@ from macd.host.judge.skill import OFF
 from macd.host.layout import Layout, live_release, load, save
 from macd.host.own import Flag
 from macd.host.systemd import namespaces
-from macd.host.systemd.supervisor import Process, Supervisor
+from macd.host.systemd.supervisor import Supervisor
 
 GUARD_LOCK = "guard.lock"
 WATCHING, FAILING, FAILED = "watching", "failing", "failed"
@@ -379,17 +379,15 @@ def stacking(
     flag: of the application that is to serve here, as the inventory has it.
     """
     layout, supervisor = Layout(durable.expand(app)), Supervisor(scope)
-    process = supervisor.show(unit)
     expected = flag_file.from_document(flag)
     place = layout.endpoint(endpoint, scope)
-    return stacking_state(layout, supervisor, unit, process, place, expected)
+    return stacking_state(layout, supervisor, unit, place, expected)
 
 
 def stacking_state(
     layout: Layout,
     supervisor: Supervisor,
     unit: str,
-    process: Process,
     endpoint: str,
     expected: Flag | None = flag_file.BUILT_IN,
 ) -> dict[str, Any]:
@@ -424,11 +422,21 @@ def stacking_state(
         passed_over = envfile.passed_over(data)
     except envfile.EnvFileError as error:
         unread = str(error)
-    running = flag_file.of_process(process, endpoint, flag=flag)
-    places = {
-        name: list(flag_file.set_by(layout, supervisor, unit, name, flag))
-        for name in flag_file.KEYS
-    }
+    switch = flag_file.Switch(layout, flag, supervisor, unit)
+    # Of instances that differ, the one in which stacking counts for most from the next start on.
+    of_units = [
+        {
+            name: list(flag_file.set_by(layout, supervisor, one, name, flag))
+            for name in flag_file.KEYS
+        }
+        for one in switch.units
+    ]
+    places = max(of_units, key=lambda each: flag_file.weight_of(_last(each)) or 0)
+    upcoming = _last(places)
+    weight = flag_file.weight_of(upcoming)
+    found = [flag_file.of_process(*one, flag=flag) for one in switch.processes(endpoint)]
+    others = [one for one in found if one is not None and flag_file.weight_of(one) != weight]
+    running = (others or found)[0]
     # A flag in a drop-in may stand there and in .env, which wins.
     ours = (layout.env, f"Environment= of {unit}" if flag.where == flag_file.DROPIN else "")
 
@@ -442,7 +450,6 @@ def stacking_state(
             ],
         }
 
-    upcoming = {name: places[name][-1][1] for name in flag_file.KEYS if places[name]}
     watch = read_watch(layout)
     return {
         **said(FLAG),
@@ -468,6 +475,11 @@ def stacking_state(
         "changing": flag_file.interrupted(layout) is not None
         or ledger.read_pending(layout) is not None,
     }
+
+
+def _last(places: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """What the last place says that sets each; the last one counts."""
+    return {name: said[-1][1] for name, said in places.items() if said}
 
 
 def _values(data: bytes, name: str, flag: Flag) -> list[str]:

@@ -1,4 +1,8 @@
-"""What we ask of systemd: install a unit, restart it and say which process answers for it now."""
+"""What we ask of systemd: install a unit, restart it and say which process answers for it now.
+
+An instance (a@b.service) has no file of its own: it is there while it is enabled, and its text is
+its template's (a@.service), where macd wrote that. The template goes with its last instance.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from macd.host import durable, untrusted
 from macd.host.failure import HostError
 from macd.host.systemd import detach
 
+_TEMPLATE = re.compile(r"# Written by macd from templates/\S+ for every instance\b")
 _TIMEOUT_S = 60
 _JOURNAL_S = 20
 _LONGEST_LINE = 4096  # characters
@@ -101,13 +106,33 @@ class Supervisor:
         return "/etc/systemd/system"
 
     def unit_text(self, unit: str) -> str | None:
+        """What is written for a unit; None: it is not there."""
+        text = self._file_text(unit)
+        if text is None and _template_of(unit) and self._is_wanted(unit):
+            shared = self._file_text(_template_of(unit))
+            return shared if is_template(shared) else None
+        return text
+
+    def _file_text(self, name: str) -> str | None:
         try:
             # Any bytes and line ends, so that it can be restored exactly.
-            path = os.path.join(self.unit_directory, unit)
+            path = os.path.join(self.unit_directory, name)
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return file.read()
         except FileNotFoundError:
             return None
+
+    def _is_wanted(self, unit: str) -> bool:
+        """Whether a link starts this unit with its target, as `systemctl enable` makes one."""
+        return bool(self._links(glob.escape(unit)))
+
+    def instances(self, base: str) -> list[str]:
+        """The enabled instances of base@.service, by name."""
+        found = self._links(f"{glob.escape(base)}@?*.service")
+        return sorted({os.path.basename(path) for path in found})
+
+    def _links(self, pattern: str) -> list[str]:
+        return glob.glob(os.path.join(glob.escape(self.unit_directory), "*.wants", pattern))
 
     def fragment(self, unit: str) -> str:
         """The path of the unit's own file, wherever systemd found it; "" where it has none."""
@@ -122,8 +147,8 @@ class Supervisor:
         reload: in any case. A killed process may have written a file without a reload.
         """
         changed = []
-        for unit, text in sorted(units.items()):
-            if self.unit_text(unit) == text:
+        for unit, text in sorted(self._files(units).items()):
+            if self._file_text(unit) == text:
                 continue
             path = os.path.join(self.unit_directory, unit)
             durable.make_directories(self.unit_directory)
@@ -136,6 +161,27 @@ class Supervisor:
         if changed or reload:
             self._call("daemon-reload")
         return changed
+
+    def _files(self, units: dict[str, str | None]) -> dict[str, str | None]:
+        """The files of those units; of instances that go, their template where none else needs it.
+
+        An instance is a link that `enable` makes; the caller has disabled those that go.
+        """
+        files: dict[str, str | None] = {}
+        for unit, text in units.items():
+            template = _template_of(unit)
+            if text is not None and template and is_template(text):
+                files[template] = text
+                files[unit] = None  # a file of its own would win over the template
+            else:
+                files[unit] = text
+        for unit, text in units.items():
+            template = _template_of(unit)
+            if text is None and template and is_template(self._file_text(template)):
+                stem, _, kind = template.rpartition(".")
+                if not self._links(f"{glob.escape(stem)}?*.{kind}"):
+                    files.setdefault(template, None)
+        return files
 
     def show(self, unit: str) -> Process:
         """The unit's process as it is now; an unknown unit is simply not active."""
@@ -318,11 +364,24 @@ class Supervisor:
 
 
 def _dropin_directories(unit: str) -> list[str]:
-    """UNIT.d, and for a-b.service also a-.service.d."""
+    """UNIT.d, for a@b.service also a@.service.d, and for a-b.service also a-.service.d."""
     stem, _, kind = unit.rpartition(".")
+    template = _template_of(unit).rpartition(".")[0]
     words = stem.split("-")
     prefixes = ["-".join(words[:count]) + "-" for count in range(len(words) - 1, 0, -1)]
-    return [f"{name}.{kind}.d" for name in (stem, *prefixes)]
+    return [f"{name}.{kind}.d" for name in (stem, *filter(None, [template]), *prefixes)]
+
+
+def is_template(text: str | None) -> bool:
+    """Whether a text is one that macd wrote for every instance."""
+    return text is not None and _TEMPLATE.match(text) is not None
+
+
+def _template_of(unit: str) -> str:
+    """a@.service for a@b.service; "" for a unit that is no instance."""
+    stem, _, kind = unit.rpartition(".")
+    base, _, instance = stem.partition("@")
+    return f"{base}@.{kind}" if instance else ""
 
 
 def _names_set_in(path: str) -> list[str]:

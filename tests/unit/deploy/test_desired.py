@@ -17,10 +17,12 @@ import pytest
 from macd.deploy.desired import Desired, addresses, allowed_signers, render
 from macd.deploy.state import HostState
 from macd.errors import UsageError
+from macd.host import own
 from macd.host.alerts.webhook import FORMATS
 from macd.host.systemd import namespaces
+from macd.host.systemd.supervisor import is_template
 from macd.inventory import Inventory, load, project_root, revoked
-from macd.inventory.models import SIGNED_FORMATS, AlertSettings
+from macd.inventory.models import SIGNED_FORMATS, AlertSettings, ServiceSettings
 from macd.ssh import archive
 
 APP = "/opt/macd-analysis"
@@ -239,3 +241,52 @@ def test_a_named_list_of_revoked_keys_that_is_not_here_is_no_empty_list(tmp_path
     assert revoked(known) == tmp_path / "keys" / "revoked.krl"
     sha256 = hashlib.sha256(b"krl").hexdigest()
     assert json.loads(rendered(known).identity)["revoked"] == sha256
+
+
+MANY = "train: {symbols: [BTCUSDT, ETHUSDT]}\n"
+INSTANCES = ["macd-analysis@BTCUSDT.service", "macd-analysis@ETHUSDT.service"]
+
+
+def test_instances_share_a_text_and_take_the_place_of_the_one_process(tmp_path: Path) -> None:
+    wanted = rendered(inventory(tmp_path, MANY + "service: {instances: true}\n"))
+    text = wanted.units[INSTANCES[0]]
+    assert is_template(text) and wanted.units[INSTANCES[1]] == text == wanted.unit_text
+    assert f"ReadWritePaths={APP}/data/live {APP}/state/run" in lines(text)
+    assert any(line.endswith(f"--root {APP} --symbol %i") for line in lines(text))
+    gone = {name for name, there in wanted.units.items() if there is None}
+    assert gone == {"macd-analysis.service", "macd-analysis.socket"}
+    assert set(wanted.switched) == {*INSTANCES, *gone, "service.json"}
+    service = own.parse(wanted.service_settings)
+    assert list(service.units) == INSTANCES
+    assert service.instances[INSTANCES[1]].endpoint == f"unix:{APP}/state/run/health-ETHUSDT.sock"
+
+
+def test_instances_that_are_not_wanted_any_more_go(tmp_path: Path) -> None:
+    known = inventory(tmp_path, MANY + "service: {instances: true}\n")
+    live = rendered(known).service_settings
+    found = HostState(
+        app=APP,
+        exists=True,
+        python={"executable": "/usr/bin/python3", "version": "3.11"},
+        endpoint=f"unix:{APP}/state/run/health.sock",
+        service_settings=live,
+    )
+    for service, left in (
+        ({"instances": True, "socket": False, "symbols": ("BTCUSDT",)}, INSTANCES[1:]),
+        ({"symbols": ("BTCUSDT", "ETHUSDT")}, INSTANCES),
+    ):
+        other = known.model_copy(update={"service": ServiceSettings.model_validate(service)})
+        wanted = render(other.host("prod"), other, found)
+        assert [name for name in INSTANCES if wanted.units[name] is None] == left
+
+
+def test_what_instances_can_not_be_made_of_is_refused(tmp_path: Path) -> None:
+    known = inventory(tmp_path, MANY + "service: {instances: true}\n")
+    with pytest.raises(UsageError) as told:
+        rendered(known, app="/" + "long" * 25)
+    assert "the socket of BTCUSDT on prod has too long a path" in told.value.what
+    template = tmp_path / "templates/service.unit.j2"
+    template.write_text("# Written by macd from templates/service.unit.j2; by hand\n[Unit]\n")
+    with pytest.raises(UsageError) as told:
+        rendered(known)
+    assert "makes no unit that instances can share" in told.value.what

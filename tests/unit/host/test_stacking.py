@@ -15,10 +15,9 @@ from macd.host.flag.flag_file import beside
 from macd.host.flag.guard_config import guard_of, stacking_state
 from macd.host.layout import Layout
 from macd.host.own import Flag
-from macd.host.systemd.supervisor import Process, Supervisor
+from macd.host.systemd.supervisor import Supervisor
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC).timestamp()
-GONE = Process("inactive", "dead", 0, "", 0, "success", "enabled", "loaded")
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_the_last_that_sets_it_counts(
     (tmp_path / "x1.env").write_bytes(b"ML_ENABLE_STACKING=1\r\nSECRET=hunter2\n")
     systemd = Systemd("system")
     object.__setattr__(systemd, "said", said.format(**names))
-    told: dict[str, Any] = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere")
+    told: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
     assert told["next"] == upcoming
     assert told["running"] is None
     assert beside(layout, systemd, "u") == [one.format(**names) for one in wins]
@@ -128,7 +127,7 @@ def test_the_weight_in_env_and_beside_it(
     systemd = Systemd("system")
     said = WEIGHED.format(env=layout.env, top=tmp_path)
     object.__setattr__(systemd, "said", said)
-    told: dict[str, Any] = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere")
+    told: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
     upcoming, in_file, places = expected
     places = [{**one, "where": one["where"].format(top=tmp_path)} for one in places]
     found = told["weight"]
@@ -194,12 +193,12 @@ def test_a_flag_of_ones_own_is_told_in_its_own_words_and_place(
     """Before the first deploy the host learns from the inventory which flag it is."""
     systemd = Systemd("system")
     object.__setattr__(systemd, "said", "Environment=ML_ENABLE_STACKING=1 USE_STACK=on\n")
-    told = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", THEIRS)
+    told = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
     assert (told["flag"]["name"], told["next"], told["beside"]) == ("USE_STACK", "1", [])
-    assert stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", None) == {}
+    assert stacking_state(layout, systemd, "u", "unix:/nowhere", None) == {}
     (tmp_path / "x1.env").write_text("USE_STACK=on\n")
     object.__setattr__(systemd, "said", f"EnvironmentFiles={tmp_path}/x1.env\n")
-    told = stacking_state(layout, systemd, "u", GONE, "unix:/nowhere", THEIRS)
+    told = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
     told |= {"running": "0", "guard": "watches"}
     assert about_stacking(told)[:2] == [
         f"{tmp_path}/x1.env sets USE_STACK=on; only the drop-in may",

@@ -335,3 +335,19 @@ def test_the_first_of_several_symbols_is_the_symbol(root: Path) -> None:
     assert inventory.service.symbols == ("A",)
     assert "at least one symbol" in told(root, many + "service: {symbols: []}\n")
     assert "one of symbol" in told(root, many + "service: {symbols: [A], symbol: B}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("service: {instances: true, health: '127.0.0.1:8700'}", "health: unix, because instances"),
+        ("service: {instances: true, socket: true}", "socket left out, because instances"),
+    ],
+)
+def test_instances_and_what_they_can_not_have(root: Path, text: str, why: str) -> None:
+    assert why in told(root, f"{GOOD}{text}\n")
+    assert "a unit without @ for prod" in told(
+        root, GOOD.replace("p, app", "p, unit: a@b, app") + "service: {instances: true}\n"
+    )
+    write(root, GOOD + "service: {instances: true}\n")
+    assert load("one", root=root).service.socket is False

@@ -47,7 +47,7 @@ def test_a_host_reads_what_the_inventory_says(tmp_path: Path) -> None:
     assert service.unit == "macd-analysis.service"
     ours = ["macd-analysis.service", "macd-analysis-web.service", "macd-analysis-fills.service"]
     assert list(service.units) == ours
-    assert parse(None) is BUILT_IN
+    assert parse(None) == BUILT_IN
     assert parse('{"symbol": "BTCUSD"}') is BUILT_IN
 
 
