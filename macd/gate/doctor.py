@@ -345,7 +345,8 @@ def _symbols(case: Case) -> Iterator[Finding]:
     }
     for name, said in told.items():
         if not isinstance(said, Mapping) or said.get("ok") is not True:
-            failed[str(name)] = "its models fail: it gets the base signal"
+            why = said.get("error") if isinstance(said, Mapping) else ""
+            failed[str(name)] = str(why or "its models fail: it gets the base signal")
         elif said.get("stopped"):
             failed[str(name)] = "its bars have stopped"
     if not failed:

@@ -122,3 +122,7 @@ def test_to_one_process_and_back(bench: Bench) -> None:
     bench.invoke("deploy", "--yes", "--release", bad, code=4)
     assert there(bench) == [*LINKS, TEMPLATE]
     assert "✓ ETHUSDT" in bench.invoke("status").stdout
+
+    bench.invoke("provision", "--undo", "--yes")
+    assert there(bench) == []
+    assert shown(bench, ETH, "ActiveState") == ["inactive"]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from macd.host import durable, envfile, untrusted
+from macd.host import durable, envfile, own, untrusted
 from macd.host.deploy import byhand, ledger, locks, originals
 from macd.host.deploy.originals import Change, Entry, Kept, Step
 from macd.host.failure import HostError
@@ -362,6 +362,8 @@ def _undoing(layout: Layout, supervisor: Supervisor, kept: Kept) -> list[Step]:
     last = kept.last()
     units = [os.path.basename(p) for p in last if os.path.dirname(p) == here]
     gone = [u for u in units if last[os.path.join(here, u)]["kind"] == "absent"]
+    since = [u for u in own.read(layout).units if u not in units]  # came with a later deploy
+    units, gone = [*units, *since], [*gone, *since]
     ours = [u for u in units if byhand.is_ours(supervisor.unit_text(u))]
     steps = []
     stopped = [u for u in (*kept.switched, *ours) if u in ours and _is_up(supervisor, u)]
@@ -371,6 +373,9 @@ def _undoing(layout: Layout, supervisor: Supervisor, kept: Kept) -> list[Step]:
     for unit in gone:
         if supervisor.unit_text(unit) is not None:
             steps.append(Step("unit", unit, "disabled", partial(supervisor.disable, unit)))
+    for unit in gone:
+        if (unit in since and unit in ours) or supervisor.has_template(unit):
+            steps.append(Step("unit", unit, "removed", partial(supervisor.install, {unit: None})))
     steps += _written_beside(supervisor, kept)
     steps += _set_edits_aside(layout, supervisor, kept)
     steps += _of_switch(layout, supervisor, kept, kept.switched)

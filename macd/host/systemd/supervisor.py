@@ -108,9 +108,8 @@ class Supervisor:
     def unit_text(self, unit: str) -> str | None:
         """What is written for a unit; None: it is not there."""
         text = self._file_text(unit)
-        if text is None and _template_of(unit) and self._is_wanted(unit):
-            shared = self._file_text(_template_of(unit))
-            return shared if is_template(shared) else None
+        if text is None and self.has_template(unit) and self._is_wanted(unit):
+            return self._file_text(_template_of(unit))
         return text
 
     def _file_text(self, name: str) -> str | None:
@@ -125,6 +124,11 @@ class Supervisor:
     def _is_wanted(self, unit: str) -> bool:
         """Whether a link starts this unit with its target, as `systemctl enable` makes one."""
         return bool(self._links(glob.escape(unit)))
+
+    def has_template(self, unit: str) -> bool:
+        """Whether macd wrote the template of an instance, which may be enabled or not."""
+        template = _template_of(unit)
+        return bool(template) and is_template(self._file_text(template))
 
     def instances(self, base: str) -> list[str]:
         """The enabled instances of base@.service, by name."""
@@ -177,7 +181,7 @@ class Supervisor:
                 files[unit] = text
         for unit, text in units.items():
             template = _template_of(unit)
-            if text is None and template and is_template(self._file_text(template)):
+            if text is None and self.has_template(unit):
                 stem, _, kind = template.rpartition(".")
                 if not self._links(f"{glob.escape(stem)}?*.{kind}"):
                     files.setdefault(template, None)
