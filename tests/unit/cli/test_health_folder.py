@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,21 @@ def models(tmp_path: Path) -> Path:
 @pytest.fixture
 def unrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are run by the tests of modelfolder.py."""
-    real = childprocess.ask
+    real = childprocess.asked
 
-    def ask(command: str, question: dict[str, Any], limits: Any = childprocess.DEFAULT) -> Any:
+    @contextmanager
+    def asked(
+        command: str, question: dict[str, Any], limits: Any = childprocess.DEFAULT
+    ) -> Iterator[Callable[[], Any]]:
         if command.endswith("modelrun"):
-            return {"detail": "run", "wrong": []}
-        if command == "macd.app.predict folder":
-            return predict.answer("folder", question)
-        return real(command, question, limits)
+            yield lambda: {"detail": "run", "wrong": []}
+        elif command == "macd.app.predict folder":
+            yield lambda: predict.answer("folder", question)
+        else:
+            with real(command, question, limits) as answer:
+                yield answer
 
-    monkeypatch.setattr(childprocess, "ask", ask)
+    monkeypatch.setattr(childprocess, "asked", asked)
 
 
 def test_a_healthy_folder_ends_with_0(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
