@@ -228,8 +228,7 @@ def test_the_guards_timer_raises_stacking_in_steps_and_a_reboot_between_them(
 
 def test_a_step_on_which_stacking_is_proved_worse_is_the_last(trial: HostApp, gate: Path) -> None:
     """Every model answers on every bar; only what the bars became says that stacking is worse."""
-    log = f"{APP}/data/live/trades_{datetime.now(UTC):%Y%m%d}.jsonl"
-    trial.on_prod("rm", "-f", log)
+    trial.on_prod("rm", "-f", NEWEST)
     assert flip(trial, gate, "0")["outcome"] in ("already", "set")
     terms = {"steps": [25, 50, 100], "rule": {**RULE, "skill": "worse"}}
     assert flip(trial, gate, "1", every_s=3000.0, **terms)["weight"] == 25
@@ -237,12 +236,14 @@ def test_a_step_on_which_stacking_is_proved_worse_is_the_last(trial: HostApp, ga
     lines = signal_lines.skilled(330, end=datetime.now(UTC), release=trial.live)
     with taker(trial) as came:
         with session_of(trial) as session:
-            session.write(log, b"".join(map(signal_lines.encode, lines)))
+            session.write(NEWEST, b"".join(map(signal_lines.encode, lines)))
         trial.on_prod("systemctl", "start", GUARD)
         until_failed(trial)
         (message,) = came()
     assert "stacking is proved worse than the mean of the models: " in message["text"]
     assert (flags(trial), weights(trial)) == (("0", "0"), (0, 0))
+    with session_of(trial) as session:
+        session.write(NEWEST, b"")
 
 
 def until_raised(trial: HostApp, weight: int) -> None:
