@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pytest
 from macd.deploy.drift import about_stacking
 from macd.host.envfile import EnvFileError, readings, rewritten
 from macd.host.flag import guard_config
-from macd.host.flag.flag_file import FLAG
+from macd.host.flag.flag_file import BUILT_IN, FLAG
 from macd.host.layout import Layout
 from macd.host.store.signature import GATE_NAMESPACE
 from macd.journal import Journal
@@ -361,9 +362,8 @@ def critical(trial: HostApp) -> None:
 
 def standing(trial: HostApp) -> dict[str, Any]:
     with session_of(trial) as session:
-        told: dict[str, Any] = session.call(
-            "stacking", app=APP, unit=UNIT, scope="system", endpoint=ENDPOINT
-        )
+        asked = {"unit": UNIT, "scope": "system", "endpoint": ENDPOINT, "flag": asdict(BUILT_IN)}
+        told: dict[str, Any] = session.call("stacking", app=APP, **asked)
     return told
 
 

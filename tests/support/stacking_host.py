@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+from macd.host.flag.flag_file import BUILT_IN
 from macd.host.store.signature import GATE_NAMESPACE
 from macd.journal import Journal
 from macd.release.signing import sign
@@ -175,7 +177,7 @@ def end_guard(host: Place) -> None:
 
 def weights_now(host: Place) -> tuple[int | None, int | None, int | None]:
     """At the next start, in the process as the kernel has it, and as the service says."""
-    asked = {"unit": UNIT, "scope": "user", "endpoint": host.endpoint}
+    asked = {"unit": UNIT, "scope": "user", "endpoint": host.endpoint, "flag": asdict(BUILT_IN)}
     said = host.watching.call("stacking", app=str(host.app), **asked)["weight"]
     return said["next"], said["running"], host.facts()["health"].get("stacking_weight")
 
