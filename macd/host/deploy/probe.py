@@ -196,8 +196,8 @@ class Together(Prover):
         under_way = {self._main.unit: (self._main, main)}
         for prover in self._others:
             asked = runs_as_asked if self._all_as_asked else any_way
-            begun = prover.begin(release, manifest_sha256, [], runs_as_asked=asked)
-            under_way[prover.unit] = (prover, begun)
+            restart = prover.begin(release, manifest_sha256, [], runs_as_asked=asked)
+            under_way[prover.unit] = (prover, restart)
         self._proved = {}
         while time.monotonic() < deadline:
             for unit, (prover, restart) in list(under_way.items()):

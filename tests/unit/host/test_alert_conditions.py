@@ -76,6 +76,7 @@ HOLDS = [
     ("old", {"service": AGED, "bars_end": datetime(2026, 1, 1, tzinfo=UTC)}, "too old: "),
     ("features", {"features": DRIFTS}, "drift: 8.0 % of the features' values"),
     ("service", process(active="inactive", sub="dead"), "the service is inactive (success)"),
+    ("service", {"unit": "a@B", **process(active="failed", result="signal")}, "a@B is failed"),
     ("service", process(active="failed", result="exit-code"), "failed (exit-code)"),
     ("service", {"health": {"unreachable": "refused"}}, "does not answer: refused"),
     ("service", health(status="failed", last_error="disk full"), "failed: disk full"),

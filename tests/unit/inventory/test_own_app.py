@@ -48,7 +48,7 @@ def test_a_host_reads_what_the_inventory_says(tmp_path: Path) -> None:
     ours = ["macd-analysis.service", "macd-analysis-web.service", "macd-analysis-fills.service"]
     assert list(service.units) == ours
     assert parse(None) == BUILT_IN
-    assert parse('{"symbol": "BTCUSD"}') is BUILT_IN
+    assert parse('{"symbol": "BTCUSD"}') == BUILT_IN
 
 
 @pytest.mark.parametrize(
