@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from macd.app.train import cards, cluster
 from macd.app.train.cards import Cards
 from macd.app.train.engine import Resources, resources, run
 from macd.errors import MacdError
 from macd.host.jobs import software
+from tests.unit.app.train.test_engine import SHARED, fails, work
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,10 @@ def dies_always(job: int, shared: None, device: str) -> str:
     return "never"
 
 
+def threads(job: int, shared: None, device: str) -> tuple[str | None, int]:
+    return os.environ.get("OPENBLAS_NUM_THREADS"), torch.get_num_threads()
+
+
 def asks_cards(job: int, shared: None, device: str) -> Cards | None:
     return cards.known()
 
@@ -54,8 +60,12 @@ def asks_cards(job: int, shared: None, device: str) -> Cards | None:
 def test_a_local_cluster_serves_and_survives_a_killed_worker(
     quiet: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    quiet.delenv("OPENBLAS_NUM_THREADS", raising=False)
     use = resources("auto", 1, "ray")
     assert use == Resources(1, ("cpu",), 1)
+    _gives_the_same_numbers_and_words_as_joblib(use)
+    assert list(run(threads, [0], None, engine="ray", use=use)) == [(0, ("1", 1))]
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
     assert sorted(run(squares, [2, 3], 1, engine="ray", use=use)) == [
         (0, (5, "cpu")),
         (1, (10, "cpu")),
@@ -76,6 +86,18 @@ def test_a_local_cluster_serves_and_survives_a_killed_worker(
 
     cards.use(Cards(8 << 30, bf16=False))  # a cluster's, as every fit is told
     assert list(run(asks_cards, [0], None, engine="ray", use=use)) == [(0, cards.known())]
+
+
+def _gives_the_same_numbers_and_words_as_joblib(use: Resources) -> None:
+    """Beside what else is asked of a cluster: to start one takes longer than all of it."""
+    jobs = [3, 1, 4, 1]
+    by_ray, by_joblib = (
+        sorted(run(work, jobs, SHARED, engine=engine, use=use)) for engine in ("ray", "local")
+    )
+    assert by_ray == by_joblib
+    with pytest.raises(MacdError) as caught:
+        list(run(fails, [0, 1, 2], None, engine="ray", use=use))
+    assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
 
 
 def test_a_gpu_that_only_ray_sees_is_not_trained_on_in_silence(quiet: pytest.MonkeyPatch) -> None:

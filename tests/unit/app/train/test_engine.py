@@ -35,9 +35,9 @@ def fails(job: int, shared: None, device: str) -> int:
     return job
 
 
-def _all(jobs: list[int], use: Resources, engine: str = "local") -> list[tuple[float, str]]:
-    found = dict(run(work, jobs, SHARED, engine=engine, use=use))
-    return [found[i] for i in range(len(jobs))]
+def _all(jobs: list[int], use: Resources) -> list[tuple[float, str]]:
+    numbers = dict(run(work, jobs, SHARED, engine="local", use=use))
+    return [numbers[i] for i in range(len(jobs))]
 
 
 def test_one_worker_and_two_give_the_same_numbers_to_the_bit() -> None:
@@ -104,29 +104,6 @@ def test_ray_missing_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MacdError, match="needs the package ray") as caught:
         list(run(work, [1], SHARED, engine="ray", use=Resources(1)))
     assert "macd[ray]" in caught.value.hint
-
-
-def threads(job: int, shared: None, device: str) -> tuple[str | None, int]:
-    return os.environ.get("OPENBLAS_NUM_THREADS"), torch.get_num_threads()
-
-
-def test_ray_gives_the_same_numbers_and_words_as_joblib(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray  # noqa: PLC0415 - slow; in the extra `dev`: a test that skips proves nothing
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine never serves it
-    one = Resources(1)  # one worker: starting Ray is most of this test
-    try:
-        jobs = [3, 1, 4, 1]
-        assert _all(jobs, one, engine="ray") == _all(jobs, one)
-        assert list(run(threads, [0], None, engine="ray", use=one)) == [(0, ("1", 1))]
-        assert "OPENBLAS_NUM_THREADS" not in os.environ
-        with pytest.raises(MacdError) as caught:
-            list(run(fails, [0, 1, 2], None, engine="ray", use=one))
-        assert (caught.value.why, caught.value.hint) == ("rate too high", "lower it")
-    finally:
-        ray.shutdown()
 
 
 def test_a_ray_cluster_that_refuses_is_named_and_not_called_a_disk_problem(
