@@ -89,7 +89,7 @@ def failure(error: MacdError) -> dict[str, Any]:
 
 def unless_failed(answer: Mapping[str, Any]) -> dict[str, Any]:
     """The answer itself. Raises the MacdError that it tells of."""
-    if told := answer.get("error"):
-        told = dict(told)
-        raise MacdError(told.pop("what"), **{**told, "exit_code": ExitCode(told["exit_code"])})
+    if error := answer.get("error"):
+        error = dict(error)
+        raise MacdError(error.pop("what"), **{**error, "exit_code": ExitCode(error["exit_code"])})
     return dict(answer)

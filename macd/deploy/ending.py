@@ -20,11 +20,11 @@ _ASKED = {"expires": conditions.expires, "key": conditions.key, "old": condition
 
 
 def ending(state: HostState, now: float, days: float) -> dict[str, Alarm]:
-    """By name, what ends within so many days or has; without what the host's own look told.
+    """By name, what ends within so many days or has; without what the host reports by itself.
 
     now: epoch seconds.
     """
-    told = {str(alert.get("name")) for alert in state.alerts.get("open", ())}
+    reported = {str(alert.get("name")) for alert in state.alerts.get("open", ())}
     facts = Facts(
         now=now,
         live=state.live,
@@ -38,7 +38,7 @@ def ending(state: HostState, now: float, days: float) -> dict[str, Alarm]:
     return {
         name: answer
         for name, answer in answers.items()
-        if answer is not None and answer is not UNKNOWN and name not in told
+        if answer is not None and answer is not UNKNOWN and name not in reported
     }
 
 

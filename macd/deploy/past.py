@@ -140,8 +140,8 @@ def _ended(then: Then, entry: Entry) -> Then:
     fields = entry.fields
     result, live = fields.get("result"), fields.get("live")
     if result == LEFT and then.under_way:  # else the host said before how it ended
-        told = f"{then.under_way}; contact was given up, the host ends it by itself"
-        return replace(then, under_way=told)
+        outcome = f"{then.under_way}; contact was given up, the host ends it by itself"
+        return replace(then, under_way=outcome)
     then = replace(then, under_way="")
     if result in UNTOLD or "live" not in fields:
         return then
@@ -229,8 +229,8 @@ def missing(entries: Sequence[Entry]) -> list[str]:
         if entry.host and isinstance(number, int) and 0 < number < _MOST_ACTIVATIONS:
             numbers.setdefault(entry.host, set()).add(number)
     gaps = {
-        host: [n for n in range(min(told), max(told)) if n not in told]
-        for host, told in sorted(numbers.items())
+        host: [n for n in range(min(recorded), max(recorded)) if n not in recorded]
+        for host, recorded in sorted(numbers.items())
     }
     return [
         f"{host}: nothing tells of activation {', '.join(map(str, gap[:_SHOWN]))}"

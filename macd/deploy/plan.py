@@ -291,8 +291,8 @@ def _other_application(
         ("more", app.more, made_for.get("units", app.more)),
     ):
         if sorted(here) != sorted(there):
-            told = ", ".join(sorted(here)) or "none"
-            what = f"serve.{key}: the inventory has {told}; the release was made with "
+            listed = ", ".join(sorted(here)) or "none"
+            what = f"serve.{key}: the inventory has {listed}; the release was made with "
             what += ", ".join(sorted(there)) or "none"
             problems.append(Problem(what, "invoke release makes one with what the inventory says"))
     if current.no_directory:

@@ -335,25 +335,25 @@ def _dependency(case: Case) -> Finding:
 
 def _symbols(case: Case) -> Iterator[Finding]:
     """Of a service of several symbols, those whose models, bars or shares are not well."""
-    told = case.state.health.get("symbols")
-    if not isinstance(told, Mapping):
+    symbols = case.state.health.get("symbols")
+    if not isinstance(symbols, Mapping):
         return
     failed = {
         str(row["symbol"]): str(row["reasons"][0] if row["reasons"] else row["verdict"])
         for row in (case.report or {}).get("symbols", ())
         if row["verdict"] == FAIL
     }
-    for name, said in told.items():
+    for name, said in symbols.items():
         if not isinstance(said, Mapping) or said.get("ok") is not True:
             why = said.get("error") if isinstance(said, Mapping) else ""
             failed[str(name)] = str(why or "its models fail: it gets the base signal")
         elif said.get("stopped"):
             failed[str(name)] = "its bars have stopped"
     if not failed:
-        yield Finding("symbols", True, f"all {len(told)} have models that agree, and bars")
+        yield Finding("symbols", True, f"all {len(symbols)} have models that agree, and bars")
         return
     named = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
-    evidence = f"{len(failed)} of {len({*told, *failed})}: {named}"
+    evidence = f"{len(failed)} of {len({*symbols, *failed})}: {named}"
     remedy = "invoke shadow-gate --symbol shows one; invoke logs --grep bars_stopped"
     yield Finding("symbols", False, short(evidence), remedy)
 

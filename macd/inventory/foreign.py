@@ -53,9 +53,9 @@ def document(hosts: Sequence[ImportedHost], roles: Mapping[str, str], source: st
         "hosts:",
     ]
     for host in hosts:
-        told = [roles[name] for name in (host.name, *host.groups) if name in roles]
-        role = told[0] if told else host.role
-        lines.append(f"  {names[host.name]}:{'' if told else '  # the role is a guess'}")
+        stated = [roles[name] for name in (host.name, *host.groups) if name in roles]
+        role = stated[0] if stated else host.role
+        lines.append(f"  {names[host.name]}:{'' if stated else '  # the role is a guess'}")
         lines += [f"    # {note}" for note in host.notes]
         lines += [f"    {key}: {_yaml(value)}" for key, value in _keys(host, role, names)]
     lines += ["", "release: {}   # keys that sign releases: see production.example.yml", ""]

@@ -256,10 +256,10 @@ def _details(request: OwnRequest, tree: Path, copied: Mapping[str, str]) -> dict
 
 def metrics_of(run: Run | None) -> dict[str, float | None]:
     """The run's metrics by name; None for one that was not measured."""
-    told = run.metrics.get("own") if run else None
-    if not isinstance(told, Mapping):
+    metrics = run.metrics.get("own") if run else None
+    if not isinstance(metrics, Mapping):
         return {}
-    return {line(name, 64): value if is_number(value) else None for name, value in told.items()}
+    return {line(name, 64): value if is_number(value) else None for name, value in metrics.items()}
 
 
 def trained_with(run: Run | None) -> dict[str, Any] | None:

@@ -58,8 +58,8 @@ class Run(TrainingRun):
         try:
             return Run(**vars(read_run(place)), files=files)
         except DamagedFileError as error:
-            told = f"has a {below}{error.name} that can't be read"
-            raise _refused(self.directory, told, error.why) from error
+            problem = f"has a {below}{error.name} that can't be read"
+            raise _refused(self.directory, problem, error.why) from error
 
     @property
     def symbol(self) -> str:

@@ -180,8 +180,8 @@ def _curve(
     for where, value in [*curve.points, (0.0, None)]:
         if value is not None and math.isfinite(value):
             run.append((x(where), y(value)))
-            told = hint(f"{curve.label}: {place(where)}, {f'{value:.4g}'.replace('-', '−')}")
-            parts.append(tag("circle", told, cx=x(where), cy=y(value), r=5, class_="hover"))
+            label = hint(f"{curve.label}: {place(where)}, {f'{value:.4g}'.replace('-', '−')}")
+            parts.append(tag("circle", label, cx=x(where), cy=y(value), r=5, class_="hover"))
             continue
         if len(run) == 1:
             (cx, cy) = run[0]
@@ -248,8 +248,8 @@ def _day_by_day(curves: Sequence[Curve], x: Scale, top: float, bottom: float) ->
     bands = []
     for k, left, right in zip(at, edges, edges[1:], strict=False):
         day = date_of(curves[0].points[k][0])
-        told = [f"{c.label} {numbers.gain((c.points[k][1] or 0.0) - 1.0)}" for c in curves]
-        mark = hint(f"{day}: {', '.join(told)}")
+        gains = [f"{c.label} {numbers.gain((c.points[k][1] or 0.0) - 1.0)}" for c in curves]
+        mark = hint(f"{day}: {', '.join(gains)}")
         band = tag(
             "rect", mark, x=left, y=top, width=right - left, height=bottom - top, class_="hover"
         )

@@ -142,13 +142,13 @@ _WORST = ("bad", "warn", "good", "")
 
 def _sign(many: Sequence[Sign], at: float, y: float) -> str:
     worst = min(many, key=lambda sign: _WORST.index(sign.mood))
-    told = [sign.hint for sign in many[-_MOST_TOLD:]]
+    hints = [sign.hint for sign in many[-_MOST_TOLD:]]
     if len(many) > _MOST_TOLD:
-        told.insert(0, f"{len(many) - _MOST_TOLD} before, and:")
+        hints.insert(0, f"{len(many) - _MOST_TOLD} before, and:")
     count = tag("tspan", str(len(many)), class_="count") if len(many) > 1 else ""
     place = {"x": _percent(min(max(at, 0.01), 0.97)), "text_anchor": "middle"}
     mark = tag("text", escape(worst.mark) + count, y=y, class_=f"mark {worst.mood}", **place)
-    return tag("g", hint("\n".join(told)) + mark)
+    return tag("g", hint("\n".join(hints)) + mark)
 
 
 def _text(x: str, y: float, words: str, anchor: str, class_: str) -> str:

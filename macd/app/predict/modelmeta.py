@@ -176,20 +176,20 @@ def contradictions(meta: Meta) -> list[str]:
     """Counts of one document that can't all be true."""
     if meta.names and meta.count != len(meta.names):
         return [f"it names {len(meta.names)} features and says there are {meta.count}"]
-    told = []
+    problems = []
     if meta.count:
-        told = [
+        problems = [
             f"its scaler has {length} values, it says {meta.count} features"
             for length in _scaler_lengths(meta.document)
             if length not in (meta.count, meta.count * max(1, meta.seq))
         ]
     if meta.is_stacking and "format" not in meta.document:
-        told += [
+        problems += [
             f"it has {n} weights for {meta.inputs} inputs"
             for n in dict.fromkeys(n for k in _WEIGHT_KEYS for n in _lengths(meta.document.get(k)))
             if not meta.may_take(n)
         ]
-    return told
+    return problems
 
 
 def counts_of_bases(meta: Meta) -> Iterator[tuple[str, int]]:
@@ -212,8 +212,8 @@ def _bases(document: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _count(document: Mapping[str, Any]) -> int:
     """How many features it says that there are; 0 for nothing."""
-    told = next((n for key in _COUNT_KEYS if (n := _whole(document.get(key)))), 0)
-    return told or len(_names(document))
+    stated = next((n for key in _COUNT_KEYS if (n := _whole(document.get(key)))), 0)
+    return stated or len(_names(document))
 
 
 def _names(document: Mapping[str, Any]) -> tuple[str, ...]:

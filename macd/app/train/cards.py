@@ -94,15 +94,15 @@ def arithmetic(device: str, features: int) -> Arithmetic:
     """
     if not device.startswith("cuda"):
         return CPU
-    told = known()
-    precision = "bf16" if (told.bf16 if told else _all_honour_bf16()) else "fp32"
+    cards = known()
+    precision = "bf16" if (cards.bf16 if cards else _all_honour_bf16()) else "fp32"
     return Arithmetic(precision, prediction_batch(smallest_card(), 4 * SEQ * features))
 
 
 def smallest_card() -> int:
     """Bytes of the smallest CUDA card of this machine, or of the cluster that is used."""
-    told = known()
-    return told.memory if told else _smallest_here()
+    cards = known()
+    return cards.memory if cards else _smallest_here()
 
 
 @lru_cache(maxsize=1)
