@@ -17,10 +17,13 @@ pytestmark = pytest.mark.hosts
 
 def test_systemd_is_pid_1_and_up(hosts: Hosts) -> None:
     for host in hosts.each():
-        done = host.ssh("cat /proc/1/comm; systemctl is-system-running; id -un; hostname")
+        done = host.ssh("cat /proc/1/comm; id -un; hostname; systemctl is-system-running")
+        *of_it, state = done.stdout.split()
+        assert of_it == ["systemd", host.user, host.machine.name]
+        assert state in ("running", "degraded")
         failed = host.exec("systemctl", "list-units", "--failed", "--plain", "--no-legend")
-        wanted = ["systemd", "running", host.user, host.machine.name]
-        assert done.stdout.split() == wanted, failed
+        # A login of an earlier test that ends on a busy machine may end badly.
+        assert [line for line in failed.splitlines() if "user@" not in line] == []
 
 
 def test_h800_has_no_way_in_but_jump(hosts: Hosts) -> None:
