@@ -102,6 +102,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shelf
 
 
+@pytest.mark.slow
 def test_a_lock_is_resolved_once_and_then_needs_nothing(offline: Path, tmp_path: Path) -> None:
     house = Wheelhouse(tmp_path / "house")
     pins = tmp_path / "constraints.txt"
@@ -119,6 +120,7 @@ def test_a_lock_is_resolved_once_and_then_needs_nothing(offline: Path, tmp_path:
         house.resolve(["tiny-thing>=1"], DEBIAN, pins)
 
 
+@pytest.mark.slow
 def test_another_question_is_another_lock(offline: Path, tmp_path: Path) -> None:
     house = Wheelhouse(tmp_path / "house")
     pins = tmp_path / "constraints.txt"
@@ -134,6 +136,7 @@ def test_another_question_is_another_lock(offline: Path, tmp_path: Path) -> None
     assert stat.S_ISDIR(os.stat(kept[0]).st_mode)  # noqa: PTH116
 
 
+@pytest.mark.slow
 def test_a_package_without_a_wheel_that_fits_is_named(offline: Path, tmp_path: Path) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text("")
@@ -158,6 +161,7 @@ def _locked(top: Path, text: str, target: Target = DEBIAN, **others: str) -> lis
     return [f"{wheel.name}=={wheel.version}" for wheel in lock.wheels if wheel.name != "pip"]
 
 
+@pytest.mark.slow
 def test_ranges_constraints_and_files_in_files(offline: Path, tmp_path: Path) -> None:
     for version in ("1.0", "1.4", "2.0"):
         put(offline, "numbers", version)
@@ -169,6 +173,7 @@ def test_ranges_constraints_and_files_in_files(offline: Path, tmp_path: Path) ->
     assert made == ["frames==3.1", "numbers==1.4", "speed==0.1", "tiny-thing==1.5"]
 
 
+@pytest.mark.slow
 def test_markers_are_those_of_the_host(offline: Path, tmp_path: Path) -> None:
     old, new, arm = "python_version < '3.9'", "python_version >= '3.9'", "platform_machine"
     put(offline, "for-old", "1.0")
@@ -181,6 +186,7 @@ def test_markers_are_those_of_the_host(offline: Path, tmp_path: Path) -> None:
     assert _locked(tmp_path, text, other) == ["for-arm==1.0", "for-old==1.0", "frames==1"]
 
 
+@pytest.mark.slow
 def test_hashes_in_the_file_are_required(offline: Path, tmp_path: Path) -> None:
     wheel = put(offline, "numbers", "1.0")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -191,6 +197,7 @@ def test_hashes_in_the_file_are_required(offline: Path, tmp_path: Path) -> None:
     assert "requirements.txt" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_wheels_of_a_directory_in_the_source(offline: Path, tmp_path: Path) -> None:
     put(tmp_path / "wheels", "ours", "7", modules={"ours.py": "X = 1\n"})
     assert _locked(tmp_path, "--find-links wheels\nours\n") == ["ours==7"]
@@ -200,6 +207,7 @@ def test_wheels_of_a_directory_in_the_source(offline: Path, tmp_path: Path) -> N
         _locked(tmp_path, "--find-links wheels\nours\n")
 
 
+@pytest.mark.slow
 def test_asked_again_nothing_is_needed(offline: Path, tmp_path: Path) -> None:
     first = _locked(tmp_path, "tiny-thing>1\n")
     for path in offline.iterdir():
@@ -207,6 +215,7 @@ def test_asked_again_nothing_is_needed(offline: Path, tmp_path: Path) -> None:
     assert _locked(tmp_path, "tiny-thing>1\n") == first
 
 
+@pytest.mark.slow
 def test_a_pip_of_theirs_is_not_installed(offline: Path, tmp_path: Path) -> None:
     put(offline, "pip", "20.0")
     asked = _asked(tmp_path, "pip<21\ntiny-thing\n")
@@ -214,6 +223,7 @@ def test_a_pip_of_theirs_is_not_installed(offline: Path, tmp_path: Path) -> None
     assert [(w.name, w.version) for w in lock.wheels] == [("pip", "25.3"), ("tiny-thing", "1.5")]
 
 
+@pytest.mark.slow
 def test_a_package_that_is_there_as_source_only_is_named(offline: Path, tmp_path: Path) -> None:
     with tarfile.open(offline / "oldschool-1.0.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("oldschool-1.0/setup.py"))
@@ -226,6 +236,7 @@ def test_a_package_that_is_there_as_source_only_is_named(offline: Path, tmp_path
     assert "pip wheel --no-deps oldschool" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_wheels_for_others_and_versions_that_are_not_there(offline: Path, tmp_path: Path) -> None:
     put(offline, "native", "1.0", tag="cp39-cp39-win_amd64")
     with pytest.raises(MacdError, match="native has no wheel for Python") as caught:
@@ -236,6 +247,7 @@ def test_wheels_for_others_and_versions_that_are_not_there(offline: Path, tmp_pa
     assert "tiny-thing 1.5; asked for is tiny-thing>=9" in caught.value.why
 
 
+@pytest.mark.slow
 def test_two_that_want_different_things(offline: Path, tmp_path: Path) -> None:
     put(offline, "numbers", "1.0")
     put(offline, "numbers", "2.0")
@@ -246,6 +258,7 @@ def test_two_that_want_different_things(offline: Path, tmp_path: Path) -> None:
     assert "one 1 depends on numbers<2" in caught.value.why
 
 
+@pytest.mark.slow
 def test_a_password_of_an_index_is_never_shown(offline: Path, tmp_path: Path) -> None:
     text = "--index-url http://jun:hunter2@127.0.0.1:9/simple\n--no-index\nnone-such\n"
     with pytest.raises(MacdError) as caught:

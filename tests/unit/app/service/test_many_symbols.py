@@ -30,6 +30,7 @@ from tests.support import several_symbols
 from tests.support.several_symbols import SYMBOLS
 from tests.support.training_run import SAMPLE
 
+pytestmark = pytest.mark.slow
 HOUR = 3_600_000
 BARS = {
     name: bars_of(name, several_symbols.bars_of(name, read_bars(SAMPLE)[: NEED + 40]))
