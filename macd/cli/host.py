@@ -11,6 +11,7 @@ from macd.errors import ExitCode, MacdError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
+    from macd.inventory.document import Problem
     from macd.ssh.facts import Disk, Facts, Gpu
     from macd.ssh.ssh import Shown
     from macd.ssh.sshconfig import Hop
@@ -23,11 +24,14 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
     Connects to nothing.
     """
     from macd.inventory import load
-    from macd.release import described
 
     inv = load(inventory)
     rows = [_row(host, inv) for host in inv.hosts.values()]
-    wrong = described.problems(inv)
+    wrong: list[Problem] = []
+    if inv.app is not None:
+        from macd.release import described  # slow to import
+
+        wrong = described.problems(inv)
     if json:
         app = [asdict(problem) for problem in wrong]
         emit(
