@@ -36,8 +36,11 @@ _VALUELESS = re.compile(r"Flag <Argument: ([\w-]+).*> needed value")
 _MISSING = re.compile(r"'([\w.-]+)' did not receive required positional arguments: (.*)")
 
 
-def install(tasks: Collection[str]) -> None:
-    """Patch the running `invoke`. Called once by tasks.py, with the names of all tasks."""
+def install(tasks: Collection[str] = ()) -> None:
+    """Patch the running `invoke`. Called once by tasks.py.
+
+    tasks: the names of all, where tasks.py loads only those that were typed.
+    """
     original, lists = Program.parse_tasks, Program.parse_cleanup
     if getattr(original, _MARK, False):
         return
@@ -52,7 +55,8 @@ def install(tasks: Collection[str]) -> None:
             context = error.context
             task = (context.name or "") if context else ""
             flags = context.flags if context and task else ()
-            raise _end(typed, usage_error(str(error), task, tasks, flags)) from error
+            known = tasks or self.collection.task_names
+            raise _end(typed, usage_error(str(error), task, known, flags)) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
             typed_value = str(error).rpartition(": ")[2]
             wrong = usage_error(f"an option here takes a number, and {typed_value} is none")
