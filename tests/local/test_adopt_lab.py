@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from macd.lab import LabState
-from macd.ssh.session import open_session
 from tests.support import their_app
 from tests.support.lab_project import Project
 
@@ -62,9 +61,7 @@ class ByHand:
             self.systemctl(*words)
 
     def systemctl(self, *words: str) -> str:
-        with open_session(self.made.inventory.host("prod"), self.made.inventory) as session:
-            said = session.run(["systemctl", "--user", *words]).stdout
-        return said.decode() if isinstance(said, bytes) else str(said)
+        return self.made.systemctl(*words)
 
     @property
     def pid(self) -> int:

@@ -14,7 +14,6 @@ import pytest
 
 from macd.lab import LabState
 from macd.lab.processes import marked
-from macd.ssh.session import open_session
 from tests.support.lab_project import Project, project
 from tests.support.receiver import Receiver, receiving
 
@@ -77,11 +76,6 @@ def loops(lab: LabState, made: Project) -> list[int]:
     return found
 
 
-def systemctl(made: Project, *words: str) -> None:
-    with open_session(made.inventory.host("prod"), made.inventory) as session:
-        session.run(["systemctl", "--user", *words])
-
-
 def texts(receiver: Receiver) -> list[str]:
     return [got["content"]["text"] for _, _, got in receiver.got]
 
@@ -109,7 +103,7 @@ def test_a_stopped_service_is_told_once_and_its_end_once(
     until(lambda: "none; the last look: " in made.invoke("status"))
     assert texts(receiver) == []
 
-    systemctl(made, "stop", "alerts-a.service")
+    made.systemctl("stop", "alerts-a.service")
     until(lambda: len(receiver.got) == 1)
     assert "began: service: the service is inactive" in texts(receiver)[0]
     told = made.invoke("status", code=1)
@@ -123,7 +117,7 @@ def test_a_stopped_service_is_told_once_and_its_end_once(
     assert "started: unit alerts-a-alerts.timer" in made.invoke("provision", "--yes")
     until(lambda: len(loops(lab, made)) == 1)
     until(lambda: len(receiver.got) == 2, receiver.got)
-    systemctl(made, "start", "alerts-a.service")
+    made.systemctl("start", "alerts-a.service")
     until(lambda: len(receiver.got) == 3)
     looked = json.loads(state.read_text())["checked"]
     until(lambda: json.loads(state.read_text())["checked"] > looked)

@@ -18,7 +18,6 @@ from macd.app.service.predictor import Predictor
 from macd.app.service.settings import flags
 from macd.inventory import load
 from macd.lab import LabState
-from macd.ssh.session import open_session
 from tests.support import small_releases
 from tests.support.deployed_app import bolder
 from tests.support.lab_project import Project, project
@@ -46,9 +45,7 @@ def bench(lab: LabState, tmp_path: Path) -> Iterator[Project]:
     env = made.app / ".env"
     env.write_text(env.read_text() + "ML_STACKING_MIN_SAMPLES=0\n")
     yield Project(made.root, made.lab, load("lab", root=made.root))
-    host = made.inventory.host("prod")
-    with open_session(host, made.inventory) as session:
-        session.run(["systemctl", "--user", "stop", f"{host.unit}.service"])
+    made.systemctl("stop", "c.service")
 
 
 def lines(bench: Project, of: str, count: int, after: int = 0) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import pytest
 
 from macd.app.predict import health
 from macd.lab import LabState
-from macd.ssh.session import open_session
 from tests.support.constant_model import make_constant
 from tests.support.deployed_app import App, make_app
 from tests.support.lab_project import Project, project
@@ -43,8 +42,8 @@ class Running:
     def restart(self, lines: int) -> None:
         """Start it anew and wait until it wrote that many lines more."""
         before = self._count()
-        self._systemctl("daemon-reload")
-        self._systemctl("restart", f"{self.unit}.service")
+        self.project.systemctl("daemon-reload")
+        self.project.systemctl("restart", f"{self.unit}.service")
         deadline = time.monotonic() + PATIENCE_S
         while self._count() < before + lines:
             assert time.monotonic() < deadline, self._count() - before
@@ -56,12 +55,7 @@ class Running:
 
     def stop(self) -> None:
         """Its replay would take CPU time from every test that follows."""
-        self._systemctl("stop", f"{self.unit}.service")
-
-    def _systemctl(self, *words: str) -> None:
-        host = self.project.inventory.host("prod")
-        with open_session(host, self.project.inventory) as session:
-            session.run(["systemctl", "--user", *words])
+        self.project.systemctl("stop", f"{self.unit}.service")
 
     def _count(self) -> int:
         logs = (self.app.root / "data/live").glob("trades_*.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 from macd.inventory import Inventory, load, project_root
 from macd.lab import LabState
 from tests.support import commands, small_releases
+from tests.support.openssh import ssh
 
 TASKS = """
 from invoke import Collection
@@ -56,6 +58,12 @@ class Project:
         return small_releases.make(
             self.inventory, serial, variant, extra=extra, package=package, details=details
         )
+
+    def systemctl(self, *words: str) -> str:
+        """What the host's `systemctl --user` says; without an agent, which costs ten times more."""
+        return ssh(
+            self.lab.ssh_config, "prod", shlex.join(["systemctl", "--user", *words])
+        ).stdout.decode()
 
     def runtime_says(self, code: str) -> str:
         """What the live release's own Python prints."""
