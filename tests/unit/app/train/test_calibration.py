@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import polars as pl
 import pytest
@@ -143,3 +147,15 @@ def test_calibration_keeps_the_side_and_the_logit_scales(p: float, slope: float)
     expected = np.clip(slope * float(log_odds(p)), -SUREST, SUREST)
     rounded = 1e-9 + 1e-15 / (1 - made)  # near 1 a double has few digits left
     assert np.log(made / (1 - made)) == pytest.approx(expected, abs=rounded)
+
+
+def test_sums_are_split_alike_on_machines_of_any_size() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    asked = (
+        "import macd.app.train.calibration, threadpoolctl as t;"
+        "print({i['num_threads'] for i in t.threadpool_info() if i['user_api'] == 'blas'})"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], check=True, env=environment, capture_output=True
+    )
+    assert ran.stdout.strip() == b"{1}"
