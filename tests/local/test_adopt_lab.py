@@ -77,6 +77,13 @@ class ByHand:
         paths += sorted(self.units.rglob(f"*{NAME}*"))
         return {str(path): _looks(path) for path in dict.fromkeys(paths)}
 
+    def remove(self) -> None:
+        """Take the service away: `invoke init` of another file must not meet it."""
+        self.systemctl("disable", "--now", NAME)
+        for path in self.units.glob(f"{NAME}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.systemctl("daemon-reload")
+
     def settle(self) -> None:
         deadline = time.monotonic() + 120
         while not self.pid:
@@ -103,7 +110,7 @@ def theirs(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     theirs.put()
     theirs.settle()
     yield theirs
-    theirs.systemctl("stop", NAME)
+    theirs.remove()
 
 
 def test_it_is_said_what_changes_and_nobody_adopts_unasked(theirs: ByHand) -> None:

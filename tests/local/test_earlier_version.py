@@ -8,6 +8,7 @@ provisions the host and deploys to it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -74,6 +75,12 @@ def earlier(lab: LabState, tmp_path: Path) -> Earlier:
     lines = inventory.read_text().splitlines(keepends=True)
     later = ("stacking_vs_mean", "policy:")
     inventory.write_text("".join(line for line in lines if not any(key in line for key in later)))
+    templates = made.root / "templates"
+    today = templates.resolve()
+    templates.unlink() if templates.is_symlink() else shutil.rmtree(templates)
+    shutil.copytree(today, templates)
+    unit = templates / "service.unit.j2"  # it knows no instances either
+    unit.write_text("{% set instances = false %}\n" + unit.read_text())
     return Earlier(tmp_path / "earlier", made)
 
 

@@ -97,7 +97,7 @@ def free_ports() -> Ports:
 
 def alone(name: str) -> dict[str, Any]:
     """Changes for `project`: ports and words of its own, for others of it run beside."""
-    ports = free_ports.__wrapped__()
+    ports = Ports(kept(f"health of {name}"), kept(f"web of {name}"))
     return {
         "serve__command": f"python3 live_runner.py --phase paper --symbol {name}",
         "serve__ready": {"http": f"http://127.0.0.1:{ports.health}/health"},
