@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,10 +24,13 @@ namespace = Collection(host.facts)
 
 @pytest.fixture
 def project(lab: LabState, tmp_path: Path) -> Path:
-    """A project whose inventory is the shipped one, read for the session's lab."""
+    """A project with the shipped inventory but for a directory, read for the session's lab."""
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "inventory").mkdir()
-    shutil.copy(project_root() / "inventory" / "lab.yml", tmp_path / "inventory")
+    shipped = (project_root() / "inventory" / "lab.yml").read_text()
+    text = shipped.replace("work_dir: ~/work/", "work_dir: ~/work/never-used-")
+    assert text != shipped  # tests of other files train on this lab
+    (tmp_path / "inventory/lab.yml").write_text(text)
     (tmp_path / ".lab").symlink_to(lab.root / ".lab")
     return tmp_path
 
