@@ -16,6 +16,7 @@ from tests.support import commands, their_app
 def test_a_first_inventory_says_what_the_host_and_the_repository_have(
     lab: LabState, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    their_app.remove_all(lab)  # other files share the lab, and init takes what runs this repository
     ports = their_app.free_ports()
     by_hand = their_app.install_by_hand(lab, "handmade", ports)
     request.addfinalizer(by_hand.remove)

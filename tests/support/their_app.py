@@ -228,9 +228,10 @@ class ByHand:
 
     def remove(self) -> None:
         """Stop its units and take them away; whose they are now does not matter."""
-        for end in ("-web", ""):
-            self.systemctl("disable", "--now", f"{self.unit}{end}.service")
-        for path in (self.lab.hosts["prod"].home / ".config/systemd/user").glob(f"{self.unit}*"):
+        units = self.lab.hosts["prod"].home / ".config/systemd/user"
+        for path in units.glob(f"{self.unit}*.service"):
+            self.systemctl("disable", "--now", path.name)
+        for path in units.glob(f"{self.unit}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.systemctl("daemon-reload")
 
@@ -272,6 +273,14 @@ def install_by_hand(lab: LabState, name: str, ports: Ports) -> ByHand:
     for address in (f"{ports.health}/health", f"{ports.web}/"):
         eventually(lambda at=address: _answers(f"http://127.0.0.1:{at}"), every=0.2)  # type: ignore[misc]
     return made
+
+
+def remove_all(lab: LabState) -> None:
+    """Take away from prod every unit that runs it, whoever made the unit."""
+    units = lab.hosts["prod"].home / ".config/systemd/user"
+    for path in sorted(units.glob("*.service")):
+        if path.exists() and "live_runner.py" in path.read_text():
+            ByHand(lab, units, path.stem).remove()
 
 
 def _answers(url: str) -> bool:
