@@ -164,6 +164,8 @@ def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
 
 
 def show_status(status: Mapping[str, Any], progress: Progress) -> None:
+    from macd.jobs.progress import minutes
+
     print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
     if status["state"] == "RUNNING":
         print(f"  {safe(progress.line())}")
@@ -197,12 +199,6 @@ def show_last_seen(events: list[dict[str, Any]]) -> None:
     if events:
         at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(Progress().after(events).at))
         print(f"last seen {at}: {safe(Progress().after(events).line())}")
-
-
-def minutes(seconds: float) -> str:
-    """75 becomes 1:15."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def next_command(result: Mapping[str, Any]) -> str:

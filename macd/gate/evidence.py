@@ -45,7 +45,7 @@ def choose(pulled: Pulled, start: datetime) -> list[Source]:
 
     A file is named after the day its lines were written, or the one before.
     """
-    first = f"trades_{start - _DAY:%Y%m%d}.jsonl"
+    first = logname.name_of(f"{start - _DAY:%Y%m%d}")
     later = [name for name in pulled.names if name >= first]
     before = logname.newest_of_each(name for name in pulled.names if name < first)
     paths = [pulled.directory / name for name in (*before, *later)]
@@ -110,7 +110,8 @@ def problems(
         replaced: analysed logs that are not the files that were fetched before.
         gone: logs that were fetched before and are not on the host any more, of any day.
     """
-    began = f"trades_{datetime.fromtimestamp(analysis.window.start / 1000, UTC):%Y%m%d}.jsonl"
+    begins = datetime.fromtimestamp(analysis.window.start / 1000, UTC)
+    began = logname.name_of(f"{begins:%Y%m%d}")
     lost = [f"{name} is not on the host any more" for name in gone if name >= began][:_MOST_NAMED]
     whole, newest = analysis.whole, analysis.newest
     if newest is None:

@@ -55,7 +55,7 @@ class Progress:
         if self.share is not None:
             parts.append(f"{100 * self.share:.0f} %")
         if self.eta_s is not None and self.share != 1:
-            parts.append(f"ETA {_minutes(self.eta_s)}")
+            parts.append(f"ETA {minutes(self.eta_s)}")
         if self.said:
             parts.append(self.said)
         return "  ".join(parts)
@@ -122,6 +122,7 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
+    """75 becomes 1:15."""
     whole = max(0, round(seconds))
     return f"{whole // 60}:{whole % 60:02d}"

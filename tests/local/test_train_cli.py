@@ -17,22 +17,14 @@ import pytest
 
 from macd.app.market.bars import read_bars, write_bars
 from macd.app.train.events import read_events
+from tests.support.training_run import SMALLEST
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "data/sample/BTCUSD_1h_2017-2019.parquet"
 ENVIRONMENT = {**os.environ, "ML_STACKING_MIN_SAMPLES": "100", "OMP_NUM_THREADS": "1"}
-SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = SMALLEST | {
     "stages": ["verify", "lgbm", "lstm", "tft", "stacking"],
-    "folds": 2,
-    "initial": 0.3,
-    "surrogates": 1,
-    "workers": 1,
-    "device": "cpu",
-    "params": {
-        "lgbm": {"rounds": 5},
-        "lstm": {"hidden": 8, "projection": 8, "epochs": 2, "rows_per_epoch": 256},
-        "tft": {"width": 8, "attention_heads": 2, "epochs": 1, "rows_per_epoch": 256},
-    },
+    "params": SMALLEST["params"] | {"lstm": SMALLEST["params"]["lstm"] | {"epochs": 2}},
 }
 LIMIT_S = 400.0
 # Dies by itself: right after the n-th checkpoint or finished fit that it puts down in stage lstm,

@@ -280,7 +280,7 @@ class CcxtFeed:
 
     def _corrected(self, name: str, page: Sequence[Bar]) -> list[Corrected]:
         """Which of the bars handed over last are others now; of each it is said once."""
-        since = self._newest[name] - (_RECHECKED - 1) * self._settings.step
+        since = self._since(name)
         before = {ms: bar for ms, bar in self._recheck[name].items() if ms >= since}
         changed = [
             Corrected(bar, before[bar.open_ms])

@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from macd.host import durable, own, untrusted
+from macd.host import durable, logname, own, untrusted
 from macd.host.judge import by_symbol, drift, gate, reading, skill
 from macd.host.judge import own as judge_own
 from macd.host.judge.analyse import Analysis, Earlier, Window
@@ -344,7 +344,7 @@ def _read(live: Path, watch: Mapping[str, Any], begins: Sequence[int], end: int)
         BySymbol(Window(begin, end, watch["release"], compared_from=compared), symbols, _MOST_BARS)
         for begin, compared in zip(begins, froms, strict=True)
     ]
-    first = f"trades_{datetime.fromtimestamp(watch['since'], UTC):%Y%m%d}.jsonl"
+    first = logname.name_of(f"{datetime.fromtimestamp(watch['since'], UTC):%Y%m%d}")
     logs = _logs(live)
     sources = [source for source in logs if source.name >= first]
     earlier = reading.before(logs, sources, watch["release"])
