@@ -53,7 +53,7 @@ class Dropin:
 
 
 @dataclass(frozen=True)
-class Found:
+class ManualUnit:
     """A unit that macd did not write. settings: of [Service], drop-ins included, by name."""
 
     unit: str
@@ -89,10 +89,10 @@ def is_ours(text: str | None) -> bool:
     return (text or "").startswith(_OURS)
 
 
-def look(supervisor: Supervisor, units: Sequence[str]) -> list[Found]:
+def look(supervisor: Supervisor, units: Sequence[str]) -> list[ManualUnit]:
     """The units of these names that systemd knows and macd did not write, in their order."""
     dropins = supervisor.dropins(units)
-    found = []
+    manual_units = []
     for unit in units:
         path = supervisor.fragment(unit)
         text = durable.text(path) if path else None
@@ -108,8 +108,10 @@ def look(supervisor: Supervisor, units: Sequence[str]) -> list[Found]:
         )
         ordered = sorted((one.path for one in beside), key=os.path.basename)
         texts = [text, *(durable.text(one) or "" for one in ordered)]
-        found.append(Found(unit, path, text, _settings(texts), beside, supervisor.show(unit)))
-    return found
+        manual_units.append(
+            ManualUnit(unit, path, text, _settings(texts), beside, supervisor.show(unit))
+        )
+    return manual_units
 
 
 def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -140,7 +142,10 @@ def _variables_in(path: str) -> set[str]:
 
 
 def variables(
-    layout: Layout, supervisor: Supervisor, found: Sequence[Found], wanted: Mapping[str, str | None]
+    layout: Layout,
+    supervisor: Supervisor,
+    manual_units: Sequence[ManualUnit],
+    wanted: Mapping[str, str | None],
 ) -> Variables:
     """The variables that the first deploy would take from the service, were they not in .env.
 
@@ -149,13 +154,13 @@ def variables(
     text = durable.text(layout.env) or ""
     present = _read(text.encode("utf-8", "surrogateescape"))
     has: dict[str, str] = {}
-    for one in reversed(found):
+    for one in reversed(manual_units):
         if one.unit.endswith(".service"):
             has.update(_given(layout, supervisor, one.unit, present))
             set_there = _settings([wanted.get(one.unit) or ""]).get("Environment", [])
             for name in _names(set_there):
                 has.pop(name, None)
-    exported = envfile.exported(text.encode("utf-8", "surrogateescape")) if found else {}
+    exported = envfile.exported(text.encode("utf-8", "surrogateescape")) if manual_units else {}
     has = {**{k: v for k, v in exported.items() if k not in present}, **has}
     taken, left = {}, {}
     for name, value in has.items():
@@ -195,7 +200,7 @@ def _read(data: bytes) -> dict[str, str]:
 
 
 def words(
-    found: Sequence[Found],
+    manual_units: Sequence[ManualUnit],
     wanted: Mapping[str, str | None],
     given: Variables,
     *,
@@ -210,7 +215,7 @@ def words(
     directories that become the account's.
     """
     said: list[str] = []
-    for one in found:
+    for one in manual_units:
         said += _about(one, wanted.get(one.unit) or "", account, app, data)
     if given.taken:
         said.append(f"variables that go into .env, values not shown: {', '.join(given.taken)}")
@@ -218,14 +223,16 @@ def words(
         names = ", ".join(given.clashes)
         said.append(f"of these .env has another value today, and the unit's counts: {names}")
     said += [f"variable {name} does not go into .env: {why}" for name, why in given.left.items()]
-    for dropin in (dropin for one in found for dropin in one.dropins):
+    for dropin in (dropin for one in manual_units for dropin in one.dropins):
         said.append(_about_dropin(dropin, gone=dropin.path in aside))
     if account:
         said += _about_owners(data, account)
     return said
 
 
-def _about(one: Found, wanted: str, account: str, app: str, data: Sequence[str]) -> Iterator[str]:
+def _about(
+    one: ManualUnit, wanted: str, account: str, app: str, data: Sequence[str]
+) -> Iterator[str]:
     pid = one.process.pid
     runs = f"it goes on as pid {pid} until" if pid else "it does not run;"
     yield f"{one.unit} was put there by hand ({one.path}); {runs} the first deploy takes its place"
@@ -302,7 +309,7 @@ def processes(
         return []
     ours = {process.pid for unit in units if (process := supervisor.show(unit)).pid}
     programs = [program for words in commands if (program := _program(words))]
-    found = []
+    running = []
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         pid = int(name)
         with contextlib.suppress(OSError):
@@ -321,8 +328,8 @@ def processes(
             by, do, unit = _keeper(pid, units)
             if by:
                 apart = bool(unit) and not here
-                found.append({**_process(pid, words, cwd), "by": by, "do": do, "apart": apart})
-    return found
+                running.append({**_process(pid, words, cwd), "by": by, "do": do, "apart": apart})
+    return running
 
 
 def _counts(scope: str, cwd: str) -> bool:

@@ -15,7 +15,7 @@ _OF_A_SYMBOL = ("last_bar", "stacking", "age", "challenger", "seq")
 
 
 @dataclass(frozen=True)
-class Found:
+class InstanceState:
     """An instance: its process, what its endpoint answered ({"unreachable": why} for nothing), and
     why that does not prove that it serves the live release well ("" if it does).
     """
@@ -27,7 +27,7 @@ class Found:
     wrong: str
 
 
-def together(found: Sequence[Found], since: Mapping[str, float]) -> dict[str, Any]:
+def together(instances: Sequence[InstanceState], since: Mapping[str, float]) -> dict[str, Any]:
     """As the health document of one process, the main instance's where all must agree.
 
     symbols: the state of each. units: by name pid, active, since (seconds that it has run), wrong.
@@ -40,44 +40,46 @@ def together(found: Sequence[Found], since: Mapping[str, float]) -> dict[str, An
             "since": since.get(one.unit),
             "wrong": one.wrong,
         }
-        for one in found
+        for one in instances
     }
-    wrong = "; ".join(f"{one.unit}: {one.wrong}" for one in found if one.wrong)
-    answers = [one.answer for one in found if "unreachable" not in one.answer]
+    wrong = "; ".join(f"{one.unit}: {one.wrong}" for one in instances if one.wrong)
+    answers = [one.answer for one in instances if "unreachable" not in one.answer]
     if not answers:
         return {"unreachable": wrong, "units": units}
     first = answers[0]
     starting = any(answer.get("status") == "starting" for answer in answers)
     bars = [str(answer["last_bar"]) for answer in answers if answer.get("last_bar")]
     errors = [
-        f"{one.symbol}: {one.answer['last_error']}" for one in found if one.answer.get("last_error")
+        f"{one.symbol}: {one.answer['last_error']}"
+        for one in instances
+        if one.answer.get("last_error")
     ]
     return {
         **{name: first.get(name) for name in ("release", "manifest_sha256", "pid", "flags")},
         "status": "starting" if wrong and starting else "failed" if wrong else "ok",
-        "golden": _golden(found),
-        "models": {one.symbol: one.wrong for one in found if one.wrong} or {"all": "ok"},
+        "golden": _golden(instances),
+        "models": {one.symbol: one.wrong for one in instances if one.wrong} or {"all": "ok"},
         "stacking": _same([answer.get("stacking") for answer in answers], "off"),
         "stacking_weight": _same([answer.get("stacking_weight") for answer in answers], None),
         "started": max(str(answer.get("started") or "") for answer in answers) or None,
         "feed": _feed(answers),
         "last_bar": max(bars, default=None),
         "last_error": wrong or "; ".join(errors) or None,
-        "symbols": {one.symbol: _symbol(one) for one in found},
+        "symbols": {one.symbol: _symbol(one) for one in instances},
         "units": units,
     }
 
 
-def _symbol(one: Found) -> dict[str, Any]:
+def _symbol(one: InstanceState) -> dict[str, Any]:
     said = {name: one.answer[name] for name in _OF_A_SYMBOL if one.answer.get(name) is not None}
     return {"ok": not one.wrong, **said, **({"error": one.wrong} if one.wrong else {})}
 
 
-def _golden(found: Sequence[Found]) -> dict[str, Any]:
-    said = {one.symbol: one.answer.get("golden") or {} for one in found}
+def _golden(instances: Sequence[InstanceState]) -> dict[str, Any]:
+    said = {one.symbol: one.answer.get("golden") or {} for one in instances}
     bad = {symbol: golden for symbol, golden in said.items() if golden.get("ok") is not True}
     diffs = [golden["max_diff"] for golden in said.values() if golden.get("max_diff") is not None]
-    detail = f"the golden predictions of {len(found)} symbols agree"
+    detail = f"the golden predictions of {len(instances)} symbols agree"
     if bad:
         each = (f"{symbol}: {golden.get('detail', 'unknown')}" for symbol, golden in bad.items())
         detail = "; ".join(each)

@@ -26,7 +26,7 @@ from macd.host.deploy.health import (
     get,
     problems,
 )
-from macd.host.deploy.instances import Found, together
+from macd.host.deploy.instances import InstanceState, together
 from macd.host.layout import Layout
 from macd.host.own import Instance, Probe, Service
 from macd.host.processes import Kernel
@@ -127,7 +127,7 @@ class OwnProver(Prover):
         path = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         port = parts.port or 80
         named = parts.hostname or ""
-        found = []
+        reasons = []
         for host in ("127.0.0.1", "::1") if named == "localhost" else (named,):
             try:
                 status, _ = get(f"{host}:{port}", path, _TIMEOUT_S)
@@ -138,8 +138,8 @@ class OwnProver(Prover):
             held = self._kernel.held_by_others(host, port, pid, self.unit)
             if not said and not held:
                 return ""
-            found.append("; ".join(part for part in (said, held) if part))
-        return found[0]
+            reasons.append("; ".join(part for part in (said, held) if part))
+        return reasons[0]
 
     def _meant(self, status: int) -> str:
         """A redirect or a refusal may mean that the address is not the one of readiness."""
@@ -165,11 +165,11 @@ class Together(Prover):
 
     def asked(self, release: str, manifest_sha256: str, process: Process) -> tuple[str, bool]:
         wrong, final = self._main.asked(release, manifest_sha256, process)
-        found = [self._named(self._main, wrong)]
+        reasons = [self._named(self._main, wrong)]
         for prover in self._others:
             now = prover.supervisor.show(prover.unit)
-            found.append(self._named(prover, prover.asked(release, manifest_sha256, now)[0]))
-        return "; ".join(part for part in found if part), final
+            reasons.append(self._named(prover, prover.asked(release, manifest_sha256, now)[0]))
+        return "; ".join(part for part in reasons if part), final
 
     def check_stays_healthy(self, release: str, manifest_sha256: str, process: Process) -> None:
         for prover in self._provers:
@@ -231,18 +231,18 @@ class Together(Prover):
         """
         kernel, running = Kernel(), None
         units: dict[str, dict[str, Any]] = {}
-        found = []
+        reasons = []
         for prover in self._provers:
             now = prover.supervisor.show(prover.unit)
             wrong, _ = prover.asked(release, manifest_sha256, now)
             since = kernel.age(now.pid) if now.pid else None
             known = {"pid": now.pid, "active": now.active, "since": since, "wrong": wrong}
             units[prover.unit] = known
-            found += [self._named(prover, wrong)] if wrong else []
+            reasons += [self._named(prover, wrong)] if wrong else []
             if prover is self._main and now.pid:
                 with contextlib.suppress(OSError):
                     running = kernel.environment(now.pid).get("MACD_RELEASE")
-        wrong = "; ".join(found)
+        wrong = "; ".join(reasons)
         if not units[self.unit]["pid"]:
             return {"unreachable": wrong, "units": units}
         status = "failed" if wrong else "ok"
@@ -261,12 +261,14 @@ class Instances(Together):
     def report(self, release: str, manifest_sha256: str) -> dict[str, Any]:
         """What all of them say, as one process of several symbols says it, and `units` as above."""
         live = (release, manifest_sha256)
-        found = [self._found(unit, one, *live) for unit, one in self._instances.items()]
+        states = [self._state_of(unit, one, *live) for unit, one in self._instances.items()]
         kernel = Kernel()
-        since = {one.unit: kernel.age(one.process.pid) for one in found if one.process.pid}
-        return together(found, since)
+        since = {one.unit: kernel.age(one.process.pid) for one in states if one.process.pid}
+        return together(states, since)
 
-    def _found(self, unit: str, one: Instance, release: str, manifest_sha256: str) -> Found:
+    def _state_of(
+        self, unit: str, one: Instance, release: str, manifest_sha256: str
+    ) -> InstanceState:
         process = self.supervisor.show(unit)
         try:
             answer = ask(os.path.expanduser(one.endpoint))
@@ -275,6 +277,6 @@ class Instances(Together):
             wrong = f"it does not answer: {error}"
             if process.active != "active":
                 wrong = f"it is {process.active or 'unknown'} ({process.sub}, {process.result})"
-            return Found(unit, one.symbol, process, answer, wrong)
+            return InstanceState(unit, one.symbol, process, answer, wrong)
         said = problems(answer, release=release, manifest_sha256=manifest_sha256, process=process)
-        return Found(unit, one.symbol, process, answer, "; ".join(said))
+        return InstanceState(unit, one.symbol, process, answer, "; ".join(said))

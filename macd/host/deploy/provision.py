@@ -181,13 +181,13 @@ class _Before:
         # Before macd's state is there nobody has asked what lies at `current`.
         was_live = os.path.isdir(layout.state()) and adopting.was_live(layout)
         self.is_first = not was_live
-        self.found = [] if was_live else byhand.look(supervisor, switched)
-        self.variables = byhand.variables(layout, supervisor, self.found, units)
+        self.manual_units = [] if was_live else byhand.look(supervisor, switched)
+        self.variables = byhand.variables(layout, supervisor, self.manual_units, units)
 
     @property
     def _new(self) -> list[str]:
         known = self._kept.by_hand if self._kept else ()
-        return [one.unit for one in self.found if one.unit not in known]
+        return [one.unit for one in self.manual_units if one.unit not in known]
 
     def refuse_unasked(self) -> None:
         if self._new:
@@ -202,7 +202,7 @@ class _Before:
     def refuse_theirs(self, path: str) -> None:
         """Of a file that was there before macd's state. Raises HostError ("refused")."""
         by_macd = self._kept is not None or os.path.exists(self._layout.state(signature.POLICY))
-        if self.found and not by_macd:
+        if self.manual_units and not by_macd:
             raise HostError(
                 f"{path} is the application's own",
                 why="macd keeps its settings under that name",
@@ -215,7 +215,7 @@ class _Before:
         self, units: dict[str, str | None], enable: list[str]
     ) -> tuple[dict[str, str | None], list[str]]:
         """Without the units that stay as they are until the first deploy."""
-        if not self.found:
+        if not self.manual_units:
             return units, enable
         stays = {*self._switched}
         left = {name: text for name, text in units.items() if name not in stays}
@@ -224,12 +224,12 @@ class _Before:
     def _aside(self) -> list[str]:
         return [
             dropin.path
-            for one in self.found
+            for one in self.manual_units
             for dropin in one.dropins
             if not dropin.shared and self._wins(one, dropin)
         ]
 
-    def _wins(self, one: byhand.Found, dropin: byhand.Dropin) -> bool:
+    def _wins(self, one: byhand.ManualUnit, dropin: byhand.Dropin) -> bool:
         flag = self._flag if one.unit == self._switched[0] else ""
         return byhand.wins(dropin, self._units.get(one.unit) or "", flag)
 
@@ -237,7 +237,11 @@ class _Before:
         """Store what is about to be replaced, now or by the first deploy."""
         layout, kept = self._layout, self._kept
         by_macd = os.path.exists(layout.state(signature.POLICY))
-        if not self.is_first or not self._switched or (kept is None and by_macd and not self.found):
+        if (
+            not self.is_first
+            or not self._switched
+            or (kept is None and by_macd and not self.manual_units)
+        ):
             return
         now = kept or originals.Kept(
             time.time(),
@@ -247,7 +251,7 @@ class _Before:
             tuple(self._switched),
             current=current_now(layout),
         )
-        by_hand = dict.fromkeys((*now.by_hand, *(one.unit for one in self.found)))
+        by_hand = dict.fromkeys((*now.by_hand, *(one.unit for one in self.manual_units)))
         now = dataclasses.replace(
             now,
             account=self._account,
@@ -263,7 +267,9 @@ class _Before:
         units = [*self._units, f"{stem}-guard.service", f"{stem}-guard.timer"]
         paths = [os.path.join(here, unit) for unit in units]
         anew = [os.path.join(here, unit) for unit in self._new]
-        paths += [dropin.path for one in self.found for dropin in one.dropins if not dropin.shared]
+        paths += [
+            dropin.path for one in self.manual_units for dropin in one.dropins if not dropin.shared
+        ]
         paths += [layout.env, layout.service_settings]
         tops = [os.path.join(layout.app, path).rstrip("/") for path in directories]
         if kept is None:  # later on they are macd's
@@ -278,10 +284,10 @@ class _Before:
         running: list[dict[str, Any]] = []
         if self.is_first:
             running = byhand.processes(layout, self._supervisor, self._switched, commands)
-        if not (self.found or running or changes.linked):
+        if not (self.manual_units or running or changes.linked):
             return None
         words = byhand.words(
-            self.found,
+            self.manual_units,
             self._units,
             self.variables,
             account=account if scope == "system" else "",
@@ -294,11 +300,11 @@ class _Before:
                 f"{path} is a link to {os.path.realpath(path)}, which is root's, so its files stay "
                 f"whose they are; for {account} to write there: chown -R {account}: {path}/"
             )
-        if self.found and current_now(layout)["kind"] != "absent":
+        if self.manual_units and current_now(layout)["kind"] != "absent":
             words.append(f"{layout.current} was made by hand: the first deploy moves it aside")
         diffs = [
             {"name": one.unit, "before": one.text, "after": self._units[one.unit] or ""}
-            for one in self.found
+            for one in self.manual_units
         ]
         return {"words": words, "diffs": diffs, "processes": running, "new": bool(self._new)}
 
@@ -361,7 +367,7 @@ class _Changes:
         if not stat.S_ISDIR(status.st_mode):
             hint = f"move it away: mv {path} {path}.by-hand"
             raise HostError(f"{path} is no directory", hint=hint, kind="refused")
-        if self._before.found and self._stays(relative, path, mode, owner, status):
+        if self._before.manual_units and self._stays(relative, path, mode, owner, status):
             return
         if stat.S_IMODE(status.st_mode) != mode:
             how = f"mode {stat.S_IMODE(status.st_mode):o} -> {mode:o}"
@@ -490,14 +496,14 @@ class _Changes:
             data = after.encode("utf-8", "surrogateescape")
             write = functools.partial(self._write_env, path, data)
             self._change("file", path, how, write, **shown)
-        elif stat.S_IMODE(os.stat(path).st_mode) & 0o037 and not self._before.found:
+        elif stat.S_IMODE(os.stat(path).st_mode) & 0o037 and not self._before.manual_units:
             self._change("file", path, "made private", lambda: os.chmod(path, 0o600))
 
     def _write_env(self, path: str, data: bytes) -> None:
         """A service may read it by itself: its group keeps that, and all is kept by hand's."""
         mode = durable.mode_of(path, 0o600)
         durable.replace_file(
-            path, data, mode=mode if self._before.found else mode & 0o640, keep_owner=True
+            path, data, mode=mode if self._before.manual_units else mode & 0o640, keep_owner=True
         )
 
     def units(self, wanted: dict[str, str | None], enable: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from macd.host.deploy.instances import Found, together
+from macd.host.deploy.instances import InstanceState, together
 from macd.host.deploy.probe import prover_of
 from macd.host.flag.flag_file import BUILT_IN, Switch
 from macd.host.layout import Layout
@@ -129,8 +129,8 @@ def answer(**more: Any) -> dict[str, Any]:
 def test_what_all_of_them_say_reads_as_one_process_of_all_symbols() -> None:
     later = answer(pid=8, last_bar="2026-03-01T01:00:00Z", last_error="feed: gone", seq=9)
     found = [
-        Found(UNITS[0], "BTCUSD", process(), answer(), ""),
-        Found(UNITS[1], "ETHUSD", process(pid=8), later, ""),
+        InstanceState(UNITS[0], "BTCUSD", process(), answer(), ""),
+        InstanceState(UNITS[1], "ETHUSD", process(pid=8), later, ""),
     ]
     said = together(found, {UNITS[0]: 4.0})
     assert (said["status"], said["release"], said["pid"]) == ("ok", "r", 7)
@@ -146,10 +146,10 @@ def test_what_all_of_them_say_reads_as_one_process_of_all_symbols() -> None:
 
 
 def test_one_that_is_down_is_named_and_the_others_still_answer() -> None:
-    down = Found(
+    down = InstanceState(
         UNITS[1], "ETHUSD", process("failed", 0), {"unreachable": "no socket"}, "it is failed"
     )
-    said = together([Found(UNITS[0], "BTCUSD", process(), answer(), ""), down], {})
+    said = together([InstanceState(UNITS[0], "BTCUSD", process(), answer(), ""), down], {})
     assert (said["status"], said["last_error"]) == ("failed", "a@ETHUSD.service: it is failed")
     assert said["symbols"]["BTCUSD"]["ok"] and not said["symbols"]["ETHUSD"]["ok"]
     assert together([down], {})["unreachable"] == "a@ETHUSD.service: it is failed"
