@@ -117,7 +117,7 @@ def set_flag(
         is_set = _is_set(layout, change)
         anew = bool(report) and _has_other_steps(layout, change, guard)
         if is_set and (wanted == SHADOW or (_is_watched(layout, change) and not anew)):
-            _tidy(layout, change, told=weight)
+            _tidy(layout, change, requested=weight)
             return {**_answer("already", change, process, ""), "ended": ended}
         evidenced = wanted == LIVE and not change.lowers
         if wanted == LIVE:
@@ -352,13 +352,13 @@ def _has_other_steps(layout: Layout, change: Change, guard: dict[str, Any] | Non
     return bool(wanted) and wanted != guard_config.steps_after(there, change.weight)
 
 
-def _tidy(layout: Layout, change: Change, *, told: int | None) -> None:
-    """What is left to do where nothing changes: a weight in shadow, steps after a told weight."""
+def _tidy(layout: Layout, change: Change, *, requested: int | None) -> None:
+    """What is left to do where nothing changes: a weight in shadow, steps after a requested one."""
     if change.wanted == SHADOW:
         with contextlib.suppress(OSError):  # it means nothing there
             change.switch(layout).write(SHADOW)
-    elif told is not None:
-        guard_config.stay_at(layout, told)
+    elif requested is not None:
+        guard_config.stay_at(layout, requested)
 
 
 def _start_watch(

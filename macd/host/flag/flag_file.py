@@ -130,9 +130,9 @@ def weight_in_file(layout: Layout) -> int | None:
 
 
 def first_weight(
-    told: int | None, steps: Sequence[int], running: int, upcoming: int, covered: int
+    requested: int | None, steps: Sequence[int], running: int, upcoming: int, covered: int
 ) -> int:
-    """The weight at which enabling begins: as told, else the first step, else all.
+    """The weight at which enabling begins: as requested, else the first step, else all.
 
     Where stacking decides already, as it was proved, it is not lowered without being told to. A
     weight that somebody set by hand is no weight to go on from: it begins at what was proved, and
@@ -143,14 +143,14 @@ def first_weight(
             0 for shadow, and where nobody knows.
         covered: the weight up to which a guard's watch covers it, 0 without one.
     """
-    if told is not None:
-        return told
+    if requested is not None:
+        return requested
     if running == upcoming and 0 < running <= covered:
         return next((step for step in steps or (FULL,) if step >= running), running)
-    found = [weight for weight in (running, upcoming) if weight]
-    if found and covered:
+    weights = [weight for weight in (running, upcoming) if weight]
+    if weights and covered:
         return covered
-    return min([*(steps or (FULL,))[:1], *found])
+    return min([*(steps or (FULL,))[:1], *weights])
 
 
 def refuse_unreadable(layout: Layout) -> None:
@@ -337,7 +337,7 @@ class Switch:
     def beside(self) -> list[str]:
         """What makes the service start with stacking all the same; empty if nothing does."""
         each = (beside(self.layout, self.supervisor, unit, self.flag) for unit in self.units)
-        return next((found for found in each if found), [])
+        return next((places for places in each if places), [])
 
     def write(self, value: str, weight: int = FULL) -> None:
         """Set it where it belongs. A drop-in is read by systemd; .env wins over it where it has it.
@@ -369,14 +369,14 @@ class Switch:
 
     def _dropins(self) -> list[tuple[str, bytes]]:
         """The drop-ins that name the flag, and what they hold."""
-        found = []
+        dropins = []
         for entry in self.supervisor.dropins([self.unit]).get(self.unit, []):
             with contextlib.suppress(OSError):  # `beside` names one that wins and can't be read
                 data = durable.regular(entry["path"], dropin.MOST_BYTES + 1) or b""
                 is_named = len(data) <= dropin.MOST_BYTES and self.flag.name.encode() in data
                 if is_named and dropin.values_of(data, self.flag.name):
-                    found.append((str(entry["path"]), data))
-        return found
+                    dropins.append((str(entry["path"]), data))
+        return dropins
 
 
 def service_of(layout: Layout, supervisor: Supervisor, unit: str) -> Service:

@@ -75,7 +75,7 @@ def _check(layout: Layout, watch: dict[str, Any], now: datetime) -> str:
             return _over(layout, watch, FAILED, ours, now)
         gone = f"{watch['release']} with stacking is not live any more"
         return _over(layout, watch, "ended", gone, now)
-    _tell_raises(layout, watch)
+    _report_raises(layout, watch)
     watch = guard_config.read_watch(layout) or watch
     if watch.get("tries", 0) >= TRIES:
         return _give_up(layout, watch, now)
@@ -158,7 +158,7 @@ def _lacks(watch: dict[str, Any], judged: Judgement) -> str:
 def _raise(
     layout: Layout, watch: dict[str, Any], weight: int, judged: Judgement, now: datetime
 ) -> str:
-    """Raise stacking to `weight`; what can't be proved is told, and no other raise follows."""
+    """Raise stacking to `weight`; what can't be proved is reported, and no other raise follows."""
     if watch.get("raises", 0) >= TRIES:
         return _stays(layout, watch, weight, f"it was cut short {TRIES} times", now)
     guard_config.write_watch(layout, watch)  # this judgement has ended the count of tries
@@ -170,7 +170,7 @@ def _raise(
         return _wait(layout, watch, ": ".join(filter(None, (str(error), error.why))), now)
     watch = guard_config.read_watch(layout) or watch
     if answer["outcome"] == "set":
-        _tell_raises(layout, watch)
+        _report_raises(layout, watch)
         return str(watch["state"])
     if answer["value"] == flag_file.LIVE:
         return _stays(layout, watch, weight, answer["reason"], now)
@@ -193,12 +193,12 @@ def _stays(layout: Layout, watch: dict[str, Any], weight: int, why: str, now: da
     return _over(layout, {**watch, "steps": []}, "over", reason[:2000], now)
 
 
-def _tell_raises(layout: Layout, watch: dict[str, Any]) -> None:
+def _report_raises(layout: Layout, watch: dict[str, Any]) -> None:
     """Record and notify each raise that was made; done later where a kill cut it short."""
-    untold = [step for step in watch.get("raised", ()) if not step["told"]]
-    if not untold or flag.is_pending(layout):
+    unreported = [step for step in watch.get("raised", ()) if not step["told"]]
+    if not unreported or flag.is_pending(layout):
         return
-    for step in untold:
+    for step in unreported:
         text = f"stacking counts for {step['to']} % now, before {step['from']} %"
         reason = f"{step['verdict']} at {step['from']} %"
         fields = {"release": watch["release"], "weight": step["to"], "was_weight": step["from"]}
@@ -206,9 +206,9 @@ def _tell_raises(layout: Layout, watch: dict[str, Any]) -> None:
             more = {"verdict": step["verdict"], "rates": step["rates"], "until": watch["until"]}
             record.recorder(layout)("guard.raised", {**fields, **more})
         _send(layout, "raised", text, watch["release"], reason, step["at"])
-    told = [{**step, "told": True} for step in watch["raised"]]
+    reported = [{**step, "told": True} for step in watch["raised"]]
     if guard_config.read_watch(layout) == watch:
-        guard_config.write_watch(layout, {**watch, "raised": told})
+        guard_config.write_watch(layout, {**watch, "raised": reported})
 
 
 def _fail(layout: Layout, watch: dict[str, Any], reason: str, now: datetime) -> str:
@@ -301,12 +301,12 @@ def _decides(layout: Layout, watch: dict[str, Any]) -> bool:
     try:
         if switch.upcoming in (flag_file.LIVE, ""):
             return True
-        found = switch.processes(service["endpoint"])
-        if any(not process.pid for process, _ in found) and switch.beside():
+        processes = switch.processes(service["endpoint"])
+        if any(not process.pid for process, _ in processes) and switch.beside():
             return True
     except (HostError, OSError):
         return True
-    each = [switch.of_process(*one) for one in found if one[0].pid]
+    each = [switch.of_process(*one) for one in processes if one[0].pid]
     return any(one is None or one.get(flag_file.FLAG) == flag_file.LIVE for one in each)
 
 

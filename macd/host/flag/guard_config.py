@@ -434,9 +434,9 @@ def stacking_state(
     places = max(of_units, key=lambda each: flag_file.weight_of(_last(each)) or 0)
     upcoming = _last(places)
     weight = flag_file.weight_of(upcoming)
-    found = [flag_file.of_process(*one, flag=flag) for one in switch.processes(endpoint)]
-    others = [one for one in found if one is not None and flag_file.weight_of(one) != weight]
-    running = (others or found)[0]
+    of_processes = [flag_file.of_process(*one, flag=flag) for one in switch.processes(endpoint)]
+    others = [one for one in of_processes if one is not None and flag_file.weight_of(one) != weight]
+    running = (others or of_processes)[0]
     # A flag in a drop-in may stand there and in .env, which wins.
     ours = (layout.env, f"Environment= of {unit}" if flag.where == flag_file.DROPIN else "")
 
