@@ -94,16 +94,16 @@ def descendants() -> list[int]:
             below.setdefault(int(fields[1]), []).append(int(name))
             if fields[0] == "Z":
                 over.add(int(name))
-    found: list[int] = []
+    pids: list[int] = []
     waiting = [os.getpid()]
     while waiting:
         children = below.get(waiting.pop(), [])
         waiting += children
-        found += children
-    for pid in over & set(found):
+        pids += children
+    for pid in over & set(pids):
         with contextlib.suppress(OSError):
             os.waitpid(pid, os.WNOHANG)
-    return [pid for pid in found if pid not in over]
+    return [pid for pid in pids if pid not in over]
 
 
 def _group(pid: int) -> int:

@@ -34,7 +34,7 @@ from macd.host.jobs.children import (
 from macd.host.layout import load, save
 
 NODE, TOKEN, LOGS = "node.json", "token", "ray-logs"
-# What a training that a node starts is told: the node's address, and how many nodes there are.
+# What a training that a node starts is given: the node's address, and how many nodes there are.
 ADDRESS_VARIABLE, NODES_VARIABLE = "MACD_RAY_NODE", "MACD_RAY_NODES"
 # A fit has one thread, whichever node runs it.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")

@@ -16,7 +16,7 @@ Figure = tuple[float | None, str]  # the number, or None and why
 _INDEX = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
 
 
-def found(where: str, text: str) -> Figure:
+def extract(where: str, text: str) -> Figure:
     """The number that `where` names in the text of a file.
 
     where: a JSON pointer (RFC 6901; it begins with /), or a regular expression with one group, of

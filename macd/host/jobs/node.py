@@ -29,17 +29,17 @@ def node_look(address: str) -> dict[str, Any]:
     address: an IPv4 address of this host, or the name of an interface. The answer's `address` is
     "" when this host has no such address; `why` says so.
     """
-    shm, found, why = 0, "", ""
+    shm, ipv4, why = 0, "", ""
     with contextlib.suppress(OSError):
         disk = os.statvfs(SHARED_MEMORY)
         shm = disk.f_bavail * disk.f_frsize
     try:
-        found = _address_of(address)
+        ipv4 = _address_of(address)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-            trial.bind((found, 0))
+            trial.bind((ipv4, 0))
     except OSError as error:
-        found, why = "", f"{address}: {error.strerror or error}"
-    return {"address": found, "why": why, "shm": shm}
+        ipv4, why = "", f"{address}: {error.strerror or error}"
+    return {"address": ipv4, "why": why, "shm": shm}
 
 
 def node_listen(address: str, ports: Sequence[int]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def read(place: Place) -> dict[str, Any]:
     """runs: {run, tree, blobs, bars, ended (a state, "" before)}. outbox: messages not sent yet.
 
     messages: the newest of all, each with `sent` (how that went). attempt: since when a run is
-    being begun, "" for none.
+    being started, "" for none.
     """
     empty: dict[str, Any] = {"runs": [], "outbox": [], "messages": [], "attempt": ""}
     return {**empty, **load(place.state, {})}
@@ -103,7 +103,7 @@ def start(work: str) -> None:
         except (HostError, OSError) as error:
             why = getattr(error, "why", "") or str(error)
             state["attempt"] = ""
-            _add(place, state, _not_begun(plan, error, why), "not begun", "")
+            _add(place, state, _not_started(plan, error, why), "not begun", "")
 
 
 def report(work: str) -> None:
@@ -125,7 +125,7 @@ def _settle(place: Place, plan: Mapping[str, Any], state: dict[str, Any]) -> Non
         state["attempt"] = ""
         if not any(run["started"] >= since for run in state["runs"]):
             error = HostError(f"what began it at {since} was killed, or the host went down")
-            _add(place, state, _not_begun(plan, error, ""), "not begun", "")
+            _add(place, state, _not_started(plan, error, ""), "not begun", "")
     for run in [run for run in state["runs"] if not run["ended"]]:
         ended, text = _ended(place, plan, run)
         if ended:
@@ -158,7 +158,7 @@ def _begin(place: Place, plan: Mapping[str, Any], state: dict[str, Any]) -> None
     run = f"{now:%Y%m%dT%H%M%SZ}-{mark}"
     made = {"run": run, "tree": digest, "bars": bars, "ended": "", "started": _iso(now)}
     state["runs"].append(made)
-    _save(place, state)  # before it is begun: killed in between, it is reported as not begun
+    _save(place, state)  # before it starts: killed in between, it is reported as not begun
     try:
         status = operations.job_start(
             place.work,
@@ -346,7 +346,7 @@ def _source(plan: Mapping[str, Any]) -> str:
     return str(source.get("directory") or source.get("question", {}).get("exchange", ""))
 
 
-def _not_begun(plan: Mapping[str, Any], error: Exception, why: str) -> str:
+def _not_started(plan: Mapping[str, Any], error: Exception, why: str) -> str:
     hint = getattr(error, "hint", "")
     rows = [untrusted.line(why, _LONGEST)] if why not in ("", str(error)) else []
     rows += [f"do: {untrusted.line(hint, _LONGEST)}"] if hint else []

@@ -16,9 +16,9 @@ _SHOWN = 8
 def software() -> dict[str, str]:
     """Python to the patch, and each installed package's version, on the machine that is asked."""
     packages: dict[str, str] = {}
-    for found in metadata.distributions():
-        if name := found.metadata["Name"]:  # the first one on the path is what is imported
-            packages.setdefault(str(name).lower().replace("_", "-"), found.version)
+    for distribution in metadata.distributions():
+        if name := distribution.metadata["Name"]:  # the first one on the path is what is imported
+            packages.setdefault(str(name).lower().replace("_", "-"), distribution.version)
     # Our own code travels with the run, so whichever version is installed there does not matter.
     packages.pop("macd", None)
     return {"python": platform.python_version(), **packages}

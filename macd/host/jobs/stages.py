@@ -115,14 +115,14 @@ class Stages:
     ) -> None:
         """Measure, judge and write the result, last."""
         request = self._request
-        found = {name: self._figure(place, copied) for name, place in request["metrics"].items()}
-        findings = figures.judged(request["criteria"], found)
-        self._save("metrics.json", {"own": {name: value for name, (value, _) in found.items()}})
+        measured = {name: self._figure(place, copied) for name, place in request["metrics"].items()}
+        findings = figures.judged(request["criteria"], measured)
+        self._save("metrics.json", {"own": {name: value for name, (value, _) in measured.items()}})
         self._save("criteria.json", findings)
         for name in ("settings.json", "metrics.json", "criteria.json"):
             path = os.path.join(self._directory, name)
             files.append(_entry(name, os.path.getsize(path), durable.sha256_of(path)))
-        for line in figures.lines(found, findings):
+        for line in figures.lines(measured, findings):
             self._event("summary", note=line)
         seconds = round(self._now() - started, 3)
         result = {
@@ -133,7 +133,7 @@ class Stages:
             "stage_seconds": self._seconds,
             "seconds": seconds,
             "code": request["code"],
-            "metrics": {name: value for name, (value, _) in found.items()},
+            "metrics": {name: value for name, (value, _) in measured.items()},
             "criteria": {finding["name"]: finding["ok"] for finding in findings},
             "blocked_by": [
                 finding["name"]
@@ -239,13 +239,13 @@ class Stages:
                     hint="the source on the host holds what git tracks; a script must be executable"
                     " and begin with #!",
                 ) from error
-        told, said = self._now(), ""
+        reported_at, said = self._now(), ""
         while (code := child.poll()) is None:
             time.sleep(_POLL_S)
-            if self._now() >= told + _LINE_S:
-                told = self._now()
-                said = self._tell(name, path, said)
-        self._tell(name, path, said)
+            if self._now() >= reported_at + _LINE_S:
+                reported_at = self._now()
+                said = self._report_line(name, path, said)
+        self._report_line(name, path, said)
         self._seconds[name] = round(self._seconds.get(name, 0) + self._now() - started, 3)
         if code != 0:
             how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
@@ -258,8 +258,8 @@ class Stages:
         if name != SETUP:
             self._event("stage_done", stage=name, seconds=self._seconds[name])
 
-    def _tell(self, stage: str, path: str, before: str) -> str:
-        """The newest line of a stage as an event, unless it was told."""
+    def _report_line(self, stage: str, path: str, before: str) -> str:
+        """The newest line of a stage as an event, unless it was reported."""
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 2048))
             text = file.read().decode("utf-8", "replace").replace("\r", "\n")
@@ -320,7 +320,7 @@ class Stages:
             paths = [os.path.join(self._directory, pattern)]
         if not paths:
             return None, f"{pattern} is {'not of this run' if matches.old else 'not there'}"
-        value, why = figures.found(where, artefacts.text_of(max(paths, key=os.path.getmtime)))
+        value, why = figures.extract(where, artefacts.text_of(max(paths, key=os.path.getmtime)))
         return value, f"{pattern}: {why}" if why else ""
 
     # -- records

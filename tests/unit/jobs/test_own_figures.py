@@ -80,7 +80,7 @@ def test_every_name_can_be_pointed_at(document: Any) -> None:
 def test_a_figure_or_why_there_is_none(
     where: str, text: str, value: float | None, why: str
 ) -> None:
-    number, said = figures.found(where, text)
+    number, said = figures.extract(where, text)
     assert number == value
     assert why in said
     assert bool(said) == (value is None)
