@@ -128,9 +128,9 @@ def worst_drift(parts: Iterable[Judged]) -> Drift | None:
 def worst_of(judged: Sequence[tuple[str, Drift]]) -> Drift | None:
     """That of the first symbol that drifts, else of any; its text names the symbol."""
     drifting = [(name, d) for name, d in judged if d.outcome == drift.DRIFT]
-    for name, found in (drifting or judged)[:1]:
+    for name, worst in (drifting or judged)[:1]:
         more = f" (and {len(drifting) - 1} more symbols)" if len(drifting) > 1 else ""
-        return replace(found, text=f"{name}: {found.text}{more}")
+        return replace(worst, text=f"{name}: {worst.text}{more}")
     return None
 
 
@@ -163,10 +163,12 @@ def _together(whole: Decision, parts: Sequence[Judged]) -> Decision:
         return whole
     verdicts = {whole.verdict, *(part.decision.verdict for part in parts)}
     verdict = next(word for word in _ORDER if word in verdicts)
-    told = [part for part in parts if part.decision.verdict == verdict != gate.PASS]
+    decisive = [part for part in parts if part.decision.verdict == verdict != gate.PASS]
     reasons = list(whole.reasons) if whole.verdict == verdict else []
-    reasons += [f"{part.symbol}: {_first(part.decision.reasons)}" for part in told[:_MOST_NAMED]]
-    if more := len(told) - _MOST_NAMED:
+    reasons += [
+        f"{part.symbol}: {_first(part.decision.reasons)}" for part in decisive[:_MOST_NAMED]
+    ]
+    if more := len(decisive) - _MOST_NAMED:
         reasons += [f"and {more} more symbols are {verdict}"] if more > 0 else []
     needed = max(part.decision.more_bars for part in parts)
     return replace(whole, verdict=verdict, reasons=tuple(reasons), more_bars=needed)

@@ -125,11 +125,11 @@ def recent_of(
             if isinstance(line, Bad) or line.kind != SIGNAL or line.outside is None:
                 continue
             if line.symbol in lacking and release in (None, line.release):
-                found = bars[line.symbol]
-                found.append(Bar(line.outside, line.worst, line.symbol, line.average))
-                if len(found) == BLOCK:
+                of_symbol = bars[line.symbol]
+                of_symbol.append(Bar(line.outside, line.worst, line.symbol, line.average))
+                if len(of_symbol) == BLOCK:
                     lacking.discard(line.symbol)
-    return {symbol: found[::-1] for symbol, found in bars.items()}
+    return {symbol: of_symbol[::-1] for symbol, of_symbol in bars.items()}
 
 
 def expected(details: Mapping[str, Any], symbol: str = "") -> Expected | None:
@@ -182,24 +182,24 @@ def judge(expected: Expected, bars: Sequence[Bar]) -> Drift:
     names = Counter(bar.worst for bar in bars if bar.worst)
     feature, times = names.most_common(1)[0] if names else (None, 0)
     worst = times / BLOCK
-    found = []
+    findings = []
     if outside > expected.outside:
         share = f"{100 * outside:.1f} % of the features' values lie outside the training's range"
-        found.append(f"{share}, {100 * expected.outside:.1f} % are its limit")
+        findings.append(f"{share}, {100 * expected.outside:.1f} % are its limit")
     if worst > expected.worst:
         share = f"{feature} is the furthest outside on {times} of {len(bars)} bars"
-        found.append(f"{share}, {expected.worst * BLOCK:.0f} are its limit")
+        findings.append(f"{share}, {expected.worst * BLOCK:.0f} are its limit")
     p, spread = _moments(bars)
     for what, value, limits in (
         ("the mean prediction", p, expected.p),
         ("the predictions' spread", spread, expected.spread),
     ):
         if value is not None and limits and not limits[0] <= value <= limits[1]:
-            found.append(
+            findings.append(
                 f"{what} is {value:.3f}, its limits are {limits[0]:.3f} to {limits[1]:.3f}"
             )
-    outcome = DRIFT if found else UNPROVED if more or expected.why else NONE
-    text = "; ".join(found) or expected.why
+    outcome = DRIFT if findings else UNPROVED if more or expected.why else NONE
+    text = "; ".join(findings) or expected.why
     if not text and more:
         text = f"{len(bars)} of {BLOCK} bars so far"
     return Drift(

@@ -68,7 +68,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Share:
-    """A share that must be exceeded. level: "block", or "warn" where missing it is only told."""
+    """A share that must be exceeded. level: "block", or "warn" where a miss is only reported."""
 
     name: str
     title: str
@@ -156,15 +156,17 @@ def decide(
     alpha: how often each bound may be wrong; less where several verdicts share it.
     """
     shares = tuple(map(rule.share, TITLES)) if findings.shares is None else findings.shares
-    told = tuple(judge(share, *findings.tally[share.name], rule, alpha, plan) for share in shares)
-    criteria = [criterion for criterion in told if criterion.level != "warn"]
+    all_criteria = tuple(
+        judge(share, *findings.tally[share.name], rule, alpha, plan) for share in shares
+    )
+    criteria = [criterion for criterion in all_criteria if criterion.level != "warn"]
     bars = findings.tally["ml_coverage"][1] if findings.bars is None else findings.bars
     enough = bars >= rule.min_bars
     against = findings.skill.get("against", {})
     failed = _failed(findings, criteria, judged=enough or rule.rule == "sequential")
     if failed:
         why = tuple(dict.fromkeys((*failed, *findings.problems)))
-        return Decision(FAIL, told, why, skill=findings.skill)
+        return Decision(FAIL, all_criteria, why, skill=findings.skill)
     more = max(rule.min_bars - bars, *(criterion.more for criterion in criteria), 0)
     causes = [words for criterion in criteria for words in _mostly(findings.causes, criterion)]
     reasons = [*dict.fromkeys(causes), *findings.problems]
@@ -180,8 +182,8 @@ def decide(
     if rule.skill == skill.BETTER:
         reasons += _not_better(against.get(skill.MEAN))
     if reasons or unsure:
-        return Decision(INCONCLUSIVE, told, tuple(reasons), more, findings.skill)
-    return Decision(PASS, told, skill=findings.skill)
+        return Decision(INCONCLUSIVE, all_criteria, tuple(reasons), more, findings.skill)
+    return Decision(PASS, all_criteria, skill=findings.skill)
 
 
 def _failed(findings: Findings, criteria: list[Criterion], *, judged: bool) -> list[str]:
@@ -325,15 +327,19 @@ def outcome_words(row: Mapping[str, Any]) -> str:
     return "not proved better or worse" if row["outcome"] == skill.UNPROVED else row["outcome"]
 
 
-def meaning(found: Mapping[str, Any], verdict: str) -> str:
+def meaning(comparisons: Mapping[str, Any], verdict: str) -> str:
     """In one sentence: what a PASS permits, or would permit, and what is not tested."""
     is_pass = verdict == PASS
-    row = found.get("against", {}).get(skill.MEAN)
-    wants_proof = found.get("setting") == skill.BETTER
+    row = comparisons.get("against", {}).get(skill.MEAN)
+    wants_proof = comparisons.get("setting") == skill.BETTER
     untested = "profit after costs, other markets, and whether the bars to come are like these"
     compared = ""
     if row is None and not wants_proof:
-        why = "gate.skill is off" if found.get("setting") == skill.OFF else "no line tells of both"
+        why = (
+            "gate.skill is off"
+            if comparisons.get("setting") == skill.OFF
+            else "no line tells of both"
+        )
         untested = f"whether stacking predicts worse than {_NAMES[skill.MEAN]} ({why}), {untested}"
     else:
         proved = "proved better" if wants_proof else "not proved worse"

@@ -325,9 +325,11 @@ class OwnAnalysis:
 
     def causes(self) -> tuple[Cause, ...]:
         """What took evidence from bars; most frequent first."""
-        found = [Cause(n, f"{_lines(n)} can't be read: {why}") for why, n in self._junk_why.items()]
-        found += [Cause(n, f"{why} of {_lines(n)}") for why, n in self._missing.items()]
-        return tuple(sorted(found, key=lambda cause: -cause.count))
+        causes = [
+            Cause(n, f"{_lines(n)} can't be read: {why}") for why, n in self._junk_why.items()
+        ]
+        causes += [Cause(n, f"{why} of {_lines(n)}") for why, n in self._missing.items()]
+        return tuple(sorted(causes, key=lambda cause: -cause.count))
 
     def document(self) -> dict[str, Any]:
         """Everything but the verdict, as JSON can hold it; as of an Analysis, where it has it."""

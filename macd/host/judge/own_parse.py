@@ -120,8 +120,8 @@ def _at(document: Any, path: str) -> Any:
 def _level(document: Mapping[str, Any], signals: Signals) -> Any:
     """The line's level, None where it has none."""
     names = [signals.map["level"]] if "level" in signals.map else _LEVEL_NAMES
-    found = (_at(document, name) for name in names)
-    return next((value for value in found if value is not _ABSENT), None)
+    values = (_at(document, name) for name in names)
+    return next((value for value in values if value is not _ABSENT), None)
 
 
 def _kind(level: Any, signal: str) -> int:

@@ -97,23 +97,23 @@ def before(logs: Sequence[Source], chosen: Sequence[Source], release: str) -> li
     first = f"trades_{release[:8]}"
     names = {source.name for source in chosen}
     latest = max(names, default="~")
-    found: list[Source] = []
+    earlier: list[Source] = []
     room = EARLIER
     for source in reversed(logs):
         if first <= source.name < latest and source.name not in names:
             room -= source.size
             if room < 0:
                 break
-            found.insert(0, source)
-    return found
+            earlier.insert(0, source)
+    return earlier
 
 
 def newest_signal(directory: Path) -> Line | None:
     """The last whole signal line with a bar, in the newest files' ends; None: there is none."""
     for day in by_day(ordered(directory))[: -_NEWEST - 1 : -1]:
-        found = [line for line in map(_newest_in, day) if line is not None]
-        if found:
-            return max(found, key=lambda line: line.time)
+        lines = [line for line in map(_newest_in, day) if line is not None]
+        if lines:
+            return max(lines, key=lambda line: line.time)
     return None
 
 

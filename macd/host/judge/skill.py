@@ -58,7 +58,7 @@ class Scored(NamedTuple):
 
 
 def scored(line: Line) -> Scored | None:
-    """The bar of a signal line; None where an error was told, or there is nothing to compare."""
+    """The bar of a signal line; None where it reports an error, or there is nothing to compare."""
     step, p = step_ms(line.tf) if line.tf else 0, line.stacking
     if line.kind != SIGNAL or line.error or line.bar is None or not step or not line.head:
         return None

@@ -310,9 +310,9 @@ class Continuity:
                 if other == writer or "" in (other, writer):
                     self._foreign[other] = at if inside else None
             return
-        found = self._foreign.get(writer)
-        if found is not None and len(self.intruders) < _MOST_BREAKS:
-            self.intruders.append(found)
+        intruder = self._foreign.get(writer)
+        if intruder is not None and len(self.intruders) < _MOST_BREAKS:
+            self.intruders.append(intruder)
         self._foreign[writer] = None
 
     def _writer(self, file: str) -> str:
