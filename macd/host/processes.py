@@ -207,13 +207,13 @@ class Kernel:
         """
         ends, tables = (_V4, ("tcp", "tcp6")) if ":" not in host else (_ONE, ("tcp6",))
         for table in tables:
-            found = [
+            inodes = [
                 inode
                 for at, number, inode in self._listeners(table)
                 if number == port and (not at.strip("0") or at.endswith(ends))
             ]
-            if found:
-                return found
+            if inodes:
+                return inodes
         return []
 
     def _listeners(self, table: str) -> list[tuple[str, int, str]]:
@@ -225,11 +225,11 @@ class Kernel:
         return [(at, int(number, 16), inode) for (at, _, number), inode in split]
 
     def _sockets(self, pid: int) -> set[str]:
-        found = set()
+        targets = set()
         for name in os.listdir(f"{self.proc}/{pid}/fd"):
             with contextlib.suppress(OSError):  # closed meanwhile
-                found.add(os.readlink(f"{self.proc}/{pid}/fd/{name}"))
-        return found
+                targets.add(os.readlink(f"{self.proc}/{pid}/fd/{name}"))
+        return targets
 
     def _pids(self) -> list[int]:
         return [int(name) for name in os.listdir(self.proc) if name.isdigit()]

@@ -46,9 +46,9 @@ def survey(app: str = "") -> dict[str, Any]:
 
     Returns {"units": [see `_unit`], "directory": see `directory`, "uid": of the login}.
     """
-    found = [unit for scope in ("system", "user") for unit in _units(scope)]
+    units = [unit for scope in ("system", "user") for unit in _units(scope)]
     seen = directory(durable.expand(app)) if app else {}
-    return {"units": found, "directory": seen, "uid": os.geteuid()}
+    return {"units": units, "directory": seen, "uid": os.geteuid()}
 
 
 def directory(root: str) -> dict[str, Any]:

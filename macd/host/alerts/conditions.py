@@ -433,10 +433,10 @@ def _last_end(signers: str, identity: str, namespace: str) -> float | None:
 
 def _stamp(text: str) -> float | None:
     """YYYYMMDD[HHMM[SS]][Z] as epoch seconds; without Z in this host's timezone, as OpenSSH."""
-    found = _STAMP.fullmatch(text)
-    if found is None:
+    match = _STAMP.fullmatch(text)
+    if match is None:
         return None
-    day, clock_, zone = found.groups()
+    day, clock_, zone = match.groups()
     try:
         moment = datetime.strptime(day + (clock_ or "0000").ljust(6, "0"), "%Y%m%d%H%M%S")
     except ValueError:

@@ -60,8 +60,8 @@ class Episodes:
     @property
     def open(self) -> list[tuple[str, Episode]]:
         """The conditions that hold now, oldest first."""
-        found = [(name, episode) for name, episode in self.by_name.items() if episode.is_open]
-        return sorted(found, key=lambda pair: (pair[1].since, pair[0]))
+        episodes = [(name, episode) for name, episode in self.by_name.items() if episode.is_open]
+        return sorted(episodes, key=lambda pair: (pair[1].since, pair[0]))
 
 
 def advance(

@@ -115,14 +115,14 @@ def names_in(place: LogFiles) -> list[str]:
     if not place.pattern:
         there = os.listdir(place.root) if os.path.isdir(place.root) else []
         return sorted(name for name in there if name.startswith("trade"))
-    found: list[str] = []
+    names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         root = os.open(place.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            found = list(_below(root, place.pattern.split("/"), "", 0))
+            names = list(_below(root, place.pattern.split("/"), "", 0))
         finally:
             os.close(root)
-    return sorted(set(found))
+    return sorted(set(names))
 
 
 def _below(descriptor: int, pattern: Sequence[str], prefix: str, depth: int) -> Iterator[str]:

@@ -159,8 +159,8 @@ def failure(said: str, *, index: bool, log: str = "") -> HostError:
             " release's own",
         )
     passed_over = [match[1] for match in _NOT_FETCHED.finditer(_SECRET.sub(r"\1****@", log))]
-    if index and (told := _told([*lines, *passed_over[-1:]])):
-        return told
+    if index and (refusal := _known_failure([*lines, *passed_over[-1:]])):
+        return refusal
     if index and (missing := _NOT_THERE.search(said)):
         return _refusal(
             f"the package index has no wheel of {missing[1]} for this host",
@@ -174,7 +174,7 @@ def failure(said: str, *, index: bool, log: str = "") -> HostError:
     )
 
 
-def _told(lines: list[str]) -> HostError | None:
+def _known_failure(lines: list[str]) -> HostError | None:
     for cause in _CAUSES:
         for line in reversed(lines):
             if words := re.search(cause.words, line):

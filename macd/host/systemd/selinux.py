@@ -40,13 +40,13 @@ def refused(enforce: str, labels: Mapping[str, str]) -> str:
     """
     if enforce.strip() != "1":
         return ""
-    found = []
+    problems = []
     for path, label in labels.items():
         parts = label.rstrip("\0").split(":")
         if len(parts) > 2 and parts[2] in _DATA:
-            found.append(f"{path} has the label {parts[2]}")
+            problems.append(f"{path} has the label {parts[2]}")
     what = "SELinux lets systemd start no program with the label of data"
-    return f"{what}: {', '.join(found)}" if found else ""
+    return f"{what}: {', '.join(problems)}" if problems else ""
 
 
 def enforces() -> bool:

@@ -21,11 +21,11 @@ def refused_step(lines: Sequence[str]) -> tuple[str, str]:
     ("NAMESPACE", "Failed at step NAMESPACE spawning /bin/true: Operation not permitted"); ("", "")
     where no step failed.
     """
-    found = [match for line in lines if (match := _STEP.search(line))]
-    if not found:
+    matches = [match for line in lines if (match := _STEP.search(line))]
+    if not matches:
         return "", ""
-    step = found[-1][1] or found[-1][2]
-    fullest = next((match for match in reversed(found) if match[1] == step), found[-1])
+    step = matches[-1][1] or matches[-1][2]
+    fullest = next((match for match in reversed(matches) if match[1] == step), matches[-1])
     return step, untrusted.line(fullest[0], 300)
 
 

@@ -132,8 +132,8 @@ class Supervisor:
 
     def instances(self, base: str) -> list[str]:
         """The enabled instances of base@.service, by name."""
-        found = self._links(f"{glob.escape(base)}@?*.service")
-        return sorted({os.path.basename(path) for path in found})
+        links = self._links(f"{glob.escape(base)}@?*.service")
+        return sorted({os.path.basename(path) for path in links})
 
     def _links(self, pattern: str) -> list[str]:
         return glob.glob(os.path.join(glob.escape(self.unit_directory), "*.wants", pattern))
@@ -298,7 +298,7 @@ class Supervisor:
         self._call("start", unit)
 
     def start_later(self, *units: str) -> None:
-        """Have systemd start them when it can; nothing waits for it, and no failure is told."""
+        """Have systemd start them when it can; nothing waits for it, and no failure is reported."""
         if units:
             self._call("--no-block", "start", *units, check=False)
 
