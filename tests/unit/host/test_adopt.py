@@ -334,9 +334,9 @@ def test_nobody_is_adopted_unasked(host: Callable[[str], Host]) -> None:
     with pytest.raises(HostError, match="nobody agreed to adopt it"):
         one.provision(adopt=False)
     assert one.looks() == before
-    told = one.provision(adopt=False, dry_run=True)["adopts"]
-    assert told["new"]
-    assert "s3cret" not in json.dumps(told["words"])
+    adopts = one.provision(adopt=False, dry_run=True)["adopts"]
+    assert adopts["new"]
+    assert "s3cret" not in json.dumps(adopts["words"])
     assert one.looks() == before
 
 
@@ -394,7 +394,7 @@ def script(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "wanted", "scope", "found"),
+    ("typed", "wanted", "scope", "copies"),
     [
         (["bot_runner.py", "--phase", "paper"], "python3 bot_runner.py --phase paper", "system", 1),
         (["-u", "bot_runner.py"], "python3 bot_runner.py", "system", 1),
@@ -409,7 +409,7 @@ def test_a_copy_elsewhere_is_found_by_its_command(
     typed: list[str],
     wanted: str,
     scope: str,
-    found: int,
+    copies: int,
 ) -> None:
     """Of a login's own services only below its home: another one's are another one's."""
     monkeypatch.setattr(Supervisor, "_call", lambda *_, **__: "")
@@ -424,7 +424,7 @@ def test_a_copy_elsewhere_is_found_by_its_command(
         said = byhand.processes(Layout("/opt/none"), Supervisor(scope), [UNIT], [wanted.split()])
         copy.communicate(b"")
     mine = [one for one in said if one["pid"] == copy.pid]
-    assert len(mine) == found
+    assert len(mine) == copies
     if mine:
         assert mine[0]["cwd"] == str(script.parent)
         assert not mine[0]["apart"]

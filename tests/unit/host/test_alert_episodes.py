@@ -25,16 +25,16 @@ looks = st.lists(st.tuples(answers_of_a_look, st.booleans()), max_size=80)
 
 def course(*answers: Alarm | None) -> list[tuple[int, str]]:
     """Events of one condition by the number of the look, all sent at once."""
-    now, state, told = 0.0, Episodes(), []
+    now, state, events = 0.0, Episodes(), []
     for number, one in enumerate(answers):
         state = advance(state, {"disk": one}, now)
-        told += [(number, event.what) for event in state.outbox]
+        events += [(number, event.what) for event in state.outbox]
         state, now = replace(state, outbox=()), now + EVERY
-    return told
+    return events
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "events"),
     [
         ((ON, OFF, ON, OFF, ON, OFF), []),
         ((ON, ON), [(1, BEGAN)]),
@@ -48,8 +48,8 @@ def course(*answers: Alarm | None) -> list[tuple[int, str]]:
         ((ON, ON, OFF, OFF, ON, ON, OFF, OFF), [(1, BEGAN), (3, ENDED)]),
     ],
 )
-def test_course(answers: tuple[Alarm | None, ...], told: list[tuple[int, str]]) -> None:
-    assert course(*answers) == told
+def test_course(answers: tuple[Alarm | None, ...], events: list[tuple[int, str]]) -> None:
+    assert course(*answers) == events
 
 
 def test_a_release_committed_between_two_looks_makes_it_begin_anew() -> None:

@@ -45,8 +45,8 @@ def test_the_newest_signal_is_found_behind_what_is_none(tmp_path: Path) -> None:
     newest = reading.newest_signal(live)
     assert newest is not None and newest.seq == 2
     written(live, 2, warned, line(4), b"\0" * 200_000, b"\n")
-    found = reading.newest_signal(live)
-    assert found is not None and found.seq == 4
+    signal = reading.newest_signal(live)
+    assert signal is not None and signal.seq == 4
     written(live, 3, line(5, bar_time=None))
     again = reading.newest_signal(live)
     assert again is not None and again.seq == 4

@@ -15,11 +15,11 @@ NOBODY = "[Service]\nType=notify\nExecStart=/bin/true\n"
 
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A system's systemd asked by root, as far as a confinement can tell; what was begun there."""
-    begun: list[object] = []
+    """A system's systemd asked by root, as far as a confinement can tell; what started there."""
+    started: list[object] = []
     monkeypatch.setattr(Sandbox, "is_real", True)
-    monkeypatch.setattr("subprocess.run", lambda *words, **_: begun.append(words))
-    return begun
+    monkeypatch.setattr("subprocess.run", lambda *words, **_: started.append(words))
+    return started
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_nobody_to_be_is_a_refusal_and_nothing_runs(
 ) -> None:
     walls = Sandbox("system", text, "/opt/app")
     for do in (lambda: walls.run(["/bin/true"], timeout=5), lambda: walls.give(str(tmp_path))):
-        with pytest.raises(HostError) as told:
+        with pytest.raises(HostError) as caught:
             do()
-        assert told.value.kind == "refused"
-        assert why in told.value.why
-        assert "invoke provision" in told.value.hint
+        assert caught.value.kind == "refused"
+        assert why in caught.value.why
+        assert "invoke provision" in caught.value.hint
     assert real == []
 
 
@@ -132,7 +132,7 @@ def test_roots_own_user_services_are_refused(
     if not refused:
         walls.refuse_root()
         return
-    with pytest.raises(HostError, match="not run as root") as told:
+    with pytest.raises(HostError, match="not run as root") as caught:
         walls.refuse_root()
-    assert told.value.kind == "refused"
-    assert "scope: system" in told.value.hint
+    assert caught.value.kind == "refused"
+    assert "scope: system" in caught.value.hint

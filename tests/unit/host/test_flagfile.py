@@ -60,8 +60,8 @@ def proc(tmp_path: Path) -> Path:
 
 def test_the_kernels_word(proc: Path, endpoint: str) -> None:
     (proc / str(PID) / "environ").write_bytes(b"HOME=/\0ML_ENABLE_STACKING=0\0ML_A=b=c\0")
-    told = of_process(PROCESS, endpoint, str(proc))
-    assert told == {"ML_ENABLE_STACKING": "0", "ML_A": "b=c"}
+    variables = of_process(PROCESS, endpoint, str(proc))
+    assert variables == {"ML_ENABLE_STACKING": "0", "ML_A": "b=c"}
 
 
 def test_no_settings_is_an_answer_and_nothing_at_all_is_none(proc: Path, endpoint: str) -> None:
@@ -238,7 +238,7 @@ def test_a_full_disk_keeps_no_weight_on(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("told", "steps", "running", "upcoming", "covered", "weight"),
+    ("requested", "steps", "running", "upcoming", "covered", "weight"),
     [
         (None, (), 0, 0, 0, 100),
         (25, (), 0, 0, 0, 25),
@@ -260,6 +260,11 @@ def test_a_full_disk_keeps_no_weight_on(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_where_enabling_begins(
-    told: int | None, steps: tuple[int, ...], running: int, upcoming: int, covered: int, weight: int
+    requested: int | None,
+    steps: tuple[int, ...],
+    running: int,
+    upcoming: int,
+    covered: int,
+    weight: int,
 ) -> None:
-    assert first_weight(told, steps, running, upcoming, covered) == weight
+    assert first_weight(requested, steps, running, upcoming, covered) == weight

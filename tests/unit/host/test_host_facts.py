@@ -30,13 +30,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_this_machine_in_all_its_facts(tmp_path: Path) -> None:
-    told = facts.facts(disks=[str(tmp_path / "not/there/yet")])
-    assert told["user"]["uid"] == os.getuid()
-    assert told["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
-    assert told["os"]["arch"] == os.uname().machine
-    assert told["cpus"] >= 1
-    assert told["memory"]["total"] > 1 << 20
-    (disk,) = told["disks"]
+    machine = facts.facts(disks=[str(tmp_path / "not/there/yet")])
+    assert machine["user"]["uid"] == os.getuid()
+    assert machine["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
+    assert machine["os"]["arch"] == os.uname().machine
+    assert machine["cpus"] >= 1
+    assert machine["memory"]["total"] > 1 << 20
+    (disk,) = machine["disks"]
     assert (disk["exists"], disk["writable"]) == (False, True)
     assert disk["device"] == tmp_path.stat().st_dev
     assert 0 <= disk["free"] <= disk["total"]
@@ -87,8 +87,8 @@ def test_the_scope_is_the_manager_this_user_can_reach(
 ) -> None:  # fmt: skip
     program(path, "systemctl", SYSTEMCTL.format(system=system, user=user))
     monkeypatch.setattr(os, "getuid", lambda: uid)
-    told = facts.systemd()
-    assert (told["scope"], told["state"], told["version"]) == (scope, state, "252")
+    manager = facts.systemd()
+    assert (manager["scope"], manager["state"], manager["version"]) == (scope, state, "252")
 
 
 def test_no_systemctl_is_a_fact_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

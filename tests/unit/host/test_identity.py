@@ -45,19 +45,19 @@ def krl(top: Path, public: Path) -> bytes:
 
 
 def refusal(layout: Layout, made: Made) -> str:
-    with pytest.raises(HostError) as told:
+    with pytest.raises(HostError) as caught:
         accept(layout, made)
-    assert told.value.kind == "refused"
-    return f"{told.value}: {told.value.why} do: {told.value.hint}"
+    assert caught.value.kind == "refused"
+    return f"{caught.value}: {caught.value.why} do: {caught.value.hint}"
 
 
 def test_a_release_signed_by_a_revoked_key_is_refused(made: Made, tmp_path: Path) -> None:
     listed = krl(tmp_path, made.key.with_suffix(".pub"))
     layout = host(made, tmp_path, revoked=hashlib.sha256(listed).hexdigest())
     Path(layout.state("revoked.krl")).write_bytes(listed)
-    told = refusal(layout, made)
-    assert "the release's signature was refused: the key that signed it is revoked" in told
-    assert "do: invoke release makes one again, signed with a key that is not revoked" in told
+    message = refusal(layout, made)
+    assert "the release's signature was refused: the key that signed it is revoked" in message
+    assert "do: invoke release makes one again, signed with a key that is not revoked" in message
     other = krl(tmp_path, make_key(tmp_path, "other").with_suffix(".pub"))
     Path(layout.state("revoked.krl")).write_bytes(other)
     assert "revoked.krl is not as provisioned" in refusal(layout, made)
@@ -78,9 +78,9 @@ def test_a_list_that_revokes_others_and_no_list_let_it_in(made: Made, tmp_path: 
 def test_the_hosts_own_word_counts_whatever_the_inventory_claims(
     made: Made, tmp_path: Path, name: str
 ) -> None:
-    told = refusal(host(made, tmp_path, **{name: "another"}), made)
-    assert "this host is not what the inventory says" in told
-    assert f"its {name} is another" in told
+    message = refusal(host(made, tmp_path, **{name: "another"}), made)
+    assert "this host is not what the inventory says" in message
+    assert f"its {name} is another" in message
 
 
 def test_a_host_that_was_never_told_takes_nothing(made: Made, tmp_path: Path) -> None:

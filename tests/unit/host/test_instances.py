@@ -128,11 +128,11 @@ def answer(**more: Any) -> dict[str, Any]:
 
 def test_what_all_of_them_say_reads_as_one_process_of_all_symbols() -> None:
     later = answer(pid=8, last_bar="2026-03-01T01:00:00Z", last_error="feed: gone", seq=9)
-    found = [
+    states = [
         InstanceState(UNITS[0], "BTCUSD", process(), answer(), ""),
         InstanceState(UNITS[1], "ETHUSD", process(pid=8), later, ""),
     ]
-    said = together(found, {UNITS[0]: 4.0})
+    said = together(states, {UNITS[0]: 4.0})
     assert (said["status"], said["release"], said["pid"]) == ("ok", "r", 7)
     assert (said["last_bar"], said["last_error"]) == ("2026-03-01T01:00:00Z", "ETHUSD: feed: gone")
     assert said["golden"] == {

@@ -165,12 +165,12 @@ def test_what_a_runtime_takes_is_known_before_it_is_built(tmp_path: Path) -> Non
     path.write_bytes(wheel(members))
     part = Part(path.name, path.stat().st_size, "", 0, path)
     offer = ReleaseCandidate("", "", "", 1, 0.0, "", "", (), installs=(part,))
-    told = unpacked(offer)
+    footprint = unpacked(offer)
     runtime = tmp_path / "app" / "runtimes" / build(tmp_path / "app", members)
     made = [runtime, *runtime.rglob("*")]
-    assert len(made) <= told.files <= len(made) + 30
+    assert len(made) <= footprint.files <= len(made) + 30
     took = sum(path.lstat().st_blocks * 512 for path in made)
-    assert took <= told.size < took * 1.6
+    assert took <= footprint.size < took * 1.6
 
 
 def test_a_wheel_that_is_not_here_counts_as_it_is_packed() -> None:

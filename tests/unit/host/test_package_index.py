@@ -42,17 +42,17 @@ def test_plain_http_is_trusted_for_that_host_and_port_only() -> None:
 
 
 def test_each_failure_has_its_sentence_and_none_a_password() -> None:
-    told = package_index.failure(DOWN, index=True)
-    assert (told.kind, told.live) == ("refused", "unchanged")
-    assert "did not reach" in told.what
-    assert "111" in told.why
+    error = package_index.failure(DOWN, index=True)
+    assert (error.kind, error.live) == ("refused", "unchanged")
+    assert "did not reach" in error.what
+    assert "111" in error.why
     lacking = "\n".join(DOWN.splitlines()[1:])
     assert "has no wheel of tiny==1.0" in package_index.failure(lacking, index=True).what
     secret = "ERROR: HTTP error 401 while getting https://user:hunter2@packages.example/x.whl"
-    told = package_index.failure(secret, index=True)
-    assert "refuses the host (401)" in told.what
-    assert "hunter2" not in told.why
-    assert "packages.example/x.whl" in told.why
+    error = package_index.failure(secret, index=True)
+    assert "refuses the host (401)" in error.what
+    assert "hunter2" not in error.why
+    assert "packages.example/x.whl" in error.why
     assert "index" not in package_index.failure(DOWN, index=False).what
 
 
@@ -70,7 +70,7 @@ SAYS = {
 @pytest.mark.parametrize("words", SAYS)
 def test_what_pip_says_only_in_its_log_counts_too(words: str) -> None:
     lacking = "ERROR: No matching distribution found for tiny==1.0\n"
-    told = package_index.failure(lacking, index=True, log=f"2026-11-29T20:30:12,174 {words}\n")
+    error = package_index.failure(lacking, index=True, log=f"2026-11-29T20:30:12,174 {words}\n")
     if words.startswith("Could not fetch"):
-        assert SAYS[words] in told.what
+        assert SAYS[words] in error.what
     assert SAYS[words] in package_index.failure(f"{words}\n{lacking}", index=True).what

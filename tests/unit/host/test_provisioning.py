@@ -22,8 +22,8 @@ def run(
     files = [{"path": "state/signers", "data": b"us\n", "mode": 0o644}]
     if settings is not None:
         files.append({"path": "service.json", "data": settings, "mode": 0o644})
-    told = _provisioned(app, env, files, dry_run=dry_run)
-    changes: list[dict[str, Any]] = told["changes"]
+    answer = _provisioned(app, env, files, dry_run=dry_run)
+    changes: list[dict[str, Any]] = answer["changes"]
     return changes
 
 

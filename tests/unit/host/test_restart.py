@@ -80,6 +80,6 @@ def test_what_an_earlier_life_said_is_no_reason(
     new: list[tuple[str, float, str]], why: str
 ) -> None:
     systemd: Any = Fails(*OLD, *new)
-    with pytest.raises(UnhealthyError) as told:
+    with pytest.raises(UnhealthyError) as caught:
         Well(systemd, "x.service").begin("r", "0", []).proved()
-    assert str(told.value) == f"it does not start: {why}"
+    assert str(caught.value) == f"it does not start: {why}"

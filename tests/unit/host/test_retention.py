@@ -161,8 +161,8 @@ def test_the_live_one_is_never_taken_away_however_damaged(layout: Layout) -> Non
 def test_a_damaged_report_of_the_guard_hides_no_other(layout: Layout) -> None:
     for name, text in (("guard-1.json", '{"a": 1}'), ("guard-2.json", "{"), ("guard-3.json", "[]")):
         Path(layout.state("gate", name)).write_text(text)
-    found = guard_config.guard_status(layout.app)["reports"]
-    assert found == [{"name": "guard-1.json", "report": {"a": 1}}]
+    reports = guard_config.guard_status(layout.app)["reports"]
+    assert reports == [{"name": "guard-1.json", "report": {"a": 1}}]
 
 
 @pytest.mark.parametrize(

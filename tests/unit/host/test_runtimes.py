@@ -60,9 +60,9 @@ def test_a_wheel_is_hashed_before_it_is_run_or_installed(
     else:
         data = stand[altered].read_bytes()
         stand[altered].write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(HostError, match=f"the wheel {altered}-1.whl ") as told:
+    with pytest.raises(HostError, match=f"the wheel {altered}-1.whl ") as caught:
         runtimes.install(Layout(str(app)), raw, [])
-    assert "deploy again" in told.value.hint
+    assert "deploy again" in caught.value.hint
     assert not marker.exists()
     assert list((app / "runtimes").iterdir()) == []
     assert not stand[altered].exists()  # so that it is sent again
@@ -106,7 +106,7 @@ LIB = "lib/python*/site-packages"
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "problem"),
     [
         ("true", ""),
         (f"rm {LIB}/tiny.py", "its runtime lacks 1 files as installed (tiny.py)"),
@@ -124,12 +124,14 @@ LIB = "lib/python*/site-packages"
         ("rm -r $PWD", "its runtime is gone"),
     ],
 )
-def test_a_runtime_that_is_not_whole_any_more_is_told(built: Path, damage: str, told: str) -> None:
+def test_a_runtime_that_is_not_whole_any_more_is_told(
+    built: Path, damage: str, problem: str
+) -> None:
     subprocess.run(["/bin/bash", "-ec", damage], cwd=built, check=True)
     wheels = [{"name": "tiny-x"}, {"name": "pip"}]
     wrong = runtimes.wrong_with(str(built), wheels, DIRECT)
-    assert told in wrong
-    assert bool(wrong) == bool(told)
+    assert problem in wrong
+    assert bool(wrong) == bool(problem)
 
 
 class Alone(Sandbox):

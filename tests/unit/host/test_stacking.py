@@ -89,11 +89,11 @@ def test_the_last_that_sets_it_counts(
     (tmp_path / "x1.env").write_bytes(b"ML_ENABLE_STACKING=1\r\nSECRET=hunter2\n")
     systemd = Systemd("system")
     object.__setattr__(systemd, "said", said.format(**names))
-    told: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
-    assert told["next"] == upcoming
-    assert told["running"] is None
+    state: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
+    assert state["next"] == upcoming
+    assert state["running"] is None
     assert beside(layout, systemd, "u") == [one.format(**names) for one in wins]
-    assert "hunter2" not in json.dumps(told)
+    assert "hunter2" not in json.dumps(state)
 
 
 WEIGHED = "EnvironmentFiles={env}\nEnvironmentFiles={top}/x*.env\n"
@@ -127,13 +127,13 @@ def test_the_weight_in_env_and_beside_it(
     systemd = Systemd("system")
     said = WEIGHED.format(env=layout.env, top=tmp_path)
     object.__setattr__(systemd, "said", said)
-    told: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
+    state: dict[str, Any] = stacking_state(layout, systemd, "u", "unix:/nowhere")
     upcoming, in_file, places = expected
     places = [{**one, "where": one["where"].format(top=tmp_path)} for one in places]
-    found = told["weight"]
-    assert (found["next"], found["in_file"], found["beside"]) == (upcoming, in_file, places)
-    assert (found["running"], found["covered"], found["steps"]) == (None, 0, [])
-    assert "hunter2" not in json.dumps(told)
+    weight = state["weight"]
+    assert (weight["next"], weight["in_file"], weight["beside"]) == (upcoming, in_file, places)
+    assert (weight["running"], weight["covered"], weight["steps"]) == (None, 0, [])
+    assert "hunter2" not in json.dumps(state)
 
 
 def said(**weight: Any) -> dict[str, Any]:
@@ -193,19 +193,19 @@ def test_a_flag_of_ones_own_is_told_in_its_own_words_and_place(
     """Before the first deploy the host learns from the inventory which flag it is."""
     systemd = Systemd("system")
     object.__setattr__(systemd, "said", "Environment=ML_ENABLE_STACKING=1 USE_STACK=on\n")
-    told = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
-    assert (told["flag"]["name"], told["next"], told["beside"]) == ("USE_STACK", "1", [])
+    state = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
+    assert (state["flag"]["name"], state["next"], state["beside"]) == ("USE_STACK", "1", [])
     assert stacking_state(layout, systemd, "u", "unix:/nowhere", None) == {}
     (tmp_path / "x1.env").write_text("USE_STACK=on\n")
     object.__setattr__(systemd, "said", f"EnvironmentFiles={tmp_path}/x1.env\n")
-    told = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
-    told |= {"running": "0", "guard": "watches"}
-    assert about_stacking(told)[:2] == [
+    state = stacking_state(layout, systemd, "u", "unix:/nowhere", THEIRS)
+    state |= {"running": "0", "guard": "watches"}
+    assert about_stacking(state)[:2] == [
         f"{tmp_path}/x1.env sets USE_STACK=on; only the drop-in may",
         f"{tmp_path}/x1.env says USE_STACK=on, the process off",
     ]
-    told |= {"beside": [], "next": "0", "running": "1"}
-    assert about_stacking(told)[0] == "the drop-in says USE_STACK=off, the process on"
+    state |= {"beside": [], "next": "0", "running": "1"}
+    assert about_stacking(state)[0] == "the drop-in says USE_STACK=off, the process on"
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_a_flag_of_ones_own_is_told_in_its_own_words_and_place(
 def test_a_release_that_knows_no_weights_is_found_out(
     running: int | None, health: dict[str, Any], *, knows_none: bool
 ) -> None:
-    found = about_unknown_weight(said(running=running), health)
-    assert found == (
+    notes = about_unknown_weight(said(running=running), health)
+    assert notes == (
         ["the live release knows no ML_STACKING_WEIGHT: stacking decides with 100 %"]
         if knows_none
         else []

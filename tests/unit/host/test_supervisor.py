@@ -15,15 +15,15 @@ from macd.host.systemd.supervisor import Supervisor
 def test_no_activation_begins_that_logging_out_would_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[object] = []
-    monkeypatch.setattr("subprocess.run", lambda *words, **_: begun.append(words))
-    monkeypatch.setattr("subprocess.Popen", lambda *words, **_: begun.append(words))
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.run", lambda *words, **_: started.append(words))
+    monkeypatch.setattr("subprocess.Popen", lambda *words, **_: started.append(words))
     monkeypatch.setattr(Supervisor, "has_timers", lambda _: True)
     monkeypatch.setattr(detach, "lingers", lambda: False)
-    with pytest.raises(HostError) as told:
+    with pytest.raises(HostError) as caught:
         Supervisor("user").run_detached("name", ["true"], str(tmp_path / "log"))
-    assert "loginctl enable-linger" in told.value.hint
-    assert begun == []
+    assert "loginctl enable-linger" in caught.value.hint
+    assert started == []
 
 
 def test_drop_ins_of_every_place_are_told_with_what_they_set_and_no_value(
