@@ -44,14 +44,14 @@ def test_the_bars_of_an_exchange_are_fetched_once_and_stay_beside_the_audit(
     assert made.name == "binance, as it gives them now"
     made.ready(LISTED + 2000 * HOUR)
     asked = len(server.asked)
-    found = made.bars(LISTED + 2100 * HOUR, LISTED + 2110 * HOUR, 20)
-    assert list(found["ETHUSDT"]) == [LISTED + hour * HOUR for hour in range(2080, 2111)]
-    assert found["ETHUSDT"].keys() == found["BTCUSDT"].keys()
-    assert found["GONEUSDT"] == {}  # the service goes on without it, too
+    by_symbol = made.bars(LISTED + 2100 * HOUR, LISTED + 2110 * HOUR, 20)
+    assert list(by_symbol["ETHUSDT"]) == [LISTED + hour * HOUR for hour in range(2080, 2111)]
+    assert by_symbol["ETHUSDT"].keys() == by_symbol["BTCUSDT"].keys()
+    assert by_symbol["GONEUSDT"] == {}  # the service goes on without it, too
     assert len(server.asked) == asked
     stored = read_bars(tmp_path / "bars/ETHUSDT_1h.parquet")
     at = stored["timestamp"].dt.epoch("ms").to_list().index(LISTED + 2100 * HOUR)
-    assert found["ETHUSDT"][LISTED + 2100 * HOUR] == stored.row(at)[1:]
+    assert by_symbol["ETHUSDT"][LISTED + 2100 * HOUR] == stored.row(at)[1:]
 
 
 def test_bars_that_are_here_are_not_fetched(server: Server, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_no_host_names_the_address_that_is_asked(
     inventory = inventory.model_copy(update={"service": service})
     theirs = {"kind": kind, "exchange": exchange, "api_url": "http://evil"}
     of = replace(watched(server), feed=theirs)
-    found = _with_our_exchange(of, inventory, inventory.host("prod"))
-    assert found.feed.get("api_url") == (ours or "http://evil")
+    corrected = _with_our_exchange(of, inventory, inventory.host("prod"))
+    assert corrected.feed.get("api_url") == (ours or "http://evil")
     if kind == "ccxt":
         other = replace(of, feed={**theirs, "exchange": "binance"})
         with pytest.raises(MacdError, match="another feed than the inventory says"):

@@ -43,8 +43,8 @@ def test_martingale_is_the_mixture_computed_by_scipy() -> None:
                 continue
             mixed = betaln(k + 1, n - k + 1) + math.log(above) - math.log1p(-p)
             likelihood = k * math.log(p) + (n - k) * math.log1p(-p)
-            told = bounds.log_martingale(k, n, p)
-            assert told == pytest.approx(mixed - likelihood, rel=1e-11, abs=1e-11)
+            martingale = bounds.log_martingale(k, n, p)
+            assert martingale == pytest.approx(mixed - likelihood, rel=1e-11, abs=1e-11)
 
 
 @pytest.mark.parametrize(

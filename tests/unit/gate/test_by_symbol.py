@@ -48,8 +48,8 @@ def report(tmp_path: Path, made: Iterator[dict[str, Any]], **rule: Any) -> dict[
     signal_lines.write(tmp_path, made)
     inventory = load("lab")
     wanted = gate.Rule(**{**RULE.__dict__, **rule})
-    found = of_files(inventory, tmp_path, wanted, None, NOW).document
-    return dict(json.loads(json.dumps(found)))
+    document = of_files(inventory, tmp_path, wanted, None, NOW).document
+    return dict(json.loads(json.dumps(document)))
 
 
 def test_pass_takes_a_pass_of_each(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_drift_is_of_each_symbols_own_training() -> None:
     assert [(part.symbol, part.drift and part.drift.outcome) for part in parts] == [
         ("BTCUSD", None), ("ETHUSD", "drift"),
     ]  # fmt: skip
-    found = by_symbol.worst_drift(parts)
-    assert found is not None
-    assert found.text.startswith("ETHUSD: ")
+    worst = by_symbol.worst_drift(parts)
+    assert worst is not None
+    assert worst.text.startswith("ETHUSD: ")
 
 
 def test_stakes_of_several_symbols_are_spread_over_them() -> None:

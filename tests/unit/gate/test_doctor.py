@@ -35,8 +35,8 @@ def judged(tmp_path: Path, **components: Any) -> Mapping[str, Any]:
     """A gate document as the product makes it, of lines with these components."""
     signal_lines.write(tmp_path / "logs", signal_lines.lines(30, end=NOW, **components))
     known = load("lab")
-    found = report.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
-    return found.document
+    judgement = report.of_files(known, tmp_path / "logs", report.rule_of(known), None, NOW)
+    return judgement.document
 
 
 STACKING = {
@@ -98,23 +98,23 @@ def well(tmp_path: Path) -> Case:
 
 
 def about(case: Case, **more: Any) -> Case:
-    """The case with fields of what was found, or of the checkup, replaced."""
+    """The case with facts of the host, or of the checkup, replaced."""
     fields = {field.name for field in dataclasses.fields(HostState)}
-    found = {name: value for name, value in more.items() if name in fields}
+    facts = {name: value for name, value in more.items() if name in fields}
     checkup = {name: value for name, value in more.items() if name in case.checkup}
-    rest = {n: v for n, v in more.items() if n not in found and n not in checkup}
+    rest = {n: v for n, v in more.items() if n not in facts and n not in checkup}
     return dataclasses.replace(
         case,
-        state=dataclasses.replace(case.state, **found),
+        state=dataclasses.replace(case.state, **facts),
         checkup={**case.checkup, **checkup},
         **rest,
     )
 
 
 def wrong(case: Case) -> list[Finding]:
-    found = diagnose(case)
-    assert [one.name for one in found] == NAMES
-    bad = [one for one in found if one.ok is False]
+    findings = diagnose(case)
+    assert [one.name for one in findings] == NAMES
+    bad = [one for one in findings if one.ok is False]
     assert all(one.remedy and one.evidence for one in bad)
     return bad
 
@@ -276,40 +276,40 @@ def test_a_host_that_is_well(well: Case) -> None:
 def test_each_failure_is_named(
     well: Case, name: str, evidence: str, remedy: str, changed: dict[str, Any]
 ) -> None:
-    (found,) = wrong(about(well, **changed))
-    assert found.name == name
-    assert evidence in found.evidence
-    assert remedy in found.remedy
+    (problem,) = wrong(about(well, **changed))
+    assert problem.name == name
+    assert evidence in problem.evidence
+    assert remedy in problem.remedy
 
 
 def test_a_weight_by_hand_goes_back_to_the_proved_one(well: Case) -> None:
     weight = {"in_file": ["75"], "beside": [], "next": 75, "running": 75, "covered": 10}
     said = {**STACKING, "in_file": ["1"], "next": "1", "running": "1", "guard": "watches"}
     health = {**well.state.health, "stacking_weight": 75}
-    (found,) = wrong(about(well, stacking={**said, "weight": weight}, health=health))
-    assert found.name == "flag"
-    assert found.evidence == "stacking decides with 75 %, its evidence is for 10 %"
-    assert found.remedy == (
+    (problem,) = wrong(about(well, stacking={**said, "weight": weight}, health=health))
+    assert problem.name == "flag"
+    assert problem.evidence == "stacking decides with 75 %, its evidence is for 10 %"
+    assert problem.remedy == (
         "invoke disable-stacking, or invoke enable-stacking --weight 10, sets and proves both"
     )
 
 
 def test_what_answers_is_not_what_should(well: Case) -> None:
     health = {**well.state.health, "pid": 41}
-    (found,) = wrong(about(well, health=health))
-    assert (found.name, "pid 41 answers" in found.evidence) == ("processes", True)
-    assert "kill 41; invoke deploy --restart" in found.remedy
+    (problem,) = wrong(about(well, health=health))
+    assert (problem.name, "pid 41 answers" in problem.evidence) == ("processes", True)
+    assert "kill 41; invoke deploy --restart" in problem.remedy
     health = {**well.state.health, "release": "20250101T000000Z-deadbeef"}
-    (found,) = wrong(about(well, health=health))
-    assert (found.name, "20250101T000000Z-deadbeef" in found.evidence) == ("release", True)
-    assert found.remedy == f"invoke deploy --restart --release {well.state.live}"
+    (problem,) = wrong(about(well, health=health))
+    assert (problem.name, "20250101T000000Z-deadbeef" in problem.evidence) == ("release", True)
+    assert problem.remedy == f"invoke deploy --restart --release {well.state.live}"
     health = {**well.state.health, "status": "failed", "last_error": "disk\x1b[31m full"}
-    (found,) = wrong(about(well, health=health))
-    assert found.name == "serving"
-    assert "invoke rollback" not in found.remedy  # there is nothing to go back to
+    (problem,) = wrong(about(well, health=health))
+    assert problem.name == "serving"
+    assert "invoke rollback" not in problem.remedy  # there is nothing to go back to
     (back,) = wrong(about(well, health=health, rollback={"ready": True}))
     assert "invoke rollback" in back.remedy
-    assert "\x1b" not in found.evidence
+    assert "\x1b" not in problem.evidence
 
 
 @pytest.mark.parametrize(
@@ -325,17 +325,17 @@ def test_a_feed_that_brings_nothing_new_is_not_well(
     well: Case, evidence: str, changed: dict[str, Any]
 ) -> None:
     changed = {"started": "2026-03-02T00:00:00Z", **changed}
-    (found,) = wrong(about(well, health={**well.state.health, **changed}))
-    assert found.name == "feed"
-    assert evidence in found.evidence
-    assert "invoke logs" in found.remedy
+    (problem,) = wrong(about(well, health={**well.state.health, **changed}))
+    assert problem.name == "feed"
+    assert evidence in problem.evidence
+    assert "invoke logs" in problem.remedy
 
 
 def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(well: Case) -> None:
     young = {"feed": {"state": "polling", "last_arrival": None}, "started": "2026-03-02T10:30:00Z"}
     for more in (young, {**young, "started": None}):
-        found = about(well, health={**well.state.health, **more})
-        assert [one.ok for one in diagnose(found) if one.name == "feed"] == [None]
+        case = about(well, health={**well.state.health, **more})
+        assert [one.ok for one in diagnose(case) if one.name == "feed"] == [None]
     old = {**well.state.health, "last_bar": "2021-01-01T00:00:00Z"}
     assert wrong(about(well, health=old, feed=Feed("replay", 3600, live=False))) == []
 
@@ -373,10 +373,10 @@ def test_a_feed_may_take_its_time_after_the_start_and_a_replay_is_of_the_past(we
 def test_the_guides_problems_are_read_from_the_lines(
     well: Case, tmp_path: Path, name: str, evidence: str, remedy: str, components: dict[str, Any]
 ) -> None:
-    (found,) = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
-    assert found.name == name
-    assert evidence in found.evidence
-    assert remedy in found.remedy
+    (problem,) = wrong(dataclasses.replace(well, report=judged(tmp_path, **components)))
+    assert problem.name == name
+    assert evidence in problem.evidence
+    assert remedy in problem.remedy
 
 
 def test_models_that_are_too_old_are_why_there_is_no_coverage(well: Case, tmp_path: Path) -> None:
@@ -384,10 +384,10 @@ def test_models_that_are_too_old_are_why_there_is_no_coverage(well: Case, tmp_pa
     nothing = {"ml_bull_prob": None, "ml_stacking_mode": "off", "ml_stacking_skipped_reason": why}
     health = {**well.state.health, "age": {"state": "too old", "text": why}}
     case = dataclasses.replace(about(well, health=health), report=judged(tmp_path, **nothing))
-    (found,) = [one for one in diagnose(case) if one.ok is False]
-    assert found.name == "ML coverage"
-    assert why in found.evidence
-    assert found.remedy.startswith("invoke train on newer bars")
+    (problem,) = [one for one in diagnose(case) if one.ok is False]
+    assert problem.name == "ML coverage"
+    assert why in problem.evidence
+    assert problem.remedy.startswith("invoke train on newer bars")
 
 
 @pytest.mark.parametrize(("outside", "ok"), [(40.0, False), (0.5, True), (None, None)])
@@ -397,10 +397,10 @@ def test_features_that_drift_are_a_problem(
     bars = [] if outside is None else [Bar(outside)] * BLOCK
     seen = drift.judge(drift.Expected(80, 0.05, 0.2), bars)
     case = dataclasses.replace(well, report={**judged(tmp_path), "drift": seen.document()})
-    (found,) = [one for one in diagnose(case) if one.name == "features"]
-    assert found.ok is ok
-    assert bool(found.remedy) == (ok is False)
-    assert seen.text == found.evidence
+    (features,) = [one for one in diagnose(case) if one.name == "features"]
+    assert features.ok is ok
+    assert bool(features.remedy) == (ok is False)
+    assert seen.text == features.evidence
 
 
 def test_a_tree_may_say_the_same_of_a_few_bars_and_a_net_may_not(
@@ -413,7 +413,7 @@ def test_a_tree_may_say_the_same_of_a_few_bars_and_a_net_may_not(
 
 
 def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None:
-    found = {
+    findings = {
         one.name: one.ok
         for one in diagnose(
             about(
@@ -428,13 +428,13 @@ def test_what_can_not_be_told_is_no_problem_and_no_all_clear(well: Case) -> None
             )
         )
     }
-    unknown = {name for name, ok in found.items() if ok is None}
+    unknown = {name for name, ok in findings.items() if ok is None}
     assert unknown == {
         "processes", "flag", "ML coverage", "stacking samples",
         "TFT output", "LSTM output", "LightGBM output", "feed", "alerts",
         "training on h800",
     }  # fmt: skip
-    assert not [name for name, ok in found.items() if ok is False]
+    assert not [name for name, ok in findings.items() if ok is False]
 
 
 @pytest.mark.parametrize(
@@ -448,20 +448,20 @@ def test_a_damaged_release_on_the_host_is_named(well: Case, release: str, remedy
 
 
 def test_a_host_that_was_never_provisioned(well: Case) -> None:
-    (found,) = diagnose(about(well, exists=False))
-    assert (found.ok, found.remedy) == (False, "invoke provision")
+    (problem,) = diagnose(about(well, exists=False))
+    assert (problem.ok, problem.remedy) == (False, "invoke provision")
 
 
 def test_of_several_symbols_those_that_are_not_well_are_named(well: Case) -> None:
-    def found(**symbols: Any) -> Finding:
+    def of_symbols(**symbols: Any) -> Finding:
         state = dataclasses.replace(well.state, health={**well.state.health, "symbols": symbols})
         report = {**(well.report or {}), "symbols": [JUDGED]}
         findings = diagnose(dataclasses.replace(well, state=state, report=report))
         return next(one for one in findings if one.name == "symbols")
 
     good = {"ok": True, "last_bar": "2026-03-02T10:00:00Z"}
-    assert found(A=good, B=good, C=good).evidence == "1 of 3: C: TFT normal 0.0 %"
-    said = found(A={"ok": False}, B={**good, "stopped": True})
+    assert of_symbols(A=good, B=good, C=good).evidence == "1 of 3: C: TFT normal 0.0 %"
+    said = of_symbols(A={"ok": False}, B={**good, "stopped": True})
     assert said.ok is False
     assert "A: its models fail: it gets the base signal; B: its bars have stopped" in said.evidence
 

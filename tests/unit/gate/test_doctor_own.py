@@ -91,9 +91,9 @@ def named(case: Case, name: str) -> Finding:
 
 
 def bad(case: Case) -> list[Finding]:
-    found = [finding for finding in diagnose(case) if finding.ok is False]
-    assert all(finding.remedy and finding.evidence for finding in found)
-    return found
+    findings = [finding for finding in diagnose(case) if finding.ok is False]
+    assert all(finding.remedy and finding.evidence for finding in findings)
+    return findings
 
 
 def test_one_that_is_well_has_no_problem_and_says_what_is_not_looked_for(well: Case) -> None:
@@ -110,10 +110,10 @@ def test_one_that_is_well_has_no_problem_and_says_what_is_not_looked_for(well: C
 def test_an_env_that_everybody_can_read_is_warned_of(well: Case) -> None:
     assert "secrets" not in {finding.name for finding in diagnose(well)}
     case = dataclasses.replace(well, checkup={**well.checkup, "env_open": "644"})
-    found = named(case, "secrets")
-    assert found.ok is None
-    assert "/opt/x/.env (mode 644" in found.evidence
-    assert "chmod o= /opt/x/.env" in found.remedy
+    secrets = named(case, "secrets")
+    assert secrets.ok is None
+    assert "/opt/x/.env (mode 644" in secrets.evidence
+    assert "chmod o= /opt/x/.env" in secrets.remedy
 
 
 def test_a_unit_that_does_not_serve_is_named_with_what_it_said(well: Case) -> None:
@@ -123,10 +123,10 @@ def test_a_unit_that_does_not_serve_is_named_with_what_it_said(well: Case) -> No
     case = dataclasses.replace(
         changed(well, health=health), checkup={**well.checkup, "log": "Traceback\nKeyError: 'a'"}
     )
-    found = {finding.name: finding for finding in bad(case)}
-    assert set(found) == {"serving", "x-web.service"}
-    assert "/opt/old" in found["x-web.service"].evidence
-    assert "KeyError" in found["x-web.service"].evidence
+    findings = {finding.name: finding for finding in bad(case)}
+    assert set(findings) == {"serving", "x-web.service"}
+    assert "/opt/old" in findings["x-web.service"].evidence
+    assert "KeyError" in findings["x-web.service"].evidence
 
 
 @pytest.mark.parametrize(

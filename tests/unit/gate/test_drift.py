@@ -61,17 +61,17 @@ def test_more_outside_than_the_training_s_blocks_had_is_drift_once_it_is_too_muc
     many = [Bar(40.0, "abcdefghij"[at % 10]) for at in range(BLOCK)]
     needed = next(n for n in range(BLOCK) if drift.judge(EXPECTED, many[:n]).outcome == DRIFT)
     assert needed == 19  # 18 * 40 = 720 of 168 * 80 are 5.36 %, 19 * 40 are 5.65 %
-    found = drift.judge(EXPECTED, many)
-    assert found.text == (
+    judged = drift.judge(EXPECTED, many)
+    assert judged.text == (
         "50.0 % of the features' values lie outside the training's range, 5.4 % are its limit"
     )
 
 
 def test_a_feature_that_is_always_the_worst_is_drift_and_is_named() -> None:
     assert EXPECTED is not None
-    found = drift.judge(EXPECTED, [Bar(1.0, "rsi_14")] * 30)
-    assert (found.outcome, found.feature) == (DRIFT, "rsi_14")
-    assert found.text == "rsi_14 is the furthest outside on 30 of 30 bars, 27 are its limit"
+    judged = drift.judge(EXPECTED, [Bar(1.0, "rsi_14")] * 30)
+    assert (judged.outcome, judged.feature) == (DRIFT, "rsi_14")
+    assert judged.text == "rsi_14 is the furthest outside on 30 of 30 bars, 27 are its limit"
     assert drift.judge(EXPECTED, [Bar(1.0, "rsi_14")] * 26).outcome == UNPROVED
 
 
@@ -94,8 +94,8 @@ def test_predictions_are_compared_with_out_of_fold_ones(
     expected = drift.expected({**DETAILS, "drift": {**DETAILS["drift"], "predictions": SAID}})
     assert expected is not None
     bars = [Bar(0.0, "", "BTCUSD", (low, high)[at % 2]) for at in range(BLOCK)]
-    found = drift.judge(expected, bars)
-    assert (found.outcome, found.text if words else "") == (DRIFT if words else NONE, words)
+    judged = drift.judge(expected, bars)
+    assert (judged.outcome, judged.text if words else "") == (DRIFT if words else NONE, words)
     # Part of a block says nothing of them, and nor does a release that named none.
     assert drift.judge(expected, bars[1:]).outcome == UNPROVED
     assert drift.judge(expected, [*bars[1:], Bar(0.0)]).p is None
@@ -126,8 +126,8 @@ def test_few_blocks_of_training_give_no_limit_and_it_says_so() -> None:
     details["drift"]["assets"]["BTCUSD"] |= {"count": 9}
     expected = drift.expected(details)
     assert expected is not None
-    found = drift.judge(expected, [Bar(80.0, "x")] * BLOCK)
-    assert (found.outcome, found.text) == (
+    judged = drift.judge(expected, [Bar(80.0, "x")] * BLOCK)
+    assert (judged.outcome, judged.text) == (
         UNPROVED,
         "the training had 9 blocks of 168 bars, it takes 10",
     )
@@ -151,14 +151,14 @@ ANYTHING = st.recursive(
 
 @given(ANYTHING)
 def test_details_of_any_shape_are_limits_between_0_and_1_or_nothing(said: Any) -> None:
-    found = drift.expected({"symbol": "BTCUSD", "drift": said})
-    assert found is None or (0 <= found.outside <= 1 and 0 <= found.worst <= 1)
+    expected = drift.expected({"symbol": "BTCUSD", "drift": said})
+    assert expected is None or (0 <= expected.outside <= 1 and 0 <= expected.worst <= 1)
 
 
 @pytest.mark.parametrize("details", [{}, {"drift": None}, {"symbol": "ETHUSD", **DETAILS}])
 def test_an_earlier_release_says_nothing(details: dict[str, Any]) -> None:
-    found = drift.expected(details, "" if "symbol" not in details else "ETHUSD")
-    assert found is None
+    expected = drift.expected(details, "" if "symbol" not in details else "ETHUSD")
+    assert expected is None
 
 
 def test_the_fields_of_a_line_are_read_and_may_be_absent() -> None:
@@ -193,8 +193,8 @@ def test_the_newest_block_is_read_from_as_few_files_as_it_takes(tmp_path: Path) 
         write(tmp_path, rows)
     (tmp_path / "trades_20260302.jsonl").write_bytes(b"nobody reads this\n" * 3)
     sources = reading.ordered(tmp_path)
-    found = drift.recent(sources, RELEASE)
-    assert [bar.outside for bar in found] == [1.0] * 68 + [2.0] * 100
+    bars = drift.recent(sources, RELEASE)
+    assert [bar.outside for bar in bars] == [1.0] * 68 + [2.0] * 100
     assert drift.recent(sources[1:], "20260301T000100Z-00000000") == []
 
 

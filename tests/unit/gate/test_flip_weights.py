@@ -16,7 +16,7 @@ from macd.ssh import archive
 
 
 def flip(
-    told: int | None = None,
+    requested: int | None = None,
     *,
     steps: tuple[int, ...] = (),
     now: int = 0,
@@ -44,7 +44,7 @@ def flip(
         agent_archive=program or archive.digest(),
     )
     known = inventory.model_copy(update={"guard": guard})
-    return Flip(None, known.host("prod"), known, wanted, state, evidence, told)  # type: ignore[arg-type]
+    return Flip(None, known.host("prod"), known, wanted, state, evidence, requested)  # type: ignore[arg-type]
 
 
 class Report:
@@ -56,14 +56,14 @@ class Report:
     [
         ({}, ("would", 100, [])),
         ({"now": 100}, ("already", 100, [])),
-        ({"told": 25}, ("would", 25, [])),
-        ({"told": 25, "steps": (10, 50)}, ("would", 25, [])),
+        ({"requested": 25}, ("would", 25, [])),
+        ({"requested": 25, "steps": (10, 50)}, ("would", 25, [])),
         ({"steps": (25, 50, 100)}, ("would", 25, [50, 100])),
         ({"steps": (25, 50, 100), "now": 50, "there": (100,)}, ("already", 50, [100])),
         ({"steps": (25, 50, 100), "now": 50}, ("already", 50, [])),  # nothing raises it there
         ({"steps": (25, 50, 100), "now": 50, "evidence": Report}, ("would", 50, [100])),
         ({"steps": (25, 50, 100), "now": 30, "evidence": Report}, ("would", 50, [100])),
-        ({"told": 25, "now": 50, "there": (100,)}, ("would", 25, [])),
+        ({"requested": 25, "now": 50, "there": (100,)}, ("would", 25, [])),
         ({"wanted": "0", "now": 50, "steps": (25, 50)}, ("would", 0, [])),
         ({"wanted": "0"}, ("already", 0, [])),
         ({"now": 75, "covered": 10}, ("would", 10, [])),  # 75 was set by hand
@@ -71,8 +71,8 @@ class Report:
     ],
 )
 def test_what_is_expected(given: dict[str, Any], expected: tuple[str, int, list[int]]) -> None:
-    found = flip(**given).expected
-    assert (found.result, found.weight, list(found.steps)) == expected
+    outcome = flip(**given).expected
+    assert (outcome.result, outcome.weight, list(outcome.steps)) == expected
 
 
 def test_a_guard_of_another_version_raises_nothing_and_is_refused() -> None:
@@ -85,7 +85,7 @@ def test_a_guard_of_another_version_raises_nothing_and_is_refused() -> None:
 
 
 def test_a_service_that_names_no_weight_is_refused_before_the_host_is_asked() -> None:
-    for given in ({"told": 25}, {"steps": (25, 100)}):
+    for given in ({"requested": 25}, {"steps": (25, 100)}):
         with pytest.raises(RefusedError, match="can't decide with 25 %") as refused:
             flag._refuse_unknown_weight(flip(**given, says=None))  # type: ignore[arg-type]
         assert "--weight 100" in refused.value.hint

@@ -142,10 +142,10 @@ def test_every_way_is_judged_alike(
 ) -> None:
     (tmp_path / name).write_bytes(wrap(LINES))
     for place in (tmp_path, tmp_path / name):
-        found = judged(place)
-        assert (found.decision.verdict, found.document["bars"]) == ("PASS", 45), way
-        assert any(said in note for note in found.document["notes"]) or not said
-    dropped = [note for note in found.document["notes"] if "left out" in note]
+        judgement = judged(place)
+        assert (judgement.decision.verdict, judgement.document["bars"]) == ("PASS", 45), way
+        assert any(said in note for note in judgement.document["notes"]) or not said
+    dropped = [note for note in judgement.document["notes"] if "left out" in note]
     assert bool(dropped) is (way in ("docker", "all"))
 
 
@@ -154,11 +154,11 @@ def test_rotated_files_are_read_from_the_oldest(tmp_path: Path) -> None:
     (tmp_path / "app.log").write_bytes(b"".join(lines[30:]))
     (tmp_path / "app.log.1").write_bytes(b"".join(lines[15:30]))
     (tmp_path / "app.log.2.gz").write_bytes(gzip.compress(b"".join(lines[:15])))
-    found = judged(tmp_path)
-    assert [entry["name"] for entry in found.document["logs"]] == [
+    judgement = judged(tmp_path)
+    assert [entry["name"] for entry in judgement.document["logs"]] == [
         *("app.log.2", "app.log.1", "app.log"),
     ]
-    assert (found.decision.verdict, found.document["bars"]) == ("PASS", 45)
+    assert (judgement.decision.verdict, judgement.document["bars"]) == ("PASS", 45)
 
 
 @pytest.mark.parametrize(("magic", "kind"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"PK\x03\x04", "zip")])
@@ -172,9 +172,11 @@ def test_what_is_not_unpacked_is_named(tmp_path: Path, magic: bytes, kind: str) 
 def test_a_damaged_file_is_named_and_hides_no_other(tmp_path: Path) -> None:
     (tmp_path / "trades_20261124.jsonl").write_bytes(LINES)
     (tmp_path / "trades_20261123.jsonl.gz").write_bytes(gzip.compress(LINES)[:200])
-    found = judged(tmp_path)
-    assert found.document["bars"] == 45
-    assert any("trades_20261123.jsonl.gz can't be unpacked" in n for n in found.document["notes"])
+    judgement = judged(tmp_path)
+    assert judgement.document["bars"] == 45
+    assert any(
+        "trades_20261123.jsonl.gz can't be unpacked" in n for n in judgement.document["notes"]
+    )
 
 
 @settings(max_examples=60)

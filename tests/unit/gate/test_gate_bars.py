@@ -76,10 +76,10 @@ def test_a_refused_bar_is_a_bar_without_evidence_once(event: str) -> None:
     # a service that starts again finds the same bars again
     again = analysed(numbered([*lines, *refused, *refused, *refused]))
     assert again.tally()["ml_coverage"] == (32, 40)
-    told = again.document()
-    assert told["counts"]["refused bars"] == 8
-    assert told["not_activated"][0]["example"] == f"not covered: the bar was refused as {event}"
-    assert sum(row[1] for row in told["timeline"]) == 40
+    document = again.document()
+    assert document["counts"]["refused bars"] == 8
+    assert document["not_activated"][0]["example"] == f"not covered: the bar was refused as {event}"
+    assert sum(row[1] for row in document["timeline"]) == 40
 
 
 def test_other_warnings_and_bad_bars_of_cross_symbols_are_no_bars() -> None:
@@ -187,15 +187,15 @@ def test_no_order_of_enough_refused_bars_passes(data: Any, laps: int) -> None:
     """Each of ten refused bars of fifty is one, wherever, however often and as what it is told."""
     lines = made(50)
     rows = data.draw(st.sets(st.integers(1, 48), min_size=10, max_size=10))
-    told: list[Made] = []
+    logged: list[Made] = []
     for at, line in enumerate(lines):
         if at in rows:
             event = data.draw(st.sampled_from(("stale", "bad_bar")))
             times = data.draw(st.integers(1, 3))
-            told += [warning(event, at + 1, at=NOW - HOUR, seq=0)] * times
+            logged += [warning(event, at + 1, at=NOW - HOUR, seq=0)] * times
         else:
-            told.append(line)
-    decision = judged(numbered(told * laps))
+            logged.append(line)
+    decision = judged(numbered(logged * laps))
     assert decision.verdict == FAIL
     assert rates(decision)["ml_coverage"] == (40, 50)
 

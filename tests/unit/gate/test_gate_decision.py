@@ -43,7 +43,7 @@ def changed(lines: list[Made], rows: Iterable[int], **components: Any) -> list[M
 
 
 def analysed(lines: Iterable[Made | bytes], **window: Any) -> Analysis:
-    found = Analysis(
+    analysis = Analysis(
         Window(
             round(START.timestamp() * 1000),
             round(NOW.timestamp() * 1000),
@@ -52,17 +52,17 @@ def analysed(lines: Iterable[Made | bytes], **window: Any) -> Analysis:
     )
     for number, line in enumerate(lines, start=1):
         raw = line if isinstance(line, bytes) else signal_lines.encode(line).rstrip(b"\n")
-        found.add(parse(raw), "trades_20260302.jsonl", number)
-    found.finish()
-    return found
+        analysis.add(parse(raw), "trades_20260302.jsonl", number)
+    analysis.finish()
+    return analysis
 
 
 def judged(lines: Iterable[Made | bytes], rule: Rule | None = None, **window: Any) -> Decision:
-    found = analysed(lines, **window)
-    json.dumps(found.document(), allow_nan=False)
-    severe = tuple(one["example"] for one in found.severe.document())
-    problems = tuple(evidence.problems(found, now=NOW))
-    return gate.decide(Findings(found.tally(), severe, problems), rule or RULE)
+    analysis = analysed(lines, **window)
+    json.dumps(analysis.document(), allow_nan=False)
+    severe = tuple(one["example"] for one in analysis.severe.document())
+    problems = tuple(evidence.problems(analysis, now=NOW))
+    return gate.decide(Findings(analysis.tally(), severe, problems), rule or RULE)
 
 
 def rates(decision: Decision) -> dict[str, tuple[int, int]]:
@@ -231,9 +231,9 @@ def test_a_line_of_the_release_without_its_seq_is_a_bar_without_evidence() -> No
     decision = judged(lines)
     assert decision.verdict == FAIL
     assert set(rates(decision).values()) == {(32, 40)}
-    told = analysed(lines).document()
-    assert told["not_activated"][0]["count"] == told["counts"]["bars without seq"] == 8
-    assert told["malformed"]["counted_as_bars"] == 0
+    document = analysed(lines).document()
+    assert document["not_activated"][0]["count"] == document["counts"]["bars without seq"] == 8
+    assert document["malformed"]["counted_as_bars"] == 0
     severe = {**lines[0], "level": "CRITICAL", "data": {"message": "disk is gone"}}
     assert "severe error: disk is gone" in judged([*lines[8:], severe]).reasons
 
@@ -264,9 +264,9 @@ def test_each_malformed_line_is_a_bar_without_evidence() -> None:
     decision = judged([*lines[:20], *junk, *lines[20:]])
     assert set(rates(decision).values()) == {(40, 45)}
     assert judged([*lines[:20], *junk, *junk, *lines[20:]]).verdict == FAIL
-    found = analysed([*lines[:20], *junk, *lines[20:]]).document()["malformed"]
-    assert found["count"] == found["counted_as_bars"] == 5
-    assert found["quarantine"][0] == {
+    malformed = analysed([*lines[:20], *junk, *lines[20:]]).document()["malformed"]
+    assert malformed["count"] == malformed["counted_as_bars"] == 5
+    assert malformed["quarantine"][0] == {
         "file": "trades_20260302.jsonl",
         "line": 21,
         "why": "not UTF-8",
@@ -278,8 +278,8 @@ def test_junk_among_lines_that_are_no_evidence_is_only_counted() -> None:
     for at, line in enumerate(lines):
         if isinstance(line, dict):
             line["seq"] = at + 1
-    found = analysed([*lines, *made(25, first_seq=22)])
-    assert (found.malformed, found.junk) == (1, 0)
+    analysis = analysed([*lines, *made(25, first_seq=22)])
+    assert (analysis.malformed, analysis.junk) == (1, 0)
     assert (analysed([b"junk", b"junk"]).junk, analysed([*made(3), b"junk"]).junk) == (2, 1)
 
 
@@ -310,20 +310,20 @@ def test_pass_is_only_where_every_share_was_tried_and_passed(
     passed = 0
     for tally in itertools.product(pairs, repeat=4):
         for one in (asked, lower):
-            found = gate.decide(Findings(dict(zip(gate.TITLES, tally, strict=True))), one)
-            good = all(criterion.outcome == PASS for criterion in found.criteria)
-            assert (found.verdict == PASS) == (good and tally[0][1] >= min_bars)
-            assert (found.verdict == PASS) == (not found.reasons)
-            assert found.verdict != PASS or all(n for _, n in tally)
-            passed += found.verdict == PASS
+            decision = gate.decide(Findings(dict(zip(gate.TITLES, tally, strict=True))), one)
+            good = all(criterion.outcome == PASS for criterion in decision.criteria)
+            assert (decision.verdict == PASS) == (good and tally[0][1] >= min_bars)
+            assert (decision.verdict == PASS) == (not decision.reasons)
+            assert decision.verdict != PASS or all(n for _, n in tally)
+            passed += decision.verdict == PASS
     assert passed
 
 
 def test_a_share_that_nothing_was_tried_of_is_named() -> None:
     tally = {name: (40, 40) for name in gate.TITLES}
-    found = gate.decide(Findings({**tally, "tft_normal": (0, 0)}), RULE)
-    assert (found.verdict, found.reasons) == (INCONCLUSIVE, ("TFT normal: nothing to judge",))
-    assert found.more_bars > 0
+    decision = gate.decide(Findings({**tally, "tft_normal": (0, 0)}), RULE)
+    assert (decision.verdict, decision.reasons) == (INCONCLUSIVE, ("TFT normal: nothing to judge",))
+    assert decision.more_bars > 0
     nothing = dict.fromkeys(gate.TITLES, (0, 0))
     assert gate.decide(Findings(nothing), replace(RULE, min_bars=0)).verdict == INCONCLUSIVE
 

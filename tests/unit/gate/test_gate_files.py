@@ -41,19 +41,19 @@ def test_lines_without_a_release_count_beside_those_with_one_and_are_told(tmp_pa
         )
     )
     put(tmp_path, 25, first_seq=31)
-    found = judged(tmp_path)
-    assert found.document["release"] == RELEASE
-    assert (found.document["bars"], found.decision.verdict) == (55, PASS)
-    assert found.document["notes"] == ["30 lines without seq or release count as well"]
-    assert found.document["opens_nothing"] != []
+    judgement = judged(tmp_path)
+    assert judgement.document["release"] == RELEASE
+    assert (judgement.document["bars"], judgement.decision.verdict) == (55, PASS)
+    assert judgement.document["notes"] == ["30 lines without seq or release count as well"]
+    assert judgement.document["opens_nothing"] != []
 
 
 def test_lines_without_a_release_may_be_the_newest(tmp_path: Path) -> None:
     put(tmp_path, 25, end=NOW - DAY)
     put(tmp_path, 25, release=None, first_seq=26)
-    found = judged(tmp_path)
-    assert (found.document["release"], found.document["bars"]) == (RELEASE, 50)
-    assert found.decision.verdict == PASS, found.decision.reasons
+    judgement = judged(tmp_path)
+    assert (judgement.document["release"], judgement.document["bars"]) == (RELEASE, 50)
+    assert judgement.decision.verdict == PASS, judgement.decision.reasons
 
 
 @pytest.mark.parametrize("when", ["2062-01-01T00:00:00Z", "2026-03-02T11:59:30Z"])
@@ -63,9 +63,9 @@ def test_one_line_with_a_damaged_time_does_not_pick_the_release(tmp_path: Path, 
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes() + signal_lines.encode({**old, "seq": 10, "timestamp": when}))
     put(tmp_path, 40, first_seq=11, end=NOW - timedelta(minutes=1))
-    found = judged(tmp_path)
-    assert found.document["release"] == RELEASE
-    assert found.document["bars"] == 40
+    judgement = judged(tmp_path)
+    assert judgement.document["release"] == RELEASE
+    assert judgement.document["bars"] == 40
 
 
 def test_files_whose_bars_ended_long_before_their_last_line_do_not_pass(tmp_path: Path) -> None:
@@ -75,17 +75,17 @@ def test_files_whose_bars_ended_long_before_their_last_line_do_not_pass(tmp_path
         for i in range(240)
     )
     signal_lines.write(tmp_path, tail)
-    found = judged(tmp_path)
-    assert found.decision.verdict == INCONCLUSIVE
-    assert found.decision.reasons == ("stale: the newest bar was logged 20 h ago",)
+    judgement = judged(tmp_path)
+    assert judgement.decision.verdict == INCONCLUSIVE
+    assert judgement.decision.reasons == ("stale: the newest bar was logged 20 h ago",)
 
 
 def test_a_log_that_is_gone_is_a_note_and_a_problem_in_the_window(tmp_path: Path) -> None:
     gone = ("trades_20260101.jsonl", "trades_20260301.jsonl")
-    found = Analysis(Window(round((NOW - DAY).timestamp() * 1000), 1 << 50, RELEASE))
-    told = evidence.problems(found, now=NOW, gone=gone)
-    assert told == ["trades_20260301.jsonl is not on the host any more", *told[1:]]
-    assert "20260101" not in " ".join(told)
+    analysis = Analysis(Window(round((NOW - DAY).timestamp() * 1000), 1 << 50, RELEASE))
+    problems = evidence.problems(analysis, now=NOW, gone=gone)
+    assert problems == ["trades_20260301.jsonl is not on the host any more", *problems[1:]]
+    assert "20260101" not in " ".join(problems)
     notes = report._notes(Pulled(tmp_path, 0, (), gone=gone))
     assert notes == [f"{name} was fetched before and is not on the host any more" for name in gone]
     many = tuple(f"trades_{day}.jsonl" for day in range(20260101, 20260130))
@@ -98,8 +98,8 @@ def test_a_verdict_and_what_is_missing_are_told_once_and_in_words() -> None:
     document = {"verdict": INCONCLUSIVE, "source": "host", "opens_nothing": [
         f"the verdict is {INCONCLUSIVE}", "days laxer than in inventory lab"]}  # fmt: skip
     now = datetime(2026, 3, 1, tzinfo=UTC)
-    told = blockers(document, release=None, manifest_sha256="", env="prod", note=None, now=now)
-    assert told[:3] == [
+    reasons = blockers(document, release=None, manifest_sha256="", env="prod", note=None, now=now)
+    assert reasons[:3] == [
         "its verdict is INCONCLUSIVE",
         "it says itself that it can't enable stacking: days laxer than in inventory lab",
         "it is about no release, none is live",

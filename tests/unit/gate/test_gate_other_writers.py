@@ -32,9 +32,9 @@ def of_files(directory: Path, days: float | None = None) -> report.Judged:
     return report.of_files(load("lab"), directory, RULE, days, NOW)
 
 
-def on_host(found: Analysis) -> Decision:
-    problems = tuple(evidence.problems(found, now=NOW))
-    return gate.decide(Findings(found.tally(), (), problems, found.causes()), RULE)
+def on_host(analysis: Analysis) -> Decision:
+    problems = tuple(evidence.problems(analysis, now=NOW))
+    return gate.decide(Findings(analysis.tally(), (), problems, analysis.causes()), RULE)
 
 
 def strict(release: str = RELEASE, hours: float = 48) -> Analysis:
@@ -43,11 +43,13 @@ def strict(release: str = RELEASE, hours: float = 48) -> Analysis:
 
 
 def analysed(lines: list[Made], **window: Any) -> Analysis:
-    found = strict(**window)
+    analysis = strict(**window)
     for number, line in enumerate(lines, start=1):
-        found.add(parse(signal_lines.encode(line).rstrip(b"\n")), "trades_20261126.jsonl", number)
-    found.finish()
-    return found
+        analysis.add(
+            parse(signal_lines.encode(line).rstrip(b"\n")), "trades_20261126.jsonl", number
+        )
+    analysis.finish()
+    return analysis
 
 
 def made(n: int = 40, **more: Any) -> list[Made]:
@@ -60,8 +62,8 @@ def without(lines: list[Made], rows: Any) -> list[Made]:
     return lines
 
 
-def rates(found: Analysis | Decision) -> dict[str, tuple[int, int]]:
-    decision = found if isinstance(found, Decision) else on_host(found)
+def rates(judged: Analysis | Decision) -> dict[str, tuple[int, int]]:
+    decision = judged if isinstance(judged, Decision) else on_host(judged)
     return {one.name: (one.successes, one.trials) for one in decision.criteria}
 
 
@@ -81,9 +83,9 @@ def test_fewer_days_than_the_inventory_asks_are_still_laxer() -> None:
 
 
 def test_on_a_host_a_release_in_another_style_is_the_reason() -> None:
-    found = strict()
-    analyse(ordered(CASES / "release-in-another-style"), found, workers=1)
-    decision = on_host(found)
+    analysis = strict()
+    analyse(ordered(CASES / "release-in-another-style"), analysis, workers=1)
+    decision = on_host(analysis)
     assert decision.verdict == FAIL
     assert decision.reasons[0] == STYLE
     assert rates(decision)["ml_coverage"] == (0, 45), "they prove nothing and count against it"
@@ -118,12 +120,12 @@ def test_a_thousand_names_are_neither_told_nor_kept() -> None:
     lines = made(1000)
     for at, line in enumerate(lines):
         line["release"] = f"v{at}" + "x" * 200
-    found = analysed(lines)
-    (cause,) = found.causes()
+    analysis = analysed(lines)
+    (cause,) = analysis.causes()
     assert cause.count == 1000
     assert cause.words.endswith("...)")
     assert len(cause.words) < 200
-    assert len(found._styles) == 4
+    assert len(analysis._styles) == 4
 
 
 def test_lines_of_the_writer_before_ours_count_only_inside_the_window() -> None:
@@ -166,11 +168,11 @@ def test_nothing_at_all_is_no_pass() -> None:
 
 
 def test_healthy_lines_without_the_field_pass_on_a_host_too() -> None:
-    found = analysed(without(made(), range(40)))
-    decision = on_host(found)
+    analysis = analysed(without(made(), range(40)))
+    decision = on_host(analysis)
     assert (decision.verdict, set(rates(decision).values())) == (PASS, {(40, 40)})
-    assert found.lacks_ml_error == 40
-    assert "no field ml_error" in report._lacking_ml_error(found)[0]
+    assert analysis.lacks_ml_error == 40
+    assert "no field ml_error" in report._lacking_ml_error(analysis)[0]
     assert report._lacking_ml_error(analysed(made())) == []
 
 
@@ -180,10 +182,10 @@ def test_a_missing_number_is_an_error_that_was_kept_quiet(name: str, value: Any)
     lines = without(made(), range(40))
     for line in lines[:10]:
         line["data"]["components"][name] = value
-    found = analysed(lines)
-    assert rates(found)["ml_coverage"] == (30, 40)
-    told = found.document()
-    assert told["errors"][0]["example"] == f"no number in {name}, and no field ml_error"
+    analysis = analysed(lines)
+    assert rates(analysis)["ml_coverage"] == (30, 40)
+    document = analysis.document()
+    assert document["errors"][0]["example"] == f"no number in {name}, and no field ml_error"
     for line in lines:
         line["data"]["components"].pop(name, None)
     assert on_host(analysed(lines)).verdict == FAIL
@@ -197,11 +199,11 @@ def test_a_healthy_line_is_healthy_whatever_other_lines_have(rows: range, others
     for number, line in enumerate(lines):
         if number not in rows:
             line["data"]["components"]["ml_error"] = others
-    found = analysed(lines)
-    assert rates(found)["ml_coverage"] == (len(rows) if others else 40, 40)
-    assert found.lacks_ml_error == len(rows)
-    assert found.document()["errors"] == (
-        [] if not others else [{**found.document()["errors"][0], "example": others}]
+    analysis = analysed(lines)
+    assert rates(analysis)["ml_coverage"] == (len(rows) if others else 40, 40)
+    assert analysis.lacks_ml_error == len(rows)
+    assert analysis.document()["errors"] == (
+        [] if not others else [{**analysis.document()["errors"][0], "example": others}]
     )
 
 
@@ -209,8 +211,8 @@ def test_a_bar_told_again_without_the_field_counts_once() -> None:
     again = without(made(20), range(20))
     for at, line in enumerate(again):
         line["seq"] = 21 + at
-    found = analysed([*without(made(20), range(20)), *again])
-    assert rates(found)["ml_coverage"] == (20, 20), "the same bars twice are no more evidence"
+    analysis = analysed([*without(made(20), range(20)), *again])
+    assert rates(analysis)["ml_coverage"] == (20, 20), "the same bars twice are no more evidence"
     assert rates(analysed([*made(20), *again]))["ml_coverage"] == (20, 20)
 
 

@@ -50,16 +50,16 @@ def test_whole_and_fresh_is_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reason"),
     [
         (lambda made: made[:-20], "stale"),
         (lambda made: made[:10] + made[12:], "missing at"),
     ],
 )
-def test_holes_are_no_pass(tmp_path: Path, spoil: Any, told: str) -> None:
+def test_holes_are_no_pass(tmp_path: Path, spoil: Any, reason: str) -> None:
     word, why = verdict(tmp_path, spoil(lines()))
     assert word == gate.INCONCLUSIVE
-    assert told in why
+    assert reason in why
 
 
 def test_what_fails_beyond_doubt_fails_in_spite_of_holes(tmp_path: Path) -> None:
@@ -114,16 +114,16 @@ def test_a_service_at_the_threshold_is_seldom_taken_back() -> None:
 
     for _ in range(1000):
         bars = [rng.random() < 0.8001 for _ in range(24)]
-        told = [
+        looks = [
             (start, bars[start:look])
             for start in range(0, 24, 4)
             for look in range(start + 2, 25, 2)
         ]
-        for start, part in told:
+        for start, part in looks:
             of = (sum(part), len(part), start)
             if of not in known:
                 known[of] = gate.judge(share, *of[:2], rule, alpha, plan(of)).outcome
-        wrong += any(known[sum(part), len(part), start] == gate.FAIL for start, part in told)
+        wrong += any(known[sum(part), len(part), start] == gate.FAIL for start, part in looks)
     assert 0 < wrong <= 50
 
 

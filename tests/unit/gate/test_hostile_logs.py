@@ -56,11 +56,11 @@ def flood(make: Callable[[int], Line | Bad], n: int) -> Iterator[Line | Bad]:
 
 
 def analysed(lines: Iterator[Line | Bad], most: int) -> Analysis:
-    found = Analysis(Window(0, 1 << 60, RELEASE), most)
+    analysis = Analysis(Window(0, 1 << 60, RELEASE), most)
     for number, line in enumerate(lines):
-        found.add(line, "a", number)
-    found.finish()
-    return found
+        analysis.add(line, "a", number)
+    analysis.finish()
+    return analysis
 
 
 def peak(name: str, n: int) -> int:
@@ -95,17 +95,17 @@ def test_twice_the_lines_take_no_more_memory(measured: dict[str, list[int]], nam
 
 def test_few_bars_are_told_apart_as_ever() -> None:
     lap = [signal(n) for n in range(300)]
-    found = analysed(iter([*lap, *lap]), 500)
-    assert found.tally()["lstm_normal"] == (300, 300)
-    assert "bars beyond the limit" not in found.document()["counts"]
+    analysis = analysed(iter([*lap, *lap]), 500)
+    assert analysis.tally()["lstm_normal"] == (300, 300)
+    assert "bars beyond the limit" not in analysis.document()["counts"]
 
 
 def test_more_good_bars_than_can_be_told_apart_raise_no_rate() -> None:
     lap = [signal(n) for n in range(900)]
     bad = signal(0, error="tft: broken", bar=None)
-    found = analysed(iter([bad, *lap, *lap]), 500)
-    assert found.tally()["ml_coverage"] == (499, 500)
-    assert found.document()["counts"]["bars beyond the limit"] == 901 - 500 + 401
+    analysis = analysed(iter([bad, *lap, *lap]), 500)
+    assert analysis.tally()["ml_coverage"] == (499, 500)
+    assert analysis.document()["counts"]["bars beyond the limit"] == 901 - 500 + 401
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_bad_bars_behind_a_flood_of_good_ones_count(bad: Callable[[int], Line]) 
 
 
 def test_series_that_nobody_can_follow_leave_holes() -> None:
-    found = analysed(flood(FLOODS["symbols"], 1500), 5000)
-    assert found.whole.incomplete == 500
+    analysis = analysed(flood(FLOODS["symbols"], 1500), 5000)
+    assert analysis.whole.incomplete == 500
 
 
 def test_once_there_are_too_many_symbols_every_refused_bar_is_one_of_ours() -> None:
@@ -141,8 +141,8 @@ def test_once_there_are_too_many_symbols_every_refused_bar_is_one_of_ours() -> N
 def test_a_model_that_is_stuck_fails_however_many_bars_came_before(name: str) -> None:
     lines = [signal(n) for n in range(1000)]
     lines += [signal(n, **{name: 0.5}) for n in range(1000, 1600)]
-    found = analysed(iter(lines), 500)
-    tally = found.tally()
+    analysis = analysed(iter(lines), 500)
+    tally = analysis.tally()
     assert tally.pop(f"{name}_normal") == (500, 1100)
     assert tally == dict.fromkeys(tally, (500, 500))
-    assert found.document()["models"][name]["stuck"] == 600
+    assert analysis.document()["models"][name]["stuck"] == 600

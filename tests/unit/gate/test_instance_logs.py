@@ -42,9 +42,9 @@ def copy(directory: Path) -> Pulled:
 
 def read(directory: Path) -> BySymbol:
     end = round(END.timestamp() * 1000)
-    found = BySymbol(Window(end - 48 * 3_600_000, end + 10_000, RELEASE), SYMBOLS)
-    reading.analyse(reading.ordered(directory), found)
-    return found
+    analysis = BySymbol(Window(end - 48 * 3_600_000, end + 10_000, RELEASE), SYMBOLS)
+    reading.analyse(reading.ordered(directory), analysis)
+    return analysis
 
 
 def doubts(directory: Path, **more: Any) -> list[str]:

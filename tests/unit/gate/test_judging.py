@@ -35,14 +35,14 @@ from macd.host.judge import judging
 if sys.argv[4]:
     exec(sys.argv[4])
 try:
-    told = judging.judge(
+    judgement = judging.judge(
         Path(sys.argv[1]), json.loads(sys.argv[2]), datetime.fromisoformat(sys.argv[3]),
         **json.loads(sys.argv[5]),
     )
 except judging.CannotJudgeError as error:
     print(f"cannot: {error}")
 else:
-    print(json.dumps([told.verdict, told.reasons, told.rates, told.document]))
+    print(json.dumps([judgement.verdict, judgement.reasons, judgement.rates, judgement.document]))
 """
 
 
@@ -122,9 +122,9 @@ def test_what_goes_wrong_in_it_is_told_short_and_printable(tmp_path: Path) -> No
         "from macd.host.judge import judging\ndef evaluate(*_):\n"
         "    raise OSError('\\x1b[31m' + 'x' * 9999)\njudging.evaluate = evaluate"
     )
-    told = judged(tmp_path, fail)
-    assert told.startswith("cannot: OSError: xxx")
-    assert len(told) < 400
+    message = judged(tmp_path, fail)
+    assert message.startswith("cannot: OSError: xxx")
+    assert len(message) < 400
 
 
 def test_more_files_than_anybody_reads_are_no_judgement(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_it_has_the_rights_of_whoever_owns_the_logs() -> None:
         live = top / "live"
         live.mkdir()
         os.chown(live, 4321, 1234)
-        told = judged(live, SPY)
+        message = judged(live, SPY)
         rights = "(4321, 4321, 4321) (1234, 1234, 1234) [] [0, 0, 0] False"
-        assert told == f"cannot: ValueError: {rights}"
+        assert message == f"cannot: ValueError: {rights}"
         secret = top / "secret"
         secret.write_text("root's own\n")
         secret.chmod(0o600)

@@ -257,10 +257,10 @@ class Liar:
 
     def call(self, op: str, **args: Any) -> Any:
         self.called.append(op)
-        told = self._session.call(op, **args)
+        answer = self._session.call(op, **args)
         if op == "log_files" and self._over:
-            told["files"] = [{**told["files"][0], **self._over}]
-        return told
+            answer["files"] = [{**answer["files"][0], **self._over}]
+        return answer
 
     def submit(self, op: str, **args: Any) -> Any:
         return self._session.submit(op, **args)
@@ -311,11 +311,11 @@ def test_following_tells_every_line_once_over_rotation(
     with first.open("ab") as file:
         file.write(line(4)[4:])
     second.write_bytes(line(5))
-    told = []
-    while len(told) < 2:
+    lines = []
+    while len(lines) < 2:
         came, place = logs.more(session, str(app), place)
-        told += came
-    assert told == [line(4).rstrip(), line(5).rstrip()]
+        lines += came
+    assert lines == [line(4).rstrip(), line(5).rstrip()]
 
 
 def test_following_skips_no_line_that_was_written_just_before_rotation(
@@ -335,11 +335,11 @@ def test_following_skips_no_line_that_was_written_just_before_rotation(
             return super().call(op, **args)
 
     place = logs.Place(first.name, len(line(1)), first.stat().st_ino)
-    told = []
-    while len(told) < 3:
+    lines = []
+    while len(lines) < 3:
         came, place = logs.more(Midnight(session), str(app), place)  # type: ignore[arg-type]
-        told += came
-    assert told == [line(number).rstrip() for number in (2, 3, 4)]
+        lines += came
+    assert lines == [line(number).rstrip() for number in (2, 3, 4)]
 
 
 def test_following_goes_on_when_the_file_at_hand_was_deleted(session: Session, app: Path) -> None:
@@ -357,7 +357,7 @@ def test_any_order_of_pieces_reads_the_same(
     newest = reading.ordered(tmp_path)[-1].path
     with newest.open("ab") as file:
         file.write(b"junk\n\n" + b"y" * ((1 << 20) + 1) + b"\n" + b'{"torn":')
-    told = []
+    outcomes = []
     for piece, block, small, workers in (
         (8 << 20, 1 << 20, 1 << 30, 1),
         (1000, 333, 1 << 30, 1),
@@ -366,10 +366,10 @@ def test_any_order_of_pieces_reads_the_same(
         monkeypatch.setattr(reading, "_PIECE", piece)
         monkeypatch.setattr(reading, "_BLOCK", block)
         monkeypatch.setattr(reading, "_SMALL", small)
-        found = Analysis(Window(0, 1 << 50, signal_lines.RELEASE))
-        reading.analyse(reading.ordered(tmp_path), found, workers=workers)
-        told.append((found.tally(), found.document()))
-    assert told[0] == told[1] == told[2]
-    assert told[0][0]["ml_coverage"] == (300, 302)
+        analysis = Analysis(Window(0, 1 << 50, signal_lines.RELEASE))
+        reading.analyse(reading.ordered(tmp_path), analysis, workers=workers)
+        outcomes.append((analysis.tally(), analysis.document()))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes[0][0]["ml_coverage"] == (300, 302)
     lines = newest.read_bytes().split(b"\n").index(b"junk") + 1
-    assert [one["line"] for one in told[0][1]["malformed"]["quarantine"]] == [lines, lines + 2]
+    assert [one["line"] for one in outcomes[0][1]["malformed"]["quarantine"]] == [lines, lines + 2]

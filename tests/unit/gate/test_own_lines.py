@@ -71,8 +71,8 @@ def counted(
 
 def verdict(made: OwnAnalysis, signals: Signals = SIGNALS) -> gate.Decision:
     shares = judge_own.shares(signals, RULE)
-    found = Findings(made.tally(), causes=made.causes(), shares=shares, bars=made.bar_count)
-    return gate.decide(found, RULE)
+    findings = Findings(made.tally(), causes=made.causes(), shares=shares, bars=made.bar_count)
+    return gate.decide(findings, RULE)
 
 
 @pytest.mark.parametrize(

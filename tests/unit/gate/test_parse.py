@@ -134,12 +134,12 @@ def test_tokens_that_python_writes_are_read() -> None:
 
 
 def test_other_levels() -> None:
-    told = {"timestamp": "2026-03-02T12:00:00Z", "seq": 4, "release": signal_lines.RELEASE}
-    assert read({**told, "level": "WARN", "data": {"event": "gap"}}).note == "gap"
-    assert read({**told, "level": "WARN", "data": {"event": "gap"}}).kind == WARN
-    assert read({**told, "level": "CRITICAL", "data": {"message": "out of\x1b[2J"}}).kind == SEVERE
-    assert read({**told, "level": "INFO"}).kind == OTHER
-    assert refused({**told, "level": "SIGNAM"}) == "no level that is known"
+    line = {"timestamp": "2026-03-02T12:00:00Z", "seq": 4, "release": signal_lines.RELEASE}
+    assert read({**line, "level": "WARN", "data": {"event": "gap"}}).note == "gap"
+    assert read({**line, "level": "WARN", "data": {"event": "gap"}}).kind == WARN
+    assert read({**line, "level": "CRITICAL", "data": {"message": "out of\x1b[2J"}}).kind == SEVERE
+    assert read({**line, "level": "INFO"}).kind == OTHER
+    assert refused({**line, "level": "SIGNAM"}) == "no level that is known"
 
 
 def test_what_is_refused_says_why() -> None:
@@ -181,8 +181,8 @@ def test_nothing_in_ml_error_is_no_error(nothing: Any) -> None:
 
 
 def test_anything_else_in_ml_error_is_an_error() -> None:
-    for value, told in (({"tft": 1}, "(dict)"), (0, "(int)"), (True, "(bool)"), ([], "(list)")):
-        assert read(good(ml_error=value)).error == told
+    for value, error in (({"tft": 1}, "(dict)"), (0, "(int)"), (True, "(bool)"), ([], "(list)")):
+        assert read(good(ml_error=value)).error == error
 
 
 def test_a_line_without_ml_error_says_so() -> None:

@@ -18,10 +18,10 @@ def test_auc_is_scikit_learns_with_ties_too() -> None:
     rng = random.Random(2)
     for digits in (1, 6):
         pairs = [(round(rng.random(), digits), rng.random() < 0.4) for _ in range(500)]
-        told = auc(pairs)
+        estimate = auc(pairs)
         known = roc_auc_score([up for _, up in pairs], [p for p, _ in pairs])
-        assert told["value"] == pytest.approx(known, abs=1e-12)
-        assert told["low"] < known < told["high"]
+        assert estimate["value"] == pytest.approx(known, abs=1e-12)
+        assert estimate["low"] < known < estimate["high"]
 
 
 def test_one_class_has_no_auc_and_overlap_widens() -> None:
@@ -54,8 +54,8 @@ def test_bars_of_another_symbol_or_timeframe_are_neither_bars_nor_labels_of_this
     rising = [Prediction("BTCUSD", "1h", i * HOUR, HOUR, 100.0 + i, heads) for i in range(30)]
     falling = [Prediction("ETHUSD", "1h", i * HOUR, HOUR, 100.0 - i, heads) for i in range(30)]
     other = [Prediction("BTCUSD", "5h", i * 5 * HOUR, 5 * HOUR, 1.0, heads) for i in range(6)]
-    told = realised([*rising, *falling, *other])[0]
-    assert (told["n"], told["value"]) == (25 + 25, 0.5)
+    row = realised([*rising, *falling, *other])[0]
+    assert (row["n"], row["value"]) == (25 + 25, 0.5)
 
 
 def test_texts_that_differ_in_numbers_are_one_group_and_groups_are_bounded() -> None:
@@ -84,26 +84,26 @@ def test_a_timeline_stays_small_and_loses_no_bar() -> None:
     timeline = Timeline()
     for i in range(5000):
         timeline.add(1_700_000_000_000 + i * HOUR, True, i % 2 == 0)
-    told = timeline.document()
-    assert len(told) <= 97
-    assert [sum(row[k] for row in told) for k in (1, 2, 3)] == [5000, 5000, 2500]
+    rows = timeline.document()
+    assert len(rows) <= 97
+    assert [sum(row[k] for row in rows) for k in (1, 2, 3)] == [5000, 5000, 2500]
 
 
 def test_latency_quantiles_are_within_a_step() -> None:
     latency = Latency()
     for i in range(1, 1001):
         latency.add(i / 10)
-    told = latency.document()
-    assert told["p50"] == pytest.approx(50, rel=0.13)
-    assert told["p99"] == pytest.approx(99, rel=0.13)
-    assert told["max"] == 100
+    document = latency.document()
+    assert document["p50"] == pytest.approx(50, rel=0.13)
+    assert document["p99"] == pytest.approx(99, rel=0.13)
+    assert document["max"] == 100
 
 
 def test_a_few_bars_that_all_came_true_are_no_certainty() -> None:
     right = [(0.1, False), (0.9, True)] * 3
     wrong = [(p, not up) for p, up in right]
     for pairs, value in ((right, 1.0), (wrong, 0.0)):
-        told = auc(pairs, overlap=24)
-        assert told["value"] == value
-        assert 0.9 < told["high"] - told["low"] < 1
+        estimate = auc(pairs, overlap=24)
+        assert estimate["value"] == value
+        assert 0.9 < estimate["high"] - estimate["low"] < 1
     assert auc(right * 1000)["low"] > 0.99

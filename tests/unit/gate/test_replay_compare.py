@@ -220,12 +220,12 @@ def test_a_line_is_equal_to_itself(row: list[float | None]) -> None:
 
 @given(numbers, numbers)
 def test_a_feature_differs_beyond_a_millionth(ours: float, theirs: float) -> None:
-    found = replay.differences({"ml_features": [ours]}, {"ml_features": [theirs]}, ["a"])
+    differences = replay.differences({"ml_features": [ours]}, {"ml_features": [theirs]}, ["a"])
     apart = abs(ours - theirs)
     if apart > 2e-6 * max(1.0, abs(ours)):
-        assert [one.size for one in found] == [apart]
+        assert [one.size for one in differences] == [apart]
     if apart < 1e-6:
-        assert found == []
+        assert differences == []
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_a_feature_differs_beyond_a_millionth(ours: float, theirs: float) -> Non
     ],
 )
 def test_any_number_that_differs_is_named(change: dict[str, Any], name: str) -> None:
-    found = replay.differences(FIELDS, {**FIELDS, **change}, WHO)
-    assert found[0].name == name
+    differences = replay.differences(FIELDS, {**FIELDS, **change}, WHO)
+    assert differences[0].name == name
 
 
 def test_the_last_digit_of_a_head_is_no_difference() -> None:
@@ -261,8 +261,8 @@ def test_what_decides_follows_from_mode_and_weight(
 ) -> None:
     line = {**FIELDS, "ml_stacking_mode": mode, "ml_stacking_weight": weight}
     assert replay.differences({**line, "ml_bull_prob": decides}, FIELDS, WHO) == []
-    (found,) = replay.differences({**line, "ml_bull_prob": decides + 0.01}, FIELDS, WHO)
-    assert found.name == "ml_bull_prob"
+    (difference,) = replay.differences({**line, "ml_bull_prob": decides + 0.01}, FIELDS, WHO)
+    assert difference.name == "ml_bull_prob"
 
 
 def test_models_that_decided_nothing_are_compared_by_what_they_said() -> None:

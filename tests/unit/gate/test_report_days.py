@@ -24,8 +24,8 @@ def noted(n: int, apart: timedelta, more: int, verdict: str = gate.INCONCLUSIVE)
         line["timestamp"] = f"{NOW - (n - 1 - at) * apart:%Y-%m-%dT%H:%M:%S.%f}Z"
         analysis.add(parse(signal_lines.encode(line)), "log", at + 1)
     analysis.finish()
-    found: Any = Decision(verdict, (), (), more)
-    return _too_short(analysis, found, 2.0)
+    decision: Any = Decision(verdict, (), (), more)
+    return _too_short(analysis, decision, 2.0)
 
 
 def test_bars_as_slow_as_the_clock_need_more_days() -> None:

@@ -47,11 +47,11 @@ def test_lines_of_hosts_are_merged_by_time_and_none_is_lost_or_moved_within_its_
     # The clock of the third was set back: its lines stay in the order in which they were written.
     third = [*raw(1, of=20), *raw(2, of=1)]
 
-    told = merged({"one": first, "two": second, "three": third, "none": []})
+    lines_by_host = merged({"one": first, "two": second, "three": third, "none": []})
 
-    assert [host for host, _ in told] == [
+    assert [host for host, _ in lines_by_host] == [
         *("two", "one", "two", "one", "one", "two", "three", "three", "one"),
     ]
     for host, lines in (("one", first), ("two", second), ("three", third)):
-        assert [line for name, line in told if name == host] == lines
+        assert [line for name, line in lines_by_host if name == host] == lines
     assert merged({}) == []

@@ -54,8 +54,8 @@ def test_the_simulation_plays_as_the_shipped_bettor_does(h: int) -> None:
 
 def level(histories: int, h: int) -> tuple[float, float]:
     """How often equal skill is called worse, and better, looked at at every bar of 90 days."""
-    found = skill_delay.batches(histories, 2160, h)
-    worse, better = (np.concatenate([part[k] for part in found]) for k in (0, 1))
+    batches = skill_delay.batches(histories, 2160, h)
+    worse, better = (np.concatenate([part[k] for part in batches]) for k in (0, 1))
     return float(np.isfinite(worse).mean()), float(np.isfinite(better).mean())
 
 
@@ -77,11 +77,11 @@ def test_equal_skill_fails_in_five_of_a_hundred_of_2000_histories_at_most(h: int
 
 def test_what_is_much_worse_is_found_and_what_is_much_better_too() -> None:
     for worse, outcome in ((True, skill.WORSE), (False, skill.BETTER)):
-        found = skill.judged(made(300, worse=worse), skill.WORSE, 0.05)["against"]["mean"]
-        assert found["outcome"] == outcome
-        assert found["more_bars"] == 0
+        row = skill.judged(made(300, worse=worse), skill.WORSE, 0.05)["against"]["mean"]
+        assert row["outcome"] == outcome
+        assert row["more_bars"] == 0
         for score in ("log_score", "brier"):
-            figure = found[score]
+            figure = row[score]
             assert figure["low"] <= figure["value"] <= figure["high"]
             assert (figure["high"] < 0) if worse else (figure["low"] > 0)
 
@@ -158,19 +158,19 @@ def test_a_repeated_bar_and_the_order_of_lines_change_nothing() -> None:
 def test_another_symbol_is_no_label_of_this_one() -> None:
     bars = made(60)
     other = [bar._replace(symbol="ETHUSD", close=1.0) for bar in made(60, seed=4)]
-    found = skill.judged([*bars, *other], skill.WORSE, 0.05)
-    assert found["against"]["mean"]["n"] == 55
+    judged = skill.judged([*bars, *other], skill.WORSE, 0.05)
+    assert judged["against"]["mean"]["n"] == 55
 
 
 def test_the_challenger_is_compared_and_shares_the_alpha() -> None:
     name = "20261101T000000Z-0123abcd"
     bars = [bar._replace(challenger=bar.mean, mean=bar.stacking, release=name) for bar in made(300)]
-    found = skill.judged(bars, skill.WORSE, 0.05)["against"]
-    assert found["mean"]["outcome"] == skill.UNPROVED
-    assert found["mean"]["more_bars"] is None
-    assert found["challenger"]["outcome"] == skill.WORSE
-    assert found["challenger"]["release"] == name
-    assert {row["alpha"] for row in found.values()} == {0.025}
+    against = skill.judged(bars, skill.WORSE, 0.05)["against"]
+    assert against["mean"]["outcome"] == skill.UNPROVED
+    assert against["mean"]["more_bars"] is None
+    assert against["challenger"]["outcome"] == skill.WORSE
+    assert against["challenger"]["release"] == name
+    assert {row["alpha"] for row in against.values()} == {0.025}
     earlier = [*bars[:299], bars[299]._replace(release="20261102T000000Z-0123abcd")]
     assert skill.judged(earlier, skill.WORSE, 0.05)["against"]["challenger"]["n"] == 0
 
@@ -181,8 +181,8 @@ def test_no_bars_and_off_are_no_evidence() -> None:
 
 
 def decided(setting: str, bars: list[Scored]) -> gate.Decision:
-    found = skill.judged(bars, setting, 0.05)
-    return decide(Findings(GOOD, skill=found), replace(RULE, skill=setting))
+    judged = skill.judged(bars, setting, 0.05)
+    return decide(Findings(GOOD, skill=judged), replace(RULE, skill=setting))
 
 
 def test_the_gate_fails_what_is_proved_worse_and_says_by_how_much() -> None:

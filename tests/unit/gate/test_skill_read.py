@@ -32,9 +32,9 @@ WATCH: dict[str, Any] = {
 
 def of(**components: Any) -> Line:
     line = next(signal_lines.lines(1, end=NOW, ml_avg_prob=0.4, ml_horizon="h12", **components))
-    found = parse(signal_lines.encode(line))
-    assert isinstance(found, Line)
-    return found
+    parsed = parse(signal_lines.encode(line))
+    assert isinstance(parsed, Line)
+    return parsed
 
 
 def test_a_line_tells_of_mean_head_and_challenger() -> None:
@@ -66,9 +66,9 @@ def test_what_is_no_challenger_harms_nothing(odd: dict[str, Any]) -> None:
 )
 def test_a_bar_without_both_numbers_or_with_an_error_is_not_compared(odd: dict[str, Any]) -> None:
     line = next(signal_lines.lines(1, end=NOW, **{"ml_avg_prob": 0.4, "ml_horizon": "5h", **odd}))
-    found = parse(signal_lines.encode(line))
-    assert isinstance(found, Line)
-    assert skill.scored(found) is None
+    parsed = parse(signal_lines.encode(line))
+    assert isinstance(parsed, Line)
+    assert skill.scored(parsed) is None
 
 
 def test_a_report_judges_all_bars_of_the_release_and_its_page_says_so(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_the_older_logs_are_those_since_the_release_was_made_as_far_as_there_is_
     logs = [
         reading.Source(tmp_path / f"trades_202603{day:02}.jsonl", 10 << 20) for day in range(1, 21)
     ]
-    found = reading.before(logs, logs[18:], signal_lines.RELEASE)
-    assert [source.name for source in found] == [
+    earlier = reading.before(logs, logs[18:], signal_lines.RELEASE)
+    assert [source.name for source in earlier] == [
         f"trades_202603{day}.jsonl" for day in range(13, 19)
     ]
     assert reading.before(logs, logs[18:], "20260317T000000Z-0011aabb") == logs[16:18]
@@ -152,6 +152,6 @@ def test_older_logs_that_were_replaced_are_no_evidence(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"{}\n")
     pulled = logs.Pulled(tmp_path, 0, names, replaced=(names[3],))
     chosen = [reading.Source(tmp_path / name, 3) for name in names[7:]]
-    found = evidence.earlier(pulled, chosen, signal_lines.RELEASE)
-    assert [source.name for source in found] == [*names[:3], *names[4:7]]
+    earlier = evidence.earlier(pulled, chosen, signal_lines.RELEASE)
+    assert [source.name for source in earlier] == [*names[:3], *names[4:7]]
     assert evidence.earlier(pulled, chosen, None) == []

@@ -29,11 +29,11 @@ def test_several_watches_are_caught_up_with_each_once_and_in_order(tmp_path: Pat
         assert flag.catch_up(seen(state, n, ended), host, inventory)
         assert not flag.catch_up(seen(state, n, ended), host, inventory)
     assert not flag.catch_up(seen(*ends[0]), host, inventory)  # an old look that came late
-    told = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
-    assert [(one["result"], one["reason"]) for one in told] == [
+    records = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
+    assert [(one["result"], one["reason"]) for one in records] == [
         ("failed", "watch 1"), ("over", "watch 2"), ("ended", "watch 2"), ("failed", "watch 3"),
     ]  # fmt: skip
-    assert [one["ended"][:19] for one in told] == [
+    assert [one["ended"][:19] for one in records] == [
         f"1970-01-01T00:0{n}:{s}" for n, s in ((1, 40), (3, 20), (5, "00"), (6, 40))
     ]
 
@@ -55,8 +55,8 @@ def test_a_watch_is_idle_only_where_the_guard_would_end_it(
     flag: str, running: str | None, *, idle: bool
 ) -> None:
     order = {"state": "watching", "release": "r"}
-    found = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
-    assert found.idle is idle
+    watched = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
+    assert watched.idle is idle
     assert Seen("prod", order, "other", flag, (), 0.0, loop=False).idle
 
 
@@ -70,9 +70,9 @@ def test_each_raise_comes_into_the_journal_here_once(tmp_path: Path) -> None:
             for was, to in raised
         ]
         order = {"state": "watching", "release": "r", "reason": "", "raised": steps}
-        found = Seen("prod", order, "r", "1", (), 0.0, loop=True)
+        watched = Seen("prod", order, "r", "1", (), 0.0, loop=True)
         return [
-            (one["was_weight"], one["weight"]) for one in flag.new_raises(found, host, inventory)
+            (one["was_weight"], one["weight"]) for one in flag.new_raises(watched, host, inventory)
         ]
 
     assert look() == []
@@ -80,8 +80,8 @@ def test_each_raise_comes_into_the_journal_here_once(tmp_path: Path) -> None:
     assert look((25, 50)) == []
     assert look((25, 50), (50, 100)) == [(50, 100)]
     assert flag.new_raises(Seen("prod", None, "r", "0", (), 0.0, loop=False), host, inventory) == []
-    told = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
-    assert [(one["weight"], one["verdict"], one["at"][:19]) for one in told] == [
+    records = [one.fields for one in Journal(inventory.state_dir / "journal.jsonl").records()]
+    assert [(one["weight"], one["verdict"], one["at"][:19]) for one in records] == [
         (50, "PASS", "1970-01-01T01:23:20"), (100, "PASS", "1970-01-01T02:46:40"),
     ]  # fmt: skip
 
