@@ -71,13 +71,13 @@ class Host:
 def test_the_word_counts_exactly_as_long_as_the_host_waits(
     layout: Layout, at: float, ends: str
 ) -> None:
-    told: list[bool] = []
+    answers: list[bool] = []
 
     def confirm() -> None:
-        told.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + at))
+        answers.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + at))
 
     assert Host(layout, {at: confirm}).waits() == ends
-    assert told == [ends == "committed"]
+    assert answers == [ends == "committed"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_operator_tries_to_the_end_and_knows_what_the_host_knows(
     layout: Layout, outage_s: float, ends: str
 ) -> None:
     """Its line comes back a moment before, or after, the host gives up."""
-    told: list[bool] = []
+    answers: list[bool] = []
     tries = 0
 
     def attempt() -> bool:
@@ -96,8 +96,8 @@ def test_the_operator_tries_to_the_end_and_knows_what_the_host_knows(
         tries += 1
         if host.now < outage_s:
             raise ContactLostError("the line is cut")
-        told.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + host.now))
-        return told[-1]
+        answers.append(activation.confirm(layout, 7, "t0ken", SOAKED_AT + host.now))
+        return answers[-1]
 
     def operator() -> None:
         """One turn of the operator's own loop, its waiting given to the host's clock."""
@@ -106,7 +106,7 @@ def test_the_operator_tries_to_the_end_and_knows_what_the_host_knows(
     turns = [0.0, 1.0, 2.0, CONFIRM_S - 0.05, CONFIRM_S + 0.05]
     host = Host(layout, dict.fromkeys(turns, operator))
     assert host.waits() == ends
-    assert told[0] is (ends == "committed")
+    assert answers[0] is (ends == "committed")
     assert tries >= 4
 
 

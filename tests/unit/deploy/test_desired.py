@@ -40,13 +40,13 @@ def inventory(tmp_path: Path, more: str = "") -> Inventory:
 def rendered(known: Inventory, *, app: str = APP, scope: str = "system") -> Desired:
     endpoint = known.service.health
     endpoint = f"unix:{app}/state/run/health.sock" if endpoint == "unix" else endpoint
-    found = HostState(
+    host_state = HostState(
         app=app,
         exists=True,
         python={"executable": "/usr/bin/python3", "version": "3.11"},
         endpoint=endpoint,
     )
-    return render(known.host("prod").model_copy(update={"scope": scope}), known, found)
+    return render(known.host("prod").model_copy(update={"scope": scope}), known, host_state)
 
 
 def lines(text: str | None) -> list[str]:
@@ -136,8 +136,8 @@ def test_systemd_understands_every_line(tmp_path: Path, scope: str, socket: str)
             # only the program named must exist for systemd-analyze
             paths[-1].write_text(text.replace(f"{APP}/current/runtime/bin/python", sys.executable))
     argv = ["systemd-analyze", "verify", *(["--user"] if scope == "user" else []), *map(str, paths)]
-    told = subprocess.run(argv, capture_output=True, text=True, check=False)
-    ours = [line for line in told.stderr.splitlines() if "macd-analysis" in line]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    ours = [line for line in done.stderr.splitlines() if "macd-analysis" in line]
     assert ours == []
 
 
@@ -264,7 +264,7 @@ def test_instances_share_a_text_and_take_the_place_of_the_one_process(tmp_path: 
 def test_instances_that_are_not_wanted_any_more_go(tmp_path: Path) -> None:
     known = inventory(tmp_path, MANY + "service: {instances: true}\n")
     live = rendered(known).service_settings
-    found = HostState(
+    host_state = HostState(
         app=APP,
         exists=True,
         python={"executable": "/usr/bin/python3", "version": "3.11"},
@@ -276,17 +276,17 @@ def test_instances_that_are_not_wanted_any_more_go(tmp_path: Path) -> None:
         ({"symbols": ("BTCUSDT", "ETHUSDT")}, INSTANCES),
     ):
         other = known.model_copy(update={"service": ServiceSettings.model_validate(service)})
-        wanted = render(other.host("prod"), other, found)
+        wanted = render(other.host("prod"), other, host_state)
         assert [name for name in INSTANCES if wanted.units[name] is None] == left
 
 
 def test_what_instances_can_not_be_made_of_is_refused(tmp_path: Path) -> None:
     known = inventory(tmp_path, MANY + "service: {instances: true}\n")
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         rendered(known, app="/" + "long" * 25)
-    assert "the socket of BTCUSDT on prod has too long a path" in told.value.what
+    assert "the socket of BTCUSDT on prod has too long a path" in caught.value.what
     template = tmp_path / "templates/service.unit.j2"
     template.write_text("# Written by macd from templates/service.unit.j2; by hand\n[Unit]\n")
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         rendered(known)
-    assert "makes no unit that instances can share" in told.value.what
+    assert "makes no unit that instances can share" in caught.value.what

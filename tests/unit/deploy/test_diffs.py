@@ -17,30 +17,30 @@ BASE = json.loads((Path(__file__).parents[2] / "cases" / "plan" / "base.json").r
 
 
 def differs(*, new: bool = False, desired: Any = None, **facts: Any) -> list[Diff]:
-    found = HostState(**{**BASE["facts"], **facts})
+    host_state = HostState(**{**BASE["facts"], **facts})
     return differing(
-        found, Desired(**{**BASE["desired"], **(desired or {})}, application=BUILT_IN), new=new
+        host_state, Desired(**{**BASE["desired"], **(desired or {})}, application=BUILT_IN), new=new
     )
 
 
 def test_a_secret_that_changes_is_seen_to_change_and_not_shown() -> None:
-    told = unified("MODE=a\nAPI_TOKEN=old1\n", "MODE=a\nAPI_TOKEN=new2\n", ".env")
-    assert told.splitlines()[-2:] == ["-API_TOKEN=••••", "+API_TOKEN=••••"]
+    diff = unified("MODE=a\nAPI_TOKEN=old1\n", "MODE=a\nAPI_TOKEN=new2\n", ".env")
+    assert diff.splitlines()[-2:] == ["-API_TOKEN=••••", "+API_TOKEN=••••"]
     before, after = (json.dumps({"tokens": ["x", secret]}, indent=1) for secret in ("old1", "new2"))
-    told = unified(before, after, "service.json")
-    assert {"-••••", "+••••"} <= set(told.splitlines())
-    assert "old1" not in told
-    assert "new2" not in told
+    diff = unified(before, after, "service.json")
+    assert {"-••••", "+••••"} <= set(diff.splitlines())
+    assert "old1" not in diff
+    assert "new2" not in diff
 
 
 def test_units_and_settings_are_shown_without_what_was_put_there_by_hand() -> None:
     name = "macd-analysis.service"
     units = {**BASE["facts"]["units"], name: "[Service]\nEnvironment=TOKEN=s3cret\n"}
     settings = '{\n "proxy": "http://bob:s3cret@proxy",\n "symbol": "BTCUSD"\n}\n'
-    told = {diff.name: diff for diff in differs(units=units, service_settings=settings)}
-    assert told[name].text.count("TOKEN=••••") == 1
-    assert "http://••••@proxy" in told["service.json"].text
-    assert "s3cret" not in repr(told)
+    diffs = {diff.name: diff for diff in differs(units=units, service_settings=settings)}
+    assert diffs[name].text.count("TOKEN=••••") == 1
+    assert "http://••••@proxy" in diffs["service.json"].text
+    assert "s3cret" not in repr(diffs)
 
 
 def test_the_flags_file_shows_what_a_deploy_and_what_provision_would_change() -> None:
@@ -82,8 +82,8 @@ def test_what_looks_for_alarms_is_provisions_and_no_drift_where_it_never_was() -
 
     def drifts(text: str | None, alerts: dict[str, Any]) -> list[str]:
         units = {**BASE["facts"]["units"], TIMER: text}
-        found = HostState(**{**BASE["facts"], "units": units, "alerts": alerts})
-        return drift(found, Desired(**{**BASE["desired"], **wanted}, application=BUILT_IN))
+        host_state = HostState(**{**BASE["facts"], "units": units, "alerts": alerts})
+        return drift(host_state, Desired(**{**BASE["desired"], **wanted}, application=BUILT_IN))
 
     clean = drifts("[Timer]\n", LOOKS)
     assert drifts(None, {}) == clean  # a host of an earlier version

@@ -26,9 +26,9 @@ STATE = HostState(
 
 
 def texts(state: HostState, days: float = 7) -> dict[str, str]:
-    found = ending(state, NOW, days)
-    assert all(alarm.hint for alarm in found.values())
-    return {name: alarm.text for name, alarm in found.items()}
+    alarms = ending(state, NOW, days)
+    assert all(alarm.hint for alarm in alarms.values())
+    return {name: alarm.text for name, alarm in alarms.items()}
 
 
 def test_nothing_ends_soon() -> None:
@@ -40,14 +40,14 @@ def test_a_release_a_key_and_models_are_told_days_before() -> None:
     limited = json.dumps({"tf": "1h", "feed": {"kind": "ccxt"}, "max_age_days": 105})
     key = 'release@macd valid-before="20260425Z" ssh-ed25519 AAAA\n'
     changed = replace(STATE, expires=NOW + 6 * DAY, allowed_signers=key, service_settings=limited)
-    found = texts(changed)
-    assert "the live release expires in 6 days" in found["expires"]
-    assert "can't be deployed again" in found["expires"]
-    assert "the key for releases expires 2026-04-25" in found["key"]
-    assert found["old"].startswith("the models' bars end 2026-01-01, 109 days ago")
+    alarms = texts(changed)
+    assert "the live release expires in 6 days" in alarms["expires"]
+    assert "can't be deployed again" in alarms["expires"]
+    assert "the key for releases expires 2026-04-25" in alarms["key"]
+    assert alarms["old"].startswith("the models' bars end 2026-01-01, 109 days ago")
     # What the host itself has told is not said twice.
-    told = {"open": [{"name": "expires"}, {"name": "old"}]}
-    assert set(texts(replace(changed, alerts=told))) == {"key"}
+    reported = {"open": [{"name": "expires"}, {"name": "old"}]}
+    assert set(texts(replace(changed, alerts=reported))) == {"key"}
     assert set(texts(changed, days=0)) == {"old"}
 
 

@@ -84,7 +84,7 @@ def test_a_single_host_runs_in_the_calling_thread() -> None:
 
 
 def test_ctrl_c_lets_the_running_end_and_starts_no_other() -> None:
-    told: list[tuple[str, ...]] = []
+    running_hosts: list[tuple[str, ...]] = []
     go_on = threading.Event()
 
     def act(host: Any) -> str:
@@ -94,12 +94,12 @@ def test_ctrl_c_lets_the_running_end_and_starts_no_other() -> None:
         return str(host.name)
 
     def on_interrupt(running: Any) -> None:
-        told.append(tuple(running))
+        running_hosts.append(tuple(running))
         go_on.set()
 
     results = side_by_side(hosts(4), act, parallel=2, on_interrupt=on_interrupt)
 
-    assert told == [("h0", "h1")]
+    assert running_hosts == [("h0", "h1")]
     assert list(results.done) == ["h0", "h1"]
     assert results.not_started == ["h2", "h3"]
     assert results.interrupted

@@ -15,7 +15,7 @@ from macd.errors import ContactLostError, MacdError
 from macd.inventory import load
 from macd.ssh.session import Session
 
-BEGUN = follow.PendingActivation("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
+STARTED = follow.PendingActivation("prod", 7, "t0ken", "20260301T000000Z-0123abcd", None)
 
 
 class SaysWaiting:
@@ -41,7 +41,7 @@ def test_ctrl_c_while_the_confirming_begins(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(threading.Thread, "start", begin)
     with pytest.raises(MacdError) as caught:
         session = cast("Session", SaysWaiting())
-        follow.follow(session, inventory.hosts["prod"], inventory, BEGUN, lambda *_: None)
+        follow.follow(session, inventory.hosts["prod"], inventory, STARTED, lambda *_: None)
     assert caught.value.exit_code == 5
     assert "activation 7" in caught.value.what
     assert "invoke deploy --attach" in caught.value.hint
@@ -55,7 +55,7 @@ def test_the_next_command_leads_to_the_same_host(inventory: str, env: str, optio
     known = load("lab", root=Path(__file__).parents[3])
     known = known.model_copy(update={"name": inventory})
     host = known.hosts["prod"].model_copy(update={"env": env})
-    run = follow._Follower(host, known, BEGUN, lambda *_: None)
+    run = follow._Follower(host, known, STARTED, lambda *_: None)
     assert f"invoke deploy --attach{options} follows" in run.interrupted().hint
     with pytest.raises(ContactLostError) as lost, apply._host_may_switch(host, known):
         raise ContactLostError("gone")
@@ -73,8 +73,8 @@ def test_the_next_command_leads_to_the_same_host(inventory: str, env: str, optio
 )
 def test_what_may_be_live_is_named_once(origin: str | None, token: str, said: str) -> None:
     known = load("lab", root=Path(__file__).parents[3])
-    begun = follow.PendingActivation("prod", 7, token, "NEW", origin)
-    run = follow._Follower(known.hosts["prod"], known, begun, lambda *_: None)
+    started = follow.PendingActivation("prod", 7, token, "NEW", origin)
+    run = follow._Follower(known.hosts["prod"], known, started, lambda *_: None)
     run._live = "NEW"  # the host has switched by now
     error = run.interrupted()
     assert error.live == f"being decided on prod: {said}"
@@ -104,36 +104,38 @@ class Asked:
         end = bool(self.over or self.confirmed)
         state = "committed" if end else "awaiting confirmation"
         events = [{"state": "verified", "release": self.release}, {"state": state}]
-        told = {"number": 7, "live": self.release, "over": end, "runner": True}
-        return {**told, "events": events[args.get("seen", 0) :]}
+        status = {"number": 7, "live": self.release, "over": end, "runner": True}
+        return {**status, "events": events[args.get("seen", 0) :]}
 
 
 @pytest.mark.parametrize(
-    ("begun", "over", "ended", "confirmed"),
+    ("started", "over", "ended", "confirmed"),
     [
-        pytest.param(BEGUN, False, True, [(7, "t0ken")], id="from here"),
+        pytest.param(STARTED, False, True, [(7, "t0ken")], id="from here"),
         pytest.param(
-            replace(BEGUN, number=0), False, True, [(7, "t0ken")], id="number never heard"
+            replace(STARTED, number=0), False, True, [(7, "t0ken")], id="number never heard"
         ),
-        pytest.param(replace(BEGUN, number=6), False, True, [], id="an older one from here"),
+        pytest.param(replace(STARTED, number=6), False, True, [], id="an older one from here"),
         pytest.param(None, False, False, [], id="from elsewhere"),
-        pytest.param(BEGUN, True, False, [], id="from here, over"),
+        pytest.param(STARTED, True, False, [], id="from here, over"),
     ],
 )
 def test_attach_confirms_what_was_begun_here(
     monkeypatch: pytest.MonkeyPatch,
-    begun: follow.PendingActivation | None,
+    started: follow.PendingActivation | None,
     over: bool,
     ended: bool,
     confirmed: list[tuple[int, str]],
 ) -> None:
     inventory = load("lab", root=Path(__file__).parents[3])
-    session = Asked(BEGUN.release, over=over)
+    session = Asked(STARTED.release, over=over)
     if not confirmed and not over:  # somebody else confirms it
         session.over = True
         monkeypatch.setattr(session, "call", first_under_way(session.call))
     monkeypatch.setattr(follow, "open_session", lambda *_, **__: session)
-    outcome = follow.attach(inventory.hosts["prod"], inventory, begun, lambda *_: None, ended=ended)
+    outcome = follow.attach(
+        inventory.hosts["prod"], inventory, started, lambda *_: None, ended=ended
+    )
     assert outcome is not None
     assert (outcome.number, outcome.result) == (7, "committed")
     assert session.confirmed == confirmed
@@ -143,21 +145,21 @@ def first_under_way(call: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
     asked: list[str] = []
 
     def once(op: str, **args: Any) -> dict[str, Any]:
-        told = call(op, **args)
-        told["over"] = bool(asked)
+        status = call(op, **args)
+        status["over"] = bool(asked)
         asked.append(op)
-        return told
+        return status
 
     return once
 
 
-@pytest.mark.parametrize("begun", [None, replace(BEGUN, number=6)])
+@pytest.mark.parametrize("started", [None, replace(STARTED, number=6)])
 def test_of_several_hosts_what_others_ended_is_no_news(
-    monkeypatch: pytest.MonkeyPatch, begun: follow.PendingActivation | None
+    monkeypatch: pytest.MonkeyPatch, started: follow.PendingActivation | None
 ) -> None:
     inventory = load("lab", root=Path(__file__).parents[3])
-    session = Asked(BEGUN.release, over=True)
+    session = Asked(STARTED.release, over=True)
     monkeypatch.setattr(follow, "open_session", lambda *_, **__: session)
     host = inventory.hosts["prod"]
-    assert follow.attach(host, inventory, begun, lambda *_: None, ended=False) is None
-    assert follow.attach(host, inventory, begun, lambda *_: None) is not None
+    assert follow.attach(host, inventory, started, lambda *_: None, ended=False) is None
+    assert follow.attach(host, inventory, started, lambda *_: None) is not None

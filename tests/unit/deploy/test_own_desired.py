@@ -47,14 +47,14 @@ def inventory(tmp_path: Path, section: str = SECTION) -> Inventory:
     return load("one", root=tmp_path)
 
 
-def found(**more: Any) -> HostState:
+def host_state(**more: Any) -> HostState:
     python = {"executable": "/usr/bin/python3", "version": "3.11"}
     return HostState(app=APP, exists=True, python=python, endpoint="unix:/x", **more)
 
 
 def wanted(known: Inventory, state: HostState | None = None, scope: str = "system") -> Desired:
     host = known.host("prod").model_copy(update={"scope": scope})
-    return render(host, known, state or found())
+    return render(host, known, state or host_state())
 
 
 def lines(text: str | None) -> list[str]:
@@ -111,9 +111,9 @@ def test_a_flag_in_a_dropin_is_not_set_in_env_which_would_win(tmp_path: Path) ->
 
 def test_the_teams_own_keys_in_env_are_no_drift(tmp_path: Path) -> None:
     known = inventory(tmp_path)
-    state = found(env="EXCHANGE_API_KEY=x\nOTHER=y\n")
-    told = drift(state, wanted(known, state))
-    assert not [line for line in told if "does not know" in line], told
+    state = host_state(env="EXCHANGE_API_KEY=x\nOTHER=y\n")
+    texts = drift(state, wanted(known, state))
+    assert not [line for line in texts if "does not know" in line], texts
 
 
 def test_scope_user_confines_nothing_and_is_said(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_scope_user_confines_nothing_and_is_said(tmp_path: Path) -> None:
     as_login = wanted(known, scope="user")
     assert "MemoryMax" not in (as_login.units[UNIT] or "")
     assert "without hardening, MemoryMax" in as_login.unconfined
-    notes = planning.make("a", found(), as_login, candidate("ml-signals"), now=0.0).notes
+    notes = planning.make("a", host_state(), as_login, candidate("ml-signals"), now=0.0).notes
     assert as_login.unconfined in notes
 
 
@@ -133,13 +133,13 @@ def test_a_container_keeps_what_needs_no_namespaces(tmp_path: Path) -> None:
     assert namespaces.wants(wanted(known).units[UNIT])
     assert not any(namespaces.wants(text) for text in contained.units.values() if text)
     assert {"NoNewPrivileges=yes", "CapabilityBoundingSet="} <= {*lines(contained.units[UNIT])}
-    notes = planning.make("a", found(), contained, candidate("ml-signals"), now=0.0).notes
+    notes = planning.make("a", host_state(), contained, candidate("ml-signals"), now=0.0).notes
     assert contained.unconfined in notes and contained.unconfined
 
 
 def test_a_second_new_unit_is_shown_by_what_differs(tmp_path: Path) -> None:
     desired = wanted(inventory(tmp_path))
-    texts = {diff.name: diff.text for diff in differing(found(), desired, new=True)}
+    texts = {diff.name: diff.text for diff in differing(host_state(), desired, new=True)}
     assert "+ProtectSystem=strict" in texts[UNIT]
     assert texts[WEB].startswith(f"new, as {UNIT} but for:")
     assert "+ExecStart=" in texts[WEB] and "ProtectSystem" not in texts[WEB]
@@ -149,7 +149,7 @@ def test_a_unit_that_only_the_live_release_has_goes(tmp_path: Path) -> None:
     section = SECTION.replace("    more: {web: {command: gunicorn web:app, ready: notify}}\n", "")
     (tmp_path / "two").mkdir()
     live = wanted(inventory(tmp_path)).service_settings
-    desired = wanted(inventory(tmp_path / "two", section), found(service_settings=live))
+    desired = wanted(inventory(tmp_path / "two", section), host_state(service_settings=live))
     assert desired.switched[WEB] is None
     assert desired.application.more == []
 
@@ -207,9 +207,9 @@ def refused(desired: Desired, state: HostState, release: ReleaseCandidate) -> li
 
 def test_a_release_of_what_the_inventory_says_may_go(tmp_path: Path) -> None:
     desired = wanted(inventory(tmp_path))
-    assert refused(desired, found(), candidate()) == []
+    assert refused(desired, host_state(), candidate()) == []
     live = {"live": "20260301T000000Z-bbbbbbbb", "details": {"own": {"name": "ml-signals"}}}
-    assert refused(desired, found(**live), candidate()) == []
+    assert refused(desired, host_state(**live), candidate()) == []
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_release_of_what_the_inventory_says_may_go(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused(
     tmp_path: Path, release: ReleaseCandidate, there: dict[str, Any], why: str
 ) -> None:
-    problems = refused(wanted(inventory(tmp_path)), found(**there), release)
+    problems = refused(wanted(inventory(tmp_path)), host_state(**there), release)
     assert len(problems) == 1
     assert why in problems[0]
 
@@ -238,7 +238,7 @@ def test_what_does_not_belong_together_is_refused(
 def test_an_own_release_and_an_inventory_without_app(tmp_path: Path) -> None:
     problems = refused(
         wanted(inventory(tmp_path, "release: {app: ml-signals}\nservice: {symbol: BTCUSD}\n")),
-        found(),
+        host_state(),
         replace(candidate(), serves=("ETHUSDT",)),
     )
     assert problems == [

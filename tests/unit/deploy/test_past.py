@@ -17,22 +17,22 @@ from macd.host.record import Record
 
 DAY = datetime(2026, 11, 28, tzinfo=UTC)
 R1, R2 = "20261101T000000Z-aaaaaaaa", "20261102T000000Z-bbbbbbbb"
-Told = tuple[float, str, dict[str, Any]]
+Event = tuple[float, str, dict[str, Any]]
 
 
-def journal(*told: Told) -> list[Record]:
+def journal(*events: Event) -> list[Record]:
     return [
         Record(seq, DAY + timedelta(hours=hour), kind, fields, "", "")
-        for seq, (hour, kind, fields) in enumerate(told, 1)
+        for seq, (hour, kind, fields) in enumerate(events, 1)
     ]
 
 
-def ended(hour: float, release: str, number: int, host: str = "prod", **more: Any) -> Told:
+def ended(hour: float, release: str, number: int, host: str = "prod", **more: Any) -> Event:
     fields = {"host": host, "env": "prod", "release": release, "number": number, "who": "ann"}
     return hour, "deploy.ended", {**fields, "result": "committed", "live": release, **more}
 
 
-def flag(hour: float, kind: str, value: str, weight: int, **more: Any) -> Told:
+def flag(hour: float, kind: str, value: str, weight: int, **more: Any) -> Event:
     fields = {"host": "prod", "value": value, "weight": weight, "result": "set", "report": ""}
     return hour, f"flag.{kind}", {**fields, **more}
 
@@ -79,8 +79,8 @@ def test_one_journal(hour: float, release: str, weight: int, verdict: str, under
 
 
 def test_an_application_without_weights_has_none() -> None:
-    told = journal(ended(1, R1, 1), flag(2, "enable", "1", 100, weighed=False))
-    assert not then(3, {"here": told}).weighed
+    records = journal(ended(1, R1, 1), flag(2, "enable", "1", 100, weighed=False))
+    assert not then(3, {"here": records}).weighed
     assert then(3, {"here": journal(ended(1, R1, 1), flag(2, "enable", "1", 100))}).weighed
 
 
@@ -123,7 +123,7 @@ def test_a_hosts_own_journal_says_the_same() -> None:
     assert (state.release, state.weight) == (R2, 0)
 
 
-LEFT: Told = (2, "deploy.ended", {"host": "prod", "release": R2, "result": "left to the host"})
+LEFT: Event = (2, "deploy.ended", {"host": "prod", "release": R2, "result": "left to the host"})
 
 
 def test_what_is_left_to_the_host_goes_on_until_the_host_or_an_attach_says_how_it_ended() -> None:
@@ -156,11 +156,14 @@ def test_what_can_not_all_be_true_is_named() -> None:
         ended(4, R1, 4),
         (6, "release.made", {**made, "release": R2}),
     )
-    told = past.contradictions(past.joined({"ann": ann, "ben": ben}))
-    assert len(told) == 3
-    assert f"activation 1 on prod: ann says {R1} committed; ben says {R2} committed" in told[0]
-    assert "serial 7 of prod was given to several releases" in told[1]
-    assert "the clocks of ben and ann: they differ by 3600 s or more" in told[2]
+    contradictions = past.contradictions(past.joined({"ann": ann, "ben": ben}))
+    assert len(contradictions) == 3
+    assert (
+        f"activation 1 on prod: ann says {R1} committed; ben says {R2} committed"
+        in contradictions[0]
+    )
+    assert "serial 7 of prod was given to several releases" in contradictions[1]
+    assert "the clocks of ben and ann: they differ by 3600 s or more" in contradictions[2]
 
 
 def test_who_attached_later_contradicts_nobody() -> None:
@@ -169,10 +172,10 @@ def test_who_attached_later_contradicts_nobody() -> None:
     assert past.contradictions(past.joined({"ann": ann, "ben": ben})) == []
 
 
-def chained(*told: Told, after: Sequence[Record] = ()) -> list[Record]:
+def chained(*events: Event, after: Sequence[Record] = ()) -> list[Record]:
     """As `journal`, each with the hash of the one before; it goes on behind `after`."""
     records = list(after)
-    for hour, kind, fields in told:
+    for hour, kind, fields in events:
         prev = records[-1].hash if records else "0" * 64
         seal = hashlib.sha256(f"{prev}{hour}{kind}{fields}".encode()).hexdigest()
         when = DAY + timedelta(hours=hour)
@@ -187,15 +190,15 @@ def test_a_copy_of_a_journal_counts_once_and_one_that_was_written_to_is_named() 
     assert [(entry.source, entry.record.seq) for entry in entries] == [("here", 1), ("here", 2)]
     assert past.contradictions(entries) == []
     other = chained(ended(3, R1, 3), after=first)
-    (told,) = past.contradictions(past.joined({"here": ann, "backup": other}))
-    assert "backup and here are one journal up to record 1 and differ from then on" in told
+    (contradiction,) = past.contradictions(past.joined({"here": ann, "backup": other}))
+    assert "backup and here are one journal up to record 1 and differ from then on" in contradiction
 
 
 def test_activations_that_nobody_here_tells_of_are_missing() -> None:
     ann, ben = journal(ended(1, R1, 1)), journal(ended(5, R2, 4), ended(6, R2, 2, host="b"))
     entries = past.joined({"ann": ann, "ben": ben})
-    (told,) = past.missing(entries)
-    assert told.startswith("prod: nothing tells of activation 2, 3: ")
+    (gap,) = past.missing(entries)
+    assert gap.startswith("prod: nothing tells of activation 2, 3: ")
     own = journal((2, "committed", {"activation": 2}), (3, "reverted", {"activation": 3}))
     assert past.missing(past.joined({"ann": ann, "ben": ben, "prod": own}, ["prod"])) == []
 
@@ -203,9 +206,9 @@ def test_activations_that_nobody_here_tells_of_are_missing() -> None:
 def test_a_flag_for_a_release_that_was_not_live_contradicts() -> None:
     ann = journal(ended(1, R1, 1), ended(2, R2, 2))
     ben = journal(flag(3, "enable", "1", 100, release=R1))
-    (told,) = past.contradictions(past.joined({"ann": ann, "ben": ben}))
-    assert f"prod: ben let {R1} decide on 2026-11-28 03:00:00 UTC" in told
-    assert f"when {R2} was live by ann" in told
+    (contradiction,) = past.contradictions(past.joined({"ann": ann, "ben": ben}))
+    assert f"prod: ben let {R1} decide on 2026-11-28 03:00:00 UTC" in contradiction
+    assert f"when {R2} was live by ann" in contradiction
     ben = journal(flag(3, "enable", "1", 100, release=R2))
     assert past.contradictions(past.joined({"ann": ann, "ben": ben})) == []
 
@@ -220,8 +223,8 @@ KINDS = st.sampled_from([r.kind for r in STORY] + ["committed", "flag.set", "rel
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), KINDS, FIELDS), max_size=12))
-def test_no_record_ends_in_an_exception(told: list[Told]) -> None:
-    entries = past.joined({"a": journal(*told), "b": STORY})
+def test_no_record_ends_in_an_exception(events: list[Event]) -> None:
+    entries = past.joined({"a": journal(*events), "b": STORY})
     past.at(entries, DAY + timedelta(hours=5))
     past.contradictions(entries)
     past.missing(entries)

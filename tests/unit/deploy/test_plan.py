@@ -49,7 +49,7 @@ def planned(name: str) -> tuple[Plan, dict[str, Any]]:
     return plan, case["expect"]
 
 
-def as_told(plan: Plan, field: str) -> Any:
+def as_shown(plan: Plan, field: str) -> Any:
     if field == "rollback_ready":
         return plan.rollback["ready"]
     value = plan.problems if field == "remedies" else getattr(plan, field)
@@ -67,7 +67,7 @@ def as_told(plan: Plan, field: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_case(name: str) -> None:
     plan, expect = planned(name)
-    assert {field: as_told(plan, field) for field in expect} == expect
+    assert {field: as_shown(plan, field) for field in expect} == expect
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_a_release_whose_models_are_too_old_for_the_host_is_noted(
         now=now.timestamp(),
     )
     assert plan.steps
-    told = [text for text in plan.notes if "the models' bars end" in text]
-    assert len(told) == bool(note)
-    assert all(note in text and "service.max_age_days" in text for text in told)
+    notes = [text for text in plan.notes if "the models' bars end" in text]
+    assert len(notes) == bool(note)
+    assert all(note in text and "service.max_age_days" in text for text in notes)
 
 
 @pytest.mark.parametrize(
-    ("rollback", "told"),
+    ("rollback", "text"),
     [
         ({"release": "R", "ready": True, "why": ""}, "rollback ready: R: files as signed"),
         (
@@ -105,10 +105,10 @@ def test_a_release_whose_models_are_too_old_for_the_host_is_noted(
         ({"release": None, "ready": False, "why": "nothing yet"}, "no rollback: nothing yet"),
     ],
 )
-def test_a_broken_way_back_is_loud_and_forbids_nothing(rollback: dict[str, Any], told: str) -> None:
+def test_a_broken_way_back_is_loud_and_forbids_nothing(rollback: dict[str, Any], text: str) -> None:
     plan, _ = planned("a_new_release")
     shown = summary(replace(plan, rollback=rollback))
-    assert next(line for line in shown if line.startswith("back ")).startswith(f"back   {told}")
+    assert next(line for line in shown if line.startswith("back ")).startswith(f"back   {text}")
     assert plan.problems == ()
 
 

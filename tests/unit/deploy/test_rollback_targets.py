@@ -17,7 +17,7 @@ from macd.host.record import Record
 SERIALS = {"r1": 1, "r2": 2, "r3": 3}
 
 
-def found(live: str | None, to: str | None) -> HostState:
+def host_state(live: str | None, to: str | None) -> HostState:
     history: list[dict[str, Any]] = [{"release": r, "serial": n} for r, n in SERIALS.items()]
     return HostState(
         app="/a", exists=True, python={}, endpoint="", live=live, history=history,
@@ -39,32 +39,32 @@ def test_only_the_newest_live_release_is_undone(
     lives: list[str | None], going: list[str | None]
 ) -> None:
     looked = [
-        (f"prod{n}", found(live, f"r{int(live[1]) - 1}" if live else None))
+        (f"prod{n}", host_state(live, f"r{int(live[1]) - 1}" if live else None))
         for n, live in enumerate(lives)
     ]
-    told = targets(looked)
-    assert [None if way.stays else way.to for way in told] == going
-    assert ["stays at" in str(way) for way in told] == [way.stays for way in told]
+    ways = targets(looked)
+    assert [None if way.stays else way.to for way in ways] == going
+    assert ["stays at" in str(way) for way in ways] == [way.stays for way in ways]
 
 
 def test_what_may_be_live_on_a_host_that_is_away_counts() -> None:
-    looked = [("b", found("r2", "r1"))]
+    looked = [("b", host_state("r2", "r1"))]
     assert [way.stays for way in targets(looked, unseen=3)] == [True]
     assert [way.stays for way in targets(looked, unseen=2)] == [False]
     assert [way.to for way in targets(looked, "r1", unseen=3)] == ["r1"]
 
 
 def test_a_named_release_is_for_all_and_said_where_it_is_live_already() -> None:
-    told = targets([("a", found("r3", "r2")), ("b", found("r2", "r1"))], "r2")
-    assert [str(way).splitlines()[0] for way in told] == ["back to r2", "r2 is live already"]
+    ways = targets([("a", host_state("r3", "r2")), ("b", host_state("r2", "r1"))], "r2")
+    assert [str(way).splitlines()[0] for way in ways] == ["back to r2", "r2 is live already"]
 
 
 def test_what_is_put_back_and_what_stays_is_named() -> None:
-    told = {"files": ["m.service", "service.json"], "edited": ["m.service"], "keys": ["ML_X"]}
+    changes = {"files": ["m.service", "service.json"], "edited": ["m.service"], "keys": ["ML_X"]}
     dropin = {"path": "/etc/systemd/system/m.service.d/override.conf", "sets": ["Environment"]}
-    host = replace(found("r3", "r2"), returns={"r2": told}, dropins={"m.service": [dropin]})
+    host = replace(host_state("r3", "r2"), returns={"r2": changes}, dropins={"m.service": [dropin]})
     [way] = targets([("a", host)])
-    assert way.changes == {**told, "dropins": [dropin["path"]]}
+    assert way.changes == {**changes, "dropins": [dropin["path"]]}
     said = str(way)
     assert "puts back as they were with r2: m.service, service.json" in said
     assert "m.service.before-rollback-NUMBER" in said
@@ -74,8 +74,8 @@ def test_what_is_put_back_and_what_stays_is_named() -> None:
 
 
 def test_a_host_that_stays_or_is_there_already_names_no_changes() -> None:
-    told = {"r2": {"files": ["m.service"], "edited": [], "keys": []}}
-    stays = replace(found("r2", "r1"), returns=told)
+    changes = {"r2": {"files": ["m.service"], "edited": [], "keys": []}}
+    stays = replace(host_state("r2", "r1"), returns=changes)
     for way in (*targets([("b", stays)], unseen=3), *targets([("b", stays)], "r2")):
         assert not any(way.changes.values())
         assert "leaves alone" not in str(way)
@@ -173,7 +173,7 @@ def test_the_highest_serial_that_may_be_live(history: list[dict[str, Any]], seri
 
 
 def test_a_release_that_was_never_live_there_is_not_promised() -> None:
-    host = replace(found("r3", "r2"), returns={"r2": {}, "r1": {}})
+    host = replace(host_state("r3", "r2"), returns={"r2": {}, "r1": {}})
     [way] = targets([("a", host)], "nope")
     assert str(way) == "nope was never live there; it can go back to: r2, r1"
     assert not way.goes
@@ -185,6 +185,8 @@ def test_a_flag_in_a_dropin_that_goes_to_shadow_is_named(where: str, *, decides:
     flag = {"name": "THEIR_FLAG", "live": "1", "shadow": "0", "where": where}
     own = {"name": "theirs", "units": [["m.service", {}]], "writes": [], "flag": flag}
     stacking = {"next": "1" if decides else "0", "running": "0"}
-    host = replace(found("r3", "r2"), service_settings=json.dumps({"own": own}), stacking=stacking)
+    host = replace(
+        host_state("r3", "r2"), service_settings=json.dumps({"own": own}), stacking=stacking
+    )
     [way] = targets([("a", host)])
     assert ("sets THEIR_FLAG to shadow" in str(way)) == (decides and where == "dropin")

@@ -153,8 +153,8 @@ def test_a_revert_leaves_the_rest_untouched(inventory: Inventory) -> None:
     assert result.untouched == ["prod4", "prod5"]
     assert [outcome.exit_code for outcome in result.outcomes] == [0, 4, 0]
     assert result.exit_code == ExitCode.REVERTED
-    told = "stopped: 1 host failed or reverted, more than --max-failed 0 allows"
-    assert result.stopped == f"{told}; not touched: prod4, prod5"
+    reason = "stopped: 1 host failed or reverted, more than --max-failed 0 allows"
+    assert result.stopped == f"{reason}; not touched: prod4, prod5"
     records = Journal(inventory.state_dir / "journal.jsonl").records()
     [end] = [r for r in records if r.kind == "deploy.ended" and r.fields["host"] == "prod2"]
     assert end.fields["result"] == "reverted"
@@ -280,12 +280,12 @@ def test_who_is_passed_by_is_named_and_stops_nothing(inventory: Inventory) -> No
     # Who was never reached can't have got it; who refused may, as far as is known here.
     assert [run.may_be_live(f"prod{n}") for n in (1, 2, 3)] == [0, 0, 3]
 
-    told = passed_by("deploy", ended.unreachable, " --inventory five", release="r3")
-    assert (told.what, told.why) == (
+    error = passed_by("deploy", ended.unreachable, " --inventory five", release="r3")
+    assert (error.what, error.why) == (
         "not deployed: prod1, prod2",
         "prod1: gone\nprod2: prod2 is away",
     )
-    assert "invoke deploy --host NAME --release r3 --inventory five" in told.hint
+    assert "invoke deploy --host NAME --release r3 --inventory five" in error.hint
 
 
 def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: Inventory) -> None:
@@ -301,10 +301,10 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod3"]
     assert (list(ended.unreachable), ended.untouched) == (["prod2"], ["prod5"])
     assert isinstance(ended.error, RefusedError)
-    told = passed_by("rollback", ended.unreachable, " --inventory five")
-    assert told.exit_code == ExitCode.CONTACT_LOST
-    assert (told.what, told.why) == ("not taken back: prod2", "prod2: gone")
-    assert "live there: invoke rollback --host prod2 --inventory five" in told.hint
+    error = passed_by("rollback", ended.unreachable, " --inventory five")
+    assert error.exit_code == ExitCode.CONTACT_LOST
+    assert (error.what, error.why) == ("not taken back: prod2", "prod2: gone")
+    assert "live there: invoke rollback --host prod2 --inventory five" in error.hint
     named = passed_by("rollback", ended.unreachable, " --inventory five", release="r1")
     assert (
         "status --host prod2 --inventory five; invoke rollback --host prod2 --to r1" in named.hint
@@ -312,7 +312,7 @@ def test_a_rollback_passes_by_who_is_away_and_ends_with_who_refuses(inventory: I
 
 
 def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) -> None:
-    told: list[tuple[str, ...]] = []
+    running_hosts: list[tuple[str, ...]] = []
     go_on, both = threading.Event(), threading.Barrier(2, timeout=120)
 
     def one(host: Host) -> Outcome:
@@ -323,13 +323,13 @@ def test_ctrl_c_lets_the_running_end_and_touches_no_other(inventory: Inventory) 
         return committed(host)
 
     def interrupted(running: object) -> None:
-        told.append(tuple(running))  # type: ignore[call-overload]
+        running_hosts.append(tuple(running))  # type: ignore[call-overload]
         go_on.set()
 
     run = Rollout(inventory, "deploy", "prod")
     result = run.run(waves(HOSTS, "2,100%"), one, on_interrupt=interrupted)
 
-    assert told == [("prod1", "prod2")]
+    assert running_hosts == [("prod1", "prod2")]
     assert [outcome.host for outcome in result.outcomes] == ["prod1", "prod2"]
     assert result.untouched == ["prod3", "prod4", "prod5"]
     assert result.stopped == "stopped: interrupted; not touched: prod3, prod4, prod5"
@@ -420,9 +420,9 @@ def test_the_watch_of_a_guard_that_ended_says_nothing_about_what_is_live(
 def test_the_right_to_confirm_is_kept_privately(inventory: Inventory) -> None:
     activations = PendingActivations(inventory)
     assert activations.of("prod1") is None
-    begun = PendingActivation("prod1", 4, "t0ken", "new", "old")
-    activations.add(begun)
-    assert activations.of("prod1") == begun
+    pending = PendingActivation("prod1", 4, "t0ken", "new", "old")
+    activations.add(pending)
+    assert activations.of("prod1") == pending
     kept = inventory.state_dir / "activations" / "prod1.json"
     assert kept.stat().st_mode & 0o077 == 0
 
@@ -464,7 +464,7 @@ def test_a_rollout_tells_how_it_ended(
 ) -> None:
     pytest.importorskip("apprise")
     url, taken = listener
-    told = inventory.model_copy(update={"notify": [f"{url}/here"]})
+    with_webhook = inventory.model_copy(update={"notify": [f"{url}/here"]})
 
     def one(host: Host) -> Outcome:
         if ends == "lost":
@@ -473,7 +473,7 @@ def test_a_rollout_tells_how_it_ended(
         live = "old" if reverted else "new"
         return Outcome(host.name, ends, "new", live, "it hangs", "old is down", not reverted)
 
-    result = Rollout(told, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
+    result = Rollout(with_webhook, "deploy", "prod").run(waves(HOSTS, "1")[:1], one)
     assert result.warnings == ()
     assert len(taken) == 1
     good = ends == "committed"
@@ -491,10 +491,10 @@ def test_an_end_that_only_attach_saw_is_recorded_and_told_once(
     inventory: Inventory, listener: tuple[str, list[dict[str, str]]]
 ) -> None:
     pytest.importorskip("apprise")
-    told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
+    with_webhook = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
     outcome = Outcome("prod1", "reverted", "new", "old", "it hangs", number=4)
     for _ in range(2):
-        assert Rollout(told, "deploy", "prod").late([outcome]) == ()
+        assert Rollout(with_webhook, "deploy", "prod").late([outcome]) == ()
     [record] = Journal(inventory.state_dir / "journal.jsonl").records()
     assert (record.kind, record.fields["result"]) == ("deploy.ended", "reverted")
     [message] = listener[1]
@@ -505,14 +505,14 @@ def test_people_get_one_message_for_all_hosts(
     inventory: Inventory, listener: tuple[str, list[dict[str, str]]]
 ) -> None:
     pytest.importorskip("apprise")
-    told = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
+    with_webhook = inventory.model_copy(update={"notify": [f"{listener[0]}/here"]})
 
     def one(host: Host) -> Outcome:
         if host.name == "prod3":
             raise RefusedError("locked")
         return reverted(host) if host.name == "prod2" else committed(host)
 
-    Rollout(told, "deploy", "prod").run(waves(HOSTS, "3,100%"), one)
+    Rollout(with_webhook, "deploy", "prod").run(waves(HOSTS, "3,100%"), one)
     [message] = listener[1]
     assert message["title"] == "macd deploy prod: FAILED"
     for said in (
@@ -526,8 +526,8 @@ def test_people_get_one_message_for_all_hosts(
 
 def test_a_dead_url_fails_no_deploy(inventory: Inventory) -> None:
     pytest.importorskip("apprise")
-    told = inventory.model_copy(update={"notify": ["json://127.0.0.1:1/s3cret"]})
-    result = Rollout(told, "deploy", "prod").run(
+    with_webhook = inventory.model_copy(update={"notify": ["json://127.0.0.1:1/s3cret"]})
+    result = Rollout(with_webhook, "deploy", "prod").run(
         waves(HOSTS, ""), lambda host: Outcome(host.name, "committed", "new", "new")
     )
     assert (result.error, len(result.outcomes)) == (None, 5)
@@ -541,9 +541,9 @@ def test_a_failure_is_a_note_without_the_url(
     listener: tuple[str, list[dict[str, str]]], url: str
 ) -> None:
     pytest.importorskip("apprise")
-    told = notify([url.format(base=listener[0])], "title", "body", good=False)
-    assert "did not take" in told
-    assert "://" not in told
+    problem = notify([url.format(base=listener[0])], "title", "body", good=False)
+    assert "did not take" in problem
+    assert "://" not in problem
 
 
 def test_what_nobody_thought_of_on_one_host_hides_no_other(inventory: Inventory) -> None:
@@ -609,8 +609,8 @@ def test_of_who_was_lost_while_it_switched_nobody_says_it_did_not(inventory: Inv
     run = Rollout(inventory, "rollback", "prod")
     ended = run.run([HOSTS], one, passes=(UnreachableError, ContactLostError))
     assert [outcome.host for outcome in ended.outcomes] == ["prod1", "prod4", "prod5"]
-    told = passed_by("rollback", ended.unreachable, " --inventory five")
-    assert told.what == "not taken back: prod3; not known how it ended: prod2"
-    assert "invoke rollback --host prod2" not in told.hint
-    assert "invoke rollback --host prod3 --inventory five" in told.hint
-    assert "invoke deploy --attach --host prod2 --inventory five" in told.hint
+    error = passed_by("rollback", ended.unreachable, " --inventory five")
+    assert error.what == "not taken back: prod3; not known how it ended: prod2"
+    assert "invoke rollback --host prod2" not in error.hint
+    assert "invoke rollback --host prod3 --inventory five" in error.hint
+    assert "invoke deploy --attach --host prod2 --inventory five" in error.hint
