@@ -184,12 +184,12 @@ def origin(path: Path) -> dict[str, str]:
         stored = pl.read_parquet_metadata(path)
     except (pl.exceptions.PolarsError, OSError):
         return {}
-    found = {name: stored[name] for name in ("source", "exchange") if stored.get(name)}
-    word, _, named = found.get("source", "").partition(" ")
+    fields = {name: stored[name] for name in ("source", "exchange") if stored.get(name)}
+    word, _, named = fields.get("source", "").partition(" ")
     exchange, _, market = named.partition(" ")
     if word == "fetch" and exchange and market:
-        found |= {"exchange": exchange, "market": market, "type": market_type(market)}
-    return found
+        fields |= {"exchange": exchange, "market": market, "type": market_type(market)}
+    return fields
 
 
 def market_type(market: str) -> str:

@@ -53,11 +53,11 @@ class Exchange:
     def sessions(self, days: Millis) -> npt.NDArray[np.int64]:
         """Open, close, start and end of the break of each day, shape (N, 4); -1 for what is not."""
         place = np.searchsorted(self.hours[:, 0], days, side="right") - 1
-        found = self.hours[np.maximum(place, 0), 1:]
+        sessions = self.hours[np.maximum(place, 0), 1:]
         is_odd = np.isin(days, self.odd[:, 0])
-        found[is_odd, :2] = self.odd[np.searchsorted(self.odd[:, 0], days[is_odd]), 1:]
-        found[((days + 3) % 7 > 4) | np.isin(days, self.closed)] = -1
-        return found
+        sessions[is_odd, :2] = self.odd[np.searchsorted(self.odd[:, 0], days[is_odd]), 1:]
+        sessions[((days + 3) % 7 > 4) | np.isin(days, self.closed)] = -1
+        return sessions
 
     def trades(self, days: Millis, start: Millis, end: Millis) -> Mask:
         """Whether it trades on these days from one minute to the other, all the time."""
@@ -146,6 +146,6 @@ def _fx_due(opens: Millis, step: int) -> Mask:
 
 def _rests(days: Millis) -> Mask:
     each, where = np.unique(days, return_inverse=True)
-    found = [date(1970, 1, 1) + timedelta(days=day) for day in each.tolist()]
-    rests = np.array([(day.month, day.day) in _FX_RESTS for day in found], dtype=np.bool_)
+    dates = [date(1970, 1, 1) + timedelta(days=day) for day in each.tolist()]
+    rests = np.array([(day.month, day.day) in _FX_RESTS for day in dates], dtype=np.bool_)
     return rests[where]

@@ -1,8 +1,8 @@
 """The layouts of bars that are known, as one table: how each source writes, and what it means.
 
-An entry says by what a file of the source is told from others, and what nobody could guess from its
+An entry says by what a file of the source is recognised, and what nobody could guess from its
 columns: the zone of its clock, the unit of its volume, rows that are no bar. Names of columns are
-compared in their plain form (see `plain`). A file without names is told by the values in it: high
+compared in their plain form (see `plain`). A file without names is recognised by its values: high
 and low fit one order only, and a bar opens near the close before it. What no entry knows is read by
 the usual names (columns.py), or asked.
 
@@ -336,8 +336,8 @@ def recognise(table: Table) -> Recognised:
             if (d.names and set(d.names.split()) <= there) or (d.row and re.fullmatch(d.row, row))
         )
         lines = "\n".join(table.above)
-        found = next((d for d in named if re.search(d.above, lines)), UNKNOWN)
-        return Recognised(found, own)
+        dialect = next((d for d in named if re.search(d.above, lines)), UNKNOWN)
+        return Recognised(dialect, own)
     if table.frame.is_empty():
         return Recognised(UNKNOWN, {})
     width = table.frame.width
@@ -355,8 +355,8 @@ def recognise(table: Table) -> Recognised:
 
 def minutes(dialect: Dialect, name: str) -> int:
     """The timeframe that the file's name states, in minutes; 0 where it states none."""
-    found = re.search(dialect.file, name)
-    return int(found["minutes"]) if found and "minutes" in found.groupdict() else 0
+    match = re.search(dialect.file, name)
+    return int(match["minutes"]) if match and "minutes" in match.groupdict() else 0
 
 
 def renamed(dialect: Dialect, symbol: str) -> str:

@@ -34,7 +34,7 @@ def page(lines: Sequence[str]) -> str:
     if low.startswith("<?xml") or low.startswith("<error"):
         said = re.search(r"<message>(.*?)</message>", start, re.IGNORECASE)
         code = re.search(r"<code>(.*?)</code>", start, re.IGNORECASE)
-        words = ": ".join(found[1][:80] for found in (code, said) if found)
+        words = ": ".join(match[1][:80] for match in (code, said) if match)
         return "a server's answer in XML" + (f" ({words})" if words else "")
     if low.startswith("version https://git-lfs"):
         return "a Git LFS pointer"
@@ -56,8 +56,8 @@ def narrow(lines: Sequence[str]) -> str:
     rows = [re.split(r"[,;\t|]", line.strip()) for line in lines[:50] if line.strip()]
     if not rows:
         return ""
-    if found := _by_names(rows[0]):
-        return found
+    if kind := _by_names(rows[0]):
+        return kind
     cells = rows[-1]
     if len(cells) in (3, 4) and all(re.fullmatch(r"-?[0-9.]+", cell.strip()) for cell in cells[:3]):
         return f"{_TRADES} (time, price and amount)"
@@ -79,13 +79,13 @@ def list_of(frame: pl.DataFrame, *, header: bool) -> str:
     return ""
 
 
-def refusal(path: Path, found: str, table: Table | None = None) -> UsageError:
+def refusal(path: Path, content: str, table: Table | None = None) -> UsageError:
     """The error to raise for a file that was named."""
     columns = f"columns: {', '.join(table.frame.columns[:20])}" if table and table.header else ""
-    kind = next((kind for kind in _HINTS if found.startswith(kind)), "")
+    kind = next((kind for kind in _HINTS if content.startswith(kind)), "")
     lists = (_TRADES, _BOOK, _QUOTES, _FUNDING)
-    hint = _HINTS.get(kind) or (_HINTS[_TRADES] if found.startswith(lists) else _AGAIN)
-    return UsageError(f"{path} is {found}, not bars", why=columns, hint=hint)
+    hint = _HINTS.get(kind) or (_HINTS[_TRADES] if content.startswith(lists) else _AGAIN)
+    return UsageError(f"{path} is {content}, not bars", why=columns, hint=hint)
 
 
 def _eight_with_a_flag(frame: pl.DataFrame) -> bool:

@@ -440,8 +440,8 @@ def _market(text: str) -> str:
 
 def _above(table: Table, dialect: Dialect) -> str:
     """What stands in the lines before the bars where the source names the market; "" for none."""
-    found = (re.search(dialect.symbol, line) for line in table.above if dialect.symbol)
-    return next((match[1].strip().upper() for match in found if match), "")
+    matches = (re.search(dialect.symbol, line) for line in table.above if dialect.symbol)
+    return next((match[1].strip().upper() for match in matches if match), "")
 
 
 def _market_named(table: Table, dialect: Dialect) -> str:

@@ -181,8 +181,8 @@ def _json(path: Path, text: str) -> Table:
         ) from error
     width = len(names or rows[0])
     columns = names or [str(at) for at in range(1, width + 1)]
-    if found := foreign.list_of(pl.DataFrame(schema=columns), header=bool(names)):
-        raise foreign.refusal(path, found)
+    if content := foreign.list_of(pl.DataFrame(schema=columns), header=bool(names)):
+        raise foreign.refusal(path, content)
     frame = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String()), orient="row")
     frame = frame.with_columns(pl.all().str.strip_chars())
     return Table(path, frame, header=bool(names), lines=())
@@ -318,8 +318,8 @@ def _is_header(cells: Sequence[str]) -> bool:
 def _text(path: Path, text: str, skip: int) -> Table:
     lines = text.splitlines()
     lines[:skip] = [""] * min(skip, len(lines))
-    if found := foreign.page(lines):
-        raise foreign.refusal(path, found)
+    if content := foreign.page(lines):
+        raise foreign.refusal(path, content)
     asked = re.fullmatch("sep=(.)", lines[0].strip(), re.IGNORECASE) if lines else None
     if asked:  # Excel's word about the delimiter
         lines[0] = ""
@@ -361,8 +361,8 @@ def _text(path: Path, text: str, skip: int) -> Table:
     frame = frame.with_columns(pl.all().str.strip_chars())
     notes = (f"the header comes again in {len(again):,} other lines: left out",) if again else ()
     table = Table(path, frame, header, [at + 1 for at in data], tuple(above), notes)
-    if found := foreign.list_of(frame, header=header):
-        raise foreign.refusal(path, found, table)
+    if content := foreign.list_of(frame, header=header):
+        raise foreign.refusal(path, content, table)
     return table
 
 
@@ -417,8 +417,8 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:
         if width >= _NARROWEST and (best is None or (widths.count(width), width) > best[:2]):
             best = (widths.count(width), width, delimiter, 0)
     if best is None:
-        if found := foreign.narrow(lines):
-            raise foreign.refusal(path, found)
+        if content := foreign.narrow(lines):
+            raise foreign.refusal(path, content)
         start = "\n".join(_listed([line]) for line in lines[:3]) or "nothing"
         raise UsageError(
             f"{path} doesn't look like bars",
@@ -481,16 +481,16 @@ def _wrapped(document: dict[str, Any]) -> Any:
     """The one list of bars in an exchange's answer, as {"code": 0, "data": [[...], ...]}."""
     if {"bids", "asks"} <= document.keys():
         raise ValueError("it is an order book")
-    found: list[Any] = []
+    lists: list[Any] = []
     left = [document]
-    while left and len(found) < 2:
+    while left and len(lists) < 2:
         for value in left.pop().values():
             if isinstance(value, dict):
                 left.append(value)
             elif isinstance(value, list) and value and isinstance(value[0], list | dict):
-                found.append(value)
-    if len(found) == 1 and len(found[0][0]) >= _NARROWEST:
-        return found[0]
+                lists.append(value)
+    if len(lists) == 1 and len(lists[0][0]) >= _NARROWEST:
+        return lists[0]
     said = [f"{key}: {value}" for key, value in document.items() if isinstance(value, str)]
     raise ValueError(
         f"it is one object with the keys {_listed(list(document))}"

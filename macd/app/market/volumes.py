@@ -1,4 +1,4 @@
-"""What the volume of a file counts: coins, their price, contracts, ticks; proved, told, or asked.
+"""What the volume of a file counts: coins, their price, contracts, ticks; proved, stated, or asked.
 
 Where a file has two volumes they prove each other: what was paid for a unit lies between the low
 and the high of the bar, so their ratio says which one counts units of the asset. A volume that is
@@ -46,12 +46,12 @@ def parse_unit(text: str) -> Said | None:
     """`--volume-is quote=100`; None where nothing was said. UsageError for anything else."""
     if not text:
         return None
-    found = _SAID.fullmatch(text.strip())
+    match = _SAID.fullmatch(text.strip())
     try:
-        size = float(found["size"] or 1) if found else 0.0
+        size = float(match["size"] or 1) if match else 0.0
     except ValueError:
         size = 0.0
-    if not found or not 1e-12 <= size <= 1e12:
+    if not match or not 1e-12 <= size <= 1e12:
         raise UsageError(
             f"--volume-is {text[:60]!r} is not understood",
             why=f"a volume counts {UNITS}",
@@ -100,9 +100,9 @@ def read_volume(
     if unit == "ticks":
         exchange = bool(others) and "tick" not in mapped.volume.casefold()  # beside ticks
         return Volume(values, mapped.volume, () if exchange else (_ticks(mapped.volume),))
-    found = _proved({mapped.volume: values, **others}, prices)
-    if found or (not others and unit != "ask"):
-        return found or Volume(values, mapped.volume)
+    volume = _proved({mapped.volume: values, **others}, prices)
+    if volume or (not others and unit != "ask"):
+        return volume or Volume(values, mapped.volume)
     raise table.unclear(
         f"what does the volume ({mapped.volume}) count?",
         why="coins, their price, or contracts: the file doesn't say"
@@ -144,18 +144,18 @@ def _empty(
 
 def _others(table: Table, mapped: Mapped, decimal: str) -> dict[str, pl.Series]:
     """The other volumes, as far as they are numbers."""
-    found = {}
+    others = {}
     first = table.frame[mapped.prices["open"]]
     commas = first.dtype == pl.String and first.str.contains(",", literal=True).any()
     prices = mapped.prices if commas else {}  # with them the decimal sign shows
     for name in mapped.beside:
         try:
             columns = {**prices, "beside": name}
-            told = decimal if commas else decimal or "."
-            found[name] = read_numbers(table, columns, decimal=told)["beside"]
+            sign = decimal if commas else decimal or "."
+            others[name] = read_numbers(table, columns, decimal=sign)["beside"]
         except UsageError:
             continue
-    return found
+    return others
 
 
 def _converted(values: pl.Series, column: str, prices: pl.DataFrame, said: Said) -> Volume:

@@ -18,7 +18,7 @@ MARKETS = Path(__file__).parents[3] / "cases" / "bars" / "markets"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def found(name: str, limits: str = "", accept: tuple[str, ...] = ()) -> list[checks.Finding]:
+def checked(name: str, limits: str = "", accept: tuple[str, ...] = ()) -> list[checks.Finding]:
     symbol, tf = name.split("_")
     bars = read_file(MARKETS / f"{name}.csv").bars
     if symbol == "ATOMUSDT":  # with the true volume the crash shows itself: see test_markets.py
@@ -43,13 +43,13 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_both_remedies_of_the_refusal_let_the_bars_pass(name: str) -> None:
-    refused = found(name)
+    refused = checked(name)
     assert set(errors(refused)) == set(REAL[name])
-    told = findings.how_to_accept(refused)
-    (limits,) = re.findall(r"--limits (\S+)", told)
-    assert errors(found(name, limits)) == []
-    typed = tuple(re.findall(r'--accept "(.*)"', told))
-    passed = found(name, accept=typed)
+    remedies = findings.how_to_accept(refused)
+    (limits,) = re.findall(r"--limits (\S+)", remedies)
+    assert errors(checked(name, limits)) == []
+    typed = tuple(re.findall(r'--accept "(.*)"', remedies))
+    passed = checked(name, accept=typed)
     assert errors(passed) == []
     assert findings.unused(passed, [findings.parse(one) for one in typed]) == []
     assert {f.reason for f in passed if f.level == "accepted"} == {"WHY"}
@@ -58,10 +58,10 @@ def test_both_remedies_of_the_refusal_let_the_bars_pass(name: str) -> None:
 def test_the_record_says_what_was_accepted_and_why() -> None:
     reason = "the crash of 10 October, seen on every exchange, and more"
     spike = f"check=spike,symbol=ATOM/USDT,from=2025-10-10,to=2025-10-10,reason={reason}"
-    passed = found("ATOMUSDT_1h", "wick_min=0.2", (spike,))
-    told = findings.record(passed, Limits().changed("wick_min=0.2"))
-    assert told["limits"] == {"wick_min": 0.2}
-    (one,) = told["accepted"]
+    passed = checked("ATOMUSDT_1h", "wick_min=0.2", (spike,))
+    record = findings.record(passed, Limits().changed("wick_min=0.2"))
+    assert record["limits"] == {"wick_min": 0.2}
+    (one,) = record["accepted"]
     assert (one["symbol"], one["check"], one["count"], one["reason"]) == (
         "ATOMUSDT",
         "spike",
@@ -82,7 +82,7 @@ def test_the_record_says_what_was_accepted_and_why() -> None:
     ],
 )
 def test_only_what_was_meant_is_accepted(other: str) -> None:
-    passed = found("ATOMUSDT_1h", accept=(other,))
+    passed = checked("ATOMUSDT_1h", accept=(other,))
     assert errors(passed) == ["spike"]
     assert len(findings.unused(passed, [findings.parse(other)])) == 1
 

@@ -28,7 +28,7 @@ def table(path: Path) -> pl.DataFrame:
     )
 
 
-def told(finding: checks.Finding) -> str:
+def summary(finding: checks.Finding) -> str:
     time = f" {finding.time:%Y-%m-%dT%H:%M}" if finding.time else ""
     return f"{finding.level} {finding.check} row {finding.row}{time}"
 
@@ -40,8 +40,8 @@ def test_the_file_gives_exactly_the_findings_it_states(path: Path, tmp_path: Pat
     assert said
     table(path).write_parquet(tmp_path / "x.parquet")
     rows = bars.read_rows(tmp_path / "x.parquet")
-    found = checks.check_bars(rows, tf=said[1], now=datetime.fromisoformat(said[2]))
-    assert sorted(map(told, found)) == sorted(re.findall(r"# expect: (.*)", text))
+    findings = checks.check_bars(rows, tf=said[1], now=datetime.fromisoformat(said[2]))
+    assert sorted(map(summary, findings)) == sorted(re.findall(r"# expect: (.*)", text))
 
 
 def test_every_defect_of_the_contract_has_a_file() -> None:
@@ -56,8 +56,8 @@ def test_every_defect_of_the_contract_has_a_file() -> None:
 def test_the_sample_has_no_errors_and_its_warnings_are_real() -> None:
     """Hours without a trade, which the publisher filled with the last price."""
     path = Path(__file__).parents[4] / "data/sample/BTCUSD_1h_2017-2019.parquet"
-    found = checks.check_bars(bars.read_rows(path), tf="1h", now=NOW)
-    assert [told(finding) for finding in found] == [
+    findings = checks.check_bars(bars.read_rows(path), tf="1h", now=NOW)
+    assert [summary(finding) for finding in findings] == [
         "warn zero-volume row 5154 2018-02-01T05:00",
         "warn frozen row 9709 2018-08-10T00:00",
         "warn zero-volume row 9710 2018-08-10T01:00",
@@ -84,31 +84,31 @@ def market(n: int, seed: int = 0, *, of: np.ndarray | None = None) -> pl.DataFra
 @given(order=st.permutations(range(12)), again=st.lists(st.integers(0, 11), max_size=5))
 def test_any_shuffle_and_any_repeat_is_found(order: list[int], again: list[int]) -> None:
     rows = market(12)[[*order, *again]]
-    found = checks.check_bars(rows, tf="1h", now=NOW)
+    findings = checks.check_bars(rows, tf="1h", now=NOW)
     stamps = rows["timestamp"].to_list()
     falling = [i for i in range(1, len(stamps)) if stamps[i] < stamps[i - 1]]
-    assert bool([f for f in found if f.check == "unsorted"]) == bool(falling)
-    assert {f.row for f in found if f.check == "duplicate"} == set(range(12, len(stamps)))
-    assert {f.check for f in found} <= {"unsorted", "duplicate"}
+    assert bool([f for f in findings if f.check == "unsorted"]) == bool(falling)
+    assert {f.row for f in findings if f.check == "duplicate"} == set(range(12, len(stamps)))
+    assert {f.check for f in findings} <= {"unsorted", "duplicate"}
 
 
 @given(row=st.integers(1, 58), length=st.integers(1, 58))
 def test_any_hole_is_found_with_its_size(row: int, length: int) -> None:
     rows = market(60)
     left = pl.concat([rows[:row], rows[min(row + length, 59) :]])
-    found = [f for f in checks.check_bars(left, tf="1h", now=NOW) if f.check == "gap"]
+    findings = [f for f in checks.check_bars(left, tf="1h", now=NOW) if f.check == "gap"]
     lost = 60 - left.height
-    assert [f.row for f in found] == ([row] if lost else [])
-    assert all(f.detail.startswith(f"{lost} bar") for f in found)
+    assert [f.row for f in findings] == ([row] if lost else [])
+    assert all(f.detail.startswith(f"{lost} bar") for f in findings)
 
 
 def test_overlap_too_short_between_assets() -> None:
     eth, btc = market(3000), market(3000, 1)
     assert checks.check_together({"ETH": eth, "BTC": btc}, main="ETH", tf="1h") == []
     for part, level in ((btc[300:], "warn"), (btc[1800:], "error"), (btc[:900], "error")):
-        (found,) = checks.check_together({"ETH": eth, "BTC": part}, main="ETH", tf="1h")
-        assert (found.check, found.level, found.symbol) == ("overlap", level, "BTC")
-        assert f"{part.height:,} of ETH's 3,000 bars" in found.detail
+        (finding,) = checks.check_together({"ETH": eth, "BTC": part}, main="ETH", tf="1h")
+        assert (finding.check, finding.level, finding.symbol) == ("overlap", level, "BTC")
+        assert f"{part.height:,} of ETH's 3,000 bars" in finding.detail
 
 
 def test_an_asset_in_local_time_is_found_by_its_neighbour() -> None:
@@ -117,9 +117,9 @@ def test_an_asset_in_local_time_is_found_by_its_neighbour() -> None:
     sol = market(3000, 1, of=shared)
     assert checks.check_together({"ETH": eth, "SOL": sol}, main="ETH", tf="1h") == []
     late = sol.with_columns(pl.col("timestamp") + pl.duration(hours=8))
-    (found,) = checks.check_together({"ETH": eth, "SOL": late}, main="ETH", tf="1h")
-    assert found.check == "shifted"
-    assert "SOL moves as ETH does 8 h later" in found.detail
+    (finding,) = checks.check_together({"ETH": eth, "SOL": late}, main="ETH", tf="1h")
+    assert finding.check == "shifted"
+    assert "SOL moves as ETH does 8 h later" in finding.detail
 
 
 @pytest.mark.parametrize("switch", checks._SWITCHES, ids=lambda switch: switch.zone)
@@ -145,8 +145,8 @@ ONE = timedelta(days=1)
 def test_limits_can_be_changed_and_say_what_there_is() -> None:
     rows = table(CASES / "zero_volume.csv")
     strict = checks.Limits().changed("zero_volume_warn=2, zero_volume_error=4")
-    found = checks.check_bars(rows, tf="1h", now=NOW, limits=strict)
-    assert [(f.level, f.row) for f in found] == [("warn", 4), ("error", 20)]
+    findings = checks.check_bars(rows, tf="1h", now=NOW, limits=strict)
+    assert [(f.level, f.row) for f in findings] == [("warn", 4), ("error", 20)]
     for wrong in ("spikes=3", "spike_z=far", "spike_z"):
         with pytest.raises(UsageError) as caught:
             checks.Limits().changed(wrong)

@@ -32,7 +32,7 @@ ASKED = DIALECTS.parent / "asked"
 
 
 @dataclass(frozen=True)
-class Told:
+class Example:
     """What an example tells beside the true prices, and how its one question is answered."""
 
     symbol: str = "BTCUSD"
@@ -46,81 +46,83 @@ class Told:
 
 
 OCTOBER = datetime(2019, 10, 1, tzinfo=UTC)
-TOLD = {
-    "BTCUSD_60_2019-10-01_2019-10-31.csv": Told(),
-    "DAT_ASCII_EURUSD_M1_2019.csv": Told(
+EXAMPLES = {
+    "BTCUSD_60_2019-10-01_2019-10-31.csv": Example(),
+    "DAT_ASCII_EURUSD_M1_2019.csv": Example(
         "EURUSD", "1m", price=1 / 7400, volume="none", note="EST all the year"
     ),
-    "DAT_MT_EURUSD_M1_2019.csv": Told("EURUSD", "1m", price=1 / 7400, volume="none"),
-    "XBTUSD_60.csv": Told(),
-    "binance_coinm_BTCUSD_PERP-1h-2019-10.csv": Told(note="contracts worth 100"),
-    "binance_usdm_BTCUSD-1h-joined.csv": Told(note="the header comes again in 1 other lines"),
-    "bitstampUSD_1-min_data_2012-01-01_to_2021-03-31.csv": Told(tf="1m", note="without a price"),
-    "bybit_inverse_BTCUSD.csv": Told(note="taken 7"),
-    "coinmarketcap_Bitcoin_2019-10-01-2019-10-30_historical_data.csv": Told(
+    "DAT_MT_EURUSD_M1_2019.csv": Example("EURUSD", "1m", price=1 / 7400, volume="none"),
+    "XBTUSD_60.csv": Example(),
+    "binance_coinm_BTCUSD_PERP-1h-2019-10.csv": Example(note="contracts worth 100"),
+    "binance_usdm_BTCUSD-1h-joined.csv": Example(note="the header comes again in 1 other lines"),
+    "bitstampUSD_1-min_data_2012-01-01_to_2021-03-31.csv": Example(tf="1m", note="without a price"),
+    "bybit_inverse_BTCUSD.csv": Example(note="taken 7"),
+    "coinmarketcap_Bitcoin_2019-10-01-2019-10-30_historical_data.csv": Example(
         tf="1d",
         first=OCTOBER,
         question="which market",
         answer=Answers(symbol="BTC/USD"),
         note="divided by the mean",
     ),
-    "coinmarketcap_page_BTCUSD.csv": Told(tf="1d", first=OCTOBER, note="of the price's currency"),
-    "databento_BTCUSD.ohlcv-1h.csv": Told(note="whole numbers of 1e-09"),
-    "dukascopy_eet_BTCUSD.csv": Told(note="read as EET"),
-    "gate_BTC_USD-201910.csv": Told(
+    "coinmarketcap_page_BTCUSD.csv": Example(
+        tf="1d", first=OCTOBER, note="of the price's currency"
+    ),
+    "databento_BTCUSD.ohlcv-1h.csv": Example(note="whole numbers of 1e-09"),
+    "dukascopy_eet_BTCUSD.csv": Example(note="read as EET"),
+    "gate_BTC_USD-201910.csv": Example(
         question="what does the volume (2) count", answer=Answers(volume_is=parse_unit("base"))
     ),
-    "gate_api_BTC_USD.json": Told(note="still open"),
-    "mt4_BTCUSD60.csv": Told(volume="rounded", note="the broker's server"),
-    "mt5_BTCUSD_H1_201910160400_201910170900.csv": Told(volume="rounded", note="ticks"),
-    "mt5_daily_BTCUSD_Daily.csv": Told(tf="1d", first=OCTOBER, volume="rounded", note="ticks"),
-    "okx_BTC-USD-SWAP.csv": Told(note="taken vol_ccy"),
-    "okx_api_BTC-USD-SWAP.json": Told(note="still open"),
-    "stooq_btcusd_d.csv": Told(tf="1d", first=OCTOBER),
-    "tradingview_no_volume_BTCUSD, 60.csv": Told(
+    "gate_api_BTC_USD.json": Example(note="still open"),
+    "mt4_BTCUSD60.csv": Example(volume="rounded", note="the broker's server"),
+    "mt5_BTCUSD_H1_201910160400_201910170900.csv": Example(volume="rounded", note="ticks"),
+    "mt5_daily_BTCUSD_Daily.csv": Example(tf="1d", first=OCTOBER, volume="rounded", note="ticks"),
+    "okx_BTC-USD-SWAP.csv": Example(note="taken vol_ccy"),
+    "okx_api_BTC-USD-SWAP.json": Example(note="still open"),
+    "stooq_btcusd_d.csv": Example(tf="1d", first=OCTOBER),
+    "tradingview_no_volume_BTCUSD, 60.csv": Example(
         volume="none",
         question="which column is volume",
         answer=Answers(columns=parse_mapping("volume=none")),
         note="no volume",
     ),
-    "yahoo_AAPL.csv": Told(
+    "yahoo_AAPL.csv": Example(
         "AAPL", "1d", OCTOBER, volume="times 100", question="which market",
         answer=Answers(symbol="AAPL"), note="without a price",
     ),
-    "yahoo_adjusted_BTC-USD.csv": Told(note="of the price's currency"),
-    "yfinance_BTC-USD.csv": Told(note="of the price's currency"),
-    "yfinance_flat_BTC-USD.csv": Told(
+    "yahoo_adjusted_BTC-USD.csv": Example(note="of the price's currency"),
+    "yfinance_BTC-USD.csv": Example(note="of the price's currency"),
+    "yfinance_flat_BTC-USD.csv": Example(
         question="what does the volume (Volume) count", note="of the price's currency",
         answer=Answers(volume_is=parse_unit("quote")),
     ),
-    "yfinance_history_BTC-USD.csv": Told(note="of the price's currency"),
+    "yfinance_history_BTC-USD.csv": Example(note="of the price's currency"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted(DIALECTS.iterdir()), ids=lambda path: path.stem)
 def test_each_example_tells_its_bars(path: Path) -> None:
-    told = TOLD.get(path.name, Told())
-    if told.question:
-        assert told.question in asked(path).what
-    found = read_file(path, told.answer)
-    assert (found.symbol, found.tf) == (told.symbol, told.tf)
-    assert told.note in " ".join(found.notes)
-    traded = found.bars.filter((pl.col("volume") > 0) | (told.volume == "none"))
-    step = timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[told.tf[-1]]: 1})
+    example = EXAMPLES.get(path.name, Example())
+    if example.question:
+        assert example.question in asked(path).what
+    imported = read_file(path, example.answer)
+    assert (imported.symbol, imported.tf) == (example.symbol, example.tf)
+    assert example.note in " ".join(imported.notes)
+    traded = imported.bars.filter((pl.col("volume") > 0) | (example.volume == "none"))
+    step = timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[example.tf[-1]]: 1})
     true = truth()
     assert traded.height == true.height
-    assert found.bars["timestamp"][0] == told.first
-    if found.bars.height == true.height and path.name != "yahoo_AAPL.csv":
-        expected = [told.first + i * step for i in range(true.height)]
-        assert found.bars["timestamp"].to_list() == expected
+    assert imported.bars["timestamp"][0] == example.first
+    if imported.bars.height == true.height and path.name != "yahoo_AAPL.csv":
+        expected = [example.first + i * step for i in range(true.height)]
+        assert imported.bars["timestamp"].to_list() == expected
     for name in ("open", "high", "low", "close"):
-        assert np.allclose(traded[name], true[name] * told.price, rtol=1e-6), name
-    factor = {"none": 0.0, "times 100": 100.0}.get(told.volume, 1.0)
-    if told == Told():
-        assert bars.digest(found.bars) == bars.digest(true)
-    slack = 0.5 if told.volume == "rounded" else 1e-6
+        assert np.allclose(traded[name], true[name] * example.price, rtol=1e-6), name
+    factor = {"none": 0.0, "times 100": 100.0}.get(example.volume, 1.0)
+    if example == Example():
+        assert bars.digest(imported.bars) == bars.digest(true)
+    slack = 0.5 if example.volume == "rounded" else 1e-6
     assert np.allclose(traded["volume"], true["volume"] * factor, rtol=1e-6, atol=slack)
-    assert found.volume == (told.volume != "none")
+    assert imported.volume == (example.volume != "none")
 
 
 def test_every_entry_of_the_table_has_an_example() -> None:
@@ -134,8 +136,8 @@ def test_bars_that_an_exchange_leaves_out_keep_the_file_s_own_timeframe(tmp_path
     rows = (DIALECTS / "XBTUSD_60.csv").read_text().splitlines()
     kept = [line for i, line in enumerate(rows) if i % 7 in (0, 3, 5)]
     (tmp_path / "DASHUSD_60.csv").write_text("\n".join(kept))
-    found = read_file(tmp_path / "DASHUSD_60.csv")
-    assert (found.tf, found.exchange, found.symbol) == ("1h", "kraken", "DASHUSD")
+    imported = read_file(tmp_path / "DASHUSD_60.csv")
+    assert (imported.tf, imported.exchange, imported.symbol) == ("1h", "kraken", "DASHUSD")
     (tmp_path / "DASHUSD.csv").write_text("\n".join(kept))
     assert "what timeframe" in asked(tmp_path / "DASHUSD.csv").what
 
@@ -184,10 +186,10 @@ def test_a_volume_of_zeros_is_asked_and_may_be_none() -> None:
     path = ASKED / "zeros_BTCUSD.csv"
     assert "0 or empty in every row" in asked(path).what
     for answer in (Answers(volume_is=parse_unit("none")), Answers(columns={"volume": "none"})):
-        found = read_file(path, answer)
-        assert not found.volume
-        assert found.bars["volume"].sum() == 0
-        assert "no volume" in " ".join(found.notes)
+        imported = read_file(path, answer)
+        assert not imported.volume
+        assert imported.bars["volume"].sum() == 0
+        assert "no volume" in " ".join(imported.notes)
 
 
 def test_a_volume_that_fits_to_nothing_is_asked_and_each_answer_is_taken() -> None:
@@ -204,9 +206,9 @@ def test_a_volume_that_fits_to_nothing_is_asked_and_each_answer_is_taken() -> No
         "none": rows["volume"] * 0,
     }
     for text, values in expected.items():
-        found = read_file(path, Answers(volume_is=parse_unit(text)))
-        assert np.allclose(found.bars["volume"], values), text
-        assert bool(found.notes) == (text != "base")
+        imported = read_file(path, Answers(volume_is=parse_unit(text)))
+        assert np.allclose(imported.bars["volume"], values), text
+        assert bool(imported.notes) == (text != "base")
 
 
 @pytest.mark.parametrize("text", ["coins", "base=", "base=x", "quote=0", "ticks=3", "base=-1"])
@@ -219,9 +221,9 @@ def test_lots_of_a_hundred_shares_show_themselves(tmp_path: Path) -> None:
     true = truth().with_columns((pl.col("volume") * pl.col("close")).alias("amount"))
     lots = true.with_columns(pl.col("volume") / 100, pl.col("timestamp").dt.epoch("s"))
     lots.write_csv(tmp_path / "ABCUSD.csv")
-    found = read_file(tmp_path / "ABCUSD.csv")
-    assert np.allclose(found.bars["volume"], truth()["volume"])
-    assert "lots) of 100 units" in " ".join(found.notes)
+    imported = read_file(tmp_path / "ABCUSD.csv")
+    assert np.allclose(imported.bars["volume"], truth()["volume"])
+    assert "lots) of 100 units" in " ".join(imported.notes)
 
 
 def test_lines_at_the_beginning_are_skipped_when_asked(tmp_path: Path) -> None:
@@ -229,8 +231,8 @@ def test_lines_at_the_beginning_are_skipped_when_asked(tmp_path: Path) -> None:
     text = (DIALECTS / "truth_BTCUSD.csv").read_text()
     path.write_text("a,b,c,d,e,f\nmy,own,notes,about,these,bars\n" + text)
     asked(path)
-    found = read_file(path, Answers(skip_lines=2))
-    assert found.bars.equals(truth())
+    imported = read_file(path, Answers(skip_lines=2))
+    assert imported.bars.equals(truth())
     path.write_text("a,b,c,d,e,f\n1,2,3,4,5,x\n" + text.replace("8171.50", "eight", 1))
     with pytest.raises(UsageError, match="line 4: 'eight'"):  # counted in the file as it is
         read_file(path, Answers(skip_lines=2))
@@ -305,8 +307,8 @@ def test_without_the_reader_of_workbooks_it_is_a_clear_no(
 def test_no_answer_of_the_user_is_lost_on_a_known_dialect(tmp_path: Path) -> None:
     """A zone that the user names goes before the usual one of the source."""
     path = DIALECTS / "DAT_ASCII_EURUSD_M1_2019.csv"
-    found = read_file(path, replace(Answers(), timezone="+00:00"))
-    assert found.bars["timestamp"][0] == datetime(2019, 10, 15, 23, tzinfo=UTC)
+    imported = read_file(path, replace(Answers(), timezone="+00:00"))
+    assert imported.bars["timestamp"][0] == datetime(2019, 10, 15, 23, tzinfo=UTC)
     with pytest.raises(MacdError, match="no column 'x'"):
         read_file(path, Answers(columns={"close": "x"}))
 
@@ -315,10 +317,10 @@ def test_files_of_several_months_may_be_joined_with_all_their_headers(tmp_path: 
     lines = (DIALECTS / "cryptodatadownload_mixed_BTCUSD.csv").read_text().splitlines()
     path = tmp_path / "BTCUSD.csv"
     path.write_text("\n".join([*lines[:14], *lines[:2], *lines[14:]]))
-    found = read_file(path)
-    assert found.dialect == "CryptoDataDownload"
-    assert found.bars.equals(truth())
-    assert "the header comes again" in " ".join(found.notes)
+    imported = read_file(path)
+    assert imported.dialect == "CryptoDataDownload"
+    assert imported.bars.equals(truth())
+    assert "the header comes again" in " ".join(imported.notes)
 
 
 @pytest.mark.parametrize(
@@ -356,10 +358,10 @@ def test_the_answer_that_a_question_names_is_the_truth(
     error = asked(ASKED / name)
     assert question in error.what
     assert example in error.hint
-    found = read_file(ASKED / name, answer)
+    imported = read_file(ASKED / name, answer)
     for column in bars.COLUMNS:
         expected = truth()[column].to_physical().to_numpy()
-        assert np.allclose(found.bars[column].to_physical().to_numpy(), expected), column
+        assert np.allclose(imported.bars[column].to_physical().to_numpy(), expected), column
 
 
 def test_the_example_names_a_column_that_holds_times(tmp_path: Path) -> None:

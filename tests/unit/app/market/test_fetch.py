@@ -173,9 +173,9 @@ def test_final_bars_come_by_the_services_names(server: Server, tmp_path: Path) -
     server.now = int(NOW.timestamp() * 1000)
     fetch_final("binance", server.url, names, "1h", since, tmp_path, report=print)
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["BTCUSDT_1h", "ETHUSDT_1h"]
-    found = stamps(bars.read_bars(tmp_path / "ETHUSDT_1h.parquet"))
-    assert found[0] == LISTED + 2000 * HOUR
-    assert found == [ms for ms in whole() if ms >= found[0]]
+    times = stamps(bars.read_bars(tmp_path / "ETHUSDT_1h.parquet"))
+    assert times[0] == LISTED + 2000 * HOUR
+    assert times == [ms for ms in whole() if ms >= times[0]]
     with pytest.raises(MacdError, match="no market for DOGEUSDT"):
         fetch_final("binance", server.url, names[2:], "1h", since, tmp_path, report=print)
 
@@ -418,11 +418,11 @@ def test_the_command_itself(
     command = ["invoke", "data.fetch", "--symbol", "ETH/USDT", "--api-url", server.url]
     for since in (["--since", "2024-01-01"], []):
         Program(namespace=verbs).run([*command, *since, "--json"], exit=False)
-        told = json.loads(capsys.readouterr().out)
+        answer = json.loads(capsys.readouterr().out)
     path = tmp_path / "data" / "bars" / "ETHUSDT_1h.parquet"
     assert stamps(bars.read_bars(path)) == whole()
-    assert (told["added"], told["bars"]) == (0, 2470)
-    assert told["digest"] == bars.digest(bars.read_bars(path))
+    assert (answer["added"], answer["bars"]) == (0, 2470)
+    assert answer["digest"] == bars.digest(bars.read_bars(path))
 
 
 @given(st.sets(st.integers(0, 40)), st.integers(0, 40), st.integers(0, 40))

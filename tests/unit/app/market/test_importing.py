@@ -45,12 +45,12 @@ def asked(path: Path, answers: Answers | None = None) -> UsageError:
 
 
 def test_what_was_done_and_assumed_is_said() -> None:
-    found = read_file(DIALECTS / "cryptodatadownload_am_BTCUSD.csv")
-    assert "newest first" in " ".join(found.notes)
-    assert "taken as UTC" in " ".join(found.notes)
-    assert "volume=Volume BTC" in found.columns
-    found = read_file(DIALECTS / "shuffled_with_repeats_BTCUSD.csv")
-    assert "3 rows repeat a bar exactly" in " ".join(found.notes)
+    imported = read_file(DIALECTS / "cryptodatadownload_am_BTCUSD.csv")
+    assert "newest first" in " ".join(imported.notes)
+    assert "taken as UTC" in " ".join(imported.notes)
+    assert "volume=Volume BTC" in imported.columns
+    imported = read_file(DIALECTS / "shuffled_with_repeats_BTCUSD.csv")
+    assert "3 rows repeat a bar exactly" in " ".join(imported.notes)
     assert read_file(TRUTH).notes == ()
 
 
@@ -85,11 +85,11 @@ def test_archives_as_exchanges_publish_them(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], note: str) -> None:
     path = tmp_path / "BTCUSD.parquet"
     change(truth()).write_parquet(path)
-    found = read_file(path)
-    assert found.bars.equals(truth())
-    assert (found.symbol, found.tf) == ("BTCUSD", "1h")
-    assert note in " ".join(found.notes)
-    assert bool(note) == bool(found.notes)
+    imported = read_file(path)
+    assert imported.bars.equals(truth())
+    assert (imported.symbol, imported.tf) == ("BTCUSD", "1h")
+    assert note in " ".join(imported.notes)
+    assert bool(note) == bool(imported.notes)
 
 
 def write(path: Path, header: str, row: Callable[[datetime], str], n: int = 30) -> Path:
@@ -144,8 +144,8 @@ def test_a_price_without_the_name_close_is_asked_and_12k_is_read(tmp_path: Path)
     path = DIALECTS.parent / "investing_BTCUSD.csv"
     assert asked(path).what == "which column is close?"
     assert asked(path).hint.endswith('--columns "close=Price"')
-    found = read_file(path, Answers(columns={"close": "Price"}))
-    assert bars.digest(found.bars) == bars.digest(truth())
+    imported = read_file(path, Answers(columns={"close": "Price"}))
+    assert bars.digest(imported.bars) == bars.digest(truth())
 
 
 def test_two_volumes_nobody_can_tell_apart_are_asked(tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_local_time_with_an_offset_or_a_zone(tmp_path: Path) -> None:
     local = lambda t: f"{t.astimezone(berlin):%Y-%m-%d %H:%M}"  # noqa: E731
     path = write(tmp_path / "BTCUSD.csv", NAMED, local)
     for zone in ("+02:00", "+2", "+0200", "Europe/Berlin"):
-        found = read_file(path, Answers(timezone=zone))
-        assert found.bars.equals(truth()), zone
-        assert found.notes == ()
+        imported = read_file(path, Answers(timezone=zone))
+        assert imported.bars.equals(truth()), zone
+        assert imported.notes == ()
     assert read_file(path).bars["timestamp"][0].hour == 6
     west = lambda t: t.astimezone(ZoneInfo("America/St_Johns")).isoformat()  # noqa: E731
     assert read_file(write(tmp_path / "BTCEUR.csv", NAMED, west)).bars.equals(truth())
@@ -210,9 +210,9 @@ def test_the_hour_that_comes_twice_is_told_apart_by_order(
         head, *rows = path.read_text().splitlines()
         path.write_text("\n".join([head, *rows[::-1]]))
     assert "come twice with different values" in asked(path).what
-    found = read_file(path, Answers(timezone="America/New_York")).bars
-    assert found["timestamp"].to_list() == [autumn + timedelta(hours=i) for i in range(30)]
-    assert found.drop("timestamp").equals(truth().drop("timestamp"))
+    frame = read_file(path, Answers(timezone="America/New_York")).bars
+    assert frame["timestamp"].to_list() == [autumn + timedelta(hours=i) for i in range(30)]
+    assert frame.drop("timestamp").equals(truth().drop("timestamp"))
     # In another zone the same times can't be: a night it knows has 01:00 once only.
     error = asked(path, Answers(timezone="Europe/Berlin"))
     assert "come twice" in error.what
@@ -233,9 +233,9 @@ def test_close_times(tmp_path: Path) -> None:
         (timedelta(minutes=59, seconds=59, milliseconds=999), "%Y-%m-%dT%H:%M:%S.%fZ"),
     ):
         path = write(tmp_path / "BTCUSD.csv", NAMED, lambda t: f"{t + late:{form}}")  # noqa: B023
-        found = read_file(path, Answers(time_is="close"))
-        assert found.bars.equals(truth())
-        assert "moved back by 1h" in " ".join(found.notes)
+        imported = read_file(path, Answers(time_is="close"))
+        assert imported.bars.equals(truth())
+        assert "moved back by 1h" in " ".join(imported.notes)
     named = path.read_text().replace("time,", "Close Time,", 1)
     path.write_text(named)
     assert "--time-is close" in asked(path).hint

@@ -53,9 +53,9 @@ def refused(path: Path, answers: Answers | None = None) -> UsageError:
     ids=["freqtrade and ccxt", "indented", "numbers as text", "the API of Binance", "objects"],
 )  # fmt: skip
 def test_json_that_holds_bars_is_read(tmp_path: Path, text: str) -> None:
-    found = read_text(tmp_path / "BTC_USD-1h.json", text)
-    assert found.bars.equals(truth())
-    assert (found.symbol, found.tf) == ("BTCUSD", "1h")
+    imported = read_text(tmp_path / "BTC_USD-1h.json", text)
+    assert imported.bars.equals(truth())
+    assert (imported.symbol, imported.tf) == ("BTCUSD", "1h")
 
 
 def test_many_bars_of_json_on_one_line(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_months_in_one_zip_are_one_series(tmp_path: Path) -> None:
         "data/BTCUSD-1h-2019-10.csv.CHECKSUM": "00ff",
         "README.txt": "gaps: none",
     }
-    found = read_file(zipped(tmp_path / "all.zip", files))
-    assert (found.bars.equals(truth()), found.symbol, found.tf) == (True, "BTCUSD", "1h")
-    assert found.notes[0].startswith("2 files, data/BTCUSD-1h-2019-09.csv to ")
+    imported = read_file(zipped(tmp_path / "all.zip", files))
+    assert (imported.bars.equals(truth()), imported.symbol, imported.tf) == (True, "BTCUSD", "1h")
+    assert imported.notes[0].startswith("2 files, data/BTCUSD-1h-2019-09.csv to ")
     inner = {
         f"{name}.zip": zipped(tmp_path / "inner.zip", {name: text}).read_bytes()
         for name, text in (("BTCUSD-1h-1.csv", early), ("BTCUSD-1h-2.csv", late))
@@ -276,11 +276,11 @@ TRUE_OPEN = (65000.0, 65196.87, 64957.04, 65089.91)
     ],
 )
 def test_a_date_and_a_clock_in_two_columns(name: str, answers: Answers, columns: str) -> None:
-    found = read_file(ASKED / name, answers)
-    assert found.columns.startswith(columns)
-    assert found.tf == "1h"
-    assert f"{found.bars['timestamp'][1]:%Y-%m-%d %H:%M}" == "2024-06-03 01:00"
-    assert found.bars.row(0)[1:5] == TRUE_OPEN
+    imported = read_file(ASKED / name, answers)
+    assert imported.columns.startswith(columns)
+    assert imported.tf == "1h"
+    assert f"{imported.bars['timestamp'][1]:%Y-%m-%d %H:%M}" == "2024-06-03 01:00"
+    assert imported.bars.row(0)[1:5] == TRUE_OPEN
 
 
 @pytest.mark.parametrize("clock", ["%H%M", "%H:%M", "%H:%M:%S", "%H%M%S"])

@@ -25,8 +25,8 @@ def rows(bars: pl.DataFrame) -> list[int]:
     return cut_points(len(bars), first=500)
 
 
-def columns(found: list[Violation]) -> set[str]:
-    return {violation.column for violation in found}
+def columns(violations: list[Violation]) -> set[str]:
+    return {violation.column for violation in violations}
 
 
 def test_without_a_leak_nothing_is_found(bars, rows):
@@ -42,9 +42,9 @@ def test_mutant_a_longer_timeframe_that_looks_ahead(bars, rows, monkeypatch):
         return families.LongBars(longs.ends - length, longs.high, longs.low, longs.close)
 
     monkeypatch.setattr(families, "gather", ahead)
-    found = causality_violations(compute, bars, rows)
-    assert columns(found) == {"htf4_ret", "htf4_place", "htf24_ret", "htf24_place"}
-    assert "when later bars do not exist yet" in str(found[0])
+    violations = causality_violations(compute, bars, rows)
+    assert columns(violations) == {"htf4_ret", "htf4_place", "htf24_ret", "htf24_place"}
+    assert "when later bars do not exist yet" in str(violations[0])
 
 
 def test_mutant_a_longer_timeframe_one_bar_too_early(bars, rows, monkeypatch):
@@ -97,9 +97,9 @@ def test_mutant_the_next_bar_of_another_asset(bars, rows, monkeypatch):
     assets = {"OTHER": pl.concat([bars[:t], bars[t + 1 :]])}
     assert causality_violations(compute, bars, rows, cross=assets) == []
     monkeypatch.setattr(families, "_at", next_bar)
-    found = causality_violations(compute, bars, rows, cross=assets)
-    assert {violation.row for violation in found} == {t}
-    assert all(name.startswith("x_other") for name in columns(found))
+    violations = causality_violations(compute, bars, rows, cross=assets)
+    assert {violation.row for violation in violations} == {t}
+    assert all(name.startswith("x_other") for name in columns(violations))
 
 
 def test_a_value_known_only_later_is_a_violation(bars, rows):

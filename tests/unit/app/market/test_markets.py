@@ -119,8 +119,8 @@ def test_the_exchange_whose_sessions_fit_is_named(market: Market) -> None:
     }
     rows = bars.canonical(pl.DataFrame(made))
     rows = rows.filter(pl.Series(calendars.due(days, DAY, "XHKG")))
-    found = {f.check: f for f in checks.check_bars(rows, tf="1d", now=NOW, market=market)}
-    assert found["missing"].remedy.endswith("--market XHKG (train.market)")
+    by_check = {f.check: f for f in checks.check_bars(rows, tf="1d", now=NOW, market=market)}
+    assert by_check["missing"].remedy.endswith("--market XHKG (train.market)")
     assert checks.check_bars(rows, tf="1d", now=NOW, market="XHKG") == []
 
 
@@ -142,7 +142,7 @@ def test_every_exchange_has_its_sessions() -> None:
         assert 640 < open_.sum() < 715, market
 
 
-def found(name: str, market: Market, change: pl.Expr | None = None) -> list[checks.Finding]:
+def checked(name: str, market: Market, change: pl.Expr | None = None) -> list[checks.Finding]:
     symbol, tf = name.split("_")
     rows = read_file(MARKETS / f"{name}.csv").bars
     rows = rows.filter(change) if change is not None else rows
@@ -153,19 +153,19 @@ def found(name: str, market: Market, change: pl.Expr | None = None) -> list[chec
 def test_weekends_and_holidays_are_no_findings_and_days_that_lack_are(
     name: str, market: Market
 ) -> None:
-    assert found(name, market) == []
-    crypto = [finding.check for finding in found(name, "crypto")]
+    assert checked(name, market) == []
+    crypto = [finding.check for finding in checked(name, "crypto")]
     assert "missing" in crypto
-    (missing,) = (one for one in found(name, "crypto") if one.check == "missing")
+    (missing,) = (one for one in checked(name, "crypto") if one.check == "missing")
     assert "as fx does" in missing.detail  # these have a bar on each weekday
-    gaps = [one for one in found(name, "crypto") if one.check == "gap"]
+    gaps = [one for one in checked(name, "crypto") if one.check == "gap"]
     assert {gap.remedy for gap in gaps} == {missing.remedy}, "nobody has bars of a weekend"
     tf = name.split("_")[1]
     stamps = read_file(MARKETS / f"{name}.csv").bars["timestamp"]
     day = stamps[len(stamps) // 2].date()
     while day.weekday() != 1:  # a Tuesday
         day += timedelta(days=1)
-    lacking = found(name, market, pl.col("timestamp").dt.date() != day)
+    lacking = checked(name, market, pl.col("timestamp").dt.date() != day)
     (gap,) = (finding for finding in lacking if finding.check == "gap")
     assert gap.detail.startswith("1 bar missing" if tf == "1d" else "24 bars missing")
 
@@ -226,7 +226,7 @@ def test_a_flat_weekend_of_a_currency_is_no_frozen_market() -> None:
 
 
 def test_a_crash_with_the_volume_of_one_is_only_a_warning() -> None:
-    (finding,) = found("ATOMUSDT_1h", "crypto")
+    (finding,) = checked("ATOMUSDT_1h", "crypto")
     assert (finding.check, finding.level) == ("spike", "warn")
     assert "26 times the usual volume" in finding.detail
 
