@@ -39,7 +39,7 @@ _COPY = "copy it from where the models were made"
 
 @dataclass
 class _Folder:
-    """What was found. Paths are below `top`.
+    """What the folder of models holds. Paths are below `top`.
 
     models: that can be run. closed: that nothing here loads. damaged: that are not whole, which an
     item says. counts: features of a model as its file says, or of a scaler.

@@ -241,6 +241,6 @@ def peek(path: Path) -> tuple[str, int]:
     named = _NAMED_CLASS.search(data)
     parts = [part.decode() for part in named.groups() if part] if named else []
     counts = {
-        int.from_bytes(next(filter(None, found)), "little") for found in _COUNTED.findall(data)
+        int.from_bytes(next(filter(None, groups)), "little") for groups in _COUNTED.findall(data)
     }
     return ".".join(parts), counts.pop() if len(counts) == 1 else 0

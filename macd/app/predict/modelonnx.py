@@ -67,9 +67,9 @@ def onnx(asked: Question) -> Model:
     def run(rows: Array) -> list[Array]:
         fed = {tensor.name: _values(tensor, rows, asked) for tensor in inputs}
         outputs = [_numbers(out) for out in session.run(None, fed)]
-        found = [out for out in outputs if out is not None]
-        first = outputs[judged] if found else None
-        return found if first is None else [first, *(out for out in found if out is not first)]
+        arrays = [out for out in outputs if out is not None]
+        first = outputs[judged] if arrays else None
+        return arrays if first is None else [first, *(out for out in arrays if out is not first)]
 
     return Model(
         ", ".join(f"{tensor.name} {shape_text(tensor.shape)}" for tensor in inputs),

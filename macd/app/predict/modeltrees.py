@@ -116,7 +116,7 @@ def catboost(asked: Question) -> Model:
     # CatBoost counts the borders by its float features alone.
     numbers = [at for at in range(len(names)) if at not in categories]
     borders = booster.get_borders() if numbers else {}
-    points = {numbers[at]: found for at, found in borders.items() if at < len(numbers)}
+    points = {numbers[at]: splits for at, splits in borders.items() if at < len(numbers)}
     made = spread_between(*_around(points, len(names)))
     objective = _loss(booster)
     kind = "Probability" if objective in _CATBOOST else "RawFormulaVal"
@@ -212,8 +212,8 @@ def _around(points: Mapping[int, Sequence[float]], count: int) -> tuple[Array, A
     if count > MOST_VALUES:
         raise WrongError(f"it wants {count} features", "no training has so many", "train it again")
     low, high = np.zeros(count), np.ones(count)
-    for at, found in points.items():
-        finite = [p for p in found if math.isfinite(p) and abs(p) < _FARTHEST]
+    for at, splits in points.items():
+        finite = [p for p in splits if math.isfinite(p) and abs(p) < _FARTHEST]
         if finite and 0 <= at < count:
             room = max(max(finite) - min(finite), abs(finite[0]) / 100, 1e-6)
             low[at], high[at] = min(finite) - room, max(finite) + room

@@ -419,9 +419,9 @@ class CcxtFeed:
         now = self._now()
         if self._clock and self._settings.symbols and now - self._clock[0] < _CLOCK_S:
             return now + self._clock[1]
-        told = self._ask.clock(datetime.fromtimestamp(now, UTC)).timestamp()
-        self._clock = now, told - now
-        return told
+        exchange_time = self._ask.clock(datetime.fromtimestamp(now, UTC)).timestamp()
+        self._clock = now, exchange_time - now
+        return exchange_time
 
     def _find_markets(self) -> None:
         """ETHUSDT is ETH/USDT there: the spot market whose name without marks is ours."""

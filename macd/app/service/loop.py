@@ -65,7 +65,7 @@ class Served:
     logged_ms: int = -1
     position: Position = FLAT
     decided_ms: int = -1
-    told_old: str = ""
+    age_warned_on: str = ""
     has_stopped: bool = False
 
     @property
@@ -102,7 +102,7 @@ class Loop:
         self._stop, self._alive, self._now_ms = stop, alive, now_ms
         self._histories: dict[str, History] = {}
         self._until: dict[str, int | None] = {}  # open of the last bar that a history began with
-        self._away: set[str] = set()  # other assets whose bars have stopped, each told once
+        self._away: set[str] = set()  # other assets whose bars have stopped, each reported once
         # Of one time and in the histories; their lines are still to come.
         self._arrived: list[Bar] = []
 
@@ -204,7 +204,7 @@ class Loop:
             if self._stop.is_set():
                 return False
         if self._settings.symbols:
-            self._tell_stopped(first)
+            self._report_stopped(first)
         return True
 
     def say(self, event: str, detail: str) -> None:
@@ -353,7 +353,7 @@ class Loop:
         }
 
     def _age(self, served: Served, bar: Bar) -> Age:
-        """The models' age at this bar, told once a day: a replay's bars are of their own time."""
+        """The models' age at this bar, reported once a day; a replay's bars have their own time."""
         end, most = served.bars_end, self._settings.max_age_days
         if end is None or not most:
             return Age()
@@ -364,8 +364,8 @@ class Loop:
             self._status.set(age=said)
         elif age.text:
             self._status.symbol(bar.symbol, age=said)
-        if age.text and served.told_old != f"{closed:%Y%m%d}":
-            served.told_old = f"{closed:%Y%m%d}"
+        if age.text and served.age_warned_on != f"{closed:%Y%m%d}":
+            served.age_warned_on = f"{closed:%Y%m%d}"
             self._warn(bar.symbol, bar, "old", age.text)
         return age
 
@@ -386,7 +386,7 @@ class Loop:
             return served.predictor.refuse(why)
         prediction = served.predictor.predict(history.frame, self._cross(served))
         if prediction.away is not None:
-            self._tell_away(served, prediction.away, bar)
+            self._report_away(served, prediction.away, bar)
         return prediction
 
     def _cross(self, served: Served) -> dict[str, pl.DataFrame]:
@@ -406,7 +406,7 @@ class Loop:
         )
         return {} if said is None else {"ml_challenger": said}
 
-    def _tell_away(self, served: Served, away: Mapping[str, tuple[str, ...]], bar: Bar) -> None:
+    def _report_away(self, served: Served, away: Mapping[str, tuple[str, ...]], bar: Bar) -> None:
         """One line when an asset's bars stop, and one when they are there again."""
         for name in sorted(away.keys() - self._away):
             using = ", ".join(away[name])
@@ -421,7 +421,7 @@ class Loop:
             self._warn(name, None, "cross_back", f"bars again at {bar_time(bar.open_ms)}")
         self._away = (self._away | away.keys()) - back
 
-    def _tell_stopped(self, newest: Bar) -> None:
+    def _report_stopped(self, newest: Bar) -> None:
         """One line when a symbol's bars stop while others' come, and one when they are back."""
         for served in self._served.values():
             last = self._histories[served.symbol].last

@@ -117,17 +117,17 @@ def _facts(settings: Settings, identifier: str) -> Document:
 def _bars(settings: Settings, first: int, last: int, before: int) -> Document:
     if settings.feed.kind == "ccxt":
         raise UsageError("this service's bars are the exchange's, none are stored here")
-    found: Document = {}
+    rows: Document = {}
     for symbol in (settings.symbol, *settings.cross):
         try:
-            found[symbol] = stored_rows(
+            rows[symbol] = stored_rows(
                 settings.feed_directory, symbol, settings.tf, first, last, before
             )
         except MacdError:
             if symbol == settings.symbol:
                 raise
-            found[symbol] = []  # the service goes on without a cross symbol, too
-    return found
+            rows[symbol] = []  # the service goes on without a cross symbol, too
+    return rows
 
 
 def _predicted(

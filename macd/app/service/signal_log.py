@@ -168,10 +168,10 @@ def _last_of(symbols: Sequence[str], directory: Path) -> dict[str, Last]:
     """The last line about a bar of each symbol, whether one process or its instance wrote it."""
     last = _last_in(symbols, _newest_first(directory, ""))
     for symbol in symbols:
-        found = _last_in((symbol,), _newest_first(directory, symbol)).get(symbol)
+        by_instance = _last_in((symbol,), _newest_first(directory, symbol)).get(symbol)
         before = last.get(symbol)
-        if found and (before is None or _written(found.line) > _written(before.line)):
-            last[symbol] = found
+        if by_instance and (before is None or _written(by_instance.line) > _written(before.line)):
+            last[symbol] = by_instance
     return last
 
 

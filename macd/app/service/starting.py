@@ -60,19 +60,19 @@ def challengers(served: Sequence[Served], live: str, flags: Flags, status: Statu
                 one.settings,
                 live,
                 flags,
-                on_change=_telling(one, status, several=len(served) > 1),
+                on_change=_reporter(one, status, several=len(served) > 1),
                 turn=turn,
             )
 
 
-def _telling(served: Served, status: Status, *, several: bool) -> Any:
-    def tell(state: Mapping[str, str | None]) -> None:
+def _reporter(served: Served, status: Status, *, several: bool) -> Any:
+    def report(state: Mapping[str, str | None]) -> None:
         if several:
             status.symbol(served.symbol, challenger=state or None)
         else:
             status.set(challenger=state)
 
-    return tell
+    return report
 
 
 def _served(identity: Identity, settings: Settings, flags: Flags, loaded: Loaded) -> Served:

@@ -35,9 +35,9 @@ def limits(reference: Reference, rows: Floats) -> drift.Expected:
     """What a release that was trained on these rows says."""
     blocks = {**reference.blocks(rows), "features": len(reference.names)}
     details = {"symbol": "A", "drift": {"block": BLOCK, "assets": {"A": blocks}}}
-    found = drift.expected(json.loads(json.dumps(details)))
-    assert found is not None
-    return found
+    expected = drift.expected(json.loads(json.dumps(details)))
+    assert expected is not None
+    return expected
 
 
 def alarms(train: Floats, test: Floats) -> list[bool]:
@@ -52,11 +52,11 @@ def alarms(train: Floats, test: Floats) -> list[bool]:
 
 def judged(reference: Reference, expected: drift.Expected, rows: Floats) -> drift.Drift:
     distance = reference.distances(rows)
-    found = [
+    bars = [
         drift.Bar(float((row > 0).sum()), reference.names[int(row.argmax())] if row.any() else "")
         for row in distance
     ]
-    return drift.judge(expected, found)
+    return drift.judge(expected, bars)
 
 
 def test_at_most_five_of_the_sample_s_weeks_alarm_when_each_is_judged_by_the_others() -> None:
@@ -64,14 +64,14 @@ def test_at_most_five_of_the_sample_s_weeks_alarm_when_each_is_judged_by_the_oth
     _, rows = sample()
     weeks = rows.reshape(-1, BLOCK, rows.shape[1])
     assert len(weeks) == 116
-    found = []
+    alarmed = []
     for part in np.array_split(np.arange(len(weeks)), _PARTS):
         near = range(max(0, part[0] - _APART), part[-1] + 1 + _APART)
         others = np.delete(weeks, [at for at in near if at < len(weeks)], axis=0)
-        found += alarms(others.reshape(-1, rows.shape[1]), np.concatenate(weeks[part]))
-    print(f"{sum(found)} of {len(found)} weeks")
-    assert len(found) == 116
-    assert sum(found) <= 5
+        alarmed += alarms(others.reshape(-1, rows.shape[1]), np.concatenate(weeks[part]))
+    print(f"{sum(alarmed)} of {len(alarmed)} weeks")
+    assert len(alarmed) == 116
+    assert sum(alarmed) <= 5
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -81,17 +81,17 @@ def test_either_half_of_the_sample_judged_by_the_other_alarms_at_most_five_times
     _, rows = sample()
     half = len(rows) // BLOCK // 2 * BLOCK
     train, test = (rows[:half], rows[half:]) if first else (rows[half:], rows[:half])
-    found = alarms(train, test)
-    print(f"{sum(found)} of {len(found)} weeks")
-    assert sum(found) <= 5
+    alarmed = alarms(train, test)
+    print(f"{sum(alarmed)} of {len(alarmed)} weeks")
+    assert sum(alarmed) <= 5
 
 
 @pytest.mark.parametrize("scale", [1.5, 3.0])
 def test_features_in_another_scale_are_found_in_every_week(scale: float) -> None:
     _, rows = sample()
     half = len(rows) // BLOCK // 2 * BLOCK
-    found = alarms(rows[:half], rows[half:] * np.float32(scale))
-    assert all(found)
+    alarmed = alarms(rows[:half], rows[half:] * np.float32(scale))
+    assert all(alarmed)
 
 
 @pytest.mark.parametrize("name", ["ret_1", "rsi_14", "volume_6_72"])
@@ -104,17 +104,17 @@ def test_one_feature_that_died_is_named_within_two_days_of_bars(name: str, value
     expected = limits(reference, rows[:half])
     broken = rows[half : half + 3 * BLOCK].copy()
     broken[48:, names.index(name)] = np.nan if value == "missing" else broken[48, 0] * 0 + 0.5
-    found: list[drift.Bar] = []
+    bars: list[drift.Bar] = []
     alarmed_after = None
     for at in range(48, len(broken)):
         seen = reference.outside(broken[at - 47 : at + 1])
-        found.append(drift.Bar(seen.count, seen.worst or ""))
-        if drift.judge(expected, found).outcome == DRIFT:
-            alarmed_after = len(found)
+        bars.append(drift.Bar(seen.count, seen.worst or ""))
+        if drift.judge(expected, bars).outcome == DRIFT:
+            alarmed_after = len(bars)
             break
     assert alarmed_after is not None
     assert alarmed_after <= 48 + 48
-    assert drift.judge(expected, found).feature == name
+    assert drift.judge(expected, bars).feature == name
 
 
 def test_a_healthy_half_s_windows_hold_no_feature_that_stands_still() -> None:

@@ -24,10 +24,10 @@ __all__ = ["run"]
 def test_it_goes_on_behind_what_it_told(
     run: Run, live: bool, hours_later: int, behind_it: bool
 ) -> None:
-    told = BARS[NEED]
-    run.now_ms = told.open_ms + HOUR
-    run(Scripted(run.stop, [told], live=live))
-    run.now_ms = told.open_ms + hours_later * HOUR
+    bar = BARS[NEED]
+    run.now_ms = bar.open_ms + HOUR
+    run(Scripted(run.stop, [bar], live=live))
+    run.now_ms = bar.open_ms + hours_later * HOUR
     again = Scripted(run.stop, [], live=live)
     run(again)
-    assert again.asked == (NEED, told.open_ms if behind_it else None)
+    assert again.asked == (NEED, bar.open_ms if behind_it else None)

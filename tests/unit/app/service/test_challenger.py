@@ -53,9 +53,9 @@ def loaded(app: App, **more: Any) -> Challenger:
 def test_it_says_what_its_own_models_say_at_the_live_ones_head(app: App) -> None:
     previous = add_release(app.root, 2, bolder)
     link(app, f"releases/{previous}")
-    told: list[Any] = []
-    challenger = loaded(app, on_change=told.append)
-    assert told == [
+    states: list[Any] = []
+    challenger = loaded(app, on_change=states.append)
+    assert states == [
         {"release": previous, "error": LOADING},
         {"release": previous, "error": None},
     ]

@@ -250,9 +250,9 @@ def test_a_cross_bar_that_is_late_is_waited_for(tmp_path: Path, exchange: Server
     assert [bar.symbol for bar in came] == ["BTCUSDT", "ETHUSDT"]
 
 
-@pytest.mark.parametrize("told", [{}, [], {"serverTime": None}, {"serverTime": "soon"}])
+@pytest.mark.parametrize("time_answer", [{}, [], {"serverTime": None}, {"serverTime": "soon"}])
 def test_an_odd_clock_is_trouble_and_no_crash(
-    tmp_path: Path, exchange: Server, told: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, exchange: Server, time_answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed = feed_of(tmp_path, exchange)
     feed.begin(5, None)
@@ -260,7 +260,9 @@ def test_an_odd_clock_is_trouble_and_no_crash(
     odd = [True]
 
     def answering(handler: Handler, status: int, body: Any, **headers: str) -> None:
-        answer(handler, status, told if odd[0] and "/time" in handler.path else body, **headers)
+        answer(
+            handler, status, time_answer if odd[0] and "/time" in handler.path else body, **headers
+        )
 
     monkeypatch.setattr(Handler, "answer", answering)
     assert [type(item) for item in feed.wait(60.0)] == [Trouble]

@@ -52,9 +52,9 @@ def test_an_impossible_bar_hides_none_of_a_new_file(tmp_path: Path, impossible: 
     feed = feed_of(tmp_path)
     feed.begin(3, None)
     append(path, impossible)
-    told = feed.wait(0)
-    assert len(told) == 1, "the loop refuses it, in words"
-    assert isinstance(told[0], Bar)
+    arrived = feed.wait(0)
+    assert len(arrived) == 1, "the loop refuses it, in words"
+    assert isinstance(arrived[0], Bar)
     renew(path, row(2) + row(3) + row(4))
     assert hours(feed.wait(0)) == [3, 4]
     append(path, row(5) + row(6) + row(7))
@@ -169,9 +169,9 @@ def test_a_number_that_is_no_time_is_unreadable_and_told_once(tmp_path: Path, st
     feed = feed_of(tmp_path)
     feed.begin(3, None)
     append(path, f"{stamp},100,101,99,100.5,5\n")
-    (told,) = feed.wait(0)
-    assert isinstance(told, Trouble)
-    assert (told.event, stamp in told.detail) == ("unreadable", True)
+    (trouble,) = feed.wait(0)
+    assert isinstance(trouble, Trouble)
+    assert (trouble.event, stamp in trouble.detail) == ("unreadable", True)
     assert feed.wait(0) == []
     renew(path, row(0) + row(1))
     assert hours(feed.wait(0)) == [1]
@@ -202,9 +202,9 @@ def test_a_clock_that_is_90_s_slow_loses_no_bar(tmp_path: Path, begin_with: int)
         came += feed.wait(0)
     bars = [(item.symbol, hours([item])[0]) for item in came if isinstance(item, Bar)]
     assert bars == [(name, hour) for hour in range(3, 8) for name in ("ETHUSD", "BTCUSD")]
-    told = [item for item in came if isinstance(item, Trouble)]
-    assert [item.event for item in told] == ["clock"], "once, not for each bar"
-    assert "closes in 80 s by this machine's clock" in told[0].detail
+    troubles = [item for item in came if isinstance(item, Trouble)]
+    assert [item.event for item in troubles] == ["clock"], "once, not for each bar"
+    assert "closes in 80 s by this machine's clock" in troubles[0].detail
 
 
 def test_of_a_bar_that_is_held_the_last_line_counts(tmp_path: Path) -> None:

@@ -173,12 +173,12 @@ def test_a_symbol_whose_bars_stop_is_told_once_and_once_when_they_are_back(app: 
     two = SYMBOLS[:2]
     answers = [time_of(0), *[time_of(n, two) for n in range(1, 5)], time_of(5), time_of(6)]
     lines, document, _ = serve(app, answers)
-    told = [
+    warnings = [
         (x["symbol"], x["data"]["event"], x["seq"])
         for x in lines
         if x["level"] == "WARN" and x["data"]["event"] != "gap"
     ]
-    assert [entry[:2] for entry in told] == [
+    assert [entry[:2] for entry in warnings] == [
         (SYMBOLS[2], "bars_stopped"),
         (SYMBOLS[2], "bars_back"),
     ]

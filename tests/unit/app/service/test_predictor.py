@@ -42,10 +42,10 @@ def with_model(scorer: Scorer, family: str, model: Callable[[Floats], Floats]) -
     return dataclasses.replace(scorer, models={**scorer.models, family: model})
 
 
-def fields(scorer: Scorer, bars: pl.DataFrame, told: Flags = SHADOW) -> dict[str, Any]:
-    found = dict(Predictor(scorer, told, "1h").predict(bars.tail(NEED), {}).fields)
-    json.dumps(found, allow_nan=False)  # whatever it is, it must fit on a line
-    return found
+def fields(scorer: Scorer, bars: pl.DataFrame, mode: Flags = SHADOW) -> dict[str, Any]:
+    answer = dict(Predictor(scorer, mode, "1h").predict(bars.tail(NEED), {}).fields)
+    json.dumps(answer, allow_nan=False)  # whatever it is, it must fit on a line
+    return answer
 
 
 def test_a_bar_in_the_stream_is_what_the_batch_would_say(
@@ -104,39 +104,39 @@ def test_a_release_without_quantiles_says_nothing_of_them(
 def test_in_shadow_the_base_models_decide_and_stacking_is_logged(
     scorer: Scorer, bars: pl.DataFrame
 ) -> None:
-    found = fields(scorer, bars)
-    each = [found[f"ml_{name}_prob"] for name in ("lgb", "lstm", "tft")]
-    assert min(each) <= found["ml_bull_prob"] <= max(each)
-    assert found["ml_bull_prob"] == found["ml_avg_prob"] != found["ml_stacking_prob"]
-    means = found["ml_heads"]["mean"]
-    assert set(means) == set(found["ml_heads"]["lgbm"])
-    assert means[found["ml_horizon"]] == pytest.approx(found["ml_avg_prob"], abs=1e-6)
-    assert found["ml_stacking_mode"] == "shadow"
-    assert found["ml_error"] is None
-    assert found["ml_stacking_skipped_reason"] is None
+    answer = fields(scorer, bars)
+    each = [answer[f"ml_{name}_prob"] for name in ("lgb", "lstm", "tft")]
+    assert min(each) <= answer["ml_bull_prob"] <= max(each)
+    assert answer["ml_bull_prob"] == answer["ml_avg_prob"] != answer["ml_stacking_prob"]
+    means = answer["ml_heads"]["mean"]
+    assert set(means) == set(answer["ml_heads"]["lgbm"])
+    assert means[answer["ml_horizon"]] == pytest.approx(answer["ml_avg_prob"], abs=1e-6)
+    assert answer["ml_stacking_mode"] == "shadow"
+    assert answer["ml_error"] is None
+    assert answer["ml_stacking_skipped_reason"] is None
 
 
 def test_live_stacking_decides(scorer: Scorer, bars: pl.DataFrame) -> None:
-    found = fields(scorer, bars, LIVE)
-    assert found["ml_bull_prob"] == found["ml_stacking_prob"]
-    assert found["ml_stacking_mode"] == "live"
-    assert found["ml_direction"] == ("bull" if found["ml_stacking_prob"] > 0.5 else "bear")
+    answer = fields(scorer, bars, LIVE)
+    assert answer["ml_bull_prob"] == answer["ml_stacking_prob"]
+    assert answer["ml_stacking_mode"] == "live"
+    assert answer["ml_direction"] == ("bull" if answer["ml_stacking_prob"] > 0.5 else "bear")
 
 
 def test_with_a_weight_stacking_decides_in_part(scorer: Scorer, bars: pl.DataFrame) -> None:
     for weight in (1, 25, 99):
-        told = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": str(weight)})
-        found = fields(scorer, bars, told)
-        stacked, mean = found["ml_stacking_prob"], found["ml_avg_prob"]
+        mode = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": str(weight)})
+        answer = fields(scorer, bars, mode)
+        stacked, mean = answer["ml_stacking_prob"], answer["ml_avg_prob"]
         expected = weight / 100 * stacked + (1 - weight / 100) * mean
-        assert found["ml_bull_prob"] == pytest.approx(expected, abs=1e-15)
-        assert (found["ml_stacking_mode"], found["ml_stacking_weight"]) == ("live", weight)
+        assert answer["ml_bull_prob"] == pytest.approx(expected, abs=1e-15)
+        assert (answer["ml_stacking_mode"], answer["ml_stacking_weight"]) == ("live", weight)
     assert fields(scorer, bars)["ml_stacking_weight"] == 0
     assert fields(scorer, bars, LIVE)["ml_stacking_weight"] == 100
     without = dataclasses.replace(scorer, stacking=None)
-    found = fields(without, bars, told)  # the line says what the process was started with
-    assert (found["ml_stacking_mode"], found["ml_stacking_weight"]) == ("off", 99)
-    assert found["ml_bull_prob"] == found["ml_avg_prob"]
+    answer = fields(without, bars, mode)  # the line says what the process was started with
+    assert (answer["ml_stacking_mode"], answer["ml_stacking_weight"]) == ("off", 99)
+    assert answer["ml_bull_prob"] == answer["ml_avg_prob"]
 
 
 def test_the_average_is_the_equal_mean_of_log_odds(scorer: Scorer, bars: pl.DataFrame) -> None:
@@ -150,15 +150,15 @@ def test_the_average_is_the_equal_mean_of_log_odds(scorer: Scorer, bars: pl.Data
         models={"lgbm": known(0.2), "lstm": known(0.6), "tft": known(0.9)},
         metas={"lgbm": {"calibration": dict.fromkeys(scorer.heads, 0.5)}, "lstm": {}, "tft": {}},
     )
-    found = fields(made, bars)
-    assert found["ml_horizon"] == head
+    answer = fields(made, bars)
+    assert answer["ml_horizon"] == head
     odds = [math.log(p / (1 - p)) for p in (0.2, 0.6, 0.9)]
     odds[0] *= 0.5  # its meta calibrates it
-    assert found["ml_lgb_prob"] == pytest.approx(1 / (1 + math.exp(-odds[0])), abs=1e-6)
+    assert answer["ml_lgb_prob"] == pytest.approx(1 / (1 + math.exp(-odds[0])), abs=1e-6)
     slope = scorer.stacking.mean_slopes[head]  # and the mean has a slope of its own
     assert slope != 1.0
     expected = 1 / (1 + math.exp(-slope * sum(odds) / 3))
-    assert found["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
+    assert answer["ml_avg_prob"] == pytest.approx(expected, abs=1e-6)
 
 
 def raising(_: Floats) -> Floats:
@@ -181,30 +181,30 @@ def wrong_shape(windows: Floats) -> Floats:
     return np.zeros((len(windows), 2), np.float32)
 
 
-@pytest.mark.parametrize("told", [SHADOW, LIVE])
+@pytest.mark.parametrize("mode", [SHADOW, LIVE])
 @pytest.mark.parametrize("family", ["lgbm", "lstm", "tft"])
 @pytest.mark.parametrize("broken", [raising, nan, outside, wrong_shape])
 def test_a_broken_model_is_named_and_the_others_go_on(
-    scorer: Scorer, bars: pl.DataFrame, broken: Any, family: str, told: Flags
+    scorer: Scorer, bars: pl.DataFrame, broken: Any, family: str, mode: Flags
 ) -> None:
-    whole = fields(scorer, bars, told)
-    found = fields(with_model(scorer, family, broken), bars, told)
-    assert found["ml_error"].startswith(f"{family}: ")
+    whole = fields(scorer, bars, mode)
+    answer = fields(with_model(scorer, family, broken), bars, mode)
+    assert answer["ml_error"].startswith(f"{family}: ")
     names = {"lgbm": "ml_lgb_prob", "lstm": "ml_lstm_prob", "tft": "ml_tft_prob"}
-    assert found[names.pop(family)] is None
-    assert {key: found[key] for key in names.values()} == {k: whole[k] for k in names.values()}
-    assert found["ml_stacking_prob"] is None
-    assert found["ml_stacking_mode"] == "off"
-    assert family in found["ml_stacking_skipped_reason"]
-    assert found["ml_bull_prob"] == found["ml_avg_prob"] is not None
+    assert answer[names.pop(family)] is None
+    assert {key: answer[key] for key in names.values()} == {k: whole[k] for k in names.values()}
+    assert answer["ml_stacking_prob"] is None
+    assert answer["ml_stacking_mode"] == "off"
+    assert family in answer["ml_stacking_skipped_reason"]
+    assert answer["ml_bull_prob"] == answer["ml_avg_prob"] is not None
 
 
 def test_even_one_that_ends_the_process_does_not(scorer: Scorer, bars: pl.DataFrame) -> None:
     predictor = Predictor(with_model(scorer, "tft", exiting), SHADOW, "1h")
     for _ in range(2):
-        found = predictor.predict(bars.tail(NEED), {})
-        assert "SystemExit" in found.fields["ml_error"]
-        assert found.p is None
+        prediction = predictor.predict(bars.tail(NEED), {})
+        assert "SystemExit" in prediction.fields["ml_error"]
+        assert prediction.p is None
 
 
 def test_one_that_hangs_holds_up_a_bar_and_not_the_next(scorer: Scorer, bars: pl.DataFrame) -> None:
@@ -230,17 +230,17 @@ def test_all_models_broken_is_said_and_nothing_is_decided(
     scorer: Scorer, bars: pl.DataFrame
 ) -> None:
     made = dataclasses.replace(scorer, models=dict.fromkeys(scorer.models, raising))
-    found = fields(made, bars, LIVE)
-    assert found["ml_bull_prob"] is found["ml_direction"] is None
-    assert all(family in found["ml_error"] for family in ("lgbm", "lstm", "tft"))
+    answer = fields(made, bars, LIVE)
+    assert answer["ml_bull_prob"] is answer["ml_direction"] is None
+    assert all(family in answer["ml_error"] for family in ("lgbm", "lstm", "tft"))
 
 
 def test_a_missing_or_young_stacking_model_is_a_reason(scorer: Scorer, bars: pl.DataFrame) -> None:
     without = dataclasses.replace(scorer, stacking=None, errors={"stacking": "no such file"})
-    found = fields(without, bars, LIVE)
-    assert found["ml_stacking_skipped_reason"] == "no such file"
-    assert found["ml_bull_prob"] == found["ml_avg_prob"] is not None
-    assert found["ml_error"] is None  # the base models did all that was asked of them
+    answer = fields(without, bars, LIVE)
+    assert answer["ml_stacking_skipped_reason"] == "no such file"
+    assert answer["ml_bull_prob"] == answer["ml_avg_prob"] is not None
+    assert answer["ml_error"] is None  # the base models did all that was asked of them
 
     young = fields(scorer, bars, flags({"ML_STACKING_MIN_SAMPLES": "1000000"}))
     assert "below ML_STACKING_MIN_SAMPLES 1000000" in young["ml_stacking_skipped_reason"]
@@ -250,15 +250,15 @@ def test_a_missing_or_young_stacking_model_is_a_reason(scorer: Scorer, bars: pl.
 
 def test_distrusted_models_are_logged_and_do_not_decide(scorer: Scorer, bars: pl.DataFrame) -> None:
     predictor = Predictor(scorer, LIVE, "1h", distrust="golden predictions fail here")
-    found = predictor.predict(bars.tail(NEED), {})
-    assert found.p is None
-    assert found.fields["ml_tft_prob"] is not None
-    assert "golden" in found.fields["ml_error"]
+    prediction = predictor.predict(bars.tail(NEED), {})
+    assert prediction.p is None
+    assert prediction.fields["ml_tft_prob"] is not None
+    assert "golden" in prediction.fields["ml_error"]
 
 
 def test_bad_features_are_an_error_on_the_line(scorer: Scorer, bars: pl.DataFrame) -> None:
-    found = Predictor(scorer, SHADOW, "1h").predict(bars.tail(NEED - 1), {})
-    assert "features" in found.fields["ml_error"]
+    prediction = Predictor(scorer, SHADOW, "1h").predict(bars.tail(NEED - 1), {})
+    assert "features" in prediction.fields["ml_error"]
     unknown = dataclasses.replace(scorer, features=("no_such_feature",))
     assert "no_such_feature" in fields(unknown, bars)["ml_error"]
 
@@ -281,6 +281,6 @@ def test_no_infinite_number_reaches_a_line(scorer: Scorer, bars: pl.DataFrame) -
         def skipped_reason(*_: Any) -> str:
             return ""
 
-    found = fields(dataclasses.replace(scorer, stacking=Odd()), bars, LIVE)  # type: ignore[arg-type]
-    assert (found["ml_stacking_prob"], found["ml_stacking_mode"]) == (None, "off")
-    assert found["ml_stacking_skipped_reason"] == "no usable output"
+    answer = fields(dataclasses.replace(scorer, stacking=Odd()), bars, LIVE)  # type: ignore[arg-type]
+    assert (answer["ml_stacking_prob"], answer["ml_stacking_mode"]) == (None, "off")
+    assert answer["ml_stacking_skipped_reason"] == "no usable output"

@@ -301,14 +301,14 @@ def test_an_age_that_is_none_is_refused(tmp_path: Path, days: Any) -> None:
 def test_only_a_plain_one_lets_stacking_decide() -> None:
     assert flags({"ML_ENABLE_STACKING": "1"}).weight == 100
     for value in ("0", "", "true", "01", " 1"):
-        told = flags({"ML_ENABLE_STACKING": value})
-        assert told.weight == 0
-        assert bool(told.problem) == (value != "0")
+        parsed = flags({"ML_ENABLE_STACKING": value})
+        assert parsed.weight == 0
+        assert bool(parsed.problem) == (value != "0")
     for value in ("0", "101", "25%", "half", "", "025", " 25", "2.5"):
-        told = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": value})
-        assert told.weight == 0  # shadow is the safe side
-        assert "ML_STACKING_WEIGHT is no whole number from 1 to 100" in told.problem
-        assert told.shown["ML_STACKING_WEIGHT"] == "(hidden)"
+        parsed = flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": value})
+        assert parsed.weight == 0  # shadow is the safe side
+        assert "ML_STACKING_WEIGHT is no whole number from 1 to 100" in parsed.problem
+        assert parsed.shown["ML_STACKING_WEIGHT"] == "(hidden)"
     assert flags({"ML_ENABLE_STACKING": "1", "ML_STACKING_WEIGHT": "25"}).weight == 25
     assert flags({"ML_ENABLE_STACKING": "0", "ML_STACKING_WEIGHT": "25"}).weight == 0
     assert flags({"ML_STACKING_MIN_SAMPLES": "50"}).min_samples == 50

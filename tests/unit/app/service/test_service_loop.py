@@ -168,13 +168,13 @@ def test_models_that_are_too_old_warn_for_a_week_and_then_decide_nothing(
     run.bars_end = first + timedelta(hours=1) - timedelta(days=37)
     lines = run(Scripted(run.stop, BARS[NEED : NEED + 30]))
     signals = [line for line in lines if line["level"] == "SIGNAL"]
-    told = [line["data"]["detail"] for line in lines if line["data"].get("event") == "old"]
+    details = [line["data"]["detail"] for line in lines if line["data"].get("event") == "old"]
     days = {line["bar_time"][:10] for line in lines}
     assert len(signals) == 30
-    assert len(told) in (len(days), len(days) + 1)  # by the bars' closes
-    assert told[0].startswith("the models' bars end ")
-    assert "on they decide nothing" in told[0]
-    assert told[-1].startswith("too old: the models' bars end ")
+    assert len(details) in (len(days), len(days) + 1)  # by the bars' closes
+    assert details[0].startswith("the models' bars end ")
+    assert "on they decide nothing" in details[0]
+    assert details[-1].startswith("too old: the models' bars end ")
     before, after = (line["data"]["components"] for line in signals[:2])
     assert before["ml_bull_prob"] is not None
     assert before["ml_stacking_mode"] == ("live" if flag == "1" else "shadow")
@@ -282,10 +282,10 @@ def test_a_bar_without_a_trade_is_a_bar_like_others_and_marked(run: Run) -> None
 def test_after_a_gap_the_signal_goes_on_without_the_models(run: Run) -> None:
     lines = run(Scripted(run.stop, [BARS[NEED], *BARS[NEED + 3 : NEED + 6]]))
     assert events(lines) == ["signal", "gap", "signal", "signal", "signal"]
-    told = [line["data"]["components"] for line in lines if line["level"] == "SIGNAL"]
-    assert ["gap" in (one["ml_error"] or "") for one in told] == [False, True, True, False]
-    assert [one["ml_bull_prob"] is None for one in told] == [False, True, True, False]
-    assert all(isinstance(one["macd_hist"], float) for one in told)
+    components = [line["data"]["components"] for line in lines if line["level"] == "SIGNAL"]
+    assert ["gap" in (one["ml_error"] or "") for one in components] == [False, True, True, False]
+    assert [one["ml_bull_prob"] is None for one in components] == [False, True, True, False]
+    assert all(isinstance(one["macd_hist"], float) for one in components)
 
 
 def test_a_late_bar_is_history_and_no_signal(run: Run) -> None:
@@ -346,8 +346,8 @@ def test_an_asset_whose_bars_stop_is_told_once_and_its_models_have_a_time_of_gra
     feed = Scripted(run.stop, items)
     feed.others = {"ETHUSD": of("ETHUSD", BARS[:NEED])}
     lines = run(feed)
-    told = [event for event in events(lines) if event != "signal"]
-    assert told == ["cross_missing", "gap", "cross_back"]
+    reported = [event for event in events(lines) if event != "signal"]
+    assert reported == ["cross_missing", "gap", "cross_back"]
     of_each = parts(lines)
     whole = [part["ml_error"] is None for part in of_each]
     # Its first bar after the gap has no return yet.
@@ -401,8 +401,8 @@ def test_asked_to_stop_while_the_disk_is_full_it_stops(
 def test_a_restart_behind_a_gap_does_not_forget_it(run: Run) -> None:
     feed = Scripted(run.stop, BARS[NEED + 6 : NEED + 9])
     feed.known = [*BARS[: NEED + 2], *BARS[NEED + 5 : NEED + 6]]  # 3 are missing before the last
-    told = [line["data"]["components"]["ml_error"] or "" for line in run(feed)]
-    assert ["gap" in error for error in told] == [True, True, False]
+    errors = [line["data"]["components"]["ml_error"] or "" for line in run(feed)]
+    assert ["gap" in error for error in errors] == [True, True, False]
 
 
 def test_a_stored_bar_of_the_future_silences_nothing(run: Run) -> None:
@@ -426,9 +426,9 @@ def test_with_too_little_history_the_models_wait(run: Run) -> None:
     feed = Scripted(run.stop, BARS[NEED - 2 : NEED])
     feed.known = BARS[: NEED - 2]
     lines = run(feed)
-    told = [line["data"]["components"]["ml_error"] for line in lines]
-    assert f"{NEED - 1} of {NEED} bars" in told[0]
-    assert told[1] is None
+    errors = [line["data"]["components"]["ml_error"] for line in lines]
+    assert f"{NEED - 1} of {NEED} bars" in errors[0]
+    assert errors[1] is None
 
 
 def test_without_any_model_the_signal_goes_on(run: Run) -> None:
@@ -508,9 +508,10 @@ NO_SIGNAL = Policy("threshold", {"all": Thresholds(long=1.0, short=0.0)}, size=0
 
 
 def held(lines: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
-    told = [line["data"] for line in lines]
+    entries = [line["data"] for line in lines]
     return [
-        (one["action_taken"], one["position"]["side"], one["position"]["bars_left"]) for one in told
+        (one["action_taken"], one["position"]["side"], one["position"]["bars_left"])
+        for one in entries
     ]
 
 

@@ -92,8 +92,8 @@ def test_midnight_comes_between_two_lines(tmp_path: Path) -> None:
     log.write("SIGNAL", signal(1))
     clock.now += timedelta(milliseconds=1)
     log.write("SIGNAL", signal(2))
-    found = lines(tmp_path)
-    assert [line["timestamp"][:10] for line in found] == ["2026-03-01", "2026-03-02"]
+    written = lines(tmp_path)
+    assert [line["timestamp"][:10] for line in written] == ["2026-03-01", "2026-03-02"]
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
@@ -197,9 +197,9 @@ def test_each_instance_has_a_log_a_number_and_a_lock_of_its_own(tmp_path: Path) 
     assert [log.seq for log in both] == [1, 1]
     names = [path.name for path in sorted(tmp_path.glob("*.jsonl"))]
     assert names == ["trades_20260301_A.jsonl", "trades_20260301_B.jsonl"]
-    with pytest.raises(RefusedError) as told:
+    with pytest.raises(RefusedError) as refused:
         SignalLog(tmp_path, clock=Clock(), writer="A")
-    assert "systemctl status macd-analysis@A" in told.value.hint
+    assert "systemctl status macd-analysis@A" in refused.value.hint
 
 
 def test_an_instance_goes_on_where_the_one_process_ended_and_back(tmp_path: Path) -> None:
