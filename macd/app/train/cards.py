@@ -49,17 +49,18 @@ class Cards:
     bf16: bool
 
 
-_told: list[Cards] = []  # at most one: the cards of a cluster, which need not be this machine's
+# At most one: the cards of a cluster, which need not be this machine's.
+_cluster_cards: list[Cards] = []
 
 
 def use(cards: Cards) -> None:
     """From now on these cards count, in this process; a cluster's, as it was asked."""
-    _told[:] = [cards]
+    _cluster_cards[:] = [cards]
 
 
 def known() -> Cards | None:
     """What `use` was given."""
-    return _told[0] if _told else None
+    return _cluster_cards[0] if _cluster_cards else None
 
 
 def here() -> Cards | None:

@@ -116,15 +116,15 @@ def findings(
     """
     limits, tf = Limits().changed(settings.limits), settings.tf
     each = check_each(frames, tf=tf, now=now, limits=limits, market=settings.market)
-    found: dict[str, list[Finding]] = {}
+    by_symbol: dict[str, list[Finding]] = {}
     for one in settings.each:
         main, *beside = mine = one.assets
         panel = set(beside) - {market_bars.symbol_name(name) for name in one.cross}
         rows = {name: frames[name] for name in mine}
         together = check_beside(rows, main=main, tf=tf, limits=limits, panel=panel)
         alone = [finding for finding in each if finding.symbol in mine]
-        found[main] = judged(alone + together, settings.accept)
-    return found
+        by_symbol[main] = judged(alone + together, settings.accept)
+    return by_symbol
 
 
 def verify(settings: Settings, now: datetime) -> dict[str, list[Finding]]:
@@ -134,12 +134,12 @@ def verify(settings: Settings, now: datetime) -> dict[str, list[Finding]]:
     """
     paths = market_bars.existing(settings.data, settings.assets, settings.tf)
     frames = {symbol: market_bars.read_rows(path) for symbol, path in paths.items()}
-    found = findings(settings, frames, now)
-    for one, mine in zip(settings.each, found.values(), strict=True):
+    by_symbol = findings(settings, frames, now)
+    for one, mine in zip(settings.each, by_symbol.values(), strict=True):
         document = [_plain(finding) for finding in mine]
         path = one.out / FILES.bars
         replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), parents=True)
-    every = dict.fromkeys(finding for mine in found.values() for finding in mine)
+    every = dict.fromkeys(finding for mine in by_symbol.values() for finding in mine)
     errors = [finding for finding in every if finding.level == "error"]
     if errors:
         more = f"\nand {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
@@ -149,7 +149,7 @@ def verify(settings: Settings, now: datetime) -> dict[str, list[Finding]]:
             why="\n".join(f"{finding.symbol} {finding}" for finding in errors[:_SHOWN]) + more,
             hint=f"{show_all}\n{how_to_accept(errors)}".rstrip(),
         )
-    return found
+    return by_symbol
 
 
 class Reader:

@@ -148,9 +148,9 @@ def _divided(text: str, by: int) -> tuple[str, str]:
     head, _, rest = text.partition(_BEGIN)
     trees = _BEGIN + rest.partition(_END)[0]
 
-    def divide(found: re.Match[str]) -> str:
-        values = (repr(float(value) / by) for value in found[2].split())
-        return f"{found[1]}={' '.join(values)}"
+    def divide(match: re.Match[str]) -> str:
+        values = (repr(float(value) / by) for value in match[2].split())
+        return f"{match[1]}={' '.join(values)}"
 
     return re.sub(r"\ntree_sizes=.*", "", head), _ADDED.sub(divide, trees)
 

@@ -199,7 +199,7 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> list[Training]
     """Stages verify and features: checked bars, features, labels, and the train/test split.
 
     stacked: out-of-fold samples that stacking needs, 0 where it does not run. Of several symbols
-    all are prepared before the first fit, and the problems of all are told at once.
+    all are prepared before the first fit, and the problems of all are reported at once.
     """
     spent: dict[str, dict[str, float]] = {}
     reader, each = dataset.Reader(settings), settings.each
@@ -208,8 +208,8 @@ def _prepare(settings: Settings, events: Events, stacked: int) -> list[Training]
         findings = dataset.verify(settings, now)
         bars = [reader.bars(one) for one in each]
         for one, made in zip(each, bars, strict=True):
-            found = findings[made.symbol]
-            more = f"{counted(found)} (verify.json)" if found else ""
+            symbol_findings = findings[made.symbol]
+            more = f"{counted(symbol_findings)} (verify.json)" if symbol_findings else ""
             beside = f", a panel of {1 + len(made.panel)} assets" if made.panel else ""
             note = f"{made.symbol} {len(made.main):,} bars{beside}, no errors{more}"
             events.emit("note", stage="verify", note=note)

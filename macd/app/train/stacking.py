@@ -290,8 +290,8 @@ def _posterior_mode(
     start = np.zeros(count + C.shape[1])
     start[0] = scale.mean
     bounds = [_SCALES, *[(None, None)] * (len(start) - 1)]
-    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    return found[0] * (1.0 + basis @ found[1:count]) / count, found[count:]
+    optimum = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    return optimum[0] * (1.0 + basis @ optimum[1:count]) / count, optimum[count:]
 
 
 def _encode(document: dict[str, Any]) -> bytes:

@@ -27,13 +27,13 @@ def _entry() -> Entry:
 
 def test_an_entry_comes_back_as_it_went(cache: Cache) -> None:
     cache.put("k" * 64, _entry())
-    found = cache.get("k" * 64)
-    assert found is not None
-    assert found.files == _entry().files
-    assert found.facts == _entry().facts
+    entry = cache.get("k" * 64)
+    assert entry is not None
+    assert entry.files == _entry().files
+    assert entry.facts == _entry().facts
     for name, array in _entry().arrays.items():
-        assert found.arrays[name].dtype == array.dtype
-        np.testing.assert_array_equal(found.arrays[name], array)
+        assert entry.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(entry.arrays[name], array)
 
 
 @pytest.mark.parametrize("where", [0, 10, 40, -1])

@@ -48,9 +48,9 @@ def test_fits_that_share_a_card_have_room_for_their_predictions(card: int, row: 
 
 def test_common_cards() -> None:
     row = 48 * 82 * 4
-    found = {gib: (cards.fits_on(gib * GIB), cards.prediction_batch(gib * GIB, row)) for gib in
+    sizes = {gib: (cards.fits_on(gib * GIB), cards.prediction_batch(gib * GIB, row)) for gib in
              (2, 8, 24, 80)}  # fmt: skip
-    assert found == {2: (1, 2048), 8: (2, 2048), 24: (4, 4096), 80: (4, 16384)}
+    assert sizes == {2: (1, 2048), 8: (2, 2048), 24: (4, 4096), 80: (4, 16384)}
     # What a driver takes more or less changes no number.
     assert cards.prediction_batch(80 * GIB - (300 << 20), row) == 16384
 
@@ -77,7 +77,7 @@ class Layer(nn.Module):
     [
         (torch.bfloat16, torch.bfloat16, True),
         (torch.float16, torch.float16, False),  # as torch casts for cuDNN's recurrent kernels
-        (torch.float16, torch.bfloat16, False),  # told by its gradients, not by its type
+        (torch.float16, torch.bfloat16, False),  # shown by its gradients, not by its type
         (torch.float32, torch.float32, False),
     ],
 )

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine never serves it
-    monkeypatch.setattr(cards, "_told", [])
+    monkeypatch.setattr(cards, "_cluster_cards", [])
     yield monkeypatch
     ray.shutdown()
 
@@ -149,6 +149,6 @@ def test_a_node_with_other_packages_is_refused_before_any_fit(
 
 def test_differing_software_begins_with_python() -> None:
     here, there = {"python": "3.11.7", "a": "1"}, {"python": "3.11.9", "b": "2", "a": "1"}
-    told = software.differing(here, there)
-    assert told == ["python 3.11.9 (here 3.11.7)", "b 2 (here missing)"]
+    differences = software.differing(here, there)
+    assert differences == ["python 3.11.9 (here 3.11.7)", "b 2 (here missing)"]
     assert software.digest_of({"a": "1", "b": "2"}) == software.digest_of({"b": "2", "a": "1"})

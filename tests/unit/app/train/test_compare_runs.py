@@ -28,12 +28,16 @@ def compared(champion: Path, challenger: Path) -> dict[str, Any]:
 
 
 def test_a_run_against_itself_differs_in_nothing(champion: Path) -> None:
-    found = compared(champion, champion)
-    assert found["verdict"]["outcome"] == "not shown"
-    assert found["differs"] == {}
-    assert found["rows"]["both"] == found["rows"]["validation"] + found["rows"]["holdout"] == 1_600
-    assert list(found["parts"]["5h"]["val"]["models"]) == MODELS
-    for parts in found["parts"].values():
+    comparison = compared(champion, champion)
+    assert comparison["verdict"]["outcome"] == "not shown"
+    assert comparison["differs"] == {}
+    assert (
+        comparison["rows"]["both"]
+        == comparison["rows"]["validation"] + comparison["rows"]["holdout"]
+        == 1_600
+    )
+    assert list(comparison["parts"]["5h"]["val"]["models"]) == MODELS
+    for parts in comparison["parts"].values():
         for part in parts.values():
             for both in part["models"].values():
                 assert both["champion"] == both["challenger"]
@@ -50,24 +54,24 @@ def test_a_run_against_itself_differs_in_nothing(champion: Path) -> None:
 def test_the_verdict_goes_by_the_interval_of_the_difference(
     champion: Path, tmp_path: Path, skill: float, outcome: str, said: str
 ) -> None:
-    found = compared(champion, write_run(tmp_path / "new", skill=skill, noise=3))
-    made = found["verdict"]
+    comparison = compared(champion, write_run(tmp_path / "new", skill=skill, noise=3))
+    made = comparison["verdict"]
     assert (made["outcome"], made["model"], made["head"]) == (outcome, "stacking", "5h")
-    n = found["parts"]["5h"]["val"]["n"]
+    n = comparison["parts"]["5h"]["val"]["n"]
     assert made["text"].startswith(f"On these {n:,} bars the challenger {said}")
     assert "bars of both holdouts" in made["text"]
-    assert "bars that count are of 8 weeks" in " ".join(found["limits"])
+    assert "bars that count are of 8 weeks" in " ".join(comparison["limits"])
 
 
 def test_the_figures_are_of_the_bars_where_all_models_of_both_speak(
     champion: Path, tmp_path: Path
 ) -> None:
     path = write_run(tmp_path / "new", skill=1.0, noise=2)
-    found = compared(champion, path)
+    comparison = compared(champion, path)
     old, new = (compare_runs.read_side(read_run(run)) for run in (champion, path))
     ret, silent = old.returns[:, 0], np.isnan(old.p["stacking"][:, 0])
     on = ~old.holdout & ~silent & (np.abs(ret) > 0.003)
-    part = found["parts"]["5h"]["val"]
+    part = comparison["parts"]["5h"]["val"]
     assert part["n"] == on.sum() < (~old.holdout).sum()
     y = (ret[on] > 0).astype(float)
     for name in MODELS:
@@ -100,25 +104,25 @@ def test_bars_that_only_the_challenger_had_learnt_are_not_compared(
 ) -> None:
     """300 more bars: its last fits learnt what the champion's holdout tests."""
     path = write_run(tmp_path / "new", skill=1.5, noise=2, bars=(0, 2_300))
-    found = compared(champion, path)
+    comparison = compared(champion, path)
     old, new = (compare_runs.read_side(read_run(run)) for run in (champion, path))
     assert new.run.metrics["holdout"]["from"] > old.run.metrics["holdout"]["from"]
-    left = found["rows"]["left_out"]
+    left = comparison["rows"]["left_out"]
     assert left["learnt_later"] > 0
     assert left["holdout_in_one"] > 0
-    assert found["rows"]["holdout"] == 0
-    assert found["parts"]["5h"]["test"]["n"] == 0
-    assert "no holdout bar is left" in found["verdict"]["text"]
-    said = " ".join(found["limits"])
+    assert comparison["rows"]["holdout"] == 0
+    assert comparison["parts"]["5h"]["test"]["n"] == 0
+    assert "no holdout bar is left" in comparison["verdict"]["text"]
+    said = " ".join(comparison["limits"])
     assert "which the champion's holdout" in said
     assert "over a week later" in said
-    assert found["differs"]["bars"]["rows"] == [2_000, 2_300]
+    assert comparison["differs"]["bars"]["rows"] == [2_000, 2_300]
 
 
 def test_a_few_more_bars_stay_comparable(champion: Path, tmp_path: Path) -> None:
-    found = compared(champion, write_run(tmp_path / "new", noise=2, bars=(0, 2_024)))
-    assert found["rows"]["left_out"]["learnt_later"] == 0
-    assert found["rows"]["holdout"] > 300
+    comparison = compared(champion, write_run(tmp_path / "new", noise=2, bars=(0, 2_024)))
+    assert comparison["rows"]["left_out"]["learnt_later"] == 0
+    assert comparison["rows"]["holdout"] > 300
 
 
 def test_a_refit_on_the_holdout_and_repeated_looks_are_said(champion: Path, tmp_path: Path) -> None:
@@ -138,9 +142,9 @@ def test_other_prices_are_left_out_and_counted(champion: Path, tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patched:
         sides = iter([old, changed])
         patched.setattr(compare_runs, "read_side", lambda _: next(sides))
-        found = compare_runs.compare(old.run, run)
-    assert found["rows"]["left_out"]["other_returns"] == 40
-    assert any("other prices" in said for said in found["limits"])
+        comparison = compare_runs.compare(old.run, run)
+    assert comparison["rows"]["left_out"]["other_returns"] == 40
+    assert any("other prices" in said for said in comparison["limits"])
 
 
 def test_what_differs_is_named(champion: Path, tmp_path: Path) -> None:
@@ -174,13 +178,13 @@ def test_runs_without_a_common_bar_or_a_table_say_so(champion: Path, tmp_path: P
     (bare / FILES.out_of_fold("1h")).unlink()
     with pytest.raises(MacdError, match="no out-of-fold table"):
         compared(champion, bare)
-    told = compare_runs.answer({"champion": str(champion), "challenger": str(bare)})
-    assert told["error"]["exit_code"] == ExitCode.FAILED
+    answer = compare_runs.answer({"champion": str(champion), "challenger": str(bare)})
+    assert answer["error"]["exit_code"] == ExitCode.FAILED
 
 
 def test_heads_of_15m_named_in_the_old_way_meet_the_new(tmp_path: Path) -> None:
     old = write_run(tmp_path / "old", tf="15m", heads=("5h", "12h", "24h"))
-    found = compared(old, write_run(tmp_path / "new", tf="15m", skill=1.5, noise=2))
-    assert list(found["parts"]) == ["h5", "h12", "h24"]
-    assert found["verdict"]["head"] == "h5"
-    assert "Stacking at 5 bars (1h15m)" in found["verdict"]["text"]
+    comparison = compared(old, write_run(tmp_path / "new", tf="15m", skill=1.5, noise=2))
+    assert list(comparison["parts"]) == ["h5", "h12", "h24"]
+    assert comparison["verdict"]["head"] == "h5"
+    assert "Stacking at 5 bars (1h15m)" in comparison["verdict"]["text"]

@@ -41,10 +41,10 @@ def test_each_bar_is_explained_whole(shipped: tuple[Path, Dataset, Plan]) -> Non
     assert len(made["latest"]) == 6
     for i, bar in enumerate(made["latest"]):
         for k, head in enumerate(head_names("1h")):
-            told = bar["heads"][head]
-            assert told["p"] == pytest.approx(p[i, k], abs=1e-5)
-            odds = told["base"] + sum(told["by_family"].values())
-            assert odds == pytest.approx(math.log(told["p"] / (1 - told["p"])), abs=1e-4)
+            measured = bar["heads"][head]
+            assert measured["p"] == pytest.approx(p[i, k], abs=1e-5)
+            odds = measured["base"] + sum(measured["by_family"].values())
+            assert odds == pytest.approx(math.log(measured["p"] / (1 - measured["p"])), abs=1e-4)
 
 
 def test_sizes_are_ranked_and_a_family_is_no_larger_than_its_features(
@@ -65,8 +65,8 @@ def test_no_lightgbm_no_contributions(shipped: tuple[Path, Dataset, Plan], tmp_p
 
 
 def test_every_feature_has_a_family_that_the_docs_have() -> None:
-    told = (ROOT / "docs/features.md").read_text()
+    page = (ROOT / "docs/features.md").read_text()
     families = {family_of(name) for name in feature_names(["ETHUSD"])}
     assert families > {OTHERS}
     for family in families:
-        assert f"## {family}" in told or f"## The {family[0].lower()}{family[1:]}" in told, family
+        assert f"## {family}" in page or f"## The {family[0].lower()}{family[1:]}" in page, family

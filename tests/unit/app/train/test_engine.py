@@ -51,14 +51,14 @@ def test_each_job_gets_its_own_part_of_what_is_shared(workers: int) -> None:
         work, [3, 1, 4], [SHARED, SHARED + 1], whose=[0, 1, 0], engine="local",
         use=Resources(workers),
     )  # fmt: skip
-    found = [p for _, (p, _) in sorted(made)]
+    values = [p for _, (p, _) in sorted(made)]
     alone = [work(3, SHARED, "")[0], work(1, SHARED + 1, "")[0], work(4, SHARED, "")[0]]
-    assert found == pytest.approx(alone, rel=1e-5)
+    assert values == pytest.approx(alone, rel=1e-5)
 
 
 def test_two_workers_are_other_processes() -> None:
-    found = dict(run(process_of, [0, 1, 2, 3], None, engine="local", use=Resources(2)))
-    assert os.getpid() not in found.values()
+    processes = dict(run(process_of, [0, 1, 2, 3], None, engine="local", use=Resources(2)))
+    assert os.getpid() not in processes.values()
 
 
 def test_devices_are_dealt_out_in_turn() -> None:

@@ -81,9 +81,9 @@ def test_the_service_writes_them_and_the_gate_reads_them(run: Path) -> None:
              "symbol": "T15USD", "bar_time": "2026-01-01T00:00:00.000Z", "close": 1.0}  # fmt: skip
     line = parse(json.dumps({**about, **written}).encode())
     assert line.heads is not None
-    found = [p for p in line.heads if p is not None]
-    assert found[:3] == pytest.approx([written["ml_heads"]["lgbm"][head] for head in HEADS])
-    assert len(found) >= 12
+    probabilities = [p for p in line.heads if p is not None]
+    assert probabilities[:3] == pytest.approx([written["ml_heads"]["lgbm"][head] for head in HEADS])
+    assert len(probabilities) >= 12
 
 
 def test_every_check_of_the_run_passes(run: Path) -> None:

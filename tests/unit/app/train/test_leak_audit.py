@@ -264,9 +264,9 @@ def _flips(values: list[float]) -> list[Entry]:
 
 
 def test_the_mean_over_surrogates_must_stand_in_its_band() -> None:
-    (good,), told = leak_audit.judge_flips(_flips([0.53, 0.49, 0.50]))
+    (good,), aucs = leak_audit.judge_flips(_flips([0.53, 0.49, 0.50]))
     assert good.ok
-    assert told["lgbm"]["5h"]["mean"] == pytest.approx(0.5067, abs=1e-4)
+    assert aucs["lgbm"]["5h"]["mean"] == pytest.approx(0.5067, abs=1e-4)
     (bad,), _ = leak_audit.judge_flips(_flips([0.53, 0.52, 0.52]))
     assert not bad.ok
     (inverted,), _ = leak_audit.judge_flips(_flips([0.47, 0.48, 0.47]))
@@ -274,8 +274,8 @@ def test_the_mean_over_surrogates_must_stand_in_its_band() -> None:
 
 
 def test_a_single_surrogate_has_no_spread_and_still_a_limit() -> None:
-    _, told = leak_audit.judge_flips(_flips([0.5]))
-    assert leak_audit.allowed_aucs(told, 0.12) == {"5h": 0.62, "12h": 0.62, "24h": 0.62}
+    _, aucs = leak_audit.judge_flips(_flips([0.5]))
+    assert leak_audit.allowed_aucs(aucs, 0.12) == {"5h": 0.62, "12h": 0.62, "24h": 0.62}
 
 
 def test_too_good_is_judged_by_the_lower_end() -> None:

@@ -63,9 +63,9 @@ def test_rows_outside_the_training_change_nothing(model: lgbm.Model, data: FitDa
 
 
 def test_unknown_labels_teach_nothing(data: FitData) -> None:
-    told: list[dict[str, object]] = []
-    lgbm.fit(data, PARAMS, seed=1, report=told.append)
-    assert [(e["head"], e["rows"]) for e in told] == [("5h", 800), ("12h", 1000), ("24h", 1000)]
+    events: list[dict[str, object]] = []
+    lgbm.fit(data, PARAMS, seed=1, report=events.append)
+    assert [(e["head"], e["rows"]) for e in events] == [("5h", 800), ("12h", 1000), ("24h", 1000)]
 
 
 def test_saved_and_loaded_it_predicts_the_same(

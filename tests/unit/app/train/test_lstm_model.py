@@ -154,10 +154,10 @@ def test_the_pt_file_holds_tensors_and_plain_values_only(model: lstm.Model, tmp_
             return (print, ("run",))
 
     lstm.save(model, tmp_path, "1h")
-    told = torch.load(tmp_path / "lstm_1h.pt", weights_only=True)
-    assert {*told} == {"format", "weights", "config", "loop"}
-    assert "optimizer" not in told["loop"]
-    json.dumps(told["loop"])  # how it went, in plain values: no tensors
+    stored = torch.load(tmp_path / "lstm_1h.pt", weights_only=True)
+    assert {*stored} == {"format", "weights", "config", "loop"}
+    assert "optimizer" not in stored["loop"]
+    json.dumps(stored["loop"])  # how it went, in plain values: no tensors
     torch.save({"weights": Evil()}, tmp_path / "lstm_1h.pt")
     with pytest.raises(pickle.UnpicklingError):
         lstm.load(tmp_path, "1h")

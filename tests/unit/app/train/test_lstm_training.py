@@ -104,21 +104,21 @@ def test_resumed_after_a_kill_gives_the_numbers_of_an_unbroken_run(
     point = tmp_path / "lstm.resume"
     with pytest.raises(Killed):
         lstm.fit(world(), TINY, seed=3, checkpoint=point, report=killed_after(epoch))
-    told: list[dict[str, Any]] = []
-    again = lstm.fit(world(), TINY, seed=3, checkpoint=point, report=told.append)
+    events: list[dict[str, Any]] = []
+    again = lstm.fit(world(), TINY, seed=3, checkpoint=point, report=events.append)
     assert same(whole, again)
     assert again.loop["history"] == whole.loop["history"]
-    done = [e["epoch"] for e in told if e["event"] == "epoch"]
+    done = [e["epoch"] for e in events if e["event"] == "epoch"]
     assert done == list(range(epoch + 1, 4))  # nothing was done twice
-    assert [e["epoch"] for e in told if e["event"] == "resumed"] == ([epoch] if epoch else [])
+    assert [e["epoch"] for e in events if e["event"] == "resumed"] == ([epoch] if epoch else [])
 
 
 def test_a_finished_checkpoint_is_the_result(tmp_path: Path) -> None:
     point = tmp_path / "p"
     first = lstm.fit(world(), TINY, seed=3, checkpoint=point)
-    told: list[dict[str, Any]] = []
-    assert same(first, lstm.fit(world(), TINY, seed=3, checkpoint=point, report=told.append))
-    assert [e["event"] for e in told] == ["resumed"]
+    events: list[dict[str, Any]] = []
+    assert same(first, lstm.fit(world(), TINY, seed=3, checkpoint=point, report=events.append))
+    assert [e["event"] for e in events] == ["resumed"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
@@ -128,10 +128,10 @@ def test_a_damaged_checkpoint_is_reported_and_not_used(damage: str, tmp_path: Pa
     data = bytearray(point.read_bytes())
     data[len(data) // 2] ^= 1
     point.write_bytes({"cut": data[:-100], "flip": bytes(data), "empty": b""}[damage])
-    told: list[dict[str, Any]] = []
-    assert same(first, lstm.fit(world(), TINY, seed=3, checkpoint=point, report=told.append))
-    assert told[0]["event"] == "checkpoint-ignored"
-    assert "damaged" in told[0]["why"]
+    events: list[dict[str, Any]] = []
+    assert same(first, lstm.fit(world(), TINY, seed=3, checkpoint=point, report=events.append))
+    assert events[0]["event"] == "checkpoint-ignored"
+    assert "damaged" in events[0]["why"]
 
 
 @pytest.mark.parametrize("change", ["seed", "data", "params"])
@@ -141,9 +141,9 @@ def test_a_checkpoint_of_another_fit_is_not_used(change: str, tmp_path: Path) ->
     data = world(seed=1) if change == "data" else world()
     params = dataclasses.replace(TINY, dropout=0.1) if change == "params" else TINY
     seed = 4 if change == "seed" else 3
-    told: list[dict[str, Any]] = []
-    got = lstm.fit(data, params, seed=seed, checkpoint=point, report=told.append)
-    assert told[0]["event"] == "checkpoint-ignored"
+    events: list[dict[str, Any]] = []
+    got = lstm.fit(data, params, seed=seed, checkpoint=point, report=events.append)
+    assert events[0]["event"] == "checkpoint-ignored"
     assert same(got, lstm.fit(data, params, seed=seed))
 
 
@@ -165,9 +165,9 @@ def test_out_of_memory_halves_the_batch_says_so_and_goes_on(
     calm = dataclasses.replace(TINY, dropout=0.0)  # dropout draws differ with the split
     whole = lstm.fit(world(), calm, seed=3)
     limited(monkeypatch, 20)
-    told: list[dict[str, Any]] = []
-    model = lstm.fit(world(), calm, seed=3, report=told.append)
-    assert [e["batch"] for e in told if e["event"] == "oom"] == [32, 16]
+    events: list[dict[str, Any]] = []
+    model = lstm.fit(world(), calm, seed=3, report=events.append)
+    assert [e["batch"] for e in events if e["event"] == "oom"] == [32, 16]
     assert model.loop["batch_that_fit"] == 16
     assert model.loop["epoch"] == 3
     # The optimizer still saw whole batches: same result but for the order of sums.
@@ -232,11 +232,11 @@ def test_early_stopping_keeps_the_best_epoch_of_the_inner_slice() -> None:
 
 
 def test_events_tell_epoch_loss_and_auc_of_each_head() -> None:
-    told: list[dict[str, Any]] = []
-    lstm.fit(world(), TINY, seed=3, report=told.append)
-    assert [(e["epoch"], e["epochs"]) for e in told] == [(1, 3), (2, 3), (3, 3)]
-    assert {*told[0]["auc"]} == {"5h", "12h", "24h"}
-    assert told[0]["loss"] > told[-1]["loss"]
+    events: list[dict[str, Any]] = []
+    lstm.fit(world(), TINY, seed=3, report=events.append)
+    assert [(e["epoch"], e["epochs"]) for e in events] == [(1, 3), (2, 3), (3, 3)]
+    assert {*events[0]["auc"]} == {"5h", "12h", "24h"}
+    assert events[0]["loss"] > events[-1]["loss"]
 
 
 @pytest.mark.parametrize(

@@ -87,15 +87,15 @@ def test_what_a_person_accepts_is_on_record_in_the_run(tmp_path: Path) -> None:
     bars = pl.concat([bars[:2000], bars[2033:]])
     with pytest.raises(MacdError) as caught:
         run(settings_for(tmp_path, bars, mode="verify"))
-    told = caught.value.hint
-    assert "data.fetch" not in told
-    typed = [text.replace("WHY", "as everywhere") for text in re.findall(r'--accept "(.*)"', told)]
+    hint = caught.value.hint
+    assert "data.fetch" not in hint
+    typed = [text.replace("WHY", "as everywhere") for text in re.findall(r'--accept "(.*)"', hint)]
     done = run(settings_for(tmp_path, bars, mode="verify", accept=typed))
     accepted = done["bars_checked"]["accepted"]
     assert {a["check"] for a in accepted} == {"spike", "gap", "missing"}
     assert {a["reason"] for a in accepted} == {"as everywhere"}
     assert "accepted: as everywhere" in report.write(tmp_path / "out").read_text()
-    (limits,) = re.findall(r"--limits (\S+)", told)
+    (limits,) = re.findall(r"--limits (\S+)", hint)
     done = run(settings_for(tmp_path, bars, mode="verify", limits=limits))
     assert done["bars_checked"]["limits"]["gap_error"] == 33
     assert done["bars_checked"]["accepted"] == []
@@ -109,14 +109,14 @@ def test_samples_that_a_criterion_can_not_have_are_told_before_any_fit(tmp_path:
     made = dataset.build(dataset.read(settings), settings.min_move)
     plan = dataset.plan(made, settings)
 
-    def told(wanted: float, min_move: float = settings.min_move) -> str:
+    def too_few(wanted: float, min_move: float = settings.min_move) -> str:
         return dataset.too_few_samples(made.returns, plan, min_move, wanted)
 
-    said = told(10_000)
+    said = too_few(10_000)
     (most,) = re.findall(r"to at most ([0-9,]+)$", said)
     (whole,) = re.findall(r"--min-move 0 gives ([0-9,]+)", said)
     assert "criterion n_oof asks for 10,000" in said
-    assert told(float(most.replace(",", ""))) == ""
-    assert told(float(most.replace(",", "")) + 1)
-    assert told(float(whole.replace(",", "")), 0.0) == ""
-    assert told(float(whole.replace(",", "")) + 1, 0.0)
+    assert too_few(float(most.replace(",", ""))) == ""
+    assert too_few(float(most.replace(",", "")) + 1)
+    assert too_few(float(whole.replace(",", "")), 0.0) == ""
+    assert too_few(float(whole.replace(",", "")) + 1, 0.0)

@@ -169,10 +169,10 @@ def test_another_asset_is_served_by_the_panels_models_alone(bars: Path, scorer: 
     assert fields["ml_heads"]["mean"][head] == pytest.approx(mean, abs=1e-5)
     # Its nets are told whose bars these are.
     as_main = Predictor(scorer, Flags(0, 0, {}), "1h").predict(frame, {}).fields
-    told = {f: np.array(list(fields["ml_heads"][f].values())) for f in PANEL}
+    asset = {f: np.array(list(fields["ml_heads"][f].values())) for f in PANEL}
     main = {f: np.array(list(as_main["ml_heads"][f].values())) for f in PANEL}
-    assert np.abs(told["lstm_panel"] - main["lstm_panel"]).max() > 1e-5
-    assert np.abs(told["lgbm_panel"] - main["lgbm_panel"]).max() == 0
+    assert np.abs(asset["lstm_panel"] - main["lstm_panel"]).max() > 1e-5
+    assert np.abs(asset["lgbm_panel"] - main["lgbm_panel"]).max() == 0
     # On the trained asset the guide's fields are those of its own models.
     assert as_main["ml_lstm_prob"] == pytest.approx(as_main["ml_heads"]["lstm"][head], abs=1e-6)
     assert set(as_main["ml_heads"]) == {*BASES, "stacking", "mean"}

@@ -242,8 +242,8 @@ def test_shipped_models_are_the_ones_the_holdout_judged(done: Path) -> None:
     line = behind.row(0, named=True)
     base = {k[2:]: v for k, v in line.items() if k.startswith("p_") and "stacking" not in k}
     context = {n: float(data.X[rows[0], data.features.index(n)]) for n in stacking.CONTEXT}
-    found = stacked.probability(base, context)
-    assert found["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
+    probability = stacked.probability(base, context)
+    assert probability["5h"] == pytest.approx(line["p_stacking_5h"], abs=1e-6)
 
 
 def test_models_are_compared_on_the_same_bars(done: Path) -> None:

@@ -49,8 +49,8 @@ def test_each_asset_is_checked_once_and_beside_its_own_features(data: Path) -> N
     frames = {name: read_bars(data / f"{name}_1h.parquet") for name in SYMBOLS}
     limits = {"overlap_warn": 0.9, "overlap_error": 0.0}
     asked = settings(data, cross=["BBBUSD"], limits=limits)
-    found = dataset.findings(asked, frames, NOW)
-    checks = {name: [(f.symbol, f.check) for f in mine] for name, mine in found.items()}
+    by_symbol = dataset.findings(asked, frames, NOW)
+    checks = {name: [(f.symbol, f.check) for f in mine] for name, mine in by_symbol.items()}
     assert ("BBBUSD", "overlap") in checks["AAAUSD"]
     assert ("BBBUSD", "overlap") in checks["CCCUSD"]
     assert not any(check == "overlap" for _, check in checks["BBBUSD"])

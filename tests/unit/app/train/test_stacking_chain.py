@@ -61,15 +61,15 @@ def test_the_first_fold_only_trains(stack: stacking.Stack, data: StackData) -> N
 
 def test_it_beats_each_model_and_says_how_well(stack: stacking.Stack, data: StackData) -> None:
     for k, head in enumerate(HEADS):
-        told = stack.document["heads"][head]
+        scores = stack.document["heads"][head]
         scored = ~np.isnan(stack.oof[:, k]) & ~np.isnan(data.y[:, k])
-        assert told["oof_meta_auc"] == pytest.approx(
+        assert scores["oof_meta_auc"] == pytest.approx(
             auc(data.y[scored, k], stack.oof[scored, k]), abs=1e-12
         )
         best = max(auc(data.y[scored, k], p[scored, k]) for p in data.base.values())
-        assert told["oof_meta_auc"] > best
-        assert told["n_oof_scored"] == scored.sum()
-        assert told["n_oof_samples"] == (~np.isnan(data.y[10:, k])).sum()
+        assert scores["oof_meta_auc"] > best
+        assert scores["n_oof_scored"] == scored.sum()
+        assert scores["n_oof_samples"] == (~np.isnan(data.y[10:, k])).sum()
 
 
 def test_calibrated_chances_come_true(stack: stacking.Stack, data: StackData) -> None:
@@ -123,16 +123,16 @@ def test_the_json_gives_the_numbers_of_the_fit(
 def test_files_hold_what_the_guide_reads(stack: stacking.Stack, tmp_path: Path) -> None:
     written = stacking.save(stack, tmp_path, "1h", headline="12h", facts={"schema_hash": "abc"})
     assert [p.name for p in written] == ["stacking_meta_1h.json"]
-    told = json.loads(written[0].read_bytes())
-    head = told["heads"]["12h"]
+    meta = json.loads(written[0].read_bytes())
+    head = meta["heads"]["12h"]
     for name in ("intercept", "n_oof_samples", "oof_meta_auc"):
-        assert told[name] == head[name]
-    assert list(told["meta_coefficients"].values()) == pytest.approx(
-        [head["meta_coefficients"][head["inputs"].index(n)] for n in told["meta_coefficients"]]
+        assert meta[name] == head[name]
+    assert list(meta["meta_coefficients"].values()) == pytest.approx(
+        [head["meta_coefficients"][head["inputs"].index(n)] for n in meta["meta_coefficients"]]
     )
-    assert {*told["meta_coefficients"]} == {*head["inputs"]}
-    assert (told["headline"], told["tf"], told["schema_hash"]) == ("12h", "1h", "abc")
-    assert told["bases"] == [f"{m}_{h}" for h in HEADS for m in ("lgbm", "lstm", "tft")]
+    assert {*meta["meta_coefficients"]} == {*head["inputs"]}
+    assert (meta["headline"], meta["tf"], meta["schema_hash"]) == ("12h", "1h", "abc")
+    assert meta["bases"] == [f"{m}_{h}" for h in HEADS for m in ("lgbm", "lstm", "tft")]
     assert stack.model("12h").headline == "12h"
 
 
