@@ -19,7 +19,7 @@ from macd.inventory.own_app import OwnApp
 from macd.release import own, requirements
 from macd.release import source as sources
 
-_Found = tuple[KeyPath, str, str]  # key below app, what is expected, what is there
+_Mistake = tuple[KeyPath, str, str]  # key below app, what is expected, what is there
 
 
 def problems(inventory: Inventory) -> list[Problem]:
@@ -27,11 +27,11 @@ def problems(inventory: Inventory) -> list[Problem]:
     if inventory.app is None:
         return []
     document = _document(inventory)
-    found = [
+    mistakes = [
         Problem(("app", *key), expected, said, document.line(("app", *key)))
         for key, expected, said in _wrong(inventory.app)
     ]
-    return sorted(found, key=lambda problem: problem.line or 0)
+    return sorted(mistakes, key=lambda problem: problem.line or 0)
 
 
 def _document(inventory: Inventory) -> Document:
@@ -41,7 +41,7 @@ def _document(inventory: Inventory) -> Document:
         return Document()
 
 
-def _wrong(app: OwnApp) -> Iterator[_Found]:
+def _wrong(app: OwnApp) -> Iterator[_Mistake]:
     if not app.source.is_dir():
         yield ("source",), "the application's directory", f"no directory {line(app.source)}"
         return
@@ -52,7 +52,7 @@ def _wrong(app: OwnApp) -> Iterator[_Found]:
         yield from _source(app)
 
 
-def _globs(app: OwnApp) -> Iterator[_Found]:
+def _globs(app: OwnApp) -> Iterator[_Mistake]:
     """Patterns that name nothing. Where a training brings the models, they may be missing."""
     train = app.train
     asked = (
@@ -70,7 +70,7 @@ def _globs(app: OwnApp) -> Iterator[_Found]:
         yield ("train", "setup"), expected, f"no file {line(train.setup)}"
 
 
-def _packages(app: OwnApp) -> Iterator[_Found]:
+def _packages(app: OwnApp) -> Iterator[_Mistake]:
     if app.serve.requirements:
         try:
             requirements.read(app.source, app.serve.requirements)
@@ -78,7 +78,7 @@ def _packages(app: OwnApp) -> Iterator[_Found]:
             yield ("serve", "requirements"), "a file of packages that can be locked", _words(error)
 
 
-def _source(app: OwnApp) -> Iterator[_Found]:
+def _source(app: OwnApp) -> Iterator[_Mistake]:
     """What can't be released, and commands whose script isn't."""
     try:
         source = sources.read(app)

@@ -51,8 +51,8 @@ class OwnCheck:
     """How the check of one application is run here.
 
     command: "" where none is declared. programs: what the runtime has to bring -> the key that
-    names it. state: a directory of ours, where runtimes are kept per lock. say: told what takes
-    its time, before it begins.
+    names it. state: a directory of ours, where runtimes are kept per lock. say: called with what
+    takes its time, before it begins.
     """
 
     command: str
@@ -222,14 +222,14 @@ def _last_lines(out: IO[bytes]) -> str:
 
 def _stats(top: Path) -> dict[str, _Stat]:
     """What tells that a file was written: (inode, size, time of change) by path."""
-    found = {}
+    stats = {}
     for directory, _, names in os.walk(top):
         for name in names:
             path = Path(directory, name)
             status = path.lstat()
             seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-            found[path.relative_to(top).as_posix()] = seen
-    return found
+            stats[path.relative_to(top).as_posix()] = seen
+    return stats
 
 
 def _changed(before: dict[str, _Stat], top: Path, writes: Sequence[str]) -> list[str]:

@@ -94,11 +94,11 @@ def read(app: OwnApp) -> Source:
         changed = (changed & named.keys()) | (named.keys() - git.tracked.keys())
     models: set[str] = set()
     for pattern in app.models:
-        found = _globbed(root, (pattern,), "app.models", may_lack=app.train is not None)
-        if not found:
+        matched = _globbed(root, (pattern,), "app.models", may_lack=app.train is not None)
+        if not matched:
             skipped[pattern] = _WHY_NONE
-        named |= found
-        models |= found.keys() - (git.tracked.keys() if git else set())
+        named |= matched
+        models |= matched.keys() - (git.tracked.keys() if git else set())
     files = dict(sorted(_kept(root, named, app.serve.writes, skipped)))
     _refuse_clashes(files)
     _refuse_pointers(files)
@@ -206,7 +206,7 @@ def _globbed(
     root: Path, patterns: Iterable[str], key: str, *, may_lack: bool = False
 ) -> dict[str, Path]:
     """The files below `root` that the globs name; a directory stands for all that it holds."""
-    found: dict[str, Path] = {}
+    matched: dict[str, Path] = {}
     for pattern in patterns:
         asked = pattern.split("/")
         # What begins with plain names is looked for there alone; a file may be named like a glob.
@@ -225,8 +225,8 @@ def _globbed(
                 live="nothing was made",
                 hint=f"make it, or change {key}",
             )
-        found |= files
-    return found
+        matched |= files
+    return matched
 
 
 def matching(root: Path, pattern: str) -> bool:

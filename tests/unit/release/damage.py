@@ -16,9 +16,9 @@ Spoil = Callable[[Path], None]
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
 
 
 def edit_onnx(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
@@ -127,8 +127,8 @@ def other_weights(models: Path) -> None:
 
 
 def swap_features(models: Path) -> None:
-    def swap(told: dict[str, Any]) -> None:
-        for names in (told["features"], told["window_features"]):
+    def swap(document: dict[str, Any]) -> None:
+        for names in (document["features"], document["window_features"]):
             names[3], names[4] = names[4], names[3]
 
     for family in ("lgbm", "lstm", "tft"):
@@ -136,15 +136,15 @@ def swap_features(models: Path) -> None:
 
 
 def foreign_feature(models: Path) -> None:
-    def change(told: dict[str, Any]) -> None:
-        told["features"][0] = told["window_features"][0] = "moon_phase"
+    def change(document: dict[str, Any]) -> None:
+        document["features"][0] = document["window_features"][0] = "moon_phase"
 
     for family in ("lgbm", "lstm", "tft"):
         edit_json(models / f"{family}_1h_meta.json", change)
 
 
 def one_family_apart(models: Path) -> None:
-    edit_json(models / "tft_1h_meta.json", lambda told: told["features"].reverse())
+    edit_json(models / "tft_1h_meta.json", lambda document: document["features"].reverse())
 
 
 def gone(name: str) -> Spoil:
@@ -160,12 +160,12 @@ def infinite_stacking(models: Path) -> None:
 
 
 def without_count(models: Path) -> None:
-    edit_json(models / "stacking_meta_1h.json", lambda told: told.pop("n_oof_samples"))
+    edit_json(models / "stacking_meta_1h.json", lambda document: document.pop("n_oof_samples"))
 
 
 def constant_stacking(models: Path) -> None:
-    def change(told: dict[str, Any]) -> None:
-        for head in told["heads"].values():
+    def change(document: dict[str, Any]) -> None:
+        for head in document["heads"].values():
             head["meta_coefficients"] = [0.0] * len(head["meta_coefficients"])
 
     edit_json(models / "stacking_meta_1h.json", change)
@@ -174,9 +174,9 @@ def constant_stacking(models: Path) -> None:
 def unfed_stacking(models: Path) -> None:
     """A context value that no bar has: it never ran, in production neither."""
 
-    def change(told: dict[str, Any]) -> None:
-        told["context"].append("moon_phase")
-        for head in told["heads"].values():
+    def change(document: dict[str, Any]) -> None:
+        document["context"].append("moon_phase")
+        for head in document["heads"].values():
             head["inputs"].append("moon_phase")
             for name, number in (("mean", 0.0), ("scale", 1.0), ("meta_coefficients", 0.1)):
                 head[name].append(number)

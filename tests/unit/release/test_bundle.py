@@ -49,12 +49,12 @@ def test_round_trip(made: Made, tmp_path: Path) -> None:
     packed = io.BytesIO(_pack(made))
     assert read_head(packed) == (made.raw, made.signature)
     unpack(packed, made.manifest, tmp_path / "out")
-    found = {
+    contents = {
         p.relative_to(tmp_path / "out").as_posix(): p.read_bytes()
         for p in (tmp_path / "out").rglob("*")
         if p.is_file()
     }
-    assert found == CONTENT
+    assert contents == CONTENT
 
 
 Edit = Callable[[tarfile.TarFile, dict[str, bytes]], None]
@@ -263,10 +263,10 @@ def test_whatever_name_is_accepted_comes_back_as_it_was(names: list[str]) -> Non
         pack(there, manifest, packed)
         back = Path(top, "back")
         unpack(packed, manifest, back)
-        found = {
+        contents = {
             os.fsdecode(os.path.relpath(path, back)): path.read_bytes()
             for path in back.rglob("*")
             if path.is_file()
         }
-        assert found == accepted
+        assert contents == accepted
         assert list(Path(top).iterdir()) in ([there, back], [back, there])

@@ -80,11 +80,11 @@ def test_a_good_release_is_well_item_by_item(top: Path) -> None:
         "dependencies", "features", "feature quantiles", "LightGBM", "LSTM", "TFT", "stacking meta",
         "batch 1 and N agree", "golden predictions", "predictions of the training",
     ]  # fmt: skip
-    told = {item.name: item.detail for item in items}
-    assert "best head" in told["LSTM"]
-    assert "n_oof_samples" in told["stacking meta"]
-    assert "imported here" in told["dependencies"]
-    assert "120 on 8 held-out bars agree (LightGBM, LSTM, TFT, Mean" in told[items[-1].name]
+    details = {item.name: item.detail for item in items}
+    assert "best head" in details["LSTM"]
+    assert "n_oof_samples" in details["stacking meta"]
+    assert "imported here" in details["dependencies"]
+    assert "120 on 8 held-out bars agree (LightGBM, LSTM, TFT, Mean" in details[items[-1].name]
     assert all(item.line().startswith("✓") and "\n" not in item.line() for item in items)
 
 
@@ -123,12 +123,12 @@ def test_what_is_broken_is_named_with_cause_and_remedy(
     spoil(top / MODELS)
     items = failed(health.check(top))
     assert item in items
-    found = items[item]
-    assert words in found.detail
-    assert found.cause
-    assert found.remedy
-    assert found.line().startswith("✗")
-    assert len(found.line().splitlines()) == 3
+    failure = items[item]
+    assert words in failure.detail
+    assert failure.cause
+    assert failure.remedy
+    assert failure.line().startswith("✗")
+    assert len(failure.line().splitlines()) == 3
 
 
 def test_one_broken_model_leaves_the_others_well(top: Path) -> None:
@@ -165,9 +165,9 @@ def test_stacking_that_could_not_be_run_is_not_well(top: Path) -> None:
 
 
 def test_an_unknown_best_head_is_not_made_up(top: Path) -> None:
-    edit_json(top / MODELS / "lstm_1h_meta.json", lambda told: told.pop("best_head"))
-    told = {item.name: item.detail for item in health.check(top)}
-    assert "best head unknown" in told["LSTM"]
+    edit_json(top / MODELS / "lstm_1h_meta.json", lambda document: document.pop("best_head"))
+    details = {item.name: item.detail for item in health.check(top)}
+    assert "best head unknown" in details["LSTM"]
 
 
 def test_a_package_that_does_not_import_is_named(
@@ -179,8 +179,8 @@ def test_a_package_that_does_not_import_is_named(
     (info / "RECORD").write_text("hollow_thing.py,,\n")
     (tmp_path / "hollow_thing.py").write_text("raise OSError('libgomp.so.1: cannot open')")
     monkeypatch.syspath_prepend(tmp_path)
-    found = failed(health.check(top, lock={"hollow-thing": "1.0"}))["dependencies"]
-    assert found.detail.endswith("import hollow_thing fails: libgomp.so.1: cannot open")
+    failure = failed(health.check(top, lock={"hollow-thing": "1.0"}))["dependencies"]
+    assert failure.detail.endswith("import hollow_thing fails: libgomp.so.1: cannot open")
 
 
 def test_a_wrong_version_in_the_lock_is_named(top: Path) -> None:
@@ -195,9 +195,9 @@ def test_damaged_golden_predictions_are_told(top: Path, damage: str) -> None:
     if damage == "gone":
         path.unlink()
     elif damage == "no bars":
-        edit_json(path, lambda told: told.pop("bars"))
+        edit_json(path, lambda document: document.pop("bars"))
     elif damage == "moved":
-        edit_json(path, lambda told: told["expected"]["lgbm_5h"].__setitem__(0, 0.9))
+        edit_json(path, lambda document: document["expected"]["lgbm_5h"].__setitem__(0, 0.9))
     else:
         path.write_text("{" if damage == "not json" else "[1]")
     assert "golden predictions" in failed(health.check(top))
@@ -232,8 +232,8 @@ def test_a_run_is_checked_on_bars_given_to_it() -> None:
 
 
 def test_models_from_before_windows_were_named_are_read(top: Path) -> None:
-    def older(told: dict[str, Any]) -> None:
-        del told["window_features"]
+    def older(document: dict[str, Any]) -> None:
+        del document["window_features"]
 
     for family in ("lgbm", "tft"):  # they use fewer columns, which no model did then
         gone(f"{family}_1h_meta.json")(top / MODELS)

@@ -96,10 +96,10 @@ def test_stacking_that_meets_its_criterion_is_never_skipped_by_the_service(
     }
     older = ({"name": "n_oof", "value": 50_000, "detail": "bars, as versions before 0.2 count"},)
     criteria = {"n_oof": Criterion(threshold=threshold)}
-    (found, *_) = judge(older, criteria, AUDIT, metrics, stacking, samples=asked)
-    assert found.value == n
-    assert found.ok is (n >= threshold and has_samples(stacking, asked))
-    assert ("ML_STACKING_MIN_SAMPLES" in found.note) is (asked > threshold)
+    (finding, *_) = judge(older, criteria, AUDIT, metrics, stacking, samples=asked)
+    assert finding.value == n
+    assert finding.ok is (n >= threshold and has_samples(stacking, asked))
+    assert ("ML_STACKING_MIN_SAMPLES" in finding.note) is (asked > threshold)
 
 
 @pytest.mark.parametrize("name", ["flag_matters", "net_edge"])
@@ -139,9 +139,9 @@ def test_a_failed_or_missing_audit_blocks_whatever_the_level(audit: dict[str, An
 @pytest.mark.parametrize("part", ["val", "val_all", "test", "test_all"])
 def test_an_interval_above_what_can_be_believed_blocks(part: str) -> None:
     assert blocking(judged(models=figures(0.65, part))) == []
-    (found,) = blocking(judged(models=figures(0.67, part)))
-    assert found.name == "too_good"
-    assert "above 0.650 by 0.020" in found.note
+    (finding,) = blocking(judged(models=figures(0.67, part)))
+    assert finding.name == "too_good"
+    assert "above 0.650 by 0.020" in finding.note
     assert blocking(judged(models=figures(None, part))) == []
 
 
@@ -153,21 +153,21 @@ def test_without_an_interval_the_value_itself_is_held_to_the_limit(low: Any) -> 
     models = figures(low)
     for head in models["lstm"].values():
         head["val"]["value"] = 0.97
-    (found,) = blocking(judged(models=models))
-    assert "lstm 5h: without an interval 0.970, above 0.650 by 0.320" in found.note
+    (finding,) = blocking(judged(models=models))
+    assert "lstm 5h: without an interval 0.970, above 0.650 by 0.320" in finding.note
 
 
 def test_a_nan_before_it_hides_no_result_that_is_too_good() -> None:
     models = figures(0.9, "test")
     models["lstm"]["5h"]["val"] |= {"low": NAN, "value": NAN}
-    (found,) = blocking(judged(models=models))
-    assert "lstm 5h: interval from 0.900" in found.note
+    (finding,) = blocking(judged(models=models))
+    assert "lstm 5h: interval from 0.900" in finding.note
 
 
 def test_a_head_without_a_limit_blocks_and_is_named() -> None:
     models = {"lstm": {**figures(0.5)["lstm"], "7h": {}}}
-    (found,) = blocking(judged(models=models))
-    assert "lstm 7h: an unknown head" in found.note
+    (finding,) = blocking(judged(models=models))
+    assert "lstm 7h: an unknown head" in finding.note
 
 
 @pytest.mark.parametrize(

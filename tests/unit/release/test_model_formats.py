@@ -61,8 +61,8 @@ def failed(models: Path) -> dict[str, str]:
     return {name: item.detail for name, item in items(models).items() if not item.ok}
 
 
-def meta(path: Path, **told: Any) -> None:
-    path.write_text(json.dumps(told))
+def meta(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(fields))
 
 
 # XGBoost and CatBoost.
@@ -101,11 +101,11 @@ def test_trees_and_their_meta_file_agree(models: Path, saved: Callable[..., None
     saved(models / "gb_1h", names=made.FEATURES)
     about = models / "gb_1h_meta.json"
     meta(about, n_features=5)
-    (told,) = failed(models).values()
-    assert told == "it takes 6 features, gb_1h_meta.json names 5"
+    (message,) = failed(models).values()
+    assert message == "it takes 6 features, gb_1h_meta.json names 5"
     meta(about, features=[*made.FEATURES[:4], "f5", "f4"])
-    (told,) = failed(models).values()
-    assert told == "its feature f4 stands where gb_1h_meta.json has f5"
+    (message,) = failed(models).values()
+    assert message == "its feature f4 stands where gb_1h_meta.json has f5"
     meta(about, features=made.FEATURES)
     assert failed(models) == {}
     meta(about, features=["open", "close"], seq_len=3)  # whole windows, flattened
@@ -136,8 +136,8 @@ def test_trees_that_say_always_the_same(models: Path, saved: Callable[..., None]
         saved(models / "gb", rounds=0)
     else:
         saved(models / "gb", iterations=1, l2_leaf_reg=1e30)
-    (told,) = failed(models).values()
-    assert "whatever it sees" in told
+    (message,) = failed(models).values()
+    assert "whatever it sees" in message
 
 
 def test_catboost_with_categories_is_not_called_constant(models: Path) -> None:
@@ -176,9 +176,9 @@ def test_without_its_library_a_model_is_named_and_not_called_well(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     (models / name).write_bytes(content)
-    found = items(models)
-    assert (found[name].ok, found[name].done) == (True, False)
-    assert f"pip install {library}, then invoke health again" in found[name].detail
+    by_name = items(models)
+    assert (by_name[name].ok, by_name[name].done) == (True, False)
+    assert f"pip install {library}, then invoke health again" in by_name[name].detail
     assert failed(models) == {"models": "none could be run here"}
     made.save(made.net(), models / "lstm.onnx")
     assert failed(models) == {}
@@ -197,8 +197,8 @@ def test_models_that_nothing_here_loads_are_named_with_what_to_export(models: Pa
     (models / "weights.safetensors").write_bytes(safetensors())
     dump = import_lightgbm().Booster(model_str=made.trees()).dump_model()
     (models / "lgbm_dump.json").write_text(json.dumps(dump))
-    found = items(models)
-    closed = {name: item for name, item in found.items() if "not loaded, because" in item.detail}
+    by_name = items(models)
+    closed = {name: item for name, item in by_name.items() if "not loaded, because" in item.detail}
     assert set(closed) == {path.name for path in models.iterdir()}
     assert all(item.ok and not item.done for item in closed.values())
     assert all(
@@ -226,9 +226,9 @@ def test_files_that_nobody_knows_are_named_each(models: Path) -> None:
     for n in range(12):
         (models / f"net{n:02}.weird").write_bytes(b"?")
     (models / "train.py").write_text("")
-    found = items(models)
-    assert all(f"net{n:02}.weird" in found["unknown"].detail for n in range(12))
-    assert found["ignored"].detail == "train.py"
+    by_name = items(models)
+    assert all(f"net{n:02}.weird" in by_name["unknown"].detail for n in range(12))
+    assert by_name["ignored"].detail == "train.py"
 
 
 def test_installed_packages_are_not_looked_through(models: Path) -> None:
@@ -256,7 +256,7 @@ HDF5 = [(CASES / f"h5py_{kind}.h5").read_bytes() for kind in ("earliest", "lates
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.pkl", b"", "it is empty"),
         ("a.json", b"", "it is empty"),
@@ -274,10 +274,10 @@ HDF5 = [(CASES / f"h5py_{kind}.h5").read_bytes() for kind in ("earliest", "lates
     ],
 )
 def test_what_is_no_whole_file_is_a_failure(
-    models: Path, name: str, content: bytes, told: str
+    models: Path, name: str, content: bytes, message: str
 ) -> None:
     (models / name).write_bytes(content)
-    assert told in failed(models)[name]
+    assert message in failed(models)[name]
 
 
 @pytest.mark.parametrize(
@@ -313,9 +313,9 @@ def test_inputs_of_every_type_and_several_of_them(models: Path) -> None:
     ]
     made.save(made.graph(inputs, nodes, {"p": (FLOAT, [N, 8])}), models / "tft_1h.onnx")
     meta(models / "tft_1h_meta.json", features=made.FEATURES, seq_len=12)
-    found = items(models)["tft_1h.onnx"]
-    assert found.ok and found.done, found.line()
-    assert found.detail.startswith("x (N, ?, 6), d (N, 2), i (N, 2), b (N, 2), u (N, 2); outputs")
+    item = items(models)["tft_1h.onnx"]
+    assert item.ok and item.done, item.line()
+    assert item.detail.startswith("x (N, ?, 6), d (N, 2), i (N, 2), b (N, 2), u (N, 2); outputs")
     meta(models / "tft_1h_meta.json", n_features=9)
     assert "it takes 6 features, tft_1h_meta.json names 9" in failed(models)["tft_1h.onnx"]
 
@@ -330,12 +330,12 @@ def test_a_classifier_that_gives_a_dict_each_row(models: Path) -> None:
     kind = helper.make_map_type_proto(
         TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, shape=None)
     )
-    told = helper.make_sequence_type_proto(kind)
-    net.graph.output.append(helper.make_value_info("probabilities", told))
+    sequence = helper.make_sequence_type_proto(kind)
+    net.graph.output.append(helper.make_value_info("probabilities", sequence))
     made.save(net, models / "clf.onnx")
-    found = items(models)["clf.onnx"]
-    assert found.ok, found.line()
-    assert found.detail.endswith(", probabilities (output probabilities)")
+    item = items(models)["clf.onnx"]
+    assert item.ok, item.line()
+    assert item.detail.endswith(", probabilities (output probabilities)")
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,9 @@ def test_who_says_whether_it_gives_probabilities(
     net = made.graph({"x": (FLOAT, [N, 3])}, nodes, {output: (FLOAT, [N, 3])})
     made.save(net, models / "lstm_1h.onnx")
     meta(models / "lstm_1h_meta.json", **about)
-    told = failed(models)
-    assert (told == {}) == well
-    assert well or "not inside [0, 1]" in told["lstm_1h.onnx"]
+    failures = failed(models)
+    assert (failures == {}) == well
+    assert well or "not inside [0, 1]" in failures["lstm_1h.onnx"]
 
 
 def test_rows_of_a_batch_that_are_mixed(models: Path) -> None:
@@ -370,7 +370,7 @@ def test_rows_of_a_batch_that_are_mixed(models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "operator", "told"),
+    ("how", "operator", "message"),
     [
         ({"opset": 99}, "Sigmoid", "it is of opset 99, onnxruntime "),
         ({"ir_version": 99}, "Sigmoid", "it is of IR version 99, onnxruntime "),
@@ -378,12 +378,12 @@ def test_rows_of_a_batch_that_are_mixed(models: Path) -> None:
     ],
 )
 def test_what_is_newer_than_the_runtime_here(
-    models: Path, how: dict[str, int], operator: str, told: str
+    models: Path, how: dict[str, int], operator: str, message: str
 ) -> None:
     nodes = [node(operator, ["x"], ["p"])]
     net = made.graph({"x": (FLOAT, [N, 3])}, nodes, {"p": (FLOAT, [N, 3])}, **how)
     made.save(net, models / "n.onnx")
-    assert told in failed(models)["n.onnx"]
+    assert message in failed(models)["n.onnx"]
 
 
 def test_a_feature_axis_that_nobody_tells_proves_nothing(models: Path) -> None:
@@ -391,10 +391,10 @@ def test_a_feature_axis_that_nobody_tells_proves_nothing(models: Path) -> None:
     nodes = [node("MatMul", ["x", "W"], ["z"]), node("Sigmoid", ["z"], ["p"])]
     ends = {"x": (FLOAT, [N, "features"])}, {"p": (FLOAT, [N, 1])}
     made.save(made.graph(ends[0], nodes, ends[1], {"W": weights}), models / "n.onnx")
-    found = items(models)
-    assert (found["n.onnx"].ok, found["n.onnx"].done) == (True, False)
-    assert "no meta file says how many; 8 were tried" in found["n.onnx"].detail
-    assert "none could be run here" in found["models"].detail
+    by_name = items(models)
+    assert (by_name["n.onnx"].ok, by_name["n.onnx"].done) == (True, False)
+    assert "no meta file says how many; 8 were tried" in by_name["n.onnx"].detail
+    assert "none could be run here" in by_name["models"].detail
     meta(models / "n_meta.json", n_features=21)
     assert failed(models) == {}
 
@@ -422,9 +422,9 @@ def test_texts_are_made_up_for_a_model_that_takes_them(models: Path) -> None:
     nodes = [node("LabelEncoder", ["x"], ["p"], domain="ai.onnx.ml", **coded)]
     ends = {"x": (TensorProto.STRING, [N, 2])}, {"p": (FLOAT, [N, 2])}
     made.save(made.graph(ends[0], nodes, ends[1]), models / "n.onnx")
-    found = items(models)["n.onnx"]
-    assert (found.ok, found.done) == (True, False)
-    assert found.detail.endswith(
+    item = items(models)["n.onnx"]
+    assert (item.ok, item.done) == (True, False)
+    assert item.detail.endswith(
         "whatever it sees (output 1 of 2), but it takes texts, which were made up"
     )
 
@@ -467,7 +467,7 @@ def test_a_scaler_of_another_model_contradicts_nobody(models: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("about", "told"),
+    ("about", "message"),
     [
         (
             {"features": made.FEATURES, "scaler": {"mean": [0.0] * 5, "std": [1.0] * 5}},
@@ -498,12 +498,12 @@ def test_a_scaler_of_another_model_contradicts_nobody(models: Path) -> None:
     ],
 )
 def test_what_a_stacking_says_that_can_not_be(
-    models: Path, about: dict[str, Any], told: str
+    models: Path, about: dict[str, Any], message: str
 ) -> None:
     made.save(made.net(), models / "lstm_1h.onnx")
     (models / "catboost_1h.h5").write_bytes(HDF5[0])
     meta(models / "stacking_meta_1h.json", **about)
-    assert told in failed(models).get("stacking_meta_1h.json", "")
+    assert message in failed(models).get("stacking_meta_1h.json", "")
 
 
 def test_a_configuration_that_lists_models_of_any_kind_is_none_of_ours(models: Path) -> None:
@@ -517,15 +517,15 @@ def test_a_configuration_that_lists_models_of_any_kind_is_none_of_ours(models: P
 
 def test_what_an_own_application_can_not_have_is_said_where_it_would_stand(tmp_path: Path) -> None:
     (tmp_path / "model.pkl").write_bytes(pickle.dumps([1]))
-    found = application.check_own(tmp_path, check="python3 check.py")
-    assert [item.name for item in found] == [
+    checked = application.check_own(tmp_path, check="python3 check.py")
+    assert [item.name for item in checked] == [
         *("dependencies", "models", "model.pkl", "golden predictions, feature skew", "check")
     ]
-    assert all(item.ok and not item.done for item in found)
-    assert "python3 check.py" in found[-1].detail
-    found = application.check_own(tmp_path, lock={"onnxruntime": "1.16.3", "flask": "3.0.0"})
-    assert "onnxruntime" in found[0].detail
-    assert found[0].detail.endswith(" here, where the lock has 1.16.3")
+    assert all(item.ok and not item.done for item in checked)
+    assert "python3 check.py" in checked[-1].detail
+    checked = application.check_own(tmp_path, lock={"onnxruntime": "1.16.3", "flask": "3.0.0"})
+    assert "onnxruntime" in checked[0].detail
+    assert checked[0].detail.endswith(" here, where the lock has 1.16.3")
 
 
 @pytest.mark.parametrize(
@@ -547,16 +547,16 @@ def test_a_pickle_of_another_count_than_its_meta_file(models: Path) -> None:
     X = np.random.default_rng(1).random((20, 7))
     (models / "stacking_1h.pkl").write_bytes(pickle.dumps(GaussianNB().fit(X, X[:, 0] > 0.5)))
     meta(models / "stacking_meta_1h.json", base_models=["lstm", "lstm_5h"])
-    told = {"stacking_1h.pkl": "it is of 7 features, stacking_meta_1h.json says 2"}
-    assert failed(models) == told
+    expected = {"stacking_1h.pkl": "it is of 7 features, stacking_meta_1h.json says 2"}
+    assert failed(models) == expected
 
 
 def test_a_model_that_a_meta_file_names_may_be_a_pickle_there(models: Path) -> None:
     made.save(made.net(), models / "lstm_1h.onnx")
     (models / "tft_1h.pt").write_bytes(zipped())
     meta(models / "tft_1h_meta.json", n_features=6)
-    found = {item.name: item for item in modelfolder.check(models, must_run=False)}
-    about = found["tft_1h_meta.json"]
+    by_name = {item.name: item for item in modelfolder.check(models, must_run=False)}
+    about = by_name["tft_1h_meta.json"]
     assert (about.ok, about.done) == (True, False)
     assert about.detail == "it names tft_1h, which is only a pickle here"
     assert failed(models) == {"tft_1h_meta.json": about.detail}
@@ -593,10 +593,10 @@ def test_no_damage_ends_in_a_traceback(
 ) -> None:
     """A library may end its process; childprocess.py tells that, as test_modelfolder.py shows."""
     save(tmp_path / name)
-    told = damage(tmp_path, kind, name, 25)
+    outcomes = damage(tmp_path, kind, name, 25)
     ends = {f"ended by SIG{name}" for name in ("ABRT", "SEGV", "FPE", "BUS", "ILL", "XCPU")}
-    assert set(told) <= {"answered", *ends}
-    assert told["answered"] > 10
+    assert set(outcomes) <= {"answered", *ends}
+    assert outcomes["answered"] > 10
 
 
 def test_no_damaged_pickle_or_header_raises(models: Path) -> None:
@@ -606,6 +606,6 @@ def test_no_damaged_pickle_or_header_raises(models: Path) -> None:
     for _ in range(200):
         for name, content in zip(names, whole, strict=True):
             (models / name).write_bytes(mutate_models.damaged(content, chance))
-        found = items(models)
-        assert "models" in found
-        assert all("\n" not in item.detail for item in found.values())
+        by_name = items(models)
+        assert "models" in by_name
+        assert all("\n" not in item.detail for item in by_name.values())

@@ -143,9 +143,9 @@ def test_weights_outside_of_the_folder_are_not_opened(
     if way == "link":
         (models / "link").symlink_to(secret)
     made.save(net, models / "lstm_1h.onnx")
-    told = failed(models)
-    assert "outside of the folder" in told["lstm_1h.onnx"]
-    assert ("link" in told) == (way == "link")
+    failures = failed(models)
+    assert "outside of the folder" in failures["lstm_1h.onnx"]
+    assert ("link" in failures) == (way == "link")
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -161,7 +161,7 @@ def test_a_model_that_is_a_link_out_of_the_folder_is_not_followed(
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
-    ("model", "about", "told"),
+    ("model", "about", "message"),
     [
         ({"features": 5}, {}, "it takes 5 features, lstm_1h_meta.json names 6"),
         ({}, {"features": 7}, "it takes 6 features, lstm_1h_meta.json names 7"),
@@ -174,16 +174,16 @@ def test_a_model_that_is_a_link_out_of_the_folder_is_not_followed(
     ],
 )
 def test_what_is_wrong_with_an_onnx(
-    models: Path, model: dict[str, Any], about: dict[str, Any], told: str
+    models: Path, model: dict[str, Any], about: dict[str, Any], message: str
 ) -> None:
     made.save(made.net(**model), models / "lstm_1h.onnx")
     (models / "lstm_1h_meta.json").write_text(made.meta(**about))
-    assert told in failed(models)["lstm_1h.onnx"]
+    assert message in failed(models)["lstm_1h.onnx"]
 
 
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (lambda: made.trees(("a", "b")), "it takes 2 features, lgbm_1h_meta.json names 6"),
         (
@@ -196,10 +196,10 @@ def test_what_is_wrong_with_an_onnx(
         (lambda: made.trees()[:200], "LightGBM can't read it"),
     ],
 )
-def test_what_is_wrong_with_lightgbm(models: Path, text: Callable[[], str], told: str) -> None:
+def test_what_is_wrong_with_lightgbm(models: Path, text: Callable[[], str], message: str) -> None:
     (models / "lgbm_1h_5h.txt").write_text(text())
     (models / "lgbm_1h_meta.json").write_text(made.meta(heads=["5h"]))
-    assert told in failed(models)["lgbm_1h_5h.txt"]
+    assert message in failed(models)["lgbm_1h_5h.txt"]
 
 
 def test_a_file_cut_short_that_aborts_its_reader_is_told(models: Path) -> None:
@@ -241,7 +241,7 @@ def test_the_child_has_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "told"),
+    ("change", "name", "message"),
     [
         (
             lambda m: (m / "lgbm_1h_12h.txt").unlink(),
@@ -308,14 +308,14 @@ def test_the_child_has_none_of_our_secrets(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_a_meta_file_and_what_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, name: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, name: str, message: str
 ) -> None:
     monkeypatch.setattr(childprocess, "ask", lambda *_: {"detail": "", "wrong": []})  # run above
     models = made.hand_over(tmp_path / "ml_models")
     assert failed(models) == {}
     change(models)
     details = [one.detail for one in modelfolder.check(models) if one.name == name and not one.ok]
-    assert any(told in detail for detail in details), details
+    assert any(message in detail for detail in details), details
 
 
 @pytest.mark.parametrize(
@@ -365,8 +365,8 @@ def test_what_can_not_be_looked_at_is_named_and_hides_nothing(
         Path("d" * 200).mkdir()
         os.chdir("d" * 200)
     Path("lstm.onnx").touch()
-    (found,) = [one for one in modelfolder.check(models) if "File name too long" in one.detail]
-    assert not found.ok
+    (item,) = [one for one in modelfolder.check(models) if "File name too long" in one.detail]
+    assert not item.ok
     assert only(models, "meta.json").ok
 
 

@@ -214,9 +214,9 @@ def test_models_of_a_training_are_said_to_be_its_own(shop: Shop) -> None:
     came = {model["path"]: model["from"] for model in details["models"]}
     assert came["data/ml_models/lgb_1h.txt"] == "run"
     assert came["data/ml_models/old.txt"] == "source"
-    told = "\n".join(own_release.model_lines(details))
-    assert "left by its training" in told
-    assert "1 from data/ml_models, not in git" in told
+    text = "\n".join(own_release.model_lines(details))
+    assert "left by its training" in text
+    assert "1 from data/ml_models, not in git" in text
 
 
 def test_what_the_training_left_counts_before_what_lies_in_the_source(shop: Shop) -> None:

@@ -123,7 +123,7 @@ def test_the_keys_own_prompt_is_seen_by_who_is_to_answer_it(
     (tmp_path / "key").touch()
     for at_a_terminal in (True, False):
         monkeypatch.setattr("sys.stdin", io.StringIO())
-        monkeypatch.setattr("sys.stdin.isatty", lambda told=at_a_terminal: told)
+        monkeypatch.setattr("sys.stdin.isatty", lambda answer=at_a_terminal: answer)
         with pytest.raises(MacdError) as caught:
             sign(b"x", key=tmp_path / "key")
         shown = "Confirm user presence" in capfd.readouterr().err

@@ -59,26 +59,26 @@ def test_what_git_tracks_is_released(repo: Path) -> None:
     _put(repo, ".gitignore", "data/klines\n")
     _commit(repo)
     _put(repo, "data/klines/BTC.csv")
-    found = source.read(_app(repo))
-    assert list(found.files) == [
+    released = source.read(_app(repo))
+    assert list(released.files) == [
         ".gitignore",
         ".streamlit/config.toml",
         "data/模型 说明.md",
         "lib/features.py",
         "live_runner.py",
     ]
-    assert found.files["lib/features.py"].read_text() == "X = 1\n"
-    assert len(found.commit) == 40
-    assert not found.dirty
-    assert found.changed == ()
-    assert found.skipped == (("logs/.gitkeep", source._WHY_WRITES),)
+    assert released.files["lib/features.py"].read_text() == "X = 1\n"
+    assert len(released.commit) == 40
+    assert not released.dirty
+    assert released.changed == ()
+    assert released.skipped == (("logs/.gitkeep", source._WHY_WRITES),)
 
 
 def test_a_directory_of_a_larger_repository(repo: Path) -> None:
     _put(repo, "live_runner.py", "changed\n")
-    found = source.read(_app(repo / "lib"))
-    assert list(found.files) == ["features.py"]
-    assert not found.dirty
+    released = source.read(_app(repo / "lib"))
+    assert list(released.files) == ["features.py"]
+    assert not released.dirty
 
 
 def test_changes_make_it_dirty_and_are_named(repo: Path) -> None:
@@ -88,22 +88,22 @@ def test_changes_make_it_dirty_and_are_named(repo: Path) -> None:
     _git(repo, "add", "staged.py")
     _put(repo, "forgotten.py")
     _put(repo, "logs/today.log")
-    found = source.read(_app(repo))
-    assert found.dirty
-    assert found.changed == ("lib/features.py", "live_runner.py", "staged.py")
-    assert "lib/features.py" not in found.files
-    assert "staged.py" in found.files
-    assert dict(found.skipped)["forgotten.py"] == source._WHY_OTHER
-    assert dict(found.skipped)["lib/features.py"] == source._WHY_GONE
-    assert "logs/today.log" not in dict(found.skipped)
+    released = source.read(_app(repo))
+    assert released.dirty
+    assert released.changed == ("lib/features.py", "live_runner.py", "staged.py")
+    assert "lib/features.py" not in released.files
+    assert "staged.py" in released.files
+    assert dict(released.skipped)["forgotten.py"] == source._WHY_OTHER
+    assert dict(released.skipped)["lib/features.py"] == source._WHY_GONE
+    assert "logs/today.log" not in dict(released.skipped)
 
 
 def test_a_repository_without_a_commit_is_dirty(tmp_path: Path) -> None:
     _put(tmp_path, "a.py")
     _git(tmp_path, "init", "-q")
     _git(tmp_path, "add", "a.py")
-    found = source.read(_app(tmp_path))
-    assert (found.commit, found.dirty, found.changed) == ("", True, ("a.py",))
+    released = source.read(_app(tmp_path))
+    assert (released.commit, released.dirty, released.changed) == ("", True, ("a.py",))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_a_secret_that_git_tracks_is_never_released(repo: Path, name: str, text:
     _put(repo, name, text)
     _commit(repo)
     for app in (_app(repo), _app(repo, files=["**/*", name])):
-        found = source.read(app)
-        assert name not in found.files
-        assert dict(found.skipped)[name] == source._WHY_ENV
+        released = source.read(app)
+        assert name not in released.files
+        assert dict(released.skipped)[name] == source._WHY_ENV
 
 
 def test_nobody_is_told_to_add_a_secret(repo: Path) -> None:
@@ -171,9 +171,9 @@ def test_globs_instead_of_git(repo: Path) -> None:
     _put(repo, ".venv/pyvenv.cfg")
     _put(repo, ".venv/lib/site.py")
     _put(repo, "live_runner.py", "changed\n")
-    found = source.read(_app(repo, files=["lib", "data/*.md"]))
-    assert list(found.files) == ["data/模型 说明.md", "lib/features.py", "lib/new.py"]
-    assert found.changed == ("lib/new.py",)
+    released = source.read(_app(repo, files=["lib", "data/*.md"]))
+    assert list(released.files) == ["data/模型 说明.md", "lib/features.py", "lib/new.py"]
+    assert released.changed == ("lib/new.py",)
     everything = source.read(_app(repo, files=["**/*"]))
     assert not [name for name in everything.files if name.startswith(".git/")]
     assert everything.changed == ("lib/new.py", "live_runner.py")
@@ -181,8 +181,8 @@ def test_globs_instead_of_git(repo: Path) -> None:
 
 def test_globs_where_there_is_no_git(tmp_path: Path) -> None:
     _put(tmp_path, "app/run.py")
-    found = source.read(_app(tmp_path / "app", files=["*.py"]))
-    assert (list(found.files), found.commit, found.dirty) == (["run.py"], "", False)
+    released = source.read(_app(tmp_path / "app", files=["*.py"]))
+    assert (list(released.files), released.commit, released.dirty) == (["run.py"], "", False)
     with pytest.raises(UsageError, match=r"git init.*app\.files"):
         source.read(_app(tmp_path / "app"))
 
@@ -194,32 +194,32 @@ def test_models_that_git_ignores(repo: Path) -> None:
     with pytest.raises(UsageError, match=r"matches data/ml_models/\*\.onnx"):
         source.read(app)
     _put(repo, "data/ml_models/lstm.onnx")
-    found = source.read(app)
-    assert "data/ml_models/lstm.onnx" in found.files
-    assert not found.dirty
+    released = source.read(app)
+    assert "data/ml_models/lstm.onnx" in released.files
+    assert not released.dirty
 
 
 def test_models_that_the_training_may_bring(repo: Path) -> None:
     train = {"stages": {"fit": "python3 fit.py"}, "artefacts": ["m/*"]}
-    found = source.read(_app(repo, models=["m/*"], train=train))
-    assert dict(found.skipped)["m/*"] == source._WHY_NONE
+    released = source.read(_app(repo, models=["m/*"], train=train))
+    assert dict(released.skipped)["m/*"] == source._WHY_NONE
 
 
 def test_models_that_git_neither_tracks_nor_ignores(repo: Path) -> None:
     _put(repo, "m/lstm.onnx")
-    found = source.read(_app(repo, models=["m/*"]))
-    assert "m/lstm.onnx" in found.files
-    assert "m/" not in dict(found.skipped)
+    released = source.read(_app(repo, models=["m/*"]))
+    assert "m/lstm.onnx" in released.files
+    assert "m/" not in dict(released.skipped)
 
 
 def test_names_that_cannot_travel_are_named_harmlessly(repo: Path) -> None:
     evil = "a\x1b[31mb\udce9\\.py"
     Path(os.fsdecode(os.fsencode(str(repo))), evil).write_text("x")
     _commit(repo)
-    found = source.read(_app(repo))
-    (name,) = [name for name, why in found.skipped if why == source._WHY_NAME]
+    released = source.read(_app(repo))
+    (name,) = [name for name, why in released.skipped if why == source._WHY_NAME]
     assert name.isprintable()
-    assert all(name.isprintable() for name in found.files)
+    assert all(name.isprintable() for name in released.files)
 
 
 def test_names_that_differ_in_case_alone(repo: Path) -> None:

@@ -49,7 +49,7 @@ def test_what_tar_makes_by_hand_is_unpacked(tmp_path: Path, place: Path, mode: s
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([member("../out")], "'../out' leads out of the folder"),
         ([member("a/../../out")], "leads out of the folder"),
@@ -64,11 +64,11 @@ def test_what_tar_makes_by_hand_is_unpacked(tmp_path: Path, place: Path, mode: s
     ],
 )
 def test_what_could_write_elsewhere_is_refused(
-    tmp_path: Path, place: Path, members: list[tarfile.TarInfo], told: str
+    tmp_path: Path, place: Path, members: list[tarfile.TarInfo], message: str
 ) -> None:
     with pytest.raises(ArchiveError) as refused:
         unpack(archive(tmp_path / "a", *members), place)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert not (tmp_path / "out").exists()
     assert not Path("/tmp/out").exists()
 
@@ -89,17 +89,17 @@ def test_what_zip_makes_by_hand_is_unpacked(tmp_path: Path, place: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [("../out", "leads out"), ("/tmp/out", "leads out"), ("l", "is a link"), ("a", "twice")],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_what_a_zip_could_write_elsewhere_is_refused(
-    tmp_path: Path, place: Path, name: str, told: str
+    tmp_path: Path, place: Path, name: str, message: str
 ) -> None:
     hostile = zipfile.ZipInfo(name)
     hostile.create_system = 3
     hostile.external_attr = (stat.S_IFLNK if name == "l" else stat.S_IFREG | 0o644) << 16
-    with pytest.raises(ArchiveError, match=told):
+    with pytest.raises(ArchiveError, match=message):
         unpack(zipped(tmp_path / "a.zip", "a", hostile), place)
     assert not (tmp_path / "out").exists()
 

@@ -84,8 +84,8 @@ def test_the_bundle_beside_is_checked_too(made: Made, signers: Signers, damage: 
         with archive.open("wb") as out:
             pack(foreign.directory, foreign.manifest, out)
     report = verify.directory(made.directory, signers)
-    told = report.missing if damage == "gone" else report.changed
-    assert told == (archive.name,)
+    names = report.missing if damage == "gone" else report.changed
+    assert names == (archive.name,)
 
 
 def zipped(content: bytes, **about: Any) -> bytes:
