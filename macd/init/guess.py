@@ -1,4 +1,4 @@
-"""What an inventory should say of an application, from what was found of it. Pure.
+"""What an inventory should say of an application, from what the survey saw of it. Pure.
 
 Every guess is an Item that says how it is known. Nothing here is sure: a person reads it.
 """

@@ -61,8 +61,8 @@ class Answers:
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found. source and host: see macd/host/survey.py. tracked: paths in git, None where
-    the source is no git repository. python: of the host, "" for its python3.
+    """What the survey saw. source and host: see macd/host/survey.py. tracked: paths in git, None
+    where the source is no git repository. python: of the host, "" for its python3.
     """
 
     source: Mapping[str, Any]

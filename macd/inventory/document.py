@@ -139,6 +139,6 @@ class _Reader:
             self._report(node, key, wanted, unset)
         return None if missing else made
 
-    def _report(self, node: yaml.Node, key: KeyPath, expected: str, found: str) -> None:
+    def _report(self, node: yaml.Node, key: KeyPath, expected: str, actual: str) -> None:
         line = node.start_mark.line + 1
-        self._document.problems.append(Problem(key, expected, found, line))
+        self._document.problems.append(Problem(key, expected, actual, line))

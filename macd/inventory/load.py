@@ -19,7 +19,7 @@ from macd.inventory.names import DeeperError, unknown_name
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _OURS = ("name", "path", "root")  # fields that come from where the file lies, not from the file
-_FOUND_AT_MOST = 80
+_SHOWN_AT_MOST = 80
 _VARIABLES = (("service", "env"), ("app", "serve", "env"), ("app", "train", "env"))
 
 
@@ -142,7 +142,7 @@ def _validate(
     data = document.data
     if not isinstance(data, dict):
         if not problems:
-            problems.append(Problem((), "keys such as hosts: and train:", _found(data)))
+            problems.append(Problem((), "keys such as hosts: and train:", _actual(data)))
         return problems, None
     problems += _reserved(document, data) + list(_jump_problems(document, data))
     hosts = data.get("hosts")
@@ -208,17 +208,17 @@ def _translated(error: ValidationError, document: Document) -> Iterator[Problem]
         more = deeper.key if isinstance(deeper, DeeperError) else ()
         key = (*(part for part in item["loc"] if part != "[key]"), *more)
         value = _lookup(document.data, key)
-        expected, found = _expected(dict(item), key), _found(value)
+        expected, actual = _expected(dict(item), key), _actual(value)
         if item["type"] == "extra_forbidden":
-            found = f"{key[-1]!s}"
-        elif isinstance(deeper, DeeperError) and deeper.found:
-            found = deeper.found
+            actual = f"{key[-1]!s}"
+        elif isinstance(deeper, DeeperError) and deeper.actual:
+            actual = deeper.actual
         elif key in document.templates:
             # What a variable holds may be a secret; the template says where to look.
-            found = f"{document.templates[key]!r} (from the environment)"
+            actual = f"{document.templates[key]!r} (from the environment)"
         elif any(key[: len(of)] == of and len(key) > len(of) for of in _VARIABLES):
-            found = "a value that is not shown"
-        yield Problem(key, expected, found, document.line(key))
+            actual = "a value that is not shown"
+        yield Problem(key, expected, actual, document.line(key))
 
 
 def _expected(item: dict[str, Any], key: KeyPath) -> str:
@@ -267,10 +267,10 @@ def _lookup(data: Any, key: KeyPath) -> Any:
 _MISSING = object()
 
 
-def _found(value: Any) -> str:
+def _actual(value: Any) -> str:
     if value is _MISSING or value is None:
         return "nothing"
     if isinstance(value, dict):
         return f"keys: {', '.join(map(str, value)) or 'none'}"
     shown = repr(value)
-    return shown if len(shown) <= _FOUND_AT_MOST else shown[:_FOUND_AT_MOST] + "..."
+    return shown if len(shown) <= _SHOWN_AT_MOST else shown[:_SHOWN_AT_MOST] + "..."

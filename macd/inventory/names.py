@@ -80,13 +80,13 @@ def _is_ipv6(text: str) -> bool:
 class DeeperError(ValueError):
     """Something wrong at a key below the value that is checked.
 
-    key: from there on. found: what to say stands there; "": the value itself is shown.
+    key: from there on. actual: what to say stands there; "": the value itself is shown.
     """
 
-    def __init__(self, expected: str, *key: str, found: str = "") -> None:
+    def __init__(self, expected: str, *key: str, actual: str = "") -> None:
         super().__init__(expected)
         self.key = key
-        self.found = found
+        self.actual = actual
 
 
 def unknown_name(what: str, known: Iterable[str], typed: str) -> str:

@@ -146,7 +146,7 @@ class TrainApp(_Model):
     def _of_metrics(self) -> Self:
         for name in sorted(self.criteria.keys() - self.metrics.keys()):
             expected = unknown_name("one of metrics:", self.metrics, name)
-            raise DeeperError(expected, "criteria", name, found=name)
+            raise DeeperError(expected, "criteria", name, actual=name)
         return self
 
 
@@ -248,15 +248,15 @@ class SignalsApp(_Model):
         for name in self.map:
             if name not in (*_MAPPED, *used):
                 expected = unknown_name("a name that the gate or a rate knows:", _MAPPED, name)
-                raise DeeperError(expected, "map", name, found=name)
+                raise DeeperError(expected, "map", name, actual=name)
         for name, rate in self.rates.items():
             if name in MEANINGS:
                 expected = "another name: this one is judged by gate where map has it"
-                raise DeeperError(expected, "rates", name, found=name)
+                raise DeeperError(expected, "rates", name, actual=name)
             bases = ["all", *(other for other in (*self.rates, *self.map) if other != name)]
             if rate.of not in (name, *bases):
                 expected = unknown_name("one of", bases, rate.of)
-                raise DeeperError(expected, "rates", name, "of", found=rate.of)
+                raise DeeperError(expected, "rates", name, "of", actual=rate.of)
             of, seen = rate.of, {name}
             while of in self.rates:
                 if of in seen:

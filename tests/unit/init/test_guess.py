@@ -1,4 +1,4 @@
-"""What a first inventory says, from what was found: every guess loads, and says how it is known."""
+"""What a first inventory says, from a survey: every guess loads, and says how it is known."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def test_a_units_command_becomes_the_releases(command: str, runs: str) -> None:
 
 def test_the_engine_is_not_the_page_and_the_page_goes_live_with_it(seen: Seen) -> None:
     web = {"unit": "macd-analysis-web.service", "command": "venv/bin/python3 web.py", "health": ""}
-    found = replace(seen, host=host(web, {}))
-    app = app_of(found)
+    surveyed = replace(seen, host=host(web, {}))
+    app = app_of(surveyed)
     assert app.serve.command.startswith("python3 live_runner.py")
     assert list(app.serve.more) == ["web"]
     other = {**web, "unit": "boss-page.service"}
@@ -138,7 +138,7 @@ def test_the_engine_is_not_the_page_and_the_page_goes_live_with_it(seen: Seen) -
         guess.items(ANSWERS, replace(seen, host=host(other, {}))), name="ours"
     )
     chosen = replace(ANSWERS, unit="macd-analysis-web")
-    assert app_of(found, chosen).serve.command == "python3 web.py"
+    assert app_of(surveyed, chosen).serve.command == "python3 web.py"
 
 
 def test_units_of_others_are_left_alone(seen: Seen) -> None:
@@ -171,8 +171,8 @@ def test_signals_are_read_where_probabilities_are(seen: Seen) -> None:
     fields = {"ts": "number", "sym": "str", "p_up": "probability", "model_b": "probability"}
     logs = {"out/sig_*.jsonl": {"INFO": {"text": "str"}, "SIGNAL": fields}}
     logs |= {f"{macds}/journal.jsonl": {} for macds in ("state", "state.undone-1")}
-    found = replace(seen, host={**host({}), "directory": {"logs": logs}})
-    app = app_of(found)
+    surveyed = replace(seen, host={**host({}), "directory": {"logs": logs}})
+    app = app_of(surveyed)
     assert app.signals.files == "out/sig_*.jsonl"
     assert app.signals.map == {"time": "ts", "coverage": "p_up"}
     assert app.signals.rates["model_b_normal"].of == "coverage"
@@ -232,10 +232,10 @@ def test_an_address_that_says_little_of_health_is_a_guess(
 
 
 @pytest.mark.parametrize(
-    ("good", "found"), [(lambda path: path == "/status", "/status"), (lambda path: True, "/")]
+    ("good", "path"), [(lambda path: path == "/status", "/status"), (lambda path: True, "/")]
 )
 def test_who_answers_whatever_is_asked_has_no_address_of_health(
-    good: Callable[[str], bool], found: str
+    good: Callable[[str], bool], path: str
 ) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -249,6 +249,6 @@ def test_who_answers_whatever_is_asked_has_no_address_of_health(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             port = server.server_port
-            assert survey._answering(port) == f"http://127.0.0.1:{port}{found}"
+            assert survey._answering(port) == f"http://127.0.0.1:{port}{path}"
         finally:
             server.shutdown()

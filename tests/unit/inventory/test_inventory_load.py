@@ -30,7 +30,7 @@ def write(root: Path, text: str, name: str = "one") -> None:
     (root / "inventory" / f"{name}.yml").write_text(text, encoding="utf-8")
 
 
-def told(root: Path, text: str) -> str:
+def refusal(root: Path, text: str) -> str:
     write(root, text)
     with pytest.raises(UsageError) as caught:
         load("one", root=root)
@@ -56,7 +56,7 @@ def test_known_hosts_stand_with_the_inventory_by_default(root: Path) -> None:
 
 
 def test_every_problem_is_told_at_once_with_line_and_key(root: Path) -> None:
-    text = told(
+    text = refusal(
         root,
         """\
 ssh_confg: x
@@ -102,7 +102,7 @@ def test_variables_come_from_the_environment(root: Path, monkeypatch: pytest.Mon
 def test_all_unset_variables_are_told_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("T_ONE", "T_TWO"):
         monkeypatch.delenv(name, raising=False)
-    text = told(root, GOOD + "  x: {role: jump, ssh: '${T_ONE}', user: '${T_TWO}', port: 0}\n")
+    text = refusal(root, GOOD + "  x: {role: jump, ssh: '${T_ONE}', user: '${T_TWO}', port: 0}\n")
     assert "the environment variable T_ONE" in text
     assert "the environment variable T_TWO" in text
     assert "hosts.x.port" in text  # other problems too
@@ -113,7 +113,7 @@ def test_the_value_of_a_variable_is_never_shown(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("T_SECRET", "hunter2 hunter2")
-    text = told(root, GOOD + "notify: ['${T_SECRET}']\n")
+    text = refusal(root, GOOD + "notify: ['${T_SECRET}']\n")
     assert "notify.0" in text and "${T_SECRET}" in text
     assert "hunter2" not in text
 
@@ -128,7 +128,7 @@ def test_the_guards_address_is_a_secret_and_goes_by_https(
     assert "hunter2" not in repr(known)
     for wrong in ("http://hooks.example/hunter2", "file:///hunter2", "https://a/ hunter2", "x"):
         monkeypatch.setenv("T_SECRET", wrong)
-        text = told(root, GOOD + "guard: {notify_url: '${T_SECRET}'}\n")
+        text = refusal(root, GOOD + "guard: {notify_url: '${T_SECRET}'}\n")
         assert "guard.notify_url" in text and "hunter2" not in text
 
 
@@ -143,7 +143,7 @@ def test_an_index_may_carry_a_password_by_https_only(
         assert "hunter2" not in repr(known)
     for wrong in ("http://me:hunter2@packages.example/", "file:///hunter2", "https://a/'hunter2"):
         monkeypatch.setenv("T_INDEX", wrong)
-        text = told(root, GOOD + "service: {index_url: '${T_INDEX}'}\n")
+        text = refusal(root, GOOD + "service: {index_url: '${T_INDEX}'}\n")
         assert "service.index_url" in text
         assert "hunter2" not in text
 
@@ -155,11 +155,11 @@ def test_a_doubled_dollar_is_a_plain_one(root: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["${", "${}", "${A B}", "${1A}"])
 def test_a_malformed_variable_is_told(root: Path, broken: str) -> None:
-    assert "${NAME}" in told(root, GOOD + f"notify: ['json://h/{broken}']\n")
+    assert "${NAME}" in refusal(root, GOOD + f"notify: ['json://h/{broken}']\n")
 
 
 def test_a_key_written_twice_is_refused(root: Path) -> None:
-    text = told(root, GOOD + "gate: {days: 1}\ngate: {days: 2}\n")
+    text = refusal(root, GOOD + "gate: {days: 1}\ngate: {days: 2}\n")
     assert "line 6: gate" in text and "after line 5" in text
 
 
@@ -180,7 +180,7 @@ def test_a_key_written_twice_is_refused(root: Path) -> None:
 def test_files_that_are_no_inventory_get_one_clear_message(
     root: Path, text: str, part: str
 ) -> None:
-    assert part in told(root, text)
+    assert part in refusal(root, text)
 
 
 def test_a_binary_file_is_told(root: Path) -> None:
@@ -244,7 +244,7 @@ def test_hosts_are_found_by_name_and_by_environment(root: Path) -> None:
 def test_jump_chains_that_come_back_are_refused(root: Path, chain: str) -> None:
     hosts = f"hosts:\n  a: {{role: jump, ssh: a, jump: {chain}}}\n"
     hosts += "  b: {role: jump, ssh: b, jump: [a]}\n"
-    assert "a loop: a -> " in told(root, hosts)
+    assert "a loop: a -> " in refusal(root, hosts)
 
 
 def test_a_file_may_change_only_a_criterions_level(root: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_file_may_change_only_a_criterions_level(root: Path) -> None:
 @pytest.mark.parametrize("more", ["user: root", "user: quant, become: sudo"])
 def test_a_users_services_are_not_roots(root: Path, more: str) -> None:
     serves = "  p2: {role: serve, env: prod, ssh: q, app_dir: ~/x, scope: user, %s}\n"
-    said = told(root, GOOD + serves % more)
+    said = refusal(root, GOOD + serves % more)
     assert "hosts.p2.scope" in said
     assert "a login that is not root" in said
     trains = "  t: {role: train, ssh: q, work_dir: ~/w, scope: user, user: root}\n"
@@ -267,7 +267,7 @@ def test_a_users_services_are_not_roots(root: Path, more: str) -> None:
 
 def test_a_setting_of_the_service_is_named_and_its_value_is_not_shown(root: Path) -> None:
     text = GOOD + "service: {env: {DB_URL: 'postgres://u:hunter2!w@h/db?x=1'}}\n"
-    said = told(root, text)
+    said = refusal(root, text)
     assert "service.env.DB_URL" in said
     assert "hunter2" not in said
 
@@ -295,11 +295,11 @@ def test_the_guards_steps_rise_from_1_to_100(root: Path, steps: str, *, good: bo
         write(root, text)
         assert list(load("one", root=root).guard.steps) == json.loads(steps)
     else:
-        assert "guard.steps" in told(root, text)
+        assert "guard.steps" in refusal(root, text)
 
 
 def test_one_value_where_a_list_belongs_is_told_in_plain_words(root: Path) -> None:
-    assert "a list, in square brackets" in told(root, GOOD + "guard: {steps: 25}\n")
+    assert "a list, in square brackets" in refusal(root, GOOD + "guard: {steps: 25}\n")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_one_value_where_a_list_belongs_is_told_in_plain_words(root: Path) -> No
     ],
 )
 def test_what_a_text_must_look_like_is_told_in_words(root: Path, text: str, said: str) -> None:
-    why = told(root, f"{GOOD}{text}\n")
+    why = refusal(root, f"{GOOD}{text}\n")
     assert f"expected {said}" in why
     assert "pattern" not in why
 
@@ -324,7 +324,7 @@ def test_what_a_text_must_look_like_is_told_in_words(root: Path, text: str, said
     ],
 )
 def test_several_symbols_that_contradict_are_refused(root: Path, more: str, said: str) -> None:
-    assert said in told(root, f"{GOOD}train: {{{more}}}\n")
+    assert said in refusal(root, f"{GOOD}train: {{{more}}}\n")
 
 
 def test_the_first_of_several_symbols_is_the_symbol(root: Path) -> None:
@@ -333,8 +333,8 @@ def test_the_first_of_several_symbols_is_the_symbol(root: Path) -> None:
     inventory = load("one", root=root)
     assert (inventory.train.symbol, inventory.train.symbols) == ("B", ("B", "A"))
     assert inventory.service.symbols == ("A",)
-    assert "at least one symbol" in told(root, many + "service: {symbols: []}\n")
-    assert "one of symbol" in told(root, many + "service: {symbols: [A], symbol: B}\n")
+    assert "at least one symbol" in refusal(root, many + "service: {symbols: []}\n")
+    assert "one of symbol" in refusal(root, many + "service: {symbols: [A], symbol: B}\n")
 
 
 @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ def test_the_first_of_several_symbols_is_the_symbol(root: Path) -> None:
     ],
 )
 def test_instances_and_what_they_can_not_have(root: Path, text: str, why: str) -> None:
-    assert why in told(root, f"{GOOD}{text}\n")
-    assert "a unit without @ for prod" in told(
+    assert why in refusal(root, f"{GOOD}{text}\n")
+    assert "a unit without @ for prod" in refusal(
         root, GOOD.replace("p, app", "p, unit: a@b, app") + "service: {instances: true}\n"
     )
     write(root, GOOD + "service: {instances: true}\n")
