@@ -59,12 +59,12 @@ def events(
         history: what was committed there (macd/host/deploy/ledger.py).
         own: the host's journal. here: the operator's.
     """
-    found = [_commit(entry) for entry in history]
+    host_events = [_commit(entry) for entry in history]
     for record in own:
-        found += _of_the_host(record)
+        host_events += _of_the_host(record)
     for record in here:
-        found += _of_here(record, host, env)
-    return sorted(found, key=lambda event: event.at)
+        host_events += _of_here(record, host, env)
+    return sorted(host_events, key=lambda event: event.at)
 
 
 def _commit(entry: Mapping[str, Any]) -> Event:
@@ -131,17 +131,17 @@ def _of_here(record: Record, host: str, env: str) -> Iterator[Event]:
         yield Event(at, FAILED, f"{what}: {fields.get('why')}", release=release)
 
 
-def live_periods(found: Sequence[Event]) -> list[Period]:
+def live_periods(host_events: Sequence[Event]) -> list[Period]:
     """From when to when each release was live: until the next one was committed."""
-    commits = [event for event in found if event.kind in (DEPLOY, ROLLBACK)]
+    commits = [event for event in host_events if event.kind in (DEPLOY, ROLLBACK)]
     ends: list[float | None] = [event.at for event in commits[1:]]
     pairs = zip(commits, [*ends, None], strict=True) if commits else ()
     return [Period(event.at, end, event.release) for event, end in pairs]
 
 
-def stacking_periods(found: Sequence[Event]) -> list[Period]:
+def stacking_periods(host_events: Sequence[Event]) -> list[Period]:
     """When stacking decided, and with which weight. Every deploy and rollback begins in shadow."""
-    changes = [(event.at, event.weight) for event in found if event.weight is not None]
+    changes = [(event.at, event.weight) for event in host_events if event.weight is not None]
     periods: list[Period] = []
     began, now = 0.0, 0
     for at, weight in (*changes, (None, -1)):
@@ -153,9 +153,9 @@ def stacking_periods(found: Sequence[Event]) -> list[Period]:
     return periods
 
 
-def live_since(found: Sequence[Event], release: str | None) -> datetime | None:
+def live_since(host_events: Sequence[Event], release: str | None) -> datetime | None:
     """When the live release began to serve without a break; None where nobody recorded it."""
-    periods = live_periods(found)
+    periods = live_periods(host_events)
     if not periods or periods[-1].label != release:
         return None
     start = periods[-1].start

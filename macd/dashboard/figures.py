@@ -38,26 +38,26 @@ KEY = (
 )
 
 
-def time_line(host: str, found: Sequence[Event], start: float, end: float) -> Figure:
+def time_line(host: str, host_events: Sequence[Event], start: float, end: float) -> Figure:
     """Everything that happened on a host in [start, end], epoch seconds."""
     title = f"{host}: what happened"
     lanes = []
     for name, kinds in _LANES:
-        signs = [_sign(event) for event in found if event.kind in kinds]
-        lanes.append(Lane(name, _bars(name, found), signs))
-    inside = [event for event in found if start <= event.at <= end]
+        signs = [_sign(event) for event in host_events if event.kind in kinds]
+        lanes.append(Lane(name, _bars(name, host_events), signs))
+    inside = [event for event in host_events if start <= event.at <= end]
     desc = f"{len(inside)} events from {moment(start)} to {moment(end)} UTC; the table has them all"
     rows = [(moment(event.at), event.kind, event.text) for event in reversed(inside)]
     svg = timeline(lanes, start, end, title=title, desc=desc)
     return Figure(title, svg, Table(("UTC", "what", "in words"), rows[:200]), KEY)
 
 
-def _bars(lane: str, found: Sequence[Event]) -> list[Bar]:
+def _bars(lane: str, host_events: Sequence[Event]) -> list[Bar]:
     if lane == "Releases":
-        periods = events.live_periods(found)
+        periods = events.live_periods(host_events)
         series = {name: at for at, name in enumerate(dict.fromkeys(p.label for p in periods))}
     elif lane == "Stacking decides":
-        periods, series = events.stacking_periods(found), {}
+        periods, series = events.stacking_periods(host_events), {}
     else:
         return []
     return [

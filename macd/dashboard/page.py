@@ -110,17 +110,17 @@ HEAD = (
 
 def page(facts: Facts) -> str:
     """The HTML."""
-    found = needed(facts)
+    open_needs = needed(facts)
     sections = [section_of(seen, facts) for seen in facts.hosts]
     by_env = {s.env: [each for each in sections if each.env == s.env] for s in sections}
     title = f"macd {facts.inventory.name}"
     return render(
         "dashboard.html.j2",
-        title=f"({len(found)}) {title}" if found else title,
+        title=f"({len(open_needs)}) {title}" if open_needs else title,
         heading=title,
         made=f"{facts.made:%Y-%m-%d %H:%M:%S}",
         every_s=facts.every_s,
-        needs=found,
+        needs=open_needs,
         signs=SIGNS,
         envs={
             env: (parts, Table(HEAD, [part.row for part in parts])) for env, parts in by_env.items()
@@ -155,15 +155,15 @@ def trainings(inventory: Inventory, records: Sequence[Record]) -> Table | None:
 
 def needed(facts: Facts) -> list[Need]:
     """What needs a person now, what is worst first."""
-    found = []
+    open_needs = []
     if facts.damage is not None:
-        found.append(Need("this machine", facts.damage.what, facts.damage.hint))
+        open_needs.append(Need("this machine", facts.damage.what, facts.damage.hint))
     for seen in facts.hosts:
         try:
-            found += needs.of_host(seen.host.name, seen.options, seen.look, seen.failure)
+            open_needs += needs.of_host(seen.host.name, seen.options, seen.look, seen.failure)
         except Exception as error:  # one host's odd answer hides no other host
-            found.append(Need(seen.host.name, _odd(error), f"invoke status{seen.options}"))
-    return sorted(found, key=lambda need: need.mood != "bad")
+            open_needs.append(Need(seen.host.name, _odd(error), f"invoke status{seen.options}"))
+    return sorted(open_needs, key=lambda need: need.mood != "bad")
 
 
 def section_of(seen: Seen, facts: Facts) -> Section:
@@ -361,14 +361,14 @@ def _gate(look: Look) -> dict[str, Any]:
 def _symbols(look: Look, served: Served | None) -> Table | None:
     """A row for each symbol of a service that has several; None for one."""
     said, counted = look.state.health.get("symbols"), served.symbols if served else ()
-    told = dict(said) if isinstance(said, Mapping) else {}
-    if not told and not counted:
+    health = dict(said) if isinstance(said, Mapping) else {}
+    if not health and not counted:
         return None
     judged = {row["symbol"]: row["verdict"] for row in (look.report or {}).get("symbols") or ()}
     by_name = {row.symbol: row for row in counted}
     rows = []
-    for name in sorted({*told, *by_name}):
-        row, now = by_name.get(name), told.get(name)
+    for name in sorted({*health, *by_name}):
+        row, now = by_name.get(name), health.get(name)
         now = now if isinstance(now, Mapping) else {}
         wrong = "bars stopped" if now.get("stopped") else str(now.get("error") or "")
         rows.append(

@@ -85,13 +85,15 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _TIMEOUT_S
 
     def do_GET(self) -> None:
-        found = self.pages.answer(self.path, self.headers.get("Host", ""))
-        if isinstance(found, HTTPStatus):
-            self._send(found, f"{found.phrase}\n".encode(), {"Content-Type": "text/plain"})
-        elif self.headers.get("If-None-Match") == found.tag:
-            self._send(HTTPStatus.NOT_MODIFIED, b"", {"ETag": found.tag})
+        answer = self.pages.answer(self.path, self.headers.get("Host", ""))
+        if isinstance(answer, HTTPStatus):
+            self._send(answer, f"{answer.phrase}\n".encode(), {"Content-Type": "text/plain"})
+        elif self.headers.get("If-None-Match") == answer.tag:
+            self._send(HTTPStatus.NOT_MODIFIED, b"", {"ETag": answer.tag})
         else:
-            self._send(HTTPStatus.OK, found.body, {"Content-Type": found.kind, "ETag": found.tag})
+            self._send(
+                HTTPStatus.OK, answer.body, {"Content-Type": answer.kind, "ETag": answer.tag}
+            )
 
     def _send(self, status: HTTPStatus, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -237,7 +237,7 @@ def below_peak(points: Sequence[tuple[float, float | None]]) -> list[tuple[float
 
 
 def _day_by_day(curves: Sequence[Curve], x: Scale, top: float, bottom: float) -> list[str]:
-    """Bands that tell all curves' values of a day where the pointer rests, at most 80 of them."""
+    """Bands that show all curves' values of a day where the pointer rests, at most 80 of them."""
     count = len(curves[0].points)
     at = sorted({round(k * (count - 1) / 79) for k in range(80)})
     edges = [

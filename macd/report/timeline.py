@@ -15,7 +15,7 @@ from macd.report.charts import empty, hint, tag, text
 
 _TOP, _NAME, _BAR, _SIGNS, _GAP = 2.0, 16.0, 16.0, 19.0, 5.0  # pixels
 _NEAR = 0.06  # of the width: signs closer than that are one; on a phone that is 20 pixels
-_MOST_TOLD = 8
+_MOST_HINTS = 8
 _STEPS_H = (1 / 6, 0.25, 0.5, 1, 2, 3, 6, 12, 24, 48, 96, 168, 336, 720, 1440, 2160, 4320, 8760)
 
 
@@ -142,9 +142,9 @@ _WORST = ("bad", "warn", "good", "")
 
 def _sign(many: Sequence[Sign], at: float, y: float) -> str:
     worst = min(many, key=lambda sign: _WORST.index(sign.mood))
-    hints = [sign.hint for sign in many[-_MOST_TOLD:]]
-    if len(many) > _MOST_TOLD:
-        hints.insert(0, f"{len(many) - _MOST_TOLD} before, and:")
+    hints = [sign.hint for sign in many[-_MOST_HINTS:]]
+    if len(many) > _MOST_HINTS:
+        hints.insert(0, f"{len(many) - _MOST_HINTS} before, and:")
     count = tag("tspan", str(len(many)), class_="count") if len(many) > 1 else ""
     place = {"x": _percent(min(max(at, 0.01), 0.97)), "text_anchor": "middle"}
     mark = tag("text", escape(worst.mark) + count, y=y, class_=f"mark {worst.mood}", **place)

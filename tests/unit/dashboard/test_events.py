@@ -37,21 +37,21 @@ def flag(wanted: str, was: str = "") -> dict[str, Any]:
 
 def test_releases_are_live_until_the_next_and_the_last_one_still_is() -> None:
     history = [commit(0, "one"), commit(5, "two"), commit(7, "one", "rollback")]
-    found = events.events("prod", "prod", history, (), ())
-    assert events.live_periods(found) == [
+    host_events = events.events("prod", "prod", history, (), ())
+    assert events.live_periods(host_events) == [
         Period(at(0), at(5), "one"),
         Period(at(5), at(7), "two"),
         Period(at(7), None, "one"),
     ]
-    assert [event.kind for event in found] == ["deploy", "deploy", "rollback"]
+    assert [event.kind for event in host_events] == ["deploy", "deploy", "rollback"]
     assert events.live_periods([]) == []
 
 
 def test_a_release_that_was_deployed_again_serves_since_the_first_time() -> None:
     history = [commit(0, "one"), commit(5, "two"), commit(7, "two"), commit(8, "two")]
-    found = events.events("prod", "prod", history, (), ())
-    assert events.live_since(found, "two") == T0 + timedelta(hours=5)
-    assert events.live_since(found, "one") is None
+    host_events = events.events("prod", "prod", history, (), ())
+    assert events.live_since(host_events, "two") == T0 + timedelta(hours=5)
+    assert events.live_since(host_events, "one") is None
     assert events.live_since([], "one") is None
 
 
@@ -67,8 +67,8 @@ def test_stacking_decides_from_its_flag_to_what_ends_it(tmp_path: Path) -> None:
         (10, "flag.set", flag("1")),
     )
     history = [commit(0, "one"), commit(6, "two")]  # a deploy begins in shadow
-    found = events.events("prod", "prod", history, records, ())
-    periods = events.stacking_periods(found)
+    host_events = events.events("prod", "prod", history, records, ())
+    periods = events.stacking_periods(host_events)
     assert [(p.start, p.end) for p in periods] == [
         (at(1), at(4)),
         (at(5), at(6)),
@@ -86,13 +86,13 @@ def test_the_weight_of_stacking_in_steps(tmp_path: Path) -> None:
         (5, "flag.set", {**flag("1", "1"), "weight": 100, "was_weight": 50}),
         (6, "flag.set", {**flag("0", "1"), "weight": 0, "was_weight": 100}),
     )
-    found = events.events("prod", "prod", [commit(0, "one")], records, ())
-    assert events.stacking_periods(found) == [
+    host_events = events.events("prod", "prod", [commit(0, "one")], records, ())
+    assert events.stacking_periods(host_events) == [
         Period(at(1), at(3), "stacking decides at 25 %"),
         Period(at(3), at(5), "stacking decides at 50 %"),
         Period(at(5), at(6), "stacking decides"),
     ]
-    assert "ML_ENABLE_STACKING=1 at 25 % by ana" in found[1].text
+    assert "ML_ENABLE_STACKING=1 at 25 % by ana" in host_events[1].text
 
 
 def test_a_raise_that_failed_ends_no_period_of_stacking(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_raise_that_failed_ends_no_period_of_stacking(tmp_path: Path) -> None:
         (2, "flag.reverted", {**raised, "reason": "golden"}),
         (3, "flag.set", flag("0", "1")),
     )
-    found = events.events("prod", "prod", (), records, ())
-    assert [(p.start, p.end) for p in events.stacking_periods(found)] == [(at(1), at(3))]
-    assert found[0].text == "ML_ENABLE_STACKING=1 at 25 % by ana"
-    assert found[1].text == "ML_ENABLE_STACKING put back to 1 at 25 %: golden"
+    host_events = events.events("prod", "prod", (), records, ())
+    assert [(p.start, p.end) for p in events.stacking_periods(host_events)] == [(at(1), at(3))]
+    assert host_events[0].text == "ML_ENABLE_STACKING=1 at 25 % by ana"
+    assert host_events[1].text == "ML_ENABLE_STACKING put back to 1 at 25 %: golden"
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_flag_of_ones_own_has_words_of_its_own(
 ) -> None:
     fields = {**flag("1"), "flag": "USE_STACK", "weighed": False, **said}
     rows = ((1, "flag.set", fields), (2, "flag.reverted", {**fields, "reason": "x"}))
-    found = events.events("prod", "prod", (), own(tmp_path / "journal.jsonl", *rows), ())
-    assert [event.text for event in found] == texts
+    host_events = events.events("prod", "prod", (), own(tmp_path / "journal.jsonl", *rows), ())
+    assert [event.text for event in host_events] == texts
 
 
 def test_what_each_journal_tells(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_what_each_journal_tells(tmp_path: Path) -> None:
         (7, "deploy.ended", {"host": "prod", "result": "committed", "release": "two"}),
     ):
         journal.append(kind, fields, now=T0 + timedelta(hours=hours))
-    found = events.events("prod", "prod", (), records, journal.records())
-    assert [(event.kind, event.outcome) for event in found] == [
+    host_events = events.events("prod", "prod", (), records, journal.records())
+    assert [(event.kind, event.outcome) for event in host_events] == [
         ("made", ""),
         ("reverted", ""),
         ("guard", "FAIL"),
@@ -155,6 +155,6 @@ def test_what_each_journal_tells(tmp_path: Path) -> None:
         ("gate", "PASS"),
         ("failed", ""),
     ]
-    assert "it crashed" in found[1].text
-    assert isinstance(found[0], Event)
-    assert found[0].at == at(0.5)
+    assert "it crashed" in host_events[1].text
+    assert isinstance(host_events[0], Event)
+    assert host_events[0].at == at(0.5)

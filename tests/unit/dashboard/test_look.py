@@ -60,8 +60,8 @@ def test_no_secret_of_the_host_is_stored() -> None:
     assert (kept.app, kept.accepts) == ("/opt", "{}")
 
 
-def texts(found: list[needs.Need]) -> str:
-    return "\n".join(f"{need.mood} {need.text} -> {need.do}" for need in found)
+def texts(open_needs: list[needs.Need]) -> str:
+    return "\n".join(f"{need.mood} {need.text} -> {need.do}" for need in open_needs)
 
 
 def test_a_host_that_serves_well_needs_nobody(project: Project) -> None:
@@ -77,15 +77,15 @@ def test_alerts_and_reverts_need_a_person(project: Project) -> None:
 
 
 def test_findings_bring_their_remedy(project: Project) -> None:
-    found = needs.of_host("stage", " --env staging", stored(project, "stage"), None)
-    assert texts(found) == "bad serving: no release is live -> invoke deploy"
-    assert found[0].options == " --env staging"
+    open_needs = needs.of_host("stage", " --env staging", stored(project, "stage"), None)
+    assert texts(open_needs) == "bad serving: no release is live -> invoke deploy"
+    assert open_needs[0].options == " --env staging"
 
 
 def test_a_host_that_is_away_is_the_one_need(project: Project) -> None:
     gone = MacdError("prod-b: no route", hint="is it up?")
-    found = needs.of_host("prod-b", "", stored(project, "prod-b"), gone)
-    assert texts(found) == "bad it does not answer: prod-b: no route -> is it up?"
+    open_needs = needs.of_host("prod-b", "", stored(project, "prod-b"), gone)
+    assert texts(open_needs) == "bad it does not answer: prod-b: no route -> is it up?"
 
 
 def test_what_is_under_way_and_dead_needs_a_person(project: Project) -> None:

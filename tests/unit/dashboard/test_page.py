@@ -60,8 +60,8 @@ def test_a_young_hosts_time_line_begins_with_what_happened_first() -> None:
     facts = Facts(cast(Any, None), NOW, [], [], None, 30)
 
     def begins(*ago_s: float) -> float:
-        found = [Event(NOW.timestamp() - ago, DEPLOY, "deployed") for ago in ago_s]
-        made = _time_line("a", found, None, facts)
+        deploys = [Event(NOW.timestamp() - ago, DEPLOY, "deployed") for ago in ago_s]
+        made = _time_line("a", deploys, None, facts)
         assert made is not None
         assert made.table.rows
         return NOW.timestamp() - _start_of(made.svg)
@@ -72,9 +72,9 @@ def test_a_young_hosts_time_line_begins_with_what_happened_first() -> None:
 
 
 def _start_of(svg: str) -> float:
-    found = re.search(r"events from (\S+ \S+) to", svg)
-    assert found
-    return datetime.strptime(found[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC).timestamp()
+    match = re.search(r"events from (\S+ \S+) to", svg)
+    assert match
+    return datetime.strptime(match[1], "%Y-%m-%d %H:%M").replace(tzinfo=UTC).timestamp()
 
 
 def test_each_command_means_its_host(project: Project) -> None:

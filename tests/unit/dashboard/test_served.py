@@ -131,13 +131,13 @@ def test_several_symbols_are_counted_apart(tmp_path: Path) -> None:
         for n, (name, line) in enumerate(zip(("BTCUSD", "ETHUSD"), pair, strict=True), start=1)
     ]
     signal_lines.write(tmp_path, iter(made))
-    found = did(tmp_path)
-    assert found is not None
-    assert (found.bars, found.paper) == (40, None)
-    assert [(row.symbol, row.bars, row.covered) for row in found.symbols] == [
+    served = did(tmp_path)
+    assert served is not None
+    assert (served.bars, served.paper) == (40, None)
+    assert [(row.symbol, row.bars, row.covered) for row in served.symbols] == [
         ("BTCUSD", 20, 20), ("ETHUSD", 20, 20),
     ]  # fmt: skip
-    for row, lines in zip(found.symbols, each, strict=True):
+    for row, lines in zip(served.symbols, each, strict=True):
         closes = [line["data"]["components"]["close"] for line in lines]
         assert row.paper is not None
         assert row.paper.market == pytest.approx(closes[-1] / closes[0] - 1)

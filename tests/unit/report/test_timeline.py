@@ -59,8 +59,8 @@ def test_signs_that_would_lie_on_each_other_are_one_with_the_worst_mark() -> Non
     signs.insert(5, Sign(START + DAY + 5.5, "✗", "FAIL", "bad"))
     svg = drawn(Lane("Guard", (), signs))
     assert "✗12" in texts(svg)
-    told = next(title for title in titles(svg) if "FAIL" in title)
-    assert told.startswith("4 before, and:")
+    hint = next(title for title in titles(svg) if "FAIL" in title)
+    assert hint.startswith("4 before, and:")
     far = drawn(Lane("Guard", (), [Sign(START + k * DAY, "✓", "") for k in (1, 3, 5)]))
     assert texts(far).count("✓") == 3
 

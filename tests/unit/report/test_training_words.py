@@ -111,7 +111,7 @@ def test_a_clean_run_needs_no_caution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "doubt"),
     [
         ({"audit": {"ok": False, "checks": [{"name": "peek", "ok": False}]}}, "(Peek)"),
         ({"audit": {}}, "No leak audit ran"),
@@ -122,9 +122,9 @@ def test_a_clean_run_needs_no_caution() -> None:
         ({"models": {"ridge": model(0.56, 0.56)}}, "A linear model of the last returns is 0.060"),
     ],
 )
-def test_doubts_are_said(changes: Made, told: str) -> None:
+def test_doubts_are_said(changes: Made, doubt: str) -> None:
     (words,) = training.cautions(run(**changes))
-    assert told in words
+    assert doubt in words
 
 
 @pytest.mark.parametrize("name", ["looks", "openings"])  # openings: written by earlier versions
