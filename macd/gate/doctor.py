@@ -58,7 +58,7 @@ class Case:
     checkup: {} where the host was not asked for one: what rests on it is then unknown.
     drift: as `invoke status` shows it. report: a gate document of now, None if there is none, and
     `no_report` says why. trainings: by host, state (DONE, FAILED, ...; "" if unknown),
-    why and remedy. ending: what ends soon and the host itself does not tell. now: the host's time
+    why and remedy. ending: what ends soon and the host itself does not report. now: the host's time
     in epoch seconds. tf: how long the bars are. unconfined: which protection its units do without.
     """
 
@@ -417,7 +417,7 @@ def _clock(case: Case) -> Finding:
 
 
 def _alerts(case: Case) -> Iterator[Finding]:
-    """What the host itself found, and whether it looks at all."""
+    """The open alerts of the host itself, and whether it looks for any."""
     seen, unwatched = case.state.alerts, case.state.unwatched
     if unwatched:
         ok = False if seen.get("installed") else None  # the inventory may want none

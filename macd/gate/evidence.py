@@ -69,8 +69,8 @@ def manifest_sha256(live: HostState) -> str:
     said = live.health.get("manifest_sha256")
     if said or not live.details.get("own"):
         return str(said or "")
-    found = [entry for entry in live.history if entry["release"] == live.live]
-    return str(found[-1].get("manifest_sha256", "")) if found else ""
+    entries = [entry for entry in live.history if entry["release"] == live.live]
+    return str(entries[-1].get("manifest_sha256", "")) if entries else ""
 
 
 def ranges(sources: Sequence[Source]) -> list[LogRange]:

@@ -36,7 +36,7 @@ class Flipped:
     wrong: why the service does not serve well, "" if it does. report: path of the evidence, ""
     where none is needed. lost: why the host has it not on record, "" if it has. ended: whether a
     change that was interrupted before was ended first. Of a dry run: was_weight, the process's
-    weight now, and cancels, the guard's steps that end because one weight was told. weighed:
+    weight now, and cancels, the guard's steps that end because one weight was asked for. weighed:
     whether the application knows weights: one of the team's own does not.
     """
 
@@ -62,7 +62,7 @@ class Flip:
     """A flip of the flag on one host that is ready to be carried out: `prepare` makes it.
 
     It owns the session; use it as a context manager. evidence: the newest report, verified; None
-    where none is needed. told: the weight that was asked for, None for the guard's steps or 100.
+    where none is needed. requested_weight: in percent; None for the guard's steps or 100.
     """
 
     session: Session
@@ -71,7 +71,7 @@ class Flip:
     wanted: str
     state: HostState
     evidence: Report | None
-    told: int | None = None
+    requested_weight: int | None = None
 
     @property
     def weight(self) -> int:
@@ -80,12 +80,12 @@ class Flip:
             return 0
         running, upcoming = _weights(self.state)
         steps, covered = self.inventory.guard.steps, _covered(self.state)
-        return first_weight(self.told, steps, running, upcoming, covered)
+        return first_weight(self.requested_weight, steps, running, upcoming, covered)
 
     @property
     def steps(self) -> Sequence[int]:
         """The weights to which the guard is to raise it."""
-        if self.wanted == SHADOW or self.told is not None:
+        if self.wanted == SHADOW or self.requested_weight is not None:
             return ()
         return [step for step in self.inventory.guard.steps if step > self.weight]
 
@@ -97,10 +97,10 @@ class Flip:
         weights: dict[str, Any] = {"weight": self.weight, "steps": self.steps}
         weights["was_weight"] = _weights(self.state)[0]
         weights["weighed"] = weighed = application.of(self.inventory).has_weights
-        weights["cancels"] = there if self.told is not None else ()
+        weights["cancels"] = there if self.requested_weight is not None else ()
         anew = self.evidence is not None and self.steps and list(self.steps) != list(there)
         if _is_so(self.state, self.wanted, self.weight) and not anew:
-            steps = () if self.told is not None else there
+            steps = () if self.requested_weight is not None else there
             so: dict[str, Any] = {"weight": self.weight, "steps": steps, "weighed": weighed}
             return Flipped(self.host.name, "already", self.wanted, live, pid, **so)
         if self.evidence:
@@ -133,12 +133,14 @@ class Flip:
                     "rule": asdict(report.rule_of(self.inventory)),
                     "steps": list(guard.steps),
                 },
-                "weight": self.told,
+                "weight": self.requested_weight,
             }
         answer = _set(self.session, self.host, self.inventory, self.state, asked)
         path = str(self.evidence.path) if self.evidence else ""
         steps = {"already": self._steps_there, "set": self.steps}.get(answer["outcome"], ())
-        steps = () if self.told is not None else [s for s in steps if s > answer["weight"]]
+        steps = (
+            () if self.requested_weight is not None else [s for s in steps if s > answer["weight"]]
+        )
         flipped = _flipped(self.host, answer, path, steps)
         return replace(flipped, weighed=application.of(self.inventory).has_weights)
 

@@ -209,8 +209,8 @@ def _move(directory: Path, moves: Mapping[str, str], sizes: Mapping[str, int]) -
 
 def _copies(directory: Path, pattern: str) -> list[str]:
     """The names of the logs that are here; none of those that were set aside."""
-    found = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
-    return [name for name in found if is_log(name, pattern) and not _ASIDE.search(name)]
+    names = [p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()]
+    return [name for name in names if is_log(name, pattern) and not _ASIDE.search(name)]
 
 
 def _checked(entry: Any, pattern: str) -> dict[str, Any]:

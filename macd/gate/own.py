@@ -42,7 +42,7 @@ _TAIL = 1 << 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was found on a host, or in files (live: None). since: when its release went live."""
+    """The evidence of a host, or of files (live: None). since: when its release went live."""
 
     analysis: OwnAnalysis
     findings: Findings
@@ -175,8 +175,8 @@ def not_judged(signals: Signals) -> str:
 
 def went_live(live: HostState) -> float | None:
     """When the host committed what is live (epoch seconds); None where it never did."""
-    found = [entry for entry in live.history if entry["release"] == live.live]
-    return float(found[-1]["at"]) if found and "at" in found[-1] else None
+    entries = [entry for entry in live.history if entry["release"] == live.live]
+    return float(entries[-1]["at"]) if entries and "at" in entries[-1] else None
 
 
 def _not_serving(live: HostState, since: float | None) -> list[str]:
@@ -250,12 +250,12 @@ def flags(inventory: Inventory, live: HostState) -> dict[str, str]:
     return {flag.name: values[running]} if flag and running in values else {}
 
 
-def about(inventory: Inventory, found: Evidence) -> dict[str, Any]:
+def about(inventory: Inventory, own_evidence: Evidence) -> dict[str, Any]:
     """What a report says beyond one about the built-in application."""
-    since = None if found.since is None else datetime.fromtimestamp(found.since, UTC).isoformat()
+    since = own_evidence.since
     known = {
         "name": application.of(inventory).name,
-        "since": since,
-        "signals": asdict(found.signals),
+        "since": None if since is None else datetime.fromtimestamp(since, UTC).isoformat(),
+        "signals": asdict(own_evidence.signals),
     }
-    return {"own": known, "not_judged": not_judged(found.signals)}
+    return {"own": known, "not_judged": not_judged(own_evidence.signals)}

@@ -37,7 +37,7 @@ def page(document: Mapping[str, Any]) -> str:
         signs=_SIGNS,
         moods=_MOODS,
         doc=document,
-        found=findings,
+        findings=findings,
         shares=shares(document),
         coverage=coverage(document),
         histograms=histograms(findings),
@@ -337,13 +337,13 @@ def realised(findings: Mapping[str, Any]) -> list[Figure]:
     return made
 
 
-def skill(found: Mapping[str, Any]) -> list[Figure]:
+def skill(comparison: Mapping[str, Any]) -> list[Figure]:
     """What stacking's scores have over those of others, with bounds that hold at every look."""
     made = []
     for score, words in (("log_score", "Log score"), ("brier", "Brier score")):
         rows = [
             (_OTHERS[name], row, row[score])
-            for name, row in found.get("against", {}).items()
+            for name, row in comparison.get("against", {}).items()
             if row[score]["value"] is not None
         ]
         if not rows:
@@ -375,7 +375,7 @@ def skill(found: Mapping[str, Any]) -> list[Figure]:
             label="more is better",
             form=_signed,
         )
-        made.append(Figure(title, svg, table, f"{rows[0][1]['n']:,} bars at {found['head']}"))
+        made.append(Figure(title, svg, table, f"{rows[0][1]['n']:,} bars at {comparison['head']}"))
     return made
 
 

@@ -127,7 +127,7 @@ class Written:
                 if reached < line.bar_ms:
                     rows = finals[symbol]
                     times[symbol] |= {ms for ms in rows if reached < ms <= line.bar_ms}
-        return {symbol: sorted(found) for symbol, found in times.items()}
+        return {symbol: sorted(bars) for symbol, bars in times.items()}
 
 
 def read(raws: Iterable[bytes], *, release: str, symbol: str, tf: str, since_ms: int) -> Written:
@@ -330,7 +330,7 @@ def differences(
         shown = [*names, *(f"feature {n}" for n in range(len(names), len(rows[0])))]
         pairs = zip(shown, *rows, strict=False)
         features = [Difference(clean(name), ours, theirs) for name, ours, theirs in pairs]
-    apart = sorted(filter(_apart, features), key=lambda found: -found.size)
+    apart = sorted(filter(_apart, features), key=lambda difference: -difference.size)
     return [*apart, *filter(_apart, _probabilities(written, replayed))]
 
 
@@ -363,11 +363,11 @@ def _deciding(written: Mapping[str, Any], replayed: Mapping[str, Any]) -> float 
     return None if mean is None else share * stacked + (1 - share) * mean
 
 
-def _apart(found: Difference) -> bool:
-    if found.written is None and found.replayed is None:
+def _apart(difference: Difference) -> bool:
+    if difference.written is None and difference.replayed is None:
         return False
-    largest = max(1.0, abs(found.written or 0.0))
-    return not found.size <= TOLERANCE * largest + _SLACK
+    largest = max(1.0, abs(difference.written or 0.0))
+    return not difference.size <= TOLERANCE * largest + _SLACK
 
 
 @dataclass(frozen=True)

@@ -336,9 +336,9 @@ def of_files(
             )
         if inventory.app is None:
             return _of_sources(inventory, read, rule, days, now)
-        found = own.of_files(inventory, read.sources, rule, days, now)
-        found = replace(found, notes=[*read.notes, *found.notes])
-        return _of_own(inventory, found, rule, None, days or 0.0)
+        own_evidence = own.of_files(inventory, read.sources, rule, days, now)
+        own_evidence = replace(own_evidence, notes=[*read.notes, *own_evidence.notes])
+        return _of_own(inventory, own_evidence, rule, None, days or 0.0)
 
 
 def _of_sources(
@@ -364,27 +364,27 @@ def _of_sources(
 
 
 def _of_own(
-    inventory: Inventory, found: own.Evidence, rule: Rule, host: Host | None, days: float
+    inventory: Inventory, own_evidence: own.Evidence, rule: Rule, host: Host | None, days: float
 ) -> Judged:
     """The report about an application of the team's own."""
-    app, live = application.of(inventory), found.live
-    decision = gate.decide(found.findings, rule)
+    app, live = application.of(inventory), own_evidence.live
+    decision = gate.decide(own_evidence.findings, rule)
     about = About(
         host=host.name if host else "",
         env=host.env if host else "",
         release=live.live if live else None,
         manifest_sha256=evidence.manifest_sha256(live) if live else "",
-        made=found.now,
+        made=own_evidence.now,
         days=days,
         flags=own.flags(inventory, live) if live else {},
     )
-    document = build(about, found.analysis, decision, rule, found.ranges, inventory)
-    document["meaning"] = own.meaning(app.flag, decision, found.signals)
-    document |= own.about(inventory, found)
-    document["notes"] = [*found.notes, *_warned(decision)]
+    document = build(about, own_evidence.analysis, decision, rule, own_evidence.ranges, inventory)
+    document["meaning"] = own.meaning(app.flag, decision, own_evidence.signals)
+    document |= own.about(inventory, own_evidence)
+    document["notes"] = [*own_evidence.notes, *_warned(decision)]
     if host:
-        document["notes"] += _too_short(found.analysis, decision, days)
-    return Judged(document, decision, found.now, found.fetched)
+        document["notes"] += _too_short(own_evidence.analysis, decision, days)
+    return Judged(document, decision, own_evidence.now, own_evidence.fetched)
 
 
 def _warned(decision: Decision) -> list[str]:
@@ -479,8 +479,8 @@ def _decide(
         severe = tuple(entry["example"] for entry in part.severe.document()[:5])
         compared = skill.judged(part.compared, rule.skill, alpha)
         doubts = evidence.problems_of_part(part, now) if part.window.is_part else problems
-        found = Findings(part.tally(), severe, tuple(doubts), part.causes(), compared)
-        return gate.decide(found, rule, alpha)
+        findings = Findings(part.tally(), severe, tuple(doubts), part.causes(), compared)
+        return gate.decide(findings, rule, alpha)
 
     return by_symbol.judge(read, decide, gate.ALPHA)
 
