@@ -270,12 +270,12 @@ def alike(new: Sequence[str], wanted: Desired) -> dict[str, str]:
     """Of units that are `new` and made of one template, all but the first: what differs from it."""
     described = wanted.application.units(wanted.unit.removesuffix(".service"))
     first: dict[str, str] = {}  # by template
-    found: dict[str, str] = {}
+    differences: dict[str, str] = {}
     for name, text in wanted.units.items():
         if name in new and name in described and text:
             like = first.setdefault(described[name].template, name)
-            found |= {} if like == name else {name: _beside(like, name, wanted)}
-    return found
+            differences |= {} if like == name else {name: _beside(like, name, wanted)}
+    return differences
 
 
 def _beside(first: str, name: str, wanted: Desired) -> str:

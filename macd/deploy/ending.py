@@ -1,6 +1,6 @@
 """What comes to its end on a host: the live release, its models, the keys. Asked from here, too.
 
-The host's own look tells it (macd/host/alerts); but it may be switched off, or not yet installed.
+The host's own look reports it (macd/host/alerts); but it may be switched off, or not yet installed.
 Pure: the moment is an argument.
 """
 

@@ -109,7 +109,7 @@ def of_symbol(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_flag(state: HostState) -> str:
-    """What an application of the team's own was told of who decides."""
+    """Whether the models of an application of the team's own decide, by its flag."""
     said = state.stacking
     if not said:
         return "none: app.flag is not set, so nothing here can switch its models on or off"

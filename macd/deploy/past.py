@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from macd.deploy.records import ENDS, LEFT, UNTOLD
+from macd.deploy.records import ENDS, LEFT, NOT_REPORTED
 from macd.host.flag.flag_file import FLAG, FULL, LIVE
 from macd.host.record import Record
 
@@ -21,7 +21,7 @@ _FLAG_KINDS = (
     *("flag.enable", "flag.disable", "flag.set", "flag.reverted"),
     *("guard.raised", "guard.ended", "guard.failed"),
 )
-_TRAININGS = "train."  # told of hosts on which nothing is ever live
+_TRAININGS = "train."  # recorded of hosts on which nothing is ever live
 _CLOCKS = timedelta(seconds=2)  # two machines in step by NTP
 _MOST_ACTIVATIONS, _SHOWN = 100_000, 5
 
@@ -143,7 +143,7 @@ def _ended(then: Then, entry: Entry) -> Then:
         outcome = f"{then.under_way}; contact was given up, the host ends it by itself"
         return replace(then, under_way=outcome)
     then = replace(then, under_way="")
-    if result in UNTOLD or "live" not in fields:
+    if result in NOT_REPORTED or "live" not in fields:
         return then
     if result == "committed":
         return _live(then, entry, live)
@@ -222,7 +222,7 @@ def contradictions(entries: Sequence[Entry]) -> list[str]:
 
 
 def missing(entries: Sequence[Entry]) -> list[str]:
-    """Activations that a host counted and of which no journal here tells, a sentence a host."""
+    """Activations that a host counted and no journal here records, a sentence a host."""
     numbers: dict[str, set[int]] = {}
     for entry in entries:
         number = entry.fields.get("number", entry.fields.get("activation"))

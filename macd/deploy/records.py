@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ENDS = ("deploy.ended", "rollback.ended")
 # Their results where the host reported no end; LEFT: it goes on, and ends the matter by itself.
 FAILED, REFUSED, LEFT = "failed", "refused", "left to the host"
-UNTOLD = (FAILED, REFUSED, LEFT)
+NOT_REPORTED = (FAILED, REFUSED, LEFT)
 _BEGINS = ("deploy.began", "rollback.began")
 
 
@@ -38,7 +38,7 @@ def may_be_live(records: Iterable[Record], host: str) -> int:
         if record.kind in _BEGINS:
             goes_to = fields.get("release") or fields.get("to") or ""
             since.append(serials.get(goes_to, 0))
-        elif record.kind in ENDS and fields.get("result") not in UNTOLD:
+        elif record.kind in ENDS and fields.get("result") not in NOT_REPORTED:
             release = fields.get("live")
             live = serials.get(release, live) if release else 0
             since.clear()

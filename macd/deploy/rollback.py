@@ -106,7 +106,7 @@ def _target(name: str, state: HostState, to: str | None, *, stays: bool = False)
 
 
 def _decides_in_dropin(state: HostState) -> str:
-    """The flag that a rollback sets to shadow in a drop-in, of which `keys` does not tell."""
+    """The flag that a rollback sets to shadow in a drop-in, which `keys` does not name."""
     try:
         flag = own.parse(state.service_settings).flag
     except (ValueError, LookupError, TypeError, AttributeError):
