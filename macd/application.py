@@ -288,13 +288,13 @@ def check_own(tree: Path, *, check: str = "", lock: Mapping[str, str] | None = N
 
 def _other_readers(lock: Mapping[str, str]) -> list[str]:
     """Libraries of models that are of another version here than on the hosts, in words."""
-    told = []
+    differences = []
     for name in ("onnxruntime", "lightgbm", "xgboost", "catboost"):
         with suppress(metadata.PackageNotFoundError):
             here = metadata.version(name)
             if lock.get(name, here) != here:
-                told.append(f"{name} {here} here, where the lock has {lock[name]}")
-    return told
+                differences.append(f"{name} {here} here, where the lock has {lock[name]}")
+    return differences
 
 
 def _not_here(name: str, why: str) -> Item:

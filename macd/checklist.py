@@ -23,7 +23,7 @@ class Item:
     def line(self, *, remedy: bool = True) -> str:
         """One line for people, with the guide's tick; when it failed, its cause and remedy too.
 
-        remedy: False where the remedy is told elsewhere.
+        remedy: False where the remedy is shown elsewhere.
         """
         mark = "✗" if not self.ok else "✓" if self.done else "–"
         text = f"{mark} {self.name}: {self.detail}"

@@ -112,7 +112,7 @@ def is_met(name: str, value: float, threshold: float) -> bool:
 def measured(metrics: Mapping[str, Any], stacking: Mapping[str, Any]) -> dict[str, Measured]:
     """What a run's own documents say of the criteria: value and details by name.
 
-    A criterion that they don't tell of is left out. metrics: metrics.json. stacking: the JSON of
+    A criterion that they don't mention is left out. metrics: metrics.json. stacking: the JSON of
     the meta-model, {} where none was trained.
     """
     values: dict[str, Measured] = {}

@@ -88,7 +88,7 @@ def failure(error: MacdError) -> dict[str, Any]:
 
 
 def unless_failed(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer itself. Raises the MacdError that it tells of."""
+    """The answer itself. Raises the MacdError that it reports."""
     if error := answer.get("error"):
         error = dict(error)
         raise MacdError(error.pop("what"), **{**error, "exit_code": ExitCode(error["exit_code"])})

@@ -191,7 +191,7 @@ def symbols_in(directory: Path) -> tuple[str, ...]:
     """As `symbols_of`, of the run there; () where its settings can't be read."""
     try:
         return symbols_of(read_json(directory / FILES.settings, {}))
-    except DamagedFileError:  # whoever needs the settings tells it
+    except DamagedFileError:  # whoever needs the settings reports it
         return ()
 
 

@@ -126,8 +126,8 @@ def _flip(
             {n: _Outcome(flip.expected) for n, flip in flips.done.items()}, flips.failed
         )
         if looks.failed and kind == "enable":
-            told = "" if weight is None else str(weight)
-            options = same(env=env, inventory=inventory, weight=told)
+            text = "" if weight is None else str(weight)
+            options = same(env=env, inventory=inventory, weight=text)
             return _none_enabled(looks, options, json=json)
         if dry_run or not looks.done:
             return _show(kind, looks, several=several, json=json)

@@ -501,18 +501,18 @@ def _realised(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "  realised AUC (labels overlap; 95 %)", *lines]
 
 
-def _skill(found: Mapping[str, Any]) -> list[str]:
+def _skill(comparison: Mapping[str, Any]) -> list[str]:
     from macd.host.judge.gate import more_words, outcome_words
 
-    if not found or found["setting"] == "off":
-        return ["", "  skill: not judged (gate.skill is off)"] if found else []
-    if not found["against"]:
+    if not comparison or comparison["setting"] == "off":
+        return ["", "  skill: not judged (gate.skill is off)"] if comparison else []
+    if not comparison["against"]:
         return ["", "  skill: no line has both stacking and the mean of the models"]
     lines = [
         "",
-        f"  skill of stacking at {found['head']}: more is better; bounds hold at every look",
+        f"  skill of stacking at {comparison['head']}: more is better; bounds hold at every look",
     ]
-    for name, row in found["against"].items():
+    for name, row in comparison["against"].items():
         other = f"than {row['release']}" if name == "challenger" else "than the mean"
         lines.append(f"    {outcome_words(row)} {other}, {row['n']:,} bars{more_words(row)}")
         for score, words in (("log_score", "log score"), ("brier", "Brier score")):

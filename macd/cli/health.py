@@ -150,6 +150,6 @@ def _is_own(run: Path) -> bool:
 
     try:
         settings = read_json(run / FILES.settings, {})
-    except MacdError:  # the check tells it
+    except MacdError:  # the check reports it
         return False
     return isinstance(settings, dict) and bool(settings.get("own"))

@@ -92,11 +92,11 @@ def failed_fields(failed: Mapping[str, MacdError]) -> dict[str, Any]:
 def print_failed(failed: Mapping[str, MacdError]) -> None:
     """Print the error of each host on which it could not be done; what several share, once."""
     texts = {name: harmless(error) for name, error in failed.items()}
-    told: dict[str, list[str]] = {}  # by the first of the hosts that share it
+    groups: dict[str, list[str]] = {}  # by the first of the hosts that share it
     for name in texts:
-        first = next((other for other in told if _same(texts, name, other)), name)
-        told.setdefault(first, []).append(name)
-    for first, names in told.items():
+        first = next((other for other in groups if _same(texts, name, other)), name)
+        groups.setdefault(first, []).append(name)
+    for first, names in groups.items():
         same = f"\n  the same: {', '.join(names[1:])}" if len(names) > 1 else ""
         print(f"✗ {about(first, texts[first])}{same}", file=sys.stderr)
 

@@ -359,14 +359,14 @@ def _show_journals(inventory: Inventory, hosts: Sequence[Host], asked: _Journal)
     def newest(host: Host) -> list[Message]:
         looked = max(1, asked.lines) * (10 if asked.wanted.pattern else 1)
         with open_session(host, inventory) as session:
-            found = tails[host.name].newest(session, looked)
-        return [m for m in found if asked.wanted.search(m.shown)][-max(1, asked.lines) :]
+            messages = tails[host.name].newest(session, looked)
+        return [m for m in messages if asked.wanted.search(m.shown)][-max(1, asked.lines) :]
 
     results = on_each(hosts, newest)
     if asked.json and not asked.follow:
         rows = [
-            {"host": name, "lines": [asdict(message) for message in found]}
-            for name, found in results.done.items()
+            {"host": name, "lines": [asdict(message) for message in messages]}
+            for name, messages in results.done.items()
         ]
         emit(rows[0] if len(hosts) == 1 else {"hosts": rows, **failed_fields(results.failed)})
         return exit_code([], results.failed)
@@ -374,10 +374,10 @@ def _show_journals(inventory: Inventory, hosts: Sequence[Host], asked: _Journal)
     with Lines(hosts) as terminal:
         objects = asked.json and len(hosts) > 1
         view = _View(terminal, asked.wanted, _reader(None), objects=objects)
-        for name, found in results.done.items():
-            for message in found:
+        for name, messages in results.done.items():
+            for message in messages:
                 view.text(name, message.shown)
-            if not found and not asked.follow:
+            if not messages and not asked.follow:
                 units = ", ".join(asked.units(inventory, inventory.host(name)))
                 why = "or this account may not read the journal (group systemd-journal)"
                 view.terminal.write(f"{name}: no lines of {units} yet, {why}", to=sys.stderr)

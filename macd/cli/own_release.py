@@ -86,7 +86,7 @@ def prepare(
         symbol=str(settings.get("symbol") or inventory.train.symbol),
         tf=str(settings.get("tf") or inventory.train.tf),
     )
-    _tell(request, json=json)
+    _show(request, json=json)
     own.refuse_wrong_commands(request)
     check = own_check.OwnCheck(
         command=app.check,
@@ -143,7 +143,7 @@ def _locked(
     return lock, wheels
 
 
-def _tell(request: OwnRequest, *, json: bool) -> None:
+def _show(request: OwnRequest, *, json: bool) -> None:
     """What of the source goes out, what doesn't, and how it differs from what was trained."""
     from macd.release import own
 
@@ -166,7 +166,7 @@ def _tell(request: OwnRequest, *, json: bool) -> None:
         say(json, f"– left out: {len(left_out) - _SHOWN} more files")
 
 
-def told(request: OwnRequest) -> dict[str, Any]:
+def as_json(request: OwnRequest) -> dict[str, Any]:
     """The same for `--json`."""
     from macd.release import own
 

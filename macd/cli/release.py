@@ -79,7 +79,7 @@ def release(
         run = _fetched(inv, host, run, json=json)
     now = datetime.now(UTC).replace(microsecond=0)
     order: Order
-    told: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     symbols: dict[str, Run] = {}
     if inv.app is not None:
         if source:
@@ -89,7 +89,7 @@ def release(
         own, make = own_release.prepare(
             inv, inv.app, run, store, env, accept.strip(), now, days, json=json
         )
-        order, told = own, own_release.told(own)
+        order, details = own, own_release.as_json(own)
     else:
         chosen = read_run(inv, run)
         symbols = _released(chosen, without)
@@ -102,19 +102,19 @@ def release(
         )  # fmt: skip
         order, make = request, partial(build.make, request, store, wheels=wheels)
     if order.run and not run:
-        told["newer_runs"] = newer(journal, order.run.id, application.of(inv).name)
-        for one in told["newer_runs"][-_NEWER:]:
+        details["newer_runs"] = newer(journal, order.run.id, application.of(inv).name)
+        for one in details["newer_runs"][-_NEWER:]:
             say(json, _of_newer(one, order.run.id))
     build.refuse_blocked(order)
     more = _unserved(inv, symbols) if symbols else []
     if dry_run:
-        _show_dry_run(order, told, more, json=json)
+        _show_dry_run(order, details, more, json=json)
         return
     made, items = make(sign=lambda raw: signed(inv, raw))
     journal.append("release.made", record(made, order), now=datetime.now(UTC))
     if json:
         health = [asdict(item) for item in items]
-        emit({**_fields(made), "health": health, "bundle": str(made.bundle), **told})
+        emit({**_fields(made), "health": health, "bundle": str(made.bundle), **details})
         return
     for item in items:
         print(item.line())
@@ -365,13 +365,15 @@ def _show_made(inv: Inventory, made: Release, more: Sequence[str]) -> None:
     print(f"  next: invoke plan --env {manifest.env}")
 
 
-def _show_dry_run(request: Order, told: dict[str, Any], more: Sequence[str], *, json: bool) -> None:
+def _show_dry_run(
+    request: Order, details: dict[str, Any], more: Sequence[str], *, json: bool
+) -> None:
     if json:
         emit({
             "dry_run": True, "run": request.run.id if request.run else None,
             "serial": request.serial, "lock": request.lock.sha256,
             "criteria": [finding.as_json() for finding in request.findings],
-            "accepted": request.accepted or None, **told,
+            "accepted": request.accepted or None, **details,
         })  # fmt: skip
         return
     print(f"would be released for {request.env} with serial {request.serial}; nothing was made")

@@ -1,4 +1,4 @@
-"""`invoke train.schedule`: a training host that trains by itself, and tells a person about it."""
+"""`invoke train.schedule`: a training host that trains by itself, and notifies a person."""
 
 from __future__ import annotations
 

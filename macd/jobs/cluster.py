@@ -366,7 +366,7 @@ def _gpus(seen: Mapping[str, Seen], *, required: bool) -> list[Check]:
         for name, mine in seen.items()
     }
     listed = ", ".join(f"{name}: {', '.join(cards[name])}" for name in cards if cards[name])
-    without = [name for name, found in cards.items() if not found]
+    without = [name for name, names in cards.items() if not names]
     if listed and without:
         hint = "leave it out of train.hosts, or see nvidia-smi there"
         idle = f"{listed}; {', '.join(without)} has none and gets no fit"

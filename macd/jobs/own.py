@@ -176,9 +176,9 @@ def _data(app: OwnApp, train: TrainApp) -> tuple[dict[str, Path], tuple[str, ...
     files: dict[str, Path] = {}
     missing = []
     for path in train.data:
-        found = {found.relative_to(app.source).as_posix(): found for found in _below(app, path)}
-        files |= found
-        if not found:
+        matches = {match.relative_to(app.source).as_posix(): match for match in _below(app, path)}
+        files |= matches
+        if not matches:
             missing.append(path)
     return dict(sorted(files.items())), tuple(missing)
 

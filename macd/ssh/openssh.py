@@ -234,7 +234,7 @@ class Link:
         """The error for a channel that ssh itself ended, with ssh's words.
 
         silent: the command wrote nothing. Where the login is still there too, it never ran: the
-        refusal was told to the process that holds the login.
+        refusal was sent to the process that holds the login.
         """
         if _NO_SESSION in stderr:
             return MacdError(

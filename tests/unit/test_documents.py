@@ -45,8 +45,8 @@ _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 @pytest.fixture(scope="module")
 def tasks() -> set[str]:
-    told = commands.run(ROOT, "--list", "--list-format", "flat").stdout
-    names = set(re.findall(r"^  ([a-z][a-z.-]+)", told, re.MULTILINE))
+    listing = commands.run(ROOT, "--list", "--list-format", "flat").stdout
+    names = set(re.findall(r"^  ([a-z][a-z.-]+)", listing, re.MULTILINE))
     return names | {name.partition(".")[0] for name in names}
 
 
@@ -162,13 +162,13 @@ def test_options_that_are_named_exist(tasks: set[str]) -> None:
 
 
 def _unknown_options(text: str, tasks: set[str]) -> list[str]:
-    found = []
+    unknown = []
     for command, rest in _WITH_OPTIONS.findall(text):
         given = set(re.findall(r"--([a-z][a-z-]*)", rest)) - {"help", "list"}
         if given and command in tasks:
             known = {word for one in namespace[command].get_arguments() for word in one.names}
-            found += [f"invoke {command} --{option}" for option in sorted(given - known)]
-    return found
+            unknown += [f"invoke {command} --{option}" for option in sorted(given - known)]
+    return unknown
 
 
 def test_what_our_messages_name_exists(tasks: set[str]) -> None:
@@ -190,13 +190,13 @@ def _strings(source: Path) -> list[str]:
         for part in node.values
     }
     inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    found = []
+    strings = []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            found.append("".join(_text(part) for part in node.values))
+            strings.append("".join(_text(part) for part in node.values))
         elif id(node) not in inner:
-            found.append(_text(node))
-    return found
+            strings.append(_text(node))
+    return strings
 
 
 def _text(node: ast.AST) -> str:
@@ -219,9 +219,12 @@ def test_every_room_is_in_the_picture_and_has_its_paragraph() -> None:
 
 def test_each_command_is_explained_in_lines_of_a_terminal() -> None:
     """`invoke --help` indents the text by two and breaks none of its lines."""
-    told = {name: namespace[name].__doc__ or "" for name in namespace.task_names}
-    assert all(told.values())
+    explanations = {name: namespace[name].__doc__ or "" for name in namespace.task_names}
+    assert all(explanations.values())
     long = [
-        line for text in told.values() for line in cleandoc(text).splitlines() if len(line) > 78
+        line
+        for text in explanations.values()
+        for line in cleandoc(text).splitlines()
+        if len(line) > 78
     ]
     assert long == []

@@ -25,7 +25,7 @@ def test_names_by_timeframe_and_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tf", "told"),
+    ("name", "tf", "text"),
     [
         ("5h", "1h", "5h"),
         ("h5", "15m", "5 bars (1h15m)"),
@@ -38,8 +38,8 @@ def test_names_by_timeframe_and_back() -> None:
         ("unknown", "15m", "unknown"),
     ],
 )
-def test_a_head_for_people(name: str, tf: str, told: str) -> None:
-    assert heads.shown(name, tf) == told
+def test_a_head_for_people(name: str, tf: str, text: str) -> None:
+    assert heads.shown(name, tf) == text
 
 
 def test_the_names_are_explained_once() -> None:

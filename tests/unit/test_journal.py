@@ -192,8 +192,8 @@ def test_repair_moves_the_torn_tail_aside_and_says_so(journal: Journal) -> None:
     assert aside is not None
     assert aside.read_bytes() == b'{"fields":{"half'
     assert journal.path.read_bytes().startswith(whole)
-    told = journal.records()[-1]
-    assert (told.seq, told.kind, told.fields["moved_to"]) == (4, TORN_MOVED, aside.name)
+    record = journal.records()[-1]
+    assert (record.seq, record.kind, record.fields["moved_to"]) == (4, TORN_MOVED, aside.name)
     assert journal.repair_torn(now=NOW) is None
     assert journal.append("deploy", {}, now=NOW).seq == 5
 
@@ -246,7 +246,7 @@ def test_killed_while_appending_keeps_all_that_was_acknowledged(
         journal.repair_torn(now=NOW)
         records = error.intact
     assert [r.fields["n"] for r in records[: last + 1]] == list(range(last + 1))
-    assert len(records) - (last + 1) in (0, 1)  # at most one was written and not yet told
+    assert len(records) - (last + 1) in (0, 1)  # at most one was written and not yet reported
     journal.append("deploy", {}, now=NOW)
 
 

@@ -1,4 +1,4 @@
-"""A bare word after a task that takes one gets its option's name; wrong words are told plainly."""
+"""A bare word after a task that takes one gets its option's name; wrong words are named plainly."""
 
 from __future__ import annotations
 

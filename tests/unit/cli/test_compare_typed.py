@@ -37,32 +37,32 @@ def typed(root: Path, *words: str) -> tuple[int, str]:
 
 
 def test_two_runs_side_by_side(project: Path) -> None:
-    code, told = typed(project, "new", "old")
-    assert code == 0, told
-    assert told.startswith("BTCUSD 1h  challenger new against champion old")
-    assert "bars the challenger is better: Stacking at 5h, AUC 0." in told
-    assert "Validation, direction of moves; champion's figures first" in told
-    assert "Holdout, direction of moves" in told
-    assert told.count("Mean of models") == 6  # three heads, validation and holdout
-    assert "settings   seeds: - -> 3" in told
-    assert "* Validation bars are those on which heads and settings are chosen" in told
+    code, output = typed(project, "new", "old")
+    assert code == 0, output
+    assert output.startswith("BTCUSD 1h  challenger new against champion old")
+    assert "bars the challenger is better: Stacking at 5h, AUC 0." in output
+    assert "Validation, direction of moves; champion's figures first" in output
+    assert "Holdout, direction of moves" in output
+    assert output.count("Mean of models") == 6  # three heads, validation and holdout
+    assert "settings   seeds: - -> 3" in output
+    assert "* Validation bars are those on which heads and settings are chosen" in output
 
 
 def test_a_twin_is_said_to_be_the_same(project: Path) -> None:
     write_run(project / "runs/twin", skill=0.5)
-    code, told = typed(project, "twin", "old")
-    assert code == 0, told
-    assert "is not shown to be better" in told
-    assert told.count(", the same in both") == 30
-    assert "nothing that was recorded: settings, bars" in told
+    code, output = typed(project, "twin", "old")
+    assert code == 0, output
+    assert "is not shown to be better" in output
+    assert output.count(", the same in both") == 30
+    assert "nothing that was recorded: settings, bars" in output
 
 
 def test_the_same_for_machines_and_the_other_way_round(project: Path) -> None:
-    code, told = typed(project, "old", str(project / "runs/new"), "--json")
-    assert code == 0, told
-    found = json.loads(told)
-    assert found["verdict"]["outcome"] == "worse"
-    assert (found["champion"]["run"], found["challenger"]["run"]) == ("new", "old")
+    code, output = typed(project, "old", str(project / "runs/new"), "--json")
+    assert code == 0, output
+    document = json.loads(output)
+    assert document["verdict"]["outcome"] == "worse"
+    assert (document["champion"]["run"], document["challenger"]["run"]) == ("new", "old")
 
 
 def test_what_can_not_be_compared_is_one_clear_error(project: Path) -> None:
@@ -74,8 +74,8 @@ def test_what_can_not_be_compared_is_one_clear_error(project: Path) -> None:
         ("eth", "old"): "different symbols or timeframes",
         ("gone", "old"): "there is no run at gone",
     }.items():
-        code, told = typed(project, *words)
-        assert (code, said in told, "Traceback" in told) == (2, True, False), told
+        code, output = typed(project, *words)
+        assert (code, said in output, "Traceback" in output) == (2, True, False), output
 
 
 def live(monkeypatch: pytest.MonkeyPatch, runs: dict[str, tuple[str, str]]) -> None:
@@ -109,10 +109,10 @@ def test_runs_of_an_application_of_ones_own(tmp_path: Path) -> None:
     inventory = load("ours", root=tmp_path)
     for name, auc in (("old", 0.6), ("new", 0.634)):
         their_app.finished_run(inventory, name, val_auc=auc)
-    code, told = typed(tmp_path, "new", "old", "--inventory", "ours")
-    assert code == 0, told
-    assert told.startswith("macd-analysis  challenger new against champion old")
-    assert "lstm_val_auc: 0.6 -> 0.634 (+0.034)" in told
-    assert "a verdict on the same bars" in told
-    code, told = typed(tmp_path, "new", "old", "--inventory", "ours", "--json")
-    assert json.loads(told)["metrics"]["lstm_val_auc"] == [0.6, 0.634]
+    code, output = typed(tmp_path, "new", "old", "--inventory", "ours")
+    assert code == 0, output
+    assert output.startswith("macd-analysis  challenger new against champion old")
+    assert "lstm_val_auc: 0.6 -> 0.634 (+0.034)" in output
+    assert "a verdict on the same bars" in output
+    code, output = typed(tmp_path, "new", "old", "--inventory", "ours", "--json")
+    assert json.loads(output)["metrics"]["lstm_val_auc"] == [0.6, 0.634]

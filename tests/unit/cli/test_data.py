@@ -74,10 +74,10 @@ def test_the_sample_is_verified_by_default(project: Path, invoke: Typed) -> None
     assert done.returncode == 0, done.stderr
     assert "BTCUSD 1h in data/sample: 20,111 bars, 2017-07-01 11:00 .. 2019-10-17" in done.stdout
     assert "✓ no errors, 3 warnings" in done.stdout
-    told = json.loads(invoke("data.verify", "--json").stdout)
+    document = json.loads(invoke("data.verify", "--json").stdout)
     sample = bars.read_bars(project / "data/sample/BTCUSD_1h_2017-2019.parquet")
-    assert told["symbols"] == {"BTCUSD": {"bars": 20111, "digest": bars.digest(sample)}}
-    assert [finding["row"] for finding in told["findings"]] == [5154, 9709, 9710]
+    assert document["symbols"] == {"BTCUSD": {"bars": 20111, "digest": bars.digest(sample)}}
+    assert [finding["row"] for finding in document["findings"]] == [5154, 9709, 9710]
 
 
 def test_import_then_verify(project: Path, invoke: Typed) -> None:
@@ -94,8 +94,8 @@ def test_import_then_verify(project: Path, invoke: Typed) -> None:
     again = invoke("data.import", str(CDD))
     assert "(0 new, 30 there already, 0 replaced)" in again.stdout
     assert path.read_bytes() == first
-    told = done.stdout.split("next: invoke ")[1].split()
-    assert invoke(*told).returncode == 0
+    suggested = done.stdout.split("next: invoke ")[1].split()
+    assert invoke(*suggested).returncode == 0
 
 
 def test_errors_are_named_with_a_remedy_and_exit_1(project: Path, invoke: Typed) -> None:
@@ -111,9 +111,9 @@ def test_errors_are_named_with_a_remedy_and_exit_1(project: Path, invoke: Typed)
     assert "✗ error duplicate    row 6, 2024-01-03 05:00: the same bar again" in done.stdout
     assert "duplicate: invoke data.import THAT-FILE --overwrite" in done.stdout
     assert path.read_bytes() == before
-    told = json.loads(invoke("data.verify", "--data", "mine", "--json").stdout)
-    assert (told["errors"], told["warnings"]) == (1, 0)
-    # The remedy, as told.
+    document = json.loads(invoke("data.verify", "--data", "mine", "--json").stdout)
+    assert (document["errors"], document["warnings"]) == (1, 0)
+    # The remedy, as printed.
     repair = ["data.import", "mine/BTCUSD_1h.parquet", "--overwrite", "--data", "mine"]
     done = invoke(*repair)
     assert "1 rows repeat a bar exactly" in done.stdout
@@ -185,10 +185,10 @@ def test_what_can_not_be_done_says_why_and_what_to_type(
 
 def test_errors_for_machines(project: Path, invoke: Typed) -> None:
     done = invoke("data.import", str(CDD), "--tf", "4h", "--json")
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["exit_code"]) == (2, 2)
-    assert "these are not 4h bars" in told["error"]["what"]
-    assert "--tf 1h" in told["error"]["hint"]
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (2, 2)
+    assert "these are not 4h bars" in document["error"]["what"]
+    assert "--tf 1h" in document["error"]["hint"]
 
 
 def test_fetch_says_what_it_would_ask_for(project: Path, invoke: Typed) -> None:
@@ -221,9 +221,9 @@ def test_a_real_market_is_accepted_in_the_inventory_and_on_the_line(
     assert "· accepted spike" in done.stdout
     assert "(accepted: WHY)" in done.stdout
     assert "1 accepted" in done.stdout.splitlines()[-1]
-    told = json.loads(invoke(*asked, "--accept", typed, "--json").stdout)
-    assert (told["errors"], told["accepted"]) == (0, 1)
-    # The other two remedies, as told.
+    document = json.loads(invoke(*asked, "--accept", typed, "--json").stdout)
+    assert (document["errors"], document["accepted"]) == (0, 1)
+    # The other two remedies, as printed.
     for line in re.findall(r"train: \{(.*)\}$", refused.stdout, re.MULTILINE):
         text = INVENTORY.replace("data_dir", f"{line}, data_dir")
         (project / "inventory" / "lab.yml").write_text(text)
@@ -290,8 +290,12 @@ def test_minutes_become_hours_at_import_and_afterwards(project: Path, invoke: Ty
     assert invoke(*asked).returncode == 0
     later = invoke("data.resample", "--symbol", "BTCUSD", "--tf", "1h", "--data", "there", "--json")
     assert later.returncode == 0, later.stderr
-    told = json.loads(later.stdout)
-    assert (told["same"], told["added"], told["of"]) == (2, 0, "there/BTCUSD_1m.parquet")
+    document = json.loads(later.stdout)
+    assert (document["same"], document["added"], document["of"]) == (
+        2,
+        0,
+        "there/BTCUSD_1m.parquet",
+    )
     none = invoke("data.resample", "--symbol", "ETHUSD", "--tf", "1h", "--data", "there")
     assert none.returncode == 2
     assert "nothing of it" in none.stderr
@@ -305,8 +309,8 @@ def test_currencies_pass_by_their_own_hours(project: Path, invoke: Typed) -> Non
     lines = re.findall(r"(.*): invoke (data\.verify .* --market fx)", refused.stdout)
     rests = "a market that rests then"
     assert [why for why, _ in lines] == [f"  gap: {rests}", f"  missing: {rests}"], "each once"
-    ((_, told),) = {("", command) for _, command in lines}
-    assert invoke(*told.split()).returncode == 0
+    ((_, suggested),) = {("", command) for _, command in lines}
+    assert invoke(*suggested.split()).returncode == 0
     text = INVENTORY.replace("data_dir", "market: fx, data_dir")
     (project / "inventory" / "lab.yml").write_text(text)
     assert invoke(*asked).returncode == 0

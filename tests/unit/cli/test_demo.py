@@ -27,9 +27,9 @@ class Typed:
     def __call__(self, argv: list[str], **named: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(argv)
         self.environments.append(named["env"])
-        told = self.ends.get(argv[1])
-        if told:
-            return subprocess.CompletedProcess(argv, told.pop(0))
+        codes = self.ends.get(argv[1])
+        if codes:
+            return subprocess.CompletedProcess(argv, codes.pop(0))
         wanted = tuple(argv[1:]) if argv[0] != "/bin/sh" else ()
         number = sum(one == argv for one in self.commands)
         steps = [step for step in (*demo.STORY, demo.LAST) if step.argv == wanted]
@@ -79,9 +79,9 @@ def test_too_few_bars_are_waited_for_and_a_fail_is_not(
     typed = Typed({"shadow-gate": [ExitCode.FAILED]})
     with pytest.raises(Exit):
         played(monkeypatch, typed)
-    told = capsys.readouterr().err
-    assert "ended with 1, 0 was expected" in told
-    assert "invoke demo --keep" in told
+    err = capsys.readouterr().err
+    assert "ended with 1, 0 was expected" in err
+    assert "invoke demo --keep" in err
     assert [argv[1] for argv in typed.commands[-2:]] == ["shadow-gate", "lab.down"]
 
 
@@ -100,8 +100,8 @@ def test_json_is_one_document(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played(monkeypatch, Typed(), json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert len(told["steps"]) == len(demo.STORY) + 1
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["steps"]) == len(demo.STORY) + 1
 
 
 def test_it_ends_with_what_stacking_is_worth(

@@ -61,19 +61,19 @@ def unrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_healthy_folder_ends_with_0(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert succeeded(f"--dir {models}")
-    told = capsys.readouterr().out
-    assert f"health of {models}" in told
-    assert "✓ tft_1h.onnx: x (N, 12, 6); outputs 0." in told
-    assert told.rstrip().endswith("all 9 checks passed")
+    output = capsys.readouterr().out
+    assert f"health of {models}" in output
+    assert "✓ tft_1h.onnx: x (N, 12, 6); outputs 0." in output
+    assert output.rstrip().endswith("all 9 checks passed")
 
 
 @pytest.mark.usefixtures("unrun")
 def test_a_missing_base_model_ends_with_1(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (models / "lgbm_1h_12h.txt").unlink()
     assert run(f"--dir {models} --json") == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["checked"], told["ok"]) == (str(models), False)
-    wrong = [item for item in told["items"] if not item["ok"]]
+    document = json.loads(capsys.readouterr().out)
+    assert (document["checked"], document["ok"]) == (str(models), False)
+    wrong = [item for item in document["items"] if not item["ok"]]
     assert [item["detail"] for item in wrong] == [
         "it names lgbm_1h_12h.txt, which is not here",
         "it names lgbm_12h, which is not here",
@@ -93,29 +93,31 @@ def test_a_bundle_is_unpacked_checked_and_gone(
     with tarfile.open(bundle, "w:gz") as out:
         out.add(models, "ml_models")
     assert succeeded(f"--bundle {bundle}")
-    told = capsys.readouterr().out
-    assert f"health of {bundle}" in told
-    assert "✓ ml_models/tft_1h.onnx: run" in told
+    output = capsys.readouterr().out
+    assert f"health of {bundle}" in output
+    assert "✓ ml_models/tft_1h.onnx: run" in output
     with tarfile.open(bundle, "w:gz") as out:
         (models / "link").symlink_to("/etc/passwd")
         out.add(models, "ml_models")
     assert run(f"--bundle {bundle}") == 1
-    told = capsys.readouterr().out
-    assert "✗ bundle: 'ml_models/link' is a link, a device or such, no plain file" in told
-    assert "1 of 1 items failed" in told
+    output = capsys.readouterr().out
+    assert "✗ bundle: 'ml_models/link' is a link, a device or such, no plain file" in output
+    assert "1 of 1 items failed" in output
     assert list(place.iterdir()) == []
 
 
 def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert run(f"--dir {tmp_path}/empty") == 1
-    told = capsys.readouterr().out
-    assert "✗ models: none" in told
-    assert "remedy: ONNX (.onnx), LightGBM text (.txt), XGBoost (.ubj, .json) and CatBoost" in told
+    output = capsys.readouterr().out
+    assert "✗ models: none" in output
+    assert (
+        "remedy: ONNX (.onnx), LightGBM text (.txt), XGBoost (.ubj, .json) and CatBoost" in output
+    )
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("--dir . --bundle x.tar.gz", "--dir and --bundle name different models"),
         ("--dir . --release 2026", "--release and --dir name different models"),
@@ -128,9 +130,11 @@ def test_an_empty_folder_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--bundle /etc", "--bundle /etc: there is no such file"),
     ],
 )
-def test_wrong_options_end_with_2(line: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_end_with_2(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(line) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -151,17 +155,17 @@ def test_a_release_and_a_run_of_an_own_application(
 ) -> None:
     release = their_app.release(shop, 7)
     assert succeeded(f"--release {release} --inventory shop")
-    told = capsys.readouterr().out
-    assert "✓ data/ml_models/lstm_1h.onnx: run" in told
-    assert "– golden predictions, feature skew: an application of one's own has none" in told
-    assert "– check: not run: python3 check_ml_health.py --skip-live-check" in told
-    assert "a pickle of sklearn.preprocessing._data.StandardScaler: not loaded" in told
+    output = capsys.readouterr().out
+    assert "✓ data/ml_models/lstm_1h.onnx: run" in output
+    assert "– golden predictions, feature skew: an application of one's own has none" in output
+    assert "– check: not run: python3 check_ml_health.py --skip-live-check" in output
+    assert "a pickle of sklearn.preprocessing._data.StandardScaler: not loaded" in output
 
     trained = their_app.finished_run(shop)
     assert succeeded(f"--run {trained.name} --inventory shop --json")
-    told = json.loads(capsys.readouterr().out)
-    names = [item["name"] for item in told["items"]]
-    assert (told["checked"], told["ok"]) == (f"run {trained.name}", True)
+    document = json.loads(capsys.readouterr().out)
+    names = [item["name"] for item in document["items"]]
+    assert (document["checked"], document["ok"]) == (f"run {trained.name}", True)
     assert {"data/ml_models/lgb_1h.txt", "golden predictions, feature skew"} <= set(names)
 
     (trained / "artefacts/data/ml_models/lgb_1h.txt").write_text("")

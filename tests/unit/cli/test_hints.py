@@ -59,8 +59,8 @@ def test_a_confirmation_is_not_waited_for_once_it_was_given(
 def test_a_revert_names_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome(host="two", result="reverted", live=None, release="r")
     rollout.print_end(Result([outcome], []), "deploy", " --env staging")
-    told = capsys.readouterr().out
-    assert "do: invoke status --env staging; invoke doctor --env staging;" in told
+    output = capsys.readouterr().out
+    assert "do: invoke status --env staging; invoke doctor --env staging;" in output
 
 
 def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
@@ -69,10 +69,10 @@ def test_a_rollback_says_what_it_put_back_and_where_the_edits_are(
     kept = "/etc/systemd/system/m.service.before-rollback-7"
     back = Outcome("two", "committed", "r1", "r1", files=("m.service",), keys=("ML_X",))
     rollout.print_end(Result([replace(back, kept=(kept,))], []), "rollback")
-    told = capsys.readouterr().out
-    assert "  put back as they were: m.service\n" in told
-    assert "  set in .env as they were: ML_X\n" in told
-    assert f"the last deploy is kept there: {kept}\n" in told
+    output = capsys.readouterr().out
+    assert "  put back as they were: m.service\n" in output
+    assert "  set in .env as they were: ML_X\n" in output
+    assert f"the last deploy is kept there: {kept}\n" in output
     rollout.print_end(Result([back], []), "deploy")
     assert "put back" not in capsys.readouterr().out
 
@@ -84,9 +84,9 @@ def test_how_stacking_decides_again_is_said_only_where_it_had(
     rollout.print_end(Result([back], []), "rollback", " --env staging")
     assert "stacking" not in capsys.readouterr().out
     rollout.print_end(Result([replace(back, shadow="OUR_FLAG=off")], []), "rollback", " --env a")
-    told = capsys.readouterr().out
-    assert "in shadow (OUR_FLAG=off); to have stacking decide again:\n" in told
-    assert "invoke shadow-gate --env a, then invoke enable-stacking --env a\n" in told
+    output = capsys.readouterr().out
+    assert "in shadow (OUR_FLAG=off); to have stacking decide again:\n" in output
+    assert "invoke shadow-gate --env a, then invoke enable-stacking --env a\n" in output
 
 
 def test_a_time_that_is_not_known_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,14 +114,14 @@ def test_what_does_not_serve_is_said_with_the_way_out(
     """Neither "the old one is live" after a revert, nor "as it should be" where it is down."""
     down = Outcome("two", "reverted", "new", "old", "it hangs", "old is down", healthy=False)
     rollout.print_end(Result([down], []), "deploy", " --env staging")
-    told = capsys.readouterr().out
-    assert "now: NOTHING SERVES WELL: old is down" in told
-    assert "invoke doctor --env staging; invoke rollback --to ID --env staging" in told
+    output = capsys.readouterr().out
+    assert "now: NOTHING SERVES WELL: old is down" in output
+    assert "invoke doctor --env staging; invoke rollback --to ID --env staging" in output
     same_one = Outcome("two", "nothing", "r", "r", serving="the service is failed", healthy=False)
     rollout.print_end(Result([same_one], []), "deploy", " --env staging")
-    told = capsys.readouterr().out
-    assert "r is live already, but does not serve well: the service is failed" in told
-    assert "do: invoke deploy --restart --release r --env staging" in told
+    output = capsys.readouterr().out
+    assert "r is live already, but does not serve well: the service is failed" in output
+    assert "do: invoke deploy --restart --release r --env staging" in output
 
 
 def test_each_host_has_a_rate_of_its_own(
@@ -161,9 +161,9 @@ def test_provision_names_the_restart_of_the_same_environment(
     done = Provisioned("two", "/opt/a", (), (), stale=[".env", "service.json"], live="r")
     for would in (False, True):
         provision._print([done], " --env staging", would=would)
-        told = capsys.readouterr().out
-        assert ".env, service.json" in told
-        assert "invoke deploy --restart --env staging --release r" in told
+        output = capsys.readouterr().out
+        assert ".env, service.json" in output
+        assert "invoke deploy --restart --env staging --release r" in output
     provision._print([Provisioned("two", "/opt/a", (), (), stale=[".env"])], "", would=False)
     assert "restart" not in capsys.readouterr().out  # nothing runs there yet
 

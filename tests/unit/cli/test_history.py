@@ -96,9 +96,9 @@ def test_an_application_without_weights_is_shown_none(journal: Journal) -> None:
 
 def test_limit_and_kind_choose_and_say_that_there_is_more(journal: Journal) -> None:
     filled(journal)
-    told = history(journal, "--limit", "1").stdout
-    assert told.startswith("    3  ")
-    assert "1 of 3 records" in told
+    output = history(journal, "--limit", "1").stdout
+    assert output.startswith("    3  ")
+    assert "1 of 3 records" in output
     chosen = json.loads(history(journal, "--kind", "deploy", "--limit", "0", "--json").stdout)
     assert [record["seq"] for record in chosen["records"]] == [2, 3]
     assert chosen["records"][0]["time"] == "2025-03-01T12:00:00Z"
@@ -164,8 +164,10 @@ def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) ->
     assert (done.returncode, done.stderr) == (0, "")
     assert "prod: R1, since 2025-03-01 12:00:00 UTC, deploy\n" in done.stdout
     assert "stacking: in shadow since 2025-03-01 12:00:00 UTC" in done.stdout
-    told = json.loads(history(journal, "--at", "2025-03-01T23:00+08:00", *both, "--json").stdout)
-    assert [host["release"] for host in told["hosts"]] == ["R2"]  # 15:00 UTC
+    document = json.loads(
+        history(journal, "--at", "2025-03-01T23:00+08:00", *both, "--json").stdout
+    )
+    assert [host["release"] for host in document["hosts"]] == ["R2"]  # 15:00 UTC
 
     done = history(journal, *both)
     assert [line.split()[-2] for line in done.stdout.splitlines()] == ["R1", "R2"]
@@ -181,8 +183,8 @@ def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) ->
     assert done.returncode == 1
     assert f"{there.path} is torn at record 3" in done.stdout
     assert "R9" not in done.stdout
-    told = json.loads(history(journal, *both, "--json").stdout)
-    assert told["missing"] == []
+    document = json.loads(history(journal, *both, "--json").stdout)
+    assert document["missing"] == []
     journal.append("deploy.ended", {**ended, "release": "R5", "live": "R5", "number": 5}, now=later)
     done = history(journal, "--at", "2025-03-02")
     assert done.returncode == 0, "a gap is no contradiction"

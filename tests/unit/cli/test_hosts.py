@@ -130,11 +130,11 @@ def test_who_was_never_begun_is_named_and_the_running_end(capsys: Any) -> None:
         assert go_on.wait(120)
         return str(host.name)
 
-    def told(running: Any) -> None:
+    def on_interrupt(running: Any) -> None:
         hosts.let_end(running)
         go_on.set()
 
-    results = hosts.on_each(named("a", "b", "c"), act, parallel=1, on_interrupt=told)
+    results = hosts.on_each(named("a", "b", "c"), act, parallel=1, on_interrupt=on_interrupt)
 
     assert list(results.done) == ["a"]
     assert [error.what for error in results.failed.values()] == [

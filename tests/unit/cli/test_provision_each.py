@@ -1,4 +1,4 @@
-"""Provisioning several hosts: what became of each is told, and no more than that is promised."""
+"""Provisioning several hosts: what became of each is shown, and no more than that is promised."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LOOKED = Results(
 
 def test_what_was_only_looked_at_is_not_told_as_done(capsys: pytest.CaptureFixture[str]) -> None:
     ended = Results({"a": on("a")}, {"c": MacdError("c: disk full")}, not_started=["d"], left=["e"])
-    told = provision._together(LOOKED, ended)
-    assert list(told.done) == ["a", "b"]
-    assert list(told.failed) == ["f", "c"]
-    provision._emit(told, dry_run=False)
+    results = provision._together(LOOKED, ended)
+    assert list(results.done) == ["a", "b"]
+    assert list(results.failed) == ["f", "c"]
+    provision._emit(results, dry_run=False)
     document = json.loads(capsys.readouterr().out)
     assert [host["host"] for host in document["hosts"]] == ["a", "b"]
     assert document["away"]["c"]["error"]["what"] == "c: disk full"
     assert (document["untouched"], document["left"]) == (["d"], ["e"])
-    provision._show(told, " --env staging", would=False)
+    provision._show(results, " --env staging", would=False)
     shown = capsys.readouterr()
     assert "d: untouched" in shown.out
     assert "c  /opt/c" not in shown.out
@@ -55,7 +55,7 @@ def test_the_options_that_agree_are_those_that_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "agreed", "code"),
+    ("results", "agreed", "code"),
     [
         (Results({"a": on("a")}, {}), True, ExitCode.DONE),
         (Results({"a": on("a")}, {}), False, ExitCode.FAILED),
@@ -65,5 +65,5 @@ def test_the_options_that_agree_are_those_that_work() -> None:
         (Results({"a": on("a")}, {}, left=["b"]), True, ExitCode.CONTACT_LOST),
     ],
 )
-def test_the_exit_code(told: Results[Provisioned], agreed: bool, code: ExitCode) -> None:
-    assert provision._exit_code(told, agreed=agreed) == code
+def test_the_exit_code(results: Results[Provisioned], agreed: bool, code: ExitCode) -> None:
+    assert provision._exit_code(results, agreed=agreed) == code

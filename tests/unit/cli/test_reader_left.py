@@ -1,4 +1,4 @@
-"""`invoke ... | head`: whoever reads may leave early, and nobody is told a traceback."""
+"""`invoke ... | head`: whoever reads may leave early, and nobody sees a traceback."""
 
 from __future__ import annotations
 

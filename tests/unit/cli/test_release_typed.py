@@ -35,9 +35,9 @@ def test_a_word_where_a_number_belongs_ends_with_2(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as ended:
         program.run("invoke lab.fault --rtt-ms soon")
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "an option here takes a number, and 'soon' is none" in told
-    assert "invoke --list" in told
+    err = capsys.readouterr().err
+    assert "an option here takes a number, and 'soon' is none" in err
+    assert "invoke --list" in err
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_damaged_settings_of_a_run_are_shown_by_health(
 
 
 def test_the_line_that_serves_what_was_released_is_told(tmp_path: Path) -> None:
-    """The line, written as told, is what the inventory then has."""
+    """The line, written as printed, is what the inventory then has."""
     path = tmp_path / "inventory/one.yml"
     path.parent.mkdir()
     train = "train:\n  symbols: [ETHUSD, LTCUSD, BTCUSD]\n"
@@ -90,9 +90,9 @@ def test_the_line_that_serves_what_was_released_is_told(tmp_path: Path) -> None:
     assert "watch LTCUSD too" in what
     assert do.startswith(f"in {path}, below service, write ")
     line = do.partition(" write ")[2].removesuffix("; then: invoke provision")
-    told = written(f"service:\n  {line}\n")
-    assert release._unserved(told, ["BTCUSD", "ETHUSD"]) == []
-    assert served(told) == ("ETHUSD", "BTCUSD")
+    inventory = written(f"service:\n  {line}\n")
+    assert release._unserved(inventory, ["BTCUSD", "ETHUSD"]) == []
+    assert served(inventory) == ("ETHUSD", "BTCUSD")
 
 
 def test_symbols_are_left_out_by_name_or_told() -> None:

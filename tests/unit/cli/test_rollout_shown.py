@@ -22,8 +22,8 @@ def named(*names: str) -> list[Any]:
 
 def test_one_host_is_shown_as_it_always_was(capsys: pytest.CaptureFixture[str]) -> None:
     with Shown([named("prod")], quiet=False) as shown:
-        with shown.host("prod", "deploying r2 to prod") as tell:
-            tell("switching", {})
+        with shown.host("prod", "deploying r2 to prod") as report:
+            report("switching", {})
         shown.ended("prod", "3 changes")
     assert capsys.readouterr().out == "deploying r2 to prod\n  · switching\n"
 
@@ -46,10 +46,10 @@ def test_several_without_a_terminal_are_named_in_every_line(
     together = threading.Barrier(2, timeout=120)
 
     def act(shown: Shown, name: str) -> None:
-        with shown.host(name, f"deploying r2 to {name}") as tell:
+        with shown.host(name, f"deploying r2 to {name}") as report:
             for number in range(50):
                 together.wait()
-                tell("restarted", {"pid": number})
+                report("restarted", {"pid": number})
             if name == "bb":
                 raise MacdError("contact with bb was lost")
 
@@ -73,24 +73,24 @@ def test_several_without_a_terminal_are_named_in_every_line(
 
 def test_who_goes_on_after_the_end_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """A thread that a second Ctrl-C did not wait for."""
-    with Shown([named("a", "b")], quiet=False) as shown, shown.host("a") as tell:
+    with Shown([named("a", "b")], quiet=False) as shown, shown.host("a") as report:
         pass
-    tell("switching", {})
+    report("switching", {})
     assert capsys.readouterr().out == ""
 
 
 def test_for_machines_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with Shown([named("a", "b")], quiet=True) as shown, shown.host("a", "deploying") as tell:
-        tell("switching", {})
+    with Shown([named("a", "b")], quiet=True) as shown, shown.host("a", "deploying") as report:
+        report("switching", {})
     assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c_names_who_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     Shown([named("a", "b")], quiet=True).interrupted(["a", "b"])
-    told = capsys.readouterr()
-    assert told.out == ""  # that is one JSON document
-    assert "interrupted: a, b go on to the end; no other host is started" in told.err
-    assert "Ctrl-C again" in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""  # that is one JSON document
+    assert "interrupted: a, b go on to the end; no other host is started" in captured.err
+    assert "Ctrl-C again" in captured.err
 
 
 def board(waves: list[list[Any]]) -> tuple[Board, io.StringIO]:
@@ -117,8 +117,8 @@ def test_a_long_line_is_cut_and_what_a_host_says_moves_no_cursor(
     made, screen = board([named("a", "b")])
     shown = Shown([named("a", "b")], quiet=False)
     monkeypatch.setattr(shown, "_board", made)
-    with shown, shown.host("a") as tell:
-        tell("reverted", {"reason": "\x1b[5Anot\nwell [bold]" + "x" * 100})
+    with shown, shown.host("a") as report:
+        report("reverted", {"reason": "\x1b[5Anot\nwell [bold]" + "x" * 100})
     text = screen.getvalue()
     assert "\x1b[5A" not in text
     assert "[bold]" in text and "…" in text
@@ -128,15 +128,15 @@ def test_the_line_of_a_host_says_how_much_is_sent(monkeypatch: pytest.MonkeyPatc
     made, _ = board([named("a", "b")])
     shown = Shown([named("a", "b")], quiet=False)
     monkeypatch.setattr(shown, "_board", made)
-    with shown.host("a", "deploying r2 to a") as tell:
+    with shown.host("a", "deploying r2 to a") as report:
         assert made.rows["a"] == "deploying r2 to a"
         steps = ("send",)
-        tell("planned", {"plan": Plan(host="a", live=None, release="r2", steps=steps)})
+        report("planned", {"plan": Plan(host="a", live=None, release="r2", steps=steps)})
         assert made.rows["a"] == "planned: 0 B to send"
-        tell("sending", {"sent": 500, "total": 1000})
+        report("sending", {"sent": 500, "total": 1000})
         assert "500 B of 1.0 kB" in made.rows["a"]
         nothing = Plan(host="a", live="r2", release="r2")
-        tell("planned", {"plan": nothing})
+        report("planned", {"plan": nothing})
         assert made.rows["a"].startswith("nothing to do: r2 is live")
 
 

@@ -27,10 +27,10 @@ def lines(**facts: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize(("lock", "end"), [(None, "INTERRUPTED"), (LOCK, "at work")])
 def test_a_change_of_the_flag_is_told_until_it_has_ended(lock: Any, end: str) -> None:
-    told = lines(flag_change=CHANGE, lock=lock)["flag"]
-    assert "from shadow to 100 %, started 2026-03-02 11:13:20Z by ben@desk: begun" in told
-    assert end in told
-    assert ("enable-stacking or disable-stacking ends it" in told) is (lock is None)
+    line = lines(flag_change=CHANGE, lock=lock)["flag"]
+    assert "from shadow to 100 %, started 2026-03-02 11:13:20Z by ben@desk: begun" in line
+    assert end in line
+    assert ("enable-stacking or disable-stacking ends it" in line) is (lock is None)
     assert "flag" not in lines(lock=lock)
 
 
@@ -49,7 +49,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize(
-    ("seen", "told"),
+    ("seen", "message"),
     [
         ({}, "none; the last look: 2 minutes ago"),
         ({"age_s": None, "late": True}, "none; the last look: not looked yet"),
@@ -63,10 +63,10 @@ SILENT = {
         ),
     ],
 )
-def test_alarms_are_told_and_whether_anybody_looks(seen: dict[str, Any], told: str) -> None:
+def test_alarms_are_told_and_whether_anybody_looks(seen: dict[str, Any], message: str) -> None:
     said = [text for label, text in pairs(alerts={**SEEN, **seen}) if label == "alerts"]
     assert len(said) == 1 or seen.get("unsent")
-    assert told in said[0]
+    assert message in said[0]
 
 
 def test_a_change_of_the_weight_is_told_with_both() -> None:

@@ -60,8 +60,8 @@ def test_exit_codes_are_the_contract(tmp_path: Path, kind: str, code: int) -> No
 
 
 def test_a_message_says_what_why_live_and_what_to_do(tmp_path: Path) -> None:
-    told = _invoke(tmp_path, "end", "--kind", "failed").stderr
-    assert told == (
+    err = _invoke(tmp_path, "end", "--kind", "failed").stderr
+    assert err == (
         "✗ it broke\n  why: a reason\n       in two lines\n"
         "  now: release A serves\n  do: invoke status\n"
     )
@@ -96,9 +96,9 @@ def test_wrong_words_are_usage_errors(tmp_path: Path, argv: tuple[str, ...]) -> 
 def test_a_wrong_word_is_one_document_too(tmp_path: Path) -> None:
     ended = _invoke(tmp_path, "end", "--nope", "--json")
     assert ended.returncode == 2
-    told = json.loads(ended.stdout)
-    assert told["exit_code"] == 2
-    assert told["error"]["what"] == "--nope is no option of end"
+    document = json.loads(ended.stdout)
+    assert document["exit_code"] == 2
+    assert document["error"]["what"] == "--nope is no option of end"
 
 
 def test_help_shows_the_line_and_the_options(tmp_path: Path) -> None:

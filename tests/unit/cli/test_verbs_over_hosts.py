@@ -97,14 +97,14 @@ def test_all_hosts_are_asked_at_once_and_each_is_named(
     assert ended == code, said
     assert sorted(away.asked) == sorted(HOSTS)
     for name in HOSTS:
-        shared = rf"the same: .*\b{name}\b"  # told once, under the first of them
+        shared = rf"the same: .*\b{name}\b"  # printed once, under the first of them
         named = rf"{name}(:| +\| ✗) jump host of {name} refused|{shared}"
         assert re.search(named if said.err else f"of {name} refused", said.err or said.out)
     if as_json and not options.get("follow"):
-        told = json.loads(said.out)
-        assert list(told["away"]) == list(HOSTS)
-        assert told["away"]["one"]["exit_code"] == 1
-        assert told["hosts"] == []
+        document = json.loads(said.out)
+        assert list(document["away"]) == list(HOSTS)
+        assert document["away"]["one"]["exit_code"] == 1
+        assert document["hosts"] == []
 
 
 def test_doctor_asks_the_training_box_beside_the_hosts_and_once(
@@ -129,8 +129,8 @@ def test_the_error_of_a_host_named_alone_is_the_whole_answer(
 
     for verb, options, _ in CASES:
         assert typed(verb, host="two", json=True, **options) == 1
-        told = json.loads(capsys.readouterr().out)
-        assert told["error"]["what"] == "jump host of two refused the connection"
+        document = json.loads(capsys.readouterr().out)
+        assert document["error"]["what"] == "jump host of two refused the connection"
     assert set(away.asked) == {"two"}
 
 
@@ -138,18 +138,18 @@ def test_following_goes_on_without_a_lost_host_and_ctrl_c_still_tells_of_it(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     inventory(tmp_path, monkeypatch, SERVING)
-    told, end = threading.Event(), threading.Event()
+    is_lost, end = threading.Event(), threading.Event()
     say = logs.Lines.say
 
     def saying(lines: logs.Lines, host: str, text: str, **to: Any) -> None:
         say(lines, host, text, **to)
         if "lost" in text:
-            told.set()
+            is_lost.set()
 
     def follow(_: Any, host: Host, __: Any, view: Any) -> None:
         if host.name == "two":
             raise ContactLostError("contact with two was lost")
-        assert told.wait(WAIT_S)
+        assert is_lost.wait(WAIT_S)
         view.line(host.name, b"went on")
         if host.name == "three":
             os.kill(os.getpid(), signal.SIGINT)
@@ -223,8 +223,8 @@ def test_flips_are_asked_for_by_host_and_end_with_the_worst(
         "three (r1; it looks so already)?",
         False,
     )
-    told = json.loads(capsys.readouterr().out)
-    assert [one["result"] for one in told["hosts"]] == list(results.values())
+    document = json.loads(capsys.readouterr().out)
+    assert [one["result"] for one in document["hosts"]] == list(results.values())
     # Two are on record; where nothing was done, nothing is.
     records = Journal(tmp_path / ".macd/lab/journal.jsonl").records()
     assert sorted(record.fields["host"] for record in records) == ["one", "two"]

@@ -38,9 +38,9 @@ def test_each_symbol_of_a_release_of_several_has_a_line() -> None:
         "criteria": [{"name": "n_oof", "ok": False}, {"name": "net_edge", "ok": True}],
         "audit": {"ok": False},
     }
-    told = lineage.of_symbol(own)
-    assert (told["decides"], told["head"]) == ("stacking", "5h")
-    [line] = status._as_lines("symbols", {"ETHUSD": told})
+    fields = lineage.of_symbol(own)
+    assert (fields["decides"], fields["head"]) == ("stacking", "5h")
+    [line] = status._as_lines("symbols", {"ETHUSD": fields})
     assert line == (
         "ETHUSD     Stacking 5h  val AUC 0.600 [0.550, 0.650]  test AUC 0.600 [0.550, 0.650]; "
         "criteria missed: n_oof; leak audit FAILED"

@@ -19,15 +19,15 @@ from tests.support.training_run import ROOT
 
 RAY = """
 import os, socket, sys
-told = dict(word[2:].split("=", 1) for word in sys.argv if "=" in word)
-logs = os.path.join(told["temp-dir"], "session_latest", "logs")
+options = dict(word[2:].split("=", 1) for word in sys.argv if "=" in word)
+logs = os.path.join(options["temp-dir"], "session_latest", "logs")
 os.makedirs(logs, exist_ok=True)
 open(os.path.join(logs, "raylet.out"), "w").write("what Ray said")
 assert os.environ["RAY_AUTH_MODE"] == "token"
 assert os.stat(os.environ["RAY_AUTH_TOKEN_PATH"]).st_mode & 0o777 == 0o600
 if "--head" not in sys.argv:
     sys.exit(3)
-with socket.create_server(("127.0.0.1", int(told["port"]))) as server:
+with socket.create_server(("127.0.0.1", int(options["port"]))) as server:
     while True:
         server.accept()[0].close()
 """

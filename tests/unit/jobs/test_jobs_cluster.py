@@ -119,16 +119,18 @@ def test_hosts_that_are_alike_have_nothing_against_them(inventory: Inventory) ->
 
 def test_what_stands_in_the_way_names_the_host(inventory: Inventory) -> None:
     other = {**SOFTWARE, "python": "3.11.9", "lightgbm": "4.5.0"}
-    told = failed(inventory, seen(1), seen(2, other))
-    assert told == {"software": ("error", "b: python 3.11.9 (a 3.11.7), lightgbm 4.5.0 (a 4.6.0)")}
+    failures = failed(inventory, seen(1), seen(2, other))
+    assert failures == {
+        "software": ("error", "b: python 3.11.9 (a 3.11.7), lightgbm 4.5.0 (a 4.6.0)")
+    }
     old = {**SOFTWARE, "ray": "2.40.0"}
     assert "asks no token" in failed(inventory, seen(1, old), seen(2, old))["software"][1]
     mute = replace(seen(2), software=None)
     assert failed(inventory, seen(1), mute)["software"][1].startswith("b: its Python")
     lost = replace(seen(2), node={"address": "", "why": "ib0: No such device", "shm": 1})
-    told = failed(inventory, seen(1), lost)
-    assert told["address"] == ("error", "b: it has no ib0: No such device")
-    assert told["shm"][0] == "warn"
+    failures = failed(inventory, seen(1), lost)
+    assert failures["address"] == ("error", "b: it has no ib0: No such device")
+    assert failures["shm"][0] == "warn"
     assert "b has none and gets no fit" in failed(inventory, seen(1), seen(2, cuda=[]))["gpu"][1]
     assert failed(inventory, seen(1, cuda=[]), seen(2, cuda=[]))["gpu"][0] == "error"
     busy = {"state": "RUNNING", "run": "r", "spec": {"about": {}}}
@@ -184,8 +186,8 @@ def test_rays_files_have_a_short_path_of_their_own(tmp_path: Path) -> None:
 
 
 def test_only_the_last_line_of_a_program_counts() -> None:
-    def told(text: bytes) -> Any:
+    def answer(text: bytes) -> Any:
         return answer_of(Finished(0, text, b"", 0, False, 1.0))
 
-    assert told(b'warning\n{"a": 1}\n') == {"a": 1}
-    assert told(b"nothing") is None
+    assert answer(b'warning\n{"a": 1}\n') == {"a": 1}
+    assert answer(b"nothing") is None

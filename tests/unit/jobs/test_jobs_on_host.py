@@ -1,4 +1,4 @@
-"""The host's side of a job, with real processes: begun once, owned, stopped, honest at the end."""
+"""The host's side of a job, in real processes: started once, owned, stopped, honest at the end."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def until(work: Path, state: str, *, run: str = RUN) -> dict[str, Any]:
 
 def eventually(what: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 120
-    while not (found := what()):
+    while not (answer := what()):
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
-    return found
+    return answer
 
 
 def process(work: Path, *, run: str = RUN) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((work / "runs" / run / "process.json").read_text())
-    return told
+    record: dict[str, Any] = json.loads((work / "runs" / run / "process.json").read_text())
+    return record
 
 
 def alive(pid: int) -> bool:
@@ -83,8 +83,8 @@ def alive(pid: int) -> bool:
 
 def test_a_job_that_leaves_its_result_is_done(work: Path, tree: str) -> None:
     files = {"request.json": "{}"}
-    told = start(work, tree, f"assert os.path.exists('request.json'); {DONE}", **files)
-    assert told["detached"] in ("setsid", "system unit", "user unit")
+    record = start(work, tree, f"assert os.path.exists('request.json'); {DONE}", **files)
+    assert record["detached"] in ("setsid", "system unit", "user unit")
     done = until(work, "DONE")
     assert (done["exit"]["code"], done["reason"]) == (0, "")
     assert done["spec"]["env"]["X"] == str(work)
@@ -111,8 +111,8 @@ def test_whatever_ends_otherwise_failed_and_says_how(
 
 
 def test_the_result_tells_why_a_job_failed(work: Path, tree: str) -> None:
-    told = json.dumps({"state": "failed", "what": "the loss became nan"})
-    start(work, tree, f"open('result.json', 'w').write({told!r}); sys.exit(1)")
+    document = json.dumps({"state": "failed", "what": "the loss became nan"})
+    start(work, tree, f"open('result.json', 'w').write({document!r}); sys.exit(1)")
     assert until(work, "FAILED")["reason"] == "the loss became nan"
 
 
@@ -154,8 +154,8 @@ def test_cancel_lets_the_job_end_by_itself(work: Path, tree: str) -> None:
     log = work / "runs" / RUN / "log"
     eventually(lambda: log.exists() and log.read_bytes())  # then it has its handler
     operations.job_cancel(str(work), RUN)
-    told = until(work, "CANCELLED")
-    assert told["exit"]["code"] == 9
+    status = until(work, "CANCELLED")
+    assert status["exit"]["code"] == 9
     assert operations.job_cancel(str(work), RUN)["state"] == "CANCELLED"
 
 
@@ -211,10 +211,10 @@ def test_events_come_in_order_to_the_last_byte(work: Path, tree: str) -> None:
     start(work, tree, f"out = open('events.jsonl', 'w'); {loop}; {DONE}")
     seen, state = b"", "RUNNING"
     while True:
-        told = operations.job_follow(str(work), RUN, len(seen), wait=10.0)
-        seen += told["data"]
-        state = told["status"]["state"]
-        if state != "RUNNING" and not told["data"]:
+        answer = operations.job_follow(str(work), RUN, len(seen), wait=10.0)
+        seen += answer["data"]
+        state = answer["status"]["state"]
+        if state != "RUNNING" and not answer["data"]:
             break
     assert state == "DONE"
     assert seen.split() == [str(i).encode() for i in range(40)]
@@ -226,11 +226,11 @@ def test_files_of_a_run_are_listed_once_it_is_over(work: Path, tree: str) -> Non
         operations.job_files(str(work), RUN)
     operations.job_cancel(str(work), RUN)
     until(work, "CANCELLED")
-    told = operations.job_files(str(work), RUN)
-    assert told["files"] == []
-    names = {name for name, _, _ in told["records"]}
+    listing = operations.job_files(str(work), RUN)
+    assert listing["files"] == []
+    names = {name for name, _, _ in listing["records"]}
     assert {"log", "spec.json", "exit.json"} <= names
-    log = next(entry for entry in told["records"] if entry[0] == "log")
+    log = next(entry for entry in listing["records"] if entry[0] == "log")
     assert log[1:] == [0, hashlib.sha256(b"").hexdigest()]
 
 

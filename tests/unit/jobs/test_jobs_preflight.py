@@ -42,8 +42,8 @@ FACTS = Facts(
 TRAIN = TrainSettings(data_dir=Path("/data"), min_free_gb=20, require_gpu=True)
 
 
-def probe(told: Any = None, **changes: Any) -> Finished:
-    text = f"chatter\n{json.dumps({**GOOD, **(told or {})})}\n".encode()
+def probe(answer: Any = None, **changes: Any) -> Finished:
+    text = f"chatter\n{json.dumps({**GOOD, **(answer or {})})}\n".encode()
     return replace(Finished(0, text, b"", 0, False, 1.0), **changes)
 
 

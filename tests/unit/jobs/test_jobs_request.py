@@ -184,10 +184,10 @@ def test_several_symbols_travel_with_what_each_needs(inventory: Inventory) -> No
 
 
 def test_symbols_that_can_not_be_trained_together_are_told(inventory: Inventory) -> None:
-    with pytest.raises(UsageError) as told:
+    with pytest.raises(UsageError) as caught:
         request(inventory, symbols="ETHUSD,ETH/USD")
-    assert "each symbol once" in told.value.why
-    with pytest.raises(UsageError) as told:
+    assert "each symbol once" in caught.value.why
+    with pytest.raises(UsageError) as caught:
         request(inventory, symbols="ETHUSD,LTCUSD", panel=["LTCUSD"], stages=["verify", "lgb"])
-    assert "panel: names no asset beside LTCUSD" in told.value.why
-    assert "stages: only" in told.value.why
+    assert "panel: names no asset beside LTCUSD" in caught.value.why
+    assert "stages: only" in caught.value.why

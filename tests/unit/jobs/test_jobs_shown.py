@@ -55,7 +55,7 @@ def test_of_several_symbols_each_stage_names_whose_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "told"),
+    ("result", "command"),
     [
         ({"blocked_by": []}, "invoke release"),
         ({"symbols": ["A", "AB"], "blocked_by": ["AB auc"]}, "invoke release --without AB"),
@@ -67,9 +67,9 @@ def test_of_several_symbols_each_stage_names_whose_it_is() -> None:
     ],
 )
 def test_after_a_training_the_command_that_works_is_named(
-    result: dict[str, Any], told: str
+    result: dict[str, Any], command: str
 ) -> None:
-    assert next_command(result) == told
+    assert next_command(result) == command
 
 
 @pytest.mark.parametrize("event", [{}, {"event": 3}, {"event": "epoch", "epoch": "x", "loss": []}])
@@ -180,8 +180,8 @@ def test_a_newer_run_that_brought_nothing_is_known(tmp_path: Path) -> None:
     ):
         ending = {"run": ids[name], "state": state, "reason": "", "complete": complete}
         journal.append("train.finished", ending, now=now)
-    found = record.newer(journal, ids["b"], "theirs")
-    assert [(one["run"], one["state"]) for one in found] == [
+    rows = record.newer(journal, ids["b"], "theirs")
+    assert [(one["run"], one["state"]) for one in rows] == [
         (ids["c"], "FAILED"),
         (ids["d"], "DONE"),
         (ids["f"], "RUNNING"),

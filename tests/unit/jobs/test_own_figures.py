@@ -157,11 +157,11 @@ def test_only_what_was_written_is_new(
             if change == "replace":
                 files[path] = {}
             files[path]["new"] = files[path].get("new", True) or change in WRITES
-    found = artefacts.matches(str(tree), "**", copied)
-    assert found.written.keys() == {
+    matches = artefacts.matches(str(tree), "**", copied)
+    assert matches.written.keys() == {
         str(path.relative_to(tree)) for path, about in files.items() if about["new"]
     }
-    assert set(found.old) == {
+    assert set(matches.old) == {
         str(path.relative_to(tree)) for path, about in files.items() if not about["new"]
     }
     for name in FILES:
@@ -173,9 +173,9 @@ def test_a_link_inside_the_tree_is_the_file_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "m1.pt").write_text("x")
     (tmp_path / "latest.pt").symlink_to("m1.pt")
     (tmp_path / "gone.pt").symlink_to("m2.pt")
-    found = artefacts.matches(str(tmp_path), "*.pt", {})
-    assert set(found.written) == {"m1.pt", "latest.pt"}
-    size, sha256 = artefacts.keep(found.written["latest.pt"], str(tmp_path / "kept/latest.pt"))
+    matches = artefacts.matches(str(tmp_path), "*.pt", {})
+    assert set(matches.written) == {"m1.pt", "latest.pt"}
+    size, sha256 = artefacts.keep(matches.written["latest.pt"], str(tmp_path / "kept/latest.pt"))
     assert (size, sha256) == (1, hashlib.sha256(b"x").hexdigest())
     assert not (tmp_path / "kept/latest.pt").is_symlink()
 
@@ -199,12 +199,12 @@ def test_requirements_follow_what_they_include() -> None:
         "env/pins.txt": b"numpy==2.0\n",
         "env/more.txt": b"-r https://example.com/x.txt\n-r ../../out.txt\n",
     }
-    found = environments.requirements(files.get, "env/gpu.txt")
-    assert found == files
-    digest = environments.digest_of(found)
-    assert digest == environments.digest_of(dict(reversed(found.items())))
-    assert digest != environments.digest_of({**found, "env/pins.txt": b"numpy==2.1\n"})
-    assert not environments.local_lines(found)
+    requirements = environments.requirements(files.get, "env/gpu.txt")
+    assert requirements == files
+    digest = environments.digest_of(requirements)
+    assert digest == environments.digest_of(dict(reversed(requirements.items())))
+    assert digest != environments.digest_of({**requirements, "env/pins.txt": b"numpy==2.1\n"})
+    assert not environments.local_lines(requirements)
     assert not environments.requirements(files.get, "none.txt")
 
 

@@ -97,10 +97,10 @@ def test_what_stages_write_is_what_the_run_brings(work: Path) -> None:
     assert "env" not in document(work, "settings.json")
     records = {name for name, _, _ in operations.job_files(str(work), RUN)["records"]}
     assert {"logs/s1.log", "logs/s2.log", "events.jsonl"} <= records
-    told = [(e["event"], e.get("text") or e.get("stage")) for e in events(work)]
-    assert ("stage_started", "s1") in told
-    assert ("line", "on ETHUSDT 1h") in told
-    assert told[-1][0] == "run_done"
+    reports = [(e["event"], e.get("text") or e.get("stage")) for e in events(work)]
+    assert ("stage_started", "s1") in reports
+    assert ("line", "on ETHUSDT 1h") in reports
+    assert reports[-1][0] == "run_done"
     assert not (work / "runs" / RUN / "source").exists()
 
 
@@ -319,14 +319,18 @@ def test_a_run_that_ends_anywhere_is_whole_or_not_done(
     for last in range(20):
         (directory / "result.json").unlink(missing_ok=True)
         shutil.rmtree(directory / "artefacts", ignore_errors=True)
-        told: list[str] = []
+        emitted: list[str] = []
 
         def counted(
-            self: stages.Stages, event: str, told: list[str] = told, last: int = last, **f: Any
+            self: stages.Stages,
+            event: str,
+            emitted: list[str] = emitted,
+            last: int = last,
+            **f: Any,
         ) -> None:
-            if len(told) == last:
+            if len(emitted) == last:
                 raise KeyboardInterrupt
-            told.append(event)
+            emitted.append(event)
             emit(self, event, **f)
 
         monkeypatch.setattr(stages.Stages, "_event", counted)

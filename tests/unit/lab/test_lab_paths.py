@@ -61,9 +61,9 @@ def test_no_lab_host_reaches_the_machines_own_systemd(tmp_path: Path) -> None:
     places = create(tmp_path)
     for name in ("jump", "h800"):
         for tool in ("systemctl", "systemd-run", "loginctl", "journalctl"):
-            found = shutil.which(tool, path=places[name].environment()["PATH"])
-            assert found == str(places[name].bin / tool)
-            ran = subprocess.run([found, "status"], capture_output=True, text=True, check=False)
+            program = shutil.which(tool, path=places[name].environment()["PATH"])
+            assert program == str(places[name].bin / tool)
+            ran = subprocess.run([program, "status"], capture_output=True, text=True, check=False)
             assert ran.returncode == 1
             assert "not been booted with systemd" in ran.stderr
 

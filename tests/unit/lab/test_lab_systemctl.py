@@ -13,9 +13,9 @@ def test_a_services_processes_are_it_and_its_descendants() -> None:
         assert service.stdout is not None
         below = {int(word) for _ in range(2) for word in service.stdout.readline().split()}
         with subprocess.Popen(["sleep", "600"]) as stranger:
-            found = LabSystemctl().pidlist_of(service.pid)
+            pids = LabSystemctl().pidlist_of(service.pid)
             stranger.kill()
-        subprocess.run(["kill", "-KILL", *map(str, found)], check=True)
-    assert found[0] == service.pid
-    assert set(found[1:]) == below
+        subprocess.run(["kill", "-KILL", *map(str, pids)], check=True)
+    assert pids[0] == service.pid
+    assert set(pids[1:]) == below
     assert LabSystemctl().pidlist_of(None) == []

@@ -50,16 +50,18 @@ class Counting:
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
+def logged_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], list[Any]]]:
     """The lines written so far, taken apart."""
     path = tmp_path / "calls.log"
     monkeypatch.setenv("MACD_DEBUG", str(path))
     log_calls()
 
     def lines() -> list[Any]:
-        found = [LINE.fullmatch(line) for line in path.read_text().splitlines()]
-        assert all(found), path.read_text()
-        return found
+        matches = [LINE.fullmatch(line) for line in path.read_text().splitlines()]
+        assert all(matches), path.read_text()
+        return matches
 
     yield lines
     for handler in [*CALLS.handlers]:
@@ -70,7 +72,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 
 def test_every_call_is_a_line_and_all_bytes_are_in_them(
-    start_agent: StartAgent, told: Callable[[], list[Any]], tmp_path: Path
+    start_agent: StartAgent, logged_calls: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     counting: list[Counting] = []
 
@@ -84,7 +86,7 @@ def test_every_call_is_a_line_and_all_bytes_are_in_them(
     session.put_blobs(str(tmp_path / "app"), [Blob.of_bytes(b"x" * 300_000)])
     with pytest.raises(RemoteError):
         session.read(str(tmp_path / "none"))
-    lines = told()
+    lines = logged_calls()
     assert [(line["host"], line["op"], line["end"]) for line in lines] == [
         ("here", "(agent)", ""),
         ("here", "ping", ""),
@@ -98,7 +100,7 @@ def test_every_call_is_a_line_and_all_bytes_are_in_them(
 
 
 def test_waiting_for_data_is_the_links_time(
-    start_agent: StartAgent, told: Callable[[], list[Any]], tmp_path: Path
+    start_agent: StartAgent, logged_calls: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     session, blob = start_agent(), Blob.of_bytes(b"late")
     asked = threading.Event()
@@ -108,11 +110,11 @@ def test_waiting_for_data_is_the_links_time(
     time.sleep(0.4)
     session.send_data(pending, {"sha256": blob.sha256, "data": b"late"})
     pending.result()
-    assert float(told()[-1]["link"]) >= 0.39
+    assert float(logged_calls()[-1]["link"]) >= 0.39
 
 
 def test_nothing_that_was_said_is_in_a_line(
-    start_agent: StartAgent, told: Callable[[], list[Any]], tmp_path: Path
+    start_agent: StartAgent, logged_calls: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     session = start_agent()
     env = tmp_path / ".env"
@@ -126,29 +128,36 @@ def test_nothing_that_was_said_is_in_a_line(
     ):
         with pytest.raises(RemoteError):
             failing()
-    assert [line["op"] for line in told()][1:] == ["write", "read", "run", "read", "run", "nename"]
+    assert [line["op"] for line in logged_calls()][1:] == [
+        "write",
+        "read",
+        "run",
+        "read",
+        "run",
+        "nename",
+    ]
     text = (tmp_path / "calls.log").read_text()
     assert "sesame" not in text and "EXCHANGE_KEY" not in text and str(tmp_path) not in text
 
 
 def test_lines_of_several_hosts_at_once_are_whole(
-    start_agent: StartAgent, told: Callable[[], list[Any]]
+    start_agent: StartAgent, logged_calls: Callable[[], list[Any]]
 ) -> None:
     sessions = [start_agent() for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for done in pool.map(lambda one: [one.submit("ping") for _ in range(100)], sessions):
             assert all(pending.result() for pending in done)
-    assert len(told()) == 4 * 101
+    assert len(logged_calls()) == 4 * 101
 
 
 def test_a_call_without_an_answer_is_a_line_too(
-    start_agent: StartAgent, told: Callable[[], list[Any]]
+    start_agent: StartAgent, logged_calls: Callable[[], list[Any]]
 ) -> None:
     session = start_agent()
     waiting = session.submit("run", argv=["sh", "-c", "kill -9 $PPID; sleep 9"])
     with pytest.raises(ContactLostError):
         waiting.result()
-    assert [(line["op"], line["end"]) for line in told()] == [
+    assert [(line["op"], line["end"]) for line in logged_calls()] == [
         ("(agent)", ""),
         ("run", ", no answer"),
     ]

@@ -50,9 +50,9 @@ class CutChannel:
 
 def landed(root: Path) -> dict[str, bytes]:
     store = root / "blobs" / "sha256"
-    found = {path.name: path.read_bytes() for path in store.glob("??/*")}
+    files = {path.name: path.read_bytes() for path in store.glob("??/*")}
     assert all(path.parent.name == path.name[:2] for path in store.glob("??/*"))
-    return found
+    return files
 
 
 def partials(root: Path) -> list[Path]:
@@ -62,11 +62,11 @@ def partials(root: Path) -> list[Path]:
 def test_only_what_is_missing_is_sent(agent: Session, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(DATA)
     few = [Blob.of_file(tmp_path / "file"), Blob.of_bytes(b""), Blob.of_bytes(b"text " * 100_000)]
-    told: list[tuple[int, int]] = []
-    report = agent.put_blobs(str(tmp_path), few, lambda *step: told.append(step))
+    progress: list[tuple[int, int]] = []
+    report = agent.put_blobs(str(tmp_path), few, lambda *step: progress.append(step))
     total = SIZE + 500_000
     assert (report.landed, report.present, report.sent) == (3, 0, total)
-    assert told[-1] == (total, total)
+    assert progress[-1] == (total, total)
     assert landed(tmp_path) == {
         blob.sha256: data for blob, data in zip(few, [DATA, b"", b"text " * 100_000], strict=True)
     }
@@ -80,12 +80,12 @@ def test_only_what_is_missing_is_sent(agent: Session, tmp_path: Path) -> None:
 
 def test_what_is_missing_can_be_asked_without_sending(agent: Session, tmp_path: Path) -> None:
     blob = Blob.of_bytes(b"x")
-    told = agent.call("blobs_missing", root=str(tmp_path), blobs=[[blob.sha256, 1]])
-    assert told["missing"] == [[blob.sha256, 0]]
+    answer = agent.call("blobs_missing", root=str(tmp_path), blobs=[[blob.sha256, 1]])
+    assert answer["missing"] == [[blob.sha256, 0]]
     assert list(tmp_path.iterdir()) == []
     agent.put_blobs(str(tmp_path), [blob])
-    told = agent.call("blobs_missing", root=str(tmp_path), blobs=[[blob.sha256, 1]])
-    assert told["missing"] == []
+    answer = agent.call("blobs_missing", root=str(tmp_path), blobs=[[blob.sha256, 1]])
+    assert answer["missing"] == []
 
 
 CUTS = [1, 100, 17_000, 150_000, 400_000, 1 << 20, 1_500_001, 2 << 20, SIZE - 70_000, SIZE + 10_000]
@@ -134,15 +134,15 @@ def test_a_wrong_hash_is_refused_and_thrown_away(agent: Session, tmp_path: Path)
 def test_nothing_more_is_sent_once_the_host_has_refused(agent: Session, tmp_path: Path) -> None:
     wrong = Blob(hashlib.sha256(b"something else").hexdigest(), 10, b"0123456789")
     large = Blob.of_bytes(bytes(64 << 20))
-    told: list[int] = []
+    sizes: list[int] = []
 
     def slowly(sent: int, total: int) -> None:
-        told.append(sent)
+        sizes.append(sent)
         time.sleep(0.01)
 
     with pytest.raises(RemoteMismatchError):
         agent.put_blobs(str(tmp_path), [wrong, large], slowly)
-    assert told[-1] < large.size
+    assert sizes[-1] < large.size
 
 
 def test_a_rotten_partial_costs_one_more_attempt_not_the_upload(
@@ -188,11 +188,11 @@ def test_a_name_that_is_no_hash_is_refused(agent: Session, tmp_path: Path, sha25
 
 
 def test_no_room_is_noticed_before_anything_is_sent(agent: Session, tmp_path: Path) -> None:
-    told: list[Any] = []
+    progress: list[Any] = []
     huge = Blob("a" * 64, 1 << 60, b"")
     with pytest.raises(RemoteDiskFullError, match="not enough room"):
-        agent.put_blobs(str(tmp_path), [huge], lambda *step: told.append(step))
-    assert told == []
+        agent.put_blobs(str(tmp_path), [huge], lambda *step: progress.append(step))
+    assert progress == []
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_told(agent: Session, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_an_error_that_is_a_bug_of_ours_is_told_with_its_type(agent: Session) ->
 
 
 @pytest.mark.parametrize(
-    ("told", "kind", "code"),
+    ("fields", "kind", "code"),
     [
         ({"type": "OSError", "errno": 28, "message": "full"}, RemoteDiskFullError, 1),
         ({"type": "PermissionError", "errno": 13, "message": "no"}, RemotePermissionError, 1),
@@ -103,11 +103,11 @@ def test_an_error_that_is_a_bug_of_ours_is_told_with_its_type(agent: Session) ->
         ({"type": "KeyError", "message": "'x'"}, RemoteError, 1),
     ],
 )
-def test_hosts_errors_become_ours(told: dict, kind: type[RemoteError], code: int) -> None:
-    error = failures.from_host("prod", "activate", told)
+def test_hosts_errors_become_ours(fields: dict, kind: type[RemoteError], code: int) -> None:
+    error = failures.from_host("prod", "activate", fields)
     assert type(error) is kind
     assert error.exit_code == ExitCode(code)
-    assert error.live == told.get("live", "")
+    assert error.live == fields.get("live", "")
 
 
 def test_a_request_too_large_is_refused_here(agent: Session) -> None:

@@ -77,7 +77,7 @@ def test_what_is_shipped_is_the_same_each_time() -> None:
         "import hashlib; from macd.ssh import archive; "
         "print(hashlib.sha256(archive.opening(bytes(16))).hexdigest())"
     )
-    told = {
+    digests = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -87,7 +87,7 @@ def test_what_is_shipped_is_the_same_each_time() -> None:
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert told == {hashlib.sha256(archive.opening(bytes(16))).hexdigest() + "\n"}
+    assert digests == {hashlib.sha256(archive.opening(bytes(16))).hexdigest() + "\n"}
 
 
 def test_every_operation_of_the_tables_is_a_function_of_the_host_half() -> None:
@@ -216,7 +216,7 @@ def test_a_host_without_sudo_is_told(start_agent: StartAgent, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ('shift 2; echo "sudo: $1: command not found" >&2; exit 1', "there is no python3"),
         ("echo 'sudo: unable to resolve host' >&2; exit 7", "the agent did not start"),
@@ -224,9 +224,9 @@ def test_a_host_without_sudo_is_told(start_agent: StartAgent, tmp_path: Path) ->
     ],
 )
 def test_what_is_not_sudos_fault_is_not_blamed_on_sudo(
-    start_agent: StartAgent, tmp_path: Path, body: str, told: str
+    start_agent: StartAgent, tmp_path: Path, body: str, message: str
 ) -> None:
-    assert told in with_sudo(start_agent, tmp_path, body, "python3").what
+    assert message in with_sudo(start_agent, tmp_path, body, "python3").what
 
 
 # -- the wrong Python -----------------------------------------------------------------------
@@ -241,9 +241,9 @@ def test_no_python_names_the_host_and_the_key(start_agent: StartAgent) -> None:
 def old_pythons() -> list[str]:
     versions = Path("~/.pyenv/versions").expanduser()
     old = ["2.7", *(f"3.{minor}" for minor in range(6, 11))]
-    found = [str(path) for each in old for path in versions.glob(f"{each}.*/bin/python")]
-    found += filter(None, (shutil.which(f"python{each}") for each in old))
-    return [path for path in found if os.system(f"{path} -c 1 2>/dev/null") == 0]
+    paths = [str(path) for each in old for path in versions.glob(f"{each}.*/bin/python")]
+    paths += filter(None, (shutil.which(f"python{each}") for each in old))
+    return [path for path in paths if os.system(f"{path} -c 1 2>/dev/null") == 0]
 
 
 def test_a_python_too_old_says_so(start_agent: StartAgent, tmp_path: Path) -> None:

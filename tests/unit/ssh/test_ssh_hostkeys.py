@@ -76,11 +76,11 @@ def test_names_that_do_not_match(path: Path, names: str, name: str) -> None:
 @pytest.mark.parametrize(("names", "name"), MATCHING + NOT_MATCHING)
 def test_ssh_keygen_agrees(path: Path, names: str, name: str) -> None:
     path.write_text(entry(names, ONE))
-    found = subprocess.run(
+    lookup = subprocess.run(
         ["ssh-keygen", "-F", name, "-f", str(path)], capture_output=True, check=False
     )
     ours = KnownHosts.read(path).judge(name, ONE) is Verdict.KNOWN
-    assert ours == (found.returncode == 0)
+    assert ours == (lookup.returncode == 0)
 
 
 @pytest.mark.parametrize("name", ["box.example", "[box.example]:2200"])
@@ -168,10 +168,10 @@ def test_a_pattern_for_several_hosts_is_left_to_a_person(path: Path) -> None:
 
 def test_ssh_reads_what_was_pinned(path: Path) -> None:
     pin(path, "[box]:2200", ONE)
-    found = subprocess.run(
+    lookup = subprocess.run(
         ["ssh-keygen", "-F", "[box]:2200", "-f", str(path)], capture_output=True, check=False
     )
-    assert found.returncode == 0
+    assert lookup.returncode == 0
 
 
 def test_a_link_stays_a_link_and_a_mode_a_mode(path: Path, tmp_path: Path) -> None:

@@ -54,17 +54,17 @@ class Peer:
 
 def dead(*peers: Peer, wait: float = 90.0) -> str:
     """The name of the hop that was declared dead, "" where none was in `wait` seconds."""
-    told, names = threading.Event(), []
+    declared_dead, names = threading.Event(), []
 
     def on_death(hop: Watched, seconds: float) -> None:
         names.append(hop.name)
         assert seconds >= 0.3
-        told.set()
+        declared_dead.set()
 
     watch = Watch(
         [peer.watched for peer in peers], keepalive_s=0.1, dead_after_s=0.4, on_death=on_death
     )
-    told.wait(wait)
+    declared_dead.wait(wait)
     watch.stop()
     return "".join(names)
 
@@ -89,9 +89,11 @@ def test_a_probe_that_blocks_does_not_stop_the_clock() -> None:
     peer = Peer("near", answers=False)
     held = threading.Event()
     blocked = Watched("near", peer.wire, lambda: held.wait(120) and None)
-    told = threading.Event()
-    watch = Watch([blocked], keepalive_s=0.1, dead_after_s=0.4, on_death=lambda *_: told.set())
-    assert told.wait(90)
+    declared_dead = threading.Event()
+    watch = Watch(
+        [blocked], keepalive_s=0.1, dead_after_s=0.4, on_death=lambda *_: declared_dead.set()
+    )
+    assert declared_dead.wait(90)
     watch.stop()
     held.set()
 
