@@ -45,7 +45,7 @@ def test_a_release_a_key_and_models_are_told_days_before() -> None:
     assert "can't be deployed again" in alarms["expires"]
     assert "the key for releases expires 2026-04-25" in alarms["key"]
     assert alarms["old"].startswith("the models' bars end 2026-01-01, 109 days ago")
-    # What the host itself has told is not said twice.
+    # What the host itself has reported is not said twice.
     reported = {"open": [{"name": "expires"}, {"name": "old"}]}
     assert set(texts(replace(changed, alerts=reported))) == {"key"}
     assert set(texts(changed, days=0)) == {"old"}

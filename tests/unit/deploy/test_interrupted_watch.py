@@ -19,7 +19,7 @@ STARTED = follow.PendingActivation("prod", 7, "t0ken", "20260301T000000Z-0123abc
 
 
 class SaysWaiting:
-    """A session whose host says that it has soaked: the word on which the confirming is begun."""
+    """A session whose host says that it has soaked: the word on which the confirming is started."""
 
     def call(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {

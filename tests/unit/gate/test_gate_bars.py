@@ -1,4 +1,4 @@
-"""Bars that were not told: the feed is dead, a bar was refused, or it never came. None may pass."""
+"""Bars not logged: the feed is dead, a bar was refused, or it never came. None may pass."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_no_tail_of_warnings_makes_dead_bars_pass(
 
 @given(data=st.data(), laps=st.integers(1, 3))
 def test_no_order_of_enough_refused_bars_passes(data: Any, laps: int) -> None:
-    """Each of ten refused bars of fifty is one, wherever, however often and as what it is told."""
+    """Each of ten refused bars of fifty is one, wherever, however often and as what logged."""
     lines = made(50)
     rows = data.draw(st.sets(st.integers(1, 48), min_size=10, max_size=10))
     logged: list[Made] = []

@@ -92,7 +92,7 @@ def test_a_gap_in_one_log_is_found_and_named_by_its_file(tmp_path: Path) -> None
 
 
 def test_what_an_instance_wrote_before_its_switch_is_no_intruder(tmp_path: Path) -> None:
-    """Instances are switched one after another; one that goes back to an older release is told."""
+    """Instances are switched one after another; one that goes back to an older release is named."""
     write(tmp_path, "BTCUSD", lines("BTCUSD"))
     old = (
         {**line, "release": "20260201T000100Z-0011aabb" if line["seq"] < 20 else RELEASE}
