@@ -8,6 +8,7 @@ import inspect
 import json as jsonlib
 import logging
 import os
+import select
 import shlex
 import sys
 import time
@@ -26,6 +27,7 @@ from macd.host import untrusted
 CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import is slow
 
 _LONGEST = 20_000  # characters of an error
+_LOOK_S = 0.2
 Verb = Callable[..., Any]
 
 _INTERRUPTED = (
@@ -185,10 +187,17 @@ def confirm(question: str, *, yes: bool) -> bool:
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout may be for a machine
     try:
-        return input().strip().lower() in ("y", "yes")
+        return _typed_line().lower() in ("y", "yes")
     except EOFError:  # Ctrl-D, or the terminal is gone
         print(file=sys.stderr)
         return False
+
+
+def _typed_line() -> str:
+    """A line from the terminal. input() alone misses a Ctrl-C pressed just before it reads."""
+    while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
+        pass
+    return input().strip()
 
 
 def ask(question: str, default: str, *, yes: bool) -> str:
@@ -197,7 +206,7 @@ def ask(question: str, default: str, *, yes: bool) -> str:
         return default
     print(f"{question} [{default or 'none'}]: ", end="", file=sys.stderr, flush=True)
     try:
-        return input().strip() or default
+        return _typed_line() or default
     except EOFError:
         print(file=sys.stderr)
         return default

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -73,13 +74,11 @@ def pressed(place: Project, words: Sequence[str], at: str) -> None:
         stderr=theirs,
     ) as typed:
         os.close(theirs)
-        said = ""
-        while chunk := _read(ours):
-            said += chunk.decode().replace("\r", "")
-            if "?" in at and at in said:
-                os.write(ours, b"\x03")
-                at = "asked"
-        code = typed.wait(60)
+        try:
+            said = _until_its_end(ours, at)
+            code = typed.wait(60)
+        finally:
+            typed.kill()
     os.close(ours)
     assert code == 130, said
     assert said.count("\ninterrupted: ") == 1, said
@@ -87,7 +86,19 @@ def pressed(place: Project, words: Sequence[str], at: str) -> None:
     assert "✗" not in said
 
 
-def _read(terminal: int) -> bytes:
+def _until_its_end(terminal: int, at: str) -> str:
+    said = ""
+    while chunk := _read(terminal, said):
+        said += chunk.decode().replace("\r", "")
+        if "?" in at and at in said:
+            os.write(terminal, b"\x03")
+            at = "asked"
+    return said
+
+
+def _read(terminal: int, said: str) -> bytes:
+    if not select.select([terminal], [], [], 120)[0]:
+        pytest.fail(f"it goes on without a word after {said!r}")
     try:
         return os.read(terminal, 65536)
     except OSError:  # the other end is closed
