@@ -1,4 +1,4 @@
-"""A running lab for the tests in this folder: one for the session, in a directory of its own."""
+"""A running lab for the tests in this folder: one for each file, in a directory of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from macd import lab as lab_room
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab_room.LabState]:
-    """The session's lab: `lab.root`, `lab.ssh_config`, `lab.known_hosts`, `lab.hosts`.
+    """The file's lab: `lab.root`, `lab.ssh_config`, `lab.known_hosts`, `lab.hosts`.
 
-    Tests share it: leave no fault behind (`clean_links` sees to it), use directories of your own.
+    Its tests share it: leave no fault behind (`clean_links` sees to it).
     """
     root = tmp_path_factory.mktemp("lab")
     state = lab_room.up(root)
@@ -24,7 +24,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab_room.LabState]
 
 @pytest.fixture
 def clean_links(lab: lab_room.LabState) -> Iterator[lab_room.LabState]:
-    """The session's lab with perfect links and zeroed counters, before and after the test."""
+    """The file's lab with perfect links and zeroed counters, before and after the test."""
     _clean(lab.root)
     yield lab
     _clean(lab.root)

@@ -11,14 +11,12 @@ import pytest
 from macd.inventory import load, project_root
 from macd.lab import LabState
 from tests.support import commands, their_app
-from tests.support.ports import kept
 
 
 def test_a_first_inventory_says_what_the_host_and_the_repository_have(
     lab: LabState, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    their_app.remove_all(lab)  # other files share the lab, and init takes what runs this repository
-    ports = their_app.Ports(kept("health of init"), kept("web of init"))
+    ports = their_app.free_ports()
     by_hand = their_app.install_by_hand(lab, "handmade", ports)
     request.addfinalizer(by_hand.remove)
     before = {p: p.read_bytes() for p in sorted(by_hand.directory.glob("*")) if p.is_file()}

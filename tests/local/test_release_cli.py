@@ -45,7 +45,7 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def project(lab: LabState, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in small: the shipped inventory on the session's lab, one run, its bars.
+    """A clone in small: the shipped inventory on the test's lab, one run, its bars.
 
     Its tasks cut the service's requirements to one small package: no test sends 200 MB around.
     """

@@ -24,7 +24,7 @@ namespace = Collection(host.facts)
 
 @pytest.fixture
 def project(lab: LabState, tmp_path: Path) -> Path:
-    """A project with the shipped inventory but for a directory, read for the session's lab."""
+    """A project with the shipped inventory but for a directory, read for the test's lab."""
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "inventory").mkdir()
     shipped = (project_root() / "inventory" / "lab.yml").read_text()

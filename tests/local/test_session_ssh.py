@@ -28,7 +28,7 @@ DATA = random.Random(11).randbytes(SIZE)
 
 @pytest.fixture(scope="module")
 def inventory(lab: LabState) -> inventory_room.Inventory:
-    """The lab's inventory as it is shipped, read for the session's lab."""
+    """The lab's inventory as it is shipped, read for the test's lab."""
     shipped = inventory_room.project_root() / "inventory" / "lab.yml"
     (lab.root / "inventory").mkdir(exist_ok=True)
     shutil.copy(shipped, lab.root / "inventory" / "lab.yml")

@@ -1,4 +1,4 @@
-"""A project for the session's lab, and processes in a training's place: quick, or misbehaving.
+"""A project for the test's lab, and processes in a training's place: quick, or misbehaving.
 
 Only the job's argv is another one than a training's. All that syncs, starts, follows and collects
 is the product's.
@@ -60,7 +60,7 @@ def done(**files):
 
 
 def lay_out(lab: LabState, root: Path, *, bars: int = 400) -> Path:
-    """A project like a clone, with a short slice of the sample, that uses the session's lab."""
+    """A project like a clone, with a short slice of the sample, that uses the test's lab."""
     (root / "inventory").mkdir(parents=True)
     (root / "tasks.py").write_text(TASKS)
     shutil.copy(project_root() / "inventory" / "lab.yml", root / "inventory")

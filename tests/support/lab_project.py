@@ -1,4 +1,4 @@
-"""A project of its own on the session's lab, with the deploy verbs typed as users type them."""
+"""A project of its own on the test's lab, with the deploy verbs typed as users type them."""
 
 from __future__ import annotations
 

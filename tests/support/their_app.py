@@ -275,14 +275,6 @@ def install_by_hand(lab: LabState, name: str, ports: Ports) -> ByHand:
     return made
 
 
-def remove_all(lab: LabState) -> None:
-    """Take away from prod every unit that runs it, whoever made the unit."""
-    units = lab.hosts["prod"].home / ".config/systemd/user"
-    for path in sorted(units.glob("*.service")):
-        if path.exists() and "live_runner.py" in path.read_text():
-            ByHand(lab, units, path.stem).remove()
-
-
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
