@@ -52,7 +52,7 @@ _BEFORE = (
 _UNQUOTE = (
     "import threading,urllib.parse;"
     "r,w=os.pipe();"
-    "threading.Thread(daemon=True,args=(f,os.fdopen(w,\"wb\")),target=lambda f,w:"
+    'threading.Thread(daemon=True,args=(f,os.fdopen(w,"wb")),target=lambda f,w:'
     "[w.write(urllib.parse.unquote_to_bytes(l[:-1]))and w.flush()for l in f]).start();"
     'f=os.fdopen(r,"rb");'
 )
