@@ -22,7 +22,8 @@ class SlowLine:
         self._target = (address, port)
         self._loop = asyncio.new_event_loop()
         self._link = Link(lambda: asyncio.open_connection(*self._target))
-        threading.Thread(target=self._loop.run_forever, daemon=True, name="line").start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="line")
+        self._thread.start()
         self._serving: set[asyncio.Task[None]] = set()
         self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -41,14 +42,23 @@ class SlowLine:
         return self._link.counters
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._link.drop)
+        """End it, and the connections that it still carries."""
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = self._loop.create_task(self._link.serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+
+    async def _end(self) -> None:
+        self._server.close()
+        self._link.drop()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _apply(self, fault: Fault) -> None:
         self._link.set_fault(fault)
