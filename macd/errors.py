@@ -20,6 +20,9 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # Ctrl-C; 128 + SIGINT, as shells say it
 
 
+_READ = 300  # characters of a library's words
+
+
 class MacdError(Exception):
     """A failure shown to a person. Raise it (or a subclass) where the caller can do nothing more.
 
@@ -56,8 +59,9 @@ class MacdError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said, as far as a person reads it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What a library said, as far as a person reads it: some quote what they couldn't read."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= _READ else f"{line[:_READ]}..."
 
 
 class UsageError(MacdError):

@@ -190,6 +190,12 @@ def test_spoilt_files_are_read_or_refused_in_words(
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_a_library_quotes_of_a_file_is_cut(tmp_path: Path) -> None:
+    """A zip whose two names of a file differ by a whole file: zipfile quotes all of it."""
+    name, raw = KINDS["archive"](9202)
+    holds(tmp_path / name, 9202, raw)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
