@@ -199,7 +199,7 @@ class Commands:
     replay: int = 1
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
-        *("run_directory.py", "train_options.py"),
+        *("run_directory.py", "symbols.py", "train_options.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
 
@@ -448,13 +448,6 @@ def train_settings(request: Mapping[str, Any]) -> Settings:
     from macd.app.train.settings import settings_from  # noqa: PLC0415 - loads polars
 
     return settings_from(request)
-
-
-def symbol_name(symbol: str) -> str:
-    """The name of a symbol in files, such as ETHUSDT. Raises UsageError."""
-    from macd.app.market import bars  # noqa: PLC0415 - loads polars
-
-    return bars.symbol_name(symbol)
 
 
 def bars_path(data_dir: Path, symbol: str, tf: str) -> Path:

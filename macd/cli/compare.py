@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from macd.cli.release import live_on, read_run, store_of
 from macd.cli.verb import emit, safe, verb
 from macd.errors import MacdError, UsageError
+from macd.symbols import symbol_name
 
 if TYPE_CHECKING:
     from macd.inventory import Inventory
@@ -59,7 +60,7 @@ def compare(
     if inv.app is None:
         comparison, said = application.compare_runs(old.directory, new.directory), lines
         if symbol and "symbols" in comparison:
-            comparison = _of_symbol(comparison, application.symbol_name(symbol))
+            comparison = _of_symbol(comparison, symbol_name(symbol))
         if "symbols" in comparison:
             said = several_lines
     else:

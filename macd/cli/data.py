@@ -169,9 +169,10 @@ def resample(
     json: bool = False,
 ) -> None:
     """Make longer bars of stored ones: minutes to hours, hours to days."""
-    from macd.app.market.bars import bars_path, digest, origin, read_bars, symbol_name, write_bars
+    from macd.app.market.bars import bars_path, digest, origin, read_bars, write_bars
     from macd.app.market.importing import merge
     from macd.app.market.resampling import resample as made_of
+    from macd.symbols import symbol_name
 
     if not symbol or not tf:
         raise UsageError("which bars?", hint="invoke data.resample --symbol BTCUSD --tf 1h --of 1m")
@@ -254,10 +255,11 @@ def fetch(
     import sys
     import time
 
-    from macd.app.market.bars import bars_path, digest, symbol_name
+    from macd.app.market.bars import bars_path, digest
     from macd.app.market.exchange import open_exchange
     from macd.app.market.fetch import FetchRequest, fetch_bars, lacking
     from macd.app.market.findings import moment
+    from macd.symbols import symbol_name
 
     if not symbol:
         raise UsageError("which market?", hint="--symbol BTC/USDT --since 2023-01-01")
@@ -333,10 +335,11 @@ def verify(
 
     Repairs nothing.
     """
-    from macd.app.market.bars import bars_path, digest, read_rows, symbol_name
+    from macd.app.market.bars import bars_path, digest, read_rows
     from macd.app.market.checks import Limits, check_all
     from macd.app.market.findings import judged, unused
     from macd.inventory import load
+    from macd.symbols import symbol_name
 
     inv = load(inventory)
     directory = Path(data) if data else inv.train.data_dir
@@ -397,7 +400,7 @@ def _market(typed: str) -> Market | None:
 
 def _panel_only(inventory: Inventory) -> set[str]:
     """Symbols of the inventory that are no features of another; they may cover other times."""
-    from macd.app.market.bars import symbol_name
+    from macd.symbols import symbol_name
 
     train = inventory.train
     beside = {symbol_name(name) for name in (train.symbol, *train.cross)}
@@ -406,7 +409,7 @@ def _panel_only(inventory: Inventory) -> set[str]:
 
 def _trained(settings: Inventory, directory: Path, tf: str, *, given: bool) -> list[str]:
     """The inventory's symbols; for another directory, the symbols it has bars of."""
-    from macd.app.market.bars import symbol_name
+    from macd.symbols import symbol_name
 
     train = settings.train
     named = (train.symbol, *train.symbols, *train.cross, *train.panel)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
+from macd.symbols import symbol_name
 
 if TYPE_CHECKING:
     from macd.checklist import Item
@@ -120,7 +121,7 @@ def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[I
         return release.id, items
     tf = str(release.manifest.details.get("tf", "1h"))
     versions = proved_with(release.lock, inventory.root / "constraints.txt")
-    symbol = application.symbol_name(inventory.service.symbol) if inventory.service.symbol else ""
+    symbol = symbol_name(inventory.service.symbol) if inventory.service.symbol else ""
     several = release.manifest.serves if release.manifest.details.get("symbols") else ()
     items = application.check_release(
         release.directory, tf=tf, lock=versions, symbol=symbol, symbols=several

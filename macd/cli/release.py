@@ -240,8 +240,9 @@ def _released(run: Run, without: str) -> dict[str, Run]:
 
 def _unserved(inv: Inventory, released: Collection[str]) -> list[str]:
     """What has to be said in the inventory, where its service is to watch symbols left out."""
-    from macd.application import served, symbol_name
+    from macd.application import served
     from macd.deploy.desired import serving
+    from macd.symbols import symbol_name
 
     wanted = list(map(symbol_name, served(inv)))
     lacking = [name for name in wanted if name not in released]

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from macd import application
-from macd.application import Application, Unit, bars_path, served, symbol_name
+from macd.application import Application, Unit, bars_path, served
 from macd.deploy.state import PROVISIONED, HostState, unit_names
 from macd.errors import UsageError
 from macd.host import own
@@ -25,6 +25,7 @@ from macd.host.systemd.supervisor import is_template
 from macd.host.systemd.unitfile import unit_word
 from macd.inventory import Host, Inventory, revoked
 from macd.ssh import archive
+from macd.symbols import symbol_name
 
 REPLAY = "data/replay"
 _REPLAY_BYTES = 4 << 20

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import macd
-from macd.application import BUILTIN, existing_bars, symbol_name, train_settings
+from macd.application import BUILTIN, existing_bars, train_settings
 from macd.errors import UsageError
 from macd.host.jobs.cluster import NODE, TOKEN, Node
 from macd.inventory import Inventory, TrainSettings
 from macd.ssh.blobs import Blob
+from macd.symbols import symbol_name
 
 if TYPE_CHECKING:
     from macd.application import Settings

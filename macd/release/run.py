@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from macd.application import symbol_name
 from macd.errors import MacdError, RefusedError, UsageError
 from macd.host.durable import sha256_of
 from macd.host.store.manifest import ManifestError, check_own_path
@@ -25,6 +24,7 @@ from macd.run_directory import (
     read_run,
     state_of,
 )
+from macd.symbols import symbol_name
 
 ARTEFACTS = "artefacts/"
 _JUDGED = (FILES.settings, FILES.metrics, FILES.criteria, FILES.audit)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from macd.errors import MacdError, UsageError
+from macd.errors import MacdError, UsageError, first_line
 from macd.host.durable import replace_file
+from macd.symbols import symbol_name
 
 COLUMNS = ("timestamp", "open", "high", "low", "close", "volume")
 SCHEMA = pl.Schema(
@@ -48,18 +49,6 @@ def step_ms(tf: str) -> int:
 def grid_origin(step: int) -> int:
     """Epoch milliseconds of one bar open, from which all others are whole steps away."""
     return _MONDAY if step % _UNITS["w"] == 0 else 0
-
-
-def symbol_name(symbol: str) -> str:
-    """The name used in files: "eth/usdt", "ETH-USDT" and ccxt's "ETH/USDT:USDT" are all ETHUSDT."""
-    name = re.sub(r"[/\-_ ]", "", symbol.partition(":")[0]).upper()
-    if not re.fullmatch(r"[A-Z0-9.]{1,30}", name) or not name.strip("."):
-        raise UsageError(
-            f"symbol {symbol[:60]!r} is not understood",
-            why="a symbol is made of letters and digits, with or without / between the two assets",
-            hint="--symbol BTCUSD",
-        )
-    return name
 
 
 def bars_path(data_dir: Path, symbol: str, tf: str) -> Path:
@@ -122,7 +111,7 @@ def read_rows(path: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MacdError(
             f"{path} can't be read as parquet",
-            why=str(error).splitlines()[0],
+            why=first_line(error),
             hint=f"invoke data.import {path} reads foreign files",
         ) from error
     return canonical(df, source=str(path))

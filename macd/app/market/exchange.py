@@ -19,9 +19,10 @@ import numpy as np
 import polars as pl
 
 from macd.app.market import empty
-from macd.app.market.bars import SCHEMA, step_ms, symbol_name
+from macd.app.market.bars import SCHEMA, step_ms
 from macd.app.market.findings import moment
 from macd.errors import MacdError, UsageError, first_line
+from macd.symbols import symbol_name
 
 PAGE = 1000
 _TRIES = 7  # waits 1 + 2 + 4 + ... + 32 s: a minute in all

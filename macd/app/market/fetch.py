@@ -20,19 +20,12 @@ from typing import Any
 
 import polars as pl
 
-from macd.app.market.bars import (
-    SCHEMA,
-    bars_path,
-    grid_origin,
-    read_bars,
-    step_ms,
-    symbol_name,
-    write_bars,
-)
+from macd.app.market.bars import SCHEMA, bars_path, grid_origin, read_bars, step_ms, write_bars
 from macd.app.market.exchange import Asking, Exchange, no_market, open_exchange
 from macd.app.market.findings import moment
 from macd.app.market.importing import merge
 from macd.errors import MacdError, RefusedError, UsageError, failure
+from macd.symbols import symbol_name
 
 _SKIP = 100  # bars to move on where an exchange answers with nothing; the smallest page there is
 

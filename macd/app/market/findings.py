@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from macd.app.market.bars import symbol_name
 from macd.errors import UsageError
+from macd.symbols import symbol_name
 from macd.train_options import ACCEPTABLE
 
 Level = Literal["error", "warn", "accepted"]

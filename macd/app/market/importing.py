@@ -22,7 +22,7 @@ from typing import Literal
 import polars as pl
 
 from macd.app.market import dialects, empty
-from macd.app.market.bars import COLUMNS, canonical, step_ms, symbol_name
+from macd.app.market.bars import COLUMNS, canonical, step_ms
 from macd.app.market.columns import PRICES, Mapped, map_columns, read_numbers
 from macd.app.market.dialects import Dialect, recognise
 from macd.app.market.resampling import resample
@@ -30,6 +30,7 @@ from macd.app.market.table import BROKEN, Table, members, read_table, shortened
 from macd.app.market.times import read_times
 from macd.app.market.volumes import Said, read_volume
 from macd.errors import RefusedError, UsageError, first_line
+from macd.symbols import symbol_name
 
 TIMEFRAMES = tuple("1m 3m 5m 15m 30m 1h 2h 4h 6h 8h 12h 1d 3d 1w".split())  # noqa: SIM905
 _VALUES = COLUMNS[1:]

@@ -19,19 +19,12 @@ import numpy as np
 import polars as pl
 
 from macd.app.market import features
-from macd.app.market.bars import (
-    COLUMNS,
-    SCHEMA,
-    bars_path,
-    digest_of_all,
-    read_bars,
-    step_ms,
-    symbol_name,
-)
+from macd.app.market.bars import COLUMNS, SCHEMA, bars_path, digest_of_all, read_bars, step_ms
 from macd.app.predict.scoring import SEQ, Floats, Scorer, window_at
 from macd.errors import MacdError, UsageError
 from macd.heads import BASES, MEAN, in_order, kind_of
 from macd.run_directory import FILES
+from macd.symbols import symbol_name
 
 Bars = tuple[pl.DataFrame, dict[str, pl.DataFrame]]
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from macd.app.market.bars import step_ms, symbol_name
+from macd.app.market.bars import step_ms
 from macd.app.predict.policy import KEYS, Policy, read_policy
 from macd.criteria import MIN_SAMPLES
 from macd.errors import UsageError
 from macd.host import envfile, own
+from macd.symbols import symbol_name
 
 FILE = "service.json"
 _ENABLE, _WEIGHT = "ML_ENABLE_STACKING", "ML_STACKING_WEIGHT"

@@ -22,7 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macd import childprocess
-from macd.app.market.bars import step_ms, symbol_name
+from macd.app.market.bars import step_ms
 from macd.app.market.labels import HORIZONS
 from macd.app.train import oof
 from macd.app.train.comparison import log_losses
@@ -39,6 +39,7 @@ from macd.criteria import difference_text
 from macd.errors import MacdError, UsageError, failure
 from macd.heads import BASES, COMPARED, MEAN, NAMES, bars_ahead, head_name, head_names, shown
 from macd.run_directory import TrainingRun, part_of, read_run
+from macd.symbols import symbol_name
 
 Doubles = NDArray[np.float64]
 Lines = NDArray[np.bool_]

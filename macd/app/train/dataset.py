@@ -28,6 +28,7 @@ from macd.errors import MacdError, RefusedError, UsageError
 from macd.heads import GUIDE
 from macd.host.durable import replace_file
 from macd.run_directory import FILES
+from macd.symbols import symbol_name
 
 LEAST_EACH = 10  # ups, and downs, in every train and test part; fewer give no figure
 _SHOWN = 10
@@ -119,7 +120,7 @@ def findings(
     by_symbol: dict[str, list[Finding]] = {}
     for one in settings.each:
         main, *beside = mine = one.assets
-        panel = set(beside) - {market_bars.symbol_name(name) for name in one.cross}
+        panel = set(beside) - {symbol_name(name) for name in one.cross}
         rows = {name: frames[name] for name in mine}
         together = check_beside(rows, main=main, tf=tf, limits=limits, panel=panel)
         alone = [finding for finding in each if finding.symbol in mine]
@@ -162,8 +163,8 @@ class Reader:
 
     def bars(self, settings: Settings) -> Bars:
         """The bars of one symbol's training; MacdError where one is missing."""
-        symbol, tf = market_bars.symbol_name(settings.symbol), settings.tf
-        cross = {n: self._frame(n) for n in map(market_bars.symbol_name, settings.cross)}
+        symbol, tf = symbol_name(settings.symbol), settings.tf
+        cross = {n: self._frame(n) for n in map(symbol_name, settings.cross)}
         panel = {name: self._frame(name) for name in settings.panel_others}
         return Bars(symbol, tf, self._frame(symbol), cross, panel)
 

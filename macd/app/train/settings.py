@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from macd.app.market.bars import symbol_name
 from macd.app.market.findings import Accepted, Limits, parse
 from macd.app.predict.policy import Policy, read_policy
 from macd.criteria import DEFAULTS, Criterion, parse_criteria
 from macd.errors import UsageError
 from macd.heads import BASES, FAMILIES
 from macd.run_directory import FILES
+from macd.symbols import symbol_name
 from macd.train_options import (
     ENGINE,
     ENGINES,
