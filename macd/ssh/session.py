@@ -246,6 +246,19 @@ class Session:
         """Send what `root`'s blob store lacks; see macd/ssh/blobs.py."""
         return put(self, root, blobs, progress)
 
+    def beside(self) -> Session:
+        """Another session over the same connection, for the caller to close. Raises MacdError."""
+        if self._reopen is None:
+            raise MacdError(f"the connection to {self.name} carries one session")
+        return Session(
+            self._reopen(),
+            name=self.name,
+            python=self._python,
+            copy=self._copy,
+            reopen=self._reopen,
+            sudo_login=self._sudo_login,
+        )
+
     # -- what goes out ----------------------------------------------------------------------
 
     def _encode(self, message: Message, *, compress: bool = True) -> bytes:

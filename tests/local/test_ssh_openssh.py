@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.slow_line import SlowLine
 from macd.errors import ContactLostError
+from macd.inventory import load
 from macd.ssh import ssh
+from macd.ssh.blobs import Blob
 from macd.ssh.refusals import UnreachableError
+from macd.ssh.session import open_session
 from tests.support.openssh import eventually
 from tests.support.sshd import SSHD, Sshd, key
 
@@ -178,6 +184,35 @@ def test_probes_are_answered_and_a_quiet_link_lives(sshd: Sshd) -> None:
     with ssh.connect(inventory.host("box"), inventory) as link:
         channel = link.open_channel("sleep 3; echo done")
         assert channel.recv(10) == b"done\n"
+
+
+@pytest.mark.parametrize(
+    ("sshd", "sessions"), [((), 3), (("MaxSessions 1",), 1)], indirect=["sshd"]
+)
+def test_a_large_upload_goes_by_several_sessions_where_the_server_opens_them(
+    sshd: Sshd, sessions: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its server takes 2 MiB ahead in each: one session sends 10 MB/s at 200 ms."""
+    caplog.set_level(logging.INFO, "macd.calls")
+    line = SlowLine("127.0.0.1", sshd.port)
+    line.set(200, 200)
+    sshd.inventory("right")
+    for name in ("lab.yml", "known_hosts.lab"):
+        path = sshd.directory / "inventory" / name
+        path.write_text(path.read_text().replace(str(sshd.port), str(line.port)))
+    inventory = load("lab", root=sshd.directory)
+    chance = random.Random(12)
+    blobs = [Blob.of_bytes(chance.randbytes(1 << 20)) for _ in range(20)]
+    try:
+        with open_session(inventory.host("gate"), inventory) as session:
+            report = session.put_blobs(str(tmp_path / "root"), blobs)
+    finally:
+        line.close()
+    assert (report.landed, report.sent) == (20, 20 << 20)
+    started = sum("gate (agent)" in message for message in caplog.messages)
+    assert started == sessions
+    whole = (tmp_path / "root/blobs/sha256").glob("??/*")
+    assert {p.name for p in whole} == {blob.sha256 for blob in blobs}
 
 
 def test_a_host_whose_sshd_hangs_is_dead(sshd: Sshd) -> None:

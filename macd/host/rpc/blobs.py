@@ -18,11 +18,12 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from macd.host import durable
-from macd.host.failure import HostError
+from macd.host.failure import HostError, PeerGoneError
 
 if TYPE_CHECKING:
     from macd.host.rpc.agent import Peer
@@ -31,6 +32,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _PIECE = 1 << 20
 _SPARE_BYTES = 16 << 20  # a disk filled to the last byte breaks more than an upload
 _MODE = 0o444
+_QUIET_S = 20.0  # without a byte of a blob that another session brings
+_LOOK_S = 0.005
 
 
 def path_of(root: str, sha256: str) -> str:
@@ -72,11 +75,13 @@ def put(
     """Receive those of `blobs` that are not here. Without `create`, `root` must exist.
 
     Answers at once with a progress message {"missing": [[sha256, offset], ...]}; the client then
-    sends exactly those bytes in that order, as data frames {"sha256", "data"}. A progress message
+    sends exactly those bytes in that order, as data frames {"sha256", "data"}. A blob that another
+    session brings is waited for: {"sha256", "elsewhere": true}. A progress message
     {"landed": sha256} acknowledges every blob that arrived.
 
     Raises HostError of kind "disk full" before anything is sent, "oversize" for bytes beyond the
-    declared size and "mismatch" for a wrong hash (its partial is deleted).
+    declared size and "mismatch" for a wrong hash (its partial is deleted) or a blob that no other
+    session brings.
     """
     root = durable.expand(root)
     if not create and not os.path.isdir(root):
@@ -172,6 +177,9 @@ class _Arriving:
         while position < self.size:
             frame = peer.receive()
             data = frame.get("data", b"")
+            if frame.get("sha256") == self.sha256 and frame.get("elsewhere"):
+                self._await_other(peer)
+                return position - self.offset
             if frame.get("sha256") != self.sha256 or not data:
                 raise HostError("the client sent another blob than was asked for", kind="protocol")
             if len(data) > self.size - position:
@@ -184,6 +192,22 @@ class _Arriving:
             position += len(data)
         self._finish()
         return self.size - self.offset
+
+    def _await_other(self, peer: Peer) -> None:
+        """Return once another session has brought it whole; what came of it here is not needed."""
+        came, since = -1, time.monotonic()
+        while not _present(path_of(self._root, self.sha256), self.size):
+            if peer.gone.is_set():
+                raise PeerGoneError("the client closed the channel")
+            if (now := _have(self._root, self.sha256, self.size)) != came:
+                came, since = now, time.monotonic()
+            if time.monotonic() - since > _QUIET_S:
+                raise HostError(
+                    f"no other session brought blob {self.sha256[:12]}", kind="mismatch"
+                )
+            time.sleep(_LOOK_S)
+        os.unlink(self._path)
+        self.close()
 
     def _finish(self) -> None:
         if self._digest.hexdigest() != self.sha256:
