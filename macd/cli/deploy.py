@@ -260,15 +260,17 @@ class _How:
 
 def _accepted(text: str) -> tuple[str, ...]:
     """What `--accept` names. Raises UsageError for what can't be accepted."""
-    from macd.deploy.plan import COPY, MARKET
+    if not text:
+        return ()
+    from macd.deploy.plan import COPY, MARKET  # after the dial, where nothing is accepted
 
-    if text not in ("", MARKET, COPY):
+    if text not in (MARKET, COPY):
         raise UsageError(
             f"--accept {text}: that is nothing to accept",
             why=f"a deploy is refused for many reasons; only {MARKET} and {COPY} may be accepted",
             hint=f"--accept {MARKET}, or --accept {COPY}",
         )
-    return (text,) if text else ()
+    return (text,)
 
 
 def _preview(

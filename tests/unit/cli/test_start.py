@@ -44,3 +44,26 @@ print(sorted(heavy & set(sys.modules)))
         text=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_deploy_dials_before_it_loads_what_it_needs_later() -> None:
+    program = """
+import sys
+from macd.ssh.ahead import LinksAhead
+def dial(self, host):
+    heavy = {"macd.deploy.plan", "macd.deploy.apply", "paramiko", "fabric", "jinja2", "rich"}
+    print(sorted(heavy & set(sys.modules)))
+    sys.exit()
+LinksAhead._begin = dial
+sys.argv = ["invoke", "deploy", "--yes", "--inventory", "lab"]
+from invoke.main import program
+program.run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
