@@ -121,6 +121,8 @@ class Upload:
                         self._ask_for_help(queued)
             if self._pending.done:  # refused half-way: the result says why
                 return
+        # One that has taken nothing yet may still be starting: it is not waited for.
+        self._helpers = [helper for helper in self._helpers if helper.taken]
         for helper in self._helpers:
             helper.has_sent.wait()
         sent = set().union(*(helper.sent for helper in self._helpers))
@@ -189,17 +191,22 @@ class _Queue:
             self._front += 1
             return self._missing[self._front - 1]
 
-    def share(self, parts: int) -> list[Blob]:
-        """Blobs from the end, a `parts`th of the bytes or a little more; none if all is taken."""
+    def share(self, parts: int, taken: set[str]) -> list[Blob]:
+        """Blobs from the end, a `parts`th of the bytes or a little more; none if all is taken.
+
+        Their hashes are added to `taken` at the same instant.
+        """
         with self._lock:
             if self._stopped:
                 return []
-            enough, taken, end = self.left / parts, 0, self._end
-            while self._front < self._end and taken < enough:
+            enough, size, end = self.left / parts, 0, self._end
+            while self._front < self._end and size < enough:
                 self._end -= 1
                 blob, offset = self._missing[self._end]
-                taken += blob.size - offset
-            return [blob for blob, _ in self._missing[self._end : end]]
+                size += blob.size - offset
+            share = [blob for blob, _ in self._missing[self._end : end]]
+            taken.update(blob.sha256 for blob in share)
+            return share
 
     def rest(self) -> Sequence[tuple[Blob, int]]:
         """What helpers took."""
@@ -220,7 +227,8 @@ class _Queue:
 class _Helper(threading.Thread):
     """One more session over the same connection. What it can't send is left to the first one.
 
-    sent: the hashes of the blobs whose last byte has left; complete once `has_sent` is set.
+    taken, sent: the hashes of its blobs, and of those whose last byte has left; `sent` is complete
+    once `has_sent` is set.
     """
 
     def __init__(self, session: Session, root: str, queued: _Queue, parts: int) -> None:
@@ -231,6 +239,7 @@ class _Helper(threading.Thread):
         self._parts = parts
         self._received = 0
         self._error: Exception | None = None
+        self.taken: set[str] = set()
         self.sent: set[str] = set()
         self.has_sent = threading.Event()
         self.start()
@@ -240,7 +249,7 @@ class _Helper(threading.Thread):
             with contextlib.closing(self._session.beside()) as session:
                 session.await_start()
                 uploads = []
-                while blobs := self._queued.share(self._parts):
+                while blobs := self._queued.share(self._parts, self.taken):
                     upload = Upload(session, self._root, blobs, create=False)
                     uploads.append(upload)
                     upload.send(self._counted(), alone=True)

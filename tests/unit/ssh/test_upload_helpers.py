@@ -60,19 +60,27 @@ class Slow(Counted):
 class Connection:
     """A session here whose connection carries more of them; `more` are their channels."""
 
-    def __init__(self, stack: ExitStack, budget: float = float("inf"), limit: int = 99) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        budget: float = float("inf"),
+        limit: int = 99,
+        first: type[Counted] = Slow,
+        command: str = archive.command(sys.executable),
+    ) -> None:
         self._stack = stack
+        self._command = command
         self._budget = budget
         self._limit = limit
         self._opening = threading.Lock()
         self.more: list[Counted] = []
-        self.first = Slow(self._channel())
+        self.first = first(self._channel(archive.command(sys.executable)))
         self.session = stack.enter_context(
             Session(self.first, name="here", python=sys.executable, reopen=self._open)
         )
 
-    def _channel(self) -> PipeChannel:
-        channel = PipeChannel(archive.command(sys.executable))
+    def _channel(self, command: str) -> PipeChannel:
+        channel = PipeChannel(command)
         self._stack.callback(channel.close)
         return channel
 
@@ -80,7 +88,7 @@ class Connection:
         with self._opening:
             if len(self.more) >= self._limit:
                 raise MacdError("here opens no session")
-            self.more.append(Counted(self._channel(), self._budget))
+            self.more.append(Counted(self._channel(self._command), self._budget))
             return self.more[-1]
 
 
@@ -136,6 +144,15 @@ def test_what_a_broken_helper_did_not_send_goes_by_the_first_session(
     assert landed(tmp_path) == ALL
     assert any(channel.sent > START + SIZE // 3 for channel in here.more)
     assert here.first.sent > TOTAL - SIZE
+
+
+def test_a_helper_that_does_not_start_is_not_waited_for(
+    connect: Callable[..., Connection], tmp_path: Path
+) -> None:
+    here = connect(first=Counted, command="exec cat > /dev/null")
+    assert here.session.put_blobs(str(tmp_path), BLOBS).sent == TOTAL
+    assert landed(tmp_path) == ALL
+    assert any(thread.name.startswith("upload to") for thread in threading.enumerate())
 
 
 def test_a_wrong_blob_is_refused_by_whomever_it_came(
