@@ -43,7 +43,11 @@ EVERYWHERE = {
     r"\bown word\b": "host policy",
     r"(?<![\"`])\bunwell\b": "unhealthy",
     r"(?<![\"`])\brehears\w*": "readiness check",
-    r"\bbegun [-+]?= ": "started",  # as a name
+    # as names
+    r"\b_?begun [-+:]?= ": "started",
+    r"\b_?found(: [\w\[\], .|]+)? [-+:|]?= ": "what was found: match, findings, rows",
+    r"\b_?told(: [\w\[\], .|]+)? [-+:|]?= ": "the thing itself: message, outcome, requested",
+    r"\bfor ((found|told)|\w+, (found|told)) in ": "what was found or reported",
     r"\b(order_of|tell_differences|worth_keeping|end_forgotten)\b": "the names of today",
 }
 IN_PAGES = {
