@@ -8,7 +8,7 @@ from macd.errors import UsageError
 
 
 def symbol_name(symbol: str) -> str:
-    """ "eth/usdt", "ETH-USDT" and ccxt's "ETH/USDT:USDT" are all ETHUSDT. Raises UsageError."""
+    """ETHUSDT for "eth/usdt", "ETH-USDT" and ccxt's "ETH/USDT:USDT". Raises UsageError."""
     name = re.sub(r"[/\-_ ]", "", symbol.partition(":")[0]).upper()
     if not re.fullmatch(r"[A-Z0-9.]{1,30}", name) or not name.strip("."):
         raise UsageError(

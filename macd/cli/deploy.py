@@ -262,7 +262,7 @@ def _accepted(text: str) -> tuple[str, ...]:
     """What `--accept` names. Raises UsageError for what can't be accepted."""
     if not text:
         return ()
-    from macd.deploy.plan import COPY, MARKET  # after the dial, where nothing is accepted
+    from macd.deploy.plan import COPY, MARKET  # takes 0.1 s, and this is before the dial
 
     if text not in (MARKET, COPY):
         raise UsageError(

@@ -6,7 +6,6 @@ whatever the line could carry. So more sessions over the same connection help wi
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 import io
@@ -120,6 +119,7 @@ class Upload:
                     if time.monotonic() - started > _TRIED / _FAST:
                         self._ask_for_help(queued)
             if self._pending.done:  # refused half-way: the result says why
+                self._helpers = []  # whose part no longer counts
                 return
         # One that has taken nothing yet may still be starting: it is not waited for.
         self._helpers = [helper for helper in self._helpers if helper.taken]
@@ -130,7 +130,8 @@ class Upload:
             if blob.sha256 in sent and offset < blob.size:
                 self._session.send_data(self._pending, {"sha256": blob.sha256, "elsewhere": True})
             else:  # a helper could not
-                collections.deque(self._sent(blob, offset, queued), maxlen=0)
+                for _ in self._sent(blob, offset, queued):
+                    pass
 
     def _ask_for_help(self, queued: _Queue) -> None:
         count = min(_HELPERS, queued.left // _WORTH)
@@ -216,7 +217,8 @@ class _Queue:
         with self._lock:
             self.sent += length
             if self._progress is not None and not self._stopped:
-                self._progress(self.sent, self._total)
+                # What a helper sent in vain counts twice.
+                self._progress(min(self.sent, self._total), self._total)
 
     def stop(self) -> None:
         """Nothing more is taken or counted."""

@@ -24,6 +24,7 @@ from tests.support.pipe_channel import PipeChannel
 COUNT, SIZE = 12, 400_000
 BLOBS = [Blob.of_bytes(random.Random(number).randbytes(SIZE)) for number in range(COUNT)]
 TOTAL = COUNT * SIZE
+MANY = [Blob.of_bytes(number.to_bytes(4, "big") * 500_000) for number in range(1, 40)]
 START = len(archive.compressed()) + 10_000  # what a channel carries before any blob
 
 
@@ -140,7 +141,9 @@ def test_what_a_broken_helper_did_not_send_goes_by_the_first_session(
     connect: Callable[..., Connection], tmp_path: Path
 ) -> None:
     here = connect(budget=START + SIZE // 3)
-    here.session.put_blobs(str(tmp_path), BLOBS)
+    steps: list[tuple[int, int]] = []
+    here.session.put_blobs(str(tmp_path), BLOBS, lambda *step: steps.append(step))
+    assert max(steps) == (TOTAL, TOTAL)
     assert landed(tmp_path) == ALL
     assert any(channel.sent > START + SIZE // 3 for channel in here.more)
     assert here.first.sent > TOTAL - SIZE
@@ -162,6 +165,16 @@ def test_a_wrong_blob_is_refused_by_whomever_it_came(
     with pytest.raises(RemoteMismatchError, match="another hash"):
         connect().session.put_blobs(str(tmp_path), [*BLOBS[:-2], wrong, BLOBS[-2]])
     assert wrong.sha256 not in landed(tmp_path)
+
+
+def test_a_refusal_is_not_held_up_by_helpers(
+    connect: Callable[..., Connection], tmp_path: Path
+) -> None:
+    wrong = Blob(BLOBS[0].sha256, SIZE, bytes(SIZE))
+    here = connect(first=Counted, command="exec cat > /dev/null")
+    with pytest.raises(RemoteMismatchError, match="another hash"):
+        here.session.put_blobs(str(tmp_path), [wrong, *BLOBS[1:], *MANY])
+    assert any(thread.name.startswith("upload to") for thread in threading.enumerate())
 
 
 def test_without_another_session_one_sends_it_all(tmp_path: Path) -> None:
