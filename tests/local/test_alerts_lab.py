@@ -66,12 +66,13 @@ def until(wanted: Callable[[], bool], what: object = "") -> None:
 
 
 def loops(lab: LabState, made: Project) -> list[int]:
-    """The loops of this application that the lab would end."""
-    found = []
+    """The loops of this application that the lab would end; not what one has just forked."""
+    found: list[int] = []
     for pid in marked(lab.id):
         with contextlib.suppress(OSError):  # it has just ended
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "--loop" in words and str(made.app) in words:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if "--loop" in words and str(made.app) in words and parent not in found:
                 found.append(pid)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -174,8 +175,7 @@ def test_a_boot_in_the_middle_brings_back_a_unit_that_had_gone(host: OwnPlace) -
     while "soaking" not in states:
         told = host.watching.call("follow", app=str(host.app), number=number, wait=0.05)
         states = [event["state"] for event in told["events"]]
-    for pid in processes(f"activate --app {host.app}"):
-        os.kill(pid, signal.SIGKILL)
+    kill_runner(host)
     host.systemctl("stop", UNIT)
     archive = host.app / "bin/macd-host.pyz"
     argv = [sys.executable, "-IS", str(archive), "recover", "--booting", "--app", str(host.app)]
@@ -265,10 +265,7 @@ def test_killed_at_each_step_the_old_one_serves(host: OwnPlace, at: tuple[str, s
     while state not in states:
         told = host.watching.call("follow", app=str(host.app), number=number, wait=0.05)
         states = [event["state"] for event in told["events"]]
-    runners = processes(f"activate --app {host.app}")
-    assert runners
-    for pid in runners:
-        os.kill(pid, signal.SIGKILL)
+    kill_runner(host)
     if how == "recover":
         with host.session() as session:
             assert session.call("recover", app=str(host.app))["outcome"] == "reverted"
@@ -286,6 +283,17 @@ def test_killed_at_each_step_the_old_one_serves(host: OwnPlace, at: tuple[str, s
 
 
 SERIAL = itertools.count()
+
+
+def kill_runner(host: OwnPlace) -> None:
+    """What runs the activation there. A child it forks is listed alike, and may be gone by then."""
+    runners = processes(f"activate --app {host.app}")
+    assert runners
+    while runners:
+        for pid in runners:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        runners = processes(f"activate --app {host.app}")
 
 
 def processes(command: str) -> list[int]:
