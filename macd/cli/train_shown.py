@@ -164,7 +164,7 @@ def show_failure(run: str, state: str, failure: Failure, folder: str) -> None:
 
 
 def show_status(status: Mapping[str, Any], progress: Progress) -> None:
-    from macd.jobs.progress import minutes
+    from macd.sizes import minutes
 
     print(f"{status['state']:<10} {status['run']}  {safe(status['reason'])}".rstrip())
     if status["state"] == "RUNNING":

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from macd.sizes import minutes
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -120,9 +122,3 @@ _FOLDS = {
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def minutes(seconds: float) -> str:
-    """75 becomes 1:15."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"

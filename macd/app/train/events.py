@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from macd.sizes import minutes
+
 Clock = Callable[[], float]  # seconds since the epoch, UTC
 
 
@@ -99,12 +101,6 @@ def _progress(record: dict[str, Any]) -> str:
     if "eta_s" in record:
         parts.append(f"ETA {minutes(record['eta_s'])}")
     return "  (" + ", ".join(parts) + ")" if parts else ""
-
-
-def minutes(seconds: float) -> str:
-    """`75` becomes `1:15`."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def _epoch_line(record: dict[str, Any]) -> str:
