@@ -199,7 +199,7 @@ class Commands:
     replay: int = 1
     sources: tuple[str, ...] = (
         *("__init__.py", "childprocess.py", "checklist.py", "criteria.py", "errors.py", "heads.py"),
-        *("run_directory.py", "symbols.py", "train_options.py"),
+        *("run_directory.py", "sizes.py", "symbols.py", "train_options.py"),
         *("host", "app/__init__.py", "app/market", "app/predict", "app/train"),
     )
 

@@ -34,7 +34,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         'with --settings FILE: {"params": {"lstm": {"lr": 0.0003}}}',
     ),
     (
-        r"No module named '?([\w.]+)|a package is missing: (?:No module named )?'?([\w.]+)",
+        r"No module named '?(?!macd\b)([\w.]+)",  # macd's own files are sent, never installed
         "on the host: python -m pip install {0}",
     ),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
+import grimp
 import pytest
 
 import macd
@@ -15,6 +16,7 @@ from macd.application import BUILTIN
 from macd.childprocess import EndedError
 from macd.errors import ExitCode, MacdError
 from macd.host.judge import parse
+from macd.jobs.request import sources
 
 TOP = Path(macd.__file__).parent
 
@@ -25,6 +27,15 @@ def test_its_modules_and_sources_are_there() -> None:
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     assert all((TOP / name).exists() for name in BUILTIN.sources)
     assert set(COMMANDS) == {"check", "check-run", "prove", "folder"}
+
+
+def test_what_a_training_imports_travels_with_it() -> None:
+    graph = grimp.build_graph("macd", exclude_type_checking_imports=True, cache_dir=None)
+    paths = [path for path in sources(BUILTIN.sources) if path.endswith(".py")]
+    sent = {path[:-3].replace("/", ".").removesuffix(".__init__") for path in paths}
+    imported = {name for module in sent for name in graph.find_modules_directly_imported_by(module)}
+    assert sent > {"macd.app.train.pipeline", "macd.errors"}
+    assert imported <= sent, imported - sent
 
 
 def test_the_service_writes_every_field_that_is_judged() -> None:

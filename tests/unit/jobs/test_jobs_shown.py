@@ -125,6 +125,11 @@ def test_known_failures_have_their_remedy(text: str, word: str) -> None:
     assert word in remedies.remedy_for(text)
 
 
+@pytest.mark.parametrize("said", ["No module named 'macd.sizes'", "libgomp.so.1: cannot open"])
+def test_what_no_package_brings_is_not_installed(said: str) -> None:
+    assert remedies.remedy_for(f"✗ a package is missing: {said}") == ""
+
+
 def test_an_unknown_failure_has_the_trainings_own_hint() -> None:
     status = {"reason": "boom", "result": {"stage": "tft", "why": "w", "hint": "do this"}}
     failure = remedies.explain(status, EVENTS, "\n".join(f"line {n}" for n in range(99)))
