@@ -430,21 +430,33 @@ def _notes(copy: logs.Pulled) -> list[str]:
 
 
 def _worth(document: Mapping[str, Any], wanted: float) -> list[str]:
-    """How many more bars it takes until the realised outcomes are worth `wanted` of their own.
+    """How many more bars it takes until the known outcomes are worth `wanted` of their own.
 
-    Labels h bars ahead overlap, so h of them are worth one. The head is the one that decides.
+    Labels h bars ahead overlap, so h of them are worth one. The head is the one that decides. What
+    counts is what the skill is judged by: all bars since the release's first, and not the window,
+    which may never hold so many.
     """
-    head = (document.get("skill") or {}).get("head")
-    realised = document["findings"]["realised"]
-    rows = [row for row in realised if (row["model"], row["head"]) == ("stacking", head)]
-    if not wanted or not rows or rows[0]["effective_n"] >= wanted:
+    compared = document.get("skill") or {}
+    head, row = compared.get("head"), compared.get("against", {}).get(skill.MEAN)
+    if not wanted or not head:
         return []
-    n, worth, apart = rows[0]["n"], rows[0]["effective_n"], bars_ahead(str(head))
-    more = math.ceil(wanted * apart) - n
-    return [
-        f"outcomes at {head}: {n:,} bars, worth {worth:.0f} that don't overlap; train.min_n_eff "
-        f"asks for {wanted:g}: {more:,} more bars"
-    ]
+    n = row["n"] if row else _in_window(document, head)
+    apart = bars_ahead(str(head))
+    worth, more = n / apart, math.ceil(wanted * apart) - n
+    if worth >= wanted:
+        return []
+    where = "" if row else " in this window"
+    what = f"outcomes at {head}{where}: {n:,} bars, worth {worth:.0f} that don't overlap"
+    if wanted * apart > skill.MOST - apart:
+        most = f"the newest {skill.MOST:,} bars are never worth so many"
+        return [f"{what}; train.min_n_eff asks for {wanted:g}: {most}"]
+    return [f"{what}; train.min_n_eff asks for {wanted:g}: {more:,} more bars"]
+
+
+def _in_window(document: Mapping[str, Any], head: str) -> int:
+    """Bars of the window whose outcome is known, by stacking at a head."""
+    rows = document["findings"]["realised"]
+    return next((r["n"] for r in rows if (r["model"], r["head"]) == ("stacking", head)), 0)
 
 
 def _too_short(analysis: Analysis | OwnAnalysis, decision: Decision, days: float) -> list[str]:

@@ -52,14 +52,26 @@ def test_where_no_more_bars_are_needed_there_is_no_note() -> None:
         (372, 31, ""),
         (372, 100, "372 bars, worth 31 that don't overlap; train.min_n_eff asks for 100: 828 more"),
         (0, 2.5, "0 bars, worth 0 that don't overlap; train.min_n_eff asks for 2.5: 30 more bars"),
+        (372, 900, "asks for 900: the newest 10,000 bars are never worth so many"),
     ],
 )
 def test_outcomes_that_overlap_are_worth_fewer(n: int, wanted: float, said: str) -> None:
-    rows = [
-        {"model": "stacking", "head": head, "n": n, "effective_n": n / ahead}
-        for head, ahead in (("5h", 5), ("12h", 12))
-    ]
-    document = {"skill": {"head": "12h"}, "findings": {"realised": rows}}
+    rows = [{"model": "stacking", "head": "12h", "n": 36, "effective_n": 3.0}]
+    found = {"realised": rows}  # of the last days, which may never hold as many as are asked for
+    compared = {"head": "12h", "against": {"mean": {"n": n}}}
+    document = {"skill": compared, "findings": found}
     assert said in "".join(_worth(document, wanted))
     assert bool(_worth(document, wanted)) == bool(said)
-    assert _worth({"skill": None, "findings": {"realised": rows}}, wanted) == []
+    assert _worth({"skill": None, "findings": found}, wanted) == []
+
+
+def test_without_a_comparison_the_window_says_what_outcomes_are_worth() -> None:
+    rows = [
+        {"model": "stacking", "head": head, "n": 36, "effective_n": 36 / ahead}
+        for head, ahead in (("5h", 5), ("12h", 12))
+    ]
+    document = {"skill": {"head": "12h", "against": {}}, "findings": {"realised": rows}}
+    (note,) = _worth(document, 4)
+    assert note.startswith("outcomes at 12h in this window: 36 bars, worth 3")
+    assert note.endswith("12 more bars")
+    assert _worth({**document, "findings": {"realised": []}}, 4) != []
