@@ -68,6 +68,9 @@ from macd.train_options import (
 
 _FEWEST_PORTS = 64  # each fit that runs at once on a node needs one
 LONGEST_EXPIRY_DAYS = 36500  # a century: longer is a slip, and far longer no date
+_YEAR_HOURS = 8784
+_LONGEST_WINDOW_DAYS = 3650  # as --days
+_SHORTEST_S = 1.0  # between two looks: systemd takes no timer of microseconds
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Count = Annotated[int, Field(ge=1)]
@@ -280,10 +283,10 @@ class GateSettings(_Model):
     tft_normal: Share = 0.80
     lstm_normal: Share = 0.95
     min_bars: Count = 20
-    days: Annotated[float, Field(gt=0)] = 2
+    days: Annotated[float, Field(gt=0, le=_LONGEST_WINDOW_DAYS)] = 2
     rule: Literal["point", "sequential"] = "point"
     skill: Literal["worse", "better", "off"] = "worse"
-    expires_hours: Annotated[float, Field(gt=0)] = 24
+    expires_hours: Annotated[float, Field(gt=0, le=_YEAR_HOURS)] = 24
 
     @field_validator("skill", mode="before")
     @classmethod
@@ -298,7 +301,7 @@ class GuardSettings(_Model):
     """
 
     every_hours: Annotated[float, Field(gt=0)] = 2
-    for_hours: Annotated[float, Field(gt=0)] = 24
+    for_hours: Annotated[float, Field(gt=0, le=_YEAR_HOURS)] = 24
     steps: tuple[Annotated[int, Field(ge=1, le=100, strict=True)], ...] = ()
     notify_url: WebhookUrl = Field(default="", repr=False)  # carries a token
 
@@ -308,6 +311,15 @@ class GuardSettings(_Model):
         if any(later <= before for before, later in pairwise(steps)):
             raise ValueError("rising percentages, such as [25, 50, 100]")
         return steps
+
+    @model_validator(mode="after")
+    def _looks_while_it_watches(self) -> Self:
+        if not _SHORTEST_S / 3600 <= self.every_hours <= self.for_hours:
+            raise ValueError(
+                f"every_hours (here {self.every_hours:g}) from a second up to for_hours (here "
+                f"{self.for_hours:g}), or the guard would not look while it watches"
+            )
+        return self
 
 
 SIGNED_FORMATS = ("feishu", "dingtalk")  # robots that may want their messages signed
@@ -325,6 +337,13 @@ class AlertSettings(_Model):
     format: Literal["json", "slack", "discord", "feishu", "dingtalk", "wecom"] = "json"
     notify_secret: WebhookSecret = Field(default="", repr=False)
     heartbeat_url: WebhookUrl = Field(default="", repr=False)
+
+    @field_validator("every_minutes")
+    @classmethod
+    def _none_or_some_time(cls, minutes: float) -> float:
+        if 0 < minutes < _SHORTEST_S / 60:
+            raise ValueError("a second (0.017) or more; 0 for no look at all")
+        return minutes
 
     @model_validator(mode="after")
     def _signs(self) -> Self:

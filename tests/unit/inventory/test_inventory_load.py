@@ -351,3 +351,41 @@ def test_instances_and_what_they_can_not_have(root: Path, text: str, why: str) -
     )
     write(root, GOOD + "service: {instances: true}\n")
     assert load("one", root=root).service.socket is False
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("gate: {days: .inf}", "gate.days"),  # ended in a traceback of shadow-gate
+        ("gate: {days: 1e9}", "gate.days"),
+        ("gate: {expires_hours: .inf}", "gate.expires_hours"),
+        ("gate: {expires_hours: 1e9}", "gate.expires_hours"),
+        ("guard: {for_hours: .inf}", "guard.for_hours"),  # no part of it has a beginning
+        ("guard: {for_hours: 1e9}", "guard.for_hours"),  # ends in no year that a date can hold
+        ("guard: {every_hours: .inf}", "guard"),
+        ("guard: {every_hours: 48}", "guard"),  # the default watch ends before its first look
+        ("guard: {every_hours: 1.5, for_hours: 1}", "guard"),
+        ("guard: {every_hours: 0.000000001}", "guard"),  # 3.6e-06 is no time to systemd
+        ("alerts: {every_minutes: 0.000000001}", "alerts.every_minutes"),
+    ],
+)
+def test_a_time_without_an_end_or_a_guard_that_never_looks_is_refused(
+    root: Path, text: str, key: str
+) -> None:
+    assert f"{key}\n" in refusal(root, f"{GOOD}{text}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gate: {days: 3650, expires_hours: 8784}",
+        "guard: {every_hours: 24, for_hours: 24}",
+        "guard: {every_hours: 8784, for_hours: 8784}",
+        "guard: {every_hours: 0.0003, for_hours: 1}",
+        "alerts: {every_minutes: 0}",
+        "alerts: {every_minutes: 0.02}",
+    ],
+)
+def test_the_longest_and_the_shortest_times_are_taken(root: Path, text: str) -> None:
+    write(root, f"{GOOD}{text}\n")
+    load("one", root=root)
