@@ -18,8 +18,7 @@ from macd.errors import ExitCode, MacdError, RefusedError
 from macd.sizes import size
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
     from macd.deploy.follow import Outcome
     from macd.deploy.plan import Plan
@@ -291,14 +290,17 @@ class Shown:
         if self._quiet:
             return
         if self._board is not None:
-            self._board.rows[name] = safe(text).strip()
+            self._board.say(name, safe(text).strip())
             return
         with contextlib.suppress(BrokenPipeError):  # nobody reads any more; the host goes on
             self._lines.say(name, text)
 
 
 class Board:
-    """One line per host, updated in place: its name and its newest progress."""
+    """One line per host, updated in place: its name and its newest progress.
+
+    Of more hosts than the terminal has lines, those that spoke last are shown; all at the end.
+    """
 
     def __init__(self, waves: Sequence[Sequence[Host]], console: Console) -> None:
         self.rows = {
@@ -308,6 +310,8 @@ class Board:
         }
         self._console = console
         self._live: Any = None
+        self._spoke: dict[str, float] = {}
+        self._is_over = False
 
     def open(self) -> None:
         from rich.live import Live
@@ -315,19 +319,33 @@ class Board:
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=8)
         self._live.start(refresh=True)
 
+    def say(self, name: str, text: str) -> None:
+        self.rows[name] = text
+        self._spoke[name] = time.monotonic()
+
     def close(self) -> None:
+        self._is_over = True
         self._live.stop()
 
-    def _table(self) -> Table:
+    def _table(self) -> Group:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
+        names = list(self.rows)
+        room = self._console.size.height - 2  # a line for the rest, and one for the cursor
+        if len(names) > room + 1 and not self._is_over:
+            spoke = dict(self._spoke)
+            newest = sorted(names, key=lambda name: -spoke.get(name, 0.0))[: max(1, room)]
+            names = [name for name in names if name in newest]
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        for name, text in self.rows.items():
-            table.add_row(Text(name), Text(text.replace("\n", " ")))
-        return table
+        for name in names:
+            table.add_row(Text(name), Text(self.rows[name].replace("\n", " ")))
+        more = len(self.rows) - len(names)
+        rest = [Text(f"and {more} more hosts")] if more else []
+        return Group(table, *rest)
 
 
 def print_end(result: Result, kind: str, options: str = "") -> None:

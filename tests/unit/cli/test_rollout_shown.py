@@ -111,6 +111,26 @@ def test_on_a_terminal_each_host_has_one_line() -> None:
     assert "a   " in shown and "waiting for wave 2" in last  # still there when it ends
 
 
+def test_of_more_hosts_than_lines_those_at_work_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"h{number:02}" for number in range(40)]
+    screen = io.StringIO()
+    console = Console(file=screen, width=60, height=10, legacy_windows=False)
+    made = Board([named(*names)], console)
+    shown = Shown([named(*names)], quiet=False)
+    monkeypatch.setattr(shown, "_board", made)
+    for name in ("h31", "h35", "h07"):
+        with shown.host(name) as report:
+            report("switching", {})
+    console.print(made._table())
+    *rows, rest = screen.getvalue().splitlines()
+    assert len(rows) == 8  # with the rest, and a line for the cursor
+    assert [row.split()[0] for row in rows if "switching" in row] == ["h07", "h31", "h35"]
+    assert rest == "and 32 more hosts"
+    made.open()
+    made.close()
+    assert [line.split()[0] for line in screen.getvalue().splitlines()[-40:]] == names
+
+
 def test_a_long_line_is_cut_and_what_a_host_says_moves_no_cursor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
