@@ -148,11 +148,14 @@ def _nats(value: float) -> str:
     return numbers.decimal(value, 4, signed=True)
 
 
-def equity(made: Paper | None, fee_bps: float, slippage_bps: float) -> Figure | None:
-    """What the positions would have earned."""
+def equity(
+    made: Paper | None, fee_bps: float, slippage_bps: float, last: str = ""
+) -> Figure | None:
+    """What the positions would have earned. last: as `last 30 days`, where these are not all."""
     if made is None:
         return None
-    title = "Paper result since the first line"
+    span = f"of the {last}" if last else "since the first line"
+    title = f"Paper result {span}"
     step = max(1, -(-len(made.points) // MOST_POINTS))
     points = [*made.points[:-1:step], made.points[-1]]
     curve = Curve("one unit, net", [(at / 1000, 100 * (v - 1)) for at, v in points], 2)
@@ -161,11 +164,11 @@ def equity(made: Paper | None, fee_bps: float, slippage_bps: float) -> Figure | 
         f"{numbers.gain(made.net)} in {numbers.counted(made.trades, 'trade')}; holding throughout: "
         f"{numbers.gain(made.market)}. Deepest fall: {numbers.share(made.drawdown)}. "
         f"In a position on {numbers.share(made.exposure)} of the bars. An open position counts at "
-        "the last close."
+        f"the last close.{' More --days look further back.' if last else ''}"
     )
     rows = [(moment(at / 1000), numbers.gain(v - 1)) for at, v in points]
     svg = _over_time([curve], title, "% won or lost, net of costs", 0.0)
-    return Figure(title, svg, Table(("bar (UTC)", "net since the first line"), rows), note)
+    return Figure(title, svg, Table(("bar (UTC)", f"net {span}"), rows), note)
 
 
 def _over_time(

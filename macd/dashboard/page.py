@@ -63,7 +63,8 @@ class Facts:
 class Section:
     """A host's part of the page. trouble: why nothing, or only an old answer, is shown.
 
-    row: of the table of hosts. age: when the host answered, "" if it never did.
+    row: of the table of hosts. age: when the host answered, "" if it never did. span: of which
+    lines of the live release the charts are.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Section:
     expires: str = ""
     way: Sequence[tuple[str, str]] = ()
     time_line: Figure | None = None
+    span: str = ""
     charts: Sequence[Figure] = ()
     realised: Sequence[Figure] = ()
     skill: Sequence[Figure] = ()
@@ -130,8 +132,12 @@ def page(facts: Facts) -> str:
         asked=any(seen.answered or seen.failure for seen in facts.hosts),
         count=len(facts.hosts),
         hosts=numbers.counted(len(facts.hosts), "host"),
-        days=numbers.counted(facts.days, "day") if facts.days != 1 else "day",
+        last=_last(facts.days),
     )
+
+
+def _last(days: float) -> str:
+    return f"last {numbers.counted(days, 'day') if days != 1 else 'day'}"
 
 
 def trainings(inventory: Inventory, records: Sequence[Record]) -> Table | None:
@@ -192,6 +198,7 @@ def section(seen: Seen, facts: Facts) -> Section:
     stacking = _stacking(look)
     since = events.live_since(happened, state.live)
     newest = _bar(seen.served)
+    cut = bool(seen.served and since and since.timestamp() * 1000 < seen.served.start)
     row = (
         host.name,
         figures.short(state.live) if state.live else "nothing",
@@ -219,7 +226,8 @@ def section(seen: Seen, facts: Facts) -> Section:
         expires=figures.moment(state.expires) if state.expires is not None else "",
         way=_way(look, facts.records, happened),
         time_line=_time_line(host.name, happened, seen.served, facts),
-        charts=_charts(seen.served, facts.inventory),
+        span=f"the {_last(facts.days)}" if cut else "since its first line",
+        charts=_charts(seen.served, facts.inventory, _last(facts.days) if cut else ""),
         realised=gate_page.realised(seen.served.findings) if seen.served else (),
         skill=_skill(seen.served, document),
         gate=_gate(look),
@@ -313,14 +321,15 @@ def _time_line(
     return figures.time_line(name, happened, start, end)
 
 
-def _charts(served: Served | None, inventory: Inventory) -> list[Figure]:
+def _charts(served: Served | None, inventory: Inventory, last: str) -> list[Figure]:
+    """last: how far back the lines go, where the release has served for longer."""
     if served is None:
         return []
     policy = inventory.service.policy
     made = (
         figures.coverage(served.findings["timeline"], inventory.gate.ml_coverage),
         figures.latency(served.latency),
-        figures.equity(served.paper, policy.fee_bps, policy.slippage_bps),
+        figures.equity(served.paper, policy.fee_bps, policy.slippage_bps, last),
     )
     return [figure for figure in made if figure is not None]
 

@@ -56,6 +56,25 @@ def test_an_odd_answer_hides_no_other_host(project: Project, odd: dict[str, Any]
     assert html.count("Realised skill") >= 1, "prod-b is there"
 
 
+@pytest.mark.parametrize(
+    ("days", "heading", "title", "net"),
+    [
+        (30, "Since its first line", "since the first line", "net since the first line"),
+        (1, "The last day", "of the last day", "net of the last day"),
+        (1.5, "The last 1.5 days", "of the last 1.5 days", "net of the last 1.5 days"),
+    ],
+)
+def test_a_result_of_fewer_days_than_the_release_serves_says_so(
+    project: Project, days: float, heading: str, title: str, net: str
+) -> None:
+    hosts = watch.hosts_of(project.inventory, "prod", "prod-a")
+    html = page(watch.Watch(project.inventory, hosts, days).facts({}, NOW))
+    assert f"<h4>{heading}</h4>" in html
+    assert f"Paper result {title}" in html
+    assert net in html
+    assert ("--days" in html) == (days < 16), "how to see all of it"
+
+
 def test_a_young_hosts_time_line_begins_with_what_happened_first() -> None:
     facts = Facts(cast(Any, None), NOW, [], [], None, 30)
 
