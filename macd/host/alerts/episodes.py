@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from macd.host import untrusted
 from macd.host.alerts.conditions import UNKNOWN, Alarm
 
 LOOKS = 2
 QUIET_S = 3600.0
 BEGAN, ENDED = "began", "ended"
+_LONGEST_REASON = 400  # characters in a message; of three bytes each they fit every webhook
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,17 @@ def _without_past(outbox: tuple[Event, ...], name: str) -> tuple[Event, ...]:
 
 
 def message(outbox: tuple[Event, ...]) -> str:
-    """One text for all that is to be reported; a line for each, and what to do below it."""
+    """One text for all that is to be reported; a line for each, and what to do below it.
+
+    A long reason, which may be a service's own words, is cut: what to do has to fit behind it.
+    """
     lines = []
     for event in outbox:
+        why = untrusted.line(event.text, _LONGEST_REASON)
         if event.what == ENDED:
-            lines.append(f"ended: {event.name}, it was: {event.text}")
+            lines.append(f"ended: {event.name}, it was: {why}")
         else:
-            lines.append(f"began: {event.name}: {event.text}")
+            lines.append(f"began: {event.name}: {why}")
             lines += [f"  do: {event.hint}"] if event.hint else []
     return "\n".join(lines)
 

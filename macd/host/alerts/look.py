@@ -100,15 +100,17 @@ def _offset(layout: Layout, last: float | None, terms: Terms) -> float | None:
 def _send(layout: Layout, memory: Memory, facts: Facts) -> Memory:
     """Send what is in the outbox, then the heartbeat for a new bar.
 
-    While a message can't be sent there is no heartbeat: whoever waits for it notices that.
+    It is one message, or where the webhook cuts long texts as few as hold all of it. While one
+    can't be sent there is no heartbeat: whoever waits for it notices that.
     """
-    outbox = memory.episodes.outbox
-    if outbox:
-        answer = webhook.post(layout, _message(layout, outbox, facts))
+    while outbox := memory.episodes.outbox:
+        message = _message(layout, outbox, facts)
+        answer = webhook.post(layout, message)
         memory = _answered(replace(memory, sending=answer.outcome), answer)
         if answer.outcome != webhook.SENT:
             return memory
-        memory = replace(memory, episodes=replace(memory.episodes, outbox=()))
+        left = outbox[len(message["alerts"]) :]
+        memory = replace(memory, episodes=replace(memory.episodes, outbox=left))
     if facts.beat is not None and facts.beat != memory.beat:
         answer = webhook.beat(layout)
         memory = _answered(replace(memory, beating=answer.outcome), answer)
@@ -122,9 +124,15 @@ def _answered(memory: Memory, answer: webhook.Answer) -> Memory:
 
 
 def _message(layout: Layout, outbox: tuple[episodes.Event, ...], facts: Facts) -> dict[str, Any]:
-    host = socket.gethostname()
+    """As many of the events as one message takes, the oldest first, and at least one."""
+    host, most = socket.gethostname(), webhook.longest(layout)
+    head = f"macd on {host} ({layout.app}):\n"
+    text = head + episodes.message(outbox)
+    while most is not None and len(outbox) > 1 and len(text.encode("utf-8", "replace")) > most:
+        outbox = outbox[:-1]
+        text = head + episodes.message(outbox)
     return {
-        "text": f"macd on {host} ({layout.app}):\n{episodes.message(outbox)}",
+        "text": text,
         "event": "alerts",
         "host": host,
         "app": layout.app,

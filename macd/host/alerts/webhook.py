@@ -5,8 +5,10 @@ token, so no record, message or argument names one. What each kind of webhook wa
 table, from the documents of each:
   slack     docs.slack.dev/messaging/sending-messages-using-incoming-webhooks, and
             docs.slack.dev/messaging/formatting-message-text (&, < and > are escaped)
-  discord   discord.com/developers/docs/resources/webhook
-  feishu    open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
+  discord   discord.com/developers/docs/resources/webhook, and discord.com/developers/docs/
+            resources/message#allowed-mentions-object (a text with @everyone calls nobody)
+  feishu    open.feishu.cn/document/client-docs/bot-v3/add-custom-bot (<at user_id="all"> would
+            call everybody)
   dingtalk  open.dingtalk.com/document/robots/custom-robot-access, and
             open.dingtalk.com/document/robots/customize-robot-security-settings
   wecom     developer.work.weixin.qq.com/document/path/91770
@@ -43,6 +45,7 @@ _CERTIFICATES = {
     62: "is for another name",
     64: "is for another name",
 }
+_AT = re.compile(r"<(?=/?at\b)", re.IGNORECASE)
 _LONGEST_TEXT = 1900  # bytes; WeCom takes 2048, Discord 2000 characters
 
 
@@ -76,6 +79,14 @@ def _slack(text: str) -> Document:
     return {"text": text}
 
 
+def _feishu(text: str) -> Document:
+    return {"msg_type": "text", "content": {"text": _AT.sub("< ", text)}}
+
+
+def _discord(text: str) -> Document:
+    return {"content": text, "allowed_mentions": {"parse": []}}
+
+
 @dataclass(frozen=True)
 class Format:
     """How a text is wrapped, and signed where a secret is set.
@@ -93,9 +104,9 @@ class Format:
 FORMATS: Mapping[str, Format | None] = {
     "json": None,  # the whole message, with its fields
     "slack": Format(_slack),
-    "discord": Format(lambda text: {"content": text}),
+    "discord": Format(_discord),
     "feishu": Format(
-        lambda text: {"msg_type": "text", "content": {"text": text}},
+        _feishu,
         ("code", "StatusCode"),
         {
             19021: "the signature is wrong, or this host's clock by more than an hour",
@@ -156,6 +167,12 @@ def offset(layout: Layout) -> float | None:
 def is_set(layout: Layout) -> bool:
     """Whether a webhook is set."""
     return bool(_guarded_addresses(layout).get("url"))
+
+
+def longest(layout: Layout) -> int | None:
+    """How many bytes of a text arrive, the rest is cut; None where all of it does."""
+    chosen = FORMATS.get(str(_guarded_addresses(layout).get("format", "json")))
+    return None if chosen is None else _LONGEST_TEXT
 
 
 def _addresses(layout: Layout) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from macd.host import durable
-from macd.host.alerts import look
+from macd.host.alerts import look, webhook
 from macd.host.alerts.conditions import Facts, Newest, Terms
 from macd.host.durable import Disk
 from macd.host.layout import Layout
@@ -111,6 +111,51 @@ def test_what_could_not_be_sent_is_sent_again_and_no_heartbeat_meanwhile(host: H
     tried = len(host.texts)
     host.look(newest=bar(4))
     assert (len(host.texts), host.beats) == (tried, beats + 1)
+
+
+WRONG = {"status": "failed", "last_error": "错" * 900}  # a service's own words, of three bytes each
+
+
+def test_no_alarm_is_lost_where_the_webhook_takes_short_texts_only(host: Host) -> None:
+    addresses = Path(host.layout.state("notify.json"))
+    addresses.write_text(json.dumps({**json.loads(addresses.read_text()), "format": "wecom"}))
+    host.receiver.body = b'{"errcode": 0}'
+    for _ in range(2):
+        host.look(health=WRONG, disk=FULL, guard="dead", unread=("错" * 900,))
+    texts = [got["text"]["content"] for _, _, got in host.receiver.got]
+    assert all(len(text.encode()) <= 2048 and text.startswith("macd on ") for text in texts)
+    for name in ("service", "disk", "guard", "look"):
+        (told,) = [text for text in texts if f"began: {name}: " in text]
+        assert "  do: " in told.partition(f"began: {name}: ")[2]
+    assert len(texts) == 2  # what fits is together
+    assert host.state["outbox"] == []
+
+
+def test_one_that_takes_any_length_gets_one_message(host: Host) -> None:
+    for _ in range(2):
+        host.look(health=WRONG, disk=FULL)
+    (got,) = [got for _, _, got in host.receiver.got]
+    assert [alert["name"] for alert in got["alerts"]] == ["disk", "service"]
+
+
+def test_of_several_messages_those_that_were_taken_are_not_sent_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+
+    def post(_: Layout, message: dict[str, Any]) -> webhook.Answer:
+        sent.append(message["text"])
+        return webhook.Answer("away" if len(sent) == 2 else webhook.SENT)
+
+    monkeypatch.setattr(webhook, "post", post)
+    monkeypatch.setattr(webhook, "longest", lambda _: 1000)
+    for _ in range(2):
+        host.look(health=WRONG, disk=FULL)
+    assert [event["name"] for event in host.state["outbox"]] == ["service"]
+    assert host.state["sending"] == "away"
+    host.look()
+    assert host.state["outbox"] == [] and len(sent) == 3
+    assert sent[1] == sent[2] and "began: disk" in sent[0]
 
 
 def test_on_a_full_disk_the_memory_is_rewritten_in_its_place(

@@ -39,7 +39,7 @@ SECRET = "SECt0p+/="
 WRAPPED = {
     "json": MESSAGE,
     "slack": {"text": "macd: x"},
-    "discord": {"content": "macd: x"},
+    "discord": {"content": "macd: x", "allowed_mentions": {"parse": []}},
     "feishu": {"msg_type": "text", "content": {"text": "macd: x"}},
     "dingtalk": {"msgtype": "text", "text": {"content": "macd: x"}},
     "wecom": {"msgtype": "text", "text": {"content": "macd: x"}},
@@ -132,6 +132,14 @@ def test_slacks_marks_are_escaped(tmp_path: Path, receiver: Receiver) -> None:
     text = "<!channel> p < .05 & more"
     webhook.post(layout_for(tmp_path, receiver, format="slack"), {"text": text})
     assert receiver.got[0][2] == {"text": "&lt;!channel&gt; p &lt; .05 &amp; more"}
+
+
+def test_a_services_own_words_call_nobody(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.body = b'{"code": 0}'
+    text = 'macd: <at user_id="all">x</at> @everyone p <atlas <AT user_id="1"></at>'
+    webhook.post(layout_for(tmp_path, receiver, format="feishu"), {"text": text})
+    said = receiver.got[0][2]["content"]["text"]
+    assert said == 'macd: < at user_id="all">x< /at> @everyone p <atlas < AT user_id="1">< /at>'
 
 
 def test_long_texts_fit_the_smallest_of_them(tmp_path: Path, receiver: Receiver) -> None:
