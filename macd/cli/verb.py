@@ -27,6 +27,7 @@ from macd.host import untrusted
 CALLS = logging.getLogger("macd.calls")  # not macd.ssh.session's: that import is slow
 
 _LONGEST = 20_000  # characters of an error
+_OFF, _ON = ("", "0", "false", "no", "off"), ("1", "2", "true", "yes", "on")  # of MACD_DEBUG
 _LOOK_S = 0.2
 Verb = Callable[..., Any]
 
@@ -126,8 +127,7 @@ def error_fields(error: MacdError) -> dict[str, Any]:
 
 def debugging() -> bool:
     """True when the user asked for tracebacks (`invoke --debug ...` or MACD_DEBUG=1)."""
-    named = os.environ.get("MACD_DEBUG", "")
-    return "--debug" in sys.argv or (named not in ("", "0") and "/" not in named)
+    return "--debug" in sys.argv or os.environ.get("MACD_DEBUG", "").lower() in _ON
 
 
 def log_calls() -> None:
@@ -142,7 +142,7 @@ def log_calls() -> None:
     named = os.environ.get("MACD_DEBUG", "")
     if "--debug" in sys.argv:
         _log_to(logging.StreamHandler())
-    if "/" in named:  # a file; anything else asks for tracebacks
+    if named.lower() not in (*_OFF, *_ON):
         try:
             _log_to(logging.FileHandler(Path(named).expanduser(), encoding="utf-8"))
         except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.verb import log_calls
+from macd.cli.verb import debugging, log_calls
 from macd.errors import ContactLostError
 from macd.ssh.blobs import Blob
 from macd.ssh.failures import RemoteError
@@ -50,9 +50,19 @@ class Counting:
 
 
 @pytest.fixture
+def logger_as_before() -> Iterator[None]:
+    yield
+    for handler in [*CALLS.handlers]:
+        CALLS.removeHandler(handler)
+        handler.close()
+    CALLS.setLevel(logging.NOTSET)
+    CALLS.propagate = True
+
+
+@pytest.fixture
 def logged_calls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], list[Any]]]:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger_as_before: None
+) -> Callable[[], list[Any]]:
     """The lines written so far, taken apart."""
     path = tmp_path / "calls.log"
     monkeypatch.setenv("MACD_DEBUG", str(path))
@@ -63,12 +73,24 @@ def logged_calls(
         assert all(matches), path.read_text()
         return matches
 
-    yield lines
-    for handler in [*CALLS.handlers]:
-        CALLS.removeHandler(handler)
-        handler.close()
-    CALLS.setLevel(logging.NOTSET)
-    CALLS.propagate = True
+    return lines
+
+
+@pytest.mark.usefixtures("logger_as_before")
+def test_a_file_needs_no_slash_and_a_switch_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value, traced in (("off", False), ("False", False), ("true", True), ("2", True)):
+        monkeypatch.setenv("MACD_DEBUG", value)
+        log_calls()
+        assert not CALLS.handlers
+        assert debugging() == traced
+    monkeypatch.setenv("MACD_DEBUG", "calls.log")
+    log_calls()
+    assert len(CALLS.handlers) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["calls.log"]
+    assert not debugging()
 
 
 def test_every_call_is_a_line_and_all_bytes_are_in_them(
