@@ -45,13 +45,15 @@ _LONGEST_SOCKET = 107  # bytes, on Linux
 class Market:
     """Where a live service's bars come from. exchange, type: "" where the feed doesn't name it.
 
-    symbols: of all bars it gets, the watched one first.
+    symbols: of all bars it gets, the watched one first. rests: train.market, where it says that
+    the market rests.
     """
 
     tf: str
     symbols: Sequence[str]
     exchange: str = ""
     type: str = ""
+    rests: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,9 +343,10 @@ def _market(inventory: Inventory) -> Market:
     """A ccxt feed takes spot markets alone; who fills a directory, nobody knows here."""
     feed, tf = inventory.service.feed, inventory.train.tf
     symbols = tuple(map(symbol_name, watched(inventory)))
+    rests = "" if inventory.train.market == "crypto" else inventory.train.market
     if feed.kind == "directory":
-        return Market(tf, symbols)
-    return Market(tf, symbols, feed.exchange, "spot")
+        return Market(tf, symbols, rests=rests)
+    return Market(tf, symbols, feed.exchange, "spot", rests)
 
 
 def _feed(inventory: Inventory) -> dict[str, Any]:

@@ -354,6 +354,12 @@ def _market(
         notes = [
             f"unknown whether {', '.join(unknown)} is of the market it was trained on: {whose}"
         ]
+    if market.rests:
+        notes.append(
+            f"train.market is {market.rests}, and the service knows no market that rests: after n "
+            "bars that never came its models are not asked for n bars (48 at most), the gate sees "
+            "holes, and the alarm silent holds meanwhile"
+        )
     if others and accepted:
         return [], [*(f"accepted: {what}" for what in others), *notes]
     return [Problem(what, _OTHER_MARKET) for what in others], notes

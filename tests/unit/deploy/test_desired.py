@@ -290,3 +290,17 @@ def test_what_instances_can_not_be_made_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         rendered(known)
     assert "makes no unit that instances can share" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("more", "rests"),
+    [
+        ("train: {market: fx}\nservice: {feed: {kind: directory}}\n", "fx"),
+        ("train: {market: XHKG}\nservice: {feed: {kind: ccxt, exchange: kraken}}\n", "XHKG"),
+        ("service: {feed: {kind: directory}}\n", ""),
+    ],
+)
+def test_a_plan_knows_that_the_market_rests(tmp_path: Path, more: str, rests: str) -> None:
+    market = rendered(inventory(tmp_path, more)).market
+    assert market is not None
+    assert market.rests == rests
