@@ -8,7 +8,6 @@ possible.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import polars as pl
 
 from macd.app.market.bars import COLUMNS
 from macd.app.market.dialects import Recognised, date_and_clock
-from macd.app.market.table import Table, one_cell, plain, shortened
+from macd.app.market.table import Table, looks_time, one_cell, plain, shortened
 from macd.errors import UsageError
 
 PRICES = COLUMNS[1:5]
@@ -32,7 +31,7 @@ _OPEN_TIME = _words(
     "unix unixtimestamp unixtime epoch timestampms opentime opendate timeopen timeperiodstart "
     "candlebegintime starttime startat periodstart begin start mts 开盘时间 timestamp ts "
     "datetimeutc dateutc timeutc timestamputc utctime utc gmttime datetime time date t dt "
-    "交易时间 时间 日期"
+    "tradetime tradedate 交易时间 时间 日期"
 )
 _CLOSE_TIME = _words(
     "closetime timeclose timeperiodend candleendtime endtime periodend end 收盘时间"
@@ -95,6 +94,11 @@ def counts_money(column: str) -> bool:
     return plain(column) in _QUOTE_VOLUMES and plain(column) != "amount"  # which may be either
 
 
+def counts_ticks(column: str) -> bool:
+    """Whether a volume counts changes of the price by its name, as MetaTrader's tick_volume."""
+    return "tick" in plain(column)
+
+
 def map_columns(
     table: Table,
     known: Recognised,
@@ -115,7 +119,7 @@ def map_columns(
     if "time" in given:
         mapped["time"], clock = _given_time(table, given["time"])
     names = known.names or {column: plain(column) for column in table.frame.columns}
-    by_name = {name: column for column, name in names.items()}
+    by_name = _by_name(names)
     own = {role: by_name[name] for role, name in known.dialect.roles.items() if name in by_name}
     if closes:
         own.pop("time", None)
@@ -127,6 +131,8 @@ def map_columns(
         mapped["time"] = _time(table, by_name, closes=closes)
     if "volume" not in mapped and not none:
         mapped["volume"] = _volume(by_name, symbol or _only_symbol(table, mapped.get("symbol")))
+    for role in (role for role in mapped if role not in given):
+        _refuse_twins(table, names, role, mapped[role])
     needed = ("time", *PRICES) if none else ("time", *COLUMNS[1:])
     if missing := [role for role in needed if not mapped.get(role)]:
         raise table.unclear(
@@ -154,8 +160,30 @@ def _first(by_name: Mapping[str, str], wanted: tuple[str, ...]) -> str:
     return next((by_name[name] for name in wanted if name in by_name), "")
 
 
+def _by_name(names: Mapping[str, str]) -> dict[str, str]:
+    """Plain name -> column. Of `t` and `T` the small letter: exchanges mean the bar by it."""
+    by_name: dict[str, str] = {}
+    for column, name in names.items():
+        if column == name or name not in by_name:
+            by_name[name] = column
+    return by_name
+
+
+def _refuse_twins(table: Table, names: Mapping[str, str], role: str, column: str) -> None:
+    """Two columns whose names differ in letters or signs only may be the bar's, or another's."""
+    name = names.get(column, "")
+    twins = [other for other in names if name and names[other] == name]
+    if len(twins) > 1 and not (len(name) == 1 and column == name):
+        raise table.unclear(
+            f"which column is {role}: {' or '.join(twins)}?",
+            example=f'--columns "{role}={twins[0]}"',
+        )
+
+
 def _given(table: Table, role: str, name: str) -> str:
     columns = table.frame.columns
+    if name in columns:
+        return name
     for column in columns:
         if name.casefold() == column.casefold():
             return column
@@ -233,13 +261,19 @@ def _example(table: Table, missing: list[str], mapped: Mapping[str, str]) -> str
     quote = ""
     left = [name for name in table.frame.columns if name not in mapped.values()]
     if "time" in missing:  # the first role: one that holds times, where one does
-        left.sort(key=lambda name: not _looks_time(table.cell(name, 0)))
+        left.sort(key=lambda name: not looks_time(table.cell(name, 0)))
+    else:
+        left = [name for name in left if not looks_time(table.cell(name, 0))] or left
     left = [shortened(name) for name in left]
-    pairs = dict(zip([role for role in missing if role != "volume"], left, strict=False))
+    pairs: dict[str, str] = {}
+    for role in (role for role in missing if role != "volume"):
+        rest = [name for name in left if name not in pairs.values()]
+        likely = (name for name in rest if role in plain(name))
+        pairs[role] = next(likely, next(iter(rest), "?"))
     if "volume" in missing:
         rest = [name for name in left if name not in pairs.values()]
-        alone = len(missing) == 1  # then only a column that is named like a volume
-        rest = [name for name in rest if "vol" in name.casefold()] if alone else rest
+        named = [name for name in rest if "vol" in name.casefold()]
+        rest = named or (rest if len(missing) > 1 else [])
         pairs["volume"] = rest[0] if rest else NO_VOLUME
         if counts_money(pairs["volume"]):
             quote = " --volume-is quote"
@@ -251,19 +285,13 @@ def _example(table: Table, missing: list[str], mapped: Mapping[str, str]) -> str
 def _by_place(table: Table) -> str:
     """An example that begins at the first column that looks like a time."""
     columns = table.frame.columns
-    at = next((i for i, name in enumerate(columns) if _looks_time(table.cell(name, 0))), 0)
+    at = next((i for i, name in enumerate(columns) if looks_time(table.cell(name, 0))), 0)
     apart = table.frame.width > at + 6 and date_and_clock(table, columns[at], columns[at + 1])
     places = [f"{at + 1}+{at + 2}" if apart else f"{at + 1}"]
     first = at + (3 if apart else 2)
     places += [str(i) if i <= len(columns) else NO_VOLUME for i in range(first, first + 5)]
     pairs = zip(("time", *COLUMNS[1:]), places, strict=True)
     return '--columns "' + ",".join(f"{role}={place}" for role, place in pairs) + '"'
-
-
-def _looks_time(cell: str) -> bool:
-    return bool(
-        re.match(r"[0-9]{10,19}$|[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}|[0-9]{8}\b", cell)
-    )
 
 
 _PLAIN = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"

@@ -43,6 +43,7 @@ class Dialect:
     beside: columns with another volume.
     left_out: a column, and the values of it that mean "no bar": one that is still open.
     empty: rows without a price are intervals without a trade: put back flat ("fill"), or left out.
+    closes: its times are those of the bars' closes.
     exchange: name in empty.py of one that has no row where nobody traded.
     symbol: where the symbol stands in lines before the bars.
     scale: what a whole number in a price column is a part of.
@@ -64,6 +65,7 @@ class Dialect:
     beside: str = ""
     left_out: tuple[str, tuple[str, ...]] | None = None
     empty: Literal["", "fill", "leave out"] = ""
+    closes: bool = False
     exchange: str = ""
     symbol: str = ""
     scale: float = 1.0
@@ -226,6 +228,22 @@ DIALECTS: tuple[Dialect, ...] = (
         volume="ticks",
         beside="tickvol",
         note=BROKER,
+    ),
+    Dialect(  # its package for Python
+        "MetaTrader 5",
+        names="time open high low close tickvolume spread realvolume",
+        roles={"volume": "realvolume"},
+        volume="ticks",
+        beside="tickvolume",
+        note=BROKER,
+    ),
+    Dialect(
+        "BitMEX",
+        names="timestamp symbol open high low close trades vwap homenotional foreignnotional",
+        roles={"volume": "homenotional"},
+        volume="proved",
+        beside="foreignnotional",
+        closes=True,
     ),
     Dialect("Stooq", names="ticker per date time open high low close vol openint"),
     Dialect(

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import polars as pl
 
@@ -26,7 +25,7 @@ from macd.app.market.bars import COLUMNS, canonical, step_ms
 from macd.app.market.columns import PRICES, Mapped, map_columns, read_numbers
 from macd.app.market.dialects import Dialect, recognise
 from macd.app.market.resampling import resample
-from macd.app.market.table import BROKEN, Table, members, read_table, shortened
+from macd.app.market.table import BROKEN, Table, listed, members, read_table, shortened
 from macd.app.market.times import read_times
 from macd.app.market.volumes import Said, read_volume
 from macd.errors import RefusedError, UsageError, first_line
@@ -48,7 +47,7 @@ class Answers:
     tf: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     timezone: str = ""
-    time_is: Literal["open", "close"] = "open"
+    time_is: str = ""  # open or close; "": as the file's source does, else open
     dates: str = ""
     decimal: str = ""
     volume_is: Said | None = None
@@ -188,12 +187,12 @@ def _read_one(path: Path, answers: Answers, member: str = "", alone: str = "") -
     if table.frame.is_empty():
         raise UsageError(
             f"{path} has no rows",
-            why=f"only a header: {', '.join(table.frame.columns)}",
+            why=f"only a header: {listed(table.frame.columns)}",
             hint="invoke data.import FILE, where FILE holds bars",
         )
     known = recognise(table)
     dialect = known.dialect
-    closes = answers.time_is == "close"
+    closes = answers.time_is == "close" or (dialect.closes and not answers.time_is)
     wanted = symbol_name(answers.symbol) if answers.symbol else ""
     likely = wanted or _market_named(table, dialect)
     mapped = map_columns(table, known, given=answers.columns, symbol=likely, closes=closes)
@@ -226,7 +225,8 @@ def _read_one(path: Path, answers: Answers, member: str = "", alone: str = "") -
     tf = _timeframe(table, ordered, wanted_tf, stated)
     if closes:
         ordered = _opens(ordered, step_ms(tf))
-        notes += (f"times were those of bar closes: moved back by {tf}",)
+        usual = " (if they are those of the opens: --time-is open)" if dialect.closes else ""
+        notes += (f"times were those of bar closes: moved back by {tf}{usual}",)
     if dialect.empty == "fill":
         ordered, flat = _flat(ordered, step_ms(tf))
         cut += flat
@@ -424,7 +424,7 @@ def _one_symbol(table: Table, column: str, wanted: str, likely: str) -> tuple[Ta
     if wanted not in there:
         raise table.unclear(
             f"the file has no {wanted}" if wanted else f"the file holds {len(there)} symbols",
-            why=f"in column {column}: {', '.join(list(there)[:20])}",
+            why=f"in column {column}: {listed(list(there))}",
             example=f"--symbol {next(iter(there), 'BTCUSD')}",
         )
     keep = table.frame.filter(cells == there[wanted])

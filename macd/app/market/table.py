@@ -43,6 +43,7 @@ _OTHER_ARCHIVES = {
 _LARGEST = 2 << 30  # bytes, unpacked: ten years of bars of a minute take half of it
 _NUMBER = re.compile(r'^"?[+-]?[$€£¥]?[0-9][0-9.,:/ TZ+-]*([eE][+-]?[0-9]+)?"?$')
 _NEEDED = ("time", "date", "open", "high", "low", "close", "volume")
+_REMARK = "[A-Za-z]{3}"
 _HEADERS = (
     "open high low close",
     "priceopen pricehigh pricelow priceclose",
@@ -72,7 +73,7 @@ class Table:
 
     def sample(self, row: int = 0) -> str:
         """One row as `name=value, ...`, for messages."""
-        return _listed([f"{name}={self.cell(name, row)}" for name in self.frame.columns])
+        return listed([f"{name}={self.cell(name, row)}" for name in self.frame.columns])
 
     def cell(self, name: str, row: int) -> str:
         try:
@@ -83,7 +84,9 @@ class Table:
             OverflowError,
         ):  # a date in the year 300,000 is none of Python's
             return "?"
-        return shortened(str(value))
+        return shortened(
+            " ".join(str(value).split()) if isinstance(value, pl.Series) else str(value)
+        )
 
     def where(self, row: int) -> str:
         of = f" of {shortened(self.member)}" if self.member else ""
@@ -91,9 +94,12 @@ class Table:
 
     def unclear(self, what: str, *, why: str = "", example: str = "") -> UsageError:
         """The question to ask when a file isn't understood: what is there, and how to answer."""
-        shown = f"columns: {_listed(self.frame.columns)}\nfirst row: {self.sample()}"
+        shown = f"columns: {listed(self.frame.columns)}\nfirst row: {self.sample()}"
         shown = f"in {shortened(self.member)}\n{shown}" if self.member else shown
-        other = next((name for name in self.frame.columns if name not in what), "COLUMN")
+        others = [name for name in self.frame.columns if name not in what]
+        if "time=COLUMN" in example:
+            others.sort(key=lambda name: not looks_time(self.cell(name, 0)))
+        other = next(iter(others), "COLUMN")
         example = example.replace("=COLUMN", f"={shortened(other)}")
         command = f"invoke data.import {shlex.quote(str(self.path))}"
         return UsageError(
@@ -101,6 +107,13 @@ class Table:
             why=f"{why}\n{shown}" if why else shown,
             hint=f"{command} {example}" if example else command,
         )
+
+
+def looks_time(cell: str) -> bool:
+    """Whether a cell may be a time, by its form."""
+    return bool(
+        re.match(r"[0-9]{10,19}$|[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}|[0-9]{8}\b", cell)
+    )
 
 
 def one_cell(wrong: pl.Series) -> str:
@@ -188,7 +201,7 @@ def _json(path: Path, text: str) -> Table:
     return Table(path, frame, header=bool(names), lines=())
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names or cells for a message: not all of a thousand columns, and no cell of a page."""
     more = len(names) - _SHOWN_COLUMNS
     listed = ", ".join(shortened(name) for name in names[:_SHOWN_COLUMNS])
@@ -355,15 +368,41 @@ def _text(path: Path, text: str, skip: int) -> Table:
         raise UsageError(
             f"{path}: not every line has the same number of cells",
             why=first_line(error)[:500],
-            hint=f"the lines should have {width} cells, as line {first + 1}: {_listed(head)}\n"
+            hint=f"the lines should have {width} cells, as line {first + 1}: {listed(head)}\n"
             f"lines at the beginning that are no part of the table: --skip-lines NUMBER",
         ) from error
     frame = frame.with_columns(pl.all().str.strip_chars())
     notes = (f"the header comes again in {len(again):,} other lines: left out",) if again else ()
-    table = Table(path, frame, header, [at + 1 for at in data], tuple(above), notes)
+    frame, data, left_out = _without_blanks(frame, data)
+    table = Table(path, frame, header, [at + 1 for at in data], tuple(above), notes + left_out)
     if content := foreign.list_of(frame, header=header):
         raise foreign.refusal(path, content, table)
     return table
+
+
+def _without_blanks(
+    frame: pl.DataFrame, data: list[int]
+) -> tuple[pl.DataFrame, list[int], tuple[str, ...]]:
+    """Without rows of empty cells, as Excel leaves them, and without a remark behind the last."""
+    filled = frame.fill_null("") != ""
+    first, *others = filled.columns
+    blank = filled.select(~pl.any_horizontal(pl.all())).to_series()
+    alone = filled.select(~pl.any_horizontal(others)).to_series()
+    alone &= frame[first].fill_null("").str.contains(_REMARK) | blank
+    kept = (~alone).arg_true()
+    remark = alone & (pl.arange(frame.height, eager=True) > (kept[-1] if kept.len() else -1))
+    drop = blank | remark
+    if not drop.any() or drop.all():
+        return frame, data, ()
+    notes = (
+        [f"{rows:,} lines with empty cells only: left out"] if (rows := int(blank.sum())) else []
+    )
+    notes += [
+        f"the last line is no bar: left out ({shortened(text)})"
+        for text in frame.filter(remark & ~blank)[first]
+    ]
+    rows_left = (~drop).arg_true().to_list()
+    return frame.filter(~drop), [data[row] for row in rows_left], tuple(notes)
 
 
 def _without_headers(
@@ -397,7 +436,7 @@ def _names(path: Path, head: list[str], numbered: list[str]) -> list[str]:
             if plain(name) in _NEEDED:
                 raise UsageError(
                     f"{path} has two columns named {name}",
-                    why=f"header: {_listed(head)}",
+                    why=f"header: {listed(head)}",
                     hint="give every column its own name in the first line, and import again; of a "
                     "file with several markets side by side (yfinance), make one for each",
                 )
@@ -419,7 +458,7 @@ def _layout(path: Path, lines: list[str]) -> tuple[str, int, int]:
     if best is None:
         if content := foreign.narrow(lines):
             raise foreign.refusal(path, content)
-        start = "\n".join(_listed([line]) for line in lines[:3]) or "nothing"
+        start = "\n".join(listed([line]) for line in lines[:3]) or "nothing"
         raise UsageError(
             f"{path} doesn't look like bars",
             why="there must be at least a time, open, high, low, close and volume on each line, "
@@ -493,8 +532,8 @@ def _wrapped(document: dict[str, Any]) -> Any:
         return lists[0]
     said = [f"{key}: {value}" for key, value in document.items() if isinstance(value, str)]
     raise ValueError(
-        f"it is one object with the keys {_listed(list(document))}"
-        + (f" ({_listed(said)})" if said else "")
+        f"it is one object with the keys {listed(list(document))}"
+        + (f" ({listed(said)})" if said else "")
     )
 
 

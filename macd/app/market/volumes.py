@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from macd.app.market.columns import PRICES, Mapped, counts_money, read_numbers
+from macd.app.market.columns import PRICES, Mapped, counts_money, counts_ticks, read_numbers
 from macd.app.market.dialects import Unit
 from macd.app.market.table import Table
 from macd.errors import UsageError
@@ -93,12 +93,14 @@ def read_volume(
     others = _others(table, mapped, decimal)
     if unit == "base" and not others and counts_money(mapped.volume):
         unit = "quote"
+    if unit == "base" and counts_ticks(mapped.volume):
+        unit = "ticks"
     if not _traded(values):
         return _empty(table, mapped.volume, prices, others, unit)
     if unit == "quote":
         return _converted(values, mapped.volume, prices, Said("quote"))
     if unit == "ticks":
-        exchange = bool(others) and "tick" not in mapped.volume.casefold()  # beside ticks
+        exchange = bool(others) and not counts_ticks(mapped.volume)  # beside ticks
         return Volume(values, mapped.volume, () if exchange else (_ticks(mapped.volume),))
     volume = _proved({mapped.volume: values, **others}, prices)
     if volume or (not others and unit != "ask"):

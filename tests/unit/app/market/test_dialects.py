@@ -55,6 +55,8 @@ EXAMPLES = {
     "XBTUSD_60.csv": Example(),
     "binance_coinm_BTCUSD_PERP-1h-2019-10.csv": Example(note="contracts worth 100"),
     "binance_usdm_BTCUSD-1h-joined.csv": Example(note="the header comes again in 1 other lines"),
+    "barchart_BTCUSD.csv": Example(note="the last line is no bar: left out (Downloaded from"),
+    "bitmex_XBTUSD.csv": Example("XBTUSD", note="those of bar closes: moved back by 1h"),
     "bitstampUSD_1-min_data_2012-01-01_to_2021-03-31.csv": Example(tf="1m", note="without a price"),
     "bybit_inverse_BTCUSD.csv": Example(note="taken 7"),
     "coinmarketcap_Bitcoin_2019-10-01-2019-10-30_historical_data.csv": Example(
@@ -78,6 +80,7 @@ EXAMPLES = {
     "mt5_daily_BTCUSD_Daily.csv": Example(tf="1d", first=OCTOBER, volume="rounded", note="ticks"),
     "okx_BTC-USD-SWAP.csv": Example(note="taken vol_ccy"),
     "okx_api_BTC-USD-SWAP.json": Example(note="still open"),
+    "mt5_python_BTCUSD_H1.csv": Example(volume="rounded", note="ticks"),
     "stooq_btcusd_d.csv": Example(tf="1d", first=OCTOBER),
     "tradingview_no_volume_BTCUSD, 60.csv": Example(
         volume="none",
@@ -123,6 +126,11 @@ def test_each_example_tells_its_bars(path: Path) -> None:
     slack = 0.5 if example.volume == "rounded" else 1e-6
     assert np.allclose(traded["volume"], true["volume"] * factor, rtol=1e-6, atol=slack)
     assert imported.volume == (example.volume != "none")
+
+
+def test_times_of_closes_that_somebody_moved_already_stay_where_they_are() -> None:
+    imported = read_file(DIALECTS / "bitmex_XBTUSD.csv", Answers(time_is="open"))
+    assert imported.bars["timestamp"][0] == datetime(2019, 10, 16, 5, tzinfo=UTC)
 
 
 def test_every_entry_of_the_table_has_an_example() -> None:

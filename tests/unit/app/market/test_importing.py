@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import shlex
 import zipfile
@@ -121,6 +122,61 @@ def test_unknown_columns_are_asked_with_the_columns_a_row_and_an_example(tmp_pat
     for wrong in ("when", "date=when", "time="):
         with pytest.raises(UsageError):
             parse_mapping(wrong)
+
+
+@pytest.mark.parametrize("twin", ["Time", "VOLUME", "1. close"])
+def test_two_columns_with_one_name_in_other_letters_are_asked(tmp_path: Path, twin: str) -> None:
+    """The later of the two was taken: a close as the open, the takers' volume as the volume."""
+    path = write(tmp_path / "BTCUSD.csv", NAMED, "{:%Y-%m-%dT%H:%M:%SZ}".format)
+    header, *rows = path.read_text().splitlines()
+    odd = [f"{header},{twin}", *(f"{row},1" for row in rows)]
+    path.write_text("\n".join(odd))
+    role = twin.lower().removeprefix("1. ")
+    assert asked(path).what == f"which column is {role}: {role} or {twin}?"
+    assert asked(path).hint.endswith(f'--columns "{role}={role}"')
+    assert read_file(path, Answers(columns={role: role})).bars.equals(truth())
+    path.write_text(
+        "\n".join([f"{twin},{header}", *(f"1,{row}" for row in rows)])
+    )  # the other first
+    assert read_file(path, Answers(columns={role: role})).bars.equals(truth())
+
+
+def test_a_volume_named_ticks_is_no_count_of_the_asset(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED.replace("volume", "tick_volume"), str)
+    assert asked(path).hint.endswith('volume=tick_volume"    (volume=none where there is none)')
+    imported = read_file(path, Answers(columns={"volume": "tick_volume"}))
+    assert "tick_volume counts changes of the price" in " ".join(imported.notes)
+
+
+def test_rows_of_empty_cells_and_a_remark_at_the_end_are_left_out_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "BTCUSD.csv", NAMED, "{:%Y-%m-%dT%H:%M:%SZ}".format)
+    whole = path.read_text()
+    header, first, *rows = whole.splitlines()
+    path.write_text("\n".join([header, first, ",,,,,", *rows, ",,,,,", "(30 rows)", ",,,,,", ""]))
+    imported = read_file(path)
+    assert imported.bars.equals(truth())
+    assert "3 lines with empty cells only: left out" in imported.notes
+    assert "the last line is no bar: left out ((30 rows))" in imported.notes
+    path.write_text(whole.replace(rows[3], "a remark in between"))
+    assert "line 6: the time 'a remark in between' is not understood" in asked(path).what
+    path.write_text(whole + "2019-10-17T10")  # torn
+    assert "line 32: 2019-10-17T10" in asked(path).why
+    path.write_text(header + "\n,,,,,\n")
+    assert "line 2 has no time" in asked(path).what
+
+
+def test_the_example_of_a_question_names_columns_that_may_be_meant(tmp_path: Path) -> None:
+    path = tmp_path / "upbit_BTCUSD.json"
+    bar = {"candle_date_time_kst": "2024-03-09T08:00:00", "date": "2024-03-08T23:00:00"}
+    bar |= {"unit": 60, "opening_price": 1.5, "high": 2.0, "low": 1.0, "trade_price": 1.6}
+    path.write_text(json.dumps([{**bar, "acc_trade_price": 3.0, "acc_trade_volume": 2.0}] * 2))
+    assert "open=opening_price," in asked(path).hint
+    assert 'volume=acc_trade_volume"' in asked(path).hint
+    path = tmp_path / "BTCUSD.csv"
+    rows = ["index,code,when,open,high,low,close,vol"]
+    rows += [f"{i},AB,2019-10-{i:02} 00:00,1,1,1,1,1" for i in (3, 4)]
+    path.write_text("\n".join(rows))
+    assert asked(path).hint.endswith('--columns "time=when"')
 
 
 def test_columns_without_names_in_another_order_are_told_by_their_values(tmp_path: Path) -> None:
