@@ -122,7 +122,8 @@ def import_(
             why=f"its hosts: {', '.join(host.name for host in hosts)}"[:500],
             hint="--role NAME=serve, with a name of that file",
         )
-    text = foreign.document(hosts, roles, Path(file).name)
+    ssh_config = foreign.ssh_config_of(Path(file))
+    text = foreign.document(hosts, roles, Path(file).name, ssh_config)
     path = project_root() / "inventory" / f"{name}.yml"
     if name and path.exists():
         raise UsageError(
@@ -130,11 +131,11 @@ def import_(
         )
     if name:
         replace_file(path, text.encode(), mode=0o644)
-        load(name)  # says what is wrong with it, if anything is
+        taken = load(name).hosts  # says what is wrong with it, if anything is
     if json:
         emit({"hosts": [asdict(host) for host in hosts], "path": str(path) if name else None})
     elif name:
-        print(f"✓ {len(hosts)} hosts, written to {path}")
+        print(f"✓ {len(taken)} of {len(hosts)} hosts, written to {path}")
         print("  check the roles that are a guess, and the directories there")
         print(f"  next: invoke host.list --inventory {name}")
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -22,13 +22,15 @@ from macd.inventory.names import split_jump
 _RANGE = re.compile(r"\[(?P<first>\w+):(?P<last>\w+)(?::(?P<step>[0-9]+))?\]")
 _SECTION = re.compile(r"\[(?P<name>[^\]:]+)(?::(?P<kind>vars|children))?\]\s*([#;].*)?")
 _STDIO = re.compile(r"-W\s*\S*%h:%p")
-_PORT = re.compile(r"(?P<host>[^:]+|\[[0-9A-Fa-f:]+\]):(?P<port>[0-9]{1,5})")
+_PORT = re.compile(r"(?P<host>(?:[^:\[\]]|\[[^\[\]]+\])+):(?P<port>[0-9]{1,5})")
+_ADDRESS = re.compile(r"\[([0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:]*)\]")  # of IPv6
 _MOST = 1000
 UNREAD = "\0unread"  # notes about files of variables, among the variables themselves
 ENCRYPTED = "{{ encrypted by Ansible's vault }}"
 _VAULT_FILE = "$ANSIBLE_VAULT"
 _OWN_OPTIONS = ("StrictHostKeyChecking", "UserKnownHostsFile", "ControlMaster", "ControlPersist",
                 "ControlPath", "ServerAliveInterval", "ConnectTimeout")  # fmt: skip
+_BECOME_PASSWORDS = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
 # Words of host and group names, in this order.
 _ROLES = (
     ("jump", ("jump", "bastion", "gateway", "gate", "proxy")),
@@ -163,8 +165,9 @@ def _host_line(path: Path, number: int, line: str) -> Iterator[tuple[str, dict[s
         )
     pairs = dict(word.split("=", 1) for word in words)
     if with_port := _PORT.fullmatch(pattern):
-        pattern, pairs = with_port["host"].strip("[]"), {"ansible_port": with_port["port"], **pairs}
-    for host in _expanded(pattern):
+        pattern, pairs = with_port["host"], {"ansible_port": with_port["port"], **pairs}
+    address = _ADDRESS.fullmatch(pattern)
+    for host in [address[1]] if address else _expanded(pattern):
         yield host, dict(pairs)
 
 
@@ -277,8 +280,7 @@ def _as_host(name: str, variables: Mapping[str, Any], groups: tuple[str, ...]) -
     if (connection := value("ansible_connection")) not in ("", "ssh", "paramiko", "smart"):
         notes.append(f"ansible_connection is {connection}; macd comes over ssh")
     become = value("ansible_become").lower() in ("true", "yes", "1")
-    if become and (method := value("ansible_become_method")) not in ("", "sudo"):
-        notes.append(f"ansible_become_method is {method}; macd knows sudo: let the login use it")
+    notes += _becoming(variables, value) if become else []
     python = value("ansible_python_interpreter")
     port = value("ansible_port", "ansible_ssh_port")
     return ImportedHost(
@@ -294,6 +296,18 @@ def _as_host(name: str, variables: Mapping[str, Any], groups: tuple[str, ...]) -
         by_ssh,
         tuple(notes),
     )
+
+
+def _becoming(variables: Mapping[str, Any], value: Callable[[str], str]) -> list[str]:
+    """Where Ansible becomes another account in a way that ours does not go."""
+    notes = []
+    if (method := value("ansible_become_method")) not in ("", "sudo"):
+        notes.append(f"ansible_become_method is {method}; macd knows sudo: let the login use it")
+    if (to := value("ansible_become_user")) not in ("", "root"):
+        notes.append(f"Ansible becomes {to}; become: sudo becomes root")
+    if any(variables.get(key) for key in _BECOME_PASSWORDS):
+        notes.append("Ansible gives sudo a password; macd has none: let the login use sudo without")
+    return notes
 
 
 def _jumps(arguments: str, notes: list[str]) -> tuple[tuple[str, ...], bool]:

@@ -18,18 +18,15 @@ import yaml
 from macd.errors import UsageError
 from macd.inventory import ansible
 from macd.inventory.ansible import ImportedHost
-from macd.inventory.names import split_jump
+from macd.inventory.names import is_host, is_user, split_jump
 
 _HOST_LINE = re.compile(r"(?im)^\s*(host|match|include)[\s=]")
 
 
 def read(path: Path) -> list[ImportedHost]:
     """The hosts that a file names. Raises UsageError where it is no such file, or names none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read", why=str(error)) from error
-    if _HOST_LINE.search(text) and "[" not in text.split("\n", 1)[0]:
+    text = _text(path)
+    if _is_ssh_config(text):
         hosts = list(_of_ssh_config(path))
     else:
         hosts = list(ansible.hosts_of(ansible.groups_in(path, text), path.parent))
@@ -42,17 +39,48 @@ def read(path: Path) -> list[ImportedHost]:
     return hosts
 
 
-def document(hosts: Sequence[ImportedHost], roles: Mapping[str, str], source: str) -> str:
-    """An inventory's text with these hosts. roles: host or group of the other file -> our role."""
+def ssh_config_of(path: Path) -> Path | None:
+    """The file itself where it is an ssh_config that ssh does not read by itself."""
+    own = Path("~/.ssh/config").expanduser()
+    same = path.exists() and own.exists() and path.samefile(own)
+    return path.absolute() if not same and _is_ssh_config(_text(path)) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read", why=str(error)) from error
+
+
+def _is_ssh_config(text: str) -> bool:
+    return bool(_HOST_LINE.search(text) and "[" not in text.split("\n", 1)[0])
+
+
+def document(
+    hosts: Sequence[ImportedHost],
+    roles: Mapping[str, str],
+    source: str,
+    ssh_config: Path | None = None,
+) -> str:
+    """An inventory's text with these hosts.
+
+    roles: host or group of the other file -> our role. ssh_config: where their aliases are, if ssh
+    does not look there by itself.
+    """
     taken: set[str] = set()
-    names = {host.name: _name(host.name, taken) for host in hosts}
+    names = {host.name: _name(host.name, taken) for host in hosts if not _unfit(host)}
     lines = [
         f"# Hosts of {source}. Each key is explained in production.example.yml.",
         "# Check roles and directories; then: invoke host.list --inventory NAME",
         "",
+        *([f"ssh_config: {_yaml(str(ssh_config))}", ""] if ssh_config else []),
         "hosts:",
     ]
-    for host in hosts:
+    lines += [
+        f"  # {host.name[:100]!r} is left out: {_unfit(host)}" for host in hosts if _unfit(host)
+    ]
+    for host in (host for host in hosts if host.name in names):
         stated = [roles[name] for name in (host.name, *host.groups) if name in roles]
         role = stated[0] if stated else host.role
         lines.append(f"  {names[host.name]}:{'' if stated else '  # the role is a guess'}")
@@ -60,6 +88,16 @@ def document(hosts: Sequence[ImportedHost], roles: Mapping[str, str], source: st
         lines += [f"    {key}: {_yaml(value)}" for key, value in _keys(host, role, names)]
     lines += ["", "release: {}   # keys that sign releases: see production.example.yml", ""]
     return "\n".join(lines)
+
+
+def _unfit(host: ImportedHost) -> str:
+    """Why an inventory of ours can't have it; "" if it can."""
+    if not is_host(host.ssh):
+        return "its address or alias has characters that are not taken"
+    if host.user and not is_user(host.user):
+        return "its login has characters that are not taken"
+    wrong = [jump for jump in host.jump if split_jump(jump) is None]
+    return "a jump host of it is not understood" if wrong else ""
 
 
 def _keys(host: ImportedHost, role: str, names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
@@ -71,8 +109,9 @@ def _keys(host: ImportedHost, role: str, names: Mapping[str, str]) -> Iterator[t
     yield from ((key, value) for key, value in given.items() if value)
     if host.openssh:
         yield "transport", "openssh"
-    if host.jump:
-        yield "jump", [names.get(jump, jump) for jump in host.jump]
+    # ssh_common_args of all hosts name the jump host for itself too; ssh passes over that.
+    if jumps := [names.get(jump, jump) for jump in host.jump if jump != host.name]:
+        yield "jump", jumps
     if host.become:
         yield "become", "sudo"
     if role == "serve":
@@ -109,6 +148,8 @@ def _of_ssh_config(path: Path) -> Iterator[ImportedHost]:
                 aliases.setdefault(pattern, {})
     ways = {via for s in aliases.values() for via in _names(s.get("proxyjump", ""))}
     for alias, settings in aliases.items():
+        if settings.get("user") == "git":  # a forge; no shell there
+            continue
         command = settings.get("proxycommand", "none")
         by_ssh = command.lower() != "none"
         group = ("jump",) if alias in ways else ()

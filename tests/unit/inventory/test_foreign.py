@@ -176,3 +176,59 @@ def test_ssh_config_with_tabs_quotes_and_nothing_but_an_include(tmp_path: Path) 
     (tmp_path / "more").write_text('Host\tgpu "other"\n\tHostName\t10.0.0.9\nHost=third\n')
     (tmp_path / "config").write_text("Include more\n")
     assert [host.name for host in foreign.read(tmp_path / "config")] == ["gpu", "other", "third"]
+
+
+def test_ranges_with_ports_addresses_in_brackets_and_a_mark_in_front(tmp_path: Path) -> None:
+    (tmp_path / "hosts.ini").write_bytes(
+        b"\xef\xbb\xbf[web]\r\nweb-[a:b].example.com:2222\r\n[2001:db8::5]:2200\r\n2001:db8::7\r\n"
+    )
+    hosts = foreign.read(tmp_path / "hosts.ini")
+    assert [(host.ssh, host.port) for host in hosts] == [
+        *(("web-a.example.com", 2222), ("web-b.example.com", 2222)),
+        *(("2001:db8::5", 2200), ("2001:db8::7", None)),
+    ]
+
+
+def test_what_ours_can_not_have_is_left_out_by_name_and_the_others_are_taken(
+    tmp_path: Path,
+) -> None:
+    text = 'Host "two words" user@odd\n  HostName 192.0.2.1\nHost good\n  HostName 192.0.2.2\n'
+    text += "Host forge.example.com\n  User git\n"
+    inventory = made(tmp_path, text)
+    assert list(inventory.hosts) == ["good"]
+    written = (tmp_path / "inventory" / "ours.yml").read_text()
+    assert "# 'two words' is left out: its address or alias has characters" in written
+    assert "# 'user@odd' is left out" in written
+
+
+def test_a_jump_host_that_every_host_goes_by_does_not_go_by_itself(tmp_path: Path) -> None:
+    text = "[all:vars]\nansible_ssh_common_args='-J gate'\n[a]\ngate\nbox\n"
+    inventory = made(tmp_path, text)
+    assert inventory.hosts["box"].jump == ("gate",)
+    assert inventory.hosts["gate"].jump is None
+
+
+def test_sudo_with_a_password_and_another_account_is_said(tmp_path: Path) -> None:
+    line = "box ansible_become=yes ansible_become_user=trader ansible_become_pass=hunter2\n"
+    (tmp_path / "hosts").write_text(line)
+    (box,) = foreign.read(tmp_path / "hosts")
+    assert "Ansible becomes trader" in box.notes[0]
+    assert "gives sudo a password" in box.notes[1]
+    assert "hunter2" not in str(box.notes)
+
+
+def test_aliases_of_a_file_that_ssh_does_not_read_bring_the_file_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    for path in (tmp_path / ".ssh/config", tmp_path / "team_config"):
+        path.write_text("Host box\n  HostName 192.0.2.1\n")
+    theirs = foreign.ssh_config_of(tmp_path / "team_config")
+    hosts = foreign.read(tmp_path / "team_config")
+    (tmp_path / "inventory").mkdir()
+    (tmp_path / "inventory/ours.yml").write_text(foreign.document(hosts, {}, "x", theirs))
+    assert load("ours", root=tmp_path).ssh_config == tmp_path / "team_config"
+    assert foreign.ssh_config_of(tmp_path / ".ssh/config") is None
+    (tmp_path / "hosts").write_text("[a]\nbox\n")
+    assert foreign.ssh_config_of(tmp_path / "hosts") is None
