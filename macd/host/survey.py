@@ -36,6 +36,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _PATH = re.compile(r"[\w.@+-]+(/[\w.@+-]+)+/?")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
 _HEALTH = ("/health", "/healthz", "/api/health", "/status")
+_REQUIREMENTS = re.compile(r"[\w.-]*require[\w.-]*(\.txt|/[\w.-]+\.txt)")
+_PACKAGES = ("poetry.lock", "uv.lock", "pdm.lock", "Pipfile", "environment.yml", "environment.yaml",
+             "conda.yml", "pyproject.toml", "setup.cfg", "setup.py")  # fmt: skip
 _ANSWER_S = 2
 _NOWHERE = "/macd-looks-whether-anything-answers"
 _LOGS = re.compile(r"logs?/.*\.log|.*/(logs?|[\w]*results?)/[^/]+\.(log|txt)")
@@ -54,8 +57,9 @@ def survey(app: str = "") -> dict[str, Any]:
 def directory(root: str) -> dict[str, Any]:
     """What an application's directory holds, by paths below it.
 
-    Returns requirements, units (path -> text), env (names), models and bars (directory -> files),
-    metrics (JSON file -> {name: number}), logs, scripts, venv, and directories at the top.
+    Returns requirements, packages (other files that name some), units (path -> text), env (names),
+    models and bars (directory -> files), metrics (JSON file -> {name: number}), logs, scripts,
+    venv, and directories at the top.
     """
     paths = list(_files(root))
     models = _grouped(path for path in paths if path.endswith(_SURELY_MODELS))
@@ -63,7 +67,8 @@ def directory(root: str) -> dict[str, Any]:
     tops = sorted({path.split("/")[0] for path in paths if "/" in path})
     return {
         "exists": os.path.isdir(root),
-        "requirements": [p for p in paths if re.fullmatch(r"[\w.-]*require[\w.-]*\.txt", p)],
+        "requirements": [p for p in paths if _REQUIREMENTS.fullmatch(p)],
+        "packages": [path for path in _PACKAGES if path in paths],
         "units": {p: _text(root, p) for p in paths if p.endswith(".service")},
         "env": _variables(root, paths),
         "models": _grouped(beside),

@@ -32,6 +32,13 @@ _MEANINGS = (  # what the gate knows by name, and what fields that mean it are c
 )
 _SCORE = re.compile(r"auc|acc|f1|sharpe|loss|logloss")
 _PYTHON = re.compile(r"python[0-9.]*")
+_EXPORTS = {
+    "poetry.lock": "poetry export -o requirements.txt makes it",
+    "uv.lock": "uv export --no-emit-project -o requirements.txt makes it",
+    "pdm.lock": "pdm export --prod -o requirements.txt makes it",
+    "Pipfile": "pipenv requirements > requirements.txt makes it",
+    "pyproject.toml": "uv pip compile pyproject.toml -o requirements.txt makes it",
+}
 _OURS = ("releases", "runtimes", "blobs", "bin", "state", "current", "previous")
 _UNDONE = "state.undone-"  # what provision --undo leaves
 
@@ -364,7 +371,12 @@ def _serve(
         yield Item((*key, "requirements"), "requirements.txt", "found", note)
     elif requirements:
         note = f"which of {', '.join(requirements)} the service needs"
-        yield Item((*key, "requirements"), requirements[0], "decide", note)
+        likely = [name for name in requirements if re.search("prod|serve|live|deploy", name)]
+        yield Item((*key, "requirements"), [*likely, *requirements][0], "decide", note)
+    elif packages := seen.source.get("packages", []):
+        made = _EXPORTS.get(packages[0], f"write it from what {packages[0]} names")
+        note = f"there is none, so no package is released; {made}"
+        yield Item((*key, "requirements"), "requirements.txt", "decide", note, active=False)
     yield _ready(key, engine)
     places = _written(seen, command)
     note = "survive releases; nothing else may be written"

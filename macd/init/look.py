@@ -75,7 +75,7 @@ def _is_pinned(host: Host, inventory: Inventory) -> bool:
 
 
 def _tracked(source: Path) -> frozenset[str] | None:
-    argv = ["git", "ls-files", "-z", "--", "."]
+    argv = ["git", "ls-files", "--recurse-submodules", "-z", "--", "."]
     try:
         done = subprocess.run(argv, cwd=source, capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):

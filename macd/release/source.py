@@ -35,7 +35,7 @@ _MODULE = "160000"  # a mode in git's index
 _WHY_ENV = "it may hold secrets; they belong into .env on the host, which the units read"
 _WHY_WRITES = "below serve.writes: the host keeps that directory across releases"
 _WHY_LINK = "a symbolic link; a release holds plain files, so put the file itself there"
-_WHY_MODULE = "a git submodule; name its files in app.files to release them"
+_WHY_MODULE = "a git submodule that is not checked out: git submodule update --init"
 _WHY_NAME = "such a name can't travel; rename it"
 _WHY_GONE = "git tracks it, but it is not there"
 _WHY_OTHER = "git doesn't track it; git add it, or name it in app.files or app.models"
@@ -100,6 +100,7 @@ def read(app: OwnApp) -> Source:
         named |= matched
         models |= matched.keys() - (git.tracked.keys() if git else set())
     files = dict(sorted(_kept(root, named, app.serve.writes, skipped)))
+    _refuse_nothing(root, files, skipped)
     _refuse_clashes(files)
     _refuse_pointers(files)
     writes = tuple(f"{path}/" for path in app.serve.writes)
@@ -170,6 +171,17 @@ def _head(name: str, path: Path) -> bytes:
             return file.read(_HEAD)
     except OSError as error:
         raise vanished(name, error) from error
+
+
+def _refuse_nothing(root: Path, files: Mapping[str, Path], skipped: Mapping[str, str]) -> None:
+    if not files:
+        left_out = [f"{name}: {why}" for name, why in sorted(skipped.items())]
+        raise UsageError(
+            f"no file of {root} is released",
+            why=_listed(left_out) or "git tracks none there",
+            live="nothing was made",
+            hint="git add what belongs to it; or name it in app.files",
+        )
 
 
 def _refuse_pointers(files: Mapping[str, Path]) -> None:
@@ -311,11 +323,20 @@ class _Git:
         if head is not None:
             differs = ("diff", "--name-only", "--no-ext-diff", "--no-renames", "--relative", "-z")
             changed = _names(_git(root, *differs, "HEAD", "--", "."))
-        others = _git(root, "ls-files", "--others", "--exclude-standard", "--directory", "-z")
-        return cls((head or b"").decode().strip(), tracked, tuple(changed), tuple(_names(others)))
+        whole = ("--directory", "--no-empty-directory")
+        others = _names(_git(root, "ls-files", "--others", "--exclude-standard", *whole, "-z"))
+        for name in [name for name, mode in tracked.items() if mode == _MODULE]:
+            module = cls.of(root / name) if (root / name / ".git").exists() else None
+            if module is None:
+                continue
+            del tracked[name]
+            tracked |= {f"{name}/{inner}": mode for inner, mode in module.tracked.items()}
+            changed += [f"{name}/{inner}" for inner in module.changed]
+            others += [f"{name}/{inner}" for inner in module.others]
+        return cls((head or b"").decode().strip(), tracked, tuple(changed), tuple(others))
 
     def plain(self, skipped: dict[str, str]) -> Iterator[str]:
-        """Tracked files; a submodule goes into `skipped`."""
+        """Tracked files, those of submodules too; one not checked out goes into `skipped`."""
         for name, mode in self.tracked.items():
             if mode == _MODULE:
                 skipped[name] = _WHY_MODULE

@@ -252,3 +252,25 @@ def test_who_answers_whatever_is_asked_has_no_address_of_health(
             assert survey._answering(port) == f"http://127.0.0.1:{port}{path}"
         finally:
             server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "says"),
+    [
+        (["requirements/base.txt", "requirements/prod.txt"], "requirements/prod.txt", "which of"),
+        (["poetry.lock", "pyproject.toml"], None, "poetry export -o requirements.txt"),
+        (["environment.yml"], None, "write it from what environment.yml names"),
+        ([], None, ""),
+    ],
+)
+def test_packages_of_a_service_are_named_wherever_they_are_written(
+    names: list[str], value: str | None, says: str, tmp_path: Path
+) -> None:
+    for name in (*names, "live.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    seen = Seen(survey.directory(str(tmp_path)), frozenset())
+    assert app_of(seen).serve.requirements == value
+    lines = text.inventory(guess.items(ANSWERS, seen), name="ours").splitlines()
+    wanted = [line for line in lines if "requirements: " in line]
+    assert [says in line for line in wanted] == ([True] if says else [])

@@ -139,22 +139,66 @@ def test_what_only_looks_like_a_secret_travels(repo: Path) -> None:
     assert {".env.example", "ca.pem"} <= source.read(_app(repo)).files.keys()
 
 
-def test_links_and_submodules_are_left_out_and_named(repo: Path, tmp_path: Path) -> None:
+def test_links_are_left_out_and_named(repo: Path, tmp_path: Path) -> None:
     outside = _put(tmp_path, "outside/passwd", "root\n")
     (repo / "link.py").symlink_to(outside)
     (repo / "linked").symlink_to(outside.parent)
-    other = tmp_path / "other"
-    _put(other, "a.py")
-    _git(other, "init", "-q")
-    _commit(other)
-    _git(repo, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "vendor")
     _commit(repo)
     skipped = dict(source.read(_app(repo)).skipped)
     assert skipped["link.py"] == skipped["linked"] == source._WHY_LINK
-    assert skipped["vendor"] == source._WHY_MODULE
     globbed = source.read(_app(repo, files=["**/*", "linked/*"]))
     assert not {"link.py", "linked", "linked/passwd"} & globbed.files.keys()
-    assert "vendor/a.py" in globbed.files
+
+
+def test_submodules_go_along_and_one_that_is_not_checked_out_is_named(
+    repo: Path, tmp_path: Path
+) -> None:
+    allow = ("-c", "protocol.file.allow=always")
+    for name in ("deepest", "other"):
+        module = tmp_path / name
+        _put(module, "a.py")
+        _git(module, "init", "-q")
+        if name == "other":
+            _git(module, *allow, "submodule", "add", "-q", str(tmp_path / "deepest"), "deep")
+        _commit(module)
+    _git(repo, *allow, "submodule", "add", "-q", str(tmp_path / "other"), "vendor")
+    _git(repo, *allow, "submodule", "update", "--init", "--recursive", "-q")
+    _commit(repo)
+    app = _app(repo, serve={"command": "python3 live_runner.py", "writes": ["out"]})
+    made = source.read(app)
+    assert {"vendor/a.py", "vendor/deep/a.py", "live_runner.py"} <= made.files.keys()
+    assert made.files["vendor/deep/a.py"].read_text() == "x\n"
+    assert (made.dirty, made.skipped) == (False, ())
+    _put(repo, "vendor/deep/a.py", "other\n")
+    _put(repo, "vendor/new.py")
+    made = source.read(app)
+    assert "vendor/deep/a.py" in made.changed
+    assert dict(made.skipped) == {"vendor/new.py": source._WHY_OTHER}
+    _git(repo / "vendor", "checkout", "-q", "-f", "--detach")
+    _put(repo, "vendor/a.py", "mine\n")
+    _commit(repo / "vendor")  # another commit than the one that is pinned
+    assert "vendor" in source.read(app).changed
+    clone = tmp_path / "clone"
+    _git(tmp_path, "clone", "-q", str(repo), str(clone))
+    made = source.read(app.model_copy(update={"source": clone}))
+    assert dict(made.skipped) == {"vendor": source._WHY_MODULE}
+
+
+def test_an_empty_directory_is_nothing_to_add_and_nothing_at_all_is_refused(
+    repo: Path, tmp_path: Path
+) -> None:
+    before = source.read(_app(repo)).skipped
+    (repo / "models").mkdir()
+    assert source.read(_app(repo)).skipped == before
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    _git(bare, "init", "-q")
+    with pytest.raises(UsageError, match="is released"):
+        source.read(_app(bare))
+    _put(bare, ".env")
+    _git(bare, "add", ".env")
+    with pytest.raises(UsageError, match="secrets"):
+        source.read(_app(bare))
 
 
 def test_a_pointer_in_place_of_a_model_is_refused(repo: Path) -> None:
