@@ -43,6 +43,9 @@ markers.default_environment = lambda: {**here(), **target}
 from pip._internal.cli.main import main
 sys.exit(main())
 """
+_SHOWN_LINES = 6  # of one error of pip
+# With the indented lines below, which name the packages.
+_ERROR = re.compile(r"^ERROR.*(?:\n[ \t]+\S.*)*", re.MULTILINE)
 _NOT_THERE = re.compile(
     r"ERROR: Could not find a version that satisfies the requirement ([\w.-]+)(.*)"
     r"\(from versions: (.*)\)"
@@ -226,7 +229,8 @@ def _download(
         raise _no_wheel(missing[1], missing[2].strip(), missing[3], target, file)
     _, _, conflict = done.stdout.partition("The conflict is caused by:")
     why = [text.strip() for text in conflict.splitlines()[:6] if text.strip()]
-    why += [text for text in said.splitlines() if text.startswith("ERROR")][-4:]
+    errors = _ERROR.findall(said)[-4:]
+    why += [text.strip() for error in errors for text in error.splitlines()[:_SHOWN_LINES]]
     raise _unresolved(
         target, "\n".join(map(untrusted.line, why)) or untrusted.line(said.strip()[-500:]), file
     )

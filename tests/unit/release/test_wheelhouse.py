@@ -195,6 +195,12 @@ def test_hashes_in_the_file_are_required(offline: Path, tmp_path: Path) -> None:
         _locked(tmp_path, f"numbers==1.0 --hash=sha256:{'0' * 64}\n")
     assert "DO NOT MATCH THE HASHES" in caught.value.why
     assert "requirements.txt" in caught.value.hint
+    assert "numbers==1.0 from" in caught.value.why  # pip names it below its error
+    assert f"Expected sha256 {'0' * 64}" in caught.value.why
+    put(offline, "others", "1.0")
+    with pytest.raises(MacdError) as caught:
+        _locked(tmp_path, f"numbers==1.0 --hash=sha256:{digest}\nothers\n")
+    assert "These do not:\nothers from" in caught.value.why
 
 
 @pytest.mark.slow
