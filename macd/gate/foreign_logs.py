@@ -17,11 +17,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from macd.host.judge import reading
-from macd.host.judge.parse import LONGEST, Bad, parse
+from macd.host.judge.parse import LONGEST, Bad, moment, parse
 from macd.host.judge.reading import Source
 
 _MAGIC = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
@@ -40,17 +41,18 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 _WORDS = {
     "packed": "compressed",
-    "utf-16": "UTF-16",
-    "bom": "a byte order mark",
-    "docker": "lines wrapped by Docker",
-    "cri": "lines wrapped by a Kubernetes node",
-    "journal": "lines exported from journald",
-    "export": "lines exported from journald",
-    "array": "all lines in one JSON list",
-    "epoch": "times counted from 1970",
-    "case": "levels that are not in capitals",
-    "number": "levels that are numbers",
-    "prefix": "a prefix before each line",
+    "utf-16": "in UTF-16",
+    "bom": "with a byte order mark",
+    "docker": "with lines wrapped by Docker",
+    "cri": "with lines wrapped by a Kubernetes node",
+    "journal": "with lines exported from journald",
+    "export": "with lines exported from journald",
+    "array": "with all lines in one JSON list",
+    "epoch": "with times counted from 1970",
+    "case": "with levels that are not in capitals",
+    "number": "with levels that are numbers",
+    "prefix": "with a prefix before each line",
+    "last": "whose last line has no end",
 }
 
 
@@ -76,6 +78,11 @@ def plain(place: Path, copies: Path) -> Logs:
     for number, path in enumerate(files):
         try:
             kinds = _kinds(path)
+            last = b"" if kinds else _unended(path)
+            if _object(last) is not None:  # whole, but for the line end: nobody writes on here
+                kinds = ["last"]
+            elif last:
+                notes.append(f"the last line of {path.name} is cut off: left out")
             if not kinds:
                 ready.append((path, path))
                 continue
@@ -87,9 +94,15 @@ def plain(place: Path, copies: Path) -> Logs:
             continue
         met.update(kinds)
         ready.append((path, copy))
-    met.update(form for _, path in ready for form in _forms(path))
+    for at, (path, read) in enumerate(ready):
+        met.update(forms := _forms(read))
+        if forms & {"epoch", "case"}:
+            copy = copies / f"{at:05d}-spelt" / read.name
+            copy.parent.mkdir(parents=True)
+            _spell(read, copy)
+            ready[at] = path, copy
     notes += [
-        f"{count} file{'s' if count > 1 else ''} with {_WORDS[kind]}" for kind, count in met.items()
+        f"{count} file{'s' if count > 1 else ''} {_WORDS[kind]}" for kind, count in met.items()
     ]
     if dropped:
         notes.append(f"{dropped} lines between the signal lines are no JSON and are left out")
@@ -143,6 +156,13 @@ def _kinds(path: Path) -> list[str]:
     return [*kinds, *(kind for kind, count in wrapper if count * enough >= len(lines))]
 
 
+def _unended(path: Path) -> bytes:
+    """The last line, where it has no line end; of a very long one the end of it."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST))
+        return file.read().rpartition(b"\n")[2].strip()
+
+
 def _forms(path: Path) -> set[str]:
     """How the first lines are written, where the service would write otherwise."""
     forms = set()
@@ -156,6 +176,31 @@ def _forms(path: Path) -> set[str]:
             if type(level) is int:
                 forms.add("number")
     return forms
+
+
+def _spell(path: Path, copy: Path) -> None:
+    """Copy it with levels and times as the service writes them, as if no collector had been there.
+
+    Only lines that are the service's own by all else: on a host those are held to its own spelling.
+    """
+    with path.open("rb") as file, copy.open("wb") as out:
+        for line in _lines(file, "utf-8"):
+            document = _object(line)
+            if document and document.get("seq") and document.get("release"):
+                out.write(json.dumps(_spelt(document)).encode() + b"\n")
+            else:
+                out.write(line.rstrip(b"\r\n") + b"\n")
+
+
+def _spelt(document: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(level := document.get("level"), str):
+        document["level"] = level.upper()
+    for name in ("timestamp", "bar_time"):
+        value = document.get(name)
+        counted = type(value) in (int, float) or (isinstance(value, str) and value.isdigit())
+        if counted and (epoch := moment(value)) is not None:
+            document[name] = datetime.fromtimestamp(epoch / 1000, UTC).isoformat()
+    return document
 
 
 def _wrapper(line: bytes) -> str:

@@ -107,7 +107,7 @@ def loud(raw: bytes) -> bytes:
 
 WAYS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
     ("plain", "trades_20261124.jsonl", bytes, ""),
-    ("gz", "trades_20261124.jsonl.gz", gzip.compress, "1 file with compressed"),
+    ("gz", "trades_20261124.jsonl.gz", gzip.compress, "1 file compressed"),
     ("gz without the name", "trades_20261124.jsonl", gzip.compress, "compressed"),
     ("bz2", "app.log.bz2", bz2.compress, "compressed"),
     ("xz", "app.log.1.xz", lzma.compress, "compressed"),
@@ -147,6 +147,46 @@ def test_every_way_is_judged_alike(
         assert any(said in note for note in judgement.document["notes"]) or not said
     dropped = [note for note in judgement.document["notes"] if "left out" in note]
     assert bool(dropped) is (way in ("docker", "all"))
+
+
+def owned(raw: bytes) -> bytes:
+    """The service's own lines: counted, and each with its release."""
+    rows = enumerate(map(json.loads, raw.splitlines()), 1)
+    more = {"release": "20261101T000000Z-0123abcd"}
+    return b"".join(json.dumps({**row, **more, "seq": n}).encode() + b"\n" for n, row in rows)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda raw: raw.replace(b"SIGNAL", b"signal"), "levels that are not in capitals"),
+        (lambda raw: epoch(raw, 1e3), "times counted from 1970"),
+        (lambda raw: gzip.compress(epoch(loud(raw), 1)), "levels that are not in capitals"),
+    ],
+)
+def test_lines_of_the_service_that_a_collector_spelt_anew(
+    tmp_path: Path, wrap: Callable[[bytes], bytes], said: str
+) -> None:
+    """On a host they are no evidence; a local file is none anyway."""
+    (tmp_path / "app.log").write_bytes(wrap(owned(LINES)))
+    judgement = judged(tmp_path)
+    assert (judgement.decision.verdict, judgement.document["bars"]) == ("PASS", 45)
+    assert any(said in note for note in judgement.document["notes"])
+
+
+@pytest.mark.parametrize("form", [bytes, owned])
+def test_a_last_line_without_an_end_counts_and_one_cut_off_is_said(
+    tmp_path: Path, form: Callable[[bytes], bytes]
+) -> None:
+    lines = form(LINES)
+    (tmp_path / "app.log").write_bytes(lines.rstrip())
+    judgement = judged(tmp_path)
+    assert judgement.document["bars"] == 45
+    assert "1 file whose last line has no end" in judgement.document["notes"]
+    (tmp_path / "app.log").write_bytes(lines.rstrip()[:-30])
+    judgement = judged(tmp_path)
+    assert (judgement.decision.verdict, judgement.document["bars"]) == ("PASS", 44)
+    assert "the last line of app.log is cut off: left out" in judgement.document["notes"]
 
 
 def test_rotated_files_are_read_from_the_oldest(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_folder_of_lines_is_judged_and_allows_nothing(tmp_path: Path) -> None:
         "lgb_normal",
         "(warns only)",
         "not judged: golden predictions",
-        "1 file with comp",
+        "1 file comp",
     ):
         assert said in shown
     assert "realised AUC" not in shown
