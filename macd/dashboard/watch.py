@@ -82,7 +82,8 @@ class Watch:
         known = answer if isinstance(answer, Look) else look.stored(self.inventory, host.name)
         done = None
         if known is not None and known.state.live is not None:
-            with suppress(LookupError, TypeError, ValueError, AttributeError):  # the page says it
+            # Another command may move a log meanwhile; that nothing was counted the page says.
+            with suppress(LookupError, TypeError, ValueError, AttributeError, OSError):
                 done = self._served(host, known, known.state.live, made)
         options = _options(host, self.hosts, self.options)
         return Seen(host, known, failure, done, options, isinstance(answer, Look))

@@ -112,3 +112,17 @@ def test_a_page_counts_the_bytes_that_its_gate_report_counts(tmp_path: Path) -> 
     [same] = watched.facts({"prod-a": judged}, NOW).hosts
     assert same.served is not None
     assert same.served.bars == first.served.bars
+
+
+def test_logs_that_another_command_moves_meanwhile_end_no_page(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    project = watched_project.make(tmp_path / "watched", hours=10)
+
+    def moved(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("trades_20260322.jsonl")
+
+    monkeypatch.setattr("macd.dashboard.watch.served", moved)
+    [seen] = watch.Watch(project.inventory, [project.host("prod-a")], 30).facts({}, NOW).hosts
+    assert seen.look is not None
+    assert seen.served is None
