@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,7 +122,8 @@ def _save(inventory: Inventory, judged: Judged, signing: Lock) -> _Saved:
     if document["host"]:
         warnings = [report.note_on_host(path, document, inventory)]
         warnings += _record(inventory, judged, path)
-    report.prune(inventory, place.parent.name, _in_use(inventory))
+    with contextlib.suppress(MacdError):  # a journal that can't be read: nobody knows what is used
+        report.prune(inventory, place.parent.name, _in_use(inventory))
     return _Saved(document, path, shown, [*filter(None, warnings)])
 
 

@@ -138,6 +138,13 @@ def _watched(inventory: Inventory, host: Host, terminal: Lines, *, once: bool) -
 
 def _catch_up(seen: Seen, host: Host, inventory: Inventory) -> str:
     """Record and notify each raise and the end of a watch once; a note if that did not work."""
+    try:
+        return _caught_up(seen, host, inventory)
+    except MacdError as error:  # what the guard did is shown all the same
+        return f"not recorded here: {error.what}; {error.hint}"
+
+
+def _caught_up(seen: Seen, host: Host, inventory: Inventory) -> str:
     from macd.deploy.notify import notify
     from macd.gate import flag
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed, select
-from macd.cli.verb import LOOKED, emit, safe, same, verb
+from macd.cli.verb import LOOKED, emit, error_fields, harmless, safe, same, verb
 from macd.errors import ExitCode, MacdError
 
 if TYPE_CHECKING:
     from macd.deploy.state import HostState
     from macd.host.alerts.conditions import Alarm
+    from macd.host.record import Record
     from macd.inventory import Host, Inventory
 
 
@@ -237,10 +239,9 @@ def why(
     """Show why a release is live: run, data, criteria, gate, who deployed it, when."""
     from macd.deploy.lineage import judged, lineage
     from macd.deploy.state import observe
-    from macd.journal import Journal
 
     inv, hosts = select(inventory, env, host)
-    records = Journal(inv.state_dir / "journal.jsonl").records()
+    records, damage = _recorded(inv)
     results = on_each(hosts, lambda host: observe(host, inv))
     rows = results.done
     chains = {
@@ -248,13 +249,29 @@ def why(
     }
     if json:
         shown = [{"host": name, **chain} for name, chain in chains.items()]
-        emit({"hosts": shown, **failed_fields(results.failed)})
+        about = error_fields(damage) if damage else {}
+        emit({"hosts": shown, **failed_fields(results.failed), **about})
     else:
         for name, state in rows.items():
             _print_chain(name, state, chains[name], env)
+        sys.stdout.flush()
         print_failed(results.failed)
-    lives = [None if state.live else ExitCode.FAILED for state in rows.values()]
-    return exit_code(lives, results.failed)
+        if damage:
+            print(f"✗ {harmless(damage)}", file=sys.stderr)
+    codes = [None if state.live else ExitCode.FAILED for state in rows.values()]
+    return exit_code([*codes, damage.exit_code if damage else None], results.failed)
+
+
+def _recorded(inventory: Inventory) -> tuple[Sequence[Record], MacdError | None]:
+    """The journal here, up to a damage, and what that is: only the gate report is read from it."""
+    from macd.journal import Journal, JournalError
+
+    try:
+        return Journal(inventory.state_dir / "journal.jsonl").records(), None
+    except JournalError as error:
+        return error.intact, error
+    except MacdError as error:
+        return (), error
 
 
 def _print_chain(name: str, state: HostState, chain: Mapping[str, Any], env: str) -> None:

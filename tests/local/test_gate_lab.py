@@ -22,10 +22,11 @@ from tests.support.lab_project import Project, project
 
 TASKS = """
 from invoke import Collection
-from macd.cli import deploy, doctor, gate, logs, provision, usage
+from macd.cli import deploy, doctor, gate, logs, provision, status, usage
 usage.install()
 namespace = Collection(deploy.deploy, provision.provision, gate.shadow_gate, logs.logs)
 namespace.add_task(doctor.doctor)
+namespace.add_task(status.why)
 """
 
 
@@ -91,6 +92,25 @@ def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
         record.kind for record in Journal(ready.inventory.state_dir / "journal.jsonl").records()
     ]
     assert kinds[-1] == "gate.judged"
+
+
+def test_a_damaged_journal_here_hides_no_verdict_and_no_host(ready: Project) -> None:
+    fill(ready)
+    journal = ready.inventory.state_dir / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole.replace(b'"prod"', b'"pr0d"', 1))
+    try:
+        told = ready.json("shadow-gate")
+        assert told["verdict"] == "PASS"
+        assert "not recorded in the journal: the journal is damaged" in told["warnings"][0]
+        said = ready.invoke("why", code=1)
+        assert f"live          {ready.live}" in said
+        assert "✗ the journal is damaged at record 1" in said
+        told = ready.json("why", code=1)
+        assert told["hosts"][0]["live"] == ready.live
+        assert told["error"]["what"] == "the journal is damaged at record 1"
+    finally:
+        journal.write_bytes(whole)
 
 
 def test_drift_is_told_by_all_who_look_and_fails_nothing(ready: Project) -> None:

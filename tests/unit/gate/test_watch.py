@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from macd.cli.monitor import _head
+from macd.cli.monitor import _catch_up, _ending, _head
 from macd.gate import flag
 from macd.gate.flag import Seen
 from macd.inventory import load
@@ -36,6 +36,18 @@ def test_several_watches_are_caught_up_with_each_once_and_in_order(tmp_path: Pat
     assert [one["ended"][:19] for one in records] == [
         f"1970-01-01T00:0{n}:{s}" for n, s in ((1, 40), (3, 20), (5, "00"), (6, 40))
     ]
+
+
+def test_a_damaged_journal_here_does_not_hide_how_a_watch_ended(tmp_path: Path) -> None:
+    inventory = load("lab").model_copy(update={"root": tmp_path})
+    inventory.state_dir.mkdir(parents=True)
+    (inventory.state_dir / "journal.jsonl").write_text("{}\n")
+    failed = seen("failed", 1, 100.0)
+    note = _catch_up(failed, inventory.host("prod"), inventory)
+    assert note.startswith("not recorded here: the journal is damaged at record 1")
+    first, *_, last = _ending(failed, note, "")
+    assert first == "  the guard disabled stacking: watch 1"
+    assert note in last
 
 
 @pytest.mark.parametrize(
