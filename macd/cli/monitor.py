@@ -91,12 +91,15 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
     if seen.over:
         yield f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else "")
     if seen.idle:
-        yield "  stacking is not live any more: the watch ends at the guard's next look"
+        after = "nothing is left to watch"
+        if not seen.dead:
+            after = "the watch ends at the guard's next look"
+        yield f"  stacking is not live any more: {after}"
     if seen.state == "failing" and seen.order:
         yield f"  ✗ the guard is taking stacking back: {seen.order['reason']}"
         if seen.order.get("trouble"):
             yield f"    {seen.order['trouble']}; it is tried again"
-    if seen.dead:
+    if seen.unwatched:
         yield "  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches"
         yield f"    do: invoke disable-stacking{options}"
         yield f"        or invoke shadow-gate{options}, then invoke enable-stacking{options}:"
@@ -161,7 +164,7 @@ def _caught_up(seen: Seen, host: Host, inventory: Inventory) -> str:
 
 
 def _exit(seen: Seen) -> ExitCode | None:
-    if seen.dead or seen.unjudged or seen.state == "failing" or seen.drift:
+    if seen.unwatched or seen.unjudged or seen.state == "failing" or seen.drift:
         return ExitCode.FAILED
     return ExitCode.REVERTED if seen.state == "failed" else None
 

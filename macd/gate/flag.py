@@ -370,6 +370,11 @@ class Seen:
         return self.state not in (WATCHING, FAILING)
 
     @property
+    def unwatched(self) -> bool:
+        """Whether nobody watches what should be: a watch that only waits for its end needs none."""
+        return self.dead and not self.idle
+
+    @property
     def unjudged(self) -> str:
         """How often in a row the guard could not judge, and why; "" while it can."""
         return guard_config.unjudged(dict(self.order) if self.order else None)

@@ -19,7 +19,7 @@ from macd.host.deploy import ledger, locks
 from macd.host.deploy.health import ProbeError, ask, get
 from macd.host.deploy.probe import Instances, prover_of
 from macd.host.failure import HostError
-from macd.host.flag import guard_config
+from macd.host.flag import guard, guard_config
 from macd.host.judge import by_symbol, drift, judging, reading
 from macd.host.judge.drift import Drift
 from macd.host.layout import Layout, live_release, load
@@ -63,6 +63,7 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
     process = units.get(down, process)
     is_up = live is not None and process is not None and process.active == "active"
     keeps, synchronised = _clock()
+    guarded, unjudged = of("the guard", lambda: _guard(layout, live), ("none", ""))
     return Facts(
         now=now,
         live=live,
@@ -82,12 +83,8 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
         expires=of("the release's manifest", lambda: _expires(layout, live), None),
         identity=of("accepts.json", lambda: str(signature.accepts(layout)["identity"]), ""),
         allowed_signers=durable.text(layout.state("allowed_signers")) or "",
-        guard=of("the guard", lambda: guard_config.guard_of(layout, live), "none"),
-        unjudged=of(
-            "the guard's tries",
-            lambda: guard_config.unjudged(guard_config.read_watch(layout)),
-            "",
-        ),
+        guard=guarded,
+        unjudged=unjudged,
         pending=pending,
         synchronised=synchronised,
         keeps=keeps,
@@ -98,6 +95,16 @@ def gather(layout: Layout, terms: Terms, now: float, *, offset_s: float | None =
         written=of("the signals", lambda: _written(layout, _signals(application) or ""), None),
         unread=tuple(unread),
     )
+
+
+def _guard(layout: Layout, live: str | None) -> tuple[str, str]:
+    """As `guard_of` answers, and how often it could not judge; nothing of a watch that only waits
+    for its end, as after a rollback.
+    """
+    if not guard.is_needed(layout):
+        return "none", ""
+    watch = guard_config.read_watch(layout)
+    return guard_config.guard_of(layout, live), guard_config.unjudged(watch)
 
 
 def newest(live: Path) -> Newest | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from macd.cli.monitor import _catch_up, _ending, _head
+from macd.cli.monitor import _catch_up, _ending, _exit, _head
+from macd.errors import ExitCode
 from macd.gate import flag
 from macd.gate.flag import Seen
 from macd.inventory import load
@@ -70,6 +72,10 @@ def test_a_watch_is_idle_only_where_the_guard_would_end_it(
     watched = Seen("prod", order, "r", flag, (), 0.0, loop=False, stacking={"running": running})
     assert watched.idle is idle
     assert Seen("prod", order, "other", flag, (), 0.0, loop=False).idle
+    # A guard that was killed is missed only where it has something to watch.
+    dead = replace(watched, dead=True, stacking={"running": running, "changing": True})
+    assert ("the guard is dead" in "\n".join(_ending(dead, "", ""))) is not idle
+    assert _exit(dead) == (None if idle else ExitCode.FAILED)
 
 
 def test_each_raise_comes_into_the_journal_here_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from macd.host.alerts import facts
 from macd.host.alerts.conditions import Terms
+from macd.host.flag import guard, guard_config
 from macd.host.judge import reading
 from macd.host.layout import Layout
 from macd.host.own import Probe, Service, Signals
@@ -81,6 +82,20 @@ def test_what_can_not_be_read_hides_nothing_else(
     assert seen.live is None and seen.service == {} and seen.health == {}
     assert seen.process == RUNS and seen.offset_s == 3.0
     assert seen.disk is not None and seen.disk.total > 0
+
+
+def test_a_guard_counts_while_there_is_something_to_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback leaves a watch behind until the guard's next look."""
+    (tmp_path / "state").mkdir()
+    monkeypatch.setattr(Supervisor, "show", lambda *_: RUNS)
+    monkeypatch.setattr(guard_config, "guard_of", lambda *_: "dead")
+    monkeypatch.setattr(guard_config, "unjudged", lambda *_: "could not judge, 1 of 3: x")
+    for needed, said in ((True, ("dead", "could not judge, 1 of 3: x")), (False, ("none", ""))):
+        monkeypatch.setattr(guard, "is_needed", lambda *_, needed=needed: needed)
+        seen = facts.gather(Layout(str(tmp_path)), TERMS, NOW.timestamp())
+        assert (seen.guard, seen.unjudged) == said
 
 
 def test_a_service_that_does_not_run_is_asked_nothing(
