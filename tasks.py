@@ -13,9 +13,10 @@ from importlib import import_module
 
 from invoke import Collection
 
-from macd.cli import interrupts
+from macd.cli import encoding, interrupts
 
 interrupts.leave_quietly()
+encoding.spell_signs()
 # Invoke forbids Python to keep compiled modules, and each command would compile them all again.
 sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
 # pydantic would look for plugins of its own in every installed package. Nothing here has one.
