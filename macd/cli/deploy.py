@@ -79,7 +79,8 @@ def plan(
         "wave": 'deploy in waves: hosts done in total after each, e.g. "1,50%,100%"',
         "skip-unreachable": "leave out hosts that can't be reached; exit 5 at the end",
         "restart": "restart the service even if nothing differs",
-        "attach": "follow an activation under way (confirm it, if started here); start nothing",
+        "attach": "follow what is under way (and confirm it, if started here), else show how the "
+        "newest ended; start nothing",
         "dry-run": "the same as invoke plan",
     }
 )
@@ -186,11 +187,11 @@ def rollback(
         targets, unreachable = rollback_targets(run, inv, hosts, to)
         stay = [target.host for target in targets if target.stays]
         if dry_run:
-            return dry_rollback(targets, unreachable, options, to, json=json)
+            return dry_rollback(targets, unreachable, options, env, to, json=json)
         if not json:
             print_targets(targets, unreachable)
         if not (yes or unreachable or any(target.to for target in targets)):
-            raise nothing_to_roll_back(env, any(target.provisioned for target in targets))
+            raise nothing_to_roll_back(env, to, any(target.provisioned for target in targets))
         if not confirm("roll back?", yes=yes):
             return not_agreed(json=json)
 

@@ -441,14 +441,19 @@ def dry_rollback(
     targets: list[RollbackTarget],
     unreachable: dict[str, MacdError],
     options: str,
+    env: str,
     to: str,
     *,
     json: bool,
 ) -> ExitCode | None:
-    """Show where each host would go; with the error for hosts that could not be reached."""
+    """Show where each host would go; with the error where none goes, or some can't be reached."""
     from macd.deploy.rollout import passed_by
 
-    error = passed_by("rollback", unreachable, options, release=to) if unreachable else None
+    error: MacdError | None = None
+    if unreachable:
+        error = passed_by("rollback", unreachable, options, release=to)
+    elif not any(target.to and target.possible is None for target in targets):
+        error = nothing_to_roll_back(env, to, any(target.provisioned for target in targets))
     if not json:
         print_targets(targets, unreachable)
         if error is not None:
@@ -466,8 +471,8 @@ def dry_rollback(
     return error.exit_code if error else None
 
 
-def nothing_to_roll_back(env: str, provisioned: bool) -> RefusedError:
-    """The error where no host has a release to go back to."""
+def nothing_to_roll_back(env: str, to: str, provisioned: bool) -> RefusedError:
+    """The error where no host has a release to go back to, or never had `to`."""
     if not provisioned:
         live = "nothing, as before"
         return RefusedError(
@@ -475,7 +480,7 @@ def nothing_to_roll_back(env: str, provisioned: bool) -> RefusedError:
         )
     return RefusedError(
         "there is nothing to roll back to",
-        why="no other release that is still good was live there",
-        live="what was live before",
+        why=f"{to} was never live there" if to else "no other release that is good was live there",
+        live="what was live before; nothing was changed",
         hint=f"invoke history --env {env} shows what was live there; --to ID names one of them",
     )

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from macd.cli.rollout import Board, Shown, _end, print_plan
+from macd.cli.rollout import Board, Shown, _end, dry_rollback, print_plan
 from macd.deploy.follow import Outcome
 from macd.deploy.plan import Delta, Plan
-from macd.errors import MacdError
+from macd.deploy.rollback import RollbackTarget
+from macd.errors import MacdError, RefusedError
 
 
 def named(*names: str) -> list[Any]:
@@ -173,3 +174,22 @@ def test_a_restart_that_was_reverted_left_no_failed_release() -> None:
     assert "the failed release stays there" in _end(failed, "deploy", "")
     again = Outcome("prod", "reverted", "r1", "r1", reason="nobody confirmed", serving="pid 7")
     assert "failed release" not in _end(again, "activation", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "why"),
+    [
+        (RollbackTarget("prod", "r1", None), "", "no other release that is good was live there"),
+        (RollbackTarget("prod", "r1", "r9", possible=["r0"]), "r9", "r9 was never live there"),
+    ],
+)
+def test_a_dry_rollback_that_goes_nowhere_is_refused(
+    target: RollbackTarget, to: str, why: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        dry_rollback([target], {}, "", "prod", to, json=False)
+    assert refused.value.why == why
+
+
+def test_a_dry_rollback_to_what_is_live_already_is_none() -> None:
+    assert dry_rollback([RollbackTarget("a", "r1", "r1")], {}, "", "prod", "r1", json=True) is None
