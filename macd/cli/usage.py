@@ -14,6 +14,7 @@ import difflib
 import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from invoke import Exit, ParseError, Program
@@ -58,9 +59,7 @@ def install(tasks: Collection[str] = ()) -> None:
             known = tasks or self.collection.task_names
             raise _end(typed, usage_error(str(error), task, known, flags)) from error
         except ValueError as error:  # Invoke casts values and lets Python's own error through
-            typed_value = str(error).rpartition(": ")[2]
-            wrong = usage_error(f"an option here takes a number, and {typed_value} is none")
-            raise _end(typed, wrong) from error
+            raise _end(typed, _no_number(typed, str(error).rpartition(": ")[2])) from error
 
     @functools.wraps(lists)
     def parse_cleanup(self: Program) -> None:  # --list, --help TASK
@@ -98,6 +97,15 @@ def usage_error(
         hint = f"invoke {match[1]} {words}; invoke --help {match[1]} shows its options"
         return UsageError(f"{match[1]} needs {words}", hint=hint)
     return UsageError(error, hint=hint)
+
+
+def _no_number(typed: Sequence[str], value: str) -> UsageError:
+    """The error about a value, quoted as Python quotes it, where a number belongs."""
+    of = ["an option here"]
+    of += [was for was, word in pairwise(typed) if was.startswith("-") and repr(word) == value]
+    of += [word.partition("=")[0] for word in typed if repr(word.partition("=")[2]) == value]
+    task = next((word for word in typed if not word.startswith("-")), "")
+    return usage_error(f"{of[-1]} takes a number, and {value} is none", task)
 
 
 def _end(typed: Sequence[str], error: UsageError) -> Exit:

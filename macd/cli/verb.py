@@ -46,6 +46,13 @@ _HELP = {  # of options that many verbs have
 }
 
 
+class _Verb(Task):  # type: ignore[type-arg]
+    def arg_opts(self, name: str, default: Any, taken_names: set[str]) -> dict[str, Any]:
+        """Of an option whose letters are all taken, Invoke would make its dash a short option."""
+        options = super().arg_opts(name, default, taken_names)
+        return {**options, "names": [name for name in options["names"] if name != "-"]}
+
+
 def verb(
     *,
     help: Mapping[str, str] = MappingProxyType({}),
@@ -71,6 +78,7 @@ def verb(
         options = inspect.signature(body).parameters
         common = {option: text for option, text in _HELP.items() if option in options}
         made: Task[Any] = task(
+            klass=_Verb,
             name=body.__name__.strip("_").replace("_", "-"),
             help=common | dict(help),
             default=default,

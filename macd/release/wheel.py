@@ -63,7 +63,7 @@ def build(root: Path) -> tuple[str, bytes]:
         raise UsageError(
             f"there is no source of macd in {root}",
             why=f"missing: {', '.join(missing)}",
-            hint="run it from the clone (where tasks.py is)",
+            hint="--source names a clone of macd, where tasks.py is; without it this one is taken",
         )
     with tempfile.TemporaryDirectory(prefix="macd-wheel-") as temporary:
         source, out = Path(temporary, "source"), Path(temporary, "out")

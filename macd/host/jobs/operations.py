@@ -347,7 +347,11 @@ def _result(directory: str) -> dict[str, Any]:
 def _run_directory(work: str, run: str) -> str:
     """The directory of a run. Raises HostError for anything that is not a run id."""
     if not _RUN_ID.match(run):
-        raise HostError(f"not a run id: {run!r}")
+        raise HostError(
+            f"not a run id: {run!r}",
+            why="a run is called like 20260301T120000Z-1a2b3c4d",
+            hint="invoke train.status names the newest",
+        )
     return os.path.join(work, "runs", run)
 
 

@@ -29,15 +29,18 @@ def test_days_of_a_release_as_typed_or_left_to_the_inventory() -> None:
     assert lifetime_days("") == 0
 
 
-def test_a_word_where_a_number_belongs_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--rtt-ms soon", "--rtt-ms=soon"])
+def test_a_word_where_a_number_belongs_ends_with_2(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     usage.install()
     program = Program(namespace=Collection(Collection("lab", lab.fault)))
     with pytest.raises(SystemExit) as ended:
-        program.run("invoke lab.fault --rtt-ms soon")
+        program.run(f"invoke lab.fault {option}")
     assert ended.value.code == 2
     err = capsys.readouterr().err
-    assert "an option here takes a number, and 'soon' is none" in err
-    assert "invoke --list" in err
+    assert "--rtt-ms takes a number, and 'soon' is none" in err
+    assert "invoke --help lab.fault" in err
 
 
 @pytest.mark.parametrize(

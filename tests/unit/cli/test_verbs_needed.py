@@ -34,3 +34,12 @@ def test_a_list_a_help_or_a_wrong_word_needs_all(line: str) -> None:
 def test_each_entry_is_a_task_of_that_name() -> None:
     made = tasks.collection(ALL).task_names
     assert set(made) == set(ALL)
+
+
+def test_no_dash_is_a_short_option() -> None:
+    made = tasks.collection(ALL)
+    names = {
+        name for verb in ALL for argument in made[verb].get_arguments() for name in argument.names
+    }
+    assert "dry-run" in names
+    assert "-" not in names
