@@ -136,6 +136,13 @@ def test_the_table_is_calibrated_and_no_slope_knows_the_holdout() -> None:
     other = y.copy()
     other[held_out] = 1 - other[held_out]
     assert calibrate(table(other), "lgbm", EMBARGO)[1] == shipped
+    # A fold's predictions don't know its own labels, or later ones; what ships knows all folds.
+    other[fold >= 3] = 1 - other[fold >= 3]
+    again, slopes = calibrate(table(other), "lgbm", EMBARGO)
+    known = (fold >= 0) & (fold <= 3)
+    assert np.array_equal(said[known], oof.columns(again, "p_lgbm")[known], equal_nan=True)
+    assert not np.array_equal(said[late], oof.columns(again, "p_lgbm")[late])
+    assert slopes != shipped
 
 
 @example(1.0, 4.0)
