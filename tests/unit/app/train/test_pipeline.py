@@ -326,16 +326,25 @@ def test_each_family_names_its_own_features_and_the_shared_window(done: Path) ->
 
 
 def test_a_changed_late_bar_redoes_only_the_fits_that_saw_it(again: Path, tmp_path: Path) -> None:
+    """And whatever was predicted of earlier bars, by stacking and the mean too, stays the same."""
     bars = read_bars(SAMPLE)[:3200]
     row = pl.int_range(pl.len()) == 2300  # in the last fold's test, before the holdout
     middle = (pl.col("high") + pl.col("low")) / 2  # LightGBM sees the path of the price alone
     later = bars.with_columns(pl.when(row).then(middle).otherwise("close").alias("close"))
     write_bars(later, tmp_path / "later" / "BTCUSD_1h.parquet")
-    started = count(again)
-    train(again, tmp_path / "later", mode="lgbm")
+    before, started = table(again), count(again)
+    train(again, tmp_path / "later", stages=["verify", "lgbm", "lstm", "tft", "stacking"])
     done_now = fitted(again, started)
     assert ("lgbm", 0) not in done_now
     assert ("lgbm", "final") in done_now
+    changed, since = pl.col("bar_time") >= bars["timestamp"][2300], pl.col("fold") == 2
+    said = [name for name in before.columns if name.startswith("p_")]
+    assert {"p_stacking_5h", "p_mean_5h"} <= set(said)
+    now = table(again).select("bar_time", "fold", *said)
+    before = before.select(now.columns)
+    assert before.filter(~changed, since).height > 0
+    assert before.filter(~changed).equals(now.filter(~changed))
+    assert not before.filter(changed, since).equals(now.filter(changed, since))
 
 
 def test_a_damaged_entry_is_fitted_again_to_the_same_numbers(again: Path, data_dir: Path) -> None:
