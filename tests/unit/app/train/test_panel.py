@@ -164,6 +164,21 @@ def test_mutant_labels_that_reach_over_the_border_are_caught(
         judge(panel.training_data(fold.train, None), fold, panel)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_mutant_a_border_one_bar_late_is_caught(
+    panel: Panel, plan: dataset.Plan, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    honest = Panel.border_ms
+    monkeypatch.setattr(Panel, "border_ms", lambda self, trained: honest(self, trained) + HOUR)
+    fold = plan.folds[1]
+    rows, stop = fold.train, None
+    if stopped:
+        rows, stop = splits.inner_split(fold.train, fraction=0.2, embargo=EMBARGO)
+    late = dataclasses.replace(task(fold), rows=rows, stop=stop)
+    with pytest.raises(LeakError, match="CCCUSD: it was given a label that looks at"):
+        fits.check_record(observe(panel.training_data(rows, stop), fold.test), late, EMBARGO, panel)
+
+
 def test_mutant_later_bars_of_one_asset_for_scaling_are_caught(
     panel: Panel, plan: dataset.Plan
 ) -> None:
