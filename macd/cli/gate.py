@@ -240,6 +240,7 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
     """Put the verdict into the journal and notify people; what of it did not work."""
     from macd.deploy.notify import notify
     from macd.deploy.rollout import operator
+    from macd.host.durable import sha256_of
     from macd.journal import Journal
 
     document = judged.document
@@ -255,6 +256,7 @@ def _record(inventory: Inventory, judged: Judged, path: Path) -> list[str]:
         "rates": {row["name"]: [row["successes"], row["trials"]] for row in document["criteria"]},
         "rule": document["rule"],
         "report": str(path.relative_to(inventory.state_dir)),
+        "report_sha256": sha256_of(path),  # by which a host's journal names it
     }
     journal = Journal(inventory.state_dir / "journal.jsonl")
     warnings = []

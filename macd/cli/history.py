@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -134,8 +135,14 @@ def _past(
         journals |= results.done
     entries = past.joined(journals, asked)
     doubts = Doubts(past.contradictions(entries), damaged, past.missing(entries))
-    if asked:  # a host's own record counts for it, whoever else recorded something
-        entries = [e for e in entries if e.host not in asked or e.source == e.host]
+    if asked:  # a host's own record counts for it, but no host knows of gate reports
+        entries = [
+            entry
+            for entry in entries
+            if entry.host not in asked
+            or entry.source == entry.host
+            or entry.record.kind == "gate.judged"
+        ]
     if moment is not None:
         _show_then(past.at(entries, moment), moment, doubts, failed, json=json)
     else:
@@ -204,9 +211,16 @@ def _then_lines(state: Then) -> Iterator[str]:
         decides = f"decides with {state.weight} %" if state.weighed else "the models decide"
         yield f"stacking: {decides}{since}"
         verdict = f" ({state.verdict})" if state.verdict else ""
-        yield f"evidence: {state.evidence or 'no report is on record'}{verdict}"
+        yield f"evidence: {_report_words(state.evidence)}{verdict}"
     if state.under_way:
         yield f"under way: {state.under_way}"
+
+
+def _report_words(evidence: str) -> str:
+    """A host records the SHA-256 of a report; the journal of who made it, also its path."""
+    if re.fullmatch("[0-9a-f]{64}", evidence):
+        return f"a gate report that no journal here names; its SHA-256 is {evidence}"
+    return evidence or "no report is on record"
 
 
 def _show_joined(

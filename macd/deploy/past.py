@@ -85,26 +85,22 @@ def joined(journals: Mapping[str, Iterable[Record]], hosts: Iterable[str] = ()) 
 
 def at(entries: Sequence[Entry], moment: datetime) -> list[Then]:
     """What was live then on each host that a record names but for trainings, in order of names."""
-    verdicts = {
-        str(entry.fields["report"]): str(entry.fields.get("verdict"))
-        for entry in entries
-        if entry.record.kind == "gate.judged" and "report" in entry.fields
-    }
+    judged = [entry.fields for entry in entries if entry.record.kind == "gate.judged"]
     states: dict[str, Then] = {}
     for entry in entries:
         if entry.host and entry.at <= moment and not entry.record.kind.startswith(_TRAININGS):
             before = states.get(entry.host, Then(entry.host))
-            states[entry.host] = _after(before, entry, verdicts)
+            states[entry.host] = _after(before, entry, judged)
     return [states[name] for name in sorted(states)]
 
 
-def _after(then: Then, entry: Entry, verdicts: Mapping[str, str]) -> Then:
+def _after(then: Then, entry: Entry, judged: Sequence[Mapping[str, Any]]) -> Then:
     kind, fields = entry.record.kind, entry.fields
     env = str(fields.get("env") or then.env)
     sources = then.sources if entry.source in then.sources else (*then.sources, entry.source)
     then = replace(then, env=env, sources=sources)
     if kind in _FLAG_KINDS:
-        return _flag(then, entry, verdicts)
+        return _flag(then, entry, judged)
     if kind in ENDS:
         return _ended(then, entry)
     if kind == "committed":
@@ -117,10 +113,11 @@ def _after(then: Then, entry: Entry, verdicts: Mapping[str, str]) -> Then:
     return replace(then, under_way="") if kind == "reverted" else then
 
 
-def _flag(then: Then, entry: Entry, verdicts: Mapping[str, str]) -> Then:
+def _flag(then: Then, entry: Entry, judged: Sequence[Mapping[str, Any]]) -> Then:
     kind, fields = entry.record.kind, entry.fields
-    report = str(fields.get("report") or "")
-    verdict = next((v for path, v in verdicts.items() if path and report.endswith(path)), "")
+    report, verdict = _evidence(str(fields.get("report") or ""), judged)
+    if not report and then.weight:  # raised by the guard, or lowered
+        report, verdict = then.evidence, then.verdict
     if kind in ("flag.enable", "flag.disable"):
         if fields.get("result") != "set":
             return then
@@ -134,6 +131,17 @@ def _flag(then: Then, entry: Entry, verdicts: Mapping[str, str]) -> Then:
         return replace(then, weight=fields.get("weight"), weight_since=entry.at)
     failed = fields.get("result", "failed") == "failed"  # the guard's watch ended so
     return _weighed(then, entry, 0, "", "") if failed else then
+
+
+def _evidence(report: str, judged: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A gate report as people find it, and its verdict: hosts record its SHA-256, not its path."""
+    for fields in judged:
+        path, verdict = str(fields.get("report") or ""), str(fields.get("verdict"))
+        if path and report.endswith(path):
+            return report, verdict
+        if path and report and report == fields.get("report_sha256"):
+            return path, verdict
+    return report, ""
 
 
 def _ended(then: Then, entry: Entry) -> Then:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -88,10 +89,10 @@ def test_good_logs_pass_and_the_signed_report_stands(ready: Project) -> None:
         log.write_bytes(content.replace(b'"HOLD"', b'"SELL"', 1))
         (why,) = evidence.same_on_host(session, host.app_dir, read.document["logs"])
         assert "other content" in why
-    kinds = [
-        record.kind for record in Journal(ready.inventory.state_dir / "journal.jsonl").records()
-    ]
-    assert kinds[-1] == "gate.judged"
+    record = Journal(ready.inventory.state_dir / "journal.jsonl").records()[-1]
+    assert record.kind == "gate.judged"
+    path = ready.inventory.state_dir / str(record.fields["report"])
+    assert record.fields["report_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_damaged_journal_here_hides_no_verdict_and_no_host(ready: Project) -> None:

@@ -152,6 +152,27 @@ def test_the_hint_for_more_asks_the_same_hosts_again(
     assert "more: invoke history --limit 0 --env prod --inventory lab" in capsys.readouterr().out
 
 
+def test_the_evidence_of_a_hosts_own_record_is_named_by_the_journal_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], journal: Journal
+) -> None:
+    sha256, own = "ab" * 32, Journal(journal.path.with_name("own.jsonl"))
+    own.append("committed", {"activation": 1, "release": "R1"}, now=NOW)
+    enabled = {"wanted": "1", "weight": 25, "release": "R1", "report": sha256}
+    own.append("flag.set", enabled, now=NOW.replace(hour=14))
+    monkeypatch.setattr("macd.deploy.fleet.hosts_of", lambda *_: [SimpleNamespace(name="prod")])
+    monkeypatch.setattr(history_verb, "_fetched", lambda *_: own.records())
+    monkeypatch.chdir(journal.path.parents[2])
+    history_verb.history(Context(), at="2025-03-02", env="prod")
+    assert f"evidence: a gate report that no journal here names; its SHA-256 is {sha256}\n" in (
+        capsys.readouterr().out
+    )
+    made = {"host": "prod", "verdict": "PASS", "report": "gate/prod/x/report.json"}
+    judged = {**made, "report_sha256": sha256}
+    journal.append("gate.judged", judged, now=NOW.replace(hour=13))
+    history_verb.history(Context(), at="2025-03-02", env="prod")
+    assert "evidence: gate/prod/x/report.json (PASS)\n" in capsys.readouterr().out
+
+
 def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) -> None:
     there = Journal(journal.path.with_name("bens.jsonl"))
     ended = {"env": "prod", "host": "prod", "result": "committed"}

@@ -123,6 +123,39 @@ def test_a_hosts_own_journal_says_the_same() -> None:
     assert (state.release, state.weight) == (R2, 0)
 
 
+def test_a_hosts_own_record_names_the_report_that_was_made_elsewhere() -> None:
+    sha256 = "ab" * 32
+    made = {"host": "prod", "verdict": "PASS", "report": "gate/prod/x/report.json"}
+    here = journal((2, "gate.judged", {**made, "report_sha256": sha256}))
+    enabled = {"wanted": "1", "weight": 25, "release": R1, "report": sha256}
+    own = journal((1, "committed", {"activation": 1, "release": R1}), (3, "flag.set", enabled))
+    for journals, evidence, verdict in (
+        ({"here": here, "prod": own}, "gate/prod/x/report.json", "PASS"),
+        ({"prod": own}, sha256, ""),
+    ):
+        (state,) = past.at(past.joined(journals, ["prod"]), DAY + timedelta(hours=4))
+        assert (state.weight, state.evidence, state.verdict) == (25, evidence, verdict)
+
+
+@pytest.mark.parametrize("weight", [100, 10])
+def test_who_changes_the_weight_without_a_report_leaves_what_allowed_it(weight: int) -> None:
+    """The guard raises by its own watch, and a lower weight needs no report."""
+    enabled = {"wanted": "1", "weight": 25, "release": R1, "report": "abc"}
+    own = journal(
+        (1, "committed", {"activation": 1, "release": R1}),
+        (3, "flag.set", enabled),
+        (4, "flag.set", {**enabled, "weight": weight, "report": "", "who": "guard"}),
+    )
+    (state,) = past.at(past.joined({"prod": own}, ["prod"]), DAY + timedelta(hours=5))
+    assert (state.weight, state.evidence) == (weight, "abc")
+    here = journal(
+        ended(1, R1, 1),
+        flag(3, "enable", "1", 25, report="abc"),
+        flag(4, "enable", "1", weight),
+    )
+    assert then(5, {"here": here}).evidence == "abc"
+
+
 LEFT: Event = (2, "deploy.ended", {"host": "prod", "release": R2, "result": "left to the host"})
 
 

@@ -264,6 +264,29 @@ def test_the_flag_changes_nothing_where_stacking_is_the_mean() -> None:
     assert evaluate(market(close, table), POLICY).document["flag_changes"]["val"]["threshold"] > 0
 
 
+def test_the_flag_changes_a_share_of_the_actions_not_of_what_is_held() -> None:
+    def did(actions: list[int], sides: list[int]) -> backtest.Track:
+        return backtest.Track(*(np.array(v, np.int8) for v in (actions, sides)), np.zeros(4))
+
+    mean, stacking = did([1, 0, 0, 0], [1, 1, 1, 0]), did([0, 0, 0, 0], [0, 0, 0, 0])
+    tracks = {"prob_mean": mean, "prob_stacking": stacking}
+    assert backtest.flag_changes(tracks) == {"threshold": 0.25}
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_sharpe_is_deflated_by_all_thresholds_that_were_tried_on_the_part(part: str) -> None:
+    """On the holdout those of the table alone were; they were searched for before it."""
+    bars = market(*series(9, edge=0.3))
+    walked, document = walk(bars, POLICY), evaluate(bars, POLICY).document
+    nets = [made.net for key, made in walked.tracks[part].items() if key.startswith("prob_")]
+    searched = list(walked.searched) if part == "val" else []
+    assert len(searched) == (2 * len(GRID) if part == "val" else 0)
+    trials = [backtest.returns.sharpe(net) for net in (*nets, *searched)]
+    tried, net = document["settings"]["tried"][part], walked.tracks[part]["prob_stacking"].net
+    expected = backtest.returns.deflated_sharpe(net, trials, tried)
+    assert document[part]["prob_stacking"]["deflated_sharpe"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_curves_are_daily_and_end_where_the_figures_do() -> None:
     made = evaluate(market(*series(6, edge=0.5)), Policy())
     settings = made.document["settings"]
