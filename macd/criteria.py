@@ -298,7 +298,7 @@ class Outcome:
     detail: str = ""
 
     def line(self) -> str:
-        mark = "✓" if self.ok else ("✗" if self.level == "block" else "⚠")
+        sign = mark(ok=self.ok, level=self.level)
         shown = "not measured"
         if self.value is not None:
             shown = written(self.name, self.value)
@@ -306,7 +306,7 @@ class Outcome:
         missed = (
             "" if self.ok else ("  (blocks a release)" if self.level == "block" else "  (warns)")
         )
-        return f"{mark} {self.title}: {shown}{missed}{rest}"
+        return f"{sign} {self.title}: {shown}{missed}{rest}"
 
 
 DEFAULTS: dict[str, Criterion] = {

@@ -29,7 +29,7 @@ from macd.deploy.state import HostState
 from macd.errors import MacdError
 from macd.gate import doctor_own, report
 from macd.gate.finding import Finding, short
-from macd.host.alerts.conditions import Alarm, lasting
+from macd.host.alerts.conditions import Alarm, epoch_of, lasting
 from macd.host.alerts.webhook import SENT
 from macd.host.flag.flag_file import SHADOW
 from macd.host.judge.gate import FAIL
@@ -370,7 +370,7 @@ def _feed(case: Case) -> Finding:
     allowed = 2 * case.feed.every_s + _FEED_GRACE_S
     due = f"one is due every {case.feed.every_s:g} s"
     if not isinstance(arrived, (int, float)):
-        began = _epoch(case.state.health.get("started"))
+        began = epoch_of(case.state.health.get("started"))
         if began is None or case.now - began <= allowed:
             return Finding(name, None, f"no bar has come since the start; it is {state}")
         evidence = (
@@ -379,20 +379,12 @@ def _feed(case: Case) -> Finding:
         return Finding(name, False, short(evidence), remedy)
     age = case.now - arrived
     said = f"the last bar came {age:.0f} s ago ({state}); {due}"
-    opened = _epoch(case.state.health.get("last_bar"))
+    opened = epoch_of(case.state.health.get("last_bar"))
     if case.feed.live and opened is not None and age <= allowed:
         # What comes may be old: an exchange that gives yesterday's bars, a file written late.
         age = case.now - opened - case.feed.every_s
         said = f"{said}, and closed {age:.0f} s ago"
     return Finding(name, age <= allowed, said, "" if age <= allowed else remedy)
-
-
-def _epoch(text: object) -> float | None:
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
-        return None
-    return moment.timestamp() if moment.tzinfo is not None else None
 
 
 def _disk(case: Case) -> Finding:

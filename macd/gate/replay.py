@@ -46,7 +46,6 @@ class Said:
     """
 
     seq: int
-    time_ms: int
     life: int
     bar_ms: int
     bar: Values
@@ -185,7 +184,7 @@ def _take(written: Written, line: Line, parts: Mapping[str, Any], life: int, sin
     if why or bar is None:
         written.left_out[why] += 1
         return
-    written.lines.append(Said(seq, line.time, life, at, bar, cross, parts, lasts))
+    written.lines.append(Said(seq, life, at, bar, cross, parts, lasts))
 
 
 def _not_comparable(line: Line, bar: Values | None, row: Any) -> str:

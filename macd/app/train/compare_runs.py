@@ -47,7 +47,6 @@ Lines = NDArray[np.bool_]
 _HEADLINE = ("stacking", MEAN, *BASES)  # the verdict is about the first that both have
 _FEW_WEEKS = 20
 _PLACES = ("data", "out", "cache", "engine", "workers", "mode")  # they change no figure
-_SHOWN_FEATURES = 12
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,7 @@ def measure(
     frame = oof.with_model(frame, RIDGE, oof.ridge_baseline(data, plan, frame))
     models = oof.models_in(frame, COMPARED)
     figures = {model: oof.figures(frame, model, s.min_move, s.seed) for model in models}
-    best = {
-        model: oof.best_head({h: v["val"]["value"] or 0.0 for h, v in heads.items()})
-        for model, heads in figures.items()
-    }
+    best = {m: oof.best_head(oof.validation_aucs(frame, m, s.min_move)) for m in models}
     validation, holdout = (
         Span(training.bars.symbol, s.tf, *(int(data.times_ms[row]) for row in ends))
         for ends in (

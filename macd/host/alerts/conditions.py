@@ -188,7 +188,7 @@ def silent(facts: Facts, terms: Terms) -> Alarm | None:
         every = step_ms(str(facts.service.get("tf"))) / 1000
         arrived = None if facts.newest is None else facts.newest.bar / 1000 + every
         allowed = terms.silent_bars * every
-    known = [at for at in (arrived, _epoch(facts.health.get("started"))) if at is not None]
+    known = [at for at in (arrived, epoch_of(facts.health.get("started"))) if at is not None]
     if not known or not allowed:
         return UNKNOWN
     age = facts.now - max(known)
@@ -200,13 +200,13 @@ def silent(facts: Facts, terms: Terms) -> Alarm | None:
 def _behind(facts: Facts, terms: Terms) -> Alarm | None:
     """Of a service of several symbols, those whose bars have stopped while others' come."""
     symbols = facts.health.get("symbols")
-    newest = _epoch(facts.health.get("last_bar"))
+    newest = epoch_of(facts.health.get("last_bar"))
     if not isinstance(symbols, Mapping) or newest is None:
         return None
     allowed = terms.silent_bars * step_ms(str(facts.service.get("tf"))) / 1000
     silent = []
     for name, said in symbols.items():
-        last = _epoch(said.get("last_bar")) if isinstance(said, Mapping) else None
+        last = epoch_of(said.get("last_bar")) if isinstance(said, Mapping) else None
         stopped = isinstance(said, Mapping) and said.get("stopped") is True
         if stopped if last is None else newest - last > allowed:
             silent.append(str(name))
@@ -444,7 +444,8 @@ def _stamp(text: str) -> float | None:
     return moment.replace(tzinfo=UTC).timestamp() if zone else time.mktime(moment.timetuple())
 
 
-def _epoch(text: object) -> float | None:
+def epoch_of(text: object) -> float | None:
+    """Seconds since the epoch of an ISO 8601 time; None without a zone, and for anything else."""
     try:
         moment = datetime.fromisoformat(str(text))
     except ValueError:

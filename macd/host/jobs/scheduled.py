@@ -113,7 +113,7 @@ def report(work: str) -> None:
     with durable.one_at_a_time(place.lock, taken=taken):
         plan, state = _plan(place), read(place)
         _settle(place, plan, state)
-        _send(place, plan, state)
+        _send(place, state)
 
 
 def _settle(place: Place, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
@@ -368,7 +368,7 @@ def _add(place: Place, state: dict[str, Any], text: str, what: str, run: str) ->
     _save(place, state)
 
 
-def _send(place: Place, plan: Mapping[str, Any], state: dict[str, Any]) -> None:
+def _send(place: Place, state: dict[str, Any]) -> None:
     """Send what is stored; what could not be sent stays for the next look."""
     for message in list(state["outbox"]):
         document = {"event": "training", "host": socket.gethostname(), **message}

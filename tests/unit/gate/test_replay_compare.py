@@ -277,7 +277,7 @@ def test_a_stacking_left_out_by_a_flag_is_not_compared() -> None:
 
 
 ABLE = {"replay": 1}
-SAID = Said(1, START, 0, START, values(0), {}, {})
+SAID = Said(1, 0, START, values(0), {}, {})
 APART = [replay.Difference("a", 1.0, 2.0)]
 KEY = (("BTCUSD", START),)
 

@@ -287,6 +287,20 @@ def test_heads_are_fixed_before_the_holdout_is_opened(done: Path) -> None:
     )
 
 
+def test_the_best_heads_are_those_of_validation_in_figures_and_files(done: Path) -> None:
+    metrics = json.loads((done / "metrics.json").read_text())
+    best = {
+        part: {
+            m: max(h, key=lambda k, h=h: h[k][part]["value"]) for m, h in metrics["models"].items()
+        }
+        for part in ("val", "test")
+    }
+    assert metrics["best_head"] == best["val"] != best["test"]
+    for model in ("lgbm", "lstm", "tft", "stacking"):
+        (path,) = (done / "data/ml_models").glob(f"{model}_*meta*.json")
+        assert json.loads(path.read_text())["best_head"] == best["val"][model]
+
+
 # What is redone.
 
 
