@@ -143,7 +143,7 @@ def behind_live(inventory: Inventory, env: str) -> str:
         return next(iter(runs))
     said = "; ".join(f"{run} on {', '.join(hosts)}" for run, hosts in runs.items())
     raise UsageError(
-        f"which run is live in {env} can't be told from the records here",
+        f"which run is live in {env} is not known from the records here",
         why=f"several are: {said}" if runs else "no deploy from this machine names a release here",
         hint="name it: invoke train.compare CHALLENGER CHAMPION; invoke why shows a host's run",
     )

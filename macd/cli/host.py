@@ -42,7 +42,7 @@ def list_(c: Any, inventory: str = "", json: bool = False) -> ExitCode:
             route = _route(row, inv.name)
             print(f"{row['name']:<12} {row['role']:<6} {row['env'] or '-':<6} {route}")
         for problem in dict.fromkeys(row["problem"] for row in rows if row["problem"]):
-            print(f"✗ {problem}")  # once: one missing file spoils every host alike
+            print(f"✗ {problem}")  # once: one missing file is every host's problem
         for mistake in wrong:
             print(f"⚠ {mistake.text()}")
     failed = wrong or any(row["problem"] for row in rows)

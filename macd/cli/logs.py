@@ -143,7 +143,7 @@ class _Table:
 def _write_tables(
     inventory: Inventory, hosts: Sequence[Host], directory: Path, *, json: bool
 ) -> ExitCode:
-    """All lines of each host as parquet; a host that is away keeps the files it has."""
+    """All lines of each host as parquet; an unreachable host keeps the files it has."""
     from macd.application import write_signal_table
     from macd.host.judge.reading import ordered
 

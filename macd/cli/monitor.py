@@ -89,16 +89,16 @@ def _ending(seen: Seen, warning: str, options: str) -> Iterator[str]:
     from macd.deploy.drift import to_what_was_proved
 
     if seen.over:
-        yield f"  {_ENDS[seen.state]}" + (f": {seen.order['reason']}" if seen.order else "")
+        yield f"  {_ENDS[seen.state]}" + (f": {seen.watch['reason']}" if seen.watch else "")
     if seen.idle:
         after = "nothing is left to watch"
         if not seen.dead:
             after = "the watch ends at the guard's next look"
         yield f"  stacking is not live any more: {after}"
-    if seen.state == "failing" and seen.order:
-        yield f"  ✗ the guard is taking stacking back: {seen.order['reason']}"
-        if seen.order.get("trouble"):
-            yield f"    {seen.order['trouble']}; it is tried again"
+    if seen.state == "failing" and seen.watch:
+        yield f"  ✗ the guard is taking stacking back: {seen.watch['reason']}"
+        if seen.watch.get("trouble"):
+            yield f"    {seen.watch['trouble']}; it is tried again"
     if seen.unwatched:
         yield "  ✗ the guard is dead: its loop was killed, or its timer stopped; nobody watches"
         yield f"    do: invoke disable-stacking{options}"
@@ -156,10 +156,10 @@ def _caught_up(seen: Seen, host: Host, inventory: Inventory) -> str:
         title = f"macd {host.env}: the guard raised stacking to {step['weight']} % on {host.name}"
         body = f"{step['verdict']} at {step['was_weight']} %, {step['at']}"
         notes.append(notify(inventory.notify, title, body, good=True))
-    if flag.catch_up(seen, host, inventory) and seen.order is not None:
+    if flag.catch_up(seen, host, inventory) and seen.watch is not None:
         title = f"macd {host.env}: {_ENDS[seen.state]} on {host.name}"
         good = seen.state != flag.FAILED
-        notes.append(notify(inventory.notify, title, seen.order["reason"], good=good))
+        notes.append(notify(inventory.notify, title, seen.watch["reason"], good=good))
     return next(filter(None, notes), "")
 
 
@@ -182,10 +182,10 @@ def _head(seen: Seen) -> Iterator[str]:
     decides = decides_shown(weight.get("running"), weighed=seen.weighed)
     mode = decides if seen.decides else "stacking is in shadow"
     yield f"{seen.host}: {mode}, {f'live is {seen.live}' if seen.live else 'nothing is live'}"
-    if seen.order is not None:
-        order = seen.order
-        due = f", next look {_time(order['next'])}" if order["next"] else ""
-        yield f"  watch  {_time(order['since'])} to {_time(order['until'])}: {seen.state}{due}"
+    if seen.watch is not None:
+        watch = seen.watch
+        due = f", next look {_time(watch['next'])}" if watch["next"] else ""
+        yield f"  watch  {_time(watch['since'])} to {_time(watch['until'])}: {seen.state}{due}"
     for step in weight.get("raised", ()):
         yield f"  raised {_time(step['at'])}: from {step['from']} % to {step['to']} %"
     if weight.get("steps"):

@@ -22,7 +22,7 @@ from macd.sizes import size
 
 if TYPE_CHECKING:
     from macd.inventory import Host, Inventory
-    from macd.release.build import BuildRequest, Order
+    from macd.release.build import BuildRequest, ReleaseRequest
     from macd.release.judge import Finding
     from macd.release.run import Run
     from macd.release.store import Release, Store
@@ -78,7 +78,7 @@ def release(
     if host:
         run = _fetched(inv, host, run, json=json)
     now = datetime.now(UTC).replace(microsecond=0)
-    order: Order
+    request: ReleaseRequest
     details: dict[str, Any] = {}
     symbols: dict[str, Run] = {}
     if inv.app is not None:
@@ -89,29 +89,29 @@ def release(
         own, make = own_release.prepare(
             inv, inv.app, run, store, env, accept.strip(), now, days, json=json
         )
-        order, details = own, own_release.as_json(own)
+        request, details = own, own_release.as_json(own)
     else:
         chosen = read_run(inv, run)
         symbols = _released(chosen, without)
         named = ", ".join(symbols) or chosen.symbol
         say(json, f"run {chosen.id}: {named} {chosen.tf}, every file as the training left it")
         tree = Path(source) if source else None
-        request, wheels = build_request(
+        built, wheels = build_request(
             inv, chosen, store, env, accept.strip(), now, days,
             source=tree, symbols=symbols, json=json,
         )  # fmt: skip
-        order, make = request, partial(build.make, request, store, wheels=wheels)
-    if order.run and not run:
-        details["newer_runs"] = newer(journal, order.run.id, application.of(inv).name)
+        request, make = built, partial(build.make, built, store, wheels=wheels)
+    if request.run and not run:
+        details["newer_runs"] = newer(journal, request.run.id, application.of(inv).name)
         for one in details["newer_runs"][-_NEWER:]:
-            say(json, _of_newer(one, order.run.id))
-    build.refuse_blocked(order)
+            say(json, _of_newer(one, request.run.id))
+    build.refuse_blocked(request)
     more = _unserved(inv, symbols) if symbols else []
     if dry_run:
-        _show_dry_run(order, details, more, json=json)
+        _show_dry_run(request, details, more, json=json)
         return
     made, items = make(sign=lambda raw: signed(inv, raw))
-    journal.append("release.made", record(made, order), now=datetime.now(UTC))
+    journal.append("release.made", record(made, request), now=datetime.now(UTC))
     if json:
         health = [asdict(item) for item in items]
         emit({**_fields(made), "health": health, "bundle": str(made.bundle), **details})
@@ -367,7 +367,7 @@ def _show_made(inv: Inventory, made: Release, more: Sequence[str]) -> None:
 
 
 def _show_dry_run(
-    request: Order, details: dict[str, Any], more: Sequence[str], *, json: bool
+    request: ReleaseRequest, details: dict[str, Any], more: Sequence[str], *, json: bool
 ) -> None:
     if json:
         emit({
@@ -581,7 +581,7 @@ def store_of(inventory: Inventory) -> Store:
     return Store(inventory.root / "releases")
 
 
-def record(made: Release, order: Order) -> dict[str, Any]:
+def record(made: Release, request: ReleaseRequest) -> dict[str, Any]:
     details = made.manifest.details
     return {
         "release": made.id,
@@ -595,10 +595,10 @@ def record(made: Release, order: Order) -> dict[str, Any]:
         "dirty": details["code"]["dirty"],
         "missed": [
             f"{finding.symbol} {finding.name}".strip()
-            for finding in order.findings
+            for finding in request.findings
             if not finding.ok
         ],
-        "accepted": order.accepted or None,
+        "accepted": request.accepted or None,
         "by": getpass.getuser(),
     }
 

@@ -187,14 +187,14 @@ def _odd(error: Exception) -> str:
 def section(seen: Seen, facts: Facts) -> Section:
     """What the page says of one host."""
     host, look = seen.host, seen.look
-    away = seen.failure.what if seen.failure is not None else ""
+    unreachable = seen.failure.what if seen.failure is not None else ""
     if look is None:
-        return _unknown(seen, away)
+        return _unknown(seen, unreachable)
     state, document = look.state, look.report or {}
     happened = events.events(host.name, host.env, state.history, look.records, facts.records)
     age = seconds((facts.made - look.asked).total_seconds())
-    mood = "bad" if away or (state.live and not state.serves_well) else "good"
-    serves = _serves(look) if not away else f"away; {age} old"
+    mood = "bad" if unreachable or (state.live and not state.serves_well) else "good"
+    serves = _serves(look) if not unreachable else f"unreachable; {age} old"
     stacking = _stacking(look)
     since = events.live_since(happened, state.live)
     newest = _bar(seen.served)
@@ -216,7 +216,7 @@ def section(seen: Seen, facts: Facts) -> Section:
         mood=mood,
         serves=serves,
         row=row,
-        trouble=away,
+        trouble=unreachable,
         why=seen.failure.why if seen.failure is not None else "",
         live=state.live or "",
         since=f"{since:%Y-%m-%d %H:%M}" if since else "",

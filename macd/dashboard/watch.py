@@ -1,4 +1,4 @@
-"""Asks all hosts side by side and makes the page; a host that is away hides no other."""
+"""Asks all hosts side by side and makes the page; an unreachable host hides no other."""
 
 from __future__ import annotations
 

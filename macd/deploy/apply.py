@@ -325,7 +325,7 @@ def _host_may_switch(host: Host, inventory: Inventory) -> Iterator[None]:
         raise EndUnknownError(
             error.what,
             why=error.why,
-            live="unknown from here: the host may have begun to switch, and ends that by itself",
+            live="unknown from here: the host may have started to switch, and ends that by itself",
             hint=f"invoke deploy --attach{options} follows it; "
             f"invoke status{options} shows how it ended",
         ) from error

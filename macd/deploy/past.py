@@ -109,7 +109,7 @@ def _after(then: Then, entry: Entry, judged: Sequence[Mapping[str, Any]]) -> The
         what = kind.partition(".")[0] if kind in _BEGINS else "change"
         goes_to = fields.get("release") or fields.get("to") or "another release"
         who = f" by {fields['who']}" if fields.get("who") else ""
-        return replace(then, under_way=f"{what} to {goes_to}{who}, begun {shown(entry.at)}")
+        return replace(then, under_way=f"{what} to {goes_to}{who}, started {shown(entry.at)}")
     return replace(then, under_way="") if kind == "reverted" else then
 
 

@@ -328,16 +328,16 @@ WATCHING, FAILING, FAILED = "watching", "failing", "failed"
 
 @dataclass(frozen=True)
 class Seen:
-    """The guard as it is now. order: None if there never was one. reports: the new ones by name.
+    """The guard as it is now. watch: None if there never was one. reports: the new ones by name.
 
     loop: whether its own loop runs (a host with systemd has a timer instead). dead: a watch is
-    ordered, but neither loop nor timer is there to carry it out. state: "failing" from the verdict
+    set, but neither loop nor timer is there to carry it out. state: "failing" from the verdict
     until stacking is off. stacking: the answer of macd/host/flag/guard_config.py. weighed: as in
     Flipped.
     """
 
     host: str
-    order: Mapping[str, Any] | None
+    watch: Mapping[str, Any] | None
     live: str | None
     flag: str
     reports: Sequence[tuple[str, Mapping[str, Any]]]
@@ -363,7 +363,7 @@ class Seen:
 
     @property
     def state(self) -> str:
-        return str(self.order["state"]) if self.order else "none"
+        return str(self.watch["state"]) if self.watch else "none"
 
     @property
     def over(self) -> bool:
@@ -377,15 +377,15 @@ class Seen:
     @property
     def unjudged(self) -> str:
         """How often in a row the guard could not judge, and why; "" while it can."""
-        return guard_config.unjudged(dict(self.order) if self.order else None)
+        return guard_config.unjudged(dict(self.watch) if self.watch else None)
 
     @property
     def idle(self) -> bool:
         """Whether what it watches is not live any more, which its next look will find."""
-        if self.order is None or self.state != WATCHING:
+        if self.watch is None or self.state != WATCHING:
             return False
         running = self.stacking.get("running") == LIVE  # as the guard asks: a 0 is no proof
-        return self.live != self.order["release"] or not (running or self.flag in (LIVE, ""))
+        return self.live != self.watch["release"] or not (running or self.flag in (LIVE, ""))
 
 
 def look(session: Session, host: Host, inventory: Inventory, after: str = "") -> Seen:
@@ -402,7 +402,7 @@ def look(session: Session, host: Host, inventory: Inventory, after: str = "") ->
     reports = [(str(entry["name"]), entry["report"]) for entry in answer["reports"]]
     return Seen(
         host=host.name,
-        order=answer["order"],
+        watch=answer["order"],
         live=answer["live"],
         flag=answer["flag"],
         reports=reports,
@@ -416,18 +416,18 @@ def look(session: Session, host: Host, inventory: Inventory, after: str = "") ->
 
 def new_raises(seen: Seen, host: Host, inventory: Inventory) -> list[dict[str, Any]]:
     """Put the guard's raises into the journal here; those that were not there yet."""
-    order = seen.order or {}
+    watch = seen.watch or {}
     raised = [
         {
             "env": host.env,
             "host": host.name,
-            "release": order["release"],
+            "release": watch["release"],
             "weight": step["to"],
             "was_weight": step["from"],
             "verdict": step["verdict"],
             "at": datetime.fromtimestamp(step["at"], UTC).isoformat(),
         }
-        for step in order.get("raised", ())
+        for step in watch.get("raised", ())
     ]
     if not raised:
         return []
@@ -441,16 +441,16 @@ def new_raises(seen: Seen, host: Host, inventory: Inventory) -> list[dict[str, A
 
 def catch_up(seen: Seen, host: Host, inventory: Inventory) -> bool:
     """Put the end of a watch into the journal here; True if it was not there yet."""
-    if seen.order is None or not seen.over:
+    if seen.watch is None or not seen.over:
         return False
-    order = seen.order
+    watch = seen.watch
     fields = {
         "env": host.env,
         "host": host.name,
-        "release": order["release"],
-        "result": order["state"],
-        "reason": order["reason"],
-        "ended": datetime.fromtimestamp(order["ended"], UTC).isoformat(),
+        "release": watch["release"],
+        "result": watch["state"],
+        "reason": watch["reason"],
+        "ended": datetime.fromtimestamp(watch["ended"], UTC).isoformat(),
     }
     journal = Journal(inventory.state_dir / "journal.jsonl")
     recorded = [record.fields for record in journal.records() if record.kind == "guard.ended"]

@@ -302,7 +302,7 @@ def latency(findings: Mapping[str, Any]) -> list[Figure]:
 
 
 def realised(findings: Mapping[str, Any]) -> list[Figure]:
-    """AUC of what has come to pass, by horizon."""
+    """AUC of realised outcomes, by horizon."""
     made = []
     for head in in_order({row["head"] for row in findings["realised"]}):
         rows = sorted(

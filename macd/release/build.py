@@ -38,7 +38,7 @@ _FIGURES = ("value", "low", "high", "n")
 
 
 @dataclass(frozen=True)
-class Order:
+class ReleaseRequest:
     """What every release is made by. Times are UTC; `accepted` overrides missed criteria.
 
     run: None for one that no training belongs to.
@@ -56,7 +56,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class BuildRequest(Order):
+class BuildRequest(ReleaseRequest):
     """All that decides what a release of the built-in application is.
 
     source: the tree macd's wheel is made from. data_dir: where the run's bars lie here.
@@ -79,7 +79,7 @@ class BuildRequest(Order):
         return {name: (FILES.of_symbol(building, name), run) for name, run in self.symbols.items()}
 
 
-def refuse_blocked(request: Order) -> None:
+def refuse_blocked(request: ReleaseRequest) -> None:
     """Raise RefusedError naming what blocks the release and by how much, unless it is accepted."""
     blocked = blocking(request.findings)
     if request.run and blocked and not request.accepted:
@@ -92,10 +92,10 @@ def refuse_blocked(request: Order) -> None:
         )
 
 
-def _instead(order: Order, blocked: list[Finding]) -> str:
+def _instead(request: ReleaseRequest, blocked: list[Finding]) -> str:
     """What may be done about a run that is blocked."""
     out = list(dict.fromkeys(finding.symbol for finding in blocked))
-    held = isinstance(order, BuildRequest) and len(out) < len(order.symbols)
+    held = isinstance(request, BuildRequest) and len(out) < len(request.symbols)
     without = f"invoke release --without {','.join(out)}, which releases the others; or " * held
     return f'{without}train again, or: invoke release --accept "why it may go out all the same"'
 
@@ -144,7 +144,7 @@ def make(
 
 
 def assemble(
-    order: Order,
+    request: ReleaseRequest,
     store: Store,
     fill: Callable[[Path], tuple[dict[str, Any], list[Item]]],
     *,
@@ -160,20 +160,20 @@ def assemble(
     Raises:
         RefusedError: a blocking criterion, and nothing accepts it; or another build goes on.
     """
-    refuse_blocked(order)
+    refuse_blocked(request)
     with _alone(store):
         building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=store.root))
         try:
-            _write(building / locks.FILE, order.lock.raw)
+            _write(building / locks.FILE, request.lock.raw)
             details, items = fill(building)
-            _write_cards(order, building, details)
-            raw = _manifest(order, building, details)
+            _write_cards(request, building, details)
+            raw = _manifest(request, building, details)
             (building / bundle.MANIFEST).write_bytes(raw)
             (building / bundle.SIGNATURE).write_bytes(sign(raw))
             parsed = manifests.parse(raw)
             with (building / bundle.bundle_name(parsed)).open("wb") as out:
                 bundle.pack(building, parsed, out)
-            store.keep_wheels(order.lock, wheels)
+            store.keep_wheels(request.lock, wheels)
             identifier = manifests.release_id(raw)
             _place(building, store.root / identifier)
         except BaseException:
@@ -194,7 +194,7 @@ def _copy_models_and_code(request: BuildRequest, building: Path) -> None:
     _write(building / "app" / wheel.LAUNCHER, wheel.launcher(BUILTIN.serve))
 
 
-def _write_cards(request: Order, building: Path, details: dict[str, Any]) -> None:
+def _write_cards(request: ReleaseRequest, building: Path, details: dict[str, Any]) -> None:
     cards = card.render(
         details,
         app=request.app,
@@ -303,7 +303,7 @@ def _of_models(
     }
 
 
-def _manifest(request: Order, building: Path, details: dict[str, Any]) -> bytes:
+def _manifest(request: ReleaseRequest, building: Path, details: dict[str, Any]) -> bytes:
     files = []
     for path in sorted(p for p in building.rglob("*") if p.is_file()):
         size, digest = path.stat().st_size, sha256_of(path)

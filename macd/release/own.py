@@ -22,7 +22,7 @@ from macd.host.store.manifest import MAX_BYTES, ManifestError, check_own_path, f
 from macd.host.untrusted import line
 from macd.inventory.own_app import OwnApp
 from macd.release import build
-from macd.release.build import Order
+from macd.release.build import ReleaseRequest
 from macd.release.run import Run
 from macd.release.source import Source, vanished
 from macd.release.store import Release, Store
@@ -33,7 +33,7 @@ _PYTHONS = ("python", "python3")
 
 
 @dataclass(frozen=True)
-class OwnRequest(Order):
+class OwnRequest(ReleaseRequest):
     """All that decides what a release of an own application is.
 
     host: where it was trained. symbol, tf: of the run, or the inventory's.

@@ -43,7 +43,10 @@ EVERYWHERE = {
     r"\bown word\b": "host policy",
     r"(?<![\"`])\bunwell\b": "unhealthy",
     r"(?<![\"`])\brehears\w*": "readiness check",
+    r"[Cc]omes? to pass": "realised outcomes",
     # as names
+    r"[:(,] ?Order\b": "TrainRequest, ReleaseRequest",
+    r"\b(self|seen)\.order\b": "watch: the guard's",
     r"\b_?begun [-+:]?= ": "started",
     r"\b_?found(: [\w\[\], .|]+)? [-+:|]?= ": "what was found: match, findings, rows",
     r"\b_?told(: [\w\[\], .|]+)? [-+:|]?= ": "the thing itself: message, outcome, requested",

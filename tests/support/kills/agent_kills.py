@@ -9,7 +9,7 @@ from macd.errors import ExitCode
 from tests.support.kills.kill_cases import Bench, KillCases, typed
 
 PROGRAM = Path(__file__).with_name("agent_with_fuse.py")
-UNKNOWN = "may have begun to switch"
+UNKNOWN = "may have started to switch"
 UNTOUCHED = "nothing was switched"
 
 

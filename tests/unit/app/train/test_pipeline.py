@@ -301,6 +301,13 @@ def test_the_best_heads_are_those_of_validation_in_figures_and_files(done: Path)
         assert json.loads(path.read_text())["best_head"] == best["val"][model]
 
 
+def test_every_check_is_in_the_leak_audit(done: Path) -> None:
+    audit = json.loads((done / "leak_audit.json").read_text())
+    checks = [check["name"] for check in audit["checks"]]
+    assert checks == ["sign_flipped_lgbm", "provenance", "no_look_ahead", "not_too_good"]
+    assert all(check["detail"] for check in audit["checks"])
+
+
 # What is redone.
 
 
