@@ -136,6 +136,9 @@ def test_the_table_is_calibrated_and_no_slope_knows_the_holdout() -> None:
     other = y.copy()
     other[held_out] = 1 - other[held_out]
     assert calibrate(table(other), "lgbm", EMBARGO)[1] == shipped
+    # On all bars, however little they moved.
+    still = table(y).with_columns(pl.col(f"ret_{h}") / 1_000 for h in HEADS)
+    assert calibrate(still, "lgbm", EMBARGO)[1] == shipped
     # A fold's predictions don't know its own labels, or later ones; what ships knows all folds.
     other[fold >= 3] = 1 - other[fold >= 3]
     again, slopes = calibrate(table(other), "lgbm", EMBARGO)

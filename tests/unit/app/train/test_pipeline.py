@@ -158,6 +158,9 @@ def test_metrics_carry_intervals_baseline_and_both_readings(done: Path) -> None:
                 assert made["low"] <= made["value"] <= made["high"]
                 assert 0 < made["effective_n"] < made["n"]
             assert head["val_all"]["n"] > head["val"]["n"], "all bars are more than the moves"
+            for part in ("val", "test"):
+                sure = sum(each["n"] for each in head["confidence"][part])
+                assert head[part]["n"] < sure <= head[f"{part}_all"]["n"]
             assert len(head["folds"]) == 3
     assert metrics["data_digest"] == (done / "data_digest").read_text().strip()
     assert {"verify", "features", "lgbm", "lstm", "tft", "onnx", "stacking", "audit"} <= set(
@@ -299,6 +302,9 @@ def test_the_best_heads_are_those_of_validation_in_figures_and_files(done: Path)
     for model in ("lgbm", "lstm", "tft", "stacking"):
         (path,) = (done / "data/ml_models").glob(f"{model}_*meta*.json")
         assert json.loads(path.read_text())["best_head"] == best["val"][model]
+        luck = oof.best_head_luck(table(done), model, metrics["min_move"], metrics["seed"])
+        assert metrics["best_head_luck"][model] == luck
+    assert max(metrics["best_head_luck"].values()) > 0
 
 
 def test_every_check_is_in_the_leak_audit(done: Path) -> None:
