@@ -24,6 +24,7 @@ from macd.host.jobs.software import differing, digest_of, in_short, software
 
 _JOIN_S = 180.0  # for the others to come
 INFEASIBLE_S = 30.0  # Ray itself waits for ever for what no node offers
+_LOOK_S = 2.0
 _LOGS = "/tmp/ray/session_latest/logs (work_dir/ray where train.hosts made the cluster)"  # noqa: S108
 _AGAIN = "start the same training again: finished fits are kept"
 
@@ -86,7 +87,9 @@ def run(
             done, waiting = _next(ray, waiting, needs)
             yield ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause or error) from error  # the fit's own error, with its words
+        cause = error.cause or error
+        lost = isinstance(error.cause, ray.exceptions.RayError)  # what a fit was to be given
+        raise (_worded(ray, cause) if lost else None) or cause from error  # else the fit's own
     except Exception as error:
         if (worded := _worded(ray, error)) is None:
             raise
@@ -94,21 +97,30 @@ def run(
 
 
 def _next(ray: Any, waiting: list[Any], needs: dict[str, float]) -> tuple[Any, list[Any]]:
-    """The next job that ended. Raises MacdError once no node can run one for INFEASIBLE_S."""
+    """The next job that ended. Raises MacdError within INFEASIBLE_S where no node can run one."""
     lacking_since: float | None = None
     while True:
-        done, rest = ray.wait(waiting, num_returns=1, timeout=2.0)
+        done, rest = ray.wait(waiting, num_returns=1, timeout=_LOOK_S)
         if done:
             return done[0], rest
-        have = ray.cluster_resources()
-        lacks = [name for name, amount in needs.items() if have.get(name, 0) < amount]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        lacks = _lacking(nodes, needs)
         lacking_since = (lacking_since or time.monotonic()) if lacks else None
-        if lacking_since is not None and time.monotonic() - lacking_since >= INFEASIBLE_S:
+        if lacking_since and time.monotonic() - lacking_since >= INFEASIBLE_S - _LOOK_S:
+            offered = " and ".join(map(_words, nodes)) or "nothing"
             raise MacdError(
                 f"no node of the Ray cluster has the {' and '.join(lacks)} that a fit needs",
-                why=f"it offers {_words(have)}; {len(waiting)} fits wait",
+                why=f"node by node it offers {offered}; {len(waiting)} fits wait",
                 hint=f"bring a node back, then {_AGAIN}",
             )
+
+
+def _lacking(nodes: Sequence[dict[str, float]], needs: dict[str, float]) -> list[str]:
+    """What no node has enough of, or no node together; [] where one has all that a fit needs."""
+    enough = [{name for name, least in needs.items() if has.get(name, 0) >= least} for has in nodes]
+    if any(len(there) == len(needs) for there in enough):
+        return []
+    return sorted(set(needs).difference(*enough)) or list(needs)
 
 
 def _on_node(

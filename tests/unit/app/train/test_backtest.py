@@ -238,6 +238,37 @@ def test_who_knows_the_next_move_earns_and_who_does_not_pays_the_costs() -> None
     assert "held out" in values["net_edge"][1]
 
 
+def test_the_figures_of_two_trades_by_hand() -> None:
+    """Half of the capital long over two bars, then short over one; four hours in all."""
+    close, cost = np.array([100.0, 110.0, 99.05, 108.955]), 0.0012
+    policy = Policy(size=0.5, fee_bps=10.0, slippage_bps=2.0)
+    bars = Market(
+        np.arange(4) * HOUR, close, *np.zeros((2, 4)), np.zeros(4, np.int32), {}, "5h", HOUR
+    )
+    made = backtest._tracked(bars, np.zeros(4, np.int8), np.array([1, 1, -1, -1], np.int8), policy)
+    fall = 99.05 / 110 - 1
+    net = np.array([-cost / 2, 0.05, fall / 2 - cost, -0.05 - cost / 2])
+    assert made.net == pytest.approx(net)
+    figures = backtest._figures(bars, made, policy.cost, (), 1, 0)
+    trades = np.array([0.1 + fall, -0.1]) - 2 * cost
+    assert trades[0] < 0 < 0.1 + fall, "it would be a hit without its costs"
+    yearly = 365.25 * 24
+    assert {name: value for name, value in figures.items() if name != "mean_net_bp"} == {
+        "bars": 4,
+        "from_ms": 0,
+        "to_ms": 3 * HOUR,
+        "trades": 2,
+        "turnover": pytest.approx(4 * yearly / 4),  # in, round (twice) and out, in four hours
+        "exposure": 0.75,
+        "hit_rate": 0.0,
+        "net_return": pytest.approx(np.prod(1 + net) - 1),
+        "sharpe": pytest.approx(net.mean() / net.std(ddof=1) * np.sqrt(yearly)),
+        "deflated_sharpe": pytest.approx(backtest.returns.deflated_sharpe(net, (), 1)),
+        "max_drawdown": pytest.approx(1 - (1 + net[2]) * (1 + net[3])),
+    }
+    assert figures["mean_net_bp"]["value"] == pytest.approx(1e4 * trades.mean())
+
+
 def test_costs_are_paid_on_what_is_traded() -> None:
     bars = market(*series(4, edge=0.5))
     free, dear = (

@@ -147,6 +147,64 @@ def test_a_node_with_other_packages_is_refused_before_any_fit(
         head.wait(60)
 
 
+class Split:
+    """A cluster that has enough in all, and no node that has all of it."""
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        self._nodes = nodes
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": has} for has in self._nodes]
+
+    def wait(self, waiting: list[int], **_: object) -> tuple[list[int], list[int]]:
+        return [], waiting
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needs", "lacks"),
+    [
+        (({"CPU": 4.0}, {"GPU": 1.0}), {"CPU": 1.0, "GPU": 0.5}, "CPU and GPU"),
+        (({"CPU": 0.5}, {"CPU": 0.5}), {"CPU": 1.0}, "CPU"),
+        (({"CPU": 4.0},), {"CPU": 1.0, "GPU": 1.0}, "GPU"),
+        ((), {"CPU": 1.0}, "CPU"),
+    ],
+)
+def test_what_no_single_node_can_run_is_said_and_not_waited_for(
+    nodes: tuple[dict[str, float], ...],
+    needs: dict[str, float],
+    lacks: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "INFEASIBLE_S", 0.0)
+    with pytest.raises(MacdError, match=f"has the {lacks} that a fit needs") as caught:
+        cluster._next(Split(*nodes), [1], needs)
+    assert "1 fits wait" in caught.value.why
+
+
+def test_one_node_that_has_all_is_enough() -> None:
+    assert cluster._lacking([{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}], {"CPU": 1, "GPU": 1}) == []
+
+
+def test_a_lost_input_of_a_fit_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray wraps it as if the fit itself had failed."""
+    lost = ray.exceptions.ObjectLostError("ab" * 28, None, "")
+
+    def gone(*_: object, **__: object) -> tuple[object, list[object]]:
+        raise ray.exceptions.RayTaskError("fit", "its traceback", lost)
+
+    monkeypatch.setattr(cluster, "_next", gone)
+    monkeypatch.setattr(cluster, "_joined", lambda _: ray)
+    monkeypatch.setattr(ray, "put", lambda shared: shared)
+    jobs = [(0, 1, "")]
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda f: _Remote())
+    with pytest.raises(MacdError, match="a node that held the training's data is gone"):
+        list(cluster.run(work, work, jobs, None, "cpu", 1))
+
+
+class _Remote:
+    def remote(self, *_: object) -> None: ...
+
+
 def test_differing_software_begins_with_python() -> None:
     here, there = {"python": "3.11.7", "a": "1"}, {"python": "3.11.9", "b": "2", "a": "1"}
     differences = software.differing(here, there)
