@@ -32,6 +32,13 @@ NAMES = {
     BASELINE: "Volatility only",
     RIDGE: "Ridge on returns",
 }
+LOGGED = {  # by what log lines call them
+    "p": "Decision",
+    "lgb": NAMES["lgbm"],
+    "lstm": NAMES["lstm"],
+    "tft": NAMES["tft"],
+    "stacking": NAMES["stacking"],
+}
 GUIDE = "1h"  # the timeframe at which bars are hours
 _NAME = re.compile(r"h([1-9][0-9]{0,3})|([1-9][0-9]{0,3})h")
 _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from macd.cli.hosts import exit_code, failed_fields, on_each, print_failed
 from macd.cli.verb import emit, verb
 from macd.errors import ExitCode, MacdError, UsageError
+from macd.heads import LOGGED
 
 if TYPE_CHECKING:
     from macd.deploy.fleet import Results
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _EXIT = {"PASS": ExitCode.DONE, "FAIL": ExitCode.FAILED, "INCONCLUSIVE": ExitCode.INCONCLUSIVE}
 _SIGNS = {"PASS": "✓", "FAIL": "✗", "INCONCLUSIVE": "?"}
-_MODELS = {"tft": "TFT", "lstm": "LSTM", "lgb": "LightGBM", "stacking": "stacking", "p": "decision"}
 
 _WIDTH = 100
 _MOST_SYMBOLS = 8
@@ -444,8 +444,8 @@ def _counted(title: str, groups: Sequence[Mapping[str, Any]], most: int = 8) -> 
 def _models(models: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     yield ""
     yield "  models"
-    for name in [*(n for n in _MODELS if n in models), *(n for n in models if n not in _MODELS)]:
-        yield f"    {_MODELS.get(name, name):<9} {diagnosis(models[name])}"
+    for name in [*(n for n in LOGGED if n in models), *(n for n in models if n not in LOGGED)]:
+        yield f"    {LOGGED.get(name, name):<9} {diagnosis(models[name])}"
 
 
 def _drift(drift: Mapping[str, Any] | None) -> list[str]:

@@ -73,6 +73,7 @@ def history(
         raise UsageError(f"--limit {limit}: 0 for all, or how many of the newest")
     inv = load(inventory)
     if at or merge:
+        _refuse_of_one(full=full, repair_torn=repair_torn)
         moment = _moment(at) if at else None
         return _past(inv, moment, merge or [], env, host, limit=limit, kind=kind, json=json)
     if env or host:
@@ -100,6 +101,11 @@ def history(
     else:
         _print(records, limit, kind, full=full, options=options)
     return None
+
+
+def _refuse_of_one(*, full: bool, repair_torn: bool) -> None:
+    if full or repair_torn:
+        raise UsageError("--full and --repair-torn go with one journal, not with --at or --merge")
 
 
 def _past(

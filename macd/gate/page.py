@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from macd import heads
-from macd.heads import bars_ahead, in_order
+from macd.heads import LOGGED, bars_ahead, in_order
 from macd.host.judge.gate import more_words, outcome_words
 from macd.host.untrusted import line
 from macd.report import charts, numbers
@@ -139,8 +139,8 @@ def _models(findings: Mapping[str, Any]) -> Table:
 def _shown(findings: Mapping[str, Any]) -> dict[str, str]:
     """The models of a report by their titles; of an application of the team's own some, or more."""
     models = findings["models"]
-    known = {name: title for name, title in NAMES.items() if name in models}
-    return {**known, **{name: name for name in models if name not in NAMES}}
+    known = {name: title for name, title in LOGGED.items() if name in models}
+    return {**known, **{name: name for name in models if name not in LOGGED}}
 
 
 def _digits(value: float | None) -> str | None:
@@ -148,12 +148,11 @@ def _digits(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-NAMES = {"p": "Decision", "lgb": "LightGBM", "lstm": "LSTM", "tft": "TFT", "stacking": "Stacking"}
 _SERIES = {"p": 4, "lgb": 0, "lstm": 1, "tft": 2, "stacking": 3}
 _SERIES |= {family: 5 + at for at, family in enumerate(heads.PANEL)}
 _FAMILIES = ("lgb", "lstm", "tft", *heads.PANEL, "stacking")
 _OTHERS = {"mean": "models' mean", "challenger": "challenger"}
-_NAMES = {**NAMES, **{family: heads.NAMES[family] for family in heads.PANEL}}
+_NAMES = {**LOGGED, **{family: heads.NAMES[family] for family in heads.PANEL}}
 
 
 def shares(document: Mapping[str, Any]) -> list[Figure]:
@@ -239,7 +238,7 @@ def histograms(findings: Mapping[str, Any]) -> list[Figure]:
     for at, (name, shown) in enumerate(_shown(findings).items()):
         counts = findings["models"][name]["histogram"]
         edges = [n / len(counts) for n in range(len(counts) + 1)]
-        title = f"{shown}: probability of up" if name in NAMES else f"{shown}: in [0, 1]"
+        title = f"{shown}: probability of up" if name in LOGGED else f"{shown}: in [0, 1]"
         svg = charts.histogram(
             counts,
             edges,
@@ -389,4 +388,4 @@ def _signed(value: float | None) -> str:
 
 def _pair(name: str) -> str:
     a, _, b = name.partition(" and ")
-    return f"{NAMES[a]}, {NAMES[b]}"
+    return f"{LOGGED[a]}, {LOGGED[b]}"

@@ -380,7 +380,7 @@ def latest(run: TrainingRun) -> list[tuple[str, Table]]:
             most, size = next(iter(at["largest"].items()))
             most_moved = f"{names.feature(most)} {numbers.difference(size)}"
             rows.append((moment(bar["time"]), numbers.share(at["p"]), *given, most_moved))
-        columns = ("bar (UTC)", "up", *families, "largest feature")
+        columns = ("bar (UTC)", "up, uncalibrated", *families, "largest feature")
         tables.append((run.shown(head), Table(columns, rows)))
     return tables
 

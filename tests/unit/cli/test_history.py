@@ -212,3 +212,5 @@ def test_what_was_live_then_and_two_machines_as_one_history(journal: Journal) ->
     assert "! prod: nothing tells of activation 2, 3, 4: it was done from another" in done.stdout
     assert history(journal, "--at", "tomorrow").returncode == 2
     assert history(journal, "--merge", "/nowhere").returncode == 2
+    refused = history(journal, *both, "--repair-torn", "--yes")
+    assert (refused.returncode, "one journal" in refused.stderr) == (2, True)

@@ -124,6 +124,19 @@ def test_everything_a_run_tells_of_is_measured_from_its_documents() -> None:
     assert detail == "validation 0.600, test 0.580"
 
 
+def test_a_chosen_head_and_a_holdout_of_few_weeks_are_counted_in_its_drop() -> None:
+    def drop(**changes: Any) -> float:
+        value, _ = measured(_metrics(**changes), STACKING)["test_val_gap"]
+        assert value is not None
+        return value
+
+    assert drop(best_head_luck={"lstm": 0.01}) == pytest.approx(drop() - 0.01)
+    four_weeks = {"from": "2026-01-01T00:00:00+00:00", "to": "2026-01-29T00:00:00+00:00"}
+    wider = 2.353 * math.sqrt(4 / 3) / 1.96  # Student's t of 3 degrees of freedom, 95 %, one-sided
+    few = drop(holdout={"looks": 1, **four_weeks})
+    assert few == pytest.approx(0.02 - math.hypot(0.02 * 1.645 / 1.96, 0.04 * wider), abs=1e-3)
+
+
 def test_a_run_of_an_earlier_version_is_measured_too() -> None:
     old = _metrics(holdout={"openings": 3, "from": "2019-06-16", "to": "2019-10-17"})
     assert measured(old, STACKING)["holdout_looks"][0] == 3
