@@ -223,3 +223,21 @@ def test_a_run_without_policies_or_comparison_opens_as_before() -> None:
     assert opening.policy_words(old) == []
     assert opening.policies_table(old, "val") is None
     assert figures.contributions(old) == figures.roc(old) == figures.hits(old) == []
+
+
+def test_models_side_by_side_are_of_the_bars_of_which_all_speak() -> None:
+    """A model's own bars, of which there are more, stand by themselves: folds, calibration."""
+    same = {name: auc(at, n=700) for name, at in (("stacking", 0.61), ("volatility", 0.52))}
+    part = {"n": 700, "effective_n": 140.0, "base_rate": 0.5, "models": same, "differences": {}}
+    parts = dict.fromkeys(("val", "val_all", "test", "test_all"), part)
+    made = run()
+    metrics = {**made.metrics, "comparison": dict.fromkeys(("5h", "12h", "24h"), parts)}
+    made = run(metrics=metrics)
+    first = training.tiles(made)[0]
+    assert (first.value, training.tiles(made)[3].value) == ("0.610", "0.520")
+    for row in training.all_auc(made).rows:
+        shown = "0.610" if str(row[0]).startswith("Stacking") else "0.520"
+        assert all(str(cell).startswith(shown) for cell in row[1:5]), row
+        assert row[5] == "700"
+    for figure in figures.auc_by_head(made, "val"):
+        assert {row[1] for row in figure.table.rows} == {"0.610", "0.520"}

@@ -278,6 +278,15 @@ def test_a_single_surrogate_has_no_spread_and_still_a_limit() -> None:
     assert leak_audit.allowed_aucs(aucs, 0.12) == {"5h": 0.62, "12h": 0.62, "24h": 0.62}
 
 
+def test_the_limit_is_wider_by_twice_what_chance_does_on_these_bars_and_no_more() -> None:
+    _, aucs = leak_audit.judge_flips(_flips([0.53, 0.49, 0.50]))
+    spread = float(np.std([0.53, 0.49, 0.50], ddof=1))
+    limit = pytest.approx(0.62 + 2 * spread, abs=1e-4)
+    assert leak_audit.allowed_aucs(aucs, 0.12)["5h"] == limit
+    _, wild = leak_audit.judge_flips(_flips([0.9, 0.1]))
+    assert leak_audit.allowed_aucs(wild, 0.12)["5h"] == pytest.approx(0.72)
+
+
 def test_too_good_is_judged_by_the_lower_end() -> None:
     allowed = {"5h": 0.62, "12h": 0.62, "24h": 0.62}
     unchanged = {"lstm": {"5h": {"val": {"low": 0.573, "value": 0.7}}, "24h": {}}}
