@@ -322,8 +322,10 @@ def _candidate(inventory: Inventory, env: str, release: str) -> ReleaseCandidate
     from macd.deploy import candidate as candidates
     from macd.release.store import Store
 
-    index, feed = inventory.service.runtime == "index", inventory.service.feed.kind
-    return candidates.read(Store(inventory.root / "releases"), release, env, index=index, feed=feed)
+    store, app = Store(inventory.root / "releases"), inventory.release.app
+    index = inventory.service.runtime == "index"
+    feed = "" if inventory.app else inventory.service.feed.kind
+    return candidates.read(store, release, env, app, index=index, feed=feed)
 
 
 def _show(preview: _Preview, how: _How) -> None:

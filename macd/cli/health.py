@@ -113,7 +113,7 @@ def _of_release(inventory: Inventory, named: str, env: str) -> tuple[str, list[I
             f"no releases yet in {store.root}",
             hint="invoke release makes one; invoke health --run ID checks a training",
         )
-    release = store.load(named) if named else store.newest(env)
+    release = store.load(named) if named else store.newest(env, inventory.release.app)
     own = release.manifest.details.get("own")
     if own:
         tree, check = release.directory / SOURCE, str(own.get("check", ""))

@@ -143,6 +143,7 @@ def list_(_: object, env: str = "", inventory: str = "", json: bool = False) -> 
         where = ", ".join(live.get(entry.id, [])) or "-"
         details = entry.manifest.details
         several = f" ({len(details['symbols'])} symbols)" if details.get("symbols") else ""
+        several += f" of {entry.manifest.app}" if details.get("own") else ""
         print(
             f"{entry.id:<26} {entry.manifest.serial:>10}  {entry.manifest.env:<6} "
             f"{_criteria(details):<22} {where:<10} {details.get('run', '?') or '-'}{several}"
@@ -159,8 +160,7 @@ def show(
     """Show a release (default: the newest): origin, metrics, criteria, files, lock."""
     from macd.inventory import load
 
-    store = store_of(load(inventory))
-    chosen = _chosen(store, id, env)
+    chosen = _chosen(load(inventory), id, env)
     if json:
         files = [asdict(file) for file in chosen.manifest.files]
         names = ("sha256", "python", "platform", "versions")
@@ -187,7 +187,7 @@ def verify(
     if id and (Path(id).is_file() or id.endswith((".gz", ".tgz"))):
         report = verifying.bundle(Path(id), signers)
     else:
-        directory = store.root / id if id in store.ids() else _chosen(store, id, env).directory
+        directory = store.root / id if id in store.ids() else _chosen(inv, id, env).directory
         report = verifying.directory(directory, signers)
     if json:
         emit({**asdict(report), "ok": report.ok})
@@ -263,12 +263,13 @@ def _no_symbols(without: str, why: str = "it is of an application of your own") 
     )
 
 
-def _chosen(store: Store, named: str, env: str) -> Release:
+def _chosen(inventory: Inventory, named: str, env: str) -> Release:
+    store = store_of(inventory)
     if named:
         return store.load(named)
     if not store.ids():
         raise UsageError(f"no releases yet in {store.root}", hint="invoke release")
-    return store.newest(env)
+    return store.newest(env, inventory.release.app)
 
 
 def live_on(inventory: Inventory) -> dict[str, list[str]]:

@@ -120,9 +120,9 @@ class ReleaseCandidate:
 
 
 def read(
-    store: Store, wanted: str, env: str, *, index: bool = False, feed: str = ""
+    store: Store, wanted: str, env: str, app: str, *, index: bool = False, feed: str = ""
 ) -> ReleaseCandidate:
-    """The release named, or the newest one made for `env`.
+    """The release named, or the newest one of `app` made for `env`.
 
     Args:
         index: the host gets its packages from an index itself; only pip travels.
@@ -132,7 +132,7 @@ def read(
         UsageError: there is no such release here.
         MacdError: it does not hold what its name and manifest say.
     """
-    release = store.load(wanted) if wanted else store.newest(env)
+    release = store.load(wanted) if wanted else store.newest(env, app)
     manifest = release.manifest
     files = tuple(_part(f.path, f.size, f.sha256, path) for f, path in release.contents)
     gone = [part.path for part in files if part.source is None]

@@ -113,12 +113,20 @@ class Store:
                 hint="it was changed after it was made: invoke release makes another",
             ) from error
 
-    def newest(self, env: str) -> Release:
-        """The release with the highest serial for that environment. Raises UsageError: none."""
-        releases = [release for release in self.readable() if release.manifest.env == env]
+    def newest(self, env: str, app: str) -> Release:
+        """The release with the highest serial for that environment and application.
+
+        Raises UsageError: none.
+        """
+        all_of_env = [release for release in self.readable() if release.manifest.env == env]
+        releases = [release for release in all_of_env if release.manifest.app == app]
         if not releases:
+            others = sorted({release.manifest.app for release in all_of_env})
             raise UsageError(
-                f"there is no release for env {env!r} in {self.root}",
+                f"there is no release of {app} for env {env!r} in {self.root}",
+                why=f"those for {env} are of another application: {', '.join(others)}"
+                if others
+                else "",
                 hint=f"invoke release --env {env}  makes one from the newest finished training",
             )
         return max(releases, key=lambda release: release.manifest.serial)

@@ -93,7 +93,7 @@ def bench(hosts: Hosts) -> Bench:
 
 def test_the_whole_way(bench: Bench) -> None:
     refused = bench.invoke("plan", code=2)
-    assert "there is no release for env" in refused.stderr
+    assert "there is no release of" in refused.stderr
     first = small_releases.make(bench.inventory, 1)
     assert "not provisioned" in bench.invoke("plan").stdout
     assert "not provisioned" in bench.invoke("deploy", "--yes", code=6).stderr

@@ -18,10 +18,12 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 LOCK = Lock("3.11", "linux-x86_64-glibc-2.36", (Wheel("pip", "1", "pip-1.whl", 3, "a" * 64),))
 
 
-def put(store: Store, serial: int, *, env: str = "prod", minute: int = 0) -> str:
+def put(
+    store: Store, serial: int, *, env: str = "prod", app: str = "macd-analysis", minute: int = 0
+) -> str:
     created = NOW.replace(minute=minute)
     manifest = Manifest(
-        app="macd-analysis",
+        app=app,
         env=env,
         serial=serial,
         created=created,
@@ -66,9 +68,13 @@ def test_the_newest_is_by_serial_and_env_not_by_name(store: Store) -> None:
     put(store, 5, minute=9)
     later = put(store, 9, minute=1)
     put(store, 50, env="staging", minute=3)
-    assert store.newest("prod").id == later
+    put(store, 60, app="theirs", minute=4)
+    assert store.newest("prod", "macd-analysis").id == later
+    assert store.newest("prod", "theirs").manifest.serial == 60
     with pytest.raises(UsageError, match="lab"):
-        store.newest("lab")
+        store.newest("lab", "macd-analysis")
+    with pytest.raises(UsageError, match="of another application: macd-analysis, theirs"):
+        store.newest("prod", "ours")
 
 
 def test_serials_go_up_and_are_at_least_the_time(store: Store) -> None:
