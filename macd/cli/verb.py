@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import inspect
 import json as jsonlib
@@ -103,7 +104,29 @@ def _run(body: Verb, args: tuple[Any, ...], kwargs: dict[str, Any], interrupted:
     except BrokenPipeError:
         interrupts.discard_unread()  # `| head` closed us; stay silent
         return ExitCode.DONE
+    except OSError as error:
+        known = _of_a_file(error)
+        if known is None:
+            raise
+        known.__cause__ = error
+        return _print_error(known, as_json=bool(kwargs.get("json")))
     return int(result or 0)
+
+
+def _of_a_file(error: OSError) -> MacdError | None:
+    """The error of a file or disk of this machine; None for any other."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not (full or (place and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM))):
+        return None
+    return MacdError(
+        f"{place or 'a file of this machine'} can't be {'written' if full else 'opened here'}",
+        why=error.strerror or str(error),
+        live="nothing more is started from here; invoke status shows what is live",
+        hint="make room on this machine (df -h), then type it again"
+        if full
+        else "make the directory writable for you, or work in a clone that belongs to you",
+    )
 
 
 def _print_error(error: MacdError, *, as_json: bool) -> int:

@@ -34,6 +34,12 @@ def end(c, kind="done", json=False):
         return ExitCode.INCONCLUSIVE
     if kind == "interrupt":
         raise KeyboardInterrupt
+    if kind == "read-only":
+        raise OSError(30, "Read-only file system", "/there/.macd/.lock")
+    if kind == "full":
+        raise OSError(28, "No space left on device")
+    if kind == "unknown":
+        raise OSError(5, "Input/output error", "x")
     if kind in ERRORS:
         why = "a reason\\nin two \x1b[31mlines\x1b[0m"
         raise ERRORS[kind]("it broke", why=why, live="release A serves", hint="invoke status")
@@ -72,6 +78,28 @@ def test_json_errors_are_one_document(tmp_path: Path) -> None:
     document = json.loads(ended.stdout)
     assert document["exit_code"] == 6
     assert document["error"]["live"] == "release A serves"
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "do"),
+    [
+        ("read-only", "/there/.macd/.lock can't be opened here", "make the directory writable"),
+        ("full", "a file of this machine can't be written", "make room on this machine"),
+    ],
+)
+def test_a_file_of_this_machine_is_one_message(
+    tmp_path: Path, kind: str, what: str, do: str
+) -> None:
+    ended = _invoke(tmp_path, "end", "--kind", kind)
+    assert ended.returncode == 1
+    assert what in ended.stderr and do in ended.stderr
+    assert "Traceback" not in ended.stderr
+    error = json.loads(_invoke(tmp_path, "end", "--kind", kind, "--json").stdout)["error"]
+    assert what in error["what"]
+
+
+def test_an_unknown_error_of_the_system_keeps_its_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in _invoke(tmp_path, "end", "--kind", "unknown").stderr
 
 
 def test_a_traceback_only_with_debug(tmp_path: Path) -> None:
