@@ -327,6 +327,21 @@ def test_choices_made_after_looking_stand_in_manifest_and_card(
         assert said not in page
 
 
+def test_models_stand_side_by_side_on_the_bars_of_which_all_speak(
+    made: tuple[Workshop, Release],
+) -> None:
+    _, release = made
+    metrics = json.loads((trained_run() / "metrics.json").read_text())
+    details = release.manifest.details
+    alone = metrics["models"]["lgbm"]["5h"]["val"]
+    for head, parts in metrics["comparison"].items():
+        for part, compared in parts.items():
+            for model, figures in compared["models"].items():
+                shown = details["metrics"][model][head][part]
+                assert (shown["value"], shown["n"]) == (figures["value"], compared["n"])
+    assert details["metrics"]["lgbm"]["5h"]["val"]["n"] < alone["n"], "it also speaks of fold 0"
+
+
 def test_a_card_of_another_timeframe_speaks_of_bars(made: tuple[Workshop, Release]) -> None:
     _, release = made
     for page in cards_of(release):
