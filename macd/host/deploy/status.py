@@ -119,10 +119,10 @@ def deploy_facts(
         # Lines of an own application name no release.
         "others_ran": ledger.others_ran(layout, live) if live and service.name else [],
         "env": durable.text(layout.env),
-        "service_settings": _read(layout.service_settings),
+        "service_settings": durable.text(layout.service_settings),
         "agent_archive": _file_sha256(layout.agent_archive),
-        "allowed_signers": _read(layout.state("allowed_signers")),
-        "accepts": _read(layout.state(signature.POLICY)),
+        "allowed_signers": durable.text(layout.state("allowed_signers")),
+        "accepts": durable.text(layout.state(signature.POLICY)),
         "revoked": _file_sha256(layout.state(signature.REVOKED)),
         "missing": blobs.missing(layout.app, wanted)["missing"] if wanted else [],
         "returns": rollback.previews(layout, supervisor, units, live, history, list(flags)),
@@ -282,14 +282,6 @@ def _health(
 def _names(directory: str) -> list[str]:
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(name for name in names if not name.startswith("."))
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
 
 
 def _file_sha256(path: str) -> str | None:

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -209,8 +208,8 @@ def _bars(place: Place, plan: Mapping[str, Any]) -> dict[str, str]:
     files = {path: os.path.join(place.bars, name) for path, name in wanted.items()}
     for path, file in files.items():
         if not os.path.exists(file):
-            shutil.copyfile(blobs.path_of(place.work, plan["files"][path]), f"{file}.new")
-            os.rename(f"{file}.new", file)
+            with open(blobs.path_of(place.work, plan["files"][path]), "rb") as sent:
+                durable.replace_file(file, sent.read())
     question = {**source["question"], "directory": place.bars}
     _asked(place, plan, source["program"], question, _FETCH_S, "the bars could not be fetched")
     return files
