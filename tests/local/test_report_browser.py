@@ -169,6 +169,7 @@ def test_the_first_screen_has_the_verdict_and_what_policies_earned(
     for left_out in policies["not_modelled"]:
         assert left_out in words
     assert "no claim of profit" in words
+    assert "The head was chosen by its AUC on the same validation bars" in words
 
 
 def test_what_is_folded_opens_by_key_and_by_link_and_is_printed(

@@ -129,6 +129,7 @@ def policy_words(run: TrainingRun) -> list[str]:
         f"At {run.shown(s['head'])}, net of {policy['fee_bps']:g} bp fee and "
         f"{policy['slippage_bps']:g} bp slippage for each buying and each selling. "
         f"Not modelled: {'; '.join(policies['not_modelled'])}. "
+        "The head was chosen by its AUC on the same validation bars, so the figures there flatter. "
         "This is what would have happened once, on these bars. It is no claim of profit."
     )
     return words
